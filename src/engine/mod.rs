@@ -1,0 +1,3 @@
+//! Packet to verdict.
+pub mod ports;
+pub mod subject;

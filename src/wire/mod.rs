@@ -1,0 +1,191 @@
+//! Bytes of one captured frame to a [`Packet`]. Total: every input gives a packet or a counted [`Undecoded`]. Never
+//! logs, never allocates, never judges: what a packet means is for [`crate::engine`].
+//!
+//! Read with: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 1858 and 3128 (tiny and
+//! overlapping fragments), `linux/if_packet.h` and the LINKTYPE_LINUX_SLL2 page of tcpdump.org (cooked captures).
+
+use std::net::IpAddr;
+
+/// What the link layer of a frame looks like. The number in comments is the pcap DLT/LINKTYPE value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkType {
+    /// Ethernet II, with up to a few 802.1Q/802.1ad tags (1).
+    Ethernet,
+    /// Linux cooked capture, version 1 (113).
+    Sll,
+    /// Linux cooked capture, version 2 (276).
+    Sll2,
+    /// An IPv4 or IPv6 header at once (DLT 12 and 14 on some systems, LINKTYPE 101, 228, 229).
+    Raw,
+    /// BSD loopback: a 4 byte address family in host order of the capturing machine (0), or network order (108).
+    Null,
+}
+
+impl LinkType {
+    /// The link type of a pcap DLT or LINKTYPE number; `None` for one that is not read here.
+    #[must_use]
+    pub fn from_dlt(dlt: i32) -> Option<Self> {
+        match dlt {
+            0 | 108 => Some(Self::Null),
+            1 => Some(Self::Ethernet),
+            12 | 14 | 101 | 228 | 229 => Some(Self::Raw),
+            113 => Some(Self::Sll),
+            276 => Some(Self::Sll2),
+            _ => None,
+        }
+    }
+}
+
+/// To whom the link layer says the frame was sent. Ethernet alone cannot tell "to us" from "to another host seen in
+/// promiscuous mode": group addresses aside it says [`Delivery::Unknown`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// To this host (PACKET_HOST).
+    Host,
+    /// To everyone on the link (PACKET_BROADCAST, or an all-ones destination address).
+    Broadcast,
+    /// To a group on the link (PACKET_MULTICAST, or the group bit of the destination address).
+    Multicast,
+    /// To somebody else (PACKET_OTHERHOST).
+    OtherHost,
+    /// Sent by this host (PACKET_OUTGOING).
+    Outgoing,
+    /// The link layer does not say.
+    Unknown,
+}
+
+/// The flags of a TCP header with the reserved bits: the low 12 bits of bytes 12 and 13.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TcpFlags(pub u16);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: u16 = 0x001;
+    /// Synchronise sequence numbers.
+    pub const SYN: u16 = 0x002;
+    /// Reset the connection.
+    pub const RST: u16 = 0x004;
+    /// Push.
+    pub const PSH: u16 = 0x008;
+    /// Acknowledgement field significant.
+    pub const ACK: u16 = 0x010;
+    /// Urgent pointer significant.
+    pub const URG: u16 = 0x020;
+    /// ECN echo (RFC 3168).
+    pub const ECE: u16 = 0x040;
+    /// Congestion window reduced (RFC 3168).
+    pub const CWR: u16 = 0x080;
+    /// Accurate ECN (RFC 9768), once the nonce sum.
+    pub const AE: u16 = 0x100;
+    /// The three bits that RFC 9293 still reserves.
+    pub const RESERVED: u16 = 0xe00;
+
+    /// True where every bit of `bits` is set.
+    #[must_use]
+    pub fn has(self, bits: u16) -> bool {
+        self.0 & bits == bits
+    }
+}
+
+impl std::fmt::Debug for TcpFlags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "AE"];
+        let mut first = true;
+        for (bit, name) in names.iter().enumerate() {
+            if self.0 & (1 << bit) != 0 {
+                write!(f, "{}{name}", if first { "" } else { "|" })?;
+                first = false;
+            }
+        }
+        if self.0 & Self::RESERVED != 0 {
+            write!(f, "{}R{:x}", if first { "" } else { "|" }, (self.0 & Self::RESERVED) >> 9)?;
+            first = false;
+        }
+        if first { f.write_str("none") } else { Ok(()) }
+    }
+}
+
+/// What the network layer carries, as far as a port-scan detector needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP header at least as far as its flags.
+    Tcp {
+        /// Port of the sender.
+        source_port: u16,
+        /// Port that is addressed.
+        destination_port: u16,
+        /// Flags and reserved bits.
+        flags: TcpFlags,
+        /// Bytes behind the TCP header, by the lengths in the headers and not by what was captured.
+        payload: u16,
+    },
+    /// A UDP header.
+    Udp {
+        /// Port of the sender.
+        source_port: u16,
+        /// Port that is addressed.
+        destination_port: u16,
+    },
+    /// An SCTP common header and the type of its first chunk.
+    Sctp {
+        /// Port of the sender.
+        source_port: u16,
+        /// Port that is addressed.
+        destination_port: u16,
+        /// Type of the first chunk; 1 is INIT (RFC 9260).
+        chunk: u8,
+    },
+    /// ICMP (IPv4) or ICMPv6 (IPv6).
+    Icmp {
+        /// The message's type.
+        kind: u8,
+        /// The message's code.
+        code: u8,
+    },
+    /// A first fragment that ends before the TCP flags: no stack sends one (RFC 1858). The ports, where the piece holds
+    /// them: source, destination.
+    TinyFragment {
+        /// Source and destination port.
+        ports: Option<(u16, u16)>,
+    },
+    /// A TCP fragment at offset 1 (8 bytes in), which overlaps the flags of the first one (RFC 3128).
+    OverlappingFragment,
+    /// Any other later fragment: it has no ports, and its first piece has been judged.
+    LaterFragment {
+        /// IP protocol number.
+        protocol: u8,
+    },
+    /// Another protocol, by its IP protocol number.
+    Other {
+        /// IP protocol number.
+        protocol: u8,
+    },
+}
+
+/// One decoded packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Sender's address, as the packet claims. IPv4-mapped IPv6 addresses stay IPv6.
+    pub source: IpAddr,
+    /// Address that it is sent to.
+    pub destination: IpAddr,
+    /// What the link layer says of its destination.
+    pub delivery: Delivery,
+    /// Index of the interface, where the link layer carries it (SLL2); else 0.
+    pub interface: u32,
+    /// True for the first piece of a fragmented datagram. False for an atomic fragment (RFC 6946): that is a whole one.
+    pub fragmented: bool,
+    /// What it carries.
+    pub transport: Transport,
+}
+
+/// Why a frame gave no packet. Counted, never logged one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undecoded {
+    /// Not IP (ARP, LLDP, …): nothing wrong with it.
+    NotIp,
+    /// The captured bytes end before the header that they begin.
+    Truncated,
+    /// A header contradicts itself: a version, length or offset that cannot be.
+    Malformed,
+}
