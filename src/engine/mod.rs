@@ -1,3 +1,507 @@
-//! Packet to verdict.
+//! Packets to verdicts: who scans this host, and who only looks so. Pure: no I/O, no clock, no randomness; time and hash
+//! keys come in, the same input gives the same output. After [`Engine::new`] nothing here allocates.
+//!
+//! A packet counts against its source only if all of this holds: it is unicast to an address of this host; the port is
+//! monitored; nothing listens there now, and nothing did a moment ago; it answers nothing that this host began; the
+//! source is not this host and not protected. A flag combination that no TCP stack sends is enough on its own; anything
+//! else needs distinct ports within a window.
+
+mod allow;
+mod budget;
+mod class;
+mod host;
+mod memory;
+mod moment;
 pub mod ports;
+mod sighting;
+mod standing;
 pub mod subject;
+mod suspects;
+mod sweep;
+mod table;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+pub use allow::{AllowList, Protection};
+pub use class::{Class, Protocol};
+pub use host::{Host, Listeners, Local};
+pub use moment::Moment;
+pub use sighting::Sighting;
+pub use standing::Standing;
+pub use suspects::EVIDENCE;
+pub use sweep::Sweep;
+pub use table::HashKey;
+pub use verdict::{Ban, Innocence, Notice, Ports, Probe, Repeated, Spared, Verdict};
+
+use crate::wire::{Delivery, Packet};
+use budget::Budget;
+use memory::Memory;
+use ports::PortSet;
+use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
+use standing::{Judged, SUMMARY};
+use subject::{Expiry, Subject};
+use suspects::{Evidence, Suspects, Tally};
+use sweep::Sweeps;
+use table::Key;
+
+/// What the packets of one protocol are watched for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// The ports that are judged from packets.
+    pub ports: PortSet,
+    /// Sources are blocked; else only logged.
+    pub block: bool,
+}
+
+/// What an operator can set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// TCP.
+    pub tcp: Watch,
+    /// UDP.
+    pub udp: Watch,
+    /// SCTP INIT to any port counts; blocks like TCP.
+    pub sctp: bool,
+    /// ICMP requests to several own addresses count; they only log, like UDP.
+    pub icmp: bool,
+    /// Distinct ports that are forgiven within the window: 0 to [`EVIDENCE`] - 1.
+    pub scan_trigger: u8,
+    /// How long a touched port counts.
+    pub window: Duration,
+    /// How long a ban lasts.
+    pub expiry: Expiry,
+    /// Sources whose evidence is kept at one time.
+    pub max_sources: usize,
+    /// Judged sources that are recognised at one time.
+    pub max_judged: usize,
+    /// New bans a minute on evidence that can be forged; above it they last [`CAPPED_BAN`] at most.
+    pub max_new_bans_per_minute: u32,
+}
+
+/// How long a ban above the ceiling lasts at most.
+pub const CAPPED_BAN: Duration = Duration::from_secs(300);
+
+/// Look-ups in the kernel's socket table to confirm a fresh probe, a second. Each takes a few microseconds; above this
+/// only what is about to be condemned is confirmed.
+const LOOKUPS_PER_SECOND: u32 = 1_000;
+
+/// Protected sources whose probes are summed up at one time.
+const SPARED: usize = 64;
+
+/// The lane of sources that are blocked, and that of sources that are only logged: what counts in one does not in the
+/// other, so that UDP, which only logs until asked, cannot help to block anybody.
+const BLOCKING: u8 = 0;
+const LOGGING: u8 = 1;
+
+/// The truth about a port at this moment, from the kernel's socket table. Asked before a source is condemned, because a
+/// snapshot of the listeners is always a little old.
+pub trait PortOracle {
+    /// True where a packet of `protocol` from `source` to `destination` finds a listener or a connection.
+    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> bool;
+}
+
+/// An oracle that knows no more than the snapshot does, for captures.
+pub struct NoOracle;
+
+impl PortOracle for NoOracle {
+    fn in_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr) -> bool {
+        false
+    }
+}
+
+/// What has been counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets judged.
+    pub packets: u64,
+    /// Packets from sources that had been judged.
+    pub repeated: u64,
+    /// Probes that counted against somebody.
+    pub probes: u64,
+    /// Verdicts to block.
+    pub bans: u64,
+    /// Bans above the ceiling.
+    pub capped: u64,
+    /// Sources whose evidence had to go for another's because the table was full.
+    pub evicted: u64,
+    /// Look-ups in the kernel's socket table.
+    pub lookups: u64,
+}
+
+#[derive(Clone, Copy)]
+struct SparedSource {
+    address: IpAddr,
+    probes: u32,
+    reported: Moment,
+}
+
+/// The detector.
+pub struct Engine {
+    settings: Settings,
+    suspects: Suspects,
+    judged: Judged,
+    memory: Memory,
+    sweeps: Sweeps,
+    spared: Vec<SparedSource>,
+    ceiling: Budget,
+    lookups: Budget,
+    notices: VecDeque<Notice>,
+    capped: u32,
+    capped_since: Option<Moment>,
+    latest: Moment,
+    counters: Counters,
+}
+
+impl Engine {
+    /// An engine with empty tables. `secret` must be unknown to strangers.
+    #[must_use]
+    pub fn new(settings: Settings, secret: HashKey) -> Self {
+        Self {
+            suspects: Suspects::new(settings.max_sources, settings.window, secret),
+            judged: Judged::new(settings.max_judged, secret),
+            memory: Memory::new(),
+            sweeps: Sweeps::new(secret),
+            spared: Vec::with_capacity(SPARED),
+            ceiling: Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
+            lookups: Budget::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
+            notices: VecDeque::with_capacity(16),
+            capped: 0,
+            capped_since: None,
+            latest: Moment::default(),
+            counters: Counters::default(),
+            settings,
+        }
+    }
+
+    /// Judges one packet. `now` never runs backwards here: an earlier moment counts as the latest one.
+    pub fn observe(&mut self, now: Moment, packet: &Packet, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
+        let now = self.clock(now);
+        self.counters.packets += 1;
+        if packet.interface != 0 && !is_watched(packet.interface, host) {
+            return Verdict::Innocent(Innocence::OtherInterface);
+        }
+        if packet.delivery == Delivery::Outgoing {
+            self.learn(now, packet, host);
+            return Verdict::Innocent(Innocence::Own);
+        }
+        if let Some(repeated) = self.recognise(now, packet.source, host) {
+            return Verdict::Repeated(repeated);
+        }
+        let Some(sighting) = Sighting::of(packet) else {
+            return Verdict::Innocent(Innocence::NoRequest);
+        };
+        if is_for_nobody(packet) {
+            return Verdict::Innocent(Innocence::ForNobody);
+        }
+        self.judge(now, sighting, host, oracle)
+    }
+
+    /// Judges a connection or datagram that a decoy listener accepted: the port is closed by definition.
+    pub fn observe_decoy(&mut self, now: Moment, sighting: Sighting, host: &Host) -> Verdict {
+        let now = self.clock(now);
+        self.counters.packets += 1;
+        if let Some(repeated) = self.recognise(now, sighting.source, host) {
+            return Verdict::Repeated(repeated);
+        }
+        self.count(now, sighting, host, &mut NoOracle)
+    }
+
+    /// The host's snapshot is about to change from `old` to `new`.
+    pub fn host_changed(&mut self, now: Moment, old: &Host, new: &Host) {
+        let now = self.clock(now);
+        self.memory.listeners_changed(old, new, now.tick());
+    }
+
+    /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed.
+    pub fn lift(&mut self, subject: Subject) -> bool {
+        self.judged.lift(Key::new(subject, BLOCKING))
+    }
+
+    /// The kernel blocks nobody any more: its set was flushed or its table is gone.
+    pub fn lift_all(&mut self) {
+        self.judged.clear();
+    }
+
+    /// The kernel blocks `subject` for `expiry` from now on, by somebody else's doing or from before the start.
+    pub fn adopt(&mut self, now: Moment, subject: Subject, expiry: Expiry) {
+        let now = self.clock(now);
+        self.judged.set(Key::new(subject, BLOCKING), Standing::Blocked, expiry, now.tick());
+    }
+
+    /// What there is to say without a packet's cause. Call until `None`, after packets and when [`Engine::wake`] is due.
+    pub fn notice(&mut self, now: Moment) -> Option<Notice> {
+        let now = self.clock(now);
+        if let Some(since) = self.capped_since
+            && now.since(since) >= SUMMARY
+        {
+            self.capped_since = None;
+            return Some(Notice::Capped { bans: std::mem::take(&mut self.capped) });
+        }
+        self.notices.pop_front().or_else(|| {
+            let (subject, standing, packets) = self.judged.due(now.tick())?;
+            Some(Notice::Repeated { subject, standing, packets })
+        })
+    }
+
+    /// When [`Engine::notice`] is worth calling again without a packet; `None` while there is nothing to wait for.
+    #[must_use]
+    pub fn wake(&self) -> Option<Moment> {
+        let summary = self.judged.next_due().map(|tick| Moment::at(tick.duration()));
+        let capped = self.capped_since.map(|since| since.after(SUMMARY));
+        summary.into_iter().chain(capped).min()
+    }
+
+    /// What has been counted since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Sources with evidence against them, and judged ones, as the tables hold them now.
+    #[must_use]
+    pub fn tracked(&self) -> (usize, usize) {
+        (self.suspects.len(), self.judged.len())
+    }
+
+    fn clock(&mut self, now: Moment) -> Moment {
+        self.latest = self.latest.max(now);
+        self.latest
+    }
+
+    /// An own packet shows that its port is in use.
+    fn learn(&mut self, now: Moment, packet: &Packet, host: &Host) {
+        if !host.local.is_exact() || !host.local.contains(packet.source) {
+            return;
+        }
+        let Some((protocol, port, use_)) = own_use(packet) else { return };
+        match use_ {
+            OwnUse::Answered if !host.listens(protocol, packet.source, port) => {
+                self.memory.published(port, now.tick());
+                // Whoever was answered was no prober of this port.
+                let lane = self.lane(protocol);
+                self.suspects.forgive(Key::new(Subject::of(packet.destination), lane), protocol, port);
+            }
+            OwnUse::Answered => {}
+            OwnUse::Began => self.memory.used(protocol, port, now.tick()),
+        }
+    }
+
+    /// A source that is judged already, unless it is one that the kernel lets pass all the same.
+    #[inline]
+    fn recognise(&mut self, now: Moment, source: IpAddr, host: &Host) -> Option<Repeated> {
+        let subject = Subject::of(source);
+        let (slot, standing) = self.judged.get(Key::new(subject, BLOCKING), now.tick())?;
+        if host.allow.protects(source).is_some() || host.local.is_exact() && host.local.contains(source) {
+            return None;
+        }
+        Some(self.repeat(now, slot, standing, source, subject, BLOCKING))
+    }
+
+    fn repeat(&mut self, now: Moment, slot: usize, standing: Standing, source: IpAddr, subject: Subject, lane: u8) -> Repeated {
+        self.counters.repeated += 1;
+        let repeat = self.judged.repeat(slot, standing, (subject, lane), now.tick());
+        Repeated { source, subject, standing, report: repeat.report, verify: repeat.verify }
+    }
+
+    fn judge(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
+        let Sighting { destination, protocol, port, class, .. } = sighting;
+        if !is_unicast(sighting.source) {
+            return Verdict::Innocent(Innocence::NoSource);
+        }
+        if !host.local.contains(destination) {
+            return Verdict::Innocent(Innocence::NotOurs);
+        }
+        let monitored = match protocol {
+            Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(&sighting),
+            Protocol::Udp => self.settings.udp.ports.contains(port),
+            Protocol::Sctp => self.settings.sctp,
+            Protocol::Icmp => self.settings.icmp,
+        };
+        if !monitored {
+            return Verdict::Innocent(Innocence::NotMonitored);
+        }
+        // What no stack sends is a probe wherever it goes, but a connection that is open may be mangled on its way.
+        if host.listens(protocol, destination, port) {
+            return Verdict::Innocent(Innocence::Open);
+        }
+        if !class.is_conclusive() && self.memory.holds(protocol, port, now.tick()) {
+            return Verdict::Innocent(Innocence::RecentlyOpen);
+        }
+        self.count(now, sighting, host, oracle)
+    }
+
+    fn hides_port(&self, sighting: &Sighting) -> bool {
+        !sighting.has_port() && !self.settings.tcp.ports.is_empty()
+    }
+
+    fn count(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
+        let own = host.local.is_exact() && host.local.contains(sighting.source);
+        let protection = if own { Some(Protection::OwnAddress) } else { host.allow.protects(sighting.source) };
+        if let Some(protection) = protection {
+            return Verdict::Spared(self.spare(now, sighting, protection));
+        }
+        let subject = Subject::of(sighting.source);
+        let lane = self.lane(sighting.protocol);
+        let key = Key::new(subject, lane);
+        if lane == LOGGING
+            && let Some((slot, standing)) = self.judged.get(key, now.tick())
+        {
+            return Verdict::Repeated(self.repeat(now, slot, standing, sighting.source, subject, lane));
+        }
+        let port = evidence_port(&sighting);
+        let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
+        let mut tally = self.suspects.observe(key, evidence, now.tick());
+        self.counters.probes += 1;
+        self.counters.evicted += u64::from(tally.evicted);
+        let trigger = self.settings.scan_trigger;
+        let enough = |tally: &Tally| tally.conclusive || tally.distinct > trigger;
+        let mut condemned = enough(&tally);
+        if (condemned || tally.fresh) && !self.confirm(now, key, tally.slot, &sighting, condemned, oracle) {
+            // Some of the evidence was none: what is left counts.
+            self.suspects.recount(key, &mut tally, now.tick());
+            if !self.suspects.evidence(tally.slot).any(|item| item.is_about(sighting.protocol, port)) {
+                return Verdict::Innocent(Innocence::Open);
+            }
+            condemned = enough(&tally);
+        }
+        let probe = Probe { sighting, subject, distinct: tally.distinct, probes: tally.probes, fresh: tally.fresh };
+        if !condemned {
+            if tally.fresh
+                && let Some(sweep) = self.sweeps.observe(source_bits(subject), port, now.tick())
+                && self.notices.len() < self.notices.capacity()
+            {
+                self.notices.push_back(Notice::Sweep(sweep));
+            }
+            return Verdict::Probe(probe);
+        }
+        self.condemn(now, key, lane, probe, &tally)
+    }
+
+    /// Asks the kernel about evidence that nobody has checked: all of it before a source is condemned, and a fresh probe
+    /// where the budget allows. False where some of it was none.
+    fn confirm(
+        &mut self,
+        now: Moment,
+        key: Key,
+        slot: usize,
+        sighting: &Sighting,
+        all: bool,
+        oracle: &mut impl PortOracle,
+    ) -> bool {
+        if !all && !self.lookups.take(now) {
+            return true;
+        }
+        let mut unchecked = [None; EVIDENCE];
+        let items = self.suspects.evidence(slot).filter(|item| !item.is_verified());
+        unchecked.iter_mut().zip(items).for_each(|(place, item)| *place = Some(item));
+        let mut sound = true;
+        for item in unchecked.into_iter().flatten() {
+            let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
+            let real = class == Class::Connect || class.is_conclusive() || item.port() == 0;
+            if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+                self.counters.lookups += 1;
+                let source = SocketAddr::new(sighting.source, sighting.source_port);
+                if oracle.in_use(protocol, source, SocketAddr::new(sighting.destination, item.port())) {
+                    self.memory.used(protocol, item.port(), now.tick());
+                    self.suspects.forgive(key, protocol, item.port());
+                    sound = false;
+                    continue;
+                }
+            }
+            self.suspects.verify(slot, item);
+        }
+        sound
+    }
+
+    fn condemn(&mut self, now: Moment, key: Key, lane: u8, probe: Probe, tally: &Tally) -> Verdict {
+        let items = self.suspects.evidence(tally.slot);
+        let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
+        let first = Moment::at(tally.first.duration());
+        self.suspects.forget(key);
+        let mut ban = Ban { probe, ports, first, expiry: self.settings.expiry, capped: false };
+        if lane == LOGGING {
+            // Said once a window; what follows is summed up.
+            let expiry = Expiry::After(self.settings.window);
+            self.judged.set(key, Standing::Logged, expiry, now.tick());
+            return Verdict::Scan(ban);
+        }
+        self.counters.bans += 1;
+        let forgeable = !ports.iter().any(|(_, _, class)| class == Class::Connect);
+        if forgeable && !self.ceiling.take(now) {
+            self.counters.capped += 1;
+            self.capped = self.capped.saturating_add(1);
+            self.capped_since.get_or_insert(now);
+            ban.capped = true;
+            ban.expiry = match ban.expiry {
+                Expiry::After(span) => Expiry::After(span.min(CAPPED_BAN)),
+                Expiry::Never => Expiry::After(CAPPED_BAN),
+            };
+        }
+        self.judged.set(key, Standing::Blocked, ban.expiry, now.tick());
+        Verdict::Block(ban)
+    }
+
+    fn spare(&mut self, now: Moment, sighting: Sighting, protection: Protection) -> Spared {
+        let known = self.spared.iter_mut().find(|entry| entry.address == sighting.source);
+        let report = if let Some(entry) = known {
+            entry.probes = entry.probes.saturating_add(1);
+            let due = now.since(entry.reported) >= SUMMARY;
+            due.then(|| {
+                entry.reported = now;
+                std::mem::replace(&mut entry.probes, 0)
+            })
+        } else {
+            if self.spared.len() == SPARED {
+                self.spared.remove(0);
+            }
+            self.spared.push(SparedSource { address: sighting.source, probes: 0, reported: now });
+            Some(1)
+        };
+        Spared { sighting, protection, report }
+    }
+
+    fn lane(&self, protocol: Protocol) -> u8 {
+        let block = match protocol {
+            Protocol::Tcp | Protocol::Sctp => self.settings.tcp.block,
+            Protocol::Udp | Protocol::Icmp => self.settings.udp.block,
+        };
+        if block { BLOCKING } else { LOGGING }
+    }
+}
+
+/// ICMP has no ports: what counts there is how many own addresses are asked, so the address stands for the port.
+fn evidence_port(sighting: &Sighting) -> u16 {
+    if sighting.protocol != Protocol::Icmp {
+        return sighting.port;
+    }
+    match sighting.destination {
+        IpAddr::V4(v4) => {
+            let [.., a, b] = v4.octets();
+            u16::from_be_bytes([a, b])
+        }
+        IpAddr::V6(v6) => {
+            let [.., last] = v6.segments();
+            last
+        }
+    }
+}
+
+fn source_bits(subject: Subject) -> u64 {
+    match subject.element() {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => {
+            let [.., a, b, c, d] = v6.octets();
+            let [e, f, g, h, ..] = v6.octets();
+            u64::from(u32::from_be_bytes([a, b, c, d])) ^ u64::from(u32::from_be_bytes([e, f, g, h])) << 32
+        }
+    }
+}
+
+fn is_watched(interface: u32, host: &Host) -> bool {
+    !host.loopback.contains(&interface) && (host.interfaces.is_empty() || host.interfaces.contains(&interface))
+}

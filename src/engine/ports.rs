@@ -37,6 +37,11 @@ impl PortSet {
         }
     }
 
+    /// Takes all ports out.
+    pub fn clear(&mut self) {
+        self.0.fill(0);
+    }
+
     /// What is here and not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
@@ -63,7 +68,10 @@ impl PortSet {
 
     /// The ports in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
-        (0..=u16::MAX).filter(|port| self.contains(*port))
+        (0_u16..1024).zip(&self.0).flat_map(|(index, word)| {
+            let bits = (0..64_u16).take_while(move |_| *word != 0);
+            bits.filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+        })
     }
 
     /// The ports as inclusive ranges, ascending, none touching another.

@@ -21,7 +21,7 @@ impl Subject {
     pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(v4),
-            IpAddr::V6(v6) if v6.is_unicast_link_local() => Self::V6(v6),
+            IpAddr::V6(v6) if is_link_local(v6) => Self::V6(v6),
             IpAddr::V6(v6) => Self::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
         }
     }
@@ -49,10 +49,15 @@ impl Subject {
     pub fn prefix_len(self) -> u8 {
         match self {
             Self::V4(_) => 32,
-            Self::V6(v6) if v6.is_unicast_link_local() => 128,
+            Self::V6(v6) if is_link_local(v6) => 128,
             Self::V6(_) => 64,
         }
     }
+}
+
+/// In fe80::/64, the only part of fe80::/10 that RFC 4291 gives out.
+fn is_link_local(address: Ipv6Addr) -> bool {
+    address.to_bits() >> 64 == 0xfe80 << 48
 }
 
 impl fmt::Display for Subject {

@@ -1,1 +1,8 @@
-//! (room)
+//! Events to people and machines: the classic log lines ([`line`]), JSON ([`json`]), and where they go ([`log`]). The
+//! sensor hands events over through [`queue`], which drops them, counted, before it ever delays a packet.
+
+pub mod event;
+pub mod json;
+pub mod line;
+pub mod log;
+pub mod queue;

@@ -1,0 +1,116 @@
+//! Frames from every interface of this host, through libpcap's "any" device: one socket that also sees interfaces that
+//! appear later, and says of each packet on which interface and in which direction it went (LINKTYPE_LINUX_SLL2).
+//!
+//! The tap sits before netfilter, so packets of blocked sources arrive here, too.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, SystemTime};
+
+use pcap::{Active, Capture, Linktype};
+
+use crate::wire::LinkType;
+
+/// Bytes of a frame that are captured: 20 of the cooked header, an IPv6 header and the extension headers before the
+/// transport header.
+const SNAP: i32 = 160;
+
+/// Bytes of the ring between kernel and program. Memory that the kernel pins, so not more than it takes to ride out a
+/// scheduling delay: at some 250 bytes a packet this holds 16,000.
+const RING: i32 = 4 << 20;
+
+/// LINKTYPE_LINUX_SLL2.
+const SLL2: Linktype = Linktype(276);
+
+/// Why nothing can be captured.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The process lacks CAP_NET_RAW.
+    #[error(
+        "capturing packets needs CAP_NET_RAW ({0}); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
+    )]
+    Permission(pcap::Error),
+    /// libpcap is too old for the cooked captures that are needed.
+    #[error("libpcap cannot give cooked captures of version 2 ({0}); install libpcap 1.10 or newer")]
+    NoSll2(pcap::Error),
+    /// The filter was refused.
+    #[error("libpcap refuses the filter for the monitored ports ({error}); monitor fewer separate ports. The filter: {filter}")]
+    Filter {
+        /// What libpcap said.
+        error: pcap::Error,
+        /// The filter's text.
+        filter: String,
+    },
+    /// Anything else.
+    #[error("cannot capture packets: {0}")]
+    Other(#[from] pcap::Error),
+}
+
+impl CaptureError {
+    fn opening(error: pcap::Error) -> Self {
+        let text = error.to_string().to_lowercase();
+        if text.contains("permi") { Self::Permission(error) } else { Self::Other(error) }
+    }
+}
+
+/// A running capture on all interfaces.
+pub struct Live(Capture<Active>);
+
+/// Packets seen and lost since the capture began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Passed the filter.
+    pub received: u32,
+    /// Passed the filter, but the ring was full.
+    pub dropped: u32,
+}
+
+impl Live {
+    /// Opens the capture with a filter; from its return on, packets are caught.
+    pub fn open(filter: &str) -> Result<Self, CaptureError> {
+        let inactive = Capture::from_device("any").map_err(CaptureError::opening)?;
+        let capture = inactive.immediate_mode(true).snaplen(SNAP).buffer_size(RING).promisc(false).open();
+        let mut capture = capture.map_err(CaptureError::opening)?;
+        capture.set_datalink(SLL2).map_err(CaptureError::NoSll2)?;
+        let mut live = Self(capture.setnonblock()?);
+        live.set_filter(filter)?;
+        Ok(live)
+    }
+
+    /// What the frames look like.
+    #[must_use]
+    pub fn link_type(&self) -> LinkType {
+        LinkType::Sll2
+    }
+
+    /// Puts another filter in the place of the old one. A packet or so may be lost in between.
+    pub fn set_filter(&mut self, filter: &str) -> Result<(), CaptureError> {
+        self.0.filter(filter, true).map_err(|error| CaptureError::Filter { error, filter: filter.to_owned() })
+    }
+
+    /// Hands over at most `most` waiting frames with their capture times, and says how many there were.
+    pub fn drain(&mut self, most: usize, mut each: impl FnMut(&[u8], SystemTime)) -> Result<usize, CaptureError> {
+        let drained = self.0.dispatch(Some(most), |packet| {
+            let ts = packet.header.ts;
+            let seconds = u64::try_from(ts.tv_sec).unwrap_or(0);
+            let micros = u64::try_from(ts.tv_usec).unwrap_or(0);
+            each(packet.data, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(micros));
+        });
+        match drained {
+            Ok(count) => Ok(count),
+            Err(pcap::Error::TimeoutExpired) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Packets seen and lost since the capture began.
+    pub fn seen(&mut self) -> Result<Seen, CaptureError> {
+        let stat = self.0.stats()?;
+        Ok(Seen { received: stat.received, dropped: stat.dropped })
+    }
+}
+
+impl AsFd for Live {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

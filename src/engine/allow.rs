@@ -1,0 +1,109 @@
+//! Who is never blocked, and why: prefixes with the reason that protects them.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+
+/// The rule that protects an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protection {
+    /// An address of this host.
+    OwnAddress,
+    /// A loopback address; from outside it is forged.
+    Loopback,
+    /// A gateway of one of this host's routes: without it there is no network.
+    Gateway,
+    /// A name server that this host asks.
+    Resolver,
+    /// Named by `[allow]` in the configuration.
+    Listed,
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OwnAddress => "an address of this host",
+            Self::Loopback => "a loopback address",
+            Self::Gateway => "a gateway of this host",
+            Self::Resolver => "a resolver of this host",
+            Self::Listed => "on the allow-list",
+        })
+    }
+}
+
+/// Prefixes that are never blocked. The most specific one gives the reason.
+#[derive(Clone, Default)]
+pub struct AllowList {
+    v4: PrefixMap<Ipv4Net, Protection>,
+    v6: PrefixMap<Ipv6Net, Protection>,
+}
+
+impl AllowList {
+    /// The list that every host has: loopback.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut list = Self::default();
+        list.insert(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8).into(), Protection::Loopback);
+        list.insert(Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128).into(), Protection::Loopback);
+        list
+    }
+
+    /// Protects `prefix`. Where it is protected already, the earlier name in [`Protection`] stays the reason.
+    pub fn insert(&mut self, prefix: IpNet, protection: Protection) {
+        match prefix.trunc() {
+            IpNet::V4(net) => {
+                let kept = self.v4.get(&net).map_or(protection, |held| protection.min(*held));
+                self.v4.insert(net, kept);
+            }
+            IpNet::V6(net) => {
+                let kept = self.v6.get(&net).map_or(protection, |held| protection.min(*held));
+                self.v6.insert(net, kept);
+            }
+        }
+    }
+
+    /// The reason why `address` is protected, if it is.
+    #[must_use]
+    pub fn protects(&self, address: IpAddr) -> Option<Protection> {
+        match address {
+            IpAddr::V4(v4) => self.v4.get_lpm(&Ipv4Net::from(v4)).map(|(_, why)| *why),
+            IpAddr::V6(v6) => self.v6.get_lpm(&Ipv6Net::from(v6)).map(|(_, why)| *why),
+        }
+    }
+
+    /// Every prefix, for the kernel's `allowed` sets.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let v4 = self.v4.iter().map(|(net, _)| IpNet::V4(net));
+        v4.chain(self.v6.iter().map(|(net, _)| IpNet::V6(net)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_prefix_gives_the_reason() {
+        let mut list = AllowList::new();
+        list.insert("10.0.0.0/8".parse().unwrap(), Protection::Listed);
+        list.insert("10.0.0.1/32".parse().unwrap(), Protection::Gateway);
+        list.insert("10.0.0.1/32".parse().unwrap(), Protection::Listed);
+        let why = |text: &str| list.protects(text.parse().unwrap());
+        assert_eq!(why("10.0.0.1"), Some(Protection::Gateway));
+        assert_eq!(why("10.0.0.10"), Some(Protection::Listed), "no comparison as text");
+        assert_eq!(why("11.0.0.1"), None);
+        assert_eq!(why("127.3.2.1"), Some(Protection::Loopback));
+        assert_eq!(why("::1"), Some(Protection::Loopback));
+        assert_eq!(why("::2"), None);
+    }
+
+    #[test]
+    fn everybody_can_be_allowed() {
+        let mut list = AllowList::new();
+        list.insert("0.0.0.0/0".parse().unwrap(), Protection::Listed);
+        assert_eq!(list.protects("203.0.113.9".parse().unwrap()), Some(Protection::Listed));
+        assert_eq!(list.protects("2001:db8::9".parse().unwrap()), None);
+    }
+}

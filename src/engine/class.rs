@@ -1,0 +1,219 @@
+//! What kind of probe a packet is, by its flags alone: RFC 9293 for what a stack may send, nmap's reference guide for the
+//! names of what it may not.
+
+use std::fmt;
+
+use crate::wire::TcpFlags;
+
+/// The protocol that a probed port belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Protocol {
+    /// TCP.
+    Tcp = 1,
+    /// UDP.
+    Udp = 2,
+    /// SCTP.
+    Sctp = 3,
+    /// ICMP or ICMPv6; the "port" is then the message's type.
+    Icmp = 4,
+}
+
+impl Protocol {
+    /// The name as the log has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+            Self::Icmp => "ICMP",
+        }
+    }
+
+    /// The name as JSON has it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+        }
+    }
+
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp].into_iter().find(|protocol| *protocol as u8 == code)
+    }
+}
+
+/// The class of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Class {
+    /// A completed connection to a decoy listener: the one class whose source cannot be forged.
+    Connect = 1,
+    /// SYN alone, with or without ECN: connect and half-open scans look the same until the handshake ends.
+    Syn,
+    /// No flag at all.
+    Null,
+    /// FIN alone. No stack sends it: every segment of a connection carries ACK.
+    Fin,
+    /// FIN, PSH and URG.
+    Xmas,
+    /// FIN and ACK (Uriel Maimon, Phrack 49).
+    Maimon,
+    /// ACK without SYN, FIN or RST: ACK and Window scans are the same on the wire.
+    Ack,
+    /// A combination that no stack sends: SYN with FIN, SYN with RST, all six, reserved bits.
+    Illegal,
+    /// A first fragment without the TCP flags, or a piece laid over them (RFC 1858, RFC 3128).
+    Fragment,
+    /// A UDP datagram.
+    Udp,
+    /// An SCTP INIT chunk.
+    Sctp,
+    /// An ICMP or ICMPv6 request.
+    Icmp,
+}
+
+impl Class {
+    /// Every class.
+    pub const ALL: [Self; 12] = [
+        Self::Connect,
+        Self::Syn,
+        Self::Null,
+        Self::Fin,
+        Self::Xmas,
+        Self::Maimon,
+        Self::Ack,
+        Self::Illegal,
+        Self::Fragment,
+        Self::Udp,
+        Self::Sctp,
+        Self::Icmp,
+    ];
+
+    /// The class of a TCP segment; `None` for an answer (SYN/ACK, RST), which is evidence of nothing: backscatter of
+    /// an attack that used this host's address looks just like it.
+    #[must_use]
+    pub fn of_tcp(flags: TcpFlags) -> Option<Self> {
+        const FIN: u16 = TcpFlags::FIN;
+        const SYN: u16 = TcpFlags::SYN;
+        const RST: u16 = TcpFlags::RST;
+        const PSH: u16 = TcpFlags::PSH;
+        const ACK: u16 = TcpFlags::ACK;
+        const URG: u16 = TcpFlags::URG;
+        if flags.0 & TcpFlags::RESERVED != 0 {
+            return Some(Self::Illegal);
+        }
+        match flags.0 & (FIN | SYN | RST | PSH | ACK | URG) {
+            // Congestion bits without any other flag belong to no segment either, but are not nmap's NULL.
+            0 if flags.0 == 0 => Some(Self::Null),
+            0 => Some(Self::Illegal),
+            FIN => Some(Self::Fin),
+            bits if bits == FIN | PSH | URG => Some(Self::Xmas),
+            SYN => Some(Self::Syn),
+            // Some stacks set PSH on a SYN that carries data (RFC 7413).
+            bits if bits == SYN | PSH => Some(Self::Syn),
+            bits if bits & !(PSH | URG) == SYN | ACK => None,
+            bits if bits & SYN != 0 => Some(Self::Illegal),
+            // FIN with RST is wrong, but broken middleboxes send it when they tear a connection down.
+            bits if bits & RST != 0 => None,
+            bits if bits & (FIN | ACK) == FIN | ACK => Some(Self::Maimon),
+            bits if bits & ACK != 0 => Some(Self::Ack),
+            _ => Some(Self::Illegal),
+        }
+    }
+
+    /// True where one packet is enough, because no TCP stack sends such a thing to anybody.
+    #[must_use]
+    pub fn is_conclusive(self) -> bool {
+        matches!(self, Self::Null | Self::Fin | Self::Xmas | Self::Illegal | Self::Fragment)
+    }
+
+    /// The class as the classic log line has it, between `attackalert: ` and ` from host`.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Connect => "Connect",
+            Self::Syn => "TCP SYN/Normal scan",
+            Self::Null => "TCP NULL scan",
+            Self::Fin => "TCP FIN scan",
+            Self::Xmas => "TCP XMAS scan",
+            Self::Maimon => "TCP FIN/ACK (Maimon) scan",
+            Self::Ack => "TCP ACK/Window scan",
+            Self::Illegal => "Unknown Type: TCP illegal flags scan",
+            Self::Fragment => "TCP fragment scan",
+            Self::Udp => "UDP scan",
+            Self::Sctp => "SCTP INIT scan",
+            Self::Icmp => "ICMP sweep",
+        }
+    }
+
+    /// The class as JSON and metrics have it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Syn => "syn",
+            Self::Null => "null",
+            Self::Fin => "fin",
+            Self::Xmas => "xmas",
+            Self::Maimon => "maimon",
+            Self::Ack => "ack",
+            Self::Illegal => "illegal",
+            Self::Fragment => "fragment",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+        }
+    }
+
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| *class as u8 == code)
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scan_of_nmap_has_its_class() {
+        let class = |bits| Class::of_tcp(TcpFlags(bits));
+        assert_eq!(class(0x002), Some(Class::Syn));
+        assert_eq!(class(0x0c2), Some(Class::Syn), "with ECN, as Linux asks for it");
+        assert_eq!(class(0x1c2), Some(Class::Syn), "with accurate ECN");
+        assert_eq!(class(0x000), Some(Class::Null));
+        assert_eq!(class(0x001), Some(Class::Fin));
+        assert_eq!(class(0x029), Some(Class::Xmas));
+        assert_eq!(class(0x011), Some(Class::Maimon));
+        assert_eq!(class(0x010), Some(Class::Ack));
+        assert_eq!(class(0x018), Some(Class::Ack));
+    }
+
+    #[test]
+    fn what_no_stack_sends_is_illegal_and_an_answer_is_nothing() {
+        for bits in [0x003, 0x006, 0x03f, 0x02b, 0x013, 0x008, 0x020, 0x028, 0x040, 0x202, 0x410] {
+            assert_eq!(Class::of_tcp(TcpFlags(bits)), Some(Class::Illegal), "{bits:#x}");
+        }
+        for bits in [0x012, 0x052, 0x004, 0x014, 0x01c, 0x005] {
+            assert_eq!(Class::of_tcp(TcpFlags(bits)), None, "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn every_code_names_its_class() {
+        for class in Class::ALL {
+            assert_eq!(Class::from_code(class as u8), Some(class));
+        }
+        assert_eq!(Class::from_code(0), None);
+    }
+}

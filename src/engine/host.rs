@@ -1,0 +1,132 @@
+//! What is true of this host now: its addresses, whom it protects, what listens. An immutable snapshot, made elsewhere
+//! and swapped in whole.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::allow::AllowList;
+use super::class::Protocol;
+use super::ports::PortSet;
+
+/// Which addresses are this host's.
+#[derive(Clone, Debug)]
+pub enum Local {
+    /// Exactly these, as a running host knows them.
+    Addresses(HashSet<IpAddr>),
+    /// All in these prefixes, as `replay --local` says.
+    Prefixes(Vec<IpNet>),
+    /// Every unicast address, for a capture of which nothing is known.
+    Anybody,
+}
+
+impl Local {
+    /// True where `address` is one of the host's.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Addresses(addresses) => addresses.contains(&address),
+            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
+            Self::Anybody => true,
+        }
+    }
+
+    /// True where the addresses are known one by one, so that what they send is surely this host's own.
+    pub(super) fn is_exact(&self) -> bool {
+        matches!(self, Self::Addresses(_))
+    }
+}
+
+/// The ports of one protocol that are in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    any_v4: PortSet,
+    any_v6: PortSet,
+    at: HashSet<(IpAddr, u16)>,
+}
+
+impl Listeners {
+    /// A listener on every IPv4 address.
+    pub fn insert_any_v4(&mut self, port: u16) {
+        self.any_v4.insert(port);
+    }
+
+    /// A listener on every IPv6 address.
+    pub fn insert_any_v6(&mut self, port: u16) {
+        self.any_v6.insert(port);
+    }
+
+    /// A listener on one address. One on a loopback address opens nothing to anybody outside, and is ignored by look-ups
+    /// for other addresses.
+    pub fn insert_at(&mut self, address: IpAddr, port: u16) {
+        self.at.insert((address, port));
+    }
+
+    /// True where a packet to `address` and `port` finds somebody.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr, port: u16) -> bool {
+        let any = if address.is_ipv4() { &self.any_v4 } else { &self.any_v6 };
+        any.contains(port) || (!self.at.is_empty() && self.at.contains(&(address, port)))
+    }
+
+    /// The ports that are open on all addresses of both families: nothing on them is ever evidence.
+    #[must_use]
+    pub fn everywhere(&self) -> PortSet {
+        self.any_v4.iter().filter(|port| self.any_v6.contains(*port)).collect()
+    }
+
+    /// The ports that are open on any address.
+    #[must_use]
+    pub fn anywhere(&self) -> PortSet {
+        let mut ports = self.any_v4.with(&self.any_v6);
+        self.at.iter().filter(|(address, _)| !address.is_loopback()).for_each(|(_, port)| ports.insert(*port));
+        ports
+    }
+
+    /// How many (address, port) pairs are held one by one.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        self.at.len()
+    }
+}
+
+/// The snapshot.
+#[derive(Clone)]
+pub struct Host {
+    /// This host's addresses.
+    pub local: Local,
+    /// Whom it never blocks.
+    pub allow: AllowList,
+    /// Its TCP listeners.
+    pub tcp: Listeners,
+    /// Its UDP sockets.
+    pub udp: Listeners,
+    /// Indexes of its loopback interfaces: what they carry is the host talking to itself.
+    pub loopback: Vec<u32>,
+    /// Indexes of the interfaces that are watched; empty: all of them.
+    pub interfaces: Vec<u32>,
+}
+
+impl Host {
+    /// A host that has these addresses, listens nowhere and protects only loopback.
+    #[must_use]
+    pub fn new(local: Local) -> Self {
+        Self {
+            local,
+            allow: AllowList::new(),
+            tcp: Listeners::default(),
+            udp: Listeners::default(),
+            loopback: Vec::new(),
+            interfaces: Vec::new(),
+        }
+    }
+
+    pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+        match protocol {
+            Protocol::Tcp => self.tcp.contains(address, port),
+            Protocol::Udp => self.udp.contains(address, port),
+            Protocol::Sctp | Protocol::Icmp => false,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! A table of fixed size, keyed by [`Subject`], that never allocates after it is made and never refuses a newcomer: when
+//! a bucket is full, its least valuable entry goes. What is stored lies in columns beside it; this file keeps the keys.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+
+use super::subject::Subject;
+
+/// Entries a bucket. A bucket's keys are two cache lines; with eight ways a table that is half full turns away almost
+/// nobody early.
+const WAYS: usize = 8;
+
+/// The secret that places subjects in buckets. With a known one, chosen source addresses would all land in one bucket
+/// and push each other out.
+#[derive(Clone, Copy)]
+pub struct HashKey(pub u64, pub u64);
+
+/// A subject in 16 bytes, with the lane that it is counted in; never all zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key([u64; 2]);
+
+impl Key {
+    pub(super) fn new(subject: Subject, lane: u8) -> Self {
+        let (tag, bits) = match subject {
+            Subject::V4(v4) => (4, u64::from(v4.to_bits())),
+            Subject::V6(v6) => {
+                let [high, low] = halves(v6.to_bits());
+                if subject.prefix_len() == 128 { (7, low) } else { (6, high) }
+            }
+        };
+        Self([bits, tag | u64::from(lane) << 8])
+    }
+
+    fn hash(self, key: HashKey) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(key.0, key.1);
+        hasher.write_u64(self.0[0]);
+        hasher.write_u64(self.0[1]);
+        hasher.finish()
+    }
+}
+
+fn halves(bits: u128) -> [u64; 2] {
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of 128 bits are 64 bits each")]
+    [(bits >> 64) as u64, bits as u64]
+}
+
+/// The keys of a table.
+pub(super) struct Buckets {
+    // Plain integers, so that the allocator hands out zero pages: what is never touched is never resident.
+    keys: Vec<[[u64; 2]; WAYS]>,
+    secret: HashKey,
+    used: usize,
+}
+
+/// Where a newcomer was put.
+pub(super) struct Claim {
+    /// Index into the columns.
+    pub(super) slot: usize,
+    /// True where somebody had to go for it.
+    pub(super) evicted: bool,
+}
+
+impl Buckets {
+    /// Room for at least `entries`, rounded up to whole buckets.
+    pub(super) fn new(entries: usize, secret: HashKey) -> Self {
+        let buckets = entries.div_ceil(WAYS).max(1);
+        Self { keys: vec![[[0; 2]; WAYS]; buckets], secret, used: 0 }
+    }
+
+    /// How many slots the columns must have.
+    pub(super) fn slots(&self) -> usize {
+        self.keys.len() * WAYS
+    }
+
+    /// How many of them are taken.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    fn bucket(&self, key: Key) -> usize {
+        // Multiply-shift instead of a division (Lemire, 2016): evenly spread for any number of buckets.
+        let buckets = self.keys.len() as u128;
+        usize::try_from((u128::from(key.hash(self.secret)) * buckets) >> 64).unwrap_or(0)
+    }
+
+    /// The slot of `key`, where it is in the table.
+    #[inline]
+    pub(super) fn find(&self, key: Key) -> Option<usize> {
+        let bucket = self.bucket(key);
+        let way = self.keys.get(bucket)?.iter().position(|held| *held == key.0)?;
+        Some(bucket * WAYS + way)
+    }
+
+    /// The slot of `key`, or a new one for it: an empty one, or that of the entry with the smallest `worth`.
+    pub(super) fn claim(&mut self, key: Key, worth: impl Fn(usize) -> u64) -> Result<usize, Claim> {
+        let bucket = self.bucket(key);
+        let base = bucket * WAYS;
+        let Some(ways) = self.keys.get_mut(bucket) else {
+            return Ok(0);
+        };
+        if let Some(way) = ways.iter().position(|held| *held == key.0) {
+            return Ok(base + way);
+        }
+        let empty = ways.iter().position(|held| *held == [0; 2]);
+        let way = empty.unwrap_or_else(|| (0..WAYS).min_by_key(|way| worth(base + way)).unwrap_or(0));
+        if let Some(held) = ways.get_mut(way) {
+            *held = key.0;
+        }
+        self.used += usize::from(empty.is_some());
+        Err(Claim { slot: base + way, evicted: empty.is_none() })
+    }
+
+    /// Empties the slot of `key`; `None` where it is not in the table.
+    pub(super) fn remove(&mut self, key: Key) -> Option<usize> {
+        let slot = self.find(key)?;
+        if let Some(held) = self.keys.get_mut(slot / WAYS).and_then(|ways| ways.get_mut(slot % WAYS)) {
+            *held = [0; 2];
+            self.used -= 1;
+        }
+        Some(slot)
+    }
+
+    /// Empties the whole table.
+    pub(super) fn clear(&mut self) {
+        self.keys.fill([[0; 2]; WAYS]);
+        self.used = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u32) -> Key {
+        Key::new(Subject::V4(std::net::Ipv4Addr::from_bits(n)), 0)
+    }
+
+    #[test]
+    fn a_full_table_lets_the_least_worthy_go_and_keeps_its_size() {
+        let mut buckets = Buckets::new(8, HashKey(1, 2));
+        let mut worths = vec![0u64; buckets.slots()];
+        for n in 1..=8 {
+            let Err(claim) = buckets.claim(key(n), |slot| worths[slot]) else { panic!("{n} is new") };
+            assert!(!claim.evicted);
+            worths[claim.slot] = u64::from(n);
+        }
+        let Err(claim) = buckets.claim(key(9), |slot| worths[slot]) else { panic!("9 is new") };
+        assert!(claim.evicted);
+        assert!(buckets.find(key(1)).is_none(), "1 was worth least");
+        assert!((2..=9).all(|n| buckets.find(key(n)).is_some()));
+        assert_eq!(buckets.used(), 8);
+    }
+
+    #[test]
+    fn what_is_removed_leaves_its_slot_to_the_next() {
+        let mut buckets = Buckets::new(8, HashKey(3, 4));
+        assert!(buckets.claim(key(1), |_| 0).is_err());
+        assert!(buckets.remove(key(1)).is_some());
+        assert!(buckets.remove(key(1)).is_none());
+        assert_eq!(buckets.used(), 0);
+    }
+
+    #[test]
+    fn lanes_and_families_do_not_meet() {
+        let v4 = Subject::V4("0.0.0.1".parse().unwrap());
+        let v6 = Subject::of("::1".parse().unwrap());
+        let local = Subject::of("fe80::1".parse().unwrap());
+        let keys = [Key::new(v4, 0), Key::new(v4, 1), Key::new(v6, 0), Key::new(local, 0)];
+        for (i, a) in keys.iter().enumerate() {
+            assert!(keys.iter().skip(i + 1).all(|b| a != b));
+        }
+    }
+}

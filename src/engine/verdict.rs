@@ -1,0 +1,153 @@
+//! What the engine says of a packet. Every verdict carries its reason; logs, replay and tests all read the same value.
+
+use std::net::IpAddr;
+
+use super::allow::Protection;
+use super::class::{Class, Protocol};
+use super::moment::Moment;
+use super::sighting::Sighting;
+use super::standing::Standing;
+use super::subject::{Expiry, Subject};
+use super::suspects::EVIDENCE;
+use super::sweep::Sweep;
+
+/// Why a packet is no evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Innocence {
+    /// It is this host's own.
+    Own,
+    /// It answers something, or carries no port.
+    NoRequest,
+    /// Broadcast, multicast, or for another host on the link.
+    ForNobody,
+    /// Its destination is no address of this host.
+    NotOurs,
+    /// Its source is no address that a host can have.
+    NoSource,
+    /// Nobody watches the port.
+    NotMonitored,
+    /// Somebody listens at the port.
+    Open,
+    /// Somebody listened at the port, or this host used it, a moment ago.
+    RecentlyOpen,
+    /// The interface is not watched, or is loopback.
+    OtherInterface,
+}
+
+/// One probe that counts against its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// What was seen.
+    pub sighting: Sighting,
+    /// Whom it counts against.
+    pub subject: Subject,
+    /// Distinct ports that the subject has touched within the window, this one included.
+    pub distinct: u8,
+    /// Probes since the subject's first, repetitions included.
+    pub probes: u32,
+    /// The port is new for the subject within the window.
+    pub fresh: bool,
+}
+
+/// The ports of a ban's evidence, in the order in which they are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    items: [(Protocol, u16, Class); EVIDENCE],
+    len: usize,
+}
+
+impl Ports {
+    pub(super) fn collect(items: impl Iterator<Item = (Protocol, u16, Class)>) -> Self {
+        let mut ports = Self { items: [(Protocol::Tcp, 0, Class::Syn); EVIDENCE], len: 0 };
+        for (place, item) in ports.items.iter_mut().zip(items) {
+            *place = item;
+            ports.len += 1;
+        }
+        ports
+    }
+
+    /// Protocol, port and class of each.
+    pub fn iter(&self) -> impl Iterator<Item = (Protocol, u16, Class)> + '_ {
+        self.items.iter().take(self.len).copied()
+    }
+}
+
+/// A source has done enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// The probe that made it enough.
+    pub probe: Probe,
+    /// What is held against it.
+    pub ports: Ports,
+    /// When its first probe came.
+    pub first: Moment,
+    /// How long the ban lasts.
+    pub expiry: Expiry,
+    /// More new bans than the ceiling allows: the ban is short.
+    pub capped: bool,
+}
+
+/// A probe by a source that is never blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spared {
+    /// What was seen.
+    pub sighting: Sighting,
+    /// Why it is never blocked.
+    pub protection: Protection,
+    /// Probes since the last line about this source, where a line is due now.
+    pub report: Option<u32>,
+}
+
+/// A packet from a source that has been judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeated {
+    /// The sender.
+    pub source: IpAddr,
+    /// Whom the judgement names.
+    pub subject: Subject,
+    /// What stands against it.
+    pub standing: Standing,
+    /// Packets since the last line about this subject, where a line is due now.
+    pub report: Option<u32>,
+    /// The caller should ask the kernel whether the ban is still in force, and [`super::Engine::lift`] it if it is not.
+    pub verify: bool,
+}
+
+/// The engine's judgement of one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// No evidence, and why.
+    Innocent(Innocence),
+    /// Evidence, not yet enough.
+    Probe(Probe),
+    /// Evidence by somebody who is never blocked.
+    Spared(Spared),
+    /// Enough: block the subject. The caller says with [`super::Engine::lift`] if that failed.
+    Block(Ban),
+    /// Enough, but the protocol is only logged.
+    Scan(Ban),
+    /// The source has been judged before.
+    Repeated(Repeated),
+}
+
+/// What the engine has to say without a packet's cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Many sources share a scan.
+    Sweep(Sweep),
+    /// This many packets came from a judged source since its last line.
+    Repeated {
+        /// Whom the judgement names.
+        subject: Subject,
+        /// What stands against it.
+        standing: Standing,
+        /// How many packets.
+        packets: u32,
+    },
+    /// New bans above the ceiling, made short.
+    Capped {
+        /// How many.
+        bans: u32,
+    },
+}

@@ -1,0 +1,93 @@
+//! What happened, for whoever wants to know. The sensor's events hold no text of their own, so that making one costs no
+//! allocation.
+
+use std::time::{Duration, SystemTime};
+
+use crate::engine::subject::Subject;
+use crate::engine::{Ban, Probe, Spared, Standing, Sweep};
+
+/// One event.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// When, by the clock on the wall.
+    pub time: SystemTime,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// Capture and ruleset are in place.
+    Started,
+    /// A probe that is not enough yet.
+    Probe(Probe),
+    /// Enough, but the protocol is only logged.
+    Scan(Ban),
+    /// The kernel blocks a source.
+    Blocked {
+        /// Who, why and how long.
+        ban: Ban,
+        /// From the capture of the packet to the kernel's acknowledgement.
+        reaction: Duration,
+    },
+    /// The kernel did not take a ban.
+    BlockFailed {
+        /// Who should have been blocked.
+        subject: Subject,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A source that is never blocked probes this host.
+    Spared {
+        /// Who, and why it is spared.
+        spared: Spared,
+        /// Probes that this event stands for.
+        probes: u32,
+    },
+    /// A judged source goes on sending.
+    Repeated {
+        /// Whom the judgement names.
+        subject: Subject,
+        /// What stands against it.
+        standing: Standing,
+        /// Packets that this event stands for.
+        packets: u32,
+    },
+    /// Many sources share a scan.
+    Sweep(Sweep),
+    /// New bans above the ceiling, made short.
+    Capped {
+        /// How many.
+        bans: u32,
+    },
+    /// A ban is gone from the kernel although its time is not up.
+    Lifted {
+        /// Who is free again.
+        subject: Subject,
+    },
+    /// The capture could not keep up.
+    Dropped {
+        /// Packets lost since the last such event.
+        packets: u64,
+    },
+    /// Bans that the kernel held at the start.
+    Adopted {
+        /// How many.
+        bans: usize,
+    },
+    /// Something an operator should know.
+    Note(String),
+    /// Something failed.
+    Error(String),
+    /// The program ends; the kernel's set stays.
+    Stopped,
+}
+
+impl Event {
+    /// `what`, now.
+    #[must_use]
+    pub fn now(what: What) -> Self {
+        Self { time: SystemTime::now(), what }
+    }
+}

@@ -1,0 +1,137 @@
+//! Events to JSON: one object an event, the same shape in the live log, in a replay and on the control socket.
+
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use super::event::{Event, What};
+use crate::engine::subject::Expiry;
+use crate::engine::{Ban, Sighting, Standing};
+
+/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `refused`, `unblock`, `error`, `stop`,
+/// `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or `ports`,
+/// `reason`, `expires`.
+#[must_use]
+pub fn of(event: &Event) -> Value {
+    let mut object = Map::new();
+    let mut put = |key: &str, value: Value| {
+        object.insert(key.to_owned(), value);
+    };
+    put("event", kind(&event.what).into());
+    put("time", rfc3339(event.time).into());
+    match &event.what {
+        What::Started | What::Stopped => {}
+        What::Probe(probe) => {
+            sighting(&mut put, &probe.sighting);
+            put("subject", probe.subject.to_string().into());
+            put("distinct_ports", probe.distinct.into());
+        }
+        What::Scan(ban) => self::ban(&mut put, ban, event.time),
+        What::Blocked { ban, reaction } => {
+            self::ban(&mut put, ban, event.time);
+            put("reaction_us", u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX).into());
+        }
+        What::BlockFailed { subject, reason } => {
+            put("subject", subject.to_string().into());
+            put("reason", reason.as_str().into());
+        }
+        What::Spared { spared, probes } => {
+            sighting(&mut put, &spared.sighting);
+            put("reason", spared.protection.to_string().into());
+            put("probes", (*probes).into());
+        }
+        What::Repeated { subject, standing, packets } => {
+            put("source", subject.element().to_string().into());
+            put("subject", subject.to_string().into());
+            let why = match standing {
+                Standing::Blocked => "already blocked",
+                Standing::Logged => "only logged",
+            };
+            put("reason", why.into());
+            put("packets", (*packets).into());
+        }
+        What::Sweep(sweep) => {
+            put("reason", "distributed scan".into());
+            put("sources", sweep.sources.into());
+            put("distinct_ports", sweep.ports.into());
+        }
+        What::Capped { bans } => {
+            put("reason", "above max_new_bans_per_minute".into());
+            put("bans", (*bans).into());
+        }
+        What::Lifted { subject } => {
+            put("subject", subject.to_string().into());
+            put("reason", "gone from the kernel's set".into());
+        }
+        What::Dropped { packets } => {
+            put("reason", "capture overrun".into());
+            put("packets", (*packets).into());
+        }
+        What::Adopted { bans } => {
+            put("reason", "adopted from the kernel's sets".into());
+            put("bans", (*bans).into());
+        }
+        What::Note(text) | What::Error(text) => put("reason", text.as_str().into()),
+    }
+    Value::Object(object)
+}
+
+fn kind(what: &What) -> &'static str {
+    match what {
+        What::Started => "start",
+        What::Probe(_) => "probe",
+        What::Scan(_) | What::Sweep(_) => "scan",
+        What::Blocked { .. } => "block",
+        What::Spared { .. } => "refused",
+        What::Repeated { .. } => "repeat",
+        What::Lifted { .. } => "unblock",
+        What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
+        What::Capped { .. } | What::Adopted { .. } | What::Note(_) => "note",
+        What::Stopped => "stop",
+    }
+}
+
+fn sighting(put: &mut impl FnMut(&str, Value), sighting: &Sighting) {
+    put("source", sighting.source.to_string().into());
+    put("destination", sighting.destination.to_string().into());
+    put("class", sighting.class.key().into());
+    put("proto", sighting.protocol.key().into());
+    put("port", sighting.port.into());
+    if sighting.fragmented {
+        put("fragmented", true.into());
+    }
+}
+
+fn ban(put: &mut impl FnMut(&str, Value), ban: &Ban, at: SystemTime) {
+    sighting(put, &ban.probe.sighting);
+    put("subject", ban.probe.subject.to_string().into());
+    let ports: Vec<Value> = ban
+        .ports
+        .iter()
+        .map(|(protocol, port, class)| json!({"proto": protocol.key(), "port": port, "class": class.key()}))
+        .collect();
+    put("ports", ports.into());
+    put("probes", ban.probe.probes.into());
+    put("reason", reason(ban).into());
+    match ban.expiry {
+        Expiry::Never => put("expires", "never".into()),
+        Expiry::After(span) => put("expires", rfc3339(at + span).into()),
+    }
+}
+
+/// Why a ban was made, as a sentence.
+#[must_use]
+pub fn reason(ban: &Ban) -> String {
+    let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
+    match (conclusive, ban.ports.iter().count()) {
+        (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
+        (None, 1) => "a closed port was touched".to_owned(),
+        (None, ports) => format!("{ports} distinct closed ports were touched"),
+    }
+}
+
+/// A time in UTC, to the microsecond.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_micros(time).to_string()
+}

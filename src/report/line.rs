@@ -1,0 +1,108 @@
+//! Events to the lines that classic PortSentry wrote, so that logcheck rules, fail2ban filters and people's own scripts go
+//! on working. A source that is never blocked gets no `attackalert:` line: such filters would have it banned.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::event::What;
+use crate::engine::subject::Subject;
+use crate::engine::{Class, Probe, Sighting, Spared, Standing};
+
+/// The line of an event; `None` for what is no line of its own (the same port once more).
+#[must_use]
+pub fn of(what: &What) -> Option<String> {
+    Some(match what {
+        What::Started => "adminalert: PortSentry is now active and listening.".to_owned(),
+        What::Probe(probe) if probe.fresh => scan(probe),
+        What::Probe(_) => return None,
+        What::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe)),
+        What::Blocked { ban, .. } => {
+            let set = if matches!(ban.probe.subject, Subject::V4(_)) { "blocked" } else { "blocked6" };
+            let capped = if ban.capped { " (short: more new bans than max_new_bans_per_minute)" } else { "" };
+            format!(
+                "attackalert: Host {} has been blocked via nftables set inet portsentry {set} for {}{capped}",
+                Shown(ban.probe.subject),
+                ban.expiry
+            )
+        }
+        What::BlockFailed { subject, reason } => {
+            format!("adminalert: ERROR: Host {} could not be blocked: {reason}", Shown(*subject))
+        }
+        What::Spared { spared: Spared { sighting, protection, .. }, probes } => format!(
+            "adminalert: {} from {} to {} port {} is not held against it: it is {protection}, and never blocked{}",
+            sighting.class.title(),
+            sighting.source,
+            sighting.protocol.name(),
+            sighting.port,
+            Count(*probes, "probe")
+        ),
+        What::Repeated { subject, standing: Standing::Blocked, packets } => format!(
+            "attackalert: Host: {} is already blocked Ignoring{}",
+            Twice(subject.element()),
+            Count(*packets, "packet")
+        ),
+        What::Repeated { subject, standing: Standing::Logged, packets } => format!(
+            "attackalert: Host: {} goes on, only logged{}",
+            Twice(subject.element()),
+            Count(*packets, "packet")
+        ),
+        What::Sweep(sweep) => format!(
+            "attackalert: Distributed scan: about {} hosts together touched {} ports within {}; none alone did enough to be \
+             blocked",
+            sweep.sources,
+            sweep.ports,
+            humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
+        ),
+        What::Capped { bans } => format!(
+            "adminalert: {bans} bans above max_new_bans_per_minute were made short, because their evidence can be forged"
+        ),
+        What::Lifted { subject } => {
+            format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*subject))
+        }
+        What::Dropped { packets } => {
+            format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
+        }
+        What::Adopted { bans } => format!("adminalert: {bans} bans were in the kernel's sets at the start and stay"),
+        What::Note(text) => format!("adminalert: {text}"),
+        What::Error(text) => format!("adminalert: ERROR: {text}"),
+        What::Stopped => {
+            "securityalert: PortSentry is shutting down; the bans stay in the kernel and expire by themselves".to_owned()
+        }
+    })
+}
+
+fn scan(probe: &Probe) -> String {
+    let Sighting { source, protocol, port, class, fragmented, .. } = probe.sighting;
+    let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
+    format!("attackalert: {}{hidden} from host: {} to {} port: {port}", class.title(), Twice(source), protocol.name())
+}
+
+/// "NAME/ADDRESS" where no name is looked up: the address stands for both.
+struct Twice(IpAddr);
+
+impl fmt::Display for Twice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{0}/{0}", self.0)
+    }
+}
+
+/// A subject as the classic lines have hosts: a bare address where it is one.
+struct Shown(Subject);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.prefix_len() {
+            64 => self.0.fmt(f),
+            _ => self.0.element().fmt(f),
+        }
+    }
+}
+
+/// " (214 packets)", and nothing for a single one.
+struct Count(u32, &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 > 1 { write!(f, " ({} {}s)", self.0, self.1) } else { Ok(()) }
+    }
+}
