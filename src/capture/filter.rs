@@ -41,7 +41,7 @@ impl Wanted {
             self.tcp_terms(&mut any);
         }
         if !self.udp.is_empty() {
-            let (to, from) = (ports("dst", &self.udp), ports("src", &self.udp));
+            let (to, from) = (ports("udp", "dst", &self.udp), ports("udp", "src", &self.udp));
             any.push(format!("udp and {to}"));
             any.push(format!("outbound and udp and {from}"));
         }
@@ -68,37 +68,34 @@ impl Wanted {
     }
 
     fn tcp_terms(&self, any: &mut Vec<String>) {
-        // A first fragment, whose flags may be missing, and the second one, laid over the flags.
-        let all = ports("dst", &self.tcp);
-        any.push(format!("ip and ip[9] = 6 and ip[6:2] & 0x3fff = 0x2000 and {all}"));
+        // The second fragment of a segment cut so short that it lies over the flags. It has no ports.
         any.push("ip and ip[9] = 6 and ip[6:2] & 0x1fff = 1".to_owned());
-        // Neither RST nor SYN/ACK; to ephemeral ports nothing with ACK.
+        // A first fragment, whose flags may be missing; else neither RST nor SYN/ACK; to ephemeral ports nothing with ACK.
+        let first = "ip[6:2] & 0x3fff = 0x2000";
         let fixed = self.tcp.without(&self.ephemeral);
         let ephemeral = self.tcp.without(&fixed);
-        if !fixed.is_empty() {
-            let to = ports("dst", &fixed);
-            any.push(format!("ip and tcp and {to} and tcp[13] & 4 = 0 and tcp[13] & 18 != 18"));
-            any.push(format!("ip6 and ip6[6] = 6 and {to} and ip6[53] & 4 = 0 and ip6[53] & 18 != 18"));
-        }
-        if !ephemeral.is_empty() {
-            let to = ports("dst", &ephemeral);
-            any.push(format!("ip and tcp and {to} and tcp[13] & 20 = 0"));
-            any.push(format!("ip6 and ip6[6] = 6 and {to} and ip6[53] & 20 = 0"));
+        for (set, four, six) in [
+            (&fixed, "tcp[13] & 4 = 0 and tcp[13] & 18 != 18", "ip6[53] & 4 = 0 and ip6[53] & 18 != 18"),
+            (&ephemeral, "tcp[13] & 20 = 0", "ip6[53] & 20 = 0"),
+        ] {
+            if !set.is_empty() {
+                let to = ports("tcp", "dst", set);
+                any.push(format!("{to} and ((ip and ({first} or ({four}))) or (ip6 and {six}))"));
+            }
         }
         // What this host begins and answers from a monitored port shows that the port is in use.
-        let from = ports("src", &self.tcp);
-        any.push(format!("outbound and ip and tcp and {from} and tcp[13] & 2 != 0"));
-        any.push(format!("outbound and ip6 and ip6[6] = 6 and {from} and ip6[53] & 2 != 0"));
+        let from = ports("tcp", "src", &self.tcp);
+        any.push(format!("outbound and {from} and ((ip and tcp[13] & 2 != 0) or (ip6 and ip6[53] & 2 != 0))"));
     }
 }
 
 /// "(dst portrange 1-112 or dst port 8080)", of at most [`RANGES`] ranges.
-fn ports(side: &str, set: &PortSet) -> String {
+fn ports(protocol: &str, side: &str, set: &PortSet) -> String {
     let terms: Vec<String> = cover(set, RANGES)
         .into_iter()
         .map(|(first, last)| match first == last {
-            true => format!("{side} port {first}"),
-            false => format!("{side} portrange {first}-{last}"),
+            true => format!("{protocol} {side} port {first}"),
+            false => format!("{protocol} {side} portrange {first}-{last}"),
         })
         .collect();
     format!("({})", terms.join(" or "))
