@@ -210,3 +210,6 @@ pub enum Undecoded {
     /// A header contradicts itself: a version, length or offset that cannot be.
     Malformed,
 }
+
+#[cfg(test)]
+mod tests;
