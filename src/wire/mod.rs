@@ -4,7 +4,28 @@
 //! Read with: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 1858 and 3128 (tiny and
 //! overlapping fragments), `linux/if_packet.h` and the LINKTYPE_LINUX_SLL2 page of tcpdump.org (cooked captures).
 
+mod ipv4;
+mod ipv6;
+mod link;
+mod piece;
+mod transport;
+
 use std::net::IpAddr;
+
+/// Decodes one captured frame. Lengths come from the headers, so it does not matter how much of the payload was
+/// captured, as long as the headers are there (128 bytes hold them in all but contrived packets).
+///
+/// # Errors
+///
+/// [`Undecoded`] where the frame holds no IP packet, ends too early, or contradicts itself.
+#[inline]
+pub fn decode(link: LinkType, frame: &[u8]) -> Result<Packet, Undecoded> {
+    let frame = link::open(link, frame)?;
+    match frame.version {
+        link::Version::V4 => ipv4::decode(&frame),
+        link::Version::V6 => ipv6::decode(&frame),
+    }
+}
 
 /// What the link layer of a frame looks like. The number in comments is the pcap DLT/LINKTYPE value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,3 +210,6 @@ pub enum Undecoded {
     /// A header contradicts itself: a version, length or offset that cannot be.
     Malformed,
 }
+
+#[cfg(test)]
+mod tests;

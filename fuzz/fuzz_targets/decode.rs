@@ -1,0 +1,45 @@
+//! Any bytes through the packet decoder. The first byte chooses the link layer.
+//!
+//!     cargo +nightly fuzz run decode
+//!
+//! Beyond "it never panics" it checks that a decoded frame stays what it is when more of it is captured: what a longer
+//! snap length would turn into another packet has been read from the wrong place.
+#![no_main]
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+
+// The decoder stands alone, so that a sanitizer build takes seconds and needs none of the daemon's dependencies.
+#[allow(dead_code)]
+#[path = "../../src/wire/mod.rs"]
+mod wire;
+
+use wire::{LinkType, Packet, Transport, Undecoded, decode};
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let Some((&selector, frame)) = input.split_first() else { return Corpus::Reject };
+    let link = match selector {
+        0 => LinkType::Ethernet,
+        1 => LinkType::Sll,
+        2 => LinkType::Sll2,
+        3 => LinkType::Raw,
+        4 => LinkType::Null,
+        _ => return Corpus::Reject,
+    };
+    let decoded = decode(link, frame);
+    let longer = decode(link, &[frame, &[0xa5; 64]].concat());
+    match decoded {
+        Ok(packet) => assert_eq!(longer.map(without_payload), Ok(without_payload(packet))),
+        Err(Undecoded::NotIp) => assert_eq!(longer, Err(Undecoded::NotIp)),
+        // With an IP length of zero the captured bytes are the length, so more of them may be enough.
+        Err(Undecoded::Malformed | Undecoded::Truncated) => {}
+    }
+    Corpus::Keep
+});
+
+/// The packet without the one figure that may grow with the capture, where the IP length is zero.
+fn without_payload(mut packet: Packet) -> Packet {
+    if let Transport::Tcp { payload, .. } = &mut packet.transport {
+        *payload = 0;
+    }
+    packet
+}

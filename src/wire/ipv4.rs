@@ -1,0 +1,49 @@
+//! An IPv4 packet to its addresses and what it carries.
+//!
+//! Read with: RFC 791 (header, fragments), RFC 1858 and 3128 (fragments made to fool filters).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::link::Frame;
+use super::piece::Piece;
+use super::transport::{self, ICMPV4};
+use super::{Packet, Undecoded};
+
+/// Decodes the packet of an IPv4 frame.
+#[inline]
+pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
+    let (header, rest) = frame.packet.split_first_chunk::<MIN_HEADER>().ok_or(Undecoded::Truncated)?;
+    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let options = (usize::from(version_ihl & 0x0f) * 4).checked_sub(MIN_HEADER).ok_or(Undecoded::Malformed)?;
+    if version_ihl >> 4 != 4 {
+        return Err(Undecoded::Malformed);
+    }
+    let fragment = u16::from_be_bytes([f0, f1]);
+    let (more, offset) = (fragment & MORE_FRAGMENTS != 0, fragment & OFFSET);
+
+    let behind_fixed = match usize::from(u16::from_be_bytes([l0, l1])) {
+        // A large send that the card is still to cut up, or received pieces put together: longer than 16 bits can
+        // say. Only whole packets come like that; on the wire the kernel drops it.
+        0 if !more && offset == 0 => rest.len(),
+        total => total.checked_sub(MIN_HEADER).ok_or(Undecoded::Malformed)?,
+    };
+    let payload = Piece::new(rest, behind_fixed).behind(options)?;
+
+    let transport = match (offset, more) {
+        (0, false) => transport::whole(protocol, ICMPV4, payload)?,
+        (0, true) => transport::first_fragment(protocol, ICMPV4, payload.whole_units())?,
+        _ => transport::later_fragment(protocol, offset),
+    };
+    Ok(Packet {
+        source: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
+        destination: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
+        delivery: frame.delivery,
+        interface: frame.interface,
+        fragmented: more && offset == 0,
+        transport,
+    })
+}
+
+const MIN_HEADER: usize = 20;
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET: u16 = 0x1fff;

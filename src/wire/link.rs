@@ -1,0 +1,146 @@
+//! Link layer to the IP packet inside: Ethernet, both Linux cooked captures, bare IP, BSD loopback; VLAN tags and PPPoE
+//! sessions are opened. What is not IP is [`Undecoded::NotIp`].
+//!
+//! Read with: IEEE 802.1Q and 802.1ad, RFC 2516 (PPPoE), and the LINKTYPE pages of tcpdump.org.
+
+use super::{Delivery, LinkType, Undecoded};
+
+/// The version that the link layer announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// What the link layer said, and the bytes that it carries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame<'a> {
+    pub(super) version: Version,
+    pub(super) packet: &'a [u8],
+    pub(super) delivery: Delivery,
+    pub(super) interface: u32,
+}
+
+/// Opens the link layer of `frame`.
+#[inline]
+pub(super) fn open(link: LinkType, frame: &[u8]) -> Result<Frame<'_>, Undecoded> {
+    let (version, packet, delivery, interface) = match link {
+        LinkType::Ethernet => {
+            let (destination, rest) = split::<6>(frame)?;
+            let ([_, _, _, _, _, _, t0, t1], rest) = split(rest)?;
+            let (version, packet) = payload(u16::from_be_bytes([*t0, *t1]), rest)?;
+            (version, packet, group(*destination), 0)
+        }
+        LinkType::Sll => {
+            let ([p0, p1, .., t0, t1], rest) = split::<16>(frame)?;
+            let (version, packet) = payload(u16::from_be_bytes([*t0, *t1]), rest)?;
+            (version, packet, cooked(u16::from_be_bytes([*p0, *p1])), 0)
+        }
+        LinkType::Sll2 => {
+            let ([t0, t1, _, _, i0, i1, i2, i3, _, _, kind, ..], rest) = split::<20>(frame)?;
+            let (version, packet) = payload(u16::from_be_bytes([*t0, *t1]), rest)?;
+            (version, packet, cooked(u16::from(*kind)), u32::from_be_bytes([*i0, *i1, *i2, *i3]))
+        }
+        LinkType::Raw => (nibble(frame)?, frame, Delivery::Unknown, 0),
+        LinkType::Null => {
+            let (family, packet) = split(frame)?;
+            (address_family(*family)?, packet, Delivery::Unknown, 0)
+        }
+    };
+    Ok(Frame { version, packet, delivery, interface })
+}
+
+/// The first `N` bytes and the rest.
+#[inline]
+fn split<const N: usize>(bytes: &[u8]) -> Result<(&[u8; N], &[u8]), Undecoded> {
+    bytes.split_first_chunk().ok_or(Undecoded::Truncated)
+}
+
+/// Follows EtherTypes through VLAN tags to IP.
+#[inline]
+fn payload(mut ether_type: u16, mut bytes: &[u8]) -> Result<(Version, &[u8]), Undecoded> {
+    for _ in 0..=MAX_TAGS {
+        match ether_type {
+            ETHER_IPV4 => return Ok((Version::V4, bytes)),
+            ETHER_IPV6 => return Ok((Version::V6, bytes)),
+            ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => {
+                let ([_, _, t0, t1], rest) = split(bytes)?;
+                ether_type = u16::from_be_bytes([*t0, *t1]);
+                bytes = rest;
+            }
+            ETHER_PPPOE_SESSION => return pppoe(bytes),
+            _ => return Err(Undecoded::NotIp),
+        }
+    }
+    Err(Undecoded::Malformed)
+}
+
+/// A PPPoE session frame: version and type 1, code 0, session, length, then the PPP protocol.
+fn pppoe(bytes: &[u8]) -> Result<(Version, &[u8]), Undecoded> {
+    let ([version_type, code, _, _, _, _, p0, p1], packet) = split(bytes)?;
+    if (*version_type, *code) != (0x11, 0) {
+        return Err(Undecoded::Malformed);
+    }
+    match u16::from_be_bytes([*p0, *p1]) {
+        PPP_IPV4 => Ok((Version::V4, packet)),
+        PPP_IPV6 => Ok((Version::V6, packet)),
+        _ => Err(Undecoded::NotIp),
+    }
+}
+
+/// The delivery that an Ethernet destination shows.
+#[inline]
+fn group(destination: [u8; 6]) -> Delivery {
+    match destination {
+        [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => Delivery::Broadcast,
+        [first, ..] if first & 1 == 1 => Delivery::Multicast,
+        _ => Delivery::Unknown,
+    }
+}
+
+/// The delivery that a packet type of `linux/if_packet.h` means.
+#[inline]
+fn cooked(packet_type: u16) -> Delivery {
+    match packet_type {
+        0 => Delivery::Host,
+        1 => Delivery::Broadcast,
+        2 => Delivery::Multicast,
+        3 => Delivery::OtherHost,
+        4 => Delivery::Outgoing,
+        _ => Delivery::Unknown,
+    }
+}
+
+/// The version that the packet itself shows.
+#[inline]
+fn nibble(packet: &[u8]) -> Result<Version, Undecoded> {
+    match packet.first().ok_or(Undecoded::Truncated)? >> 4 {
+        4 => Ok(Version::V4),
+        6 => Ok(Version::V6),
+        _ => Err(Undecoded::Malformed),
+    }
+}
+
+/// The version of an address family, in whichever byte order the capturing machine had. IPv6 has another number on
+/// each system: Linux 10, NetBSD 24, FreeBSD 28, macOS 30, Windows 23.
+#[inline]
+fn address_family(family: [u8; 4]) -> Result<Version, Undecoded> {
+    match family {
+        [2, 0, 0, 0] | [0, 0, 0, 2] => Ok(Version::V4),
+        [10 | 23 | 24 | 28 | 30, 0, 0, 0] | [0, 0, 0, 10 | 23 | 24 | 28 | 30] => Ok(Version::V6),
+        _ => Err(Undecoded::NotIp),
+    }
+}
+
+/// Stacked VLAN tags that are followed. Networks use two; more than four only hide something.
+const MAX_TAGS: usize = 4;
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_IPV6: u16 = 0x86dd;
+const ETHER_VLAN: u16 = 0x8100;
+const ETHER_SERVICE_VLAN: u16 = 0x88a8;
+const ETHER_OLD_SERVICE_VLAN: u16 = 0x9100;
+const ETHER_PPPOE_SESSION: u16 = 0x8864;
+const PPP_IPV4: u16 = 0x0021;
+const PPP_IPV6: u16 = 0x0057;

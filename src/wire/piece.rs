@@ -1,0 +1,59 @@
+//! The bytes behind a header: how many the headers claim, and how many of them were captured. A capture keeps only the
+//! first bytes of a frame, so a claim beyond the captured bytes is normal; a header beyond the claim is a lie.
+
+use super::Undecoded;
+
+/// What an IP header carries. `captured` is never longer than `length`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    captured: &'a [u8],
+    length: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// `length` bytes, of which `captured` begins with those that are at hand. What lies behind them (Ethernet pads
+    /// short frames) is cut off, so that padding is never read as a header.
+    #[inline]
+    pub(super) fn new(captured: &'a [u8], length: usize) -> Self {
+        Self { captured: captured.get(..length).unwrap_or(captured), length }
+    }
+
+    /// Bytes that the headers claim, captured or not.
+    #[inline]
+    pub(super) fn length(self) -> usize {
+        self.length
+    }
+
+    /// The first `N` bytes, of a header that has at least `least` bytes by its protocol.
+    ///
+    /// # Errors
+    ///
+    /// [`Undecoded::Malformed`] where the claimed length has no room for `least` bytes, else [`Undecoded::Truncated`]
+    /// where fewer than `N` were captured. The claim comes first: it holds however short the capture is.
+    #[inline]
+    pub(super) fn header<const N: usize>(self, least: usize) -> Result<&'a [u8; N], Undecoded> {
+        if self.length < least {
+            return Err(Undecoded::Malformed);
+        }
+        self.captured.first_chunk().ok_or(Undecoded::Truncated)
+    }
+
+    /// What follows a header of `bytes` bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Piece::header`].
+    #[inline]
+    pub(super) fn behind(self, bytes: usize) -> Result<Self, Undecoded> {
+        let length = self.length.checked_sub(bytes).ok_or(Undecoded::Malformed)?;
+        let captured = self.captured.get(bytes..).ok_or(Undecoded::Truncated)?;
+        Ok(Self { captured, length })
+    }
+
+    /// The piece as a receiver keeps it when more fragments follow: offsets count units of 8 bytes, so Linux cuts a
+    /// piece of 15 bytes down to 8. Without this, 15 bytes would show flags here that the host never reads.
+    #[inline]
+    pub(super) fn whole_units(self) -> Self {
+        Self::new(self.captured, self.length & !7)
+    }
+}

@@ -1,0 +1,101 @@
+use super::super::{LinkType, Transport, Undecoded};
+use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, ipv4_packet, joined, transport_of};
+
+const MORE: u16 = 0x2000;
+
+fn with_payload(seen: Transport, bytes: u16) -> Transport {
+    let Transport::Tcp { source_port, destination_port, flags, .. } = seen else { panic!("{seen:?}") };
+    Transport::Tcp { source_port, destination_port, flags, payload: bytes }
+}
+
+#[test]
+fn the_payload_is_counted_by_the_headers_not_by_the_capture() {
+    for (claimed, payload) in [(20, 0), (21, 1), (1480, 1460), (65515, 65495)] {
+        let packet = ipv4_packet(6, 0, claimed, &SYN);
+        assert_eq!(transport_of(&packet), Ok(with_payload(SYN_SEEN, payload)), "{claimed} bytes claimed");
+    }
+}
+
+#[test]
+fn ethernet_padding_is_no_part_of_the_packet() {
+    let padded = joined(&[&ipv4_packet(6, 0, 20, &SYN), &[0xee; 6]]);
+    assert_eq!(transport_of(&padded), Ok(SYN_SEEN));
+    let empty = joined(&[&ipv4_packet(6, 0, 0, &[]), &SYN]);
+    assert_eq!(transport_of(&empty), Err(Undecoded::Malformed), "a TCP header in the padding is none");
+}
+
+#[test]
+fn every_header_length_is_followed() {
+    for words in 0..16_u8 {
+        let options = vec![1; usize::from(words.saturating_sub(5)) * 4];
+        let mut packet = ipv4_packet(6, 0, 20 + u16::try_from(options.len()).unwrap(), &joined(&[&options, &SYN]));
+        packet[0] = 0x40 | words;
+        assert_stable_when_cut(LinkType::Raw, &packet);
+        assert_eq!(transport_of(&packet), if words < 5 { Err(Undecoded::Malformed) } else { Ok(SYN_SEEN) });
+    }
+}
+
+#[test]
+fn a_total_length_inside_the_header_is_malformed() {
+    for total in 1..20_u8 {
+        let mut packet = ipv4_packet(6, 0, 20, &SYN);
+        packet[3] = total;
+        assert_eq!(transport_of(&packet), Err(Undecoded::Malformed), "total length {total}");
+    }
+    let mut options = ipv4_packet(6, 0, 3, &[1; 8]);
+    options[0] = 0x46;
+    assert_eq!(transport_of(&options), Err(Undecoded::Malformed), "total length inside the options");
+}
+
+#[test]
+fn a_total_length_of_zero_means_all_that_was_captured() {
+    let mut packet = ipv4_packet(6, 0, 20, &joined(&[&SYN, &[0; 100]]));
+    packet[2..4].fill(0);
+    assert_eq!(transport_of(&packet), Ok(with_payload(SYN_SEEN, 100)));
+    packet[6] = 0x20;
+    assert_eq!(transport_of(&packet), Err(Undecoded::Malformed), "a fragment always knows its length");
+}
+
+#[test]
+fn a_first_fragment_with_the_flags_in_it_is_a_packet() {
+    let packet = ipv4_packet(6, MORE, 24, &joined(&[&SYN, &[0; 4]]));
+    assert_stable_when_cut(LinkType::Raw, &packet);
+    let packet = decode(LinkType::Raw, &packet).unwrap();
+    assert_eq!((packet.transport, packet.fragmented), (with_payload(SYN_SEEN, 4), true));
+}
+
+#[test]
+fn a_first_fragment_without_the_flags_is_tiny() {
+    for claimed in 0..16_u16 {
+        let packet = ipv4_packet(6, MORE, claimed, &SYN);
+        assert_stable_when_cut(LinkType::Raw, &packet);
+        // A receiver keeps whole units of 8 bytes, so 15 bytes are 8: the flags in bytes 12 and 13 never reach it.
+        let ports = (claimed >= 8).then_some((40000, 23));
+        assert_eq!(transport_of(&packet), Ok(Transport::TinyFragment { ports }), "{claimed} bytes");
+    }
+    assert!(matches!(transport_of(&ipv4_packet(6, MORE, 16, &SYN)), Ok(Transport::Tcp { .. })));
+}
+
+#[test]
+fn a_tcp_fragment_at_offset_one_overlaps_and_others_are_later() {
+    for (protocol, offset, seen) in [
+        (6, 1, Transport::OverlappingFragment),
+        (6, 2, Transport::LaterFragment { protocol: 6 }),
+        (17, 1, Transport::LaterFragment { protocol: 17 }),
+        (6, 0x1fff, Transport::LaterFragment { protocol: 6 }),
+    ] {
+        for more in [0, MORE] {
+            let packet = ipv4_packet(protocol, offset | more, 20, &SYN);
+            let packet = decode(LinkType::Raw, &packet).unwrap();
+            assert_eq!((packet.transport, packet.fragmented), (seen, false), "{protocol} at {offset}");
+        }
+    }
+}
+
+#[test]
+fn the_evil_and_the_do_not_fragment_bits_make_no_fragment() {
+    for bits in [0x4000, 0x8000, 0xc000] {
+        let packet = decode(LinkType::Raw, &ipv4_packet(6, bits, 20, &SYN)).unwrap();
+        assert_eq!((packet.transport, packet.fragmented), (SYN_SEEN, false));
+    }
+}

@@ -1,0 +1,136 @@
+use super::super::{LinkType, Transport, Undecoded};
+use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv6_packet, joined, transport_of};
+
+const TCP: u8 = 6;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+
+fn fragment(next: u8, offset: u16, more: bool) -> [u8; 8] {
+    let [o0, o1] = (offset << 3 | u16::from(more)).to_be_bytes();
+    [next, 0, o0, o1, 0, 0, 0, 7]
+}
+
+#[test]
+fn each_extension_header_is_passed_over() {
+    for header in [0, 43, 60, 135, 139, 140] {
+        for units in [0, 1, 5] {
+            let extension = joined(&[&[TCP, units], &vec![0; usize::from(units) * 8 + 6]]);
+            let packet = honest_ipv6(header, &joined(&[&extension, &SYN]));
+            assert_stable_when_cut(LinkType::Raw, &packet);
+            assert_eq!(transport_of(&packet), Ok(SYN_SEEN), "header {header} with {units} more units");
+        }
+    }
+}
+
+#[test]
+fn an_authentication_header_counts_in_units_of_four_bytes() {
+    let authentication = joined(&[&[TCP, 4], &[0; 22]]);
+    let packet = honest_ipv6(51, &joined(&[&authentication, &SYN]));
+    assert_stable_when_cut(LinkType::Raw, &packet);
+    assert_eq!(transport_of(&packet), Ok(SYN_SEEN));
+}
+
+#[test]
+fn a_chain_of_sixteen_headers_is_followed_and_a_longer_one_is_malformed() {
+    for headers in 1..=18 {
+        let mut chain = [DESTINATION, 0, 1, 4, 0, 0, 0, 0].repeat(headers - 1);
+        chain.extend([TCP, 0, 1, 4, 0, 0, 0, 0]);
+        let packet = honest_ipv6(DESTINATION, &joined(&[&chain, &SYN]));
+        assert_eq!(transport_of(&packet), if headers <= 16 { Ok(SYN_SEEN) } else { Err(Undecoded::Malformed) });
+    }
+}
+
+#[test]
+fn an_extension_header_longer_than_the_packet_is_malformed() {
+    let packet = honest_ipv6(DESTINATION, &joined(&[&[TCP, 255, 1, 4, 0, 0, 0, 0], &SYN]));
+    assert_stable_when_cut(LinkType::Raw, &packet);
+    assert_eq!(transport_of(&packet), Err(Undecoded::Malformed));
+    for claimed in 1..8 {
+        let packet = ipv6_packet(DESTINATION, claimed, &joined(&[&[TCP, 0, 1, 4, 0, 0, 0, 0], &SYN]));
+        assert_eq!(transport_of(&packet), Err(Undecoded::Malformed), "{claimed} bytes claimed");
+    }
+}
+
+#[test]
+fn an_extension_header_longer_than_the_capture_is_truncated() {
+    let packet = ipv6_packet(DESTINATION, 2068, &joined(&[&[TCP, 255, 1, 4, 0, 0, 0, 0], &SYN]));
+    assert_eq!(transport_of(&packet), Err(Undecoded::Truncated));
+}
+
+#[test]
+fn no_next_header_and_tunnels_are_other() {
+    for protocol in [4, 41, 47, 50, 59, 1, 255] {
+        let packet = honest_ipv6(protocol, &SYN);
+        assert_eq!(transport_of(&packet), Ok(Transport::Other { protocol }));
+        let packet = honest_ipv6(DESTINATION, &joined(&[&[protocol, 0, 1, 4, 0, 0, 0, 0], &SYN]));
+        assert_eq!(transport_of(&packet), Ok(Transport::Other { protocol }), "behind options");
+    }
+}
+
+#[test]
+fn an_atomic_fragment_is_a_whole_packet() {
+    let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(TCP, 0, false), &SYN]));
+    assert_stable_when_cut(LinkType::Raw, &packet);
+    let packet = decode(LinkType::Raw, &packet).unwrap();
+    assert_eq!((packet.transport, packet.fragmented), (SYN_SEEN, false));
+}
+
+#[test]
+fn a_first_fragment_with_the_flags_in_it_is_a_packet() {
+    let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(TCP, 0, true), &SYN, &[0; 4]]));
+    assert_stable_when_cut(LinkType::Raw, &packet);
+    let packet = decode(LinkType::Raw, &packet).unwrap();
+    assert!(packet.fragmented);
+    assert!(matches!(packet.transport, Transport::Tcp { destination_port: 23, payload: 4, .. }), "{packet:?}");
+}
+
+#[test]
+fn a_first_fragment_that_splits_the_tcp_header_is_tiny() {
+    for claimed in 0..16 {
+        let packet = ipv6_packet(FRAGMENT, 8 + claimed, &joined(&[&fragment(TCP, 0, true), &SYN]));
+        assert_stable_when_cut(LinkType::Raw, &packet);
+        let ports = (claimed >= 8).then_some((40000, 23));
+        let packet = decode(LinkType::Raw, &packet).unwrap();
+        assert_eq!((packet.transport, packet.fragmented), (Transport::TinyFragment { ports }, true), "{claimed} bytes");
+    }
+}
+
+#[test]
+fn a_first_fragment_that_splits_the_chain_of_headers_is_tiny() {
+    let options = [TCP, 2, 1, 4, 0, 0, 0, 0];
+    for claimed in [0, 8, 16, 23] {
+        let pieces = joined(&[&fragment(DESTINATION, 0, true), &options, &[0; 16], &SYN]);
+        let packet = ipv6_packet(FRAGMENT, 8 + claimed, &pieces);
+        assert_stable_when_cut(LinkType::Raw, &packet);
+        assert_eq!(transport_of(&packet), Ok(Transport::TinyFragment { ports: None }), "{claimed} bytes");
+    }
+}
+
+#[test]
+fn a_tcp_fragment_at_offset_one_overlaps_and_others_are_later() {
+    for (protocol, offset, seen) in [
+        (TCP, 1, Transport::OverlappingFragment),
+        (TCP, 2, Transport::LaterFragment { protocol: TCP }),
+        (17, 1, Transport::LaterFragment { protocol: 17 }),
+        (DESTINATION, 1, Transport::LaterFragment { protocol: DESTINATION }),
+    ] {
+        let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(protocol, offset, true), &SYN]));
+        let packet = decode(LinkType::Raw, &packet).unwrap();
+        assert_eq!((packet.transport, packet.fragmented), (seen, false), "{protocol} at {offset}");
+    }
+}
+
+#[test]
+fn a_jumbogram_counts_what_was_captured() {
+    let jumbo = [TCP, 0, 0xc2, 4, 0, 1, 0, 0];
+    let packet = ipv6_packet(0, 0, &joined(&[&jumbo, &SYN, &[0; 30]]));
+    assert!(matches!(transport_of(&packet), Ok(Transport::Tcp { destination_port: 23, payload: 30, .. })));
+    let fragmented = ipv6_packet(FRAGMENT, 0, &joined(&[&fragment(TCP, 0, true), &SYN]));
+    assert_eq!(transport_of(&fragmented), Err(Undecoded::Malformed), "a jumbogram has no fragments");
+}
+
+#[test]
+fn padding_behind_the_payload_is_no_part_of_the_packet() {
+    let packet = ipv6_packet(TCP, 8, &SYN);
+    assert_eq!(transport_of(&packet), Err(Undecoded::Malformed));
+}

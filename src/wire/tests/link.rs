@@ -1,0 +1,142 @@
+use super::super::{Delivery, LinkType, Undecoded};
+use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv4_packet, joined};
+
+const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+
+fn syn() -> Vec<u8> {
+    ipv4_packet(6, 0, 20, &SYN)
+}
+
+#[test]
+fn up_to_four_stacked_vlan_tags_are_opened_and_a_fifth_is_malformed() {
+    let tag = [0x81, 0x00, 0x00, 0x07];
+    for tags in 0..=5 {
+        let frame = joined(&[&MACS, &tag.repeat(tags), &[0x08, 0x00], &syn()]);
+        assert_stable_when_cut(LinkType::Ethernet, &frame);
+        let seen = decode(LinkType::Ethernet, &frame).map(|packet| packet.transport);
+        assert_eq!(seen, if tags <= 4 { Ok(SYN_SEEN) } else { Err(Undecoded::Malformed) }, "{tags} tags");
+    }
+}
+
+#[test]
+fn customer_service_and_old_service_tags_may_be_mixed() {
+    let tags = [0x91, 0x00, 0, 1, 0x88, 0xa8, 0, 2, 0x81, 0x00, 0, 3];
+    let frame = joined(&[&MACS, &tags, &[0x86, 0xdd], &honest_ipv6(6, &SYN)]);
+    assert_eq!(decode(LinkType::Ethernet, &frame).unwrap().transport, SYN_SEEN);
+}
+
+#[test]
+fn a_vlan_tag_inside_a_cooked_capture_is_opened() {
+    let behind = joined(&[&[0, 7, 0x08, 0x00], &syn()]);
+    let sll = joined(&[&[0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0, 0x81, 0x00], &behind]);
+    let sll2 = joined(&[&[0x81, 0, 0, 0, 0, 0, 0, 9, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], &behind]);
+    for (link, frame) in [(LinkType::Sll, sll), (LinkType::Sll2, sll2)] {
+        assert_stable_when_cut(link, &frame);
+        let packet = decode(link, &frame).unwrap();
+        assert_eq!((packet.transport, packet.delivery), (SYN_SEEN, Delivery::Host), "{link:?}");
+    }
+}
+
+#[test]
+fn a_pppoe_session_is_opened() {
+    let session = |ppp: [u8; 2], packet: &[u8]| joined(&[&MACS, &[0x88, 0x64, 0x11, 0, 0, 1, 0, 42], &ppp, packet]);
+    for frame in [session([0, 0x21], &syn()), session([0, 0x57], &honest_ipv6(6, &SYN))] {
+        assert_stable_when_cut(LinkType::Ethernet, &frame);
+        assert_eq!(decode(LinkType::Ethernet, &frame).unwrap().transport, SYN_SEEN);
+    }
+    let link_control = session([0xc0, 0x21], &[9, 0, 0, 8, 0, 0, 0, 0]);
+    assert_eq!(decode(LinkType::Ethernet, &link_control), Err(Undecoded::NotIp));
+    let mut other_version = session([0, 0x21], &syn());
+    other_version[14] = 0x21;
+    assert_eq!(decode(LinkType::Ethernet, &other_version), Err(Undecoded::Malformed));
+}
+
+#[test]
+fn the_destination_address_tells_broadcast_and_multicast() {
+    for (destination, delivery) in [
+        ([0xff; 6], Delivery::Broadcast),
+        ([0x01, 0, 0x5e, 0, 0, 1], Delivery::Multicast),
+        ([0x33, 0x33, 0, 0, 0, 1], Delivery::Multicast),
+        ([0xff, 0xff, 0xff, 0xff, 0xff, 0xfe], Delivery::Multicast),
+        ([0x02, 0xff, 0xff, 0xff, 0xff, 0xff], Delivery::Unknown),
+    ] {
+        let frame = joined(&[&destination, &MACS[6..], &[0x08, 0x00], &syn()]);
+        assert_eq!(decode(LinkType::Ethernet, &frame).unwrap().delivery, delivery, "{destination:x?}");
+    }
+}
+
+#[test]
+fn the_packet_type_of_a_cooked_capture_is_the_delivery() {
+    for (kind, delivery) in [
+        (0, Delivery::Host),
+        (1, Delivery::Broadcast),
+        (2, Delivery::Multicast),
+        (3, Delivery::OtherHost),
+        (4, Delivery::Outgoing),
+        (7, Delivery::Unknown),
+    ] {
+        let sll = joined(&[&[0, kind, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0, 0x08, 0x00], &syn()]);
+        assert_eq!(decode(LinkType::Sll, &sll).unwrap().delivery, delivery);
+        let sll2 = joined(&[&[8, 0, 0, 0, 1, 2, 3, 4, 0, 1, kind, 6, 2, 0, 0, 0, 0, 1, 0, 0], &syn()]);
+        let packet = decode(LinkType::Sll2, &sll2).unwrap();
+        assert_eq!((packet.delivery, packet.interface), (delivery, 0x0102_0304));
+    }
+    let odd = joined(&[&[1, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0, 0x08, 0x00], &syn()]);
+    assert_eq!(decode(LinkType::Sll, &odd).unwrap().delivery, Delivery::Unknown, "packet type 0x0100 is not 0");
+}
+
+#[test]
+fn loopback_families_are_read_in_either_byte_order() {
+    for (family, packet) in [(2, syn())].into_iter().chain([10, 23, 24, 28, 30].map(|v6| (v6, honest_ipv6(6, &SYN)))) {
+        for order in [[family, 0, 0, 0], [0, 0, 0, family]] {
+            let frame = joined(&[&order, &packet]);
+            assert_stable_when_cut(LinkType::Null, &frame);
+            assert_eq!(decode(LinkType::Null, &frame).unwrap().transport, SYN_SEEN, "family {order:?}");
+        }
+    }
+    for family in [[7, 0, 0, 0], [2, 0, 0, 2], [0, 2, 0, 0], [0; 4]] {
+        assert_eq!(decode(LinkType::Null, &joined(&[&family, &syn()])), Err(Undecoded::NotIp));
+    }
+}
+
+#[test]
+fn a_bare_packet_is_told_by_its_version() {
+    assert_eq!(decode(LinkType::Raw, &honest_ipv6(6, &SYN)).unwrap().transport, SYN_SEEN);
+    assert_eq!(decode(LinkType::Raw, &[]), Err(Undecoded::Truncated));
+    for version in (0..16).filter(|version| ![4, 6].contains(version)) {
+        let mut packet = syn();
+        packet[0] = version << 4 | 5;
+        assert_eq!(decode(LinkType::Raw, &packet), Err(Undecoded::Malformed), "version {version}");
+    }
+}
+
+#[test]
+fn a_version_other_than_the_ether_type_says_is_malformed() {
+    let as_ipv6 = joined(&[&MACS, &[0x86, 0xdd], &syn()]);
+    let as_ipv4 = joined(&[&MACS, &[0x08, 0x00], &honest_ipv6(6, &SYN)]);
+    for frame in [as_ipv6, as_ipv4] {
+        assert_eq!(decode(LinkType::Ethernet, &frame), Err(Undecoded::Malformed));
+    }
+}
+
+#[test]
+fn ethernet_with_a_length_instead_of_a_type_is_not_ip() {
+    let spanning_tree = joined(&[&MACS, &[0x00, 0x26, 0x42, 0x42, 0x03], &[0; 35]]);
+    assert_eq!(decode(LinkType::Ethernet, &spanning_tree), Err(Undecoded::NotIp));
+}
+
+#[test]
+fn dlt_numbers_have_their_link_types() {
+    for (dlt, link) in [
+        (1, Some(LinkType::Ethernet)),
+        (12, Some(LinkType::Raw)),
+        (101, Some(LinkType::Raw)),
+        (108, Some(LinkType::Null)),
+        (113, Some(LinkType::Sll)),
+        (276, Some(LinkType::Sll2)),
+        (105, None),
+        (-1, None),
+    ] {
+        assert_eq!(LinkType::from_dlt(dlt), link, "{dlt}");
+    }
+}

@@ -1,0 +1,102 @@
+//! What an IP packet carries, to [`Transport`]. Tunnels are not opened: what comes out of them is captured on their own
+//! interface.
+//!
+//! Read with: RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 792 and 4443 (ICMP), RFC 1858 and 3128 (fragments).
+
+use super::piece::Piece;
+use super::{TcpFlags, Transport, Undecoded};
+
+/// A datagram that is all there, `icmp` being the protocol number of ICMP in its IP version.
+///
+/// # Errors
+///
+/// [`Undecoded::Malformed`] where the IP length has no room for the header, [`Undecoded::Truncated`] where the captured
+/// bytes end before what is read of it.
+#[inline]
+pub(super) fn whole(protocol: u8, icmp: u8, payload: Piece<'_>) -> Result<Transport, Undecoded> {
+    match protocol {
+        TCP => tcp(payload),
+        UDP => {
+            let &[s0, s1, d0, d1] = payload.header(UDP_HEADER)?;
+            Ok(Transport::Udp {
+                source_port: u16::from_be_bytes([s0, s1]),
+                destination_port: u16::from_be_bytes([d0, d1]),
+            })
+        }
+        SCTP => {
+            let &[s0, s1, d0, d1, _, _, _, _, _, _, _, _, chunk] = payload.header(SCTP_HEADER + SCTP_CHUNK_HEADER)?;
+            Ok(Transport::Sctp {
+                source_port: u16::from_be_bytes([s0, s1]),
+                destination_port: u16::from_be_bytes([d0, d1]),
+                chunk,
+            })
+        }
+        _ if protocol == icmp => {
+            let &[kind, code] = payload.header(ICMP_HEADER)?;
+            Ok(Transport::Icmp { kind, code })
+        }
+        _ => Ok(Transport::Other { protocol }),
+    }
+}
+
+/// The first of several fragments, cut to [whole units](Piece::whole_units). One that ends inside the transport header is not malformed but made on purpose.
+///
+/// # Errors
+///
+/// [`Undecoded::Truncated`] where the captured bytes end before what is read.
+#[inline]
+pub(super) fn first_fragment(protocol: u8, icmp: u8, payload: Piece<'_>) -> Result<Transport, Undecoded> {
+    match whole(protocol, icmp, payload) {
+        Err(Undecoded::Malformed) => tiny(payload),
+        decoded => decoded,
+    }
+}
+
+/// A fragment `offset` units of 8 bytes into its datagram.
+#[inline]
+pub(super) fn later_fragment(protocol: u8, offset: u16) -> Transport {
+    match (protocol, offset) {
+        (TCP, 1) => Transport::OverlappingFragment,
+        _ => Transport::LaterFragment { protocol },
+    }
+}
+
+#[inline]
+fn tcp(segment: Piece<'_>) -> Result<Transport, Undecoded> {
+    let &[s0, s1, d0, d1, _, _, _, _, _, _, _, _, offset_flags, flags] = segment.header(TCP_TO_FLAGS)?;
+    let header = usize::from(offset_flags >> 4) * 4;
+    // A header that claims fewer than 20 bytes is dropped by every stack and sent by none. Its ports and flags are
+    // there all the same, and the sender has meant them: a probe to be judged, not an accident to be counted.
+    let payload = if header < TCP_HEADER { 0 } else { segment.length().saturating_sub(header) };
+    Ok(Transport::Tcp {
+        source_port: u16::from_be_bytes([s0, s1]),
+        destination_port: u16::from_be_bytes([d0, d1]),
+        flags: TcpFlags(u16::from_be_bytes([offset_flags & 0x0f, flags])),
+        payload: u16::try_from(payload).unwrap_or(u16::MAX),
+    })
+}
+
+fn tiny(piece: Piece<'_>) -> Result<Transport, Undecoded> {
+    let ports = match piece.header(PORTS) {
+        Ok(&[s0, s1, d0, d1]) => Some((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))),
+        Err(Undecoded::Truncated) => return Err(Undecoded::Truncated),
+        Err(_) => None,
+    };
+    Ok(Transport::TinyFragment { ports })
+}
+
+pub(super) const ICMPV4: u8 = 1;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
+
+const PORTS: usize = 4;
+const TCP_HEADER: usize = 20;
+/// As far as the flags: what lies behind is not read, so a piece that ends there is complete enough.
+const TCP_TO_FLAGS: usize = 14;
+const UDP_HEADER: usize = 8;
+const SCTP_HEADER: usize = 12;
+const SCTP_CHUNK_HEADER: usize = 4;
+/// Type, code and checksum.
+const ICMP_HEADER: usize = 4;
