@@ -1,1 +1,3 @@
-//! (room)
+//! Decisions to the kernel: one back end a file.
+
+pub mod nft;

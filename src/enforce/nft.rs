@@ -1,0 +1,249 @@
+//! Bans to elements of the named sets in `table inet portsentry`, and back. The kernel enforces and expires them by
+//! itself; nothing here remembers why anybody is blocked.
+//!
+//! A ban is one transaction of three messages and one acknowledgement; once the buffers are warm it allocates nothing.
+
+use std::collections::HashMap;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rustix::io::Errno;
+
+use crate::engine::subject::{Expiry, Subject};
+pub use crate::netlink::nft::{Installed, Remaining, RulesetError, RulesetSpec};
+use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
+use crate::netlink::socket::{Socket, SocketError};
+
+/// Why the sets are not as they were asked to be.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// Somebody deleted the table or one of its sets, for example with `nft flush ruleset`. Nobody is blocked.
+    #[error("table inet portsentry, or a set in it, is gone; it has to be installed again and the bans restored")]
+    Gone,
+    /// Some of the subjects were not dealt with; all others were.
+    #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
+    Failed {
+        /// How many there were.
+        asked: usize,
+        /// Which ones failed, and why; at least one.
+        failed: Vec<Failed>,
+    },
+    /// The socket failed, or the kernel refused the whole.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// One subject that could not be blocked or lifted.
+#[derive(Debug)]
+pub struct Failed {
+    /// Which one.
+    pub subject: Subject,
+    /// Why.
+    pub reason: Failure,
+}
+
+/// Why one subject could not be blocked or lifted.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// No room.
+    #[error(
+        "set inet portsentry {set} is full ({size}): shorten `expire`, or save the bans, delete the table and start with \
+         a larger size"
+    )]
+    Full {
+        /// The set's name.
+        set: &'static str,
+        /// How many elements it holds.
+        size: u32,
+    },
+    /// What else the kernel or the socket said.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// The back end: one socket, opened in the network namespace of the thread that opens it.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+    batch: Batch,
+    request: Vec<u8>,
+}
+
+impl Nft {
+    /// Opens the socket. Whether the kernel lets us is seen with [`Nft::install`].
+    ///
+    /// # Errors
+    /// Where the kernel has no netfilter netlink.
+    pub fn open() -> Result<Self, SocketError> {
+        Ok(Self { socket: Socket::open()?, batch: Batch::new(), request: Vec::new() })
+    }
+
+    /// Creates the table, or adopts one that is as it should be.
+    ///
+    /// # Errors
+    /// As [`nft::install`].
+    pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
+        nft::install(&mut self.socket, spec)
+    }
+
+    /// Blocks them all, each from now on for its expiry, whether it is blocked already or not.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
+    /// blocked, while the others are.
+    pub fn block(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
+        self.change(Change::Block, bans, |batch, (subject, expiry)| nft::put_ban(batch, *subject, *expiry), |(subject, _)| *subject)
+    }
+
+    /// Lifts the bans of these; who is not blocked is passed over.
+    ///
+    /// # Errors
+    /// As [`Nft::block`].
+    pub fn lift(&mut self, subjects: &[Subject]) -> Result<(), BlockError> {
+        self.change(Change::Lift, subjects, |batch, subject| nft::put_lift(batch, *subject), |subject| *subject)
+    }
+
+    /// Whether `subject` is blocked now, and for how long still.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where there is no set to look into.
+    pub fn holds(&mut self, subject: Subject) -> Result<Option<Remaining>, BlockError> {
+        nft::put_one_element_query(&mut self.request, subject);
+        let mut found = None;
+        let asked = self.socket.ask(&mut self.request, |message| {
+            let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
+            found = list.and_then(|(_, list)| elements_of(list).find(|element| element.subject == subject));
+        });
+        match asked {
+            Ok(()) => Ok(found.map(|element| element.remaining)),
+            // A missing element and a missing set look the same.
+            Err(error) if error.is(Errno::NOENT) => self.size(Set::of(subject)).map(|_| None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All bans that the kernel holds, ours and those that an administrator or a rule added. The time grows with the
+    /// square of their number: 100,000 take 0.2 s, a million half a minute.
+    ///
+    /// # Errors
+    /// [`SocketError::Unsteady`] where the sets change faster than they can be read.
+    pub fn elements(&mut self) -> Result<Vec<(Subject, Remaining)>, BlockError> {
+        let mut all = Vec::new();
+        for set in [Set::Blocked, Set::Blocked6] {
+            nft::put_set_dump(&mut self.request, set);
+            // A table that grows while it is read may show an element twice.
+            let read = self.socket.dump(&mut self.request, HashMap::new, |found, message| {
+                let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT).map_or(&[][..], |(_, list)| list);
+                found.extend(elements_of(list).map(|Element { subject, remaining }| (subject, remaining)));
+            });
+            match read {
+                Ok(found) => all.extend(found),
+                Err(error) if error.is(Errno::NOENT) => return Err(BlockError::Gone),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes these prefixes, and no others, the ones that are never dropped. In one transaction: at no moment is anybody
+    /// without protection who has it before and after.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`], and [`SocketError::TooBig`] from some 50,000 prefixes on.
+    pub fn protect(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
+        let v4: Vec<Ipv4Net> = prefixes.iter().filter_map(|prefix| if let IpNet::V4(v4) = prefix { Some(*v4) } else { None }).collect();
+        let v6: Vec<Ipv6Net> = prefixes.iter().filter_map(|prefix| if let IpNet::V6(v6) = prefix { Some(*v6) } else { None }).collect();
+        // Aggregated, because an interval set refuses a prefix inside another.
+        let v4: Vec<IpNet> = Ipv4Net::aggregate(&v4).into_iter().map(IpNet::V4).collect();
+        let v6: Vec<IpNet> = Ipv6Net::aggregate(&v6).into_iter().map(IpNet::V6).collect();
+        self.batch.clear();
+        nft::put_protected(&mut self.batch, Set::Allowed, &v4);
+        nft::put_protected(&mut self.batch, Set::Allowed6, &v6);
+        self.socket.transact(&mut self.batch).map_err(|error| {
+            if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() }
+        })
+    }
+
+    /// Puts `items` into transactions of a bounded length. One refused message undoes its whole transaction (an element
+    /// may expire between two messages, a set may be full), so then each of its items is tried alone.
+    fn change<T>(
+        &mut self,
+        change: Change,
+        items: &[T],
+        put: impl Fn(&mut Batch, &T),
+        subject: impl Fn(&T) -> Subject,
+    ) -> Result<(), BlockError> {
+        let mut failed = Vec::new();
+        let mut rest = items;
+        while !rest.is_empty() {
+            self.batch.clear();
+            let mut taken = 0;
+            for item in rest {
+                if self.batch.len() > CHUNK {
+                    break;
+                }
+                put(&mut self.batch, item);
+                taken += 1;
+            }
+            let (chunk, later) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
+            rest = later;
+            let Err(error) = self.socket.transact(&mut self.batch) else { continue };
+            if let [alone] = chunk {
+                self.judge(change, subject(alone), error, &mut failed)?;
+                continue;
+            }
+            // Lost answers leave open what happened; all that is sent here may be sent twice.
+            if !matches!(error, SocketError::Refused { .. } | SocketError::Overrun(_)) {
+                return Err(error.into());
+            }
+            for item in chunk {
+                self.batch.clear();
+                put(&mut self.batch, item);
+                if let Err(error) = self.socket.transact(&mut self.batch) {
+                    self.judge(change, subject(item), error, &mut failed)?;
+                }
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: items.len(), failed }) }
+    }
+
+    /// What the failure of one subject means for it, or for all.
+    fn judge(&mut self, change: Change, subject: Subject, error: SocketError, failed: &mut Vec<Failed>) -> Result<(), BlockError> {
+        let set = Set::of(subject);
+        match error {
+            SocketError::Refused { errno: Errno::NOENT, .. } => {
+                // Either the set itself is gone, or there was nothing to lift. A ban adds before it deletes and never
+                // misses its element: then somebody has just replaced the table.
+                self.size(set)?;
+                if change == Change::Block {
+                    failed.push(Failed { subject, reason: error.into() });
+                }
+            }
+            SocketError::Refused { errno: Errno::NFILE, .. } => {
+                let reason = Failure::Full { set: set.name(), size: self.size(set)? };
+                failed.push(Failed { subject, reason });
+            }
+            SocketError::Refused { .. } => failed.push(Failed { subject, reason: error.into() }),
+            other => return Err(other.into()),
+        }
+        Ok(())
+    }
+
+    fn size(&mut self, set: Set) -> Result<u32, BlockError> {
+        nft::set_size(&mut self.socket, set).map_err(|error| {
+            if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() }
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Block,
+    Lift,
+}
+
+fn first(failed: &[Failed]) -> String {
+    failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
+}
+
+/// Bytes of one transaction, below the send buffer that a process without privilege over buffers gets (212,992).
+const CHUNK: usize = 128 << 10;

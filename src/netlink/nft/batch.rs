@@ -1,0 +1,160 @@
+//! Several messages to one transaction: all of it happens, or none. Keeps its memory, so that a warm batch encodes a ban
+//! without allocating.
+
+use super::message::{Attributes, patch, put_message};
+use super::{SUBSYSTEM, flag};
+
+/// A transaction in the making: BEGIN, then messages, and END once it is sealed.
+#[derive(Debug, Default)]
+pub struct Batch(Vec<u8>);
+
+impl Batch {
+    /// An empty transaction.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut batch = Self::default();
+        batch.clear();
+        batch
+    }
+
+    /// Starts again, in the same memory.
+    pub fn clear(&mut self) {
+        self.0.clear();
+        self.mark(BATCH_BEGIN);
+    }
+
+    /// True where no message is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.len() <= MARK
+    }
+
+    /// Bytes so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Appends one message.
+    pub(super) fn put(&mut self, kind: u8, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        put_message(&mut self.0, kind, flags, fill);
+    }
+
+    /// Appends encoded messages, with `flags` added to each.
+    pub(super) fn splice(&mut self, messages: &[u8], flags: u16) {
+        let start = self.0.len();
+        self.0.extend_from_slice(messages);
+        self.each_header(start, |header| header.add_flags(flags));
+    }
+
+    /// Ends the transaction, numbers its messages from `first` on, and asks for one acknowledgement, that of the last
+    /// message: an answer to each would overflow the receive buffer, and some kernels never answer the END. Gives the
+    /// bytes and the sequence number of the message that will be acknowledged.
+    pub(crate) fn seal(&mut self, first: u32) -> (&[u8], u32) {
+        let mut next = first;
+        let mut last_start = 0;
+        self.each_header(0, |header| {
+            header.number(next);
+            header.clear_ack();
+            last_start = header.start;
+            next = next.wrapping_add(1);
+        });
+        Header { bytes: &mut self.0, start: last_start }.add_flags(flag::ACK);
+        let end = self.0.len();
+        self.mark(BATCH_END);
+        Header { bytes: &mut self.0, start: end }.number(next);
+        (&self.0, next.wrapping_sub(1))
+    }
+
+    /// Bytes of the messages, without BEGIN.
+    pub(super) fn messages(&self) -> &[u8] {
+        self.0.get(MARK..).unwrap_or_default()
+    }
+
+    fn mark(&mut self, kind: u16) {
+        let [_, low] = SUBSYSTEM.to_be_bytes();
+        self.0.extend_from_slice(&20_u32.to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(&flag::REQUEST.to_ne_bytes());
+        self.0.extend_from_slice(&[0; 8]);
+        // Family and version, then the subsystem in network order as the resource.
+        self.0.extend_from_slice(&[0, 0, 0, low]);
+    }
+
+    fn each_header(&mut self, mut start: usize, mut visit: impl FnMut(&mut Header<'_>)) {
+        while let Some(length) = self.0.get(start..).and_then(<[u8]>::first_chunk).copied().map(u32::from_ne_bytes) {
+            visit(&mut Header { bytes: &mut self.0, start });
+            // Never less than a header, so that the walk always ends.
+            let length = usize::try_from(length).unwrap_or(usize::MAX).clamp(MARK, self.0.len());
+            start += length.next_multiple_of(4);
+        }
+    }
+}
+
+/// The header of one message in the batch.
+struct Header<'a> {
+    bytes: &'a mut [u8],
+    start: usize,
+}
+
+impl Header<'_> {
+    fn flags(&self) -> u16 {
+        self.bytes.get(self.start + 6..).and_then(<[u8]>::first_chunk).copied().map_or(0, u16::from_ne_bytes)
+    }
+
+    fn add_flags(&mut self, flags: u16) {
+        let flags = self.flags() | flags;
+        patch(self.bytes, self.start + 6, flags.to_ne_bytes());
+    }
+
+    fn clear_ack(&mut self) {
+        let flags = self.flags() & !flag::ACK;
+        patch(self.bytes, self.start + 6, flags.to_ne_bytes());
+    }
+
+    fn number(&mut self, sequence: u32) {
+        patch(self.bytes, self.start + 8, sequence.to_ne_bytes());
+    }
+}
+
+/// NFNL_MSG_BATCH_BEGIN.
+const BATCH_BEGIN: u16 = 0x10;
+/// NFNL_MSG_BATCH_END.
+const BATCH_END: u16 = 0x11;
+/// Length of BEGIN and of END: struct nlmsghdr and struct nfgenmsg.
+const MARK: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Messages;
+    use super::*;
+
+    #[test]
+    fn only_the_last_real_message_asks_for_an_answer() {
+        let mut batch = Batch::new();
+        batch.put(12, flag::CREATE | flag::ACK, |list| list.put(1, b"x\0"));
+        let spliced = batch.messages().to_vec();
+        batch.splice(&spliced, flag::EXCL);
+        let (bytes, last) = batch.seal(u32::MAX);
+        let seen: Vec<_> = Messages(bytes).map(|message| (message.kind, message.sequence, message.flags)).collect();
+        assert_eq!(last, 1);
+        assert_eq!(
+            seen,
+            [
+                (BATCH_BEGIN, u32::MAX, flag::REQUEST),
+                (SUBSYSTEM << 8 | 12, 0, flag::REQUEST | flag::CREATE),
+                (SUBSYSTEM << 8 | 12, 1, flag::REQUEST | flag::CREATE | flag::EXCL | flag::ACK),
+                (BATCH_END, 2, flag::REQUEST),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cleared_batch_is_empty_and_keeps_its_memory() {
+        let mut batch = Batch::new();
+        batch.put(12, 0, |list| list.put(1, &[0; 400]));
+        let room = batch.0.capacity();
+        batch.clear();
+        assert!(batch.is_empty() && batch.len() == MARK && batch.0.capacity() == room);
+    }
+}

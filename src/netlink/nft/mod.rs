@@ -1,0 +1,91 @@
+//! Values to nf_tables messages and back: the table, its sets, its chain and the elements in the sets.
+//!
+//! Read with: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's net/netfilter/nf_tables_api.c.
+//! Headers are in host order, attributes of nf_tables in network order.
+
+mod batch;
+mod element;
+mod message;
+mod ruleset;
+mod shape;
+
+pub use batch::Batch;
+pub use element::{Remaining, put_ban, put_lift, put_one_element_query, put_protected, put_set_dump};
+pub(crate) use element::{Element, elements_of};
+pub use message::Attributes;
+pub(crate) use message::{Message, Messages, attributes, text};
+pub use ruleset::{Installed, RulesetError, RulesetSpec, install};
+pub(crate) use ruleset::set_size;
+
+use crate::engine::subject::Subject;
+
+/// The one table that is the daemon's own, in the family `inet`.
+pub const TABLE: &str = "portsentry";
+
+/// The chain in it that drops.
+pub const CHAIN: &str = "prerouting";
+
+/// A named set of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Blocked IPv4 addresses.
+    Blocked,
+    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses.
+    Blocked6,
+    /// IPv4 prefixes that are never dropped.
+    Allowed,
+    /// IPv6 prefixes that are never dropped.
+    Allowed6,
+}
+
+impl Set {
+    /// Its name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Blocked => "blocked",
+            Self::Blocked6 => "blocked6",
+            Self::Allowed => "allowed",
+            Self::Allowed6 => "allowed6",
+        }
+    }
+
+    /// The set in which `subject` is blocked.
+    #[must_use]
+    pub const fn of(subject: Subject) -> Self {
+        match subject {
+            Subject::V4(_) => Self::Blocked,
+            Subject::V6(_) => Self::Blocked6,
+        }
+    }
+}
+
+/// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
+const FAMILY_INET: u8 = 1;
+
+/// NFNL_SUBSYS_NFTABLES, the upper byte of a message's type.
+const SUBSYSTEM: u16 = 10;
+
+/// Lower bytes of a message's type (enum nf_tables_msg_types).
+pub(crate) mod kind {
+    pub(crate) const NEW_TABLE: u8 = 0;
+    pub(crate) const GET_TABLE: u8 = 1;
+    pub(crate) const NEW_CHAIN: u8 = 3;
+    pub(crate) const GET_CHAIN: u8 = 4;
+    pub(crate) const NEW_RULE: u8 = 6;
+    pub(crate) const GET_RULE: u8 = 7;
+    pub(crate) const NEW_SET: u8 = 9;
+    pub(crate) const GET_SET: u8 = 10;
+    pub(crate) const NEW_ELEMENT: u8 = 12;
+    pub(crate) const GET_ELEMENT: u8 = 13;
+    pub(crate) const DELETE_ELEMENT: u8 = 14;
+}
+
+/// Flags of a request (linux/netlink.h).
+pub(crate) mod flag {
+    pub(crate) const REQUEST: u16 = 0x001;
+    pub(crate) const ACK: u16 = 0x004;
+    pub(crate) const DUMP: u16 = 0x300;
+    pub(crate) const EXCL: u16 = 0x200;
+    pub(crate) const CREATE: u16 = 0x400;
+}
