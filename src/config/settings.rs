@@ -1,0 +1,80 @@
+//! Which key sets what. The one list of keys: whatever is not asked for here is an unknown key.
+
+use super::error::{ConfigError, ConfigErrors, Position};
+use super::lists::{self, Lists};
+use super::reader::{Section, Walk};
+use super::{Config, Protocol, value};
+use toml::de::DeTable;
+
+pub(super) fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let mut errors: Vec<ConfigError> = syntax.iter().map(|error| unreadable(name, text, error)).collect();
+    let mut config = Config::builtin();
+    let walk = Walk::over(name, text, document.get_ref(), |root| all(root, &mut config));
+    if errors.is_empty() {
+        errors = walk.into_errors(config.blind_spots());
+    }
+    ConfigErrors::unless_empty(errors, config)
+}
+
+pub(super) fn keys() -> Vec<String> {
+    let mut config = Config::builtin();
+    Walk::over("", "", &DeTable::new(), |root| all(root, &mut config)).into_keys()
+}
+
+fn unreadable(name: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let position = error.span().map(|span| Position::of(text, span.start));
+    ConfigError { file: name.to_owned(), position, key: None, message: format!("{}", error.message()) }
+}
+
+fn all(root: &mut Section<'_, '_>, config: &mut Config) {
+    root.read("expire", &mut config.expire, value::expiry);
+    root.read_list("interfaces", &mut config.interfaces, "for example [\"eth0\"]", value::interface);
+    root.section("tcp", |tcp| protocol(tcp, &mut config.tcp, &lists::TCP));
+    root.section("udp", |udp| protocol(udp, &mut config.udp, &lists::UDP));
+    root.section("detect", |detect| {
+        let place = &mut config.detect;
+        detect.read("scan_trigger", &mut place.scan_trigger, |found| value::number(found, 0, 15));
+        detect.read("window", &mut place.window, value::window);
+        detect.read("max_sources", &mut place.max_sources, |found| value::number(found, 1_024, 16_777_216));
+        detect.read("sctp", &mut place.sctp, value::yes_or_no);
+        detect.read("icmp", &mut place.icmp, value::yes_or_no);
+    });
+    root.section("allow", |allow| {
+        let place = &mut config.allow;
+        allow.read_list("networks", &mut place.networks, "for example [\"198.51.100.0/24\"]", value::network);
+        let example = "for example [\"/etc/portsentry/portsentry.ignore\"]";
+        allow.read_list("files", &mut place.files, example, value::file);
+    });
+    root.section("block", |block| {
+        let place = &mut config.block;
+        block.read_list("method", &mut place.method, "[\"nft\"]", value::method);
+        let (key, most) = ("max_new_bans_per_minute", i64::from(u32::MAX));
+        block.read(key, &mut place.max_new_bans_per_minute, |found| value::number(found, 1, most));
+        block.section("nft", |nft| {
+            nft.read("action", &mut place.nft.action, value::action);
+            nft.read("size", &mut place.nft.size, |found| value::number(found, 1, 16_777_216));
+        });
+        block.section("route", |route| {
+            route.read("kind", &mut place.route, value::route_kind);
+            route.read("via", &mut place.route, value::route_via);
+        });
+        block.section("run", |run| run.read_list("command", &mut place.run.command, "[]", value::command_word));
+    });
+    root.section("trap", |trap| {
+        trap.read("tcp", &mut config.trap.tcp, value::trap);
+        trap.read("udp", &mut config.trap.udp, value::trap);
+    });
+}
+
+fn protocol(section: &mut Section<'_, '_>, place: &mut Protocol, lists: &Lists) {
+    section.read("mode", &mut place.mode, value::mode);
+    section.read("ports", &mut place.ports, |found| match found.as_str().and_then(|name| lists.named(name)) {
+        Some(ports) => Ok(ports),
+        None => value::ports(found),
+    });
+    section.read("advanced_ports", &mut place.advanced_ports, value::advanced_ports);
+    section.read("advanced_exclude", &mut place.advanced_exclude, value::ports);
+    section.read("block", &mut place.block, value::block_policy);
+    section.read("port_banner", &mut place.port_banner, value::port_banner);
+}
