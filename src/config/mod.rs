@@ -281,22 +281,34 @@ impl Config {
         settings::keys()
     }
 
-    /// Where a mode is on and yet watches no port: the key to blame and a sentence. A detector must never say that it
-    /// is active while it watches nothing.
-    pub(crate) fn blind_spots(&self) -> Vec<(String, String)> {
-        let mut blind = Vec::new();
+    /// This configuration, unless what was changed in it contradicts the rest. `origin` is what messages name.
+    pub(crate) fn consistent(self, origin: &str) -> Result<Self, ConfigErrors> {
+        let about = |(key, message)| ConfigError { file: origin.to_owned(), position: None, key: Some(key), message };
+        let errors = self.contradictions().into_iter().map(about).collect();
+        ConfigErrors::unless_empty(errors, self)
+    }
+
+    /// What each key says well and all together say wrong: the key to blame and a sentence. A detector must never say
+    /// that it is active while it watches nothing.
+    fn contradictions(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
         for (name, protocol) in [("tcp", &self.tcp), ("udp", &self.udp)] {
             let key = if protocol.mode == Mode::Advanced { "advanced_ports" } else { "ports" };
             if protocol.mode != Mode::Off && protocol.watched().is_empty() {
                 let message = format!("no port is left to watch; list one, or write mode = \"off\" under [{name}]");
-                blind.push((format!("{name}.{key}"), message));
+                found.push((format!("{name}.{key}"), message));
             }
         }
         if self.tcp.mode == Mode::Off && self.udp.mode == Mode::Off {
-            let message = "off for both protocols, so that nothing would be watched; write mode = \"advanced\"";
-            blind.push(("tcp.mode".to_owned(), message.to_owned()));
+            let message = "off like udp.mode, so that nothing would be watched; write \"advanced\" for one of them";
+            found.push(("tcp.mode".to_owned(), message.to_owned()));
         }
-        blind
+        if self.block.method.is_empty() {
+            let message =
+                "an empty list blocks nobody; write [\"nft\"], or block = false under [tcp] and [udp] to only log";
+            found.push(("block.method".to_owned(), message.to_owned()));
+        }
+        found
     }
 }
 
@@ -323,6 +335,9 @@ fn read_text(path: &Path, missing: &str) -> Result<String, ConfigErrors> {
         let valid = error.utf8_error().valid_up_to();
         let text = error.as_bytes().get(..valid).map(String::from_utf8_lossy).unwrap_or_default();
         let Position { line, column } = Position::of(&text, valid);
-        ConfigErrors::about(&format!("{name}:{line}:{column}"), "is not UTF-8 from here on; save it as UTF-8".to_owned())
+        ConfigErrors::about(
+            &format!("{name}:{line}:{column}"),
+            "is not UTF-8 from here on; save it as UTF-8".to_owned(),
+        )
     })
 }

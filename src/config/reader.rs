@@ -15,6 +15,7 @@ pub(super) struct Walk<'d> {
     unknown: Vec<(String, Range<usize>)>,
     /// Dotted keys that were asked for, with where their value stands if they are in the file.
     keys: BTreeMap<String, Option<Range<usize>>>,
+    tables: Vec<String>,
 }
 
 impl<'d> Walk<'d> {
@@ -25,7 +26,8 @@ impl<'d> Walk<'d> {
         document: &'d DeTable<'d>,
         read: impl FnOnce(&mut Section<'_, 'd>),
     ) -> Self {
-        let mut walk = Self { file, text, errors: Vec::new(), unknown: Vec::new(), keys: BTreeMap::new() };
+        let (errors, unknown, keys, tables) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
+        let mut walk = Self { file, text, errors, unknown, keys, tables };
         Section { walk: &mut walk, path: String::new(), table: Some(document), asked: Vec::new() }.finish(read);
         walk
     }
@@ -59,15 +61,15 @@ impl<'d> Walk<'d> {
             let (known_table, known_name) = split(known);
             distance(&name.to_lowercase(), known_name) + usize::from(known_table != table)
         };
-        let nearest = self.keys.keys().map(|known| (far(known), known)).min();
+        let nearest = self.keys.keys().chain(&self.tables).map(|known| (far(known), known)).min();
         match nearest {
             // A third of the word: "windw" and "netwrks" are slips, "color" for "tcp.mode" is none.
             Some((far, known)) if far <= (name.chars().count() / 3).max(1) => {
                 format!("unknown key; did you mean \"{known}\"?")
             }
             _ => {
-                let known = self.keys.keys().map(|known| split(known)).filter(|(of, _)| *of == table);
-                let names: Vec<&str> = known.map(|(_, name)| name).collect();
+                let known = self.keys.keys().chain(&self.tables).map(|known| split(known));
+                let names: Vec<&str> = known.filter(|(of, _)| *of == table).map(|(_, name)| name).collect();
                 format!("unknown key; take it out: the keys here are {}", names.join(", "))
             }
         }
@@ -110,12 +112,15 @@ impl<'d> Section<'_, 'd> {
             let message = super::value::wrong(value.get_ref(), "a list", example);
             return self.walk.refuse(self.dotted(key), Some(value.span()), message);
         };
-        place.clear();
+        let mut read = Vec::new();
         for item in items.iter() {
             match convert(item.get_ref()) {
-                Ok(read) => place.push(read),
+                Ok(one) => read.push(one),
                 Err(message) => self.walk.refuse(self.dotted(key), Some(item.span()), message),
             }
+        }
+        if read.len() == items.len() {
+            *place = read;
         }
     }
 
@@ -123,6 +128,7 @@ impl<'d> Section<'_, 'd> {
     pub(super) fn section(&mut self, name: &'static str, read: impl FnOnce(&mut Section<'_, 'd>)) {
         self.asked.push(name);
         let path = self.dotted(name);
+        self.walk.tables.push(path.clone());
         let table = match self.find(name) {
             Some(value) => match value.get_ref() {
                 DeValue::Table(table) => Some(table),

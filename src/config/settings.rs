@@ -7,24 +7,44 @@ use super::{Config, Protocol, value};
 use toml::de::DeTable;
 
 pub(super) fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let mut errors: Vec<ConfigError> = syntax.iter().map(|error| unreadable(name, text, error)).collect();
+    let (document, slips) = DeTable::parse_recoverable(text);
     let mut config = Config::builtin();
     let walk = Walk::over(name, text, document.get_ref(), |root| all(root, &mut config));
-    if errors.is_empty() {
-        errors = walk.into_errors(config.blind_spots());
+    let mut errors: Vec<ConfigError> = slips.iter().map(|slip| no_toml(name, text, slip)).collect();
+    errors.sort_by_key(|error| error.position);
+    errors.dedup_by_key(|error| error.position.map(|position| position.line));
+    if !slips.iter().any(|slip| hides_the_rest(text, slip)) {
+        let line = |error: &ConfigError| error.position.map(|position| position.line);
+        let mut meanings = walk.into_errors(config.contradictions());
+        meanings.retain(|meaning| !errors.iter().any(|slip| line(slip) == line(meaning)));
+        errors.extend(meanings);
     }
     ConfigErrors::unless_empty(errors, config)
+}
+
+/// An unclosed list or text runs on to the end, and keys under a broken header belong nowhere: what the reader makes of
+/// the rest of such a file is a guess, and complaining about a guess would send its owner to the wrong line.
+fn hides_the_rest(text: &str, slip: &toml::de::Error) -> bool {
+    let start = slip.span().map_or(text.len(), |span| span.start);
+    let (before, after) = text.split_at_checked(start).unwrap_or((text, ""));
+    let line = before.rsplit('\n').next().unwrap_or("");
+    after.trim().is_empty() || line.trim_start().starts_with('[') || (line.is_empty() && after.starts_with('['))
+}
+
+fn no_toml(name: &str, text: &str, slip: &toml::de::Error) -> ConfigError {
+    let span = slip.span().unwrap_or(text.len()..text.len());
+    let found = match text.get(span.clone()).map(str::trim) {
+        None | Some("") => String::new(),
+        Some(found) => format!("{}: ", value::quoted(found)),
+    };
+    let message = format!("{found}{}; write key = \"text\", key = 5, key = true or [table]", slip.message());
+    let position = Some(Position::of(text, span.start));
+    ConfigError { file: name.to_owned(), position, key: None, message }
 }
 
 pub(super) fn keys() -> Vec<String> {
     let mut config = Config::builtin();
     Walk::over("", "", &DeTable::new(), |root| all(root, &mut config)).into_keys()
-}
-
-fn unreadable(name: &str, text: &str, error: &toml::de::Error) -> ConfigError {
-    let position = error.span().map(|span| Position::of(text, span.start));
-    ConfigError { file: name.to_owned(), position, key: None, message: format!("{}", error.message()) }
 }
 
 fn all(root: &mut Section<'_, '_>, config: &mut Config) {
