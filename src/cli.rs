@@ -26,8 +26,7 @@ const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-a
 const HELP: &str = "\
 {name} {version}: {about}
 
-Usage: portsentry [OPTIONS]
-       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]
+{usage-heading} {usage}
 
 {options}
 
@@ -37,6 +36,10 @@ Classic modes, one a protocol, instead of what the file says:
   -atcp -audp    advanced: a whole range, less what is in use
 
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
+
+const USAGE: &str = "\
+portsentry [OPTIONS]
+       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]";
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +87,7 @@ pub struct ReplayOptions {
 
 /// Blocks who scans the ports of this host, in nftables
 #[derive(Parser)]
-#[command(name = "portsentry", version, help_template = HELP, max_term_width = 80)]
+#[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Words {
     /// Block for this long: 24h, 7d, 90m, or never
@@ -129,7 +132,12 @@ enum Subcommands {
 /// # Errors
 /// What is wrong with it, and also what `--help` and `--version` print; `clap::Error::use_stderr` tells them apart.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let words = Words::try_parse_from(args.into_iter().map(long_mode))?;
+    let mut options_ended = false;
+    let words = args.into_iter().map(|word| {
+        options_ended |= word == "--";
+        if options_ended { word } else { long_mode(word) }
+    });
+    let words = Words::try_parse_from(words)?;
     if let Some(Subcommands::Replay(options)) = words.command {
         return Ok(Command::Replay(options));
     }

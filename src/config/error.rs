@@ -11,13 +11,24 @@ pub struct Position {
     pub column: usize,
 }
 
-impl Position {
-    /// The position of byte `offset` of `text`; an offset outside of it is the text's end.
-    pub(super) fn of(text: &str, offset: usize) -> Self {
-        let before = text.get(..offset).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = 1 + before.matches('\n').count();
-        Self { line, column: 1 + before.get(line_start..).map_or(0, |rest| rest.chars().count()) }
+/// Where the lines of a text begin, found once: a file may be long and wrong in every line.
+pub(super) struct Lines<'t> {
+    text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Self { text, starts }
+    }
+
+    /// The position of byte `offset`.
+    pub(super) fn position(&self, offset: usize) -> Position {
+        let line = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        let before = self.text.get(start..offset).map_or(0, |before| before.chars().count());
+        Position { line, column: before + 1 }
     }
 }
 
@@ -61,9 +72,9 @@ impl ConfigErrors {
         Err(Self(errors))
     }
 
-    /// One error about `file` as a whole.
-    pub(super) fn about(file: &str, message: String) -> Self {
-        Self(vec![ConfigError { file: file.to_owned(), position: None, key: None, message }])
+    /// One error about `file`, as a whole or from `position` on.
+    pub(super) fn about(file: &str, position: Option<Position>, message: String) -> Self {
+        Self(vec![ConfigError { file: file.to_owned(), position, key: None, message }])
     }
 
     /// The errors one by one.

@@ -326,18 +326,15 @@ fn read_text(path: &Path, missing: &str) -> Result<String, ConfigErrors> {
             io::ErrorKind::IsADirectory => "name a file in it",
             _ => "see whether it is a file on a working disk",
         };
-        return Err(ConfigErrors::about(&name, format!("cannot be read: {error}; {remedy}")));
+        return Err(ConfigErrors::about(&name, None, format!("cannot be read: {error}; {remedy}")));
     }
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST) {
-        return Err(ConfigErrors::about(&name, "is larger than 16 MiB; name a text file".to_owned()));
+        return Err(ConfigErrors::about(&name, None, "is larger than 16 MiB; name a text file".to_owned()));
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = error.as_bytes().get(..valid).map(String::from_utf8_lossy).unwrap_or_default();
-        let Position { line, column } = Position::of(&text, valid);
-        ConfigErrors::about(
-            &format!("{name}:{line}:{column}"),
-            "is not UTF-8 from here on; save it as UTF-8".to_owned(),
-        )
+        let position = error::Lines::of(&text).position(valid);
+        ConfigErrors::about(&name, Some(position), "is not UTF-8 from here on; save it as UTF-8".to_owned())
     })
 }

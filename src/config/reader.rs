@@ -1,7 +1,7 @@
 //! A TOML document to values, one key at a time. Collects what is wrong instead of stopping at it, and knows after the
 //! walk which keys were asked for: every other key in the file is an unknown one. What the keys mean is not done here.
 
-use super::error::{ConfigError, Position};
+use super::error::{ConfigError, Lines};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 /// What one walk over a document finds.
 pub(super) struct Walk<'d> {
     file: &'d str,
-    text: &'d str,
+    lines: &'d Lines<'d>,
     errors: Vec<ConfigError>,
     unknown: Vec<(String, Range<usize>)>,
     /// Dotted keys that were asked for, with where their value stands if they are in the file.
@@ -19,15 +19,15 @@ pub(super) struct Walk<'d> {
 }
 
 impl<'d> Walk<'d> {
-    /// Reads `document`, the parsed `text` of `file`, with `read`.
+    /// Reads `document` with `read`; `lines` are those of its text, `file` is its name.
     pub(super) fn over(
         file: &'d str,
-        text: &'d str,
+        lines: &'d Lines<'d>,
         document: &'d DeTable<'d>,
         read: impl FnOnce(&mut Section<'_, 'd>),
     ) -> Self {
         let (errors, unknown, keys, tables) = (Vec::new(), Vec::new(), BTreeMap::new(), Vec::new());
-        let mut walk = Self { file, text, errors, unknown, keys, tables };
+        let mut walk = Self { file, lines, errors, unknown, keys, tables };
         Section { walk: &mut walk, path: String::new(), table: Some(document), asked: Vec::new() }.finish(read);
         walk
     }
@@ -51,20 +51,21 @@ impl<'d> Walk<'d> {
     }
 
     fn refuse(&mut self, key: String, span: Option<Range<usize>>, message: String) {
-        let position = span.map(|span| Position::of(self.text, span.start));
+        let position = span.map(|span| self.lines.position(span.start));
         self.errors.push(ConfigError { file: self.file.to_owned(), position, key: Some(key), message });
     }
 
     fn unknown_key(&self, key: &str) -> String {
         let (table, name) = split(key);
+        let letters = name.chars().count();
         let far = |known: &str| {
             let (known_table, known_name) = split(known);
             distance(&name.to_lowercase(), known_name) + usize::from(known_table != table)
         };
         let nearest = self.keys.keys().chain(&self.tables).map(|known| (far(known), known)).min();
         match nearest {
-            // A third of the word: "windw" and "netwrks" are slips, "color" for "tcp.mode" is none.
-            Some((far, known)) if far <= (name.chars().count() / 3).max(1) => {
+            // Two letters, or a third of a long word: "tpc" and "netwrks" are slips, "flavour" for "action" is none.
+            Some((far, known)) if far <= (letters / 3).max(2) && far < letters => {
                 format!("unknown key; did you mean \"{known}\"?")
             }
             _ => {

@@ -1,22 +1,25 @@
 //! Which key sets what. The one list of keys: whatever is not asked for here is an unknown key.
 
-use super::error::{ConfigError, ConfigErrors, Position};
+use super::error::{ConfigError, ConfigErrors, Lines};
 use super::lists::{self, Lists};
 use super::reader::{Section, Walk};
 use super::{Config, Protocol, value};
+use std::collections::BTreeSet;
 use toml::de::DeTable;
 
 pub(super) fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
     let (document, slips) = DeTable::parse_recoverable(text);
+    let lines = Lines::of(text);
     let mut config = Config::builtin();
-    let walk = Walk::over(name, text, document.get_ref(), |root| all(root, &mut config));
-    let mut errors: Vec<ConfigError> = slips.iter().map(|slip| no_toml(name, text, slip)).collect();
+    let walk = Walk::over(name, &lines, document.get_ref(), |root| all(root, &mut config));
+    let mut errors: Vec<ConfigError> = slips.iter().map(|slip| no_toml(name, text, &lines, slip)).collect();
     errors.sort_by_key(|error| error.position);
     errors.dedup_by_key(|error| error.position.map(|position| position.line));
     if !slips.iter().any(|slip| hides_the_rest(text, slip)) {
         let line = |error: &ConfigError| error.position.map(|position| position.line);
+        let broken: BTreeSet<_> = errors.iter().map(line).collect();
         let mut meanings = walk.into_errors(config.contradictions());
-        meanings.retain(|meaning| !errors.iter().any(|slip| line(slip) == line(meaning)));
+        meanings.retain(|meaning| !broken.contains(&line(meaning)));
         errors.extend(meanings);
     }
     ConfigErrors::unless_empty(errors, config)
@@ -31,20 +34,20 @@ fn hides_the_rest(text: &str, slip: &toml::de::Error) -> bool {
     after.trim().is_empty() || line.trim_start().starts_with('[') || (line.is_empty() && after.starts_with('['))
 }
 
-fn no_toml(name: &str, text: &str, slip: &toml::de::Error) -> ConfigError {
+fn no_toml(name: &str, text: &str, lines: &Lines<'_>, slip: &toml::de::Error) -> ConfigError {
     let span = slip.span().unwrap_or(text.len()..text.len());
     let found = match text.get(span.clone()).map(str::trim) {
         None | Some("") => String::new(),
         Some(found) => format!("{}: ", value::quoted(found)),
     };
     let message = format!("{found}{}; write key = \"text\", key = 5, key = true or [table]", slip.message());
-    let position = Some(Position::of(text, span.start));
+    let position = Some(lines.position(span.start));
     ConfigError { file: name.to_owned(), position, key: None, message }
 }
 
 pub(super) fn keys() -> Vec<String> {
     let mut config = Config::builtin();
-    Walk::over("", "", &DeTable::new(), |root| all(root, &mut config)).into_keys()
+    Walk::over("", &Lines::of(""), &DeTable::new(), |root| all(root, &mut config)).into_keys()
 }
 
 fn all(root: &mut Section<'_, '_>, config: &mut Config) {
