@@ -1,1 +1,222 @@
-//! The command line.
+//! Words of the command line to a [`Command`], and its flags over the file's settings. Runs nothing and prints nothing:
+//! help and version come back as `clap::Error`s whose kind says so.
+
+use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_network};
+use crate::engine::subject::Expiry;
+use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Exit code: all done.
+pub const EXIT_DONE: u8 = 0;
+/// Exit code: something failed while running.
+pub const EXIT_FAILED: u8 = 1;
+/// Exit code: the command line is wrong.
+pub const EXIT_USAGE: u8 = 2;
+/// Exit code: the configuration is wrong (`EX_CONFIG` of sysexits.h).
+pub const EXIT_CONFIG: u8 = 78;
+
+/// The file that is read where `--config` names none. Where it does not exist, the built-in settings hold.
+pub const DEFAULT_CONFIG: &str = "/etc/portsentry/portsentry.toml";
+
+/// The classic modes, as words: clap has no long flags with one dash, so these six become hidden ones with two.
+const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
+
+const HELP: &str = "\
+{name} {version}: {about}
+
+{usage-heading} {usage}
+
+{options}
+
+Classic modes, one a protocol, instead of what the file says:
+  -tcp  -udp     connect: the listed ports
+  -stcp -sudp    stealth: the same, and scans that open no connection
+  -atcp -audp    advanced: a whole range, less what is in use
+
+Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
+
+const USAGE: &str = "\
+portsentry [OPTIONS]
+       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]";
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Watch and block.
+    Run(RunOptions),
+    /// Judge the packets of a capture file.
+    Replay(ReplayOptions),
+}
+
+/// Options of the daemon. What is `None`, empty or false leaves the file's word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How long a ban lasts.
+    pub expire: Option<Expiry>,
+    /// The file to read; `None`: [`DEFAULT_CONFIG`] if it exists.
+    pub config: Option<PathBuf>,
+    /// Interfaces to watch.
+    pub interfaces: Vec<String>,
+    /// How many distinct ports are forgiven.
+    pub scan_trigger: Option<u8>,
+    /// Nothing is blocked.
+    pub log_only: bool,
+    /// Mode of TCP, from a classic word.
+    pub tcp_mode: Option<Mode>,
+    /// Mode of UDP, from a classic word.
+    pub udp_mode: Option<Mode>,
+}
+
+/// Options of `replay`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ReplayOptions {
+    /// The capture to read (pcap or pcapng)
+    pub file: PathBuf,
+    /// Read settings from this file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Take this address or network as the host's own (repeatable)
+    #[arg(long, value_name = "PREFIX", value_parser = parse_network)]
+    pub local: Vec<IpNet>,
+    /// Write events as JSON, one a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Blocks who scans the ports of this host, in nftables
+#[derive(Parser)]
+#[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+struct Words {
+    /// Block for this long: 24h, 7d, 90m, or never
+    #[arg(long, value_name = "SPAN", value_parser = parse_expiry)]
+    expire: Option<Expiry>,
+    /// Read settings from this file [/etc/portsentry/portsentry.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Watch only this interface (repeatable)
+    #[arg(long, value_name = "NAME", value_parser = parse_interface)]
+    interface: Vec<String>,
+    /// Forgive this many distinct ports, 0 to 15
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=15))]
+    scan_trigger: Option<u8>,
+    /// Log scans, block nobody
+    #[arg(long)]
+    log_only: bool,
+    #[arg(long, hide = true, group = "tcp_mode")]
+    tcp: bool,
+    #[arg(long, hide = true, group = "tcp_mode")]
+    stcp: bool,
+    #[arg(long, hide = true, group = "tcp_mode")]
+    atcp: bool,
+    #[arg(long, hide = true, group = "udp_mode")]
+    udp: bool,
+    #[arg(long, hide = true, group = "udp_mode")]
+    sudp: bool,
+    #[arg(long, hide = true, group = "udp_mode")]
+    audp: bool,
+    #[command(subcommand)]
+    command: Option<Subcommands>,
+}
+
+#[derive(Subcommand)]
+enum Subcommands {
+    /// Judge the packets of a capture file, block nobody
+    Replay(ReplayOptions),
+}
+
+/// Reads the command line, program name first.
+///
+/// # Errors
+/// What is wrong with it, and also what `--help` and `--version` print; `clap::Error::use_stderr` tells them apart.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let mut options_ended = false;
+    let words = args.into_iter().map(|word| {
+        options_ended |= word == "--";
+        if options_ended { word } else { long_mode(word) }
+    });
+    let words = Words::try_parse_from(words)?;
+    if let Some(Subcommands::Replay(options)) = words.command {
+        return Ok(Command::Replay(options));
+    }
+    Ok(Command::Run(RunOptions {
+        expire: words.expire,
+        config: words.config,
+        interfaces: words.interface,
+        scan_trigger: words.scan_trigger,
+        log_only: words.log_only,
+        tcp_mode: mode(words.tcp, words.stcp, words.atcp),
+        udp_mode: mode(words.udp, words.sudp, words.audp),
+    }))
+}
+
+/// The command line's grammar, for what is generated from it: help, completions, and the tests of the manual.
+#[must_use]
+pub fn grammar() -> clap::Command {
+    <Words as clap::CommandFactory>::command()
+}
+
+fn long_mode(word: OsString) -> OsString {
+    if !CLASSIC_MODES.iter().any(|mode| word == *mode) {
+        return word;
+    }
+    let mut long = OsString::from("-");
+    long.push(word);
+    long
+}
+
+fn mode(connect: bool, stealth: bool, advanced: bool) -> Option<Mode> {
+    let modes = [(connect, Mode::Connect), (stealth, Mode::Stealth), (advanced, Mode::Advanced)];
+    modes.into_iter().find_map(|(given, mode)| given.then_some(mode))
+}
+
+impl RunOptions {
+    /// The file's settings, or the built-in ones, with the flags over them.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, and flags that leave nothing to watch.
+    pub fn configure(&self) -> Result<Config, ConfigErrors> {
+        let mut config = settings(self.config.as_deref())?;
+        if let Some(expire) = self.expire {
+            config.expire = expire;
+        }
+        if !self.interfaces.is_empty() {
+            config.interfaces.clone_from(&self.interfaces);
+        }
+        if let Some(scan_trigger) = self.scan_trigger {
+            config.detect.scan_trigger = scan_trigger;
+        }
+        self.set_mode(&mut config.tcp, self.tcp_mode);
+        self.set_mode(&mut config.udp, self.udp_mode);
+        config.consistent("command line")
+    }
+
+    fn set_mode(&self, protocol: &mut Protocol, mode: Option<Mode>) {
+        protocol.mode = mode.unwrap_or(protocol.mode);
+        if self.log_only {
+            protocol.block = BlockPolicy::No;
+        }
+    }
+}
+
+impl ReplayOptions {
+    /// The file's settings, or the built-in ones.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub fn configure(&self) -> Result<Config, ConfigErrors> {
+        settings(self.config.as_deref())
+    }
+}
+
+fn settings(named: Option<&Path>) -> Result<Config, ConfigErrors> {
+    let default = Path::new(DEFAULT_CONFIG);
+    match named {
+        Some(file) => Config::load(file),
+        // Only a file that is surely absent: one that cannot be looked at must not turn into defaults in silence.
+        None if matches!(default.try_exists(), Ok(false)) => Ok(Config::builtin()),
+        None => Config::load(default),
+    }
+}

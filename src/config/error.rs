@@ -1,0 +1,103 @@
+//! What is wrong with a configuration, as sentences to an operator: file, line, column, key, and what to write instead.
+
+use std::fmt;
+
+/// A place in a text; both numbers start at 1, columns count characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Line.
+    pub line: usize,
+    /// Column, in characters.
+    pub column: usize,
+}
+
+/// Where the lines of a text begin, found once: a file may be long and wrong in every line.
+pub(super) struct Lines<'t> {
+    text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Self { text, starts }
+    }
+
+    /// The position of byte `offset`.
+    pub(super) fn position(&self, offset: usize) -> Position {
+        let line = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        let before = self.text.get(start..offset).map_or(0, |before| before.chars().count());
+        Position { line, column: before + 1 }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, as the operator named it.
+    pub file: String,
+    /// Where in the file; `None` where it is about the file as a whole.
+    pub position: Option<Position>,
+    /// The setting with its table, `detect.window`; `None` where it is about none.
+    pub key: Option<String>,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(Position { line, column }) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, ": {key}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// Everything that is wrong with a configuration: at least one thing, in the order of the file. Displays as one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// `value`, unless something is wrong.
+    pub(super) fn unless_empty<T>(mut errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
+        if errors.is_empty() {
+            return Ok(value);
+        }
+        errors.sort_by_key(|error| error.position);
+        Err(Self(errors))
+    }
+
+    /// One error about `file`, as a whole or from `position` on.
+    pub(super) fn about(file: &str, position: Option<Position>, message: String) -> Self {
+        Self(vec![ConfigError { file: file.to_owned(), position, key: None, message }])
+    }
+
+    /// The errors one by one.
+    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
+        self.0.iter()
+    }
+
+    /// Takes the errors out, to join them with those of another file.
+    pub(super) fn into_vec(self) -> Vec<ConfigError> {
+        self.0
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

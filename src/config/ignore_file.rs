@@ -1,0 +1,104 @@
+//! A classic `portsentry.ignore` to networks: one address or address/mask a line, `#` begins a comment anywhere. Read as
+//! meant, or refused with the line: an entry that silently matched nothing would let its owner be blocked.
+
+use super::error::{ConfigError, ConfigErrors, Position};
+use super::value::parse_network;
+use ipnet::IpNet;
+
+/// Reads `text`, the contents of the file `name`. A mask is a prefix length or dotted; CRLF, a last line without its end
+/// and capital letters in IPv6 addresses are fine.
+///
+/// # Errors
+/// Every line that is neither blank, comment nor network.
+pub fn parse(name: &str, text: &str) -> Result<Vec<IpNet>, ConfigErrors> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut networks = Vec::new();
+    let mut errors = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let entry = line.split('#').next().unwrap_or("");
+        if entry.trim().is_empty() {
+            continue;
+        }
+        match parse_network(entry.trim()) {
+            Ok(network) => networks.push(network),
+            Err(message) => {
+                let blanks = entry.chars().take_while(|c| c.is_whitespace()).count();
+                let position = Some(Position { line: index + 1, column: blanks + 1 });
+                errors.push(ConfigError { file: name.to_owned(), position, key: None, message });
+            }
+        }
+    }
+    ConfigErrors::unless_empty(errors, networks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Vec<String> {
+        parse("portsentry.ignore", text).unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_people_write_is_read_as_meant() {
+        for (text, network) in [
+            ("192.0.2.7\n", "192.0.2.7/32"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("192.0.2.7\r\n", "192.0.2.7/32"),
+            ("\u{feff}192.0.2.7\n", "192.0.2.7/32"),
+            ("  192.0.2.7\t # the monitor\n", "192.0.2.7/32"),
+            ("192.0.2.7# the monitor\n", "192.0.2.7/32"),
+            ("10.0.0.5/24\n", "10.0.0.0/24"),
+            ("10.0.0.5/255.255.255.0\n", "10.0.0.0/24"),
+            ("10.0.0.5 / 24\n", "10.0.0.0/24"),
+            ("0.0.0.0/0\n", "0.0.0.0/0"),
+            ("0.0.0.0/0.0.0.0\n", "0.0.0.0/0"),
+            ("2001:DB8::5\n", "2001:db8::5/128"),
+            ("2001:DB8:0:0::5/64\n", "2001:db8::/64"),
+            ("::/0\n", "::/0"),
+            ("::ffff:192.0.2.7\n", "192.0.2.7/32"),
+            ("::ffff:192.0.2.7/120\n", "192.0.2.0/24"),
+        ] {
+            assert_eq!(read(text), [network], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn blank_lines_and_comments_are_nothing() {
+        assert!(read("").is_empty());
+        assert!(read("# Exclude these hosts\n\n   \r\n#\n\t# 192.0.2.1").is_empty());
+    }
+
+    #[test]
+    fn junk_is_refused_with_its_line_and_all_of_it_at_once() {
+        let text = "127.0.0.1/32\nlocalhost\n # fine\n  10.0.0.0/33 # too long\n::1/129\r\n10.0.0.0/255.0.255.0\n10.0.0.1 10.0.0.2\n";
+        let errors = parse("portsentry.ignore", text).unwrap_err().to_string();
+        let instead = "is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"";
+        let expected = [
+            ("2:1", "localhost"),
+            ("4:3", "10.0.0.0/33"),
+            ("5:1", "::1/129"),
+            ("6:1", "10.0.0.0/255.0.255.0"),
+            ("7:1", "10.0.0.1 10.0.0.2"),
+        ]
+        .map(|(place, entry)| format!("portsentry.ignore:{place}: \"{entry}\" {instead}"));
+        assert_eq!(errors.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn half_a_mask_is_no_mask() {
+        for wrong in [
+            "10.0.0.0/",
+            "/24",
+            "10.0.0.0/+8",
+            "10.0.0.0/-1",
+            "10.0.0.0/0x8",
+            "10.0.0",
+            "10.0.0.0/24/8",
+            "fe80::1%eth0",
+            "::1/ffff::",
+        ] {
+            assert!(parse("f", wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One TOML value to one setting, or a sentence that says what to write instead. No place in the file is known here.
+
+use super::{Action, BlockPolicy, Method, Mode, Route};
+use crate::engine::ports::PortSet;
+use crate::engine::subject::Expiry;
+use ipnet::{IpNet, Ipv4Net};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::de::DeValue;
+
+/// A source is rarely remembered for longer than a few days; a month bounds what a table of sources has to hold on to.
+const LONGEST_WINDOW: Duration = Duration::from_secs(30 * 86_400);
+/// Ten Julian years, as `humantime` reads "10 years".
+const LONGEST_EXPIRY: Duration = Duration::from_secs(315_576_000);
+
+/// Reads how long a ban lasts: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
+///
+/// # Errors
+/// A sentence that names the text and says what to write instead.
+pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
+    if text.trim() == "never" {
+        return Ok(Expiry::Never);
+    }
+    let wrong = || format!("{} is not a duration; write for example \"24h\", or \"never\"", quoted(text));
+    let span = humantime::parse_duration(text).map_err(|_| wrong())?;
+    if span > LONGEST_EXPIRY {
+        return Err(format!("{} is longer than ten years; write \"never\"", quoted(text)));
+    }
+    at_least_a_second(text, span).map(Expiry::After)
+}
+
+/// Reads an address or network as it is meant: host bits are dropped, an address stands for itself, a mask may be
+/// dotted, and an IPv4 address in IPv6's clothes (::ffff:192.0.2.1) is the IPv4 address.
+///
+/// # Errors
+/// A sentence that names the text and says what to write instead.
+pub fn parse_network(text: &str) -> Result<IpNet, String> {
+    let wrong = || {
+        let text = quoted(text);
+        format!("{text} is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"")
+    };
+    let (address, mask) = match text.split_once('/') {
+        Some((address, mask)) => (address.trim(), Some(mask.trim())),
+        None => (text.trim(), None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    let network = match (mask, address) {
+        (None, _) => Some(IpNet::from(address)),
+        (Some(mask), IpAddr::V4(_)) if mask.contains('.') => {
+            mask.parse().ok().and_then(|mask| IpNet::with_netmask(address, mask).ok())
+        }
+        (Some(digits), _) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            digits.parse().ok().and_then(|length| IpNet::new(address, length).ok())
+        }
+        _ => None,
+    };
+    network.map(|network| unmapped(network.trunc())).ok_or_else(wrong)
+}
+
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let inner = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    match inner.and_then(|(address, length)| Ipv4Net::new(address, length).ok()) {
+        Some(v4) => v4.into(),
+        None => network,
+    }
+}
+
+/// Reads the name of a network interface: 1 to 15 bytes, as the kernel's `dev_valid_name` takes it.
+///
+/// # Errors
+/// A sentence that names the text and says what to write instead.
+pub fn parse_interface(text: &str) -> Result<String, String> {
+    let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
+    if fits && !text.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{} is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
+        quoted(text)
+    ))
+}
+
+pub(super) fn expiry(value: &DeValue<'_>) -> Result<Expiry, String> {
+    parse_expiry(text(value, "a duration", "for example \"24h\", or \"never\"")?)
+}
+
+pub(super) fn window(value: &DeValue<'_>) -> Result<Duration, String> {
+    let (what, example) = ("a duration", "for example \"90s\"");
+    let written = text(value, what, example)?;
+    let span = humantime::parse_duration(written).map_err(|_| wrong(value, what, example))?;
+    if span > LONGEST_WINDOW {
+        return Err(format!("{} is longer than 30 days; write \"30d\" or less", quoted(written)));
+    }
+    at_least_a_second(written, span)
+}
+
+fn at_least_a_second(written: &str, span: Duration) -> Result<Duration, String> {
+    if span < Duration::from_secs(1) {
+        return Err(format!("{} is shorter than one second; write \"1s\" or more", quoted(written)));
+    }
+    Ok(span)
+}
+
+pub(super) fn network(value: &DeValue<'_>) -> Result<IpNet, String> {
+    parse_network(text(value, "an address or network", "for example \"192.0.2.7\" or \"198.51.100.0/24\"")?)
+}
+
+pub(super) fn interface(value: &DeValue<'_>) -> Result<String, String> {
+    parse_interface(text(value, "the name of an interface", "for example \"eth0\"")?)
+}
+
+pub(super) fn file(value: &DeValue<'_>) -> Result<PathBuf, String> {
+    let (what, example) = ("a file with its whole path", "for example \"/etc/portsentry/portsentry.ignore\"");
+    let path = PathBuf::from(text(value, what, example)?);
+    // A relative one would depend on where the daemon was started.
+    if path.is_absolute() { Ok(path) } else { Err(wrong(value, what, example)) }
+}
+
+/// A list of ports; an integer is what the classic ADVANCED_PORTS_TCP=1024 looks like, and meant 1 to 1024.
+pub(super) fn advanced_ports(value: &DeValue<'_>) -> Result<PortSet, String> {
+    if let DeValue::Integer(number) = value {
+        return Err(format!("{number} is a number; write \"1-{number}\" for the ports 1 to {number}"));
+    }
+    ports(value)
+}
+
+pub(super) fn ports(value: &DeValue<'_>) -> Result<PortSet, String> {
+    if let DeValue::Integer(number) = value {
+        return Err(format!("{number} is a number; write the list as text: \"{number}\""));
+    }
+    text(value, "a list of ports", "for example \"1,7,9,11-15\"")?.parse().map_err(|error| format!("{error}"))
+}
+
+/// A whole number from `least` to `most`.
+pub(super) fn number<T: TryFrom<i64>>(value: &DeValue<'_>, least: i64, most: i64) -> Result<T, String> {
+    let found = match value {
+        DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix()).ok(),
+        _ => None,
+    };
+    let fits = found.filter(|number| (least..=most).contains(number)).and_then(|number| T::try_from(number).ok());
+    fits.ok_or_else(|| format!("{} does not fit; write a number from {least} to {most}", shown(value)))
+}
+
+pub(super) fn yes_or_no(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| wrong(value, "a switch", "true or false"))
+}
+
+pub(super) fn mode(value: &DeValue<'_>) -> Result<Mode, String> {
+    use Mode::{Advanced, Connect, Off, Stealth};
+    let modes = [("off", Off), ("connect", Connect), ("stealth", Stealth), ("advanced", Advanced)];
+    choice(value, "a mode", &modes, &[])
+}
+
+pub(super) fn block_policy(value: &DeValue<'_>) -> Result<BlockPolicy, String> {
+    match value {
+        DeValue::Boolean(true) => Ok(BlockPolicy::Yes),
+        DeValue::Boolean(false) => Ok(BlockPolicy::No),
+        DeValue::String(text) if text == "run" => Err(not_yet(value, "true or false")),
+        _ => Err(wrong(value, "a switch", "true or false")),
+    }
+}
+
+pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
+    choice(value, "a way to block", &[("nft", Method::Nft)], &["route", "hosts-deny", "run"])
+}
+
+pub(super) fn action(value: &DeValue<'_>) -> Result<Action, String> {
+    choice(value, "an action", &[("drop", Action::Drop)], &["reject"])
+}
+
+pub(super) fn route_kind(value: &DeValue<'_>) -> Result<Route, String> {
+    choice(value, "a kind of route", &[("blackhole", Route::Blackhole)], &["unreachable", "prohibit"])
+}
+
+pub(super) fn route_via(value: &DeValue<'_>) -> Result<Route, String> {
+    Err(not_yet(value, "nothing here and leave \"via\" out"))
+}
+
+pub(super) fn command_word(value: &DeValue<'_>) -> Result<String, String> {
+    Err(not_yet(value, "command = []"))
+}
+
+pub(super) fn trap(value: &DeValue<'_>) -> Result<bool, String> {
+    match yes_or_no(value)? {
+        true => Err(not_yet(value, "false")),
+        false => Ok(false),
+    }
+}
+
+pub(super) fn port_banner(value: &DeValue<'_>) -> Result<String, String> {
+    match text(value, "a text", "\"\"")? {
+        "" => Ok(String::new()),
+        _ => Err(not_yet(value, "\"\": no port is opened that could send it")),
+    }
+}
+
+/// One of `built`, by name. A name in `later` is known, and refused with the reason that it does nothing yet: a setting
+/// that is accepted and has no effect would leave a host less protected than its configuration says.
+fn choice<T: Clone>(value: &DeValue<'_>, what: &str, built: &[(&str, T)], later: &[&str]) -> Result<T, String> {
+    let names: Vec<String> = built.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    let names = match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    };
+    let written = text(value, what, &names)?;
+    if let Some((_, found)) = built.iter().find(|(name, _)| *name == written) {
+        return Ok(found.clone());
+    }
+    Err(if later.contains(&written) { not_yet(value, &names) } else { wrong(value, what, &names) })
+}
+
+fn text<'v>(value: &'v DeValue<'_>, what: &str, instead: &str) -> Result<&'v str, String> {
+    value.as_str().ok_or_else(|| wrong(value, what, instead))
+}
+
+fn not_yet(value: &DeValue<'_>, instead: &str) -> String {
+    format!("{} is not in this version; write {instead}", shown(value))
+}
+
+/// "VALUE is not WHAT; write INSTEAD".
+pub(super) fn wrong(value: &DeValue<'_>, what: &str, instead: &str) -> String {
+    format!("{} is not {what}; write {instead}", shown(value))
+}
+
+fn shown(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => quoted(text),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(switch) => switch.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// `text` in quotes, escaped and cut short: it goes to a terminal and into logs.
+pub(super) fn quoted(text: &str) -> String {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}", format!("{}…", text.get(..end).unwrap_or(""))),
+        None => format!("{text:?}"),
+    }
+}

@@ -1,0 +1,406 @@
+//! The configuration as an operator meets it: what a file means, and what is said where it is wrong.
+
+#![cfg(test)]
+
+use portsentry::config::{Action, BlockPolicy, Config, Method, Mode, parse_expiry};
+use portsentry::engine::subject::Expiry;
+use proptest::prelude::*;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn read(text: &str) -> Config {
+    Config::parse("portsentry.toml", text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// The lines of the errors of `text`, without the file's name in front.
+fn refused(text: &str) -> Vec<String> {
+    let errors = Config::parse("portsentry.toml", text).expect_err(text).to_string();
+    errors.lines().map(|line| line.strip_prefix("portsentry.toml:").expect(line).to_owned()).collect()
+}
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn an_empty_file_means_the_built_in_settings() {
+    let config = read("");
+    assert_eq!(config, Config::builtin());
+    assert_eq!(config.expire, Expiry::After(Duration::from_secs(86_400)));
+    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::Yes, BlockPolicy::No));
+    assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (2, 1_800));
+    let watched = config.tcp.watched();
+    assert!(watched.contains(1) && watched.contains(1024) && watched.contains(3389));
+    assert!(!watched.contains(113) && !watched.contains(139) && !watched.contains(50_000));
+    assert!(!config.udp.watched().contains(67) && config.udp.watched().contains(53));
+}
+
+#[test]
+fn every_key_sets_what_it_names() {
+    let config = read(
+        "expire = \"never\"\ninterfaces = [\"eth0\", \"wlan0.5\"]\n\
+         [tcp]\nmode = \"stealth\"\nports = \"7,9,9,11-13\"\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\nblock = false\n\
+         [udp]\nmode = \"off\"\nports = \"everything\"\nblock = true\n\
+         [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\n\
+         [allow]\nnetworks = [\"10.0.0.5/24\", \"192.0.2.7\", \"2001:DB8::1\", \"0.0.0.0/0\"]\nfiles = [\"/etc/hosts.ok\"]\n\
+         [block]\nmethod = [\"nft\"]\nmax_new_bans_per_minute = 1\n[block.nft]\naction = \"drop\"\nsize = 7\n\
+         [block.route]\nkind = \"blackhole\"\n[block.run]\ncommand = []\n[trap]\ntcp = false\nudp = false\n",
+    );
+    assert_eq!(config.expire, Expiry::Never);
+    assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
+    assert_eq!((config.tcp.mode, config.tcp.watched().to_string()), (Mode::Stealth, "7,9,11-13".to_owned()));
+    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::Yes));
+    assert!(config.udp.watched().is_empty() && config.udp.ports.contains(2049));
+    assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (0, 5_400));
+    assert_eq!((config.detect.max_sources, config.detect.sctp, config.detect.icmp), (1_024, true, true));
+    let networks: Vec<String> = config.allow.networks.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/24", "192.0.2.7/32", "2001:db8::1/128", "0.0.0.0/0"]);
+    assert_eq!(config.allow.files, [PathBuf::from("/etc/hosts.ok")]);
+    assert_eq!((config.block.method, config.block.max_new_bans_per_minute), (vec![Method::Nft], 1));
+    assert_eq!((config.block.nft.action, config.block.nft.size), (Action::Drop, 7));
+    let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
+    assert_eq!(advanced.watched().to_string(), "1-4,6-20");
+    assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::builtin().tcp.ports);
+}
+
+#[test]
+fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
+    let table = [
+        ("[detect]\n\nwindow = \"90x\"\n", "3:10: detect.window: \"90x\" is not a duration; write for example \"90s\""),
+        (
+            "expire = \"tomorrow\"",
+            "1:10: expire: \"tomorrow\" is not a duration; write for example \"24h\", or \"never\"",
+        ),
+        ("expire = 24", "1:10: expire: 24 is not a duration; write for example \"24h\", or \"never\""),
+        ("expire = \"999ms\"", "1:10: expire: \"999ms\" is shorter than one second; write \"1s\" or more"),
+        ("expire = \"11 years\"", "1:10: expire: \"11 years\" is longer than ten years; write \"never\""),
+        ("detect.window = \"31d\"", "1:17: detect.window: \"31d\" is longer than 30 days; write \"30d\" or less"),
+        ("detect.window = \"0s\"", "1:17: detect.window: \"0s\" is shorter than one second; write \"1s\" or more"),
+        ("detect.scan_trigger = 16", "1:23: detect.scan_trigger: 16 does not fit; write a number from 0 to 15"),
+        ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 does not fit; write a number from 0 to 15"),
+        ("detect.scan_trigger = \"2\"", "1:23: detect.scan_trigger: \"2\" does not fit; write a number from 0 to 15"),
+        (
+            "detect.max_sources = 99999999999999999999",
+            "1:22: detect.max_sources: 99999999999999999999 does not fit; write a number from 1024 to 16777216",
+        ),
+        ("detect.sctp = \"yes\"", "1:15: detect.sctp: \"yes\" is not a switch; write true or false"),
+        (
+            "block.max_new_bans_per_minute = 0",
+            "1:33: block.max_new_bans_per_minute: 0 does not fit; write a number from 1 to 4294967295",
+        ),
+        (
+            "block.nft.size = 0x1000001",
+            "1:18: block.nft.size: 0x1000001 does not fit; write a number from 1 to 16777216",
+        ),
+        ("interfaces = \"eth0\"", "1:14: interfaces: \"eth0\" is not a list; write for example [\"eth0\"]"),
+        (
+            "interfaces = [\"eth0\", \"a/b\"]",
+            "1:23: interfaces: \"a/b\" is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
+        ),
+        (
+            "tcp.mode = \"stelth\"",
+            "1:12: tcp.mode: \"stelth\" is not a mode; write \"off\", \"connect\", \"stealth\" or \"advanced\"",
+        ),
+        (
+            "tcp.ports = \"1,70000\"",
+            "1:13: tcp.ports: \"70000\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
+        ),
+        ("tcp.ports = 80", "1:13: tcp.ports: 80 is a number; write the list as text: \"80\""),
+        (
+            "udp.ports = \"Aware\"",
+            "1:13: udp.ports: \"Aware\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
+        ),
+        (
+            "tcp.advanced_ports = 1024",
+            "1:22: tcp.advanced_ports: 1024 is a number; write \"1-1024\" for the ports 1 to 1024",
+        ),
+        (
+            "tcp.advanced_ports = \"9-3\"",
+            "1:22: tcp.advanced_ports: \"9-3\" runs backwards; write the smaller port first, for example \"11-15\"",
+        ),
+        (
+            "tcp.advanced_exclude = \"x\"",
+            "1:24: tcp.advanced_exclude: \"x\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
+        ),
+        ("tcp.block = \"no\"", "1:13: tcp.block: \"no\" is not a switch; write true or false"),
+        (
+            "[allow]\nnetworks = [\n  \"192.0.2.1\",\n  \"192.0.2.256\",\n]",
+            "4:3: allow.networks: \"192.0.2.256\" is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"",
+        ),
+        (
+            "allow.files = [\"ignore\"]",
+            "1:16: allow.files: \"ignore\" is not a file with its whole path; write for example \"/etc/portsentry/portsentry.ignore\"",
+        ),
+        ("block.method = [\"iptables\"]", "1:17: block.method: \"iptables\" is not a way to block; write \"nft\""),
+        ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
+        ("[[block.nft]]", "1:1: block.nft: a list is not a table; write [block.nft] on a line of its own"),
+        (
+            "expire = \"\\u001b[2J\"",
+            "1:10: expire: \"\\u{1b}[2J\" is not a duration; write for example \"24h\", or \"never\"",
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(refused(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_and_not_silently_accepted() {
+    for (text, expected) in [
+        ("tcp.block = \"run\"", "1:13: tcp.block: \"run\" is not in this version; write true or false"),
+        (
+            "udp.port_banner = \"go\"",
+            "1:19: udp.port_banner: \"go\" is not in this version; write \"\": no port is opened that could send it",
+        ),
+        ("block.method = [\"nft\", \"run\"]", "1:24: block.method: \"run\" is not in this version; write \"nft\""),
+        ("block.method = [\"hosts-deny\"]", "1:17: block.method: \"hosts-deny\" is not in this version; write \"nft\""),
+        ("block.nft.action = \"reject\"", "1:20: block.nft.action: \"reject\" is not in this version; write \"drop\""),
+        (
+            "block.route.kind = \"prohibit\"",
+            "1:20: block.route.kind: \"prohibit\" is not in this version; write \"blackhole\"",
+        ),
+        (
+            "block.route.via = \"192.0.2.254\"",
+            "1:19: block.route.via: \"192.0.2.254\" is not in this version; write nothing here and leave \"via\" out",
+        ),
+        (
+            "block.run.command = [\"true\"]",
+            "1:22: block.run.command: \"true\" is not in this version; write command = []",
+        ),
+        ("trap.tcp = true", "1:12: trap.tcp: true is not in this version; write false"),
+        ("trap.udp = true", "1:12: trap.udp: true is not in this version; write false"),
+    ] {
+        assert_eq!(refused(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    for (text, expected) in [
+        ("[detect]\nwindw = \"1h\"", "2:1: detect.windw: unknown key; did you mean \"detect.window\"?"),
+        ("scan-trigger = 2", "1:1: scan-trigger: unknown key; did you mean \"detect.scan_trigger\"?"),
+        ("tcp.MODE = \"off\"", "1:5: tcp.MODE: unknown key; did you mean \"tcp.mode\"?"),
+        ("[tpc]\nmode = \"off\"", "1:2: tpc: unknown key; did you mean \"tcp\"?"),
+        ("[alow]\n", "1:2: alow: unknown key; did you mean \"allow\"?"),
+        (
+            "[block.nft]\nflavour = 1",
+            "2:1: block.nft.flavour: unknown key; take it out: the keys here are action, size",
+        ),
+        (
+            "\"\\u001b]\" = 1",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, trap",
+        ),
+    ] {
+        assert_eq!(refused(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_toml_is_refused_with_its_place() {
+    let remedy = "; write key = \"text\", key = 5, key = true or [table]";
+    for (text, expected) in [
+        ("expire = 24h\n", "1:10: \"24h\": string values must be quoted, expected literal string"),
+        ("\nexpire \"24h\"\n", "2:8: key with no value, expected `=`"),
+        ("expire = \"1h\"\nexpire = \"2h\"\n", "2:1: \"expire\": duplicate key"),
+        ("[tcp\nmode = \"of\"\n", "1:5: unclosed table, expected `]`"),
+        ("interfaces = [\"eth0\"", "1:21: unclosed array, expected `]`"),
+    ] {
+        assert_eq!(refused(text), [format!("{expected}{remedy}")], "{text}");
+    }
+}
+
+#[test]
+fn all_errors_of_a_file_come_in_one_run_and_in_its_order() {
+    let text = "expier = \"1h\"\nexpire = 24h\n\n[detect]\nwindow = \"90x\"\nscan_trigger = 99\n\n[tcp]\nmode = \"loud\"\n\
+                [allow]\nnetworks = [\"a\", \"::1\", \"b\"]\n";
+    let places: Vec<String> =
+        refused(text).iter().map(|line| line.splitn(4, ':').take(3).collect::<Vec<_>>().join(":")).collect();
+    assert_eq!(
+        places,
+        [
+            "1:1: expier",
+            "2:10: \"24h\"",
+            "5:10: detect.window",
+            "6:16: detect.scan_trigger",
+            "9:8: tcp.mode",
+            "11:13: allow.networks",
+            "11:25: allow.networks"
+        ]
+    );
+}
+
+#[test]
+fn settings_that_would_watch_or_block_nothing_are_refused() {
+    for (text, expected) in [
+        (
+            "tcp.advanced_ports = \"\"",
+            "1:22: tcp.advanced_ports: no port is left to watch; list one, or write mode = \"off\" under [tcp]",
+        ),
+        (
+            "[udp]\nmode = \"stealth\"\nports = \" \"",
+            "3:9: udp.ports: no port is left to watch; list one, or write mode = \"off\" under [udp]",
+        ),
+        (
+            "tcp.advanced_exclude = \"1-65535\"",
+            " tcp.advanced_ports: no port is left to watch; list one, or write mode = \"off\" under [tcp]",
+        ),
+        (
+            "tcp.mode = \"off\"\nudp.mode = \"off\"",
+            "1:12: tcp.mode: off like udp.mode, so that nothing would be watched; write \"advanced\" for one of them",
+        ),
+        (
+            "block.method = []",
+            "1:16: block.method: an empty list blocks nobody; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
+        ),
+    ] {
+        assert_eq!(refused(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn columns_count_characters_and_a_byte_order_mark_or_crlf_is_no_harm() {
+    assert!(refused("interfaces = [\"ü\", \"a b\"]")[0].starts_with("1:20: "));
+    assert_eq!(read("\u{feff}expire = \"1h\"\r\n[tcp]\r\nblock = false\r\n").tcp.block, BlockPolicy::No);
+}
+
+#[test]
+fn an_expiry_runs_from_one_second_to_ten_years() {
+    for (text, seconds) in
+        [("1s", 1), ("24h", 86_400), ("7d", 604_800), ("90m", 5_400), ("1h 30m", 5_400), ("10 years", 315_576_000)]
+    {
+        assert_eq!(parse_expiry(text), Ok(Expiry::After(Duration::from_secs(seconds))), "{text}");
+    }
+    assert_eq!(parse_expiry("never"), Ok(Expiry::Never));
+    for wrong in ["", "0", "0s", "24", "-1h", "1 fortnight", "Never!", "11y", "99999999999999999999s"] {
+        assert!(parse_expiry(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_what_the_system_says_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |path: &Path| {
+        let message = Config::load(path).unwrap_err().to_string();
+        message.strip_prefix(&path.display().to_string()).expect("the file comes first").to_owned()
+    };
+    assert_eq!(
+        said(&dir.path().join("none.toml")),
+        ": cannot be read: No such file or directory (os error 2); create it, or leave --config out to run with the \
+         built-in settings"
+    );
+    assert_eq!(said(dir.path()), ": cannot be read: Is a directory (os error 21); name a file in it");
+    let binary = dir.path().join("binary.toml");
+    std::fs::write(&binary, b"expire = \"1h\"\n# \xff\n").unwrap();
+    assert_eq!(said(&binary), ":2:3: is not UTF-8 from here on; save it as UTF-8");
+    assert_eq!(said(Path::new("/dev/zero")), ": is larger than 16 MiB; name a text file");
+}
+
+#[test]
+fn the_allow_list_is_the_networks_and_those_of_all_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let [good, bad, none] = ["good", "bad", "none"].map(|name| dir.path().join(name));
+    std::fs::write(&good, "192.0.2.7 # monitor\r\n10.0.0.5/255.0.0.0").unwrap();
+    std::fs::write(&bad, "localhost\n").unwrap();
+    let mut allow = read(&format!("[allow]\nnetworks = [\"::1\"]\nfiles = [{good:?}]\n")).allow;
+    let networks: Vec<String> = allow.read().unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["::1/128", "192.0.2.7/32", "10.0.0.0/8"]);
+    allow.files.extend([bad.clone(), none.clone()]);
+    let errors = allow.read().unwrap_err().to_string();
+    assert_eq!(errors.lines().count(), 2, "{errors}");
+    assert!(errors.contains(&format!("{}:1:1: \"localhost\" is not an address", bad.display())), "{errors}");
+    assert!(errors.contains(&format!("{}: cannot be read: No such file", none.display())), "{errors}");
+}
+
+#[test]
+fn the_full_example_is_exactly_the_built_in_settings() {
+    let text = example("examples/portsentry.toml");
+    assert_eq!(read(&text), Config::builtin());
+}
+
+/// Dotted keys of a TOML text, also those that are commented out as `# key = value`.
+fn written_keys(text: &str) -> Vec<String> {
+    let mut table = String::new();
+    let mut keys = Vec::new();
+    for line in text.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            table = format!("{}.", header.trim_end_matches(']'));
+        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        {
+            keys.push(format!("{table}{key}"));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_full_example_holds_every_key_once_and_no_other() {
+    let mut keys = written_keys(&example("examples/portsentry.toml"));
+    keys.sort();
+    assert_eq!(keys, Config::keys());
+    assert!(keys.len() >= 30, "{keys:?}");
+}
+
+#[test]
+fn the_minimal_example_changes_only_what_it_says() {
+    let config = read(&example("examples/minimal.toml"));
+    let mut expected = Config::builtin();
+    expected.expire = Expiry::After(Duration::from_secs(7 * 86_400));
+    expected.allow.networks.clone_from(&config.allow.networks);
+    assert_eq!(config, expected);
+    assert_eq!(config.allow.networks.len(), 3);
+}
+
+#[test]
+fn the_settings_page_has_a_row_for_every_key_and_for_no_other() {
+    let page = example("docs/settings.md");
+    let row =
+        |line: &str| line.strip_prefix("| `").and_then(|rest| rest.split_once('`')).map(|(key, _)| key.to_owned());
+    let mut rows: Vec<String> = page.lines().filter_map(row).collect();
+    rows.sort();
+    assert_eq!(rows, Config::keys());
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "\\PC{0,200}") {
+        let _ = Config::parse("f", &text);
+    }
+
+    #[test]
+    fn no_text_that_looks_like_toml_makes_it_panic_and_every_error_has_a_place_in_it(
+        lines in prop::collection::vec("(\\[{0,2}(tcp|detect|block|block\\.nft|x)\\]{0,2}|(expire|tcp\\.mode|window|ports|networks|size|\"q\\\\n\") ?= ?(\"[a-z0-9,-]{0,9}\"|\\[[\"a,1]{0,6}\\]?|[0-9x_-]{1,25}|true|\"\"\"|\\{a=1\\}|1979-05-27))", 0..12),
+    ) {
+        let text = lines.join("\n");
+        if let Err(errors) = Config::parse("f", &text) {
+            prop_assert!(errors.iter().count() > 0);
+            for error in errors.iter() {
+                let shown = error.to_string();
+                prop_assert!(!shown.contains('\n'), "{}", shown);
+                if let Some(place) = error.position {
+                    prop_assert!((1..=text.lines().count() + 1).contains(&place.line), "{}", shown);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_ignore_file_makes_its_reader_panic_and_every_line_counts(text in "([0-9./#: a-f]{0,12}\n){0,9}") {
+        let wanted = text.lines().filter(|line| !line.split('#').next().unwrap_or("").trim().is_empty()).count();
+        let found = match portsentry::config::ignore_file::parse("f", &text) {
+            Ok(networks) => networks.len(),
+            Err(errors) => {
+                prop_assert!(errors.iter().count() <= wanted);
+                wanted
+            }
+        };
+        prop_assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn any_expiry_in_range_is_read_back_as_it_is_shown(seconds in 1_u64..315_576_000) {
+        let expiry = Expiry::After(Duration::from_secs(seconds));
+        prop_assert_eq!(parse_expiry(&expiry.to_string()), Ok(expiry));
+    }
+}
