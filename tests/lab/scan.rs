@@ -127,6 +127,17 @@ impl Lab {
         self.touch(host, source, target, &[901, 902, 903, 904, 905, 906]);
         self.expect_ban(source).address
     }
+
+    /// Has a host touch closed ports of `target` again and again until it is blocked: for what the program has to hear
+    /// of from the kernel first. The promise there is to notice, not to foresee.
+    pub(crate) fn touch_until_banned(&self, host: &str, target: IpAddr) {
+        let source = self.v4(host).into();
+        let banned = within(PATIENCE, || {
+            self.touch(host, source, target, &[901, 902, 903, 904]);
+            self.banned().contains(&source).then_some(())
+        });
+        assert!(banned.is_some(), "{host} was never blocked for touching {target}");
+    }
 }
 
 /// Connects and reads until the end; true where that was the banner.
