@@ -28,8 +28,9 @@ trap 'exit 130' INT TERM
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 show() { printf '\033[2m%s\033[0m\n' "$ $*"; }
 scan() {
-    show "nmap -sS -T4 -n -Pn -p1-1024 10.77.1.1        (on the attacker)"
-    ip netns exec "$attacker" nmap -sS -T4 -n -Pn -p1-1024 --max-retries 1 10.77.1.1 | sed -n '/^PORT/,/^$/p; /^All/p; /^Not/p; /^Nmap done/p' || true
+    local command=(nmap -sS -T4 -n -Pn --max-retries 1 "-p$1" 10.77.1.1)
+    show "${command[*]}        (on the attacker)"
+    ip netns exec "$attacker" "${command[@]}" | sed -n '/^PORT/,/^MAC/{/^MAC/!p}; /^All/p; /^Not/p; /^Nmap done/p'
 }
 
 ip netns add "$victim"
@@ -54,7 +55,7 @@ listening() { [ "$(ip netns exec "$victim" ss -Hltn | wc -l)" -ge "${#services[@
 until_true listening
 
 say "Before: the victim serves ${#services[@]} ports, and a scan finds them all"
-scan
+scan 1-1024
 
 say "portsentry starts on the victim"
 show "portsentry --expire 24h"
@@ -67,9 +68,9 @@ grep -q 'now active and listening' "$log"
 said=$(wc -l <"$log")
 
 say "The same scan again: blocked after a few ports, before it learns much or anything"
-scan
-say "And once more: nothing is left to see"
-scan
+scan 1-1024
+say "And the services alone, which it knows by now: nothing answers it any more"
+scan "$(IFS=,; echo "${services[*]}")"
 
 say "What it said meanwhile"
 tail -n "+$((said + 1))" "$log" | head -n 15
