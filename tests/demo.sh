@@ -1,0 +1,87 @@
+#!/bin/bash
+# Shows in under a minute what portsentry does: two hosts in namespaces of their own, joined by a cable; one scans the
+# other, before and after the program starts there. Nothing leaves the machine and nothing stays behind.
+#   tests/demo.sh PROGRAM
+set -euo pipefail
+PATH="$PATH:/usr/sbin:/sbin"
+program=$(realpath "${1:?usage: $0 PROGRAM}")
+
+if [ "$(id -u)" -ne 0 ]; then
+    # shellcheck disable=SC2016  # the inner shell expands it
+    exec unshare --user --map-root-user --net --mount \
+        sh -c 'mount -t tmpfs tmpfs /run && exec "$@"' sh "$0" "$program"
+fi
+
+victim="psdemo-$$-victim" attacker="psdemo-$$-attacker"
+log=$(mktemp)
+pids=()
+clean_up() {
+    trap - EXIT INT TERM
+    [ "${#pids[@]}" -eq 0 ] || { kill "${pids[@]}" && wait "${pids[@]}"; } 2>/dev/null || true
+    ip netns del "$victim" 2>/dev/null || true
+    ip netns del "$attacker" 2>/dev/null || true
+    rm -f "$log"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+show() { printf '\033[2m%s\033[0m\n' "$ $*"; }
+scan() {
+    local command=(nmap -sS -T4 -n -Pn --max-retries 1 "-p$1" 10.77.1.1)
+    show "${command[*]}        (on the attacker)"
+    ip netns exec "$attacker" "${command[@]}" | sed -n '/^PORT/,/^MAC/{/^MAC/!p}; /^All/p; /^Not/p; /^Nmap done/p'
+}
+
+ip netns add "$victim"
+ip netns add "$attacker"
+ip -n "$victim" link add eth0 type veth peer name eth0 netns "$attacker"
+for side in "$victim 10.77.1.1/24" "$attacker 10.77.1.2/24"; do
+    read -r namespace address <<<"$side"
+    ip -n "$namespace" link set lo up
+    ip -n "$namespace" link set eth0 up
+    ip -n "$namespace" addr add "$address" dev eth0
+done
+
+# Eight services: sockets that listen are all that a scanner needs to call a port open. Perl is always there.
+services=(21 22 25 80 110 143 443 993)
+# shellcheck disable=SC2016  # Perl's variables
+ip netns exec "$victim" perl -MIO::Socket::INET -e '
+    @listeners = map { IO::Socket::INET->new(LocalPort => $_, Listen => 64, ReuseAddr => 1) or die "$_: $!" } @ARGV;
+    sleep' "${services[@]}" &
+pids+=($!)
+until_true() { for _ in $(seq 200); do "$@" && return; sleep 0.05; done; echo "waited in vain: $*" >&2; exit 1; }
+listening() { [ "$(ip netns exec "$victim" ss -Hltn | wc -l)" -ge "${#services[@]}" ]; }
+until_true listening
+
+say "Before: the victim serves ${#services[@]} ports, and a scan finds them all"
+scan 1-1024
+
+say "portsentry starts on the victim"
+show "portsentry --expire 24h"
+ip netns exec "$victim" "$program" --expire 24h 2>"$log" &
+pids+=($!)
+started() { grep -q 'now active and listening' "$log" || ! kill -0 "${pids[-1]}" 2>/dev/null; }
+until_true started
+cat "$log"
+grep -q 'now active and listening' "$log"
+said=$(wc -l <"$log")
+
+say "The same scan again: blocked after a few ports, before it learns much or anything"
+scan 1-1024
+say "And the services alone, which it knows by now: nothing answers it any more"
+scan "$(IFS=,; echo "${services[*]}")"
+
+say "What it said meanwhile"
+tail -n "+$((said + 1))" "$log" | head -n 15
+
+say "The ban, as the kernel enforces it"
+show "nft list set inet portsentry blocked"
+ip netns exec "$victim" nft list set inet portsentry blocked
+
+say "It ends, and the ban stays"
+show "kill -TERM portsentry"
+kill -TERM "${pids[-1]}"
+wait "${pids[-1]}"
+ip netns exec "$victim" nft list set inet portsentry blocked | grep elements
+echo

@@ -1,0 +1,196 @@
+//! The program under test, as a process in the victim.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Lab, PATIENCE, within};
+
+/// What the program says when it watches.
+const READY: &str = "adminalert: PortSentry is now active and listening.";
+
+/// Gives the program the lab's own `/etc/resolv.conf` and no configuration of this machine. It runs in the mount
+/// namespace that `ip netns exec` has made, so nobody else sees it. `exec` keeps the process id for signals; the death
+/// signal ends the program with the test, even where the test is killed.
+const WRAPPER: &str = r#"
+set -e
+target=$(readlink -m /etc/resolv.conf)
+case $target in /run/*) mkdir -p "${target%/*}"; [ -e "$target" ] || : >"$target" ;; esac
+mount --bind "$1" "$target"
+[ ! -d /etc/portsentry ] || mount -t tmpfs tmpfs /etc/portsentry
+shift
+exec setpriv --pdeathsig KILL "$@"
+"#;
+
+/// A running daemon; killed when dropped.
+pub(crate) struct Daemon {
+    child: Child,
+    log: Log,
+}
+
+/// How a program ended, and what it wrote to standard error.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its exit status.
+    pub(crate) status: ExitStatus,
+    /// All of standard error.
+    pub(crate) log: String,
+}
+
+impl Daemon {
+    /// Starts the program in the victim and waits until it says that it watches.
+    pub(crate) fn start(lab: &Lab, arguments: &[&str]) -> Self {
+        Self::start_under(lab, &[], arguments)
+    }
+
+    /// Starts it under another program that executes it in its own place, such as `strace -D`.
+    pub(crate) fn start_under(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        let daemon = Self::spawn(lab, wrapper, arguments);
+        daemon.expect_line(READY);
+        daemon
+    }
+
+    /// Starts it with a configuration file of this text.
+    pub(crate) fn start_configured(lab: &Lab, configuration: &str, arguments: &[&str]) -> Self {
+        let path = lab.write("portsentry.toml", configuration);
+        let path = path.to_str().expect("temporary paths are text");
+        Self::start(lab, &[&["--config", path], arguments].concat())
+    }
+
+    /// Runs it where it is expected to end by itself, at once.
+    pub(crate) fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
+        let mut daemon = Self::spawn(lab, wrapper, arguments);
+        let status = daemon.wait(PATIENCE).unwrap_or_else(|| panic!("it goes on running; {}", daemon.log.text()));
+        Ended { status, log: daemon.log.to_end() }
+    }
+
+    fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        let mut command: Command = lab.command("victim", "sh");
+        command.args(["-c", WRAPPER, "sh"]).arg(lab.path("resolv.conf")).args(wrapper).arg(binary()).args(arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ip runs");
+        let log = Log::follow(child.stderr.take().expect("piped"));
+        Self { child, log }
+    }
+
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains `part`; a panic with the whole log where none comes.
+    pub(crate) fn expect_line(&self, part: &str) -> String {
+        let line = self.log.wait_for(part, PATIENCE);
+        line.unwrap_or_else(|| panic!("the log never said {part:?}; {}", self.log.text()))
+    }
+
+    /// The lines so far that contain `part`.
+    pub(crate) fn lines_with(&self, part: &str) -> Vec<String> {
+        self.log.lines().into_iter().filter(|line| line.contains(part)).collect()
+    }
+
+    /// True while the process runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
+    /// Sends a signal and waits for the end; with how long that took.
+    pub(crate) fn end_by(mut self, signal: Signal) -> (Ended, Duration) {
+        let begin = Instant::now();
+        self.signal(signal);
+        let status = self.wait(PATIENCE).unwrap_or_else(|| panic!("{signal:?} did not end it; {}", self.log.text()));
+        (Ended { status, log: self.log.to_end() }, begin.elapsed())
+    }
+
+    /// Ends it the way an administrator does, and holds it to its promise: within a second, with exit code 0.
+    pub(crate) fn stop(self) -> String {
+        let (ended, took) = self.end_by(Signal::TERM);
+        assert!(took < Duration::from_secs(1), "it took {took:?} to end; {}", ended.log);
+        assert!(ended.status.success(), "{}; {}", ended.status, ended.log);
+        ended.log
+    }
+
+    /// Ends it the way a crash does: at once, without a word.
+    pub(crate) fn kill(self) {
+        drop(self);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(id, signal).expect("it is our child");
+    }
+
+    fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        within(limit, || self.child.try_wait().expect("it is our child"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program: the one that cargo has just built, or the one that `PORTSENTRY` names, say an installed package's.
+fn binary() -> OsString {
+    let built = Path::new(env!("CARGO_BIN_EXE_portsentry"));
+    std::env::var_os("PORTSENTRY").unwrap_or_else(|| OsStr::new(built).to_owned())
+}
+
+/// Lines of a stream as they come.
+struct Log(Arc<(Mutex<Lines>, Condvar)>);
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn follow(stream: ChildStderr) -> Self {
+        let shared = Arc::new((Mutex::new(Lines::default()), Condvar::new()));
+        let writer = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                writer.0.lock().unwrap_or_else(PoisonError::into_inner).lines.push(line);
+                writer.1.notify_all();
+            }
+            writer.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+            writer.1.notify_all();
+        });
+        Self(shared)
+    }
+
+    /// The first line with `part` in it, now or within `limit`; not later than the stream's end.
+    fn wait_for(&self, part: &str, limit: Duration) -> Option<String> {
+        let found = |lines: &Lines| lines.lines.iter().find(|line| line.contains(part)).cloned();
+        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.0.1.wait_timeout_while(guard, limit, |lines| found(lines).is_none() && !lines.ended);
+        found(&wait.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
+    }
+
+    fn text(&self) -> String {
+        format!("it wrote:\n{}", self.lines().join("\n"))
+    }
+
+    /// Everything, once the stream has ended; bounded, since a child of the program could hold it open.
+    fn to_end(&self) -> String {
+        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.0.1.wait_timeout_while(guard, PATIENCE, |lines| !lines.ended);
+        wait.unwrap_or_else(PoisonError::into_inner).0.lines.join("\n")
+    }
+}
+
+/// Where `strace -o` writes for a test that traces the program.
+pub(crate) fn trace_file(lab: &Lab) -> PathBuf {
+    lab.path("trace")
+}

@@ -1,0 +1,48 @@
+#!/bin/bash
+# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|all
+set -euo pipefail
+
+# rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
+build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
+# The namespaces, the judge, the scanner, the tracer and the tools that the tests run in the namespaces.
+test=(iproute2 nftables nmap strace util-linux iputils-ping)
+lint=(shellcheck)
+
+case "${1:-all}" in
+    build) wanted=("${build[@]}") ;;
+    test) wanted=("${build[@]}" "${test[@]}") ;;
+    lint) wanted=("${build[@]}" "${lint[@]}") ;;
+    all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
+    *) echo "usage: $0 build|test|lint|all" >&2; exit 2 ;;
+esac
+
+if command -v dpkg-query >/dev/null; then
+    missing=()
+    for package in "${wanted[@]}"; do
+        # shellcheck disable=SC2016  # dpkg-query expands it
+        status=$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true)
+        # Another package may provide it, as pkgconf does for pkg-config.
+        case "$status" in
+            ii*) ;;
+            *) [ "$package" = pkg-config ] && command -v pkg-config >/dev/null || missing+=("$package") ;;
+        esac
+    done
+    if [ "${#missing[@]}" -gt 0 ]; then
+        echo "Installing ${missing[*]}" >&2
+        root=()
+        if [ "$(id -u)" -ne 0 ]; then
+            command -v sudo >/dev/null || { echo "As root: apt-get install ${missing[*]}" >&2; exit 1; }
+            root=(sudo)
+        fi
+        "${root[@]}" apt-get update -qq
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    fi
+else
+    echo "This is no Debian or Ubuntu; the packages there are called: ${wanted[*]}" >&2
+fi
+
+if ! PATH="$PATH:$HOME/.cargo/bin" command -v cargo >/dev/null; then
+    echo "There is no cargo; install Rust 1.88 or later from https://rustup.rs" >&2
+    exit 1
+fi

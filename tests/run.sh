@@ -1,0 +1,32 @@
+#!/bin/bash
+# Runs every test and says in its last line how many passed and how many failed. Needs namespaces: as root they are
+# there; else this runs itself again as root of a user namespace of its own. Arguments go to `cargo test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
+
+if [ "$(id -u)" -ne 0 ]; then
+    # A fresh /run, since `ip netns` keeps its names there and the real one belongs to the real root.
+    if ! unshare --user --map-root-user --net --mount sh -c 'mount -t tmpfs tmpfs /run' 2>/dev/null; then
+        echo "No test ran: this user may make no namespaces (on Ubuntu, AppArmor can forbid it). Run it as root." >&2
+        echo "0 passed, 1 failed"
+        exit 1
+    fi
+    # shellcheck disable=SC2016  # the inner shell expands it
+    exec unshare --user --map-root-user --net --mount \
+        sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"' sh bash "$0" "$@"
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+outcome=0
+cargo test --no-fail-fast "$@" 2>&1 | tee "$log" || outcome=$?
+
+# `test result: ok. 5 passed; 0 failed; …`, once for each test program.
+read -r passed failed < <(awk '/^test result: / { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$log")
+# No test at all, or a program that does not compile or crashes, is a failure that no line above has counted.
+if [ "$failed" -eq 0 ] && { [ "$outcome" -ne 0 ] || [ "$passed" -eq 0 ]; }; then
+    failed=1
+fi
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
