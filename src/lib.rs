@@ -13,4 +13,5 @@ pub mod enforce;
 pub mod engine;
 pub mod netlink;
 pub mod report;
+pub mod sensor;
 pub mod wire;
