@@ -98,6 +98,7 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "interfaces = [\"eth0\", \"a/b\"]",
             "1:23: interfaces: \"a/b\" is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
         ),
+        ("interfaces = [\"any\"]", "1:15: interfaces: \"any\" is no interface; name none, and every one is watched"),
         (
             "tcp.mode = \"stelth\"",
             "1:12: tcp.mode: \"stelth\" is not a mode; write \"off\", \"connect\", \"stealth\" or \"advanced\"",

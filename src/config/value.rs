@@ -72,6 +72,10 @@ fn unmapped(network: IpNet) -> IpNet {
 /// # Errors
 /// A sentence that names the text and says what to write instead.
 pub fn parse_interface(text: &str) -> Result<String, String> {
+    // libpcap's pseudo-device: taken for an interface it would be one that never has an address to watch.
+    if text == "any" {
+        return Err("\"any\" is no interface; name none, and every one is watched".to_owned());
+    }
     let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
     if fits && !text.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control()) {
         return Ok(text.to_owned());
