@@ -1,1 +1,253 @@
-//! Wiring.
+//! Wiring: settings to a running sensor, and the slow half around it. Everything that may wait (signals, log lines,
+//! notifications about addresses and routes, the list of listeners) runs here on tokio, on one thread.
+
+mod watch;
+
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::capture::live::{CaptureError, Live};
+use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
+use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
+use crate::engine::subject::Expiry;
+use crate::engine::{Engine, HashKey, Settings, Watch};
+use crate::netlink::host::HostError;
+use crate::netlink::sock_diag::{SockDiag, SockDiagError};
+use crate::netlink::socket::SocketError;
+use crate::report::event::{Event, What};
+use crate::report::log::Log;
+use crate::report::queue::{self, Receiver};
+use crate::sensor::{Inbox, Order, Sensor, SensorError};
+use watch::HostWatch;
+
+/// Events that wait for the log at one time.
+const QUEUE: usize = 8192;
+
+/// How long the sensor may take to end.
+const GRACE: Duration = Duration::from_millis(800);
+
+/// How often the listeners are read again. A service that starts in between is found by the exact look-up before anybody
+/// is blamed.
+const LISTENERS: Duration = Duration::from_secs(1);
+
+/// Why the program cannot protect, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A file that the settings name is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The host's addresses and routes cannot be read.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The listeners cannot be read.
+    #[error(transparent)]
+    Listeners(#[from] SockDiagError),
+    /// There is no interface of a name that the settings give.
+    #[error("there is no interface {name}; this host has {present}")]
+    NoInterface {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        present: String,
+    },
+    /// The kernel has no netfilter netlink.
+    #[error(transparent)]
+    Netlink(#[from] SocketError),
+    /// The ruleset cannot be laid.
+    #[error(transparent)]
+    Ruleset(#[from] RulesetError),
+    /// The kernel's allow-list cannot be set.
+    #[error("the kernel's allow-list could not be set: {0}")]
+    Protect(BlockError),
+    /// Nothing can be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The sensor ended by itself.
+    #[error("the sensor ended: {0}")]
+    Sensor(#[from] SensorError),
+    /// The sensor panicked.
+    #[error("the sensor ended without a reason; the bans stay in the kernel")]
+    SensorGone,
+    /// The operating system refused something.
+    #[error("cannot {doing}: {error}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What came back.
+        error: io::Error,
+    },
+}
+
+fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> DaemonError {
+    move |error| DaemonError::System { doing, error: error.into() }
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub fn run(config: &Config) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(system("start the event loop"))?.block_on(serve(config))
+}
+
+async fn serve(config: &Config) -> Result<(), DaemonError> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
+    let mut watch = HostWatch::open(config).await?;
+    let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
+    let (events, received) = queue::bounded(QUEUE);
+    let mut log = Log::default();
+
+    let nft = install(config, &watch, &mut log)?;
+    let adopting = nft.is_some();
+    let live = Live::open(&watch.filter())?;
+    let engine = Engine::new(settings(config), secret()?);
+    let sensor = Sensor::new(live, engine, watch.host(), SockDiag::open()?, nft, events.clone(), inbox.clone());
+    let (ended, mut end) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("sensor".to_owned());
+    let thread = thread.spawn(move || {
+        // The receiver is gone only when nobody wants to know any more.
+        let _ = ended.send(sensor.run());
+    });
+    let thread = thread.map_err(system("start the sensor's thread"))?;
+    if adopting {
+        adopt(inbox.clone(), events.clone())?;
+    }
+
+    let mut listeners = tokio::time::interval(LISTENERS);
+    listeners.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let result = loop {
+        let changed = tokio::select! {
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            result = &mut end => break Err(gone(result)),
+            event = received.receive() => {
+                log.write(&event);
+                continue;
+            }
+            changed = watch.changed() => changed,
+            _ = listeners.tick() => {
+                log_losses(&received, &mut log);
+                watch.tick().await
+            }
+        };
+        match changed {
+            Ok(changes) => changes.into_iter().for_each(|order| deliver(&inbox, order)),
+            // What cannot be read now is tried again; until then the last state holds.
+            Err(error) => log.write(&Event::now(What::Error(error.to_string()))),
+        }
+    };
+
+    if result.is_ok() {
+        deliver(&inbox, Order::Stop);
+        if tokio::time::timeout(GRACE, &mut end).await.is_ok() {
+            let _ = thread.join();
+        }
+    }
+    while let Some(event) = received.poll() {
+        log.write(&event);
+    }
+    log_losses(&received, &mut log);
+    log.write(&Event::now(What::Stopped));
+    result
+}
+
+fn gone(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> DaemonError {
+    match result {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) | Err(_) => DaemonError::SensorGone,
+    }
+}
+
+fn deliver(inbox: &Inbox, order: Order) {
+    // A full inbox means that the sensor has been busy with packets for a thousand orders. The next change repeats what
+    // is lost here, because every snapshot is a whole one.
+    let _ = inbox.put(order);
+}
+
+fn log_losses(received: &Receiver, log: &mut Log) {
+    log.turn_minute();
+    let lost = received.dropped();
+    if lost > 0 {
+        log.write(&Event::now(What::Error(format!("{lost} events came faster than they could be logged"))));
+    }
+}
+
+/// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked. `None` where nothing is blocked.
+fn install(config: &Config, watch: &HostWatch, log: &mut Log) -> Result<Option<(Nft, RulesetSpec)>, DaemonError> {
+    if config.tcp.block != BlockPolicy::Yes && config.udp.block != BlockPolicy::Yes {
+        return Ok(None);
+    }
+    let spec = RulesetSpec { size: config.block.nft.size };
+    let mut nft = Nft::open()?;
+    if let Installed::Adopted { blocked, blocked6 } = nft.install(&spec)?
+        && (blocked != spec.size || blocked6 != spec.size)
+    {
+        log.write(&Event::now(What::Note(format!(
+            "the sets of table inet portsentry hold {blocked} and {blocked6} elements, not {} as block.nft.size says; delete \
+             the table to have them laid anew",
+            spec.size
+        ))));
+    }
+    let prefixes: Vec<_> = watch.host().allow.prefixes().collect();
+    nft.protect(&prefixes).map_err(DaemonError::Protect)?;
+    Ok(Some((nft, spec)))
+}
+
+/// Tells the sensor whom the kernel blocks already. A thread of its own: a full set takes the kernel seconds to show.
+fn adopt(inbox: Inbox, events: queue::Sender) -> Result<(), DaemonError> {
+    let thread = std::thread::Builder::new().name("adopt".to_owned());
+    let work = move || {
+        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| nft.elements());
+        let elements = match elements {
+            Ok(elements) => elements,
+            Err(error) => {
+                return events.send(Event::now(What::Error(format!("the bans in the kernel cannot be read: {error}"))));
+            }
+        };
+        let bans = elements.len();
+        for (subject, remaining) in elements {
+            let mut order = Order::Adopt(subject, remaining.map_or(Expiry::Never, Expiry::After));
+            // Only this thread waits where the inbox is full.
+            while let Err(back) = inbox.put(order) {
+                order = back;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        if bans > 0 {
+            events.send(Event::now(What::Adopted { bans }));
+        }
+    };
+    thread.spawn(work).map(drop).map_err(system("start a thread"))
+}
+
+/// What the engine is to do, from what the operator wrote.
+#[must_use]
+pub fn settings(config: &Config) -> Settings {
+    let watch = |protocol: &Protocol| Watch {
+        // In connect mode only what a decoy accepts is evidence.
+        ports: if protocol.mode == Mode::Connect { Default::default() } else { protocol.watched() },
+        block: protocol.block == BlockPolicy::Yes,
+    };
+    Settings {
+        tcp: watch(&config.tcp),
+        udp: watch(&config.udp),
+        sctp: config.detect.sctp,
+        icmp: config.detect.icmp,
+        scan_trigger: config.detect.scan_trigger,
+        window: config.detect.window,
+        expiry: config.expire,
+        max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
+        max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
+        max_new_bans_per_minute: config.block.max_new_bans_per_minute,
+    }
+}
+
+/// A key that no stranger knows.
+fn secret() -> Result<HashKey, DaemonError> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).map_err(system("get random bytes"))?;
+    let [low, high] = [0, 64].map(|shift| u128::from_ne_bytes(bytes) >> shift & u128::from(u64::MAX));
+    Ok(HashKey(u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
+}

@@ -1,3 +1,47 @@
 //! The program: reads the command line, runs what it asks for, prints an error once.
 
-fn main() {}
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+use portsentry::cli::{self, Command};
+use portsentry::daemon::{self, DaemonError};
+use portsentry::report::log;
+
+fn main() -> ExitCode {
+    let command = match cli::parse(std::env::args_os()) {
+        Ok(command) => command,
+        Err(error) => {
+            // Where even this cannot be written there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { cli::EXIT_USAGE.into() } else { cli::EXIT_DONE.into() };
+        }
+    };
+    match command {
+        Command::Run(options) => match options.configure() {
+            Ok(config) => run(&config),
+            Err(errors) => fail(&errors, cli::EXIT_CONFIG),
+        },
+        Command::Replay(_) => fail(&"replay is not in this version", cli::EXIT_FAILED),
+    }
+}
+
+fn run(config: &portsentry::config::Config) -> ExitCode {
+    if let Err(error) = log::init() {
+        return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
+    }
+    match daemon::run(config) {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
+}
+
+fn fail(error: &dyn Display, code: u8) -> ExitCode {
+    let mut stderr = std::io::stderr().lock();
+    for line in error.to_string().lines() {
+        // Where standard error is closed, the exit code says it.
+        let _ = writeln!(stderr, "portsentry: {line}");
+    }
+    code.into()
+}

@@ -1,7 +1,7 @@
 //! The thread on a packet's way: capture, engine and the socket that blocks, with nothing between them. It takes
 //! snapshots and orders from its inbox and gives events to a bounded queue; it never waits for anybody but packets.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};

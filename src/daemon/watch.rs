@@ -1,0 +1,166 @@
+//! What this host is, kept current: addresses, routes, resolvers and listeners to snapshots for the sensor, and to the
+//! filter that follows from them.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::DaemonError;
+use crate::capture::filter::Wanted;
+use crate::capture::live::Live;
+use crate::config::{Config, Mode};
+use crate::engine::ports::PortSet;
+use crate::engine::{AllowList, Host, Listeners, Local, Protection};
+use crate::netlink::host::{self, HostFacts, Watcher};
+use crate::netlink::resolvers::{ResolverFiles, ResolverWatch};
+use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag};
+use crate::sensor::Order;
+
+/// Follows the host.
+pub(super) struct HostWatch {
+    config: Config,
+    allowed: Vec<IpNet>,
+    watcher: Watcher,
+    resolvers: ResolverWatch,
+    sockets: SockDiag,
+    facts: HostFacts,
+    listeners: Vec<Listener>,
+    host: Arc<Host>,
+    wanted: Wanted,
+}
+
+impl HostWatch {
+    /// Reads everything once.
+    pub(super) async fn open(config: &Config) -> Result<Self, DaemonError> {
+        // The watcher first: what changes while the rest is read is noticed.
+        let watcher = Watcher::open()?;
+        let facts = host::read(&ResolverFiles::default()).await?;
+        let mut sockets = SockDiag::open()?;
+        let listeners = sockets.listeners()?;
+        if let Some(name) = config.interfaces.iter().find(|name| facts.interfaces.iter().all(|one| one.name != **name)) {
+            let names: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
+            return Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") });
+        }
+        let allowed = config.allow.read()?;
+        let host = Arc::new(snapshot(config, &allowed, &facts, &listeners));
+        let wanted = wanted(config, &host);
+        let resolvers = ResolverWatch::new(ResolverFiles::default());
+        Ok(Self { config: config.clone(), allowed, watcher, resolvers, sockets, facts, listeners, host, wanted })
+    }
+
+    /// The snapshot that holds now.
+    pub(super) fn host(&self) -> Arc<Host> {
+        Arc::clone(&self.host)
+    }
+
+    /// The filter that holds now.
+    pub(super) fn filter(&self) -> String {
+        self.wanted.to_filter()
+    }
+
+    /// Waits until addresses, routes or interfaces change; what the sensor must know of it. Safe to cancel.
+    pub(super) async fn changed(&mut self) -> Result<Vec<Order>, DaemonError> {
+        self.watcher.changed().await?;
+        self.facts = host::read(&ResolverFiles::default()).await?;
+        self.refresh().await
+    }
+
+    /// Reads the listeners again, and the resolvers where their files changed.
+    pub(super) async fn tick(&mut self) -> Result<Vec<Order>, DaemonError> {
+        let listeners = self.sockets.listeners()?;
+        let resolvers = self.resolvers.poll();
+        if resolvers {
+            self.facts = host::read(&ResolverFiles::default()).await?;
+        }
+        if !resolvers && listeners == self.listeners {
+            return Ok(Vec::new());
+        }
+        self.listeners = listeners;
+        self.refresh().await
+    }
+
+    async fn refresh(&mut self) -> Result<Vec<Order>, DaemonError> {
+        let host = Arc::new(snapshot(&self.config, &self.allowed, &self.facts, &self.listeners));
+        let wanted = wanted(&self.config, &host);
+        self.host = Arc::clone(&host);
+        let mut orders = vec![Order::Host(host)];
+        if wanted != self.wanted {
+            // Compiling takes some 50 ms: on a thread of its own, while the old capture goes on.
+            let filter = wanted.to_filter();
+            let opened = tokio::task::spawn_blocking(move || Live::open(&filter)).await;
+            orders.push(Order::Capture(opened.map_err(|_| DaemonError::SensorGone)??));
+            self.wanted = wanted;
+        }
+        Ok(orders)
+    }
+}
+
+/// The engine's view of the host.
+fn snapshot(config: &Config, allowed: &[IpNet], facts: &HostFacts, listeners: &[Listener]) -> Host {
+    let mut allow = AllowList::new();
+    for (_, address) in &facts.addresses {
+        allow.insert(IpNet::from(address.addr()), Protection::OwnAddress);
+    }
+    facts.gateways.iter().for_each(|address| allow.insert(IpNet::from(*address), Protection::Gateway));
+    facts.resolvers.iter().for_each(|address| allow.insert(IpNet::from(*address), Protection::Resolver));
+    allowed.iter().for_each(|network| allow.insert(*network, Protection::Listed));
+
+    let mut host = Host::new(Local::Addresses(facts.addresses.iter().map(|(_, address)| address.addr()).collect()));
+    host.allow = allow;
+    host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
+    host.interfaces = named(config, facts);
+    let decoys = |protocol: Protocol, port: u16| match protocol {
+        Protocol::Tcp => config.tcp.mode == Mode::Connect && config.tcp.ports.contains(port),
+        Protocol::Udp => config.udp.mode == Mode::Connect && config.udp.ports.contains(port),
+    };
+    for listener in listeners.iter().filter(|one| !decoys(one.protocol, one.port)) {
+        let of = if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp };
+        open(of, listener);
+    }
+    host
+}
+
+fn open(listeners: &mut Listeners, listener: &Listener) {
+    let port = listener.port;
+    if matches!(listener.bound, Bound::AnyV4 | Bound::Any) {
+        listeners.insert_any_v4(port);
+    }
+    match listener.bound {
+        Bound::AnyV6 | Bound::Any => listeners.insert_any_v6(port),
+        Bound::One(address) => listeners.insert_at(address, port),
+        Bound::AnyV4 => {}
+    }
+}
+
+/// Indexes of the interfaces that the settings name. One that has gone gives none, and is there again when it comes back
+/// under its name; where all have gone, an index that no interface has keeps the others out.
+fn named(config: &Config, facts: &HostFacts) -> Vec<u32> {
+    let known = facts.interfaces.iter().filter(|one| config.interfaces.contains(&one.name));
+    let indexes: Vec<u32> = known.map(|one| one.index).collect();
+    if indexes.is_empty() && !config.interfaces.is_empty() { vec![u32::MAX >> 1] } else { indexes }
+}
+
+/// The packets that are worth looking at on such a host. What listens on every address is left out: nothing sent there
+/// is ever evidence, and it may be a busy service.
+fn wanted(config: &Config, host: &Host) -> Wanted {
+    let settings = super::settings(config);
+    Wanted {
+        tcp: settings.tcp.ports.without(&host.tcp.everywhere()),
+        udp: settings.udp.ports.without(&host.udp.everywhere()),
+        ephemeral: ephemeral(),
+        sctp: settings.sctp,
+        icmp: settings.icmp,
+        interfaces: host.interfaces.clone(),
+        without: host.loopback.clone(),
+    }
+}
+
+/// The ports that the kernel gives to connections of this host; Linux's default where it does not say.
+fn ephemeral() -> PortSet {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => (first..=last).collect(),
+        _ => (32_768..=60_999).collect(),
+    }
+}
