@@ -1,1 +1,4 @@
 //! (room)
+pub mod host;
+pub mod resolvers;
+pub mod sock_diag;
