@@ -20,6 +20,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::netlink::resolvers::ResolverFiles;
 
+mod next_hops;
 mod watch;
 
 pub use watch::Watcher;
@@ -30,7 +31,7 @@ pub struct HostFacts {
     /// Every address of every interface, with the interface's index and the prefix length of its network. Tentative
     /// and deprecated IPv6 addresses are among them. A point-to-point address stands alone (/32 or /128).
     pub addresses: Vec<(u32, IpNet)>,
-    /// Next hops of every unicast route in every table, both families, multipath and RTA_VIA included.
+    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included.
     pub gateways: Vec<IpAddr>,
     /// Name servers, those behind a local stub included.
     pub resolvers: Vec<IpAddr>,
@@ -136,17 +137,18 @@ impl HostFacts {
             }
             Ok(consistent)
         };
-        tokio::select! {
-            answer = ask => answer,
-            () = connection => Err(HostError::Ended("addresses, routes and links")),
-        }
+        let consistent = tokio::select! {
+            answer = ask => answer?,
+            () = connection => return Err(HostError::Ended("addresses, routes and links")),
+        };
+        Ok(next_hops::list(&mut self.gateways).await? && consistent)
     }
 
     fn add(&mut self, message: RouteNetlinkMessage) {
         match message {
             RouteNetlinkMessage::NewLink(link) => self.interfaces.push(interface(&link)),
             RouteNetlinkMessage::NewAddress(address) => self.addresses.extend(own_address(&address)),
-            RouteNetlinkMessage::NewRoute(route) => next_hops(&route.attributes, &mut self.gateways),
+            RouteNetlinkMessage::NewRoute(route) => route_gateways(&route.attributes, &mut self.gateways),
             _ => {}
         }
     }
@@ -215,7 +217,7 @@ fn own_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
 }
 
 /// Collects the gateways of a route or of one path of it.
-fn next_hops(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
+fn route_gateways(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
     for attribute in attributes {
         match attribute {
             RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
@@ -227,7 +229,7 @@ fn next_hops(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
             // The kernel nests one level; the decoder has bounded what arrives here by the datagram.
             RouteAttribute::MultiPath(paths) => {
                 for path in paths {
-                    next_hops(&path.attributes, gateways);
+                    route_gateways(&path.attributes, gateways);
                 }
             }
             _ => {}

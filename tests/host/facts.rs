@@ -39,8 +39,7 @@ fn addresses_and_interfaces_are_those_of_the_namespace() {
     assert!(has("lo", "127.0.0.1/8") && has("lo", "::1/128"));
     assert!(has("out", "192.0.2.1/24") && has("out", "2001:db8::1/64"));
     assert!(has("ptp", "198.51.100.1/32"), "the host's own end, not its peer's: {:?}", facts.addresses);
-    let link_local = |(_, net): &(u32, IpNet)| matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
-    assert!(facts.addresses.iter().any(link_local));
+    assert!(has("out", "fe80::1/64"));
     assert_eq!(facts.gateways, Vec::<IpAddr>::new());
 }
 
@@ -83,6 +82,20 @@ fn gateways_of_every_kind_of_route_and_table_are_found() {
             "fe80::254"
         ]
     );
+}
+
+#[test]
+fn gateways_of_next_hop_objects_are_found_where_routes_do_not_show_them() {
+    let net = network();
+    net.run("sysctl", "-qw net.ipv4.nexthop_compat_mode=0");
+    net.ip_batch(
+        "nexthop add id 5 via 192.0.2.55 dev out\n\
+         nexthop add id 6 via 2001:db8::66 dev out\n\
+         nexthop add id 7 group 5\n\
+         route add default nhid 7\n\
+         route add 2001:db8:79::/48 nhid 6\n",
+    );
+    assert_eq!(gateways(&net.inside_async(read)), ["192.0.2.55", "2001:db8::66"]);
 }
 
 #[test]
