@@ -1,0 +1,183 @@
+//! The kernel's notifications of links, addresses and routes to one "something changed". What changed is not said: a
+//! notification may be lost, a full reading cannot.
+
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer};
+use netlink_packet_route::route::{RouteHeader, RouteType};
+use rtnetlink::MulticastGroup;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, TokioSocket};
+use tokio::time::{Instant, timeout_at};
+
+use super::HostError;
+
+/// A DHCP client or `ip` changes several things in a row: wait until it is quiet for this long.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// A routing daemon is never quiet: never wait longer than this, counted from the first notification.
+const LONGEST: Duration = Duration::from_millis(500);
+
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    // Next-hop objects (`ip nexthop`): a route's gateway changes, the route does not.
+    MulticastGroup::Nexthop,
+];
+
+/// Datagrams of notifications are small; a longer one is cut off, and its beginning says enough.
+const BUFFER: usize = 8 * 1024;
+
+/// Tells when links, addresses or routes of this network namespace changed.
+///
+/// It reads the socket itself, because rtnetlink's connection queues decoded notifications without a limit. Here memory
+/// is bounded: what the kernel's buffer cannot hold (ENOBUFS) counts as a change like any other.
+pub struct Watcher {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+    burst: Option<Burst>,
+}
+
+/// Changes that have been noticed and not yet told. Kept in the watcher, so that dropping the future loses none.
+#[derive(Clone, Copy)]
+struct Burst {
+    first: Instant,
+    last: Instant,
+}
+
+impl Watcher {
+    /// Begins to watch the network namespace of this thread.
+    ///
+    /// # Errors
+    ///
+    /// Where netlink cannot be opened.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn open() -> Result<Self, HostError> {
+        let open = || {
+            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+            socket.socket_mut().bind_auto()?;
+            for group in GROUPS {
+                match socket.socket_ref().add_membership(group as u32) {
+                    // Next-hop objects came with Linux 5.3.
+                    Err(_) if matches!(group, MulticastGroup::Nexthop) => {}
+                    joined => joined?,
+                }
+            }
+            Ok(socket)
+        };
+        Ok(Self { socket: open().map_err(HostError::Open)?, buffer: Vec::with_capacity(BUFFER), burst: None })
+    }
+
+    /// Waits until something changed and 50 ms passed without a further change, at most 500 ms after the first. Then
+    /// read the host again.
+    ///
+    /// # Cancel safety
+    ///
+    /// A change that was noticed is told by the next call.
+    ///
+    /// # Errors
+    ///
+    /// Where the socket fails: open another watcher, and read the host.
+    pub async fn changed(&mut self) -> Result<(), HostError> {
+        loop {
+            let Some(burst) = self.burst else {
+                self.notification().await?;
+                let now = Instant::now();
+                self.burst = Some(Burst { first: now, last: now });
+                continue;
+            };
+            let due = (burst.last + QUIET).min(burst.first + LONGEST);
+            // Asked first: where notifications never end, the timeout below never gets its turn.
+            if Instant::now() < due
+                && let Ok(noticed) = timeout_at(due, self.notification()).await
+            {
+                noticed?;
+                self.burst = Some(Burst { last: Instant::now(), ..burst });
+                continue;
+            }
+            self.burst = None;
+            return Ok(());
+        }
+    }
+
+    /// Waits for a notification that matters.
+    async fn notification(&mut self) -> Result<(), HostError> {
+        loop {
+            self.buffer.clear();
+            match poll_fn(|context| self.socket.poll_recv_from(context, &mut self.buffer)).await {
+                // Other processes may send to a netlink socket too; the kernel is number 0.
+                Ok(sender) if sender.port_number() == 0 && matters(&self.buffer) => return Ok(()),
+                Err(error) if is_overrun(&error) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(HostError::Watch(error)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// ENOBUFS: notifications were lost.
+fn is_overrun(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
+}
+
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+
+/// False for notifications of routes that lead nowhere: they have no gateway, and whoever blocks with blackholes makes
+/// hundreds a minute. One that replaces another route matters, because that one may have had a gateway.
+fn matters(datagram: &[u8]) -> bool {
+    let Ok(message) = NetlinkBuffer::new_checked(datagram) else { return true };
+    if !matches!(message.message_type(), RTM_NEWROUTE | RTM_DELROUTE) || message.flags() & NLM_F_REPLACE != 0 {
+        return true;
+    }
+    RouteHeader::parse(message.payload()).map_or(true, |route| {
+        !matches!(route.kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+    use netlink_packet_route::RouteNetlinkMessage;
+    use netlink_packet_route::route::RouteMessage;
+
+    use super::*;
+
+    fn notification(kind: RouteType, flags: u16) -> Vec<u8> {
+        let mut route = RouteMessage::default();
+        route.header.kind = kind;
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(route));
+        message.header.flags = flags;
+        message.finalize();
+        assert!(matches!(message.payload, NetlinkPayload::InnerMessage(_)));
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_blackhole_matters_only_where_it_replaces_a_route() {
+        for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit] {
+            assert!(!matters(&notification(kind, 0)));
+            assert!(matters(&notification(kind, NLM_F_REPLACE)));
+        }
+        assert!(matters(&notification(RouteType::Unicast, 0)));
+        assert!(matters(&notification(RouteType::Local, 0)));
+    }
+
+    #[test]
+    fn a_notification_that_cannot_be_read_matters() {
+        let whole = notification(RouteType::BlackHole, 0);
+        for length in 0..whole.len() {
+            assert!(matters(&whole[..length]), "{length}");
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! What listens on this host, from the kernel's socket tables over NETLINK_SOCK_DIAG: a dump of every listener, and an
+//! exact look-up of what would receive one packet. Nothing is ever bound to find out. Who is a scanner is for
+//! [`crate::engine`].
+//!
+//! Synchronous, for the sensor's thread: one long-lived socket, replies matched by sequence number, every wait bounded.
+//! A socket belongs to the network namespace of the thread that opened it.
+//!
+//! A dump walks the kernel's table bucket by bucket, so a listener that appears meanwhile may be missed or come twice.
+//! Ask [`SockDiag::owner`] before holding a closed port against anybody.
+//!
+//! Read with: sock_diag(7), `linux/inet_diag.h`, and the kernel's `net/ipv4/inet_diag.c` and `udp_diag.c`.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+mod reply;
+
+use reply::{Fault, Progress, Record};
+
+/// A protocol whose sockets the kernel shows here. MPTCP listeners are among TCP's: each has a TCP socket on its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP, without UDP-Lite.
+    Udp,
+}
+
+impl Protocol {
+    fn number(self) -> u8 {
+        match self {
+            Self::Tcp => IPPROTO_TCP,
+            Self::Udp => IPPROTO_UDP,
+        }
+    }
+
+    /// The state of a socket that takes packets from anybody.
+    fn listening(self) -> u8 {
+        match self {
+            Self::Tcp => TCP_LISTEN,
+            Self::Udp => TCP_CLOSE,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// The addresses of this host at which a socket listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Bound {
+    /// Every IPv4 address (0.0.0.0).
+    AnyV4,
+    /// Every IPv6 address and no IPv4 one (:: with IPV6_V6ONLY).
+    AnyV6,
+    /// Every address of both families (::, dual-stack).
+    Any,
+    /// One address. An IPv4-mapped one stands here as IPv4, because that is how its packets arrive.
+    One(IpAddr),
+}
+
+impl Bound {
+    /// True where a packet to `destination` may reach the socket.
+    #[must_use]
+    pub fn covers(self, destination: IpAddr) -> bool {
+        match self {
+            Self::AnyV4 => destination.is_ipv4(),
+            Self::AnyV6 => destination.is_ipv6(),
+            Self::Any => true,
+            Self::One(address) => address == destination,
+        }
+    }
+}
+
+/// A listening TCP socket, or a UDP socket that is bound and not connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Listener {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port that it listens on.
+    pub port: u16,
+    /// The addresses that it listens at.
+    pub bound: Bound,
+    /// Index of the only interface that it takes packets from (SO_BINDTODEVICE); 0: from every one.
+    pub interface: u32,
+}
+
+/// What a packet would find at its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Owner {
+    /// No socket: the port is closed.
+    Nobody,
+    /// A listening TCP socket, or an unconnected UDP one.
+    Listener,
+    /// A socket that has this very peer: a connection in any state, TIME-WAIT and half-open ones included.
+    Flow,
+}
+
+/// Why the kernel's socket tables could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SockDiagError {
+    /// The netlink socket could not be opened or set up.
+    #[error(
+        "cannot open a sock_diag netlink socket: {0}; the kernel needs CONFIG_INET_DIAG and, in a sandbox, AF_NETLINK"
+    )]
+    Open(#[source] io::Error),
+    /// The kernel has no dump for this protocol.
+    #[error("the kernel shows no {0} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag")]
+    Missing(Protocol),
+    /// The request could not be sent.
+    #[error("cannot ask the kernel for sockets over sock_diag: {0}")]
+    Send(#[source] io::Error),
+    /// No answer could be received.
+    #[error("cannot receive the kernel's list of sockets over sock_diag: {0}")]
+    Receive(#[source] io::Error),
+    /// No answer came in time.
+    #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", TIMEOUT.as_secs())]
+    Timeout,
+    /// The kernel refused the request.
+    #[error("the kernel refused to show {0} sockets over sock_diag: {1}")]
+    Refused(Protocol, #[source] io::Error),
+    /// The answer is not what the kernel's headers promise.
+    #[error("the kernel's sock_diag answer cannot be read: {0}")]
+    Malformed(&'static str),
+    /// Source and destination of a look-up are not of one address family.
+    #[error("a packet cannot go from {0} to {1}: write two IPv4 or two IPv6 addresses")]
+    MixedFamilies(IpAddr, IpAddr),
+}
+
+/// Longest wait for one datagram of an answer: the kernel answers in microseconds, and a sensor must not hang.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The kernel fills at most 32 KiB a datagram of a dump (`net/netlink/af_netlink.c`); twice that leaves room.
+const BUFFER: usize = 64 * 1024;
+
+/// `MSG_TRUNC` of `linux/socket.h`: the kernel tells the whole length of a datagram that did not fit.
+const MSG_TRUNC: i32 = 0x20;
+
+/// INET_DIAG_NOCOOKIE: any socket will do.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
+/// The kernel's socket tables, behind one netlink socket.
+pub struct SockDiag {
+    /// `None` after a failure: leftovers of a broken answer would follow on the old socket.
+    socket: Option<Socket>,
+    sequence: u32,
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl SockDiag {
+    /// Opens a socket in the network namespace of this thread, and proves that the kernel shows TCP and UDP sockets.
+    ///
+    /// # Errors
+    ///
+    /// Where netlink cannot be opened, or the kernel lacks the diag modules: without them every look-up would answer
+    /// "nobody", and every client of this host would look like a scanner.
+    pub fn open() -> Result<Self, SockDiagError> {
+        let mut diag =
+            Self { socket: Some(connect()?), sequence: 0, request: Vec::new(), answer: Vec::with_capacity(BUFFER) };
+        diag.listeners()?;
+        Ok(diag)
+    }
+
+    /// Every listening TCP socket and every bound, unconnected UDP socket, of both address families. Sorted, each once.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not answer, refuses, or answers what cannot be read. An incomplete list is never returned.
+    pub fn listeners(&mut self) -> Result<Vec<Listener>, SockDiagError> {
+        let mut listeners = Vec::new();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+                let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
+                let mut keep = |record: Record| listeners.extend(listener(protocol, &record));
+                match self.exchange(protocol.number(), 1 << protocol.listening(), id, NLM_F_DUMP, &mut keep) {
+                    Ok(()) => {}
+                    Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => {
+                        return Err(SockDiagError::Missing(protocol));
+                    }
+                    Err(failure) => return Err(failure.explain(protocol)),
+                }
+            }
+        }
+        listeners.sort_unstable();
+        listeners.dedup();
+        Ok(listeners)
+    }
+
+    /// What would receive a packet from `source` to `destination` that arrives on `interface`: one exact look-up, the
+    /// kernel's own, and no dump. IPv4-mapped addresses are looked up as IPv4.
+    ///
+    /// With `interface` 0 (unknown) sockets that are bound to a device, and those at link-local addresses, are not
+    /// found: then look for the port in [`SockDiag::listeners`] too. For a VRF it is the index of the VRF's device.
+    ///
+    /// # Errors
+    ///
+    /// As for [`SockDiag::listeners`], and where the two addresses are of different families. No answer is not
+    /// [`Owner::Nobody`].
+    pub fn owner(
+        &mut self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        interface: u32,
+    ) -> Result<Owner, SockDiagError> {
+        let local = (destination.ip().to_canonical(), destination.port());
+        let remote = (source.ip().to_canonical(), source.port());
+        if local.0.is_ipv4() != remote.0.is_ipv4() {
+            return Err(SockDiagError::MixedFamilies(remote.0, local.0));
+        }
+        // For TCP "source" means the local end. For UDP it is the other way round "for historical reasons", says the
+        // kernel's udp_dump_one(); a dump shows the local end first for both.
+        let (first, second) = match protocol {
+            Protocol::Tcp => (local, remote),
+            Protocol::Udp => (remote, local),
+        };
+        let id = SocketId {
+            source_address: first.0,
+            source_port: first.1,
+            destination_address: second.0,
+            destination_port: second.1,
+            interface_id: interface,
+            cookie: NO_COOKIE,
+        };
+        let mut owner = Owner::Nobody;
+        let mut keep = |record: Record| {
+            owner = if record.state == protocol.listening() { Owner::Listener } else { Owner::Flow };
+        };
+        match self.exchange(protocol.number(), u32::MAX, id, 0, &mut keep) {
+            Ok(()) => Ok(owner),
+            Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::Nobody),
+            Err(failure) => Err(failure.explain(protocol)),
+        }
+    }
+
+    /// Sends one request and hands every socket of the answer to `keep`.
+    fn exchange(
+        &mut self,
+        protocol: u8,
+        states: u32,
+        socket_id: SocketId,
+        flags: u16,
+        keep: &mut impl FnMut(Record),
+    ) -> Result<(), Failure> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let request = InetRequest {
+            family,
+            protocol,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::from_bits_retain(states),
+            socket_id,
+        };
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let payload = NetlinkPayload::from(SockDiagMessage::InetRequest(request));
+        let mut message = NetlinkMessage::new(header, payload);
+        message.finalize();
+        self.request.clear();
+        self.request.resize(message.buffer_len(), 0);
+        message.serialize(&mut self.request);
+        socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
+
+        loop {
+            receive(&socket, &mut self.answer)?;
+            match reply::read(&self.answer, self.sequence, keep) {
+                Ok(Progress::More) => {}
+                Ok(Progress::Complete) => break,
+                Err(Fault::Kernel(error)) => {
+                    self.socket = Some(socket);
+                    return Err(Failure::Kernel(error));
+                }
+                Err(Fault::Malformed(what)) => return Err(SockDiagError::Malformed(what).into()),
+            }
+        }
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
+/// An error number from the kernel, whose meaning depends on the request, or anything else.
+enum Failure {
+    Kernel(io::Error),
+    Other(SockDiagError),
+}
+
+impl From<SockDiagError> for Failure {
+    fn from(error: SockDiagError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Failure {
+    fn explain(self, protocol: Protocol) -> SockDiagError {
+        match self {
+            Self::Kernel(error) => SockDiagError::Refused(protocol, error),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+fn connect() -> Result<Socket, SockDiagError> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SockDiagError::Open)?;
+    socket.bind_auto().map_err(SockDiagError::Open)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT)).map_err(|error| SockDiagError::Open(error.into()))?;
+    Ok(socket)
+}
+
+/// Reads one datagram from the kernel into `answer`. Other processes may send to a netlink socket too: skipped.
+fn receive(socket: &Socket, answer: &mut Vec<u8>) -> Result<(), SockDiagError> {
+    loop {
+        answer.clear();
+        match socket.recv_from(answer, MSG_TRUNC) {
+            Ok((_, sender)) if sender.port_number() != 0 => {}
+            Ok((length, _)) if length > answer.len() => return Err(SockDiagError::Malformed("a datagram over 64 KiB")),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(SockDiagError::Timeout),
+            Err(error) => return Err(SockDiagError::Receive(error)),
+        }
+    }
+}
+
+/// The listener that a record of a dump shows; `None` where it is in another state than was asked for.
+fn listener(protocol: Protocol, record: &Record) -> Option<Listener> {
+    if record.state != protocol.listening() {
+        return None;
+    }
+    let bound = match record.address {
+        IpAddr::V4(address) if address.is_unspecified() => Bound::AnyV4,
+        IpAddr::V6(address) if address.is_unspecified() && record.v6_only => Bound::AnyV6,
+        IpAddr::V6(address) if address.is_unspecified() => Bound::Any,
+        address => Bound::One(address.to_canonical()),
+    };
+    Some(Listener { protocol, port: record.port, bound, interface: record.interface })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_protocol_without_diag_module_is_told_from_an_empty_table() {
+        let mut diag = SockDiag::open().unwrap();
+        let unassigned = 255;
+        let answer = diag.exchange(unassigned, u32::MAX, SocketId::new_v4(), NLM_F_DUMP, &mut |_| {});
+        assert!(matches!(answer, Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound));
+        assert!(diag.listeners().is_ok(), "the socket serves on after an error of the kernel");
+    }
+
+    #[test]
+    fn a_packet_between_two_families_is_an_error_and_not_nobody() {
+        let mut diag = SockDiag::open().unwrap();
+        let (v4, v6) = ("192.0.2.1:1".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap());
+        assert!(matches!(diag.owner(Protocol::Tcp, v4, v6, 0), Err(SockDiagError::MixedFamilies(..))));
+    }
+
+    #[test]
+    fn a_socket_that_was_lost_is_opened_again() {
+        let mut diag = SockDiag::open().unwrap();
+        diag.socket = None;
+        assert!(diag.listeners().is_ok());
+        assert!(diag.socket.is_some());
+    }
+
+    #[test]
+    fn a_wildcard_covers_its_family_and_a_dual_stack_one_both() {
+        let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let covers = |bound: Bound| (bound.covers(v4), bound.covers(v6));
+        assert_eq!(covers(Bound::AnyV4), (true, false));
+        assert_eq!(covers(Bound::AnyV6), (false, true));
+        assert_eq!(covers(Bound::Any), (true, true));
+        assert_eq!(covers(Bound::One(v4)), (true, false));
+        assert_eq!(covers(Bound::One("192.0.2.2".parse().unwrap())), (false, false));
+    }
+}

@@ -1,0 +1,228 @@
+//! Bytes of one sock_diag datagram to [`Record`]s. Total: every input gives records, an error number of the kernel or a
+//! named [`Fault::Malformed`]. Does no I/O.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_MULTIPART, NetlinkBuffer, NlasIterator, Parseable};
+use netlink_packet_sock_diag::constants::{INET_DIAG_SKV6ONLY, SOCK_DIAG_BY_FAMILY};
+use netlink_packet_sock_diag::inet::InetResponseHeader;
+
+/// What is used of one socket's `struct inet_diag_msg` and its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    /// TCP_LISTEN, TCP_CLOSE, … of `net/tcp_states.h`; UDP uses the same numbers.
+    pub(super) state: u8,
+    /// Local address.
+    pub(super) address: IpAddr,
+    /// Local port.
+    pub(super) port: u16,
+    /// Index of the device that it is bound to, or 0.
+    pub(super) interface: u32,
+    /// IPV6_V6ONLY.
+    pub(super) v6_only: bool,
+}
+
+/// Whether more datagrams belong to the answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    More,
+    Complete,
+}
+
+/// Why a datagram gave no answer.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The kernel answers with this error number.
+    Kernel(io::Error),
+    /// What is wrong with the bytes.
+    Malformed(&'static str),
+}
+
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSG_OVERRUN: u16 = 4;
+
+/// `struct inet_diag_msg` of `linux/inet_diag.h`, in bytes; attributes follow.
+const INET_DIAG_MSG: usize = 72;
+
+/// Reads the messages of one datagram that answer request `sequence`, and hands each socket to `keep`. Messages of
+/// another request are passed over: they are what is left of one that was given up.
+pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<Progress, Fault> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(|_| Fault::Malformed("a message's length is wrong"))?;
+        let payload = message.payload();
+        // A last message may come without its padding.
+        let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
+        rest = rest.get(length..).unwrap_or_default();
+        if message.sequence_number() != sequence {
+            continue;
+        }
+        match message.message_type() {
+            NLMSG_NOOP => {}
+            NLMSG_DONE if payload.is_empty() => return Ok(Progress::Complete),
+            NLMSG_DONE | NLMSG_ERROR => return status(payload),
+            NLMSG_OVERRUN => return Err(Fault::Malformed("data was lost (NLMSG_OVERRUN)")),
+            SOCK_DIAG_BY_FAMILY => {
+                keep(record(payload)?);
+                if message.flags() & NLM_F_MULTIPART == 0 {
+                    return Ok(Progress::Complete);
+                }
+            }
+            _ => return Err(Fault::Malformed("a message of an unknown type")),
+        }
+    }
+    Ok(Progress::More)
+}
+
+/// The negative error number that begins the payload of NLMSG_ERROR and NLMSG_DONE; 0 says that all is well.
+fn status(payload: &[u8]) -> Result<Progress, Fault> {
+    let (code, _) = payload.split_first_chunk().ok_or(Fault::Malformed("an error message without its number"))?;
+    match i32::from_ne_bytes(*code) {
+        0 => Ok(Progress::Complete),
+        code => Err(Fault::Kernel(io::Error::from_raw_os_error(code.saturating_neg()))),
+    }
+}
+
+fn record(payload: &[u8]) -> Result<Record, Fault> {
+    let header =
+        InetResponseHeader::parse(payload).map_err(|_| Fault::Malformed("a socket's record is no inet_diag_msg"))?;
+    let mut v6_only = false;
+    for attribute in NlasIterator::new(payload.get(INET_DIAG_MSG..).unwrap_or_default()) {
+        let attribute = attribute.map_err(|_| Fault::Malformed("an attribute's length is wrong"))?;
+        if attribute.kind() == INET_DIAG_SKV6ONLY {
+            v6_only = attribute.value().first().is_some_and(|flag| *flag != 0);
+        }
+    }
+    let id = header.socket_id;
+    Ok(Record {
+        state: header.state,
+        address: id.source_address,
+        port: id.source_port,
+        interface: id.interface_id,
+        v6_only,
+    })
+}
+
+// The captured bytes are in the order of the machine that they were captured on.
+#[cfg(test)]
+#[cfg(target_endian = "little")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Linux 6.18's answer to request 7, a dump of IPv6 TCP listeners: [::]:1000 dual-stack, and [fd09::1]:1001 with
+    /// IPV6_V6ONLY on device 2.
+    const DUMP: &str = "840000001400020007000000c3110000\
+        0a0a000003e80000\
+        00000000000000000000000000000000\
+        00000000000000000000000000000000\
+        000000008101000000000000\
+        00000000000000000800000000000000a5680700\
+        050008000000000005000b000000000008000f00000000000c00150001000000000000000600160012000000\
+        840000001400020007000000c3110000\
+        0a0a000003e90000\
+        fd090000000000000000000000000001\
+        00000000000000000000000000000000\
+        020000008201000000000000\
+        00000000000000000800000000000000a6680700\
+        050008000000000005000b000100000008000f00000000000c00150001000000000000000600160012000000";
+
+    /// And its end.
+    const DONE: &str = "140000000300020007000000c311000000000000";
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digit = |c: u8| u8::try_from(char::from(c).to_digit(16).unwrap()).unwrap();
+        hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    }
+
+    fn records(datagram: &[u8], sequence: u32) -> (Result<Progress, Fault>, Vec<Record>) {
+        let mut records = Vec::new();
+        let outcome = read(datagram, sequence, &mut |record| records.push(record));
+        (outcome, records)
+    }
+
+    fn error(code: i32) -> Vec<u8> {
+        let mut datagram = bytes("240000000200000007000000c3110000");
+        datagram.extend(code.to_ne_bytes());
+        datagram.extend([0; 16]);
+        datagram
+    }
+
+    #[test]
+    fn a_dump_of_the_kernel_reads_as_its_sockets() {
+        let (outcome, records) = records(&bytes(DUMP), 7);
+        assert_eq!(outcome.unwrap(), Progress::More);
+        let any = Record { state: 10, address: "::".parse().unwrap(), port: 1000, interface: 0, v6_only: false };
+        let one = Record { state: 10, address: "fd09::1".parse().unwrap(), port: 1001, interface: 2, v6_only: true };
+        assert_eq!(records, [any, one]);
+        assert_eq!(read(&bytes(DONE), 7, &mut |_| ()).unwrap(), Progress::Complete);
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_passed_over() {
+        for datagram in [bytes(DUMP), bytes(DONE), error(-2)] {
+            let (outcome, records) = records(&datagram, 8);
+            assert_eq!((outcome.unwrap(), records), (Progress::More, vec![]));
+        }
+    }
+
+    #[test]
+    fn a_single_answer_is_complete_without_an_end_message() {
+        let mut datagram = bytes(DUMP);
+        datagram.truncate(132);
+        datagram[6] = 0;
+        let (outcome, records) = records(&datagram, 7);
+        assert_eq!((outcome.unwrap(), records.len()), (Progress::Complete, 1));
+    }
+
+    #[test]
+    fn an_error_of_the_kernel_is_an_error_and_zero_is_none() {
+        assert!(matches!(records(&error(-2), 7).0, Err(Fault::Kernel(e)) if e.kind() == io::ErrorKind::NotFound));
+        assert!(matches!(records(&error(0), 7).0, Ok(Progress::Complete)));
+        assert!(matches!(records(&error(i32::MIN), 7).0, Err(Fault::Kernel(_))));
+        let mut failed_dump = bytes(DONE);
+        failed_dump[16..20].copy_from_slice(&(-2i32).to_ne_bytes());
+        assert!(matches!(records(&failed_dump, 7).0, Err(Fault::Kernel(_))), "a dump may fail in its last message");
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_anywhere_shows_no_socket_that_is_not_whole() {
+        let whole = bytes(DUMP);
+        for length in 0..whole.len() {
+            let (outcome, records) = records(&whole[..length], 7);
+            assert_eq!(records.len(), length / 132, "{length}");
+            // The last two bytes of a message are padding.
+            assert_eq!(outcome.is_ok(), length % 132 == 0, "{length}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_lie_are_malformed_and_never_end_in_a_loop() {
+        for (at, value) in [(0, 0), (0, 15), (0, 255), (88, 0), (88, 3), (88, 255)] {
+            let mut datagram = bytes(DUMP);
+            datagram[at] = value;
+            datagram.truncate(132);
+            assert!(matches!(records(&datagram, 7).0, Err(Fault::Malformed(_))), "{at}: {value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_at_all_can_upset_it(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = records(&noise, 7);
+        }
+
+        #[test]
+        fn no_change_to_real_bytes_can_upset_it(changes in prop::collection::vec((0..264usize, any::<u8>()), 1..8)) {
+            let mut datagram = bytes(DUMP);
+            for (at, value) in changes {
+                datagram[at] = value;
+            }
+            prop_assert!(records(&datagram, 7).1.len() <= 2);
+        }
+    }
+}

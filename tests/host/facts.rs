@@ -1,0 +1,243 @@
+//! Addresses, gateways, interfaces and their changes, against real links and routes.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use portsentry::netlink::host::{self, HostError, HostFacts, Watcher};
+use portsentry::netlink::resolvers::ResolverFiles;
+use tokio::time::timeout;
+
+use super::network;
+
+async fn read() -> HostFacts {
+    let nowhere = ResolverFiles { main: "/nonexistent/resolv.conf".into(), upstream: Vec::new() };
+    host::read(&nowhere).await.unwrap()
+}
+
+fn gateways(facts: &HostFacts) -> Vec<String> {
+    facts.gateways.iter().map(IpAddr::to_string).collect()
+}
+
+/// Waits until a watcher that has seen its namespace being built has nothing more to tell.
+async fn settle(watcher: &mut Watcher) {
+    while timeout(Duration::from_millis(200), watcher.changed()).await.is_ok_and(|told| told.is_ok()) {}
+}
+
+#[test]
+fn addresses_and_interfaces_are_those_of_the_namespace() {
+    let net = network();
+    net.ip("link add ptp type veth peer name ptpfar");
+    net.ip("address add 198.51.100.1 peer 198.51.100.2/32 dev ptp");
+    let facts = net.inside_async(read);
+    let of = |name: &str| facts.interfaces.iter().find(|interface| interface.name == name).unwrap();
+    assert!(of("lo").loopback && of("lo").up);
+    assert!(!of("out").loopback && of("out").up);
+    assert!(!of("ptp").up);
+    let has = |name: &str, net: &str| facts.addresses.contains(&(of(name).index, net.parse::<IpNet>().unwrap()));
+    assert!(has("lo", "127.0.0.1/8") && has("lo", "::1/128"));
+    assert!(has("out", "192.0.2.1/24") && has("out", "2001:db8::1/64"));
+    assert!(has("ptp", "198.51.100.1/32"), "the host's own end, not its peer's: {:?}", facts.addresses);
+    assert!(has("out", "fe80::1/64"));
+    assert_eq!(facts.gateways, Vec::<IpAddr>::new());
+}
+
+#[test]
+fn an_address_that_is_still_tentative_is_an_address() {
+    let net = network();
+    net.ip("address add 2001:db8::2/64 dev out");
+    let facts = net.inside_async(read);
+    assert!(facts.addresses.iter().any(|(_, net)| net.to_string() == "2001:db8::2/64"));
+}
+
+#[test]
+fn gateways_of_every_kind_of_route_and_table_are_found() {
+    let net = network();
+    net.ip_batch(
+        "route add default via 192.0.2.254\n\
+         route add default via fe80::254 dev out\n\
+         route add 198.51.100.0/24 via 192.0.2.253 table 77\n\
+         route add 2001:db8:77::/48 via 2001:db8::253 table 77\n\
+         route add 203.0.113.0/24 nexthop via 192.0.2.11 weight 1 nexthop via 192.0.2.12 weight 1\n\
+         route add 2001:db8:78::/48 nexthop via 2001:db8::11 nexthop via 2001:db8::12\n\
+         route add 198.18.0.0/24 via inet6 2001:db8::99 dev out\n\
+         nexthop add id 5 via 192.0.2.55 dev out\n\
+         route add 198.18.1.0/24 nhid 5\n\
+         route add blackhole 198.18.2.0/24\n",
+    );
+    let facts = net.inside_async(read);
+    assert_eq!(
+        gateways(&facts),
+        [
+            "192.0.2.11",
+            "192.0.2.12",
+            "192.0.2.55",
+            "192.0.2.253",
+            "192.0.2.254",
+            "2001:db8::11",
+            "2001:db8::12",
+            "2001:db8::99",
+            "2001:db8::253",
+            "fe80::254"
+        ]
+    );
+}
+
+#[test]
+fn gateways_of_next_hop_objects_are_found_where_routes_do_not_show_them() {
+    let net = network();
+    net.run("sysctl", "-qw net.ipv4.nexthop_compat_mode=0");
+    net.ip_batch(
+        "nexthop add id 5 via 192.0.2.55 dev out\n\
+         nexthop add id 6 via 2001:db8::66 dev out\n\
+         nexthop add id 7 group 5\n\
+         route add default nhid 7\n\
+         route add 2001:db8:79::/48 nhid 6\n",
+    );
+    assert_eq!(gateways(&net.inside_async(read)), ["192.0.2.55", "2001:db8::66"]);
+}
+
+#[test]
+fn a_gateway_is_found_among_ten_thousand_blackholes() {
+    let net = network();
+    let mut commands: String =
+        (0..10_000).map(|n| format!("route add blackhole 10.{}.{}.0/24\n", n / 250, n % 250)).collect();
+    commands.push_str("route add default via 192.0.2.254\n");
+    net.ip_batch(&commands);
+    assert_eq!(gateways(&net.inside_async(read)), ["192.0.2.254"]);
+}
+
+#[test]
+fn resolvers_come_with_the_facts_and_an_unreadable_file_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ResolverFiles { main: folder.path().join("resolv.conf"), upstream: Vec::new() };
+    std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
+    let folder = ResolverFiles { main: folder.path().into(), upstream: Vec::new() };
+    network().inside_async(async || {
+        let facts = host::read(&files).await.unwrap();
+        assert_eq!(facts.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
+        assert!(matches!(host::read(&folder).await, Err(HostError::Resolvers(..))));
+    });
+}
+
+#[test]
+fn each_later_change_is_noticed_and_then_read() {
+    let net = network();
+    let changes = [
+        "address add 192.0.2.2/24 dev out",
+        "-6 address add 2001:db8::2/64 dev out nodad",
+        "route add default via 192.0.2.254",
+        "-6 route add default via 2001:db8::254",
+        "route del default",
+        "address del 192.0.2.2/24 dev out",
+        "link add new type veth peer name newfar",
+        "link set out down",
+    ];
+    net.inside_async(async || {
+        let mut watcher = Watcher::open().unwrap();
+        settle(&mut watcher).await;
+        let mut before = read().await;
+        for change in changes {
+            net.ip(change);
+            timeout(Duration::from_secs(5), watcher.changed()).await.expect(change).unwrap();
+            let after = read().await;
+            assert_ne!(after, before, "{change}");
+            before = after;
+        }
+    });
+}
+
+#[test]
+fn a_next_hop_object_that_changes_under_its_route_is_noticed() {
+    let net = network();
+    net.ip("nexthop add id 5 via 192.0.2.55 dev out");
+    net.ip("route add default nhid 5");
+    net.inside_async(async || {
+        let mut watcher = Watcher::open().unwrap();
+        settle(&mut watcher).await;
+        net.ip("nexthop replace id 5 via 192.0.2.56 dev out");
+        timeout(Duration::from_secs(5), watcher.changed()).await.unwrap().unwrap();
+        assert_eq!(gateways(&read().await), ["192.0.2.56"]);
+    });
+}
+
+#[test]
+fn quiet_is_no_change_and_neither_are_blackholes() {
+    let net = network();
+    net.inside_async(async || {
+        let mut watcher = Watcher::open().unwrap();
+        settle(&mut watcher).await;
+        net.ip("route add blackhole 198.51.100.7/32");
+        net.ip("-6 route add unreachable 2001:db8:1::/64");
+        assert!(timeout(Duration::from_millis(300), watcher.changed()).await.is_err());
+        net.ip("route add default via 192.0.2.254");
+        timeout(Duration::from_secs(5), watcher.changed()).await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_burst_is_one_change() {
+    let net = network();
+    let burst: String = (2..200).map(|n| format!("address add 192.0.2.{n}/24 dev out\n")).collect();
+    net.inside_async(async || {
+        let mut watcher = Watcher::open().unwrap();
+        settle(&mut watcher).await;
+        net.ip_batch(&burst);
+        timeout(Duration::from_secs(5), watcher.changed()).await.unwrap().unwrap();
+        assert!(timeout(Duration::from_millis(300), watcher.changed()).await.is_err());
+        assert_eq!(
+            read().await.addresses.iter().filter(|(_, net)| net.to_string().starts_with("192.0.2.")).count(),
+            199
+        );
+    });
+}
+
+#[test]
+fn changes_without_end_are_told_within_the_bound() {
+    let net = network();
+    let churn = "route add 198.51.100.0/24 dev out\nroute del 198.51.100.0/24 dev out\n".repeat(50_000);
+    let churning = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            net.ip_batch(&churn);
+            churning.store(false, Ordering::SeqCst);
+        });
+        net.inside_async(async || {
+            let mut watcher = Watcher::open().unwrap();
+            watcher.changed().await.unwrap();
+            let begin = Instant::now();
+            watcher.changed().await.unwrap();
+            assert!(churning.load(Ordering::SeqCst), "it ended too early to prove anything");
+            assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        });
+    });
+}
+
+#[test]
+fn a_change_noticed_by_a_dropped_future_is_told_by_the_next() {
+    let net = network();
+    net.inside_async(async || {
+        let mut watcher = Watcher::open().unwrap();
+        settle(&mut watcher).await;
+        net.ip("address add 192.0.2.2/24 dev out");
+        // Long enough to take the notification off the socket, too short for the quiet time.
+        assert!(timeout(Duration::from_millis(10), watcher.changed()).await.is_err());
+        timeout(Duration::from_secs(5), watcher.changed()).await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn lost_notifications_count_as_a_change() {
+    let net = network();
+    let flood: String = (0..5_000).map(|n| format!("route add 10.{}.{}.0/24 dev out\n", n / 250, n % 250)).collect();
+    net.inside_async(async || {
+        let mut watcher = Watcher::open().unwrap();
+        settle(&mut watcher).await;
+        net.ip_batch(&flood);
+        timeout(Duration::from_secs(5), watcher.changed()).await.unwrap().unwrap();
+        settle(&mut watcher).await;
+        net.ip("route add default via 192.0.2.254");
+        timeout(Duration::from_secs(5), watcher.changed()).await.unwrap().unwrap();
+    });
+}
