@@ -1,5 +1,7 @@
 //! The decoder against arbitrary bytes, and against etherparse, which was written by other people from the same RFCs.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking, in its helpers too")]
+
 use std::net::IpAddr;
 
 use etherparse::{

@@ -12,8 +12,10 @@ use super::{Packet, Undecoded};
 /// Decodes the packet of an IPv4 frame.
 #[inline]
 pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
-    let (header, rest) = frame.packet.split_first_chunk::<MIN_HEADER>().ok_or(Undecoded::Truncated)?;
-    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let (header, rest) = frame.packet.split_first_chunk::<12>().ok_or(Undecoded::Truncated)?;
+    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, _, _] = header;
+    let (source, rest) = rest.split_first_chunk::<4>().ok_or(Undecoded::Truncated)?;
+    let (destination, rest) = rest.split_first_chunk::<4>().ok_or(Undecoded::Truncated)?;
     let options = (usize::from(version_ihl & 0x0f) * 4).checked_sub(MIN_HEADER).ok_or(Undecoded::Malformed)?;
     if version_ihl >> 4 != 4 {
         return Err(Undecoded::Malformed);
@@ -35,8 +37,8 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
         _ => transport::later_fragment(protocol, offset),
     };
     Ok(Packet {
-        source: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
-        destination: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
+        source: IpAddr::V4(Ipv4Addr::from(*source)),
+        destination: IpAddr::V4(Ipv4Addr::from(*destination)),
         delivery: frame.delivery,
         interface: frame.interface,
         fragmented: more && offset == 0,

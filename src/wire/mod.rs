@@ -163,8 +163,9 @@ pub enum Transport {
         /// The message's code.
         code: u8,
     },
-    /// A first fragment that ends before the TCP flags: no stack sends one (RFC 1858). The ports, where the piece holds
-    /// them: source, destination.
+    /// A first fragment that ends before the TCP flags, or inside another transport header or the chain of IPv6
+    /// extension headers: no stack sends one (RFC 1858, RFC 7112). The ports, where the piece holds them: source,
+    /// destination.
     TinyFragment {
         /// Source and destination port.
         ports: Option<(u16, u16)>,

@@ -3,7 +3,8 @@
 
 use super::Undecoded;
 
-/// What an IP header carries. `captured` is never longer than `length`.
+/// What an IP header carries. Behind `length` bytes `captured` may hold padding (Ethernet pads short frames), so every
+/// read is checked against the length before the capture: padding is never read as a header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece<'a> {
     captured: &'a [u8],
@@ -11,11 +12,10 @@ pub(super) struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// `length` bytes, of which `captured` begins with those that are at hand. What lies behind them (Ethernet pads
-    /// short frames) is cut off, so that padding is never read as a header.
+    /// `length` bytes, of which `captured` begins with those that are at hand.
     #[inline]
     pub(super) fn new(captured: &'a [u8], length: usize) -> Self {
-        Self { captured: captured.get(..length).unwrap_or(captured), length }
+        Self { captured, length }
     }
 
     /// Bytes that the headers claim, captured or not.
@@ -32,7 +32,7 @@ impl<'a> Piece<'a> {
     /// where fewer than `N` were captured. The claim comes first: it holds however short the capture is.
     #[inline]
     pub(super) fn header<const N: usize>(self, least: usize) -> Result<&'a [u8; N], Undecoded> {
-        if self.length < least {
+        if self.length < least.max(N) {
             return Err(Undecoded::Malformed);
         }
         self.captured.first_chunk().ok_or(Undecoded::Truncated)
