@@ -86,6 +86,13 @@ impl Lab {
         addresses
     }
 
+    /// One more IPv6 address for a host, in the /64 that it has.
+    pub(crate) fn add_neighbour(&self, host: &str) -> Ipv6Addr {
+        let address = Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 0x66);
+        ip(&self.namespace(host), &format!("addr add {address}/64 dev uplink nodad\n"));
+        address
+    }
+
     /// Runs `ip` in the victim, for what a single test needs there: a route, an address.
     pub(crate) fn victim_ip(&self, line: &str) {
         ip(&self.namespace("victim"), &format!("{line}\n"));

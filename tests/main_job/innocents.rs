@@ -32,12 +32,22 @@ fn the_victims_own_gateway_is_never_blocked_and_the_log_says_why() {
 }
 
 #[test]
-fn the_ipv6_gateway_is_never_blocked_and_neither_is_its_network() {
-    let lab = Lab::new(&["gateway", "attacker"]);
-    let gateway = lab.v6("gateway");
+fn the_ipv6_gateway_is_never_blocked_not_even_for_what_a_neighbour_in_its_64_does() {
+    let lab = Lab::new(&["gateway", "attacker", "other"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let (gateway, victim) = (lab.v6("gateway"), lab.victim_v6("gateway").into());
     lab.victim_ip(&format!("route add default via {gateway}"));
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     assert_protected(&lab, &daemon, "gateway", gateway.into(), "gateway");
+
+    let neighbour = lab.add_neighbour("gateway");
+    lab.touch("gateway", neighbour.into(), victim, &CLOSED);
+    lab.provoke_ban("other");
+    let text = lab.set_text("allowed6");
+    assert!(text.contains(&gateway.to_string()), "the kernel lets the gateway pass whatever else is banned: {text}");
+    // The neighbour's address is removed, so that the gateway's own is the one that connects.
+    lab.run("gateway", "ip", &["addr", "del", &format!("{neighbour}/64"), "dev", "uplink"]);
+    assert_eq!(lab.served("gateway", victim, &EIGHT, 1), 8);
 }
 
 #[test]
@@ -148,5 +158,5 @@ fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, rea
     });
     let lines = daemon.lines_with(&address.to_string());
     assert!(named.is_some(), "no line says {address} and {reason}: {lines:?}");
-    assert!(!lines.iter().any(|line| line.contains("blocked via") || line.contains("Blocked")), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("attackalert") || line.contains("Blocked")), "{lines:?}");
 }
