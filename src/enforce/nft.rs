@@ -9,8 +9,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
 
 use crate::engine::subject::{Expiry, Subject};
-pub use crate::netlink::nft::{Installed, Remaining, RulesetError, RulesetSpec};
 use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
+pub use crate::netlink::nft::{Installed, Remaining, RulesetError, RulesetSpec};
 use crate::netlink::socket::{Socket, SocketError};
 
 /// Why the sets are not as they were asked to be.
@@ -91,7 +91,12 @@ impl Nft {
     /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
-        self.change(Change::Block, bans, |batch, (subject, expiry)| nft::put_ban(batch, *subject, *expiry), |(subject, _)| *subject)
+        self.change(
+            Change::Block,
+            bans,
+            |batch, (subject, expiry)| nft::put_ban(batch, *subject, *expiry),
+            |(subject, _)| *subject,
+        )
     }
 
     /// Lifts the bans of these; who is not blocked is passed over.
@@ -132,7 +137,8 @@ impl Nft {
             nft::put_set_dump(&mut self.request, set);
             // A table that grows while it is read may show an element twice.
             let read = self.socket.dump(&mut self.request, HashMap::new, |found, message| {
-                let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT).map_or(&[][..], |(_, list)| list);
+                let list =
+                    message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT).map_or(&[][..], |(_, list)| list);
                 found.extend(elements_of(list).map(|Element { subject, remaining }| (subject, remaining)));
             });
             match read {
@@ -150,17 +156,19 @@ impl Nft {
     /// # Errors
     /// [`BlockError::Gone`], and [`SocketError::TooBig`] from some 50,000 prefixes on.
     pub fn protect(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
-        let v4: Vec<Ipv4Net> = prefixes.iter().filter_map(|prefix| if let IpNet::V4(v4) = prefix { Some(*v4) } else { None }).collect();
-        let v6: Vec<Ipv6Net> = prefixes.iter().filter_map(|prefix| if let IpNet::V6(v6) = prefix { Some(*v6) } else { None }).collect();
+        let v4: Vec<Ipv4Net> =
+            prefixes.iter().filter_map(|prefix| if let IpNet::V4(v4) = prefix { Some(*v4) } else { None }).collect();
+        let v6: Vec<Ipv6Net> =
+            prefixes.iter().filter_map(|prefix| if let IpNet::V6(v6) = prefix { Some(*v6) } else { None }).collect();
         // Aggregated, because an interval set refuses a prefix inside another.
         let v4: Vec<IpNet> = Ipv4Net::aggregate(&v4).into_iter().map(IpNet::V4).collect();
         let v6: Vec<IpNet> = Ipv6Net::aggregate(&v6).into_iter().map(IpNet::V6).collect();
         self.batch.clear();
         nft::put_protected(&mut self.batch, Set::Allowed, &v4);
         nft::put_protected(&mut self.batch, Set::Allowed6, &v6);
-        self.socket.transact(&mut self.batch).map_err(|error| {
-            if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() }
-        })
+        self.socket
+            .transact(&mut self.batch)
+            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
     }
 
     /// Puts `items` into transactions of a bounded length. One refused message undoes its whole transaction (an element
@@ -207,7 +215,13 @@ impl Nft {
     }
 
     /// What the failure of one subject means for it, or for all.
-    fn judge(&mut self, change: Change, subject: Subject, error: SocketError, failed: &mut Vec<Failed>) -> Result<(), BlockError> {
+    fn judge(
+        &mut self,
+        change: Change,
+        subject: Subject,
+        error: SocketError,
+        failed: &mut Vec<Failed>,
+    ) -> Result<(), BlockError> {
         let set = Set::of(subject);
         match error {
             SocketError::Refused { errno: Errno::NOENT, .. } => {
@@ -229,9 +243,8 @@ impl Nft {
     }
 
     fn size(&mut self, set: Set) -> Result<u32, BlockError> {
-        nft::set_size(&mut self.socket, set).map_err(|error| {
-            if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() }
-        })
+        nft::set_size(&mut self.socket, set)
+            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
     }
 }
 

@@ -47,7 +47,9 @@ pub enum SocketError {
     #[error("the tables changed during each of {ATTEMPTS} attempts to read them; try again when fewer bans come in")]
     Unsteady,
     /// More than the kernel takes in one transaction.
-    #[error("a transaction of {bytes} bytes is more than the kernel takes at once; give fewer entries, or raise net.core.wmem_max")]
+    #[error(
+        "a transaction of {bytes} bytes is more than the kernel takes at once; give fewer entries, or raise net.core.wmem_max"
+    )]
     TooBig {
         /// Its length.
         bytes: usize,
@@ -86,10 +88,11 @@ pub struct Socket {
 impl Socket {
     /// Opens it. This does not yet tell whether the kernel has nf_tables, or lets this process change it.
     pub fn open() -> Result<Self, SocketError> {
-        let mut inner = netlink_sys::Socket::new(NETLINK_NETFILTER).map_err(|error| match Errno::from_io_error(&error) {
-            Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
-            _ => SocketError::Io(error),
-        })?;
+        let mut inner =
+            netlink_sys::Socket::new(NETLINK_NETFILTER).map_err(|error| match Errno::from_io_error(&error) {
+                Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
+                _ => SocketError::Io(error),
+            })?;
         inner.bind_auto()?;
         // Connected to the kernel: no other process can slip an answer in.
         inner.connect(&SocketAddr::new(0, 0))?;
@@ -229,7 +232,13 @@ impl<'a> Answer<'a> {
         };
         let words = words.filter(|_| message.flags & ACK_TLVS != 0).unwrap_or_default();
         let text = attributes(words).find(|(kind, _)| *kind == ACK_TEXT).and_then(|(_, value)| text(value));
-        Some(Self { errno: (code != 0).then(|| Errno::from_raw_os_error(code.saturating_neg())), text: text.unwrap_or_default() })
+        // Outside of the kernel's range of error numbers an answer makes no sense.
+        let errno = match code.saturating_neg() {
+            0 => None,
+            number @ 1..=4095 => Some(Errno::from_raw_os_error(number)),
+            _ => Some(Errno::BADMSG),
+        };
+        Some(Self { errno, text: text.unwrap_or_default() })
     }
 
     /// The error, if it is one, about the message at `place`.
@@ -274,7 +283,9 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::INTR) => {}
                 Some(Errno::AGAIN) => return Err(SocketError::NoAnswer),
-                Some(Errno::NOBUFS) => return Err(SocketError::Overrun(sockopt::socket_recv_buffer_size(socket).unwrap_or(0))),
+                Some(Errno::NOBUFS) => {
+                    return Err(SocketError::Overrun(sockopt::socket_recv_buffer_size(socket).unwrap_or(0)));
+                }
                 _ => return Err(SocketError::Io(error)),
             },
         }
@@ -332,6 +343,12 @@ mod tests {
         for end in 0..4 {
             assert!(Answer::read(&Message { kind: ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
         }
-        assert!(answer(0, i32::MIN, &[]).is_some());
+    }
+
+    #[test]
+    fn an_error_number_that_cannot_be_is_a_bad_message() {
+        for code in [i32::MIN, -4096, 1, i32::MAX] {
+            assert!(answer(0, code, &[]).unwrap().is(Errno::BADMSG), "{code}");
+        }
     }
 }

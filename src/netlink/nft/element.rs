@@ -207,8 +207,10 @@ mod tests {
     fn an_interval_to_the_last_address_has_no_end() {
         let mut batch = Batch::new();
         put_protected(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
-        let elements: usize =
-            Messages(batch.messages()).filter_map(|message| message.nft()).map(|(_, list)| elements_of(list).count()).sum();
+        let elements: usize = Messages(batch.messages())
+            .filter_map(|message| message.nft())
+            .map(|(_, list)| elements_of(list).count())
+            .sum();
         assert_eq!(elements, 1);
     }
 }

@@ -4,11 +4,11 @@
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_netfilter::nftables::{NfTablesMessage, SetAttribute, SetDescription, SetFlags, SetMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
-use rustables::expr::{
-    Bitwise, Cmp, CmpOp, Counter, HighLevelPayload, IPv4HeaderField, IPv6HeaderField, Immediate, Lookup, Meta, MetaType,
-    NetworkHeaderField, Register, VerdictKind,
-};
 use rustables::error::BuilderError;
+use rustables::expr::{
+    Bitwise, Cmp, CmpOp, Counter, HighLevelPayload, IPv4HeaderField, IPv6HeaderField, Immediate, Lookup, Meta,
+    MetaType, NetworkHeaderField, Register, VerdictKind,
+};
 use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily, Rule, Table};
 use rustix::io::Errno;
 
@@ -72,7 +72,9 @@ pub enum RulesetError {
     #[error("somebody else keeps creating and deleting table inet {TABLE}; stop that, then start portsentry again")]
     Contended,
     /// A rule that contradicts itself.
-    #[error("the rules of table inet {TABLE} could not be built: {0}; this is a defect of portsentry, please report it")]
+    #[error(
+        "the rules of table inet {TABLE} could not be built: {0}; this is a defect of portsentry, please report it"
+    )]
     Unbuildable(#[from] rustables::error::BuilderError),
     /// The socket failed, or the kernel does not let us.
     #[error(transparent)]
@@ -180,7 +182,9 @@ fn object(place: u32) -> String {
     let first_rule = 3 + SETS.len();
     match place {
         0 | 1 => "the table itself".to_owned(),
-        _ if place < first_rule - 1 => SETS.get(place - 2).map_or_else(String::new, |set| format!("set {}", set.name())),
+        _ if place < first_rule - 1 => {
+            SETS.get(place - 2).map_or_else(String::new, |set| format!("set {}", set.name()))
+        }
         _ if place < first_rule => format!("chain {CHAIN}"),
         _ => RULE_TEXTS.get(place - first_rule).map_or_else(String::new, |rule| format!("the rule `{rule}`")),
     }
@@ -194,7 +198,8 @@ fn rules(chain: &Chain) -> Result<Vec<Rule>, BuilderError> {
         let rule = Rule::new(chain)?.with_expr(Meta::new(MetaType::NfProto));
         Ok(rule.with_expr(Cmp::new(CmpOp::Eq, [family])).with_expr(source.build()))
     };
-    let within = |rule: Rule, set: Set| rule.with_expr(Lookup::default().with_set(set.name()).with_sreg(Register::Reg1));
+    let within =
+        |rule: Rule, set: Set| rule.with_expr(Lookup::default().with_set(set.name()).with_sreg(Register::Reg1));
     let accept = |rule: Rule| rule.with_expr(Immediate::new_verdict(VerdictKind::Accept));
     let drop = |rule: Rule| rule.with_expr(Counter::default()).with_expr(Immediate::new_verdict(VerdictKind::Drop));
     let slash_64 = Bitwise::new((u128::MAX << 64).to_be_bytes(), [0; 16])?;

@@ -52,7 +52,9 @@ impl Shape {
             }
             kind::NEW_SET => {
                 let size = field(SET_DESCRIPTION).and_then(|description| {
-                    attributes(description).find(|(kind, _)| *kind == DESCRIPTION_SIZE).and_then(|(_, size)| be_u32(size))
+                    attributes(description)
+                        .find(|(kind, _)| *kind == DESCRIPTION_SIZE)
+                        .and_then(|(_, size)| be_u32(size))
                 });
                 let attributes = keep(body, SET_ATTRIBUTES);
                 self.sets.insert(name(SET_NAME), SetShape { attributes, size: size.unwrap_or(0) });
@@ -114,12 +116,18 @@ impl Shape {
                 let wanted = rules.get(index).copied().unwrap_or_default();
                 match other.rules.get(index) {
                     Some(other) if other == rule => {}
-                    Some(_) => return Some(format!("has another rule {} in chain \"{name}\" than `{wanted}`", index + 1)),
+                    Some(_) => {
+                        return Some(format!("has another rule {} in chain \"{name}\" than `{wanted}`", index + 1));
+                    }
                     None => return Some(format!("has no rule {} in chain \"{name}\": `{wanted}`", index + 1)),
                 }
             }
             if other.rules.len() > chain.rules.len() {
-                return Some(format!("has {} rules in chain \"{name}\" where {} are ours", other.rules.len(), chain.rules.len()));
+                return Some(format!(
+                    "has {} rules in chain \"{name}\" where {} are ours",
+                    other.rules.len(),
+                    chain.rules.len()
+                ));
             }
         }
         let other = found.chains.keys().find(|name| !self.chains.contains_key(*name))?;
@@ -150,6 +158,9 @@ fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat)
         // The kernel does not mark nested attributes as such; where they are is fixed: data (mask, xor), verdict.
         if matches!((expression, path.as_slice()), ("cmp", [3]) | ("bitwise", [4 | 5]) | ("immediate", [2] | [2, 2])) {
             flatten(expression, value, path, flat);
+        } else if matches!((expression, path.as_slice()), ("lookup", [1])) {
+            // The set's name: the kernel ends texts with a zero byte, rustables does not.
+            flat.insert(path.clone(), value.strip_suffix(&[0]).unwrap_or(value).to_vec());
         } else if value.iter().any(|byte| *byte != 0) {
             flat.insert(path.clone(), value.to_vec());
         }
