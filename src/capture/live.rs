@@ -10,9 +10,9 @@ use pcap::{Active, Capture, Linktype};
 
 use crate::wire::LinkType;
 
-/// Bytes of a frame that are captured: 20 of the cooked header, an IPv6 header and the extension headers before the
-/// transport header.
-const SNAP: i32 = 160;
+/// Bytes of a frame that are captured: 20 of the cooked header, an IPv6 header and more extension headers before the
+/// transport header than anybody sends in good faith. What hides behind still longer ones is counted as undecoded.
+const SNAP: i32 = 256;
 
 /// Bytes of the ring between kernel and program. Memory that the kernel pins, so not more than it takes to ride out a
 /// scheduling delay: at some 250 bytes a packet this holds 16,000.
@@ -33,7 +33,9 @@ pub enum CaptureError {
     #[error("libpcap cannot give cooked captures of version 2 ({0}); install libpcap 1.10 or newer")]
     NoSll2(pcap::Error),
     /// The filter was refused.
-    #[error("libpcap refuses the filter for the monitored ports ({error}); monitor fewer separate ports. The filter: {filter}")]
+    #[error(
+        "libpcap refuses the filter for the monitored ports ({error}); monitor fewer separate ports. The filter: {filter}"
+    )]
     Filter {
         /// What libpcap said.
         error: pcap::Error,

@@ -37,7 +37,8 @@ impl HostWatch {
         let facts = host::read(&ResolverFiles::default()).await?;
         let mut sockets = SockDiag::open()?;
         let listeners = sockets.listeners()?;
-        if let Some(name) = config.interfaces.iter().find(|name| facts.interfaces.iter().all(|one| one.name != **name)) {
+        if let Some(name) = config.interfaces.iter().find(|name| facts.interfaces.iter().all(|one| one.name != **name))
+        {
             let names: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
             return Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") });
         }

@@ -63,9 +63,7 @@ impl Memory {
     /// The listeners changed: those that went were open until now.
     pub(super) fn listeners_changed(&mut self, old: &Host, new: &Host, now: Tick) {
         let until = now.plus(Tick::of(RECENT));
-        for (protocol, before, after) in
-            [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)]
-        {
+        for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
             // A port that is found to have a listener was not published by DNAT: its long memory would outlive it.
             let seen: PortSet = before.anywhere().with(&after.anywhere());
             seen.iter().for_each(|port| self.set(protocol, port, until));

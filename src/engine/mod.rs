@@ -302,7 +302,15 @@ impl Engine {
         Some(self.repeat(now, slot, standing, source, subject, BLOCKING))
     }
 
-    fn repeat(&mut self, now: Moment, slot: usize, standing: Standing, source: IpAddr, subject: Subject, lane: u8) -> Repeated {
+    fn repeat(
+        &mut self,
+        now: Moment,
+        slot: usize,
+        standing: Standing,
+        source: IpAddr,
+        subject: Subject,
+        lane: u8,
+    ) -> Repeated {
         self.counters.repeated += 1;
         let repeat = self.judged.repeat(slot, standing, (subject, lane), now.tick());
         Repeated { source, subject, standing, report: repeat.report, verify: repeat.verify }

@@ -1,7 +1,8 @@
 //! Who has been judged already: a source in here is recognised before anything else is looked at, and what it goes on
 //! sending is summed up.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::moment::Tick;
@@ -19,6 +20,9 @@ pub enum Standing {
 
 /// How long repeated packets of one source are summed up before a line says how many there were.
 pub(super) const SUMMARY: Duration = Duration::from_secs(60);
+
+/// The first line comes sooner: it shows that the rest of a scan ran into the ban.
+const FIRST_SUMMARY: Duration = Duration::from_secs(2);
 
 /// How often at most the kernel is asked whether it still blocks a source that goes on sending: an element can be gone
 /// by anybody's hand.
@@ -38,9 +42,9 @@ pub(super) struct Repeat {
 /// The table.
 pub(super) struct Judged {
     keys: Buckets,
-    /// Until (tick; `u32::MAX` for ever), standing, packets since the last line, last line, last verified.
+    /// Until (tick; `u32::MAX` for ever), standing, packets since the last line, next line, last verified.
     state: Vec<[u32; 5]>,
-    pending: VecDeque<(Tick, Subject, u8)>,
+    pending: BinaryHeap<Reverse<(Tick, Subject, u8)>>,
 }
 
 const BLOCKED: u32 = 1;
@@ -50,7 +54,7 @@ impl Judged {
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
         let keys = Buckets::new(entries, secret);
         let slots = keys.slots();
-        Self { keys, state: vec![[0; 5]; slots], pending: VecDeque::with_capacity(PENDING) }
+        Self { keys, state: vec![[0; 5]; slots], pending: BinaryHeap::with_capacity(PENDING) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -72,7 +76,7 @@ impl Judged {
             Standing::Logged => LOGGED,
         };
         if let Some(state) = self.state.get_mut(slot) {
-            *state = [until, code, 0, 0, now.0];
+            *state = [until, code, 0, now.plus(Tick::of(FIRST_SUMMARY)).0, now.0];
         }
     }
 
@@ -90,16 +94,16 @@ impl Judged {
 
     /// Counts one more packet of the source in `slot`.
     pub(super) fn repeat(&mut self, slot: usize, standing: Standing, who: (Subject, u8), now: Tick) -> Repeat {
-        let Some([_, _, hits, reported, verified]) = self.state.get_mut(slot) else {
+        let Some([_, _, hits, next, verified]) = self.state.get_mut(slot) else {
             return Repeat { report: None, verify: false };
         };
         *hits = hits.saturating_add(1);
-        let due = *reported == 0 || now.since(Tick(*reported)) >= Tick::of(SUMMARY);
+        let due = now.0 >= *next;
         let report = due.then(|| std::mem::replace(hits, 0));
         if due {
-            *reported = now.0;
+            *next = now.plus(Tick::of(SUMMARY)).0;
         } else if *hits == 1 && self.pending.len() < PENDING {
-            self.pending.push_back((Tick(*reported).plus(Tick::of(SUMMARY)), who.0, who.1));
+            self.pending.push(Reverse((Tick(*next), who.0, who.1)));
         }
         let verify = standing == Standing::Blocked && now.since(Tick(*verified)) >= Tick::of(VERIFY);
         if verify {
@@ -110,15 +114,15 @@ impl Judged {
 
     /// A source whose summary is due although it has fallen silent: who, and how many packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(Subject, Standing, u32)> {
-        while let Some((at, subject, lane)) = self.pending.front().copied() {
+        while let Some(Reverse((at, subject, lane))) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
-            self.pending.pop_front();
+            self.pending.pop();
             let Some(slot) = self.keys.find(Key::new(subject, lane)) else { continue };
-            let Some([_, code, hits, reported, _]) = self.state.get_mut(slot) else { continue };
-            if *hits > 0 && now.since(Tick(*reported)) >= Tick::of(SUMMARY) {
-                *reported = now.0;
+            let Some([_, code, hits, next, _]) = self.state.get_mut(slot) else { continue };
+            if *hits > 0 && now.0 >= *next {
+                *next = now.plus(Tick::of(SUMMARY)).0;
                 let standing = if *code == BLOCKED { Standing::Blocked } else { Standing::Logged };
                 return Some((subject, standing, std::mem::replace(hits, 0)));
             }
@@ -128,7 +132,7 @@ impl Judged {
 
     /// When the next summary is due, if one is.
     pub(super) fn next_due(&self) -> Option<Tick> {
-        self.pending.front().map(|(at, ..)| *at)
+        self.pending.peek().map(|Reverse((at, ..))| *at)
     }
 
     /// Takes back what stands against `key`.

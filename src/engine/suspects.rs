@@ -21,7 +21,6 @@ impl Evidence {
     }
 
     fn at(self) -> Tick {
-        #[expect(clippy::cast_possible_truncation, reason = "the upper half of 64 bits")]
         Tick((self.0 >> 32) as u32)
     }
 

@@ -41,11 +41,9 @@ pub fn of(what: &What) -> Option<String> {
             Twice(subject.element()),
             Count(*packets, "packet")
         ),
-        What::Repeated { subject, standing: Standing::Logged, packets } => format!(
-            "attackalert: Host: {} goes on, only logged{}",
-            Twice(subject.element()),
-            Count(*packets, "packet")
-        ),
+        What::Repeated { subject, standing: Standing::Logged, packets } => {
+            format!("attackalert: Host: {} goes on, only logged{}", Twice(subject.element()), Count(*packets, "packet"))
+        }
         What::Sweep(sweep) => format!(
             "attackalert: Distributed scan: about {} hosts together touched {} ports within {}; none alone did enough to be \
              blocked",
@@ -66,7 +64,8 @@ pub fn of(what: &What) -> Option<String> {
         What::Note(text) => format!("adminalert: {text}"),
         What::Error(text) => format!("adminalert: ERROR: {text}"),
         What::Stopped => {
-            "securityalert: PortSentry is shutting down; the bans stay in the kernel and expire by themselves".to_owned()
+            "securityalert: PortSentry is shutting down; the bans stay in the kernel and expire by themselves"
+                .to_owned()
         }
     })
 }

@@ -25,11 +25,8 @@ pub struct Receiver(Arc<Shared>);
 /// A queue that holds `length` events.
 #[must_use]
 pub fn bounded(length: usize) -> (Sender, Receiver) {
-    let shared = Arc::new(Shared {
-        events: ArrayQueue::new(length.max(1)),
-        dropped: AtomicU64::new(0),
-        arrived: Notify::new(),
-    });
+    let shared =
+        Arc::new(Shared { events: ArrayQueue::new(length.max(1)), dropped: AtomicU64::new(0), arrived: Notify::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
