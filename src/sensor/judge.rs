@@ -93,7 +93,13 @@ impl Judge {
 
     fn note(&mut self, verdict: Verdict, time: SystemTime) {
         let what = match verdict {
-            Verdict::Block(ban) => return self.outcomes.push(Outcome::Condemned(ban, time)),
+            Verdict::Block(ban) => {
+                if ban.probe.fresh {
+                    // What it did comes before what is done about it, as people's filters have always read it.
+                    self.outcomes.push(Outcome::Said(Event { time, what: What::Probe(ban.probe) }));
+                }
+                return self.outcomes.push(Outcome::Condemned(ban, time));
+            }
             Verdict::Scan(ban) => What::Scan(ban),
             Verdict::Probe(probe) if probe.fresh => What::Probe(probe),
             Verdict::Spared(spared) => match spared.report {
