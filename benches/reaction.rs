@@ -33,7 +33,7 @@ fn main() {
     println!("\nFrom the first probe to the ban, in microseconds; {RUNS} runs each\n");
     println!("| what | median | p90 | worst | times faster than a forked nft |");
     println!("|---|---|---|---|---|");
-    let base = median(&forked_nft);
+    let base = micros(&forked_nft, 0.5);
     row("`nft add element`, forked, alone", &forked_nft, base);
     row("the same through `sh -c`, as classic PortSentry runs it", &shell, base);
     for (trigger, name) in [("0", "portsentry, first probe blocks"), ("2", "portsentry, two ports forgiven (default)")]
@@ -43,20 +43,17 @@ fn main() {
 }
 
 fn row(name: &str, spans: &[Duration], base: f64) {
-    let mut sorted: Vec<f64> = spans.iter().map(|span| span.as_secs_f64() * 1e6).collect();
-    sorted.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into fifty figures")]
-        let index = ((sorted.len() - 1) as f64 * share) as usize;
-        sorted.get(index).copied().unwrap_or(f64::NAN)
-    };
-    println!("| {name} | {:.0} | {:.0} | {:.0} | {:.1} |", at(0.5), at(0.9), at(1.0), base / at(0.5));
+    let [median, ninth, worst] = [0.5, 0.9, 1.0].map(|share| micros(spans, share));
+    println!("| {name} | {median:.0} | {ninth:.0} | {worst:.0} | {:.1} |", base / median);
 }
 
-fn median(spans: &[Duration]) -> f64 {
+/// The span below which this share of them lies, in microseconds.
+fn micros(spans: &[Duration], share: f64) -> f64 {
     let mut sorted = spans.to_vec();
     sorted.sort();
-    sorted.get(sorted.len() / 2).map_or(f64::NAN, |span| span.as_secs_f64() * 1e6)
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into fifty figures")]
+    let index = ((sorted.len() - 1) as f64 * share) as usize;
+    sorted.get(index).map_or(f64::NAN, |span| span.as_secs_f64() * 1e6)
 }
 
 /// Runs of `nft add element` as a process of its own, started directly or by the words of `shell`.
