@@ -1,7 +1,8 @@
 //! Bans to elements of the named sets in `table inet portsentry`, and back. The kernel enforces and expires them by
 //! itself; nothing here remembers why anybody is blocked.
 //!
-//! A ban is one transaction of three messages and one acknowledgement; once the buffers are warm it allocates nothing.
+//! A ban is one transaction of three messages and one acknowledgement, some 9 µs in all; once the buffers are warm it
+//! allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
 
 use std::collections::HashMap;
 

@@ -15,8 +15,7 @@ use super::{Lab, PATIENCE, within};
 const READY: &str = "adminalert: PortSentry is now active and listening.";
 
 /// Gives the program the lab's own `/etc/resolv.conf` and no configuration of this machine. It runs in the mount
-/// namespace that `ip netns exec` has made, so nobody else sees it. `exec` keeps the process id for signals; the death
-/// signal ends the program with the test, even where the test is killed.
+/// namespace that `ip netns exec` has made, so nobody else sees it. `exec` keeps the process id, for signals.
 const WRAPPER: &str = r#"
 set -e
 target=$(readlink -m /etc/resolv.conf)
@@ -24,7 +23,7 @@ case $target in /run/*) mkdir -p "${target%/*}"; [ -e "$target" ] || : >"$target
 mount --bind "$1" "$target"
 [ ! -d /etc/portsentry ] || mount -t tmpfs tmpfs /etc/portsentry
 shift
-exec setpriv --pdeathsig KILL "$@"
+exec "$@"
 "#;
 
 /// A running daemon; killed when dropped.

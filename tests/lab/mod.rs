@@ -128,10 +128,11 @@ impl Lab {
         format!("{}-{host}", self.id)
     }
 
-    /// A command that will run inside a host.
+    /// A command that will run inside a host, and die with the thread that starts it.
     pub(crate) fn command(&self, host: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.namespace(host), program]).stdin(Stdio::null());
+        command.args(["netns", "exec", &self.namespace(host), "setpriv", "--pdeathsig", "KILL", program]);
+        command.stdin(Stdio::null());
         command
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -66,6 +67,19 @@ impl Lab {
         let target = target.to_string();
         let family: &[&str] = if target.contains(':') { &["-6"] } else { &[] };
         Scan::parse(&self.run(host, "nmap", &[family, &["-n", "-Pn", "-oG", "-"], arguments, &[&target]].concat()))
+    }
+
+    /// Runs nmap until its host is in the kernel's set, and gives that element. A blocked scanner's own end is not worth
+    /// waiting for: one that got answers first takes minutes to believe that there are no more.
+    pub(crate) fn nmap_until_banned(&self, host: &str, target: IpAddr, banned: IpAddr) -> Ban {
+        let mut scanner = self.command(host, "nmap");
+        scanner.args(if target.is_ipv6() { &["-6"][..] } else { &[] });
+        scanner.args(["-sS", "-Pn", "-n", "-p1-1024", &target.to_string()]).stdout(Stdio::null());
+        let mut scanner = scanner.spawn().expect("nmap runs");
+        let ban = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.expect_ban(banned)));
+        let _ = scanner.kill();
+        let _ = scanner.wait();
+        ban.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Sends exactly one SYN from `source` to each of `ports`: the socket is gone before any answer comes.

@@ -17,8 +17,7 @@ fn an_nmap_scan_puts_its_source_into_the_kernels_set_for_a_day_and_the_log_says_
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (attacker, victim) = (lab.v4("attacker"), lab.victim_v4("attacker").into());
 
-    lab.nmap("attacker", victim, &["-sS", "-p1-1024"]);
-    let ban = lab.expect_ban(attacker.into());
+    let ban = lab.nmap_until_banned("attacker", victim, attacker.into());
     assert_eq!(ban.timeout, Some(DAY), "{ban:?}");
     assert!(ban.expires.is_some_and(|left| left > DAY - Duration::from_secs(300)), "{ban:?}");
 
@@ -30,7 +29,8 @@ fn an_nmap_scan_puts_its_source_into_the_kernels_set_for_a_day_and_the_log_says_
         "attackalert: Host {attacker} has been blocked via nftables set inet portsentry blocked for 1day"
     ));
 
-    let again = lab.nmap("attacker", victim, &["-sS", "-T4", "-p1-1024", "--max-retries", "1"]);
+    let quick = ["-sS", "-p1-1024", "--max-retries", "0", "--max-rtt-timeout", "100ms"];
+    let again = lab.nmap("attacker", victim, &quick);
     assert_eq!(again.count("filtered"), 1024, "a blocked scanner learns nothing: {again:?}");
     assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8, "the services serve everyone else");
     assert_eq!(lab.banned(), [IpAddr::from(attacker)]);
@@ -44,9 +44,8 @@ fn over_ipv6_the_scanners_whole_64_is_blocked_as_one_element() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let victim = lab.victim_v6("attacker").into();
 
-    lab.nmap("attacker", victim, &["-sS", "-p1-1024"]);
     let network = lab.v6_network("attacker");
-    assert_eq!(lab.expect_ban(network.into()).timeout, Some(DAY));
+    assert_eq!(lab.nmap_until_banned("attacker", victim, network.into()).timeout, Some(DAY));
     assert_eq!(lab.banned(), [IpAddr::from(network)]);
     daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {0}/{0} to", lab.v6("attacker")));
     daemon.expect_line("has been blocked via nftables set inet portsentry blocked6 for 1day");
@@ -128,12 +127,12 @@ fn a_blocked_source_that_goes_on_is_summed_up_in_a_few_lines() {
         lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &ports);
     }
     lab.provoke_ban("other");
-    daemon.expect_line(&said);
+    let counts = |line: &String| line.split_once("Ignoring").is_some_and(|(_, rest)| rest.contains(char::is_numeric));
+    let counted = within(PATIENCE, || daemon.lines_with(&said).into_iter().find(counts));
+    assert!(counted.is_some(), "no line says how many packets there were: {:?}", daemon.lines_with(&said));
     let log = daemon.stop();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains(&said)).collect();
-    assert!(lines.len() <= 10, "5000 packets, {} lines", lines.len());
-    let counted = |line: &&&str| line.split_once("Ignoring").is_some_and(|(_, rest)| rest.contains(char::is_numeric));
-    assert!(lines.iter().any(|line| counted(&line)), "none of these says how many more there were: {lines:?}");
+    let lines = log.matches(&said).count();
+    assert!(lines <= 10, "5000 packets, {lines} lines");
     assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "{log}");
 }
 

@@ -65,6 +65,7 @@ fn killed_in_the_middle_of_a_scan_it_leaves_working_rules_and_the_next_start_goe
         if after.contains(&source) {
             assert!(!lab.is_served(host, target.parse().unwrap(), EIGHT[0], Duration::from_millis(300)));
         }
+        scanner.kill().expect("it is our child");
         scanner.wait().expect("nmap ends");
 
         let next = Daemon::start(&lab, &["--expire", "24h"]);

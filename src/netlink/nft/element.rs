@@ -33,23 +33,23 @@ pub fn put_ban(batch: &mut Batch, subject: Subject, expiry: Expiry) {
 }
 
 /// Appends the deletion of a ban, which fails where there is none.
-pub fn put_lift(batch: &mut Batch, subject: Subject) {
+pub(crate) fn put_lift(batch: &mut Batch, subject: Subject) {
     put_element(batch, kind::DELETE_ELEMENT, 0, subject, None);
 }
 
 /// Makes `request` the question whether `subject` is blocked.
-pub fn put_one_element_query(request: &mut Vec<u8>, subject: Subject) {
+pub(crate) fn put_one_element_query(request: &mut Vec<u8>, subject: Subject) {
     put_request(request, kind::GET_ELEMENT, 0, |list| fill(list, subject, None));
 }
 
 /// Makes `request` the question for every element of `set`.
-pub fn put_set_dump(request: &mut Vec<u8>, set: Set) {
+pub(crate) fn put_set_dump(request: &mut Vec<u8>, set: Set) {
     put_request(request, kind::GET_ELEMENT, flag::DUMP, |list| name(list, set));
 }
 
 /// Appends the replacement of what an interval set holds: everything out, then these prefixes in. They must be of one
 /// family, sorted, and must not overlap.
-pub fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
+pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
     batch.put(kind::DELETE_ELEMENT, 0, |list| name(list, set));
     for prefixes in prefixes.chunks(PREFIXES_A_MESSAGE) {
         batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| {

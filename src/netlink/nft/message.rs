@@ -67,11 +67,11 @@ pub(crate) fn text(value: &[u8]) -> Option<&str> {
 }
 
 /// Appends attributes to a message.
-pub struct Attributes<'a>(pub(super) &'a mut Vec<u8>);
+pub(crate) struct Attributes<'a>(pub(super) &'a mut Vec<u8>);
 
 impl Attributes<'_> {
     /// Appends an attribute with these bytes.
-    pub fn put(&mut self, kind: u16, value: &[u8]) {
+    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
         let start = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
         self.0.extend_from_slice(&kind.to_ne_bytes());

@@ -10,9 +10,8 @@ mod ruleset;
 mod shape;
 
 pub use batch::Batch;
-pub(crate) use element::{Element, elements_of};
-pub use element::{Remaining, put_ban, put_lift, put_one_element_query, put_protected, put_set_dump};
-pub use message::Attributes;
+pub(crate) use element::{Element, elements_of, put_lift, put_one_element_query, put_protected, put_set_dump};
+pub use element::{Remaining, put_ban};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
 pub use ruleset::{Installed, RulesetError, RulesetSpec, install};
