@@ -71,9 +71,12 @@ pub fn of(what: &What) -> Option<String> {
 }
 
 fn scan(probe: &Probe) -> String {
-    let Sighting { source, protocol, port, class, fragmented, .. } = probe.sighting;
+    let Sighting { source, destination, protocol, port, class, fragmented, .. } = probe.sighting;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
-    format!("attackalert: {}{hidden} from host: {} to {} port: {port}", class.title(), Twice(source), protocol.name())
+    // Only a decoy's datagram comes without its destination: classic PortSentry calls both kinds a connect.
+    let decoy = class == Class::Udp && destination.is_unspecified();
+    let title = if decoy { Class::Connect.title() } else { class.title() };
+    format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Twice(source), protocol.name())
 }
 
 /// "NAME/ADDRESS" where no name is looked up: the address stands for both.
