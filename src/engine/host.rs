@@ -84,6 +84,14 @@ impl Listeners {
         ports
     }
 
+    /// The ports that were open to outside here and are not, or not as widely, in `later`.
+    pub(super) fn gone(&self, later: &Self) -> PortSet {
+        let mut ports = self.any_v4.without(&later.any_v4).with(&self.any_v6.without(&later.any_v6));
+        let gone = self.at.difference(&later.at).filter(|(address, _)| !address.is_loopback());
+        gone.for_each(|(_, port)| ports.insert(*port));
+        ports
+    }
+
     /// How many (address, port) pairs are held one by one.
     #[must_use]
     pub fn pairs(&self) -> usize {

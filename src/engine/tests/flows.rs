@@ -1,7 +1,7 @@
 //! What this host itself does: its services, which come and go, and the flows that it begins.
 
 use super::scene::Gist::{Block, Innocent, Probe};
-use super::scene::{CLIENT, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
+use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
 use crate::engine::ports::PortSet;
 use crate::engine::{Innocence, Protocol, Settings};
 use crate::wire::TcpFlags;
@@ -226,6 +226,50 @@ fn a_listener_on_loopback_opens_nothing_to_outside() {
     assert_eq!(scene.syn(SCANNER, 631), Probe(1));
     scene.stop_listening();
     assert_eq!(scene.syn(&stranger(1), 631), Probe(1), "and so nothing was open a moment ago");
+}
+
+#[test]
+fn a_listener_on_one_address_does_not_open_another() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
+    assert_eq!(scene.syn(CLIENT, 25), Innocent(Innocence::Open));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
+}
+
+#[test]
+fn a_wildcard_of_one_family_does_not_open_the_other() {
+    let (six, four) = ("2001:db8:9::1", CLIENT);
+    let mut scene = Scene::new();
+    scene.change(|host| {
+        host.tcp.insert_any_v4(25);
+        host.tcp.insert_any_v6(26);
+    });
+    assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Innocent(Innocence::Open), Probe(1)));
+    assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Innocent(Innocence::Open)));
+}
+
+#[test]
+fn what_goes_on_listening_is_not_opened_wider_by_another_service_that_stops() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
+    scene.listen(80);
+    scene.after(500.0).change(|host| {
+        host.tcp = Default::default();
+        host.tcp.insert_at(HERE.parse().unwrap(), 25);
+    });
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Innocent(Innocence::RecentlyOpen));
+}
+
+#[test]
+fn a_service_that_gives_up_one_address_was_open_there_a_moment_ago() {
+    let mut scene = Scene::new();
+    scene.listen(25);
+    scene.after(500.0).change(|host| {
+        host.tcp = Default::default();
+        host.tcp.insert_at(HERE.parse().unwrap(), 25);
+    });
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Innocent(Innocence::RecentlyOpen));
 }
 
 #[test]
