@@ -317,7 +317,7 @@ impl Engine {
     }
 
     fn judge(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
-        let Sighting { destination, protocol, port, class, .. } = sighting;
+        let Sighting { destination, protocol, port, .. } = sighting;
         if !is_unicast(sighting.source) {
             return Verdict::Innocent(Innocence::NoSource);
         }
@@ -333,11 +333,11 @@ impl Engine {
         if !monitored {
             return Verdict::Innocent(Innocence::NotMonitored);
         }
-        // What no stack sends is a probe wherever it goes, but a connection that is open may be mangled on its way.
+        // This holds for what no stack sends too: the segments of a real connection may be mangled on their way.
         if host.listens(protocol, destination, port) {
             return Verdict::Innocent(Innocence::Open);
         }
-        if !class.is_conclusive() && self.memory.holds(protocol, port, now.tick()) {
+        if self.memory.holds(protocol, port, now.tick()) {
             return Verdict::Innocent(Innocence::RecentlyOpen);
         }
         self.count(now, sighting, host, oracle)

@@ -49,6 +49,16 @@ fn a_service_that_stays_away_leaves_a_closed_port() {
 }
 
 #[test]
+fn a_mangled_segment_to_a_port_that_was_open_a_moment_ago_condemns_nobody() {
+    let mut scene = Scene::new();
+    scene.listen(80);
+    scene.after(10.0).stop_listening();
+    assert_eq!(scene.tcp(CLIENT, 80, 0x200 | ACK), Innocent(Innocence::RecentlyOpen));
+    scene.accepts(CLIENT, 443);
+    assert_eq!(scene.tcp(CLIENT, 443, 0x200 | ACK), Innocent(Innocence::RecentlyOpen), "published by DNAT");
+}
+
+#[test]
 fn a_service_that_started_after_the_snapshot_never_costs_its_clients_anything() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.truth.in_use.insert((Protocol::Tcp, 80));
