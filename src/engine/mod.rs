@@ -364,7 +364,6 @@ impl Engine {
         let port = evidence_port(&sighting);
         let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
         let mut tally = self.suspects.observe(key, evidence, now.tick());
-        self.counters.probes += 1;
         self.counters.evicted += u64::from(tally.evicted);
         let trigger = self.settings.scan_trigger;
         let enough = |tally: &Tally| tally.conclusive || tally.distinct > trigger;
@@ -377,6 +376,7 @@ impl Engine {
             }
             condemned = enough(&tally);
         }
+        self.counters.probes += 1;
         let probe = Probe { sighting, subject, distinct: tally.distinct, probes: tally.probes, fresh: tally.fresh };
         if !condemned {
             if tally.fresh

@@ -64,6 +64,7 @@ fn a_service_that_started_after_the_snapshot_never_costs_its_clients_anything() 
     scene.truth.in_use.insert((Protocol::Tcp, 80));
     assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
     assert_eq!(scene.engine.tracked(), (0, 0));
+    assert_eq!(scene.engine.counters().probes, 0);
     assert_eq!(scene.syn(&stranger(1), 80), Innocent(Innocence::RecentlyOpen), "the first question was enough");
     assert_eq!(scene.truth.asked, 1);
 }
