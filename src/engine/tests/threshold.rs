@@ -66,6 +66,14 @@ fn a_port_counts_to_the_end_of_the_window_and_no_longer() {
 }
 
 #[test]
+fn a_port_that_is_touched_again_does_not_keep_others_in_the_evidence() {
+    let mut scene = Scene::new();
+    scene.syns(SCANNER, [21, 22]);
+    scene.after(1_700.0).syn(SCANNER, 21);
+    assert_eq!(scene.after(200.0).syn(SCANNER, 21), Probe(1), "22 is too old");
+}
+
+#[test]
 fn touching_a_port_again_begins_its_window_again() {
     let mut scene = Scene::new();
     scene.syn(SCANNER, 21);
