@@ -21,11 +21,16 @@ pub enum Local {
     Anybody,
 }
 
+/// Up to so many addresses are compared one by one.
+const FEW: usize = 8;
+
 impl Local {
     /// True where `address` is one of the host's.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self {
+            // Hashing costs more than looking at the few addresses that a host has; asked for every packet.
+            Self::Addresses(addresses) if addresses.len() <= FEW => addresses.iter().any(|own| *own == address),
             Self::Addresses(addresses) => addresses.contains(&address),
             Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
             Self::Anybody => true,
