@@ -317,7 +317,7 @@ impl Engine {
     }
 
     fn judge(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
-        let Sighting { destination, protocol, port, class, .. } = sighting;
+        let Sighting { destination, protocol, port, .. } = sighting;
         if !is_unicast(sighting.source) {
             return Verdict::Innocent(Innocence::NoSource);
         }
@@ -333,11 +333,11 @@ impl Engine {
         if !monitored {
             return Verdict::Innocent(Innocence::NotMonitored);
         }
-        // What no stack sends is a probe wherever it goes, but a connection that is open may be mangled on its way.
+        // This holds for what no stack sends too: the segments of a real connection may be mangled on their way.
         if host.listens(protocol, destination, port) {
             return Verdict::Innocent(Innocence::Open);
         }
-        if !class.is_conclusive() && self.memory.holds(protocol, port, now.tick()) {
+        if self.memory.holds(protocol, port, now.tick()) {
             return Verdict::Innocent(Innocence::RecentlyOpen);
         }
         self.count(now, sighting, host, oracle)
@@ -364,7 +364,6 @@ impl Engine {
         let port = evidence_port(&sighting);
         let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
         let mut tally = self.suspects.observe(key, evidence, now.tick());
-        self.counters.probes += 1;
         self.counters.evicted += u64::from(tally.evicted);
         let trigger = self.settings.scan_trigger;
         let enough = |tally: &Tally| tally.conclusive || tally.distinct > trigger;
@@ -377,6 +376,7 @@ impl Engine {
             }
             condemned = enough(&tally);
         }
+        self.counters.probes += 1;
         let probe = Probe { sighting, subject, distinct: tally.distinct, probes: tally.probes, fresh: tally.fresh };
         if !condemned {
             if tally.fresh
