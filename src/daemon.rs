@@ -1,6 +1,7 @@
 //! Wiring: settings to a running sensor, and the slow half around it. Everything that may wait (signals, log lines,
 //! notifications about addresses and routes, the list of listeners) runs here on tokio, on one thread.
 
+mod priority;
 mod watch;
 
 use std::io;
@@ -107,6 +108,8 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     let (ended, mut end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("sensor".to_owned());
     let thread = thread.spawn(move || {
+        // In vain in most containers; the figures of the reaction time show it.
+        let _ = priority::raise();
         // The receiver is gone only when nobody wants to know any more.
         let _ = ended.send(sensor.run());
     });

@@ -19,7 +19,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Sends what is logged from now on to the journal if standard error is connected to it, else to standard error.
 pub fn init() -> Result<(), TryInitError> {
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
-    let journal = journal.map(|layer| layer.with_syslog_identifier("portsentry".to_owned()));
+    let journal = journal.map(|layer| layer.with_syslog_identifier("portsentry".to_owned()).with_field_prefix(None));
     let terminal = journal.is_none().then(|| {
         // The message alone, as classic PortSentry wrote it; the fields are for the journal.
         let fields = format::debug_fn(|writer, field, value| match field.name() {

@@ -1,0 +1,19 @@
+//! A real-time policy for the sensor's thread. Without it a ban often waits some milliseconds until the scheduler takes
+//! the core away from whatever else runs there, and a scanner learns more ports in that time.
+
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
+
+/// The lowest real-time priority: before everything ordinary, behind everything that has asked for more.
+const LOWEST: u8 = 1;
+
+/// Puts the calling thread under SCHED_RR. False where that is not permitted (CAP_SYS_NICE, RLIMIT_RTPRIO): everything
+/// works without it, only later under load. The kernel keeps a share of each core for ordinary threads
+/// (kernel.sched_rt_runtime_us), so that a flood of packets cannot starve the host.
+pub(super) fn raise() -> bool {
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
+    ThreadPriority::try_from(LOWEST)
+        .is_ok_and(|priority| set_thread_priority_and_policy(thread_native_id(), priority, policy).is_ok())
+}
