@@ -70,17 +70,22 @@ impl Wanted {
     fn tcp_terms(&self, any: &mut Vec<String>) {
         // The second fragment of a segment cut so short that it lies over the flags. It has no ports.
         any.push("ip and ip[9] = 6 and ip[6:2] & 0x1fff = 1".to_owned());
-        // A first fragment, whose flags may be missing; else neither RST nor SYN/ACK; to ephemeral ports nothing with ACK.
+        // A first fragment, whose flags may be missing; else no answer, which is a SYN/ACK, and a RST without SYN: with one,
+        // or with FIN or RST beside SYN and ACK, no stack sends it. To ephemeral ports also nothing else with ACK.
         let first = "ip[6:2] & 0x3fff = 0x2000";
         let fixed = self.tcp.without(&self.ephemeral);
         let ephemeral = self.tcp.without(&fixed);
         for (set, four, six) in [
-            (&fixed, "tcp[13] & 4 = 0 and tcp[13] & 18 != 18", "ip6[53] & 4 = 0 and ip6[53] & 18 != 18"),
-            (&ephemeral, "tcp[13] & 20 = 0", "ip6[53] & 20 = 0"),
+            (&fixed, "tcp[13] & 6 != 4 and tcp[13] & 23 != 18", "ip6[53] & 6 != 4 and ip6[53] & 23 != 18"),
+            (
+                &ephemeral,
+                "tcp[13] & 20 = 0 or (tcp[13] & 2 != 0 and tcp[13] & 23 != 18)",
+                "ip6[53] & 20 = 0 or (ip6[53] & 2 != 0 and ip6[53] & 23 != 18)",
+            ),
         ] {
             if !set.is_empty() {
                 let to = ports("tcp", "dst", set);
-                any.push(format!("{to} and ((ip and ({first} or ({four}))) or (ip6 and {six}))"));
+                any.push(format!("{to} and ((ip and ({first} or ({four}))) or (ip6 and ({six})))"));
             }
         }
         // What this host begins and answers from a monitored port shows that the port is in use.
@@ -147,6 +152,42 @@ mod tests {
                         assert!(length <= 4_096, "{length} instructions for {}", wanted.to_filter());
                     }
                 }
+            }
+        }
+    }
+
+    /// A TCP segment in a cooked frame that came in, over either family.
+    fn frame(v6: bool, port: u16, flags: u8) -> Vec<u8> {
+        let ethertype: [u8; 2] = if v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+        let mut frame = [&ethertype[..], &[0, 0, 0, 0, 0, 2, 0, 1, 0, 6], &[0; 8]].concat();
+        if v6 {
+            frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend([0xfd; 32]);
+        } else {
+            frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        }
+        frame.extend([0x9d, 0xd4]);
+        frame.extend(port.to_be_bytes());
+        frame.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
+        frame
+    }
+
+    #[test]
+    fn every_combination_of_flags_that_is_evidence_passes_and_no_answer_does() {
+        use crate::engine::Class;
+        use crate::wire::TcpFlags;
+        let wanted =
+            Wanted { tcp: "23,40000".parse().unwrap(), ephemeral: "32768-60999".parse().unwrap(), ..Wanted::default() };
+        let program = Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap();
+        for flags in 0..64_u8 {
+            let class = Class::of_tcp(TcpFlags(flags.into()));
+            // At full speed answers with ACK come to an own connection's port.
+            let fast = matches!(class, Some(Class::Ack | Class::Maimon));
+            for v6 in [false, true] {
+                let passes = |port| program.filter(&frame(v6, port, flags));
+                assert_eq!(passes(23), class.is_some(), "{flags:#x}");
+                assert_eq!(passes(40_000), class.is_some() && !fast, "{flags:#x} to an ephemeral port");
+                assert!(!passes(24), "{flags:#x} to a port that nobody watches");
             }
         }
     }

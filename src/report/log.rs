@@ -49,18 +49,31 @@ impl Log {
     /// Writes the line of `event`, if it has one.
     pub fn write(&mut self, event: &Event) {
         self.turn_minute();
-        if matches!(event.what, What::Probe(_) | What::Repeated { .. }) {
-            if self.lines >= LINES_PER_MINUTE {
-                self.left_out += 1;
-                return;
-            }
-            self.lines += 1;
+        if matches!(event.what, What::Probe(_) | What::Repeated { .. }) && !self.has_room() {
+            return;
+        }
+        // Without JSON of its own: that of the event holds all of it.
+        if let Some(line) = line::cause(&event.what)
+            && self.has_room()
+        {
+            tracing::info!("{line}");
         }
         let Some(line) = line::of(&event.what) else { return };
         match &event.what {
             What::Error(_) | What::BlockFailed { .. } | What::Dropped { .. } => tracing::error!("{line}"),
             _ => tracing::info!(portsentry_json = %json::of(event), "{line}"),
         }
+    }
+
+    /// Takes one of the minute's lines, or counts it as left out.
+    fn has_room(&mut self) -> bool {
+        let room = self.lines < LINES_PER_MINUTE;
+        if room {
+            self.lines += 1;
+        } else {
+            self.left_out += 1;
+        }
+        room
     }
 
     /// Says how many lines of the last minute were left out, once it is over.

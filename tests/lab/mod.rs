@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test program that includes the lab uses its own part of it")]
 
 pub(crate) mod daemon;
+pub(crate) mod raw;
 pub(crate) mod scan;
 pub(crate) mod services;
 
