@@ -107,10 +107,13 @@ fn engine() -> (Engine, Host) {
 fn benchmark(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("observe");
     group.throughput(Throughput::Elements(PACKETS.into()));
-    let captures: [(&str, fn(u32) -> Frame); 4] =
-        [("mixed", mixed), ("legitimate", legitimate), ("blocked", blocked), ("probe", probe)];
-    for (name, make) in captures {
-        let frames: Vec<Frame> = (0..PACKETS).map(make).collect();
+    let capture = |make: fn(u32) -> Frame| -> Vec<Frame> { (0..PACKETS).map(make).collect() };
+    for (name, frames) in [
+        ("mixed", capture(mixed)),
+        ("legitimate", capture(legitimate)),
+        ("blocked", capture(blocked)),
+        ("probe", capture(probe)),
+    ] {
         let (mut engine, host) = engine();
         let mut now = Moment::at(Duration::from_secs(1));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {

@@ -141,7 +141,7 @@ fn two_hash_keys_give_the_same_verdicts() {
     let run = |key| {
         let mut scene = Scene::keyed(key, |settings| settings.max_sources = 4_096);
         let touch = |n: u32| (stranger(n % 150), u16::try_from(n * n % 7 + 20).unwrap());
-        (0..2_000).map(|n| touch(n)).map(|(source, port)| scene.after(0.2).syn(&source, port)).collect::<Vec<_>>()
+        (0..2_000).map(touch).map(|(source, port)| scene.after(0.2).syn(&source, port)).collect::<Vec<_>>()
     };
     let verdicts = run(crate::engine::HashKey(1, 2));
     assert_eq!(verdicts, run(crate::engine::HashKey(u64::MAX, 77)));
