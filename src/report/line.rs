@@ -70,15 +70,6 @@ pub fn of(what: &What) -> Option<String> {
     })
 }
 
-/// The line that comes before an event's own: the probe that a ban is for, whose class no other line would name.
-#[must_use]
-pub fn cause(what: &What) -> Option<String> {
-    match what {
-        What::Blocked { ban, .. } => Some(scan(&ban.probe)),
-        _ => None,
-    }
-}
-
 fn scan(probe: &Probe) -> String {
     let Sighting { source, destination, protocol, port, class, fragmented, .. } = probe.sighting;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };

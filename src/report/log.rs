@@ -52,12 +52,6 @@ impl Log {
         if matches!(event.what, What::Probe(_) | What::Repeated { .. }) && !self.has_room() {
             return;
         }
-        // Without JSON of its own: that of the event holds all of it.
-        if let Some(line) = line::cause(&event.what)
-            && self.has_room()
-        {
-            tracing::info!("{line}");
-        }
         let Some(line) = line::of(&event.what) else { return };
         match &event.what {
             What::Error(_) | What::BlockFailed { .. } | What::Dropped { .. } => tracing::error!("{line}"),

@@ -9,7 +9,7 @@ use super::BATCH;
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Protocol, Repeated, Sighting, Verdict};
+use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, What};
 use crate::report::queue::Sender;
@@ -94,10 +94,10 @@ impl Judge {
     fn note(&mut self, verdict: Verdict, time: SystemTime) {
         let what = match verdict {
             Verdict::Block(ban) => {
-                if ban.probe.fresh {
-                    // What it did comes before what is done about it, as people's filters have always read it.
-                    self.outcomes.push(Outcome::Said(Event { time, what: What::Probe(ban.probe) }));
-                }
+                // What it did comes before what is done about it, as people's filters have always read it. It is a line
+                // also where the port is an old one, and only the class was enough.
+                let probe = Probe { fresh: true, ..ban.probe };
+                self.outcomes.push(Outcome::Said(Event { time, what: What::Probe(probe) }));
                 return self.outcomes.push(Outcome::Condemned(ban, time));
             }
             Verdict::Scan(ban) => What::Scan(ban),
