@@ -1,5 +1,6 @@
 //! Frames for the decoder: from every interface at once ([`live`]), narrowed by a filter made from the monitored ports
-//! ([`filter`]).
+//! ([`filter`]), or from a capture file ([`file`]).
 
+pub mod file;
 pub mod filter;
 pub mod live;
