@@ -6,6 +6,7 @@
 
 mod clock;
 mod learn;
+mod packet;
 mod print;
 mod progress;
 mod summary;
@@ -18,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 pub use clock::Clock;
 pub use learn::{Learner, Used};
+pub use packet::decode;
 pub use summary::{Judged, Left, Protected, Summary};
 
 use crate::capture::file::{FileError, Reader};
@@ -27,7 +29,7 @@ use crate::engine::{
     Engine, HashKey, Host, Innocence, Local, NoOracle, Notice, Protection, Repeated, Settings, Verdict,
 };
 use crate::report::event::{Event, What};
-use crate::wire::{self, LinkType, Packet, Transport};
+use crate::wire::{LinkType, Packet, Transport};
 use crate::{daemon, report};
 use progress::Progress;
 
@@ -139,7 +141,7 @@ impl<'a> Replay<'a> {
             while let Some(frame) = reader.next_frame()? {
                 progress.first_pass(frame.end);
                 if let Some(link) = LinkType::from_dlt(frame.link)
-                    && let Ok(packet) = wire::decode(link, frame.bytes)
+                    && let Ok(packet) = packet::decode(link, frame.bytes)
                 {
                     learner.look(&packet);
                 }
@@ -177,7 +179,7 @@ impl<'a> Replay<'a> {
                 self.summary.unknown_link(frame.link);
                 continue;
             };
-            match wire::decode(link, frame.bytes) {
+            match packet::decode(link, frame.bytes) {
                 Ok(packet) => {
                     if let Some(what) = self.observe(frame.time, &packet) {
                         progress.hide(|| self.say(out, time, what))?;

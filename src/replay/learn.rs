@@ -152,5 +152,6 @@ impl<'a> Learner<'a> {
 fn is_sent_by_a_stack(flags: TcpFlags) -> bool {
     let bits = flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST | TcpFlags::ACK);
     flags.0 & TcpFlags::RESERVED == 0
-        && (bits == TcpFlags::SYN || flags.has(TcpFlags::ACK) && bits & (TcpFlags::SYN | TcpFlags::FIN) != TcpFlags::SYN | TcpFlags::FIN)
+        && (bits == TcpFlags::SYN
+            || flags.has(TcpFlags::ACK) && bits & (TcpFlags::SYN | TcpFlags::FIN) != TcpFlags::SYN | TcpFlags::FIN)
 }

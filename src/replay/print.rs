@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
@@ -46,7 +45,11 @@ fn judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result<()> {
     writeln!(out, "{} {what}{}", list.len(), if list.is_empty() { "" } else { ":" })?;
     for Judged { subject, time, expiry, reason, ports, later, .. } in list {
         let ports = Ports(ports.iter().map(|(protocol, port, class)| (*protocol, *port, Some(*class))));
-        write!(out, "  {subject}: at {} for {expiry}, because {reason}: {ports}", rfc3339(*time))?;
+        write!(out, "  {subject}: at {}", rfc3339(*time))?;
+        if let Some(expiry) = expiry {
+            write!(out, " for {expiry}")?;
+        }
+        write!(out, ", because {reason}: {ports}")?;
         if *later > 0 {
             write!(out, "; {later} packets came later")?;
         }
@@ -152,18 +155,18 @@ fn judgement(judged: &Judged) -> Value {
         .iter()
         .map(|(protocol, port, class)| json!({"proto": protocol.key(), "port": port, "class": class.key()}))
         .collect();
-    json!({
-        "subject": judged.subject.to_string(), "source": judged.subject.element(), "time": rfc3339(judged.time),
-        "first": rfc3339(judged.first), "expires": expires(judged.time, judged.expiry), "reason": judged.reason,
-        "ports": ports, "later_packets": judged.later,
-    })
-}
-
-fn expires(time: SystemTime, expiry: Expiry) -> String {
-    match expiry {
+    let expires = judged.expiry.map(|expiry| match expiry {
         Expiry::Never => "never".to_owned(),
-        Expiry::After(span) => rfc3339(time.checked_add(span).unwrap_or(time + Duration::ZERO)),
+        Expiry::After(span) => rfc3339(judged.time.checked_add(span).unwrap_or(judged.time)),
+    });
+    let mut object = json!({
+        "subject": judged.subject.to_string(), "source": judged.subject.element(), "time": rfc3339(judged.time),
+        "first": rfc3339(judged.first), "reason": judged.reason, "ports": ports, "later_packets": judged.later,
+    });
+    if let (Some(object), Some(expires)) = (object.as_object_mut(), expires) {
+        object.insert("expires".to_owned(), expires.into());
     }
+    object
 }
 
 fn counted(counts: impl Iterator<Item = (String, u64)>) -> Value {

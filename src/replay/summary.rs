@@ -24,8 +24,8 @@ pub struct Judged {
     pub time: SystemTime,
     /// When its first probe came.
     pub first: SystemTime,
-    /// For how long.
-    pub expiry: Expiry,
+    /// For how long; `None` where it was only logged.
+    pub expiry: Option<Expiry>,
     /// Why, as a sentence.
     pub reason: String,
     /// The evidence.
@@ -179,7 +179,7 @@ impl Summary {
             subject,
             time,
             first: time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH),
-            expiry: ban.expiry,
+            expiry: blocked.then_some(ban.expiry),
             reason: reason(ban),
             ports: ban.ports.iter().collect(),
             later: 0,
