@@ -390,8 +390,10 @@ impl Engine {
         }
         let probe = Probe { sighting, subject, distinct: tally.distinct, probes: tally.probes, fresh: tally.fresh };
         if !condemned {
+            // Other segments than these also come from connections that began before the capture did.
             if apart
                 && tally.fresh
+                && matches!(sighting.class, Class::Syn | Class::Sctp)
                 && let Some(first) = self.swept_hosts(now, key, &sighting)
             {
                 let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());

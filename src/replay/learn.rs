@@ -19,8 +19,8 @@ const PORTS: usize = 1 << 20;
 /// followed again.
 const FLOWS: usize = 1 << 17;
 
-/// Segments with data on one flow that make it a connection. Scanners put data into probes now and then, and repeat what
-/// is not answered, but from another port.
+/// Segments with data on one flow that make it a connection at once. A single one does so when the capture ends and
+/// nobody has reset it: scanners put data into probes now and then, but seldom into ACKs, and closed ports answer those.
 const DATA: u8 = 2;
 
 /// Segments of any kind on one flow that make it a connection.
@@ -122,7 +122,10 @@ impl<'a> Learner<'a> {
 
     /// What has been learned.
     #[must_use]
-    pub fn finish(self) -> Used {
+    pub fn finish(mut self) -> Used {
+        for (flow, _) in self.flows.iter().filter(|(_, seen)| seen.data > 0 && !seen.refused) {
+            self.used.insert(Protocol::Tcp, flow.destination.0, flow.destination.1);
+        }
         self.used
     }
 
@@ -154,4 +157,78 @@ fn is_sent_by_a_stack(flags: TcpFlags) -> bool {
     flags.0 & TcpFlags::RESERVED == 0
         && (bits == TcpFlags::SYN
             || flags.has(TcpFlags::ACK) && bits & (TcpFlags::SYN | TcpFlags::FIN) != TcpFlags::SYN | TcpFlags::FIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Delivery;
+
+    const CLIENT: (u8, u16) = (1, 1080);
+    const SERVER: (u8, u16) = (2, 143);
+
+    fn tcp(from: (u8, u16), to: (u8, u16), flags: u16, payload: u16) -> Packet {
+        let address = |last| IpAddr::from([192, 0, 2, last]);
+        Packet {
+            source: address(from.0),
+            destination: address(to.0),
+            delivery: Delivery::Unknown,
+            interface: 0,
+            fragmented: false,
+            transport: Transport::Tcp { source_port: from.1, destination_port: to.1, flags: TcpFlags(flags), payload },
+        }
+    }
+
+    /// The TCP ports, of those in `1-2000`, that these packets show to be in use.
+    fn used(packets: &[Packet]) -> Vec<u16> {
+        let ports: PortSet = "1-2000".parse().unwrap();
+        let mut learner = Learner::new(&Local::Anybody, &ports, &ports);
+        packets.iter().for_each(|packet| learner.look(packet));
+        let mut used: Vec<_> = learner.finish().tcp.into_iter().map(|(_, port)| port).collect();
+        used.sort_unstable();
+        used
+    }
+
+    const NONE: [u16; 0] = [];
+    const SYN: u16 = TcpFlags::SYN;
+    const ACK: u16 = TcpFlags::ACK;
+    const RST: u16 = TcpFlags::RST;
+
+    #[test]
+    fn who_answers_has_an_open_port_and_who_resets_has_none() {
+        assert_eq!(used(&[tcp(SERVER, CLIENT, SYN | ACK, 0)]), [143]);
+        assert_eq!(used(&[tcp(SERVER, CLIENT, RST | ACK, 0)]), NONE);
+        assert_eq!(used(&[tcp(CLIENT, SERVER, SYN, 0)]), [1080], "answers come back to where a SYN came from");
+    }
+
+    #[test]
+    fn one_direction_is_enough_to_see_a_connection() {
+        let handshake = [tcp((1, 40_000), SERVER, SYN, 0), tcp((1, 40_000), SERVER, ACK, 0)];
+        assert_eq!(used(&handshake), [143]);
+        assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 512)]), [1080], "data that comes to a client");
+        assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 0); 6]), [1080], "acknowledgements, again and again");
+    }
+
+    #[test]
+    fn probes_are_no_connections() {
+        let probe = tcp((1, 40_000), SERVER, ACK, 0);
+        assert_eq!(used(&[probe, probe]), NONE);
+        assert_eq!(used(&[tcp((1, 40_000), SERVER, SYN, 0); 20]), NONE, "a client of a dead server");
+        let with_data = tcp((1, 40_000), SERVER, ACK, 12);
+        let reset = tcp(SERVER, (1, 40_000), RST, 0);
+        assert_eq!(used(&[with_data, reset, with_data, reset]), NONE, "nmap -sA --data-length 12");
+        assert_eq!(used(&[tcp((1, 40_000), SERVER, SYN | TcpFlags::FIN, 0); 9]), NONE);
+    }
+
+    #[test]
+    fn a_flood_of_forged_flows_is_forgotten_and_not_kept() {
+        let ports: PortSet = "1-2000".parse().unwrap();
+        let mut learner = Learner::new(&Local::Anybody, &ports, &ports);
+        for source_port in 0..u16::MAX {
+            for from in [3, 4, 5] {
+                learner.look(&tcp((from, 2_001 + source_port % 60_000), (2, source_port % 2_000 + 1), SYN, 0));
+            }
+        }
+        assert!(learner.flows.len() <= FLOWS && learner.finish().tcp.is_empty());
+    }
 }
