@@ -122,6 +122,9 @@ fn ban(put: &mut impl FnMut(&str, Value), ban: &Ban, at: SystemTime) {
 /// Why a ban was made, as a sentence.
 #[must_use]
 pub fn reason(ban: &Ban) -> String {
+    if ban.hosts > 1 {
+        return format!("closed ports of {} hosts were touched", ban.hosts);
+    }
     let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
     match (conclusive, ban.ports.iter().count()) {
         (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
