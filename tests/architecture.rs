@@ -19,7 +19,8 @@ const MAY_NAME: [(&str, &[&str]); 11] = [
     ("cli", &["config", "engine"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
     ("daemon", &["capture", "config", "enforce", "engine", "netlink", "report", "sensor", "wire"]),
-    ("main", &["cli", "config", "daemon", "portsentry"]),
+    ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
+    ("main", &["cli", "config", "daemon", "portsentry", "replay"]),
 ];
 
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a

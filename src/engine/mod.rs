@@ -93,6 +93,10 @@ pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 /// only what is about to be condemned is confirmed.
 const LOOKUPS_PER_SECOND: u32 = 1_000;
 
+/// Questions to the kernel, a second, whether it still blocks a source that goes on sending. Many blocked sources at once
+/// must not cost more than that; each has its turn within the next seconds.
+const VERIFIED_PER_SECOND: u32 = 500;
+
 /// Protected sources whose probes are summed up at one time.
 const SPARED: usize = 64;
 
@@ -158,6 +162,7 @@ pub struct Engine {
     spared: Vec<SparedSource>,
     ceiling: Budget,
     lookups: Budget,
+    verifications: Budget,
     notices: VecDeque<Notice>,
     capped: u32,
     capped_since: Option<Moment>,
@@ -177,6 +182,7 @@ impl Engine {
             spared: Vec::with_capacity(SPARED),
             ceiling: Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: Budget::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
+            verifications: Budget::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             notices: VecDeque::with_capacity(16),
             capped: 0,
             capped_since: None,
@@ -209,14 +215,21 @@ impl Engine {
         self.judge(now, sighting, host, oracle)
     }
 
-    /// Judges a connection or datagram that a decoy listener accepted: the port is closed by definition.
-    pub fn observe_decoy(&mut self, now: Moment, sighting: Sighting, host: &Host) -> Verdict {
+    /// Judges a connection or datagram that a decoy listener accepted: whatever else touched its port found nobody. The
+    /// oracle is asked about other evidence, and must say of a decoy's port that it is not in use.
+    pub fn observe_decoy(
+        &mut self,
+        now: Moment,
+        sighting: Sighting,
+        host: &Host,
+        oracle: &mut impl PortOracle,
+    ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
         if let Some(repeated) = self.recognise(now, sighting.source, host) {
             return Verdict::Repeated(repeated);
         }
-        self.count(now, sighting, host, &mut NoOracle)
+        self.count(now, sighting, host, oracle)
     }
 
     /// The host's snapshot is about to change from `old` to `new`.
@@ -239,6 +252,11 @@ impl Engine {
     pub fn adopt(&mut self, now: Moment, subject: Subject, expiry: Expiry) {
         let now = self.clock(now);
         self.judged.set(Key::new(subject, BLOCKING), Standing::Blocked, expiry, now.tick());
+    }
+
+    /// Whom the kernel should be blocking now, and for how much longer: to put them back where they were swept away.
+    pub fn bans(&self) -> impl Iterator<Item = (Subject, Expiry)> + '_ {
+        self.judged.blocked(self.latest.tick())
     }
 
     /// What there is to say without a packet's cause. Call until `None`, after packets and when [`Engine::wake`] is due.
@@ -321,7 +339,8 @@ impl Engine {
     ) -> Repeated {
         self.counters.repeated += 1;
         let repeat = self.judged.repeat(slot, standing, (subject, lane), now.tick());
-        Repeated { source, subject, standing, report: repeat.report, verify: repeat.verify }
+        let verify = repeat.verify && self.verifications.take(now);
+        Repeated { source, subject, standing, report: repeat.report, verify }
     }
 
     fn judge(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {

@@ -32,6 +32,19 @@ impl Key {
         Self([bits, tag | u64::from(lane) << 8])
     }
 
+    /// The subject that the key was made of; `None` for one that counts something apart.
+    pub(super) fn subject(self) -> Option<Subject> {
+        let Self([bits, tag]) = self;
+        let v6 = |high: u64, low: u64| Subject::V6((u128::from(high) << 64 | u128::from(low)).into());
+        match tag & 0xff {
+            _ if tag >> 16 != 0 => None,
+            4 => u32::try_from(bits).ok().map(|bits| Subject::V4(bits.into())),
+            6 => Some(v6(bits, 0)),
+            7 => Some(v6(0xfe80 << 48, bits)),
+            _ => None,
+        }
+    }
+
     /// The same subject, counted for one destination alone.
     pub(super) fn toward(self, destination: IpAddr) -> Self {
         let Self([bits, tag]) = self;
@@ -145,6 +158,12 @@ impl Buckets {
         Err(Claim { slot: base + way, evicted: empty.is_none() })
     }
 
+    /// The taken slots with their keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Key)> + '_ {
+        let keys = self.keys.iter().flatten().enumerate();
+        keys.filter(|(_, held)| **held != [0; 2]).map(|(slot, held)| (slot, Key(*held)))
+    }
+
     /// Empties the slot of `key`; `None` where it is not in the table.
     pub(super) fn remove(&mut self, key: Key) -> Option<usize> {
         let slot = self.find(key)?;
@@ -201,6 +220,8 @@ mod tests {
         let v6 = Subject::of("::1".parse().unwrap());
         let local = Subject::of("fe80::1".parse().unwrap());
         let keys = [Key::new(v4, 0), Key::new(v4, 1), Key::new(v6, 0), Key::new(local, 0)];
+        let subjects: Vec<_> = keys.iter().map(|key| key.subject()).collect();
+        assert_eq!(subjects, [Some(v4), Some(v4), Some(v6), Some(local)], "and each gives back its subject");
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }

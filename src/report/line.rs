@@ -60,6 +60,10 @@ pub fn of(what: &What) -> Option<String> {
         What::Dropped { packets } => {
             format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
         }
+        What::Healed { bans } => format!(
+            "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
+             {bans}"
+        ),
         What::Adopted { bans } => format!("adminalert: {bans} bans were in the kernel's sets at the start and stay"),
         What::Note(text) => format!("adminalert: {text}"),
         What::Error(text) => format!("adminalert: ERROR: {text}"),

@@ -71,20 +71,26 @@ impl Judge {
 
     /// Judges what a decoy took at `time`, likewise.
     pub(super) fn decoy(&mut self, now: Moment, sighting: Sighting, time: SystemTime) {
-        let mut verdict = self.engine.observe_decoy(now, sighting, &self.host);
+        let mut verdict = self.engine.observe_decoy(now, sighting, &self.host, &mut self.truth);
         if self.has_escaped(&verdict, time) {
-            verdict = self.engine.observe_decoy(now, sighting, &self.host);
+            verdict = self.engine.observe_decoy(now, sighting, &self.host, &mut self.truth);
         }
         self.note(verdict, time);
     }
 
-    /// True where somebody took a ban out of the kernel's set, or the whole set: what the log says must be what the
-    /// kernel does. The source is then to be judged anew.
+    /// True where somebody took a ban out of the kernel's set: what the log says must be what the kernel does. The source
+    /// is then to be judged anew.
     fn has_escaped(&mut self, verdict: &Verdict, time: SystemTime) -> bool {
         let Verdict::Repeated(Repeated { subject, verify: true, .. }) = *verdict else { return false };
         let Some((nft, _)) = &mut self.nft else { return false };
-        if !matches!(nft.holds(subject), Ok(None) | Err(BlockError::Gone)) {
-            return false;
+        match nft.holds(subject) {
+            Ok(None) => {}
+            Err(BlockError::Gone) => {
+                self.heal();
+                return false;
+            }
+            // Nothing is known, so what was said stands.
+            Ok(Some(_)) | Err(_) => return false,
         }
         self.engine.lift(subject);
         self.outcomes.push(Outcome::Said(Event { time, what: What::Lifted { subject } }));
@@ -188,17 +194,22 @@ impl Judge {
         }
     }
 
-    /// The table is gone: lays it again, with the allow-list. Who was blocked is judged anew.
-    fn heal(&mut self) {
+    /// The table is gone: lays it again with the allow-list, and blocks again whom it blocked, for the time that is left.
+    pub(super) fn heal(&mut self) {
         let Some((nft, spec)) = &mut self.nft else { return };
+        let bans: Vec<_> = self.engine.bans().collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        let healed = nft.install(spec).map_err(|error: RulesetError| error.to_string());
-        let healed = healed.and_then(|_| nft.protect(&prefixes).map_err(|error| error.to_string()));
-        self.engine.lift_all();
-        self.say(match healed {
-            Ok(()) => What::Note("table inet portsentry was gone and is there again".to_owned()),
-            Err(error) => What::Error(format!("table inet portsentry is gone and could not be laid again: {error}")),
-        });
+        let laid = nft.install(spec).map_err(|error: RulesetError| error.to_string());
+        // The allow-list first: at no moment is a protected source without it.
+        let laid = laid.and_then(|_| nft.protect(&prefixes).map_err(|error| error.to_string()));
+        match laid.and_then(|()| nft.block(&bans).map_err(|error| error.to_string())) {
+            Ok(()) => self.say(What::Healed { bans: bans.len() }),
+            Err(error) => {
+                // Who is not blocked must not be taken for blocked: everybody is judged anew.
+                self.engine.lift_all();
+                self.say(What::Error(format!("table inet portsentry is gone and could not be laid again: {error}")));
+            }
+        }
     }
 }
 

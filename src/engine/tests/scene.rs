@@ -213,7 +213,7 @@ impl Scene {
             class: Class::Connect,
             fragmented: false,
         };
-        self.verdict = self.engine.observe_decoy(self.now, sighting, &self.host);
+        self.verdict = self.engine.observe_decoy(self.now, sighting, &self.host, &mut self.truth);
         self.verdict.into()
     }
 
