@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 11] = [
+const MAY_NAME: [(&str, &[&str]); 12] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
