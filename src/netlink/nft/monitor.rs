@@ -7,9 +7,10 @@
 //! Read with: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
 //! for ENOBUFS.
 
+mod untold;
+
 use std::future::poll_fn;
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -20,10 +21,10 @@ use rustix::net::sockopt;
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
-use super::message::{Message, Messages, attributes, be_u32, text};
-use super::{Element, Remaining, SUBSYSTEM, Set, TABLE, elements_of, kind};
+use super::{Remaining, Set};
 use crate::engine::subject::Subject;
 use crate::netlink::socket::SocketError;
+use untold::Untold;
 
 /// Something that somebody else did to `table inet portsentry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,18 +60,7 @@ pub struct Monitor {
     socket: TokioSocket,
     datagram: Vec<u8>,
     own: Vec<u32>,
-    batch: Batch,
-}
-
-/// Changes that have been read and not yet told. Kept in the monitor, so that dropping the future loses none.
-#[derive(Debug, Default)]
-struct Batch {
-    changes: Vec<Change>,
-    author: Option<Author>,
-    /// The end of a transaction that changed something is still to come.
-    open: bool,
-    /// Notifications were lost, and older ones may still be queued.
-    lost: bool,
+    untold: Untold,
 }
 
 impl Monitor {
@@ -101,7 +91,7 @@ impl Monitor {
             socket: asynchronous,
             datagram: Vec::with_capacity(DATAGRAM),
             own: Vec::new(),
-            batch: Batch::default(),
+            untold: Untold::default(),
         })
     }
 
@@ -127,10 +117,10 @@ impl Monitor {
     /// Where the socket fails: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
-        while datagrams < MOST_DATAGRAMS && self.batch.changes.len() < MOST_CHANGES {
-            let arrived = if self.batch.changes.is_empty() {
+        while datagrams < MOST_DATAGRAMS && self.untold.changes.len() < MOST_CHANGES {
+            let arrived = if self.untold.changes.is_empty() {
                 self.arrival().await?
-            } else if self.batch.open {
+            } else if self.untold.open {
                 // The rest is in the queue already, or is just being put there; it cannot fail to come, but for an
                 // overrun, and that arrives too. The timeout is for a kernel that does otherwise.
                 timeout(REST, self.arrival()).await.unwrap_or(Ok(Arrival::Nothing))?
@@ -139,24 +129,24 @@ impl Monitor {
                 self.queued()?
             };
             match arrived {
-                Arrival::News => self.batch.absorb(&self.datagram, &self.own),
+                Arrival::News => self.untold.absorb(&self.datagram, &self.own),
                 Arrival::Noise => {}
-                Arrival::Overrun => self.batch.lose(),
+                Arrival::Overrun => self.untold.lose(),
                 Arrival::Nothing => {
-                    self.batch.lost = false;
+                    self.untold.lost = false;
                     break;
                 }
             }
             // What others do to other tables, and what we do to ours, may go on for ever.
-            datagrams += u32::from(!self.batch.changes.is_empty());
+            datagrams += u32::from(!self.untold.changes.is_empty());
         }
-        Ok(self.batch.take())
+        Ok(self.untold.take())
     }
 
     /// Who made the last of the changes that [`Monitor::next`] gave, where the kernel has said it.
     #[must_use]
     pub fn author(&self) -> Option<&Author> {
-        self.batch.author.as_ref()
+        self.untold.author.as_ref()
     }
 
     /// Waits for a datagram.
@@ -206,102 +196,6 @@ enum Arrival {
     Nothing,
 }
 
-impl Batch {
-    /// Takes in the notifications of one datagram.
-    fn absorb(&mut self, datagram: &[u8], own: &[u32]) {
-        if self.lost {
-            return;
-        }
-        let mut messages = Messages(datagram);
-        loop {
-            let by = port_id(messages.0);
-            let Some(message) = messages.next() else { return };
-            if message.kind == NEW_GENERATION {
-                if self.open {
-                    self.author = author(&message);
-                }
-                self.open = false;
-            } else if by.is_some_and(|by| !own.contains(&by)) {
-                self.read(&message);
-            }
-        }
-    }
-
-    /// Takes in one notification about something that is not ours.
-    fn read(&mut self, message: &Message<'_>) {
-        let Some((kind, list)) = message.nft() else { return };
-        // In every one of these messages attribute 1 is the name of the table.
-        let field = |wanted| attributes(list).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| text(value));
-        if field(TABLE_NAME) != Some(TABLE) {
-            return;
-        }
-        let set = || field(SET_NAME).and_then(|name| SETS.into_iter().find(|set| set.name() == name));
-        match kind {
-            DELETE_TABLE => {
-                // Nothing that happened before has left a trace.
-                self.changes.clear();
-                self.add(Change::TableGone);
-            }
-            DELETE_SET => self.add(set().map_or(Change::RulesetChanged, Change::SetGone)),
-            kind::NEW_TABLE | kind::NEW_CHAIN | kind::NEW_RULE | kind::NEW_SET | DELETE_CHAIN | DELETE_RULE => {
-                self.add(Change::RulesetChanged)
-            }
-            kind::NEW_ELEMENT | kind::DELETE_ELEMENT => match set() {
-                Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
-                Some(Set::Blocked | Set::Blocked6) => {
-                    for Element { subject, remaining } in elements_of(list) {
-                        self.add(if kind == kind::NEW_ELEMENT {
-                            Change::ElementAdded(subject, remaining)
-                        } else {
-                            Change::ElementRemoved(subject)
-                        });
-                    }
-                }
-                None => {}
-            },
-            _ => {}
-        }
-    }
-
-    fn add(&mut self, change: Change) {
-        if !mem::replace(&mut self.open, true) {
-            self.author = None;
-        }
-        if self.changes.last() != Some(&change) {
-            self.changes.push(change);
-        }
-    }
-
-    /// Notifications were lost. Those still in the queue are older than that, and who acts on them after reading the
-    /// table anew would act on the past: they are passed over.
-    fn lose(&mut self) {
-        self.lost = true;
-        self.open = false;
-        self.author = None;
-        self.changes.clear();
-        self.changes.push(Change::Overrun);
-    }
-
-    fn take(&mut self) -> Vec<Change> {
-        let next = if self.lost { vec![Change::Overrun] } else { Vec::new() };
-        mem::replace(&mut self.changes, next)
-    }
-}
-
-/// The port id in the header of the first message of `bytes`: of the socket whose transaction it tells of.
-fn port_id(bytes: &[u8]) -> Option<u32> {
-    bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
-}
-
-/// The process that the end of a transaction names.
-fn author(message: &Message<'_>) -> Option<Author> {
-    let (_, list) = message.body.split_first_chunk::<4>()?;
-    let field = |wanted| attributes(list).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let name = field(GENERATION_NAME).map(|name| name.strip_suffix(&[0]).unwrap_or(name)).unwrap_or_default();
-    let printable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '?' };
-    Some(Author { process: be_u32(field(GENERATION_PROCESS)?)?, name: name.iter().take(15).map(printable).collect() })
-}
-
 /// NFNLGRP_NFTABLES.
 const GROUP: u32 = 7;
 /// Past the system's limit where this process may. The flush of a full set of 131,072 bans is some 12 MB of
@@ -315,19 +209,3 @@ const MOST_CHANGES: usize = 4_096;
 const MOST_DATAGRAMS: u32 = 1 << 16;
 /// How long the end of a transaction is waited for.
 const REST: Duration = Duration::from_millis(100);
-
-const SETS: [Set; 4] = [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6];
-
-// enum nf_tables_msg_types. What a request "destroys" (delete if present) is notified as deleted.
-const DELETE_TABLE: u8 = 2;
-const DELETE_CHAIN: u8 = 5;
-const DELETE_RULE: u8 = 8;
-const DELETE_SET: u8 = 11;
-/// NFT_MSG_NEWGEN, which has no family.
-const NEW_GENERATION: u16 = SUBSYSTEM << 8 | 15;
-
-// enum nft_table_attributes and its like; enum nft_set_attributes, nft_set_elem_list_attributes; enum nft_gen_attributes
-const TABLE_NAME: u16 = 1;
-const SET_NAME: u16 = 2;
-const GENERATION_PROCESS: u16 = 2;
-const GENERATION_NAME: u16 = 3;
