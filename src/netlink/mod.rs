@@ -1,7 +1,10 @@
 //! The kernel's netlink messages: bytes to values and back. Judges nothing and decides nothing.
 
+mod files;
 pub mod host;
+pub mod leases;
 pub mod nft;
 pub mod resolvers;
+pub mod sessions;
 pub mod sock_diag;
 pub mod socket;

@@ -81,6 +81,7 @@ impl SocketError {
 #[derive(Debug)]
 pub struct Socket {
     inner: netlink_sys::Socket,
+    port_id: u32,
     sequence: u32,
     replies: Vec<u8>,
 }
@@ -93,7 +94,7 @@ impl Socket {
                 Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
                 _ => SocketError::Io(error),
             })?;
-        inner.bind_auto()?;
+        let port_id = inner.bind_auto()?.port_number();
         // Connected to the kernel: no other process can slip an answer in.
         inner.connect(&SocketAddr::new(0, 0))?;
         sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(PATIENCE)).map_err(std::io::Error::from)?;
@@ -108,7 +109,14 @@ impl Socket {
         if sockopt::set_socket_recv_buffer_size_force(&inner, BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
         }
-        Ok(Self { inner, sequence: 1, replies: vec![0; REPLY] })
+        Ok(Self { inner, port_id, sequence: 1, replies: vec![0; REPLY] })
+    }
+
+    /// The number under which the kernel knows this socket, and names it in the notifications of what it changed. No other
+    /// socket of the network namespace has it while this one is open.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.port_id
     }
 
     /// Sends the transaction and waits until it is in force. The error tells the first message that was refused.

@@ -6,6 +6,7 @@
 mod batch;
 mod element;
 mod message;
+pub mod monitor;
 mod ruleset;
 mod shape;
 

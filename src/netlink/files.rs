@@ -1,0 +1,150 @@
+//! Files that other programs keep, read with a limit, and addresses in them. What is missing, unreadable or no regular
+//! file is empty.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The first `limit` bytes of a file.
+pub(super) fn beginning(path: &Path, limit: u64) -> Vec<u8> {
+    open(path).and_then(|(file, _)| contents(file, limit)).unwrap_or_default()
+}
+
+/// The last `limit` bytes of a file, for one that only grows.
+pub(super) fn end(path: &Path, limit: u64) -> Vec<u8> {
+    let read = open(path).and_then(|(mut file, length)| {
+        file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+        contents(file, limit)
+    });
+    read.unwrap_or_default()
+}
+
+/// A regular file and its length. Any other is left alone: opening a FIFO would wait for its writer for ever.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_file() { Ok((File::open(path)?, metadata.len())) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+fn contents(file: File, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What a folder holds, at most `limit` entries, those that `wanted` takes by their name. Sorted.
+pub(super) fn listing(folder: &Path, limit: usize, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
+    let mut paths: Vec<PathBuf> = named.take(limit).map(|entry| entry.path()).collect();
+    paths.sort_unstable();
+    paths
+}
+
+/// The lines of a text, less those that are none.
+pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = &str> {
+    text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()).map(str::trim)
+}
+
+/// The address of another host that `text` is; `None` for names, and for addresses that no packet from outside has.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    let address = match text.split_once('%') {
+        // A zone ("fe80::1%eth0") says where to send, not whom: packets from there carry the bare address.
+        Some((address, _zone)) => address.parse::<Ipv6Addr>().ok()?.into(),
+        None => text.parse::<IpAddr>().ok()?,
+    };
+    foreign(address)
+}
+
+/// `address` in its plain form, if it can be another host's.
+pub(super) fn foreign(address: IpAddr) -> Option<IpAddr> {
+    let address = address.to_canonical();
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast).then_some(address)
+}
+
+/// `addresses` sorted, each once, at most `limit`.
+pub(super) fn in_order(addresses: impl Iterator<Item = IpAddr>, limit: usize) -> Vec<IpAddr> {
+    let mut kept = BTreeSet::new();
+    for address in addresses {
+        kept.insert(address);
+        if kept.len() >= limit {
+            break;
+        }
+    }
+    kept.into_iter().collect()
+}
+
+/// The stamp of each path, with the path: two lists differ also where a file came or went within one tick of the clock
+/// that times files.
+pub(super) type Stamps = Vec<(PathBuf, Option<Stamp>)>;
+
+/// The stamps of what `paths` name now.
+pub(super) fn stamps(paths: impl Iterator<Item = PathBuf>) -> Stamps {
+    paths.map(|path| (path.clone(), Stamp::of(&path))).collect()
+}
+
+/// What stat(2) tells of a file that was changed: one that is rewritten keeps its inode and changes its time, one that is
+/// renamed over it changes its inode. A symlink is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// `None` where there is nothing.
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_without_its_zone_and_only_if_it_can_be_somebody_else() {
+        let read = |text| address(text).map(|address| address.to_string());
+        assert_eq!(read("203.0.113.9").unwrap(), "203.0.113.9");
+        assert_eq!(read("fe80::1%eth0").unwrap(), "fe80::1");
+        assert_eq!(read("::ffff:203.0.113.9").unwrap(), "203.0.113.9");
+        for text in
+            ["", "host.example", ":0", "127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"]
+        {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(read("203.0.113.9%eth0"), None);
+    }
+
+    #[test]
+    fn a_file_is_read_to_its_limit_from_either_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "abcdef").unwrap();
+        assert_eq!((beginning(&path, 4), end(&path, 4)), (b"abcd".to_vec(), b"cdef".to_vec()));
+        assert_eq!((beginning(&path, 9), end(&path, 9)), (b"abcdef".to_vec(), b"abcdef".to_vec()));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_empty_and_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        for path in [fifo, folder.path().to_owned(), folder.path().join("missing")] {
+            assert!(beginning(&path, 9).is_empty() && end(&path, 9).is_empty(), "{}", path.display());
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The kernel's notifications to what others did to the daemon's table. For the shell's side. Judges nothing: whether a
+//! ban is restored or a lifted one forgotten is for its caller.
+//!
+//! All notifications of one transaction come in a row, after it took effect, and end with NEWGEN, which names the
+//! process. Elements that expire and elements that a rule adds from the packet path are not told.
+//!
+//! Read with: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
+//! for ENOBUFS.
+
+mod untold;
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use tokio::task::consume_budget;
+use tokio::time::timeout;
+
+use super::{Remaining, Set};
+use crate::engine::subject::Subject;
+use crate::netlink::socket::SocketError;
+use untold::Untold;
+
+/// Something that somebody else did to `table inet portsentry`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The table was deleted, with all that was in it: `nft flush ruleset`, `nft delete table`. Changes that come after it
+    /// in the same batch belong to a table that was created in its place.
+    TableGone,
+    /// One of its four sets was deleted, with all that was in it. The rules that used it went before.
+    SetGone(Set),
+    /// The table, a chain, a rule or a set was added, removed or altered: compare the whole with what it should be.
+    RulesetChanged,
+    /// An element was added, or its timeout changed.
+    ElementAdded(Subject, Remaining),
+    /// An element was deleted. `nft flush set` gives one for each.
+    ElementRemoved(Subject),
+    /// What `allowed` or `allowed6` hold changed.
+    AllowedChanged,
+    /// Notifications were lost: anything may have happened. All that was notified before is part of it.
+    Overrun,
+}
+
+/// The process that made a change, in the words of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// Its number, that of the thread where it has several.
+    pub process: u32,
+    /// Its name, at most 15 bytes, chosen by the process itself; what is not printable ASCII stands as "?".
+    pub name: String,
+}
+
+/// Listens to the nf_tables notifications of the network namespace in which it was opened.
+pub struct Monitor {
+    socket: TokioSocket,
+    datagram: Vec<u8>,
+    own: Vec<u32>,
+    untold: Untold,
+}
+
+impl Monitor {
+    /// Begins to listen. What is read from the kernel after this misses no change.
+    ///
+    /// # Errors
+    /// Where the kernel has no netfilter netlink, or the process lacks CAP_NET_ADMIN.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time enabled.
+    pub fn open() -> Result<Self, SocketError> {
+        let mut asynchronous =
+            TokioSocket::new(NETLINK_NETFILTER).map_err(|error| match Errno::from_io_error(&error) {
+                Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
+                _ => SocketError::Io(error),
+            })?;
+        let socket = asynchronous.socket_mut();
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        if sockopt::set_socket_recv_buffer_size_force(&*socket, BUFFER).is_err() {
+            sockopt::set_socket_recv_buffer_size(&*socket, BUFFER).map_err(io::Error::from)?;
+        }
+        socket.add_membership(GROUP).map_err(|error| match Errno::from_io_error(&error) {
+            Some(errno @ Errno::PERM) => SocketError::NotPermitted(errno),
+            _ => SocketError::Io(error),
+        })?;
+        Ok(Self {
+            socket: asynchronous,
+            datagram: Vec::with_capacity(DATAGRAM),
+            own: Vec::new(),
+            untold: Untold::default(),
+        })
+    }
+
+    /// From now on, changes made through the socket with this port id are the daemon's own and are not told.
+    pub fn ignore(&mut self, port_id: u32) {
+        if !self.own.contains(&port_id) {
+            self.own.push(port_id);
+        }
+    }
+
+    /// Takes [`Monitor::ignore`] back. For a socket that was closed: the kernel may give its number to a stranger.
+    pub fn heed(&mut self, port_id: u32) {
+        self.own.retain(|own| *own != port_id);
+    }
+
+    /// Waits until somebody else changes the table; gives whole transactions, in order, with all that arrived
+    /// meanwhile. Never empty; a transaction of thousands of changes comes in parts.
+    ///
+    /// # Cancel safety
+    /// What was noticed is told by the next call.
+    ///
+    /// # Errors
+    /// Where the socket fails: open another monitor, and read the table.
+    pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
+        let mut datagrams = 0;
+        while datagrams < MOST_DATAGRAMS && self.untold.changes.len() < MOST_CHANGES {
+            let arrived = if self.untold.changes.is_empty() {
+                self.arrival().await?
+            } else if self.untold.open {
+                // The rest is in the queue already, or is just being put there; it cannot fail to come, but for an
+                // overrun, and that arrives too. The timeout is for a kernel that does otherwise.
+                timeout(REST, self.arrival()).await.unwrap_or(Ok(Arrival::Nothing))?
+            } else {
+                consume_budget().await;
+                self.queued()?
+            };
+            match arrived {
+                Arrival::News => self.untold.absorb(&self.datagram, &self.own),
+                Arrival::Noise => {}
+                Arrival::Overrun => self.untold.lose(),
+                Arrival::Nothing => {
+                    self.untold.lost = false;
+                    break;
+                }
+            }
+            // What others do to other tables, and what we do to ours, may go on for ever.
+            datagrams += u32::from(!self.untold.changes.is_empty());
+        }
+        Ok(self.untold.take())
+    }
+
+    /// Who made the last of the changes that [`Monitor::next`] gave, where the kernel has said it.
+    #[must_use]
+    pub fn author(&self) -> Option<&Author> {
+        self.untold.author.as_ref()
+    }
+
+    /// Waits for a datagram.
+    async fn arrival(&mut self) -> Result<Arrival, SocketError> {
+        self.datagram.clear();
+        let received = poll_fn(|context| self.socket.poll_recv_from(context, &mut self.datagram)).await;
+        self.arrived(received)
+    }
+
+    /// Takes a datagram that is there already.
+    fn queued(&mut self) -> Result<Arrival, SocketError> {
+        self.datagram.clear();
+        let received = self.socket.socket_ref().recv_from(&mut self.datagram, 0);
+        self.arrived(received.map(|(_, sender)| sender))
+    }
+
+    fn arrived(&self, received: io::Result<SocketAddr>) -> Result<Arrival, SocketError> {
+        match received {
+            // One that fills the room may have been longer.
+            Ok(_) if self.datagram.len() >= DATAGRAM => Ok(Arrival::Overrun),
+            // Whoever may administer the network may send to the group as well; the kernel is number 0.
+            Ok(sender) => Ok(if sender.port_number() == 0 { Arrival::News } else { Arrival::Noise }),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::INTR) => Ok(Arrival::Noise),
+                Some(Errno::AGAIN) => Ok(Arrival::Nothing),
+                Some(Errno::NOBUFS) => Ok(Arrival::Overrun),
+                _ => Err(error.into()),
+            },
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    /// For socket options and figures; do not read from it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.socket_ref().as_fd()
+    }
+}
+
+/// What a look into the socket found.
+enum Arrival {
+    /// A datagram of the kernel.
+    News,
+    /// Nothing that matters.
+    Noise,
+    Overrun,
+    Nothing,
+}
+
+/// NFNLGRP_NFTABLES.
+const GROUP: u32 = 7;
+/// Past the system's limit where this process may. The flush of a full set of 131,072 bans is some 12 MB of
+/// notifications, all of them put into the queue at once. Only what is queued takes memory.
+const BUFFER: usize = 32 << 20;
+/// The kernel fills at most 8 KiB of one datagram of notifications.
+const DATAGRAM: usize = 16 << 10;
+/// Changes that are held at most, give or take those of one datagram: the rest waits in the kernel.
+const MOST_CHANGES: usize = 4_096;
+/// Datagrams for one batch: more than the buffer holds, so that after an overrun it is emptied at once.
+const MOST_DATAGRAMS: u32 = 1 << 16;
+/// How long the end of a transaction is waited for.
+const REST: Duration = Duration::from_millis(100);

@@ -1,0 +1,124 @@
+//! More changes than anybody looks at.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use portsentry::engine::subject::Subject;
+use portsentry::netlink::nft::monitor::{Change, Monitor};
+use rustix::net::sockopt;
+use tokio::time::timeout;
+
+use super::{assert_quiet, next, nft, watched};
+
+const MANY: u32 = 100_000;
+
+fn address(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + n)
+}
+
+fn add_many(count: u32) -> String {
+    let mut text = String::from("add element inet portsentry blocked { ");
+    (0..count).for_each(|n| write!(text, "{} timeout 1h, ", address(n)).unwrap());
+    text.push('}');
+    text
+}
+
+/// Reads `MANY` changes; gives up the future again and again, and reads on.
+async fn read_many(monitor: &mut Monitor) -> HashSet<Subject> {
+    let mut subjects = HashSet::new();
+    let end = Instant::now() + Duration::from_secs(20);
+    while subjects.len() < MANY as usize && Instant::now() < end {
+        let Ok(changes) = timeout(Duration::from_micros(100), monitor.next()).await else { continue };
+        let changes = changes.unwrap();
+        assert!(!changes.is_empty() && changes.len() < 5_000, "{}", changes.len());
+        for change in changes {
+            let (Change::ElementAdded(subject, _) | Change::ElementRemoved(subject)) = change else {
+                panic!("{change:?}")
+            };
+            assert!(subjects.insert(subject), "{subject} twice");
+        }
+    }
+    subjects
+}
+
+#[test]
+fn a_burst_is_told_in_parts_and_none_is_lost_when_the_wait_is_given_up() {
+    watched(async |monitor, _| {
+        let buffer = sockopt::socket_recv_buffer_size(&*monitor).unwrap();
+        if buffer < 32 << 20 {
+            println!("skipped: without privilege over buffers ({buffer} bytes) a burst is an overrun");
+            return;
+        }
+        let adding = std::thread::spawn(|| nft(&add_many(MANY)));
+        assert_eq!(read_many(monitor).await.len(), MANY as usize);
+        adding.join().unwrap();
+        // Here all of it is in the queue before anything is read.
+        nft("flush set inet portsentry blocked");
+        let start = Instant::now();
+        assert_eq!(read_many(monitor).await.len(), MANY as usize);
+        println!("{MANY} deletions read in {:?}", start.elapsed());
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn lost_notifications_are_told_in_place_of_all_that_came_before() {
+    watched(async |monitor, _| {
+        sockopt::set_socket_recv_buffer_size(&*monitor, 16 << 10).unwrap();
+        nft(&add_many(1_000));
+        nft("flush ruleset");
+        assert_eq!(next(monitor).await, [Change::Overrun]);
+        assert_eq!(monitor.author(), None);
+        nft(include_str!("../../nft/portsentry.nft"));
+        assert_eq!(next(monitor).await, [Change::RulesetChanged]);
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn a_burst_in_other_tables_does_not_delay_the_rest_of_the_runtime() {
+    watched(async |monitor, _| {
+        nft("add table inet other\nadd set inet other s { type ipv4_addr; size 131072; }");
+        let text = add_many(MANY).replace("portsentry blocked", "other s").replace(" timeout 1h", "");
+        nft(&text);
+        let ticks = async {
+            let mut longest = Duration::ZERO;
+            for _ in 0..20 {
+                let start = Instant::now();
+                tokio::task::yield_now().await;
+                longest = longest.max(start.elapsed());
+            }
+            longest
+        };
+        let longest = tokio::select! {
+            changes = monitor.next() => panic!("{changes:?}"),
+            longest = ticks => longest,
+        };
+        assert!(longest < Duration::from_millis(500), "{longest:?}");
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn a_flush_is_told_within_milliseconds() {
+    watched(async |monitor, _| {
+        let mut delays = Vec::new();
+        for _ in 0..20 {
+            let flush = std::thread::spawn(|| {
+                nft("flush ruleset");
+                Instant::now()
+            });
+            assert_eq!(next(monitor).await, [Change::TableGone]);
+            let told = Instant::now();
+            delays.push(told.saturating_duration_since(flush.join().unwrap()));
+            nft(include_str!("../../nft/portsentry.nft"));
+            assert_eq!(next(monitor).await, [Change::RulesetChanged]);
+        }
+        delays.sort_unstable();
+        let (median, longest) = (delays[10], delays[19]);
+        println!("told {median:?} after `nft` had ended at the median, {longest:?} at most; 0 is before it ended");
+        assert!(median < Duration::from_millis(20), "{delays:?}");
+    });
+}

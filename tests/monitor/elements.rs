@@ -1,0 +1,99 @@
+//! Elements that others add and delete.
+
+use std::time::Duration;
+
+use portsentry::engine::subject::Expiry;
+use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved};
+use portsentry::netlink::nft::{Batch, put_ban};
+
+use super::{assert_quiet, subject, told, watched};
+
+const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
+
+#[test]
+fn an_element_is_told_with_its_time_when_it_comes_and_when_it_goes() {
+    watched(async |monitor, _| {
+        for (set, address) in [("blocked", "192.0.2.7"), ("blocked6", "2001:db8:1:2::"), ("blocked6", "fe80::1")] {
+            let element = |rest: &str| format!("element inet portsentry {set} {{ {address}{rest} }}");
+            let add = told(monitor, &format!("add {}", element(""))).await;
+            assert_eq!(add, [ElementAdded(subject(address), None)]);
+            let delete = told(monitor, &format!("delete {}", element(""))).await;
+            assert_eq!(delete, [ElementRemoved(subject(address))]);
+            let add = told(monitor, &format!("add {}", element(" timeout 1h"))).await;
+            assert_eq!(add, [ElementAdded(subject(address), HOUR)]);
+            let delete = told(monitor, &format!("delete {}", element(""))).await;
+            assert_eq!(delete, [ElementRemoved(subject(address))]);
+        }
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn an_element_comes_with_the_time_that_is_left() {
+    watched(async |monitor, _| {
+        let add = told(monitor, "add element inet portsentry blocked { 192.0.2.7 timeout 1d expires 1h }").await;
+        assert_eq!(add, [ElementAdded(subject("192.0.2.7"), HOUR)]);
+    });
+}
+
+#[test]
+fn one_transaction_is_told_as_one_and_in_order() {
+    watched(async |monitor, _| {
+        let commands = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 }\n\
+            delete element inet portsentry blocked { 192.0.2.1 }\n\
+            add element inet portsentry blocked { 192.0.2.1 timeout 1h }";
+        let changes = told(monitor, commands).await;
+        let (one, two) = (subject("192.0.2.1"), subject("192.0.2.2"));
+        assert_eq!(
+            changes,
+            [ElementAdded(one, None), ElementAdded(two, None), ElementRemoved(one), ElementAdded(one, HOUR)]
+        );
+        assert_eq!(monitor.author().unwrap().name, "nft");
+    });
+}
+
+#[test]
+fn a_flushed_set_is_told_element_by_element() {
+    watched(async |monitor, _| {
+        let add = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 timeout 1h }";
+        assert_eq!(told(monitor, add).await.len(), 2);
+        let mut gone = told(monitor, "flush set inet portsentry blocked").await;
+        gone.sort_by_key(|change| if let ElementRemoved(subject) = change { Some(*subject) } else { None });
+        assert_eq!(gone, [ElementRemoved(subject("192.0.2.1")), ElementRemoved(subject("192.0.2.2"))]);
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn a_protected_prefix_is_told_without_its_name() {
+    watched(async |monitor, _| {
+        for command in ["add", "delete"] {
+            let element = "element inet portsentry allowed { 10.0.0.0/8, 192.0.2.0/25 }";
+            assert_eq!(told(monitor, &format!("{command} {element}")).await, [AllowedChanged]);
+            let element = "element inet portsentry allowed6 { 2001:db8::/32 }";
+            assert_eq!(told(monitor, &format!("{command} {element}")).await, [AllowedChanged]);
+        }
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn the_daemons_own_bans_are_not_told_until_it_gives_up_its_socket() {
+    watched(async |monitor, socket| {
+        let mut batch = Batch::new();
+        for address in ["192.0.2.1", "2001:db8::", "fe80::1"] {
+            put_ban(&mut batch, subject(address), Expiry::After(Duration::from_secs(3600)));
+        }
+        socket.transact(&mut batch).unwrap();
+        assert_quiet(monitor).await;
+
+        monitor.heed(socket.port_id());
+        batch.clear();
+        put_ban(&mut batch, subject("192.0.2.1"), Expiry::Never);
+        socket.transact(&mut batch).unwrap();
+        let told = super::next(monitor).await;
+        assert_eq!(told.last(), Some(&ElementAdded(subject("192.0.2.1"), None)));
+        let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        assert_eq!(monitor.author().unwrap().process, here);
+    });
+}

@@ -1,0 +1,83 @@
+//! The table, its chain, its rules and its sets.
+
+use portsentry::netlink::nft::monitor::Change::{ElementAdded, RulesetChanged, SetGone, TableGone};
+use portsentry::netlink::nft::{Batch, Installed, RulesetSpec, Set, install, put_ban};
+
+use super::{assert_quiet, next, nft, subject, told, watched};
+
+#[test]
+fn a_table_that_goes_is_told_once_whatever_was_in_it() {
+    for command in ["flush ruleset", "delete table inet portsentry"] {
+        watched(async |monitor, socket| {
+            nft("add element inet portsentry blocked { 192.0.2.1 }");
+            assert_eq!(next(monitor).await.len(), 1);
+            assert_eq!(told(monitor, command).await, [TableGone], "{command}");
+            assert_eq!(monitor.author().unwrap().name, "nft");
+            // What the daemon does about it is its own.
+            assert_eq!(install(socket, &RulesetSpec::default()).unwrap(), Installed::Created);
+            let mut batch = Batch::new();
+            put_ban(&mut batch, subject("192.0.2.1"), portsentry::engine::subject::Expiry::Never);
+            socket.transact(&mut batch).unwrap();
+            assert_quiet(monitor).await;
+        });
+    }
+}
+
+#[test]
+fn a_table_that_is_replaced_in_one_go_is_told_as_gone_and_then_by_what_is_new() {
+    watched(async |monitor, _| {
+        let file = include_str!("../../nft/portsentry.nft");
+        let commands = format!("flush ruleset\n{file}\nadd element inet portsentry blocked {{ 192.0.2.1 }}");
+        let changes = told(monitor, &commands).await;
+        assert_eq!(changes, [TableGone, RulesetChanged, ElementAdded(subject("192.0.2.1"), None)]);
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn whatever_alters_the_ruleset_is_told() {
+    watched(async |monitor, _| {
+        for command in [
+            "insert rule inet portsentry prerouting accept",
+            "add rule inet portsentry prerouting counter",
+            "chain inet portsentry prerouting { policy drop; }",
+            "add table inet portsentry { flags dormant; }",
+            "add set inet portsentry other { type ipv4_addr; }",
+            "delete set inet portsentry other",
+            "add chain inet portsentry other",
+            "delete chain inet portsentry other",
+            "flush chain inet portsentry prerouting",
+        ] {
+            assert_eq!(told(monitor, command).await, [RulesetChanged], "{command}");
+        }
+        assert_eq!(told(monitor, "delete set inet portsentry blocked6").await, [SetGone(Set::Blocked6)]);
+        assert_eq!(told(monitor, "delete chain inet portsentry prerouting").await, [RulesetChanged]);
+    });
+}
+
+#[test]
+fn other_tables_are_nobodys_business() {
+    watched(async |monitor, _| {
+        // The same names in another family are another table.
+        for table in ["inet other", "ip portsentry", "inet portsentry6"] {
+            nft(&format!(
+                "table {table} {{
+                    set blocked {{ type ipv4_addr; elements = {{ 192.0.2.1 }}; }}
+                    chain prerouting {{ type filter hook prerouting priority raw; ip saddr @blocked drop; }}
+                }}"
+            ));
+            nft(&format!("add element {table} blocked {{ 192.0.2.2 }}"));
+            nft(&format!("flush set {table} blocked"));
+            nft(&format!("delete table {table}"));
+        }
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn loading_the_file_over_the_table_that_it_describes_adds_its_rules_again_and_is_told() {
+    watched(async |monitor, _| {
+        assert_eq!(told(monitor, include_str!("../../nft/portsentry.nft")).await, [RulesetChanged]);
+        assert_quiet(monitor).await;
+    });
+}
