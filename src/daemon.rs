@@ -1,6 +1,7 @@
 //! Wiring: settings to a running sensor, and the slow half around it. Everything that may wait (signals, log lines,
 //! notifications about addresses and routes, the list of listeners) runs here on tokio, on one thread.
 
+mod guard;
 mod priority;
 mod watch;
 
@@ -23,10 +24,14 @@ use crate::report::event::{Event, What};
 use crate::report::log::Log;
 use crate::report::queue::{self, Receiver};
 use crate::sensor::{Inbox, Order, Sensor, SensorError};
+use guard::Guard;
 use watch::HostWatch;
 
 /// Events that wait for the log at one time.
 const QUEUE: usize = 8192;
+
+/// Bans from before the start that the sensor takes over between two looks at the packets.
+const ADOPTED_AT_ONCE: usize = 256;
 
 /// How long the sensor may take to end.
 const GRACE: Duration = Duration::from_millis(800);
@@ -106,6 +111,7 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
 
     let nft = install(config, &watch, &mut log)?;
     let adopting = nft.is_some();
+    let mut guard = Guard::over(nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
     let mut decoys = Decoys::open(&decoy_ports(config), &config.tcp.port_banner)?;
@@ -142,6 +148,10 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
                 continue;
             }
             changed = watch.changed() => changed,
+            changed = guard.changed() => changed.map(|(orders, said)| {
+                said.into_iter().for_each(|what| log.write(&Event::now(what)));
+                orders
+            }),
             _ = listeners.tick() => {
                 log_losses(&received, &mut log);
                 watch.tick().await
@@ -222,8 +232,10 @@ fn adopt(inbox: Inbox, events: queue::Sender) -> Result<(), DaemonError> {
             }
         };
         let bans = elements.len();
-        for (subject, remaining) in elements {
-            let mut order = Order::Adopt(subject, remaining.map_or(Expiry::Never, Expiry::After));
+        for part in elements.chunks(ADOPTED_AT_ONCE) {
+            let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
+            let part = part.iter().map(|(subject, remaining)| (*subject, expiry(*remaining))).collect();
+            let mut order = Order::Adopt(part);
             // Only this thread waits where the inbox is full.
             while let Err(back) = inbox.put(order) {
                 order = back;

@@ -44,8 +44,14 @@ pub enum Order {
     Capture(Live),
     /// Connections to these own addresses count, and to no others; `None`: to all.
     Addresses(Option<HashSet<IpAddr>>),
-    /// The kernel holds this ban from before the start.
-    Adopt(Subject, Expiry),
+    /// The kernel holds these bans from before the start, or by somebody else's doing.
+    Adopt(Vec<(Subject, Expiry)>),
+    /// Somebody took these bans out of the kernel.
+    Lift(Vec<Subject>),
+    /// Somebody deleted or changed the table: lay it again, with the bans.
+    Heal,
+    /// Somebody changed the kernel's allow-list: put it back.
+    Protect,
     /// End.
     Stop,
 }
@@ -199,7 +205,15 @@ impl Sensor {
                     self.drops.1 = 0;
                 }
                 Order::Addresses(addresses) => self.decoys.watch_only(addresses),
-                Order::Adopt(subject, expiry) => self.judge.engine.adopt(self.now(), subject, expiry),
+                Order::Adopt(bans) => {
+                    let now = self.now();
+                    bans.into_iter().for_each(|(subject, expiry)| self.judge.engine.adopt(now, subject, expiry));
+                }
+                Order::Lift(subjects) => subjects.into_iter().for_each(|subject| {
+                    self.judge.engine.lift(subject);
+                }),
+                Order::Heal => self.judge.heal(),
+                Order::Protect => self.judge.protect(),
                 Order::Stop => return Ok(true),
             }
         }

@@ -15,7 +15,9 @@ use crate::config::Config;
 use crate::engine::ports::PortSet;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection};
 use crate::netlink::host::{self, HostFacts, Watcher};
+use crate::netlink::leases::{LeaseFiles, LeaseWatch};
 use crate::netlink::resolvers::{ResolverFiles, ResolverWatch};
+use crate::netlink::sessions::{SessionFiles, SessionWatch};
 use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag};
 use crate::sensor::Order;
 
@@ -25,12 +27,16 @@ pub(super) struct HostWatch {
     allowed: Vec<IpNet>,
     watcher: Watcher,
     resolvers: ResolverWatch,
+    sessions: SessionWatch,
+    leases: LeaseWatch,
     sockets: SockDiag,
     facts: HostFacts,
     listeners: Vec<Listener>,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
+    /// Something has changed that the snapshot does not show yet.
+    stale: bool,
 }
 
 impl HostWatch {
@@ -51,8 +57,23 @@ impl HostWatch {
         let host = Arc::new(snapshot(config, &allowed, &facts, &listeners));
         let wanted = wanted(config, &host);
         let resolvers = ResolverWatch::new(ResolverFiles::default());
+        let (sessions, leases) = (SessionWatch::new(SessionFiles::default()), LeaseWatch::new(LeaseFiles::default()));
         let config = config.clone();
-        Ok(Self { config, allowed, watcher, resolvers, sockets, facts, listeners, decoys, host, wanted })
+        Ok(Self {
+            config,
+            allowed,
+            watcher,
+            resolvers,
+            sessions,
+            leases,
+            sockets,
+            facts,
+            listeners,
+            decoys,
+            host,
+            wanted,
+            stale: false,
+        })
     }
 
     /// The snapshot that holds now.
@@ -80,23 +101,27 @@ impl HostWatch {
     /// Waits until addresses, routes or interfaces change; what the sensor must know of it. Safe to cancel.
     pub(super) async fn changed(&mut self) -> Result<Vec<Order>, DaemonError> {
         self.watcher.changed().await?;
-        self.facts = host::read(&ResolverFiles::default()).await?;
-        self.refresh().await
+        // Noted, because whoever waits here may turn to something else before all of it is read: then the next tick does it.
+        self.stale = true;
+        self.catch_up().await
     }
 
-    /// Reads the listeners again, and the resolvers where their files changed.
+    async fn catch_up(&mut self) -> Result<Vec<Order>, DaemonError> {
+        self.facts = host::read(&ResolverFiles::default()).await?;
+        let orders = self.refresh().await?;
+        self.stale = false;
+        Ok(orders)
+    }
+
+    /// Reads the listeners again, and resolvers, sessions and leases where their files changed.
     pub(super) async fn tick(&mut self) -> Result<Vec<Order>, DaemonError> {
         let mut listeners = self.sockets.listeners()?;
         listeners.retain(|one| !is_decoy(&self.decoys, one));
-        let resolvers = self.resolvers.poll();
-        if resolvers {
-            self.facts = host::read(&ResolverFiles::default()).await?;
-        }
-        if !resolvers && listeners == self.listeners {
-            return Ok(Vec::new());
-        }
+        // All of them are asked: each remembers what it has seen.
+        let files = [self.resolvers.poll(), self.sessions.poll(), self.leases.poll()];
+        self.stale |= files.contains(&true) || listeners != self.listeners;
         self.listeners = listeners;
-        self.refresh().await
+        if self.stale { self.catch_up().await } else { Ok(Vec::new()) }
     }
 
     async fn refresh(&mut self) -> Result<Vec<Order>, DaemonError> {
@@ -123,6 +148,11 @@ fn snapshot(config: &Config, allowed: &[IpNet], facts: &HostFacts, listeners: &[
     }
     facts.gateways.iter().for_each(|address| allow.insert(IpNet::from(*address), Protection::Gateway));
     facts.resolvers.iter().for_each(|address| allow.insert(IpNet::from(*address), Protection::Resolver));
+    let mut protect = |addresses: Vec<IpAddr>, protection| {
+        addresses.into_iter().for_each(|address| allow.insert(IpNet::from(address), protection));
+    };
+    protect(LeaseFiles::default().read(), Protection::DhcpServer);
+    protect(SessionFiles::default().read(), Protection::Session);
     allowed.iter().for_each(|network| allow.insert(*network, Protection::Listed));
 
     let mut host = Host::new(Local::Addresses(facts.addresses.iter().map(|(_, address)| address.addr()).collect()));

@@ -78,6 +78,12 @@ impl Nft {
         Ok(Self { socket: Socket::open()?, batch: Batch::new(), request: Vec::new() })
     }
 
+    /// The number by which the kernel names this socket in notifications of what it changed.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
+    }
+
     /// Creates the table, or adopts one that is as it should be.
     ///
     /// # Errors

@@ -17,6 +17,10 @@ pub enum Protection {
     Gateway,
     /// A name server that this host asks.
     Resolver,
+    /// The DHCP server that gave this host an address.
+    DhcpServer,
+    /// The remote end of a logged-in session: whoever administers this host must not be cut off from it.
+    Session,
     /// Named by `[allow]` in the configuration.
     Listed,
 }
@@ -28,6 +32,8 @@ impl fmt::Display for Protection {
             Self::Loopback => "a loopback address",
             Self::Gateway => "a gateway of this host",
             Self::Resolver => "a resolver of this host",
+            Self::DhcpServer => "a DHCP server of this host",
+            Self::Session => "where somebody is logged in from",
             Self::Listed => "on the allow-list",
         })
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::engine::subject::Subject;
+use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, Probe, Spared, Standing, Sweep};
 
 /// One event.
@@ -65,6 +65,22 @@ pub enum What {
     Lifted {
         /// Who is free again.
         subject: Subject,
+    },
+    /// Somebody deleted a ban from the kernel's set.
+    Unblocked {
+        /// Who is free again.
+        subject: Subject,
+        /// Who did it.
+        by: String,
+    },
+    /// Somebody added a ban to the kernel's set.
+    ByHand {
+        /// Who is blocked.
+        subject: Subject,
+        /// For how long.
+        expiry: Expiry,
+        /// Who did it.
+        by: String,
     },
     /// The table was gone, and is there again.
     Healed {

@@ -67,6 +67,17 @@ pub fn of(event: &Event) -> Value {
             put("reason", "capture overrun".into());
             put("packets", (*packets).into());
         }
+        What::Unblocked { subject, by } => {
+            put("source", subject.element().to_string().into());
+            put("subject", subject.to_string().into());
+            put("reason", format!("deleted by {by}").into());
+        }
+        What::ByHand { subject, expiry, by } => {
+            put("source", subject.element().to_string().into());
+            put("subject", subject.to_string().into());
+            put("reason", format!("added by {by}").into());
+            expires(&mut put, *expiry, event.time);
+        }
         What::Healed { bans } => {
             put("reason", "the table was gone".into());
             put("bans", (*bans).into());
@@ -85,10 +96,10 @@ fn kind(what: &What) -> &'static str {
         What::Started => "start",
         What::Probe(_) => "probe",
         What::Scan(_) | What::Sweep(_) => "scan",
-        What::Blocked { .. } => "block",
+        What::Blocked { .. } | What::ByHand { .. } => "block",
         What::Spared { .. } => "refused",
         What::Repeated { .. } => "repeat",
-        What::Lifted { .. } => "unblock",
+        What::Lifted { .. } | What::Unblocked { .. } => "unblock",
         What::Healed { .. } => "heal",
         What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
         What::Capped { .. } | What::Adopted { .. } | What::Note(_) => "note",
@@ -118,7 +129,11 @@ fn ban(put: &mut impl FnMut(&str, Value), ban: &Ban, at: SystemTime) {
     put("ports", ports.into());
     put("probes", ban.probe.probes.into());
     put("reason", reason(ban).into());
-    match ban.expiry {
+    expires(put, ban.expiry, at);
+}
+
+fn expires(put: &mut impl FnMut(&str, Value), expiry: Expiry, at: SystemTime) {
+    match expiry {
         Expiry::Never => put("expires", "never".into()),
         Expiry::After(span) => put("expires", rfc3339(at + span).into()),
     }

@@ -60,6 +60,10 @@ pub fn of(what: &What) -> Option<String> {
         What::Dropped { packets } => {
             format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
         }
+        What::Unblocked { subject, by } => format!("adminalert: Host {} has been unblocked by {by}", Shown(*subject)),
+        What::ByHand { subject, expiry, by } => {
+            format!("adminalert: Host {} has been blocked by {by} for {expiry}", Shown(*subject))
+        }
         What::Healed { bans } => format!(
             "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
              {bans}"

@@ -184,7 +184,7 @@ impl Judge {
     }
 
     /// Brings the kernel's allow-list up to date.
-    fn protect(&mut self) {
+    pub(super) fn protect(&mut self) {
         let Some((nft, _)) = &mut self.nft else { return };
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         match nft.protect(&prefixes) {

@@ -110,18 +110,6 @@ fn a_ban_lifted_by_hand_is_lifted_and_a_new_scan_is_blocked_again() {
 }
 
 #[test]
-fn after_somebody_has_flushed_the_whole_ruleset_it_blocks_again() {
-    let lab = Lab::new(&["attacker", "other"]);
-    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    lab.provoke_ban("attacker");
-    lab.run("victim", "nft", &["flush ruleset"]);
-    assert!(lab.banned().is_empty());
-    lab.touch_until_banned("other", lab.victim_v4("other").into());
-    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
-    daemon.stop();
-}
-
-#[test]
 fn it_runs_no_other_program() {
     let lab = Lab::new(&["attacker"]);
     let trace = trace_file(&lab);

@@ -8,6 +8,8 @@ mod lab;
 #[cfg(test)]
 mod bans;
 #[cfg(test)]
+mod guard;
+#[cfg(test)]
 mod innocents;
 #[cfg(test)]
 mod lab_itself;

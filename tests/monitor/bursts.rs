@@ -35,7 +35,7 @@ async fn read_many(monitor: &mut Monitor) -> HashSet<Subject> {
         assert!(!changes.is_empty() && changes.len() < 5_000, "{}", changes.len());
         for change in changes {
             let (Change::ElementAdded(subject, _) | Change::ElementRemoved(subject)) = change else {
-                panic!("{change:?}")
+                unreachable!("{change:?}")
             };
             assert!(subjects.insert(subject), "{subject} twice");
         }
