@@ -32,11 +32,8 @@ fn after_a_flush_of_the_ruleset_the_bans_are_back_with_the_time_that_they_had_le
         // Far more than it takes; what it takes is for a benchmark.
         assert!(swept.elapsed() < Duration::from_secs(5), "{sweep}: {:?}", swept.elapsed());
         let after = lab.expect_ban(attacker);
-        assert!(after.expires <= before.expires, "{before:?} became {after:?}");
-        assert!(
-            after.expires > before.expires.map(|left| left - Duration::from_secs(60)),
-            "{before:?} became {after:?}"
-        );
+        let (before, after) = (before.expires.unwrap(), after.expires.unwrap());
+        assert!(after.abs_diff(before) < Duration::from_secs(30), "{before:?} became {after:?}");
         assert!(within(PATIENCE, || (daemon.lines_with(HEALED).len() == round + 1).then_some(())).is_some());
     }
     lab.touch_until_banned("other", lab.victim_v4("other").into());
