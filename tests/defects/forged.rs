@@ -1,11 +1,11 @@
 //! Floods from sources that are none.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::lab::Lab;
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
+use crate::lab::{Lab, PATIENCE, within};
 
 const PER_SECOND: u32 = 1_000;
 /// What `block.max_new_bans_per_minute` is, built in.
@@ -35,6 +35,40 @@ fn among_a_thousand_forged_syns_a_second_the_real_scanner_is_blocked_and_nobody_
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("scanner"))]);
     let lines = daemon.stop().lines().count();
     assert!(lines < 700, "3,000 strangers are no reason for {lines} lines");
+}
+
+#[test]
+fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_short() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    // No flag at all: one packet is enough.
+    lab.wire("forger").pace(100_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
+    let all = within(PATIENCE, || (lab.set("blocked").len() == 2_000).then_some(()));
+    assert!(all.is_some(), "{} of 2,000; {:?}", lab.set("blocked").len(), daemon.lines_with("could not keep up"));
+    let log = daemon.stop();
+    // As many bans as the ceiling lets last, and as many lines about single events as a minute may have.
+    let lines = log.lines().count();
+    assert!((CEILING..=2 * CEILING + 20).contains(&lines), "{lines} lines");
+}
+
+#[test]
+fn a_full_set_under_a_flood_is_said_in_a_bounded_number_of_lines() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = Daemon::start_configured(&lab, "[block.nft]\nsize = 4\n", &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    lab.wire("forger").pace(10_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
+    daemon.expect_line("set inet portsentry blocked is full (4)");
+    // A refused ban is slow, but it must not keep the sensor from what comes after.
+    let begin = Instant::now();
+    let last = forged(2_001).last().unwrap();
+    lab.wire("forger").send(&raw::tcp(last, target, 24, SYN));
+    daemon.expect_line(&format!("from host: {last}/{last} to TCP port: 24"));
+    assert!(begin.elapsed() < Duration::from_secs(5), "it took {:?} to get there", begin.elapsed());
+    assert_eq!(lab.set("blocked").len(), 4);
+    let log = daemon.stop();
+    let failures = log.matches("could not be blocked").count();
+    assert!((1..=60).contains(&failures), "{failures} lines");
 }
 
 #[test]
