@@ -2,6 +2,7 @@
 # make test           every test; the last line says how many ran (ARGS goes to cargo test)
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
 # make bench          the benchmarks
+# make fuzz          each fuzz target for 30 s (SECONDS=…)
 # make lint fmt setup
 
 SHELL := /bin/bash
@@ -9,7 +10,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/portsentry
 AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
-.PHONY: run build test demo bench lint fmt setup setup-build setup-test setup-lint
+SECONDS ?= 30
+
+.PHONY: run build test demo bench fuzz lint fmt setup setup-build setup-test setup-lint
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -25,6 +28,9 @@ demo: setup-test build
 
 bench: setup-build
 	cargo bench --locked $(ARGS)
+
+fuzz: setup-build
+	@tests/fuzz.sh $(SECONDS)
 
 lint: setup-lint
 	cargo fmt --check

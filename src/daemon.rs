@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys};
 use crate::capture::live::{CaptureError, Live};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
@@ -66,6 +67,9 @@ pub enum DaemonError {
     /// Nothing can be captured.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// A port of connect mode cannot be opened.
+    #[error(transparent)]
+    Decoy(#[from] DecoyError),
     /// The sensor ended by itself.
     #[error("the sensor ended: {0}")]
     Sensor(#[from] SensorError),
@@ -103,8 +107,16 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     let nft = install(config, &watch, &mut log)?;
     let adopting = nft.is_some();
     let live = Live::open(&watch.filter())?;
+    // Only now, when nobody is blocked any more whom the allow-list names.
+    let mut decoys = Decoys::open(&decoy_ports(config), &config.tcp.port_banner)?;
+    if let Some(busy) = decoys.busy() {
+        log.write(&Event::now(What::Note(busy)));
+    }
+    decoys.watch_only(watch.addresses());
+    watch.except(decoys.ports().clone());
     let engine = Engine::new(settings(config), secret()?);
-    let sensor = Sensor::new(live, engine, watch.host(), SockDiag::open()?, nft, events.clone(), inbox.clone());
+    let (host, sockets) = (watch.host(), SockDiag::open()?);
+    let sensor = Sensor::new(live, decoys, engine, host, sockets, nft, events.clone(), inbox.clone());
     let (ended, mut end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("sensor".to_owned());
     let thread = thread.spawn(move || {
@@ -245,6 +257,15 @@ pub fn settings(config: &Config) -> Settings {
         max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,
     }
+}
+
+/// The ports that connect mode opens.
+fn decoy_ports(config: &Config) -> DecoyPorts {
+    let ports = |protocol: &Protocol| match protocol.mode {
+        Mode::Connect => protocol.watched(),
+        Mode::Off | Mode::Stealth | Mode::Advanced => Default::default(),
+    };
+    DecoyPorts { tcp: ports(&config.tcp), udp: ports(&config.udp) }
 }
 
 /// A key that no stranger knows.

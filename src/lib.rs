@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod enforce;
 pub mod engine;
 pub mod netlink;
+pub mod replay;
 pub mod report;
 pub mod sensor;
 pub mod wire;

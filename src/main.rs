@@ -1,11 +1,13 @@
 //! The program: reads the command line, runs what it asks for, prints an error once.
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use portsentry::cli::{self, Command};
+use portsentry::cli::{self, Command, ReplayOptions};
+use portsentry::config::Config;
 use portsentry::daemon::{self, DaemonError};
+use portsentry::replay::{self, ReplayError};
 use portsentry::report::log;
 
 fn main() -> ExitCode {
@@ -22,17 +24,28 @@ fn main() -> ExitCode {
             Ok(config) => run(&config),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
-        Command::Replay(_) => fail(&"replay is not in this version", cli::EXIT_FAILED),
+        Command::Replay(options) => match options.configure() {
+            Ok(config) => replay(&options, &config),
+            Err(errors) => fail(&errors, cli::EXIT_CONFIG),
+        },
     }
 }
 
-fn run(config: &portsentry::config::Config) -> ExitCode {
+fn run(config: &Config) -> ExitCode {
     if let Err(error) = log::init() {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
     match daemon::run(config) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
+}
+
+fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
+    match replay::run(options, config, &mut BufWriter::new(std::io::stdout().lock())) {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(ReplayError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }

@@ -1,26 +1,30 @@
-//! The thread on a packet's way: capture, engine and the socket that blocks, with nothing between them. It takes
+//! The thread on a packet's way: capture, decoys, engine and the socket that blocks, with nothing between them. It takes
 //! snapshots and orders from its inbox and gives events to a bounded queue; it never waits for anybody but packets.
 
+mod judge;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
-use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
+use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Engine, Host, Moment, Notice, PortOracle, Protocol, Repeated, Verdict};
-use crate::netlink::sock_diag::{self, Owner, SockDiag};
-use crate::report::event::{Event, What};
+use crate::engine::{Engine, Host, Moment, Notice};
+use crate::netlink::sock_diag::SockDiag;
+use crate::report::event::What;
 use crate::report::queue::Sender;
 use crate::wire;
-
-use std::net::SocketAddr;
+use judge::Judge;
 
 /// Frames that are judged before the bans among them go to the kernel: a ban waits for at most so many packets of some
 /// 100 ns, and a burst of scanners shares a transaction.
@@ -29,12 +33,17 @@ const BATCH: usize = 64;
 /// How often the kernel is asked how many packets it could not hand over.
 const DROPS: Duration = Duration::from_secs(1);
 
+/// How long connections wait where the system has no room for one more. Asking again at once would burn a core.
+const NO_ROOM: Duration = Duration::from_secs(1);
+
 /// What the shell tells the sensor.
 pub enum Order {
     /// The host has changed.
     Host(Arc<Host>),
     /// A capture with another filter, to be used from now on.
     Capture(Live),
+    /// Connections to these own addresses count, and to no others; `None`: to all.
+    Addresses(Option<HashSet<IpAddr>>),
     /// The kernel holds this ban from before the start.
     Adopt(Subject, Expiry),
     /// End.
@@ -67,6 +76,8 @@ pub struct Figures {
     pub frames: AtomicU64,
     /// Frames that the kernel could not hand over in time.
     pub dropped: AtomicU64,
+    /// Connections and datagrams that decoys took.
+    pub connections: AtomicU64,
     /// Frames that could not be decoded.
     pub undecoded: AtomicU64,
     /// Sources with evidence against them.
@@ -87,26 +98,24 @@ pub enum SensorError {
 /// The sensor.
 pub struct Sensor {
     live: Live,
-    engine: Engine,
-    host: Arc<Host>,
-    truth: Truth,
-    /// `None` where nothing is blocked.
-    nft: Option<(Nft, RulesetSpec)>,
-    events: Sender,
+    decoys: Decoys,
+    /// Until when the decoys are left alone.
+    no_room: Option<Moment>,
+    judge: Judge,
     inbox: Inbox,
     figures: Arc<Figures>,
     /// Origin of the engine's time.
     start: Duration,
-    bans: Vec<(Ban, SystemTime)>,
-    elements: Vec<(Subject, Expiry)>,
     drops: (Moment, u32, u64),
 }
 
 impl Sensor {
-    /// Puts the parts together. The capture is running already.
+    /// Puts the parts together. The capture is running already, and the decoys listen.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own that somebody else opened")]
     pub fn new(
         live: Live,
+        decoys: Decoys,
         engine: Engine,
         host: Arc<Host>,
         sockets: SockDiag,
@@ -115,17 +124,13 @@ impl Sensor {
         inbox: Inbox,
     ) -> Self {
         Self {
+            judge: Judge::new(engine, host, sockets, decoys.ports().clone(), nft, events),
             live,
-            engine,
-            host,
-            truth: Truth(sockets),
-            nft,
-            events,
+            decoys,
+            no_room: None,
             inbox,
             figures: Arc::default(),
             start: boot_time(),
-            bans: Vec::with_capacity(BATCH),
-            elements: Vec::with_capacity(BATCH),
             drops: (Moment::default(), 0, 0),
         }
     }
@@ -138,13 +143,16 @@ impl Sensor {
 
     /// Runs until [`Order::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
-        self.say(What::Started);
+        self.judge.say(What::Started);
+        let mut more = false;
         loop {
-            self.wait()?;
+            self.wait(more)?;
             if self.take_orders()? {
                 return Ok(());
             }
-            while self.look()? == BATCH {}
+            // By turns, so that neither packets nor connections can keep the other from being judged.
+            more = self.look()? == BATCH;
+            self.answer();
             self.take_notices();
         }
     }
@@ -153,15 +161,22 @@ impl Sensor {
         Moment::at(boot_time().saturating_sub(self.start))
     }
 
-    fn say(&self, what: What) {
-        self.events.send(Event::now(what));
-    }
-
-    fn wait(&mut self) -> Result<(), SensorError> {
-        let span = self.engine.wake().map(|due| due.since(self.now()).max(Duration::from_millis(50)));
+    /// Waits until there is something to do; where there is `more` already, only looks what else there is.
+    fn wait(&mut self, more: bool) -> Result<(), SensorError> {
+        let now = self.now();
+        self.no_room = self.no_room.filter(|until| *until > now);
+        let due = self.judge.engine.wake().into_iter().chain(self.no_room).min();
+        let span = match more {
+            true => Some(Duration::ZERO),
+            false => due.map(|due| due.since(now).max(Duration::from_millis(50))),
+        };
         let timeout = span.and_then(|span| Timespec::try_from(span).ok());
-        let inbox = &self.inbox.0.1;
-        let mut fds = [PollFd::new(&self.live, PollFlags::IN), PollFd::new(inbox, PollFlags::IN)];
+        let decoys = if self.no_room.is_some() { PollFlags::empty() } else { PollFlags::IN };
+        let mut fds = [
+            PollFd::new(&self.live, PollFlags::IN),
+            PollFd::new(&self.inbox.0.1, PollFlags::IN),
+            PollFd::new(&self.decoys, decoys),
+        ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -176,153 +191,68 @@ impl Sensor {
         }
         while let Some(order) = self.inbox.0.0.pop() {
             match order {
-                Order::Host(host) => self.change_host(host),
+                Order::Host(host) => self.judge.change_host(self.now(), host),
                 Order::Capture(live) => {
                     // The old one still holds what came before the new one was opened.
                     while self.look()? == BATCH {}
                     self.live = live;
                     self.drops.1 = 0;
                 }
-                Order::Adopt(subject, expiry) => self.engine.adopt(self.now(), subject, expiry),
+                Order::Addresses(addresses) => self.decoys.watch_only(addresses),
+                Order::Adopt(subject, expiry) => self.judge.engine.adopt(self.now(), subject, expiry),
                 Order::Stop => return Ok(true),
             }
         }
         Ok(false)
     }
 
-    fn change_host(&mut self, host: Arc<Host>) {
-        let now = self.now();
-        self.engine.host_changed(now, &self.host, &host);
-        self.host = host;
-        self.protect();
-    }
-
-    /// Brings the kernel's allow-list up to date.
-    fn protect(&mut self) {
-        let Some((nft, _)) = &mut self.nft else { return };
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        match nft.protect(&prefixes) {
-            Ok(()) => {}
-            Err(BlockError::Gone) => self.heal(),
-            Err(error) => self.say(What::Error(format!("the kernel's allow-list could not be set: {error}"))),
-        }
-    }
-
     /// Judges the frames that wait, at most [`BATCH`], and blocks whom they condemn; how many there were.
     fn look(&mut self) -> Result<usize, SensorError> {
         let now = self.now();
         let link = self.live.link_type();
-        let Self { live, engine, host, truth, nft, events, bans, figures, .. } = self;
+        let Self { live, judge, .. } = self;
         let mut undecoded = 0;
-        let frames = live.drain(BATCH, |frame, time| {
-            let packet = match wire::decode(link, frame) {
-                Ok(packet) => packet,
-                Err(wire::Undecoded::NotIp) => return,
-                Err(_) => {
-                    undecoded += 1;
-                    return;
-                }
-            };
-            let mut verdict = engine.observe(now, &packet, host, truth);
-            if let Verdict::Repeated(Repeated { subject, verify: true, .. }) = verdict
-                && let Some((nft, _)) = nft
-                && matches!(nft.holds(subject), Ok(None) | Err(BlockError::Gone))
-            {
-                // Somebody took the element out, or the whole set: what the log says must be what the kernel does.
-                engine.lift(subject);
-                events.send(Event { time, what: What::Lifted { subject } });
-                verdict = engine.observe(now, &packet, host, truth);
-            }
-            let what = match verdict {
-                Verdict::Block(ban) => {
-                    bans.push((ban, time));
-                    return;
-                }
-                Verdict::Scan(ban) => What::Scan(ban),
-                Verdict::Probe(probe) if probe.fresh => What::Probe(probe),
-                Verdict::Spared(spared) => match spared.report {
-                    Some(probes) => What::Spared { spared, probes },
-                    None => return,
-                },
-                Verdict::Repeated(Repeated { subject, standing, report: Some(packets), .. }) => {
-                    What::Repeated { subject, standing, packets }
-                }
-                Verdict::Probe(_) | Verdict::Repeated(_) | Verdict::Innocent(_) => return,
-            };
-            events.send(Event { time, what });
+        let frames = live.drain(BATCH, |frame, time| match wire::decode(link, frame) {
+            Ok(packet) => judge.packet(now, &packet, time),
+            Err(wire::Undecoded::NotIp) => {}
+            Err(_) => undecoded += 1,
         })?;
-        figures.frames.fetch_add(frames as u64, Ordering::Relaxed);
-        figures.undecoded.fetch_add(undecoded, Ordering::Relaxed);
-        if !self.bans.is_empty() {
-            self.block();
-        }
+        self.figures.frames.fetch_add(frames as u64, Ordering::Relaxed);
+        self.figures.undecoded.fetch_add(undecoded, Ordering::Relaxed);
+        self.judge.settle();
         Ok(frames)
     }
 
-    /// Sends the bans that have piled up to the kernel, in one transaction where possible.
-    fn block(&mut self) {
-        self.elements.clear();
-        self.elements.extend(self.bans.iter().map(|(ban, _)| (ban.probe.subject, ban.expiry)));
-        let mut result = self.send_elements();
-        if matches!(result, Err(BlockError::Gone)) {
-            self.heal();
-            result = self.send_elements();
+    /// Judges a few of those who came to the decoys, and blocks whom that condemns.
+    fn answer(&mut self) {
+        if self.no_room.is_some() {
+            return;
         }
-        let done = SystemTime::now();
-        let failed = match result {
-            Ok(()) => Vec::new(),
-            Err(BlockError::Failed { failed, .. }) => {
-                failed.into_iter().map(|item| (item.subject, item.reason.to_string())).collect()
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                self.elements.iter().map(|(subject, _)| (*subject, reason.clone())).collect()
-            }
-        };
-        for (ban, seen) in self.bans.drain(..) {
-            let subject = ban.probe.subject;
-            let what = match failed.iter().find(|(who, _)| *who == subject) {
-                None => What::Blocked { ban, reaction: done.duration_since(seen).unwrap_or_default() },
-                Some((_, reason)) => {
-                    // Not blocked, so not recognised as such: its next probes are evidence again, and it is tried again.
-                    self.engine.lift(subject);
-                    What::BlockFailed { subject, reason: reason.clone() }
-                }
-            };
-            self.events.send(Event { time: seen, what });
-        }
-    }
-
-    fn send_elements(&mut self) -> Result<(), BlockError> {
-        match &mut self.nft {
-            Some((nft, _)) => nft.block(&self.elements),
-            None => Ok(()),
-        }
-    }
-
-    /// The table is gone: lays it again, with the allow-list. Who was blocked is judged anew.
-    fn heal(&mut self) {
-        let Some((nft, spec)) = &mut self.nft else { return };
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        let healed = nft.install(spec).map_err(|error: RulesetError| error.to_string());
-        let healed = healed.and_then(|_| nft.protect(&prefixes).map_err(|error| error.to_string()));
-        self.engine.lift_all();
-        self.say(match healed {
-            Ok(()) => What::Note("table inet portsentry was gone and is there again".to_owned()),
-            Err(error) => What::Error(format!("table inet portsentry is gone and could not be laid again: {error}")),
+        let now = self.now();
+        let Self { decoys, judge, figures, .. } = self;
+        let taken = decoys.drain(|sighting, time| {
+            figures.connections.fetch_add(1, Ordering::Relaxed);
+            judge.decoy(now, sighting, time);
         });
+        self.judge.settle();
+        if let Err(error) = taken {
+            self.no_room = Some(now.after(NO_ROOM));
+            self.judge.say(What::Error(format!(
+                "a decoy cannot accept a connection: {error}; it is tried again in a second"
+            )));
+        }
     }
 
     fn take_notices(&mut self) {
         let now = self.now();
-        while let Some(notice) = self.engine.notice(now) {
-            self.say(match notice {
+        while let Some(notice) = self.judge.engine.notice(now) {
+            self.judge.say(match notice {
                 Notice::Sweep(sweep) => What::Sweep(sweep),
                 Notice::Repeated { subject, standing, packets } => What::Repeated { subject, standing, packets },
                 Notice::Capped { bans } => What::Capped { bans },
             });
         }
-        let (suspects, _) = self.engine.tracked();
+        let (suspects, _) = self.judge.engine.tracked();
         self.figures.suspects.store(suspects as u64, Ordering::Relaxed);
         let (checked, before, unsaid) = &mut self.drops;
         if now.since(*checked) >= DROPS
@@ -333,24 +263,9 @@ impl Sensor {
             let packets = std::mem::take(unsaid);
             if packets > 0 {
                 self.figures.dropped.fetch_add(packets, Ordering::Relaxed);
-                self.say(What::Dropped { packets });
+                self.judge.say(What::Dropped { packets });
             }
         }
-    }
-}
-
-/// The kernel's socket table as the engine's oracle.
-struct Truth(SockDiag);
-
-impl PortOracle for Truth {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> bool {
-        let protocol = match protocol {
-            Protocol::Tcp => sock_diag::Protocol::Tcp,
-            Protocol::Udp => sock_diag::Protocol::Udp,
-            Protocol::Sctp | Protocol::Icmp => return false,
-        };
-        // No answer proves nothing, and the evidence stands: the snapshot of the listeners has been asked before.
-        self.0.owner(protocol, source, destination, 0).is_ok_and(|owner| owner != Owner::Nobody)
     }
 }
 

@@ -147,13 +147,23 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
 }
 
 #[test]
+fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
+    assert_eq!(read("tcp.port_banner = \"Go away.\\r\\n\"").tcp.port_banner, "Go away.\r\n");
+    let longest = "x".repeat(1_024);
+    assert_eq!(read(&format!("tcp.port_banner = \"{longest}\"")).tcp.port_banner, longest);
+    let refusal = refused(&format!("tcp.port_banner = \"{longest}y\""));
+    let told = "has 1025 bytes; write 1024 or fewer";
+    assert!(refusal.len() == 1 && refusal[0].starts_with("1:19: tcp.port_banner: ") && refusal[0].ends_with(told));
+    assert_eq!(
+        refused("udp.port_banner = \"go\""),
+        ["1:19: udp.port_banner: \"go\" would answer datagrams, whose source is easily forged; write \"\""]
+    );
+}
+
+#[test]
 fn what_is_not_built_yet_is_refused_and_not_silently_accepted() {
     for (text, expected) in [
         ("tcp.block = \"run\"", "1:13: tcp.block: \"run\" is not in this version; write true or false"),
-        (
-            "udp.port_banner = \"go\"",
-            "1:19: udp.port_banner: \"go\" is not in this version; write \"\": no port is opened that could send it",
-        ),
         ("block.method = [\"nft\", \"run\"]", "1:24: block.method: \"run\" is not in this version; write \"nft\""),
         ("block.method = [\"hosts-deny\"]", "1:17: block.method: \"hosts-deny\" is not in this version; write \"nft\""),
         ("block.nft.action = \"reject\"", "1:20: block.nft.action: \"reject\" is not in this version; write \"drop\""),
@@ -249,6 +259,11 @@ fn settings_that_would_watch_or_block_nothing_are_refused() {
         (
             "tcp.mode = \"off\"\nudp.mode = \"off\"",
             "1:12: tcp.mode: off like udp.mode, so that nothing would be watched; write \"advanced\" for one of them",
+        ),
+        (
+            "interfaces = [\"eth0\"]\nudp.mode = \"connect\"",
+            "1:14: interfaces: a socket of UDP's connect mode hears every interface and cannot tell which; leave the list \
+             empty, or write mode = \"stealth\" under [udp]",
         ),
         (
             "block.method = []",

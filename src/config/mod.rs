@@ -48,7 +48,7 @@ pub struct Config {
 pub enum Mode {
     /// Not at all.
     Off,
-    /// The listed ports (classic `-tcp`, `-udp`).
+    /// The listed ports, which are opened: who connects counts (classic `-tcp`, `-udp`).
     Connect,
     /// The listed ports, and scans that open no connection (classic `-stcp`, `-sudp`).
     Stealth,
@@ -80,7 +80,7 @@ pub struct Protocol {
     pub advanced_exclude: PortSet,
     /// What happens to who scans it.
     pub block: BlockPolicy,
-    /// What connect mode says to who connects. Always empty in this version, which opens no port.
+    /// What connect mode says to who connects; at most 1,024 bytes, and always empty for UDP.
     pub port_banner: String,
 }
 
@@ -302,6 +302,11 @@ impl Config {
         if self.tcp.mode == Mode::Off && self.udp.mode == Mode::Off {
             let message = "off like udp.mode, so that nothing would be watched; write \"advanced\" for one of them";
             found.push(("tcp.mode".to_owned(), message.to_owned()));
+        }
+        if self.udp.mode == Mode::Connect && !self.interfaces.is_empty() {
+            let message = "a socket of UDP's connect mode hears every interface and cannot tell which; leave the list empty, \
+                           or write mode = \"stealth\" under [udp]";
+            found.push(("interfaces".to_owned(), message.to_owned()));
         }
         if self.block.method.is_empty() {
             let message =

@@ -5,7 +5,7 @@ use super::lists::{self, Lists};
 use super::reader::{Section, Walk};
 use super::{Config, Protocol, value};
 use std::collections::BTreeSet;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 pub(super) fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
     let (document, slips) = DeTable::parse_recoverable(text);
@@ -53,8 +53,8 @@ pub(super) fn keys() -> Vec<String> {
 fn all(root: &mut Section<'_, '_>, config: &mut Config) {
     root.read("expire", &mut config.expire, value::expiry);
     root.read_list("interfaces", &mut config.interfaces, "for example [\"eth0\"]", value::interface);
-    root.section("tcp", |tcp| protocol(tcp, &mut config.tcp, &lists::TCP));
-    root.section("udp", |udp| protocol(udp, &mut config.udp, &lists::UDP));
+    root.section("tcp", |tcp| protocol(tcp, &mut config.tcp, &lists::TCP, value::port_banner));
+    root.section("udp", |udp| protocol(udp, &mut config.udp, &lists::UDP, value::no_port_banner));
     root.section("detect", |detect| {
         let place = &mut config.detect;
         detect.read("scan_trigger", &mut place.scan_trigger, |found| value::number(found, 0, 15));
@@ -90,7 +90,12 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
     });
 }
 
-fn protocol(section: &mut Section<'_, '_>, place: &mut Protocol, lists: &Lists) {
+fn protocol(
+    section: &mut Section<'_, '_>,
+    place: &mut Protocol,
+    lists: &Lists,
+    banner: fn(&DeValue<'_>) -> Result<String, String>,
+) {
     section.read("mode", &mut place.mode, value::mode);
     section.read("ports", &mut place.ports, |found| match found.as_str().and_then(|name| lists.named(name)) {
         Some(ports) => Ok(ports),
@@ -99,5 +104,5 @@ fn protocol(section: &mut Section<'_, '_>, place: &mut Protocol, lists: &Lists) 
     section.read("advanced_ports", &mut place.advanced_ports, value::advanced_ports);
     section.read("advanced_exclude", &mut place.advanced_exclude, value::ports);
     section.read("block", &mut place.block, value::block_policy);
-    section.read("port_banner", &mut place.port_banner, value::port_banner);
+    section.read("port_banner", &mut place.port_banner, banner);
 }

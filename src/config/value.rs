@@ -13,6 +13,8 @@ use toml::de::DeValue;
 const LONGEST_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 /// Ten Julian years, as `humantime` reads "10 years".
 const LONGEST_EXPIRY: Duration = Duration::from_secs(315_576_000);
+/// What fits into one segment on every link, so that it is sent at once and as a whole.
+const LONGEST_BANNER: usize = 1_024;
 
 /// Reads how long a ban lasts: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
 ///
@@ -194,9 +196,18 @@ pub(super) fn trap(value: &DeValue<'_>) -> Result<bool, String> {
 }
 
 pub(super) fn port_banner(value: &DeValue<'_>) -> Result<String, String> {
+    let banner = text(value, "a text", "for example \"Go away.\\r\\n\", or \"\" for none")?;
+    match banner.len() {
+        0..=LONGEST_BANNER => Ok(banner.to_owned()),
+        length => Err(format!("{} has {length} bytes; write {LONGEST_BANNER} or fewer", quoted(banner))),
+    }
+}
+
+pub(super) fn no_port_banner(value: &DeValue<'_>) -> Result<String, String> {
     match text(value, "a text", "\"\"")? {
         "" => Ok(String::new()),
-        _ => Err(not_yet(value, "\"\": no port is opened that could send it")),
+        // Strangers could have this host send it to whomever they name as the source.
+        _ => Err(format!("{} would answer datagrams, whose source is easily forged; write \"\"", shown(value))),
     }
 }
 

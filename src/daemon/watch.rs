@@ -1,14 +1,17 @@
 //! What this host is, kept current: addresses, routes, resolvers and listeners to snapshots for the sensor, and to the
 //! filter that follows from them.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::DaemonError;
+use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::Live;
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::engine::ports::PortSet;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection};
 use crate::netlink::host::{self, HostFacts, Watcher};
@@ -25,6 +28,7 @@ pub(super) struct HostWatch {
     sockets: SockDiag,
     facts: HostFacts,
     listeners: Vec<Listener>,
+    decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
 }
@@ -43,15 +47,29 @@ impl HostWatch {
             return Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") });
         }
         let allowed = config.allow.read()?;
+        let decoys = DecoyPorts::default();
         let host = Arc::new(snapshot(config, &allowed, &facts, &listeners));
         let wanted = wanted(config, &host);
         let resolvers = ResolverWatch::new(ResolverFiles::default());
-        Ok(Self { config: config.clone(), allowed, watcher, resolvers, sockets, facts, listeners, host, wanted })
+        let config = config.clone();
+        Ok(Self { config, allowed, watcher, resolvers, sockets, facts, listeners, decoys, host, wanted })
     }
 
     /// The snapshot that holds now.
     pub(super) fn host(&self) -> Arc<Host> {
         Arc::clone(&self.host)
+    }
+
+    /// From now on `decoys` are no listeners: they are the program's own.
+    pub(super) fn except(&mut self, decoys: DecoyPorts) {
+        self.decoys = decoys;
+    }
+
+    /// The own addresses at which connections count; `None` where the settings name no interface: all of them.
+    pub(super) fn addresses(&self) -> Option<HashSet<IpAddr>> {
+        let watched = named(&self.config, &self.facts);
+        let on_watched = self.facts.addresses.iter().filter(|(index, _)| watched.contains(index));
+        (!self.config.interfaces.is_empty()).then(|| on_watched.map(|(_, address)| address.addr()).collect())
     }
 
     /// The filter that holds now.
@@ -68,7 +86,8 @@ impl HostWatch {
 
     /// Reads the listeners again, and the resolvers where their files changed.
     pub(super) async fn tick(&mut self) -> Result<Vec<Order>, DaemonError> {
-        let listeners = self.sockets.listeners()?;
+        let mut listeners = self.sockets.listeners()?;
+        listeners.retain(|one| !is_decoy(&self.decoys, one));
         let resolvers = self.resolvers.poll();
         if resolvers {
             self.facts = host::read(&ResolverFiles::default()).await?;
@@ -84,7 +103,7 @@ impl HostWatch {
         let host = Arc::new(snapshot(&self.config, &self.allowed, &self.facts, &self.listeners));
         let wanted = wanted(&self.config, &host);
         self.host = Arc::clone(&host);
-        let mut orders = vec![Order::Host(host)];
+        let mut orders = vec![Order::Host(host), Order::Addresses(self.addresses())];
         if wanted != self.wanted {
             // Compiling takes some 50 ms: on a thread of its own, while the old capture goes on.
             let filter = wanted.to_filter();
@@ -110,15 +129,19 @@ fn snapshot(config: &Config, allowed: &[IpNet], facts: &HostFacts, listeners: &[
     host.allow = allow;
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = named(config, facts);
-    let decoys = |protocol: Protocol, port: u16| match protocol {
-        Protocol::Tcp => config.tcp.mode == Mode::Connect && config.tcp.ports.contains(port),
-        Protocol::Udp => config.udp.mode == Mode::Connect && config.udp.ports.contains(port),
-    };
-    for listener in listeners.iter().filter(|one| !decoys(one.protocol, one.port)) {
+    for listener in listeners {
         let of = if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp };
         open(of, listener);
     }
     host
+}
+
+/// Nobody else can listen on a port that a decoy holds on every address.
+fn is_decoy(decoys: &DecoyPorts, listener: &Listener) -> bool {
+    match listener.protocol {
+        Protocol::Tcp => decoys.tcp.contains(listener.port),
+        Protocol::Udp => decoys.udp.contains(listener.port),
+    }
 }
 
 fn open(listeners: &mut Listeners, listener: &Listener) {

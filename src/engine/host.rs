@@ -21,11 +21,16 @@ pub enum Local {
     Anybody,
 }
 
+/// Up to so many addresses are compared one by one.
+const FEW: usize = 8;
+
 impl Local {
     /// True where `address` is one of the host's.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self {
+            // Hashing costs more than looking at the few addresses that a host has; asked for every packet.
+            Self::Addresses(addresses) if addresses.len() <= FEW => addresses.iter().any(|own| *own == address),
             Self::Addresses(addresses) => addresses.contains(&address),
             Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
             Self::Anybody => true,
@@ -81,6 +86,14 @@ impl Listeners {
     pub fn anywhere(&self) -> PortSet {
         let mut ports = self.any_v4.with(&self.any_v6);
         self.at.iter().filter(|(address, _)| !address.is_loopback()).for_each(|(_, port)| ports.insert(*port));
+        ports
+    }
+
+    /// The ports that were open to outside here and are not, or not as widely, in `later`.
+    pub(super) fn gone(&self, later: &Self) -> PortSet {
+        let mut ports = self.any_v4.without(&later.any_v4).with(&self.any_v6.without(&later.any_v6));
+        let gone = self.at.difference(&later.at).filter(|(address, _)| !address.is_loopback());
+        gone.for_each(|(_, port)| ports.insert(*port));
         ports
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::class::Protocol;
 use super::host::Host;
 use super::moment::Tick;
-use super::ports::PortSet;
 
 /// How long a port counts as open after its listener has gone, or after this host was seen sending from it. TIME_WAIT is
 /// 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a
@@ -64,9 +63,15 @@ impl Memory {
     pub(super) fn listeners_changed(&mut self, old: &Host, new: &Host, now: Tick) {
         let until = now.plus(Tick::of(RECENT));
         for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
-            // A port that is found to have a listener was not published by DNAT: its long memory would outlive it.
-            let seen: PortSet = before.anywhere().with(&after.anywhere());
-            seen.iter().for_each(|port| self.set(protocol, port, until));
+            before.gone(after).iter().for_each(|port| self.set(protocol, port, until));
+            // A port that is found to have a listener was not published by DNAT: its long memory would outlive it. What
+            // goes on listening on one address must not look open on the others, so nothing is prolonged here.
+            let Some(column) = self.column(protocol) else { continue };
+            for port in after.anywhere().iter() {
+                if let Some(slot) = column.get_mut(usize::from(port)) {
+                    *slot = until.0.min(*slot);
+                }
+            }
         }
     }
 }

@@ -12,6 +12,8 @@ mod class;
 mod host;
 mod memory;
 mod moment;
+#[cfg(test)]
+mod network_tests;
 pub mod ports;
 mod sighting;
 mod standing;
@@ -41,13 +43,14 @@ pub use verdict::{Ban, Innocence, Notice, Ports, Probe, Repeated, Spared, Verdic
 use crate::wire::{Delivery, Packet};
 use budget::Budget;
 use memory::Memory;
+use moment::Tick;
 use ports::PortSet;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
 use standing::{Judged, SUMMARY};
 use subject::{Expiry, Subject};
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
-use table::Key;
+use table::{Key, fold};
 
 /// What the packets of one protocol are watched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,8 +93,17 @@ pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 /// only what is about to be condemned is confirmed.
 const LOOKUPS_PER_SECOND: u32 = 1_000;
 
+/// Questions to the kernel, a second, whether it still blocks a source that goes on sending. Many blocked sources at once
+/// must not cost more than that; each has its turn within the next seconds.
+const VERIFIED_PER_SECOND: u32 = 500;
+
 /// Protected sources whose probes are summed up at one time.
 const SPARED: usize = 64;
+
+/// Closed ports of this many hosts, one each, are a scan of the network. Clients of servers that are down touch a few;
+/// scanners touch them all. As many as the table remembers.
+const SWEPT_HOSTS: u8 = 16;
+const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 
 /// The lane of sources that are blocked, and that of sources that are only logged: what counts in one does not in the
 /// other, so that UDP, which only logs until asked, cannot help to block anybody.
@@ -150,6 +162,7 @@ pub struct Engine {
     spared: Vec<SparedSource>,
     ceiling: Budget,
     lookups: Budget,
+    verifications: Budget,
     notices: VecDeque<Notice>,
     capped: u32,
     capped_since: Option<Moment>,
@@ -169,6 +182,7 @@ impl Engine {
             spared: Vec::with_capacity(SPARED),
             ceiling: Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: Budget::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
+            verifications: Budget::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             notices: VecDeque::with_capacity(16),
             capped: 0,
             capped_since: None,
@@ -201,14 +215,21 @@ impl Engine {
         self.judge(now, sighting, host, oracle)
     }
 
-    /// Judges a connection or datagram that a decoy listener accepted: the port is closed by definition.
-    pub fn observe_decoy(&mut self, now: Moment, sighting: Sighting, host: &Host) -> Verdict {
+    /// Judges a connection or datagram that a decoy listener accepted: whatever else touched its port found nobody. The
+    /// oracle is asked about other evidence, and must say of a decoy's port that it is not in use.
+    pub fn observe_decoy(
+        &mut self,
+        now: Moment,
+        sighting: Sighting,
+        host: &Host,
+        oracle: &mut impl PortOracle,
+    ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
         if let Some(repeated) = self.recognise(now, sighting.source, host) {
             return Verdict::Repeated(repeated);
         }
-        self.count(now, sighting, host, &mut NoOracle)
+        self.count(now, sighting, host, oracle)
     }
 
     /// The host's snapshot is about to change from `old` to `new`.
@@ -231,6 +252,11 @@ impl Engine {
     pub fn adopt(&mut self, now: Moment, subject: Subject, expiry: Expiry) {
         let now = self.clock(now);
         self.judged.set(Key::new(subject, BLOCKING), Standing::Blocked, expiry, now.tick());
+    }
+
+    /// Whom the kernel should be blocking now, and for how much longer: to put them back where they were swept away.
+    pub fn bans(&self) -> impl Iterator<Item = (Subject, Expiry)> + '_ {
+        self.judged.blocked(self.latest.tick())
     }
 
     /// What there is to say without a packet's cause. Call until `None`, after packets and when [`Engine::wake`] is due.
@@ -313,11 +339,12 @@ impl Engine {
     ) -> Repeated {
         self.counters.repeated += 1;
         let repeat = self.judged.repeat(slot, standing, (subject, lane), now.tick());
-        Repeated { source, subject, standing, report: repeat.report, verify: repeat.verify }
+        let verify = repeat.verify && self.verifications.take(now);
+        Repeated { source, subject, standing, report: repeat.report, verify }
     }
 
     fn judge(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
-        let Sighting { destination, protocol, port, class, .. } = sighting;
+        let Sighting { destination, protocol, port, .. } = sighting;
         if !is_unicast(sighting.source) {
             return Verdict::Innocent(Innocence::NoSource);
         }
@@ -333,11 +360,11 @@ impl Engine {
         if !monitored {
             return Verdict::Innocent(Innocence::NotMonitored);
         }
-        // What no stack sends is a probe wherever it goes, but a connection that is open may be mangled on its way.
+        // This holds for what no stack sends too: the segments of a real connection may be mangled on their way.
         if host.listens(protocol, destination, port) {
             return Verdict::Innocent(Innocence::Open);
         }
-        if !class.is_conclusive() && self.memory.holds(protocol, port, now.tick()) {
+        if self.memory.holds(protocol, port, now.tick()) {
             return Verdict::Innocent(Innocence::RecentlyOpen);
         }
         self.count(now, sighting, host, oracle)
@@ -363,22 +390,35 @@ impl Engine {
         }
         let port = evidence_port(&sighting);
         let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
-        let mut tally = self.suspects.observe(key, evidence, now.tick());
-        self.counters.probes += 1;
+        // Where the addresses are many hosts', a client that fails at one port here and another there is no scanner.
+        let apart = !host.local.is_exact() && sighting.protocol != Protocol::Icmp;
+        let held = if apart { key.toward(sighting.destination) } else { key };
+        let mut tally = self.suspects.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(tally.evicted);
         let trigger = self.settings.scan_trigger;
         let enough = |tally: &Tally| tally.conclusive || tally.distinct > trigger;
         let mut condemned = enough(&tally);
-        if (condemned || tally.fresh) && !self.confirm(now, key, tally.slot, &sighting, condemned, oracle) {
+        if (condemned || tally.fresh) && !self.confirm(now, held, tally.slot, &sighting, condemned, oracle) {
             // Some of the evidence was none: what is left counts.
-            self.suspects.recount(key, &mut tally, now.tick());
+            self.suspects.recount(held, &mut tally, now.tick());
             if !self.suspects.evidence(tally.slot).any(|item| item.is_about(sighting.protocol, port)) {
                 return Verdict::Innocent(Innocence::Open);
             }
             condemned = enough(&tally);
         }
+        self.counters.probes += 1;
         let probe = Probe { sighting, subject, distinct: tally.distinct, probes: tally.probes, fresh: tally.fresh };
         if !condemned {
+            // Other segments than these also come from connections that began before the capture did.
+            if apart
+                && tally.fresh
+                && matches!(sighting.class, Class::Syn | Class::Sctp)
+                && let Some(first) = self.swept_hosts(now, key, &sighting)
+            {
+                let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
+                let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
+                return self.condemn(now, key, lane, ban);
+            }
             if tally.fresh
                 && let Some(sweep) = self.sweeps.observe(source_bits(subject), port, now.tick())
                 && self.notices.len() < self.notices.capacity()
@@ -387,7 +427,29 @@ impl Engine {
             }
             return Verdict::Probe(probe);
         }
-        self.condemn(now, key, lane, probe, &tally)
+        let items = self.suspects.evidence(tally.slot);
+        let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
+        self.suspects.forget(held);
+        self.condemn(now, key, lane, self.ban(probe, ports, tally.first))
+    }
+
+    /// Where the addresses are many hosts', one port each is a scan, too, once it was enough of them: when the first of
+    /// [`SWEPT_HOSTS`] was touched.
+    fn swept_hosts(&mut self, now: Moment, key: Key, sighting: &Sighting) -> Option<Tick> {
+        let host = Evidence::new(now.tick(), sighting.protocol, fold(sighting.destination), sighting.class);
+        let key = key.over_hosts();
+        let tally = self.suspects.observe(key, host, now.tick());
+        self.counters.evicted += u64::from(tally.evicted);
+        if tally.distinct < SWEPT_HOSTS {
+            return None;
+        }
+        self.suspects.forget(key);
+        Some(tally.first)
+    }
+
+    fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
+        let first = Moment::at(first.duration());
+        Ban { probe, ports, hosts: 1, first, expiry: self.settings.expiry, capped: false }
     }
 
     /// Asks the kernel about evidence that nobody has checked: all of it before a source is condemned, and a fresh probe
@@ -426,12 +488,7 @@ impl Engine {
         sound
     }
 
-    fn condemn(&mut self, now: Moment, key: Key, lane: u8, probe: Probe, tally: &Tally) -> Verdict {
-        let items = self.suspects.evidence(tally.slot);
-        let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
-        let first = Moment::at(tally.first.duration());
-        self.suspects.forget(key);
-        let mut ban = Ban { probe, ports, first, expiry: self.settings.expiry, capped: false };
+    fn condemn(&mut self, now: Moment, key: Key, lane: u8, mut ban: Ban) -> Verdict {
         if lane == LOGGING {
             // Said once a window; what follows is summed up.
             let expiry = Expiry::After(self.settings.window);
@@ -439,7 +496,7 @@ impl Engine {
             return Verdict::Scan(ban);
         }
         self.counters.bans += 1;
-        let forgeable = !ports.iter().any(|(_, _, class)| class == Class::Connect);
+        let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
         if forgeable && !self.ceiling.take(now) {
             self.counters.capped += 1;
             self.capped = self.capped.saturating_add(1);

@@ -135,6 +135,17 @@ impl Judged {
         self.pending.peek().map(|Reverse((at, ..))| *at)
     }
 
+    /// Who is blocked, and for how much longer.
+    pub(super) fn blocked(&self, now: Tick) -> impl Iterator<Item = (Subject, Expiry)> + '_ {
+        self.keys.iter().filter_map(move |(slot, key)| match self.state.get(slot)? {
+            [u32::MAX, BLOCKED, ..] => Some((key.subject()?, Expiry::Never)),
+            [until, BLOCKED, ..] if *until > now.0 => {
+                Some((key.subject()?, Expiry::After(Tick(*until).since(now).duration())))
+            }
+            _ => None,
+        })
+    }
+
     /// Takes back what stands against `key`.
     pub(super) fn lift(&mut self, key: Key) -> bool {
         self.keys.remove(key).is_some()

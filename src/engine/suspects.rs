@@ -198,6 +198,7 @@ impl Suspects {
 fn remember(held: &mut [u64; EVIDENCE], new: Evidence, now: Tick, window: Tick) -> bool {
     let mut place = None;
     let mut oldest = (0, u32::MAX);
+    let mut fresh = true;
     for (index, packed) in held.iter_mut().enumerate() {
         let item = Evidence(*packed);
         if item.is_empty() || now.since(item.at()) > window {
@@ -208,15 +209,16 @@ fn remember(held: &mut [u64; EVIDENCE], new: Evidence, now: Tick, window: Tick) 
             let class = if item.is_conclusive() { item } else { new };
             let checked = item.0 & VERIFIED;
             *packed = new.0 & !0xff | class.0 & 0x7f | checked;
-            return false;
+            // What lies behind it may still be too old.
+            fresh = false;
         } else if item.at().0 < oldest.1 {
             oldest = (index, item.at().0);
         }
     }
-    if let Some(packed) = held.get_mut(place.unwrap_or(oldest.0)) {
+    if fresh && let Some(packed) = held.get_mut(place.unwrap_or(oldest.0)) {
         *packed = new.0;
     }
-    true
+    fresh
 }
 
 #[cfg(test)]

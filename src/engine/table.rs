@@ -1,7 +1,7 @@
 //! A table of fixed size, keyed by [`Subject`], that never allocates after it is made and never refuses a newcomer: when
 //! a bucket is full, its least valuable entry goes. What is stored lies in columns beside it; this file keeps the keys.
 
-use std::hash::Hasher;
+use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
@@ -32,11 +32,58 @@ impl Key {
         Self([bits, tag | u64::from(lane) << 8])
     }
 
+    /// The subject that the key was made of; `None` for one that counts something apart.
+    pub(super) fn subject(self) -> Option<Subject> {
+        let Self([bits, tag]) = self;
+        let v6 = |high: u64, low: u64| Subject::V6((u128::from(high) << 64 | u128::from(low)).into());
+        match tag & 0xff {
+            _ if tag >> 16 != 0 => None,
+            4 => u32::try_from(bits).ok().map(|bits| Subject::V4(bits.into())),
+            6 => Some(v6(bits, 0)),
+            7 => Some(v6(0xfe80 << 48, bits)),
+            _ => None,
+        }
+    }
+
+    /// The same subject, counted for one destination alone.
+    pub(super) fn toward(self, destination: IpAddr) -> Self {
+        let Self([bits, tag]) = self;
+        let folded = match destination {
+            IpAddr::V4(v4) => u64::from(v4.to_bits()),
+            IpAddr::V6(v6) => {
+                let [high, low] = halves(v6.to_bits());
+                let mixed = high.rotate_left(17) ^ low;
+                mixed ^ mixed >> 32
+            }
+        };
+        Self([bits, tag | folded << 32 | DESTINATION])
+    }
+
+    /// The same subject, counted for the hosts that it touches.
+    pub(super) fn over_hosts(self) -> Self {
+        let Self([bits, tag]) = self;
+        Self([bits, tag | HOSTS])
+    }
+
     fn hash(self, key: HashKey) -> u64 {
-        let mut hasher = SipHasher13::new_with_keys(key.0, key.1);
-        hasher.write_u64(self.0[0]);
-        hasher.write_u64(self.0[1]);
-        hasher.finish()
+        // All bytes at once: half the time of a hasher that is fed piece by piece.
+        let [low, high] = self.0.map(u128::from);
+        SipHasher13::new_with_keys(key.0, key.1).hash(&(high << 64 | low).to_le_bytes())
+    }
+}
+
+/// What is counted apart from the subject as a whole. The upper 32 bits tell one destination from another.
+const DESTINATION: u64 = 1 << 16;
+const HOSTS: u64 = 2 << 16;
+
+/// An address in 16 bits, for places where a rare mistake of one for another only costs time: neighbours never collide.
+pub(super) fn fold(address: IpAddr) -> u16 {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            u16::from_be_bytes([a, b]).rotate_left(5) ^ u16::from_be_bytes([c, d])
+        }
+        IpAddr::V6(v6) => v6.segments().into_iter().fold(0, |sum, part| sum.rotate_left(5) ^ part),
     }
 }
 
@@ -111,6 +158,12 @@ impl Buckets {
         Err(Claim { slot: base + way, evicted: empty.is_none() })
     }
 
+    /// The taken slots with their keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Key)> + '_ {
+        let keys = self.keys.iter().flatten().enumerate();
+        keys.filter(|(_, held)| **held != [0; 2]).map(|(slot, held)| (slot, Key(*held)))
+    }
+
     /// Empties the slot of `key`; `None` where it is not in the table.
     pub(super) fn remove(&mut self, key: Key) -> Option<usize> {
         let slot = self.find(key)?;
@@ -167,6 +220,8 @@ mod tests {
         let v6 = Subject::of("::1".parse().unwrap());
         let local = Subject::of("fe80::1".parse().unwrap());
         let keys = [Key::new(v4, 0), Key::new(v4, 1), Key::new(v6, 0), Key::new(local, 0)];
+        let subjects: Vec<_> = keys.iter().map(|key| key.subject()).collect();
+        assert_eq!(subjects, [Some(v4), Some(v4), Some(v6), Some(local)], "and each gives back its subject");
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }

@@ -79,6 +79,9 @@ pub struct Ban {
     pub probe: Probe,
     /// What is held against it.
     pub ports: Ports,
+    /// Hosts whose ports were touched. More than one only where the engine judges a network ([`super::Local::Prefixes`],
+    /// [`super::Local::Anybody`]) and no single host of it was scanned; `ports` then holds the last port alone.
+    pub hosts: u8,
     /// When its first probe came.
     pub first: Moment,
     /// How long the ban lasts.

@@ -66,6 +66,11 @@ pub enum What {
         /// Who is free again.
         subject: Subject,
     },
+    /// The table was gone, and is there again.
+    Healed {
+        /// Bans that were put back, each for the time that it had left.
+        bans: usize,
+    },
     /// The capture could not keep up.
     Dropped {
         /// Packets lost since the last such event.

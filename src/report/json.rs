@@ -8,9 +8,9 @@ use super::event::{Event, What};
 use crate::engine::subject::Expiry;
 use crate::engine::{Ban, Sighting, Standing};
 
-/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `refused`, `unblock`, `error`, `stop`,
-/// `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or `ports`,
-/// `reason`, `expires`.
+/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `refused`, `repeat`, `unblock`, `heal`,
+/// `error`, `stop`, `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or
+/// `ports`, `reason`, `expires`.
 #[must_use]
 pub fn of(event: &Event) -> Value {
     let mut object = Map::new();
@@ -67,6 +67,10 @@ pub fn of(event: &Event) -> Value {
             put("reason", "capture overrun".into());
             put("packets", (*packets).into());
         }
+        What::Healed { bans } => {
+            put("reason", "the table was gone".into());
+            put("bans", (*bans).into());
+        }
         What::Adopted { bans } => {
             put("reason", "adopted from the kernel's sets".into());
             put("bans", (*bans).into());
@@ -85,6 +89,7 @@ fn kind(what: &What) -> &'static str {
         What::Spared { .. } => "refused",
         What::Repeated { .. } => "repeat",
         What::Lifted { .. } => "unblock",
+        What::Healed { .. } => "heal",
         What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
         What::Capped { .. } | What::Adopted { .. } | What::Note(_) => "note",
         What::Stopped => "stop",
@@ -122,6 +127,9 @@ fn ban(put: &mut impl FnMut(&str, Value), ban: &Ban, at: SystemTime) {
 /// Why a ban was made, as a sentence.
 #[must_use]
 pub fn reason(ban: &Ban) -> String {
+    if ban.hosts > 1 {
+        return format!("closed ports of {} hosts were touched", ban.hosts);
+    }
     let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
     match (conclusive, ban.ports.iter().count()) {
         (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),

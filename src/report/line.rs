@@ -60,6 +60,10 @@ pub fn of(what: &What) -> Option<String> {
         What::Dropped { packets } => {
             format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
         }
+        What::Healed { bans } => format!(
+            "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
+             {bans}"
+        ),
         What::Adopted { bans } => format!("adminalert: {bans} bans were in the kernel's sets at the start and stay"),
         What::Note(text) => format!("adminalert: {text}"),
         What::Error(text) => format!("adminalert: ERROR: {text}"),
@@ -70,19 +74,13 @@ pub fn of(what: &What) -> Option<String> {
     })
 }
 
-/// The line that comes before an event's own: the probe that a ban is for, whose class no other line would name.
-#[must_use]
-pub fn cause(what: &What) -> Option<String> {
-    match what {
-        What::Blocked { ban, .. } => Some(scan(&ban.probe)),
-        _ => None,
-    }
-}
-
 fn scan(probe: &Probe) -> String {
-    let Sighting { source, protocol, port, class, fragmented, .. } = probe.sighting;
+    let Sighting { source, destination, protocol, port, class, fragmented, .. } = probe.sighting;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
-    format!("attackalert: {}{hidden} from host: {} to {} port: {port}", class.title(), Twice(source), protocol.name())
+    // Only a decoy's datagram comes without its destination: classic PortSentry calls both kinds a connect.
+    let decoy = class == Class::Udp && destination.is_unspecified();
+    let title = if decoy { Class::Connect.title() } else { class.title() };
+    format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Twice(source), protocol.name())
 }
 
 /// "NAME/ADDRESS" where no name is looked up: the address stands for both.

@@ -63,12 +63,6 @@ impl Log {
             self.left_out += 1;
             return;
         }
-        // Without JSON of its own: that of the event holds all of it.
-        if let Some(line) = line::cause(&event.what)
-            && take(&mut self.lines)
-        {
-            tracing::info!("{line}");
-        }
         let Some(line) = line::of(&event.what) else { return };
         match &event.what {
             What::Error(_) | What::BlockFailed { .. } | What::Dropped { .. } => tracing::error!("{line}"),

@@ -4,6 +4,7 @@
 //! Read with: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 1858 and 3128 (tiny and
 //! overlapping fragments), `linux/if_packet.h` and the LINKTYPE_LINUX_SLL2 page of tcpdump.org (cooked captures).
 
+mod checksum;
 mod ipv4;
 mod ipv6;
 mod link;
@@ -11,6 +12,8 @@ mod piece;
 mod transport;
 
 use std::net::IpAddr;
+
+pub use checksum::is_damaged;
 
 /// Decodes one captured frame. Lengths come from the headers, so it does not matter how much of the payload was
 /// captured, as long as the headers are there (128 bytes hold them in all but contrived packets).

@@ -1,0 +1,159 @@
+//! What one packet costs from captured bytes to verdict: a mixed capture as a busy server under a broad scan sees it, and
+//! each of its parts alone.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use portsentry::engine::ports::PortSet;
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::{Engine, HashKey, Host, Local, Moment, NoOracle, Settings, Watch};
+use portsentry::wire::{LinkType, decode};
+
+/// Packets of one capture. More than a cache holds, as it is on a live host.
+const PACKETS: u32 = 200_000;
+const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const OPEN: u16 = 443;
+const ACK: u8 = 0x10;
+const SYN: u8 = 0x02;
+
+/// A frame of Linux' cooked capture, version 2, with an IPv4 and a TCP header.
+type Frame = [u8; 60];
+
+fn frame(source: Ipv4Addr, port: u16, flags: u8) -> Frame {
+    let mut frame = Vec::with_capacity(60);
+    // EtherType, reserved, interface 2, Ethernet, to this host, length and bytes of the sender's address.
+    frame.extend([8, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0]);
+    frame.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    frame.extend(source.octets());
+    frame.extend(HERE.octets());
+    frame.extend(40_000_u16.to_be_bytes());
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0]);
+    frame.try_into().unwrap_or([0; 60])
+}
+
+/// The `n`th address of a network of its own.
+fn address(network: u8, n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(u32::from(network) << 24 | n)
+}
+
+/// A number that looks random, the same in every run.
+fn scatter(n: u32) -> u32 {
+    let mixed = (n ^ n >> 16).wrapping_mul(0x7feb_352d);
+    (mixed ^ mixed >> 15).wrapping_mul(0x846c_a68b) >> 8
+}
+
+const CLIENTS: u8 = 11;
+const BLOCKED: u8 = 12;
+const PROBERS: u8 = 13;
+
+/// A segment of one of 20,000 clients to the open port.
+fn legitimate(n: u32) -> Frame {
+    frame(address(CLIENTS, scatter(n) % 20_000), OPEN, ACK)
+}
+
+/// A probe of one of 5,000 sources that are blocked already.
+fn blocked(n: u32) -> Frame {
+    let port = u16::try_from(n % 1_000).unwrap_or(0) + 1;
+    frame(address(BLOCKED, scatter(n) % 5_000), port, SYN)
+}
+
+/// A SYN of one of 50,000 sources, each of which touches two ports, which is forgiven.
+fn probe(n: u32) -> Frame {
+    let source = scatter(n) % 50_000;
+    let port = u16::try_from((source + n % 2) % 400).unwrap_or(0) + 1;
+    frame(address(PROBERS, source), port, SYN)
+}
+
+/// Six legitimate packets, two of blocked sources and two probes of every ten.
+fn mixed(n: u32) -> Frame {
+    match scatter(n ^ 0x5555) % 10 {
+        0..6 => legitimate(n),
+        6..8 => blocked(n),
+        _ => probe(n),
+    }
+}
+
+fn engine() -> (Engine, Host) {
+    let ports: PortSet = (1..=1_024).collect();
+    let settings = Settings {
+        tcp: Watch { ports: ports.clone(), block: true },
+        udp: Watch { ports, block: false },
+        sctp: false,
+        icmp: false,
+        scan_trigger: 2,
+        window: Duration::from_secs(1_800),
+        expiry: Expiry::After(Duration::from_secs(86_400)),
+        max_sources: 65_536,
+        max_judged: 131_072,
+        max_new_bans_per_minute: 600,
+    };
+    let mut engine = Engine::new(settings, HashKey(1, 2));
+    for n in 0..5_000 {
+        engine.adopt(Moment::default(), Subject::V4(address(BLOCKED, n)), Expiry::Never);
+    }
+    let mut host = Host::new(Local::Addresses([IpAddr::V4(HERE)].into()));
+    host.tcp.insert_any_v4(OPEN);
+    host.loopback.push(1);
+    for n in 0..8 {
+        let resolver = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 240 + n));
+        host.allow.insert(resolver.into(), portsentry::engine::Protection::Resolver);
+    }
+    (engine, host)
+}
+
+fn benchmark(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("observe");
+    group.throughput(Throughput::Elements(PACKETS.into()));
+    let capture = |make: fn(u32) -> Frame| -> Vec<Frame> { (0..PACKETS).map(make).collect() };
+    for (name, frames) in [
+        ("mixed", capture(mixed)),
+        ("legitimate", capture(legitimate)),
+        ("blocked", capture(blocked)),
+        ("probe", capture(probe)),
+    ] {
+        let (mut engine, host) = engine();
+        let mut now = Moment::at(Duration::from_secs(1));
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            bencher.iter(|| {
+                for frame in &frames {
+                    // As a line rate of ten million packets a second has it.
+                    now = now.after(Duration::from_nanos(100));
+                    if let Ok(packet) = decode(LinkType::Sll2, black_box(frame)) {
+                        let _ = black_box(engine.observe(now, &packet, &host, &mut NoOracle));
+                    }
+                }
+            });
+        });
+    }
+    group.finish();
+
+    // Every source is new and the table is full: somebody goes for each.
+    let mut group = criterion.benchmark_group("observe_flood");
+    group.throughput(Throughput::Elements(PACKETS.into()));
+    let frames: Vec<Frame> = (0..PACKETS).map(|n| frame(address(PROBERS, n), 23, SYN)).collect();
+    group.bench_function("forged", |bencher| {
+        let setup = || {
+            let (mut engine, host) = engine();
+            replay(&mut engine, &host, &frames);
+            (engine, host)
+        };
+        bencher.iter_batched_ref(setup, |(engine, host)| replay(engine, host, &frames), BatchSize::PerIteration);
+    });
+    group.finish();
+}
+
+fn replay(engine: &mut Engine, host: &Host, frames: &[Frame]) {
+    let mut now = Moment::at(Duration::from_secs(1));
+    for frame in frames {
+        now = now.after(Duration::from_nanos(100));
+        if let Ok(packet) = decode(LinkType::Sll2, frame) {
+            let _ = black_box(engine.observe(now, &packet, host, &mut NoOracle));
+        }
+    }
+}
+
+criterion_group!(benches, benchmark);
+criterion_main!(benches);

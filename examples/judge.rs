@@ -1,0 +1,37 @@
+//! Judges a capture with the library's engine, and prints who scans: `cargo run --example judge -- FILE.pcap`.
+//!
+//! The engine does no I/O and asks no clock, so that is all there is to it: frames in, verdicts out. `portsentry replay`
+//! does more: it learns from the capture which ports are in use, and sums up.
+
+use std::error::Error;
+use std::io::Write;
+use std::path::Path;
+
+use portsentry::capture::file::Reader;
+use portsentry::config::Config;
+use portsentry::daemon;
+use portsentry::engine::{Engine, HashKey, Host, Local, NoOracle, Verdict};
+use portsentry::replay::Clock;
+use portsentry::report::json;
+use portsentry::wire::{self, LinkType};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = std::env::args_os().nth(1).ok_or("name a capture")?;
+    let mut reader = Reader::open(Path::new(&path))?;
+    let mut engine = Engine::new(daemon::settings(&Config::builtin()), HashKey(1, 2));
+    let mut host = Host::new(Local::Anybody);
+    // A program that knows its host says so here; ports in use are no evidence.
+    host.tcp.insert_any_v4(80);
+    host.tcp.insert_any_v6(80);
+    let mut clock = Clock::default();
+    let mut out = std::io::stdout().lock();
+    while let Some(frame) = reader.next_frame()? {
+        let now = clock.tick(frame.time);
+        let Some(link) = LinkType::from_dlt(frame.link) else { continue };
+        let Ok(packet) = wire::decode(link, frame.bytes) else { continue };
+        if let Verdict::Block(ban) | Verdict::Scan(ban) = engine.observe(now, &packet, &host, &mut NoOracle) {
+            writeln!(out, "packet {}: {}, because {}", frame.number, ban.probe.subject, json::reason(&ban))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Any bytes as a sequence of frames, times and changes of the host, through decoder and engine.
+//!
+//!     cargo +nightly fuzz run observe
+//!
+//! Input: records of one byte that says what comes, one byte of waiting time in steps of 50 ms, one byte of length, and
+//! that many bytes of a frame. Whatever comes: no panic, nobody protected is judged, nobody is blocked for fewer ports
+//! than are forgiven, tables keep their size, and what one run says a second one says too.
+#![no_main]
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use engine::ports::PortSet;
+use engine::subject::{Expiry, Subject};
+use engine::{
+    EVIDENCE, Engine, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings, Verdict, Watch,
+};
+use libfuzzer_sys::fuzz_target;
+use wire::{LinkType, decode};
+
+// The pure core stands alone, so that a sanitizer build takes seconds and needs none of the daemon's other dependencies.
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/engine/mod.rs"]
+mod engine;
+#[allow(dead_code)]
+#[path = "../../src/wire/mod.rs"]
+mod wire;
+
+const LINKS: [LinkType; 5] = [LinkType::Ethernet, LinkType::Sll, LinkType::Sll2, LinkType::Raw, LinkType::Null];
+const TRIGGER: u8 = 2;
+const SOURCES: usize = 64;
+
+/// Odd ports are in use, whatever the snapshot says.
+struct Odd;
+
+impl PortOracle for Odd {
+    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr) -> bool {
+        destination.port() % 2 == 1 && destination.port() > 40_000
+    }
+}
+
+fn host(open: u16) -> Host {
+    // The frames in the corpus go from 192.0.2.1 and 2001:db8::1 to the second of each.
+    let own = ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
+    let mut host = Host::new(Local::Addresses(own.into()));
+    host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
+    host.tcp.insert_any_v4(open);
+    host.udp.insert_any_v6(open);
+    host
+}
+
+/// Every port, made once: it costs as much as a thousand packets.
+static PORTS: LazyLock<PortSet> = LazyLock::new(|| (1..=u16::MAX).collect());
+
+fn engine() -> Engine {
+    let watch = |block| Watch { ports: PORTS.clone(), block };
+    let settings = Settings {
+        tcp: watch(true),
+        udp: watch(false),
+        sctp: true,
+        icmp: true,
+        scan_trigger: TRIGGER,
+        window: Duration::from_secs(10),
+        expiry: Expiry::After(Duration::from_secs(20)),
+        max_sources: SOURCES,
+        max_judged: SOURCES,
+        max_new_bans_per_minute: 2,
+    };
+    Engine::new(settings, HashKey(1, 2))
+}
+
+fn run(mut input: &[u8]) -> Vec<Verdict> {
+    let mut engine = engine();
+    let mut host = host(80);
+    let mut now = Moment::default();
+    let mut verdicts = Vec::new();
+    while let [what, wait, length, rest @ ..] = input {
+        let (bytes, rest) = rest.split_at(rest.len().min(usize::from(*length)));
+        input = rest;
+        now = now.after(Duration::from_millis(50) * u32::from(*wait));
+        match what {
+            0..=4 => {
+                let Ok(packet) = decode(LINKS[usize::from(*what)], bytes) else { continue };
+                let verdict = engine.observe(now, &packet, &host, &mut Odd);
+                check(packet.source, &verdict, &host);
+                verdicts.push(verdict);
+            }
+            5 => while engine.notice(now).is_some() {},
+            6 => {
+                let new = self::host(u16::from(*length));
+                engine.host_changed(now, &host, &new);
+                host = new;
+            }
+            7 => {
+                if let Some(bytes) = bytes.first_chunk::<4>() {
+                    engine.lift(Subject::of(IpAddr::from(*bytes)));
+                }
+            }
+            8 => engine.adopt(now, Subject::of(IpAddr::from([192, 0, 2, *length])), Expiry::Never),
+            9 => engine.lift_all(),
+            _ => return verdicts,
+        }
+        let (suspects, judged) = engine.tracked();
+        assert!(suspects <= SOURCES && judged <= SOURCES);
+    }
+    verdicts
+}
+
+fn check(source: IpAddr, verdict: &Verdict, host: &Host) {
+    if host.local.contains(source) || host.allow.protects(source).is_some() {
+        assert!(matches!(verdict, Verdict::Innocent(_) | Verdict::Spared(_)), "{source}: {verdict:?}");
+    }
+    if let Verdict::Block(ban) | Verdict::Scan(ban) = verdict {
+        let held: Vec<_> = ban.ports.iter().collect();
+        assert_eq!(held.len(), usize::from(ban.probe.distinct));
+        assert!(held.len() <= EVIDENCE);
+        let conclusive = held.iter().any(|(_, _, class)| class.is_conclusive());
+        assert!(conclusive || ban.probe.distinct > TRIGGER, "{ban:?}");
+        assert_eq!(ban.probe.subject, Subject::of(source));
+    }
+    if let Verdict::Probe(probe) = verdict {
+        assert!((1..=TRIGGER).contains(&probe.distinct), "{probe:?}");
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    assert_eq!(run(input), run(input));
+});

@@ -1,0 +1,339 @@
+//! From an accepted connection or datagram to a [`Sighting`]: the listeners of connect mode, which serve nothing. Who
+//! comes is judged elsewhere. Nothing is ever read from a connection, and no datagram is ever answered: its source may
+//! be forged, and the answer would hit whoever it names.
+//!
+//! One socket a port, for IPv4 and IPv6 together where the host has IPv6. A port that somebody holds is left to them.
+//!
+//! Read with: ipv6(7) on IPV6_V6ONLY, epoll(7), setrlimit(2).
+
+use std::collections::HashSet;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, bind, getsockname,
+    listen, recvfrom, send, socket_with, sockopt,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::engine::ports::PortSet;
+use crate::engine::{Class, Protocol, Sighting};
+
+/// Connections and datagrams that one turn takes: at some 30 µs each, packets wait half a millisecond for it at most.
+const TURN: usize = 16;
+
+/// Connections that wait to be accepted, a port. Beyond it the kernel drops SYNs: memory that strangers cannot raise.
+const BACKLOG: i32 = 128;
+
+/// Bytes of datagrams that wait, a port: a dozen small ones. The system's default would let strangers fill 200 KB a port.
+const DATAGRAMS: usize = 8 << 10;
+
+/// Descriptors left for all else: sockets of netlink, capture, log, and the connection that is being accepted.
+const RESERVE: u64 = 64;
+
+/// Ports of both protocols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DecoyPorts {
+    /// TCP.
+    pub tcp: PortSet,
+    /// UDP.
+    pub udp: PortSet,
+}
+
+impl DecoyPorts {
+    /// True where `port` of `protocol` is among them.
+    #[must_use]
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        match protocol {
+            Protocol::Tcp => self.tcp.contains(port),
+            Protocol::Udp => self.udp.contains(port),
+            Protocol::Sctp | Protocol::Icmp => false,
+        }
+    }
+
+    fn each(&self) -> [(Protocol, &PortSet); 2] {
+        [(Protocol::Tcp, &self.tcp), (Protocol::Udp, &self.udp)]
+    }
+
+    fn of(&mut self, protocol: Protocol) -> &mut PortSet {
+        if protocol == Protocol::Udp { &mut self.udp } else { &mut self.tcp }
+    }
+}
+
+/// Why the listed ports cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DecoyError {
+    /// More ports than descriptors.
+    #[error(
+        "{ports} decoys need {needed} file descriptors, and the hard limit is {limit}; list fewer ports, or raise it \
+         (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
+    )]
+    Limit {
+        /// Ports of both protocols.
+        ports: u64,
+        /// Descriptors that they need.
+        needed: u64,
+        /// Descriptors that the process may have.
+        limit: u64,
+    },
+    /// The process may not bind privileged ports.
+    #[error(
+        "decoys on the {} ports {ports} need CAP_NET_BIND_SERVICE ({}); run as root, give the service \
+         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE, or list only ports from 1024 on",
+        protocol.name(),
+        Errno::ACCESS
+    )]
+    Permission {
+        /// Their protocol.
+        protocol: Protocol,
+        /// Which ones.
+        ports: PortSet,
+    },
+    /// Every listed port is in use.
+    #[error(
+        "no decoy could be opened: somebody listens on every one of the {} ports {ports}; list others, or use another mode",
+        protocol.name()
+    )]
+    AllBusy {
+        /// Their protocol.
+        protocol: Protocol,
+        /// Which ones.
+        ports: PortSet,
+    },
+    /// The kernel refused one for another reason.
+    #[error("no decoy can be opened on {} port {port}: {error}", protocol.name())]
+    Open {
+        /// Its protocol.
+        protocol: Protocol,
+        /// Which one.
+        port: u16,
+        /// What the kernel said.
+        error: Errno,
+    },
+    /// Epoll is not to be had.
+    #[error("the decoys cannot be watched: {0}")]
+    Epoll(#[from] Errno),
+}
+
+struct Decoy {
+    socket: OwnedFd,
+    protocol: Protocol,
+    port: u16,
+}
+
+/// The open decoys. Its descriptor is readable while somebody waits at one of them.
+pub struct Decoys {
+    epoll: OwnedFd,
+    sockets: Vec<Decoy>,
+    open: DecoyPorts,
+    busy: DecoyPorts,
+    banner: Vec<u8>,
+    watched: Option<HashSet<IpAddr>>,
+}
+
+impl Decoys {
+    /// Opens `wanted`; from its return on, connections are completed. `banner` goes to who connects over TCP.
+    ///
+    /// # Errors
+    /// Where a port is refused for another reason than that it is in use, and where none of a protocol is left.
+    pub fn open(wanted: &DecoyPorts, banner: &str) -> Result<Self, DecoyError> {
+        let mut decoys = Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            sockets: Vec::new(),
+            open: DecoyPorts::default(),
+            busy: DecoyPorts::default(),
+            banner: banner.as_bytes().to_vec(),
+            watched: None,
+        };
+        let ports = u64::from(wanted.tcp.len()) + u64::from(wanted.udp.len());
+        if ports > 0 {
+            make_room(ports)?;
+        }
+        for (protocol, ports) in wanted.each() {
+            decoys.open_all(protocol, ports)?;
+        }
+        Ok(decoys)
+    }
+
+    fn open_all(&mut self, protocol: Protocol, ports: &PortSet) -> Result<(), DecoyError> {
+        let mut denied = PortSet::new();
+        for port in ports.iter() {
+            match open(protocol, port) {
+                Ok(socket) => {
+                    let data = epoll::EventData::new_u64(self.sockets.len() as u64);
+                    epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+                    self.sockets.push(Decoy { socket, protocol, port });
+                    self.open.of(protocol).insert(port);
+                }
+                Err(Errno::ADDRINUSE) => self.busy.of(protocol).insert(port),
+                Err(Errno::ACCESS) => denied.insert(port),
+                Err(error) => return Err(DecoyError::Open { protocol, port, error }),
+            }
+        }
+        if !denied.is_empty() {
+            return Err(DecoyError::Permission { protocol, ports: denied });
+        }
+        if self.open.of(protocol).is_empty() && !ports.is_empty() {
+            return Err(DecoyError::AllBusy { protocol, ports: ports.clone() });
+        }
+        Ok(())
+    }
+
+    /// The ports that are open.
+    #[must_use]
+    pub fn ports(&self) -> &DecoyPorts {
+        &self.open
+    }
+
+    /// A sentence about the ports that others hold; `None` where there are none.
+    #[must_use]
+    pub fn busy(&self) -> Option<String> {
+        let lists = self.busy.each().into_iter().filter(|(_, ports)| !ports.is_empty());
+        let lists: Vec<_> = lists.map(|(protocol, ports)| format!("{} {ports}", protocol.name())).collect();
+        let sentence = |lists| format!("no decoy on ports that are in use: {lists}; what listens there is left alone");
+        (!lists.is_empty()).then(|| sentence(lists.join(" and ")))
+    }
+
+    /// From now on only connections to these own addresses count; `None`: to every one.
+    pub fn watch_only(&mut self, addresses: Option<HashSet<IpAddr>>) {
+        self.watched = addresses;
+    }
+
+    /// Takes some of the connections and datagrams that wait, a fair share from each port, and hands over what they are.
+    /// Each comes with the time at which it was taken.
+    ///
+    /// # Errors
+    /// Where the system has no room for another connection: the caller should wait a little.
+    pub fn drain(&mut self, mut each: impl FnMut(Sighting, SystemTime)) -> Result<(), Errno> {
+        let Self { epoll, sockets, banner, watched, .. } = self;
+        let mut places = [MaybeUninit::uninit(); TURN];
+        let (ready, _) = match epoll::wait(epoll, &mut places, Some(&Timespec::default())) {
+            Err(Errno::INTR) => return Ok(()),
+            result => result?,
+        };
+        let share = TURN / ready.len().max(1);
+        for event in ready.iter() {
+            let data = event.data;
+            let Some(decoy) = usize::try_from(data.u64()).ok().and_then(|index| sockets.get(index)) else { continue };
+            for _ in 0..share {
+                let Some(sighting) = decoy.take(banner)? else { break };
+                if is_host(sighting.source) && watched.as_ref().is_none_or(|all| all.contains(&sighting.destination)) {
+                    each(sighting, SystemTime::now());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Decoys {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl Decoy {
+    /// The next connection or datagram; `None` where nobody waits any more.
+    fn take(&self, banner: &[u8]) -> Result<Option<Sighting>, Errno> {
+        let taken = match self.protocol {
+            Protocol::Udp => self.receive(),
+            _ => self.accept(banner),
+        };
+        match taken {
+            Ok(sighting) => Ok(sighting),
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Err(error),
+            // EAGAIN, or a connection that was given up while it waited (accept(2), "Error handling").
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn accept(&self, banner: &[u8]) -> Result<Option<Sighting>, Errno> {
+        let (connection, peer) = acceptfrom_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        if !banner.is_empty() {
+            // A courtesy: it goes as far as the first window reaches, and nobody waits for it.
+            let _ = send(&connection, banner, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+        let destination = address(Some(getsockname(&connection)?)).map(|local| local.ip());
+        Ok(self.sighting(peer, destination, Class::Connect))
+    }
+
+    fn receive(&self) -> Result<Option<Sighting>, Errno> {
+        // What it says is of no interest; the kernel cuts it off.
+        let mut byte = [0_u8; 1];
+        let (_, _, peer) = recvfrom(&self.socket, &mut byte, RecvFlags::DONTWAIT)?;
+        Ok(self.sighting(peer, None, Class::Udp))
+    }
+
+    fn sighting(&self, peer: Option<SocketAddrAny>, destination: Option<IpAddr>, class: Class) -> Option<Sighting> {
+        let peer = address(peer)?;
+        let unknown = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        Some(Sighting {
+            source: peer.ip(),
+            source_port: peer.port(),
+            destination: destination.unwrap_or(unknown),
+            protocol: self.protocol,
+            port: self.port,
+            class,
+            fragmented: false,
+        })
+    }
+}
+
+/// An internet address; an IPv4 one that a dual-stack socket shows in IPv6's clothes as what it is.
+fn address(any: Option<SocketAddrAny>) -> Option<SocketAddr> {
+    let address = SocketAddr::try_from(any?).ok()?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+/// True for a source that can be blocked. A datagram may come from 0.0.0.0: a host that asks for its address (DHCP).
+fn is_host(source: IpAddr) -> bool {
+    let broadcast = matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
+    !(source.is_unspecified() || source.is_multicast() || broadcast)
+}
+
+/// Raises the limit of descriptors as far as it goes, and sees whether that is enough.
+fn make_room(ports: u64) -> Result<(), DecoyError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    }
+    let needed = ports + RESERVE;
+    match maximum {
+        Some(limit) if limit < needed => Err(DecoyError::Limit { ports, needed, limit }),
+        _ => Ok(()),
+    }
+}
+
+/// A listener for both families, or for IPv4 alone where the host has no IPv6.
+fn open(protocol: Protocol, port: u16) -> Result<OwnedFd, Errno> {
+    match open_at(Ipv6Addr::UNSPECIFIED.into(), protocol, port) {
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => open_at(Ipv4Addr::UNSPECIFIED.into(), protocol, port),
+        result => result,
+    }
+}
+
+fn open_at(address: IpAddr, protocol: Protocol, port: u16) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let kind = if protocol == Protocol::Udp { SocketType::DGRAM } else { SocketType::STREAM };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if address.is_ipv6() {
+        // Whatever net.ipv6.bindv6only says.
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    if protocol == Protocol::Udp {
+        // Not SO_REUSEADDR: on a UDP port it would let a decoy and a service that sets it, too, take each other's datagrams.
+        sockopt::set_socket_recv_buffer_size(&socket, DATAGRAMS)?;
+    } else {
+        // Connections in TIME-WAIT of an earlier run must not count as a port in use.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &SocketAddr::new(address, port))?;
+    if protocol != Protocol::Udp {
+        listen(&socket, BACKLOG)?;
+    }
+    Ok(socket)
+}

@@ -1,0 +1,105 @@
+//! Who is one source: an IPv4 address, an IPv6 /64, a link-local neighbour.
+
+use super::scene::Gist::{Block, Probe, Repeated};
+use super::scene::{Scene, subject};
+use crate::engine::{Local, NoOracle, Verdict};
+use crate::wire::{LinkType, decode};
+
+#[test]
+fn five_hundred_addresses_of_one_64_are_one_source() {
+    let mut scene = Scene::new();
+    let source = |n: u16| format!("2001:db8:7:7:{n:x}::{n:x}");
+    assert_eq!((scene.syn(&source(1), 21), scene.syn(&source(2), 22)), (Probe(1), Probe(2)));
+    assert_eq!(scene.syn(&source(3), 23), Block(3));
+    assert_eq!(scene.ban().probe.subject.to_string(), "2001:db8:7:7::/64");
+    for n in 4..500 {
+        assert_eq!(scene.syn(&source(n), n), Repeated);
+    }
+    assert_eq!(scene.engine.tracked(), (0, 1));
+}
+
+#[test]
+fn the_next_64_is_another_source() {
+    let mut scene = Scene::new();
+    scene.syns("2001:db8:7:7::1", [21, 22]);
+    assert_eq!(scene.syn("2001:db8:7:8::1", 23), Probe(1));
+}
+
+#[test]
+fn link_local_neighbours_stand_each_for_itself() {
+    let mut scene = Scene::new();
+    for n in 1..200 {
+        assert_eq!(scene.syn(&format!("fe80::{n:x}"), 200 + n), Probe(1));
+    }
+    scene.banish("fe80::bad");
+    assert_eq!(scene.ban().probe.subject.to_string(), "fe80::bad/128");
+    assert_eq!(scene.syn("fe80::1", 201), Probe(1));
+}
+
+#[test]
+fn addresses_that_look_alike_as_text_are_independent() {
+    let mut scene = Scene::new();
+    for source in ["10.77.0.1", "10.77.0.10", "10.77.0.100", "110.77.0.1"] {
+        assert_eq!(scene.syns(source, [22, 23]), Probe(2), "{source}");
+    }
+    assert_eq!(scene.syn("10.77.0.1", 24), Block(3));
+    assert_eq!(scene.syn("10.77.0.10", 23), Probe(2));
+}
+
+#[test]
+fn an_ipv4_source_and_the_ipv6_source_with_its_bits_are_two() {
+    let mut scene = Scene::new();
+    scene.banish("198.51.100.7");
+    assert_eq!(scene.syn("c633:6407::", 23), Probe(1));
+    assert_eq!(scene.syn("64:ff9b::c633:6407", 23), Probe(1), "NAT64");
+    assert_ne!(subject("64:ff9b::c633:6407"), subject("c633:6407::"));
+}
+
+#[test]
+fn prefixes_stand_for_the_host_where_its_addresses_are_not_known() {
+    let mut scene = Scene::new();
+    scene.host.local = Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!(scene.syn_to("192.0.2.77", "198.51.100.7", 22), Probe(1));
+    assert_eq!(
+        scene.syn_to("192.0.3.77", "198.51.100.7", 23),
+        super::scene::Gist::Innocent(crate::engine::Innocence::NotOurs)
+    );
+    scene.host.local = Local::Anybody;
+    assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Probe(1), "another host, counted by itself");
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks(2).map(pair).collect()
+}
+
+/// A SYN from 2001:db8:9::`source` to 2001:db8::1, behind `chain`, whose first header is `next`.
+fn ipv6_syn(source: u8, port: u8, next: u8, chain: &str) -> Vec<u8> {
+    let chain = bytes(chain);
+    let length = 20 + chain.len();
+    bytes(&format!(
+        "60000000{length:04x}{next:02x}40 20010db80009000000000000000000{source:02x} 20010db8000000000000000000000001 {}
+         9c4000{port:02x}0000000000000000 5002040000000000",
+        chain.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    ))
+}
+
+#[test]
+fn real_bytes_behind_extension_headers_and_in_an_atomic_fragment_are_counted() {
+    let frames = [
+        ipv6_syn(1, 21, 6, ""),
+        // Hop-by-hop options with padding, then destination options.
+        ipv6_syn(2, 22, 0, "3c00010400000000 0600010400000000"),
+        // A fragment header at offset 0 without more fragments (RFC 6946).
+        ipv6_syn(3, 23, 44, "0600000000000007"),
+    ];
+    let mut scene = Scene::new();
+    let verdicts = frames.map(|frame| {
+        let packet = decode(LinkType::Raw, &frame).unwrap();
+        assert!(!packet.fragmented);
+        scene.engine.observe(scene.now, &packet, &scene.host, &mut NoOracle)
+    });
+    let [.., Verdict::Block(ban)] = verdicts else { panic!("{verdicts:?}") };
+    assert_eq!((ban.probe.distinct, ban.probe.subject.to_string().as_str()), (3, "2001:db8:9::/64"));
+}

@@ -1,0 +1,199 @@
+//! Every kind of probe, each to a port where nobody listens.
+
+use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
+use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
+use crate::engine::{Class, Innocence, Protocol};
+use crate::wire::{Packet, TcpFlags, Transport};
+
+const FIN: u16 = TcpFlags::FIN;
+const SYN: u16 = TcpFlags::SYN;
+const RST: u16 = TcpFlags::RST;
+const PSH: u16 = TcpFlags::PSH;
+const ACK: u16 = TcpFlags::ACK;
+const URG: u16 = TcpFlags::URG;
+
+/// Sends one packet of these flags to three ports; the class of the ban.
+fn third_blocks(flags: u16) -> Class {
+    let mut scene = Scene::new();
+    assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
+    assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
+    assert_eq!(scene.tcp(SCANNER, 23, flags), Block(3));
+    scene.ban().probe.sighting.class
+}
+
+/// Sends a single packet of these flags; the class of the ban.
+fn first_blocks(flags: u16) -> Class {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
+    assert_eq!(scene.tcp(SCANNER, 23, flags), Block(1), "{:?}", TcpFlags(flags));
+    scene.ban().probe.sighting.class
+}
+
+#[test]
+fn three_syns_are_a_scan_with_congestion_bits_or_without() {
+    for flags in [SYN, SYN | TcpFlags::ECE | TcpFlags::CWR, SYN | TcpFlags::ECE | TcpFlags::CWR | TcpFlags::AE] {
+        assert_eq!(third_blocks(flags), Class::Syn);
+    }
+}
+
+#[test]
+fn three_ack_probes_are_an_ack_or_window_scan() {
+    assert_eq!(third_blocks(ACK), Class::Ack);
+    assert_eq!(third_blocks(ACK | PSH), Class::Ack);
+}
+
+#[test]
+fn three_fin_ack_probes_are_a_maimon_scan() {
+    assert_eq!(third_blocks(FIN | ACK), Class::Maimon);
+}
+
+#[test]
+fn one_packet_that_no_stack_sends_is_enough_whatever_the_trigger() {
+    assert_eq!(first_blocks(0), Class::Null);
+    assert_eq!(first_blocks(FIN), Class::Fin);
+    assert_eq!(first_blocks(FIN | PSH | URG), Class::Xmas);
+    for flags in [SYN | FIN, SYN | RST, SYN | FIN | ACK, FIN | SYN | RST | PSH | ACK | URG, URG, 0x200 | SYN] {
+        assert_eq!(first_blocks(flags), Class::Illegal);
+    }
+}
+
+#[test]
+fn an_xmas_probe_condemns_also_behind_an_ordinary_syn_to_the_same_port() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.syn(SCANNER, 23), Probe(1));
+    assert_eq!(scene.tcp(SCANNER, 23, FIN | PSH | URG), Block(1));
+}
+
+#[test]
+fn different_classes_to_different_ports_count_together_and_the_ban_names_each() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.syn(SCANNER, 21), Probe(1));
+    assert_eq!(scene.tcp(SCANNER, 22, ACK), Probe(2));
+    assert_eq!(scene.tcp(SCANNER, 23, FIN | ACK), Block(3));
+    let held: Vec<_> = scene.ban().ports.iter().collect();
+    let named = [(21, Class::Syn), (22, Class::Ack), (23, Class::Maimon)];
+    assert_eq!(held, named.map(|(port, class)| (Protocol::Tcp, port, class)));
+}
+
+#[test]
+fn a_syn_in_a_first_fragment_is_a_syn_and_says_that_it_was_one() {
+    let mut scene = Scene::new();
+    let whole = Scene::packet(SCANNER, tcp(1_024, 23, SYN));
+    assert_eq!(scene.see(&Packet { fragmented: true, ..whole }), Probe(1));
+    scene.syns(SCANNER, [24, 25]);
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    assert_eq!(scene.see(&Packet { fragmented: true, ..whole }), Block(1));
+    let sighting = scene.ban().probe.sighting;
+    assert_eq!((sighting.class, sighting.fragmented), (Class::Syn, true));
+}
+
+#[test]
+fn a_fragment_without_the_flags_or_over_them_is_enough() {
+    for (transport, port) in [
+        (Transport::TinyFragment { ports: Some((40_000, 23)) }, 23),
+        (Transport::TinyFragment { ports: None }, 0),
+        (Transport::OverlappingFragment, 0),
+    ] {
+        let mut scene = Scene::new();
+        assert_eq!(scene.sees(SCANNER, transport), Block(1));
+        let sighting = scene.ban().probe.sighting;
+        assert_eq!((sighting.class, sighting.port, sighting.fragmented), (Class::Fragment, port, true));
+    }
+}
+
+#[test]
+fn a_later_fragment_and_a_protocol_without_ports_say_nothing() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    for transport in [Transport::LaterFragment { protocol: 6 }, Transport::Other { protocol: 47 }] {
+        assert_eq!(scene.sees(SCANNER, transport), Innocent(Innocence::NoRequest));
+    }
+}
+
+#[test]
+fn fragments_are_nothing_where_tcp_is_not_watched() {
+    let mut scene = Scene::with(|settings| settings.tcp.ports.clear());
+    assert_eq!(scene.sees(SCANNER, Transport::OverlappingFragment), Innocent(Innocence::NotMonitored));
+    assert_eq!(scene.tcp(SCANNER, 23, 0), Innocent(Innocence::NotMonitored));
+}
+
+#[test]
+fn an_answer_is_no_probe() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    for flags in [SYN | ACK, RST, RST | ACK, RST | FIN] {
+        assert_eq!(scene.tcp(SCANNER, 23, flags), Innocent(Innocence::NoRequest), "{:?}", TcpFlags(flags));
+    }
+}
+
+#[test]
+fn a_connection_to_a_decoy_is_evidence_of_its_port() {
+    let mut scene = Scene::new();
+    assert_eq!((scene.decoy(SCANNER, 1), scene.decoy(SCANNER, 7)), (Probe(1), Probe(2)));
+    assert_eq!(scene.decoy(SCANNER, 9), Block(3));
+    assert_eq!(scene.ban().probe.sighting.class, Class::Connect);
+    assert_eq!(scene.decoy(SCANNER, 11), Repeated);
+}
+
+#[test]
+fn datagrams_to_three_ports_are_a_udp_scan() {
+    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    assert_eq!((scene.udp(SCANNER, 53), scene.udp(SCANNER, 161)), (Probe(1), Probe(2)));
+    assert_eq!(scene.udp(SCANNER, 123), Block(3));
+    assert_eq!(scene.ban().probe.sighting.class, Class::Udp);
+}
+
+#[test]
+fn a_port_of_tcp_and_the_same_port_of_udp_are_two() {
+    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    assert_eq!((scene.udp(SCANNER, 53), scene.syn(SCANNER, 53)), (Probe(1), Probe(2)));
+}
+
+fn sctp(port: u16, chunk: u8) -> Transport {
+    Transport::Sctp { source_port: 40_000, destination_port: port, chunk }
+}
+
+#[test]
+fn sctp_inits_count_only_when_switched_on() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.sees(SCANNER, sctp(23, 1)), Innocent(Innocence::NotMonitored));
+    let mut scene = Scene::with(|settings| settings.sctp = true);
+    assert_eq!(scene.sees(SCANNER, sctp(36_412, 2)), Innocent(Innocence::NoRequest), "an INIT ACK");
+    assert_eq!((scene.sees(SCANNER, sctp(23, 1)), scene.sees(SCANNER, sctp(36_412, 1))), (Probe(1), Probe(2)));
+    assert_eq!(scene.sees(SCANNER, sctp(2_905, 1)), Block(3));
+    assert_eq!(scene.ban().probe.sighting.class, Class::Sctp);
+}
+
+fn ping(to: &str) -> Packet {
+    let destination = address(to);
+    Packet { destination, ..Scene::packet(SCANNER, Transport::Icmp { kind: 8, code: 0 }) }
+}
+
+#[test]
+fn pings_of_several_own_addresses_are_a_sweep_only_when_switched_on() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(Innocence::NotMonitored));
+    let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 1));
+    for _ in 0..100 {
+        assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged for ever");
+    }
+    assert_eq!(scene.see(&ping(HERE_TOO)), Scan(2));
+    assert_eq!(scene.ban().probe.sighting.class, Class::Icmp);
+}
+
+#[test]
+fn icmp_answers_and_errors_are_no_probes() {
+    let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 0));
+    // Echo reply, unreachable, fragmentation needed, time exceeded.
+    for (kind, code) in [(0, 0), (3, 3), (3, 4), (11, 0)] {
+        assert_eq!(scene.sees(SCANNER, Transport::Icmp { kind, code }), Innocent(Innocence::NoRequest));
+    }
+    // Packet too big, echo reply, router and neighbour discovery.
+    for kind in [2, 129, 133, 134, 135, 136] {
+        assert_eq!(scene.sees("2001:db8:9::1", Transport::Icmp { kind, code: 0 }), Innocent(Innocence::NoRequest));
+    }
+}
+
+#[test]
+fn a_port_that_is_not_watched_is_nobodys_business() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    assert_eq!(scene.syn(SCANNER, 20_000), Innocent(Innocence::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Innocent(Innocence::NotMonitored));
+}

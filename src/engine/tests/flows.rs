@@ -1,0 +1,292 @@
+//! What this host itself does: its services, which come and go, and the flows that it begins.
+
+use super::scene::Gist::{Block, Innocent, Probe};
+use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
+use crate::engine::ports::PortSet;
+use crate::engine::{Innocence, Protocol, Settings};
+use crate::wire::TcpFlags;
+
+const SYN: u16 = TcpFlags::SYN;
+const ACK: u16 = TcpFlags::ACK;
+const FIN: u16 = TcpFlags::FIN;
+const PSH: u16 = TcpFlags::PSH;
+
+/// Every port from 1024 is watched, those that own connections leave from too.
+fn wide(settings: &mut Settings) {
+    let ports: PortSet = "1024-65535".parse().unwrap();
+    (settings.tcp.ports, settings.udp.ports) = (ports.clone(), ports);
+    settings.udp.block = true;
+}
+
+#[test]
+fn an_open_port_is_no_evidence_whatever_is_sent_to_it() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    scene.listen(80);
+    for flags in [SYN, ACK, ACK | PSH, FIN | ACK, 0, FIN, SYN | FIN] {
+        assert_eq!(scene.tcp(CLIENT, 80, flags), Innocent(Innocence::Open), "{:?}", TcpFlags(flags));
+    }
+}
+
+#[test]
+fn clients_of_a_service_that_restarts_are_not_blamed() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    scene.listen(80);
+    scene.after(3_600.0).stop_listening();
+    for flags in [SYN, ACK, ACK | PSH, FIN | ACK] {
+        assert_eq!(scene.after(10.0).tcp(CLIENT, 80, flags), Innocent(Innocence::RecentlyOpen));
+    }
+    scene.after(5.0).listen(80);
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+}
+
+#[test]
+fn a_service_that_stays_away_leaves_a_closed_port() {
+    let mut scene = Scene::new();
+    scene.listen(80);
+    scene.after(10.0).stop_listening();
+    assert_eq!(scene.after(119.0).syn(CLIENT, 80), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.after(2.0).syn(CLIENT, 80), Probe(1));
+}
+
+#[test]
+fn a_mangled_segment_to_a_port_that_was_open_a_moment_ago_condemns_nobody() {
+    let mut scene = Scene::new();
+    scene.listen(80);
+    scene.after(10.0).stop_listening();
+    assert_eq!(scene.tcp(CLIENT, 80, 0x200 | ACK), Innocent(Innocence::RecentlyOpen));
+    scene.accepts(CLIENT, 443);
+    assert_eq!(scene.tcp(CLIENT, 443, 0x200 | ACK), Innocent(Innocence::RecentlyOpen), "published by DNAT");
+}
+
+#[test]
+fn a_service_that_started_after_the_snapshot_never_costs_its_clients_anything() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    scene.truth.in_use.insert((Protocol::Tcp, 80));
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+    assert_eq!(scene.engine.tracked(), (0, 0));
+    assert_eq!(scene.engine.counters().probes, 0);
+    assert_eq!(scene.syn(&stranger(1), 80), Innocent(Innocence::RecentlyOpen), "the first question was enough");
+    assert_eq!(scene.truth.asked, 1);
+}
+
+#[test]
+fn evidence_that_proves_wrong_is_forgiven_and_the_rest_stays() {
+    let mut scene = Scene::new();
+    scene.truth.in_use.insert((Protocol::Tcp, 80));
+    scene.syns(CLIENT, [21, 22]);
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(CLIENT, 21), Probe(2));
+    assert_eq!(scene.syn(CLIENT, 25), Block(3));
+    assert!(scene.ban().ports.iter().all(|(_, port, _)| port != 80));
+}
+
+#[test]
+fn what_could_not_be_checked_at_once_is_checked_before_anybody_is_condemned() {
+    let mut scene = Scene::new();
+    scene.truth.in_use.extend([(Protocol::Tcp, 21), (Protocol::Tcp, 22)]);
+    // More fresh probes in one second than there are look-ups.
+    for n in 0..1_000 {
+        scene.syn(&stranger(n), 700);
+    }
+    assert_eq!((scene.syns(CLIENT, [21, 22]), scene.truth.asked), (Probe(2), 1_000));
+    assert_eq!(scene.syn(CLIENT, 25), Probe(1), "two of the three were open all the time");
+}
+
+#[test]
+fn look_ups_cannot_be_driven_by_a_flood() {
+    let mut scene = Scene::new();
+    for n in 0..20_000 {
+        scene.after(0.000_05).syn(&stranger(n), 23);
+    }
+    assert!((1_000..=2_100).contains(&scene.truth.asked), "{}", scene.truth.asked);
+}
+
+#[test]
+fn clients_of_a_published_container_port_are_not_blamed() {
+    let mut scene = Scene::new();
+    for n in 0..50 {
+        // SYN in, SYN/ACK out, and no socket on this host.
+        assert!(!matches!(scene.syn(&stranger(n), 443), Block(_)));
+        scene.accepts(&stranger(n), 443);
+    }
+    assert_eq!(scene.engine.tracked(), (0, 0), "the first one's probe is forgiven");
+    assert_eq!(scene.after(80_000.0).tcp(CLIENT, 443, FIN | ACK), Innocent(Innocence::RecentlyOpen));
+}
+
+#[test]
+fn three_published_ports_do_not_make_their_user_a_scanner() {
+    let mut scene = Scene::new();
+    for port in [80, 443, 8080] {
+        assert_eq!(scene.syn(CLIENT, port), Probe(1));
+        scene.after(0.02).accepts(CLIENT, port);
+    }
+    assert_eq!(scene.syn(CLIENT, 22), Probe(1));
+}
+
+#[test]
+fn a_port_that_got_a_listener_is_forgotten_soon_after_it_stops() {
+    let mut scene = Scene::new();
+    scene.accepts(CLIENT, 8080);
+    scene.after(1.0).listen(8080);
+    scene.after(1.0).stop_listening();
+    assert_eq!(scene.after(200.0).syn(CLIENT, 8080), Probe(1), "a socket, and no port of DNAT");
+}
+
+#[test]
+fn a_reset_of_this_host_does_not_open_the_port() {
+    let mut scene = Scene::new();
+    for (gist, port) in [(Probe(1), 21), (Probe(2), 22), (Block(3), 23)] {
+        assert_eq!(scene.syn(SCANNER, port), gist);
+        scene.sends(SCANNER, tcp(port, 40_000, TcpFlags::RST | ACK));
+    }
+}
+
+#[test]
+fn answers_to_own_connections_are_no_probes_also_when_their_ports_are_watched() {
+    let mut scene = Scene::with(wide);
+    for port in 50_000..50_010 {
+        scene.sends(SERVER, tcp(port, 443, SYN));
+        assert_eq!(scene.sees(SERVER, tcp(443, port, SYN | ACK)), Innocent(Innocence::NoRequest));
+        scene.sends(SERVER, tcp(port, 443, FIN | ACK));
+        // The last segments come after this host has forgotten the connection.
+        let late = scene.after(55.0).sees(SERVER, tcp(443, port, FIN | ACK));
+        assert_eq!(late, Innocent(Innocence::RecentlyOpen));
+        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK | PSH)), Innocent(Innocence::RecentlyOpen));
+    }
+}
+
+#[test]
+fn a_long_silent_connection_is_known_by_the_kernel() {
+    let mut scene = Scene::with(wide);
+    for port in 50_000..50_010 {
+        scene.sends(SERVER, tcp(port, 443, SYN));
+        scene.truth.in_use.insert((Protocol::Tcp, port));
+    }
+    scene.after(7_200.0);
+    for port in 50_000..50_010 {
+        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK)), Innocent(Innocence::Open), "a keep-alive");
+    }
+}
+
+#[test]
+fn answers_of_name_servers_are_no_probes_also_when_they_come_late() {
+    let mut scene = Scene::with(wide);
+    for port in 40_000..40_010 {
+        scene.sends(SERVER, udp(port, 53));
+        assert_eq!(scene.after(30.0).sees(SERVER, udp(53, port)), Innocent(Innocence::RecentlyOpen));
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_waits_for_any_more_is_a_probe_of_one_port() {
+    let mut scene = Scene::with(wide);
+    scene.sends(SERVER, udp(40_000, 53));
+    assert_eq!(scene.after(121.0).sees(SERVER, udp(53, 40_000)), Probe(1));
+}
+
+#[test]
+fn own_flows_do_not_excuse_other_ports() {
+    let mut scene = Scene::with(wide);
+    scene.sends(SERVER, tcp(50_000, 443, SYN));
+    assert_eq!(scene.syns(SERVER, [2_000, 2_001, 2_002]), Block(3));
+}
+
+#[test]
+fn passive_ftp_opens_ports_that_no_snapshot_has_seen() {
+    let mut scene = Scene::with(wide);
+    for port in 60_000..60_020 {
+        scene.truth.in_use.insert((Protocol::Tcp, port));
+        assert!(matches!(scene.syn(CLIENT, port), Innocent(_)));
+        scene.accepts(CLIENT, port);
+        scene.truth.in_use.remove(&(Protocol::Tcp, port));
+        assert_eq!(scene.after(1.0).tcp(CLIENT, port, FIN | ACK), Innocent(Innocence::RecentlyOpen));
+    }
+}
+
+#[test]
+fn active_ftp_comes_back_to_a_socket_that_waits_for_it() {
+    let mut scene = Scene::with(wide);
+    for port in 51_000..51_010 {
+        scene.sends(SERVER, tcp(50_999, 21, ACK | PSH));
+        scene.truth.in_use.insert((Protocol::Tcp, port));
+        assert_eq!(scene.sees(SERVER, tcp(20, port, SYN)), Innocent(Innocence::Open));
+    }
+}
+
+#[test]
+fn a_udp_service_of_a_container_is_known_by_its_answers() {
+    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    assert_eq!(scene.udp(CLIENT, 53), Probe(1));
+    scene.sends(CLIENT, udp(53, 40_000));
+    assert_eq!(scene.udp(&stranger(1), 53), Innocent(Innocence::RecentlyOpen));
+}
+
+#[test]
+fn a_forwarded_packet_teaches_nothing_about_this_host() {
+    let mut scene = Scene::new();
+    let mut forwarded = Scene::packet(SERVER, tcp(23, 40_000, SYN | ACK));
+    forwarded.delivery = crate::wire::Delivery::Outgoing;
+    assert_eq!(scene.see(&forwarded), Innocent(Innocence::Own));
+    assert_eq!(scene.syn(SCANNER, 23), Probe(1));
+}
+
+#[test]
+fn a_listener_on_loopback_opens_nothing_to_outside() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_at("127.0.0.1".parse().unwrap(), 631));
+    assert_eq!(scene.syn(SCANNER, 631), Probe(1));
+    scene.stop_listening();
+    assert_eq!(scene.syn(&stranger(1), 631), Probe(1), "and so nothing was open a moment ago");
+}
+
+#[test]
+fn a_listener_on_one_address_does_not_open_another() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
+    assert_eq!(scene.syn(CLIENT, 25), Innocent(Innocence::Open));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
+}
+
+#[test]
+fn a_wildcard_of_one_family_does_not_open_the_other() {
+    let (six, four) = ("2001:db8:9::1", CLIENT);
+    let mut scene = Scene::new();
+    scene.change(|host| {
+        host.tcp.insert_any_v4(25);
+        host.tcp.insert_any_v6(26);
+    });
+    assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Innocent(Innocence::Open), Probe(1)));
+    assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Innocent(Innocence::Open)));
+}
+
+#[test]
+fn what_goes_on_listening_is_not_opened_wider_by_another_service_that_stops() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
+    scene.listen(80);
+    scene.after(500.0).change(|host| {
+        host.tcp = Default::default();
+        host.tcp.insert_at(HERE.parse().unwrap(), 25);
+    });
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Innocent(Innocence::RecentlyOpen));
+}
+
+#[test]
+fn a_service_that_gives_up_one_address_was_open_there_a_moment_ago() {
+    let mut scene = Scene::new();
+    scene.listen(25);
+    scene.after(500.0).change(|host| {
+        host.tcp = Default::default();
+        host.tcp.insert_at(HERE.parse().unwrap(), 25);
+    });
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Innocent(Innocence::RecentlyOpen));
+}
+
+#[test]
+fn a_udp_socket_opens_no_tcp_port() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.udp.insert_any_v4(53));
+    assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(Innocence::Open), Probe(1)));
+    assert!(!scene.engine.lift(subject(CLIENT)), "nothing stands against a client");
+}

@@ -1,0 +1,141 @@
+//! What made people switch such a tool off: traffic that looks like a scan and is none.
+
+use super::scene::Gist::{Innocent, Probe};
+use super::scene::{CLIENT, SERVER, Scene, address, tcp, udp};
+use crate::engine::Innocence;
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+
+const SYN: u16 = TcpFlags::SYN;
+const ACK: u16 = TcpFlags::ACK;
+const RST: u16 = TcpFlags::RST;
+const FIN: u16 = TcpFlags::FIN;
+
+#[test]
+fn a_browser_may_try_https_on_a_host_that_has_only_http() {
+    let mut scene = Scene::new();
+    scene.listen(80);
+    for _ in 0..500 {
+        assert_eq!(scene.after(20.0).syn(CLIENT, 80), Innocent(Innocence::Open));
+        assert_eq!(scene.syn(CLIENT, 443), Probe(1));
+    }
+}
+
+#[test]
+fn a_servers_question_for_ident_is_not_watched() {
+    assert_eq!(Scene::new().syn(SERVER, 113), Innocent(Innocence::NotMonitored));
+}
+
+#[test]
+fn stray_segments_of_forgotten_connections_go_to_open_ports() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    [22, 80, 443].into_iter().for_each(|port| scene.listen(port));
+    for flags in [FIN | ACK, RST, RST | ACK, ACK, ACK | TcpFlags::PSH, SYN] {
+        for port in [22, 80, 443] {
+            assert!(matches!(scene.tcp(CLIENT, port, flags), Innocent(_)), "{:?}", TcpFlags(flags));
+        }
+    }
+}
+
+#[test]
+fn a_carriers_nat_with_many_customers_keeps_to_the_open_ports() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    scene.listen(443);
+    for n in 0..20_000 {
+        let flags = [SYN, ACK, FIN | ACK, RST][usize::from(n % 4)];
+        assert!(matches!(scene.sees(CLIENT, tcp(1_024 + n, 443, flags)), Innocent(_)));
+    }
+    assert_eq!(scene.engine.tracked(), (0, 0));
+}
+
+#[test]
+fn backscatter_of_an_attack_in_this_hosts_name_blames_no_victim() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    for port in 1..=1_024 {
+        assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(Innocence::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(80, port, RST | ACK)), Innocent(Innocence::NoRequest));
+    }
+}
+
+/// A datagram as a neighbour sends it to everybody.
+fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet {
+    Packet { destination: address(to), delivery, ..Scene::packet(from, udp(port, port)) }
+}
+
+#[test]
+fn what_is_said_to_everybody_is_no_probe_of_this_host() {
+    let mut scene = Scene::with(|settings| {
+        (settings.scan_trigger, settings.udp.block) = (0, true);
+        settings.udp.ports = "1-65535".parse().unwrap();
+    });
+    for (name, packet) in [
+        ("DHCP", cast("0.0.0.0", "255.255.255.255", 67, Delivery::Broadcast)),
+        ("NetBIOS names", cast("192.0.2.40", "192.0.2.255", 137, Delivery::Broadcast)),
+        ("NetBIOS names where the link says nothing", cast("192.0.2.40", "255.255.255.255", 137, Delivery::Unknown)),
+        ("NTP", cast("192.0.2.40", "224.0.1.1", 123, Delivery::Multicast)),
+        ("RIP", cast("192.0.2.40", "224.0.0.9", 520, Delivery::Multicast)),
+        ("SSDP", cast("192.0.2.40", "239.255.255.250", 1_900, Delivery::Multicast)),
+        ("SSDP where the link says nothing", cast("192.0.2.40", "239.255.255.250", 1_900, Delivery::Unknown)),
+        ("mDNS", cast("192.0.2.40", "224.0.0.251", 5_353, Delivery::Multicast)),
+        ("mDNS over IPv6", cast("fe80::40", "ff02::fb", 5_353, Delivery::Multicast)),
+        ("DHCPv6", cast("fe80::40", "ff02::1:2", 547, Delivery::Multicast)),
+        ("a flooded switch", cast("192.0.2.40", "192.0.2.1", 23, Delivery::OtherHost)),
+    ] {
+        assert_eq!(scene.see(&packet), Innocent(Innocence::ForNobody), "{name}");
+    }
+}
+
+#[test]
+fn a_directed_broadcast_that_the_link_calls_unicast_is_not_for_this_host() {
+    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    let packet = cast("192.0.2.40", "192.0.2.255", 161, Delivery::Host);
+    assert_eq!(scene.see(&packet), Innocent(Innocence::NotOurs));
+}
+
+#[test]
+fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.block) = (0, true));
+    for port in [67, 68, 137, 138, 520, 546] {
+        assert_eq!(scene.udp("192.0.2.40", port), Innocent(Innocence::NotMonitored), "{port}");
+    }
+}
+
+#[test]
+fn a_traceroute_to_this_host_is_not_watched() {
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.block) = (0, true));
+    for port in 33_434..33_534 {
+        assert_eq!(scene.udp(CLIENT, port), Innocent(Innocence::NotMonitored));
+    }
+}
+
+#[test]
+fn path_mtu_messages_and_keep_alives_are_no_probes() {
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.icmp) = (0, true));
+    scene.listen(22);
+    assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Innocent(Innocence::NoRequest));
+    for _ in 0..100 {
+        assert_eq!(scene.after(75.0).tcp(CLIENT, 22, ACK), Innocent(Innocence::Open));
+    }
+}
+
+#[test]
+fn time_servers_answer_to_the_port_that_asked() {
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.block) = (0, true));
+    for _ in 0..50 {
+        scene.after(64.0).sends(SERVER, udp(123, 123));
+        assert_eq!(scene.after(0.05).sees(SERVER, udp(123, 123)), Innocent(Innocence::RecentlyOpen));
+    }
+}
+
+#[test]
+fn what_no_host_can_have_as_its_address_is_nobody() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    for source in ["0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.5", "::", "ff02::1"] {
+        assert_eq!(scene.syn(source, 23), Innocent(Innocence::NoSource), "{source}");
+    }
+}
+
+#[test]
+fn what_is_routed_through_this_host_is_not_for_it() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Innocent(Innocence::NotOurs));
+}

@@ -1,0 +1,76 @@
+//! Protocols that only log beside protocols that block: UDP until asked, TCP in a trial run.
+
+use super::scene::Gist::{Block, Probe, Repeated, Scan};
+use super::scene::{SCANNER, Scene, subject, udp};
+use crate::engine::{Notice, Standing, Verdict};
+
+#[test]
+fn a_udp_scan_is_named_once_and_then_summed_up() {
+    let mut scene = Scene::new();
+    assert_eq!((scene.udp(SCANNER, 53), scene.udp(SCANNER, 161)), (Probe(1), Probe(2)));
+    assert_eq!(scene.udp(SCANNER, 123), Scan(3));
+    for port in 200..300 {
+        assert_eq!(scene.udp(SCANNER, port), Repeated);
+    }
+    assert_eq!(scene.engine.counters().bans, 0);
+    scene.after(2.0);
+    let summary = Notice::Repeated { subject: subject(SCANNER), standing: Standing::Logged, packets: 100 };
+    assert_eq!(scene.notices(), [summary]);
+}
+
+#[test]
+fn what_is_only_logged_is_never_checked_against_the_kernel() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
+    for _ in 0..10 {
+        assert_eq!(scene.after(1.5).udp(SCANNER, 69), Repeated);
+        let Verdict::Repeated(repeated) = scene.verdict else { panic!("repeated") };
+        assert_eq!((repeated.standing, repeated.verify), (Standing::Logged, false));
+    }
+}
+
+#[test]
+fn after_the_window_a_udp_scan_is_named_again() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
+    scene.after(1_801.0);
+    assert_eq!([53, 161, 123].map(|port| scene.udp(SCANNER, port)), [Probe(1), Probe(2), Scan(3)]);
+}
+
+#[test]
+fn datagrams_that_only_log_never_help_to_block() {
+    let mut scene = Scene::new();
+    scene.syns(SCANNER, [21, 22]);
+    for port in 1..60 {
+        let gist = scene.sees(SCANNER, udp(40_000, port));
+        assert!(!matches!(gist, Block(_)), "port {port}");
+    }
+    assert_eq!(scene.syn(SCANNER, 22), Probe(2), "the datagrams did not count for TCP");
+    assert_eq!(scene.syn(SCANNER, 23), Block(3));
+    assert!(scene.ban().ports.iter().all(|(protocol, ..)| protocol == crate::engine::Protocol::Tcp));
+}
+
+#[test]
+fn where_datagrams_block_they_count_together_with_tcp() {
+    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    scene.syns(SCANNER, [21, 22]);
+    assert_eq!(scene.udp(SCANNER, 161), Block(3));
+    assert_eq!(scene.syn(SCANNER, 23), Repeated);
+}
+
+#[test]
+fn a_trial_run_names_what_it_would_block_and_blocks_nobody() {
+    let mut scene = Scene::with(|settings| settings.tcp.block = false);
+    assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Scan(3));
+    assert_eq!((scene.syn(SCANNER, 24), scene.tcp(SCANNER, 25, 0)), (Repeated, Repeated));
+    scene.listen(80);
+    assert!(matches!(scene.syn(SCANNER, 80), super::scene::Gist::Innocent(_)), "nobody keeps it from using a service");
+    assert_eq!(scene.engine.counters().bans, 0);
+}
+
+#[test]
+fn who_is_blocked_for_tcp_is_recognised_by_its_datagrams_too() {
+    let mut scene = Scene::new();
+    scene.banish(SCANNER);
+    assert_eq!(scene.udp(SCANNER, 161), Repeated);
+}

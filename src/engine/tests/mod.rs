@@ -1,0 +1,12 @@
+//! What the engine must say, case by case. Each test is a [`scene::Scene`]: a host, a clock, and packets one by one.
+
+mod addresses;
+mod classes;
+mod floods;
+mod flows;
+mod innocents;
+mod lanes;
+mod protection;
+mod scene;
+mod standing;
+mod threshold;

@@ -1,0 +1,271 @@
+//! The language of the tests: a host with two IPv4 addresses and one IPv6 address, the built-in settings, a clock that
+//! only moves when it is told to, and packets said in one line each.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::engine::ports::PortSet;
+use crate::engine::subject::{Expiry, Subject};
+use crate::engine::{
+    Ban, Class, Engine, HashKey, Host, Innocence, Local, Moment, Notice, PortOracle, Protection, Protocol, Settings,
+    Sighting, Verdict, Watch,
+};
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+
+/// This host.
+pub(super) const HERE: &str = "192.0.2.1";
+pub(super) const HERE_TOO: &str = "192.0.2.2";
+pub(super) const HERE_V6: &str = "2001:db8::1";
+/// People outside.
+pub(super) const SCANNER: &str = "198.51.100.7";
+pub(super) const CLIENT: &str = "203.0.113.20";
+pub(super) const SERVER: &str = "203.0.113.53";
+
+/// The port that everybody outside sends from, where it does not matter.
+const FROM: u16 = 40_000;
+
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+
+/// A verdict in short: what it is, and the figure or reason that most tests are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gist {
+    Innocent(Innocence),
+    /// Distinct ports so far.
+    Probe(u8),
+    Spared(Protection),
+    /// Distinct ports that made it enough.
+    Block(u8),
+    Scan(u8),
+    Repeated,
+}
+
+impl From<Verdict> for Gist {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Innocent(why) => Self::Innocent(why),
+            Verdict::Probe(probe) => Self::Probe(probe.distinct),
+            Verdict::Spared(spared) => Self::Spared(spared.protection),
+            Verdict::Block(ban) => Self::Block(ban.probe.distinct),
+            Verdict::Scan(ban) => Self::Scan(ban.probe.distinct),
+            Verdict::Repeated(_) => Self::Repeated,
+        }
+    }
+}
+
+/// The kernel's socket table: ports that are in use whatever the snapshot says.
+#[derive(Default)]
+pub(super) struct Truth {
+    pub(super) in_use: HashSet<(Protocol, u16)>,
+    pub(super) asked: u32,
+}
+
+impl PortOracle for Truth {
+    fn in_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr) -> bool {
+        self.asked += 1;
+        self.in_use.contains(&(protocol, destination.port()))
+    }
+}
+
+pub(super) struct Scene {
+    pub(super) engine: Engine,
+    pub(super) host: Host,
+    pub(super) truth: Truth,
+    pub(super) now: Moment,
+    /// The last verdict, whole.
+    pub(super) verdict: Verdict,
+}
+
+/// The built-in settings, with fewer ports above 1024.
+pub(super) fn builtin() -> Settings {
+    let ports = |list: &str| list.parse::<PortSet>().unwrap();
+    Settings {
+        tcp: Watch { ports: ports("1-112,114-138,140-1024,3389,5900,8080,31337"), block: true },
+        udp: Watch { ports: ports("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337"), block: false },
+        sctp: false,
+        icmp: false,
+        scan_trigger: 2,
+        window: Duration::from_secs(1_800),
+        expiry: Expiry::After(DAY),
+        max_sources: 65_536,
+        max_judged: 131_072,
+        max_new_bans_per_minute: 600,
+    }
+}
+
+pub(super) fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// The `n`th of some sources that nobody has seen.
+pub(super) fn stranger(n: u32) -> String {
+    IpAddr::from((0x0b00_0000 + n).to_be_bytes()).to_string()
+}
+
+impl Scene {
+    pub(super) fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    pub(super) fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::keyed(HashKey(0x0123, 0x4567), change)
+    }
+
+    pub(super) fn keyed(key: HashKey, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = builtin();
+        change(&mut settings);
+        Self {
+            engine: Engine::new(settings, key),
+            host: Host::new(Local::Addresses([HERE, HERE_TOO, HERE_V6].map(address).into())),
+            truth: Truth::default(),
+            now: Moment::at(Duration::from_secs(1_000)),
+            verdict: Verdict::Innocent(Innocence::Own),
+        }
+    }
+
+    /// Lets time pass.
+    pub(super) fn after(&mut self, seconds: f64) -> &mut Self {
+        self.now = self.now.after(Duration::from_secs_f64(seconds));
+        self
+    }
+
+    /// Swaps in a snapshot of the host, as the daemon does.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Host)) {
+        let mut new = self.host.clone();
+        change(&mut new);
+        self.engine.host_changed(self.now, &self.host, &new);
+        self.host = new;
+    }
+
+    /// A service on every address, as the next snapshot shows it.
+    pub(super) fn listen(&mut self, port: u16) {
+        self.change(|host| {
+            host.tcp.insert_any_v4(port);
+            host.tcp.insert_any_v6(port);
+        });
+    }
+
+    /// Every service ends.
+    pub(super) fn stop_listening(&mut self) {
+        self.change(|host| (host.tcp, host.udp) = Default::default());
+    }
+
+    pub(super) fn protect(&mut self, prefix: &str, why: Protection) {
+        self.change(|host| host.allow.insert(prefix.parse().unwrap(), why));
+    }
+
+    /// A packet from `source` to this host's first address of that family.
+    pub(super) fn packet(source: &str, transport: Transport) -> Packet {
+        let source = address(source);
+        Packet {
+            source,
+            destination: address(if source.is_ipv4() { HERE } else { HERE_V6 }),
+            delivery: Delivery::Host,
+            interface: 0,
+            fragmented: false,
+            transport,
+        }
+    }
+
+    pub(super) fn see(&mut self, packet: &Packet) -> Gist {
+        self.verdict = self.engine.observe(self.now, packet, &self.host, &mut self.truth);
+        self.verdict.into()
+    }
+
+    pub(super) fn sees(&mut self, source: &str, transport: Transport) -> Gist {
+        self.see(&Self::packet(source, transport))
+    }
+
+    pub(super) fn tcp(&mut self, source: &str, port: u16, flags: u16) -> Gist {
+        self.sees(source, tcp(FROM, port, flags))
+    }
+
+    pub(super) fn syn(&mut self, source: &str, port: u16) -> Gist {
+        self.tcp(source, port, TcpFlags::SYN)
+    }
+
+    /// SYNs to several ports; what the last one amounts to.
+    pub(super) fn syns(&mut self, source: &str, ports: impl IntoIterator<Item = u16>) -> Gist {
+        ports.into_iter().map(|port| self.syn(source, port)).last().unwrap()
+    }
+
+    pub(super) fn syn_to(&mut self, destination: &str, source: &str, port: u16) -> Gist {
+        let destination = address(destination);
+        self.see(&Packet { destination, ..Self::packet(source, tcp(FROM, port, TcpFlags::SYN)) })
+    }
+
+    pub(super) fn udp(&mut self, source: &str, port: u16) -> Gist {
+        self.sees(source, udp(FROM, port))
+    }
+
+    pub(super) fn udps(&mut self, source: &str, ports: impl IntoIterator<Item = u16>) -> Gist {
+        ports.into_iter().map(|port| self.udp(source, port)).last().unwrap()
+    }
+
+    /// A connection that a decoy accepted.
+    pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
+        let sighting = Sighting {
+            source: address(source),
+            source_port: FROM,
+            destination: address(HERE),
+            protocol: Protocol::Tcp,
+            port,
+            class: Class::Connect,
+            fragmented: false,
+        };
+        self.verdict = self.engine.observe_decoy(self.now, sighting, &self.host, &mut self.truth);
+        self.verdict.into()
+    }
+
+    /// This host sends to `peer`.
+    pub(super) fn sends(&mut self, peer: &str, transport: Transport) {
+        let packet = Self::packet(peer, transport);
+        let (source, destination) = (packet.destination, packet.source);
+        let gist = self.see(&Packet { source, destination, delivery: Delivery::Outgoing, ..packet });
+        assert_eq!(gist, Gist::Innocent(Innocence::Own));
+    }
+
+    /// This host answers a SYN of `peer`: `port` is open.
+    pub(super) fn accepts(&mut self, peer: &str, port: u16) {
+        self.sends(peer, tcp(port, FROM, TcpFlags::SYN | TcpFlags::ACK));
+    }
+
+    /// The ban that the last verdict is.
+    pub(super) fn ban(&self) -> Ban {
+        match self.verdict {
+            Verdict::Block(ban) | Verdict::Scan(ban) => ban,
+            other => panic!("no ban but {other:?}"),
+        }
+    }
+
+    /// Packets that the last verdict sums up, where it is a repetition.
+    pub(super) fn report(&self) -> Option<u32> {
+        match self.verdict {
+            Verdict::Repeated(repeated) => repeated.report,
+            Verdict::Spared(spared) => spared.report,
+            other => panic!("nothing to report but {other:?}"),
+        }
+    }
+
+    /// All that there is to say now.
+    pub(super) fn notices(&mut self) -> Vec<Notice> {
+        std::iter::from_fn(|| self.engine.notice(self.now)).collect()
+    }
+
+    /// Bans `source` by a scan of three ports.
+    pub(super) fn banish(&mut self, source: &str) {
+        assert_eq!(self.syns(source, [21, 22, 23]), Gist::Block(3));
+    }
+}
+
+pub(super) fn subject(source: &str) -> Subject {
+    Subject::of(address(source))
+}
+
+pub(super) fn tcp(source_port: u16, destination_port: u16, flags: u16) -> Transport {
+    Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 }
+}
+
+pub(super) fn udp(source_port: u16, destination_port: u16) -> Transport {
+    Transport::Udp { source_port, destination_port }
+}

@@ -1,0 +1,63 @@
+//! A capture's times to the engine's [`Moment`]. Captures come from several interfaces, were merged, or were damaged:
+//! their times may step back a little, jump, or begin anew.
+
+use std::time::Duration;
+
+use crate::engine::Moment;
+
+/// Several interfaces and cores deliver their packets out of order by less than this. A larger step back is another
+/// clock: time goes on from there.
+const DISORDER: Duration = Duration::from_secs(60);
+
+/// A longer gap counts as this: no evidence survives it, and one damaged time must not use up the 6.8 years that the
+/// engine can count.
+const LARGEST_GAP: Duration = Duration::from_secs(60 * 86_400);
+
+/// The capture's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    last: Option<Duration>,
+    now: Duration,
+}
+
+impl Clock {
+    /// The moment of a frame that was captured at `time`. Never runs backwards.
+    pub fn tick(&mut self, time: Duration) -> Moment {
+        let last = *self.last.get_or_insert(time);
+        if time >= last {
+            self.now = self.now.saturating_add((time - last).min(LARGEST_GAP));
+            self.last = Some(time);
+        } else if last - time > DISORDER {
+            self.last = Some(time);
+        }
+        self.now()
+    }
+
+    /// The moment of the last frame.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        Moment::at(self.now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(times: &[u64]) -> Vec<u64> {
+        let mut clock = Clock::default();
+        times.iter().map(|time| clock.tick(Duration::from_secs(*time)).since_origin().as_secs()).collect()
+    }
+
+    #[test]
+    fn the_first_frame_is_the_origin_and_disorder_does_not_add_up() {
+        assert_eq!(run(&[1_000, 1_010, 1_009, 1_010, 1_009, 1_010, 1_020]), [0, 10, 10, 10, 10, 10, 20]);
+    }
+
+    #[test]
+    fn one_damaged_time_stops_neither_the_clock_nor_the_windows() {
+        let gap = LARGEST_GAP.as_secs();
+        assert_eq!(run(&[1_000, 4_000_000_000, 1_001, 1_011]), [0, gap, gap, gap + 10]);
+        assert_eq!(run(&[1_000, 0, 5]), [0, 0, 5]);
+    }
+}

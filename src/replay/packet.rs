@@ -1,0 +1,73 @@
+//! A frame of a capture to the packet that a host would have received. Captures hold what a host never sees: damaged
+//! packets, on which one flipped bit looks like a probe, and headers that tools have made up.
+
+use crate::engine::Class;
+use crate::wire::{self, LinkType, Packet, TcpFlags, Transport, Undecoded};
+
+/// Decodes a frame.
+///
+/// # Errors
+/// As [`wire::decode`], and [`Undecoded::Malformed`] for strange TCP flags under a wrong checksum. An ordinary segment
+/// with one is only the capturing host's own, before its network card filled the checksum in.
+#[inline]
+pub fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> {
+    let mut packet = wire::decode(link, bytes)?;
+    let strange = match packet.transport {
+        Transport::Tcp { flags, .. } => Class::of_tcp(flags).is_some_and(Class::is_conclusive),
+        Transport::TinyFragment { .. } | Transport::OverlappingFragment => true,
+        _ => false,
+    };
+    if !strange {
+        return Ok(packet);
+    }
+    if wire::is_damaged(link, bytes) {
+        return Err(Undecoded::Malformed);
+    }
+    if let Transport::Tcp { flags, payload: 1.., .. } = &mut packet.transport
+        && *flags == NONE
+    {
+        // Tools that put packets around bare data (text2pcap) leave the flags out; no NULL probe needs data.
+        *flags = TcpFlags(TcpFlags::ACK | TcpFlags::PSH);
+    }
+    Ok(packet)
+}
+
+const NONE: TcpFlags = TcpFlags(0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An IPv4 packet from 192.0.2.1 port 4000 to 192.0.2.2 port 23 with these flags and this data, and no checksums.
+    fn segment(flags: u8, data: &[u8]) -> Vec<u8> {
+        let total = u8::try_from(40 + data.len()).unwrap();
+        let mut bytes = vec![0x45, 0, 0, total, 0, 1, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        bytes.extend([0x0f, 0xa0, 0, 23, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0]);
+        bytes.extend(data);
+        bytes
+    }
+
+    fn flags(bytes: &[u8]) -> Result<u16, Undecoded> {
+        decode(LinkType::Raw, bytes).map(|packet| match packet.transport {
+            Transport::Tcp { flags, .. } => flags.0,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn data_without_flags_is_data_and_a_null_probe_is_one() {
+        assert_eq!(flags(&segment(0, b"GET /")), Ok(TcpFlags::ACK | TcpFlags::PSH));
+        assert_eq!(flags(&segment(0, b"")), Ok(0));
+    }
+
+    #[test]
+    fn strange_flags_under_a_wrong_checksum_are_damage_and_a_syn_is_offloaded() {
+        let mut xmas = segment(0x29, b"");
+        assert_eq!(flags(&xmas), Ok(0x29));
+        xmas[36] = 1;
+        assert_eq!(flags(&xmas), Err(Undecoded::Malformed));
+        let mut syn = segment(0x02, b"");
+        syn[36] = 1;
+        assert_eq!(flags(&syn), Ok(0x02));
+    }
+}

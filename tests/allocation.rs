@@ -1,0 +1,101 @@
+//! "After `Engine::new` nothing allocates": counted by the allocator itself, over everything that a stranger can cause.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use allocation_counter::measure;
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::{
+    AllowList, Engine, HashKey, Host, Local, Moment, NoOracle, Protection, Settings, Verdict, Watch,
+};
+use portsentry::wire::{LinkType, decode};
+
+const HERE: [u8; 4] = [192, 0, 2, 1];
+
+/// An IPv4 packet with the first bytes of a transport header.
+fn datagram(source: u32, protocol: u8, port: u16, flags: u8) -> [u8; 40] {
+    let [a, b, c, d] = Ipv4Addr::from_bits(source).octets();
+    let [high, low] = port.to_be_bytes();
+    let [e, f, g, h] = HERE;
+    let ip = [0x45, 0, 0, 40, 0, 0, 0, 0, 64, protocol, 0, 0, a, b, c, d, e, f, g, h];
+    let rest = [0x9c, 0x40, high, low, 0, 20, 0, 1, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0];
+    let mut bytes = [0; 40];
+    bytes.iter_mut().zip(ip.into_iter().chain(rest)).for_each(|(place, byte)| *place = byte);
+    bytes
+}
+
+fn small() -> (Engine, Host) {
+    let watch = |block| Watch { ports: (1..=1_024).collect(), block };
+    let settings = Settings {
+        tcp: watch(true),
+        udp: watch(false),
+        sctp: true,
+        icmp: true,
+        scan_trigger: 2,
+        window: Duration::from_secs(60),
+        expiry: Expiry::After(Duration::from_secs(100)),
+        max_sources: 1_024,
+        max_judged: 1_024,
+        max_new_bans_per_minute: 10,
+    };
+    let mut host = Host::new(Local::Addresses([IpAddr::from(HERE)].into()));
+    host.tcp.insert_any_v4(80);
+    host.allow = AllowList::new();
+    host.allow.insert(ipnet::IpNet::from(ipnet::Ipv4Net::new_assert([12, 0, 0, 0].into(), 8)), Protection::Listed);
+    (Engine::new(settings, HashKey(1, 2)), host)
+}
+
+#[test]
+fn no_packet_allocates_whatever_a_stranger_sends() {
+    let (mut engine, host) = small();
+    let (mut bans, mut scans, mut repeated, mut spared, mut notices) = (0_u32, 0_u32, 0_u32, 0_u32, 0_u32);
+    let info = measure(|| {
+        let mut now = Moment::at(Duration::from_secs(1));
+        for n in 0..300_000_u32 {
+            now = now.after(Duration::from_millis(1));
+            // Scanners, sources with a port each, protected ones; all protocols; flags of every kind.
+            let source = match n % 4 {
+                0 => 0x0b00_0000 + n,
+                1 => 0x0d00_0000 + n / 40,
+                2 => 0x0c00_0000 + n % 999,
+                _ => 0x0e00_0000 + n % 50,
+            };
+            let [low, flags, ..] = (n / 4).to_le_bytes();
+            let protocol = [6, 6, 6, 17, 132, 1][n as usize % 6];
+            let flags = if n % 3 == 0 { flags } else { 2 };
+            let bytes = datagram(source, protocol, u16::from(low) + 1, flags);
+            let Ok(packet) = decode(LinkType::Raw, &bytes) else { continue };
+            match engine.observe(now, &packet, &host, &mut NoOracle) {
+                Verdict::Block(_) => bans += 1,
+                Verdict::Scan(_) => scans += 1,
+                Verdict::Repeated(_) => repeated += 1,
+                Verdict::Spared(_) => spared += 1,
+                Verdict::Innocent(_) | Verdict::Probe(_) => {}
+            }
+            if n % 500 == 0 {
+                while engine.notice(now).is_some() {
+                    notices += 1;
+                }
+                engine.adopt(now, Subject::V4(Ipv4Addr::from_bits(n)), Expiry::Never);
+                engine.lift(Subject::V4(Ipv4Addr::from_bits(n)));
+            }
+        }
+    });
+    let counters = engine.counters();
+    // Every table has been full and every kind of verdict given, else this proves little.
+    assert!(bans > 0 && scans > 0 && repeated > 0 && spared > 0 && notices > 0);
+    assert!(counters.evicted > 0 && counters.capped > 0 && engine.tracked().0 <= 1_024);
+    assert_eq!((info.count_total, info.bytes_current), (0, 0));
+}
+
+#[test]
+fn an_engine_costs_what_its_settings_say_and_no_more() {
+    let info = measure(|| {
+        let (mut engine, host) = small();
+        let bytes = datagram(0x0b00_0000, 6, 23, 2);
+        let Ok(packet) = decode(LinkType::Raw, &bytes) else { return };
+        let _ = engine.observe(Moment::default(), &packet, &host, &mut NoOracle);
+    });
+    assert_eq!(info.bytes_current, 0);
+    assert!(info.bytes_max < 1 << 20, "{} bytes", info.bytes_max);
+}

@@ -1,0 +1,290 @@
+//! Connect mode as an operator meets it: the program listens on the listed ports itself, and only what its listeners
+//! accept counts. Each test has a network of its own.
+
+#[cfg(test)]
+mod lab;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read as _};
+    use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use rustix::process::Signal;
+
+    use crate::lab::daemon::Daemon;
+    use crate::lab::services::Services;
+    use crate::lab::{Lab, PATIENCE, enter};
+
+    const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
+    const BANNER: &str = "Go away.\r\n";
+
+    /// Completes a connection to each port and reads until its end; what was read.
+    fn connect(lab: &Lab, host: &str, target: IpAddr, ports: &[u16]) -> Vec<String> {
+        let read = |port: &u16| {
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(target, *port), PATIENCE).expect("it is open");
+            stream.set_read_timeout(Some(PATIENCE)).expect("more than zero");
+            let mut said = String::new();
+            stream.read_to_string(&mut said).expect("it is closed in order");
+            said
+        };
+        lab.inside(host, || ports.iter().map(read).collect())
+    }
+
+    /// Has a host complete connections until it is blocked. Whoever came earlier has been judged then.
+    fn connect_until_banned(lab: &Lab, host: &str, ports: [u16; 3]) -> IpAddr {
+        connect(lab, host, lab.victim_v4(host).into(), &ports);
+        lab.expect_ban(lab.v4(host).into()).address
+    }
+
+    fn alert(host: IpAddr, protocol: &str, port: u16) -> String {
+        format!("from host: {host}/{host} to {protocol} port: {port}")
+    }
+
+    #[test]
+    fn three_completed_connections_block_and_a_half_open_scan_is_not_even_seen() {
+        let lab = Lab::new(&["sly", "attacker"]);
+        let daemon = Daemon::start_configured(&lab, TCP, &["-tcp"]);
+        let scan = lab.nmap("sly", lab.victim_v4("sly").into(), &["-sS", "-p7001-7010"]);
+        assert_eq!(scan.open, (7001..=7010).collect(), "every decoy looks open");
+        lab.nmap("sly", lab.victim_v4("sly").into(), &["-sF", "-p7001-7010", "--max-retries", "0"]);
+
+        let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
+        let repeated = connect(&lab, "attacker", victim, &[7001, 7001, 7002, 7001, 7002]);
+        assert_eq!(repeated, [BANNER; 5], "the same port again counts once");
+        daemon.expect_line(&format!("attackalert: Connect {}", alert(attacker, "TCP", 7002)));
+        assert!(lab.banned().is_empty());
+        assert_eq!(connect(&lab, "attacker", victim, &[7003]), [BANNER]);
+        lab.expect_ban(attacker);
+        daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked via nftables set"));
+
+        assert_eq!(lab.banned(), [attacker]);
+        assert_eq!(daemon.lines_with(&lab.v4("sly").to_string()), [""; 0]);
+        assert!(!lab.is_served("attacker", victim, 7004, Duration::from_millis(300)));
+        let log = daemon.stop();
+        assert_eq!(log.matches("attackalert: Connect from host").count(), 3, "{log}");
+    }
+
+    #[test]
+    fn an_nmap_connect_scan_is_blocked_over_ipv4_and_over_ipv6_whatever_bindv6only_says() {
+        let lab = Lab::new(&["attacker", "six"]);
+        lab.run("victim", "sysctl", &["-qw", "net.ipv6.bindv6only=1"]);
+        let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--expire", "1h"]);
+        lab.nmap("attacker", lab.victim_v4("attacker").into(), &["-sT", "-p7001-7010", "--max-retries", "0"]);
+        lab.nmap("six", lab.victim_v6("six").into(), &["-sT", "-p7001-7010", "--max-retries", "0"]);
+        for (address, set) in [(lab.v4("attacker").into(), "blocked"), (lab.v6_network("six").into(), "blocked6")] {
+            assert_eq!(lab.expect_ban(address).timeout, Some(Duration::from_secs(3_600)));
+            daemon.expect_line(&format!("via nftables set inet portsentry {set} for 1h"));
+        }
+        daemon.expect_line(&format!("attackalert: Connect from host: {0}/{0} to TCP port: 70", lab.v4("attacker")));
+        daemon.expect_line(&format!("attackalert: Connect from host: {0}/{0} to TCP port: 70", lab.v6("six")));
+        daemon.stop();
+    }
+
+    #[test]
+    fn a_host_without_ipv6_has_decoys_too_and_with_no_port_forgiven_the_first_touch_blocks() {
+        let lab = Lab::new(&["attacker"]);
+        lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+        let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--scan-trigger", "0"]);
+        assert_eq!(connect(&lab, "attacker", lab.victim_v4("attacker").into(), &[7005]), [BANNER]);
+        let attacker = lab.v4("attacker").into();
+        lab.expect_ban(attacker);
+        daemon.expect_line("has been blocked");
+        let log = daemon.stop();
+        let (did, done) = (log.find(&alert(attacker, "TCP", 7005)), log.find("has been blocked"));
+        assert!(did.is_some() && did < done, "what it did comes before what was done about it: {log}");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_and_left_to_its_service() {
+        let lab = Lab::new(&["client", "attacker"]);
+        let services = Services::open(&lab, &[7001, 7002, 7003, 7005]);
+        let daemon = Daemon::start_configured(&lab, TCP, &["-tcp"]);
+        daemon.expect_line("adminalert: no decoy on ports that are in use: TCP 7001-7003,7005; what listens there");
+        let client = lab.victim_v4("client").into();
+        assert_eq!(lab.served("client", client, &[7001, 7002, 7003, 7005], 3), 12, "the service answers, not a decoy");
+        assert_eq!(connect(&lab, "client", client, &[7004]), [BANNER]);
+        let attacker = connect_until_banned(&lab, "attacker", [7006, 7007, 7008]);
+        assert_eq!(lab.banned(), [attacker]);
+        daemon.stop();
+        drop(services);
+    }
+
+    #[test]
+    fn where_no_port_is_left_it_does_not_claim_to_watch() {
+        let lab = Lab::new(&[]);
+        let _services = Services::open(&lab, &[7001, 7002]);
+        let path = lab.write("portsentry.toml", "tcp.ports = \"7001,7002\"\nudp.mode = \"off\"\n");
+        let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap(), "-tcp"]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(
+            ended.log.contains("somebody listens on every one of the TCP ports 7001-7002; list others"),
+            "{ended:?}"
+        );
+        assert!(!ended.log.contains("active and listening"), "{ended:?}");
+    }
+
+    #[test]
+    fn thousands_of_ports_open_and_a_limit_that_is_too_low_is_said_with_its_remedy() {
+        let lab = Lab::new(&["attacker"]);
+        let text = "tcp.ports = \"2001-4000\"\nudp.mode = \"off\"\n";
+        let path = lab.write("many.toml", text);
+        let arguments = ["--config", path.to_str().unwrap(), "-tcp"];
+        let ended = Daemon::run_to_end(&lab, &["prlimit", "--nofile=512:1024"], &arguments);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.log.contains("2000 decoys need 2064 file descriptors, and the hard limit is 1024"), "{ended:?}");
+        assert!(ended.log.contains("LimitNOFILE=2064"), "{ended:?}");
+
+        let daemon = Daemon::start_under(&lab, &["prlimit", "--nofile=512:2064"], &arguments);
+        assert_eq!(lab.run("victim", "ss", &["-Hltn"]).lines().count(), 2_000);
+        connect_until_banned(&lab, "attacker", [2001, 3000, 4000]);
+        daemon.stop();
+    }
+
+    #[test]
+    fn without_the_right_to_privileged_ports_it_says_which_and_ends() {
+        let lab = Lab::new(&[]);
+        let path = lab.write("portsentry.toml", "tcp.ports = \"79,111,7001\"\nudp.mode = \"off\"\n");
+        let wrapper = ["setpriv", "--bounding-set=-net_bind_service"];
+        let ended = Daemon::run_to_end(&lab, &wrapper, &["--config", path.to_str().unwrap(), "-tcp"]);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(ended.log.contains("TCP ports 79,111 need CAP_NET_BIND_SERVICE"), "{ended:?}");
+    }
+
+    /// Sends a datagram to each port; true where one was answered, if only with an error.
+    fn send(lab: &Lab, host: &str, target: IpAddr, ports: &[u16]) -> bool {
+        lab.inside(host, || {
+            let answered = ports.iter().filter(|port| {
+                let unspecified: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+                let socket = UdpSocket::bind((unspecified, 0)).expect("a UDP socket");
+                socket.connect((target, **port)).expect("there is a route");
+                socket.send(b"hello").expect("it goes out");
+                socket.set_read_timeout(Some(Duration::from_millis(100))).expect("more than zero");
+                !matches!(socket.recv(&mut [0; 16]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+            });
+            answered.count() > 0
+        })
+    }
+
+    #[test]
+    fn datagrams_are_logged_and_never_answered_and_block_only_when_asked() {
+        for (block, six) in [(false, false), (true, false), (true, true)] {
+            let lab = Lab::new(&["attacker"]);
+            let text = format!("tcp.mode = \"off\"\n[udp]\nports = \"7001-7010\"\nblock = {block}\n");
+            let daemon = Daemon::start_configured(&lab, &text, &["-udp"]);
+            let (source, target, banned): (IpAddr, IpAddr, IpAddr) = if six {
+                (lab.v6("attacker").into(), lab.victim_v6("attacker").into(), lab.v6_network("attacker").into())
+            } else {
+                (lab.v4("attacker").into(), lab.victim_v4("attacker").into(), lab.v4("attacker").into())
+            };
+            assert!(!send(&lab, "attacker", target, &[7001, 7001, 7002, 7003]), "an answer was sent");
+            daemon.expect_line(&alert(source, "UDP", 7001));
+            daemon.expect_line(&alert(source, "UDP", 7002));
+            if block {
+                lab.expect_ban(banned);
+            } else {
+                daemon.expect_line("only logged, not blocked");
+                assert!(lab.banned().is_empty());
+            }
+            daemon.stop();
+        }
+    }
+
+    #[test]
+    fn stealth_mode_beside_it_sees_its_own_ports_only_and_opens_none() {
+        let lab = Lab::new(&["fin", "other", "udp", "attacker"]);
+        let text = "tcp.ports = \"7001-7010\"\n[udp]\nports = \"7001-7010\"\nblock = true\n";
+        let daemon = Daemon::start_configured(&lab, text, &["-stcp", "-udp"]);
+        assert_eq!(lab.run("victim", "ss", &["-Hltn"]), "");
+        for kind in ["-sN", "-sF", "-sX"] {
+            lab.nmap("other", lab.victim_v4("other").into(), &[kind, "-p7100-7110", "--max-retries", "0"]);
+        }
+        lab.nmap("fin", lab.victim_v4("fin").into(), &["-sF", "-p7001", "--max-retries", "0"]);
+        lab.expect_ban(lab.v4("fin").into());
+        send(&lab, "udp", lab.victim_v4("udp").into(), &[7001, 7002, 7003]);
+        lab.expect_ban(lab.v4("udp").into());
+        assert_eq!(daemon.lines_with(&lab.v4("other").to_string()), [""; 0]);
+        daemon.stop();
+
+        let daemon = Daemon::start_configured(&lab, text, &["-tcp", "-sudp"]);
+        assert_eq!(lab.run("victim", "ss", &["-Hlun"]), "");
+        send(&lab, "other", lab.victim_v4("other").into(), &[7001, 7002, 7003]);
+        lab.expect_ban(lab.v4("other").into());
+        connect_until_banned(&lab, "attacker", [7001, 7002, 7003]);
+        daemon.stop();
+    }
+
+    #[test]
+    fn null_fin_and_xmas_scans_of_listed_ports_are_seen_in_stealth_mode() {
+        let lab = Lab::new(&["null", "fin", "xmas"]);
+        let daemon = Daemon::start_configured(&lab, TCP, &["-stcp"]);
+        for (host, kind, title) in [("null", "-sN", "NULL"), ("fin", "-sF", "FIN"), ("xmas", "-sX", "XMAS")] {
+            lab.nmap(host, lab.victim_v4(host).into(), &[kind, "-p7001-7010", "--max-retries", "0"]);
+            lab.expect_ban(lab.v4(host).into());
+            daemon.expect_line(&format!(
+                "attackalert: TCP {title} scan from host: {0}/{0} to TCP port: 70",
+                lab.v4(host)
+            ));
+        }
+        daemon.stop();
+    }
+
+    #[test]
+    fn both_modes_of_one_protocol_are_a_usage_error() {
+        let lab = Lab::new(&[]);
+        let ended = Daemon::run_to_end(&lab, &[], &["-tcp", "-stcp"]);
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    }
+
+    #[test]
+    fn connections_on_an_interface_that_is_not_named_count_for_nothing() {
+        let lab = Lab::new(&["unwatched", "attacker"]);
+        let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--interface", "attacker"]);
+        connect(&lab, "unwatched", lab.victim_v4("unwatched").into(), &[7001, 7002, 7003, 7004]);
+        lab.victim_ip("addr add 10.77.2.99/24 dev attacker");
+        let attacker = IpAddr::from(lab.v4("attacker"));
+        let banned = crate::lab::within(PATIENCE, || {
+            // The address is new: the program has to hear of it from the kernel first.
+            let late = SocketAddr::new([10, 77, 2, 99].into(), 7001);
+            for port in 7001..=7003 {
+                let late = SocketAddr::new(late.ip(), port);
+                lab.inside("attacker", || TcpStream::connect_timeout(&late, Duration::from_millis(300)).map(drop)).ok();
+            }
+            lab.banned().contains(&attacker).then_some(())
+        });
+        assert!(banned.is_some(), "an address that came later is never watched");
+        assert_eq!(lab.banned(), [attacker]);
+        assert_eq!(daemon.lines_with(&lab.v4("unwatched").to_string()), [""; 0]);
+        daemon.stop();
+    }
+
+    #[test]
+    fn a_flood_of_connections_from_an_allowed_host_hides_nobody_else_and_blocks_no_exit() {
+        let lab = Lab::new(&["friend", "attacker", "late"]);
+        let friend = lab.v4("friend");
+        let daemon = Daemon::start_configured(&lab, &format!("allow.networks = [\"{friend}\"]\n{TCP}"), &["-tcp"]);
+        let (target, done, connections) = (lab.victim_v4("friend"), AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for port in [7001, 7002] {
+                let (lab, done, connections) = (&lab, &done, &connections);
+                scope.spawn(move || {
+                    enter(&lab.namespace("friend"));
+                    while !done.load(Ordering::Relaxed) && connections.load(Ordering::Relaxed) < 20_000 {
+                        let stream = TcpStream::connect_timeout(&(target, port).into(), Duration::from_secs(1));
+                        connections.fetch_add(u32::from(stream.is_ok()), Ordering::Relaxed);
+                    }
+                });
+            }
+            let flooded = crate::lab::within(PATIENCE, || (connections.load(Ordering::Relaxed) > 500).then_some(()));
+            assert!(flooded.is_some(), "there is no flood");
+            connect_until_banned(&lab, "attacker", [7003, 7004, 7005]);
+            connect_until_banned(&lab, "late", [7001, 7002, 7003]);
+            let (ended, took) = daemon.end_by(Signal::TERM);
+            done.store(true, Ordering::Relaxed);
+            assert!(ended.status.success() && took < Duration::from_secs(1), "{took:?} {ended:?}");
+            assert!(ended.log.contains(&format!("Connect from {friend} to TCP port")), "{}", ended.log);
+        });
+        assert!(!lab.banned().contains(&friend.into()));
+    }
+}

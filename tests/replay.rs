@@ -1,0 +1,275 @@
+//! `portsentry replay` as an operator runs it: real scans that were recorded between two namespaces, the same in other
+//! formats, broken files, and what comes out as text and as JSON. Scanner 10.77.1.2 (fd77::2), host 10.77.1.1 (fd77::1),
+//! where only port 80 is open.
+
+#![cfg(test)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn capture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures").join(format!("{name}.pcap"))
+}
+
+fn replay(file: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+    // Settings of this machine must not change what the tests see.
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    command.arg("replay").arg(file).arg("--config").arg(empty.path()).args(arguments).output().unwrap()
+}
+
+/// Every JSON object that a replay prints; the last one is the summary.
+fn objects(file: &Path, arguments: &[&str]) -> Vec<Value> {
+    let output = replay(file, &[&["--json"], arguments].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+fn summary(file: &Path, arguments: &[&str]) -> Value {
+    let last = objects(file, arguments).pop().unwrap();
+    assert_eq!(last["event"], "summary");
+    last
+}
+
+/// Whom a replay would have blocked, and the classes of the evidence.
+fn blocked(file: &Path, arguments: &[&str]) -> Vec<(String, Vec<String>)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let summary = summary(file, arguments);
+    let judged = summary["blocked"].as_array().unwrap().iter();
+    judged
+        .map(|ban| {
+            (text(&ban["subject"]), ban["ports"].as_array().unwrap().iter().map(|p| text(&p["class"])).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn every_kind_of_scan_is_found_in_its_capture() {
+    for (name, class, ports) in [
+        ("nmap-sS", "syn", 3),
+        ("nmap-sT", "syn", 3),
+        ("nmap-sN", "null", 1),
+        ("nmap-sF", "fin", 1),
+        ("nmap-sX", "xmas", 1),
+        ("nmap-sM", "maimon", 3),
+        ("nmap-sA", "ack", 3),
+        ("nmap-sW", "ack", 3),
+        ("nmap-sA-data", "ack", 3),
+        ("nmap-f", "fragment", 1),
+        ("nmap-scanflags", "illegal", 1),
+        ("masscan", "syn", 3),
+        ("hping", "syn", 3),
+        ("hping-xmas", "xmas", 1),
+    ] {
+        let expected = [("10.77.1.2".to_owned(), vec![class.to_owned(); ports])];
+        assert_eq!(blocked(&capture(name), &[]), expected, "{name}");
+        assert_eq!(blocked(&capture(name), &["--local", "10.77.1.1"]), expected, "{name}, one host");
+        assert_eq!(blocked(&capture(name), &["--local", "10.77.1.0/24"]), expected, "{name}, its network");
+        assert!(blocked(&capture(name), &["--local", "192.0.2.1"]).is_empty(), "{name}, somebody else");
+    }
+    assert_eq!(blocked(&capture("nmap6-sS"), &[]), [("fd77::/64".to_owned(), vec!["syn".to_owned(); 3])]);
+}
+
+#[test]
+fn one_port_of_a_whole_network_is_a_scan_of_it() {
+    let bans = blocked(&capture("zmap"), &[]);
+    assert_eq!(bans, [("10.77.1.2".to_owned(), vec!["syn".to_owned()])]);
+    let summary = summary(&capture("zmap"), &[]);
+    assert_eq!(summary["blocked"][0]["reason"], "closed ports of 16 hosts were touched");
+}
+
+#[test]
+fn decoys_are_seen_as_who_they_claim_to_be() {
+    let bans: Vec<_> = blocked(&capture("nmap-decoys"), &[]).into_iter().map(|(subject, _)| subject).collect();
+    assert_eq!(bans, ["10.77.1.2", "10.77.1.66", "10.77.1.67"]);
+}
+
+#[test]
+fn a_udp_scan_is_logged_and_blocked_only_when_asked() {
+    let logged = summary(&capture("nmap-sU"), &[]);
+    assert_eq!(
+        (logged["blocked"].as_array().unwrap().len(), &logged["logged"][0]["subject"]),
+        (0, &json!("10.77.1.2"))
+    );
+    assert!(logged["logged"][0].get("expires").is_none());
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, "expire = \"7d\"\n[udp]\nblock = true\n").unwrap();
+    let program = env!("CARGO_BIN_EXE_portsentry");
+    let arguments = ["replay", "--json", "--config"];
+    let output = Command::new(program).args(arguments).arg(config.path()).arg(capture("nmap-sU")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["blocked"][0]["subject"], "10.77.1.2");
+    let day = |key: &str| humantime::parse_rfc3339(last["blocked"][0][key].as_str().unwrap()).unwrap();
+    assert_eq!(day("expires").duration_since(day("time")).unwrap().as_secs(), 7 * 86_400);
+}
+
+#[test]
+fn a_visit_and_damaged_probes_block_nobody() {
+    for name in ["web", "nmap-badsum"] {
+        let summary = summary(&capture(name), &[]);
+        assert_eq!((&summary["blocked"], &summary["logged"]), (&json!([]), &json!([])), "{name}");
+    }
+    assert!(summary(&capture("web"), &[])["innocent"]["open"].as_u64().unwrap() > 3);
+    assert_eq!(summary(&capture("nmap-badsum"), &[])["undecoded"]["malformed"], 8);
+}
+
+#[test]
+fn who_stays_below_the_threshold_is_named_with_its_ports() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, "[detect]\nscan_trigger = 15\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+    let output = command.args(["replay", "--config"]).arg(config.path()).arg(capture("nmap-sS")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\n0 would have been blocked\n"), "{text}");
+    assert!(
+        text.contains("\n1 below the threshold of 16 ports:\n  10.77.1.2: tcp 21, tcp 22, tcp 23, tcp 24, tcp 25"),
+        "{text}"
+    );
+}
+
+#[test]
+fn protected_sources_are_named_and_never_blocked() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, "[allow]\nnetworks = [\"10.77.1.2\"]\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+    let output =
+        command.args(["replay", "--json", "--config"]).arg(config.path()).arg(capture("nmap-sX")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["blocked"], &last["spared"][0]["reason"]), (&json!([]), &json!("on the allow-list")));
+    assert!(!text.contains("\"block\""), "{text}");
+}
+
+#[test]
+fn events_carry_the_captures_time_in_both_forms() {
+    let events = objects(&capture("nmap-sS"), &[]);
+    let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["probe", "probe", "block", "summary"]);
+    assert!(events[2].get("reaction_us").is_none());
+    let time = events[2]["time"].as_str().unwrap();
+    assert_eq!(events[3]["blocked"][0]["time"], time);
+    let text = String::from_utf8(replay(&capture("nmap-sS"), &[]).stdout).unwrap();
+    let line = format!(
+        "{time} attackalert: Host 10.77.1.2 has been blocked via nftables set inet portsentry blocked for 1day\n"
+    );
+    assert!(text.contains(&line), "{text}");
+    assert!(time.starts_with("2026-11-21T06:25:03.89"), "{time}");
+}
+
+/// Turns a stored capture (little-endian, microseconds, Ethernet) into another format.
+fn convert(name: &str, convert: impl Fn(&mut Vec<u8>, u32, u32, &[u8]), header: &[u8]) -> tempfile::NamedTempFile {
+    let bytes = std::fs::read(capture(name)).unwrap();
+    let mut converted = header.to_vec();
+    let mut rest = &bytes[24..];
+    while let Some((record, behind)) = rest.split_first_chunk::<16>() {
+        let word = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().unwrap());
+        let (frame, behind) = behind.split_at(word(8) as usize);
+        convert(&mut converted, word(0), word(4), frame);
+        rest = behind;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), converted).unwrap();
+    file
+}
+
+#[test]
+fn the_verdicts_are_the_same_in_every_format() {
+    for name in ["nmap-sS", "nmap-f", "nmap6-sS", "nmap-sU", "web"] {
+        let expected = objects(&capture(name), &[]);
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let length = |frame: &[u8]| u32::try_from(frame.len()).unwrap();
+        let nano = convert(
+            name,
+            |file, seconds, micros, frame| {
+                file.extend(words(&[seconds, micros * 1_000, length(frame), length(frame)]));
+                file.extend(frame);
+            },
+            &words(&[0xa1b2_3c4d, 0x0002_0004, 0, 0, 96, 1]),
+        );
+        assert_eq!(objects(nano.path(), &[]), expected, "{name}: nanoseconds, big-endian");
+        let section = words(&[0x0a0d_0d0a, 28, 0x1a2b_3c4d, 0x0001_0000, u32::MAX, u32::MAX, 28]);
+        let interfaces = words(&[1, 20, 276 << 16, 0, 20, 1, 20, 1 << 16, 0, 20]);
+        let pcapng = convert(
+            name,
+            |file, seconds, micros, frame| {
+                let ticks = u64::from(seconds) * 1_000_000 + u64::from(micros);
+                let total = 32 + length(frame).next_multiple_of(4);
+                let (high, low) = ((ticks >> 32) as u32, (ticks & 0xffff_ffff) as u32);
+                file.extend(words(&[6, total, 1, high, low, length(frame), length(frame)]));
+                file.extend(frame);
+                file.resize(file.len().next_multiple_of(4), 0);
+                file.extend(words(&[total]));
+            },
+            &[section, interfaces].concat(),
+        );
+        assert_eq!(objects(pcapng.path(), &[]), expected, "{name}: pcapng, second interface");
+    }
+}
+
+#[test]
+fn a_broken_capture_is_judged_as_far_as_it_goes() {
+    let bytes = std::fs::read(capture("nmap-sS")).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes[..bytes.len() - 5]).unwrap();
+    let output = replay(file.path(), &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["event"], &last["blocked"][0]["subject"]), (&json!("summary"), &json!("10.77.1.2")));
+    let error = String::from_utf8(output.stderr).unwrap();
+    let place = format!("ends early, at byte {}", bytes.len() - 5);
+    assert!(error.contains(&place) && error.contains("after 16 whole packets"), "{error}");
+}
+
+#[test]
+fn what_is_no_capture_is_refused_in_a_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    for (bytes, sentence) in [
+        (&b"hello, world"[..], "is no capture"),
+        (b"", "is empty"),
+        (&[0x1f, 0x8b, 8, 0, 0], "is compressed with gzip; unpack it first"),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        let output = replay(&file, &[]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+        assert!(error.starts_with("portsentry: ") && error.contains(sentence) && error.lines().count() == 1, "{error}");
+    }
+    for (path, sentence) in
+        [(directory.path(), "read twice"), (Path::new("-"), "No such file"), (Path::new("/dev/null"), "read twice")]
+    {
+        let error = String::from_utf8(replay(path, &[]).stderr).unwrap();
+        assert!(error.contains(sentence), "{error}");
+    }
+}
+
+#[test]
+fn a_capture_without_packets_or_of_an_unknown_link_is_read_to_its_end() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = std::fs::read(capture("web")).unwrap();
+    bytes[20] = 147;
+    std::fs::write(file.path(), &bytes).unwrap();
+    let links = summary(file.path(), &[]);
+    assert_eq!(links["unknown_links"]["147"], links["packets"]);
+    std::fs::write(file.path(), &bytes[..24]).unwrap();
+    assert_eq!(summary(file.path(), &[])["packets"], 0);
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+    let output = command.arg("replay").arg(capture("nmap-sT")).stdout(writer).output().unwrap();
+    assert_eq!(
+        (output.status.code(), output.stderr.len()),
+        (Some(0), 0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
