@@ -57,14 +57,15 @@ fn a_full_set_under_a_flood_is_said_in_a_bounded_number_of_lines() {
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start_configured(&lab, "[block.nft]\nsize = 4\n", &["--expire", "24h"]);
     let target = lab.victim_v4("forger").into();
-    lab.wire("forger").pace(10_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
+    // Fewer than a minute may have lines about probes, so that the last one has its own.
+    lab.wire("forger").pace(10_000, forged(500).map(|source| raw::tcp(source, target, 23, 0)));
     daemon.expect_line("set inet portsentry blocked is full (4)");
     // A refused ban is slow, but it must not keep the sensor from what comes after.
     let begin = Instant::now();
-    let last = forged(2_001).last().unwrap();
+    let last = forged(501).last().unwrap();
     lab.wire("forger").send(&raw::tcp(last, target, 24, SYN));
     daemon.expect_line(&format!("from host: {last}/{last} to TCP port: 24"));
-    assert!(begin.elapsed() < Duration::from_secs(5), "it took {:?} to get there", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(2), "it took {:?} to get there", begin.elapsed());
     assert_eq!(lab.set("blocked").len(), 4);
     let log = daemon.stop();
     let failures = log.matches("could not be blocked").count();
