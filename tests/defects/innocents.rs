@@ -22,7 +22,7 @@ fn assert_nobody_but_the_culprit(lab: &Lab) {
 #[test]
 fn an_active_ftp_server_that_connects_from_port_20_is_no_scanner() {
     let lab = Lab::new(&["server", "culprit"]);
-    let _daemon = Daemon::start(&lab, &STRICT);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (server, victim) = (lab.v4("server"), lab.victim_v4("server"));
     for port in 700..710 {
         // The client here opens a port for the data, and the server connects to it at once.
@@ -35,7 +35,10 @@ fn an_active_ftp_server_that_connects_from_port_20_is_no_scanner() {
             rustix::net::connect(&data, &SocketAddr::from((victim, port))).unwrap();
             TcpStream::from(data).write_all(b"data").unwrap();
         });
-        drop(listener);
+        let (mut data, _) = listener.accept().unwrap();
+        let mut said = String::new();
+        data.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "data");
     }
     assert_nobody_but_the_culprit(&lab);
 }
@@ -43,7 +46,7 @@ fn an_active_ftp_server_that_connects_from_port_20_is_no_scanner() {
 #[test]
 fn a_client_of_passive_ftp_is_no_scanner() {
     let lab = Lab::new(&["client", "culprit"]);
-    let _daemon = Daemon::start(&lab, &STRICT);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for port in 710..720 {
         let _data = Services::open(&lab, &[port]);
         assert_eq!(lab.served("client", lab.victim_v4("client").into(), &[port], 1), 1);
