@@ -5,6 +5,7 @@
 //! allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
@@ -67,6 +68,8 @@ pub struct Nft {
     socket: Socket,
     batch: Batch,
     request: Vec<u8>,
+    /// The sets that were full a moment ago, with their sizes.
+    full: Vec<(Set, u32, Instant)>,
 }
 
 impl Nft {
@@ -75,7 +78,7 @@ impl Nft {
     /// # Errors
     /// Where the kernel has no netfilter netlink.
     pub fn open() -> Result<Self, SocketError> {
-        Ok(Self { socket: Socket::open()?, batch: Batch::new(), request: Vec::new() })
+        Ok(Self { socket: Socket::open()?, batch: Batch::new(), request: Vec::new(), full: Vec::new() })
     }
 
     /// The number by which the kernel names this socket in notifications of what it changed.
@@ -187,6 +190,7 @@ impl Nft {
         put: impl Fn(&mut Batch, &T),
         subject: impl Fn(&T) -> Subject,
     ) -> Result<(), BlockError> {
+        self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
         let mut failed = Vec::new();
         let mut rest = items;
         while !rest.is_empty() {
@@ -201,16 +205,26 @@ impl Nft {
             }
             let (chunk, later) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
             rest = later;
-            let Err(error) = self.socket.transact(&mut self.batch) else { continue };
-            if let [alone] = chunk {
-                self.judge(change, subject(alone), error, &mut failed)?;
-                continue;
-            }
-            // Lost answers leave open what happened; all that is sent here may be sent twice.
-            if !matches!(error, SocketError::Refused { .. } | SocketError::Overrun(_)) {
-                return Err(error.into());
+            let full = chunk.iter().any(|item| change == Change::Block && self.was_full(subject(item)).is_some());
+            if !full {
+                let Err(error) = self.socket.transact(&mut self.batch) else { continue };
+                if let [alone] = chunk {
+                    self.judge(change, subject(alone), error, &mut failed)?;
+                    continue;
+                }
+                // Lost answers leave open what happened; all that is sent here may be sent twice.
+                if !matches!(error, SocketError::Refused { .. } | SocketError::Overrun(_)) {
+                    return Err(error.into());
+                }
             }
             for item in chunk {
+                if change == Change::Block
+                    && let Some(reason) = self.was_full(subject(item))
+                    && self.holds(subject(item))?.is_none()
+                {
+                    failed.push(Failed { subject: subject(item), reason });
+                    continue;
+                }
                 self.batch.clear();
                 put(&mut self.batch, item);
                 if let Err(error) = self.socket.transact(&mut self.batch) {
@@ -240,13 +254,22 @@ impl Nft {
                 }
             }
             SocketError::Refused { errno: Errno::NFILE, .. } => {
-                let reason = Failure::Full { set: set.name(), size: self.size(set)? };
-                failed.push(Failed { subject, reason });
+                let size = self.size(set)?;
+                self.full.retain(|(known, ..)| *known != set);
+                self.full.push((set, size, Instant::now()));
+                failed.push(Failed { subject, reason: Failure::Full { set: set.name(), size } });
             }
             SocketError::Refused { .. } => failed.push(Failed { subject, reason: error.into() }),
             other => return Err(other.into()),
         }
         Ok(())
+    }
+
+    /// That the set of `subject` had no room a moment ago.
+    fn was_full(&self, subject: Subject) -> Option<Failure> {
+        let set = Set::of(subject);
+        let known = self.full.iter().find(|(known, ..)| *known == set);
+        known.map(|(_, size, _)| Failure::Full { set: set.name(), size: *size })
     }
 
     fn size(&mut self, set: Set) -> Result<u32, BlockError> {
@@ -267,3 +290,7 @@ fn first(failed: &[Failed]) -> String {
 
 /// Bytes of one transaction, below the send buffer that a process without privilege over buffers gets (212,992).
 const CHUNK: usize = 128 << 10;
+
+/// How long a set counts as full without being asked. Undoing a transaction takes the kernel some 12 ms, so that a flood of
+/// new sources against a full set would leave no time for anything else; to ask whether one is in it takes microseconds.
+const STILL_FULL: Duration = Duration::from_millis(10);

@@ -12,8 +12,10 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use super::event::{Event, What};
 use super::{json, line};
 
-/// Lines about single probes, a minute. Verdicts are never left out; they have bounds of their own.
+/// Lines about single probes and short bans, a minute. Other verdicts are never left out; they have bounds of their own.
 const LINES_PER_MINUTE: u32 = 600;
+/// Lines about bans that failed, a minute: as many as somebody forges where the set is full. Probes must not use them up.
+const FAILURES_PER_MINUTE: u32 = 60;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Sends what is logged from now on to the journal if standard error is connected to it, else to standard error.
@@ -36,12 +38,13 @@ pub fn init() -> Result<(), TryInitError> {
 pub struct Log {
     minute: Instant,
     lines: u32,
+    failures: u32,
     left_out: u64,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { minute: Instant::now(), lines: 0, left_out: 0 }
+        Self { minute: Instant::now(), lines: LINES_PER_MINUTE, failures: FAILURES_PER_MINUTE, left_out: 0 }
     }
 }
 
@@ -49,7 +52,15 @@ impl Log {
     /// Writes the line of `event`, if it has one.
     pub fn write(&mut self, event: &Event) {
         self.turn_minute();
-        if matches!(event.what, What::Probe(_) | What::Repeated { .. }) && !self.has_room() {
+        let room = match &event.what {
+            What::Probe(_) | What::Repeated { .. } => take(&mut self.lines),
+            // Above the ceiling there are as many as somebody forges. A line of their own says how many.
+            What::Blocked { ban, .. } if ban.capped => take(&mut self.lines),
+            What::BlockFailed { .. } => take(&mut self.failures),
+            _ => true,
+        };
+        if !room {
+            self.left_out += 1;
             return;
         }
         let Some(line) = line::of(&event.what) else { return };
@@ -59,25 +70,24 @@ impl Log {
         }
     }
 
-    /// Takes one of the minute's lines, or counts it as left out.
-    fn has_room(&mut self) -> bool {
-        let room = self.lines < LINES_PER_MINUTE;
-        if room {
-            self.lines += 1;
-        } else {
-            self.left_out += 1;
-        }
-        room
-    }
-
     /// Says how many lines of the last minute were left out, once it is over.
     pub fn turn_minute(&mut self) {
         if self.minute.elapsed() < MINUTE {
             return;
         }
         if self.left_out > 0 {
-            tracing::info!("adminalert: {} more lines about single probes were left out", self.left_out);
+            tracing::info!(
+                "adminalert: {} more lines about probes, short bans and failed ones were left out",
+                self.left_out
+            );
         }
         *self = Self::default();
     }
+}
+
+/// Takes one of the lines that the minute has left.
+fn take(left: &mut u32) -> bool {
+    let taken = left.checked_sub(1);
+    *left = taken.unwrap_or(0);
+    taken.is_some()
 }

@@ -58,9 +58,19 @@ impl Lab {
 
     /// Adds a host with its own link to the victim; also while the program runs.
     pub(crate) fn join(&mut self, host: &str) {
-        let number = self.hosts.len() + 1;
         self.hosts.push(host.to_owned());
         self.create_namespace(host);
+        self.link(host);
+    }
+
+    /// Deletes the link between a host and the victim.
+    pub(crate) fn cut(&self, host: &str) {
+        self.victim_ip(&format!("link del {host}"));
+    }
+
+    /// Makes a host's link to the victim: for the first time, or anew and under the same names after [`Lab::cut`].
+    pub(crate) fn link(&self, host: &str) {
+        let number = self.number(host);
         let (victim, other) = (self.namespace("victim"), self.namespace(host));
         ip(&victim, &format!("link add {host} type veth peer name uplink netns {other}\n"));
         let side = |interface: &str, end: u8| {

@@ -155,7 +155,7 @@ impl Lab {
 }
 
 /// Connects and reads until the end; true where that was the banner.
-fn fetch(service: SocketAddr, patience: Duration) -> bool {
+pub(crate) fn fetch(service: SocketAddr, patience: Duration) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&service, patience) else { return false };
     stream.set_read_timeout(Some(patience)).expect("more than zero");
     let mut said = String::new();
