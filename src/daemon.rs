@@ -104,6 +104,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
 async fn serve(config: &Config) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
     let mut watch = HostWatch::open(config).await?;
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let (events, received) = queue::bounded(QUEUE);
@@ -142,6 +143,10 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
         let changed = tokio::select! {
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
+            _ = hangup.recv() => {
+                log.write(&Event::now(What::Note("SIGHUP changes nothing: restart to take new settings over".to_owned())));
+                continue;
+            }
             result = &mut end => break Err(gone(result)),
             event = received.receive() => {
                 log.write(&event);

@@ -104,7 +104,8 @@ impl Class {
         const PSH: u16 = TcpFlags::PSH;
         const ACK: u16 = TcpFlags::ACK;
         const URG: u16 = TcpFlags::URG;
-        if flags.0 & TcpFlags::RESERVED != 0 {
+        // A reset answers, whatever stands beside it; the capture's filter holds resets back, too.
+        if flags.0 & TcpFlags::RESERVED != 0 && flags.0 & (SYN | RST) != RST {
             return Some(Self::Illegal);
         }
         match flags.0 & (FIN | SYN | RST | PSH | ACK | URG) {
@@ -204,7 +205,7 @@ mod tests {
         for bits in [0x003, 0x006, 0x03f, 0x02b, 0x013, 0x008, 0x020, 0x028, 0x040, 0x202, 0x410] {
             assert_eq!(Class::of_tcp(TcpFlags(bits)), Some(Class::Illegal), "{bits:#x}");
         }
-        for bits in [0x012, 0x052, 0x004, 0x014, 0x01c, 0x005] {
+        for bits in [0x012, 0x052, 0x004, 0x014, 0x01c, 0x005, 0x204] {
             assert_eq!(Class::of_tcp(TcpFlags(bits)), None, "{bits:#x}");
         }
     }
