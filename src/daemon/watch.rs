@@ -37,7 +37,11 @@ pub(super) struct HostWatch {
     wanted: Wanted,
     /// Something has changed that the snapshot does not show yet.
     stale: bool,
+    ticks: u32,
 }
+
+/// All is read again after so many ticks: a session that was killed leaves its record behind without a change to any file.
+const REREAD: u32 = 300;
 
 impl HostWatch {
     /// Reads everything once.
@@ -73,6 +77,7 @@ impl HostWatch {
             host,
             wanted,
             stale: false,
+            ticks: 0,
         })
     }
 
@@ -119,7 +124,8 @@ impl HostWatch {
         listeners.retain(|one| !is_decoy(&self.decoys, one));
         // All of them are asked: each remembers what it has seen.
         let files = [self.resolvers.poll(), self.sessions.poll(), self.leases.poll()];
-        self.stale |= files.contains(&true) || listeners != self.listeners;
+        self.ticks = (self.ticks + 1) % REREAD;
+        self.stale |= files.contains(&true) || listeners != self.listeners || self.ticks == 0;
         self.listeners = listeners;
         if self.stale { self.catch_up().await } else { Ok(Vec::new()) }
     }

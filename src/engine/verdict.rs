@@ -67,7 +67,7 @@ impl Ports {
     }
 
     /// Protocol, port and class of each.
-    pub fn iter(&self) -> impl Iterator<Item = (Protocol, u16, Class)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (Protocol, u16, Class)> + Clone + '_ {
         self.items.iter().take(self.len).copied()
     }
 }

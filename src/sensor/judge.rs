@@ -13,13 +13,41 @@ use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repe
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, What};
 use crate::report::queue::Sender;
-use crate::wire::Packet;
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// What came of one packet, until the bans of its batch are in the kernel.
 enum Outcome {
     Said(Event),
     /// To be blocked; seen at this time.
     Condemned(Ban, SystemTime),
+}
+
+impl Outcome {
+    /// True for the ban of `subject` and the probe that it is for.
+    fn is_about(&self, subject: Subject) -> bool {
+        match self {
+            Self::Condemned(ban, _) => ban.probe.subject == subject,
+            Self::Said(event) => matches!(&event.what, What::Probe(probe) if probe.subject == subject),
+        }
+    }
+}
+
+/// Whose ban is not to be: `packet` is this host's SYN/ACK from a port that the ban's evidence calls closed. A listener
+/// that lives for milliseconds, and a port that is published by DNAT, are in no socket table when it is asked.
+fn pardoned(outcomes: &[Outcome], packet: &Packet) -> Option<Subject> {
+    let Transport::Tcp { source_port, flags, .. } = packet.transport else { return None };
+    if outcomes.is_empty() || packet.delivery != Delivery::Outgoing || !flags.has(TcpFlags::SYN | TcpFlags::ACK) {
+        return None;
+    }
+    let subject = Subject::of(packet.destination);
+    let wrong = |ban: &Ban| {
+        let mut evidence = ban.ports.iter();
+        // What no stack sends is a probe whatever listens there.
+        ban.probe.subject == subject
+            && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
+            && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
+    };
+    outcomes.iter().any(|outcome| matches!(outcome, Outcome::Condemned(ban, _) if wrong(ban))).then_some(subject)
 }
 
 /// The engine and what carries out its verdicts.
@@ -32,6 +60,8 @@ pub(super) struct Judge {
     events: Sender,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
+    /// The last thing that was said about a table that could not be healed.
+    complaint: Option<String>,
 }
 
 impl Judge {
@@ -46,7 +76,7 @@ impl Judge {
         let truth = Truth { sockets, decoys };
         // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
         let outcomes = Vec::with_capacity(2 * BATCH);
-        Self { engine, host, truth, nft, events, outcomes, elements: Vec::with_capacity(BATCH) }
+        Self { engine, host, truth, nft, events, outcomes, elements: Vec::with_capacity(BATCH), complaint: None }
     }
 
     pub(super) fn say(&self, what: What) {
@@ -62,6 +92,10 @@ impl Judge {
 
     /// Judges a packet that was captured at `time`. What comes of it waits for [`Judge::settle`].
     pub(super) fn packet(&mut self, now: Moment, packet: &Packet, time: SystemTime) {
+        if let Some(subject) = pardoned(&self.outcomes, packet) {
+            self.outcomes.retain(|outcome| !outcome.is_about(subject));
+            self.engine.lift(subject);
+        }
         let mut verdict = self.engine.observe(now, packet, &self.host, &mut self.truth);
         if self.has_escaped(&verdict, time) {
             verdict = self.engine.observe(now, packet, &self.host, &mut self.truth);
@@ -194,22 +228,33 @@ impl Judge {
         }
     }
 
-    /// The table is gone: lays it again with the allow-list, and blocks again whom it blocked, for the time that is left.
+    /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
+    /// that is left. A table that somebody made his own is left as it is, but for the sets.
     pub(super) fn heal(&mut self) {
         let Some((nft, spec)) = &mut self.nft else { return };
         let bans: Vec<_> = self.engine.bans().collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        let laid = nft.install(spec).map_err(|error: RulesetError| error.to_string());
+        let laid = nft.install(spec);
         // The allow-list first: at no moment is a protected source without it.
-        let laid = laid.and_then(|_| nft.protect(&prefixes).map_err(|error| error.to_string()));
-        match laid.and_then(|()| nft.block(&bans).map_err(|error| error.to_string())) {
-            Ok(()) => self.say(What::Healed { bans: bans.len() }),
-            Err(error) => {
-                // Who is not blocked must not be taken for blocked: everybody is judged anew.
-                self.engine.lift_all();
-                self.say(What::Error(format!("table inet portsentry is gone and could not be laid again: {error}")));
-            }
+        let filled = nft.protect(&prefixes).and_then(|()| nft.block(&bans));
+        if filled.is_err() {
+            // Who is not blocked must not be taken for blocked: everybody is judged anew.
+            self.engine.lift_all();
         }
+        let what = match (laid, filled) {
+            (Ok(_), Ok(())) => What::Healed { bans: bans.len() },
+            (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
+                What::Error(format!("{error}. It goes on as far as the sets still do their work"))
+            }
+            (Err(error), _) => What::Error(format!("the table could not be laid again: {error}")),
+            (Ok(_), Err(error)) => What::Error(format!("the bans could not be put back: {error}")),
+        };
+        // Somebody who changes the table in a loop must not fill the log.
+        let text = format!("{what:?}");
+        if self.complaint.as_deref() != Some(&text) {
+            self.say(what.clone());
+        }
+        self.complaint = matches!(what, What::Error(_)).then_some(text);
     }
 }
 
@@ -232,5 +277,61 @@ impl PortOracle for Truth {
         };
         // No answer proves nothing, and the evidence stands: the snapshot of the listeners has been asked before.
         self.sockets.owner(protocol, source, destination, 0).is_ok_and(|owner| owner != Owner::Nobody)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::{HashKey, Local, NoOracle, Settings, Watch};
+
+    const HERE: [u8; 4] = [192, 0, 2, 1];
+    const THERE: [u8; 4] = [198, 51, 100, 7];
+
+    fn packet(outgoing: bool, flags: u16, port: u16) -> Packet {
+        let (source, destination) = if outgoing { (HERE, THERE) } else { (THERE, HERE) };
+        let (source_port, destination_port) = if outgoing { (port, 40_000) } else { (40_000, port) };
+        Packet {
+            source: source.into(),
+            destination: destination.into(),
+            delivery: if outgoing { Delivery::Outgoing } else { Delivery::Host },
+            interface: 2,
+            fragmented: false,
+            transport: Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 },
+        }
+    }
+
+    /// What comes of one packet where the first touch blocks.
+    fn condemned(flags: u16) -> Vec<Outcome> {
+        let settings = Settings {
+            tcp: Watch { ports: "1-1024".parse().unwrap(), block: true },
+            udp: Watch::default(),
+            sctp: false,
+            icmp: false,
+            scan_trigger: 0,
+            window: Duration::from_secs(60),
+            expiry: Expiry::Never,
+            max_sources: 1024,
+            max_judged: 1024,
+            max_new_bans_per_minute: 600,
+        };
+        let mut engine = Engine::new(settings, HashKey(1, 2));
+        let host = Host::new(Local::Addresses([HERE.into()].into()));
+        let verdict = engine.observe(Moment::default(), &packet(false, flags, 21), &host, &mut NoOracle);
+        let Verdict::Block(ban) = verdict else { panic!("{verdict:?}") };
+        vec![Outcome::Condemned(ban, SystemTime::UNIX_EPOCH)]
+    }
+
+    #[test]
+    fn a_port_that_answers_in_the_same_batch_was_not_closed() {
+        let answer = TcpFlags::SYN | TcpFlags::ACK;
+        let outcomes = condemned(TcpFlags::SYN);
+        assert_eq!(pardoned(&outcomes, &packet(true, answer, 21)), Some(Subject::V4(THERE.into())));
+        assert_eq!(pardoned(&outcomes, &packet(true, answer, 22)), None, "another port");
+        assert_eq!(pardoned(&outcomes, &packet(true, TcpFlags::RST, 21)), None, "a closed port answers so");
+        assert_eq!(pardoned(&outcomes, &packet(false, answer, 21)), None, "anybody can send that");
+        assert_eq!(pardoned(&condemned(0), &packet(true, answer, 21)), None, "a NULL probe stays one");
     }
 }

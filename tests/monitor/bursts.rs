@@ -25,6 +25,13 @@ fn add_many(count: u32) -> String {
     text
 }
 
+fn element(change: Change) -> Option<Subject> {
+    match change {
+        Change::ElementAdded(subject, _) | Change::ElementRemoved(subject) => Some(subject),
+        _ => None,
+    }
+}
+
 /// Reads `MANY` changes; gives up the future again and again, and reads on.
 async fn read_many(monitor: &mut Monitor) -> HashSet<Subject> {
     let mut subjects = HashSet::new();
@@ -34,10 +41,7 @@ async fn read_many(monitor: &mut Monitor) -> HashSet<Subject> {
         let changes = changes.unwrap();
         assert!(!changes.is_empty() && changes.len() < 5_000, "{}", changes.len());
         for change in changes {
-            let (Change::ElementAdded(subject, _) | Change::ElementRemoved(subject)) = change else {
-                unreachable!("{change:?}")
-            };
-            assert!(subjects.insert(subject), "{subject} twice");
+            assert!(subjects.insert(element(change).unwrap()), "{change:?} twice");
         }
     }
     subjects

@@ -1,9 +1,11 @@
 //! Elements that others add and delete.
 
-use std::time::Duration;
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::Expiry;
-use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved};
+use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
 use portsentry::netlink::nft::{Batch, put_ban};
 
 use super::{assert_quiet, subject, told, watched};
@@ -95,5 +97,27 @@ fn the_daemons_own_bans_are_not_told_until_it_gives_up_its_socket() {
         assert_eq!(told.last(), Some(&ElementAdded(subject("192.0.2.1"), None)));
         let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         assert_eq!(monitor.author().unwrap().process, here);
+    });
+}
+
+/// What the kernel holds in `blocked`.
+fn blocked() -> String {
+    let output = Command::new("nft").args(["list", "set", "inet", "portsentry", "blocked"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_element_that_a_rule_adds_and_that_expires_is_not_told() {
+    watched(async |monitor, _| {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        let rule = "insert rule inet portsentry prerouting udp dport 9 add @blocked { ip saddr timeout 1s }";
+        assert_eq!(told(monitor, rule).await, [RulesetChanged]);
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap();
+        assert!(blocked().contains("127.0.0.1"));
+        let end = Instant::now() + Duration::from_secs(10);
+        while blocked().contains("127.0.0.1") {
+            assert!(Instant::now() < end);
+        }
+        assert_quiet(monitor).await;
     });
 }

@@ -117,7 +117,7 @@ impl Monitor {
     /// Where the socket fails: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
-        while datagrams < MOST_DATAGRAMS && self.untold.changes.len() < MOST_CHANGES {
+        while datagrams < self.most_datagrams() && self.untold.changes.len() < MOST_CHANGES {
             let arrived = if self.untold.changes.is_empty() {
                 self.arrival().await?
             } else if self.untold.open {
@@ -147,6 +147,10 @@ impl Monitor {
     #[must_use]
     pub fn author(&self) -> Option<&Author> {
         self.untold.author.as_ref()
+    }
+
+    fn most_datagrams(&self) -> u32 {
+        if self.untold.lost { QUEUED_DATAGRAMS } else { MOST_DATAGRAMS }
     }
 
     /// Waits for a datagram.
@@ -205,7 +209,10 @@ const BUFFER: usize = 32 << 20;
 const DATAGRAM: usize = 16 << 10;
 /// Changes that are held at most, give or take those of one datagram: the rest waits in the kernel.
 const MOST_CHANGES: usize = 4_096;
-/// Datagrams for one batch: more than the buffer holds, so that after an overrun it is emptied at once.
-const MOST_DATAGRAMS: u32 = 1 << 16;
+/// Datagrams for one batch: while others are at it without a pause, what they did is told all the same.
+const MOST_DATAGRAMS: u32 = 1 << 10;
+/// More than the buffer holds, twice its size with the kernel's own share of some 700 bytes each: after an overrun it is
+/// emptied at once.
+const QUEUED_DATAGRAMS: u32 = 1 << 17;
 /// How long the end of a transaction is waited for.
 const REST: Duration = Duration::from_millis(100);
