@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -113,9 +114,18 @@ fn line(ban: &Banned) -> String {
         line,
         "{seconds} - {month}/{day}/{year} {clock} Host: {source}/{source} Port: {port} {} Blocked",
         protocol.name(),
-        source = ban.source,
+        source = host(ban),
     );
     line
+}
+
+/// The host that a filter may take from the line. A forged ::ffff:192.0.2.1 would be 192.0.2.1 to it, whom the allow-list
+/// may protect.
+fn host(ban: &Banned) -> IpAddr {
+    match ban.source {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.subject.element(),
+        source => source,
+    }
 }
 
 /// 9999-12-31T23:59:59Z: a year has four digits.

@@ -29,6 +29,9 @@ const QUEUE: usize = 8_192;
 /// Changes that the thread holds while the disk takes none; some 20 MB at most.
 const PENDING: usize = 65_536;
 
+/// Changes in one transaction at most, so that the end need not wait long for one.
+const BATCH: usize = 2_048;
+
 /// How often the time is kept, and the least time between two versions of the list of bans in force.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -130,13 +133,14 @@ impl Writer {
         self.recorder.clone()
     }
 
-    /// Writes what was handed over before this call, and ends the thread; waits for `within` at most.
+    /// Writes what was handed over before this call, and ends the thread; waits for `within` at most. What fails is tried
+    /// again for half of it, so that the rest is left to say what could not be written.
     pub fn stop(self, within: Duration) -> Flushed {
         let shared = &self.recorder.shared;
-        *shared.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(within);
+        *shared.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(within / 2);
         shared.stopping.store(true, Ordering::Release);
         self.recorder.thread.unpark();
-        match self.done.recv_timeout(within.saturating_add(LAST_ATTEMPTS)) {
+        match self.done.recv_timeout(within) {
             Ok(left) => {
                 // It has nothing more to do; a panic in `tell` comes after the last write.
                 let _ = self.thread.join();
@@ -224,7 +228,7 @@ impl Work {
                 self.keep_books(now);
             }
             if stopping {
-                if self.has_nothing() || self.is_too_late(now) {
+                if self.has_nothing() || self.is_too_late() {
                     break;
                 }
                 thread::sleep(if self.database.0.until().is_some() { LAST_ATTEMPTS } else { Duration::ZERO });
@@ -250,9 +254,9 @@ impl Work {
         self.pending.is_empty() && self.saved.is_empty() && self.shared.queue.is_empty()
     }
 
-    fn is_too_late(&self, now: Instant) -> bool {
+    fn is_too_late(&self) -> bool {
         let deadline = *self.shared.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        deadline.is_some_and(|deadline| now >= deadline)
+        deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// How long there is nothing to do, unless a change comes.
@@ -305,11 +309,12 @@ impl Work {
             }
         };
         if !saved.is_empty() || !pending.is_empty() {
-            ledger.write(saved.iter().chain(pending.iter()))?;
-            shared.written.fetch_add(pending.len() as u64, Ordering::Relaxed);
+            let batch = pending.len().min(BATCH);
+            ledger.write(saved.iter().chain(pending.iter().take(batch)))?;
+            shared.written.fetch_add(batch as u64, Ordering::Relaxed);
             saved.clear();
             self.stale = true;
-            for change in self.pending.drain(..) {
+            for change in self.pending.drain(..batch) {
                 if let (Change::Banned(ban), Some(classic)) = (change, &mut self.classic) {
                     classic.note(&ban);
                 }

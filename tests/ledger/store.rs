@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::{Class, Engine, HashKey, Host, Local, Moment, Protocol, Settings, Sighting, Verdict, Watch};
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
 
 use super::support::{State, at, ban, source, subject};
@@ -173,4 +174,51 @@ fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
     assert_eq!(ledger.count().unwrap(), Count { open: 0, kept: 100_000 });
     // Far more than it takes without optimization; a plan that misses its index takes hours.
     assert!(written + read + expired < Duration::from_secs(60));
+}
+
+#[test]
+fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
+    let watch = Watch { ports: "1-65535".parse().unwrap(), block: true };
+    let mut engine = Engine::new(
+        Settings {
+            tcp: watch.clone(),
+            udp: watch,
+            sctp: false,
+            icmp: false,
+            scan_trigger: 2,
+            window: Duration::from_secs(1800),
+            expiry: Expiry::After(Duration::from_secs(DAY)),
+            max_sources: 1024,
+            max_judged: 1024,
+            max_new_bans_per_minute: 600,
+        },
+        HashKey(1, 2),
+    );
+    let host = Host::new(Local::Addresses(["2001:db8::80".parse().unwrap()].into()));
+    let mut touch = |port| {
+        let sighting = Sighting {
+            source: "2001:db8:1:2:3::4".parse().unwrap(),
+            source_port: 40_000,
+            destination: "2001:db8::80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port,
+            class: Class::Connect,
+            fragmented: false,
+        };
+        engine.observe_decoy(Moment::at(Duration::from_secs(60)), sighting, &host)
+    };
+    let _ = (touch(23), touch(23), touch(2323));
+    let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };
+    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"));
+    assert_eq!(banned.ports[0], (Protocol::Tcp, 8080));
+    let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [23, 2323, 8080]);
+    let state = State::new();
+    let mut ledger = state.ledger();
+    ledger.record(std::slice::from_ref(&banned)).unwrap();
+    let kept = ledger.of(subject("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    assert_eq!(kept, banned);
+    assert_eq!((kept.source.to_string().as_str(), kept.probes), ("2001:db8:1:2:3::4", 4));
+    assert_eq!((kept.class, kept.until), (Some(Class::Connect), Some(at(DAY))));
 }
