@@ -157,3 +157,9 @@ pub enum Change {
         ended: Ended,
     },
 }
+
+impl From<Banned> for Change {
+    fn from(ban: Banned) -> Self {
+        Self::Banned(ban)
+    }
+}

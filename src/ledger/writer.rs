@@ -2,29 +2,29 @@
 //! written in one transaction; what a full or locked disk refuses is tried again, later and later; what finds no room is
 //! counted. It also keeps the time: bans whose time is over are marked once a second, and the text files follow.
 
+mod backoff;
 mod news;
+mod recorder;
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_queue::ArrayQueue;
-
 pub use news::News;
+pub use recorder::Recorder;
 
-use super::ban::{Banned, Change};
+use super::ban::Change;
 use super::classic::Classic;
 use super::error::LedgerError;
 use super::{Found, Ledger, Opened, Retention};
+use backoff::Backoff;
 use news::Trouble;
-
-/// Changes that wait for the thread at one time: what arrives while one transaction is written.
-const QUEUE: usize = 8_192;
+use recorder::Shared;
 
 /// Changes that the thread holds while the disk takes none; some 20 MB at most.
 const PENDING: usize = 65_536;
@@ -38,54 +38,11 @@ const TICK: Duration = Duration::from_secs(1);
 /// The list of bans in force takes at most one part in so many of the thread's time, however long it is.
 const SHARE: u32 = 20;
 
-/// The first and the longest wait after a failure.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-
 /// Between attempts at the end, when there is little time.
 const LAST_ATTEMPTS: Duration = Duration::from_millis(20);
 
 /// How often it is told that changes were lost.
 const LOSSES: Duration = Duration::from_secs(60);
-
-/// Takes changes for the thread. Cheap to clone.
-#[derive(Clone)]
-pub struct Recorder {
-    shared: Arc<Shared>,
-    thread: Thread,
-}
-
-struct Shared {
-    queue: ArrayQueue<Change>,
-    dropped: AtomicU64,
-    written: AtomicU64,
-    stopping: AtomicBool,
-    deadline: Mutex<Option<Instant>>,
-}
-
-impl Recorder {
-    /// Hands `change` over and never waits; false where there was no room and it is lost, and counted.
-    pub fn put(&self, change: Change) -> bool {
-        let put = self.shared.queue.push(change).is_ok();
-        if put {
-            self.thread.unpark();
-        } else {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        put
-    }
-
-    /// Changes that are in the database.
-    #[must_use]
-    pub fn written(&self) -> u64 {
-        self.shared.written.load(Ordering::Relaxed)
-    }
-
-    /// Changes that are lost because there was no room.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
-    }
-}
 
 /// The thread. Only [`Writer::stop`] ends it before the process does.
 pub struct Writer {
@@ -113,17 +70,11 @@ impl Writer {
         classic: Option<Classic>,
         tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            queue: ArrayQueue::new(QUEUE),
-            dropped: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            stopping: AtomicBool::new(false),
-            deadline: Mutex::new(None),
-        });
+        let shared = Arc::new(Shared::default());
         let (ended, done) = sync_channel(1);
         let work = Work::new(ledger, classic, Box::new(tell), Arc::clone(&shared));
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || work.run(&ended))?;
-        let recorder = Recorder { shared, thread: thread.thread().clone() };
+        let recorder = Recorder::new(shared, thread.thread().clone());
         Ok(Self { recorder, thread, done })
     }
 
@@ -136,10 +87,8 @@ impl Writer {
     /// Writes what was handed over before this call, and ends the thread; waits for `within` at most. What fails is tried
     /// again for half of it, so that the rest is left to say what could not be written.
     pub fn stop(self, within: Duration) -> Flushed {
-        let shared = &self.recorder.shared;
-        *shared.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(within / 2);
-        shared.stopping.store(true, Ordering::Release);
-        self.recorder.thread.unpark();
+        let now = Instant::now();
+        self.recorder.stop(now.checked_add(within / 2).unwrap_or(now));
         match self.done.recv_timeout(within) {
             Ok(left) => {
                 // It has nothing more to do; a panic in `tell` comes after the last write.
@@ -148,25 +97,6 @@ impl Writer {
             }
             Err(_) => Flushed::Stuck,
         }
-    }
-}
-
-/// When to try again, after failures.
-#[derive(Default)]
-struct Backoff(Option<(Instant, Duration)>);
-
-impl Backoff {
-    fn is_over(&self, now: Instant) -> bool {
-        self.0.is_none_or(|(until, _)| now >= until)
-    }
-
-    fn extend(&mut self) {
-        let wait = self.0.map_or(PATIENCE.0, |(_, wait)| (wait * 2).min(PATIENCE.1));
-        self.0 = Some((Instant::now() + wait, wait));
-    }
-
-    fn until(&self) -> Option<Instant> {
-        self.0.map(|(until, _)| until)
     }
 }
 
@@ -221,14 +151,14 @@ impl Work {
     fn run(mut self, ended: &SyncSender<u64>) {
         loop {
             // Asked first: what was handed over before the order to end is then in the queue.
-            let stopping = self.shared.stopping.load(Ordering::Acquire);
+            let deadline = self.shared.deadline();
             self.collect();
             let now = Instant::now();
-            if stopping || self.database.0.is_over(now) {
+            if deadline.is_some() || self.database.0.is_over(now) {
                 self.keep_books(now);
             }
-            if stopping {
-                if self.has_nothing() || self.is_too_late() {
+            if let Some(deadline) = deadline {
+                if self.has_nothing() || Instant::now() >= deadline {
                     break;
                 }
                 thread::sleep(if self.database.0.until().is_some() { LAST_ATTEMPTS } else { Duration::ZERO });
@@ -252,11 +182,6 @@ impl Work {
 
     fn has_nothing(&self) -> bool {
         self.pending.is_empty() && self.saved.is_empty() && self.shared.queue.is_empty()
-    }
-
-    fn is_too_late(&self) -> bool {
-        let deadline = *self.shared.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// How long there is nothing to do, unless a change comes.
@@ -407,12 +332,5 @@ impl Work {
             (self.tell)(News::Unreadable { rows });
             self.unreadable.1 = rows;
         }
-    }
-}
-
-/// A ban as a change, for [`Recorder::put`].
-impl From<Banned> for Change {
-    fn from(ban: Banned) -> Self {
-        Self::Banned(ban)
     }
 }

@@ -138,13 +138,13 @@ proptest! {
 
     #[test]
     fn damage_anywhere_is_survived_or_kept_aside(
-        place in 0.0..1.0_f64, early in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 1..64), cut in 0..8_u8
+        place in any::<prop::sample::Index>(), early in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 1..64), cut in 0..8_u8
     ) {
         let state = filled();
         let path = state.file(DATABASE);
         let length = fs::metadata(&path).unwrap().len();
         // Half of the damage goes where the structure is.
-        let offset = ((if early { 200.0 } else { length as f64 }) * place) as u64;
+        let offset = place.index(if early { 200 } else { length.try_into().unwrap() }) as u64;
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         if cut == 0 {
             file.set_len(offset).unwrap();

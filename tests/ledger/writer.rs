@@ -58,7 +58,7 @@ fn the_list_is_rewritten_at_most_once_a_second() {
             versions.push((found.mtime(), found.mtime_nsec()));
         }
     }
-    let whole = start.elapsed().as_secs() as usize;
+    let whole = usize::try_from(start.elapsed().as_secs()).unwrap();
     versions.dedup();
     assert!((2..=whole + 2).contains(&versions.len()), "{} versions in {whole} s", versions.len());
     assert_eq!(writer.stop(SOON), Flushed::Whole);
