@@ -17,7 +17,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension, Statement, TransactionBehavior, named_params};
 
 pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method};
 pub use classic::{BLOCKED, Classic, HISTORY};
@@ -68,7 +68,7 @@ pub struct Retention {
 }
 
 impl Default for Retention {
-    /// 400,000 bans, some 80 MB, and two years.
+    /// 400,000 bans, about 100 MB, and two years.
     fn default() -> Self {
         Self { rows: 400_000, age: Duration::from_secs(2 * 365 * 86_400) }
     }
@@ -96,19 +96,20 @@ pub struct Count {
     pub kept: u64,
 }
 
-/// Ends the open ban of a subject. One whose time was already over has expired, whatever was meant to end it.
+/// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
+const NEWEST: &str = "SELECT id, strikes, ended IS NULL FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
+
+/// Ends a ban. One whose time was already over has expired, whatever was meant to end it.
 const END: &str = "
     UPDATE ban SET
         ended = min(coalesce(until, :at), :at),
         ending = CASE WHEN until <= :at THEN 'expired' ELSE :how END,
         lifted_by = CASE WHEN until <= :at THEN NULL ELSE :by END
-    WHERE subject = :subject AND ended IS NULL";
+    WHERE id = :id";
 
 const INSERT: &str = "
     INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author)
-    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface,
-        coalesce((SELECT strikes + 1 FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1), 0),
-        :method, :author)";
+    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author)";
 
 const EXPIRE: &str = "
     UPDATE ban SET ended = until, ending = 'expired'
@@ -132,7 +133,8 @@ fn select(which: &str) -> String {
     format!("SELECT {} FROM ban {which}", row::COLUMNS)
 }
 
-const ACTIVE: &str = "WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY id";
+/// Through the index of open bans: the past may be many times as long.
+const ACTIVE: &str = "INDEXED BY ban_open WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY until, id";
 const OF: &str = "WHERE subject = :subject ORDER BY id";
 
 impl Ledger {
@@ -224,7 +226,7 @@ impl Ledger {
         found.map_err(LedgerError::database("write to", &self.path()))
     }
 
-    /// The bans that are in force at `now`, in the order in which they were written.
+    /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
     pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
         self.entries(ACTIVE, named_params! {":now": micros(now)})
     }
@@ -285,6 +287,7 @@ impl Ledger {
 
 /// What every transaction that writes bans needs, prepared once for all of them.
 struct Statements<'a> {
+    newest: Statement<'a>,
     end: Statement<'a>,
     insert: Statement<'a>,
     recorded: u64,
@@ -292,14 +295,24 @@ struct Statements<'a> {
 
 impl<'a> Statements<'a> {
     fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
-        Ok(Self { end: connection.prepare(END)?, insert: connection.prepare(INSERT)?, recorded: 0 })
+        let (newest, end) = (connection.prepare(NEWEST)?, connection.prepare(END)?);
+        Ok(Self { newest, end, insert: connection.prepare(INSERT)?, recorded: 0 })
     }
 
     fn record(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
-        self.end(ban.subject, &Ended { how: Ending::Replaced, at: ban.since })?;
-        self.recorded += 1;
+        let subject = ban.subject.to_string();
+        let strikes = match self.newest(&subject)? {
+            None => 0,
+            Some((id, strikes, open)) => {
+                if open {
+                    self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
+                }
+                // What somebody else wrote there may be anything.
+                strikes.clamp(0, i64::from(u32::MAX) - 1) + 1
+            }
+        };
         self.insert.execute(named_params! {
-            ":subject": ban.subject.to_string(),
+            ":subject": subject,
             ":source": ban.source.to_string(),
             ":since": micros(ban.since),
             ":until": ban.until.map(micros),
@@ -307,26 +320,39 @@ impl<'a> Statements<'a> {
             ":ports": row::ports_text(&ban.ports),
             ":probes": ban.probes,
             ":interface": ban.interface,
+            ":strikes": strikes,
             ":method": row::method_key(ban.method),
             ":author": row::author_key(ban.author),
         })?;
+        self.recorded += 1;
         Ok(())
     }
 
     fn end(&mut self, subject: Subject, ended: &Ended) -> Result<bool, rusqlite::Error> {
+        match self.newest(&subject.to_string())? {
+            Some((id, _, true)) => self.end_row(id, ended).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    fn newest(&mut self, subject: &str) -> Result<Option<(i64, i64, bool)>, rusqlite::Error> {
+        let values = named_params! {":subject": subject};
+        self.newest.query_row(values, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+    }
+
+    fn end_row(&mut self, id: i64, ended: &Ended) -> Result<(), rusqlite::Error> {
         let (how, by) = match &ended.how {
             Ending::Expired => (row::EXPIRED, None),
             Ending::Replaced => (row::REPLACED, None),
             Ending::Lifted { by } => (row::LIFTED, Some(by.as_str())),
         };
-        let values = named_params! {":subject": subject.to_string(), ":at": micros(ended.at), ":how": how, ":by": by};
-        Ok(self.end.execute(values)? > 0)
+        self.end.execute(named_params! {":id": id, ":at": micros(ended.at), ":how": how, ":by": by}).map(drop)
     }
 }
 
 fn connect(place: &Place) -> Result<Connection, LedgerError> {
     let (active, of) = (select(ACTIVE), select(OF));
-    let used = [END, INSERT, EXPIRE, FORGET, THIN_OUT, STRIKES, COUNT, &active, &of];
+    let used = [NEWEST, END, INSERT, EXPIRE, FORGET, THIN_OUT, STRIKES, COUNT, &active, &of];
     schema::connect(&place.file(DATABASE), &used)
 }
 

@@ -42,9 +42,8 @@ const STEPS: [&str; 1] = ["
         ending TEXT,                  -- expired, lifted, replaced
         lifted_by TEXT
     ) STRICT;
-    CREATE UNIQUE INDEX ban_open ON ban (subject) WHERE ended IS NULL;
-    CREATE INDEX ban_due ON ban (until) WHERE ended IS NULL AND until IS NOT NULL;
     CREATE INDEX ban_subject ON ban (subject);
+    CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
 "];
 
