@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod enforce;
 pub mod engine;
+pub mod ledger;
 pub mod netlink;
 pub mod replay;
 pub mod report;

@@ -1,0 +1,117 @@
+//! Why the ledger cannot be used, as sentences to an operator.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Error, ErrorCode};
+
+/// Why the ledger cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It lies behind a symbolic link, which somebody else may point elsewhere.
+    #[error("{0} is a symbolic link; put the real one in its place, or name the state directory that it points to")]
+    Link(PathBuf),
+    /// It is not what stands there.
+    #[error("{path} is no {wanted}; move it away")]
+    Kind {
+        /// Which.
+        path: PathBuf,
+        /// What should be there.
+        wanted: &'static str,
+    },
+    /// It belongs to another user.
+    #[error(
+        "{path} belongs to user {owner}, but portsentry runs as user {user}; chown it, after a look at what is in it"
+    )]
+    Owner {
+        /// Which.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who runs.
+        user: u32,
+    },
+    /// Its permissions let others in, or the owner not.
+    #[error("{path} has mode {mode:04o}, which is not safe for the ledger; run: chmod {wanted:04o} {path}")]
+    Mode {
+        /// Which.
+        path: PathBuf,
+        /// What it has.
+        mode: u32,
+        /// What it should have.
+        wanted: u32,
+    },
+    /// The operating system refused something.
+    #[error("cannot {doing} {path}: {error}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What came back.
+        error: io::Error,
+    },
+    /// A later release has written it.
+    #[error(
+        "{path} has format {found}, and this portsentry knows formats up to {known}; install the newer portsentry again, \
+         or move the file away"
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The newest that is known here.
+        known: i64,
+    },
+    /// The file system cannot hold it safely.
+    #[error("{0} lies on a file system without shared memory for its log; put the state directory on a local disk")]
+    FileSystem(PathBuf),
+    /// What is in it is not a ledger, or no more.
+    #[error("{path} is damaged: {damage}")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        damage: String,
+    },
+    /// The database refused something.
+    #[error("cannot {doing} {path}: {error}")]
+    Database {
+        /// What was tried.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What came back.
+        error: rusqlite::Error,
+    },
+}
+
+impl LedgerError {
+    pub(super) fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::System { doing, path, error }
+    }
+
+    pub(super) fn database(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Database { doing, path, error }
+    }
+
+    /// The file is not to be trusted any more: only a new one helps.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Database { error, .. } => is_damage(error),
+            _ => false,
+        }
+    }
+}
+
+/// All statements of the ledger are fixed and right for it, so one that a table or a constraint does not fit tells of the
+/// file.
+pub(super) fn is_damage(error: &Error) -> bool {
+    let codes = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase, ErrorCode::ConstraintViolation];
+    matches!(error, Error::SqlInputError { .. }) || error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
+}

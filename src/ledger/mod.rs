@@ -1,0 +1,382 @@
+//! Bans to a database and back, so that they outlive the process and the reboot: who, why, since when, until when, how
+//! often. The kernel's set is the enforcement, this is the memory. Nothing here blocks anybody, asks the kernel or looks
+//! at a clock for the life of a ban: `now` comes in.
+//!
+//! [`Ledger`] is the database, one transaction a call; [`Writer`] is a thread around it, for whoever must not wait for a
+//! disk; [`Classic`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
+
+mod ban;
+mod classic;
+mod error;
+mod place;
+mod row;
+mod schema;
+mod writer;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, OptionalExtension, Statement, TransactionBehavior, named_params};
+
+pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method};
+pub use classic::{BLOCKED, Classic, HISTORY};
+pub use error::LedgerError;
+pub use writer::{Flushed, News, Recorder, Writer};
+
+use crate::engine::subject::Subject;
+use place::Place;
+use row::micros;
+
+/// The database's name in the state directory.
+pub const DATABASE: &str = "ledger.sqlite";
+
+/// The bans, in a directory of their own.
+pub struct Ledger {
+    connection: Connection,
+    place: Place,
+    /// Device and inode of the database.
+    file: (u64, u64),
+    retention: Retention,
+    /// Bans written since the rows were last counted.
+    uncounted: u64,
+}
+
+/// What was found on opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Nothing: the ledger is new.
+    Fresh,
+    /// A ledger.
+    Existing,
+    /// A damaged one. It was moved aside, and the ledger is new.
+    Rebuilt {
+        /// Where the damaged one is now.
+        aside: PathBuf,
+        /// What was wrong with it.
+        damage: String,
+    },
+}
+
+/// How much of the past is kept. Open bans are always kept; the kernel's sets bound how many there can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Bans in all. Above it those that ended first go, [`SLACK`] late at most.
+    pub rows: u64,
+    /// How long a ban is kept after its end.
+    pub age: Duration,
+}
+
+impl Default for Retention {
+    /// 400,000 bans, about 100 MB, and two years.
+    fn default() -> Self {
+        Self { rows: 400_000, age: Duration::from_secs(2 * 365 * 86_400) }
+    }
+}
+
+/// Bans that may be written before the rows are counted again, which reads all of an index.
+pub const SLACK: u64 = 10_000;
+
+/// What was read, and how many rows could not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Found<T> {
+    /// What was read.
+    pub items: Vec<T>,
+    /// Rows that do not parse and were skipped: somebody else, or a failing disk, has written them.
+    pub unreadable: u64,
+}
+
+/// How many bans there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Without an end so far.
+    pub open: u64,
+    /// In all.
+    pub kept: u64,
+}
+
+/// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
+const NEWEST: &str = "SELECT id, strikes, ended IS NULL FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
+
+/// Ends a ban. One whose time was already over has expired, whatever was meant to end it.
+const END: &str = "
+    UPDATE ban SET
+        ended = min(coalesce(until, :at), :at),
+        ending = CASE WHEN until <= :at THEN 'expired' ELSE :how END,
+        lifted_by = CASE WHEN until <= :at THEN NULL ELSE :by END
+    WHERE id = :id";
+
+const INSERT: &str = "
+    INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author)
+    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author)";
+
+const EXPIRE: &str = "
+    UPDATE ban SET ended = until, ending = 'expired'
+    WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
+    RETURNING subject";
+
+const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
+
+const THIN_OUT: &str = "
+    DELETE FROM ban WHERE id IN (SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT :surplus)";
+
+/// A ban counts until it has been over for as long as strikes are remembered, so that a long ban cannot be forgotten
+/// while it still lasts.
+const STRIKES: &str = "
+    SELECT count(*) FROM ban
+    WHERE subject = :subject AND (ended IS NULL AND until IS NULL OR coalesce(ended, until) > :since)";
+
+const COUNT: &str = "SELECT (SELECT count(*) FROM ban WHERE ended IS NULL), (SELECT count(*) FROM ban)";
+
+fn select(which: &str) -> String {
+    format!("SELECT {} FROM ban {which}", row::COLUMNS)
+}
+
+/// Through the index of open bans: the past may be many times as long.
+const ACTIVE: &str = "INDEXED BY ban_open WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY until, id";
+const OF: &str = "WHERE subject = :subject ORDER BY id";
+
+impl Ledger {
+    /// Opens the ledger in `directory`, and makes what is missing: the directory with mode 0700, the database with 0600.
+    /// A damaged database is moved aside and a new one made. Refuses a directory or file that is a symbolic link, belongs
+    /// to somebody else or lets others in.
+    pub fn open(directory: &Path) -> Result<(Self, Opened), LedgerError> {
+        let place = Place::prepare(directory)?;
+        let fresh = place.claim(DATABASE)?;
+        let (connection, opened) = match connect(&place) {
+            Ok(connection) => (connection, if fresh { Opened::Fresh } else { Opened::Existing }),
+            Err(error) if error.is_damage() => {
+                let aside = place.set_aside(DATABASE)?;
+                place.claim(DATABASE)?;
+                (connect(&place)?, Opened::Rebuilt { aside, damage: error.to_string() })
+            }
+            Err(error) => return Err(error),
+        };
+        let path = place.file(DATABASE);
+        let found = std::fs::symlink_metadata(&path).map_err(LedgerError::system("look at", &path))?;
+        let file = (found.dev(), found.ino());
+        // Whatever the last process left is counted with the first bans of this one.
+        Ok((Self { connection, place, file, retention: Retention::default(), uncounted: SLACK }, opened))
+    }
+
+    /// Keeps more or less of the past than [`Retention::default`].
+    #[must_use]
+    pub fn with_retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.place.file(DATABASE)
+    }
+
+    fn directory(&self) -> &Path {
+        self.place.directory()
+    }
+
+    /// Moves a database that turned out to be damaged aside, and says where it is now. [`Ledger::open`] then makes a new one.
+    pub fn set_aside(self) -> Result<PathBuf, LedgerError> {
+        // Closed first: closing removes the log by its name, which must not be the next database's.
+        drop(self.connection);
+        self.place.set_aside(DATABASE)
+    }
+
+    /// False where the database's file is gone or another one lies in its place: what is written is lost then.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(self.path()).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
+    }
+
+    /// Writes bans that have come into force, all or none. A ban of a subject that has one already takes its place.
+    pub fn record(&mut self, bans: &[Banned]) -> Result<(), LedgerError> {
+        self.transact(|statements| bans.iter().try_for_each(|ban| statements.record(ban)))
+    }
+
+    /// Writes that the ban of `subject` has ended; false where there was none to end.
+    pub fn ended(&mut self, subject: Subject, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
+        self.transact(|statements| statements.end(subject, &Ended { how, at }))
+    }
+
+    /// Writes `changes` in their order, all or none.
+    pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), LedgerError> {
+        self.transact(|statements| {
+            changes.into_iter().try_for_each(|change| match change {
+                Change::Banned(ban) => statements.record(ban),
+                Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
+            })
+        })
+    }
+
+    /// Marks the bans whose time is over at `now`, tells whose they were, and drops what has been over for longer than the
+    /// past is kept.
+    pub fn expire(&mut self, now: SystemTime) -> Result<Found<Subject>, LedgerError> {
+        let before = now.checked_sub(self.retention.age).map_or(i64::MIN, micros);
+        let found = (|| {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let found = collect(&mut transaction.prepare(EXPIRE)?, named_params! {":now": micros(now)}, |row| {
+                row::subject(row.get_ref(0).ok()?.as_str().ok()?)
+            })?;
+            transaction.execute(FORGET, named_params! {":before": before})?;
+            transaction.commit()?;
+            Ok(found)
+        })();
+        found.map_err(LedgerError::database("write to", &self.path()))
+    }
+
+    /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
+    pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
+        self.entries(ACTIVE, named_params! {":now": micros(now)})
+    }
+
+    /// All that is kept about `subject`, the oldest first. For an address ask for [`Subject::of`] it.
+    pub fn of(&self, subject: Subject) -> Result<Found<Entry>, LedgerError> {
+        self.entries(OF, named_params! {":subject": subject.to_string()})
+    }
+
+    /// How often `subject` has been banned, counting bans that at `now` last or have been over for less than `forget`.
+    pub fn strikes(&self, subject: Subject, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
+        let since = now.checked_sub(forget).map_or(i64::MIN, micros);
+        let values = named_params! {":subject": subject.to_string(), ":since": since};
+        let strikes: Result<i64, _> = self.connection.query_row(STRIKES, values, |row| row.get(0));
+        let strikes = strikes.map_err(LedgerError::database("read", &self.path()))?;
+        Ok(u32::try_from(strikes).unwrap_or(u32::MAX))
+    }
+
+    /// How many bans there are.
+    pub fn count(&self) -> Result<Count, LedgerError> {
+        let number = |value: i64| u64::try_from(value).unwrap_or_default();
+        let count = self
+            .connection
+            .query_row(COUNT, [], |row| Ok(Count { open: number(row.get(0)?), kept: number(row.get(1)?) }));
+        count.map_err(LedgerError::database("read", &self.path()))
+    }
+
+    fn entries(&self, which: &str, values: &[(&str, &dyn rusqlite::ToSql)]) -> Result<Found<Entry>, LedgerError> {
+        let statement = self.connection.prepare(&select(which));
+        let found = statement.and_then(|mut statement| collect(&mut statement, values, row::entry));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
+    /// One transaction, in which what is above the bound goes as well.
+    fn transact<T>(
+        &mut self,
+        work: impl FnOnce(&mut Statements<'_>) -> Result<T, rusqlite::Error>,
+    ) -> Result<T, LedgerError> {
+        let (rows, uncounted) = (self.retention.rows, self.uncounted);
+        let result = (|| {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut statements = Statements::prepare(&transaction)?;
+            let result = work(&mut statements)?;
+            let mut uncounted = uncounted + statements.recorded;
+            drop(statements);
+            if uncounted >= SLACK {
+                thin_out(&transaction, rows)?;
+                uncounted = 0;
+            }
+            transaction.commit()?;
+            Ok((result, uncounted))
+        })();
+        let (result, uncounted) = result.map_err(LedgerError::database("write to", &self.path()))?;
+        self.uncounted = uncounted;
+        Ok(result)
+    }
+}
+
+/// What every transaction that writes bans needs, prepared once for all of them.
+struct Statements<'a> {
+    newest: Statement<'a>,
+    end: Statement<'a>,
+    insert: Statement<'a>,
+    recorded: u64,
+}
+
+impl<'a> Statements<'a> {
+    fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
+        let (newest, end) = (connection.prepare(NEWEST)?, connection.prepare(END)?);
+        Ok(Self { newest, end, insert: connection.prepare(INSERT)?, recorded: 0 })
+    }
+
+    fn record(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
+        let subject = ban.subject.to_string();
+        let strikes = match self.newest(&subject)? {
+            None => 0,
+            Some((id, strikes, open)) => {
+                if open {
+                    self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
+                }
+                // What somebody else wrote there may be anything.
+                strikes.clamp(0, i64::from(u32::MAX) - 1) + 1
+            }
+        };
+        self.insert.execute(named_params! {
+            ":subject": subject,
+            ":source": ban.source.to_string(),
+            ":since": micros(ban.since),
+            ":until": ban.until.map(micros),
+            ":class": ban.class.map(crate::engine::Class::key),
+            ":ports": row::ports_text(&ban.ports),
+            ":probes": ban.probes,
+            ":interface": ban.interface,
+            ":strikes": strikes,
+            ":method": row::method_key(ban.method),
+            ":author": row::author_key(ban.author),
+        })?;
+        self.recorded += 1;
+        Ok(())
+    }
+
+    fn end(&mut self, subject: Subject, ended: &Ended) -> Result<bool, rusqlite::Error> {
+        match self.newest(&subject.to_string())? {
+            Some((id, _, true)) => self.end_row(id, ended).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    fn newest(&mut self, subject: &str) -> Result<Option<(i64, i64, bool)>, rusqlite::Error> {
+        let values = named_params! {":subject": subject};
+        self.newest.query_row(values, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+    }
+
+    fn end_row(&mut self, id: i64, ended: &Ended) -> Result<(), rusqlite::Error> {
+        let (how, by) = match &ended.how {
+            Ending::Expired => (row::EXPIRED, None),
+            Ending::Replaced => (row::REPLACED, None),
+            Ending::Lifted { by } => (row::LIFTED, Some(by.as_str())),
+        };
+        self.end.execute(named_params! {":id": id, ":at": micros(ended.at), ":how": how, ":by": by}).map(drop)
+    }
+}
+
+fn connect(place: &Place) -> Result<Connection, LedgerError> {
+    let (active, of) = (select(ACTIVE), select(OF));
+    let used = [NEWEST, END, INSERT, EXPIRE, FORGET, THIN_OUT, STRIKES, COUNT, &active, &of];
+    schema::connect(&place.file(DATABASE), &used)
+}
+
+fn thin_out(connection: &Connection, rows: u64) -> Result<(), rusqlite::Error> {
+    let kept: i64 = connection.query_row("SELECT count(*) FROM ban", [], |row| row.get(0))?;
+    let surplus = kept.saturating_sub(i64::try_from(rows).unwrap_or(i64::MAX));
+    if surplus > 0 {
+        connection.execute(THIN_OUT, named_params! {":surplus": surplus})?;
+    }
+    Ok(())
+}
+
+fn collect<T>(
+    statement: &mut Statement<'_>,
+    values: &[(&str, &dyn rusqlite::ToSql)],
+    parse: impl Fn(&rusqlite::Row<'_>) -> Option<T>,
+) -> Result<Found<T>, rusqlite::Error> {
+    let mut found = Found { items: Vec::new(), unreadable: 0 };
+    let mut rows = statement.query(values)?;
+    while let Some(row) = rows.next()? {
+        match parse(row) {
+            Some(item) => found.items.push(item),
+            None => found.unreadable += 1,
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,150 @@
+//! Bans to columns and back. What is on the disk may have been written by anybody who once was root, or by a failing
+//! disk: a row that does not parse is `None`, never a panic and never half a ban.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::Row;
+
+use super::ban::{Author, Banned, Ended, Ending, Entry, Method};
+use crate::engine::subject::Subject;
+use crate::engine::{Class, Protocol};
+
+/// The columns that [`entry`] reads, in its order.
+pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
+                                  ended, ending, lifted_by";
+
+pub(super) const EXPIRED: &str = "expired";
+pub(super) const LIFTED: &str = "lifted";
+pub(super) const REPLACED: &str = "replaced";
+
+/// The entry in a row of [`COLUMNS`].
+pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
+    let ended = match row.get::<_, Option<i64>>(11).ok()? {
+        None => None,
+        Some(at) => Some(Ended { how: ending(row)?, at: time(at)? }),
+    };
+    let until = match row.get::<_, Option<i64>>(3).ok()? {
+        None => None,
+        Some(until) => Some(time(until)?),
+    };
+    let class = match row.get_ref(4).ok()?.as_str_or_null().ok()? {
+        None => None,
+        Some(key) => Some(Class::ALL.into_iter().find(|class| class.key() == key)?),
+    };
+    let ban = Banned {
+        subject: subject(row.get_ref(0).ok()?.as_str().ok()?)?,
+        source: row.get_ref(1).ok()?.as_str().ok()?.parse().ok()?,
+        since: time(row.get(2).ok()?)?,
+        until,
+        class,
+        ports: ports(row.get_ref(5).ok()?.as_str().ok()?)?,
+        probes: row.get(6).ok()?,
+        interface: row.get(7).ok()?,
+        method: method(row.get_ref(9).ok()?.as_str().ok()?)?,
+        author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
+    };
+    Some(Entry { ban, strikes: row.get(8).ok()?, ended })
+}
+
+fn ending(row: &Row<'_>) -> Option<Ending> {
+    match row.get_ref(12).ok()?.as_str().ok()? {
+        EXPIRED => Some(Ending::Expired),
+        REPLACED => Some(Ending::Replaced),
+        LIFTED => Some(Ending::Lifted { by: row.get(13).ok()? }),
+        _ => None,
+    }
+}
+
+/// The subject that prints as `text`, and only as that: another spelling would be a second ban of the same host.
+pub(super) fn subject(text: &str) -> Option<Subject> {
+    let (address, _) = text.split_once('/').unwrap_or((text, ""));
+    let subject = Subject::from_element(address.parse::<IpAddr>().ok()?);
+    (subject.to_string() == text).then_some(subject)
+}
+
+/// Ports as "tcp/23 udp/53".
+pub(super) fn ports_text(ports: &[(Protocol, u16)]) -> String {
+    let items: Vec<String> = ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect();
+    items.join(" ")
+}
+
+fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
+    const ALL: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
+    let items = text.split_ascii_whitespace().map(|item| {
+        let (key, port) = item.split_once('/')?;
+        Some((ALL.into_iter().find(|protocol| protocol.key() == key)?, port.parse().ok()?))
+    });
+    items.collect()
+}
+
+pub(super) fn method_key(method: Method) -> &'static str {
+    match method {
+        Method::Nft => "nft",
+    }
+}
+
+fn method(key: &str) -> Option<Method> {
+    (key == method_key(Method::Nft)).then_some(Method::Nft)
+}
+
+pub(super) fn author_key(author: Author) -> &'static str {
+    match author {
+        Author::Detector => "detector",
+        Author::Operator => "operator",
+        Author::Import => "import",
+    }
+}
+
+fn author(key: &str) -> Option<Author> {
+    [Author::Detector, Author::Operator, Author::Import].into_iter().find(|author| author_key(*author) == key)
+}
+
+/// Microseconds since 1970; what lies outside of 292,000 years around it is taken as the end of them.
+pub(super) fn micros(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros),
+    }
+}
+
+fn time(micros: i64) -> Option<SystemTime> {
+    let span = Duration::from_micros(micros.unsigned_abs());
+    if micros < 0 { UNIX_EPOCH.checked_sub(span) } else { UNIX_EPOCH.checked_add(span) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_read_only_in_the_spelling_that_is_written() {
+        for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"] {
+            assert_eq!(subject(text).map(|subject| subject.to_string()).as_deref(), Some(text));
+        }
+        for text in
+            ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "2001:db8::/48", "/64", "a/b", "::1\0/64"]
+        {
+            assert_eq!(subject(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ports_read_back_as_written_and_nothing_else_does() {
+        let all = [(Protocol::Tcp, 23), (Protocol::Udp, 65_535), (Protocol::Sctp, 0), (Protocol::Icmp, 8)];
+        assert_eq!(ports_text(&all), "tcp/23 udp/65535 sctp/0 icmp/8");
+        assert_eq!(ports(&ports_text(&all)).as_deref(), Some(&all[..]));
+        assert_eq!(ports(""), Some(Vec::new()));
+        for wrong in ["tcp", "tcp/", "tcp/65536", "tcp/-1", "ip/1", "tcp/1,udp/2", "/1"] {
+            assert_eq!(ports(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn times_before_1970_and_beyond_all_clocks_are_times() {
+        for micros_ in [0, 1, -1, 1_795_242_733_123_456, i64::MAX, i64::MIN + 1] {
+            assert_eq!(time(micros_).map(micros), Some(micros_));
+        }
+        assert!(time(i64::MIN).is_some());
+    }
+}

@@ -1,0 +1,157 @@
+//! A file to a database that can be trusted to be a ledger: opened with the settings that it needs, checked, and brought
+//! to the present format. What is damaged is said to be damaged; what to do about it is the caller's.
+//!
+//! <https://sqlite.org/pragma.html>, <https://sqlite.org/wal.html>, <https://sqlite.org/security.html>.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::error::{LedgerError, is_damage};
+
+/// How long a write waits for another program that holds the database, before it is an error.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// "psen": tells a ledger from any other SQLite database.
+const APPLICATION: i64 = 0x7073_656e;
+
+/// The log is cut back to this many bytes once it has been written into the database.
+const LOG_KEPT: i64 = 4 << 20;
+
+/// Memory for pages, in KiB: the indices of 100,000 bans, so that their random order costs no reading.
+const CACHE: i64 = 16 << 10;
+
+/// Step N brings format N to N + 1. A step that was once released is never changed.
+const STEPS: [&str; 1] = ["
+    CREATE TABLE ban (
+        id INTEGER PRIMARY KEY,
+        subject TEXT NOT NULL,        -- 192.0.2.7, 2001:db8:1:2::/64
+        source TEXT NOT NULL,         -- the address that sent the deciding probe
+        since INTEGER NOT NULL,       -- microseconds since 1970, as all times here
+        until INTEGER,                -- NULL: never
+        class TEXT,
+        ports TEXT NOT NULL,          -- tcp/23 tcp/8080
+        probes INTEGER NOT NULL,
+        interface TEXT,
+        strikes INTEGER NOT NULL,     -- bans of the subject before this one
+        method TEXT NOT NULL,
+        author TEXT NOT NULL,
+        ended INTEGER,                -- NULL: nobody has marked its end
+        ending TEXT,                  -- expired, lifted, replaced
+        lifted_by TEXT
+    ) STRICT;
+    CREATE INDEX ban_subject ON ban (subject);
+    CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
+    CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
+"];
+
+/// Opens the database at `path`, which exists and may be empty. Every statement of `used` must fit what is in it.
+pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerError> {
+    let mut connection = open(path).map_err(|error| classify(path, error))?;
+    let sound = inspect(&connection).map_err(|error| classify(path, error))?;
+    if let Some(damage) = sound {
+        return Err(LedgerError::Damaged { path: path.to_owned(), damage });
+    }
+    let found: i64 = pragma(&connection, "user_version").map_err(|error| classify(path, error))?;
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(LedgerError::Newer { path: path.to_owned(), found, known });
+    }
+    bring_up(&mut connection, found).map_err(|error| classify(path, error))?;
+    // A table of the right name with other columns is found now, and not by the first ban.
+    used.iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(|error| classify(path, error))?;
+    match pragma::<String>(&connection, "journal_mode") {
+        Ok(mode) if mode == "wal" => Ok(connection),
+        Ok(_) => Err(LedgerError::FileSystem(path.to_owned())),
+        Err(error) => Err(classify(path, error)),
+    }
+}
+
+fn open(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    // The schema on the disk is data too: it may call nothing, and no statement may change it by the back door.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    // Nothing is written outside of the state directory.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -CACHE)?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", LOG_KEPT, |_| Ok(()))?;
+    // A power cut may lose the last bans, never the file; the kernel's set is gone then too.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    Ok(connection)
+}
+
+/// What is wrong with the database, if anything is.
+fn inspect(connection: &Connection) -> Result<Option<String>, Error> {
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict != "ok" {
+        return Ok(Some(verdict));
+    }
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let application: i64 = pragma(connection, "application_id")?;
+    if tables > 0 && application != APPLICATION {
+        return Ok(Some("it is the database of another program".to_owned()));
+    }
+    Ok(None)
+}
+
+fn bring_up(connection: &mut Connection, found: i64) -> Result<(), Error> {
+    let done = usize::try_from(found).unwrap_or_default();
+    for (version, step) in (1_i64..).zip(STEPS).skip(done) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn pragma<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> Result<T, Error> {
+    connection.pragma_query_value(None, name, |row| row.get(0))
+}
+
+/// An error while opening, where more tells of the file than later: a header that says "read-only" or "format 9".
+fn classify(path: &Path, error: Error) -> LedgerError {
+    let odd = match &error {
+        Error::SqliteFailure(code, _) => matches!(code.code, ErrorCode::Unknown | ErrorCode::ReadOnly),
+        Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) | Error::Utf8Error(..) => true,
+        _ => false,
+    };
+    if odd || is_damage(&error) {
+        // Without the statement, which is long and tells an operator nothing.
+        let damage = match error {
+            Error::SqlInputError { msg, .. } => msg,
+            error => error.to_string(),
+        };
+        LedgerError::Damaged { path: path.to_owned(), damage }
+    } else {
+        LedgerError::database("open", path)(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_ledger_has_the_newest_format() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        bring_up(&mut connection, 0).unwrap();
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 1);
+        assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
+        assert_eq!(inspect(&connection).unwrap(), None);
+        bring_up(&mut connection, 1).unwrap();
+    }
+}

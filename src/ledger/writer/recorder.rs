@@ -1,0 +1,79 @@
+//! The way in to the writer: a queue that nobody ever waits for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::Instant;
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::ledger::Change;
+
+/// Changes that wait for the thread at one time: what arrives while one transaction is written.
+const QUEUE: usize = 8_192;
+
+/// Takes changes for the thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+    thread: Thread,
+}
+
+/// What the thread shares with those who have something for it.
+pub(super) struct Shared {
+    pub(super) queue: ArrayQueue<Change>,
+    pub(super) dropped: AtomicU64,
+    pub(super) written: AtomicU64,
+    /// When to give up, once the thread is to end.
+    stop: OnceLock<Instant>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let (dropped, written) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { queue: ArrayQueue::new(QUEUE), dropped, written, stop: OnceLock::new() }
+    }
+}
+
+impl Shared {
+    /// When the thread is to give up, if it is to end.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.stop.get().copied()
+    }
+}
+
+impl Recorder {
+    pub(super) fn new(shared: Arc<Shared>, thread: Thread) -> Self {
+        Self { shared, thread }
+    }
+
+    /// Has the thread end once all is written, or at `deadline`.
+    pub(super) fn stop(&self, deadline: Instant) {
+        // Once is enough.
+        let _ = self.shared.stop.set(deadline);
+        self.thread.unpark();
+    }
+
+    /// Hands `change` over and never waits; false where there was no room and it is lost, and counted.
+    pub fn put(&self, change: Change) -> bool {
+        let put = self.shared.queue.push(change).is_ok();
+        if put {
+            self.thread.unpark();
+        } else {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        put
+    }
+
+    /// Changes that are in the database.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.shared.written.load(Ordering::Relaxed)
+    }
+
+    /// Changes that are lost because there was no room.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}

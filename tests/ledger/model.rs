@@ -1,0 +1,131 @@
+//! Random sequences of bans and ends, against a list in memory.
+
+use std::time::{Duration, SystemTime};
+
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, Ledger};
+use proptest::prelude::*;
+
+use super::support::{State, at, ban, source};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ban(u32, u64, Option<u64>),
+    Lift(u32, u64),
+    Expire(u64),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let moment = 0..200_u64;
+    prop_oneof![
+        4 => (0..4_u32, moment.clone(), prop::option::weighted(0.8, 0..60_u64)).prop_map(|(who, when, span)| Step::Ban(who, when, span)),
+        2 => (0..4_u32, moment.clone()).prop_map(|(who, when)| Step::Lift(who, when)),
+        2 => moment.prop_map(Step::Expire),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// The ledger as a list.
+#[derive(Default)]
+struct Model(Vec<Entry>);
+
+impl Model {
+    fn end(&mut self, subject: Subject, how: Ending, when: SystemTime) -> bool {
+        let open = self.0.iter_mut().find(|entry| entry.ban.subject == subject && entry.ended.is_none());
+        let Some(open) = open else { return false };
+        open.ended = Some(match open.ban.until {
+            Some(until) if until <= when => Ended { how: Ending::Expired, at: until },
+            _ => Ended { how, at: when },
+        });
+        true
+    }
+
+    fn record(&mut self, ban: Banned) {
+        self.end(ban.subject, Ending::Replaced, ban.since);
+        let strikes = self.0.iter().filter(|entry| entry.ban.subject == ban.subject).count();
+        self.0.push(Entry { ban, strikes: strikes.try_into().unwrap(), ended: None });
+    }
+
+    fn expire(&mut self, now: SystemTime) -> Vec<Subject> {
+        let is_over = |entry: &Entry| entry.ended.is_none() && entry.ban.until.is_some_and(|until| until <= now);
+        let over: Vec<_> = self.0.iter().filter(|entry| is_over(entry)).map(|entry| entry.ban.subject).collect();
+        over.iter().for_each(|subject| assert!(self.end(*subject, Ending::Expired, now)));
+        over
+    }
+
+    fn active(&self, now: SystemTime) -> Vec<Entry> {
+        let lasts = |entry: &&Entry| entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now);
+        self.0.iter().filter(lasts).cloned().collect()
+    }
+
+    fn strikes(&self, subject: Subject, forget: Duration, now: SystemTime) -> usize {
+        let end = |entry: &Entry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
+        let counts = |entry: &&Entry| entry.ban.subject == subject && end(entry).is_none_or(|end| end > now - forget);
+        self.0.iter().filter(counts).count()
+    }
+}
+
+fn sorted<T>(mut items: Vec<T>, key: impl Fn(&T) -> Subject) -> Vec<T> {
+    items.sort_by_key(key);
+    items
+}
+
+fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
+    let active = ledger.active(now).unwrap();
+    assert_eq!(active.unreadable, 0);
+    let key = |entry: &Entry| entry.ban.subject;
+    assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
+    for who in (0..4).map(source) {
+        let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.subject == who).cloned().collect();
+        assert_eq!(ledger.of(who).unwrap().items, history);
+        let forget = Duration::from_secs(50);
+        assert_eq!(ledger.strikes(who, forget, now).unwrap() as usize, model.strikes(who, forget, now));
+    }
+    let open = model.0.iter().filter(|entry| entry.ended.is_none()).count() as u64;
+    let count = ledger.count().unwrap();
+    assert_eq!((count.open, count.kept), (open, model.0.len() as u64));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_ledger_agrees_with_a_list_whatever_happens_and_whatever_the_clock_does(
+        steps in prop::collection::vec(step(), 1..40)
+    ) {
+        let state = State::new();
+        let mut ledger = state.ledger();
+        let mut model = Model::default();
+        for step in steps {
+            let now = match step {
+                Step::Ban(who, when, span) => {
+                    let new = match span {
+                        Some(span) => ban(source(who), at(when), span),
+                        None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never),
+                    };
+                    ledger.record(std::slice::from_ref(&new)).unwrap();
+                    model.record(new);
+                    at(when)
+                }
+                Step::Lift(who, when) => {
+                    let how = Ending::Lifted { by: "alice".to_owned() };
+                    let ended = ledger.ended(source(who), how.clone(), at(when)).unwrap();
+                    prop_assert_eq!(ended, model.end(source(who), how, at(when)));
+                    at(when)
+                }
+                Step::Expire(when) => {
+                    let over = sorted(ledger.expire(at(when)).unwrap().items, |subject| *subject);
+                    prop_assert_eq!(over, sorted(model.expire(at(when)), |subject| *subject));
+                    at(when)
+                }
+                Step::Restart => {
+                    drop(ledger);
+                    ledger = state.ledger();
+                    at(0)
+                }
+            };
+            agree(&ledger, &model, now);
+        }
+    }
+}

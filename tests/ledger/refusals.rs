@@ -1,0 +1,126 @@
+//! Where the ledger does not open, and what it says.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use portsentry::ledger::{DATABASE, Ledger, LedgerError};
+
+use super::support::{State, intruder};
+
+fn refusal(directory: &Path) -> (LedgerError, String) {
+    let error = Ledger::open(directory).err().expect("it must not open");
+    let text = error.to_string();
+    (error, text)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn what_is_made_is_for_the_owner_alone() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    ledger.record(&[super::support::ban(super::support::source(1), super::support::at(0), 60)]).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&state.path()), 0o700);
+    for suffix in ["", "-wal", "-shm"] {
+        assert_eq!(mode(&state.file(&format!("{DATABASE}{suffix}"))), 0o600, "{suffix:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_is_refused_with_the_command_that_helps() {
+    let state = State::new();
+    drop(state.ledger());
+    for mode in [0o777, 0o770, 0o702, 0o1777] {
+        set_mode(&state.path(), mode);
+        let (error, text) = refusal(&state.path());
+        assert!(matches!(error, LedgerError::Mode { .. }), "{error:?}");
+        assert!(text.contains(&format!("mode {mode:04o}")) && text.contains("chmod 0700 /"), "{text}");
+    }
+    set_mode(&state.path(), 0o755);
+    drop(state.ledger());
+}
+
+#[test]
+fn a_database_that_others_can_open_is_refused() {
+    let state = State::new();
+    drop(state.ledger());
+    for mode in [0o644, 0o660, 0o602, 0o400] {
+        set_mode(&state.file(DATABASE), mode);
+        let (error, text) = refusal(&state.path());
+        assert!(matches!(error, LedgerError::Mode { .. }), "{error:?}");
+        assert!(text.contains("chmod 0600"), "{text}");
+    }
+}
+
+#[test]
+fn a_symbolic_link_is_refused_as_directory_and_as_database() {
+    let state = State::new();
+    drop(state.ledger());
+    let link = State::new();
+    symlink(state.path(), link.path()).unwrap();
+    assert!(matches!(refusal(&link.path()).0, LedgerError::Link(_)));
+
+    let elsewhere = state.file("elsewhere");
+    fs::rename(state.file(DATABASE), &elsewhere).unwrap();
+    symlink(&elsewhere, state.file(DATABASE)).unwrap();
+    let (error, text) = refusal(&state.path());
+    assert!(matches!(error, LedgerError::Link(_)), "{error:?}");
+    assert!(text.contains("ledger.sqlite is a symbolic link"), "{text}");
+
+    fs::remove_file(&elsewhere).unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Link(_)), "a dangling one too");
+}
+
+#[test]
+fn a_symbolic_link_on_the_way_is_the_administrators_business() {
+    let state = State::new();
+    let parent = tempfile::tempdir().unwrap();
+    fs::create_dir(state.path()).unwrap();
+    symlink(state.path(), parent.path().join("var")).unwrap();
+    assert!(Ledger::open(&parent.path().join("var/portsentry")).is_ok());
+}
+
+#[test]
+fn what_belongs_to_somebody_else_is_refused() {
+    let state = State::new();
+    drop(state.ledger());
+    for path in [state.file(DATABASE), state.path()] {
+        if let Err(error) = chown(&path, Some(1), None) {
+            // In a user namespace with a single user there is nobody else to give a file to, but there are the system's.
+            assert!(!rustix::process::geteuid().is_root() || error.raw_os_error() == Some(22), "{error}");
+            assert!(matches!(refusal(Path::new("/proc/sys")).0, LedgerError::Owner { .. }));
+            return;
+        }
+        let (error, text) = refusal(&state.path());
+        assert!(matches!(error, LedgerError::Owner { owner: 1, .. }), "{error:?}");
+        assert!(text.contains("belongs to user 1"), "{text}");
+        chown(&path, Some(0), None).unwrap();
+    }
+    drop(state.ledger());
+}
+
+#[test]
+fn what_is_no_directory_or_no_file_is_refused() {
+    let state = State::new();
+    fs::write(state.path(), "x").unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Kind { wanted: "directory", .. }));
+    fs::remove_file(state.path()).unwrap();
+    fs::create_dir(state.path()).unwrap();
+    fs::create_dir(state.file(DATABASE)).unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Kind { wanted: "regular file", .. }));
+}
+
+#[test]
+fn a_ledger_of_a_later_release_is_left_alone() {
+    let state = State::new();
+    drop(state.ledger());
+    intruder(&state.path()).pragma_update(None, "user_version", 2).unwrap();
+    let (error, text) = refusal(&state.path());
+    assert!(matches!(error, LedgerError::Newer { found: 2, known: 1, .. }), "{error:?}");
+    assert!(text.contains("install the newer portsentry"), "{text}");
+    assert!(state.file(DATABASE).exists());
+}

@@ -1,0 +1,225 @@
+//! What the ledger remembers.
+
+use std::time::{Duration, Instant};
+
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::{Class, Engine, HashKey, Host, Local, Moment, Protocol, Settings, Sighting, Verdict, Watch};
+use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
+
+use super::support::{State, at, ban, source, subject};
+
+const DAY: u64 = 86_400;
+
+fn entry(ban: Banned, strikes: u32, ended: Option<Ended>) -> Entry {
+    Entry { ban, strikes, ended }
+}
+
+#[test]
+fn a_ban_comes_back_whole_after_a_restart() {
+    let state = State::new();
+    let bans = [
+        ban(subject("192.0.2.7"), at(0), DAY),
+        ban(subject("2001:db8:1:2:3::4"), at(1), DAY),
+        ban(subject("fe80::1"), at(2), DAY),
+        Banned::wanted_by(Author::Operator, subject("198.51.100.9"), at(3), Expiry::Never),
+        Banned::wanted_by(Author::Import, subject("203.0.113.1"), at(4), Expiry::After(Duration::MAX)),
+    ];
+    {
+        let (mut ledger, opened) = state.open();
+        assert_eq!(opened, Opened::Fresh);
+        ledger.record(&bans).unwrap();
+    }
+    let (ledger, opened) = state.open();
+    assert_eq!(opened, Opened::Existing);
+    let found = ledger.active(at(10)).unwrap();
+    assert_eq!(found.unreadable, 0);
+    let [first, second, third, endless, beyond] = bans.map(|ban| entry(ban, 0, None));
+    assert_eq!(beyond.ban.until, None, "longer than any clock runs is for ever");
+    assert_eq!(found.items, [endless, beyond, first, second, third]);
+}
+
+#[test]
+fn a_ban_is_in_force_until_its_time_and_not_a_moment_longer() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    ledger.record(&[ban(source(1), at(0), 60)]).unwrap();
+    let moment = Duration::from_micros(1);
+    assert_eq!(ledger.active(at(60) - moment).unwrap().items.len(), 1);
+    assert_eq!(ledger.active(at(60)).unwrap().items.len(), 0);
+    assert!(ledger.expire(at(60) - moment).unwrap().items.is_empty());
+    assert_eq!(ledger.expire(at(90)).unwrap().items, [source(1)]);
+    assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "it is told once");
+    let ended = Ended { how: Ending::Expired, at: at(60) };
+    assert_eq!(ledger.of(source(1)).unwrap().items[0].ended, Some(ended), "when it was over, not when it was noticed");
+}
+
+#[test]
+fn a_ban_that_somebody_lifted_is_no_longer_in_force_and_says_who_it_was() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let by = || Ending::Lifted { by: "alice'; DROP TABLE ban; --".to_owned() };
+    ledger.record(&[ban(source(1), at(0), DAY), ban(source(2), at(0), DAY)]).unwrap();
+    assert!(ledger.ended(source(1), by(), at(5)).unwrap());
+    assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "it had ended");
+    assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "it never was");
+    let active = ledger.active(at(7)).unwrap().items;
+    assert_eq!(active.iter().map(|entry| entry.ban.subject).collect::<Vec<_>>(), [source(2)]);
+    assert_eq!(ledger.of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
+}
+
+#[test]
+fn a_new_ban_takes_the_place_of_the_old_one_and_counts_the_strikes() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let who = subject("2001:db8::1");
+    ledger.record(&[ban(who, at(0), 60)]).unwrap();
+    ledger.record(&[ban(who, at(30), 60), ban(who, at(100), 60)]).unwrap();
+    let history = ledger.of(subject("2001:db8::ffff")).unwrap().items;
+    let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
+    let end = |how, when| Some(Ended { how, at: at(when) });
+    assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
+    assert_eq!(ledger.active(at(101)).unwrap().items.len(), 1);
+    assert_eq!(ledger.count().unwrap(), Count { open: 1, kept: 3 });
+}
+
+#[test]
+fn a_ban_is_a_strike_until_it_has_been_over_for_as_long_as_strikes_are_remembered() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let strikes =
+        |ledger: &portsentry::ledger::Ledger, now| ledger.strikes(source(1), Duration::from_secs(100), at(now));
+    ledger.record(&[ban(source(1), at(0), 1000)]).unwrap();
+    assert_eq!(strikes(&ledger, 999).unwrap(), 1, "it lasts longer than strikes are remembered, and still counts");
+    assert_eq!(strikes(&ledger, 1099).unwrap(), 1);
+    assert_eq!(strikes(&ledger, 1100).unwrap(), 0, "whether or not anybody has marked it as expired");
+    let _ = ledger.expire(at(1050)).unwrap();
+    assert_eq!((strikes(&ledger, 1099).unwrap(), strikes(&ledger, 1100).unwrap()), (1, 0));
+    ledger.record(&[ban(source(1), at(1050), 10), ban(source(1), at(1070), 10)]).unwrap();
+    assert_eq!(strikes(&ledger, 1080).unwrap(), 3);
+    assert_eq!(ledger.strikes(source(1), Duration::MAX, at(9_999_999)).unwrap(), 3);
+    assert_eq!(ledger.strikes(source(2), Duration::MAX, at(0)).unwrap(), 0);
+}
+
+#[test]
+fn what_is_left_of_a_ban_never_exceeds_the_whole_of_it() {
+    let timed = ban(source(1), at(100), 60);
+    let after = |seconds| Some(Expiry::After(Duration::from_secs(seconds)));
+    assert_eq!(timed.left(at(100)), after(60));
+    assert_eq!(timed.left(at(159)), after(1));
+    assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "never less than an expiry may be");
+    assert_eq!(timed.left(at(160)), None);
+    assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
+    let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never);
+    assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
+}
+
+#[test]
+fn several_changes_are_written_in_their_order() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let lifted = Ended { how: Ending::Lifted { by: "bob".to_owned() }, at: at(2) };
+    let changes = [
+        Change::Banned(ban(source(1), at(0), DAY)),
+        Change::Ended { subject: source(1), ended: lifted.clone() },
+        Change::Ended { subject: source(2), ended: lifted },
+        Change::Banned(ban(source(2), at(3), DAY)),
+    ];
+    ledger.write(&changes).unwrap();
+    let active: Vec<Subject> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
+    assert_eq!(active, [source(2)]);
+}
+
+#[test]
+fn the_past_is_bounded_in_rows_and_in_age_but_no_open_ban_is_forgotten() {
+    let state = State::new();
+    let mut ledger = state.ledger().with_retention(Retention { rows: 100, age: Duration::from_secs(DAY) });
+    let open = ban(source(0), at(0), 100 * DAY);
+    let many = u32::try_from(SLACK).unwrap() + 500;
+    let short: Vec<_> = (1..=many).map(|number| ban(source(number), at(u64::from(number)), 1)).collect();
+    ledger.record(std::slice::from_ref(&open)).unwrap();
+    let (early, late) = short.split_at(500);
+    ledger.record(early).unwrap();
+    assert_eq!(ledger.expire(at(u64::from(many) + 1)).unwrap().items.len(), 500);
+    ledger.record(late).unwrap();
+    assert!(ledger.of(source(500)).unwrap().items.is_empty(), "what ended is the first to go");
+    let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
+    ledger.record(&late[..usize::try_from(SLACK).unwrap()]).unwrap();
+    let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
+    assert!(ledger.count().unwrap().kept <= SLACK + 100 + 1, "{:?}", ledger.count());
+
+    let _ = ledger.expire(at(u64::from(many) + 3 * DAY)).unwrap();
+    assert_eq!(ledger.count().unwrap(), Count { open: 1, kept: 1 }, "only what is older than a day after its end");
+    assert_eq!(ledger.active(at(10)).unwrap().items[0].ban, open);
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    // In the order of a hash, as strangers come.
+    let sources = (0..100_000_u32).map(|number| source(number.wrapping_mul(0x9e37_79b1) & 0x00ff_ffff));
+    let bans: Vec<_> = sources.map(|source| ban(source, at(0), DAY)).collect();
+    let start = Instant::now();
+    ledger.record(&bans).unwrap();
+    let (written, start) = (start.elapsed(), Instant::now());
+    let active = ledger.active(at(1)).unwrap();
+    let (read, start) = (start.elapsed(), Instant::now());
+    assert_eq!(active.items.len(), 100_000);
+    assert_eq!(ledger.expire(at(DAY)).unwrap().items.len(), 100_000);
+    let expired = start.elapsed();
+    drop(ledger);
+    let bytes = std::fs::metadata(state.file("ledger.sqlite")).unwrap().len();
+    let start = Instant::now();
+    let ledger = state.ledger();
+    println!("written {written:?}, read {read:?}, expired {expired:?}, opened {:?}, {bytes} bytes", start.elapsed());
+    assert_eq!(ledger.count().unwrap(), Count { open: 0, kept: 100_000 });
+    // Far more than it takes without optimization; a plan that misses its index takes hours.
+    assert!(written + read + expired < Duration::from_secs(60));
+}
+
+#[test]
+fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
+    let watch = Watch { ports: "1-65535".parse().unwrap(), block: true };
+    let mut engine = Engine::new(
+        Settings {
+            tcp: watch.clone(),
+            udp: watch,
+            sctp: false,
+            icmp: false,
+            scan_trigger: 2,
+            window: Duration::from_secs(1800),
+            expiry: Expiry::After(Duration::from_secs(DAY)),
+            max_sources: 1024,
+            max_judged: 1024,
+            max_new_bans_per_minute: 600,
+        },
+        HashKey(1, 2),
+    );
+    let host = Host::new(Local::Addresses(["2001:db8::80".parse().unwrap()].into()));
+    let mut touch = |port| {
+        let sighting = Sighting {
+            source: "2001:db8:1:2:3::4".parse().unwrap(),
+            source_port: 40_000,
+            destination: "2001:db8::80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port,
+            class: Class::Connect,
+            fragmented: false,
+        };
+        engine.observe_decoy(Moment::at(Duration::from_secs(60)), sighting, &host)
+    };
+    let _ = (touch(23), touch(23), touch(2323));
+    let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };
+    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"));
+    assert_eq!(banned.ports[0], (Protocol::Tcp, 8080));
+    let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [23, 2323, 8080]);
+    let state = State::new();
+    let mut ledger = state.ledger();
+    ledger.record(std::slice::from_ref(&banned)).unwrap();
+    let kept = ledger.of(subject("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    assert_eq!(kept, banned);
+    assert_eq!((kept.source.to_string().as_str(), kept.probes), ("2001:db8:1:2:3::4", 4));
+    assert_eq!((kept.class, kept.until), (Some(Class::Connect), Some(at(DAY))));
+}

@@ -1,0 +1,116 @@
+//! What the tests share.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::{Class, Protocol};
+use portsentry::ledger::{Author, Banned, Change, Classic, Ledger, Method, News, Opened, Writer};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// 2026-11-21T06:32:13.5Z.
+pub(crate) const NOON: Duration = Duration::from_millis(1_795_242_733_500);
+
+pub(crate) fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + NOON + Duration::from_secs(seconds)
+}
+
+pub(crate) fn subject(text: &str) -> Subject {
+    Subject::of(text.parse().unwrap())
+}
+
+/// Source number `number`, out of 16 million.
+pub(crate) fn source(number: u32) -> Subject {
+    Subject::V4(Ipv4Addr::from_bits(10 << 24 | number))
+}
+
+/// A ban on evidence: `subject`, from `since` on for `seconds`.
+pub(crate) fn ban(subject: Subject, since: SystemTime, seconds: u64) -> Banned {
+    Banned {
+        class: Some(Class::Syn),
+        ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Udp, 161)],
+        probes: 7,
+        interface: Some("eth0".to_owned()),
+        source: match subject.element() {
+            IpAddr::V6(v6) if subject.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
+            address => address,
+        },
+        method: Method::Nft,
+        author: Author::Detector,
+        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)))
+    }
+}
+
+/// A state directory that goes away.
+pub(crate) struct State(TempDir);
+
+impl State {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("portsentry")
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.open().0
+    }
+
+    pub(crate) fn open(&self) -> (Ledger, Opened) {
+        Ledger::open(&self.path()).unwrap()
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.file(name)).unwrap_or_default()
+    }
+}
+
+/// Another program's connection to the same database.
+pub(crate) fn intruder(directory: &Path) -> Connection {
+    Connection::open(directory.join(portsentry::ledger::DATABASE)).unwrap()
+}
+
+/// A writer, and what it tells.
+pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<News>) {
+    let (ledger, _) = Ledger::open(directory).unwrap();
+    let classic = texts.then(|| Classic::open(directory).unwrap());
+    let (tell, told) = channel();
+    let writer = Writer::start(ledger, classic, move |news| {
+        let _ = tell.send(news);
+    });
+    (writer.unwrap(), told)
+}
+
+pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> Change {
+    Change::Banned(ban(source(number), since, seconds))
+}
+
+/// Waits until `holds`; fails with `what` after a quarter of a minute.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(15), "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The next news that `fits`; fails after a quarter of a minute.
+pub(crate) fn await_news(told: &Receiver<News>, what: &str, fits: impl Fn(&News) -> bool) -> News {
+    let start = Instant::now();
+    loop {
+        let left = Duration::from_secs(15).saturating_sub(start.elapsed());
+        match told.recv_timeout(left) {
+            Ok(news) if fits(&news) => return news,
+            Ok(_) => {}
+            Err(_) => panic!("not told in time: {what}"),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The thread that writes, while the disk is full, the database locked or damaged, or the process killed.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use portsentry::ledger::{DATABASE, Flushed, HISTORY, Ledger, News, Opened};
+
+use super::support::{State, await_news, banned, eventually, intruder, source, writer};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A small file system of its own.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = format!("size={size},mode=700");
+        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs"];
+        assert!(Command::new("mount").args(mount).arg(directory.path()).status().unwrap().success());
+        Self(directory)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("state")
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.path().join("filler")
+    }
+
+    /// Leaves no room at all.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.filler()).unwrap();
+        while file.write_all(&[b'x'; 512]).is_ok() {}
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_once_nobody_waits_for_it_and_nothing_is_lost() {
+    let disk = Disk::new("2m");
+    let (writer, told) = writer(&disk.path(), true);
+    let recorder = writer.recorder();
+    let now = SystemTime::now();
+    recorder.put(banned(0, now, 3600));
+    eventually("the first ban", || recorder.written() == 1);
+    disk.fill();
+    let mut slowest = Duration::ZERO;
+    for number in 1..3_000 {
+        let start = Instant::now();
+        assert!(recorder.put(banned(number, now, 3600)));
+        slowest = slowest.max(start.elapsed());
+    }
+    let news = await_news(&told, "the full disk", |news| matches!(news, News::Failing { .. }));
+    assert!(news.to_string().contains("blocking goes on"), "{news}");
+    // A few attempts later.
+    std::thread::sleep(Duration::from_secs(1));
+    let failing = told.try_iter().filter(|news| matches!(news, News::Failing { .. })).count();
+    assert!(failing <= 2, "{failing} times: once for the database, once for the texts");
+    assert!(recorder.written() < 3_000);
+    fs::remove_file(disk.filler()).unwrap();
+    await_news(&told, "that it goes on", |news| matches!(news, News::Recovered { .. }));
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
+    let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(ledger.active(now).unwrap().items.len(), 3_000);
+    let history = fs::read_to_string(disk.path().join(HISTORY)).unwrap();
+    assert_eq!(history.lines().count(), 3_000, "no line is missing, cut or there twice");
+    assert!(history.lines().all(|line| line.ends_with(" Blocked")));
+    // Nothing here may wait; the margin is for a machine under load.
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+}
+
+#[test]
+fn a_disk_that_stays_full_costs_the_newest_changes_counted_and_the_end_does_not_wait() {
+    let disk = Disk::new("2m");
+    let (writer, told) = writer(&disk.path(), false);
+    let recorder = writer.recorder();
+    disk.fill();
+    let now = SystemTime::now();
+    let mut taken = 0;
+    // More than queue and memory hold, however fast the thread empties the one into the other.
+    for number in 0..100_000 {
+        taken += u64::from(recorder.put(banned(number, now, 3600)));
+    }
+    assert!(taken < 100_000);
+    assert_eq!(recorder.dropped(), 100_000 - taken);
+    await_news(&told, "the loss", |news| matches!(news, News::Lost { changes, .. } if *changes > 0));
+    let start = Instant::now();
+    assert_eq!(writer.stop(Duration::from_secs(2)), Flushed::Left(taken));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_ledger_cannot_be_made_on_a_full_disk_and_says_so() {
+    let disk = Disk::new("1m");
+    disk.fill();
+    let error = Ledger::open(&disk.path()).err().expect("there is no room").to_string();
+    assert!(error.contains("ledger") || error.contains("state"), "{error}");
+}
+
+/// Runs the hidden test `name` of this program as another process, on the ledger in `directory`.
+fn child(name: &str, directory: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "--nocapture", name]).env("LEDGER", directory);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn ledger_of_the_child() -> PathBuf {
+    std::env::var_os("LEDGER").expect("only the other tests start this").into()
+}
+
+#[test]
+fn a_database_that_another_program_locks_is_told_and_written_when_it_lets_go() {
+    let state = State::new();
+    let (writer, told) = writer(&state.path(), false);
+    let recorder = writer.recorder();
+    let mut locker = child("trouble::child_that_locks", &state.path());
+    let mut lines = BufReader::new(locker.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("locked")));
+    let now = SystemTime::now();
+    recorder.put(banned(1, now, 3600));
+    let news = await_news(&told, "the lock", |news| matches!(news, News::Failing { .. }));
+    assert!(news.to_string().contains("locked"), "{news}");
+    assert_eq!(recorder.written(), 0);
+    assert_eq!(state.ledger().count().unwrap().kept, 0, "who only reads is not locked out");
+    drop(locker.stdin.take());
+    await_news(&told, "that it goes on", |news| matches!(news, News::Recovered { .. }));
+    assert!(locker.wait().unwrap().success());
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!(state.ledger().active(now).unwrap().items.len(), 1);
+}
+
+#[test]
+#[ignore = "the other process of a test above"]
+fn child_that_locks() {
+    let connection = intruder(&ledger_of_the_child());
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    println!("locked");
+    std::io::stdin().lines().for_each(drop);
+    connection.execute_batch("ROLLBACK").unwrap();
+}
+
+#[test]
+fn a_process_that_is_killed_loses_no_transaction_and_damages_nothing() {
+    for pause in [0, 1, 3, 10, 30, 100, 250] {
+        let state = State::new();
+        let mut process = child("trouble::child_that_writes_for_ever", &state.path());
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut written = |least: usize| {
+            let numbers =
+                lines.by_ref().map_while(Result::ok).filter_map(|line| line.strip_prefix("written ")?.parse().ok());
+            numbers.into_iter().find(|number| *number >= least)
+        };
+        written(1).unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        // What it said before it died, up to its last whole line.
+        let mut said = 1;
+        while let Some(more) = written(said + 1) {
+            said = more;
+        }
+        let (ledger, opened) = state.open();
+        assert_eq!(opened, Opened::Existing);
+        let found = ledger.active(SystemTime::now()).unwrap();
+        assert_eq!(found.unreadable, 0);
+        assert!(found.items.len() >= said, "{} of {said}", found.items.len());
+        let numbers = (0..).map(source);
+        assert!(found.items.iter().zip(numbers).all(|(entry, source)| entry.ban.subject == source), "without a gap");
+        let check: String = intruder(&state.path()).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(check, "ok");
+        let history = state.read(HISTORY);
+        assert!(history.lines().filter(|line| !line.ends_with(" Blocked")).count() <= 1, "at most the last one is cut");
+    }
+}
+
+#[test]
+#[ignore = "the other process of a test above"]
+fn child_that_writes_for_ever() {
+    let (writer, _told) = writer(&ledger_of_the_child(), true);
+    let recorder = writer.recorder();
+    let mut out = std::io::stdout();
+    for number in 0.. {
+        while !recorder.put(banned(number, SystemTime::now(), 3600)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if number % 16 == 0 {
+            // The name of the test stands before the first one, without the end of a line.
+            writeln!(out, "\nwritten {}", recorder.written()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn damage_while_it_runs_gives_a_new_ledger_that_is_written_on() {
+    let state = State::new();
+    let now = SystemTime::now();
+    {
+        let (writer, _told) = writer(&state.path(), false);
+        let recorder = writer.recorder();
+        (0..2_000).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
+        assert_eq!(writer.stop(SOON), Flushed::Whole);
+    }
+    let (writer, told) = writer(&state.path(), false);
+    // Another program's change makes the thread read its pages again.
+    let change = "UPDATE ban SET probes = probes + 1; PRAGMA wal_checkpoint(TRUNCATE)";
+    intruder(&state.path()).execute_batch(change).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(state.file(DATABASE)).unwrap();
+    let length = file.metadata().unwrap().len();
+    // All but the first pages, so that what the thread reads next is wrong.
+    file.write_all_at(&vec![0xa5; usize::try_from(length).unwrap() - 4096], 4096).unwrap();
+    let recorder = writer.recorder();
+    recorder.put(banned(50_000, now, 3600));
+    let news = await_news(&told, "the damage", |news| matches!(news, News::Rebuilt { .. }));
+    assert!(matches!(&news, News::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{news}");
+    recorder.put(banned(50_001, now, 3600));
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    let (ledger, opened) = state.open();
+    assert_eq!(opened, Opened::Existing);
+    let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
+    assert!(active.ends_with(&[source(50_000), source(50_001)]), "{active:?}");
+}
+
+#[test]
+fn a_database_that_somebody_removed_is_made_again_with_the_bans_in_force() {
+    let state = State::new();
+    let (writer, told) = writer(&state.path(), false);
+    let recorder = writer.recorder();
+    let now = SystemTime::now();
+    (0..10).for_each(|number| assert!(recorder.put(banned(number, now, 3600))));
+    eventually("ten bans", || recorder.written() == 10);
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(state.file(&format!("{DATABASE}{suffix}"))).unwrap();
+    }
+    let news = await_news(&told, "the removal", |news| matches!(news, News::Rebuilt { .. }));
+    assert!(matches!(news, News::Rebuilt { aside: None, carried: 10, .. }), "{news}");
+    recorder.put(banned(10, now, 3600));
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);
+}

@@ -1,0 +1,65 @@
+//! The thread that writes, while all is well.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, News};
+
+use super::support::{State, await_news, banned, eventually, source, writer};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn what_was_handed_over_is_written_when_the_writer_has_stopped() {
+    let state = State::new();
+    let (writer, _told) = writer(&state.path(), true);
+    let recorder = writer.recorder();
+    let now = SystemTime::now();
+    let taken = (0..5_000).filter(|number| recorder.put(banned(*number, now, 3600))).count();
+    assert_eq!(taken, 5_000);
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
+    assert_eq!(state.read(HISTORY).lines().count(), 5_000);
+    assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
+    assert_eq!((recorder.written(), recorder.dropped()), (5_000, 0));
+}
+
+#[test]
+fn the_list_follows_what_is_banned_lifted_and_over() {
+    let state = State::new();
+    let (writer, told) = writer(&state.path(), true);
+    let recorder = writer.recorder();
+    let now = SystemTime::now();
+    let has = |number| state.read(BLOCKED).contains(&format!("/{} Port", source(number)));
+    recorder.put(banned(1, now, 3600));
+    recorder.put(banned(2, now, 3600));
+    recorder.put(banned(3, now, 2));
+    eventually("three bans in the list", || has(1) && has(2) && has(3));
+    let how = Ending::Lifted { by: "alice".to_owned() };
+    recorder.put(Change::Ended { subject: source(1), ended: Ended { how, at: SystemTime::now() } });
+    let over = await_news(&told, "the end of the short ban", |news| matches!(news, News::Expired(_)));
+    assert!(matches!(&over, News::Expired(subjects) if *subjects == [source(3)]), "{over}");
+    eventually("one ban in the list", || !has(1) && has(2) && !has(3));
+    assert_eq!(state.read(HISTORY).lines().count(), 3, "the history forgets nothing");
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+}
+
+#[test]
+fn the_list_is_rewritten_at_most_once_a_second() {
+    use std::os::unix::fs::MetadataExt;
+    let state = State::new();
+    let (writer, _told) = writer(&state.path(), true);
+    let recorder = writer.recorder();
+    let start = Instant::now();
+    let mut versions = Vec::new();
+    for number in 0..500 {
+        recorder.put(banned(number, SystemTime::now(), 3600));
+        std::thread::sleep(Duration::from_millis(4));
+        if let Ok(found) = std::fs::metadata(state.file(BLOCKED)) {
+            versions.push((found.mtime(), found.mtime_nsec()));
+        }
+    }
+    let whole = usize::try_from(start.elapsed().as_secs()).unwrap();
+    versions.dedup();
+    assert!((2..=whole + 2).contains(&versions.len()), "{} versions in {whole} s", versions.len());
+    assert_eq!(writer.stop(SOON), Flushed::Whole);
+}
