@@ -41,6 +41,9 @@ const USAGE: &str = "\
 portsentry [OPTIONS]
        portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]";
 
+/// Where the ledger is kept if nothing else is said.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
+
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -67,6 +70,8 @@ pub struct RunOptions {
     pub tcp_mode: Option<Mode>,
     /// Mode of UDP, from a classic word.
     pub udp_mode: Option<Mode>,
+    /// Where the ledger is kept; `None`: [`DEFAULT_STATE_DIR`].
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Options of `replay`.
@@ -105,6 +110,9 @@ struct Words {
     /// Log scans, block nobody
     #[arg(long)]
     log_only: bool,
+    /// Keep the ledger of bans here [/var/lib/portsentry]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     #[arg(long, hide = true, group = "tcp_mode")]
     tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
@@ -149,6 +157,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         log_only: words.log_only,
         tcp_mode: mode(words.tcp, words.stcp, words.atcp),
         udp_mode: mode(words.udp, words.sudp, words.audp),
+        state_dir: words.state_dir,
     }))
 }
 

@@ -3,10 +3,12 @@
 
 mod guard;
 mod priority;
+mod record;
 mod watch;
 
 use std::io;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,8 +17,9 @@ use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys};
 use crate::capture::live::{CaptureError, Live};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
-use crate::engine::subject::Expiry;
+use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Engine, HashKey, Settings, Watch};
+use crate::ledger::Recorder;
 use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
@@ -25,6 +28,7 @@ use crate::report::log::Log;
 use crate::report::queue::{self, Receiver};
 use crate::sensor::{Inbox, Order, Sensor, SensorError};
 use guard::Guard;
+use record::{Record, reconcile};
 use watch::HostWatch;
 
 /// Events that wait for the log at one time.
@@ -32,6 +36,9 @@ const QUEUE: usize = 8192;
 
 /// Bans from before the start that the sensor takes over between two looks at the packets.
 const ADOPTED_AT_ONCE: usize = 256;
+
+/// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
+const RESTORED_AT_ONCE: usize = 10_000;
 
 /// How long the sensor may take to end.
 const GRACE: Duration = Duration::from_millis(800);
@@ -95,13 +102,13 @@ fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> DaemonError 
     move |error| DaemonError::System { doing, error: error.into() }
 }
 
-/// Runs until SIGINT or SIGTERM.
-pub fn run(config: &Config) -> Result<(), DaemonError> {
+/// Runs until SIGINT or SIGTERM. The ledger is kept in `state_dir`.
+pub fn run(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(system("start the event loop"))?.block_on(serve(config))
+    runtime.map_err(system("start the event loop"))?.block_on(serve(config, state_dir))
 }
 
-async fn serve(config: &Config) -> Result<(), DaemonError> {
+async fn serve(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
@@ -111,7 +118,13 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     let mut log = Log::default();
 
     let nft = install(config, &watch, &mut log)?;
-    let adopting = nft.is_some();
+    let mut record = Record::default();
+    let mut remembered = nft.is_some().then(Vec::new);
+    if let Some(bans) = &mut remembered {
+        let said;
+        (record, *bans, said) = Record::open(state_dir, &events);
+        said.into_iter().for_each(|what| log.write(&Event::now(what)));
+    }
     let mut guard = Guard::over(nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
@@ -133,8 +146,8 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
         let _ = ended.send(sensor.run());
     });
     let thread = thread.map_err(system("start the sensor's thread"))?;
-    if adopting {
-        adopt(inbox.clone(), events.clone())?;
+    if let Some(bans) = remembered {
+        adopt(inbox.clone(), events.clone(), bans, record.recorder())?;
     }
 
     let mut listeners = tokio::time::interval(LISTENERS);
@@ -149,12 +162,16 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
             }
             result = &mut end => break Err(gone(result)),
             event = received.receive() => {
+                record.note(&event, |index| watch.interface(index));
                 log.write(&event);
                 continue;
             }
             changed = watch.changed() => changed,
             changed = guard.changed() => changed.map(|(orders, said)| {
-                said.into_iter().for_each(|what| log.write(&Event::now(what)));
+                for event in said.into_iter().map(Event::now) {
+                    record.note(&event, |_| None);
+                    log.write(&event);
+                }
                 orders
             }),
             _ = listeners.tick() => {
@@ -176,7 +193,11 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
         }
     }
     while let Some(event) = received.poll() {
+        record.note(&event, |index| watch.interface(index));
         log.write(&event);
+    }
+    if let Some(what) = record.close() {
+        log.write(&Event::now(what));
     }
     log_losses(&received, &mut log);
     log.write(&Event::now(What::Stopped));
@@ -225,8 +246,14 @@ fn install(config: &Config, watch: &HostWatch, log: &mut Log) -> Result<Option<(
     Ok(Some((nft, spec)))
 }
 
-/// Tells the sensor whom the kernel blocks already. A thread of its own: a full set takes the kernel seconds to show.
-fn adopt(inbox: Inbox, events: queue::Sender) -> Result<(), DaemonError> {
+/// Tells the sensor whom the kernel blocks already, and whom it should block and does not. A thread of its own: a full set
+/// takes the kernel seconds to show.
+fn adopt(
+    inbox: Inbox,
+    events: queue::Sender,
+    remembered: Vec<(Subject, Expiry)>,
+    recorder: Option<Recorder>,
+) -> Result<(), DaemonError> {
     let thread = std::thread::Builder::new().name("adopt".to_owned());
     let work = move || {
         let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| nft.elements());
@@ -237,14 +264,22 @@ fn adopt(inbox: Inbox, events: queue::Sender) -> Result<(), DaemonError> {
             }
         };
         let bans = elements.len();
-        for part in elements.chunks(ADOPTED_AT_ONCE) {
-            let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
-            let part = part.iter().map(|(subject, remaining)| (*subject, expiry(*remaining))).collect();
-            let mut order = Order::Adopt(part);
+        let reconciled = reconcile(&elements, &remembered, SystemTime::now());
+        let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
+        let held: Vec<_> = elements.into_iter().map(|(subject, remaining)| (subject, expiry(remaining))).collect();
+        let adopted = held.chunks(ADOPTED_AT_ONCE).map(|part| Order::Adopt(part.to_vec()));
+        let restored = reconciled.restore.chunks(RESTORED_AT_ONCE).map(|part| Order::Restore(part.to_vec()));
+        for mut order in adopted.chain(restored) {
             // Only this thread waits where the inbox is full.
             while let Err(back) = inbox.put(order) {
                 order = back;
                 std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        if let Some(recorder) = recorder {
+            // What finds no room is counted and said by the ledger's own thread.
+            for change in reconciled.changes {
+                let _ = recorder.put(change);
             }
         }
         if bans > 0 {

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use portsentry::cli::{self, Command, ReplayOptions};
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Run(options) => match options.configure() {
-            Ok(config) => run(&config),
+            Ok(config) => run(&config, options.state_dir.as_deref().unwrap_or(Path::new(cli::DEFAULT_STATE_DIR))),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
         Command::Replay(options) => match options.configure() {
@@ -31,11 +32,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> ExitCode {
+fn run(config: &Config, state_dir: &Path) -> ExitCode {
     if let Err(error) = log::init() {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
-    match daemon::run(config) {
+    match daemon::run(config, state_dir) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),

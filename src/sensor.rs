@@ -46,6 +46,8 @@ pub enum Order {
     Addresses(Option<HashSet<IpAddr>>),
     /// The kernel holds these bans from before the start, or by somebody else's doing.
     Adopt(Vec<(Subject, Expiry)>),
+    /// The kernel has forgotten these bans: block them again.
+    Restore(Vec<(Subject, Expiry)>),
     /// Somebody took these bans out of the kernel.
     Lift(Vec<Subject>),
     /// Somebody deleted or changed the table: lay it again, with the bans.
@@ -208,6 +210,10 @@ impl Sensor {
                 Order::Adopt(bans) => {
                     let now = self.now();
                     bans.into_iter().for_each(|(subject, expiry)| self.judge.engine.adopt(now, subject, expiry));
+                }
+                Order::Restore(bans) => {
+                    let now = self.now();
+                    self.judge.restore(now, &bans);
                 }
                 Order::Lift(subjects) => subjects.into_iter().for_each(|subject| {
                     self.judge.engine.lift(subject);

@@ -44,7 +44,9 @@ fn without_a_word_the_daemon_runs_as_configured() {
 
 #[test]
 fn flags_are_read() {
-    let options = run("--expire 90m --config /etc/p.toml --interface eth0 --interface wg0 --scan-trigger 0 --log-only");
+    let options = run(
+        "--expire 90m --config /etc/p.toml --interface eth0 --interface wg0 --scan-trigger 0 --log-only --state-dir /srv/p",
+    );
     let expected = RunOptions {
         expire: Some(Expiry::After(Duration::from_secs(5_400))),
         config: Some(PathBuf::from("/etc/p.toml")),
@@ -53,6 +55,7 @@ fn flags_are_read() {
         log_only: true,
         tcp_mode: None,
         udp_mode: None,
+        state_dir: Some(PathBuf::from("/srv/p")),
     };
     assert_eq!(options, expected);
     assert_eq!(run("--expire=never").expire, Some(Expiry::Never));

@@ -272,6 +272,7 @@ impl Decoy {
         let peer = address(peer)?;
         let unknown = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         Some(Sighting {
+            interface: 0,
             source: peer.ip(),
             source_port: peer.port(),
             destination: destination.unwrap_or(unknown),

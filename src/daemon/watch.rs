@@ -81,6 +81,11 @@ impl HostWatch {
         })
     }
 
+    /// The name of the interface with this index.
+    pub(super) fn interface(&self, index: u32) -> Option<String> {
+        self.facts.interfaces.iter().find(|one| one.index == index).map(|one| one.name.clone())
+    }
+
     /// The snapshot that holds now.
     pub(super) fn host(&self) -> Arc<Host> {
         Arc::clone(&self.host)

@@ -14,6 +14,8 @@ pub struct Sighting {
     pub source_port: u16,
     /// The address that it is for.
     pub destination: IpAddr,
+    /// Index of the interface that it came in on; 0 where that is not known.
+    pub interface: u32,
     /// Protocol of the port.
     pub protocol: Protocol,
     /// The port that is touched. For ICMP the message's type; 0 where a fragment hides it.
@@ -55,6 +57,7 @@ impl Sighting {
             source: packet.source,
             source_port,
             destination: packet.destination,
+            interface: packet.interface,
             protocol,
             port,
             class,
@@ -101,7 +104,9 @@ pub(super) fn is_for_nobody(packet: &Packet) -> bool {
 pub(super) fn is_unicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0])),
-        IpAddr::V6(v6) => !(v6.is_multicast() || v6.is_unspecified()),
+        // An IPv4-mapped address never stands in a packet (RFC 4291, RFC 4038); log filters would read the IPv4 address out of
+        // it, which may be a protected one.
+        IpAddr::V6(v6) => !(v6.is_multicast() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some()),
     }
 }
 

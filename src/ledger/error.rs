@@ -88,7 +88,7 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    pub(super) fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::System { doing, path, error }
     }

@@ -73,6 +73,11 @@ pub enum What {
         /// Who did it.
         by: String,
     },
+    /// The time of a ban is over.
+    Expired {
+        /// Who is free again.
+        subject: Subject,
+    },
     /// Somebody added a ban to the kernel's set.
     ByHand {
         /// Who is blocked.
@@ -81,6 +86,11 @@ pub enum What {
         expiry: Expiry,
         /// Who did it.
         by: String,
+    },
+    /// Bans that the kernel had forgotten were put back from the ledger.
+    Restored {
+        /// How many.
+        bans: usize,
     },
     /// The table was gone, and is there again.
     Healed {

@@ -8,7 +8,7 @@ use super::event::{Event, What};
 use crate::engine::subject::Expiry;
 use crate::engine::{Ban, Sighting, Standing};
 
-/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `refused`, `repeat`, `unblock`, `heal`,
+/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `refused`, `repeat`, `unblock`, `expire`, `heal`,
 /// `error`, `stop`, `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or
 /// `ports`, `reason`, `expires`.
 #[must_use]
@@ -72,6 +72,14 @@ pub fn of(event: &Event) -> Value {
             put("subject", subject.to_string().into());
             put("reason", format!("deleted by {by}").into());
         }
+        What::Expired { subject } => {
+            put("source", subject.element().to_string().into());
+            put("subject", subject.to_string().into());
+        }
+        What::Restored { bans } => {
+            put("reason", "put back from the ledger".into());
+            put("bans", (*bans).into());
+        }
         What::ByHand { subject, expiry, by } => {
             put("source", subject.element().to_string().into());
             put("subject", subject.to_string().into());
@@ -100,7 +108,8 @@ fn kind(what: &What) -> &'static str {
         What::Spared { .. } => "refused",
         What::Repeated { .. } => "repeat",
         What::Lifted { .. } | What::Unblocked { .. } => "unblock",
-        What::Healed { .. } => "heal",
+        What::Healed { .. } | What::Restored { .. } => "heal",
+        What::Expired { .. } => "expire",
         What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
         What::Capped { .. } | What::Adopted { .. } | What::Note(_) => "note",
         What::Stopped => "stop",

@@ -61,6 +61,12 @@ pub fn of(what: &What) -> Option<String> {
             format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
         }
         What::Unblocked { subject, by } => format!("adminalert: Host {} has been unblocked by {by}", Shown(*subject)),
+        What::Expired { subject } => {
+            format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*subject))
+        }
+        What::Restored { bans } => {
+            format!("adminalert: bans put back from the ledger with the time that they had left: {bans}")
+        }
         What::ByHand { subject, expiry, by } => {
             format!("adminalert: Host {} has been blocked by {by} for {expiry}", Shown(*subject))
         }

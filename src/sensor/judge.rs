@@ -228,6 +228,18 @@ impl Judge {
         }
     }
 
+    /// Blocks those whom the kernel has forgotten, for the time that they have left.
+    pub(super) fn restore(&mut self, now: Moment, bans: &[(Subject, Expiry)]) {
+        let Some((nft, _)) = &mut self.nft else { return };
+        match nft.block(bans) {
+            Ok(()) => {
+                bans.iter().for_each(|(subject, expiry)| self.engine.adopt(now, *subject, *expiry));
+                self.say(What::Restored { bans: bans.len() });
+            }
+            Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
+        }
+    }
+
     /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
     /// that is left. A table that somebody made his own is left as it is, but for the sets.
     pub(super) fn heal(&mut self) {

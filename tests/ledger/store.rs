@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::engine::{Class, Engine, HashKey, Host, Local, Moment, Protocol, Settings, Sighting, Verdict, Watch};
+use portsentry::engine::{
+    Class, Engine, HashKey, Host, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict, Watch,
+};
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
 
 use super::support::{State, at, ban, source, subject};
@@ -198,6 +200,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
     let host = Host::new(Local::Addresses(["2001:db8::80".parse().unwrap()].into()));
     let mut touch = |port| {
         let sighting = Sighting {
+            interface: 0,
             source: "2001:db8:1:2:3::4".parse().unwrap(),
             source_port: 40_000,
             destination: "2001:db8::80".parse().unwrap(),
@@ -206,7 +209,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             class: Class::Connect,
             fragmented: false,
         };
-        engine.observe_decoy(Moment::at(Duration::from_secs(60)), sighting, &host)
+        engine.observe_decoy(Moment::at(Duration::from_secs(60)), sighting, &host, &mut NoOracle)
     };
     let _ = (touch(23), touch(23), touch(2323));
     let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };

@@ -16,4 +16,6 @@ mod lab_itself;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod refusals;

@@ -205,6 +205,7 @@ impl Scene {
     /// A connection that a decoy accepted.
     pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
         let sighting = Sighting {
+            interface: 0,
             source: address(source),
             source_port: FROM,
             destination: address(HERE),
