@@ -1,5 +1,8 @@
-//! How long a scanner has: from the first probe that it sends to the element in the kernel's set, on real packets between
-//! two network namespaces, against what a forked `nft add element` takes in the same run. Needs root.
+//! How long a scanner has: from its first probe to the element in the kernel's set, on real packets between two network
+//! namespaces, against what a forked `nft add element` takes in the same run. Needs root.
+//!
+//! The probe's time is the kernel's, taken when it comes in at the victim's interface; the element's time is when somebody
+//! else who asks the kernel again and again first sees it there.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,10 +18,11 @@ mod lab;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lab::Lab;
 use lab::daemon::Daemon;
+use pcap::{Active, Capture};
 use portsentry::enforce::nft::Nft;
 use portsentry::engine::subject::Subject;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
@@ -39,7 +43,7 @@ fn main() {
     row("the same through `sh -c`, as classic PortSentry runs it", &shell, base);
     for (trigger, name) in [("0", "portsentry, first probe blocks"), ("2", "portsentry, two ports forgiven (default)")]
     {
-        row(&format!("{name}: probe to element in the set"), &reaction(trigger), base);
+        row(&format!("{name}: first probe to element in the set"), &reaction(trigger), base);
     }
 }
 
@@ -99,39 +103,48 @@ fn reaction(trigger: &str) -> Vec<Duration> {
 fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
     let target = lab.victim_v4("attacker");
     let watching = AtomicBool::new(false);
-    let (sent, seen) = std::thread::scope(|scope| {
+    let (came, seen) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             lab.inside("victim", || {
                 let mut nft = Nft::open().unwrap();
                 let deadline = Instant::now() + lab::PATIENCE;
                 loop {
                     let held = nft.holds(Subject::V4(source)).unwrap().is_some();
-                    let now = Instant::now();
+                    let now = SystemTime::now();
                     watching.store(true, Ordering::Release);
                     if held {
                         return now;
                     }
-                    assert!(now < deadline, "{source} is not blocked");
+                    assert!(Instant::now() < deadline, "{source} is not blocked");
                 }
             })
         });
-        let sent = lab.inside("attacker", || {
+        let mut tap = lab.inside("victim", || tap(source));
+        lab.inside("attacker", || {
             let sockets: Vec<_> = ports.iter().map(|_| probe_socket(source)).collect();
             while !watching.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
             // The program sleeps by then, as it does on a quiet host.
             std::thread::sleep(Duration::from_millis(20));
-            let sent = Instant::now();
             for (socket, port) in sockets.iter().zip(ports) {
                 // Nonblocking: the SYN is on its way when this comes back, and nobody waits for an answer.
                 let _ = connect(socket, &SocketAddr::new(IpAddr::V4(target), *port));
             }
-            sent
         });
-        (sent, watcher.join().unwrap())
+        let first = tap.next_packet().unwrap().header.ts;
+        let micros = Duration::from_micros(u64::try_from(first.tv_sec * 1_000_000 + first.tv_usec).unwrap());
+        (SystemTime::UNIX_EPOCH + micros, watcher.join().unwrap())
     });
-    seen.saturating_duration_since(sent)
+    seen.duration_since(came).unwrap_or_default()
+}
+
+/// A capture of what comes from `source`, for the kernel's time stamps.
+fn tap(source: Ipv4Addr) -> Capture<Active> {
+    let tap = Capture::from_device("attacker").unwrap().immediate_mode(true).snaplen(64).timeout(1_000);
+    let mut tap = tap.open().unwrap();
+    tap.filter(&format!("src host {source} and tcp"), true).unwrap();
+    tap
 }
 
 fn probe_socket(source: Ipv4Addr) -> rustix::fd::OwnedFd {

@@ -103,6 +103,12 @@ pub enum SensorError {
     Poll(#[from] Errno),
 }
 
+/// What there is to do beside the packets, which are always looked for.
+struct Ready {
+    orders: bool,
+    decoys: bool,
+}
+
 /// The sensor.
 pub struct Sensor {
     live: Live,
@@ -154,13 +160,16 @@ impl Sensor {
         self.judge.say(What::Started);
         let mut more = false;
         loop {
-            self.wait(more)?;
-            if self.take_orders()? {
+            // Only what is ready is asked for more: each call to the kernel stands between a packet and its ban.
+            let Ready { orders, decoys } = self.wait(more)?;
+            if orders && self.take_orders()? {
                 return Ok(());
             }
             // By turns, so that neither packets nor connections can keep the other from being judged.
             more = self.look()? == BATCH;
-            self.answer();
+            if decoys {
+                self.answer();
+            }
             self.take_notices();
         }
     }
@@ -170,7 +179,7 @@ impl Sensor {
     }
 
     /// Waits until there is something to do; where there is `more` already, only looks what else there is.
-    fn wait(&mut self, more: bool) -> Result<(), SensorError> {
+    fn wait(&mut self, more: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.no_room = self.no_room.filter(|until| *until > now);
         let due = self.judge.engine.wake().into_iter().chain(self.no_room).min();
@@ -186,9 +195,11 @@ impl Sensor {
             PollFd::new(&self.decoys, decoys),
         ];
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        let [_, orders, decoys] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Ready { orders, decoys })
     }
 
     /// Carries out what is in the inbox; true where the sensor is to end.
