@@ -15,7 +15,9 @@ mod moment;
 #[cfg(test)]
 mod network_tests;
 pub mod ports;
+mod settings;
 mod sighting;
+mod spared;
 mod standing;
 pub mod subject;
 mod suspects;
@@ -33,6 +35,7 @@ pub use allow::{AllowList, Protection};
 pub use class::{Class, Protocol};
 pub use host::{Host, Listeners, Local};
 pub use moment::Moment;
+pub use settings::{Counters, Settings, Watch};
 pub use sighting::Sighting;
 pub use standing::Standing;
 pub use suspects::EVIDENCE;
@@ -44,47 +47,13 @@ use crate::wire::{Delivery, Packet};
 use budget::Budget;
 use memory::Memory;
 use moment::Tick;
-use ports::PortSet;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
+use spared::SparedSources;
 use standing::{Judged, SUMMARY};
 use subject::{Expiry, Subject};
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
 use table::{Key, fold};
-
-/// What the packets of one protocol are watched for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watch {
-    /// The ports that are judged from packets.
-    pub ports: PortSet,
-    /// Sources are blocked; else only logged.
-    pub block: bool,
-}
-
-/// What an operator can set.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// TCP.
-    pub tcp: Watch,
-    /// UDP.
-    pub udp: Watch,
-    /// SCTP INIT to any port counts; blocks like TCP.
-    pub sctp: bool,
-    /// ICMP requests to several own addresses count; they only log, like UDP.
-    pub icmp: bool,
-    /// Distinct ports that are forgiven within the window: 0 to [`EVIDENCE`] - 1.
-    pub scan_trigger: u8,
-    /// How long a touched port counts.
-    pub window: Duration,
-    /// How long a ban lasts.
-    pub expiry: Expiry,
-    /// Sources whose evidence is kept at one time.
-    pub max_sources: usize,
-    /// Judged sources that are recognised at one time.
-    pub max_judged: usize,
-    /// New bans a minute on evidence that can be forged; above it they last [`CAPPED_BAN`] at most.
-    pub max_new_bans_per_minute: u32,
-}
 
 /// How long a ban above the ceiling lasts at most.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -96,9 +65,6 @@ const LOOKUPS_PER_SECOND: u32 = 1_000;
 /// Questions to the kernel, a second, whether it still blocks a source that goes on sending. Many blocked sources at once
 /// must not cost more than that; each has its turn within the next seconds.
 const VERIFIED_PER_SECOND: u32 = 500;
-
-/// Protected sources whose probes are summed up at one time.
-const SPARED: usize = 64;
 
 /// Closed ports of this many hosts, one each, are a scan of the network. Clients of servers that are down touch a few;
 /// scanners touch them all. As many as the table remembers.
@@ -126,32 +92,6 @@ impl PortOracle for NoOracle {
     }
 }
 
-/// What has been counted since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets judged.
-    pub packets: u64,
-    /// Packets from sources that had been judged.
-    pub repeated: u64,
-    /// Probes that counted against somebody.
-    pub probes: u64,
-    /// Verdicts to block.
-    pub bans: u64,
-    /// Bans above the ceiling.
-    pub capped: u64,
-    /// Sources whose evidence had to go for another's because the table was full.
-    pub evicted: u64,
-    /// Look-ups in the kernel's socket table.
-    pub lookups: u64,
-}
-
-#[derive(Clone, Copy)]
-struct SparedSource {
-    address: IpAddr,
-    probes: u32,
-    reported: Moment,
-}
-
 /// The detector.
 pub struct Engine {
     settings: Settings,
@@ -159,7 +99,7 @@ pub struct Engine {
     judged: Judged,
     memory: Memory,
     sweeps: Sweeps,
-    spared: Vec<SparedSource>,
+    spared: SparedSources,
     ceiling: Budget,
     lookups: Budget,
     verifications: Budget,
@@ -179,7 +119,7 @@ impl Engine {
             judged: Judged::new(settings.max_judged, secret),
             memory: Memory::new(),
             sweeps: Sweeps::new(secret),
-            spared: Vec::with_capacity(SPARED),
+            spared: SparedSources::new(),
             ceiling: Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: Budget::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
             verifications: Budget::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
@@ -378,7 +318,8 @@ impl Engine {
         let own = host.local.is_exact() && host.local.contains(sighting.source);
         let protection = if own { Some(Protection::OwnAddress) } else { host.allow.protects(sighting.source) };
         if let Some(protection) = protection {
-            return Verdict::Spared(self.spare(now, sighting, protection));
+            let report = self.spared.observe(now, sighting.source);
+            return Verdict::Spared(Spared { sighting, protection, report });
         }
         let subject = Subject::of(sighting.source);
         let lane = self.lane(sighting.protocol);
@@ -509,25 +450,6 @@ impl Engine {
         }
         self.judged.set(key, Standing::Blocked, ban.expiry, now.tick());
         Verdict::Block(ban)
-    }
-
-    fn spare(&mut self, now: Moment, sighting: Sighting, protection: Protection) -> Spared {
-        let known = self.spared.iter_mut().find(|entry| entry.address == sighting.source);
-        let report = if let Some(entry) = known {
-            entry.probes = entry.probes.saturating_add(1);
-            let due = now.since(entry.reported) >= SUMMARY;
-            due.then(|| {
-                entry.reported = now;
-                std::mem::replace(&mut entry.probes, 0)
-            })
-        } else {
-            if self.spared.len() == SPARED {
-                self.spared.remove(0);
-            }
-            self.spared.push(SparedSource { address: sighting.source, probes: 0, reported: now });
-            Some(1)
-        };
-        Spared { sighting, protection, report }
     }
 
     fn lane(&self, protocol: Protocol) -> u8 {

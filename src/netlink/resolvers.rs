@@ -6,8 +6,9 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use super::files::{Stamps, stamps};
 
 /// A resolv.conf has a few hundred bytes; what is behind 64 KiB is no resolv.conf.
 const MAX_SIZE: u64 = 64 * 1024;
@@ -93,50 +94,29 @@ fn server(line: &str) -> Option<IpAddr> {
 /// Notices that one of the files was written, replaced, added or removed, for the price of a stat(2) each.
 pub struct ResolverWatch {
     files: ResolverFiles,
-    seen: Vec<Option<Stamp>>,
-}
-
-/// A rewritten file keeps its inode and changes its time; a renamed one changes its inode; a symlink is followed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+    seen: Stamps,
 }
 
 impl ResolverWatch {
     /// Watches `files` from now on. To miss nothing, create it before the files are read.
     #[must_use]
     pub fn new(files: ResolverFiles) -> Self {
-        let seen = stamps(&files);
+        let seen = look(&files);
         Self { files, seen }
     }
 
     /// True where something changed since the last call: then read the files again.
     #[must_use]
     pub fn poll(&mut self) -> bool {
-        let now = stamps(&self.files);
+        let now = look(&self.files);
         let changed = now != self.seen;
         self.seen = now;
         changed
     }
 }
 
-fn stamps(files: &ResolverFiles) -> Vec<Option<Stamp>> {
-    std::iter::once(&files.main).chain(&files.upstream).map(|path| stamp(path)).collect()
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    Some(Stamp {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        size: metadata.size(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-    })
+fn look(files: &ResolverFiles) -> Stamps {
+    stamps(std::iter::once(&files.main).chain(&files.upstream).cloned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,59 @@
+//! What an operator can set, and what the engine counts.
+
+use std::time::Duration;
+
+use super::ports::PortSet;
+use super::subject::Expiry;
+
+/// What the packets of one protocol are watched for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// The ports that are judged from packets.
+    pub ports: PortSet,
+    /// Sources are blocked; else only logged.
+    pub block: bool,
+}
+
+/// What an operator can set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// TCP.
+    pub tcp: Watch,
+    /// UDP.
+    pub udp: Watch,
+    /// SCTP INIT to any port counts; blocks like TCP.
+    pub sctp: bool,
+    /// ICMP requests to several own addresses count; they only log, like UDP.
+    pub icmp: bool,
+    /// Distinct ports that are forgiven within the window: 0 to [`EVIDENCE`] - 1.
+    pub scan_trigger: u8,
+    /// How long a touched port counts.
+    pub window: Duration,
+    /// How long a ban lasts.
+    pub expiry: Expiry,
+    /// Sources whose evidence is kept at one time.
+    pub max_sources: usize,
+    /// Judged sources that are recognised at one time.
+    pub max_judged: usize,
+    /// New bans a minute on evidence that can be forged; above it they last [`CAPPED_BAN`] at most.
+    pub max_new_bans_per_minute: u32,
+}
+
+/// What has been counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets judged.
+    pub packets: u64,
+    /// Packets from sources that had been judged.
+    pub repeated: u64,
+    /// Probes that counted against somebody.
+    pub probes: u64,
+    /// Verdicts to block.
+    pub bans: u64,
+    /// Bans above the ceiling.
+    pub capped: u64,
+    /// Sources whose evidence had to go for another's because the table was full.
+    pub evicted: u64,
+    /// Look-ups in the kernel's socket table.
+    pub lookups: u64,
+}
