@@ -12,8 +12,6 @@ mod class;
 mod host;
 mod memory;
 mod moment;
-#[cfg(test)]
-mod network_tests;
 pub mod ports;
 mod settings;
 mod sighting;

@@ -6,6 +6,7 @@ mod floods;
 mod flows;
 mod innocents;
 mod lanes;
+mod network;
 mod protection;
 mod scene;
 mod standing;

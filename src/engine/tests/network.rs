@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::subject::Expiry;
-use super::*;
+use crate::engine::ports::PortSet;
+use crate::engine::subject::Expiry;
+use crate::engine::*;
 use crate::wire::{TcpFlags, Transport};
 
 fn engine() -> Engine {
