@@ -15,7 +15,7 @@ mod tests {
 
     use crate::lab::daemon::Daemon;
     use crate::lab::services::Services;
-    use crate::lab::{Lab, PATIENCE, enter};
+    use crate::lab::{Lab, PATIENCE, enter, raw};
 
     const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
     const BANNER: &str = "Go away.\r\n";
@@ -256,6 +256,28 @@ mod tests {
         assert!(banned.is_some(), "an address that came later is never watched");
         assert_eq!(lab.banned(), [attacker]);
         assert_eq!(daemon.lines_with(&lab.v4("unwatched").to_string()), [""; 0]);
+        daemon.stop();
+    }
+
+    #[test]
+    fn a_broadcast_to_a_decoy_is_no_probe() {
+        let lab = Lab::new(&["neighbour"]);
+        let text = "tcp.mode = \"off\"\n[udp]\nports = \"137,138,7001\"\nblock = true\n";
+        let daemon = Daemon::start_configured(&lab, text, &["-udp", "--scan-trigger", "1"]);
+        let source = lab.v4("neighbour");
+        let [a, b, c, _] = source.octets();
+        let mut wire = lab.wire("neighbour");
+        for target in [[255, 255, 255, 255], [a, b, c, 255]] {
+            wire.broadcast(&raw::udp(source.into(), IpAddr::from(target), (138, 138)));
+        }
+        // Two datagrams to this host itself show that the broadcasts have been judged by then: they came first.
+        for port in [137, 7001] {
+            wire.send(&raw::udp(source.into(), lab.victim_v4("neighbour").into(), (5000, port)));
+            daemon.expect_line(&alert(source.into(), "UDP", port));
+            assert!(port != 137 || lab.banned().is_empty(), "one port is forgiven");
+        }
+        lab.expect_ban(source.into());
+        assert!(daemon.lines_with(&alert(source.into(), "UDP", 138)).is_empty(), "the broadcasts are nobody's probes");
         daemon.stop();
     }
 

@@ -7,16 +7,20 @@
 //! Read with: ipv6(7) on IPV6_V6ONLY, epoll(7), setrlimit(2).
 
 use std::collections::HashSet;
+use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
+use nix::cmsg_space;
+use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, bind, getsockname,
-    listen, recvfrom, send, socket_with, sockopt,
+    AddressFamily, SendFlags, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, bind, getsockname, listen, send,
+    socket_with, sockopt,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -258,28 +262,50 @@ impl Decoy {
             let _ = send(&connection, banner, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
         let destination = address(Some(getsockname(&connection)?)).map(|local| local.ip());
-        Ok(self.sighting(peer, destination, Class::Connect))
+        Ok(self.sighting(address(peer), destination, 0, Class::Connect))
     }
 
     fn receive(&self) -> Result<Option<Sighting>, Errno> {
         // What it says is of no interest; the kernel cuts it off.
         let mut byte = [0_u8; 1];
-        let (_, _, peer) = recvfrom(&self.socket, &mut byte, RecvFlags::DONTWAIT)?;
-        Ok(self.sighting(peer, None, Class::Udp))
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        let mut room = cmsg_space!([u8; size_of::<[u32; 5]>()]);
+        let socket = self.socket.as_raw_fd();
+        let message = recvmsg::<SockaddrStorage>(socket, &mut parts, Some(&mut room), MsgFlags::MSG_DONTWAIT);
+        let message = message.map_err(|error| Errno::from_raw_os_error(error as i32))?;
+        let peer = message.address.as_ref().and_then(internet);
+        // Without it nobody knows whether this host was meant: a broadcast is no probe.
+        let sent_to = message.cmsgs().ok().into_iter().flatten().find_map(|part| match part {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                Some((Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into(), u32::try_from(info.ipi_ifindex).ok()?))
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                Some((Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical(), info.ipi6_ifindex))
+            }
+            _ => None,
+        });
+        let Some((destination, interface)) = sent_to else { return Ok(None) };
+        Ok(self.sighting(peer, Some(destination), interface, Class::Udp))
     }
 
-    fn sighting(&self, peer: Option<SocketAddrAny>, destination: Option<IpAddr>, class: Class) -> Option<Sighting> {
-        let peer = address(peer)?;
-        let unknown = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    fn sighting(
+        &self,
+        peer: Option<SocketAddr>,
+        destination: Option<IpAddr>,
+        interface: u32,
+        class: Class,
+    ) -> Option<Sighting> {
+        let (peer, destination) = (peer?, destination?);
         Some(Sighting {
-            interface: 0,
+            interface,
             source: peer.ip(),
             source_port: peer.port(),
-            destination: destination.unwrap_or(unknown),
+            destination,
             protocol: self.protocol,
             port: self.port,
             class,
             fragmented: false,
+            decoy: true,
         })
     }
 }
@@ -288,6 +314,13 @@ impl Decoy {
 fn address(any: Option<SocketAddrAny>) -> Option<SocketAddr> {
     let address = SocketAddr::try_from(any?).ok()?;
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+/// The same of an address as recvmsg(2) gives it.
+fn internet(any: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = any.as_sockaddr_in().map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
+    let v6 = || any.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().to_canonical(), v6.port()));
+    v4.or_else(v6)
 }
 
 /// True for a source that can be blocked. A datagram may come from 0.0.0.0: a host that asks for its address (DHCP).
@@ -328,6 +361,11 @@ fn open_at(address: IpAddr, protocol: Protocol, port: u16) -> Result<OwnedFd, Er
     if protocol == Protocol::Udp {
         // Not SO_REUSEADDR: on a UDP port it would let a decoy and a service that sets it, too, take each other's datagrams.
         sockopt::set_socket_recv_buffer_size(&socket, DATAGRAMS)?;
+        let asked = match address {
+            IpAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
+            IpAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
+        };
+        asked.map_err(|error| Errno::from_raw_os_error(error as i32))?;
     } else {
         // Connections in TIME-WAIT of an earlier run must not count as a port in use.
         sockopt::set_socket_reuseaddr(&socket, true)?;

@@ -167,6 +167,9 @@ impl Engine {
         if let Some(repeated) = self.recognise(now, sighting.source, host) {
             return Verdict::Repeated(repeated);
         }
+        if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
+            return Verdict::Innocent(Innocence::ForNobody);
+        }
         self.count(now, sighting, host, oracle)
     }
 

@@ -24,6 +24,8 @@ pub struct Sighting {
     pub class: Class,
     /// It came in a fragment.
     pub fragmented: bool,
+    /// A decoy listener took it.
+    pub decoy: bool,
 }
 
 /// Port that stands for "the fragment does not say".
@@ -62,6 +64,7 @@ impl Sighting {
             port,
             class,
             fragmented: packet.fragmented || class == Class::Fragment,
+            decoy: false,
         })
     }
 

@@ -85,10 +85,9 @@ pub fn of(what: &What) -> Option<String> {
 }
 
 fn scan(probe: &Probe) -> String {
-    let Sighting { source, destination, protocol, port, class, fragmented, .. } = probe.sighting;
+    let Sighting { source, protocol, port, class, fragmented, decoy, .. } = probe.sighting;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
-    // Only a decoy's datagram comes without its destination: classic PortSentry calls both kinds a connect.
-    let decoy = class == Class::Udp && destination.is_unspecified();
+    // Classic PortSentry calls whatever its listeners take a connect, datagrams too.
     let title = if decoy { Class::Connect.title() } else { class.title() };
     format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Twice(source), protocol.name())
 }

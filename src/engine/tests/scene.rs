@@ -213,6 +213,7 @@ impl Scene {
             port,
             class: Class::Connect,
             fragmented: false,
+            decoy: true,
         };
         self.verdict = self.engine.observe_decoy(self.now, sighting, &self.host, &mut self.truth);
         self.verdict.into()
