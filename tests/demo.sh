@@ -14,13 +14,14 @@ fi
 
 victim="psdemo-$$-victim" attacker="psdemo-$$-attacker"
 log=$(mktemp)
+state=$(mktemp -d)
 pids=()
 clean_up() {
     trap - EXIT INT TERM
     [ "${#pids[@]}" -eq 0 ] || { kill "${pids[@]}" && wait "${pids[@]}"; } 2>/dev/null || true
     ip netns del "$victim" 2>/dev/null || true
     ip netns del "$attacker" 2>/dev/null || true
-    rm -f "$log"
+    rm -rf "$log" "$state"
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM
@@ -60,7 +61,7 @@ scan 1-1024
 
 say "portsentry starts on the victim"
 show "portsentry --expire 24h"
-ip netns exec "$victim" "$program" --expire 24h 2>"$log" &
+ip netns exec "$victim" "$program" --expire 24h --state-dir "$state" 2>"$log" &
 pids+=($!)
 started() { grep -q 'now active and listening' "$log" || ! kill -0 "${pids[-1]}" 2>/dev/null; }
 until_true started
