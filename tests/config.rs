@@ -2,7 +2,9 @@
 
 #![cfg(test)]
 
-use portsentry::config::{Action, BlockPolicy, Config, Method, Mode, parse_expiry};
+use portsentry::config::{
+    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, Method, Mode, NftBlock, Route, Run, parse_expiry,
+};
 use portsentry::engine::subject::Expiry;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
@@ -44,8 +46,12 @@ fn every_key_sets_what_it_names() {
          [udp]\nmode = \"off\"\nports = \"everything\"\nblock = true\n\
          [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\n\
          [allow]\nnetworks = [\"10.0.0.5/24\", \"192.0.2.7\", \"2001:DB8::1\", \"0.0.0.0/0\"]\nfiles = [\"/etc/hosts.ok\"]\n\
-         [block]\nmethod = [\"nft\"]\nmax_new_bans_per_minute = 1\n[block.nft]\naction = \"drop\"\nsize = 7\n\
-         [block.route]\nkind = \"blackhole\"\n[block.run]\ncommand = []\n[trap]\ntcp = false\nudp = false\n",
+         [block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\nmax_new_bans_per_minute = 1\nwidest_ipv4 = 24\n\
+         widest_ipv6 = 48\n[block.nft]\naction = \"reject\"\nlog_drops = \"3/minute\"\nend_connections = false\nsize = 7\n\
+         [block.route]\nkind = \"prohibit\"\n[block.hosts_deny]\nfile = \"/tmp/deny\"\nline = \"ALL: $TARGET$ : DENY\"\n\
+         [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
+         timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
+         [trap]\ntcp = false\nudp = false\n",
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
@@ -57,8 +63,30 @@ fn every_key_sets_what_it_names() {
     let networks: Vec<String> = config.allow.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/24", "192.0.2.7/32", "2001:db8::1/128", "0.0.0.0/0"]);
     assert_eq!(config.allow.files, [PathBuf::from("/etc/hosts.ok")]);
-    assert_eq!((config.block.method, config.block.max_new_bans_per_minute), (vec![Method::Nft], 1));
-    assert_eq!((config.block.nft.action, config.block.nft.size), (Action::Drop, 7));
+    let rate = LogRate { count: 3, per: Duration::from_secs(60) };
+    let expected = Block {
+        method: vec![Method::Route, Method::HostsDeny, Method::Run, Method::Nft],
+        max_new_bans_per_minute: 1,
+        widest_ipv4: 24,
+        widest_ipv6: 48,
+        nft: NftBlock { action: Action::Reject, log_drops: Some(rate), end_connections: false, size: 7 },
+        route: Route::Prohibit,
+        hosts_deny: HostsDeny { file: PathBuf::from("/tmp/deny"), line: "ALL: $TARGET$ : DENY".to_owned() },
+        run: Run {
+            command: vec!["/bin/echo".to_owned(), "$TARGET$".to_owned()],
+            expire_command: vec!["/bin/true".to_owned()],
+            first: true,
+            timeout: Duration::from_secs(5),
+            at_once: 2,
+        },
+    };
+    assert_eq!(config.block, expected);
+    let (max, forget) = (Duration::from_secs(7 * 86_400), Duration::from_secs(86_400));
+    assert_eq!(config.escalate, Escalate { factor: 3, max, forget });
+    assert_eq!(
+        read("block.route.via = \"192.0.2.254\"").block.route,
+        Route::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
+    );
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
     assert_eq!(advanced.watched().to_string(), "1-4,6-20");
     assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::builtin().tcp.ports);
@@ -124,7 +152,7 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "tcp.advanced_exclude = \"x\"",
             "1:24: tcp.advanced_exclude: \"x\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"",
         ),
-        ("tcp.block = \"no\"", "1:13: tcp.block: \"no\" is not a switch; write true or false"),
+        ("tcp.block = \"no\"", "1:13: tcp.block: \"no\" is not a switch; write true, false or \"run\""),
         (
             "[allow]\nnetworks = [\n  \"192.0.2.1\",\n  \"192.0.2.256\",\n]",
             "4:3: allow.networks: \"192.0.2.256\" is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"",
@@ -133,7 +161,41 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "allow.files = [\"ignore\"]",
             "1:16: allow.files: \"ignore\" is not a file with its whole path; write for example \"/etc/portsentry/portsentry.ignore\"",
         ),
-        ("block.method = [\"iptables\"]", "1:17: block.method: \"iptables\" is not a way to block; write \"nft\""),
+        (
+            "block.method = [\"iptables\"]",
+            "1:17: block.method: \"iptables\" is not a way to block; write \"nft\", \"route\", \"hosts-deny\" or \"run\"",
+        ),
+        (
+            "block.nft.action = \"tarpit\"",
+            "1:20: block.nft.action: \"tarpit\" is not an action; write \"drop\" or \"reject\"",
+        ),
+        (
+            "block.nft.log_drops = \"3/week\"",
+            "1:23: block.nft.log_drops: \"3/week\" is not a rate; write for example \"3/minute\" (second, minute, hour, day), \
+             or \"\" for none",
+        ),
+        ("block.widest_ipv6 = 60", "1:21: block.widest_ipv6: 60 does not fit; write 48, 56 or 64"),
+        ("block.widest_ipv4 = 23", "1:21: block.widest_ipv4: 23 does not fit; write a number from 24 to 32"),
+        (
+            "block.route.via = \"333.444.555.666\"",
+            "1:19: block.route.via: \"333.444.555.666\" is not the address of a gateway; write for example \
+             \"192.0.2.254\", one that does not exist",
+        ),
+        (
+            "block.hosts_deny.line = \"ALL: ALL\"",
+            "1:25: block.hosts_deny.line: \"ALL: ALL\" is not a line for TCP wrappers; write for example \"ALL: $TARGET$\"",
+        ),
+        (
+            "block.hosts_deny.line = \"ALL: $TARGET$\\nALL: ALL\"",
+            "1:25: block.hosts_deny.line: \"ALL: $TARGET$\\nALL: ALL\" is not a line for TCP wrappers; write for example \
+             \"ALL: $TARGET$\"",
+        ),
+        (
+            "block.run.timeout = \"11m\"",
+            "1:21: block.run.timeout: \"11m\" is longer than ten minutes; write \"10m\" or less",
+        ),
+        ("escalate.factor = 0", "1:19: escalate.factor: 0 does not fit; write a number from 1 to 100"),
+        ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
         ("[[block.nft]]", "1:1: block.nft: a list is not a table; write [block.nft] on a line of its own"),
         (
@@ -163,22 +225,6 @@ fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
 #[test]
 fn what_is_not_built_yet_is_refused_and_not_silently_accepted() {
     for (text, expected) in [
-        ("tcp.block = \"run\"", "1:13: tcp.block: \"run\" is not in this version; write true or false"),
-        ("block.method = [\"nft\", \"run\"]", "1:24: block.method: \"run\" is not in this version; write \"nft\""),
-        ("block.method = [\"hosts-deny\"]", "1:17: block.method: \"hosts-deny\" is not in this version; write \"nft\""),
-        ("block.nft.action = \"reject\"", "1:20: block.nft.action: \"reject\" is not in this version; write \"drop\""),
-        (
-            "block.route.kind = \"prohibit\"",
-            "1:20: block.route.kind: \"prohibit\" is not in this version; write \"blackhole\"",
-        ),
-        (
-            "block.route.via = \"192.0.2.254\"",
-            "1:19: block.route.via: \"192.0.2.254\" is not in this version; write nothing here and leave \"via\" out",
-        ),
-        (
-            "block.run.command = [\"true\"]",
-            "1:22: block.run.command: \"true\" is not in this version; write command = []",
-        ),
         ("trap.tcp = true", "1:12: trap.tcp: true is not in this version; write false"),
         ("trap.udp = true", "1:12: trap.udp: true is not in this version; write false"),
     ] {
@@ -196,11 +242,11 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ("[alow]\n", "1:2: alow: unknown key; did you mean \"allow\"?"),
         (
             "[block.nft]\nflavour = 1",
-            "2:1: block.nft.flavour: unknown key; take it out: the keys here are action, size",
+            "2:1: block.nft.flavour: unknown key; take it out: the keys here are action, end_connections, log_drops, size",
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, trap",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, escalate, trap",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");
@@ -268,6 +314,15 @@ fn settings_that_would_watch_or_block_nothing_are_refused() {
         (
             "block.method = []",
             "1:16: block.method: an empty list blocks nobody; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
+        ),
+        ("block.method = [\"nft\", \"nft\"]", "1:16: block.method: names one way twice; write each once"),
+        (
+            "tcp.block = \"run\"",
+            " block.run.command: no command is left to run; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
+        ),
+        (
+            "block.run.command = [\"on-scan\"]",
+            "1:21: block.run.command: the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");
@@ -342,7 +397,7 @@ fn written_keys(text: &str) -> Vec<String> {
         if let Some(header) = line.strip_prefix('[') {
             table = format!("{}.", header.trim_end_matches(']'));
         } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
-            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         {
             keys.push(format!("{table}{key}"));
         }

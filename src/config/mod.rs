@@ -4,6 +4,7 @@
 //!
 //! Read with: docs/settings.md, and examples/portsentry.toml, which tests hold against this.
 
+mod block;
 mod error;
 pub mod ignore_file;
 mod lists;
@@ -11,6 +12,7 @@ mod reader;
 mod settings;
 mod value;
 
+pub use block::{Action, Block, Escalate, HostsDeny, LogRate, Method, NftBlock, Route, Run};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use value::{parse_expiry, parse_interface, parse_network};
 
@@ -18,7 +20,6 @@ use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;
 use ipnet::IpNet;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub allow: Allow,
     /// How a ban is carried out.
     pub block: Block,
+    /// Longer bans for who comes back.
+    pub escalate: Escalate,
     /// Counting inside the kernel.
     pub trap: Trap,
 }
@@ -63,7 +66,7 @@ pub enum BlockPolicy {
     Yes,
     /// Logged.
     No,
-    /// Left to a command. Not in this version: the reader refuses it.
+    /// Left to the command of `block.run`, and logged.
     Run,
 }
 
@@ -140,72 +143,6 @@ impl Allow {
     }
 }
 
-/// How a ban is carried out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// The ways, in the order they are tried; at least one.
-    pub method: Vec<Method>,
-    /// Ceiling on new bans in a minute, at least 1: what a flood of forged sources can do at most.
-    pub max_new_bans_per_minute: u32,
-    /// The nftables way.
-    pub nft: NftBlock,
-    /// The route way. Not in this version: always the default.
-    pub route: Route,
-    /// The command. Not in this version: always empty.
-    pub run: Run,
-}
-
-/// A way to block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// An element in the set `blocked` of the table `inet portsentry`.
-    Nft,
-    /// A route. Not in this version: the reader refuses it.
-    Route,
-    /// A line in /etc/hosts.deny. Not in this version: the reader refuses it.
-    HostsDeny,
-    /// A command. Not in this version: the reader refuses it.
-    Run,
-}
-
-/// Settings of the nftables way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NftBlock {
-    /// What the rule does with packets of a blocked source.
-    pub action: Action,
-    /// How many bans each of the two sets holds: 1 to 16,777,216.
-    pub size: u32,
-}
-
-/// What a rule does with a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Dropped in silence.
-    Drop,
-    /// Answered with an error. Not in this version: the reader refuses it.
-    Reject,
-}
-
-/// What a blocking route does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// Drops answers in silence.
-    Blackhole,
-    /// Answers "host unreachable".
-    Unreachable,
-    /// Answers "administratively prohibited".
-    Prohibit,
-    /// Leads to a gateway that does not exist.
-    Via(IpAddr),
-}
-
-/// A command to run on a ban.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Run {
-    /// Program and arguments; no shell.
-    pub command: Vec<String>,
-}
-
 /// Counting inside the kernel. Not in this version: both are always false.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trap {
@@ -247,13 +184,8 @@ impl Config {
                 icmp: false,
             },
             allow: Allow::default(),
-            block: Block {
-                method: vec![Method::Nft],
-                max_new_bans_per_minute: 600,
-                nft: NftBlock { action: Action::Drop, size: 131_072 },
-                route: Route::Blackhole,
-                run: Run::default(),
-            },
+            block: Block::default(),
+            escalate: Escalate::default(),
             trap: Trap::default(),
         }
     }
@@ -312,6 +244,26 @@ impl Config {
             let message =
                 "an empty list blocks nobody; write [\"nft\"], or block = false under [tcp] and [udp] to only log";
             found.push(("block.method".to_owned(), message.to_owned()));
+        }
+        let again =
+            |(place, method): (usize, &Method)| self.block.method.iter().take(place).any(|other| other == method);
+        if self.block.method.iter().enumerate().any(again) {
+            let message = "names one way twice; write each once".to_owned();
+            found.push(("block.method".to_owned(), message));
+        }
+        for (key, command) in [("command", &self.block.run.command), ("expire_command", &self.block.run.expire_command)]
+        {
+            // Found through nobody's PATH: the daemon runs with rights over the firewall.
+            if command.first().is_some_and(|program| !program.starts_with('/')) {
+                let message = "the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"";
+                found.push((format!("block.run.{key}"), message.to_owned()));
+            }
+        }
+        let runs = self.block.method.contains(&Method::Run)
+            || [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run);
+        if runs && self.block.run.command.is_empty() {
+            let message = "no command is left to run; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]";
+            found.push(("block.run.command".to_owned(), message.to_owned()));
         }
         found
     }

@@ -3,7 +3,7 @@
 use super::error::{ConfigError, ConfigErrors, Lines};
 use super::lists::{self, Lists};
 use super::reader::{Section, Walk};
-use super::{Config, Protocol, value};
+use super::{Block, Config, Protocol, value};
 use std::collections::BTreeSet;
 use toml::de::{DeTable, DeValue};
 
@@ -69,24 +69,48 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
         let example = "for example [\"/etc/portsentry/portsentry.ignore\"]";
         allow.read_list("files", &mut place.files, example, value::file);
     });
-    root.section("block", |block| {
-        let place = &mut config.block;
-        block.read_list("method", &mut place.method, "[\"nft\"]", value::method);
-        let (key, most) = ("max_new_bans_per_minute", i64::from(u32::MAX));
-        block.read(key, &mut place.max_new_bans_per_minute, |found| value::number(found, 1, most));
-        block.section("nft", |nft| {
-            nft.read("action", &mut place.nft.action, value::action);
-            nft.read("size", &mut place.nft.size, |found| value::number(found, 1, 16_777_216));
-        });
-        block.section("route", |route| {
-            route.read("kind", &mut place.route, value::route_kind);
-            route.read("via", &mut place.route, value::route_via);
-        });
-        block.section("run", |run| run.read_list("command", &mut place.run.command, "[]", value::command_word));
+    root.section("block", |section| block(section, &mut config.block));
+    root.section("escalate", |escalate| {
+        let place = &mut config.escalate;
+        escalate.read("factor", &mut place.factor, |found| value::number(found, 1, 100));
+        escalate.read("max", &mut place.max, value::long_span);
+        escalate.read("forget", &mut place.forget, value::long_span);
     });
     root.section("trap", |trap| {
         trap.read("tcp", &mut config.trap.tcp, value::trap);
         trap.read("udp", &mut config.trap.udp, value::trap);
+    });
+}
+
+fn block(section: &mut Section<'_, '_>, place: &mut Block) {
+    section.read_list("method", &mut place.method, "[\"nft\"]", value::method);
+    let (key, most) = ("max_new_bans_per_minute", i64::from(u32::MAX));
+    section.read(key, &mut place.max_new_bans_per_minute, |found| value::number(found, 1, most));
+    section.read("widest_ipv4", &mut place.widest_ipv4, |found| value::number(found, 24, 32));
+    section.read("widest_ipv6", &mut place.widest_ipv6, value::widest_ipv6);
+    section.section("nft", |nft| {
+        let place = &mut place.nft;
+        nft.read("action", &mut place.action, value::action);
+        nft.read("log_drops", &mut place.log_drops, value::log_rate);
+        nft.read("end_connections", &mut place.end_connections, value::yes_or_no);
+        nft.read("size", &mut place.size, |found| value::number(found, 1, 16_777_216));
+    });
+    section.section("route", |route| {
+        route.read("kind", &mut place.route, value::route_kind);
+        route.read("via", &mut place.route, value::route_via);
+    });
+    section.section("hosts_deny", |deny| {
+        deny.read("file", &mut place.hosts_deny.file, value::deny_file);
+        deny.read("line", &mut place.hosts_deny.line, value::deny_line);
+    });
+    section.section("run", |run| {
+        let place = &mut place.run;
+        let example = "for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]";
+        run.read_list("command", &mut place.command, example, value::command_word);
+        run.read_list("expire_command", &mut place.expire_command, example, value::command_word);
+        run.read("first", &mut place.first, value::yes_or_no);
+        run.read("timeout", &mut place.timeout, value::time_limit);
+        run.read("at_once", &mut place.at_once, |found| value::number(found, 1, 64));
     });
 }
 

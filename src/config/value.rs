@@ -1,6 +1,6 @@
 //! One TOML value to one setting, or a sentence that says what to write instead. No place in the file is known here.
 
-use super::{Action, BlockPolicy, Method, Mode, Route};
+use super::{Action, BlockPolicy, LogRate, Method, Mode, Route};
 use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;
 use ipnet::{IpNet, Ipv4Net};
@@ -15,6 +15,10 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 const LONGEST_EXPIRY: Duration = Duration::from_secs(315_576_000);
 /// What fits into one segment on every link, so that it is sent at once and as a whole.
 const LONGEST_BANNER: usize = 1_024;
+/// Far above what people write; several of them still fit where a command line or a line of hosts.deny must.
+const LONGEST_LINE: usize = 1_024;
+/// A command that takes longer is stuck, and keeps its place from others.
+const LONGEST_RUN: Duration = Duration::from_secs(600);
 
 /// Reads how long a ban lasts: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
 ///
@@ -93,11 +97,15 @@ pub(super) fn expiry(value: &DeValue<'_>) -> Result<Expiry, String> {
 }
 
 pub(super) fn window(value: &DeValue<'_>) -> Result<Duration, String> {
-    let (what, example) = ("a duration", "for example \"90s\"");
-    let written = text(value, what, example)?;
-    let span = humantime::parse_duration(written).map_err(|_| wrong(value, what, example))?;
-    if span > LONGEST_WINDOW {
-        return Err(format!("{} is longer than 30 days; write \"30d\" or less", quoted(written)));
+    span(value, "for example \"90s\"", LONGEST_WINDOW, "30 days; write \"30d\" or less")
+}
+
+/// A duration from a second to `longest`, which messages call `bound`.
+fn span(value: &DeValue<'_>, example: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
+    let written = text(value, "a duration", example)?;
+    let span = humantime::parse_duration(written).map_err(|_| wrong(value, "a duration", example))?;
+    if span > longest {
+        return Err(format!("{} is longer than {bound}", quoted(written)));
     }
     at_least_a_second(written, span)
 }
@@ -156,36 +164,97 @@ pub(super) fn yes_or_no(value: &DeValue<'_>) -> Result<bool, String> {
 pub(super) fn mode(value: &DeValue<'_>) -> Result<Mode, String> {
     use Mode::{Advanced, Connect, Off, Stealth};
     let modes = [("off", Off), ("connect", Connect), ("stealth", Stealth), ("advanced", Advanced)];
-    choice(value, "a mode", &modes, &[])
+    choice(value, "a mode", &modes)
 }
 
 pub(super) fn block_policy(value: &DeValue<'_>) -> Result<BlockPolicy, String> {
     match value {
         DeValue::Boolean(true) => Ok(BlockPolicy::Yes),
         DeValue::Boolean(false) => Ok(BlockPolicy::No),
-        DeValue::String(text) if text == "run" => Err(not_yet(value, "true or false")),
-        _ => Err(wrong(value, "a switch", "true or false")),
+        DeValue::String(text) if text == "run" => Ok(BlockPolicy::Run),
+        _ => Err(wrong(value, "a switch", "true, false or \"run\"")),
     }
 }
 
 pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
-    choice(value, "a way to block", &[("nft", Method::Nft)], &["route", "hosts-deny", "run"])
+    use Method::{HostsDeny, Nft, Route, Run};
+    let methods = [("nft", Nft), ("route", Route), ("hosts-deny", HostsDeny), ("run", Run)];
+    choice(value, "a way to block", &methods)
 }
 
 pub(super) fn action(value: &DeValue<'_>) -> Result<Action, String> {
-    choice(value, "an action", &[("drop", Action::Drop)], &["reject"])
+    choice(value, "an action", &[("drop", Action::Drop), ("reject", Action::Reject)])
+}
+
+/// "3/minute"; the empty text for none.
+pub(super) fn log_rate(value: &DeValue<'_>) -> Result<Option<LogRate>, String> {
+    let (what, instead) = ("a rate", "for example \"3/minute\" (second, minute, hour, day), or \"\" for none");
+    let written = text(value, what, instead)?.trim();
+    if written.is_empty() {
+        return Ok(None);
+    }
+    let parts = written.split_once('/');
+    let count = parts.and_then(|(count, _)| count.trim().parse().ok()).filter(|count| (1..=10_000).contains(count));
+    let per = parts.and_then(|(_, unit)| {
+        let units = [("second", 1), ("minute", 60), ("hour", 3_600), ("day", 86_400)];
+        units.into_iter().find_map(|(name, seconds)| (name == unit.trim()).then(|| Duration::from_secs(seconds)))
+    });
+    let rate = count.zip(per).map(|(count, per)| Some(LogRate { count, per }));
+    rate.ok_or_else(|| wrong(value, what, instead))
+}
+
+pub(super) fn widest_ipv6(value: &DeValue<'_>) -> Result<u8, String> {
+    let length = number(value, 48, 64)?;
+    match length {
+        48 | 56 | 64 => Ok(length),
+        _ => Err(format!("{length} does not fit; write 48, 56 or 64")),
+    }
 }
 
 pub(super) fn route_kind(value: &DeValue<'_>) -> Result<Route, String> {
-    choice(value, "a kind of route", &[("blackhole", Route::Blackhole)], &["unreachable", "prohibit"])
+    let kinds = [("blackhole", Route::Blackhole), ("unreachable", Route::Unreachable), ("prohibit", Route::Prohibit)];
+    choice(value, "a kind of route", &kinds)
 }
 
 pub(super) fn route_via(value: &DeValue<'_>) -> Result<Route, String> {
-    Err(not_yet(value, "nothing here and leave \"via\" out"))
+    let (what, example) = ("the address of a gateway", "for example \"192.0.2.254\", one that does not exist");
+    let found = text(value, what, example)?.parse().ok();
+    let usable = |address: &IpAddr| !(address.is_unspecified() || address.is_loopback() || address.is_multicast());
+    found.filter(usable).map(Route::Via).ok_or_else(|| wrong(value, what, example))
 }
 
+pub(super) fn deny_file(value: &DeValue<'_>) -> Result<PathBuf, String> {
+    let (what, example) = ("a file with its whole path", "for example \"/etc/hosts.deny\"");
+    let path = PathBuf::from(text(value, what, example)?);
+    if path.is_absolute() { Ok(path) } else { Err(wrong(value, what, example)) }
+}
+
+/// A line for TCP wrappers (hosts_access(5)): it must name the source, and be one line.
+pub(super) fn deny_line(value: &DeValue<'_>) -> Result<String, String> {
+    let (what, example) = ("a line for TCP wrappers", "for example \"ALL: $TARGET$\"");
+    let line = text(value, what, example)?;
+    let fits = line.contains("$TARGET$") && line.contains(':') && line.len() <= LONGEST_LINE;
+    if fits && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control) {
+        return Ok(line.to_owned());
+    }
+    Err(wrong(value, what, example))
+}
+
+/// The program, or one of its arguments.
 pub(super) fn command_word(value: &DeValue<'_>) -> Result<String, String> {
-    Err(not_yet(value, "command = []"))
+    let word = text(value, "a word of a command", "for example \"/usr/local/sbin/on-scan\" or \"$TARGET$\"")?;
+    if word.contains('\0') || word.len() > LONGEST_LINE {
+        return Err(wrong(value, "a word of a command", &format!("at most {LONGEST_LINE} bytes without NUL")));
+    }
+    Ok(word.to_owned())
+}
+
+pub(super) fn time_limit(value: &DeValue<'_>) -> Result<Duration, String> {
+    span(value, "for example \"30s\"", LONGEST_RUN, "ten minutes; write \"10m\" or less")
+}
+
+pub(super) fn long_span(value: &DeValue<'_>) -> Result<Duration, String> {
+    span(value, "for example \"30d\"", LONGEST_EXPIRY, "ten years; write less")
 }
 
 pub(super) fn trap(value: &DeValue<'_>) -> Result<bool, String> {
@@ -211,26 +280,24 @@ pub(super) fn no_port_banner(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// One of `built`, by name. A name in `later` is known, and refused with the reason that it does nothing yet: a setting
-/// that is accepted and has no effect would leave a host less protected than its configuration says.
-fn choice<T: Clone>(value: &DeValue<'_>, what: &str, built: &[(&str, T)], later: &[&str]) -> Result<T, String> {
-    let names: Vec<String> = built.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+/// One of `known`, by name.
+fn choice<T: Clone>(value: &DeValue<'_>, what: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let names: Vec<String> = known.iter().map(|(name, _)| format!("\"{name}\"")).collect();
     let names = match names.split_last() {
         Some((last, [])) => last.clone(),
         Some((last, others)) => format!("{} or {last}", others.join(", ")),
         None => String::new(),
     };
     let written = text(value, what, &names)?;
-    if let Some((_, found)) = built.iter().find(|(name, _)| *name == written) {
-        return Ok(found.clone());
-    }
-    Err(if later.contains(&written) { not_yet(value, &names) } else { wrong(value, what, &names) })
+    let found = known.iter().find(|(name, _)| *name == written).map(|(_, found)| found.clone());
+    found.ok_or_else(|| wrong(value, what, &names))
 }
 
 fn text<'v>(value: &'v DeValue<'_>, what: &str, instead: &str) -> Result<&'v str, String> {
     value.as_str().ok_or_else(|| wrong(value, what, instead))
 }
 
+/// A setting that is taken and has no effect would leave a host less protected than its configuration says.
 fn not_yet(value: &DeValue<'_>, instead: &str) -> String {
     format!("{} is not in this version; write {instead}", shown(value))
 }
