@@ -1,13 +1,13 @@
 //! The thread on a packet's way: capture, decoys, engine and the socket that blocks, with nothing between them. It takes
 //! snapshots and orders from its inbox and gives events to a bounded queue; it never waits for anybody but packets.
 
+mod figures;
 mod judge;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
@@ -24,6 +24,7 @@ use crate::netlink::sock_diag::SockDiag;
 use crate::report::event::What;
 use crate::report::queue::Sender;
 use crate::wire;
+pub use figures::{Figures, REACTIONS, Read};
 use judge::Judge;
 
 /// Frames that are judged before the bans among them go to the kernel: a ban waits for at most so many packets of some
@@ -77,21 +78,6 @@ impl Inbox {
     }
 }
 
-/// Figures for whoever asks, written by the sensor.
-#[derive(Debug, Default)]
-pub struct Figures {
-    /// Frames that came through the filter.
-    pub frames: AtomicU64,
-    /// Frames that the kernel could not hand over in time.
-    pub dropped: AtomicU64,
-    /// Connections and datagrams that decoys took.
-    pub connections: AtomicU64,
-    /// Frames that could not be decoded.
-    pub undecoded: AtomicU64,
-    /// Sources with evidence against them.
-    pub suspects: AtomicU64,
-}
-
 /// Why the sensor ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
@@ -117,7 +103,6 @@ pub struct Sensor {
     no_room: Option<Moment>,
     judge: Judge,
     inbox: Inbox,
-    figures: Arc<Figures>,
     /// Origin of the engine's time.
     start: Duration,
     drops: (Moment, u32, u64),
@@ -143,7 +128,6 @@ impl Sensor {
             decoys,
             no_room: None,
             inbox,
-            figures: Arc::default(),
             start: boot_time(),
             drops: (Moment::default(), 0, 0),
         }
@@ -152,7 +136,7 @@ impl Sensor {
     /// The figures, to read while the sensor runs.
     #[must_use]
     pub fn figures(&self) -> Arc<Figures> {
-        Arc::clone(&self.figures)
+        Arc::clone(&self.judge.figures)
     }
 
     /// Runs until [`Order::Stop`].
@@ -248,8 +232,8 @@ impl Sensor {
             Err(wire::Undecoded::NotIp) => {}
             Err(_) => undecoded += 1,
         })?;
-        self.figures.frames.fetch_add(frames as u64, Ordering::Relaxed);
-        self.figures.undecoded.fetch_add(undecoded, Ordering::Relaxed);
+        self.judge.figures.frames.add(frames as u64);
+        self.judge.figures.undecoded.add(undecoded);
         self.judge.settle();
         Ok(frames)
     }
@@ -260,9 +244,9 @@ impl Sensor {
             return;
         }
         let now = self.now();
-        let Self { decoys, judge, figures, .. } = self;
+        let Self { decoys, judge, .. } = self;
         let taken = decoys.drain(|sighting, time| {
-            figures.connections.fetch_add(1, Ordering::Relaxed);
+            judge.figures.connections.add(1);
             judge.decoy(now, sighting, time);
         });
         self.judge.settle();
@@ -283,8 +267,7 @@ impl Sensor {
                 Notice::Capped { bans } => What::Capped { bans },
             });
         }
-        let (suspects, _) = self.judge.engine.tracked();
-        self.figures.suspects.store(suspects as u64, Ordering::Relaxed);
+        self.judge.figures.take(self.judge.engine.tracked(), self.judge.engine.counters());
         let (checked, before, unsaid) = &mut self.drops;
         if now.since(*checked) >= DROPS
             && let Ok(seen) = self.live.seen()
@@ -293,7 +276,7 @@ impl Sensor {
             (*checked, *before) = (now, seen.dropped);
             let packets = std::mem::take(unsaid);
             if packets > 0 {
-                self.figures.dropped.fetch_add(packets, Ordering::Relaxed);
+                self.judge.figures.dropped.add(packets);
                 self.judge.say(What::Dropped { packets });
             }
         }

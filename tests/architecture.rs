@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 14] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
@@ -19,7 +19,8 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
     ("cli", &["config", "engine"]),
     ("ledger", &["engine"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
-    ("daemon", &["capture", "config", "enforce", "engine", "ledger", "netlink", "report", "sensor", "wire"]),
+    ("control", &["engine"]),
+    ("daemon", &["capture", "config", "control", "enforce", "engine", "ledger", "netlink", "report", "sensor", "wire"]),
     ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
     ("main", &["cli", "config", "daemon", "portsentry", "replay"]),
 ];

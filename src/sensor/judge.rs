@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::BATCH;
+use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
@@ -58,6 +58,7 @@ pub(super) struct Judge {
     /// `None` where nothing is blocked.
     nft: Option<(Nft, RulesetSpec)>,
     events: Sender,
+    pub(super) figures: Arc<Figures>,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
     /// The last thing that was said about a table that could not be healed.
@@ -76,7 +77,8 @@ impl Judge {
         let truth = Truth { sockets, decoys };
         // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
         let outcomes = Vec::with_capacity(2 * BATCH);
-        Self { engine, host, truth, nft, events, outcomes, elements: Vec::with_capacity(BATCH), complaint: None }
+        let (figures, elements) = (Arc::default(), Vec::with_capacity(BATCH));
+        Self { engine, host, truth, nft, events, figures, outcomes, elements, complaint: None }
     }
 
     pub(super) fn say(&self, what: What) {
@@ -172,10 +174,15 @@ impl Judge {
             };
             let subject = ban.probe.subject;
             let what = match failed.iter().find(|(who, _)| *who == subject) {
-                None => What::Blocked { ban, reaction: done.duration_since(seen).unwrap_or_default() },
+                None => {
+                    let reaction = done.duration_since(seen).unwrap_or_default();
+                    self.figures.reacted(reaction);
+                    What::Blocked { ban, reaction }
+                }
                 Some((_, reason)) => {
                     // Not blocked, so not recognised as such: its next probes are evidence again, and it is tried again.
                     self.engine.lift(subject);
+                    self.figures.failed.add(1);
                     What::BlockFailed { subject, reason: reason.clone() }
                 }
             };

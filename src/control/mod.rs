@@ -1,0 +1,9 @@
+//! The operator's side: a socket on which a running daemon answers one JSON object a line, and the commands that ask it.
+//! Nothing here decides anything about a packet.
+
+pub mod client;
+pub mod protocol;
+pub mod server;
+
+/// Where the daemon listens if nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";

@@ -1,0 +1,121 @@
+//! Figures for whoever asks while the sensor runs: written by the sensor alone, read by anybody. Nobody waits for
+//! anybody, and a reader may see one figure a little older than another.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::engine::Counters;
+
+/// Upper bounds of the classes of reaction times, in microseconds; what is longer falls into one more.
+pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
+
+/// One figure.
+#[derive(Debug, Default)]
+pub struct Figure(AtomicU64);
+
+impl Figure {
+    pub(super) fn add(&self, more: u64) {
+        // One writer: no locked instruction is needed on the packet's way.
+        self.set(self.get().wrapping_add(more));
+    }
+
+    pub(super) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The figure as it is now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the sensor counts since its start.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Frames that came through the filter.
+    pub frames: Figure,
+    /// Frames that the kernel could not hand over in time.
+    pub dropped: Figure,
+    /// Connections and datagrams that decoys took.
+    pub connections: Figure,
+    /// Frames that could not be decoded.
+    pub undecoded: Figure,
+    /// Sources with evidence against them, now.
+    pub suspects: Figure,
+    /// Sources that are recognised as judged, now.
+    pub judged: Figure,
+    /// Packets from judged sources.
+    pub repeated: Figure,
+    /// Probes that counted against somebody.
+    pub probes: Figure,
+    /// Bans that the kernel took.
+    pub blocked: Figure,
+    /// Bans that it did not take.
+    pub failed: Figure,
+    /// Bans above the ceiling, made short.
+    pub capped: Figure,
+    /// Sources whose evidence had to go for another's.
+    pub evicted: Figure,
+    /// Look-ups in the kernel's socket table.
+    pub lookups: Figure,
+    /// Bans that were missing in the kernel and were put back.
+    pub repaired: Figure,
+    reactions: [Figure; REACTIONS.len() + 1],
+    reaction_sum: Figure,
+}
+
+/// Reaction times as they were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// How many took at most as long as the bound of the same place in [`REACTIONS`] and longer than the one before.
+    pub counts: [u64; REACTIONS.len() + 1],
+    /// All of them together, in microseconds.
+    pub sum: u64,
+}
+
+impl Figures {
+    /// Takes over what the engine counts.
+    pub(super) fn take(&self, (suspects, judged): (usize, usize), counters: Counters) {
+        self.suspects.set(suspects as u64);
+        self.judged.set(judged as u64);
+        self.repeated.set(counters.repeated);
+        self.probes.set(counters.probes);
+        self.capped.set(counters.capped);
+        self.evicted.set(counters.evicted);
+        self.lookups.set(counters.lookups);
+    }
+
+    /// A ban came into force so long after the packet that it is for.
+    pub(super) fn reacted(&self, reaction: Duration) {
+        self.blocked.add(1);
+        let micros = u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX);
+        let class = REACTIONS.iter().position(|bound| micros <= *bound).unwrap_or(REACTIONS.len());
+        if let Some(count) = self.reactions.get(class) {
+            count.add(1);
+        }
+        self.reaction_sum.add(micros);
+    }
+
+    /// The reaction times.
+    #[must_use]
+    pub fn reactions(&self) -> Read {
+        let mut read = Read { sum: self.reaction_sum.get(), ..Read::default() };
+        read.counts.iter_mut().zip(&self.reactions).for_each(|(count, figure)| *count = figure.get());
+        read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reaction_falls_into_the_class_of_its_bound() {
+        let figures = Figures::default();
+        [1, 50, 51, 2_000_000].map(|micros| figures.reacted(Duration::from_micros(micros)));
+        let read = figures.reactions();
+        assert_eq!((read.counts[0], read.counts[1], read.counts[REACTIONS.len()]), (2, 1, 1));
+        assert_eq!((read.sum, figures.blocked.get()), (2_000_102, 4));
+    }
+}
