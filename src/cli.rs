@@ -1,12 +1,17 @@
 //! Words of the command line to a [`Command`], and its flags over the file's settings. Runs nothing and prints nothing:
 //! help and version come back as `clap::Error`s whose kind says so.
 
+mod operator;
+
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_network};
 use crate::engine::subject::Expiry;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
 pub const EXIT_DONE: u8 = 0;
@@ -30,6 +35,9 @@ const HELP: &str = "\
 
 {options}
 
+Commands (portsentry COMMAND --help):
+{subcommands}
+
 Classic modes, one a protocol, instead of what the file says:
   -tcp  -udp     connect: the listed ports
   -stcp -sudp    stealth: the same, and scans that open no connection
@@ -37,12 +45,14 @@ Classic modes, one a protocol, instead of what the file says:
 
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 
-const USAGE: &str = "\
-portsentry [OPTIONS]
-       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]";
+const USAGE: &str = "portsentry [OPTIONS]
+       portsentry COMMAND";
 
 /// Where the ledger is kept if nothing else is said.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
+
+/// Where the running daemon answers if nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +61,8 @@ pub enum Command {
     Run(RunOptions),
     /// Judge the packets of a capture file.
     Replay(ReplayOptions),
+    /// Ask the running daemon.
+    Ask(Question),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -72,6 +84,10 @@ pub struct RunOptions {
     pub udp_mode: Option<Mode>,
     /// Where the ledger is kept; `None`: [`DEFAULT_STATE_DIR`].
     pub state_dir: Option<PathBuf>,
+    /// Where operators' commands are answered; `None`: [`DEFAULT_SOCKET`].
+    pub socket: Option<PathBuf>,
+    /// Nothing is blocked any more after this time, unless somebody confirms.
+    pub confirm: Option<Duration>,
 }
 
 /// Options of `replay`.
@@ -113,6 +129,12 @@ struct Words {
     /// Keep the ledger of bans here [/var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Answer operators here [/run/portsentry/portsentry.sock]
+    #[arg(long, value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// Lift all and only log after SPAN, unless `portsentry confirm` comes
+    #[arg(long, value_name = "SPAN", value_parser = operator::parse_span)]
+    confirm: Option<Duration>,
     #[arg(long, hide = true, group = "tcp_mode")]
     tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
@@ -131,6 +153,8 @@ struct Words {
 
 #[derive(Subcommand)]
 enum Subcommands {
+    #[command(flatten)]
+    Ask(Question),
     /// Judge the packets of a capture file, block nobody
     Replay(ReplayOptions),
 }
@@ -146,8 +170,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         if options_ended { word } else { long_mode(word) }
     });
     let words = Words::try_parse_from(words)?;
-    if let Some(Subcommands::Replay(options)) = words.command {
-        return Ok(Command::Replay(options));
+    match words.command {
+        Some(Subcommands::Replay(options)) => return Ok(Command::Replay(options)),
+        Some(Subcommands::Ask(question)) => return Ok(Command::Ask(question)),
+        None => {}
     }
     Ok(Command::Run(RunOptions {
         expire: words.expire,
@@ -158,6 +184,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         tcp_mode: mode(words.tcp, words.stcp, words.atcp),
         udp_mode: mode(words.udp, words.sudp, words.audp),
         state_dir: words.state_dir,
+        socket: words.socket,
+        confirm: words.confirm,
     }))
 }
 

@@ -1,21 +1,24 @@
 //! Wiring: settings to a running sensor, and the slow half around it. Everything that may wait (signals, log lines,
 //! notifications about addresses and routes, the list of listeners) runs here on tokio, on one thread.
 
+mod allowance;
+mod desk;
 mod guard;
 mod priority;
 mod record;
+mod shell;
 mod watch;
 
 use std::io;
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys};
 use crate::capture::live::{CaptureError, Live};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
+use crate::control::server::Server;
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Engine, HashKey, Settings, Watch};
@@ -25,10 +28,12 @@ use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
 use crate::report::event::{Event, What};
 use crate::report::log::Log;
-use crate::report::queue::{self, Receiver};
+use crate::report::queue;
 use crate::sensor::{Inbox, Order, Sensor, SensorError};
+use desk::Desk;
 use guard::Guard;
 use record::{Record, reconcile};
+use shell::{Shell, Signals};
 use watch::HostWatch;
 
 /// Events that wait for the log at one time.
@@ -42,10 +47,6 @@ const RESTORED_AT_ONCE: usize = 10_000;
 
 /// How long the sensor may take to end.
 const GRACE: Duration = Duration::from_millis(800);
-
-/// How often the listeners are read again. A service that starts in between is found by the exact look-up before anybody
-/// is blamed.
-const LISTENERS: Duration = Duration::from_secs(1);
 
 /// Why the program cannot protect, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -102,41 +103,55 @@ fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> DaemonError 
     move |error| DaemonError::System { doing, error: error.into() }
 }
 
-/// Runs until SIGINT or SIGTERM. The ledger is kept in `state_dir`.
-pub fn run(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(system("start the event loop"))?.block_on(serve(config, state_dir))
+/// Where the program keeps and offers things.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The ledger's directory.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
 }
 
-async fn serve(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
-    let mut watch = HostWatch::open(config).await?;
+/// Reads the settings again, flags included.
+pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
+
+/// Runs until SIGINT or SIGTERM. With `confirm` nobody is blocked any more after that time, unless an operator confirms.
+pub fn run(config: Config, places: Places, confirm: Option<Duration>, reread: Reread) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(system("start the event loop"))?.block_on(serve(config, places, confirm, reread))
+}
+
+async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread: Reread) -> Result<(), DaemonError> {
+    let signals = Signals::catch()?;
+    let mut watch = HostWatch::open(&config).await?;
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let (events, received) = queue::bounded(QUEUE);
     let mut log = Log::default();
 
-    let nft = install(config, &watch, &mut log)?;
+    let nft = install(&config, &watch, &mut log)?;
+    let control = Server::open(&places.socket);
+    let control =
+        control.map_err(|error| log.write(&Event::now(What::Error(format!("{error}. It runs without"))))).ok();
     let mut record = Record::default();
     let mut remembered = nft.is_some().then(Vec::new);
     if let Some(bans) = &mut remembered {
         let said;
-        (record, *bans, said) = Record::open(state_dir, &events);
+        (record, *bans, said) = Record::open(&places.state_dir, &events);
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
     }
-    let mut guard = Guard::over(nft.as_ref().map(|(nft, _)| nft.port_id()))?;
+    let guard = Guard::over(nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
-    let mut decoys = Decoys::open(&decoy_ports(config), &config.tcp.port_banner)?;
+    let mut decoys = Decoys::open(&decoy_ports(&config), &config.tcp.port_banner)?;
     if let Some(busy) = decoys.busy() {
         log.write(&Event::now(What::Note(busy)));
     }
     decoys.watch_only(watch.addresses());
     watch.except(decoys.ports().clone());
-    let engine = Engine::new(settings(config), secret()?);
+    let engine = Engine::new(settings(&config), secret()?);
     let (host, sockets) = (watch.host(), SockDiag::open()?);
     let sensor = Sensor::new(live, decoys, engine, host, sockets, nft, events.clone(), inbox.clone());
+    let figures = sensor.figures();
     let (ended, mut end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("sensor".to_owned());
     let thread = thread.spawn(move || {
@@ -150,79 +165,31 @@ async fn serve(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
         adopt(inbox.clone(), events.clone(), bans, record.recorder())?;
     }
 
-    let mut listeners = tokio::time::interval(LISTENERS);
-    listeners.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let result = loop {
-        let changed = tokio::select! {
-            _ = interrupt.recv() => break Ok(()),
-            _ = terminate.recv() => break Ok(()),
-            _ = hangup.recv() => {
-                log.write(&Event::now(What::Note("SIGHUP changes nothing: restart to take new settings over".to_owned())));
-                continue;
-            }
-            result = &mut end => break Err(gone(result)),
-            event = received.receive() => {
-                record.note(&event, |index| watch.interface(index));
-                log.write(&event);
-                continue;
-            }
-            changed = watch.changed() => changed,
-            changed = guard.changed() => changed.map(|(orders, said)| {
-                for event in said.into_iter().map(Event::now) {
-                    record.note(&event, |_| None);
-                    log.write(&event);
-                }
-                orders
-            }),
-            _ = listeners.tick() => {
-                log_losses(&received, &mut log);
-                watch.tick().await
-            }
-        };
-        match changed {
-            Ok(changes) => changes.into_iter().for_each(|order| deliver(&inbox, order)),
-            // What cannot be read now is tried again; until then the last state holds.
-            Err(error) => log.write(&Event::now(What::Error(error.to_string()))),
-        }
+    let mut shell = Shell {
+        state_dir: places.state_dir,
+        trial: confirm.and_then(|span| Instant::now().checked_add(span)),
+        desk: Desk::new(figures),
+        config,
+        reread,
+        watch,
+        guard,
+        record,
+        log,
+        inbox,
+        events,
+        received,
+        control,
+        logs_only: false,
     };
-
+    let result = shell.run(signals, &mut end).await;
     if result.is_ok() {
-        deliver(&inbox, Order::Stop);
+        shell.deliver(Order::Stop);
         if tokio::time::timeout(GRACE, &mut end).await.is_ok() {
             let _ = thread.join();
         }
     }
-    while let Some(event) = received.poll() {
-        record.note(&event, |index| watch.interface(index));
-        log.write(&event);
-    }
-    if let Some(what) = record.close() {
-        log.write(&Event::now(what));
-    }
-    log_losses(&received, &mut log);
-    log.write(&Event::now(What::Stopped));
+    shell.close();
     result
-}
-
-fn gone(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> DaemonError {
-    match result {
-        Ok(Err(error)) => error.into(),
-        Ok(Ok(())) | Err(_) => DaemonError::SensorGone,
-    }
-}
-
-fn deliver(inbox: &Inbox, order: Order) {
-    // A full inbox means that the sensor has been busy with packets for a thousand orders. The next change repeats what
-    // is lost here, because every snapshot is a whole one.
-    let _ = inbox.put(order);
-}
-
-fn log_losses(received: &Receiver, log: &mut Log) {
-    log.turn_minute();
-    let lost = received.dropped();
-    if lost > 0 {
-        log.write(&Event::now(What::Error(format!("{lost} events came faster than they could be logged"))));
-    }
 }
 
 /// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked. `None` where nothing is blocked.

@@ -2,12 +2,15 @@
 
 use std::fmt::Display;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use portsentry::cli::{self, Command, ReplayOptions};
+use portsentry::cli::{self, Command, Question, ReplayOptions, RunOptions};
 use portsentry::config::Config;
-use portsentry::daemon::{self, DaemonError};
+use portsentry::control::client::ClientError;
+use portsentry::control::commands;
+use portsentry::control::protocol::Refusal;
+use portsentry::daemon::{self, DaemonError, Places};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::log;
 
@@ -22,21 +25,37 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Run(options) => match options.configure() {
-            Ok(config) => run(&config, options.state_dir.as_deref().unwrap_or(Path::new(cli::DEFAULT_STATE_DIR))),
+            Ok(config) => run(config, options),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
         Command::Replay(options) => match options.configure() {
             Ok(config) => replay(&options, &config),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
+        Command::Ask(question) => ask(&question),
     }
 }
 
-fn run(config: &Config, state_dir: &Path) -> ExitCode {
+fn ask(question: &Question) -> ExitCode {
+    match commands::run(question, &mut std::io::stdout().lock()) {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(ClientError::Not { kind: Refusal::Usage, error }) => fail(&error, cli::EXIT_USAGE),
+        Err(ClientError::Not { kind: Refusal::Configuration, error }) => fail(&error, cli::EXIT_CONFIG),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
+}
+
+fn run(config: Config, options: RunOptions) -> ExitCode {
+    let place = |given: &Option<PathBuf>, default: &str| given.clone().unwrap_or_else(|| default.into());
+    let places = Places {
+        state_dir: place(&options.state_dir, cli::DEFAULT_STATE_DIR),
+        socket: place(&options.socket, cli::DEFAULT_SOCKET),
+    };
+    let confirm = options.confirm;
     if let Err(error) = log::init() {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
-    match daemon::run(config, state_dir) {
+    match daemon::run(config, places, confirm, Box::new(move || options.configure())) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),

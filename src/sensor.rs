@@ -3,6 +3,7 @@
 
 mod figures;
 mod judge;
+mod wish;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -26,6 +27,7 @@ use crate::report::queue::Sender;
 use crate::wire;
 pub use figures::{Figures, REACTIONS, Read};
 use judge::Judge;
+pub use wish::{Answer, Wish};
 
 /// Frames that are judged before the bans among them go to the kernel: a ban waits for at most so many packets of some
 /// 100 ns, and a burst of scanners shares a transaction.
@@ -55,6 +57,10 @@ pub enum Order {
     Heal,
     /// Somebody changed the kernel's allow-list: put it back.
     Protect,
+    /// An operator asks for something.
+    Wish(Wish),
+    /// Block nobody from now on.
+    LogOnly,
     /// End.
     Stop,
 }
@@ -215,6 +221,11 @@ impl Sensor {
                 }),
                 Order::Heal => self.judge.heal(),
                 Order::Protect => self.judge.protect(),
+                Order::Wish(wish) => {
+                    let now = self.now();
+                    self.judge.grant(now, wish);
+                }
+                Order::LogOnly => self.judge.engine.log_only(),
                 Order::Stop => return Ok(true),
             }
         }

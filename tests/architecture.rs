@@ -19,10 +19,10 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("cli", &["config", "engine"]),
     ("ledger", &["engine"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
-    ("control", &["engine"]),
+    ("control", &["cli"]),
     ("daemon", &["capture", "config", "control", "enforce", "engine", "ledger", "netlink", "report", "sensor", "wire"]),
     ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
-    ("main", &["cli", "config", "daemon", "portsentry", "replay"]),
+    ("main", &["cli", "config", "control", "daemon", "portsentry", "replay"]),
 ];
 
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a

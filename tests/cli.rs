@@ -45,7 +45,8 @@ fn without_a_word_the_daemon_runs_as_configured() {
 #[test]
 fn flags_are_read() {
     let options = run(
-        "--expire 90m --config /etc/p.toml --interface eth0 --interface wg0 --scan-trigger 0 --log-only --state-dir /srv/p",
+        "--expire 90m --config /etc/p.toml --interface eth0 --interface wg0 --scan-trigger 0 --log-only --state-dir /srv/p \
+         --socket /run/p.sock --confirm 5m",
     );
     let expected = RunOptions {
         expire: Some(Expiry::After(Duration::from_secs(5_400))),
@@ -56,6 +57,8 @@ fn flags_are_read() {
         tcp_mode: None,
         udp_mode: None,
         state_dir: Some(PathBuf::from("/srv/p")),
+        socket: Some(PathBuf::from("/run/p.sock")),
+        confirm: Some(Duration::from_secs(300)),
     };
     assert_eq!(options, expected);
     assert_eq!(run("--expire=never").expire, Some(Expiry::Never));

@@ -53,6 +53,19 @@ pub enum Method {
     Run,
 }
 
+impl Method {
+    /// As the settings have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Route => "route",
+            Self::HostsDeny => "hosts-deny",
+            Self::Run => "run",
+        }
+    }
+}
+
 /// Settings of the nftables way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftBlock {

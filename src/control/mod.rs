@@ -2,8 +2,6 @@
 //! Nothing here decides anything about a packet.
 
 pub mod client;
+pub mod commands;
 pub mod protocol;
 pub mod server;
-
-/// Where the daemon listens if nothing else is said.
-pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";

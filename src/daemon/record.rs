@@ -105,7 +105,8 @@ impl Record {
     }
 }
 
-fn lifted(subject: Subject, by: &str, at: SystemTime) -> Change {
+/// A ban that somebody lifted.
+pub(super) fn lifted(subject: Subject, by: &str, at: SystemTime) -> Change {
     Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }
 

@@ -4,10 +4,12 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::DaemonError;
+use super::allowance::Allowance;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::Live;
@@ -25,6 +27,7 @@ use crate::sensor::Order;
 pub(super) struct HostWatch {
     config: Config,
     allowed: Vec<IpNet>,
+    allowance: Allowance,
     watcher: Watcher,
     resolvers: ResolverWatch,
     sessions: SessionWatch,
@@ -66,6 +69,7 @@ impl HostWatch {
         Ok(Self {
             config,
             allowed,
+            allowance: Allowance::default(),
             watcher,
             resolvers,
             sessions,
@@ -89,6 +93,12 @@ impl HostWatch {
     /// The snapshot that holds now.
     pub(super) fn host(&self) -> Arc<Host> {
         Arc::clone(&self.host)
+    }
+
+    /// Allows `network` for a while, or until the program ends; what the sensor must know of it.
+    pub(super) async fn allow(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<Order>, String> {
+        self.allowance.add(network, span, Instant::now())?;
+        self.refresh().await.map_err(|error| error.to_string())
     }
 
     /// From now on `decoys` are no listeners: they are the program's own.
@@ -130,13 +140,15 @@ impl HostWatch {
         // All of them are asked: each remembers what it has seen.
         let files = [self.resolvers.poll(), self.sessions.poll(), self.leases.poll()];
         self.ticks = (self.ticks + 1) % REREAD;
+        self.stale |= self.allowance.expire(Instant::now());
         self.stale |= files.contains(&true) || listeners != self.listeners || self.ticks == 0;
         self.listeners = listeners;
         if self.stale { self.catch_up().await } else { Ok(Vec::new()) }
     }
 
     async fn refresh(&mut self) -> Result<Vec<Order>, DaemonError> {
-        let host = Arc::new(snapshot(&self.config, &self.allowed, &self.facts, &self.listeners));
+        let allowed: Vec<IpNet> = self.allowed.iter().copied().chain(self.allowance.networks()).collect();
+        let host = Arc::new(snapshot(&self.config, &allowed, &self.facts, &self.listeners));
         let wanted = wanted(&self.config, &host);
         self.host = Arc::clone(&host);
         let mut orders = vec![Order::Host(host), Order::Addresses(self.addresses())];

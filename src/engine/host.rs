@@ -38,7 +38,7 @@ impl Local {
     }
 
     /// True where the addresses are known one by one, so that what they send is surely this host's own.
-    pub(super) fn is_exact(&self) -> bool {
+    pub fn is_exact(&self) -> bool {
         matches!(self, Self::Addresses(_))
     }
 }

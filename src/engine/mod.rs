@@ -9,6 +9,7 @@
 mod allow;
 mod budget;
 mod class;
+mod explain;
 mod host;
 mod memory;
 mod moment;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 pub use allow::{AllowList, Protection};
 pub use class::{Class, Protocol};
+pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
 pub use moment::Moment;
 pub use settings::{Counters, Settings, Watch};
@@ -182,6 +184,12 @@ impl Engine {
     /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed.
     pub fn lift(&mut self, subject: Subject) -> bool {
         self.judged.lift(Key::new(subject, BLOCKING))
+    }
+
+    /// Blocks nobody from now on: what would, is only logged. What is blocked stays so.
+    pub fn log_only(&mut self) {
+        self.settings.tcp.block = false;
+        self.settings.udp.block = false;
     }
 
     /// The kernel blocks nobody any more: its set was flushed or its table is gone.

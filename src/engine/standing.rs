@@ -146,6 +146,15 @@ impl Judged {
         })
     }
 
+    /// For how much longer what stands in `slot` holds at `now`.
+    pub(super) fn left(&self, slot: usize, now: Tick) -> Expiry {
+        match self.state.get(slot) {
+            Some([u32::MAX, ..]) => Expiry::Never,
+            Some([until, ..]) => Expiry::After(Tick(*until).since(now).duration()),
+            None => Expiry::After(Duration::ZERO),
+        }
+    }
+
     /// Takes back what stands against `key`.
     pub(super) fn lift(&mut self, key: Key) -> bool {
         self.keys.remove(key).is_some()

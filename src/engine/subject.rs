@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
 /// /64 and may send from any address in it (RFC 6177). Link-local addresses are the exception: every neighbour lives in
 /// fe80::/64, so each stands for itself.
@@ -33,6 +35,21 @@ impl Subject {
             IpAddr::V4(v4) => Self::V4(v4),
             IpAddr::V6(v6) => Self::V6(v6),
         }
+    }
+
+    /// The subject that covers `prefix`: an IPv4 address, or the /64 around an IPv6 prefix in it.
+    ///
+    /// # Errors
+    /// A sentence where the prefix is wider than a subject can be.
+    pub fn of_prefix(prefix: IpNet) -> Result<Self, String> {
+        let narrow = match prefix {
+            IpNet::V4(_) => prefix.prefix_len() == 32,
+            IpNet::V6(_) => prefix.prefix_len() >= 64,
+        };
+        if narrow {
+            return Ok(Self::of(prefix.addr()));
+        }
+        Err(format!("{prefix} is wider than one IPv4 address or one IPv6 /64"))
     }
 
     /// The address that stands in the kernel's set for it.

@@ -84,6 +84,15 @@ pub(super) struct Tally {
     pub(super) first: Tick,
 }
 
+/// What is held against a source, looked at from outside.
+pub(super) struct Held {
+    pub(super) slot: usize,
+    pub(super) distinct: u8,
+    pub(super) probes: u32,
+    /// How long since the last probe.
+    pub(super) silent: Tick,
+}
+
 /// The table.
 pub(super) struct Suspects {
     keys: Buckets,
@@ -184,6 +193,15 @@ impl Suspects {
     pub(super) fn recount(&self, key: Key, tally: &mut Tally, now: Tick) {
         tally.distinct = self.distinct(key, now);
         tally.conclusive = self.evidence(tally.slot).any(Evidence::is_conclusive);
+    }
+
+    /// What is held against `key` at `now`; `None` once its window has passed.
+    pub(super) fn held(&self, key: Key, now: Tick) -> Option<Held> {
+        let slot = self.keys.find(key)?;
+        let [_, last, probes, _] = *self.meta.get(slot)?;
+        let silent = now.since(Tick(last));
+        let distinct = self.distinct(key, now);
+        (distinct > 0 && silent <= self.window).then_some(Held { slot, distinct, probes, silent })
     }
 
     /// How many distinct ports are held against `key` within the window.

@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_reaction_falls_into_the_class_of_its_bound() {
         let figures = Figures::default();
-        [1, 50, 51, 2_000_000].map(|micros| figures.reacted(Duration::from_micros(micros)));
+        [1, 50, 51, 2_000_000].iter().for_each(|micros| figures.reacted(Duration::from_micros(*micros)));
         let read = figures.reactions();
         assert_eq!((read.counts[0], read.counts[1], read.counts[REACTIONS.len()]), (2, 1, 1));
         assert_eq!((read.sum, figures.blocked.get()), (2_000_102, 4));

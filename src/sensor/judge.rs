@@ -1,7 +1,7 @@
 //! From packets and connections to verdicts that are carried out: the engine, the socket that blocks, and the events of
 //! both in the order in which things happened. Waits for nobody but the kernel's acknowledgement.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
+use crate::engine::{Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, What};
 use crate::report::queue::Sender;
@@ -245,6 +245,69 @@ impl Judge {
             }
             Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
         }
+    }
+
+    /// Blocks `subject` because an operator wants it.
+    pub(super) fn block_by_hand(&mut self, now: Moment, subject: Subject, expiry: Expiry) -> Result<(), String> {
+        let Some((nft, _)) = &mut self.nft else { return Err("nobody is blocked here: it only logs".to_owned()) };
+        let mut result = nft.block(&[(subject, expiry)]);
+        if matches!(result, Err(BlockError::Gone)) {
+            self.heal();
+            let Some((nft, _)) = &mut self.nft else { return Ok(()) };
+            result = nft.block(&[(subject, expiry)]);
+        }
+        match result {
+            Ok(()) => {
+                self.engine.adopt(now, subject, expiry);
+                Ok(())
+            }
+            Err(BlockError::Failed { failed, .. }) => {
+                Err(failed.first().map_or_else(String::new, |failed| failed.reason.to_string()))
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Lifts the bans of `subjects`; who was blocked until now.
+    pub(super) fn lift(&mut self, subjects: &[Subject]) -> Result<Vec<Subject>, String> {
+        let mut lifted = Vec::new();
+        for subject in subjects {
+            let held = match &mut self.nft {
+                Some((nft, _)) => match nft.holds(*subject) {
+                    Ok(held) => held.is_some(),
+                    Err(BlockError::Gone) => false,
+                    Err(error) => return Err(error.to_string()),
+                },
+                None => false,
+            };
+            if let Some((nft, _)) = &mut self.nft
+                && held
+            {
+                nft.lift(&[*subject]).map_err(|error| error.to_string())?;
+            }
+            if self.engine.lift(*subject) || held {
+                lifted.push(*subject);
+            }
+        }
+        Ok(lifted)
+    }
+
+    /// Lifts every ban; whose they were.
+    pub(super) fn lift_everybody(&mut self) -> Result<Vec<Subject>, String> {
+        let subjects: Vec<Subject> = self.engine.bans().map(|(subject, _)| subject).collect();
+        if let Some((nft, _)) = &mut self.nft {
+            match nft.lift(&subjects) {
+                Ok(()) | Err(BlockError::Gone) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        self.engine.lift_all();
+        Ok(subjects)
+    }
+
+    /// What is known about `address`.
+    pub(super) fn explain(&self, now: Moment, address: IpAddr) -> Explanation {
+        self.engine.explain(now, address, &self.host)
     }
 
     /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time

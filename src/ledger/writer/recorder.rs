@@ -65,6 +65,18 @@ impl Recorder {
         put
     }
 
+    /// Hands `change` over, and waits while there is no room; at most some seconds, then it is lost, and counted. For
+    /// many changes at a time, on a thread that may wait.
+    pub fn put_patiently(&self, change: Change) {
+        for _ in 0..1_000 {
+            if self.shared.queue.len() < QUEUE / 2 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        self.put(change);
+    }
+
     /// Changes that are in the database.
     #[must_use]
     pub fn written(&self) -> u64 {

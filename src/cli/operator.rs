@@ -1,0 +1,112 @@
+//! The words of the commands that ask a running daemon.
+
+use crate::config::{parse_expiry, parse_network};
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What the running daemon is asked.
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How the running daemon is
+    Status(Connection),
+    /// Block an address or prefix
+    Block(BlockOptions),
+    /// Lift the ban of an address or prefix
+    Unblock(UnblockOptions),
+    /// Do not block an address or network, for now
+    Allow(AllowOptions),
+    /// Everything that is known about an address
+    Explain(ExplainOptions),
+    /// Keep what --confirm has on trial
+    Confirm(Connection),
+    /// Read the settings again
+    Reload(Connection),
+    /// Events as they come, as JSON lines
+    Events(Connection),
+}
+
+/// How to reach the daemon, and how to say what it answers.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The daemon's socket
+    #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Write one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `block`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct BlockOptions {
+    /// Address or prefix to block
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    pub target: IpNet,
+    /// For how long: 24h, 7d, 90m, or never [what the daemon's settings say]
+    #[arg(long, value_name = "SPAN", value_parser = checked_expiry)]
+    pub expire: Option<String>,
+    /// Why, for the ledger and the log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Block it although it is protected; own addresses never are
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "it would become a heading of the help")]
+    pub connection: Connection,
+}
+
+/// Options of `unblock`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct UnblockOptions {
+    /// Address or prefix to free
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network, required_unless_present = "all")]
+    pub target: Option<IpNet>,
+    /// Lift every ban
+    #[arg(long, conflicts_with = "target")]
+    pub all: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "it would become a heading of the help")]
+    pub connection: Connection,
+}
+
+/// Options of `allow`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct AllowOptions {
+    /// Address or network that is not to be blocked
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    pub target: IpNet,
+    /// For how long: 1h, 7d [until the daemon ends]
+    #[arg(long = "for", value_name = "SPAN", value_parser = parse_span)]
+    pub span: Option<Duration>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "it would become a heading of the help")]
+    pub connection: Connection,
+}
+
+/// Options of `explain`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ExplainOptions {
+    /// The address
+    pub address: IpAddr,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "it would become a heading of the help")]
+    pub connection: Connection,
+}
+
+/// Reads a span of at least a second.
+pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
+    use crate::engine::subject::Expiry;
+    match parse_expiry(text)? {
+        Expiry::After(span) => Ok(span),
+        Expiry::Never => Err("\"never\" is no duration here; write for example \"5m\"".to_owned()),
+    }
+}
+
+/// Checks it here, where a usage error can be one; the daemon reads the same words again.
+fn checked_expiry(text: &str) -> Result<String, String> {
+    parse_expiry(text).map(|_| text.to_owned())
+}

@@ -1,0 +1,237 @@
+//! The slow half while the program runs: whatever may wait, one thing after the other, on one thread. Signals, the host's
+//! changes, the table's changes, operators and the sensor's events all come together here.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::desk::Desk;
+use super::guard::Guard;
+use super::record::Record;
+use super::watch::HostWatch;
+use super::{DaemonError, Reread, system};
+use crate::config::{BlockPolicy, Config};
+use crate::control::protocol::{Refusal, Reply};
+use crate::control::server::{Asked, Server};
+use crate::report::event::{Event, What};
+use crate::report::json;
+use crate::report::log::Log;
+use crate::report::queue::{Receiver, Sender};
+use crate::sensor::{Inbox, Order, SensorError};
+
+/// How often the listeners are read again. A service that starts in between is found by the exact look-up before anybody
+/// is blamed.
+const LISTENERS: Duration = Duration::from_secs(1);
+
+/// The signals that mean something.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Catches them from now on.
+    pub(super) fn catch() -> Result<Self, DaemonError> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?,
+            terminate: signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?,
+            hangup: signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?,
+        })
+    }
+}
+
+/// All that the slow half has.
+pub(super) struct Shell {
+    pub(super) config: Config,
+    pub(super) reread: Reread,
+    pub(super) state_dir: PathBuf,
+    pub(super) watch: HostWatch,
+    pub(super) guard: Guard,
+    pub(super) record: Record,
+    pub(super) log: Log,
+    pub(super) inbox: Inbox,
+    pub(super) events: Sender,
+    pub(super) received: Receiver,
+    pub(super) control: Option<Server>,
+    pub(super) desk: Desk,
+    /// When the trial ends, unless somebody confirms.
+    pub(super) trial: Option<Instant>,
+    /// The trial has ended, and nobody is blocked.
+    pub(super) logs_only: bool,
+}
+
+/// The next thing that there is to do.
+enum Next {
+    End,
+    Gone(DaemonError),
+    Reload,
+    Event(Event),
+    Orders(Result<Vec<Order>, DaemonError>),
+    Table(Result<(Vec<Order>, Vec<What>), DaemonError>),
+    Asked(Asked),
+    TrialOver,
+}
+
+impl Shell {
+    /// Runs until a signal ends it, or the sensor does.
+    pub(super) async fn run(
+        &mut self,
+        mut signals: Signals,
+        end: &mut oneshot::Receiver<Result<(), SensorError>>,
+    ) -> Result<(), DaemonError> {
+        let mut listeners = tokio::time::interval(LISTENERS);
+        listeners.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let next = tokio::select! {
+                _ = signals.interrupt.recv() => Next::End,
+                _ = signals.terminate.recv() => Next::End,
+                _ = signals.hangup.recv() => Next::Reload,
+                result = &mut *end => Next::Gone(gone(result)),
+                event = self.received.receive() => Next::Event(event),
+                changed = self.watch.changed() => Next::Orders(changed),
+                changed = self.guard.changed() => Next::Table(changed),
+                asked = asked(&mut self.control) => Next::Asked(asked),
+                () = over(self.trial) => Next::TrialOver,
+                _ = listeners.tick() => {
+                    self.say_losses();
+                    Next::Orders(self.watch.tick().await)
+                }
+            };
+            match next {
+                Next::End => return Ok(()),
+                Next::Gone(error) => return Err(error),
+                Next::Reload => drop(self.reload("SIGHUP").await),
+                Next::Event(event) => self.take(&event),
+                Next::Orders(changed) => self.follow(changed),
+                Next::Table(changed) => {
+                    let changed = changed.map(|(orders, said)| {
+                        said.into_iter().for_each(|what| self.say(what));
+                        orders
+                    });
+                    self.follow(changed);
+                }
+                Next::Asked(asked) => self.answer(asked).await,
+                Next::TrialOver => self.end_trial(),
+            }
+        }
+    }
+
+    fn follow(&mut self, changed: Result<Vec<Order>, DaemonError>) {
+        match changed {
+            Ok(orders) => orders.into_iter().for_each(|order| self.deliver(order)),
+            // What cannot be read now is tried again; until then the last state holds.
+            Err(error) => self.say(What::Error(error.to_string())),
+        }
+    }
+
+    /// Puts an order into the sensor's inbox.
+    pub(super) fn deliver(&self, order: Order) {
+        // A full inbox means that the sensor has been busy with packets for a thousand orders. The next change repeats what
+        // is lost here, because every snapshot is a whole one, and who waits for an answer hears that there is none.
+        let _ = self.inbox.put(order);
+    }
+
+    /// Has everybody know what happened: the ledger, the log, and who watches.
+    fn take(&mut self, event: &Event) {
+        let watch = &self.watch;
+        self.record.note(event, |index| watch.interface(index));
+        self.log.write(event);
+        if let Some(control) = &self.control
+            && control.is_watched()
+        {
+            control.tell(&json::of(event));
+        }
+        self.desk.note(event);
+    }
+
+    /// Has everybody know of `what`, now.
+    pub(super) fn say(&mut self, what: What) {
+        self.take(&Event::now(what));
+    }
+
+    /// True where sources are blocked.
+    pub(super) fn enforces(&self) -> bool {
+        let blocks = [&self.config.tcp, &self.config.udp].into_iter().any(|one| one.block == BlockPolicy::Yes);
+        blocks && !self.logs_only
+    }
+
+    /// The settings may stay.
+    pub(super) fn confirm(&mut self, by: &str) -> Reply {
+        if self.logs_only {
+            let error = "the trial is over, and nobody is blocked any more: restart it to try again";
+            return Reply::not(Refusal::Refused, error);
+        }
+        if self.trial.take().is_none() {
+            return Reply::not(
+                Refusal::Refused,
+                "there is no trial to end: it runs without --confirm, or is confirmed already",
+            );
+        }
+        self.say(What::Note(format!("{by} has confirmed: blocking goes on")));
+        Reply::done()
+    }
+
+    /// Nobody confirmed: whoever started this may be locked out by it.
+    fn end_trial(&mut self) {
+        self.trial = None;
+        self.logs_only = true;
+        self.say(What::Note(
+            "nobody confirmed in time: all bans are lifted, and from now on scans are only logged".to_owned(),
+        ));
+        self.deliver(Order::LogOnly);
+        drop(self.lift(None, "the end of the trial".to_owned()));
+    }
+
+    fn say_losses(&mut self) {
+        self.log.turn_minute();
+        let lost = self.received.dropped();
+        if lost > 0 {
+            self.say(What::Error(format!("{lost} events came faster than they could be logged")));
+        }
+    }
+
+    /// Takes in what the sensor has said until now, and ends.
+    pub(super) fn close(mut self) {
+        while let Some(event) = self.received.poll() {
+            self.take(&event);
+        }
+        if let Some(what) = std::mem::take(&mut self.record).close() {
+            self.log.write(&Event::now(what));
+        }
+        self.say_losses();
+        self.log.write(&Event::now(What::Stopped));
+    }
+}
+
+fn gone(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> DaemonError {
+    match result {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) | Err(_) => DaemonError::SensorGone,
+    }
+}
+
+/// The next request of an operator; never, where there is no socket.
+async fn asked(control: &mut Option<Server>) -> Asked {
+    match control {
+        Some(control) => control.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until then; for ever, where there is no end.
+async fn over(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Shell {
+    /// Reads the settings again.
+    pub(super) async fn reload(&mut self, _by: &str) -> Reply {
+        Reply::not(Refusal::Failed, "not yet")
+    }
+}

@@ -1,0 +1,80 @@
+//! An address to everything that the tables hold about it, for an operator who asks why. Changes nothing.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::moment::Moment;
+use super::subject::{Expiry, Subject};
+use super::table::Key;
+use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing};
+
+/// What is known about an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Whom its probes count against.
+    pub subject: Subject,
+    /// Why it is never blocked, if it is not.
+    pub protection: Option<Protection>,
+    /// It is blocked, and for so much longer.
+    pub blocked: Option<Expiry>,
+    /// It would be blocked if its protocol were not only logged; for so much longer.
+    pub logged: Option<Expiry>,
+    /// Bans before the present one that still count.
+    pub strikes: u32,
+    /// What is held against it, for protocols that block and for those that only log.
+    pub suspicions: [Option<Suspicion>; 2],
+}
+
+/// Evidence that is not enough yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// Enough of it blocks; else it is only logged.
+    pub blocks: bool,
+    /// Distinct ports within the window.
+    pub distinct: u8,
+    /// Distinct ports that are forgiven.
+    pub forgiven: u8,
+    /// Probes since the first, repetitions included.
+    pub probes: u32,
+    /// How long since the last one.
+    pub silent: Duration,
+    /// The ports.
+    pub ports: Ports,
+}
+
+impl Engine {
+    /// Everything that is known about `address` at `now`.
+    #[must_use]
+    pub fn explain(&self, now: Moment, address: IpAddr, host: &Host) -> Explanation {
+        let now = self.latest.max(now);
+        let subject = Subject::of(address);
+        let own = host.local.is_exact() && host.local.contains(address);
+        let standing = |lane, wanted| {
+            let (slot, standing) = self.judged.get(Key::new(subject, lane), now.tick())?;
+            (standing == wanted).then(|| self.judged.left(slot, now.tick()))
+        };
+        let suspicion = |lane| {
+            let held = self.suspects.held(Key::new(subject, lane), now.tick())?;
+            Some(Suspicion {
+                blocks: lane == BLOCKING,
+                distinct: held.distinct,
+                forgiven: self.settings.scan_trigger,
+                probes: held.probes,
+                silent: held.silent.duration(),
+                ports: Ports::collect(
+                    self.suspects
+                        .evidence(held.slot)
+                        .filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))),
+                ),
+            })
+        };
+        Explanation {
+            subject,
+            protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
+            blocked: standing(BLOCKING, Standing::Blocked),
+            logged: standing(LOGGING, Standing::Logged),
+            strikes: 0,
+            suspicions: [BLOCKING, LOGGING].map(suspicion),
+        }
+    }
+}

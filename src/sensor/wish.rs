@@ -1,0 +1,81 @@
+//! What an operator asks of the sensor, carried out between two looks at the packets.
+
+use std::net::IpAddr;
+
+use tokio::sync::oneshot;
+
+use super::judge::Judge;
+use crate::engine::subject::{Expiry, Subject};
+use crate::engine::{Explanation, Moment};
+use crate::report::event::What;
+
+/// Where the sensor's answer goes. Whoever asked may have gone.
+pub type Answer<T> = oneshot::Sender<T>;
+
+/// What an operator asks for.
+pub enum Wish {
+    /// Block `subject` from now on.
+    Block {
+        /// Whom.
+        subject: Subject,
+        /// For how long.
+        expiry: Expiry,
+        /// Who wants it.
+        by: String,
+        /// What came of it.
+        answer: Answer<Result<(), String>>,
+    },
+    /// Lift bans.
+    Unblock {
+        /// Whose; `None`: everybody's.
+        subjects: Option<Vec<Subject>>,
+        /// Who wants it.
+        by: String,
+        /// Who was blocked and is not any more.
+        answer: Answer<Result<Vec<Subject>, String>>,
+    },
+    /// How many bans should be in force.
+    Count {
+        /// So many.
+        answer: Answer<usize>,
+    },
+    /// What is known about an address.
+    Explain {
+        /// Which one.
+        address: IpAddr,
+        /// All of it.
+        answer: Answer<Explanation>,
+    },
+}
+
+impl Judge {
+    /// Carries `wish` out. Whether it is a wise one was for its sender to say.
+    pub(super) fn grant(&mut self, now: Moment, wish: Wish) {
+        // An answer that nobody waits for any more is no failure.
+        match wish {
+            Wish::Block { subject, expiry, by, answer } => {
+                let result = self.block_by_hand(now, subject, expiry);
+                if result.is_ok() {
+                    self.say(What::ByHand { subject, expiry, by });
+                }
+                let _ = answer.send(result);
+            }
+            Wish::Unblock { subjects, by, answer } => {
+                let result = match subjects {
+                    Some(subjects) => self.lift(&subjects),
+                    None => self.lift_everybody(),
+                };
+                if let Ok(lifted) = &result
+                    && let [subject] = lifted[..]
+                {
+                    self.say(What::Unblocked { subject, by });
+                }
+                let _ = answer.send(result);
+            }
+            Wish::Count { answer } => drop(answer.send(self.engine.bans().count())),
+            Wish::Explain { address, answer } => {
+                let _ = answer.send(self.explain(now, address));
+            }
+        }
+    }
+}
