@@ -7,10 +7,12 @@ mod guard;
 mod priority;
 mod record;
 mod shell;
+mod supervisor;
 mod watch;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
@@ -34,6 +36,7 @@ use desk::Desk;
 use guard::Guard;
 use record::{Record, reconcile};
 use shell::{Shell, Signals};
+use supervisor::Supervisor;
 use watch::HostWatch;
 
 /// Events that wait for the log at one time.
@@ -168,6 +171,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let mut shell = Shell {
         state_dir: places.state_dir,
         trial: confirm.and_then(|span| Instant::now().checked_add(span)),
+        supervisor: Supervisor::new(Arc::clone(&figures)),
         desk: Desk::new(figures),
         config,
         reread,

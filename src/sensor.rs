@@ -61,6 +61,8 @@ pub enum Order {
     Wish(Wish),
     /// Block nobody from now on.
     LogOnly,
+    /// Give a sign of life: count [`Figures::beats`].
+    Beat,
     /// End.
     Stop,
 }
@@ -225,6 +227,7 @@ impl Sensor {
                     let now = self.now();
                     self.judge.grant(now, wish);
                 }
+                Order::Beat => self.judge.figures.beats.add(1),
                 Order::LogOnly => self.judge.engine.log_only(),
                 Order::Stop => return Ok(true),
             }

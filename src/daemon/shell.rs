@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::desk::Desk;
 use super::guard::Guard;
 use super::record::Record;
+use super::supervisor::{self, Supervisor};
 use super::watch::HostWatch;
 use super::{DaemonError, Reread, system};
 use crate::config::{BlockPolicy, Config};
@@ -57,6 +58,7 @@ pub(super) struct Shell {
     pub(super) received: Receiver,
     pub(super) control: Option<Server>,
     pub(super) desk: Desk,
+    pub(super) supervisor: Supervisor,
     /// When the trial ends, unless somebody confirms.
     pub(super) trial: Option<Instant>,
     /// The trial has ended, and nobody is blocked.
@@ -97,6 +99,9 @@ impl Shell {
                 () = over(self.trial) => Next::TrialOver,
                 _ = listeners.tick() => {
                     self.say_losses();
+                    if self.supervisor.is_due() {
+                        self.deliver(Order::Beat);
+                    }
                     Next::Orders(self.watch.tick().await)
                 }
             };
@@ -136,6 +141,9 @@ impl Shell {
 
     /// Has everybody know what happened: the ledger, the log, and who watches.
     fn take(&mut self, event: &Event) {
+        if matches!(event.what, What::Started) {
+            supervisor::ready("watching");
+        }
         let watch = &self.watch;
         self.record.note(event, |index| watch.interface(index));
         self.log.write(event);
@@ -195,6 +203,7 @@ impl Shell {
 
     /// Takes in what the sensor has said until now, and ends.
     pub(super) fn close(mut self) {
+        supervisor::stopping();
         while let Some(event) = self.received.poll() {
             self.take(&event);
         }

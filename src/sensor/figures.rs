@@ -61,6 +61,8 @@ pub struct Figures {
     pub lookups: Figure,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Figure,
+    /// Signs of life that it was asked for.
+    pub beats: Figure,
     reactions: [Figure; REACTIONS.len() + 1],
     reaction_sum: Figure,
 }
