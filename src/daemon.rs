@@ -11,6 +11,7 @@ mod supervisor;
 mod watch;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,6 +26,7 @@ use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec}
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Engine, HashKey, Settings, Watch};
 use crate::ledger::Recorder;
+use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
@@ -86,6 +88,14 @@ pub enum DaemonError {
     /// A port of connect mode cannot be opened.
     #[error(transparent)]
     Decoy(#[from] DecoyError),
+    /// The figures cannot be given out.
+    #[error("cannot listen at {address}, which metrics.listen names: {error}; choose another port")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// What came back.
+        error: io::Error,
+    },
     /// The sensor ended by itself.
     #[error("the sensor ended: {0}")]
     Sensor(#[from] SensorError),
@@ -135,6 +145,10 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let control = Server::open(&places.socket);
     let control =
         control.map_err(|error| log.write(&Event::now(What::Error(format!("{error}. It runs without"))))).ok();
+    let scrapes = match config.metrics.listen {
+        Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
+        None => None,
+    };
     let mut record = Record::default();
     let mut remembered = nft.is_some().then(Vec::new);
     if let Some(bans) = &mut remembered {
@@ -183,6 +197,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
         events,
         received,
         control,
+        scrapes,
         logs_only: false,
     };
     let result = shell.run(signals, &mut end).await;

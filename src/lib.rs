@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod enforce;
 pub mod engine;
 pub mod ledger;
+pub mod metrics;
 pub mod netlink;
 pub mod replay;
 pub mod report;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 14] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
@@ -18,9 +18,16 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("config", &["engine"]),
     ("cli", &["config", "engine"]),
     ("ledger", &["engine"]),
+    ("metrics", &["engine", "report", "sensor"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
     ("control", &["cli"]),
-    ("daemon", &["capture", "config", "control", "enforce", "engine", "ledger", "netlink", "report", "sensor", "wire"]),
+    (
+        "daemon",
+        &[
+            "capture", "config", "control", "enforce", "engine", "ledger", "metrics", "netlink", "report", "sensor",
+            "wire",
+        ],
+    ),
     ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
     ("main", &["cli", "config", "control", "daemon", "portsentry", "replay"]),
 ];

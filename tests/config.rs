@@ -51,7 +51,7 @@ fn every_key_sets_what_it_names() {
          [block.route]\nkind = \"prohibit\"\n[block.hosts_deny]\nfile = \"/tmp/deny\"\nline = \"ALL: $TARGET$ : DENY\"\n\
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
          timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
-         [trap]\ntcp = false\nudp = false\n",
+         [trap]\ntcp = false\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n",
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
@@ -87,6 +87,7 @@ fn every_key_sets_what_it_names() {
         read("block.route.via = \"192.0.2.254\"").block.route,
         Route::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
     );
+    assert_eq!(config.metrics.listen, Some("[::1]:9777".parse().unwrap()));
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
     assert_eq!(advanced.watched().to_string(), "1-4,6-20");
     assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::builtin().tcp.ports);
@@ -194,6 +195,11 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "block.run.timeout = \"11m\"",
             "1:21: block.run.timeout: \"11m\" is longer than ten minutes; write \"10m\" or less",
         ),
+        (
+            "metrics.listen = 9777",
+            "1:18: metrics.listen: 9777 is not an address with a port; write for example \"127.0.0.1:9777\" or \
+             \"[::1]:9777\", or \"\" for none",
+        ),
         ("escalate.factor = 0", "1:19: escalate.factor: 0 does not fit; write a number from 1 to 100"),
         ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
@@ -246,7 +252,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, escalate, trap",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, escalate, trap, metrics",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");

@@ -20,6 +20,7 @@ use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;
 use ipnet::IpNet;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +45,15 @@ pub struct Config {
     pub escalate: Escalate,
     /// Counting inside the kernel.
     pub trap: Trap,
+    /// Figures for Prometheus.
+    pub metrics: Metrics,
+}
+
+/// Figures for Prometheus.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where they are given out; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// How a protocol is watched: the classic modes.
@@ -187,6 +197,7 @@ impl Config {
             block: Block::default(),
             escalate: Escalate::default(),
             trap: Trap::default(),
+            metrics: Metrics::default(),
         }
     }
 

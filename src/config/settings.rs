@@ -80,6 +80,7 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
         trap.read("tcp", &mut config.trap.tcp, value::trap);
         trap.read("udp", &mut config.trap.udp, value::trap);
     });
+    root.section("metrics", |metrics| metrics.read("listen", &mut config.metrics.listen, value::listen));
 }
 
 fn block(section: &mut Section<'_, '_>, place: &mut Block) {

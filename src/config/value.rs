@@ -4,7 +4,7 @@ use super::{Action, BlockPolicy, LogRate, Method, Mode, Route};
 use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;
 use ipnet::{IpNet, Ipv4Net};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeValue;
@@ -261,6 +261,16 @@ pub(super) fn trap(value: &DeValue<'_>) -> Result<bool, String> {
     match yes_or_no(value)? {
         true => Err(not_yet(value, "false")),
         false => Ok(false),
+    }
+}
+
+/// An address with a port; the empty text for none.
+pub(super) fn listen(value: &DeValue<'_>) -> Result<Option<SocketAddr>, String> {
+    let (what, instead) =
+        ("an address with a port", "for example \"127.0.0.1:9777\" or \"[::1]:9777\", or \"\" for none");
+    match text(value, what, instead)? {
+        "" => Ok(None),
+        written => written.parse().map(Some).map_err(|_| wrong(value, what, instead)),
     }
 }
 

@@ -17,7 +17,8 @@ use crate::engine::ports::PortSet;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Explanation, Host, Protection, Suspicion};
 use crate::ledger::{Ending, Entry, Found, LedgerError};
-use crate::report::event::{Event, What};
+use crate::metrics::{self, Snapshot};
+use crate::report::event::{Event, Way, What};
 use crate::report::json::rfc3339;
 use crate::sensor::{Figures, Order, Wish};
 
@@ -33,11 +34,13 @@ pub(super) struct Desk {
     since: Instant,
     figures: Arc<Figures>,
     last: Option<Event>,
+    /// Events that came faster than they could be logged.
+    pub(super) lost: u64,
 }
 
 impl Desk {
     pub(super) fn new(figures: Arc<Figures>) -> Self {
-        Self { started: SystemTime::now(), since: Instant::now(), figures, last: None }
+        Self { started: SystemTime::now(), since: Instant::now(), figures, last: None, lost: 0 }
     }
 
     pub(super) fn figures(&self) -> &Arc<Figures> {
@@ -244,6 +247,28 @@ impl Shell {
         });
     }
 
+    /// Gives out the figures, as soon as the sensor has counted its bans.
+    pub(super) fn scrape(&mut self, place: oneshot::Sender<String>) {
+        let since = self.desk.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let uses_nft = self.config.block.method.contains(&Method::Nft) && self.enforces();
+        let snapshot = Snapshot {
+            started: since.as_secs_f64(),
+            capacity: uses_nft.then(|| self.config.block.nft.size.into()),
+            events_lost: self.desk.lost,
+            allowed: self.watch.host().allow.prefixes().count() as u64,
+            ..Snapshot::default()
+        };
+        let (sent, counted) = oneshot::channel();
+        self.deliver(Order::Wish(Wish::Count { answer: sent }));
+        let figures = Arc::clone(self.desk.figures());
+        tokio::spawn(async move {
+            if let Ok(intended) = counted.await {
+                let snapshot = Snapshot { intended: intended as u64, ..snapshot };
+                let _ = place.send(metrics::text(&figures, snapshot));
+            }
+        });
+    }
+
     fn status(&mut self, answer: oneshot::Sender<Reply>) {
         let host = self.watch.host();
         let figures = self.desk.figures();
@@ -272,8 +297,8 @@ impl Shell {
             "bans": {
                 "intended": null,
                 "enforced": null,
-                "made": figures.blocked.get(),
-                "failed": figures.failed.get(),
+                "made": figures.bans(),
+                "failed": Way::ALL.iter().map(|way| figures.failed_by(*way)).sum::<u64>(),
                 "capped": figures.capped.get(),
                 "repaired": figures.repaired.get(),
             },

@@ -16,6 +16,7 @@ use super::{DaemonError, Reread, system};
 use crate::config::{BlockPolicy, Config};
 use crate::control::protocol::{Refusal, Reply};
 use crate::control::server::{Asked, Server};
+use crate::metrics::http::Scrapes;
 use crate::report::event::{Event, What};
 use crate::report::json;
 use crate::report::log::Log;
@@ -57,6 +58,7 @@ pub(super) struct Shell {
     pub(super) events: Sender,
     pub(super) received: Receiver,
     pub(super) control: Option<Server>,
+    pub(super) scrapes: Option<Scrapes>,
     pub(super) desk: Desk,
     pub(super) supervisor: Supervisor,
     /// When the trial ends, unless somebody confirms.
@@ -74,6 +76,7 @@ enum Next {
     Orders(Result<Vec<Order>, DaemonError>),
     Table(Result<(Vec<Order>, Vec<What>), DaemonError>),
     Asked(Asked),
+    Scraped(oneshot::Sender<String>),
     TrialOver,
 }
 
@@ -96,6 +99,7 @@ impl Shell {
                 changed = self.watch.changed() => Next::Orders(changed),
                 changed = self.guard.changed() => Next::Table(changed),
                 asked = asked(&mut self.control) => Next::Asked(asked),
+                place = scraped(&mut self.scrapes) => Next::Scraped(place),
                 () = over(self.trial) => Next::TrialOver,
                 _ = listeners.tick() => {
                     self.say_losses();
@@ -119,6 +123,7 @@ impl Shell {
                     self.follow(changed);
                 }
                 Next::Asked(asked) => self.answer(asked).await,
+                Next::Scraped(place) => self.scrape(place),
                 Next::TrialOver => self.end_trial(),
             }
         }
@@ -196,6 +201,7 @@ impl Shell {
     fn say_losses(&mut self) {
         self.log.turn_minute();
         let lost = self.received.dropped();
+        self.desk.lost += lost;
         if lost > 0 {
             self.say(What::Error(format!("{lost} events came faster than they could be logged")));
         }
@@ -226,6 +232,14 @@ fn gone(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> D
 async fn asked(control: &mut Option<Server>) -> Asked {
     match control {
         Some(control) => control.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next request for the figures; never, where nobody may ask.
+async fn scraped(scrapes: &mut Option<Scrapes>) -> oneshot::Sender<String> {
+    match scrapes {
+        Some(scrapes) => scrapes.next().await,
         None => std::future::pending().await,
     }
 }

@@ -15,6 +15,35 @@ pub struct Event {
     pub what: What,
 }
 
+/// A way to block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Way {
+    /// An element in a set of nftables.
+    Nft,
+    /// A route that leads nowhere.
+    Route,
+    /// A line for TCP wrappers.
+    HostsDeny,
+    /// A command.
+    Run,
+}
+
+impl Way {
+    /// Every way.
+    pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Run];
+
+    /// As the settings have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Route => "route",
+            Self::HostsDeny => "hosts-deny",
+            Self::Run => "run",
+        }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum What {

@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::engine::Counters;
+use crate::engine::{Class, Counters};
+use crate::report::event::Way;
 
 /// Upper bounds of the classes of reaction times, in microseconds; what is longer falls into one more.
 pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
@@ -49,10 +50,9 @@ pub struct Figures {
     pub repeated: Figure,
     /// Probes that counted against somebody.
     pub probes: Figure,
-    /// Bans that the kernel took.
-    pub blocked: Figure,
-    /// Bans that it did not take.
-    pub failed: Figure,
+    probes_of: [Figure; Class::ALL.len()],
+    bans: [[Figure; Class::ALL.len()]; Way::ALL.len()],
+    failures: [Figure; Way::ALL.len()],
     /// Bans above the ceiling, made short.
     pub capped: Figure,
     /// Sources whose evidence had to go for another's.
@@ -88,9 +88,53 @@ impl Figures {
         self.lookups.set(counters.lookups);
     }
 
+    /// Another probe of this class counts.
+    pub(super) fn probed(&self, class: Class) {
+        if let Some(figure) = place(class).and_then(|place| self.probes_of.get(place)) {
+            figure.add(1);
+        }
+    }
+
+    /// Probes of this class.
+    #[must_use]
+    pub fn probes_of(&self, class: Class) -> u64 {
+        place(class).and_then(|place| self.probes_of.get(place)).map_or(0, Figure::get)
+    }
+
+    /// A ban on evidence of this class came into force. Each way is counted by one thread only.
+    pub fn blocked(&self, way: Way, class: Class) {
+        if let Some(figure) = place(class).and_then(|place| self.bans.get(way as usize)?.get(place)) {
+            figure.add(1);
+        }
+    }
+
+    /// Bans on evidence of this class that came into force in this way.
+    #[must_use]
+    pub fn bans_by(&self, way: Way, class: Class) -> u64 {
+        place(class).and_then(|place| self.bans.get(way as usize)?.get(place)).map_or(0, Figure::get)
+    }
+
+    /// Bans that came into force; one that several ways carry out counts once for each.
+    #[must_use]
+    pub fn bans(&self) -> u64 {
+        self.bans.iter().flatten().map(Figure::get).sum()
+    }
+
+    /// A way did not take a ban. Each way is counted by one thread only.
+    pub fn failed(&self, way: Way) {
+        if let Some(figure) = self.failures.get(way as usize) {
+            figure.add(1);
+        }
+    }
+
+    /// Bans that this way did not take.
+    #[must_use]
+    pub fn failed_by(&self, way: Way) -> u64 {
+        self.failures.get(way as usize).map_or(0, Figure::get)
+    }
+
     /// A ban came into force so long after the packet that it is for.
     pub(super) fn reacted(&self, reaction: Duration) {
-        self.blocked.add(1);
         let micros = u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX);
         let class = REACTIONS.iter().position(|bound| micros <= *bound).unwrap_or(REACTIONS.len());
         if let Some(count) = self.reactions.get(class) {
@@ -108,6 +152,11 @@ impl Figures {
     }
 }
 
+/// The place of a class among all.
+fn place(class: Class) -> Option<usize> {
+    Class::ALL.iter().position(|one| *one == class)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +167,6 @@ mod tests {
         [1, 50, 51, 2_000_000].iter().for_each(|micros| figures.reacted(Duration::from_micros(*micros)));
         let read = figures.reactions();
         assert_eq!((read.counts[0], read.counts[1], read.counts[REACTIONS.len()]), (2, 1, 1));
-        assert_eq!((read.sum, figures.blocked.get()), (2_000_102, 4));
+        assert_eq!(read.sum, 2_000_102);
     }
 }

@@ -11,7 +11,7 @@ use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
-use crate::report::event::{Event, What};
+use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -134,6 +134,9 @@ impl Judge {
     }
 
     fn note(&mut self, verdict: Verdict, time: SystemTime) {
+        if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::Scan(Ban { probe, .. }) = &verdict {
+            self.figures.probed(probe.sighting.class);
+        }
         let what = match verdict {
             Verdict::Block(ban) => {
                 // What it did comes before what is done about it, as people's filters have always read it. It is a line
@@ -177,12 +180,13 @@ impl Judge {
                 None => {
                     let reaction = done.duration_since(seen).unwrap_or_default();
                     self.figures.reacted(reaction);
+                    self.figures.blocked(Way::Nft, ban.probe.sighting.class);
                     What::Blocked { ban, reaction }
                 }
                 Some((_, reason)) => {
                     // Not blocked, so not recognised as such: its next probes are evidence again, and it is tried again.
                     self.engine.lift(subject);
-                    self.figures.failed.add(1);
+                    self.figures.failed(Way::Nft);
                     What::BlockFailed { subject, reason: reason.clone() }
                 }
             };

@@ -1,0 +1,150 @@
+//! A listener that answers `GET /metrics`, and nothing else. One request a connection, small and soon, so that a few lines
+//! do: this program has rights over the firewall, and every line of a web server would have them, too.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+/// The longest request that is read.
+const LONGEST: usize = 8 << 10;
+/// Clients at one time.
+const CLIENTS: usize = 8;
+/// How long a client may take for its request and for the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Requests for the figures, each with the place for its answer.
+pub struct Scrapes(mpsc::Receiver<oneshot::Sender<String>>);
+
+impl Scrapes {
+    /// Listens at `address`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn listen(address: SocketAddr) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let (wanted, scrapes) = mpsc::channel(CLIENTS);
+        tokio::spawn(accept(listener, wanted));
+        Ok(Self(scrapes))
+    }
+
+    /// The next one. Safe to cancel.
+    pub async fn next(&mut self) -> oneshot::Sender<String> {
+        match self.0.recv().await {
+            Some(wanted) => wanted,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<String>>) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, as a rule.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        // Above the bound the connection is closed again.
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            let wanted = wanted.clone();
+            tokio::spawn(async move {
+                let _ = timeout(PATIENCE, answer(stream, figures(wanted))).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+async fn figures(wanted: mpsc::Sender<oneshot::Sender<String>>) -> Option<String> {
+    let (place, text) = oneshot::channel();
+    wanted.send(place).await.ok()?;
+    text.await.ok()
+}
+
+/// Reads one request and answers it; `figures` is asked only where they are wanted.
+async fn answer(mut stream: TcpStream, figures: impl Future<Output = Option<String>>) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut part = [0; 1024];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let read = stream.read(&mut part).await?;
+        if read == 0 || request.len() + read > LONGEST {
+            return Ok(());
+        }
+        request.extend_from_slice(part.get(..read).unwrap_or_default());
+    }
+    let first = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = first.split(|byte| *byte == b' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let plain = "text/plain; charset=utf-8";
+    let (status, kind, body) = match (method, path) {
+        (b"GET" | b"HEAD", b"/metrics") => match figures.await {
+            Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
+            None => ("503 Service Unavailable", plain, "the daemon is ending\n".to_owned()),
+        },
+        (b"GET" | b"HEAD", _) => ("404 Not Found", plain, "the figures are at /metrics\n".to_owned()),
+        _ => ("405 Method Not Allowed", plain, "only GET\n".to_owned()),
+    };
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    if method == b"GET" {
+        stream.write_all(body.as_bytes()).await?;
+    }
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    /// What the listener answers to `request`.
+    fn ask(request: &str) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            drop(listener);
+            let mut scrapes = Scrapes::listen(address).await.unwrap();
+            let request = request.to_owned();
+            let client = tokio::task::spawn_blocking(move || {
+                let mut stream = std::net::TcpStream::connect(address).unwrap();
+                stream.write_all(request.as_bytes()).unwrap();
+                let mut text = String::new();
+                let _ = stream.read_to_string(&mut text);
+                text
+            });
+            tokio::select! {
+                text = client => text.unwrap(),
+                () = async { loop { let _ = scrapes.next().await.send("portsentry_x 1\n".to_owned()); } } => String::new(),
+            }
+        })
+    }
+
+    #[test]
+    fn the_figures_are_at_one_place_and_nothing_is_anywhere_else() {
+        let figures = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(
+            figures.starts_with("HTTP/1.1 200 OK\r\n") && figures.ends_with("\r\n\r\nportsentry_x 1\n"),
+            "{figures}"
+        );
+        assert!(ask("GET /metrics?x=1 HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200"));
+        assert!(ask("HEAD /metrics HTTP/1.1\r\n\r\n").ends_with("\r\n\r\n"), "no body");
+        assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
+        assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
+    }
+
+    #[test]
+    fn what_is_too_long_is_hung_up_on() {
+        assert_eq!(ask(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(20_000))), "");
+    }
+}

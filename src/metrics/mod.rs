@@ -1,0 +1,181 @@
+//! The sensor's figures to Prometheus' text, and the text to whoever fetches it. Reads what others count; counts nothing
+//! itself.
+//!
+//! Read with: <https://prometheus.io/docs/practices/naming/>.
+
+pub mod http;
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::engine::Class;
+use crate::report::event::Way;
+use crate::sensor::{Figures, REACTIONS};
+
+/// What the sensor does not count itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Seconds since 1970 at which the program started.
+    pub started: f64,
+    /// Bans that should be in force.
+    pub intended: u64,
+    /// Those of them that the last look at the kernel did not find.
+    pub missing: u64,
+    /// How many elements each of the two sets holds; `None` where nothing is blocked with nftables.
+    pub capacity: Option<u64>,
+    /// Events that came faster than they could be logged.
+    pub events_lost: u64,
+    /// Prefixes that are never blocked.
+    pub allowed: u64,
+}
+
+/// The text of all figures, in the format OpenMetrics 1.0.
+#[must_use]
+pub fn text(figures: &Arc<Figures>, snapshot: Snapshot) -> String {
+    let mut registry = Registry::with_prefix("portsentry");
+    registry.register_collector(Box::new(All { figures: Arc::clone(figures), snapshot }));
+    let mut text = String::new();
+    // A string takes everything.
+    let _ = text::encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct All {
+    figures: Arc<Figures>,
+    snapshot: Snapshot,
+}
+
+type Labels = Vec<(&'static str, &'static str)>;
+
+/// Values of one family, with their labels.
+struct Family {
+    kind: MetricType,
+    values: Vec<(Labels, f64)>,
+}
+
+impl EncodeMetric for Family {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for (labels, value) in &self.values {
+            let put = |encoder: &mut MetricEncoder<'_>| match self.kind {
+                MetricType::Counter => encoder.encode_counter::<Labels, _, f64>(value, None),
+                _ => encoder.encode_gauge(value),
+            };
+            match labels.is_empty() {
+                true => put(&mut encoder)?,
+                false => put(&mut encoder.encode_family(labels)?)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.kind
+    }
+}
+
+/// Reaction times.
+struct Reactions<'a>(&'a Figures);
+
+impl EncodeMetric for Reactions<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let read = self.0.reactions();
+        let bounds = REACTIONS.iter().map(|micros| seconds(*micros)).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(read.counts).collect();
+        encoder.encode_histogram::<Labels>(seconds(read.sum), read.counts.iter().sum(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+fn seconds(micros: u64) -> f64 {
+    std::time::Duration::from_micros(micros).as_secs_f64()
+}
+
+/// Exact up to 2^53, which no figure here reaches.
+#[expect(clippy::cast_precision_loss, reason = "more than 2^53 packets take a century")]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+impl Collector for All {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (figures, snapshot) = (&*self.figures, &self.snapshot);
+        let mut put = |kind, name: &str, help: &str, values: Vec<(Labels, f64)>| {
+            let family = Family { kind, values };
+            family.encode(encoder.encode_descriptor(name, help, None, kind)?)
+        };
+        let one = |value: u64| vec![(Labels::new(), float(value))];
+        use MetricType::{Counter, Gauge};
+        put(Gauge, "start_time_seconds", "When the program started", vec![(Labels::new(), snapshot.started)])?;
+        put(Counter, "packets", "Packets that came through the filter", one(figures.frames.get()))?;
+        put(Counter, "packets_dropped", "Packets that the capture could not hand over", one(figures.dropped.get()))?;
+        put(Counter, "packets_malformed", "Packets that could not be decoded", one(figures.undecoded.get()))?;
+        put(Counter, "packets_judged", "Packets from sources that had been judged", one(figures.repeated.get()))?;
+        put(
+            Counter,
+            "decoy_connections",
+            "Connections and datagrams that decoys took",
+            one(figures.connections.get()),
+        )?;
+        let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(figures.probes_of(class))));
+        put(Counter, "probes", "Probes that counted against their source", classes.to_vec())?;
+        let ways = Way::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
+        let bans = ways.map(|(way, class)| {
+            (vec![("method", way.name()), ("reason", class.key())], float(figures.bans_by(way, class)))
+        });
+        put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
+        let failed = Way::ALL.map(|way| (vec![("method", way.name())], float(figures.failed_by(way))));
+        put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
+        put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(figures.capped.get()))?;
+        put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
+        put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(snapshot.missing))?;
+        put(Counter, "bans_repaired", "Bans that were missing and were put back", one(figures.repaired.get()))?;
+        if let Some(capacity) = snapshot.capacity {
+            let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
+            put(Gauge, "set_capacity", "Elements that a set of nftables holds at most", sets.to_vec())?;
+        }
+        put(Gauge, "sources_tracked", "Sources with evidence against them", one(figures.suspects.get()))?;
+        put(Counter, "sources_evicted", "Sources forgotten because the table was full", one(figures.evicted.get()))?;
+        put(Counter, "socket_lookups", "Look-ups in the kernel's socket table", one(figures.lookups.get()))?;
+        put(Counter, "events_lost", "Events that came faster than they could be logged", one(snapshot.events_lost))?;
+        put(Gauge, "allowed_prefixes", "Prefixes that are never blocked", one(snapshot.allowed))?;
+        let reactions = Reactions(figures);
+        let help = "Time from the capture of a packet to the acknowledged ban";
+        reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_figure_by_prometheus_conventions() {
+        let figures = Arc::new(Figures::default());
+        let snapshot =
+            Snapshot { started: 1.5, intended: 7, missing: 1, capacity: Some(131_072), ..Snapshot::default() };
+        let text = text(&figures, snapshot);
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        for line in [
+            "# TYPE portsentry_packets counter",
+            "portsentry_packets_total 0.0",
+            "portsentry_probes_total{class=\"xmas\"} 0.0",
+            "portsentry_bans_intended 7.0",
+            "portsentry_bans_missing 1.0",
+            "portsentry_set_capacity{set=\"blocked6\"} 131072.0",
+            "portsentry_ban_failures_total{method=\"hosts-deny\"} 0.0",
+            "portsentry_reaction_seconds_bucket{le=\"0.0001\"} 0",
+            "portsentry_reaction_seconds_bucket{le=\"+Inf\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+}
