@@ -5,6 +5,7 @@ pub mod host;
 pub mod leases;
 pub mod nft;
 pub mod resolvers;
+pub mod routes;
 pub mod sessions;
 pub mod sock_diag;
 pub mod socket;

@@ -1,12 +1,14 @@
-//! Requests and transactions to the kernel's answers, over one long-lived NETLINK_NETFILTER socket. Synchronous: the
-//! thread that saw the packet waits for the acknowledgement. Knows nothing of what the messages mean.
+//! Requests and transactions to the kernel's answers, over one long-lived socket: to nf_tables, or to the routing tables.
+//! Synchronous: the thread that saw the packet waits for the acknowledgement. Knows nothing of what the messages mean.
 //!
 //! Read with: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of answers.
+
+mod requests;
 
 use std::time::Duration;
 
 use netlink_sys::SocketAddr;
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
@@ -77,7 +79,7 @@ impl SocketError {
     }
 }
 
-/// One socket to nf_tables, in the network namespace of the thread that opened it.
+/// One socket to the kernel, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
     inner: netlink_sys::Socket,
@@ -87,13 +89,24 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens it. This does not yet tell whether the kernel has nf_tables, or lets this process change it.
+    /// Opens one to nf_tables. This does not yet tell whether the kernel has it, or lets this process change it.
     pub fn open() -> Result<Self, SocketError> {
-        let mut inner =
-            netlink_sys::Socket::new(NETLINK_NETFILTER).map_err(|error| match Errno::from_io_error(&error) {
-                Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
-                _ => SocketError::Io(error),
-            })?;
+        Self::connected(NETLINK_NETFILTER).map_err(|error| match error.errno() {
+            Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
+            _ => error,
+        })
+    }
+
+    /// Opens one to the routing tables.
+    pub(crate) fn open_route() -> Result<Self, SocketError> {
+        let socket = Self::connected(NETLINK_ROUTE)?;
+        // Makes the kernel choose what it lists. Before 4.20 it cannot; then whoever reads the list has to.
+        let _ = socket.inner.set_netlink_get_strict_chk(true);
+        Ok(socket)
+    }
+
+    fn connected(protocol: isize) -> Result<Self, SocketError> {
+        let mut inner = netlink_sys::Socket::new(protocol)?;
         let port_id = inner.bind_auto()?.port_number();
         // Connected to the kernel: no other process can slip an answer in.
         inner.connect(&SocketAddr::new(0, 0))?;

@@ -1,0 +1,74 @@
+//! Prefixes that no route may take away, not even in part.
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// Sorted, and none inside another.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Protected {
+    v4: Vec<Ipv4Net>,
+    v6: Vec<Ipv6Net>,
+}
+
+impl Protected {
+    pub(super) fn new(prefixes: &[IpNet]) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for prefix in prefixes {
+            match prefix {
+                IpNet::V4(net) => v4.push(*net),
+                IpNet::V6(net) => v6.push(*net),
+            }
+        }
+        let (mut v4, mut v6) = (Ipv4Net::aggregate(&v4), Ipv6Net::aggregate(&v6));
+        v4.sort_unstable_by_key(Ipv4Net::network);
+        v6.sort_unstable_by_key(Ipv6Net::network);
+        Self { v4, v6 }
+    }
+
+    /// The first protected prefix that shares an address with `net`: it contains `net`, or is inside it.
+    pub(super) fn overlapping(&self, net: IpNet) -> Option<IpNet> {
+        match net {
+            IpNet::V4(net) => {
+                let first = self.v4.partition_point(|one| one.broadcast() < net.network());
+                self.v4.get(first).filter(|one| one.network() <= net.broadcast()).copied().map(IpNet::V4)
+            }
+            IpNet::V6(net) => {
+                let first = self.v6.partition_point(|one| one.broadcast() < net.network());
+                self.v6.get(first).filter(|one| one.network() <= net.broadcast()).copied().map(IpNet::V6)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_prefix_overlaps_with_what_it_contains_and_with_what_contains_it() {
+        let protected = Protected::new(&[net("192.0.2.1/32"), net("10.0.0.0/8"), net("2001:db8::53/128")]);
+        assert_eq!(protected.overlapping(net("192.0.2.1/32")), Some(net("192.0.2.1/32")));
+        assert_eq!(protected.overlapping(net("192.0.2.2/32")), None);
+        assert_eq!(protected.overlapping(net("10.9.8.7/32")), Some(net("10.0.0.0/8")));
+        assert_eq!(protected.overlapping(net("2001:db8::/64")), Some(net("2001:db8::53/128")));
+        assert_eq!(protected.overlapping(net("2001:db8:0:1::/64")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_search_finds_what_a_look_at_every_one_finds(
+            prefixes in prop::collection::vec((any::<u8>(), 26_u8..=32), 0..8),
+            (end, length) in (any::<u8>(), 26_u8..=32),
+        ) {
+            let net = |end: u8, length| IpNet::V4(Ipv4Net::new_assert([192, 0, 2, end].into(), length).trunc());
+            let prefixes: Vec<_> = prefixes.into_iter().map(|(end, length)| net(end, length)).collect();
+            let asked = net(end, length);
+            let one_by_one = prefixes.iter().any(|one| one.contains(&asked) || asked.contains(one));
+            prop_assert_eq!(Protected::new(&prefixes).overlapping(asked).is_some(), one_by_one);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Prefixes to routes of the table `main` that lead nowhere, and back: laying them, taking them away, looking up what the
+//! kernel would do with a packet, and listing those that are this program's own. Judges nothing and remembers nothing.
+//!
+//! Synchronous, for the thread that blocks: one long-lived socket, and a wait for lost answers that ends. What does not
+//! end by itself is a request that the kernel holds back because somebody else holds its routing lock.
+//!
+//! Read with: rtnetlink(7), `linux/rtnetlink.h`, and the kernel's `net/ipv4/fib_trie.c`, `net/ipv6/route.c`.
+
+mod message;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rustix::io::Errno;
+
+use super::socket::{Socket, SocketError};
+
+/// The routing protocol number that says "portsentry laid this". Ownership is decided by nothing else: what carries it is
+/// listed, replaced and removed, what carries another number is never touched.
+///
+/// The kernel gives no meaning to numbers above 4. The obvious ones are taken: 84 is OVN's, 80 Calico's, 186 to 199 are
+/// those of FRR's daemons. 112 is in no list that iproute2, the kernel or FRR keep, and is the letter p.
+pub const PROTOCOL: u8 = 112;
+
+/// The metric of IPv6 routes: the lowest that can be asked for, 0 would mean 1024. IPv4 routes are laid without one, which
+/// is the lowest there. So no route that somebody lays later for the same prefix takes the place of a ban unseen; and with
+/// the same metric, the kernel refuses the second one instead of replacing the first.
+const METRIC_V6: u32 = 1;
+
+/// Requests in one datagram. Each may bring an answer of less than 1 KiB in the kernel's count; a receive buffer of
+/// 212,992 bytes, which needs no privilege, holds them.
+const AT_ONCE: usize = 64;
+
+/// Where a blocked packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nowhere, and nobody is told (EINVAL to who sends).
+    Blackhole,
+    /// Nowhere; who sends is told that the host is unreachable (EHOSTUNREACH).
+    Unreachable,
+    /// Nowhere; who sends is told that it is forbidden (EACCES).
+    Prohibit,
+    /// To a gateway that does not exist, in a network that this host is connected to. Goes when its interface goes down.
+    Via(IpAddr),
+}
+
+impl Kind {
+    /// What is laid for `net`: an address of the other family can be no gateway to it, so there it is a blackhole. A ban
+    /// that did nothing for one of the families would be worse.
+    #[must_use]
+    pub fn toward(self, net: IpNet) -> Self {
+        match self {
+            Self::Via(gateway) if gateway.is_ipv4() != net.addr().is_ipv4() => Self::Blackhole,
+            kind => kind,
+        }
+    }
+
+    /// What the kernel answers to who looks up a way to an address behind such a route; `None` where it shows the route.
+    #[must_use]
+    pub fn errno(self) -> Option<Errno> {
+        match self {
+            Self::Blackhole => Some(Errno::INVAL),
+            Self::Unreachable => Some(Errno::HOSTUNREACH),
+            Self::Prohibit => Some(Errno::ACCESS),
+            Self::Via(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blackhole => f.write_str("blackhole"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Prohibit => f.write_str("prohibit"),
+            Self::Via(gateway) => write!(f, "via {gateway}"),
+        }
+    }
+}
+
+/// What the kernel would do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Send it by this route.
+    Route {
+        /// Its prefix length, in bits.
+        prefix_len: u8,
+        /// Who laid it.
+        protocol: u8,
+        /// Its kind; `None` for others than [`Kind`] knows.
+        kind: Option<Kind>,
+    },
+    /// Refuse it with this error: a blackhole or the like, whoever laid it, or no route at all.
+    Refused(Errno),
+}
+
+impl Way {
+    /// True where this is the route that [`RouteSocket::add`] lays, or where a packet fares as it would with it.
+    #[must_use]
+    pub fn is_closed(self, net: IpNet, wanted: Kind) -> bool {
+        match self {
+            Self::Route { prefix_len, protocol, kind } => {
+                prefix_len == net.prefix_len() && protocol == PROTOCOL && kind == Some(wanted)
+            }
+            Self::Refused(errno) => wanted.errno() == Some(errno),
+        }
+    }
+}
+
+/// Why nothing is known about the routes that were asked about.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// The process may not change routes.
+    #[error(
+        "changing routes needs CAP_NET_ADMIN: run portsentry as root, or under systemd with \
+         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
+    )]
+    NotPermitted,
+    /// The socket failed.
+    #[error("the kernel's routing tables: {0}")]
+    Socket(#[from] SocketError),
+}
+
+/// Why the kernel did not do one thing of many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its reason.
+    pub errno: Errno,
+    /// Its reason in words, where it has any.
+    pub text: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.text.is_empty() { self.errno.fmt(f) } else { write!(f, "{}: {}", self.errno, self.text) }
+    }
+}
+
+/// One socket to the routing tables of the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct RouteSocket {
+    socket: Socket,
+    requests: Vec<u8>,
+}
+
+impl RouteSocket {
+    /// Opens it. Whether this process may change routes is seen with the first.
+    ///
+    /// # Errors
+    /// Where netlink cannot be opened.
+    pub fn open() -> Result<Self, RouteError> {
+        Ok(Self { socket: Socket::open_route()?, requests: Vec::new() })
+    }
+
+    /// Lays routes. `refused` gets the places of those that are not laid, with EEXIST where there is a route to the same
+    /// prefix with the same metric.
+    ///
+    /// # Errors
+    /// Where it is not known which of them are laid.
+    pub fn add(&mut self, routes: &[(IpNet, Kind)], refused: impl FnMut(usize, Refusal)) -> Result<(), RouteError> {
+        self.change(routes, |bytes, (net, kind)| message::put_add(bytes, *net, *kind), refused)
+    }
+
+    /// Takes away the own routes to these prefixes, of whatever kind. `refused` gets ESRCH where there is none.
+    ///
+    /// # Errors
+    /// Where it is not known which of them are gone.
+    pub fn delete(&mut self, nets: &[IpNet], refused: impl FnMut(usize, Refusal)) -> Result<(), RouteError> {
+        self.change(nets, |bytes, net| message::put_delete(bytes, *net), refused)
+    }
+
+    /// What the kernel would do with a packet to each of these prefixes, all tables and rules considered; in the same order.
+    ///
+    /// # Errors
+    /// Where an answer is missing.
+    pub fn look_up(&mut self, nets: &[IpNet]) -> Result<Vec<Way>, RouteError> {
+        let mut ways = Vec::with_capacity(nets.len());
+        for chunk in nets.chunks(AT_ONCE) {
+            self.requests.clear();
+            chunk.iter().for_each(|net| message::put_look_up(&mut self.requests, *net));
+            let start = ways.len();
+            // An answer that cannot be read is about a route that is none of ours.
+            ways.resize(start + chunk.len(), Way::Refused(Errno::BADMSG));
+            self.socket.each(&mut self.requests, |place, told| {
+                let Some(way) = ways.get_mut(start + place) else { return };
+                match told {
+                    Ok(answer) => *way = message::read(answer).map_or(*way, |route| route.way()),
+                    Err(error) => *way = Way::Refused(refusal(error).errno),
+                }
+            })?;
+        }
+        Ok(ways)
+    }
+
+    /// Every route of the table `main` that is this program's own by its protocol number, with its kind where [`Kind`]
+    /// knows it. The kernel walks the whole table for this: with the routes of the Internet, a good part of a second.
+    ///
+    /// # Errors
+    /// [`SocketError::Unsteady`] where the table changes faster than it can be read.
+    pub fn own(&mut self) -> Result<HashMap<IpNet, Option<Kind>>, RouteError> {
+        let mut all = HashMap::new();
+        for family in message::FAMILIES {
+            self.requests.clear();
+            message::put_list(&mut self.requests, family);
+            let list = self.socket.dump(&mut self.requests, HashMap::new, |list, answer| {
+                // An older kernel lists all there is.
+                let own = message::read(answer).filter(message::Route::is_own);
+                list.extend(own.map(|route| (route.net, route.kind)));
+            });
+            match list {
+                Ok(list) => all.extend(list),
+                // No table yet, because there was never a route in it; or no such family.
+                Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::OPNOTSUPP | Errno::AFNOSUPPORT)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
+    }
+
+    fn change<T>(
+        &mut self,
+        items: &[T],
+        put: impl Fn(&mut Vec<u8>, &T),
+        mut refused: impl FnMut(usize, Refusal),
+    ) -> Result<(), RouteError> {
+        let mut permitted = true;
+        for (chunk, items) in items.chunks(AT_ONCE).enumerate() {
+            self.requests.clear();
+            items.iter().for_each(|item| put(&mut self.requests, item));
+            self.socket.each(&mut self.requests, |place, told| {
+                let Err(error) = told else { return };
+                let refusal = refusal(error);
+                permitted &= refusal.errno != Errno::PERM;
+                refused(chunk * AT_ONCE + place, refusal);
+            })?;
+            if !permitted {
+                return Err(RouteError::NotPermitted);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refusal(error: SocketError) -> Refusal {
+    let errno = error.errno().unwrap_or(Errno::IO);
+    let text = if let SocketError::Refused { text, .. } = error { text } else { String::new() };
+    Refusal { errno, text }
+}

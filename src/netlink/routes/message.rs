@@ -1,0 +1,233 @@
+//! Prefixes to RTM_NEWROUTE, RTM_DELROUTE and RTM_GETROUTE, and RTM_NEWROUTE back to a route. What cannot be read is no
+//! route of ours.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, Parseable};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Kind, METRIC_V6, PROTOCOL, Way};
+use crate::netlink::nft::Message;
+
+/// The families that have routes here.
+pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+
+/// A route as the kernel shows it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) net: IpNet,
+    pub(super) kind: Option<Kind>,
+    protocol: u8,
+    table: u8,
+}
+
+impl Route {
+    /// True for a route that this program may replace and remove.
+    pub(super) fn is_own(&self) -> bool {
+        self.protocol == PROTOCOL && self.table == RouteHeader::RT_TABLE_MAIN
+    }
+
+    pub(super) fn way(&self) -> Way {
+        Way::Route { prefix_len: self.net.prefix_len(), protocol: self.protocol, kind: self.kind }
+    }
+}
+
+/// Reads one message of an answer.
+pub(super) fn read(message: &Message<'_>) -> Option<Route> {
+    // Checked first: what else a socket may bring, and what a kernel without the family lists instead.
+    if message.kind != RTM_NEWROUTE {
+        return None;
+    }
+    let RouteMessage { header, attributes, .. } = RouteMessage::parse(message.body).ok()?;
+    let (mut destination, mut gateway) = (None, None);
+    for attribute in &attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = Some(ip(address)?),
+            RouteAttribute::Gateway(address) => gateway = Some(ip(address)?),
+            _ => {}
+        }
+    }
+    // A default route has no destination.
+    let destination = destination.or_else(|| match header.address_family {
+        AddressFamily::Inet => Some(Ipv4Addr::UNSPECIFIED.into()),
+        AddressFamily::Inet6 => Some(Ipv6Addr::UNSPECIFIED.into()),
+        _ => None,
+    })?;
+    let kind = match header.kind {
+        RouteType::BlackHole => Some(Kind::Blackhole),
+        RouteType::Unreachable => Some(Kind::Unreachable),
+        RouteType::Prohibit => Some(Kind::Prohibit),
+        RouteType::Unicast => gateway.map(Kind::Via),
+        _ => None,
+    };
+    let net = IpNet::new(destination, header.destination_prefix_length).ok()?;
+    Some(Route { net, kind, protocol: header.protocol.into(), table: header.table })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+/// Appends the request to lay a route, which fails where there is one with the same metric.
+pub(super) fn put_add(bytes: &mut Vec<u8>, net: IpNet, kind: Kind) {
+    let mut route = own_route(net);
+    route.header.kind = match kind {
+        Kind::Blackhole => RouteType::BlackHole,
+        Kind::Unreachable => RouteType::Unreachable,
+        Kind::Prohibit => RouteType::Prohibit,
+        Kind::Via(_) => RouteType::Unicast,
+    };
+    if net.addr().is_ipv6() {
+        route.attributes.push(RouteAttribute::Priority(METRIC_V6));
+    }
+    if let Kind::Via(gateway) = kind {
+        route.attributes.push(RouteAttribute::Gateway(address(gateway)));
+    }
+    put(bytes, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
+}
+
+/// Appends the request to take away the own route to `net`, of whatever kind and metric.
+pub(super) fn put_delete(bytes: &mut Vec<u8>, net: IpNet) {
+    let mut route = own_route(net);
+    // Any scope and any kind.
+    route.header.scope = RouteScope::NoWhere;
+    put(bytes, RouteNetlinkMessage::DelRoute(route), 0);
+}
+
+/// Appends the request for the way to an address in `net`.
+pub(super) fn put_look_up(bytes: &mut Vec<u8>, net: IpNet) {
+    let mut request = RouteMessage::default();
+    let target = sample(net);
+    request.header.address_family = family(target);
+    request.header.destination_prefix_length = IpNet::from(target).prefix_len();
+    // The route itself, not what is made of it for this packet.
+    request.header.flags = RouteFlags::FibMatch;
+    request.attributes.push(RouteAttribute::Destination(address(target)));
+    put(bytes, RouteNetlinkMessage::GetRoute(request), 0);
+}
+
+/// Appends the request for the list of own routes.
+pub(super) fn put_list(bytes: &mut Vec<u8>, family: AddressFamily) {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family;
+    request.header.table = RouteHeader::RT_TABLE_MAIN;
+    request.header.protocol = RouteProtocol::from(PROTOCOL);
+    put(bytes, RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP);
+}
+
+fn own_route(net: IpNet) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = family(net.addr());
+    route.header.destination_prefix_length = net.prefix_len();
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::from(PROTOCOL);
+    route.attributes.push(RouteAttribute::Destination(address(net.network())));
+    route
+}
+
+fn put(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
+    let mut message = NetlinkMessage::from(request);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.finalize();
+    let start = bytes.len();
+    bytes.resize(start + message.buffer_len(), 0);
+    if let Some(place) = bytes.get_mut(start..) {
+        message.serialize(place);
+    }
+}
+
+/// An address in `net` that is unlikely to have a route of its own: not the first one, which is the routers' anycast
+/// address in IPv6, and none that a person would give to a host.
+fn sample(net: IpNet) -> IpAddr {
+    const UNLIKELY: u64 = 0x9e5a_c36d_71b8_2ef4;
+    match net {
+        IpNet::V4(net) => {
+            let host = u32::try_from(UNLIKELY & u64::from(net.hostmask().to_bits())).unwrap_or_default();
+            Ipv4Addr::from_bits(net.network().to_bits() | host).into()
+        }
+        IpNet::V6(net) => {
+            Ipv6Addr::from_bits(net.network().to_bits() | (u128::from(UNLIKELY) & net.hostmask().to_bits())).into()
+        }
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }
+}
+
+const RTM_NEWROUTE: u16 = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::nft::Messages;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_blackhole_is_these_bytes() {
+        let mut bytes = Vec::new();
+        put_add(&mut bytes, net("192.0.2.7/32"), Kind::Blackhole);
+        #[rustfmt::skip]
+        let expected = [
+            36, 0, 0, 0, 24, 0, 0x01, 0x06, 0, 0, 0, 0, 0, 0, 0, 0, // NEWROUTE: REQUEST, EXCL, CREATE
+            2, 32, 0, 0, 254, 112, 0, 6, 0, 0, 0, 0,                // AF_INET /32, table main, RTN_BLACKHOLE
+            8, 0, 1, 0, 192, 0, 2, 7,                               // RTA_DST
+        ];
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn a_route_reads_back_as_it_was_written() {
+        let gateways = ["192.0.2.254", "2001:db8::fe"].map(|text| Kind::Via(text.parse().unwrap()));
+        for net in [net("198.51.100.7/32"), net("2001:db8:1:2::/64")] {
+            for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit].into_iter().chain(gateways) {
+                let kind = kind.toward(net);
+                let mut bytes = Vec::new();
+                put_add(&mut bytes, net, kind);
+                let message = Messages(&bytes).next().unwrap();
+                let route = read(&message).unwrap();
+                assert_eq!((route.net, route.kind, route.is_own()), (net, Some(kind), true));
+                assert!(route.way().is_closed(net, kind));
+                for end in 0..message.body.len() {
+                    // Cut short it is no route, or one without what is missing; never a panic.
+                    let _ = read(&Message { body: &message.body[..end], ..message });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gateway_of_the_other_family_makes_a_blackhole() {
+        let via = |text: &str| Kind::Via(text.parse().unwrap());
+        assert_eq!(via("192.0.2.254").toward(net("2001:db8::/64")), Kind::Blackhole);
+        assert_eq!(via("2001:db8::fe").toward(net("192.0.2.7/32")), Kind::Blackhole);
+        assert_eq!(via("192.0.2.254").toward(net("192.0.2.7/32")), via("192.0.2.254"));
+    }
+
+    #[test]
+    fn the_address_that_is_looked_up_is_inside_and_not_the_first() {
+        for text in ["198.51.100.0/24", "2001:db8:1:2::/64", "2001:db8:1::/48"] {
+            let net = net(text);
+            assert!(net.contains(&sample(net)) && sample(net) != net.network(), "{net}: {}", sample(net));
+        }
+        assert_eq!(sample(net("192.0.2.7/32")), net("192.0.2.7/32").addr());
+    }
+}

@@ -1,0 +1,79 @@
+//! Many requests in one datagram, each carried out by itself, to what the kernel says of each. nf_tables has transactions
+//! instead; the routing tables have none.
+
+use super::{Answer, Socket, SocketError, receive, send};
+use crate::netlink::nft::{Message, Messages};
+
+impl Socket {
+    /// Sends requests in one datagram. The kernel carries out each by itself, in this order; `take` gets what it says of
+    /// them, by their places from 0: an object that was asked for, or a refusal. What it says nothing of, it did.
+    pub(crate) fn each(
+        &mut self,
+        requests: &mut [u8],
+        mut take: impl FnMut(usize, Result<&Message<'_>, SocketError>),
+    ) -> Result<(), SocketError> {
+        let first = self.sequence;
+        let mut rest = &mut *requests;
+        while let Some((request, later)) = split_message(rest) {
+            self.number(request);
+            // An acknowledgement of each would fill the receive buffer; errors come unasked, and before this one.
+            if later.is_empty()
+                && let Some(flags) = request.get_mut(6..8).and_then(<[u8]>::first_chunk_mut)
+            {
+                *flags = (u16::from_ne_bytes(*flags) | ACK).to_ne_bytes();
+            }
+            rest = later;
+        }
+        let count = self.sequence.wrapping_sub(first);
+        if count == 0 {
+            return Ok(());
+        }
+        send(&self.inner, requests)?;
+        loop {
+            for message in Messages(receive(&self.inner, &mut self.replies)?) {
+                let number = message.sequence.wrapping_sub(first);
+                // Anything else is a late answer to an earlier request that was given up.
+                let Some(place) = usize::try_from(number).ok().filter(|_| number < count) else { continue };
+                let Some(answer) = Answer::read(&message) else {
+                    take(place, Ok(&message));
+                    continue;
+                };
+                if let Some(refusal) = answer.refusal(number.saturating_add(1)) {
+                    take(place, Err(refusal));
+                }
+                if number.saturating_add(1) == count {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// The first message of `bytes` and what follows it.
+fn split_message(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
+    let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
+    // A length of zero would never end.
+    if length == 0 { None } else { bytes.split_at_mut_checked(length.next_multiple_of(4)) }
+}
+
+/// NLM_F_ACK.
+const ACK: u16 = 0x4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_falls_apart_into_its_messages_and_one_that_lies_into_none() {
+        let mut bytes = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(2);
+        let (request, later) = split_message(&mut bytes).unwrap();
+        assert_eq!((request.len(), later.len()), (16, 16));
+        for lie in [0_u32, 33, u32::MAX] {
+            bytes[..4].copy_from_slice(&lie.to_ne_bytes());
+            assert!(split_message(&mut bytes).is_none(), "{lie}");
+        }
+        for end in 0..4 {
+            assert!(split_message(&mut bytes[..end]).is_none());
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Ends, limits, what a crash leaves behind, links that go down, and a capability that is lost.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use portsentry::enforce::route::{BlockError, Failure, Kind, RouteError, Routes};
+use portsentry::engine::subject::{Expiry, Subject};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+use crate::lab::Lab;
+use crate::{at, for_ever, only_failure, open, own, seconds, subject};
+
+/// Runs `work` in the victim, on a thread that may not change routes.
+fn without_capability<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> T {
+    lab.inside("victim", || {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective.remove(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, sets).unwrap();
+        work()
+    })
+}
+
+#[test]
+fn a_ban_that_is_there_gets_the_new_end() {
+    let lab = Lab::new(&["attacker"]);
+    let mut routes = open(&lab, Kind::Blackhole);
+    let both = [subject("192.0.2.1"), subject("2001:db8:1::1")];
+    routes.block(&both.map(|one| (one, seconds(10))), at(0)).unwrap();
+    routes.block(&[(both[0], seconds(10)), (both[1], Expiry::Never)], at(5)).unwrap();
+    assert_eq!(own(&lab).len(), 2);
+    assert!(routes.due(at(14)).subjects.is_empty());
+    assert_eq!(routes.due(at(15)).subjects, [both[0]]);
+    assert_eq!((routes.next_due(), own(&lab).len()), (None, 1), "the other one has no end any more");
+    // Twice in one request is once.
+    routes.block(&[(both[0], seconds(10)), (both[0], seconds(20))], at(20)).unwrap();
+    assert_eq!((routes.next_due(), own(&lab).len()), (Some(at(40)), 2));
+}
+
+#[test]
+fn there_are_no_more_than_the_settings_allow() {
+    let lab = Lab::new(&["attacker"]);
+    let mut routes = lab.inside("victim", || Routes::open(Kind::Blackhole, 2)).unwrap();
+    routes.block(&[(subject("192.0.2.1"), seconds(9)), (subject("192.0.2.2"), seconds(99))], at(0)).unwrap();
+    assert_eq!(only_failure(routes.block(&for_ever(&["192.0.2.3"]), at(1))), Failure::Full { size: 2 });
+    assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 192.0.2.2"]);
+    routes.block(&[(subject("192.0.2.2"), seconds(99))], at(2)).unwrap();
+    assert_eq!(routes.due(at(9)).subjects, [subject("192.0.2.1")]);
+    routes.block(&for_ever(&["192.0.2.3"]), at(9)).unwrap();
+    assert_eq!(own(&lab), ["blackhole 192.0.2.2", "blackhole 192.0.2.3"]);
+}
+
+#[test]
+fn ten_thousand_bans_are_laid_found_and_end_in_pieces() {
+    let lab = Lab::new(&["attacker"]);
+    let v4 = (0..8_000_u32).map(|n| Subject::V4(Ipv4Addr::from_bits(0xc612_0000 + n)));
+    let v6 = (0..2_000_u128).map(|n| Subject::V6(Ipv6Addr::from_bits((0x2001_0db8_0001_0000 + n) << 64)));
+    let all: Vec<Subject> = v4.chain(v6).collect();
+    let mut routes = open(&lab, Kind::Blackhole);
+    // As many as there are lost or late answers to fear: none of them is mistaken for another's.
+    routes.block(&all.iter().map(|one| (*one, seconds(60))).collect::<Vec<_>>(), at(0)).unwrap();
+    assert_eq!(own(&lab).len(), all.len());
+    assert!(routes.missing(&all).unwrap().is_empty());
+    routes.lift(&all[..4_000]).unwrap();
+    assert_eq!(routes.missing(&all).unwrap(), all[..4_000]);
+
+    let mut over = HashSet::new();
+    while routes.next_due().is_some_and(|due| due <= at(60)) {
+        let lifted = routes.due(at(60));
+        assert!(lifted.trouble.is_none() && (1..=1_000).contains(&lifted.subjects.len()));
+        over.extend(lifted.subjects);
+    }
+    assert_eq!(over, all[4_000..].iter().copied().collect());
+    assert!(own(&lab).is_empty());
+}
+
+#[test]
+fn what_a_crash_left_behind_is_kept_replaced_or_swept_away() {
+    let lab = Lab::new(&["attacker"]);
+    lab.victim_ip("route add blackhole 192.0.2.200");
+    // One run, another one with another kind, and something of that number which neither would lay.
+    open(&lab, Kind::Prohibit).block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1::1"]), at(0)).unwrap();
+    open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.3", "2001:db8:2::1"]), at(0)).unwrap();
+    lab.victim_ip("route add blackhole 198.51.100.0/25 proto 112 metric 7");
+    assert_eq!(own(&lab).len(), 6);
+
+    let mut routes = open(&lab, Kind::Prohibit);
+    let expected = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8:1::", "2001:db8:2::"].map(subject);
+    assert_eq!(routes.leftovers().unwrap(), expected);
+    let mut kept = for_ever(&["192.0.2.1", "192.0.2.3", "2001:db8:2::"]);
+    kept[0].1 = seconds(30);
+    routes.block(&kept, at(0)).unwrap();
+    let mut swept = routes.sweep(at(0));
+    swept.subjects.sort();
+    assert!(swept.trouble.is_none());
+    assert_eq!(swept.subjects, [subject("192.0.2.2"), subject("2001:db8:1::")]);
+    let prohibit = "prohibit 2001:db8:2::/64 dev lo metric 1 pref medium";
+    assert_eq!(own(&lab), ["prohibit 192.0.2.1", "prohibit 192.0.2.3", prohibit]);
+    assert_eq!(routes.due(at(30)).subjects, [subject("192.0.2.1")]);
+    assert!(lab.run("victim", "ip", &["route"]).contains("blackhole 192.0.2.200"), "his own stays");
+}
+
+#[test]
+fn a_ban_replaces_an_own_route_that_nobody_asked_the_kernel_for_before() {
+    let lab = Lab::new(&["attacker"]);
+    open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.1", "2001:db8:1::1"]), at(0)).unwrap();
+    let mut routes = open(&lab, Kind::Blackhole);
+    routes.block(&for_ever(&["192.0.2.1", "2001:db8:1::1"]), at(0)).unwrap();
+    assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 2001:db8:1::/64 dev lo metric 1 pref medium"]);
+}
+
+#[test]
+fn routes_that_go_with_a_link_are_missed_and_can_be_laid_again() {
+    let lab = Lab::new(&["attacker"]);
+    let gateway = "10.77.1.200".parse().unwrap();
+    let mut routes = open(&lab, Kind::Via(gateway));
+    let (v4, v6) = (subject("198.51.100.7"), subject("2001:db8:1::"));
+    let bans = [(v4, seconds(60)), (v6, seconds(60))];
+    routes.block(&bans, at(0)).unwrap();
+    assert!(routes.missing(&[v4, v6]).unwrap().is_empty());
+
+    lab.victim_ip("link set attacker down");
+    assert_eq!(routes.missing(&[v4, v6]).unwrap(), [v4]);
+    let refused = only_failure(routes.block(&bans, at(1)));
+    assert!(matches!(refused, Failure::Gateway { gateway: named, .. } if named == gateway), "{refused}");
+    assert_eq!(routes.blocked().collect::<Vec<_>>(), [v6]);
+
+    lab.victim_ip("link set attacker up");
+    routes.block(&bans, at(2)).unwrap();
+    assert!(routes.missing(&[v4, v6]).unwrap().is_empty());
+    // The kernel ties IPv6 blackholes to the loopback device.
+    lab.victim_ip("link set lo down");
+    assert_eq!(routes.missing(&[v4, v6]).unwrap(), [v6]);
+    lab.victim_ip("link set lo up");
+    routes.block(&bans, at(3)).unwrap();
+    assert!(routes.missing(&[v4, v6]).unwrap().is_empty());
+    assert_eq!(routes.due(at(63)).subjects, [v4, v6]);
+    assert!(own(&lab).is_empty());
+}
+
+#[test]
+fn a_removal_that_fails_is_tried_again_until_the_route_is_gone() {
+    let lab = Lab::new(&["attacker"]);
+    let mut routes = open(&lab, Kind::Blackhole);
+    let (first, second, third) = (subject("192.0.2.1"), subject("192.0.2.2"), subject("192.0.2.3"));
+    open(&lab, Kind::Blackhole).block(&[(third, Expiry::Never)], at(0)).unwrap();
+    assert_eq!(routes.leftovers().unwrap(), [third]);
+    routes.block(&[(first, seconds(10)), (second, Expiry::Never)], at(0)).unwrap();
+
+    without_capability(&lab, || {
+        let refused = routes.block(&for_ever(&["192.0.2.4"]), at(1));
+        assert!(matches!(refused, Err(BlockError::Route(RouteError::NotPermitted))), "{refused:?}");
+        assert!(routes.lift(&[second]).is_err());
+        assert!(routes.sweep(at(10)).trouble.is_some());
+        let over = routes.due(at(10));
+        assert!(over.subjects.is_empty() && over.trouble.is_some(), "{over:?}");
+        assert_eq!(routes.next_due(), Some(at(15)), "not at once again");
+    });
+    assert_eq!(own(&lab).len(), 3);
+    assert_eq!(routes.blocked().collect::<Vec<_>>(), [first]);
+
+    let mut lifted = Vec::new();
+    while routes.next_due().is_some_and(|due| due <= at(15)) {
+        let over = routes.due(at(15));
+        assert!(over.trouble.is_none(), "{over:?}");
+        lifted.extend(over.subjects);
+    }
+    lifted.sort();
+    assert_eq!(lifted, [first, third], "that the second one was lifted is no news");
+    assert!(own(&lab).is_empty());
+}
