@@ -6,7 +6,7 @@ use std::time::Duration;
 use allocation_counter::measure;
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    AllowList, Engine, HashKey, Host, Local, Moment, NoOracle, Protection, Settings, Verdict, Watch,
+    AllowList, Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Protection, Settings, Verdict, Watch,
 };
 use portsentry::wire::{LinkType, decode};
 
@@ -34,6 +34,7 @@ fn small() -> (Engine, Host) {
         scan_trigger: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(100)),
+        escalate: Escalation::default(),
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 10,

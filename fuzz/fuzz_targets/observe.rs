@@ -14,7 +14,7 @@ use std::time::Duration;
 use engine::ports::PortSet;
 use engine::subject::{Expiry, Subject};
 use engine::{
-    EVIDENCE, Engine, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings, Verdict, Watch,
+    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings, Verdict, Watch,
 };
 use libfuzzer_sys::fuzz_target;
 use wire::{LinkType, decode};
@@ -63,6 +63,7 @@ fn engine() -> Engine {
         scan_trigger: TRIGGER,
         window: Duration::from_secs(10),
         expiry: Expiry::After(Duration::from_secs(20)),
+        escalate: Escalation::default(),
         max_sources: SOURCES,
         max_judged: SOURCES,
         max_new_bans_per_minute: 2,

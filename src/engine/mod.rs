@@ -18,6 +18,7 @@ mod settings;
 mod sighting;
 mod spared;
 mod standing;
+mod strikes;
 pub mod subject;
 mod suspects;
 mod sweep;
@@ -37,6 +38,7 @@ pub use moment::Moment;
 pub use settings::{Counters, Settings, Watch};
 pub use sighting::Sighting;
 pub use standing::Standing;
+pub use strikes::{Escalation, LastBan, Struck};
 pub use suspects::EVIDENCE;
 pub use sweep::Sweep;
 pub use table::HashKey;
@@ -49,6 +51,7 @@ use moment::Tick;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
 use spared::SparedSources;
 use standing::{Judged, SUMMARY};
+use strikes::Strikes;
 use subject::Subject;
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
@@ -96,6 +99,7 @@ pub struct Engine {
     settings: Settings,
     suspects: Suspects,
     judged: Judged,
+    strikes: Strikes,
     memory: Memory,
     sweeps: Sweeps,
     spared: SparedSources,
@@ -116,6 +120,7 @@ impl Engine {
         Self {
             suspects: Suspects::new(settings.max_sources, settings.window, secret),
             judged: Judged::new(settings.max_judged, secret),
+            strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
             memory: Memory::new(),
             sweeps: Sweeps::new(secret),
             spared: SparedSources::new(),
@@ -371,7 +376,7 @@ impl Engine {
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
         let first = Moment::at(first.duration());
-        Ban { probe, ports, hosts: 1, first, expiry: self.settings.expiry, capped: false }
+        Ban { probe, ports, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
     /// Asks the kernel about evidence that nobody has checked: all of it before a source is condemned, and a fresh probe

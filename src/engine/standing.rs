@@ -67,16 +67,12 @@ impl Judged {
         let state = &self.state;
         let worth = |slot: usize| state.get(slot).map_or(0, |[until, ..]| u64::from(*until));
         let (Ok(slot) | Err(Claim { slot, .. })) = self.keys.claim(key, worth);
-        let until = match expiry {
-            Expiry::Never => u32::MAX,
-            Expiry::After(span) => now.plus(Tick::of(span)).0,
-        };
         let code = match standing {
             Standing::Blocked => BLOCKED,
             Standing::Logged => LOGGED,
         };
         if let Some(state) = self.state.get_mut(slot) {
-            *state = [until, code, 0, now.plus(Tick::of(FIRST_SUMMARY)).0, now.0];
+            *state = [now.end(expiry).0, code, 0, now.plus(Tick::of(FIRST_SUMMARY)).0, now.0];
         }
     }
 

@@ -297,7 +297,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::{HashKey, Local, NoOracle, Settings, Watch};
+    use crate::engine::{Escalation, HashKey, Local, NoOracle, Settings, Watch};
 
     const HERE: [u8; 4] = [192, 0, 2, 1];
     const THERE: [u8; 4] = [198, 51, 100, 7];
@@ -325,6 +325,7 @@ mod tests {
             scan_trigger: 0,
             window: Duration::from_secs(60),
             expiry: Expiry::Never,
+            escalate: Escalation::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,
