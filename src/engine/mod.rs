@@ -17,6 +17,7 @@ mod sentence;
 mod settings;
 mod sighting;
 mod spared;
+mod spread;
 mod standing;
 mod strikes;
 pub mod subject;
@@ -50,6 +51,7 @@ use memory::Memory;
 use moment::Tick;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
 use spared::SparedSources;
+use spread::Spread;
 use standing::{Judged, SUMMARY};
 use strikes::Strikes;
 use subject::Subject;
@@ -100,6 +102,7 @@ pub struct Engine {
     suspects: Suspects,
     judged: Judged,
     strikes: Strikes,
+    spread: Spread,
     memory: Memory,
     sweeps: Sweeps,
     spared: SparedSources,
@@ -121,6 +124,7 @@ impl Engine {
             suspects: Suspects::new(settings.max_sources, settings.window, secret),
             judged: Judged::new(settings.max_judged, secret),
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
+            spread: Spread::new(secret),
             memory: Memory::new(),
             sweeps: Sweeps::new(secret),
             spared: SparedSources::new(),

@@ -51,6 +51,7 @@ impl Engine {
             return Verdict::Scan(ban);
         }
         self.counters.bans += 1;
+        let many = self.spread.is_one_of_many(tick);
         let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
         ban.strikes = self.strikes.count(key, tick);
         ban.expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
@@ -63,9 +64,12 @@ impl Engine {
                 Expiry::After(span) => span.min(CAPPED_BAN),
                 Expiry::Never => CAPPED_BAN,
             };
-            ban.expiry = Expiry::After(span);
+            ban.expiry = Expiry::After(if many { self.spread.shorter(span, key, tick) } else { span });
             self.strikes.supersede(key);
         } else {
+            if many && let Expiry::After(span) = ban.expiry {
+                ban.expiry = Expiry::After(self.spread.longer(span, key, tick));
+            }
             self.strikes.note(key, ban.expiry, tick);
         }
         self.judged.set(key, Standing::Blocked, ban.expiry, tick);

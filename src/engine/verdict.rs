@@ -86,7 +86,7 @@ pub struct Ban {
     pub first: Moment,
     /// Bans of the subject before this one that count.
     pub strikes: u32,
-    /// How long the ban lasts: the plain time, grown with `strikes`.
+    /// How long the ban lasts: the plain time, grown with `strikes`, and where many fall at once up to 5 % longer.
     pub expiry: Expiry,
     /// More new bans than the ceiling allows: the ban is short, and no strike.
     pub capped: bool,
