@@ -14,7 +14,8 @@ use std::time::Duration;
 use engine::ports::PortSet;
 use engine::subject::{Expiry, Subject};
 use engine::{
-    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings, Verdict, Watch,
+    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings,
+    StandingBan, Verdict, Watch,
 };
 use libfuzzer_sys::fuzz_target;
 use wire::{LinkType, decode};
@@ -98,7 +99,10 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
                     engine.lift(Subject::of(IpAddr::from(*bytes)));
                 }
             }
-            8 => engine.adopt(now, Subject::of(IpAddr::from([192, 0, 2, *length])), Expiry::Never),
+            8 => {
+                let subject = Subject::of(IpAddr::from([192, 0, 2, *length]));
+                engine.adopt(now, &StandingBan { subject, length: None, left: Expiry::Never });
+            }
             9 => engine.lift_all(),
             _ => return verdicts,
         }

@@ -38,7 +38,7 @@ pub use host::{Host, Listeners, Local};
 pub use moment::Moment;
 pub use settings::{Counters, Settings, Watch};
 pub use sighting::Sighting;
-pub use standing::Standing;
+pub use standing::{Standing, StandingBan};
 pub use strikes::{Escalation, LastBan, Struck};
 pub use suspects::EVIDENCE;
 pub use sweep::Sweep;

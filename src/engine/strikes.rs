@@ -66,7 +66,7 @@ pub enum LastBan {
 
 /// A ban that goes this short a time before its end has expired by the kernel's clock: nobody has lifted it. The time
 /// that the sensor takes to adopt a full set is in it.
-const LAST_SECONDS: Duration = Duration::from_secs(10);
+pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 
 /// The table.
 pub(super) struct Strikes {

@@ -174,6 +174,12 @@ impl Buckets {
         keys.filter(|(_, held)| **held != [0; 2]).map(|(slot, held)| (slot, Key(*held)))
     }
 
+    /// Whose `slot` is; `None` where it is nobody's.
+    pub(super) fn at(&self, slot: usize) -> Option<Key> {
+        let held = self.keys.get(slot / WAYS)?.get(slot % WAYS)?;
+        (*held != [0; 2]).then_some(Key(*held))
+    }
+
     /// Empties the slot of `key`; `None` where it is not in the table.
     pub(super) fn remove(&mut self, key: Key) -> Option<usize> {
         let slot = self.find(key)?;

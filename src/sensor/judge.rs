@@ -9,7 +9,7 @@ use super::BATCH;
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
+use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, StandingBan, Verdict};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, What};
 use crate::report::queue::Sender;
@@ -233,7 +233,8 @@ impl Judge {
         let Some((nft, _)) = &mut self.nft else { return };
         match nft.block(bans) {
             Ok(()) => {
-                bans.iter().for_each(|(subject, expiry)| self.engine.adopt(now, *subject, *expiry));
+                let ban = |(subject, left): &_| StandingBan { subject: *subject, length: None, left: *left };
+                bans.iter().map(ban).for_each(|ban| self.engine.adopt(now, &ban));
                 self.say(What::Restored { bans: bans.len() });
             }
             Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
@@ -244,7 +245,7 @@ impl Judge {
     /// that is left. A table that somebody made his own is left as it is, but for the sets.
     pub(super) fn heal(&mut self) {
         let Some((nft, spec)) = &mut self.nft else { return };
-        let bans: Vec<_> = self.engine.bans().collect();
+        let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.left)).collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         let laid = nft.install(spec);
         // The allow-list first: at no moment is a protected source without it.

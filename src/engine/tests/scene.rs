@@ -9,7 +9,7 @@ use crate::engine::ports::PortSet;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{
     Ban, Class, Engine, Escalation, HashKey, Host, Innocence, Local, Moment, Notice, PortOracle, Protection, Protocol,
-    Settings, Sighting, Verdict, Watch,
+    Settings, Sighting, StandingBan, Verdict, Watch,
 };
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -231,6 +231,11 @@ impl Scene {
     /// This host answers a SYN of `peer`: `port` is open.
     pub(super) fn accepts(&mut self, peer: &str, port: u16) {
         self.sends(peer, tcp(port, FROM, TcpFlags::SYN | TcpFlags::ACK));
+    }
+
+    /// The kernel blocks `subject`, nobody knows since when.
+    pub(super) fn adopt(&mut self, subject: Subject, left: Expiry) {
+        self.engine.adopt(self.now, &StandingBan { subject, length: None, left });
     }
 
     /// The ban that the last verdict is.

@@ -131,7 +131,7 @@ fn what_is_remembered_from_before_the_start_counts() {
     scene.engine.remember(scene.now, &struck("2001:db8:9::1", 1, LastBan::Over(day(1))));
     // What the kernel holds is adopted, before or after, and somebody unblocks it.
     for n in [3, 4] {
-        scene.engine.adopt(scene.now, subject(&stranger(n)), Expiry::After(day(1)));
+        scene.adopt(subject(&stranger(n)), Expiry::After(day(1)));
         assert_eq!(scene.syn(&stranger(n), 21), Repeated);
         scene.engine.lift(subject(&stranger(n)));
     }
