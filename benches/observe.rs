@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use portsentry::engine::ports::PortSet;
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::engine::{Engine, HashKey, Host, Local, Moment, NoOracle, Settings, Watch};
+use portsentry::engine::{Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Settings, StandingBan, Watch};
 use portsentry::wire::{LinkType, decode};
 
 /// Packets of one capture. More than a cache holds, as it is on a live host.
@@ -86,13 +86,15 @@ fn engine() -> (Engine, Host) {
         scan_trigger: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
+        escalate: Escalation::default(),
         max_sources: 65_536,
         max_judged: 131_072,
         max_new_bans_per_minute: 600,
     };
     let mut engine = Engine::new(settings, HashKey(1, 2));
     for n in 0..5_000 {
-        engine.adopt(Moment::default(), Subject::V4(address(BLOCKED, n)), Expiry::Never);
+        let subject = Subject::V4(address(BLOCKED, n));
+        engine.adopt(Moment::default(), &StandingBan { subject, length: None, left: Expiry::Never });
     }
     let mut host = Host::new(Local::Addresses([IpAddr::V4(HERE)].into()));
     host.tcp.insert_any_v4(OPEN);

@@ -24,7 +24,7 @@ use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::control::server::Server;
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Engine, HashKey, Settings, Watch};
+use crate::engine::{Engine, Escalation, HashKey, Settings, Watch};
 use crate::ledger::Recorder;
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
@@ -291,6 +291,7 @@ pub fn settings(config: &Config) -> Settings {
         scan_trigger: config.detect.scan_trigger,
         window: config.detect.window,
         expiry: config.expire,
+        escalate: Escalation::default(),
         max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
         max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,

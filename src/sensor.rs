@@ -20,7 +20,7 @@ use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
 use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Engine, Host, Moment, Notice};
+use crate::engine::{Engine, Host, Moment, Notice, StandingBan};
 use crate::netlink::sock_diag::SockDiag;
 use crate::report::event::What;
 use crate::report::queue::Sender;
@@ -212,7 +212,8 @@ impl Sensor {
                 Order::Addresses(addresses) => self.decoys.watch_only(addresses),
                 Order::Adopt(bans) => {
                     let now = self.now();
-                    bans.into_iter().for_each(|(subject, expiry)| self.judge.engine.adopt(now, subject, expiry));
+                    let ban = |(subject, left)| StandingBan { subject, length: None, left };
+                    bans.into_iter().map(ban).for_each(|ban| self.judge.engine.adopt(now, &ban));
                 }
                 Order::Restore(bans) => {
                     let now = self.now();

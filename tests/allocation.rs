@@ -6,7 +6,8 @@ use std::time::Duration;
 use allocation_counter::measure;
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    AllowList, Engine, HashKey, Host, Local, Moment, NoOracle, Protection, Settings, Verdict, Watch,
+    AllowList, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protection, Settings, StandingBan,
+    Struck, Verdict, Watch,
 };
 use portsentry::wire::{LinkType, decode};
 
@@ -34,6 +35,7 @@ fn small() -> (Engine, Host) {
         scan_trigger: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(100)),
+        escalate: Escalation::default(),
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 10,
@@ -48,7 +50,8 @@ fn small() -> (Engine, Host) {
 #[test]
 fn no_packet_allocates_whatever_a_stranger_sends() {
     let (mut engine, host) = small();
-    let (mut bans, mut scans, mut repeated, mut spared, mut notices) = (0_u32, 0_u32, 0_u32, 0_u32, 0_u32);
+    let (mut bans, mut scans, mut repeated, mut spared, mut notices, mut sampled) =
+        (0_u32, 0_u32, 0_u32, 0_u32, 0_u32, 0_u32);
     let info = measure(|| {
         let mut now = Moment::at(Duration::from_secs(1));
         for n in 0..300_000_u32 {
@@ -76,14 +79,17 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
                 while engine.notice(now).is_some() {
                     notices += 1;
                 }
-                engine.adopt(now, Subject::V4(Ipv4Addr::from_bits(n)), Expiry::Never);
-                engine.lift(Subject::V4(Ipv4Addr::from_bits(n)));
+                let subject = Subject::V4(Ipv4Addr::from_bits(n));
+                engine.adopt(now, &StandingBan { subject, length: None, left: Expiry::Never });
+                engine.remember(now, &Struck { subject, strikes: 3, last: LastBan::Lasts(Expiry::Never) });
+                engine.sample(now, &mut |_| sampled += 1, 16);
+                engine.lift(subject);
             }
         }
     });
     let counters = engine.counters();
     // Every table has been full and every kind of verdict given, else this proves little.
-    assert!(bans > 0 && scans > 0 && repeated > 0 && spared > 0 && notices > 0);
+    assert!(bans > 0 && scans > 0 && repeated > 0 && spared > 0 && notices > 0 && sampled > 0);
     assert!(counters.evicted > 0 && counters.capped > 0 && engine.tracked().0 <= 1_024);
     assert_eq!((info.count_total, info.bytes_current), (0, 0));
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Class, Engine, HashKey, Host, Local, Moment, Notice, PortOracle, Protection, Protocol, Settings, Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, Local, Moment, Notice, PortOracle, Protection, Protocol, Settings,
+    Verdict, Watch,
 };
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
@@ -46,6 +47,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
         scan_trigger,
         window: WINDOW,
         expiry: Expiry::After(Duration::from_secs(300)),
+        escalate: Escalation::default(),
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 3,
@@ -307,7 +309,7 @@ proptest! {
         let host = Host::new(Local::Addresses(OWN.map(address).into()));
         let mut touched: HashMap<u8, HashMap<u16, Duration>> = HashMap::new();
         let mut banned: HashMap<u8, Duration> = HashMap::new();
-        let mut bans_at = Vec::new();
+        let mut strikes: HashMap<u8, u32> = HashMap::new();
         let mut now = span(20);
         for (wait, source, port) in probes {
             now += span(wait);
@@ -338,9 +340,12 @@ proptest! {
                     prop_assert_eq!(distinct, usize::from(trigger) + 1);
                     let held: HashSet<u16> = verdict.ports.iter().map(|(_, port, _)| port).collect();
                     prop_assert_eq!(held, ports.keys().copied().collect::<HashSet<u16>>());
-                    bans_at.push(now);
+                    // Each one twice as long as the one before, but for the short ones above the ceiling.
+                    let struck = strikes.entry(source).or_default();
+                    prop_assert_eq!(verdict.strikes, *struck);
                     let Expiry::After(span) = verdict.expiry else { panic!("a ban that ends") };
-                    prop_assert!(span == ban);
+                    prop_assert_eq!(span, if verdict.capped { ban } else { ban * 2_u32.pow(*struck) });
+                    *struck += u32::from(!verdict.capped);
                     banned.insert(source, now + span);
                     touched.remove(&source);
                 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use engine::ports::PortSet;
 use engine::subject::{Expiry, Subject};
 use engine::{
-    EVIDENCE, Engine, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings, Verdict, Watch,
+    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings,
+    StandingBan, Verdict, Watch,
 };
 use libfuzzer_sys::fuzz_target;
 use wire::{LinkType, decode};
@@ -63,6 +64,7 @@ fn engine() -> Engine {
         scan_trigger: TRIGGER,
         window: Duration::from_secs(10),
         expiry: Expiry::After(Duration::from_secs(20)),
+        escalate: Escalation::default(),
         max_sources: SOURCES,
         max_judged: SOURCES,
         max_new_bans_per_minute: 2,
@@ -97,7 +99,10 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
                     engine.lift(Subject::of(IpAddr::from(*bytes)));
                 }
             }
-            8 => engine.adopt(now, Subject::of(IpAddr::from([192, 0, 2, *length])), Expiry::Never),
+            8 => {
+                let subject = Subject::of(IpAddr::from([192, 0, 2, *length]));
+                engine.adopt(now, &StandingBan { subject, length: None, left: Expiry::Never });
+            }
             9 => engine.lift_all(),
             _ => return verdicts,
         }

@@ -73,7 +73,7 @@ impl Engine {
             protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
             blocked: standing(BLOCKING, Standing::Blocked),
             logged: standing(LOGGING, Standing::Logged),
-            strikes: 0,
+            strikes: self.strikes.count(Key::new(subject, BLOCKING), now.tick()),
             suspicions: [BLOCKING, LOGGING].map(suspicion),
         }
     }

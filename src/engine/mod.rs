@@ -14,10 +14,14 @@ mod host;
 mod memory;
 mod moment;
 pub mod ports;
+mod reconfigure;
+mod sentence;
 mod settings;
 mod sighting;
 mod spared;
+mod spread;
 mod standing;
+mod strikes;
 pub mod subject;
 mod suspects;
 mod sweep;
@@ -37,7 +41,8 @@ pub use host::{Host, Listeners, Local};
 pub use moment::Moment;
 pub use settings::{Counters, Settings, Watch};
 pub use sighting::Sighting;
-pub use standing::Standing;
+pub use standing::{Standing, StandingBan};
+pub use strikes::{Escalation, LastBan, Struck};
 pub use suspects::EVIDENCE;
 pub use sweep::Sweep;
 pub use table::HashKey;
@@ -49,8 +54,10 @@ use memory::Memory;
 use moment::Tick;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
 use spared::SparedSources;
+use spread::Spread;
 use standing::{Judged, SUMMARY};
-use subject::{Expiry, Subject};
+use strikes::Strikes;
+use subject::Subject;
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
 use table::{Key, fold};
@@ -97,6 +104,8 @@ pub struct Engine {
     settings: Settings,
     suspects: Suspects,
     judged: Judged,
+    strikes: Strikes,
+    spread: Spread,
     memory: Memory,
     sweeps: Sweeps,
     spared: SparedSources,
@@ -117,6 +126,8 @@ impl Engine {
         Self {
             suspects: Suspects::new(settings.max_sources, settings.window, secret),
             judged: Judged::new(settings.max_judged, secret),
+            strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
+            spread: Spread::new(secret),
             memory: Memory::new(),
             sweeps: Sweeps::new(secret),
             spared: SparedSources::new(),
@@ -179,33 +190,6 @@ impl Engine {
     pub fn host_changed(&mut self, now: Moment, old: &Host, new: &Host) {
         let now = self.clock(now);
         self.memory.listeners_changed(old, new, now.tick());
-    }
-
-    /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed.
-    pub fn lift(&mut self, subject: Subject) -> bool {
-        self.judged.lift(Key::new(subject, BLOCKING))
-    }
-
-    /// Blocks nobody from now on: what would, is only logged. What is blocked stays so.
-    pub fn log_only(&mut self) {
-        self.settings.tcp.block = false;
-        self.settings.udp.block = false;
-    }
-
-    /// The kernel blocks nobody any more: its set was flushed or its table is gone.
-    pub fn lift_all(&mut self) {
-        self.judged.clear();
-    }
-
-    /// The kernel blocks `subject` for `expiry` from now on, by somebody else's doing or from before the start.
-    pub fn adopt(&mut self, now: Moment, subject: Subject, expiry: Expiry) {
-        let now = self.clock(now);
-        self.judged.set(Key::new(subject, BLOCKING), Standing::Blocked, expiry, now.tick());
-    }
-
-    /// Whom the kernel should be blocking now, and for how much longer: to put them back where they were swept away.
-    pub fn bans(&self) -> impl Iterator<Item = (Subject, Expiry)> + '_ {
-        self.judged.blocked(self.latest.tick())
     }
 
     /// What there is to say without a packet's cause. Call until `None`, after packets and when [`Engine::wake`] is due.
@@ -399,7 +383,7 @@ impl Engine {
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
         let first = Moment::at(first.duration());
-        Ban { probe, ports, hosts: 1, first, expiry: self.settings.expiry, capped: false }
+        Ban { probe, ports, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
     /// Asks the kernel about evidence that nobody has checked: all of it before a source is condemned, and a fresh probe
@@ -436,29 +420,6 @@ impl Engine {
             self.suspects.verify(slot, item);
         }
         sound
-    }
-
-    fn condemn(&mut self, now: Moment, key: Key, lane: u8, mut ban: Ban) -> Verdict {
-        if lane == LOGGING {
-            // Said once a window; what follows is summed up.
-            let expiry = Expiry::After(self.settings.window);
-            self.judged.set(key, Standing::Logged, expiry, now.tick());
-            return Verdict::Scan(ban);
-        }
-        self.counters.bans += 1;
-        let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
-        if forgeable && !self.ceiling.take(now) {
-            self.counters.capped += 1;
-            self.capped = self.capped.saturating_add(1);
-            self.capped_since.get_or_insert(now);
-            ban.capped = true;
-            ban.expiry = match ban.expiry {
-                Expiry::After(span) => Expiry::After(span.min(CAPPED_BAN)),
-                Expiry::Never => Expiry::After(CAPPED_BAN),
-            };
-        }
-        self.judged.set(key, Standing::Blocked, ban.expiry, now.tick());
-        Verdict::Block(ban)
     }
 
     fn lane(&self, protocol: Protocol) -> u8 {

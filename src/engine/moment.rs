@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::subject::Expiry;
+
 /// A point in time, as the span since the caller's origin. The live sensor gives CLOCK_BOOTTIME since its start, so that
 /// nobody who sets the clock can stretch or fold a window; a replay gives the capture's own clock since its first packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +48,9 @@ pub(super) struct Tick(pub(super) u32);
 impl Tick {
     const MILLIS: u128 = 50;
 
+    /// The end of what has none.
+    pub(super) const NEVER: Self = Self(u32::MAX);
+
     /// A span in ticks, rounded up so that no window comes out shorter than it was set; saturates.
     pub(super) fn of(span: Duration) -> Self {
         Self(u32::try_from(span.as_millis().div_ceil(Self::MILLIS)).unwrap_or(u32::MAX))
@@ -57,6 +62,14 @@ impl Tick {
 
     pub(super) fn since(self, earlier: Self) -> Self {
         Self(self.0.saturating_sub(earlier.0))
+    }
+
+    /// When what begins now and lasts for `expiry` is over; [`Tick::NEVER`] only where it never is.
+    pub(super) fn end(self, expiry: Expiry) -> Self {
+        match expiry {
+            Expiry::Never => Self::NEVER,
+            Expiry::After(span) => Self(self.plus(Self::of(span)).0.min(Self::NEVER.0 - 1)),
+        }
     }
 
     pub(super) fn duration(self) -> Duration {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::ports::PortSet;
+use super::strikes::Escalation;
 use super::subject::Expiry;
 
 /// What the packets of one protocol are watched for.
@@ -29,8 +30,10 @@ pub struct Settings {
     pub scan_trigger: u8,
     /// How long a touched port counts.
     pub window: Duration,
-    /// How long a ban lasts.
+    /// How long a subject's first ban lasts.
     pub expiry: Expiry,
+    /// How bans of a subject grow that comes again.
+    pub escalate: Escalation,
     /// Sources whose evidence is kept at one time.
     pub max_sources: usize,
     /// Judged sources that are recognised at one time.

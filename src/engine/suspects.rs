@@ -113,6 +113,11 @@ impl Suspects {
         self.keys.used()
     }
 
+    /// Counts ports for another span from now on.
+    pub(super) fn set_window(&mut self, window: Duration) {
+        self.window = Tick::of(window);
+    }
+
     /// Adds `new` to what is held against `key`. Where the table is full, the source with the fewest ports and the longest
     /// silence goes; one whose window has passed goes first.
     pub(super) fn observe(&mut self, key: Key, new: Evidence, now: Tick) -> Tally {

@@ -1,10 +1,12 @@
 //! A table of fixed size, keyed by [`Subject`], that never allocates after it is made and never refuses a newcomer: when
 //! a bucket is full, its least valuable entry goes. What is stored lies in columns beside it; this file keeps the keys.
 
+use std::hash::Hasher;
 use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
+use super::moment::Tick;
 use super::subject::Subject;
 
 /// Entries a bucket. A bucket's keys are two cache lines; with eight ways a table that is half full turns away almost
@@ -63,6 +65,14 @@ impl Key {
     pub(super) fn over_hosts(self) -> Self {
         let Self([bits, tag]) = self;
         Self([bits, tag | HOSTS])
+    }
+
+    /// A number that nobody without the secret can foretell, the same for the same subject at the same time.
+    pub(super) fn hash_at(self, secret: HashKey, now: Tick) -> u64 {
+        let Self([low, high]) = self;
+        let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);
+        [low, high, now.0.into()].into_iter().for_each(|part| hasher.write_u64(part));
+        hasher.finish()
     }
 
     fn hash(self, key: HashKey) -> u64 {
@@ -162,6 +172,12 @@ impl Buckets {
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Key)> + '_ {
         let keys = self.keys.iter().flatten().enumerate();
         keys.filter(|(_, held)| **held != [0; 2]).map(|(slot, held)| (slot, Key(*held)))
+    }
+
+    /// Whose `slot` is; `None` where it is nobody's.
+    pub(super) fn at(&self, slot: usize) -> Option<Key> {
+        let held = self.keys.get(slot / WAYS)?.get(slot % WAYS)?;
+        (*held != [0; 2]).then_some(Key(*held))
     }
 
     /// Empties the slot of `key`; `None` where it is not in the table.

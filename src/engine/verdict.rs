@@ -84,9 +84,11 @@ pub struct Ban {
     pub hosts: u8,
     /// When its first probe came.
     pub first: Moment,
-    /// How long the ban lasts.
+    /// Bans of the subject before this one that count.
+    pub strikes: u32,
+    /// How long the ban lasts: the plain time, grown with `strikes`, and where many fall at once up to 5 % longer.
     pub expiry: Expiry,
-    /// More new bans than the ceiling allows: the ban is short.
+    /// More new bans than the ceiling allows: the ban is short, and no strike.
     pub capped: bool,
 }
 

@@ -9,7 +9,9 @@ use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
+use crate::engine::{
+    Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, StandingBan, Verdict,
+};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
@@ -244,7 +246,8 @@ impl Judge {
         let Some((nft, _)) = &mut self.nft else { return };
         match nft.block(bans) {
             Ok(()) => {
-                bans.iter().for_each(|(subject, expiry)| self.engine.adopt(now, *subject, *expiry));
+                let ban = |(subject, left): &_| StandingBan { subject: *subject, length: None, left: *left };
+                bans.iter().map(ban).for_each(|ban| self.engine.adopt(now, &ban));
                 self.say(What::Restored { bans: bans.len() });
             }
             Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
@@ -262,7 +265,7 @@ impl Judge {
         }
         match result {
             Ok(()) => {
-                self.engine.adopt(now, subject, expiry);
+                self.engine.adopt(now, &StandingBan::whole(subject, expiry));
                 Ok(())
             }
             Err(BlockError::Failed { failed, .. }) => {
@@ -298,7 +301,7 @@ impl Judge {
 
     /// Lifts every ban; whose they were.
     pub(super) fn lift_everybody(&mut self) -> Result<Vec<Subject>, String> {
-        let subjects: Vec<Subject> = self.engine.bans().map(|(subject, _)| subject).collect();
+        let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
         if let Some((nft, _)) = &mut self.nft {
             match nft.lift(&subjects) {
                 Ok(()) | Err(BlockError::Gone) => {}
@@ -318,7 +321,7 @@ impl Judge {
     /// that is left. A table that somebody made his own is left as it is, but for the sets.
     pub(super) fn heal(&mut self) {
         let Some((nft, spec)) = &mut self.nft else { return };
-        let bans: Vec<_> = self.engine.bans().collect();
+        let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.left)).collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         let laid = nft.install(spec);
         // The allow-list first: at no moment is a protected source without it.
@@ -371,7 +374,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::{HashKey, Local, NoOracle, Settings, Watch};
+    use crate::engine::{Escalation, HashKey, Local, NoOracle, Settings, Watch};
 
     const HERE: [u8; 4] = [192, 0, 2, 1];
     const THERE: [u8; 4] = [198, 51, 100, 7];
@@ -399,6 +402,7 @@ mod tests {
             scan_trigger: 0,
             window: Duration::from_secs(60),
             expiry: Expiry::Never,
+            escalate: Escalation::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,

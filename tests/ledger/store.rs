@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Class, Engine, HashKey, Host, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict, Watch,
 };
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
 
@@ -191,6 +191,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             scan_trigger: 2,
             window: Duration::from_secs(1800),
             expiry: Expiry::After(Duration::from_secs(DAY)),
+            escalate: Escalation::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,

@@ -1,5 +1,6 @@
 //! What many sources do together: forged floods, full tables, shared scans, and the noise of the Internet.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe};
@@ -14,8 +15,13 @@ fn bans_above_the_ceiling_are_short_and_summed_up_in_one_line() {
     for n in 0..50 {
         scene.banish(&stranger(n));
         capped.push(scene.ban().capped);
-        let expiry = Expiry::After(if scene.ban().capped { CAPPED_BAN } else { DAY });
-        assert_eq!(scene.ban().expiry, expiry);
+        // The thirty-third ban of a minute and those after it do not end all at once.
+        let plain = if scene.ban().capped { CAPPED_BAN } else { DAY };
+        let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
+        assert!(
+            if n < 32 { span == plain } else { (CAPPED_BAN * 9 / 10..=CAPPED_BAN).contains(&span) },
+            "{n}: {span:?}"
+        );
     }
     assert_eq!(capped.iter().position(|capped| *capped), Some(10));
     assert_eq!((scene.engine.counters().bans, scene.engine.counters().capped), (50, 40));
@@ -23,6 +29,34 @@ fn bans_above_the_ceiling_are_short_and_summed_up_in_one_line() {
     assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_secs(60))));
     assert_eq!(scene.after(60.0).notices(), [Notice::Capped { bans: 40 }]);
     assert_eq!((scene.engine.wake(), scene.after(600.0).notices()), (None, vec![]));
+}
+
+#[test]
+fn bans_that_fall_together_do_not_end_together() {
+    let mut scene = Scene::new();
+    let mut spans = Vec::new();
+    for n in 0..232 {
+        scene.banish(&stranger(n));
+        assert!(!scene.ban().capped);
+        let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
+        spans.push(span);
+    }
+    let (few, many) = spans.split_at(32);
+    assert!(few.iter().all(|span| *span == DAY), "a few keep the time that was asked for");
+    assert!(many.iter().all(|span| (DAY..=DAY * 21 / 20).contains(span)), "{many:?}");
+    let ends: HashSet<_> = many.iter().collect();
+    assert!(ends.len() > 180 && spans.iter().all(|span| span.subsec_nanos() == 0), "{} ends of 200", ends.len());
+    scene.after(61.0).banish(SCANNER);
+    assert_eq!(scene.ban().expiry, Expiry::After(DAY), "a minute later a single ban is one again");
+}
+
+#[test]
+fn a_ban_for_ever_is_not_spread() {
+    let mut scene = Scene::with(|settings| settings.expiry = Expiry::Never);
+    for n in 0..100 {
+        scene.banish(&stranger(n));
+        assert_eq!(scene.ban().expiry, Expiry::Never);
+    }
 }
 
 #[test]

@@ -10,4 +10,5 @@ mod network;
 mod protection;
 mod scene;
 mod standing;
+mod strikes;
 mod threshold;

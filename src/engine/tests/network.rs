@@ -18,6 +18,7 @@ fn engine() -> Engine {
         scan_trigger: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::Never,
+        escalate: Escalation::default(),
         max_sources: 1024,
         max_judged: 1024,
         max_new_bans_per_minute: 600,

@@ -92,7 +92,7 @@ fn a_protected_address_in_a_blocked_64_still_gets_through() {
 #[test]
 fn an_own_address_in_a_blocked_64_is_still_this_host() {
     let mut scene = Scene::new();
-    scene.engine.adopt(scene.now, subject("2001:db8::"), Expiry::Never);
+    scene.adopt(subject("2001:db8::"), Expiry::Never);
     assert_eq!(scene.syn("2001:db8::1", 23), Spared(Protection::OwnAddress));
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::engine::ports::PortSet;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{
-    Ban, Class, Engine, HashKey, Host, Innocence, Local, Moment, Notice, PortOracle, Protection, Protocol, Settings,
-    Sighting, Verdict, Watch,
+    Ban, Class, Engine, Escalation, HashKey, Host, Innocence, Local, Moment, Notice, PortOracle, Protection, Protocol,
+    Settings, Sighting, StandingBan, Verdict, Watch,
 };
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -87,6 +87,7 @@ pub(super) fn builtin() -> Settings {
         scan_trigger: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(DAY),
+        escalate: Escalation::default(),
         max_sources: 65_536,
         max_judged: 131_072,
         max_new_bans_per_minute: 600,
@@ -230,6 +231,11 @@ impl Scene {
     /// This host answers a SYN of `peer`: `port` is open.
     pub(super) fn accepts(&mut self, peer: &str, port: u16) {
         self.sends(peer, tcp(port, FROM, TcpFlags::SYN | TcpFlags::ACK));
+    }
+
+    /// The kernel blocks `subject`, nobody knows since when.
+    pub(super) fn adopt(&mut self, subject: Subject, left: Expiry) {
+        self.engine.adopt(self.now, &StandingBan { subject, length: None, left });
     }
 
     /// The ban that the last verdict is.

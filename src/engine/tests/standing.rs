@@ -1,11 +1,12 @@
 //! Who has been judged: recognised, summed up, checked against the kernel, lifted, judged anew.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, stranger, subject};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{HashKey, Innocence, Notice, Standing, Verdict};
+use crate::engine::{HashKey, Innocence, Notice, Standing, StandingBan, Verdict};
 
 fn summary(source: &str, packets: u32) -> Notice {
     Notice::Repeated { subject: subject(source), standing: Standing::Blocked, packets }
@@ -135,8 +136,8 @@ fn a_ban_for_ever_has_no_end() {
 #[test]
 fn who_was_blocked_before_the_start_is_recognised() {
     let mut scene = Scene::new();
-    scene.engine.adopt(scene.now, subject(SCANNER), Expiry::After(Duration::from_secs(100)));
-    scene.engine.adopt(scene.now, Subject::from_element("2001:db8:9::".parse().unwrap()), Expiry::Never);
+    scene.adopt(subject(SCANNER), Expiry::After(Duration::from_secs(100)));
+    scene.adopt(Subject::from_element("2001:db8:9::".parse().unwrap()), Expiry::Never);
     assert_eq!((scene.syn(SCANNER, 22), scene.syn("2001:db8:9::77", 22)), (Repeated, Repeated));
     scene.after(101.0);
     assert_eq!((scene.syn(SCANNER, 22), scene.syn("2001:db8:9::78", 22)), (Probe(1), Repeated));
@@ -160,7 +161,7 @@ fn a_full_table_of_bans_forgets_the_one_that_ends_first() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 8);
     for n in 0..8_u32 {
         let expiry = Expiry::After(Duration::from_secs(if n == 3 { 50 } else { 500 + u64::from(n) }));
-        scene.engine.adopt(scene.now, subject(&stranger(n)), expiry);
+        scene.adopt(subject(&stranger(n)), expiry);
     }
     scene.banish(SCANNER);
     let seen: Vec<_> = (0..8).map(|n| scene.syn(&stranger(n), 24)).collect();
@@ -176,4 +177,71 @@ fn others_are_not_touched_by_a_ban() {
     scene.banish(SCANNER);
     assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
     assert_eq!(scene.syn(CLIENT, 81), Probe(1));
+}
+
+#[test]
+fn a_ban_is_put_back_with_its_whole_length_and_what_is_left_of_it() {
+    let mut scene = Scene::new();
+    scene.banish(SCANNER);
+    let hours = |hours: u32| Duration::from_secs(3_600) * hours;
+    let adopted = StandingBan { subject: subject(CLIENT), length: Some(hours(48)), left: Expiry::After(hours(30)) };
+    scene.engine.adopt(scene.now, &adopted);
+    scene.adopt(subject(&stranger(1)), Expiry::After(hours(8)));
+    scene.adopt(subject(&stranger(2)), Expiry::Never);
+    // Longer than the engine's time can say: it ends all the same.
+    scene.adopt(subject(&stranger(3)), Expiry::After(Duration::from_secs(u64::MAX)));
+    scene.after(3.0 * 3_600.0).notices();
+    let mut bans: Vec<_> = scene.engine.bans().map(|ban| (ban.subject, (ban.length, ban.left))).collect();
+    bans.sort_unstable_by_key(|(who, _)| *who);
+    let known: Vec<_> = bans.iter().map(|(who, _)| *who).collect();
+    assert_eq!(known, [&stranger(1), &stranger(2), &stranger(3), SCANNER, CLIENT].map(subject));
+    let [alone, endless, long, own, adopted] = bans.as_slice() else { panic!("{bans:?}") };
+    assert_eq!(own.1, (Some(DAY), Expiry::After(hours(21))));
+    assert_eq!(adopted.1, (Some(hours(48)), Expiry::After(hours(27))));
+    assert_eq!((alone.1, endless.1), ((None, Expiry::After(hours(5))), (None, Expiry::Never)));
+    assert!(matches!(long.1, (None, Expiry::After(_))));
+    assert_eq!(scene.after(22.0 * 3_600.0).notices(), []);
+    assert_eq!(
+        scene.engine.bans().filter(|ban| [SCANNER, &stranger(1)].map(subject).contains(&ban.subject)).count(),
+        0
+    );
+}
+
+#[test]
+fn a_slot_that_somebody_else_takes_forgets_the_length_of_its_ban() {
+    let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1);
+    for n in 0..50 {
+        scene.banish(&stranger(n));
+        scene.after(1.0).adopt(subject(&stranger(100 + n)), Expiry::Never);
+    }
+    assert!(scene.engine.bans().all(|ban| ban.length.is_none()), "what has no end pushed out what has");
+    assert_eq!(scene.engine.bans().count(), 8);
+}
+
+#[test]
+fn samples_go_round_and_round_and_leave_nobody_out() {
+    let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1_024);
+    let sample = |scene: &mut Scene, n| {
+        let mut found = Vec::new();
+        scene.engine.sample(scene.now, &mut |subject| found.push(subject), n);
+        found
+    };
+    assert_eq!(sample(&mut scene, 100), []);
+    let all: HashSet<_> = (0..40).map(|n| subject(&stranger(n))).collect();
+    all.iter().for_each(|subject| scene.adopt(*subject, Expiry::After(DAY)));
+    scene.adopt(subject(SCANNER), Expiry::After(Duration::from_secs(9)));
+    scene.udps(CLIENT, [7, 9, 11]);
+    let first = sample(&mut scene, 16);
+    let rest = [sample(&mut scene, 16), sample(&mut scene, 8)].concat();
+    assert_eq!((first.len(), rest.len()), (16, 24));
+    assert_eq!(
+        first.iter().chain(&rest).copied().collect::<HashSet<_>>(),
+        all,
+        "not who is only logged or about to go"
+    );
+    assert_eq!(sample(&mut scene, 16), first, "and again from the beginning");
+    assert_eq!(sample(&mut scene, 0), []);
+    assert_eq!(sample(&mut scene, 1_000).len(), 40, "nobody twice");
+    scene.after(DAY.as_secs_f64());
+    assert_eq!(sample(&mut scene, 1_000), []);
 }

@@ -1,0 +1,25 @@
+//! Other settings for a running engine: what it knows of sources stays.
+
+use std::time::Duration;
+
+use super::budget::Budget;
+use super::{Engine, Settings};
+
+impl Engine {
+    /// Goes on with other settings. The sizes of the tables stay as they are; a ban in force keeps its end.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        self.suspects.set_window(settings.window);
+        self.strikes.set_forget(settings.escalate.forget);
+        if settings.max_new_bans_per_minute != self.settings.max_new_bans_per_minute {
+            self.ceiling = Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60));
+        }
+        let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
+        self.settings = Settings { max_sources, max_judged, ..settings };
+    }
+
+    /// Blocks nobody from now on: what would, is only logged. What is blocked stays so.
+    pub fn log_only(&mut self) {
+        self.settings.tcp.block = false;
+        self.settings.udp.block = false;
+    }
+}

@@ -1,0 +1,86 @@
+//! Condemned sources to bans and back: how long each lasts, who is blocked now, and what becomes of a ban that the kernel
+//! does not hold. The evidence is the rest of the engine's business.
+
+use super::moment::Moment;
+use super::standing::{Standing, StandingBan};
+use super::strikes::Struck;
+use super::subject::{Expiry, Subject};
+use super::table::Key;
+use super::verdict::{Ban, Verdict};
+use super::{BLOCKING, CAPPED_BAN, Class, Engine, LOGGING};
+
+impl Engine {
+    /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken
+    /// back before its time is no strike.
+    pub fn lift(&mut self, subject: Subject) -> bool {
+        let key = Key::new(subject, BLOCKING);
+        self.strikes.take_back(key, self.latest.tick());
+        self.judged.lift(key)
+    }
+
+    /// The kernel blocks nobody any more: its set was flushed or its table is gone. Their strikes stay.
+    pub fn lift_all(&mut self) {
+        self.judged.clear();
+    }
+
+    /// The kernel holds `ban`, by somebody else's doing or from before the start.
+    pub fn adopt(&mut self, now: Moment, ban: &StandingBan) {
+        let now = self.clock(now);
+        self.judged.block(Key::new(ban.subject, BLOCKING), ban, now.tick());
+    }
+
+    /// How often a subject had been banned before the start; once for each. Where the table has no room for all, who has
+    /// the fewest strikes goes.
+    pub fn remember(&mut self, now: Moment, struck: &Struck) {
+        let now = self.clock(now);
+        self.strikes.remember(Key::new(struck.subject, BLOCKING), struck.strikes, struck.last, now.tick());
+    }
+
+    /// Whom the kernel should be blocking now: to put them back where they were swept away.
+    pub fn bans(&self) -> impl Iterator<Item = StandingBan> + '_ {
+        self.judged.blocked(self.latest.tick())
+    }
+
+    /// Gives `out` some of those whom the kernel should be blocking now, at most `n`, others at each call until all had
+    /// their turn: for a comparison with the kernel that goes on all the time and costs next to nothing. Bans in their
+    /// last ten seconds are left out. Bans that the caller has not carried out yet are not.
+    pub fn sample(&mut self, now: Moment, out: &mut impl FnMut(Subject), n: usize) {
+        let now = self.clock(now);
+        self.judged.sample(now.tick(), n, out);
+    }
+
+    /// Blocks, or only says so where the lane only logs.
+    pub(super) fn condemn(&mut self, now: Moment, key: Key, lane: u8, mut ban: Ban) -> Verdict {
+        let tick = now.tick();
+        if lane == LOGGING {
+            // Said once a window; what follows is summed up.
+            let expiry = Expiry::After(self.settings.window);
+            self.judged.set(key, Standing::Logged, expiry, tick);
+            return Verdict::Scan(ban);
+        }
+        self.counters.bans += 1;
+        let many = self.spread.is_one_of_many(tick);
+        let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
+        ban.strikes = self.strikes.count(key, tick);
+        ban.expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
+        ban.capped = forgeable && !self.ceiling.take(now);
+        if ban.capped {
+            self.counters.capped += 1;
+            self.capped = self.capped.saturating_add(1);
+            self.capped_since.get_or_insert(now);
+            let span = match ban.expiry {
+                Expiry::After(span) => span.min(CAPPED_BAN),
+                Expiry::Never => CAPPED_BAN,
+            };
+            ban.expiry = Expiry::After(if many { self.spread.shorter(span, key, tick) } else { span });
+            self.strikes.supersede(key);
+        } else {
+            if many && let Expiry::After(span) = ban.expiry {
+                ban.expiry = Expiry::After(self.spread.longer(span, key, tick));
+            }
+            self.strikes.note(key, ban.expiry, tick);
+        }
+        self.judged.block(key, &StandingBan::whole(ban.probe.subject, ban.expiry), tick);
+        Verdict::Block(ban)
+    }
+}

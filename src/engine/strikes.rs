@@ -1,0 +1,283 @@
+//! How often each subject has been banned on evidence, so that its next ban lasts longer. Fed by the engine's own bans,
+//! and at the start by whoever remembers those from before.
+//!
+//! Two bans are no strikes. One above the ceiling: its evidence may be forged, and a flood of forged packets must not take
+//! anybody away for a month. One that was lifted again: it failed, the port turned out to be open, or a person took it
+//! back, who has said by that that it was wrong.
+
+use std::time::Duration;
+
+use super::moment::Tick;
+use super::subject::{Expiry, Subject};
+use super::table::{Buckets, Claim, HashKey, Key};
+
+/// How bans of the same subject grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Escalation {
+    /// Each ban is this many times as long as the one before; 1 (every ban is as long as the first) to 100.
+    pub factor: u32,
+    /// No ban grows longer than this. The first one, which is as long as the settings say, may be.
+    pub max: Duration,
+    /// A subject starts from the beginning when its last ban has been over for this long.
+    pub forget: Duration,
+}
+
+impl Default for Escalation {
+    /// Twice as long each time, 30 days at most, forgotten after 90. An address has often changed hands by then.
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Self { factor: 2, max: 30 * DAY, forget: 90 * DAY }
+    }
+}
+
+/// A larger factor would make the second ban the longest.
+const MAX_FACTOR: u32 = 100;
+
+impl Escalation {
+    /// How long a ban lasts after `strikes` earlier ones, where the first lasts `plain`.
+    #[must_use]
+    pub fn expiry(&self, plain: Expiry, strikes: u32) -> Expiry {
+        let Expiry::After(plain) = plain else { return Expiry::Never };
+        let times = self.factor.clamp(1, MAX_FACTOR).checked_pow(strikes);
+        let grown = times.map_or(Duration::MAX, |times| plain.saturating_mul(times));
+        Expiry::After(grown.min(self.max).max(plain))
+    }
+}
+
+/// What is remembered of a subject from before the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Struck {
+    /// Who.
+    pub subject: Subject,
+    /// How many of its bans count.
+    pub strikes: u32,
+    /// The last of them.
+    pub last: LastBan,
+}
+
+/// The last ban that counts against a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastBan {
+    /// It has been over for this long.
+    Over(Duration),
+    /// It is in force, for this much longer.
+    Lasts(Expiry),
+}
+
+/// A ban that goes this short a time before its end has expired by the kernel's clock: nobody has lifted it. The time
+/// that the sensor takes to adopt a full set is in it.
+pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
+
+/// The table.
+pub(super) struct Strikes {
+    keys: Buckets,
+    /// Bans; end of the last one (tick; `u32::MAX` never); when all are forgotten; since when the last one stands, 0 where
+    /// it does not stand any more or another one does.
+    state: Vec<[u32; 4]>,
+    forget: Tick,
+}
+
+impl Strikes {
+    pub(super) fn new(entries: usize, forget: Duration, secret: HashKey) -> Self {
+        let keys = Buckets::new(entries, secret);
+        let slots = keys.slots();
+        Self { keys, state: vec![[0; 4]; slots], forget: Tick::of(forget) }
+    }
+
+    /// Forgets after another span; what is remembered already goes when it would have gone.
+    pub(super) fn set_forget(&mut self, forget: Duration) {
+        self.forget = Tick::of(forget);
+    }
+
+    /// How many bans count against `key` at `now`.
+    pub(super) fn count(&self, key: Key, now: Tick) -> u32 {
+        match self.keys.find(key).and_then(|slot| self.state.get(slot)) {
+            Some([bans, _, forgotten, _]) if *forgotten > now.0 => *bans,
+            _ => 0,
+        }
+    }
+
+    /// One more ban of `key`, from `now` on for `expiry`.
+    pub(super) fn note(&mut self, key: Key, expiry: Expiry, now: Tick) {
+        let bans = self.count(key, now).saturating_add(1);
+        let until = now.end(expiry);
+        self.put(key, [bans, until.0, until.plus(self.forget).0, now.0], now);
+    }
+
+    /// Another ban of `key`, which does not count, takes the place of the last one.
+    pub(super) fn supersede(&mut self, key: Key) {
+        if let Some([.., since]) = self.keys.find(key).and_then(|slot| self.state.get_mut(slot)) {
+            *since = 0;
+        }
+    }
+
+    /// The ban of `key` that stands was lifted: if it counted, it counts no more. One whose time is over, or as good as
+    /// over, was served.
+    pub(super) fn take_back(&mut self, key: Key, now: Tick) {
+        let forgotten_at = now.plus(self.forget);
+        let Some([bans, until, forgotten, since]) = self.keys.find(key).and_then(|slot| self.state.get_mut(slot))
+        else {
+            return;
+        };
+        let (left, served) = (Tick(*until).since(now), now.since(Tick(*since)));
+        // A ban of a few seconds is lifted at once where it failed.
+        let is_over = left <= Tick::of(LAST_SECONDS) && left <= served;
+        if std::mem::take(since) == 0 || is_over {
+            return;
+        }
+        *bans = bans.saturating_sub(1);
+        // When the one before ended is not kept; it was no later than now.
+        (*until, *forgotten) = (now.0, forgotten_at.0.min(*forgotten));
+        if *bans == 0 {
+            self.keys.remove(key);
+        }
+    }
+
+    /// What is known from before; a ban that came first is the latest one all the same.
+    pub(super) fn remember(&mut self, key: Key, strikes: u32, last: LastBan, now: Tick) {
+        let since_then = self.count(key, now);
+        if since_then > 0 {
+            if let Some([bans, ..]) = self.keys.find(key).and_then(|slot| self.state.get_mut(slot)) {
+                *bans = bans.saturating_add(strikes);
+            }
+            return;
+        }
+        let entry = match last {
+            LastBan::Over(ago) => [strikes, 0, now.plus(self.forget.since(Tick::of(ago))).0, 0],
+            LastBan::Lasts(left) => {
+                let until = now.end(left);
+                [strikes, until.0, until.plus(self.forget).0, now.0]
+            }
+        };
+        let [_, _, forgotten, _] = entry;
+        if strikes > 0 && forgotten > now.0 {
+            self.put(key, entry, now);
+        }
+    }
+
+    /// Where there is no room, who has been banned least often and is forgotten soonest goes: a flood of newcomers does not
+    /// push out who comes again and again.
+    fn put(&mut self, key: Key, entry: [u32; 4], now: Tick) {
+        let state = &self.state;
+        let worth = |slot: usize| match state.get(slot) {
+            Some([bans, _, forgotten, _]) if *forgotten > now.0 => u64::from(*bans) << 32 | u64::from(*forgotten),
+            _ => 0,
+        };
+        let (Ok(slot) | Err(Claim { slot, .. })) = self.keys.claim(key, worth);
+        if let Some(state) = self.state.get_mut(slot) {
+            *state = entry;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn key(n: u32) -> Key {
+        Key::new(Subject::V4(n.into()), 0)
+    }
+
+    fn table(entries: usize) -> Strikes {
+        Strikes::new(entries, 10 * HOUR, HashKey(5, 6))
+    }
+
+    fn at(hours: u32) -> Tick {
+        Tick::of(hours * HOUR).plus(Tick(1))
+    }
+
+    #[test]
+    fn each_ban_is_as_many_times_as_long_up_to_the_longest() {
+        let day = 24 * HOUR;
+        let days = |factor, strikes| {
+            let escalation = Escalation { factor, ..Escalation::default() };
+            match escalation.expiry(Expiry::After(day), strikes) {
+                Expiry::After(span) => span.as_secs() / 86_400,
+                Expiry::Never => 0,
+            }
+        };
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|n| days(2, n)), [1, 2, 4, 8, 16, 30, 30, 30, 30]);
+        assert_eq!([0, 1, 2, u32::MAX].map(|n| days(1, n)), [1; 4], "a factor of one is none");
+        assert_eq!([0, 1].map(|n| days(0, n)), [1; 2], "and nothing makes a ban shorter");
+        assert_eq!([0, 1].map(|n| days(100, n)), [1, 30]);
+    }
+
+    #[test]
+    fn the_longest_ban_is_never_shorter_than_the_first_and_for_ever_stays_for_ever() {
+        let escalation = Escalation { factor: 3, max: HOUR, ..Escalation::default() };
+        assert_eq!(escalation.expiry(Expiry::After(2 * HOUR), 5), Expiry::After(2 * HOUR));
+        assert_eq!(escalation.expiry(Expiry::Never, 5), Expiry::Never);
+        let endless = Escalation { max: Duration::MAX, ..escalation };
+        assert_eq!(endless.expiry(Expiry::After(HOUR), 40), Expiry::After(Duration::MAX), "no overflow");
+    }
+
+    #[test]
+    fn strikes_are_forgotten_so_long_after_the_end_of_the_last_ban() {
+        let mut strikes = table(8);
+        strikes.note(key(1), Expiry::After(HOUR), at(0));
+        strikes.note(key(1), Expiry::After(2 * HOUR), at(3));
+        assert_eq!(strikes.count(key(1), Tick(at(15).0 - 1)), 2, "five hours and ten");
+        assert_eq!(strikes.count(key(1), at(15)), 0);
+        strikes.note(key(1), Expiry::After(HOUR), at(16));
+        assert_eq!(strikes.count(key(1), at(16)), 1, "and it starts from the beginning");
+    }
+
+    #[test]
+    fn a_lifted_ban_is_no_strike_but_one_that_was_served_stays_one() {
+        let mut strikes = table(8);
+        strikes.note(key(1), Expiry::After(HOUR), at(0));
+        strikes.note(key(1), Expiry::After(2 * HOUR), at(2));
+        strikes.take_back(key(1), at(3));
+        assert_eq!(strikes.count(key(1), at(3)), 1, "the first one was not lifted");
+        strikes.take_back(key(1), at(3));
+        assert_eq!(strikes.count(key(1), at(3)), 1, "and is not now");
+        strikes.note(key(1), Expiry::After(HOUR), at(4));
+        strikes.take_back(key(1), Tick(at(5).0 - 100));
+        assert_eq!(strikes.count(key(1), at(5)), 2, "five seconds before its end it has expired");
+        strikes.note(key(2), Expiry::After(Duration::from_secs(2)), at(5));
+        strikes.take_back(key(2), at(5));
+        assert_eq!(strikes.count(key(2), at(5)), 0, "a short ban that failed was not served");
+    }
+
+    #[test]
+    fn a_ban_that_does_not_count_shields_the_strike_behind_it() {
+        let mut strikes = table(8);
+        strikes.note(key(1), Expiry::After(HOUR), at(0));
+        strikes.supersede(key(1));
+        strikes.take_back(key(1), at(0));
+        assert_eq!(strikes.count(key(1), at(0)), 1);
+    }
+
+    #[test]
+    fn what_is_remembered_is_forgotten_when_it_would_have_been() {
+        let mut strikes = table(8);
+        strikes.remember(key(1), 3, LastBan::Over(9 * HOUR), at(0));
+        strikes.remember(key(2), 2, LastBan::Over(10 * HOUR), at(0));
+        strikes.remember(key(3), 1, LastBan::Lasts(Expiry::Never), at(0));
+        strikes.remember(key(4), 4, LastBan::Lasts(Expiry::After(HOUR)), at(0));
+        let counts = |strikes: &Strikes, now| [1, 2, 3, 4].map(|n| strikes.count(key(n), now));
+        assert_eq!(counts(&strikes, at(0)), [3, 0, 1, 4]);
+        assert_eq!(counts(&strikes, Tick(at(1).0 + 1)), [0, 0, 1, 4]);
+        assert_eq!(counts(&strikes, Tick(at(11).0 + 1)), [0, 0, 1, 0]);
+        strikes.take_back(key(3), at(12));
+        assert_eq!(strikes.count(key(3), at(12)), 0, "one that lasts can be lifted");
+        strikes.note(key(5), Expiry::After(HOUR), at(12));
+        strikes.remember(key(5), 6, LastBan::Over(HOUR), at(12));
+        assert_eq!(strikes.count(key(5), at(12)), 7);
+    }
+
+    #[test]
+    fn a_full_table_keeps_who_came_again_and_again() {
+        let mut strikes = table(8);
+        (0..2).for_each(|_| strikes.note(key(1), Expiry::After(HOUR), at(0)));
+        for n in 2..1_000 {
+            strikes.note(key(n), Expiry::After(HOUR), at(1));
+        }
+        assert_eq!(strikes.count(key(1), at(1)), 2);
+        strikes.note(key(1_000), Expiry::After(HOUR), at(12));
+        strikes.note(key(1_001), Expiry::After(HOUR), at(13));
+        assert_eq!((strikes.count(key(1), at(1)), strikes.count(key(1_001), at(13))), (0, 1), "until it is forgotten");
+    }
+}

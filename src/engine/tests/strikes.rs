@@ -1,0 +1,155 @@
+//! Who comes again: bans that grow, what counts as a strike, and what is forgotten.
+
+use std::time::Duration;
+
+use super::scene::Gist::{Block, Probe, Repeated};
+use super::scene::{DAY, SCANNER, Scene, stranger, subject};
+use crate::engine::subject::Expiry;
+use crate::engine::{CAPPED_BAN, Escalation, LastBan, Struck};
+
+/// Bans `source` and says how many days for, and after how many strikes.
+fn banish(scene: &mut Scene, source: &str) -> (u64, u32) {
+    scene.banish(source);
+    let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
+    (span.as_secs() / DAY.as_secs(), scene.ban().strikes)
+}
+
+/// Waits until the ban that the last verdict is has ended.
+fn serve(scene: &mut Scene) {
+    let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
+    scene.after(span.as_secs_f64() + 1.0);
+}
+
+fn struck(source: &str, strikes: u32, last: LastBan) -> Struck {
+    Struck { subject: subject(source), strikes, last }
+}
+
+#[test]
+fn who_comes_again_is_blocked_twice_as_long_each_time() {
+    let mut scene = Scene::new();
+    let mut bans = Vec::new();
+    for _ in 0..7 {
+        bans.push(banish(&mut scene, SCANNER));
+        serve(&mut scene);
+    }
+    assert_eq!(bans, [(1, 0), (2, 1), (4, 2), (8, 3), (16, 4), (30, 5), (30, 6)]);
+    assert_eq!(banish(&mut scene, &stranger(1)), (1, 0), "somebody else starts from the beginning");
+}
+
+#[test]
+fn with_a_factor_of_one_every_ban_is_as_long_as_the_first_and_still_counted() {
+    let mut scene = Scene::with(|settings| settings.escalate.factor = 1);
+    for n in 0..4 {
+        assert_eq!(banish(&mut scene, SCANNER), (1, n));
+        serve(&mut scene);
+    }
+}
+
+#[test]
+fn a_ban_that_only_logs_is_no_strike() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.udps(SCANNER, [7, 9, 11]);
+        assert_eq!(scene.ban().strikes, 0);
+        scene.after(3_600.0);
+    }
+    assert_eq!(banish(&mut scene, SCANNER), (1, 0));
+}
+
+#[test]
+fn a_forged_flood_escalates_nobody() {
+    let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
+    // The ceiling is reached by somebody else each time, and SCANNER's evidence may be forged.
+    for n in 0..6 {
+        scene.banish(&stranger(n));
+        scene.banish(SCANNER);
+        assert_eq!((scene.ban().capped, scene.ban().strikes), (true, 0));
+        assert_eq!(scene.ban().expiry, Expiry::After(CAPPED_BAN));
+        scene.after(400.0);
+    }
+    assert_eq!(banish(&mut scene, SCANNER), (1, 0));
+}
+
+#[test]
+fn a_repeat_offender_above_the_ceiling_gets_a_short_ban_and_keeps_his_strikes() {
+    let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
+    banish(&mut scene, SCANNER);
+    serve(&mut scene);
+    scene.banish(&stranger(1));
+    scene.banish(SCANNER);
+    assert_eq!((scene.ban().expiry, scene.ban().strikes), (Expiry::After(CAPPED_BAN), 1));
+    assert!(scene.engine.lift(subject(SCANNER)));
+    assert_eq!(banish(&mut scene.after(100.0), SCANNER), (2, 1), "the short ban was no strike, to add or to take back");
+}
+
+#[test]
+fn a_ban_that_was_taken_back_is_no_strike() {
+    let mut scene = Scene::new();
+    for _ in 0..5 {
+        assert_eq!(banish(&mut scene, SCANNER), (1, 0));
+        assert!(scene.engine.lift(subject(SCANNER)));
+        scene.after(5.0);
+    }
+    banish(&mut scene, SCANNER);
+    serve(&mut scene);
+    assert_eq!(scene.notices(), [], "the engine learns what time it is");
+    assert!(scene.engine.lift(subject(SCANNER)), "the table still holds the ban");
+    assert_eq!(banish(&mut scene, SCANNER), (2, 1), "but it was served");
+}
+
+#[test]
+fn a_flushed_set_takes_no_strike_back() {
+    let mut scene = Scene::new();
+    banish(&mut scene, SCANNER);
+    scene.engine.lift_all();
+    assert_eq!(banish(&mut scene, SCANNER), (2, 1));
+}
+
+#[test]
+fn strikes_are_forgotten_ninety_days_after_the_end_of_the_last_ban() {
+    let wait = |days: f64| {
+        let mut scene = Scene::new();
+        banish(&mut scene, SCANNER);
+        scene.after(DAY.as_secs_f64() * days);
+        banish(&mut scene, SCANNER)
+    };
+    assert_eq!((wait(90.9), wait(91.1)), ((2, 1), (1, 0)));
+}
+
+#[test]
+fn what_is_remembered_from_before_the_start_counts() {
+    let mut scene = Scene::new();
+    let day = |days: u32| DAY * days;
+    for (n, last) in [
+        (1, LastBan::Over(day(89))),
+        (2, LastBan::Over(day(90))),
+        (3, LastBan::Lasts(Expiry::After(day(1)))),
+        (4, LastBan::Lasts(Expiry::Never)),
+    ] {
+        scene.engine.remember(scene.now, &struck(&stranger(n), 2, last));
+    }
+    scene.engine.remember(scene.now, &struck("2001:db8:9::1", 1, LastBan::Over(day(1))));
+    // What the kernel holds is adopted, before or after, and somebody unblocks it.
+    for n in [3, 4] {
+        scene.adopt(subject(&stranger(n)), Expiry::After(day(1)));
+        assert_eq!(scene.syn(&stranger(n), 21), Repeated);
+        scene.engine.lift(subject(&stranger(n)));
+    }
+    let bans: Vec<_> = (1..5).map(|n| banish(&mut scene, &stranger(n))).collect();
+    assert_eq!(bans, [(4, 2), (1, 0), (2, 1), (2, 1)]);
+    assert_eq!(banish(&mut scene, "2001:db8:9::77"), (2, 1), "one /64 is one subject");
+}
+
+#[test]
+fn the_longest_ban_is_the_operators_to_choose() {
+    let max = Duration::from_secs(3 * 86_400);
+    let mut scene =
+        Scene::with(|settings| settings.escalate = Escalation { factor: 100, max, ..Escalation::default() });
+    let mut bans = Vec::new();
+    for _ in 0..3 {
+        bans.push(banish(&mut scene, SCANNER).0);
+        serve(&mut scene);
+    }
+    assert_eq!(bans, [1, 3, 3]);
+    assert_eq!((scene.syn(SCANNER, 21), scene.syns(SCANNER, [22, 23])), (Probe(1), Block(3)));
+}
