@@ -14,10 +14,11 @@ use crate::capture::live::Live;
 use crate::config::Config;
 use crate::engine::ports::PortSet;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection};
+use crate::netlink::files::FileWatch;
 use crate::netlink::host::{self, HostFacts, Watcher};
-use crate::netlink::leases::{LeaseFiles, LeaseWatch};
-use crate::netlink::resolvers::{ResolverFiles, ResolverWatch};
-use crate::netlink::sessions::{SessionFiles, SessionWatch};
+use crate::netlink::leases::LeaseFiles;
+use crate::netlink::resolvers::ResolverFiles;
+use crate::netlink::sessions::SessionFiles;
 use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag};
 use crate::sensor::Order;
 
@@ -26,9 +27,9 @@ pub(super) struct HostWatch {
     config: Config,
     allowed: Vec<IpNet>,
     watcher: Watcher,
-    resolvers: ResolverWatch,
-    sessions: SessionWatch,
-    leases: LeaseWatch,
+    resolvers: FileWatch<ResolverFiles>,
+    sessions: FileWatch<SessionFiles>,
+    leases: FileWatch<LeaseFiles>,
     sockets: SockDiag,
     facts: HostFacts,
     listeners: Vec<Listener>,
@@ -60,8 +61,8 @@ impl HostWatch {
         let decoys = DecoyPorts::default();
         let host = Arc::new(snapshot(config, &allowed, &facts, &listeners));
         let wanted = wanted(config, &host);
-        let resolvers = ResolverWatch::new(ResolverFiles::default());
-        let (sessions, leases) = (SessionWatch::new(SessionFiles::default()), LeaseWatch::new(LeaseFiles::default()));
+        let resolvers = FileWatch::new(ResolverFiles::default());
+        let (sessions, leases) = (FileWatch::new(SessionFiles::default()), FileWatch::new(LeaseFiles::default()));
         let config = config.clone();
         Ok(Self {
             config,
