@@ -278,7 +278,7 @@ struct Truth {
 }
 
 impl PortOracle for Truth {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> bool {
+    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool {
         if self.decoys.contains(protocol, destination.port()) {
             return false;
         }
@@ -288,7 +288,7 @@ impl PortOracle for Truth {
             Protocol::Sctp | Protocol::Icmp => return false,
         };
         // No answer proves nothing, and the evidence stands: the snapshot of the listeners has been asked before.
-        self.sockets.owner(protocol, source, destination, 0).is_ok_and(|owner| owner != Owner::Nobody)
+        self.sockets.owner(protocol, source, destination, interface).is_ok_and(|owner| owner != Owner::Nobody)
     }
 }
 
