@@ -170,6 +170,9 @@ impl Sensor {
             if decoys {
                 self.answer();
             }
+            if self.judge.spares().is_some() {
+                self.judge.spare(self.now());
+            }
             self.take_notices();
         }
     }
@@ -182,7 +185,7 @@ impl Sensor {
     fn wait(&mut self, more: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.no_room = self.no_room.filter(|until| *until > now);
-        let due = self.judge.engine.wake().into_iter().chain(self.no_room).min();
+        let due = self.judge.engine.wake().into_iter().chain(self.no_room).chain(self.judge.spares()).min();
         let span = match more {
             true => Some(Duration::ZERO),
             false => due.map(|due| due.since(now).max(Duration::from_millis(50))),
@@ -220,7 +223,7 @@ impl Sensor {
                 Order::Addresses(addresses) => self.decoys.watch_only(addresses),
                 Order::Adopt(bans) => {
                     let now = self.now();
-                    bans.into_iter().for_each(|(subject, expiry)| self.judge.engine.adopt(now, subject, expiry));
+                    self.judge.adopt(now, &bans);
                 }
                 Order::Restore(bans) => {
                     let now = self.now();
