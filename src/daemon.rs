@@ -2,6 +2,8 @@
 //! notifications about addresses and routes, the list of listeners) runs here on tokio, on one thread.
 
 mod guard;
+mod ignored;
+mod names;
 mod priority;
 mod record;
 mod watch;
@@ -105,16 +107,20 @@ fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> DaemonError 
 /// Runs until SIGINT or SIGTERM. The ledger is kept in `state_dir`.
 pub fn run(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(system("start the event loop"))?.block_on(serve(config, state_dir))
+    let runtime = runtime.map_err(system("start the event loop"))?;
+    let result = runtime.block_on(serve(config, state_dir));
+    // A look-up that no name server answers must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: &Config, state_dir: &Path) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
-    let mut watch = HostWatch::open(config).await?;
-    let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let (events, received) = queue::bounded(QUEUE);
+    let mut watch = HostWatch::open(config, events.clone()).await?;
+    let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let mut log = Log::default();
 
     let nft = install(config, &watch, &mut log)?;

@@ -59,7 +59,8 @@ pub(super) fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// `address` in its plain form, if it can be another host's.
-pub(super) fn foreign(address: IpAddr) -> Option<IpAddr> {
+#[must_use]
+pub fn foreign(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast).then_some(address)
