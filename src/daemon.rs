@@ -4,6 +4,8 @@
 mod allowance;
 mod desk;
 mod guard;
+mod ignored;
+mod names;
 mod priority;
 mod record;
 mod shell;
@@ -131,14 +133,18 @@ pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
 /// Runs until SIGINT or SIGTERM. With `confirm` nobody is blocked any more after that time, unless an operator confirms.
 pub fn run(config: Config, places: Places, confirm: Option<Duration>, reread: Reread) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(system("start the event loop"))?.block_on(serve(config, places, confirm, reread))
+    let runtime = runtime.map_err(system("start the event loop"))?;
+    let result = runtime.block_on(serve(config, places, confirm, reread));
+    // A look-up that no name server answers must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread: Reread) -> Result<(), DaemonError> {
     let signals = Signals::catch()?;
-    let mut watch = HostWatch::open(&config).await?;
-    let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let (events, received) = queue::bounded(QUEUE);
+    let mut watch = HostWatch::open(&config, events.clone()).await?;
+    let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let mut log = Log::default();
 
     let nft = install(&config, &watch, &mut log)?;

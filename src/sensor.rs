@@ -20,7 +20,7 @@ use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
 use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Engine, Host, Moment, Notice, StandingBan};
+use crate::engine::{Engine, Host, Moment, Notice};
 use crate::netlink::sock_diag::SockDiag;
 use crate::report::event::What;
 use crate::report::queue::Sender;
@@ -162,6 +162,9 @@ impl Sensor {
             if decoys {
                 self.answer();
             }
+            if self.judge.spares().is_some() {
+                self.judge.spare(self.now());
+            }
             self.take_notices();
         }
     }
@@ -174,7 +177,7 @@ impl Sensor {
     fn wait(&mut self, more: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.no_room = self.no_room.filter(|until| *until > now);
-        let due = self.judge.engine.wake().into_iter().chain(self.no_room).min();
+        let due = self.judge.engine.wake().into_iter().chain(self.no_room).chain(self.judge.spares()).min();
         let span = match more {
             true => Some(Duration::ZERO),
             false => due.map(|due| due.since(now).max(Duration::from_millis(50))),
@@ -212,8 +215,7 @@ impl Sensor {
                 Order::Addresses(addresses) => self.decoys.watch_only(addresses),
                 Order::Adopt(bans) => {
                     let now = self.now();
-                    let ban = |(subject, left)| StandingBan { subject, length: None, left };
-                    bans.into_iter().map(ban).for_each(|ban| self.judge.engine.adopt(now, &ban));
+                    self.judge.adopt(now, &bans);
                 }
                 Order::Restore(bans) => {
                     let now = self.now();

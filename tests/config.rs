@@ -4,6 +4,7 @@
 
 use portsentry::config::{
     Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, Method, Mode, NftBlock, Route, Run, parse_expiry,
+    parse_name,
 };
 use portsentry::engine::subject::Expiry;
 use proptest::prelude::*;
@@ -45,7 +46,8 @@ fn every_key_sets_what_it_names() {
          [tcp]\nmode = \"stealth\"\nports = \"7,9,9,11-13\"\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\nblock = false\n\
          [udp]\nmode = \"off\"\nports = \"everything\"\nblock = true\n\
          [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\n\
-         [allow]\nnetworks = [\"10.0.0.5/24\", \"192.0.2.7\", \"2001:DB8::1\", \"0.0.0.0/0\"]\nfiles = [\"/etc/hosts.ok\"]\n\
+         [allow]\nnetworks = [\"10.0.0.5/24\", \"192.0.2.7\", \"2001:DB8::1\", \"0.0.0.0/0\"]\n\
+         names = [\"Monitor.example.org\", \"_x-1.example.\"]\nfiles = [\"/etc/hosts.ok\"]\n\
          [block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\nmax_new_bans_per_minute = 1\nwidest_ipv4 = 24\n\
          widest_ipv6 = 48\n[block.nft]\naction = \"reject\"\nlog_drops = \"3/minute\"\nend_connections = false\nsize = 7\n\
          [block.route]\nkind = \"prohibit\"\n[block.hosts_deny]\nfile = \"/tmp/deny\"\nline = \"ALL: $TARGET$ : DENY\"\n\
@@ -62,6 +64,7 @@ fn every_key_sets_what_it_names() {
     assert_eq!((config.detect.max_sources, config.detect.sctp, config.detect.icmp), (1_024, true, true));
     let networks: Vec<String> = config.allow.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/24", "192.0.2.7/32", "2001:db8::1/128", "0.0.0.0/0"]);
+    assert_eq!(config.allow.names, ["monitor.example.org", "_x-1.example."]);
     assert_eq!(config.allow.files, [PathBuf::from("/etc/hosts.ok")]);
     let rate = LogRate { count: 3, per: Duration::from_secs(60) };
     let expected = Block {
@@ -158,6 +161,19 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "[allow]\nnetworks = [\n  \"192.0.2.1\",\n  \"192.0.2.256\",\n]",
             "4:3: allow.networks: \"192.0.2.256\" is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"",
         ),
+        (
+            "allow.names = [\"ok\", \"192.0.2.7\"]",
+            "1:22: allow.names: \"192.0.2.7\" is no name; list it under allow.networks",
+        ),
+        (
+            "allow.names = [\"a b\"]",
+            "1:16: allow.names: \"a b\" is not the name of a host; write for example \"monitor.example.org\"",
+        ),
+        (
+            "allow.names = [\"m\u{fc}nchen.example\"]",
+            "1:16: allow.names: \"m\u{fc}nchen.example\" has other letters than a to z; write the name as DNS has it, \"xn--...\"",
+        ),
+        ("allow.names = \"a\"", "1:15: allow.names: \"a\" is not a list; write for example [\"monitor.example.org\"]"),
         (
             "allow.files = [\"ignore\"]",
             "1:16: allow.files: \"ignore\" is not a file with its whole path; write for example \"/etc/portsentry/portsentry.ignore\"",
@@ -371,6 +387,68 @@ fn a_file_that_cannot_be_read_says_what_the_system_says_and_what_to_do() {
     std::fs::write(&binary, b"expire = \"1h\"\n# \xff\n").unwrap();
     assert_eq!(said(&binary), ":2:3: is not UTF-8 from here on; save it as UTF-8");
     assert_eq!(said(Path::new("/dev/zero")), ": is larger than 16 MiB; name a text file");
+}
+
+#[test]
+fn a_name_is_one_that_dns_can_hold_and_no_address_in_any_spelling() {
+    let label = "a".repeat(63);
+    let longest = format!("{label}.{label}.{label}.{}", "a".repeat(61));
+    for right in ["a", "a.b", "a.b.", "1.example", "x_y.example", "_dmarc.example", "xn--mnchen-3ya.example", &longest]
+    {
+        assert_eq!(parse_name(right), Ok(right.to_owned()), "{right}");
+    }
+    assert_eq!(parse_name(&format!("{longest}.")), Ok(format!("{longest}.")), "the final dot counts for nothing");
+    for wrong in [
+        "",
+        ".",
+        "..",
+        ".a",
+        "a..b",
+        "-a.example",
+        "a-.example",
+        "a b",
+        "a/b",
+        "a:b",
+        "*.example",
+        "a\n",
+        &format!("{label}a"),
+        &format!("{longest}a"),
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "a.0X7f",
+        "192.0.2.256",
+        "192.0.2.7",
+        "192.0.2.7.",
+        "2001:db8::7",
+        "10.0.0.0/8",
+    ] {
+        assert!(parse_name(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn more_names_than_can_be_looked_up_are_refused() {
+    let list = |count: usize| {
+        let names: Vec<String> = (0..count).map(|number| format!("\"h{number}.example\"")).collect();
+        format!("allow.names = [{}]", names.join(", "))
+    };
+    assert_eq!(read(&list(64)).allow.names.len(), 64);
+    let expected =
+        "1:15: allow.names: 65 names are more than 64; write the networks of some of them under allow.networks";
+    assert_eq!(refused(&list(65)), [expected]);
+}
+
+#[test]
+fn an_ignore_file_that_would_never_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    let allow = read(&format!("allow.files = [{fifo:?}, \"/dev/zero\"]")).allow;
+    let errors = allow.read().unwrap_err().to_string();
+    let told = "is no regular file; name a text file";
+    assert_eq!(errors, format!("{}: {told}\n/dev/zero: {told}", fifo.display()));
 }
 
 #[test]

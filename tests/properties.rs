@@ -68,7 +68,7 @@ fn host() -> Host {
 struct InUse(HashSet<u16>);
 
 impl PortOracle for InUse {
-    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr) -> bool {
+    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
         self.0.contains(&destination.port())
     }
 }

@@ -14,7 +14,7 @@ mod value;
 
 pub use block::{Action, Block, Escalate, HostsDeny, LogRate, Method, NftBlock, Route, Run};
 pub use error::{ConfigError, ConfigErrors, Position};
-pub use value::{parse_expiry, parse_interface, parse_network};
+pub use value::{parse_expiry, parse_interface, parse_name, parse_network};
 
 use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;
@@ -129,28 +129,52 @@ pub struct Detect {
 pub struct Allow {
     /// Networks; host bits are zero. 0.0.0.0/0 or ::/0 means everyone of that family: then nobody of it is blocked.
     pub networks: Vec<IpNet>,
+    /// Names of hosts, in small letters, at most [`MAX_NAMES`]; whoever has one of their addresses. Not resolved here.
+    pub names: Vec<String>,
     /// Classic ignore files with more of them.
     pub files: Vec<PathBuf>,
 }
+
+/// Names in `allow.names`: each is looked up again and again, and its addresses are looked through for every host change.
+pub const MAX_NAMES: usize = 64;
 
 impl Allow {
     /// All networks: those listed, then those of the files, which are read now.
     ///
     /// # Errors
-    /// A file that cannot be read, and every line of the files that is no network.
+    /// As [`Allow::read_files`].
     pub fn read(&self) -> Result<Vec<IpNet>, ConfigErrors> {
-        let mut networks = self.networks.clone();
-        let mut errors = Vec::new();
+        let files = self.read_files()?.into_iter().flatten();
+        Ok(self.networks.iter().copied().chain(files).collect())
+    }
+
+    /// The networks of each file, in their order.
+    ///
+    /// # Errors
+    /// Every file that cannot be read, and every line of the files that is no network.
+    pub fn read_files(&self) -> Result<Vec<Vec<IpNet>>, ConfigErrors> {
+        let (mut read, mut errors) = (Vec::new(), Vec::new());
         for file in &self.files {
-            let name = file.display().to_string();
-            let read = read_text(file, "create it, or take it out of allow.files");
-            match read.and_then(|text| ignore_file::parse(&name, &text)) {
-                Ok(more) => networks.extend(more),
+            match read_ignore_file(file) {
+                Ok(networks) => read.push(networks),
                 Err(wrong) => errors.extend(wrong.into_vec()),
             }
         }
-        ConfigErrors::unless_empty(errors, networks)
+        ConfigErrors::unless_empty(errors, read)
     }
+}
+
+/// Reads the networks of a classic ignore file.
+///
+/// # Errors
+/// Where it cannot be read, and every line that is no network.
+pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
+    let name = path.display().to_string();
+    // Opening a FIFO would wait for its writer for ever, and this is read while the program runs.
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return Err(ConfigErrors::about(&name, None, "is no regular file; name a text file".to_owned()));
+    }
+    ignore_file::parse(&name, &read_text(path, "create it, or take it out of allow.files")?)
 }
 
 /// Counting inside the kernel. Not in this version: both are always false.
@@ -250,6 +274,13 @@ impl Config {
             let message = "a socket of UDP's connect mode hears every interface and cannot tell which; leave the list empty, \
                            or write mode = \"stealth\" under [udp]";
             found.push(("interfaces".to_owned(), message.to_owned()));
+        }
+        if self.allow.names.len() > MAX_NAMES {
+            let message = format!(
+                "{} names are more than {MAX_NAMES}; write the networks of some of them under allow.networks",
+                self.allow.names.len()
+            );
+            found.push(("allow.names".to_owned(), message));
         }
         if self.block.method.is_empty() {
             let message =

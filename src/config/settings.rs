@@ -66,6 +66,7 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
     root.section("allow", |allow| {
         let place = &mut config.allow;
         allow.read_list("networks", &mut place.networks, "for example [\"198.51.100.0/24\"]", value::network);
+        allow.read_list("names", &mut place.names, "for example [\"monitor.example.org\"]", value::name);
         let example = "for example [\"/etc/portsentry/portsentry.ignore\"]";
         allow.read_list("files", &mut place.files, example, value::file);
     });

@@ -92,6 +92,37 @@ pub fn parse_interface(text: &str) -> Result<String, String> {
     ))
 }
 
+/// Reads the name of a host, as RFC 1123 has it and with the underscores that people use: labels of letters, digits, "-"
+/// and "_", none longer than 63 bytes, 253 in all. In small letters; a final dot stays, because it keeps the resolver's
+/// search list out.
+///
+/// # Errors
+/// A sentence that names the text and says what to write instead.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    if parse_network(text).is_ok() {
+        return Err(format!("{} is no name; list it under allow.networks", quoted(text)));
+    }
+    if !text.is_ascii() {
+        let shown = quoted(text);
+        return Err(format!("{shown} has other letters than a to z; write the name as DNS has it, \"xn--...\""));
+    }
+    let labels: Vec<&str> = text.strip_suffix('.').unwrap_or(text).split('.').collect();
+    let fits = |label: &&str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let length: usize = labels.iter().map(|label| label.len() + 1).sum();
+    // The resolver takes "127.1", "2130706433" and "0x7f.1" for addresses; no top-level domain is a number (RFC 3696).
+    let number =
+        |label: &&str| label.bytes().all(|byte| byte.is_ascii_digit()) || label.to_ascii_lowercase().starts_with("0x");
+    if labels.iter().all(fits) && length <= 254 && !labels.last().is_some_and(number) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(format!("{} is not the name of a host; write for example \"monitor.example.org\"", quoted(text)))
+}
+
 pub(super) fn expiry(value: &DeValue<'_>) -> Result<Expiry, String> {
     parse_expiry(text(value, "a duration", "for example \"24h\", or \"never\"")?)
 }
@@ -119,6 +150,10 @@ fn at_least_a_second(written: &str, span: Duration) -> Result<Duration, String> 
 
 pub(super) fn network(value: &DeValue<'_>) -> Result<IpNet, String> {
     parse_network(text(value, "an address or network", "for example \"192.0.2.7\" or \"198.51.100.0/24\"")?)
+}
+
+pub(super) fn name(value: &DeValue<'_>) -> Result<String, String> {
+    parse_name(text(value, "the name of a host", "for example \"monitor.example.org\"")?)
 }
 
 pub(super) fn interface(value: &DeValue<'_>) -> Result<String, String> {

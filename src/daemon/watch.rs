@@ -1,5 +1,5 @@
-//! What this host is, kept current: addresses, routes, resolvers and listeners to snapshots for the sensor, and to the
-//! filter that follows from them.
+//! What this host is, kept current: addresses, routes, resolvers, listeners and whom the operator allows to snapshots for
+//! the sensor, and to the filter that follows from them.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -10,28 +10,37 @@ use ipnet::IpNet;
 
 use super::DaemonError;
 use super::allowance::Allowance;
+use super::ignored::IgnoreFiles;
+use super::names::Names;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::Live;
 use crate::config::Config;
 use crate::engine::ports::PortSet;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection};
+use crate::netlink::files::FileWatch;
 use crate::netlink::host::{self, HostFacts, Watcher};
-use crate::netlink::leases::{LeaseFiles, LeaseWatch};
-use crate::netlink::resolvers::{ResolverFiles, ResolverWatch};
-use crate::netlink::sessions::{SessionFiles, SessionWatch};
+use crate::netlink::leases::LeaseFiles;
+use crate::netlink::resolvers::ResolverFiles;
+use crate::netlink::sessions::SessionFiles;
 use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag};
+use crate::report::event::{Event, What};
+use crate::report::queue::Sender;
 use crate::sensor::Order;
 
 /// Follows the host.
 pub(super) struct HostWatch {
     config: Config,
-    allowed: Vec<IpNet>,
     allowance: Allowance,
+    ignored: IgnoreFiles,
+    names: Names,
+    events: Sender,
+    /// What there is to say of names and files, once the snapshot shows it.
+    unsaid: Vec<What>,
     watcher: Watcher,
-    resolvers: ResolverWatch,
-    sessions: SessionWatch,
-    leases: LeaseWatch,
+    resolvers: FileWatch<ResolverFiles>,
+    sessions: FileWatch<SessionFiles>,
+    leases: FileWatch<LeaseFiles>,
     sockets: SockDiag,
     facts: HostFacts,
     listeners: Vec<Listener>,
@@ -48,7 +57,7 @@ const REREAD: u32 = 300;
 
 impl HostWatch {
     /// Reads everything once.
-    pub(super) async fn open(config: &Config) -> Result<Self, DaemonError> {
+    pub(super) async fn open(config: &Config, events: Sender) -> Result<Self, DaemonError> {
         // The watcher first: what changes while the rest is read is noticed.
         let watcher = Watcher::open()?;
         let facts = host::read(&ResolverFiles::default()).await?;
@@ -59,17 +68,24 @@ impl HostWatch {
             let names: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
             return Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") });
         }
-        let allowed = config.allow.read()?;
+        let ignored = IgnoreFiles::open(&config.allow)?;
+        let now = Instant::now();
+        let mut names = Names::new(&config.allow.names, now);
+        // Nobody waits for them: a name server that is down must not keep the host unwatched.
+        names.tick(now, false);
         let decoys = DecoyPorts::default();
-        let host = Arc::new(snapshot(config, &allowed, &facts, &listeners));
+        let host = Arc::new(snapshot(config, &allowed(config, &ignored, &names), &facts, &listeners));
         let wanted = wanted(config, &host);
-        let resolvers = ResolverWatch::new(ResolverFiles::default());
-        let (sessions, leases) = (SessionWatch::new(SessionFiles::default()), LeaseWatch::new(LeaseFiles::default()));
+        let resolvers = FileWatch::new(ResolverFiles::default());
+        let (sessions, leases) = (FileWatch::new(SessionFiles::default()), FileWatch::new(LeaseFiles::default()));
         let config = config.clone();
         Ok(Self {
             config,
-            allowed,
             allowance: Allowance::default(),
+            ignored,
+            names,
+            events,
+            unsaid: Vec::new(),
             watcher,
             resolvers,
             sessions,
@@ -118,12 +134,28 @@ impl HostWatch {
         self.wanted.to_filter()
     }
 
-    /// Waits until addresses, routes or interfaces change; what the sensor must know of it. Safe to cancel.
+    /// Waits until addresses, routes or interfaces change, or a name has been looked up; what the sensor must know of it.
+    /// Safe to cancel.
     pub(super) async fn changed(&mut self) -> Result<Vec<Order>, DaemonError> {
-        self.watcher.changed().await?;
         // Noted, because whoever waits here may turn to something else before all of it is read: then the next tick does it.
-        self.stale = true;
-        self.catch_up().await
+        tokio::select! {
+            changed = self.watcher.changed() => {
+                changed?;
+                self.stale = true;
+            }
+            changed = self.names.answered() => {
+                self.stale |= changed;
+                self.unsaid.extend(self.names.said());
+            }
+        }
+        self.settle().await
+    }
+
+    /// Catches up where something has changed. What there is to say comes after it: who is said to be protected is.
+    async fn settle(&mut self) -> Result<Vec<Order>, DaemonError> {
+        let orders = if self.stale { self.catch_up().await? } else { Vec::new() };
+        self.unsaid.drain(..).for_each(|what| self.events.send(Event::now(what)));
+        Ok(orders)
     }
 
     async fn catch_up(&mut self) -> Result<Vec<Order>, DaemonError> {
@@ -133,21 +165,26 @@ impl HostWatch {
         Ok(orders)
     }
 
-    /// Reads the listeners again, and resolvers, sessions and leases where their files changed.
+    /// Reads the listeners again, and resolvers, sessions, leases and ignore files where they changed; has names looked up.
     pub(super) async fn tick(&mut self) -> Result<Vec<Order>, DaemonError> {
         let mut listeners = self.sockets.listeners()?;
         listeners.retain(|one| !is_decoy(&self.decoys, one));
         // All of them are asked: each remembers what it has seen.
-        let files = [self.resolvers.poll(), self.sessions.poll(), self.leases.poll()];
+        let resolvers = self.resolvers.poll();
+        let names = self.names.tick(Instant::now(), resolvers);
+        let (ignored, said) = self.ignored.tick();
+        self.unsaid.extend(said.into_iter().chain(self.names.said()));
+        let changes = [resolvers, names, ignored, self.sessions.poll(), self.leases.poll()];
         self.ticks = (self.ticks + 1) % REREAD;
         self.stale |= self.allowance.expire(Instant::now());
-        self.stale |= files.contains(&true) || listeners != self.listeners || self.ticks == 0;
+        self.stale |= changes.contains(&true) || listeners != self.listeners || self.ticks == 0;
         self.listeners = listeners;
-        if self.stale { self.catch_up().await } else { Ok(Vec::new()) }
+        self.settle().await
     }
 
     async fn refresh(&mut self) -> Result<Vec<Order>, DaemonError> {
-        let allowed: Vec<IpNet> = self.allowed.iter().copied().chain(self.allowance.networks()).collect();
+        let mut allowed = allowed(&self.config, &self.ignored, &self.names);
+        allowed.extend(self.allowance.networks().map(|network| (network, Protection::Listed)));
         let host = Arc::new(snapshot(&self.config, &allowed, &self.facts, &self.listeners));
         let wanted = wanted(&self.config, &host);
         self.host = Arc::clone(&host);
@@ -163,8 +200,15 @@ impl HostWatch {
     }
 }
 
+/// Whom the operator allows, each with why.
+fn allowed(config: &Config, ignored: &IgnoreFiles, names: &Names) -> Vec<(IpNet, Protection)> {
+    let listed = config.allow.networks.iter().copied().chain(ignored.networks());
+    let named = names.addresses().map(|address| (IpNet::from(address), Protection::Named));
+    listed.map(|network| (network, Protection::Listed)).chain(named).collect()
+}
+
 /// The engine's view of the host.
-fn snapshot(config: &Config, allowed: &[IpNet], facts: &HostFacts, listeners: &[Listener]) -> Host {
+fn snapshot(config: &Config, allowed: &[(IpNet, Protection)], facts: &HostFacts, listeners: &[Listener]) -> Host {
     let mut allow = AllowList::new();
     for (_, address) in &facts.addresses {
         allow.insert(IpNet::from(address.addr()), Protection::OwnAddress);
@@ -176,7 +220,7 @@ fn snapshot(config: &Config, allowed: &[IpNet], facts: &HostFacts, listeners: &[
     };
     protect(LeaseFiles::default().read(), Protection::DhcpServer);
     protect(SessionFiles::default().read(), Protection::Session);
-    allowed.iter().for_each(|network| allow.insert(*network, Protection::Listed));
+    allowed.iter().for_each(|(network, why)| allow.insert(*network, *why));
 
     let mut host = Host::new(Local::Addresses(facts.addresses.iter().map(|(_, address)| address.addr()).collect()));
     host.allow = allow;

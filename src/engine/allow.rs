@@ -21,8 +21,10 @@ pub enum Protection {
     DhcpServer,
     /// The remote end of a logged-in session: whoever administers this host must not be cut off from it.
     Session,
-    /// Named by `[allow]` in the configuration.
+    /// Named by `[allow]` in the configuration: its networks and files.
     Listed,
+    /// An address of a host whose name stands under `[allow]`.
+    Named,
 }
 
 impl fmt::Display for Protection {
@@ -35,6 +37,7 @@ impl fmt::Display for Protection {
             Self::DhcpServer => "a DHCP server of this host",
             Self::Session => "where somebody is logged in from",
             Self::Listed => "on the allow-list",
+            Self::Named => "the address of a name on the allow-list",
         })
     }
 }
@@ -79,6 +82,15 @@ impl AllowList {
         }
     }
 
+    /// The reason why all of `network` is protected, if it is.
+    #[must_use]
+    pub fn covers(&self, network: IpNet) -> Option<Protection> {
+        match network {
+            IpNet::V4(net) => self.v4.get_lpm(&net).map(|(_, why)| *why),
+            IpNet::V6(net) => self.v6.get_lpm(&net).map(|(_, why)| *why),
+        }
+    }
+
     /// Every prefix, for the kernel's `allowed` sets.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         let v4 = self.v4.iter().map(|(net, _)| IpNet::V4(net));
@@ -103,6 +115,19 @@ mod tests {
         assert_eq!(why("127.3.2.1"), Some(Protection::Loopback));
         assert_eq!(why("::1"), Some(Protection::Loopback));
         assert_eq!(why("::2"), None);
+    }
+
+    #[test]
+    fn a_network_is_covered_only_as_a_whole() {
+        let mut list = AllowList::new();
+        list.insert("2001:db8:0:1::7/128".parse().unwrap(), Protection::Named);
+        list.insert("2001:db8:1::/48".parse().unwrap(), Protection::Listed);
+        list.insert("192.0.2.0/25".parse().unwrap(), Protection::Listed);
+        let why = |text: &str| list.covers(text.parse().unwrap());
+        assert_eq!(why("2001:db8:0:1::/64"), None, "one address of it is");
+        assert_eq!(why("2001:db8:1:2::/64"), Some(Protection::Listed));
+        assert_eq!(why("192.0.2.7/32"), Some(Protection::Listed));
+        assert_eq!(why("192.0.2.0/24"), None);
     }
 
     #[test]

@@ -86,15 +86,16 @@ const LOGGING: u8 = 1;
 /// The truth about a port at this moment, from the kernel's socket table. Asked before a source is condemned, because a
 /// snapshot of the listeners is always a little old.
 pub trait PortOracle {
-    /// True where a packet of `protocol` from `source` to `destination` finds a listener or a connection.
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> bool;
+    /// True where a packet of `protocol` from `source` to `destination` that came in on `interface` (0: not known) finds a
+    /// listener or a connection.
+    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool;
 }
 
 /// An oracle that knows no more than the snapshot does, for captures.
 pub struct NoOracle;
 
 impl PortOracle for NoOracle {
-    fn in_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr) -> bool {
+    fn in_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> bool {
         false
     }
 }
@@ -410,7 +411,8 @@ impl Engine {
             if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
                 self.counters.lookups += 1;
                 let source = SocketAddr::new(sighting.source, sighting.source_port);
-                if oracle.in_use(protocol, source, SocketAddr::new(sighting.destination, item.port())) {
+                let destination = SocketAddr::new(sighting.destination, item.port());
+                if oracle.in_use(protocol, source, destination, sighting.interface) {
                     self.memory.used(protocol, item.port(), now.tick());
                     self.suspects.forgive(key, protocol, item.port());
                     sound = false;

@@ -1,5 +1,5 @@
-//! Files that other programs keep, read with a limit, and addresses in them. What is missing, unreadable or no regular
-//! file is empty.
+//! Files that other programs keep: read with a limit, the addresses in them, and a watch that tells when they changed. What
+//! is missing, unreadable or no regular file is empty.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -59,7 +59,8 @@ pub(super) fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// `address` in its plain form, if it can be another host's.
-pub(super) fn foreign(address: IpAddr) -> Option<IpAddr> {
+#[must_use]
+pub fn foreign(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast).then_some(address)
@@ -77,19 +78,60 @@ pub(super) fn in_order(addresses: impl Iterator<Item = IpAddr>, limit: usize) ->
     kept.into_iter().collect()
 }
 
-/// The stamp of each path, with the path: two lists differ also where a file came or went within one tick of the clock
-/// that times files.
-pub(super) type Stamps = Vec<(PathBuf, Option<Stamp>)>;
+/// A group of files that are read together.
+pub trait Files {
+    /// The paths that tell of a change when they change, folders among them where files come and go. Some may be missing;
+    /// the list has an end.
+    fn paths(&self) -> Vec<PathBuf>;
+}
 
-/// The stamps of what `paths` name now.
-pub(super) fn stamps(paths: impl Iterator<Item = PathBuf>) -> Stamps {
-    paths.map(|path| (path.clone(), Stamp::of(&path))).collect()
+impl Files for PathBuf {
+    fn paths(&self) -> Vec<PathBuf> {
+        vec![self.clone()]
+    }
+}
+
+/// Notices that one of the files was written, replaced, added or removed, for the price of a stat(2) each.
+#[derive(Debug)]
+pub struct FileWatch<F> {
+    files: F,
+    /// With the path of each: two lists differ also where a file came or went within one tick of the clock that times
+    /// files.
+    seen: Vec<(PathBuf, Option<Stamp>)>,
+}
+
+impl<F: Files> FileWatch<F> {
+    /// Watches `files` from now on. To miss nothing, create it before the files are read.
+    #[must_use]
+    pub fn new(files: F) -> Self {
+        let seen = stamps(&files);
+        Self { files, seen }
+    }
+
+    /// The files.
+    #[must_use]
+    pub fn files(&self) -> &F {
+        &self.files
+    }
+
+    /// True where something changed since the last call: then read the files again.
+    #[must_use]
+    pub fn poll(&mut self) -> bool {
+        let now = stamps(&self.files);
+        let changed = now != self.seen;
+        self.seen = now;
+        changed
+    }
+}
+
+fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<Stamp>)> {
+    files.paths().into_iter().map(|path| (path.clone(), Stamp::of(&path))).collect()
 }
 
 /// What stat(2) tells of a file that was changed: one that is rewritten keeps its inode and changes its time, one that is
 /// renamed over it changes its inode. A symlink is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -146,5 +188,36 @@ mod tests {
         for path in [fifo, folder.path().to_owned(), folder.path().join("missing")] {
             assert!(beginning(&path, 9).is_empty() && end(&path, 9).is_empty(), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn a_file_that_is_written_replaced_or_removed_is_noticed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut watch = FileWatch::new(path.clone());
+        assert!(!watch.poll());
+        fs::write(&path, "one").unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::write(folder.path().join("new"), "two").unwrap();
+        assert!(!watch.poll(), "another file");
+        fs::rename(folder.path().join("new"), &path).unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::remove_file(&path).unwrap();
+        assert!(watch.poll() && !watch.poll());
+    }
+
+    #[test]
+    fn behind_a_symlink_the_file_itself_is_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let [link, one, two] = ["link", "one", "two"].map(|name| folder.path().join(name));
+        fs::write(&one, "one").unwrap();
+        fs::write(&two, "two").unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let mut watch = FileWatch::new(link.clone());
+        fs::write(&one, "longer").unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&two, &link).unwrap();
+        assert!(watch.poll() && !watch.poll());
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::files::{Stamps, address, beginning, end, in_order, lines, listing, stamps};
+use super::files::{Files, address, beginning, end, in_order, lines, listing};
 
 /// Servers at one time. Every one becomes a protected address, so the list has an end.
 pub const MAX_SERVERS: usize = 32;
@@ -78,11 +78,13 @@ impl LeaseFiles {
             |name: &str| name.starts_with("dhclient") && (name.ends_with(".leases") || name.ends_with(".lease"));
         self.dhclient.iter().flat_map(|folder| listing(folder, MAX_FILES, leases)).collect()
     }
+}
 
-    fn stamps(&self) -> Stamps {
+impl Files for LeaseFiles {
+    fn paths(&self) -> Vec<PathBuf> {
         // The folders too, for a file beyond the limit of a listing.
         let folders = [&self.networkd, &self.network_manager].into_iter().chain(&self.dhclient).cloned();
-        stamps(folders.chain(self.plain()).chain(self.history()))
+        folders.chain(self.plain()).chain(self.history()).collect()
     }
 }
 
@@ -144,34 +146,10 @@ impl Lease {
     }
 }
 
-/// Notices that a lease came, went or was renewed, for the price of a stat(2) each.
-#[derive(Debug)]
-pub struct LeaseWatch {
-    files: LeaseFiles,
-    seen: Stamps,
-}
-
-impl LeaseWatch {
-    /// Watches `files` from now on. To miss nothing, create it before the files are read.
-    #[must_use]
-    pub fn new(files: LeaseFiles) -> Self {
-        let seen = files.stamps();
-        Self { files, seen }
-    }
-
-    /// True where something changed since the last call: then read the files again.
-    #[must_use]
-    pub fn poll(&mut self) -> bool {
-        let now = self.files.stamps();
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::files::FileWatch;
     use std::fs;
     use std::path::Path;
 
@@ -268,7 +246,7 @@ mod tests {
     fn a_lease_that_is_written_appended_or_removed_is_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
-        let mut watch = LeaseWatch::new(files.clone());
+        let mut watch = FileWatch::new(files.clone());
         assert!(!watch.poll());
         let path = files.dhclient[0].join("dhclient.leases");
         fs::write(&path, LEASE).unwrap();

@@ -1,6 +1,6 @@
 //! The kernel's netlink messages: bytes to values and back. Judges nothing and decides nothing.
 
-mod files;
+pub mod files;
 pub mod host;
 pub mod leases;
 pub mod nft;

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use super::files::{Stamps, stamps};
+use super::files::Files;
 
 /// A resolv.conf has a few hundred bytes; what is behind 64 KiB is no resolv.conf.
 const MAX_SIZE: u64 = 64 * 1024;
@@ -53,6 +53,12 @@ impl ResolverFiles {
     }
 }
 
+impl Files for ResolverFiles {
+    fn paths(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.main).chain(&self.upstream).cloned().collect()
+    }
+}
+
 fn servers_in(path: &Path) -> Result<Vec<IpAddr>, (PathBuf, io::Error)> {
     contents(path).map(|text| servers(&text)).map_err(|error| (path.to_owned(), error))
 }
@@ -91,37 +97,10 @@ fn server(line: &str) -> Option<IpAddr> {
     Some(address.to_canonical()).filter(|address| !address.is_unspecified())
 }
 
-/// Notices that one of the files was written, replaced, added or removed, for the price of a stat(2) each.
-pub struct ResolverWatch {
-    files: ResolverFiles,
-    seen: Stamps,
-}
-
-impl ResolverWatch {
-    /// Watches `files` from now on. To miss nothing, create it before the files are read.
-    #[must_use]
-    pub fn new(files: ResolverFiles) -> Self {
-        let seen = look(&files);
-        Self { files, seen }
-    }
-
-    /// True where something changed since the last call: then read the files again.
-    #[must_use]
-    pub fn poll(&mut self) -> bool {
-        let now = look(&self.files);
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
-    }
-}
-
-fn look(files: &ResolverFiles) -> Stamps {
-    stamps(std::iter::once(&files.main).chain(&files.upstream).cloned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::files::FileWatch;
 
     fn in_folder(folder: &Path) -> ResolverFiles {
         ResolverFiles {
@@ -189,7 +168,7 @@ mod tests {
     fn a_file_that_is_written_replaced_or_removed_is_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
-        let mut watch = ResolverWatch::new(files.clone());
+        let mut watch = FileWatch::new(files.clone());
         assert!(!watch.poll());
         fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap();
         assert!(watch.poll() && !watch.poll());

@@ -10,7 +10,7 @@ mod utmp;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::files::{Stamps, address, beginning, in_order, lines, listing, stamps};
+use super::files::{Files, address, beginning, in_order, lines, listing};
 
 /// Sessions from outside at one time, by address. Every one of them becomes a protected address, so the list has an end.
 pub const MAX_SESSIONS: usize = 256;
@@ -42,7 +42,8 @@ impl Default for SessionFiles {
 
 impl SessionFiles {
     /// The addresses, sorted, each once, at most [`MAX_SESSIONS`]. Never loopback. What is missing or cannot be read gives
-    /// none: most hosts have one of the two sources.
+    /// none: most hosts have one of the two sources. A process that dies without a word leaves its utmp record behind,
+    /// so read them now and then also where no file changed.
     #[must_use]
     pub fn read(&self) -> Vec<IpAddr> {
         let logind = self.sessions().into_iter().filter_map(|path| remote(&beginning(&path, MAX_FILE)));
@@ -54,9 +55,11 @@ impl SessionFiles {
         // A session's FIFO, "4.ref", stands beside its file.
         listing(&self.logind, MAX_FILES, |name| !name.ends_with(".ref"))
     }
+}
 
-    fn stamps(&self) -> Stamps {
-        stamps(self.utmp.iter().chain([&self.logind]).cloned().chain(self.sessions()))
+impl Files for SessionFiles {
+    fn paths(&self) -> Vec<PathBuf> {
+        self.utmp.iter().chain([&self.logind]).cloned().chain(self.sessions()).collect()
     }
 }
 
@@ -74,35 +77,10 @@ fn remote(text: &[u8]) -> Option<IpAddr> {
     host.filter(|_| remote && !over)
 }
 
-/// Notices that somebody logged in or out, for the price of a stat(2) for each session.
-#[derive(Debug)]
-pub struct SessionWatch {
-    files: SessionFiles,
-    seen: Stamps,
-}
-
-impl SessionWatch {
-    /// Watches `files` from now on. To miss nothing, create it before the files are read.
-    #[must_use]
-    pub fn new(files: SessionFiles) -> Self {
-        let seen = files.stamps();
-        Self { files, seen }
-    }
-
-    /// True where something changed since the last call: then read the files again. A process that dies without a word
-    /// leaves its utmp record behind, so read them now and then in any case.
-    #[must_use]
-    pub fn poll(&mut self) -> bool {
-        let now = self.files.stamps();
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::files::FileWatch;
     use std::fs;
     use std::path::Path;
 
@@ -181,7 +159,7 @@ mod tests {
     fn a_login_and_a_logout_are_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
-        let mut watch = SessionWatch::new(files.clone());
+        let mut watch = FileWatch::new(files.clone());
         assert!(!watch.poll());
         fs::write(&files.utmp[0], [0; 384]).unwrap();
         assert!(watch.poll() && !watch.poll());

@@ -3,19 +3,28 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
 
 use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{
-    Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, StandingBan, Verdict,
+    Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protection, Protocol, Repeated, Sighting, StandingBan,
+    Verdict,
 };
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+
+/// Bans that are lifted at one time because their subjects are protected now: some 2 ms between two looks at the packets.
+const SPARED_AT_ONCE: usize = 256;
+
+/// How long the next ones wait: each has its line, and the queue of events must not overflow.
+const SPARE_AGAIN: Duration = Duration::from_millis(50);
 
 /// What came of one packet, until the bans of its batch are in the kernel.
 enum Outcome {
@@ -63,6 +72,8 @@ pub(super) struct Judge {
     pub(super) figures: Arc<Figures>,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
+    /// When to look for bans whose subjects are protected; `None` while there are none.
+    spare_at: Option<Moment>,
     /// The last thing that was said about a table that could not be healed.
     complaint: Option<String>,
 }
@@ -80,7 +91,7 @@ impl Judge {
         // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
         let outcomes = Vec::with_capacity(2 * BATCH);
         let (figures, elements) = (Arc::default(), Vec::with_capacity(BATCH));
-        Self { engine, host, truth, nft, events, figures, outcomes, elements, complaint: None }
+        Self { engine, host, truth, nft, events, figures, outcomes, elements, spare_at: None, complaint: None }
     }
 
     pub(super) fn say(&self, what: What) {
@@ -90,8 +101,60 @@ impl Judge {
     /// The host is another from now on.
     pub(super) fn change_host(&mut self, now: Moment, host: Arc<Host>) {
         self.engine.host_changed(now, &self.host, &host);
+        if host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none()) {
+            self.spare_at = Some(now);
+        }
         self.host = host;
         self.protect();
+    }
+
+    /// The kernel holds these bans, which are not of our making.
+    pub(super) fn adopt(&mut self, now: Moment, bans: &[(Subject, Expiry)]) {
+        let ban = |(subject, left): &_| StandingBan { subject: *subject, length: None, left: *left };
+        bans.iter().map(ban).for_each(|ban| self.engine.adopt(now, &ban));
+        if bans.iter().any(|(subject, _)| self.protection(*subject).is_some()) {
+            self.spare_at = Some(now);
+        }
+    }
+
+    /// Why nobody whom a ban of `subject` hits is to be blocked, if that is so. One protected address in a blocked /64 is
+    /// not enough: the kernel lets it pass whatever its neighbours did.
+    fn protection(&self, subject: Subject) -> Option<Protection> {
+        let network = IpNet::new(subject.element(), subject.prefix_len()).ok()?;
+        self.host.allow.covers(network)
+    }
+
+    /// When [`Judge::spare`] has something to do.
+    pub(super) fn spares(&self) -> Option<Moment> {
+        self.spare_at
+    }
+
+    /// Lifts bans of those who are protected by now. The kernel lets them pass in any case; a ban that does nothing would
+    /// mislead whoever reads the set, and would be back in force when the protection ends.
+    pub(super) fn spare(&mut self, now: Moment) {
+        if self.spare_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let bans = self.engine.bans().filter_map(|ban| Some((ban.subject, self.protection(ban.subject)?)));
+        let spared: Vec<_> = bans.take(SPARED_AT_ONCE).collect();
+        self.spare_at = (spared.len() == SPARED_AT_ONCE).then(|| now.after(SPARE_AGAIN));
+        let subjects: Vec<_> = spared.iter().map(|(subject, _)| *subject).collect();
+        // First, so that a table that has to be laid again is laid without them.
+        subjects.iter().for_each(|subject| {
+            self.engine.lift(*subject);
+        });
+        match self.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.lift(&subjects)) {
+            Ok(()) => {}
+            Err(BlockError::Gone) => self.heal(),
+            Err(error) => self.say(What::Error(format!("bans of protected sources could not be lifted: {error}"))),
+        }
+        for (subject, protection) in spared {
+            let by = match protection {
+                Protection::Listed | Protection::Named => "the allow-list".to_owned(),
+                other => format!("portsentry, because it is {other}"),
+            };
+            self.say(What::Unblocked { subject, by });
+        }
     }
 
     /// Judges a packet that was captured at `time`. What comes of it waits for [`Judge::settle`].
@@ -246,8 +309,7 @@ impl Judge {
         let Some((nft, _)) = &mut self.nft else { return };
         match nft.block(bans) {
             Ok(()) => {
-                let ban = |(subject, left): &_| StandingBan { subject: *subject, length: None, left: *left };
-                bans.iter().map(ban).for_each(|ban| self.engine.adopt(now, &ban));
+                self.adopt(now, bans);
                 self.say(What::Restored { bans: bans.len() });
             }
             Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
@@ -355,7 +417,7 @@ struct Truth {
 }
 
 impl PortOracle for Truth {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> bool {
+    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool {
         if self.decoys.contains(protocol, destination.port()) {
             return false;
         }
@@ -365,14 +427,12 @@ impl PortOracle for Truth {
             Protocol::Sctp | Protocol::Icmp => return false,
         };
         // No answer proves nothing, and the evidence stands: the snapshot of the listeners has been asked before.
-        self.sockets.owner(protocol, source, destination, 0).is_ok_and(|owner| owner != Owner::Nobody)
+        self.sockets.owner(protocol, source, destination, interface).is_ok_and(|owner| owner != Owner::Nobody)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::engine::{Escalation, HashKey, Local, NoOracle, Settings, Watch};
 

@@ -85,3 +85,89 @@ fn a_forged_flood_that_does_enough_to_be_blocked_gets_short_bans_above_the_ceili
     assert!(long <= CEILING + CEILING / 10, "{long} long bans of {}", bans.len());
     assert!(bans.len() > CEILING, "the flood goes on being blocked, {} sources", bans.len());
 }
+
+/// Gives the program files that say who is logged in, which DHCP server gave this host its address, and which names have
+/// which address. In its own mount namespace, so that nobody else sees them.
+const SYSTEM: &str = r#"
+set -e
+target=$(readlink -m /etc/resolv.conf)
+mount -t tmpfs tmpfs /run
+case $target in /run/*) mkdir -p "${target%/*}"; cp "$1/resolv.conf" "$target" ;; esac
+cp "$1/utmp" /run/utmp
+mount -t tmpfs tmpfs /var/lib
+mkdir /var/lib/dhcp
+cp "$1/leases" /var/lib/dhcp/dhclient.leases
+mount --bind "$1/hosts" /etc/hosts
+shift
+exec "$@"
+"#;
+
+/// A record of utmp (glibc's bits/utmp.h) for somebody who is logged in from `host`, with this process as his.
+fn session(host: &str) -> Vec<u8> {
+    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
+    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
+    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
+    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
+    record
+}
+
+#[test]
+fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_names_each() {
+    let lab = Lab::new(&["forger", "attacker"]);
+    let (own, own6) = (lab.victim_v4("forger"), lab.victim_v6("forger"));
+    let innocents = [
+        ("10.77.1.250", "a gateway of this host"),
+        ("fd77:0:0:1::250", "a gateway of this host"),
+        ("198.51.100.53", "a resolver of this host"),
+        ("10.77.1.67", "a DHCP server of this host"),
+        ("203.0.113.9", "where somebody is logged in from"),
+        ("2001:db8:9::9", "where somebody is logged in from"),
+        ("192.0.2.77", "on the allow-list"),
+        ("192.0.2.78", "the address of a name on the allow-list"),
+        ("127.9.9.9", "a loopback address"),
+        (&own.to_string(), "an address of this host"),
+        (&own6.to_string(), "an address of this host"),
+    ];
+    lab.victim_ip("route add default via 10.77.1.250");
+    lab.victim_ip("route add default via fd77:0:0:1::250");
+    lab.set_resolver("198.51.100.53".parse().unwrap());
+    std::fs::write(lab.path("utmp"), [session("203.0.113.9"), session("2001:db8:9::9")].concat()).unwrap();
+    let lease = "interface \"forger\";\n  option dhcp-server-identifier 10.77.1.67;\n  expire epoch 32503680000;";
+    lab.write("leases", &format!("lease {{\n  {lease}\n}}\n"));
+    lab.write("hosts", "192.0.2.78 monitor.lab.example\n");
+    let settings = "[udp]\nblock = true\n[allow]\nnetworks = [\"192.0.2.77\"]\nnames = [\"monitor.lab.example\"]\n";
+    let settings = lab.write("portsentry.toml", settings);
+    let folder = lab.path("");
+    let wrapper = ["sh", "-c", SYSTEM, "sh", folder.to_str().unwrap()];
+    let arguments = ["--expire", "24h", "--scan-trigger", "0", "--config", settings.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    daemon.expect_line("monitor.lab.example on the allow-list is 192.0.2.78");
+
+    let mut wire = lab.wire("forger");
+    type Forge = fn(IpAddr, IpAddr) -> Vec<u8>;
+    let kinds: [(&str, Forge); 3] = [
+        ("10.99.0.1", |source, target| raw::tcp(source, target, 23, SYN)),
+        ("10.99.0.2", |source, target| raw::tcp(source, target, 79, 0)),
+        ("10.99.0.3", |source, target| raw::udp(source, target, (53, 161))),
+    ];
+    let mut strangers = Vec::new();
+    for (stranger, forge) in kinds {
+        for (innocent, _) in innocents {
+            let source: IpAddr = innocent.parse().unwrap();
+            let target = if source.is_ipv4() { own.into() } else { own6.into() };
+            wire.send(&forge(source, target));
+        }
+        // Each of these is enough for a ban where nothing protects its source.
+        strangers.push(stranger.parse().unwrap());
+        wire.send(&forge(*strangers.last().unwrap(), own.into()));
+        lab.expect_ban(*strangers.last().unwrap());
+    }
+    assert_eq!(lab.banned(), strangers);
+    for (innocent, why) in innocents {
+        let line = format!(" from {innocent} to ");
+        let lines = daemon.lines_with(&line);
+        let told = lines.iter().any(|line| line.contains(&format!("is not held against it: it is {why}, and never")));
+        assert!(told, "{innocent}: {lines:?}");
+    }
+    daemon.stop();
+}

@@ -1,10 +1,17 @@
 //! Who is never blocked, however it looks. Each test ends with a ban of a known culprit: packets are judged in order,
 //! so the innocents' packets have been judged by then.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::BindToDevice;
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::lab::Lab;
 use crate::lab::daemon::Daemon;
+use crate::lab::raw::{self, SYN};
 use crate::lab::services::{EIGHT, Services};
 
 /// Closed ports that everyone who is not protected would be blocked for.
@@ -143,6 +150,49 @@ fn udp_alone_blocks_nobody_unless_asked() {
     daemon.expect_line(&format!("attackalert: UDP scan from host: {attacker}/{attacker} to UDP port: "));
     let culprit = lab.provoke_ban("culprit");
     assert_eq!(lab.banned(), [culprit], "a UDP source can be forged");
+}
+
+#[test]
+fn clients_of_a_listener_on_one_device_or_link_that_has_just_started_are_no_scanners() {
+    let lab = Lab::new(&["third", "attacker"]);
+    lab.victim_ip("addr add fe80::1/64 dev third nodad");
+    let index = lab.run("victim", "cat", &["/sys/class/net/third/ifindex"]).trim().parse().unwrap();
+    let strict = ["--expire", "24h", "--scan-trigger", "0"];
+    let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\n", &strict);
+    let link: Ipv6Addr = "fe80::1".parse().unwrap();
+    // Nobody has the clients' addresses, so that no answer of the victim can show that the port is open.
+    let (client, neighbour): (IpAddr, IpAddr) = ("10.77.1.66".parse().unwrap(), "fe80::66".parse().unwrap());
+    let target = lab.victim_v4("third").into();
+    let mut wire = lab.wire("third");
+    for port in 808..816 {
+        let open = || {
+            let on_device = |socket: &OwnedFd| setsockopt(socket, BindToDevice, &"third".into()).expect("a device");
+            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let tcp = socket(any, SocketType::STREAM, on_device);
+            let udp = socket(any, SocketType::DGRAM, on_device);
+            let local = socket(SocketAddrV6::new(link, port, 0, index).into(), SocketType::STREAM, |_| ());
+            for listener in [&tcp, &local] {
+                rustix::net::listen(listener, 8).expect("it listens");
+            }
+            [tcp, udp, local]
+        };
+        let _sockets = lab.inside("victim", open);
+        wire.send(&raw::tcp(client, target, port, SYN));
+        wire.send(&raw::udp(client, target, (40_404, port)));
+        wire.send(&raw::tcp(neighbour, link.into(), port, SYN));
+        // The next ones come when these have been judged, and perhaps the list of listeners has been read again.
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker], "{:?}", daemon.lines_with("blocked"));
+}
+
+fn socket(address: SocketAddr, kind: SocketType, prepare: impl FnOnce(&OwnedFd)) -> OwnedFd {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, kind, None).expect("a socket");
+    prepare(&socket);
+    rustix::net::bind(&socket, &address).expect("the port is free");
+    socket
 }
 
 /// `host`, at `address`, touches many closed ports; it must not be blocked, and the log must name it with `reason`,

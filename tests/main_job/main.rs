@@ -6,6 +6,8 @@
 mod lab;
 
 #[cfg(test)]
+mod allow;
+#[cfg(test)]
 mod bans;
 #[cfg(test)]
 mod guard;

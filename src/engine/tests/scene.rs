@@ -61,7 +61,7 @@ pub(super) struct Truth {
 }
 
 impl PortOracle for Truth {
-    fn in_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr) -> bool {
+    fn in_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
         self.asked += 1;
         self.in_use.contains(&(protocol, destination.port()))
     }
