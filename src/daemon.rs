@@ -8,6 +8,7 @@ mod ignored;
 mod names;
 mod priority;
 mod record;
+mod reload;
 mod shell;
 mod supervisor;
 mod watch;
@@ -222,7 +223,7 @@ fn install(config: &Config, watch: &HostWatch, log: &mut Log) -> Result<Option<(
     if config.tcp.block != BlockPolicy::Yes && config.udp.block != BlockPolicy::Yes {
         return Ok(None);
     }
-    let spec = RulesetSpec { size: config.block.nft.size };
+    let spec = ruleset(config);
     let mut nft = Nft::open()?;
     if let Installed::Adopted { blocked, blocked6 } = nft.install(&spec)?
         && (blocked != spec.size || blocked6 != spec.size)
@@ -236,6 +237,11 @@ fn install(config: &Config, watch: &HostWatch, log: &mut Log) -> Result<Option<(
     let prefixes: Vec<_> = watch.host().allow.prefixes().collect();
     nft.protect(&prefixes).map_err(DaemonError::Protect)?;
     Ok(Some((nft, spec)))
+}
+
+/// The table that the settings ask for.
+fn ruleset(config: &Config) -> RulesetSpec {
+    RulesetSpec { size: config.block.nft.size }
 }
 
 /// Tells the sensor whom the kernel blocks already, and whom it should block and does not. A thread of its own: a full set
@@ -297,7 +303,11 @@ pub fn settings(config: &Config) -> Settings {
         scan_trigger: config.detect.scan_trigger,
         window: config.detect.window,
         expiry: config.expire,
-        escalate: Escalation::default(),
+        escalate: Escalation {
+            factor: config.escalate.factor,
+            max: config.escalate.max,
+            forget: config.escalate.forget,
+        },
         max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
         max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,

@@ -20,7 +20,7 @@ use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
 use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Engine, Host, Moment, Notice};
+use crate::engine::{Engine, Host, Moment, Notice, Settings};
 use crate::netlink::sock_diag::SockDiag;
 use crate::report::event::What;
 use crate::report::queue::Sender;
@@ -59,6 +59,10 @@ pub enum Order {
     Protect,
     /// An operator asks for something.
     Wish(Wish),
+    /// Go on with other settings.
+    Settings(Box<Settings>),
+    /// The table is to have other rules.
+    Ruleset(RulesetSpec),
     /// Block nobody from now on.
     LogOnly,
     /// Give a sign of life: count [`Figures::beats`].
@@ -231,6 +235,8 @@ impl Sensor {
                     self.judge.grant(now, wish);
                 }
                 Order::Beat => self.judge.figures.beats.add(1),
+                Order::Settings(settings) => self.judge.engine.reconfigure(*settings),
+                Order::Ruleset(spec) => self.judge.relay(spec),
                 Order::LogOnly => self.judge.engine.log_only(),
                 Order::Stop => return Ok(true),
             }

@@ -1,4 +1,5 @@
-//! Networks that an operator allows for a while, while the program runs.
+//! Networks that an operator allows for a while, and those that he has blocked although they are protected, while the
+//! program runs.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,12 @@ use ipnet::IpNet;
 /// How many there may be: more belong into the settings.
 const MOST: usize = 256;
 
-/// Networks with the time until which they are allowed; `None`: until the program ends.
+/// Networks with the time until which they are allowed, or not; `None`: until the program ends.
 #[derive(Default)]
-pub(super) struct Allowance(Vec<(IpNet, Option<Instant>)>);
+pub(super) struct Allowance {
+    allowed: Vec<(IpNet, Option<Instant>)>,
+    forced: Vec<(IpNet, Option<Instant>)>,
+}
 
 impl Allowance {
     /// Allows `network`; what was said of it before no longer holds.
@@ -17,27 +21,73 @@ impl Allowance {
     /// # Errors
     /// A sentence where there are too many.
     pub(super) fn add(&mut self, network: IpNet, span: Option<Duration>, now: Instant) -> Result<(), String> {
-        self.0.retain(|(other, _)| *other != network);
-        if self.0.len() >= MOST {
-            return Err(format!(
-                "{MOST} networks are allowed by hand already; write them into allow.networks and reload"
-            ));
-        }
-        self.0.push((network, span.and_then(|span| now.checked_add(span))));
-        Ok(())
+        self.forget(network);
+        put(&mut self.allowed, network, span, now)
+    }
+
+    /// Takes `network` out of whatever protects it; what was said of it before no longer holds.
+    ///
+    /// # Errors
+    /// As [`Allowance::add`].
+    pub(super) fn force(&mut self, network: IpNet, span: Option<Duration>, now: Instant) -> Result<(), String> {
+        self.forget(network);
+        put(&mut self.forced, network, span, now)
+    }
+
+    /// Takes back what was said of `network`; true where something was.
+    pub(super) fn forget(&mut self, network: IpNet) -> bool {
+        let before = self.allowed.len() + self.forced.len();
+        self.allowed.retain(|(other, _)| *other != network);
+        self.forced.retain(|(other, _)| *other != network);
+        self.allowed.len() + self.forced.len() != before
+    }
+
+    /// `network` is protected again, if it was; true where something changed.
+    pub(super) fn forget_forced(&mut self, network: IpNet) -> bool {
+        let before = self.forced.len();
+        self.forced.retain(|(other, _)| *other != network);
+        self.forced.len() != before
+    }
+
+    /// Everything is protected again that was; true where something changed.
+    pub(super) fn forget_all_forced(&mut self) -> bool {
+        !std::mem::take(&mut self.forced).is_empty()
     }
 
     /// Drops what is over; true where something was.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
-        let before = self.0.len();
-        self.0.retain(|(_, until)| until.is_none_or(|until| until > now));
-        self.0.len() != before
+        let lists = [&mut self.allowed, &mut self.forced];
+        let mut expired = false;
+        for list in lists {
+            let before = list.len();
+            list.retain(|(_, until)| until.is_none_or(|until| until > now));
+            expired |= list.len() != before;
+        }
+        expired
     }
 
     /// What is allowed.
     pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.0.iter().map(|(network, _)| *network)
+        self.allowed.iter().map(|(network, _)| *network)
     }
+
+    /// What is blocked although it is protected.
+    pub(super) fn forced(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.forced.iter().map(|(network, _)| *network)
+    }
+}
+
+fn put(
+    list: &mut Vec<(IpNet, Option<Instant>)>,
+    network: IpNet,
+    span: Option<Duration>,
+    now: Instant,
+) -> Result<(), String> {
+    if list.len() >= MOST {
+        return Err(format!("there are {MOST} of them by hand already; write them into the settings and reload"));
+    }
+    list.push((network, span.and_then(|span| now.checked_add(span))));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -61,7 +111,19 @@ mod tests {
         let mut allowance = Allowance::default();
         let network = |n: u32| IpNet::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(n)));
         (0..256).for_each(|n| allowance.add(network(n), None, Instant::now()).unwrap());
-        assert!(allowance.add(network(256), None, Instant::now()).unwrap_err().contains("allow.networks"));
+        assert!(allowance.add(network(256), None, Instant::now()).unwrap_err().contains("settings"));
         assert!(allowance.add(network(255), None, Instant::now()).is_ok(), "one that is there already");
+    }
+
+    #[test]
+    fn what_is_allowed_is_not_forced_and_the_other_way_round() {
+        let (now, network) = (Instant::now(), "192.0.2.7/32".parse().unwrap());
+        let mut allowance = Allowance::default();
+        allowance.force(network, None, now).unwrap();
+        allowance.add(network, None, now).unwrap();
+        assert_eq!((allowance.networks().count(), allowance.forced().count()), (1, 0));
+        allowance.force(network, None, now).unwrap();
+        assert_eq!((allowance.networks().count(), allowance.forced().count()), (0, 1));
+        assert!(allowance.forget(network) && !allowance.forget(network));
     }
 }

@@ -78,9 +78,9 @@ impl Shell {
         let result = match request {
             Request::Status => return self.status(answer),
             Request::Block { target, expire, reason, force } => {
-                return self.block(answer, by, (&target, expire.as_deref(), reason.as_deref(), force));
+                return self.block(answer, by, (&target, expire.as_deref(), reason.as_deref(), force)).await;
             }
-            Request::Unblock { target, all } => return self.unblock(answer, by, target.as_deref(), all),
+            Request::Unblock { target, all } => return self.unblock(answer, by, target.as_deref(), all).await,
             Request::Explain { address } => return self.explain(answer, &address),
             Request::Allow { target, span } => self.allow(&by, &target, span.as_deref()).await,
             Request::Confirm => self.confirm(&by),
@@ -91,33 +91,14 @@ impl Shell {
         let _ = answer.send(result);
     }
 
-    fn block(
+    async fn block(
         &mut self,
         answer: oneshot::Sender<Reply>,
         by: String,
         (target, expire, reason, force): (&str, Option<&str>, Option<&str>, bool),
     ) {
-        let checked = (|| {
-            let target = parse_network(target).map_err(usage)?;
-            let expiry = expire.map_or(Ok(self.config.expire), |text| parse_expiry(text).map_err(usage))?;
-            if !self.enforces() {
-                let error = "nobody is blocked: the daemon only logs (--log-only, block = false, or a trial that nobody confirmed)";
-                return Err(Reply::not(Refusal::Refused, error));
-            }
-            let host = self.watch.host();
-            if let Some((network, protection)) = protected(&host, target)
-                && (!force || matches!(protection, Protection::OwnAddress | Protection::Loopback))
-            {
-                let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
-                let remedy = if own { "" } else { "; --force blocks it all the same" };
-                let error = format!("{target} is not blocked: {network} is {protection}{remedy}");
-                return Err(Reply::not(Refusal::Refused, error));
-            }
-            let subject = Subject::of_prefix(target).map_err(usage)?;
-            Ok((subject, expiry))
-        })();
-        let (subject, expiry) = match checked {
-            Ok(checked) => checked,
+        let (subject, expiry) = match self.admit(target, expire, force).await {
+            Ok(admitted) => admitted,
             Err(reply) => return drop(answer.send(reply)),
         };
         let by = match reason {
@@ -139,7 +120,32 @@ impl Shell {
         });
     }
 
-    fn unblock(&mut self, answer: oneshot::Sender<Reply>, by: String, target: Option<&str>, all: bool) {
+    /// Whether `target` may be blocked by hand, as whom and for how long. One that is protected is not any more, where
+    /// it is to be blocked all the same.
+    async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(Subject, Expiry), Reply> {
+        let target = parse_network(target).map_err(usage)?;
+        let expiry = expire.map_or(Ok(self.config.expire), |text| parse_expiry(text).map_err(usage))?;
+        let subject = Subject::of_prefix(target).map_err(usage)?;
+        if !self.enforces() {
+            let error =
+                "nobody is blocked: the daemon only logs (--log-only, block = false, or a trial that nobody confirmed)";
+            return Err(Reply::not(Refusal::Refused, error));
+        }
+        let Some((network, protection)) = protected(&self.watch.host(), target) else { return Ok((subject, expiry)) };
+        let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
+        if own || !force {
+            let remedy = if own { "" } else { "; --force blocks it all the same" };
+            let error = format!("{target} is not blocked: {network} is {protection}{remedy}");
+            return Err(Reply::not(Refusal::Refused, error));
+        }
+        let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
+        let hole = IpNet::new(subject.element(), subject.prefix_len()).map_err(usage)?;
+        let orders = self.watch.force(hole, span).await.map_err(|error| Reply::not(Refusal::Failed, error))?;
+        orders.into_iter().for_each(|order| self.deliver(order));
+        Ok((subject, expiry))
+    }
+
+    async fn unblock(&mut self, answer: oneshot::Sender<Reply>, by: String, target: Option<&str>, all: bool) {
         let subjects = match (target, all) {
             (None, true) => Ok(None),
             (Some(target), false) => {
@@ -152,6 +158,11 @@ impl Shell {
             Err(error) => return drop(answer.send(usage(error))),
         };
         let asked = subjects.as_ref().and_then(|subjects| subjects.first().copied());
+        let hole = asked.and_then(|subject| IpNet::new(subject.element(), subject.prefix_len()).ok());
+        match self.watch.unforce(hole).await {
+            Ok(orders) => orders.into_iter().for_each(|order| self.deliver(order)),
+            Err(error) => self.say(What::Error(error)),
+        }
         let done = self.lift(subjects, by);
         tokio::spawn(async move {
             let reply = match (of_sensor(done).await, asked) {

@@ -251,10 +251,3 @@ async fn over(end: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-
-impl Shell {
-    /// Reads the settings again.
-    pub(super) async fn reload(&mut self, _by: &str) -> Reply {
-        Reply::not(Refusal::Failed, "not yet")
-    }
-}

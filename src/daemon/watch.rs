@@ -63,11 +63,7 @@ impl HostWatch {
         let facts = host::read(&ResolverFiles::default()).await?;
         let mut sockets = SockDiag::open()?;
         let listeners = sockets.listeners()?;
-        if let Some(name) = config.interfaces.iter().find(|name| facts.interfaces.iter().all(|one| one.name != **name))
-        {
-            let names: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
-            return Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") });
-        }
+        named_are_there(config, &facts)?;
         let ignored = IgnoreFiles::open(&config.allow)?;
         let now = Instant::now();
         let mut names = Names::new(&config.allow.names, now);
@@ -115,6 +111,38 @@ impl HostWatch {
     pub(super) async fn allow(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<Order>, String> {
         self.allowance.add(network, span, Instant::now())?;
         self.refresh().await.map_err(|error| error.to_string())
+    }
+
+    /// Takes `network` out of whatever protects it, until it is allowed or unblocked; what the sensor must know of it.
+    pub(super) async fn force(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<Order>, String> {
+        self.allowance.force(network, span, Instant::now())?;
+        self.refresh().await.map_err(|error| error.to_string())
+    }
+
+    /// Takes back what an operator said of `network`, `None`: of all; what the sensor must know of it.
+    pub(super) async fn unforce(&mut self, network: Option<IpNet>) -> Result<Vec<Order>, String> {
+        let forgotten = match network {
+            Some(network) => self.allowance.forget_forced(network),
+            None => self.allowance.forget_all_forced(),
+        };
+        if !forgotten {
+            return Ok(Vec::new());
+        }
+        self.refresh().await.map_err(|error| error.to_string())
+    }
+
+    /// Goes on with other settings; what the sensor must know of it. Where an error comes back, the old ones hold.
+    pub(super) async fn reconfigure(&mut self, config: &Config) -> Result<Vec<Order>, DaemonError> {
+        named_are_there(config, &self.facts)?;
+        let ignored = IgnoreFiles::open(&config.allow)?;
+        if config.allow.names != self.config.allow.names {
+            self.names = Names::new(&config.allow.names, Instant::now());
+            self.names.tick(Instant::now(), false);
+        }
+        self.ignored = ignored;
+        self.config = config.clone();
+        self.stale = true;
+        self.catch_up().await
     }
 
     /// From now on `decoys` are no listeners: they are the program's own.
@@ -185,7 +213,9 @@ impl HostWatch {
     async fn refresh(&mut self) -> Result<Vec<Order>, DaemonError> {
         let mut allowed = allowed(&self.config, &self.ignored, &self.names);
         allowed.extend(self.allowance.networks().map(|network| (network, Protection::Listed)));
-        let host = Arc::new(snapshot(&self.config, &allowed, &self.facts, &self.listeners));
+        let mut host = snapshot(&self.config, &allowed, &self.facts, &self.listeners);
+        self.allowance.forced().for_each(|network| host.allow.except(network));
+        let host = Arc::new(host);
         let wanted = wanted(&self.config, &host);
         self.host = Arc::clone(&host);
         let mut orders = vec![Order::Host(host), Order::Addresses(self.addresses())];
@@ -197,6 +227,18 @@ impl HostWatch {
             self.wanted = wanted;
         }
         Ok(orders)
+    }
+}
+
+/// Sees to it that there is every interface that the settings name.
+fn named_are_there(config: &Config, facts: &HostFacts) -> Result<(), DaemonError> {
+    let missing = |name: &&String| facts.interfaces.iter().all(|one| one.name != **name);
+    match config.interfaces.iter().find(missing) {
+        None => Ok(()),
+        Some(name) => {
+            let names: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
+            Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") })
+        }
     }
 }
 
@@ -224,6 +266,7 @@ fn snapshot(config: &Config, allowed: &[(IpNet, Protection)], facts: &HostFacts,
 
     let mut host = Host::new(Local::Addresses(facts.addresses.iter().map(|(_, address)| address.addr()).collect()));
     host.allow = allow;
+    host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = named(config, facts);
     for listener in listeners {

@@ -73,6 +73,29 @@ impl AllowList {
         }
     }
 
+    /// Takes all of `hole` out of the list, whatever protects it, but for this host's own addresses: what lies around it
+    /// stays protected.
+    pub fn except(&mut self, hole: IpNet) {
+        let hole = hole.trunc();
+        let before = std::mem::take(self);
+        for (network, why) in before.entries() {
+            if matches!(why, Protection::OwnAddress | Protection::Loopback) || !overlap(network, hole) {
+                self.insert(network, why);
+            } else if network.prefix_len() < hole.prefix_len() {
+                // Its halves, then the halves of the half with the hole in it, down to the hole.
+                let mut around = network;
+                while around.prefix_len() < hole.prefix_len()
+                    && let Ok(mut halves) = around.subnets(around.prefix_len() + 1)
+                    && let (Some(low), Some(high)) = (halves.next(), halves.next())
+                {
+                    let (inside, outside) = if low.contains(&hole) { (low, high) } else { (high, low) };
+                    self.insert(outside, why);
+                    around = inside;
+                }
+            }
+        }
+    }
+
     /// The reason why `address` is protected, if it is.
     #[must_use]
     pub fn protects(&self, address: IpAddr) -> Option<Protection> {
@@ -91,11 +114,22 @@ impl AllowList {
         }
     }
 
+    /// Every prefix with its reason.
+    fn entries(&self) -> impl Iterator<Item = (IpNet, Protection)> + '_ {
+        let v4 = self.v4.iter().map(|(net, why)| (IpNet::V4(net), *why));
+        v4.chain(self.v6.iter().map(|(net, why)| (IpNet::V6(net), *why)))
+    }
+
     /// Every prefix, for the kernel's `allowed` sets.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         let v4 = self.v4.iter().map(|(net, _)| IpNet::V4(net));
         v4.chain(self.v6.iter().map(|(net, _)| IpNet::V6(net)))
     }
+}
+
+/// True where they have an address in common: one holds the other.
+fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
 
 #[cfg(test)]
@@ -136,5 +170,24 @@ mod tests {
         list.insert("0.0.0.0/0".parse().unwrap(), Protection::Listed);
         assert_eq!(list.protects("203.0.113.9".parse().unwrap()), Some(Protection::Listed));
         assert_eq!(list.protects("2001:db8::9".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_hole_in_the_list_leaves_what_is_around_it() {
+        let mut list = AllowList::new();
+        list.insert("10.0.0.0/8".parse().unwrap(), Protection::Listed);
+        list.insert("10.1.2.3/32".parse().unwrap(), Protection::Gateway);
+        list.insert("10.1.2.4/32".parse().unwrap(), Protection::OwnAddress);
+        list.insert("2001:db8::/32".parse().unwrap(), Protection::Listed);
+        list.except("10.1.2.3/32".parse().unwrap());
+        list.except("10.1.2.4/32".parse().unwrap());
+        list.except("2001:db8:0:7::/64".parse().unwrap());
+        let why = |text: &str| list.protects(text.parse().unwrap());
+        assert_eq!(why("10.1.2.3"), None);
+        assert_eq!(why("10.1.2.4"), Some(Protection::OwnAddress), "never");
+        for around in ["10.0.0.0", "10.1.2.2", "10.1.2.5", "10.255.255.255", "2001:db8:0:6::1", "2001:db8:0:8::1"] {
+            assert_eq!(why(around), Some(Protection::Listed), "{around}");
+        }
+        assert_eq!((why("2001:db8:0:7::1"), why("127.0.0.1")), (None, Some(Protection::Loopback)));
     }
 }

@@ -109,6 +109,9 @@ impl Listeners {
 pub struct Host {
     /// This host's addresses.
     pub local: Local,
+    /// The networks of its addresses, on whose links its neighbours are. The engine has no use for them: whoever blocks by
+    /// routes must not cut them off.
+    pub networks: Vec<IpNet>,
     /// Whom it never blocks.
     pub allow: AllowList,
     /// Its TCP listeners.
@@ -127,6 +130,7 @@ impl Host {
     pub fn new(local: Local) -> Self {
         Self {
             local,
+            networks: Vec::new(),
             allow: AllowList::new(),
             tcp: Listeners::default(),
             udp: Listeners::default(),

@@ -379,6 +379,14 @@ impl Judge {
         self.engine.explain(now, address, &self.host)
     }
 
+    /// The table is to have other rules; its sets stay.
+    pub(super) fn relay(&mut self, wanted: RulesetSpec) {
+        if let Some((_, spec)) = &mut self.nft {
+            *spec = wanted;
+            self.heal();
+        }
+    }
+
     /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
     /// that is left. A table that somebody made his own is left as it is, but for the sets.
     pub(super) fn heal(&mut self) {

@@ -1,0 +1,152 @@
+//! New settings for a running daemon, whole or not at all: what can be taken over is, the rest waits for a restart and is
+//! named.
+
+use serde_json::{Map, Value};
+
+use super::shell::Shell;
+use super::{ruleset, supervisor};
+use crate::config::{Config, Mode};
+use crate::control::protocol::{Refusal, Reply};
+use crate::report::event::What;
+use crate::sensor::Order;
+
+impl Shell {
+    /// Reads the settings again, because `by` wants it.
+    pub(super) async fn reload(&mut self, by: &str) -> Reply {
+        supervisor::reloading();
+        let reply = self.take_over(by).await;
+        if let Reply::Not { error, .. } = &reply {
+            self.say(What::Error(format!("the settings stay as they were: {error}")));
+        }
+        supervisor::ready("watching");
+        reply
+    }
+
+    async fn take_over(&mut self, by: &str) -> Reply {
+        let wanted = match (self.reread)() {
+            Ok(wanted) => wanted,
+            Err(errors) => return Reply::not(Refusal::Configuration, errors),
+        };
+        let changed = changes(&self.config, &wanted);
+        let needs_restart: Vec<&str> = needs_restart(&self.config, &wanted);
+        let config = with_old(&self.config, wanted);
+        let orders = match self.watch.reconfigure(&config).await {
+            Ok(orders) => orders,
+            Err(error) => return Reply::not(Refusal::Configuration, error),
+        };
+        // The settings before the host: a port that is watched from now on must not be judged by the old list.
+        self.deliver(Order::Settings(Box::new(super::settings(&config))));
+        orders.into_iter().for_each(|order| self.deliver(order));
+        if ruleset(&config) != ruleset(&self.config) {
+            self.deliver(Order::Ruleset(ruleset(&config)));
+        }
+        self.config = config;
+        if self.logs_only {
+            self.deliver(Order::LogOnly);
+        }
+        let said = match (changed.as_slice(), needs_restart.as_slice()) {
+            ([], _) => format!("{by}: the settings were read again; nothing has changed"),
+            (changed, []) => format!("{by}: new settings are in force: {}", changed.join(", ")),
+            (changed, restart) => format!(
+                "{by}: new settings are in force: {}; these take a restart: {}",
+                changed.join(", "),
+                restart.join(", ")
+            ),
+        };
+        self.say(What::Note(said));
+        let list = |words: Vec<&str>| Value::from(words);
+        let mut told = Map::new();
+        told.insert("changed".to_owned(), list(changed));
+        told.insert("needs_restart".to_owned(), list(needs_restart));
+        Reply::Done(told)
+    }
+}
+
+/// What differs, by the names of sections and keys.
+fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differ = [
+        ("expire", old.expire != new.expire),
+        ("interfaces", old.interfaces != new.interfaces),
+        ("tcp", old.tcp != new.tcp),
+        ("udp", old.udp != new.udp),
+        ("detect", old.detect != new.detect),
+        ("allow", old.allow != new.allow),
+        ("block", old.block != new.block),
+        ("escalate", old.escalate != new.escalate),
+        ("trap", old.trap != new.trap),
+        ("metrics", old.metrics != new.metrics),
+    ];
+    differ.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+}
+
+/// What differs and cannot be changed while it runs: sizes of tables, sockets that are open, and who blocks.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let connect = |config: &Config| {
+        let decoys = |protocol: &crate::config::Protocol| {
+            (protocol.mode == Mode::Connect).then(|| (protocol.watched(), protocol.port_banner.clone()))
+        };
+        (decoys(&config.tcp), decoys(&config.udp))
+    };
+    let blocks = |config: &Config| [config.tcp.block, config.udp.block];
+    let differ = [
+        ("tcp, udp: connect mode", connect(old) != connect(new)),
+        ("tcp.block, udp.block", blocks(old) != blocks(new)),
+        ("detect.max_sources", old.detect.max_sources != new.detect.max_sources),
+        ("block.method", old.block.method != new.block.method),
+        ("block.nft.size", old.block.nft.size != new.block.nft.size),
+        ("block.route", old.block.route != new.block.route),
+        ("block.hosts_deny", old.block.hosts_deny != new.block.hosts_deny),
+        ("block.run", old.block.run != new.block.run),
+        ("metrics.listen", old.metrics.listen != new.metrics.listen),
+    ];
+    differ.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+}
+
+/// The new settings, with the old ones where only a restart can change them.
+fn with_old(old: &Config, mut new: Config) -> Config {
+    for (old, new) in [(&old.tcp, &mut new.tcp), (&old.udp, &mut new.udp)] {
+        new.block = old.block;
+        if (old.mode == Mode::Connect) != (new.mode == Mode::Connect) {
+            *new = old.clone();
+        } else if old.mode == Mode::Connect {
+            new.ports.clone_from(&old.ports);
+            new.port_banner.clone_from(&old.port_banner);
+        }
+    }
+    new.detect.max_sources = old.detect.max_sources;
+    new.block.method.clone_from(&old.block.method);
+    new.block.nft.size = old.block.nft.size;
+    new.block.route = old.block.route;
+    new.block.hosts_deny.clone_from(&old.block.hosts_deny);
+    new.block.run.clone_from(&old.block.run);
+    new.metrics.listen = old.metrics.listen;
+    new
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse("test", text).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_changed_stays_and_is_named() {
+        let (old, new) = (config(""), config("expire = \"1h\"\n[block.nft]\nsize = 7\n[tcp]\nmode = \"connect\""));
+        assert_eq!(changes(&old, &new), ["expire", "tcp", "block"]);
+        assert_eq!(needs_restart(&old, &new), ["tcp, udp: connect mode", "block.nft.size"]);
+        let mixed = with_old(&old, new);
+        assert_eq!((mixed.block.nft.size, mixed.tcp.mode), (131_072, Mode::Advanced));
+        assert_eq!(mixed.expire.to_string(), "1h");
+    }
+
+    #[test]
+    fn what_needs_no_restart_is_taken_over_whole() {
+        let old = config("");
+        let new =
+            config("[tcp]\nmode = \"stealth\"\n[detect]\nscan_trigger = 0\n[allow]\nnetworks = [\"192.0.2.0/24\"]");
+        assert!(needs_restart(&old, &new).is_empty());
+        assert_eq!(with_old(&old, new.clone()), new);
+    }
+}
