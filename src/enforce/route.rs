@@ -136,8 +136,8 @@ impl Routes {
         lifted.trouble.map_or(Ok(()), Err)
     }
 
-    /// Takes away the routes whose end has come, the earliest first. At most 1,000 of them, some 5 ms: call again while
-    /// [`Routes::next_due`] is past.
+    /// Takes away the routes whose end has come, the earliest first. At most 1,000 at once, so that packets do not wait
+    /// long: call again while [`Routes::next_due`] is past.
     pub fn due(&mut self, now: Moment) -> Lifted {
         let again = now.after(RETRY);
         if self.sweep_again.is_some_and(|at| at <= now) {

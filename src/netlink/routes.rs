@@ -195,7 +195,7 @@ impl RouteSocket {
     }
 
     /// Every route of the table `main` that is this program's own by its protocol number, with its kind where [`Kind`]
-    /// knows it. The kernel walks the whole table for this: with the routes of the Internet, a good part of a second.
+    /// knows it. The kernel walks the whole table for this, so ask once, at the start.
     ///
     /// # Errors
     /// [`SocketError::Unsteady`] where the table changes faster than it can be read.

@@ -1,10 +1,10 @@
 //! What is not ours, and must not be cut off.
 
-use portsentry::enforce::route::{Failure, Kind};
+use portsentry::enforce::route::{Failure, Kind, Routes};
 use portsentry::engine::subject::Expiry;
 
 use crate::lab::Lab;
-use crate::{at, for_ever, only_failure, open, own, shown, subject};
+use crate::support::{at, for_ever, only_failure, open, own, shown, subject};
 
 #[test]
 fn an_administrators_route_to_the_same_prefix_stays_and_the_ban_is_refused() {
@@ -87,9 +87,7 @@ fn what_must_be_reached_is_never_cut_off() {
     let nets = ["10.77.1.1/32", "203.0.113.0/24", "2001:db8:53::53/128", "2001:db8:aaaa::/48"];
     let nets = nets.map(|text| text.parse().unwrap());
     assert!(routes.protect(&nets).trouble.is_none());
-    let refused = |routes: &mut portsentry::enforce::route::Routes, text: &str| {
-        only_failure(routes.block(&for_ever(&[text]), at(0)))
-    };
+    let refused = |routes: &mut Routes, text: &str| only_failure(routes.block(&for_ever(&[text]), at(0)));
     for (text, net) in [
         ("10.77.1.1", nets[0]),
         ("203.0.113.200", nets[1]),

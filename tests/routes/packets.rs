@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::lab::services::Services;
 use crate::lab::{Lab, PATIENCE};
-use crate::{at, for_ever, open, own, seconds, subject};
+use crate::support::{at, for_ever, open, own, seconds, subject};
 
 const SHORTLY: Duration = Duration::from_millis(500);
 const PORT: u16 = 80;

@@ -1,0 +1,63 @@
+//! What the tests of routes share: back ends in the victim, and what `ip route` shows of them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use portsentry::enforce::route::{BlockError, Failed, Failure, Kind, PROTOCOL, Routes};
+use portsentry::engine::Moment;
+use portsentry::engine::subject::{Expiry, Subject};
+
+use crate::lab::Lab;
+
+/// A back end in the victim, which belongs to its namespace wherever it is used.
+pub(crate) fn open(lab: &Lab, kind: Kind) -> Routes {
+    lab.inside("victim", || Routes::open(kind, 20_000)).unwrap()
+}
+
+/// The own routes of both families, as `ip` prints them, sorted and without padding.
+pub(crate) fn own(lab: &Lab) -> Vec<String> {
+    let protocol = PROTOCOL.to_string();
+    let mut lines: Vec<String> = ["-4", "-6"]
+        .iter()
+        .flat_map(|family| {
+            let words = [family, "route", "show", "table", "main", "proto", &protocol];
+            let shown = lab.run("victim", "ip", &words);
+            shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// What `ip route show` prints for one prefix, whoever laid it.
+pub(crate) fn shown(lab: &Lab, prefix: &str) -> String {
+    let family = if prefix.contains(':') { "-6" } else { "-4" };
+    lab.run("victim", "ip", &[family, "route", "show", "exact", prefix]).trim().to_owned()
+}
+
+pub(crate) fn subject(text: &str) -> Subject {
+    Subject::of(text.parse::<IpAddr>().unwrap())
+}
+
+pub(crate) fn for_ever(subjects: &[&str]) -> Vec<(Subject, Expiry)> {
+    subjects.iter().map(|text| (subject(text), Expiry::Never)).collect()
+}
+
+pub(crate) fn at(seconds: u64) -> Moment {
+    Moment::at(Duration::from_secs(seconds))
+}
+
+pub(crate) fn seconds(seconds: u64) -> Expiry {
+    Expiry::After(Duration::from_secs(seconds))
+}
+
+/// The reason of the only failure.
+pub(crate) fn only_failure(blocked: Result<(), BlockError>) -> Failure {
+    match blocked {
+        Err(BlockError::Failed { failed, .. }) => {
+            let [Failed { reason, .. }] = failed.as_slice() else { panic!("{failed:?}") };
+            reason.clone()
+        }
+        other => panic!("{other:?}"),
+    }
+}
