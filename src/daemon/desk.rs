@@ -159,11 +159,12 @@ impl Shell {
         };
         let asked = subjects.as_ref().and_then(|subjects| subjects.first().copied());
         let hole = asked.and_then(|subject| IpNet::new(subject.element(), subject.prefix_len()).ok());
+        let done = self.lift(subjects, by);
+        // Behind it: who is protected again has no ban that the sensor would have to lift.
         match self.watch.unforce(hole).await {
             Ok(orders) => orders.into_iter().for_each(|order| self.deliver(order)),
             Err(error) => self.say(What::Error(error)),
         }
-        let done = self.lift(subjects, by);
         tokio::spawn(async move {
             let reply = match (of_sensor(done).await, asked) {
                 (Ok(Ok(0)), Some(subject)) => Reply::not(Refusal::Refused, format!("{subject} is not blocked")),
