@@ -39,7 +39,9 @@ Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 
 const USAGE: &str = "\
 portsentry [OPTIONS]
-       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]";
+       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]
+       portsentry import [FILE] [--defaults FILE] [--ignore FILE]... [--json]
+                         [--output FILE [--force]]";
 
 /// Where the ledger is kept if nothing else is said.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
@@ -51,6 +53,8 @@ pub enum Command {
     Run(RunOptions),
     /// Judge the packets of a capture file.
     Replay(ReplayOptions),
+    /// Translate a classic configuration.
+    Import(ImportOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -88,6 +92,28 @@ pub struct ReplayOptions {
     /// Write events as JSON, one a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `import`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// The portsentry.conf to translate [/etc/portsentry/portsentry.conf]
+    pub file: Option<PathBuf>,
+    /// Take the modes from this file [/etc/default/portsentry, if FILE is not given]
+    #[arg(long, value_name = "FILE")]
+    pub defaults: Option<PathBuf>,
+    /// Write the networks of this ignore file into the result (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub ignore: Vec<PathBuf>,
+    /// Write one JSON object: the result and the notes
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+    /// Write the result to this file, which must not be there
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the file of --output
+    #[arg(long, requires = "output")]
+    pub force: bool,
 }
 
 /// Blocks who scans the ports of this host, in nftables
@@ -133,6 +159,8 @@ struct Words {
 enum Subcommands {
     /// Judge the packets of a capture file, block nobody
     Replay(ReplayOptions),
+    /// Translate a classic portsentry.conf to TOML
+    Import(ImportOptions),
 }
 
 /// Reads the command line, program name first.
@@ -146,8 +174,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         if options_ended { word } else { long_mode(word) }
     });
     let words = Words::try_parse_from(words)?;
-    if let Some(Subcommands::Replay(options)) = words.command {
-        return Ok(Command::Replay(options));
+    match words.command {
+        Some(Subcommands::Replay(options)) => return Ok(Command::Replay(options)),
+        Some(Subcommands::Import(options)) => return Ok(Command::Import(options)),
+        None => {}
     }
     Ok(Command::Run(RunOptions {
         expire: words.expire,

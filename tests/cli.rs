@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use clap::error::ErrorKind;
-use portsentry::cli::{self, Command, ReplayOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, ReplayOptions, RunOptions};
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::engine::subject::Expiry;
 use std::ffi::OsString;
@@ -100,6 +100,10 @@ fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
         ("replay f --local 1.2.3", ErrorKind::ValueValidation),
         ("replay f --log-only", ErrorKind::UnknownArgument),
         ("--expire 1h replay f", ErrorKind::ArgumentConflict),
+        ("import a b", ErrorKind::UnknownArgument),
+        ("import --force", ErrorKind::MissingRequiredArgument),
+        ("import --json -o f", ErrorKind::ArgumentConflict),
+        ("import --expire 1h", ErrorKind::UnknownArgument),
     ] {
         assert_eq!(wrong(line), kind, "{line}");
     }
@@ -117,6 +121,21 @@ fn replay_has_its_own_options() {
     assert_eq!(parse(line).unwrap(), Command::Replay(expected));
     let Ok(Command::Replay(options)) = parse("replay -- -tcp") else { panic!("a file may be named like a mode") };
     assert_eq!(options.file, Path::new("-tcp"));
+}
+
+#[test]
+fn import_has_its_own_options() {
+    assert_eq!(parse("import").unwrap(), Command::Import(ImportOptions::default()));
+    let expected = ImportOptions {
+        file: Some(PathBuf::from("p.conf")),
+        defaults: Some(PathBuf::from("d")),
+        ignore: vec![PathBuf::from("i"), PathBuf::from("j")],
+        json: false,
+        output: Some(PathBuf::from("p.toml")),
+        force: true,
+    };
+    let line = "import p.conf --defaults d --ignore i --ignore j -o p.toml --force";
+    assert_eq!(parse(line).unwrap(), Command::Import(expected));
 }
 
 #[test]
@@ -210,7 +229,7 @@ fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
 #[test]
 fn the_settings_page_names_every_flag_that_overrides_a_key() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
-    let own = ["--help", "--version", "--local", "--json"];
+    let own = ["--help", "--version", "--local", "--json", "--defaults", "--ignore", "--output", "--force"];
     for flag in documented_flags().iter().filter(|flag| !own.contains(&flag.as_str())) {
         assert!(page.contains(&format!("`{flag}`")), "{flag}");
     }
