@@ -36,13 +36,12 @@ const HELP: &str = "\
 {options}
 
 Commands (portsentry COMMAND --help):
-{subcommands}
+  status events                   how it is, what happens
+  block unblock allow explain     one address
+  confirm reload import           the settings
+  replay                          a capture file, judged
 
-Classic modes, one a protocol, instead of what the file says:
-  -tcp  -udp     connect: the listed ports
-  -stcp -sudp    stealth: the same, and scans that open no connection
-  -atcp -audp    advanced: a whole range, less what is in use
-
+Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 
 const USAGE: &str = "portsentry [OPTIONS]
@@ -63,6 +62,8 @@ pub enum Command {
     Replay(ReplayOptions),
     /// Ask the running daemon.
     Ask(Question),
+    /// Translate a classic configuration.
+    Import(ImportOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -106,6 +107,28 @@ pub struct ReplayOptions {
     pub json: bool,
 }
 
+/// Options of `import`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// The portsentry.conf to translate [/etc/portsentry/portsentry.conf]
+    pub file: Option<PathBuf>,
+    /// Take the modes from this file [/etc/default/portsentry, if FILE is not given]
+    #[arg(long, value_name = "FILE")]
+    pub defaults: Option<PathBuf>,
+    /// Write the networks of this ignore file into the result (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub ignore: Vec<PathBuf>,
+    /// Write one JSON object: the result and the notes
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+    /// Write the result to this file, which must not be there
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the file of --output
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
 /// Blocks who scans the ports of this host, in nftables
 #[derive(Parser)]
 #[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
@@ -114,7 +137,7 @@ struct Words {
     /// Block for this long: 24h, 7d, 90m, or never
     #[arg(long, value_name = "SPAN", value_parser = parse_expiry)]
     expire: Option<Expiry>,
-    /// Read settings from this file [/etc/portsentry/portsentry.toml]
+    /// The settings [/etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Watch only this interface (repeatable)
@@ -126,13 +149,13 @@ struct Words {
     /// Log scans, block nobody
     #[arg(long)]
     log_only: bool,
-    /// Keep the ledger of bans here [/var/lib/portsentry]
+    /// The ledger's directory [/var/lib/portsentry]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Answer operators here [/run/portsentry/portsentry.sock]
+    /// The control socket [/run/portsentry/portsentry.sock]
     #[arg(long, value_name = "FILE")]
     socket: Option<PathBuf>,
-    /// Lift all and only log after SPAN, unless `portsentry confirm` comes
+    /// Only log after SPAN unless `portsentry confirm` comes
     #[arg(long, value_name = "SPAN", value_parser = operator::parse_span)]
     confirm: Option<Duration>,
     #[arg(long, hide = true, group = "tcp_mode")]
@@ -157,6 +180,8 @@ enum Subcommands {
     Ask(Question),
     /// Judge the packets of a capture file, block nobody
     Replay(ReplayOptions),
+    /// Translate a classic portsentry.conf to TOML
+    Import(ImportOptions),
 }
 
 /// Reads the command line, program name first.
@@ -173,6 +198,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     match words.command {
         Some(Subcommands::Replay(options)) => return Ok(Command::Replay(options)),
         Some(Subcommands::Ask(question)) => return Ok(Command::Ask(question)),
+        Some(Subcommands::Import(options)) => return Ok(Command::Import(options)),
         None => {}
     }
     Ok(Command::Run(RunOptions {

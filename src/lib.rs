@@ -2,7 +2,7 @@
 //!
 //! The folders are the way of a packet, in this order: [`capture`] brings a frame, [`wire`] decodes it, [`engine`]
 //! judges it, [`enforce`] blocks its source through [`netlink`], and [`report`] tells people and machines. [`config`]
-//! reads what an operator wants, [`daemon`] wires it all together. `wire` and `engine` are pure: no I/O, no clock and
+//! reads what an operator wants, [`import`] what classic PortSentry was told, [`daemon`] wires it all together. `wire` and `engine` are pure: no I/O, no clock and
 //! no randomness of their own, so that a capture file and a live interface get the same verdicts.
 
 pub mod capture;
@@ -12,6 +12,7 @@ pub mod control;
 pub mod daemon;
 pub mod enforce;
 pub mod engine;
+pub mod import;
 pub mod ledger;
 pub mod metrics;
 pub mod netlink;

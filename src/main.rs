@@ -5,12 +5,13 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use portsentry::cli::{self, Command, Question, ReplayOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, Question, ReplayOptions, RunOptions};
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::commands;
 use portsentry::control::protocol::Refusal;
 use portsentry::daemon::{self, DaemonError, Places};
+use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::log;
 
@@ -33,6 +34,11 @@ fn main() -> ExitCode {
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
         Command::Ask(question) => ask(&question),
+        Command::Import(options) => match import(options) {
+            Ok(()) => cli::EXIT_DONE.into(),
+            Err(error @ ImportError::Wrong(_)) => fail(&error, cli::EXIT_CONFIG),
+            Err(error) => fail(&error, cli::EXIT_FAILED),
+        },
     }
 }
 
@@ -70,11 +76,35 @@ fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
     }
 }
 
+fn import(options: ImportOptions) -> Result<(), ImportError> {
+    let ImportOptions { file, defaults, ignore, json, output, force } = options;
+    let import = import::read(&import::Files { config: file, defaults, ignore })?;
+    match output {
+        Some(path) => import::write(&path, &import.toml, force)?,
+        None => {
+            let text = if json { format!("{}\n", import.json()) } else { import.toml.clone() };
+            let written = std::io::stdout().lock().write_all(text.as_bytes());
+            // A reader that has had enough is no error.
+            if let Err(error) = written
+                && error.kind() != std::io::ErrorKind::BrokenPipe
+            {
+                return Err(ImportError::Write { path: "standard output".into(), error });
+            }
+        }
+    }
+    import.notes.iter().for_each(|note| say(note));
+    Ok(())
+}
+
 fn fail(error: &dyn Display, code: u8) -> ExitCode {
+    say(error);
+    code.into()
+}
+
+/// Writes `what` to standard error. Where that is closed, the exit code has to do.
+fn say(what: &dyn Display) {
     let mut stderr = std::io::stderr().lock();
-    for line in error.to_string().lines() {
-        // Where standard error is closed, the exit code says it.
+    for line in what.to_string().lines() {
         let _ = writeln!(stderr, "portsentry: {line}");
     }
-    code.into()
 }

@@ -14,7 +14,7 @@ mod value;
 
 pub use block::{Action, Block, Escalate, HostsDeny, LogRate, Method, NftBlock, Route, Run};
 pub use error::{ConfigError, ConfigErrors, Position};
-pub use value::{parse_expiry, parse_interface, parse_name, parse_network};
+pub use value::{is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network};
 
 use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;

@@ -254,8 +254,13 @@ pub(super) fn route_kind(value: &DeValue<'_>) -> Result<Route, String> {
 pub(super) fn route_via(value: &DeValue<'_>) -> Result<Route, String> {
     let (what, example) = ("the address of a gateway", "for example \"192.0.2.254\", one that does not exist");
     let found = text(value, what, example)?.parse().ok();
-    let usable = |address: &IpAddr| !(address.is_unspecified() || address.is_loopback() || address.is_multicast());
-    found.filter(usable).map(Route::Via).ok_or_else(|| wrong(value, what, example))
+    found.filter(is_gateway).map(Route::Via).ok_or_else(|| wrong(value, what, example))
+}
+
+/// True for an address that a gateway can have.
+#[must_use]
+pub fn is_gateway(address: &IpAddr) -> bool {
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 pub(super) fn deny_file(value: &DeValue<'_>) -> Result<PathBuf, String> {
@@ -264,24 +269,32 @@ pub(super) fn deny_file(value: &DeValue<'_>) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(wrong(value, what, example)) }
 }
 
-/// A line for TCP wrappers (hosts_access(5)): it must name the source, and be one line.
 pub(super) fn deny_line(value: &DeValue<'_>) -> Result<String, String> {
     let (what, example) = ("a line for TCP wrappers", "for example \"ALL: $TARGET$\"");
     let line = text(value, what, example)?;
-    let fits = line.contains("$TARGET$") && line.contains(':') && line.len() <= LONGEST_LINE;
-    if fits && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control) {
-        return Ok(line.to_owned());
-    }
-    Err(wrong(value, what, example))
+    if is_deny_line(line) { Ok(line.to_owned()) } else { Err(wrong(value, what, example)) }
+}
+
+/// True for one line of TCP wrappers (hosts_access(5)) that names the source.
+#[must_use]
+pub fn is_deny_line(line: &str) -> bool {
+    let names = line.contains("$TARGET$") && line.contains(':') && line.len() <= LONGEST_LINE;
+    names && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control)
 }
 
 /// The program, or one of its arguments.
 pub(super) fn command_word(value: &DeValue<'_>) -> Result<String, String> {
     let word = text(value, "a word of a command", "for example \"/usr/local/sbin/on-scan\" or \"$TARGET$\"")?;
-    if word.contains('\0') || word.len() > LONGEST_LINE {
-        return Err(wrong(value, "a word of a command", &format!("at most {LONGEST_LINE} bytes without NUL")));
+    if is_command_word(word) {
+        return Ok(word.to_owned());
     }
-    Ok(word.to_owned())
+    Err(wrong(value, "a word of a command", &format!("at most {LONGEST_LINE} bytes without NUL")))
+}
+
+/// True for what can be a word of a command.
+#[must_use]
+pub fn is_command_word(word: &str) -> bool {
+    !word.contains('\0') && word.len() <= LONGEST_LINE
 }
 
 pub(super) fn time_limit(value: &DeValue<'_>) -> Result<Duration, String> {

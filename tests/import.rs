@@ -1,0 +1,381 @@
+//! Classic configurations as people have them, through `portsentry import`: whole files against the result that is kept
+//! beside them in tests/import, hostile ones against what must hold of every result, and the program itself.
+//!
+//! `BLESS=1 cargo test --test import` writes the results anew; read the difference before it is committed.
+
+#![cfg(test)]
+
+#[path = "import/program.rs"]
+mod program;
+
+use portsentry::config::{BlockPolicy, Config, Mode};
+use portsentry::import::{Import, ImportError, Source, Sources, translate};
+use proptest::prelude::*;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn corpus(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import").join(name)
+}
+
+fn source(name: &str) -> Source {
+    let path = corpus(name);
+    Source { name: name.to_owned(), bytes: std::fs::read(&path).unwrap_or_else(|error| panic!("{name}: {error}")) }
+}
+
+fn text(text: &str) -> Source {
+    Source { name: "portsentry.conf".to_owned(), bytes: text.as_bytes().to_vec() }
+}
+
+/// The translation of a configuration alone.
+fn alone(config: Source) -> Result<Import, Vec<String>> {
+    let sources = Sources { config, ..Sources::default() };
+    translate(&sources, &|_| false).map_err(|error| match error {
+        ImportError::Wrong(findings) => findings.iter().map(ToString::to_string).collect(),
+        other => panic!("{other}"),
+    })
+}
+
+fn toml(config: &str) -> String {
+    alone(text(config)).unwrap_or_else(|errors| panic!("{config}: {errors:?}")).toml
+}
+
+/// Fails where the daemon would refuse `toml`.
+fn holds(toml: &str) {
+    if let Err(errors) = Config::parse("portsentry.toml", toml) {
+        panic!("{errors}\n{toml}");
+    }
+}
+
+/// The part of `toml` before `[block]`, as the daemon reads it.
+fn watched(toml: &str) -> Config {
+    let part = toml.split("\n[block").next().unwrap();
+    Config::parse("portsentry.toml", part).unwrap_or_else(|errors| panic!("{errors}\n{part}"))
+}
+
+/// Compares a translation and its notes with what is kept of them.
+fn compare(name: &str, sources: &Sources, is_there: &dyn Fn(&Path) -> bool) -> String {
+    let import = translate(sources, is_there).unwrap_or_else(|error| panic!("{error}"));
+    let notes: String = import.notes.iter().map(|note| format!("{note}\n")).collect();
+    for (end, found) in [("toml", &import.toml), ("notes", &notes)] {
+        let path = corpus(&format!("{name}.{end}"));
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, found).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(*found, expected, "{}", path.display());
+    }
+    holds(&import.toml);
+    import.toml
+}
+
+#[test]
+fn debian_s_1_2_as_it_is_installed() {
+    let (config, defaults) = (source("debian-1.2.conf"), Some(source("debian-1.2.default")));
+    let sources = Sources { config, defaults, ignore: Vec::new() };
+    let toml = compare("debian-1.2", &sources, &|path| path == Path::new("/etc/portsentry/portsentry.ignore.static"));
+    let config = watched(&toml);
+    let builtin = Config::builtin();
+    assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Connect, Mode::Connect));
+    assert_eq!((&config.tcp.ports, &config.udp.ports), (&builtin.tcp.ports, &builtin.udp.ports));
+    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
+    assert_eq!(config.detect.scan_trigger, 0);
+    assert_eq!(config.allow.files, [PathBuf::from("/etc/portsentry/portsentry.ignore.static")]);
+    assert!(config.tcp.port_banner.starts_with("** UNAUTHORIZED") && config.udp.port_banner.is_empty());
+}
+
+#[test]
+fn the_2_0_line_as_it_is_installed() {
+    let sources = Sources { config: source("stock-2.0.conf"), ..Sources::default() };
+    let config = watched(&compare("stock-2.0", &sources, &|_| false));
+    assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Stealth, Mode::Stealth));
+    assert!(config.tcp.ports.contains(514) && !config.tcp.ports.contains(22) && config.udp.ports.contains(518));
+    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
+}
+
+#[test]
+fn what_guides_on_the_web_make_of_it() {
+    let sources = Sources {
+        config: source("recipe.conf"),
+        defaults: Some(source("recipe.default")),
+        ignore: vec![source("recipe.ignore")],
+    };
+    let toml = compare("recipe", &sources, &|_| false);
+    let config = watched(&toml);
+    assert_eq!((config.tcp.mode, config.tcp.watched().contains(443)), (Mode::Advanced, false));
+    let lists = |address: &str| {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        config.allow.networks.iter().any(|network| network.contains(&address))
+    };
+    assert!(lists("10.0.0.77") && lists("192.0.2.127") && lists("2001:db8::5") && lists("198.51.100.10"));
+    assert!(!lists("198.51.100.1") && !lists("203.0.113.1") && !lists("192.0.2.128"));
+}
+
+#[test]
+fn what_is_odd_and_still_has_a_meaning() {
+    compare("odd", &Sources { config: source("odd.conf"), ..Sources::default() }, &|_| false);
+}
+
+#[test]
+fn each_way_to_block_becomes_a_setting() {
+    for (options, expected) in [
+        (
+            "KILL_ROUTE=\"/sbin/route add -host $TARGET$ reject\"",
+            vec!["method = [\"route\"]", "kind = \"unreachable\""],
+        ),
+        (
+            "KILL_ROUTE=\"route add $TARGET$ 127.0.0.1 -blackhole\"",
+            vec!["method = [\"route\"]", "kind = \"blackhole\""],
+        ),
+        ("KILL_ROUTE=\"/sbin/route add -host $TARGET$ gw 192.0.2.254\"", vec!["via = \"192.0.2.254\""]),
+        ("KILL_ROUTE=\"/sbin/iptables -I INPUT -s $TARGET$ -j DROP\"", vec!["method = [\"nft\"]"]),
+        ("KILL_ROUTE=\"iptables -I INPUT -s $TARGET$ -j REJECT\"", vec!["method = [\"nft\"]", "action = \"reject\""]),
+        ("KILL_ROUTE=\"/sbin/ipchains -I input -s $TARGET$ -j DENY -l\"", vec!["log_drops = \"3/minute\""]),
+        (
+            "KILL_HOSTS_DENY=\"ALL: $TARGET$ : spawn /bin/x \\%c\"",
+            vec!["method = [\"hosts-deny\"]", "line = \"ALL: $TARGET$ : spawn /bin/x %c\""],
+        ),
+        (
+            "KILL_RUN_CMD=\"/bin/x $TARGET$ $PORT$\"\nKILL_RUN_CMD_FIRST = \"1\"",
+            vec!["method = [\"run\"]", "command = [\"/bin/x\", \"$TARGET$\", \"$PORT$\"]", "first = true"],
+        ),
+        ("KILL_ROUTE=\"/usr/local/sbin/shun $TARGET$\"", vec!["command = [\"/usr/local/sbin/shun\", \"$TARGET$\"]"]),
+        (
+            "KILL_ROUTE=\"/sbin/route add -host $TARGET$ reject\"\nKILL_HOSTS_DENY=\"ALL: $TARGET$\"\n\
+             KILL_RUN_CMD=\"/sbin/iptables -I INPUT -s $TARGET$ -j DROP\"",
+            vec!["method = [\"nft\", \"route\", \"hosts-deny\"]"],
+        ),
+    ] {
+        let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\n{options}\n"));
+        holds(&toml);
+        for line in expected {
+            assert!(toml.lines().any(|found| found == line), "{options}: {line}\n{toml}");
+        }
+    }
+}
+
+#[test]
+fn what_needs_a_shell_is_a_comment_and_never_a_command() {
+    for command in [
+        "/bin/x $TARGET$ | /bin/y",
+        "/bin/x $TARGET$ && /bin/y",
+        "(whois $TARGET$) | mailx -s $PORT$ root; /bin/z",
+        "/bin/x $TARGET$ > /dev/null",
+        "/bin/x $(hostname)",
+        "it's",
+    ] {
+        let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"{command}\"\n"))).unwrap();
+        assert!(!import.toml.contains("\ncommand") && !import.toml.contains("\nmethod"), "{}", import.toml);
+        assert!(watched(&import.toml).tcp.block == BlockPolicy::No);
+        let note = import.notes.iter().find(|note| note.line == Some(3)).unwrap();
+        assert!(note.message.contains("put it into a script"), "{note}");
+    }
+}
+
+#[test]
+fn a_command_that_blocks_is_no_command_to_run() {
+    let toml = toml(
+        "TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"iptables -I INPUT -s $TARGET$ -j DROP && mail -s x root </dev/null\"\n",
+    );
+    assert!(watched(&toml).tcp.block == BlockPolicy::Yes);
+    assert!(toml.contains("method = [\"nft\"]") && !toml.contains("\ncommand"), "{toml}");
+    assert!(toml.contains("of this line, mail -s x root"), "{toml}");
+}
+
+#[test]
+fn the_time_at_which_a_ban_ended_is_kept() {
+    for (time, expire) in [("now+24hour", 86_400), ("now + 90 minutes", 5_400), ("now +1 week", 604_800)] {
+        let recipe = format!("echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at {time}");
+        let toml = toml(&format!("TCP_PORTS=\"1\"\nKILL_RUN_CMD=\"{recipe}\"\n"));
+        assert_eq!(
+            watched(&toml).expire,
+            portsentry::engine::subject::Expiry::After(Duration::from_secs(expire)),
+            "{time}"
+        );
+    }
+}
+
+#[test]
+fn names_are_looked_up_where_the_daemon_can_and_else_the_note_says_so() {
+    let import = alone(text("TCP_PORTS=\"1\"\nRESOLVE_HOST=\"1\"\n")).unwrap();
+    let is_set = import.toml.contains("[report]\n") && import.toml.contains("\nresolve_host = true\n");
+    let is_said = import.notes.iter().any(|note| note.key.as_deref() == Some("RESOLVE_HOST"));
+    assert_eq!(is_set, Config::keys().contains(&"report.resolve_host".to_owned()));
+    assert_ne!(is_set, is_said);
+}
+
+#[test]
+fn every_classic_mode_is_its_own() {
+    for (tcp, udp, modes) in [
+        ("tcp", "udp", (Mode::Connect, Mode::Connect)),
+        ("stcp", "sudp", (Mode::Stealth, Mode::Stealth)),
+        ("atcp", "audp", (Mode::Advanced, Mode::Advanced)),
+        ("atcp", "", (Mode::Advanced, Mode::Off)),
+    ] {
+        let defaults =
+            Source { name: "d".to_owned(), bytes: format!("TCP_MODE={tcp}\nUDP_MODE='{udp}'\n").into_bytes() };
+        let sources =
+            Sources { config: text("TCP_PORTS=\"1\"\nUDP_PORTS=\"1\"\n"), defaults: Some(defaults), ignore: vec![] };
+        let config = watched(&translate(&sources, &|_| false).unwrap().toml);
+        assert_eq!((config.tcp.mode, config.udp.mode), modes, "{tcp} {udp}");
+    }
+}
+
+#[test]
+fn every_error_is_named_with_its_line_in_one_run() {
+    let sources = Sources {
+        config: text(
+            "TCP_PORTS=\"1,70000\"\nBLOCK_TCP=\"yes\"\nSCAN_TRIGGER=\"-1\"\nnonsense\nKILL_RUN_CMD_FIRST=\"x\"\n\
+             UDP_PORTS=\"9-3\"\nADVANCED_PORTS_TCP=\"0\"\nPORT_BANNER=\"x\nINTERFACE_ADDRESS=\"a/b\"\n",
+        ),
+        defaults: Some(Source { name: "default".to_owned(), bytes: b"UDP_MODE=\"$X\"\n".to_vec() }),
+        ignore: vec![Source { name: "ignore".to_owned(), bytes: b"127.0.0.1\nlocalhost\n".to_vec() }],
+    };
+    let error = translate(&sources, &|_| false).unwrap_err().to_string();
+    let expected = [
+        "portsentry.conf:1: TCP_PORTS: \"70000\" is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"",
+        "portsentry.conf:2: BLOCK_TCP: \"yes\" is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command",
+        "portsentry.conf:3: SCAN_TRIGGER: \"-1\" is no number; write one from 0 to 15",
+        "portsentry.conf:4: \"nonsense\" is not KEY=\"value\"; write it so, or put # before it",
+        "portsentry.conf:5: KILL_RUN_CMD_FIRST: \"x\" is no switch; write \"0\" or \"1\"",
+        "portsentry.conf:6: UDP_PORTS: \"9-3\" runs backwards; write the smaller port first",
+        "portsentry.conf:7: ADVANCED_PORTS_TCP: \"0\" is no port; write a number from 1 to 65535",
+        "portsentry.conf:8: PORT_BANNER: has no closing quote; write PORT_BANNER=\"value\" on one line",
+        "portsentry.conf:9: INTERFACE_ADDRESS: \"a/b\" is no address; write one, or put # before it",
+        "default:1: UDP_MODE: \"$X\" is no plain word; write UDP_MODE=\"audp\"",
+        "ignore:2: \"localhost\" is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"",
+    ];
+    assert_eq!(error.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn nothing_that_would_watch_nothing_is_written() {
+    let with = |config: &str, mode: &str| {
+        let defaults = Some(Source { name: "d".to_owned(), bytes: mode.as_bytes().to_vec() });
+        translate(&Sources { config: text(config), defaults, ignore: vec![] }, &|_| false)
+    };
+    let error = with("UDP_PORTS=\"1\"\n", "TCP_MODE=stcp\n").unwrap_err().to_string();
+    assert!(error.starts_with("d:1: TCP_MODE: \"stcp\" watches the ports of TCP_PORTS, which is not set"), "{error}");
+    let error =
+        with("ADVANCED_PORTS_TCP=\"9\"\nADVANCED_EXCLUDE_TCP=\"1-9\"\n", "TCP_MODE=atcp").unwrap_err().to_string();
+    assert!(error.starts_with("portsentry.conf:2: ADVANCED_EXCLUDE_TCP: leaves no port"), "{error}");
+    let error = with("TCP_PORTS=\"1\"\n", "TCP_MODE=udp").unwrap_err().to_string();
+    assert_eq!(error, "d:1: TCP_MODE: \"udp\" is no mode of TCP; write tcp, stcp or atcp");
+    // Without a port, and without a mode, what is watched is what the daemon watches by itself.
+    let config = watched(&toml("BLOCK_TCP=\"1\"\n"));
+    assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Advanced, Mode::Advanced));
+}
+
+#[test]
+fn a_configuration_cut_off_anywhere_is_translated_or_refused() {
+    let whole = source("recipe.conf");
+    let mut translated = 0;
+    for length in 0..=whole.bytes.len() {
+        let mut cut = whole.clone();
+        cut.bytes.truncate(length);
+        if let Ok(import) = alone(cut) {
+            holds(&import.toml);
+            translated += 1;
+        }
+    }
+    let lines = whole.bytes.iter().filter(|byte| **byte == b'\n').count();
+    assert!(translated >= lines, "{translated}");
+}
+
+#[test]
+fn a_megabyte_of_commands_becomes_a_small_result() {
+    for command in
+        ["iptables -I INPUT -s $TARGET$ -j DROP", "route add $TARGET$ gw 333.444.555.666", "x $TARGET$", "''"]
+    {
+        let line = [command; 25_000].join(" && ");
+        let config =
+            format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_ROUTE=\"{}\"\n", line.get(..1_000_000).unwrap_or(&line));
+        let import = alone(text(&config)).unwrap();
+        holds(&import.toml);
+        assert!(import.toml.len() < 4_000 && import.notes.len() < 10, "{}", import.toml.len());
+    }
+}
+
+/// What may stand in a line: any text without the end of a line.
+fn hostile() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        3 => any::<char>().prop_filter("a line", |c| *c != '\n').prop_map(String::from),
+        1 => prop::sample::select(vec![
+            "$TARGET$", "\"", "'", "\\", "\\\"", "\u{1b}[2J", "\r", "\0", "#", "]", "\"\"\"", "\u{202e}", " && ", " | at now+1hour",
+            "iptables -I INPUT -s $TARGET$ -j DROP", "0", "1", "2", "24", "1-9", ",", "/etc/x", "=", "\u{feff}",
+        ]).prop_map(str::to_owned),
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+fn option() -> impl Strategy<Value = String> {
+    let keys = vec![
+        "TCP_PORTS",
+        "UDP_PORTS",
+        "ADVANCED_PORTS_TCP",
+        "ADVANCED_EXCLUDE_UDP",
+        "INTERFACE_ADDRESS",
+        "IGNORE_FILE",
+        "HISTORY_FILE",
+        "RESOLVE_HOST",
+        "BLOCK_TCP",
+        "BLOCK_UDP",
+        "KILL_ROUTE",
+        "KILL_HOSTS_DENY",
+        "KILL_RUN_CMD",
+        "KILL_RUN_CMD_FIRST",
+        "SCAN_TRIGGER",
+        "PORT_BANNER",
+        "SOMETHING_ELSE",
+    ];
+    (prop::sample::select(keys), prop::bool::weighted(0.9), hostile()).prop_map(|(key, tidy, value)| {
+        // Mostly values that get past the first check, so that the later ones are reached.
+        let value = if tidy { value.replace('"', "") } else { value };
+        let fits = match key {
+            "TCP_PORTS" | "UDP_PORTS" | "ADVANCED_PORTS_TCP" | "ADVANCED_EXCLUDE_UDP" if tidy => "1-20,4000".to_owned(),
+            "BLOCK_TCP" | "BLOCK_UDP" | "SCAN_TRIGGER" if tidy => (value.len() % 3).to_string(),
+            "KILL_RUN_CMD_FIRST" if tidy => (value.len() % 2).to_string(),
+            "INTERFACE_ADDRESS" if tidy => "192.0.2.1".to_owned(),
+            "IGNORE_FILE" => format!("/{value}"),
+            "KILL_HOSTS_DENY" => format!("ALL: $TARGET${value}"),
+            _ => value,
+        };
+        format!("{key}=\"{fits}\"\n")
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_options_say_the_result_is_toml_that_the_daemon_reads(
+        options in prop::collection::vec(option(), 1..12), mode in prop::sample::select(vec!["", "tcp", "stcp", "atcp"])
+    ) {
+        let defaults = Some(Source { name: "d\u{1b}".to_owned(), bytes: format!("TCP_MODE={mode}").into_bytes() });
+        let config = Source { name: "c\n\u{1b}[2J]".to_owned(), bytes: options.concat().into_bytes() };
+        match translate(&Sources { config, defaults, ignore: vec![] }, &|_| false) {
+            Ok(import) => {
+                holds(&import.toml);
+                prop_assert!(import.toml.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", import.toml);
+                for note in &import.notes {
+                    prop_assert!(note.message.chars().all(|c| !c.is_control()), "{note:?}");
+                }
+            }
+            Err(ImportError::Wrong(findings)) => {
+                prop_assert!(!findings.is_empty());
+                for finding in findings {
+                    prop_assert!(finding.message.chars().all(|c| !c.is_control()), "{finding:?}");
+                }
+            }
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_translated_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400), before in any::<bool>()) {
+        let mut config = text(if before { "TCP_PORTS=\"1\"\n" } else { "" });
+        config.bytes.extend(&bytes);
+        let sources = Sources { config, defaults: Some(Source { name: "d".into(), bytes: bytes.clone() }), ignore: vec![] };
+        if let Ok(import) = translate(&sources, &|_| false) {
+            holds(&import.toml);
+        }
+    }
+}

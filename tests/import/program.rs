@@ -1,0 +1,79 @@
+//! The program itself: what goes where, which files it writes, and its exit codes.
+
+use super::{corpus, holds};
+use assert_cmd::cargo::cargo_bin_cmd;
+
+#[test]
+fn the_program_prints_the_result_and_the_notes_apart() {
+    let output = cargo_bin_cmd!("portsentry").arg("import").arg(corpus("odd.conf")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    holds(&out);
+    assert!(
+        err.lines().all(|line| line.starts_with("portsentry: ")) && err.contains("odd.conf:13: KILL_ROUTE: left out"),
+        "{err}"
+    );
+    let output = cargo_bin_cmd!("portsentry").args(["import", "--json"]).arg(corpus("odd.conf")).output().unwrap();
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["toml"], out);
+    assert_eq!(object["notes"].as_array().unwrap().len(), err.lines().count());
+    let note = object["notes"].as_array().unwrap().iter().find(|note| note["key"] == "KILL_ROUTE").unwrap();
+    assert_eq!((note["line"].as_u64(), note["file"].as_str()), (Some(13), corpus("odd.conf").to_str()));
+}
+
+#[test]
+fn a_file_that_is_there_is_replaced_only_by_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("portsentry.toml");
+    let import = |force: bool| {
+        let mut command = cargo_bin_cmd!("portsentry");
+        command.arg("import").arg(corpus("stock-2.0.conf")).arg("-o").arg(&path).args(force.then_some("--force"));
+        command.output().unwrap()
+    };
+    assert_eq!(import(false).status.code(), Some(0));
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written.contains("mode = \"stealth\""));
+    std::fs::write(&path, "mine").unwrap();
+    let refused = import(false);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("add --force to replace it"));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    assert_eq!(import(true).status.code(), Some(0));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), written);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+#[test]
+fn exit_codes_tell_what_was_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large");
+    std::fs::write(&large, "TCP_PORTS=\"1\"\n".repeat(80_000)).unwrap();
+    let code = |words: &[&str]| cargo_bin_cmd!("portsentry").arg("import").args(words).output().unwrap().status.code();
+    let stock = corpus("stock-2.0.conf");
+    let stock = stock.to_str().unwrap();
+    assert_eq!(code(&["/nonexistent/portsentry.conf"]), Some(1));
+    assert_eq!(code(&[stock, "--ignore", "/nonexistent"]), Some(1));
+    assert_eq!(code(&[stock, "-o", "/nonexistent/portsentry.toml"]), Some(1));
+    assert_eq!(code(&[dir.path().to_str().unwrap()]), Some(1));
+    assert_eq!(code(&[stock, "--force"]), Some(2));
+    assert_eq!(code(&[stock, "--json", "-o", "x"]), Some(2));
+    assert_eq!(code(&[concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]), Some(78));
+    assert_eq!(code(&[large.to_str().unwrap()]), Some(78));
+    assert_eq!(code(&[stock, "--ignore", stock]), Some(78));
+}
+
+#[test]
+fn an_ignore_file_that_the_daemon_would_refuse_is_said_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, ignore) = (dir.path().join("portsentry.conf"), dir.path().join("portsentry.ignore"));
+    std::fs::write(&config, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", ignore.display())).unwrap();
+    std::fs::write(&ignore, "127.0.0.1\nlocalhost\n").unwrap();
+    let said = || {
+        let output = cargo_bin_cmd!("portsentry").arg("import").arg(&config).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(said().contains("portsentry.ignore:2: \"localhost\" is not an address"));
+    std::fs::remove_file(&ignore).unwrap();
+    assert!(said().contains("cannot be read: No such file"));
+}
