@@ -20,9 +20,11 @@ use netlink_packet_sock_diag::constants::{IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, T
 use netlink_packet_sock_diag::inet::SocketId;
 use netlink_sys::Socket;
 
+mod destroy;
 mod exchange;
 mod reply;
 
+pub use destroy::Ended;
 use exchange::{BUFFER, connect};
 use reply::Record;
 
@@ -138,6 +140,11 @@ pub enum SockDiagError {
     /// The answer is not what the kernel's headers promise.
     #[error("the kernel's sock_diag answer cannot be read: {0}")]
     Malformed(&'static str),
+    /// The kernel ends no connections, or not for this process.
+    #[error(
+        "the kernel ends no connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and the program CAP_NET_ADMIN"
+    )]
+    NoDestroy(#[source] io::Error),
     /// Source and destination of a look-up are not of one address family.
     #[error("a packet cannot go from {0} to {1}: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),

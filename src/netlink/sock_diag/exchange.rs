@@ -3,7 +3,7 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
@@ -30,11 +30,6 @@ impl SockDiag {
         flags: u16,
         keep: &mut impl FnMut(Record),
     ) -> Result<(), Failure> {
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => connect()?,
-        };
-        self.sequence = self.sequence.wrapping_add(1);
         let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
         let request = InetRequest {
             family,
@@ -43,11 +38,23 @@ impl SockDiag {
             states: StateFlags::from_bits_retain(states),
             socket_id,
         };
+        self.converse(SockDiagMessage::InetRequest(request), flags, keep)
+    }
+
+    /// Sends one message of any kind, and hands every socket of the answer to `keep`.
+    pub(super) fn converse<M>(&mut self, message: M, flags: u16, keep: &mut impl FnMut(Record)) -> Result<(), Failure>
+    where
+        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+    {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let payload = NetlinkPayload::from(SockDiagMessage::InetRequest(request));
-        let mut message = NetlinkMessage::new(header, payload);
+        let mut message = NetlinkMessage::new(header, message.into());
         message.finalize();
         self.request.clear();
         self.request.resize(message.buffer_len(), 0);
