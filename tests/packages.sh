@@ -4,8 +4,8 @@ set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
 build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
-# The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces.
-test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping)
+# The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers.
+test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd)
 lint=(shellcheck)
 
 case "${1:-all}" in

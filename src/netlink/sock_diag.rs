@@ -15,17 +15,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_LISTEN};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_sock_diag::constants::{IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::SocketId;
+use netlink_sys::Socket;
 
+mod destroy;
+mod exchange;
 mod reply;
 
-use reply::{Fault, Progress, Record};
+pub use destroy::Ended;
+use exchange::{BUFFER, connect};
+use reply::Record;
 
 /// A protocol whose sockets the kernel shows here. MPTCP listeners are among TCP's: each has a TCP socket on its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,6 +140,11 @@ pub enum SockDiagError {
     /// The answer is not what the kernel's headers promise.
     #[error("the kernel's sock_diag answer cannot be read: {0}")]
     Malformed(&'static str),
+    /// The kernel ends no connections, or not for this process.
+    #[error(
+        "the kernel ends no connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and the program CAP_NET_ADMIN"
+    )]
+    NoDestroy(#[source] io::Error),
     /// Source and destination of a look-up are not of one address family.
     #[error("a packet cannot go from {0} to {1}: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),
@@ -146,12 +152,6 @@ pub enum SockDiagError {
 
 /// Longest wait for one datagram of an answer: the kernel answers in microseconds, and a sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The kernel fills at most 32 KiB a datagram of a dump (`net/netlink/af_netlink.c`); twice that leaves room.
-const BUFFER: usize = 64 * 1024;
-
-/// `MSG_TRUNC` of `linux/socket.h`: the kernel tells the whole length of a datagram that did not fit.
-const MSG_TRUNC: i32 = 0x20;
 
 /// INET_DIAG_NOCOOKIE: any socket will do.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
@@ -250,55 +250,6 @@ impl SockDiag {
             Err(failure) => Err(failure.explain(protocol)),
         }
     }
-
-    /// Sends one request and hands every socket of the answer to `keep`.
-    fn exchange(
-        &mut self,
-        protocol: u8,
-        states: u32,
-        socket_id: SocketId,
-        flags: u16,
-        keep: &mut impl FnMut(Record),
-    ) -> Result<(), Failure> {
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => connect()?,
-        };
-        self.sequence = self.sequence.wrapping_add(1);
-        let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
-        let request = InetRequest {
-            family,
-            protocol,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::from_bits_retain(states),
-            socket_id,
-        };
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let payload = NetlinkPayload::from(SockDiagMessage::InetRequest(request));
-        let mut message = NetlinkMessage::new(header, payload);
-        message.finalize();
-        self.request.clear();
-        self.request.resize(message.buffer_len(), 0);
-        message.serialize(&mut self.request);
-        socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
-
-        loop {
-            receive(&socket, &mut self.answer)?;
-            match reply::read(&self.answer, self.sequence, keep) {
-                Ok(Progress::More) => {}
-                Ok(Progress::Complete) => break,
-                Err(Fault::Kernel(error)) => {
-                    self.socket = Some(socket);
-                    return Err(Failure::Kernel(error));
-                }
-                Err(Fault::Malformed(what)) => return Err(SockDiagError::Malformed(what).into()),
-            }
-        }
-        self.socket = Some(socket);
-        Ok(())
-    }
 }
 
 /// An error number from the kernel, whose meaning depends on the request, or anything else.
@@ -318,28 +269,6 @@ impl Failure {
         match self {
             Self::Kernel(error) => SockDiagError::Refused(protocol, error),
             Self::Other(error) => error,
-        }
-    }
-}
-
-fn connect() -> Result<Socket, SockDiagError> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SockDiagError::Open)?;
-    socket.bind_auto().map_err(SockDiagError::Open)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT)).map_err(|error| SockDiagError::Open(error.into()))?;
-    Ok(socket)
-}
-
-/// Reads one datagram from the kernel into `answer`. Other processes may send to a netlink socket too: skipped.
-fn receive(socket: &Socket, answer: &mut Vec<u8>) -> Result<(), SockDiagError> {
-    loop {
-        answer.clear();
-        match socket.recv_from(answer, MSG_TRUNC) {
-            Ok((_, sender)) if sender.port_number() != 0 => {}
-            Ok((length, _)) if length > answer.len() => return Err(SockDiagError::Malformed("a datagram over 64 KiB")),
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(SockDiagError::Timeout),
-            Err(error) => return Err(SockDiagError::Receive(error)),
         }
     }
 }

@@ -17,10 +17,16 @@ pub(super) struct Record {
     pub(super) address: IpAddr,
     /// Local port.
     pub(super) port: u16,
+    /// Remote address; unspecified where there is none.
+    pub(super) peer: IpAddr,
+    /// Remote port.
+    pub(super) peer_port: u16,
     /// Index of the device that it is bound to, or 0.
     pub(super) interface: u32,
     /// IPV6_V6ONLY.
     pub(super) v6_only: bool,
+    /// The kernel's name for this very socket: no later one has it.
+    pub(super) cookie: [u8; 8],
 }
 
 /// Whether more datagrams belong to the answer.
@@ -101,8 +107,11 @@ fn record(payload: &[u8]) -> Result<Record, Fault> {
         state: header.state,
         address: id.source_address,
         port: id.source_port,
+        peer: id.destination_address,
+        peer_port: id.destination_port,
         interface: id.interface_id,
         v6_only,
+        cookie: id.cookie,
     })
 }
 
@@ -156,8 +165,19 @@ mod tests {
     fn a_dump_of_the_kernel_reads_as_its_sockets() {
         let (outcome, records) = records(&bytes(DUMP), 7);
         assert_eq!(outcome.unwrap(), Progress::More);
-        let any = Record { state: 10, address: "::".parse().unwrap(), port: 1000, interface: 0, v6_only: false };
-        let one = Record { state: 10, address: "fd09::1".parse().unwrap(), port: 1001, interface: 2, v6_only: true };
+        let any = Record {
+            state: 10,
+            address: "::".parse().unwrap(),
+            port: 1000,
+            peer: "::".parse().unwrap(),
+            peer_port: 0,
+            interface: 0,
+            v6_only: false,
+            cookie: [0x81, 1, 0, 0, 0, 0, 0, 0],
+        };
+        let address = "fd09::1".parse().unwrap();
+        let cookie = [0x82, 1, 0, 0, 0, 0, 0, 0];
+        let one = Record { address, port: 1001, interface: 2, v6_only: true, cookie, ..any };
         assert_eq!(records, [any, one]);
         assert_eq!(read(&bytes(DONE), 7, &mut |_| ()).unwrap(), Progress::Complete);
     }

@@ -1,0 +1,204 @@
+//! One file, replaced as a whole: a reader sees the old one or the new one. The new one has the owner, the mode and the
+//! extended attributes of the old one, an access list among them.
+
+use std::ffi::CString;
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, flistxattr, fsetxattr};
+use rustix::io::Errno;
+
+use super::HostsDenyError;
+
+/// Bytes of a file that is still read and written. The wrappers read all of it for every connection.
+pub(super) const LIMIT: u64 = 16 << 20;
+
+/// What a file that was not there gets: everybody reads it, as they read the one that a distribution brings.
+const MODE: u32 = 0o644;
+
+/// The kernel's limits for the names of one file's attributes, and for the value of one (xattr(7)).
+const ATTRIBUTES: usize = 64 << 10;
+
+/// The access list. Without it somebody else could read or write the new file than the old one.
+const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+
+/// What is only right for the bytes that it was made for: a new file with the old signature could not be read any more.
+const OF_THE_BYTES: [&[u8]; 2] = [b"security.ima", b"security.evm"];
+
+/// A file as it was read.
+pub(super) struct Old {
+    pub(super) bytes: Vec<u8>,
+    file: File,
+    stamp: Stamp,
+}
+
+/// What changes when somebody writes a file, replaces it, or changes who may use it.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    place: (u64, u64),
+    access: (u32, u32, u32),
+    changed: (i64, i64, i64, i64),
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            place: (found.dev(), found.ino()),
+            access: (found.uid(), found.gid(), found.mode()),
+            changed: (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
+
+/// Reads the file; `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
+    let system = |doing| HostsDenyError::system(doing, path);
+    // Not blocking: behind the name there may be a pipe without a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => return Err(HostsDenyError::Link(path.to_owned())),
+        Err(error) => return Err(system("open")(error.into())),
+    };
+    // Before its bytes: what is written while they are read then shows.
+    let found = file.metadata().map_err(system("look at"))?;
+    if !found.is_file() {
+        return Err(HostsDenyError::Kind(path.to_owned()));
+    }
+    let mut bytes = Vec::new();
+    let read = (&file).take(LIMIT + 1).read_to_end(&mut bytes).map_err(system("read"))?;
+    if u64::try_from(read).is_ok_and(|read| read > LIMIT) {
+        return Err(HostsDenyError::TooBig(path.to_owned()));
+    }
+    Ok(Some(Old { bytes, file, stamp: Stamp::of(&found) }))
+}
+
+/// Puts a file of `bytes` in place of `old`; false, and nothing is changed, where somebody has changed it since.
+pub(super) fn replace(path: &Path, old: Option<&Old>, bytes: &[u8]) -> Result<bool, HostsDenyError> {
+    let fresh = beside(path)?;
+    let result = write(&fresh, old, bytes).map_err(HostsDenyError::system("write", &fresh)).and_then(|()| {
+        // Asked last: between this and the new name there is no work.
+        if !is_unchanged(path, old)? {
+            return Ok(false);
+        }
+        fs::rename(&fresh, path).map(|()| true).map_err(HostsDenyError::system("replace", path))
+    });
+    if !matches!(result, Ok(true)) {
+        // What is half written would only fill the disk further.
+        let _ = fs::remove_file(&fresh);
+    }
+    if matches!(result, Ok(true)) {
+        let directory = fresh.parent().unwrap_or(Path::new("/"));
+        File::open(directory).and_then(|open| open.sync_all()).map_err(HostsDenyError::system("sync", directory))?;
+    }
+    result
+}
+
+/// The name under which the new file is written: in the same directory, since only there it can take the old one's place.
+fn beside(path: &Path) -> Result<PathBuf, HostsDenyError> {
+    let name = path.file_name().ok_or_else(|| HostsDenyError::Kind(path.to_owned()))?;
+    let mut fresh = name.to_owned();
+    fresh.push(".portsentry-new");
+    Ok(path.with_file_name(fresh))
+}
+
+/// The bytes are compared too: two changes within one tick of the kernel's clock have the same time.
+fn is_unchanged(path: &Path, old: Option<&Old>) -> Result<bool, HostsDenyError> {
+    Ok(match (read(path)?, old) {
+        (Some(now), Some(old)) => now.stamp == old.stamp && now.bytes == old.bytes,
+        (None, None) => true,
+        _ => false,
+    })
+}
+
+fn write(fresh: &Path, old: Option<&Old>, bytes: &[u8]) -> io::Result<()> {
+    match fs::remove_file(fresh) {
+        // One that a crash has left behind goes; whoever made it, the new one is a new file.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(fresh)?;
+    file.write_all(bytes)?;
+    match old {
+        Some(old) => keep_access(&file, old)?,
+        None => file.set_permissions(Permissions::from_mode(MODE))?,
+    }
+    file.sync_all()
+}
+
+/// Gives `file` what `old` had. The owner first, because changing it takes away bits of the mode; the access list last,
+/// because its mask is the mode's group.
+fn keep_access(file: &File, old: &Old) -> io::Result<()> {
+    let (owner, group, mode) = old.stamp.access;
+    let has = file.metadata()?;
+    if (has.uid(), has.gid()) != (owner, group) {
+        fchown(file, Some(owner), Some(group))?;
+    }
+    file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
+    let mut names = vec![0; ATTRIBUTES];
+    let length = match flistxattr(&old.file, &mut names) {
+        Ok(length) => length,
+        // A file system without attributes.
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut value = vec![0; ATTRIBUTES];
+    for name in names.get(..length).unwrap_or_default().split(|byte| *byte == 0) {
+        if name.is_empty() || OF_THE_BYTES.contains(&name) {
+            continue;
+        }
+        let copied = copy(&old.file, file, &CString::new(name)?, &mut value);
+        // The others are labels and notes, which not every user may set, and which the directory gives anyway.
+        if name == ACCESS_LIST {
+            copied?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &File, to: &File, name: &CString, value: &mut [u8]) -> io::Result<()> {
+    let length = fgetxattr(from, name, &mut *value)?;
+    fsetxattr(to, name, value.get(..length).unwrap_or_default(), XattrFlags::empty())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_somebody_does_to_the_file_meanwhile_it_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hosts.deny");
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("appended to", &|| fs::write(&path, "one\ntwo\n").unwrap()),
+            ("overwritten with as many bytes", &|| fs::write(&path, "two\n").unwrap()),
+            ("replaced by the same bytes", &|| {
+                fs::write(path.with_extension("new"), "one\n").unwrap();
+                fs::rename(path.with_extension("new"), &path).unwrap();
+            }),
+            ("closed to others", &|| fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap()),
+            ("removed", &|| fs::remove_file(&path).unwrap()),
+        ];
+        for (what, change) in changes {
+            fs::write(&path, "one\n").unwrap();
+            let old = read(&path).unwrap();
+            change();
+            let now = fs::read(&path).ok();
+            assert!(!replace(&path, old.as_ref(), b"ours\n").unwrap(), "{what}");
+            assert_eq!(fs::read(&path).ok(), now, "{what}");
+            let old = read(&path).unwrap();
+            assert!(replace(&path, old.as_ref(), b"ours\n").unwrap(), "{what}, and then read again");
+            assert_eq!(fs::read(&path).unwrap(), b"ours\n");
+        }
+        fs::remove_file(&path).unwrap();
+        let none = read(&path).unwrap();
+        assert!(none.is_none());
+        fs::write(&path, "new\n").unwrap();
+        assert!(!replace(&path, None, b"ours\n").unwrap(), "made meanwhile");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

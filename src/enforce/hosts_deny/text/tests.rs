@@ -1,0 +1,230 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn subject(address: &str) -> Subject {
+    Subject::of(address.parse().unwrap())
+}
+
+fn rule(address: &str) -> Rule {
+    let subject = subject(address);
+    Rule { subject, rule: format!("ALL: {}", target(subject)), until: "never".to_owned() }
+}
+
+/// The file after adding and removing these; the same bytes where nothing changes.
+fn edited(text: impl AsRef<[u8]>, add: &[&str], remove: &[&str]) -> Vec<u8> {
+    let text = text.as_ref();
+    let add: Vec<Rule> = add.iter().map(|address| rule(address)).collect();
+    let remove = remove.iter().map(|address| subject(address)).collect();
+    Reading::of(text).edit(&add, &remove).map_or_else(|| text.to_vec(), |edit| edit.text)
+}
+
+fn edit(text: &str, add: &[&str], remove: &[&str]) -> String {
+    String::from_utf8(edited(text, add, remove)).unwrap()
+}
+
+fn held(text: impl AsRef<[u8]>) -> Vec<String> {
+    Reading::of(text.as_ref()).entries.iter().map(|entry| entry.subject.to_string()).collect()
+}
+
+const ENTRY: &str = "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n";
+
+#[test]
+fn a_target_is_written_as_hosts_access_5_wants_it() {
+    assert_eq!(target(subject("192.0.2.7")), "192.0.2.7");
+    assert_eq!(target(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
+    assert_eq!(target(subject("fe80::1")), "[fe80::1]/128");
+    // An element that somebody put into the kernel's set by hand, with bits beyond the prefix.
+    assert_eq!(target(Subject::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
+}
+
+#[test]
+fn an_entry_is_added_at_the_end_read_back_and_removed_again() {
+    let before = "# /etc/hosts.deny\nsshd: 203.0.113.0/24\n";
+    let with = edit(before, &["192.0.2.7"], &[]);
+    assert_eq!(with, format!("{before}{ENTRY}"));
+    assert_eq!(held(&with), ["192.0.2.7"]);
+    assert_eq!(edit(&with, &[], &["192.0.2.7"]), before);
+    assert_eq!(edit("", &["192.0.2.7"], &[]), ENTRY);
+    assert_eq!(edit(ENTRY, &[], &["192.0.2.7"]), "");
+}
+
+#[test]
+fn many_at_once_keep_their_order_and_each_comes_once() {
+    let with = edit("", &["192.0.2.9", "2001:db8::1", "192.0.2.7", "192.0.2.9"], &[]);
+    assert_eq!(held(&with), ["2001:db8::/64", "192.0.2.7", "192.0.2.9"]);
+    assert_eq!(edit(&with, &["192.0.2.7", "2001:db8::2"], &[]), with, "nobody gets a second line");
+    let two = edit(&with, &["192.0.2.1"], &["192.0.2.9", "2001:db8::"]);
+    assert_eq!(held(&two), ["192.0.2.7", "192.0.2.1"]);
+    let doubled = format!("{ENTRY}x: y\n{ENTRY}");
+    assert_eq!(edit(&doubled, &["192.0.2.7"], &[]), format!("{ENTRY}x: y\n"), "an editor's copy goes");
+    assert_eq!(edit(&doubled, &[], &["192.0.2.7"]), "x: y\n");
+}
+
+#[test]
+fn who_is_to_be_added_and_removed_at_once_stays() {
+    assert_eq!(edit(ENTRY, &["192.0.2.7"], &["192.0.2.7"]), ENTRY);
+}
+
+#[test]
+fn a_new_end_of_a_ban_replaces_the_comment_in_its_place() {
+    let text = format!("a: b\n{ENTRY}c: d\n");
+    let mut longer = rule("192.0.2.7");
+    longer.until = "2026-01-01T01:00:00Z".to_owned();
+    let edit = Reading::of(text.as_bytes()).edit(&[longer], &HashSet::new()).unwrap();
+    let expected = "a: b\n# portsentry: 192.0.2.7 until 2026-01-01T01:00:00Z\nALL: 192.0.2.7\nc: d\n";
+    assert_eq!(String::from_utf8(edit.text).unwrap(), expected);
+}
+
+#[test]
+fn entries_that_an_administrator_has_moved_are_still_ours_and_draw_new_ones_to_them() {
+    let moved = format!("top: 1\n{ENTRY}\n# mine\nsshd: .example.com\n");
+    assert_eq!(
+        edit(&moved, &["192.0.2.8"], &[]),
+        format!("top: 1\n{ENTRY}{}\n# mine\nsshd: .example.com\n", ENTRY.replace("2.7", "2.8"))
+    );
+    assert_eq!(edit(&moved, &[], &["192.0.2.7"]), "top: 1\n\n# mine\nsshd: .example.com\n");
+}
+
+#[test]
+fn what_is_not_both_lines_together_is_the_administrators() {
+    let cases = [
+        "ALL: 192.0.2.7\n",
+        "# portsentry: 192.0.2.7 until never\n",
+        "# portsentry: 192.0.2.7 until never\n\nALL: 192.0.2.7\n",
+        "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.70\n",
+        "# portsentry: 192.0.2.7 until never\nALL: 1192.0.2.7\n",
+        "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7/24\n",
+        "# portsentry: 192.0.2.7 until never\nALL: 10.192.0.2.7\n",
+        "# portsentry: 192.0.2.7 until never\n#ALL: 192.0.2.7\n",
+        "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7",
+        "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\\\n, 192.0.2.8\n",
+        "# portsentry: 192.0.2.7 until never\\\nALL: 192.0.2.7\n",
+        " # portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n",
+        "# mine, \\\n# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n",
+        "# portsentry: 192.0.2.7/32\nALL: 192.0.2.7\n",
+        "# portsentry: 2001:db8::\nALL: [2001:db8::]/64\n",
+        "# portsentry: 2001:db8::/48\nALL: [2001:db8::]/48\n",
+        "# portsentry: \nALL: 192.0.2.7\n",
+    ];
+    for text in cases {
+        assert!(held(text).is_empty(), "{text:?}");
+        assert_eq!(edit(text, &[], &["192.0.2.7", "2001:db8::"]), text);
+    }
+    let stray = "# portsentry: 192.0.2.1 until never\n";
+    assert_eq!(held(format!("{stray}{ENTRY}")), ["192.0.2.7"], "a stray comment hides no entry");
+}
+
+#[test]
+fn a_rule_of_ours_that_was_made_longer_is_still_ours() {
+    let with = "# portsentry: 192.0.2.7 until never, said Ann\nALL EXCEPT sshd: 192.0.2.7, 192.0.2.8 : DENY\n";
+    assert_eq!(held(with), ["192.0.2.7"]);
+    assert_eq!(edit(with, &[], &["192.0.2.7"]), "");
+}
+
+#[test]
+fn what_somebody_else_has_written_already_is_not_written_again() {
+    let theirs = "ALL: 192.0.2.7\nsshd: x\n";
+    assert_eq!(edit(theirs, &["192.0.2.7"], &[]), theirs);
+    assert_eq!(edit(" ALL: 192.0.2.7 \r\n", &["192.0.2.7"], &[]), " ALL: 192.0.2.7 \r\n");
+    for no_rule in ["#ALL: 192.0.2.7\n", "x: \\\nALL: 192.0.2.7\n"] {
+        assert_eq!(held(edit(no_rule, &["192.0.2.7"], &[])), ["192.0.2.7"], "{no_rule:?} denies nobody");
+    }
+    assert_eq!(
+        edit("ALL: 192.0.2.7", &["192.0.2.7"], &[]),
+        format!("{ENTRY}ALL: 192.0.2.7"),
+        "nor does an unended one"
+    );
+}
+
+#[test]
+fn a_line_without_its_end_stays_the_last_one_and_without_its_end() {
+    for tail in ["ALL: ALL", "ALL: \\\n", "ALL: \\\nx\\\n", "x\0y\n", "ALL: \\\nALL"] {
+        let text = format!("a: b\n{tail}");
+        let with = edit(&text, &["192.0.2.7"], &[]);
+        assert_eq!(with, format!("a: b\n{ENTRY}{tail}"));
+        assert_eq!(held(&with), ["192.0.2.7"]);
+        assert_eq!(edit(&with, &[], &["192.0.2.7"]), text);
+    }
+    assert_eq!(edit("ALL: ALL", &["192.0.2.7"], &[]), format!("{ENTRY}ALL: ALL"));
+}
+
+#[test]
+fn the_ends_of_line_of_the_file_are_kept_and_used() {
+    let text = "a: b\r\nc: d\r\n";
+    let with = edit(text, &["192.0.2.7"], &[]);
+    assert_eq!(with, format!("{text}{}", ENTRY.replace('\n', "\r\n")));
+    assert_eq!(held(&with), ["192.0.2.7"]);
+    assert_eq!(edit(&with, &[], &["192.0.2.7"]), text);
+    // To the wrappers a backslash before CR LF joins nothing.
+    assert_eq!(edit("a: b\\\r\n", &["192.0.2.7"], &[]), format!("a: b\\\r\n{}", ENTRY.replace('\n', "\r\n")));
+}
+
+#[test]
+fn bytes_that_are_no_text_are_kept() {
+    let text = b"# caf\xe9 \xff\xfe\nsshd: \x1b[2J\n";
+    let with = edited(text, &["192.0.2.7"], &[]);
+    assert!(with.starts_with(text));
+    assert_eq!(edited(&with, &[], &["192.0.2.7"]), text);
+}
+
+#[test]
+fn a_file_that_is_cut_anywhere_loses_no_byte_of_others_and_no_entry_that_is_whole() {
+    let other = "sshd: .example.com\\\n, 198.51.100.1\n";
+    let second = ENTRY.replace("192.0.2.7", "192.0.2.8");
+    let whole = format!("# head\r\n{ENTRY}{other}{second}# foot");
+    for length in 0..=whole.len() {
+        let cut = &whole[..length];
+        let entries = held(cut).len();
+        let first_ends = "# head\r\n".len() + ENTRY.len();
+        let second_ends = whole.len() - "# foot".len();
+        assert_eq!(entries, usize::from(length >= first_ends) + usize::from(length >= second_ends), "{length}");
+        let mut expected = cut.to_owned();
+        for entry in [ENTRY, &second] {
+            expected = expected.replacen(entry, "", 1);
+        }
+        assert_eq!(edit(cut, &[], &["192.0.2.7", "192.0.2.8"]), expected, "{length}");
+        let with = edit(cut, &["203.0.113.5"], &[]);
+        assert_eq!(held(&with).len(), entries + 1, "{length}");
+        assert_eq!(edit(&with, &[], &["203.0.113.5"]), cut, "{length}");
+    }
+}
+
+/// Lines that make trouble, one after another.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        Just(ENTRY.as_bytes().to_vec()),
+        Just(b"# portsentry: 192.0.2.9 until never\n".to_vec()),
+        Just(b"# portsentry: ".to_vec()),
+        Just(b"ALL: 192.0.2.7\n".to_vec()),
+        Just(b"ALL: 192.0.2.8".to_vec()),
+        Just(b"\\\n".to_vec()),
+        Just(b"\n".to_vec()),
+        Just(b"\r\n".to_vec()),
+        Just(b"\0".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..20),
+    ];
+    prop::collection::vec(piece, 0..20).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_in_the_file_adding_and_removing_gives_back_every_byte(text in hostile()) {
+        let with = edited(&text, &["203.0.113.5", "2001:db8::1"], &[]);
+        let (before, after) = (held(&text), held(&with));
+        prop_assert_eq!(after.len(), before.len() + 2);
+        prop_assert_eq!(edited(&with, &[], &["203.0.113.5", "2001:db8::1"]), text);
+    }
+
+    #[test]
+    fn whatever_is_in_the_file_a_second_writing_changes_nothing(text in hostile()) {
+        let once = edited(&text, &["192.0.2.7", "192.0.2.8"], &[]);
+        prop_assert_eq!(edited(&once, &["192.0.2.7", "192.0.2.8"], &[]), once);
+    }
+
+    #[test]
+    fn whatever_is_in_the_file_who_is_removed_is_held_no_more(text in hostile()) {
+        let without = edited(&text, &[], &["192.0.2.7", "192.0.2.8"]);
+        prop_assert!(!held(&without).iter().any(|subject| subject == "192.0.2.7" || subject == "192.0.2.8"));
+    }
+}

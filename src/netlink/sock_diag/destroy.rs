@@ -1,0 +1,129 @@
+//! Ends the TCP connections of blocked sources: a dump finds them, SOCK_DESTROY ends each. The process at this end gets
+//! ECONNABORTED, and the kernel resets the peer.
+//!
+//! Read with: the kernel's `net/ipv4/tcp_diag.c` and `tcp_abort()` in `net/ipv4/tcp.c`.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
+use netlink_packet_sock_diag::constants::{
+    AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
+    TCP_LAST_ACK, TCP_SYN_RECV,
+};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use rustix::io::Errno;
+
+use super::reply::Record;
+use super::{Failure, Protocol, SockDiag, SockDiagError};
+use crate::engine::subject::Subject;
+
+/// The states in which a peer still has something of this host. Never TCP_LISTEN, which has no peer.
+const CONNECTED: [u8; 7] =
+    [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING];
+
+/// Connections that are ended in one go, of all subjects together. It is more than a process may have open by default, and
+/// who has more is ended at the next attempt.
+const MOST: usize = 16_384;
+
+/// What was ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// How many connections, by subject; only who had any.
+    pub connections: HashMap<Subject, usize>,
+    /// There were more than one go ends: ask again.
+    pub more: bool,
+}
+
+impl SockDiag {
+    /// Ends every TCP connection of this network namespace whose remote end is one of `subjects`, IPv4 in an IPv6 socket
+    /// included, whoever opened it. Listeners and everybody else's connections stay.
+    ///
+    /// # Errors
+    ///
+    /// [`SockDiagError::NoDestroy`] where that cannot be done here at all; others as [`SockDiag::listeners`], and then some
+    /// may have been ended.
+    pub fn end_connections(&mut self, subjects: &HashSet<Subject>) -> Result<Ended, SockDiagError> {
+        let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
+        let mut found = Vec::new();
+        let mut ended = Ended::default();
+        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+            let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
+            let mut keep = |record: Record| {
+                let subject = Subject::of(record.peer.to_canonical());
+                if !CONNECTED.contains(&record.state) || !subjects.contains(&subject) {
+                    return;
+                }
+                match found.len() < MOST {
+                    true => found.push((subject, record)),
+                    false => ended.more = true,
+                }
+            };
+            self.exchange(IPPROTO_TCP, states, id, NLM_F_DUMP, &mut keep)
+                .map_err(|failure| failure.explain(Protocol::Tcp))?;
+        }
+        for (subject, record) in found {
+            if self.end(&record)? {
+                *ended.connections.entry(subject).or_default() += 1;
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Ends one connection; false where it was over already.
+    fn end(&mut self, record: &Record) -> Result<bool, SockDiagError> {
+        // The cookie makes it this socket or none: without it a connection that has just ended would be looked up again,
+        // and the listener on its port be found and destroyed.
+        let socket_id = SocketId {
+            source_port: record.port,
+            destination_port: record.peer_port,
+            source_address: record.address,
+            destination_address: record.peer,
+            interface_id: record.interface,
+            cookie: record.cookie,
+        };
+        let request = InetRequest {
+            family: if record.address.is_ipv4() { AF_INET } else { AF_INET6 },
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::empty(),
+            socket_id,
+        };
+        let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
+        match self.converse(message, NLM_F_ACK, &mut |_| {}) {
+            Ok(()) => Ok(true),
+            Err(Failure::Kernel(error)) => meaning(error, record.state),
+            Err(Failure::Other(error)) => Err(error),
+        }
+    }
+}
+
+/// What an error number says of a connection in `state`.
+fn meaning(error: io::Error, state: u8) -> Result<bool, SockDiagError> {
+    match Errno::from_io_error(&error) {
+        // Over, or over and its ports already in use by another one.
+        Some(Errno::NOENT | Errno::STALE) => Ok(false),
+        // One of these may be the rest of a connection that waits for its time to pass, which older kernels leave alone.
+        Some(Errno::OPNOTSUPP) if state == TCP_FIN_WAIT2 => Ok(false),
+        Some(Errno::OPNOTSUPP | Errno::PERM) => Err(SockDiagError::NoDestroy(error)),
+        _ => Err(SockDiagError::Refused(Protocol::Tcp, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_cannot_is_told_from_a_connection_that_is_over() {
+        let of = |errno: Errno, state| meaning(errno.into(), state);
+        assert!(matches!(of(Errno::NOENT, TCP_ESTABLISHED), Ok(false)));
+        assert!(matches!(of(Errno::STALE, TCP_ESTABLISHED), Ok(false)));
+        assert!(matches!(of(Errno::OPNOTSUPP, TCP_FIN_WAIT2), Ok(false)));
+        assert!(matches!(of(Errno::OPNOTSUPP, TCP_ESTABLISHED), Err(SockDiagError::NoDestroy(_))));
+        assert!(matches!(of(Errno::PERM, TCP_ESTABLISHED), Err(SockDiagError::NoDestroy(_))));
+        assert!(matches!(of(Errno::NOMEM, TCP_ESTABLISHED), Err(SockDiagError::Refused(..))));
+    }
+}

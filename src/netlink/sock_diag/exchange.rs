@@ -1,0 +1,101 @@
+//! One request to sock_diag and its answer, on the long-lived socket of a [`SockDiag`]. What the sockets of an answer mean
+//! is for the caller.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use super::reply::{self, Fault, Progress, Record};
+use super::{Failure, SockDiag, SockDiagError, TIMEOUT};
+
+/// The kernel fills at most 32 KiB a datagram of a dump (`net/netlink/af_netlink.c`); twice that leaves room.
+pub(super) const BUFFER: usize = 64 * 1024;
+
+/// `MSG_TRUNC` of `linux/socket.h`: the kernel tells the whole length of a datagram that did not fit.
+const MSG_TRUNC: i32 = 0x20;
+
+impl SockDiag {
+    /// Sends one request and hands every socket of the answer to `keep`.
+    pub(super) fn exchange(
+        &mut self,
+        protocol: u8,
+        states: u32,
+        socket_id: SocketId,
+        flags: u16,
+        keep: &mut impl FnMut(Record),
+    ) -> Result<(), Failure> {
+        let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let request = InetRequest {
+            family,
+            protocol,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::from_bits_retain(states),
+            socket_id,
+        };
+        self.converse(SockDiagMessage::InetRequest(request), flags, keep)
+    }
+
+    /// Sends one message of any kind, and hands every socket of the answer to `keep`.
+    pub(super) fn converse<M>(&mut self, message: M, flags: u16, keep: &mut impl FnMut(Record)) -> Result<(), Failure>
+    where
+        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+    {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, message.into());
+        message.finalize();
+        self.request.clear();
+        self.request.resize(message.buffer_len(), 0);
+        message.serialize(&mut self.request);
+        socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
+
+        loop {
+            receive(&socket, &mut self.answer)?;
+            match reply::read(&self.answer, self.sequence, keep) {
+                Ok(Progress::More) => {}
+                Ok(Progress::Complete) => break,
+                Err(Fault::Kernel(error)) => {
+                    self.socket = Some(socket);
+                    return Err(Failure::Kernel(error));
+                }
+                Err(Fault::Malformed(what)) => return Err(SockDiagError::Malformed(what).into()),
+            }
+        }
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
+pub(super) fn connect() -> Result<Socket, SockDiagError> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SockDiagError::Open)?;
+    socket.bind_auto().map_err(SockDiagError::Open)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT)).map_err(|error| SockDiagError::Open(error.into()))?;
+    Ok(socket)
+}
+
+/// Reads one datagram from the kernel into `answer`. Other processes may send to a netlink socket too: skipped.
+fn receive(socket: &Socket, answer: &mut Vec<u8>) -> Result<(), SockDiagError> {
+    loop {
+        answer.clear();
+        match socket.recv_from(answer, MSG_TRUNC) {
+            Ok((_, sender)) if sender.port_number() != 0 => {}
+            Ok((length, _)) if length > answer.len() => return Err(SockDiagError::Malformed("a datagram over 64 KiB")),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(SockDiagError::Timeout),
+            Err(error) => return Err(SockDiagError::Receive(error)),
+        }
+    }
+}

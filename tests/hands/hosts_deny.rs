@@ -1,0 +1,244 @@
+//! hosts.deny on a real disk, and what the real TCP wrappers make of it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use portsentry::enforce::Case;
+use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny, HostsDenyError};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use tempfile::TempDir;
+
+use super::{case, subject};
+
+/// A directory with a file hosts.deny of this text.
+fn folder(text: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts.deny");
+    fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+fn at(path: &Path) -> HostsDeny {
+    HostsDeny::new(path, DEFAULT_TEMPLATE).unwrap()
+}
+
+fn names(folder: &TempDir) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_missing_file_is_made_for_everybody_to_read_and_nothing_else_is_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts.deny");
+    let hosts_deny = at(&path);
+    assert_eq!(hosts_deny.held().unwrap(), []);
+    assert_eq!(hosts_deny.apply(&[], &[subject("192.0.2.7")]).unwrap(), []);
+    assert!(!path.exists(), "nothing to write, nothing is made");
+    hosts_deny.apply(&[case("192.0.2.7", 60), case("2001:db8:1:2:3::4", 60)], &[]).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+    assert_eq!(hosts_deny.held().unwrap(), [subject("192.0.2.7"), subject("2001:db8:1:2::")]);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\nALL: 192.0.2.7\n") && text.ends_with("\nALL: [2001:db8:1:2::]/64\n"), "{text}");
+    let removed = hosts_deny.apply(&[], &[subject("2001:db8:1:2:9::9"), subject("192.0.2.7"), subject("192.0.2.8")]);
+    assert_eq!(removed.unwrap(), [subject("192.0.2.7"), subject("2001:db8:1:2::")]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    assert_eq!(names(&folder), ["hosts.deny"]);
+}
+
+#[test]
+fn owner_group_mode_access_list_and_notes_of_the_file_are_kept() {
+    let (_folder, path) = folder("sshd: x\n");
+    // In a user namespace of one user there is nobody else to give it to.
+    let given = chown(&path, Some(1234), Some(4321)).is_ok();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    setxattr(&path, "user.note", b"ours", XattrFlags::empty()).unwrap();
+    // struct posix_acl_xattr_header and its entries of tag, permissions, id: user 0 may read.
+    let nobody = u32::MAX;
+    let entries = [(1_u16, 6_u16, nobody), (2, 4, 0), (4, 4, nobody), (0x10, 4, nobody), (0x20, 0, nobody)];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    setxattr(&path, "system.posix_acl_access", &list, XattrFlags::empty()).unwrap();
+    let before = fs::metadata(&path).unwrap();
+    at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
+    let after = fs::metadata(&path).unwrap();
+    assert_ne!(before.ino(), after.ino(), "it is a new file");
+    assert_eq!((after.uid(), after.gid(), after.mode() & 0o7777), (before.uid(), before.gid(), 0o640));
+    assert_eq!(given, after.uid() == 1234);
+    let attribute = |name: &str| {
+        let mut value = vec![0; 1024];
+        let length = getxattr(&path, name, &mut value).unwrap();
+        value.truncate(length);
+        value
+    };
+    assert_eq!(attribute("user.note"), b"ours");
+    assert_eq!(attribute("system.posix_acl_access"), list);
+}
+
+#[test]
+fn a_link_a_pipe_and_a_directory_are_refused_and_left_alone() {
+    let (folder, real) = folder("sshd: x\n");
+    let link = folder.path().join("link");
+    symlink(&real, &link).unwrap();
+    let add = [case("192.0.2.7", 60)];
+    let error = at(&link).apply(&add, &[]).unwrap_err();
+    assert!(matches!(error, HostsDenyError::Link(_)), "{error}");
+    assert!(error.to_string().ends_with("is a symbolic link; name the file that it points to"), "{error}");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    let dangling = folder.path().join("dangling");
+    symlink(folder.path().join("nowhere"), &dangling).unwrap();
+    assert!(matches!(at(&dangling).apply(&add, &[]), Err(HostsDenyError::Link(_))));
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(matches!(at(&pipe).held(), Err(HostsDenyError::Kind(_))), "and nobody waits for a writer");
+    assert!(matches!(at(folder.path()).apply(&add, &[]), Err(HostsDenyError::Kind(_))));
+    let nowhere = folder.path().join("missing/hosts.deny");
+    assert!(matches!(at(&nowhere).apply(&add, &[]), Err(HostsDenyError::System { .. })));
+    assert_eq!(fs::read_to_string(&real).unwrap(), "sshd: x\n");
+    assert_eq!(names(&folder), ["dangling", "hosts.deny", "link", "pipe"]);
+}
+
+#[test]
+fn a_file_over_16_mib_is_refused_and_none_is_made_so() {
+    let (folder, path) = folder("");
+    let big = vec![b'#'; (16 << 20) + 1];
+    fs::write(&path, &big).unwrap();
+    assert!(matches!(at(&path).held(), Err(HostsDenyError::TooBig(_))));
+    fs::write(&path, [&big[..(16 << 20) - 10], b"\n"].concat()).unwrap();
+    let before = fs::metadata(&path).unwrap();
+    assert!(matches!(at(&path).apply(&[case("192.0.2.7", 60)], &[]), Err(HostsDenyError::Full(_))));
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
+    assert_eq!(names(&folder), ["hosts.deny"]);
+}
+
+#[test]
+fn what_a_crash_left_behind_is_in_nobodys_way() {
+    let (folder, path) = folder("sshd: x\n");
+    let left = folder.path().join("hosts.deny.portsentry-new");
+    symlink(&path, &left).unwrap();
+    at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
+    assert_eq!(names(&folder), ["hosts.deny"]);
+    assert!(!fs::symlink_metadata(&path).unwrap().is_symlink());
+    assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until 2"));
+}
+
+#[test]
+fn nothing_to_change_leaves_the_very_file() {
+    let (_folder, path) = folder("");
+    let hosts_deny = at(&path);
+    let case = case("192.0.2.7", 60);
+    hosts_deny.apply(&[case], &[]).unwrap();
+    let inode = || fs::metadata(&path).unwrap().ino();
+    let before = inode();
+    hosts_deny.apply(&[case, case], &[subject("192.0.2.9")]).unwrap();
+    assert_eq!(inode(), before);
+    hosts_deny.apply(&[Case { expiry: portsentry::engine::subject::Expiry::Never, ..case }], &[]).unwrap();
+    assert_ne!(inode(), before);
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text, "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n");
+}
+
+#[test]
+fn lines_that_somebody_else_adds_all_the_time_are_all_kept() {
+    let (_folder, path) = folder("");
+    let stop = AtomicBool::new(false);
+    let hosts_deny = at(&path);
+    let written = std::thread::scope(|scope| {
+        // As an editor does it: read, write aside, rename. It looks again before the rename, as we do.
+        let other = scope.spawn(|| {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let aside = path.with_file_name("edited");
+                let old = fs::read_to_string(&path).unwrap();
+                fs::write(&aside, format!("{old}sshd: host{number}\n")).unwrap();
+                if fs::read_to_string(&path).unwrap() == old {
+                    fs::rename(&aside, &path).unwrap();
+                    number += 1;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(7));
+            }
+            number
+        });
+        let mut done = 0;
+        for last in 1..=60 {
+            match hosts_deny.apply(&[case(&format!("192.0.2.{last}"), 60)], &[]) {
+                Ok(_) => done += 1,
+                Err(HostsDenyError::Unsteady(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        (done, other.join().unwrap())
+    });
+    // Between a look and a rename there are microseconds, in which either may lose to the other; all but those are there.
+    let text = fs::read_to_string(&path).unwrap();
+    let theirs = text.lines().filter(|line| line.starts_with("sshd: ")).count();
+    assert!(written.0 > 50 && hosts_deny.held().unwrap().len() + 2 >= written.0, "{written:?}\n{text}");
+    assert!(theirs + 2 >= written.1, "{written:?}\n{text}");
+}
+
+/// Whether the real TCP wrappers let `client` in to `service`, by the hosts.deny of this folder.
+fn lets_in(folder: &TempDir, service: &str, client: &str) -> bool {
+    for name in ["hosts.allow", "inetd.conf"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    let output = Command::new("tcpdmatch")
+        .args(["-d", "-i", "inetd.conf", service, client])
+        .current_dir(folder.path())
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .expect("tcpdmatch of Debian's package tcpd");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    match (text.contains("granted"), text.contains("denied")) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => panic!("tcpdmatch says {text:?} {:?}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
+#[test]
+fn the_tcp_wrappers_deny_whom_the_lines_name_and_nobody_else() {
+    for (template, before) in [
+        (DEFAULT_TEMPLATE, "# mine\nin.ftpd: 203.0.113.0/24\n"),
+        ("ALL: $TARGET$ : DENY", "in.ftpd: 203.0.113.0/24\n"),
+        ("ALL: $TARGET$ : DENY", "in.ftpd: 203.0.113.0/24\r\n"),
+        ("ALL:$TARGET$:deny", "in.ftpd: \\\n203.0.113.0/24\n"),
+    ] {
+        let (folder, path) = folder(before);
+        let hosts_deny = HostsDeny::new(&path, template).unwrap();
+        hosts_deny.apply(&["192.0.2.7", "2001:db8:1:2::9", "fe80::7"].map(|source| case(source, 60)), &[]).unwrap();
+        let lets = |client| lets_in(&folder, "sshd", client);
+        let denied = ["192.0.2.7", "2001:db8:1:2::9", "2001:db8:1:2:ffff::1", "fe80::7"];
+        let let_in = ["192.0.2.70", "192.0.2.77", "2001:db8:1:3::9", "fe80::8", "203.0.113.5"];
+        assert_eq!(denied.map(lets), [false; 4], "{template:?} {before:?}");
+        assert_eq!(let_in.map(lets), [true; 5], "{template:?} {before:?}");
+        assert!(!lets_in(&folder, "in.ftpd", "203.0.113.5"), "the administrator's own rule");
+        hosts_deny.apply(&[], &hosts_deny.held().unwrap()).unwrap();
+        assert_eq!(denied.map(lets), [true; 4]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), before);
+    }
+}
+
+#[test]
+fn the_tcp_wrappers_join_lines_as_it_is_taken_here() {
+    // Behind a backslash or a NUL the next line is no rule any more: a line of ours there would deny nobody.
+    for (before, joins) in [("x: y \\\n", true), ("# x \\\n", true), ("a\0b: c\n", true), ("x: y \\\r\n", false)] {
+        let (folder, path) = folder(&format!("{before}ALL: 192.0.2.7\n"));
+        assert_eq!(lets_in(&folder, "sshd", "192.0.2.7"), joins, "{before:?}");
+        fs::write(&path, "").unwrap();
+    }
+    let (folder, path) = folder("x: y\nALL: 203.0.113.5");
+    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "a last line without its end keeps everybody out");
+    at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
+    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "and that is not changed");
+}
