@@ -1,0 +1,193 @@
+//! Bans in the sets: their times, their number, and who is in them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use portsentry::enforce::nft::{BlockError, Failure, RulesetSpec};
+use portsentry::engine::subject::{Expiry, Subject};
+
+use super::{installed, installed_with, nearly, nft, seconds, subject};
+
+#[test]
+fn a_ban_has_the_timeout_that_was_asked_for() {
+    installed(|sets| {
+        let bans = [
+            (subject("192.0.2.7"), seconds(86_400)),
+            (subject("2001:db8:1:2:3:4:5:6"), seconds(3_600)),
+            (subject("fe80::17"), seconds(60)),
+            (subject("192.0.2.8"), Expiry::Never),
+        ];
+        sets.block(&bans).unwrap();
+        assert!(nearly(sets.holds(bans[0].0).unwrap(), 86_400));
+        assert!(nearly(sets.holds(bans[1].0).unwrap(), 3_600));
+        assert!(nearly(sets.holds(bans[2].0).unwrap(), 60));
+        assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
+        assert_eq!(sets.holds(subject("192.0.2.9")).unwrap(), None);
+        let blocked = nft("list set inet portsentry blocked");
+        assert!(blocked.contains("192.0.2.7 timeout 1d expires") && blocked.contains("192.0.2.8"), "{blocked}");
+        let blocked6 = nft("list set inet portsentry blocked6");
+        assert!(
+            blocked6.contains("2001:db8:1:2:: timeout 1h") && blocked6.contains("fe80::17 timeout 1m"),
+            "{blocked6}"
+        );
+    });
+}
+
+#[test]
+fn blocking_again_sets_the_time_anew_both_ways() {
+    installed(|sets| {
+        let who = subject("192.0.2.7");
+        for expiry in [60, 3_600, 120, 120] {
+            sets.block(&[(who, seconds(expiry))]).unwrap();
+            assert!(nearly(sets.holds(who).unwrap(), expiry), "{expiry}");
+        }
+        sets.block(&[(who, Expiry::Never)]).unwrap();
+        assert_eq!(sets.holds(who).unwrap(), Some(None));
+        sets.block(&[(who, seconds(60))]).unwrap();
+        assert!(nearly(sets.holds(who).unwrap(), 60));
+    });
+}
+
+#[test]
+fn a_ban_that_runs_out_is_gone_and_can_come_back() {
+    installed(|sets| {
+        let who = subject("192.0.2.7");
+        sets.block(&[(who, seconds(1))]).unwrap();
+        let start = std::time::Instant::now();
+        while sets.holds(who).unwrap().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(start.elapsed() > Duration::from_millis(800));
+        sets.lift(&[who]).unwrap();
+        sets.block(&[(who, seconds(60))]).unwrap();
+        assert!(nearly(sets.holds(who).unwrap(), 60));
+    });
+}
+
+#[test]
+fn the_same_subject_twice_in_one_call_gets_the_last_expiry() {
+    installed(|sets| {
+        let who = subject("192.0.2.7");
+        sets.block(&[(who, seconds(60)), (who, seconds(3_600))]).unwrap();
+        assert!(nearly(sets.holds(who).unwrap(), 3_600));
+    });
+}
+
+#[test]
+fn a_full_set_takes_what_fits_names_the_rest_and_still_extends() {
+    installed_with(RulesetSpec { size: 4 }, |sets| {
+        let bans: Vec<_> = (1..=6).map(|n| (subject(&format!("192.0.2.{n}")), seconds(60))).collect();
+        let Err(BlockError::Failed { asked: 6, failed }) = sets.block(&bans) else { panic!() };
+        assert_eq!(failed.len(), 2);
+        for failure in &failed {
+            assert!(matches!(failure.reason, Failure::Full { set: "blocked", size: 4 }), "{failure:?}");
+            assert_eq!(sets.holds(failure.subject).unwrap(), None);
+        }
+        let alone = sets.block(&bans[5..]).unwrap_err().to_string();
+        assert!(alone.contains("set inet portsentry blocked is full (4)"), "{alone}");
+        sets.block(&[(bans[0].0, seconds(3_600)), (subject("2001:db8::1"), seconds(60))]).unwrap();
+        assert!(nearly(sets.holds(bans[0].0).unwrap(), 3_600));
+        assert_eq!(sets.elements().unwrap().len(), 5);
+    });
+}
+
+#[test]
+fn lifting_frees_who_was_blocked_and_passes_over_who_was_not() {
+    installed(|sets| {
+        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(subject);
+        sets.lift(&all).unwrap();
+        sets.block(&[(all[0], seconds(60)), (all[2], seconds(60)), (all[3], Expiry::Never)]).unwrap();
+        sets.lift(&all).unwrap();
+        assert_eq!(sets.elements().unwrap(), []);
+    });
+}
+
+#[test]
+fn ten_thousand_in_one_call_are_all_there() {
+    installed(|sets| {
+        let bans: Vec<_> = (0..10_000_u32)
+            .map(|n| {
+                if n % 2 == 0 {
+                    IpAddr::from((0x0a00_0000 + n).to_be_bytes())
+                } else {
+                    IpAddr::from((u128::from(n) << 64).to_be_bytes())
+                }
+            })
+            .map(|address| (Subject::of(address), seconds(3_600)))
+            .collect();
+        sets.block(&bans).unwrap();
+        let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();
+        assert_eq!(found.len(), bans.len());
+        assert!(bans.iter().all(|(who, _)| nearly(found.get(who).copied(), 3_600)));
+        sets.lift(&bans.iter().map(|(who, _)| *who).collect::<Vec<_>>()).unwrap();
+        assert_eq!(sets.elements().unwrap(), []);
+    });
+}
+
+#[test]
+fn elements_that_an_administrator_added_are_seen() {
+    installed(|sets| {
+        nft("add element inet portsentry blocked { 192.0.2.1 timeout 2h comment \"by hand\" }");
+        nft("add element inet portsentry blocked6 { 2001:db8:: }");
+        let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();
+        assert!(nearly(found.get(&subject("192.0.2.1")).copied(), 7_200));
+        assert_eq!(found.get(&subject("2001:db8::")), Some(&None));
+        assert_eq!(found.len(), 2);
+    });
+}
+
+#[test]
+fn a_restored_ban_shows_what_it_was_and_what_is_left() {
+    installed(|sets| {
+        let (day, hour) = (Some(Duration::from_secs(86_400)), Duration::from_secs(3_600));
+        let bans = [
+            (subject("192.0.2.7"), day, Expiry::After(hour)),
+            (subject("2001:db8::"), day, Expiry::After(hour)),
+            (subject("192.0.2.8"), None, Expiry::After(hour)),
+            (subject("192.0.2.9"), day, Expiry::Never),
+        ];
+        // Whether it is missing, shorter, longer, or there for ever.
+        for before in [None, Some(seconds(60)), Some(seconds(172_800)), Some(Expiry::Never)] {
+            if let Some(before) = before {
+                sets.block(&bans.map(|(who, ..)| (who, before))).unwrap();
+            }
+            sets.restore(&bans).unwrap();
+            let blocked = nft("list set inet portsentry blocked");
+            assert!(blocked.contains("192.0.2.7 timeout 1d expires "), "{blocked}");
+            assert!(blocked.contains("192.0.2.8 timeout 1h expires "), "{blocked}");
+            assert!(blocked.contains("192.0.2.9 }") || blocked.contains("192.0.2.9,"), "{blocked}");
+            assert!(nft("list set inet portsentry blocked6").contains("2001:db8:: timeout 1d expires "));
+            assert!(bans[..3].iter().all(|(who, ..)| nearly(sets.holds(*who).unwrap(), 3_600)), "{before:?}");
+            assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
+        }
+    });
+}
+
+#[test]
+fn a_restored_ban_ends_when_its_rest_is_over() {
+    installed(|sets| {
+        let who = subject("192.0.2.7");
+        sets.restore(&[(who, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
+        assert!(sets.holds(who).unwrap().is_some());
+        let start = std::time::Instant::now();
+        while sets.holds(who).unwrap().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+}
+
+#[test]
+fn those_who_are_missing_are_named_and_nobody_else() {
+    installed(|sets| {
+        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(subject);
+        assert_eq!(sets.missing(&all).unwrap(), all);
+        sets.block(&[(all[0], seconds(60)), (all[2], Expiry::Never), (all[4], seconds(60))]).unwrap();
+        assert_eq!(sets.missing(&all).unwrap(), [all[1], all[3]]);
+        assert_eq!(sets.missing(&[]).unwrap(), []);
+        nft("delete table inet portsentry");
+        assert!(matches!(sets.missing(&all), Err(BlockError::Gone)));
+    });
+}

@@ -1,0 +1,157 @@
+//! What is created, what is adopted, and what is refused.
+
+use portsentry::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
+use std::net::UdpSocket;
+
+use super::{FILE, Namespace, installed, listing, load, nearly, nft, seconds, subject};
+
+#[test]
+fn what_the_daemon_creates_is_what_the_file_creates() {
+    let from_file = Namespace::new().within(|| {
+        load(FILE);
+        listing()
+    });
+    installed(|_| assert_eq!(listing(), from_file));
+    assert!(from_file.contains("hook prerouting priority raw - 10"));
+}
+
+#[test]
+fn elements_print_the_same_in_both() {
+    let add = || {
+        nft("add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 timeout 1h expires 1h }");
+        nft("add element inet portsentry blocked6 { 2001:db8:1:: }");
+        nft("add element inet portsentry allowed { 10.0.0.0/8, 192.0.2.0/25 }");
+        nft("add element inet portsentry allowed6 { 2001:db8::/32 }");
+        let text = listing();
+        text.split_inclusive('\n').filter(|line| !line.contains("expires")).collect::<String>()
+    };
+    let from_file = Namespace::new().within(|| {
+        load(FILE);
+        add()
+    });
+    installed(|_| assert_eq!(add(), from_file));
+    assert!(from_file.contains("elements = { 10.0.0.0/8, 192.0.2.0/25 }"), "{from_file}");
+}
+
+#[test]
+fn a_table_of_its_own_is_adopted_with_its_bans() {
+    installed(|first| {
+        first.block(&[(subject("192.0.2.1"), seconds(60))]).unwrap();
+        let mut second = Nft::open().unwrap();
+        let adopted = Installed::Adopted { blocked: 131_072, blocked6: 131_072 };
+        assert_eq!(second.install(&RulesetSpec::default()).unwrap(), adopted);
+        assert!(nearly(second.holds(subject("192.0.2.1")).unwrap(), 60));
+    });
+}
+
+#[test]
+fn a_table_loaded_from_the_file_is_adopted_whatever_size_is_asked_for() {
+    Namespace::new().within(|| {
+        load(FILE);
+        let installed = Nft::open().unwrap().install(&RulesetSpec { size: 10 }).unwrap();
+        assert_eq!(installed, Installed::Adopted { blocked: 131_072, blocked6: 131_072 });
+    });
+}
+
+#[test]
+fn a_table_whose_rules_have_counted_is_adopted() {
+    installed(|sets| {
+        sets.block(&[(subject("127.0.0.1"), seconds(60))]).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        assert!(nft("list ruleset").contains("counter packets 1 bytes 29"));
+        assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })));
+    });
+}
+
+#[test]
+fn a_table_with_other_contents_is_refused_with_the_first_difference_and_left_alone() {
+    let foreign = [
+        ("add set inet portsentry mine { type ipv4_addr; }", "has another set \"mine\""),
+        ("add chain inet portsentry input", "has another chain \"input\""),
+        ("add rule inet portsentry prerouting accept", "has 6 rules"),
+        ("insert rule inet portsentry prerouting tcp dport 22 accept", "has another rule 1 in chain"),
+        ("flush chain inet portsentry prerouting", "has no rule 1 in chain"),
+        ("add chain inet portsentry prerouting { policy drop; }", "another type, hook, priority or policy"),
+        ("add table inet portsentry { flags dormant; }", "dormant"),
+    ];
+    for (change, difference) in foreign {
+        installed(|sets| {
+            nft(change);
+            let before = listing();
+            let refused = sets.install(&RulesetSpec::default()).unwrap_err();
+            assert!(matches!(&refused, RulesetError::Foreign { .. }), "{refused:?}");
+            let text = refused.to_string();
+            assert!(text.contains(difference) && text.contains("nft delete table inet portsentry"), "{change}: {text}");
+            assert_eq!(listing(), before);
+        });
+    }
+}
+
+#[test]
+fn a_file_with_one_thing_changed_is_refused() {
+    let changes = [
+        ("ip saddr @blocked counter drop", "ip saddr @blocked counter accept"),
+        ("ip saddr @blocked counter drop", "ip saddr @blocked drop"),
+        ("ip saddr @blocked counter drop", "ip saddr != @blocked counter drop"),
+        ("ip saddr @blocked counter drop", "ip daddr @blocked counter drop"),
+        ("& ffff:ffff:ffff:ffff:: @blocked6", "& ffff:ffff:ffff:: @blocked6"),
+        ("raw - 10", "raw"),
+        ("hook prerouting", "hook input"),
+        ("flags dynamic,timeout", "flags timeout"),
+        ("flags dynamic,timeout", "flags dynamic,timeout; timeout 1h"),
+        ("        size 131072\n", ""),
+        ("        ip6 saddr @blocked6 counter drop\n", ""),
+    ];
+    for (from, to) in changes {
+        Namespace::new().within(|| {
+            assert!(FILE.contains(from), "{from}");
+            load(&FILE.replacen(from, to, 1));
+            let result = Nft::open().unwrap().install(&RulesetSpec::default());
+            assert!(matches!(result, Err(RulesetError::Foreign { .. })), "{from} -> {to}: {result:?}");
+        });
+    }
+}
+
+#[test]
+fn many_that_install_at_once_end_with_one_table() {
+    let namespace = Namespace::new();
+    let results: Vec<Installed> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| namespace.within(|| Nft::open().unwrap().install(&RulesetSpec::default()).unwrap()))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(results.iter().filter(|result| **result == Installed::Created).count(), 1, "{results:?}");
+    assert_eq!(namespace.within(listing).matches("table inet portsentry").count(), 1);
+}
+
+#[test]
+fn a_deleted_table_is_told_and_can_be_installed_again() {
+    installed(|sets| {
+        nft("delete table inet portsentry");
+        let who = subject("192.0.2.7");
+        assert!(matches!(sets.block(&[(who, seconds(60))]), Err(BlockError::Gone)));
+        assert!(matches!(sets.block(&[(who, seconds(60)); 3]), Err(BlockError::Gone)));
+        assert!(matches!(sets.lift(&[who]), Err(BlockError::Gone)));
+        assert!(matches!(sets.holds(who), Err(BlockError::Gone)));
+        assert!(matches!(sets.elements(), Err(BlockError::Gone)));
+        assert!(matches!(sets.protect(&["10.0.0.0/8".parse().unwrap()]), Err(BlockError::Gone)));
+        assert_eq!(sets.install(&RulesetSpec::default()).unwrap(), Installed::Created);
+        sets.block(&[(who, seconds(60))]).unwrap();
+    });
+}
+
+#[test]
+fn whoever_lacks_the_capability_is_told_which_one() {
+    Namespace::new().within(|| {
+        // The capability is dropped from this thread alone.
+        let none = rustix::thread::CapabilitySet::empty();
+        let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let error = Nft::open().unwrap().install(&RulesetSpec::default()).unwrap_err().to_string();
+        assert!(error.contains("CAP_NET_ADMIN") && error.contains("AmbientCapabilities"), "{error}");
+    });
+}

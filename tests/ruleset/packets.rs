@@ -1,0 +1,78 @@
+//! What real packets meet.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::time::Duration;
+
+use portsentry::enforce::nft::{Nft, RulesetSpec};
+
+use super::{Namespace, run, seconds, subject};
+
+/// Two namespaces joined by a cable: the host, with the table installed, and a stranger.
+fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
+    let (host, stranger) = (Namespace::new(), Namespace::new());
+    run("ip", &["-n", &host.0, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", &stranger.0]);
+    for (namespace, link, addresses) in [
+        (&host, "v0", ["192.0.2.1/24", "2001:db8:0:1::1/32", "fe80::a/64"]),
+        (&stranger, "v1", ["192.0.2.2/24", "2001:db8:0:2::2/32", "fe80::b/64"]),
+    ] {
+        run("ip", &["-n", &namespace.0, "link", "set", link, "addrgenmode", "none"]);
+        run("ip", &["-n", &namespace.0, "link", "set", link, "up"]);
+        for address in addresses {
+            let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            run("ip", &[&["-n", &namespace.0, "addr", "add", address, "dev", link], nodad].concat());
+        }
+    }
+    host.within(|| {
+        let mut nft = Nft::open().unwrap();
+        nft.install(&RulesetSpec::default()).unwrap();
+        test(&mut nft, &stranger);
+    });
+}
+
+/// True where a datagram from the stranger's `from` reaches the host's `to`.
+fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
+    let local = |address: &str, link: &str, port| match address.parse().unwrap() {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            let index = run("cat", &["/proc/net/dev_mcast"]);
+            let index = index.lines().find(|line| line.split_whitespace().nth(1) == Some(link)).unwrap();
+            let index = index.split_whitespace().next().unwrap().parse().unwrap();
+            SocketAddr::V6(SocketAddrV6::new(v6, port, 0, index))
+        }
+        address => SocketAddr::new(address, port),
+    };
+    let receiver = UdpSocket::bind(local(to, "v0", 0)).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let port = receiver.local_addr().unwrap().port();
+    stranger.within(|| {
+        UdpSocket::bind(local(from, "v1", 0)).unwrap().send_to(b"probe", local(to, "v1", port)).unwrap();
+    });
+    receiver.recv(&mut [0; 16]).is_ok()
+}
+
+#[test]
+fn packets_of_a_blocked_source_are_dropped_and_those_of_an_allowed_one_are_not() {
+    cabled(|sets, stranger| {
+        let ways = [("192.0.2.2", "192.0.2.1"), ("2001:db8:0:2::2", "2001:db8:0:1::1"), ("fe80::b", "fe80::a")];
+        for (from, to) in ways {
+            let who = subject(from);
+            assert!(arrives(stranger, from, to), "{from} before");
+            sets.block(&[(who, seconds(60))]).unwrap();
+            assert!(!arrives(stranger, from, to), "{from} blocked");
+            let allowed = format!("{from}/{}", who.prefix_len()).parse().unwrap();
+            sets.protect(&[allowed]).unwrap();
+            assert!(arrives(stranger, from, to), "{from} allowed");
+            sets.protect(&[]).unwrap();
+            assert!(!arrives(stranger, from, to), "{from} blocked again");
+            sets.lift(&[who]).unwrap();
+            assert!(arrives(stranger, from, to), "{from} lifted");
+        }
+    });
+}
+
+#[test]
+fn a_link_local_neighbour_is_blocked_without_its_neighbours() {
+    cabled(|sets, stranger| {
+        sets.block(&[(subject("fe80::c"), seconds(60))]).unwrap();
+        assert!(arrives(stranger, "fe80::b", "fe80::a"));
+    });
+}

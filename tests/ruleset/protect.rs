@@ -1,0 +1,72 @@
+//! Whom the rules never drop.
+
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::{installed, listing, nft, seconds, subject};
+
+#[test]
+fn protecting_replaces_the_prefixes_and_merges_those_that_overlap() {
+    installed(|sets| {
+        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        sets.protect(&prefixes(&["10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32", "2001:db8::/32", "2001:db8:1::/48"]))
+            .unwrap();
+        assert!(nft("list set inet portsentry allowed").contains("elements = { 10.0.0.0/8, 192.0.2.1 }"));
+        assert!(nft("list set inet portsentry allowed6").contains("elements = { 2001:db8::/32 }"));
+        // The same again, overlapping what is there, neighbours, and both ends of the address space.
+        let next = ["10.0.0.0/8", "10.0.0.0/24", "11.0.0.0/25", "0.0.0.0/8", "255.255.255.255/32", "::/1", "ff00::/8"];
+        sets.protect(&prefixes(&next)).unwrap();
+        let allowed = nft("list set inet portsentry allowed");
+        assert!(allowed.contains("0.0.0.0/8, 10.0.0.0/8") && allowed.contains("11.0.0.0/25"), "{allowed}");
+        assert!(allowed.contains("255.255.255.255") && !allowed.contains("192.0.2.1"), "{allowed}");
+        let allowed6 = nft("list set inet portsentry allowed6");
+        assert!(allowed6.contains("::/1") && allowed6.contains("ff00::/8"), "{allowed6}");
+        nft("add element inet portsentry allowed { 172.16.0.0/12 }");
+        sets.protect(&[]).unwrap();
+        assert!(!listing().contains("elements"));
+    });
+}
+
+#[test]
+fn nobody_loses_protection_while_the_prefixes_are_replaced() {
+    installed(|sets| {
+        let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
+        sets.protect(&[own]).unwrap();
+        sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (sent, done) = (AtomicU32::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            // A new thread begins in the namespace of the one that starts it.
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let mut other = 0_u8;
+            while sent.load(Ordering::Relaxed) < 20_000 {
+                other = other.wrapping_add(1);
+                sets.protect(&[own, ipnet::Ipv4Net::new_assert([10, other, 0, 0].into(), 16).into()]).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let rules = nft("list chain inet portsentry prerouting");
+        assert!(rules.contains("ip saddr @blocked counter packets 0 bytes 0 drop"), "{rules}");
+    });
+}
+
+#[test]
+fn thousands_of_prefixes_are_protected_in_one_transaction() {
+    installed(|sets| {
+        let prefixes: Vec<_> = (0..5_000_u32)
+            .map(|n| ipnet::Ipv4Net::new_assert((0x0a00_0000 + n * 512).into(), 24).into())
+            .chain((0..2_000_u128).map(|n| ipnet::Ipv6Net::new_assert((n << 81).into(), 48).trunc().into()))
+            .collect();
+        for _ in 0..2 {
+            sets.protect(&prefixes).unwrap();
+        }
+        let count = |set| nft(&format!("list set inet portsentry {set}")).matches('/').count();
+        assert_eq!(count("allowed"), 5_000);
+        assert!(count("allowed6") > 0);
+    });
+}
