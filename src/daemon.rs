@@ -1,6 +1,7 @@
 //! Wiring: settings to a running sensor, and the slow half around it. Everything that may wait (signals, log lines,
 //! notifications about addresses and routes, the list of listeners) runs here on tokio, on one thread.
 
+mod adopt;
 mod allowance;
 mod desk;
 mod guard;
@@ -12,12 +13,13 @@ mod reload;
 mod shell;
 mod supervisor;
 mod watch;
+mod ways;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -25,10 +27,12 @@ use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys};
 use crate::capture::live::{CaptureError, Live};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::control::server::Server;
-use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
-use crate::engine::subject::{Expiry, Subject};
+use crate::enforce::hands::Hands;
+use crate::enforce::hosts_deny::TemplateError;
+use crate::enforce::nft::{BlockError, RulesetError};
+use crate::enforce::route::RouteError;
+use crate::enforce::run::RunError;
 use crate::engine::{Engine, Escalation, HashKey, Settings, Watch};
-use crate::ledger::Recorder;
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
@@ -36,25 +40,24 @@ use crate::netlink::socket::SocketError;
 use crate::report::event::{Event, What};
 use crate::report::log::Log;
 use crate::report::queue;
-use crate::sensor::{Inbox, Order, Sensor, SensorError};
+use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
+use adopt::Adoption;
 use desk::Desk;
 use guard::Guard;
-use record::{Record, reconcile};
+use record::Record;
 use shell::{Shell, Signals};
 use supervisor::Supervisor;
 use watch::HostWatch;
+use ways::Ways;
 
 /// Events that wait for the log at one time.
 const QUEUE: usize = 8192;
 
-/// Bans from before the start that the sensor takes over between two looks at the packets.
-const ADOPTED_AT_ONCE: usize = 256;
-
-/// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
-const RESTORED_AT_ONCE: usize = 10_000;
-
 /// How long the sensor may take to end.
 const GRACE: Duration = Duration::from_millis(800);
+
+/// How long commands and files may take to end.
+const HANDS_GRACE: Duration = Duration::from_millis(400);
 
 /// Why the program cannot protect, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +85,15 @@ pub enum DaemonError {
     /// The ruleset cannot be laid.
     #[error(transparent)]
     Ruleset(#[from] RulesetError),
+    /// The routing tables cannot be reached.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// The line for hosts.deny makes no sense.
+    #[error("block.hosts_deny: {0}")]
+    HostsDeny(#[from] TemplateError),
+    /// The command cannot be run.
+    #[error("block.run: {0}")]
+    Run(#[from] RunError),
     /// The kernel's allow-list cannot be set.
     #[error("the kernel's allow-list could not be set: {0}")]
     Protect(BlockError),
@@ -148,7 +160,9 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let mut log = Log::default();
 
-    let nft = install(&config, &watch, &mut log)?;
+    let figures = Arc::new(Figures::default());
+    let Ways { blocker, hands, leftovers, said } = ways::open(&config, &watch.host(), (&events, &inbox, &figures))?;
+    said.into_iter().for_each(|what| log.write(&Event::now(what)));
     let control = Server::open(&places.socket);
     let control =
         control.map_err(|error| log.write(&Event::now(What::Error(format!("{error}. It runs without"))))).ok();
@@ -157,13 +171,23 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
         None => None,
     };
     let mut record = Record::default();
-    let mut remembered = nft.is_some().then(Vec::new);
-    if let Some(bans) = &mut remembered {
-        let said;
-        (record, *bans, said) = Record::open(&places.state_dir, &events);
+    let mut adoption = None;
+    if ways::blocks(&config) {
+        let (opened, remembered, said) = Record::open(&places.state_dir, &events);
+        record = opened;
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
+        adoption = Some(Adoption {
+            inbox: inbox.clone(),
+            events: events.clone(),
+            recorder: record.recorder(),
+            remembered,
+            ways: blocker.ways.clone(),
+            leftovers,
+            expire: config.expire,
+            hands: hands.as_ref().map(Hands::orders),
+        });
     }
-    let guard = Guard::over(nft.as_ref().map(|(nft, _)| nft.port_id()))?;
+    let guard = Guard::over(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
     let mut decoys = Decoys::open(&decoy_ports(&config), &config.tcp.port_banner)?;
@@ -174,8 +198,8 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     watch.except(decoys.ports().clone());
     let engine = Engine::new(settings(&config), secret()?);
     let (host, sockets) = (watch.host(), SockDiag::open()?);
-    let sensor = Sensor::new(live, decoys, engine, host, sockets, nft, events.clone(), inbox.clone());
-    let figures = sensor.figures();
+    let sensor =
+        Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), inbox.clone(), Arc::clone(&figures));
     let (ended, mut end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("sensor".to_owned());
     let thread = thread.spawn(move || {
@@ -185,8 +209,8 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
         let _ = ended.send(sensor.run());
     });
     let thread = thread.map_err(system("start the sensor's thread"))?;
-    if let Some(bans) = remembered {
-        adopt(inbox.clone(), events.clone(), bans, record.recorder())?;
+    if let Some(adoption) = adoption {
+        adoption.start()?;
     }
 
     let mut shell = Shell {
@@ -214,77 +238,12 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
             let _ = thread.join();
         }
     }
+    if let Some(hands) = hands {
+        // What it leaves undone is said by it, or found at the next start.
+        let _ = hands.stop(HANDS_GRACE);
+    }
     shell.close();
     result
-}
-
-/// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked. `None` where nothing is blocked.
-fn install(config: &Config, watch: &HostWatch, log: &mut Log) -> Result<Option<(Nft, RulesetSpec)>, DaemonError> {
-    if config.tcp.block != BlockPolicy::Yes && config.udp.block != BlockPolicy::Yes {
-        return Ok(None);
-    }
-    let spec = ruleset(config);
-    let mut nft = Nft::open()?;
-    if let Installed::Adopted { blocked, blocked6 } = nft.install(&spec)?
-        && (blocked != spec.size || blocked6 != spec.size)
-    {
-        log.write(&Event::now(What::Note(format!(
-            "the sets of table inet portsentry hold {blocked} and {blocked6} elements, not {} as block.nft.size says; delete \
-             the table to have them laid anew",
-            spec.size
-        ))));
-    }
-    let prefixes: Vec<_> = watch.host().allow.prefixes().collect();
-    nft.protect(&prefixes).map_err(DaemonError::Protect)?;
-    Ok(Some((nft, spec)))
-}
-
-/// The table that the settings ask for.
-fn ruleset(config: &Config) -> RulesetSpec {
-    RulesetSpec { size: config.block.nft.size }
-}
-
-/// Tells the sensor whom the kernel blocks already, and whom it should block and does not. A thread of its own: a full set
-/// takes the kernel seconds to show.
-fn adopt(
-    inbox: Inbox,
-    events: queue::Sender,
-    remembered: Vec<(Subject, Expiry)>,
-    recorder: Option<Recorder>,
-) -> Result<(), DaemonError> {
-    let thread = std::thread::Builder::new().name("adopt".to_owned());
-    let work = move || {
-        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| nft.elements());
-        let elements = match elements {
-            Ok(elements) => elements,
-            Err(error) => {
-                return events.send(Event::now(What::Error(format!("the bans in the kernel cannot be read: {error}"))));
-            }
-        };
-        let bans = elements.len();
-        let reconciled = reconcile(&elements, &remembered, SystemTime::now());
-        let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
-        let held: Vec<_> = elements.into_iter().map(|(subject, remaining)| (subject, expiry(remaining))).collect();
-        let adopted = held.chunks(ADOPTED_AT_ONCE).map(|part| Order::Adopt(part.to_vec()));
-        let restored = reconciled.restore.chunks(RESTORED_AT_ONCE).map(|part| Order::Restore(part.to_vec()));
-        for mut order in adopted.chain(restored) {
-            // Only this thread waits where the inbox is full.
-            while let Err(back) = inbox.put(order) {
-                order = back;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-        if let Some(recorder) = recorder {
-            // What finds no room is counted and said by the ledger's own thread.
-            for change in reconciled.changes {
-                let _ = recorder.put(change);
-            }
-        }
-        if bans > 0 {
-            events.send(Event::now(What::Adopted { bans }));
-        }
-    };
-    thread.spawn(work).map(drop).map_err(system("start a thread"))
 }
 
 /// What the engine is to do, from what the operator wrote.

@@ -28,7 +28,7 @@ use crate::config::{Config, ConfigErrors};
 use crate::engine::{
     Engine, HashKey, Host, Innocence, Local, NoOracle, Notice, Protection, Repeated, Settings, Verdict,
 };
-use crate::report::event::{Event, What};
+use crate::report::event::{Event, Way, What};
 use crate::wire::{LinkType, Packet, Transport};
 use crate::{daemon, report};
 use progress::Progress;
@@ -203,7 +203,7 @@ impl<'a> Replay<'a> {
         let verdict = self.engine.observe(now, packet, &self.host, &mut NoOracle);
         self.summary.verdict(&verdict, SystemTime::UNIX_EPOCH + time, now);
         match verdict {
-            Verdict::Block(ban) => Some(What::Blocked { ban, reaction: Duration::ZERO }),
+            Verdict::Block(ban) => Some(What::Blocked { ban, way: Way::Nft, reaction: Duration::ZERO }),
             Verdict::Scan(ban) => Some(What::Scan(ban)),
             Verdict::Probe(probe) => probe.fresh.then_some(What::Probe(probe)),
             Verdict::Spared(spared) => spared.report.map(|probes| What::Spared { spared, probes }),

@@ -1,8 +1,11 @@
 //! The thread on a packet's way: capture, decoys, engine and the socket that blocks, with nothing between them. It takes
 //! snapshots and orders from its inbox and gives events to a bounded queue; it never waits for anybody but packets.
 
+mod blocker;
 mod figures;
 mod judge;
+mod retries;
+mod upkeep;
 mod wish;
 
 use std::collections::HashSet;
@@ -18,13 +21,14 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
-use crate::enforce::nft::{Nft, RulesetSpec};
-use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Engine, Host, Moment, Notice, Settings};
+use crate::enforce::nft::RulesetSpec;
+use crate::engine::subject::Subject;
+use crate::engine::{Engine, Host, Moment, Notice, Settings, StandingBan};
 use crate::netlink::sock_diag::SockDiag;
-use crate::report::event::What;
+use crate::report::event::{Way, What};
 use crate::report::queue::Sender;
 use crate::wire;
+pub use blocker::Blocker;
 pub use figures::{Figures, REACTIONS, Read};
 use judge::Judge;
 pub use wish::{Answer, Wish};
@@ -48,9 +52,13 @@ pub enum Order {
     /// Connections to these own addresses count, and to no others; `None`: to all.
     Addresses(Option<HashSet<IpAddr>>),
     /// The kernel holds these bans from before the start, or by somebody else's doing.
-    Adopt(Vec<(Subject, Expiry)>),
-    /// The kernel has forgotten these bans: block them again.
-    Restore(Vec<(Subject, Expiry)>),
+    Adopt(Vec<StandingBan>),
+    /// The kernel has forgotten these bans: block them again, in these ways.
+    Restore(Vec<StandingBan>, &'static [Way]),
+    /// All that should be put back has been: what an earlier run left behind beside it goes.
+    Sweep,
+    /// The command that comes before the block of this subject has ended.
+    Ready(Subject),
     /// Somebody took these bans out of the kernel.
     Lift(Vec<Subject>),
     /// Somebody deleted or changed the table: lay it again, with the bans.
@@ -130,12 +138,13 @@ impl Sensor {
         engine: Engine,
         host: Arc<Host>,
         sockets: SockDiag,
-        nft: Option<(Nft, RulesetSpec)>,
+        blocker: Blocker,
         events: Sender,
         inbox: Inbox,
+        figures: Arc<Figures>,
     ) -> Self {
         Self {
-            judge: Judge::new(engine, host, sockets, decoys.ports().clone(), nft, events),
+            judge: Judge::new(engine, host, sockets, decoys.ports().clone(), blocker, events, figures),
             live,
             decoys,
             no_room: None,
@@ -143,12 +152,6 @@ impl Sensor {
             start: boot_time(),
             drops: (Moment::default(), 0, 0),
         }
-    }
-
-    /// The figures, to read while the sensor runs.
-    #[must_use]
-    pub fn figures(&self) -> Arc<Figures> {
-        Arc::clone(&self.judge.figures)
     }
 
     /// Runs until [`Order::Stop`].
@@ -166,8 +169,8 @@ impl Sensor {
             if decoys {
                 self.answer();
             }
-            if self.judge.spares().is_some() {
-                self.judge.spare(self.now());
+            if self.judge.due().is_some() {
+                self.judge.keep_up(self.now());
             }
             self.take_notices();
         }
@@ -181,7 +184,7 @@ impl Sensor {
     fn wait(&mut self, more: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.no_room = self.no_room.filter(|until| *until > now);
-        let due = self.judge.engine.wake().into_iter().chain(self.no_room).chain(self.judge.spares()).min();
+        let due = self.judge.engine.wake().into_iter().chain(self.no_room).chain(self.judge.due()).min();
         let span = match more {
             true => Some(Duration::ZERO),
             false => due.map(|due| due.since(now).max(Duration::from_millis(50))),
@@ -221,13 +224,19 @@ impl Sensor {
                     let now = self.now();
                     self.judge.adopt(now, &bans);
                 }
-                Order::Restore(bans) => {
+                Order::Restore(bans, ways) => {
                     let now = self.now();
-                    self.judge.restore(now, &bans);
+                    self.judge.restore(now, &bans, ways);
                 }
-                Order::Lift(subjects) => subjects.into_iter().for_each(|subject| {
-                    self.judge.engine.lift(subject);
-                }),
+                Order::Sweep => {
+                    let now = self.now();
+                    self.judge.sweep(now);
+                }
+                Order::Ready(subject) => {
+                    let now = self.now();
+                    self.judge.ready(now, subject);
+                }
+                Order::Lift(subjects) => self.judge.lifted(&subjects),
                 Order::Heal => self.judge.heal(),
                 Order::Protect => self.judge.protect(),
                 Order::Wish(wish) => {
@@ -257,7 +266,7 @@ impl Sensor {
         })?;
         self.judge.figures.frames.add(frames as u64);
         self.judge.figures.undecoded.add(undecoded);
-        self.judge.settle();
+        self.judge.settle(now);
         Ok(frames)
     }
 
@@ -272,7 +281,7 @@ impl Sensor {
             judge.figures.connections.add(1);
             judge.decoy(now, sighting, time);
         });
-        self.judge.settle();
+        self.judge.settle(now);
         if let Err(error) = taken {
             self.no_room = Some(now.after(NO_ROOM));
             self.judge.say(What::Error(format!(

@@ -39,6 +39,7 @@ fn case(source: &str, seconds: u64) -> Case {
         class: Some(Class::Syn),
         expiry: Expiry::After(Duration::from_secs(seconds)),
         since: SystemTime::now(),
+        ban: None,
     }
 }
 

@@ -4,6 +4,7 @@
 use std::future::pending;
 
 use super::DaemonError;
+use crate::engine::StandingBan;
 use crate::engine::subject::Expiry;
 use crate::netlink::nft::monitor::{Change, Monitor};
 use crate::report::event::What;
@@ -72,7 +73,8 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
         orders.push(Order::Lift(lifted));
     }
     if !added.is_empty() {
-        orders.push(Order::Adopt(added));
+        let ban = |(subject, expiry)| StandingBan::whole(subject, expiry);
+        orders.push(Order::Adopt(added.into_iter().map(ban).collect()));
     }
     if allowed {
         said.push(What::Note(format!(
@@ -98,7 +100,9 @@ mod tests {
     fn what_happened_before_a_sweep_is_part_of_it() {
         let changes = [Change::ElementRemoved(subject(1)), Change::TableGone, Change::ElementAdded(subject(2), None)];
         let (orders, said) = answer(&changes, "nft");
-        assert!(matches!(&orders[..], [Order::Heal, Order::Adopt(added)] if *added == [(subject(2), Expiry::Never)]));
+        assert!(
+            matches!(&orders[..], [Order::Heal, Order::Adopt(added)] if *added == [StandingBan::whole(subject(2), Expiry::Never)])
+        );
         assert!(matches!(&said[..], [What::Note(_), What::ByHand { .. }]));
     }
 
@@ -107,7 +111,9 @@ mod tests {
         let hour = Duration::from_secs(3_600);
         let changes = [Change::ElementRemoved(subject(1)), Change::ElementAdded(subject(1), Some(hour))];
         let (orders, _) = answer(&changes, "nft");
-        assert!(matches!(&orders[..], [Order::Adopt(added)] if *added == [(subject(1), Expiry::After(hour))]));
+        assert!(
+            matches!(&orders[..], [Order::Adopt(added)] if *added == [StandingBan::whole(subject(1), Expiry::After(hour))])
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::engine::StandingBan;
 use crate::engine::subject::{Expiry, Subject};
 use crate::ledger::{
     Author, Banned, Change, Classic, Ended, Ending, Flushed, Ledger, LedgerError, Opened, Recorder, Writer,
@@ -15,7 +16,21 @@ use crate::report::queue::Sender;
 const FLUSH: Duration = Duration::from_millis(400);
 
 /// The ledger, the bans that it says are in force, and what is to be said.
-type Opening = (Record, Vec<(Subject, Expiry)>, Vec<What>);
+type Opening = (Record, Vec<Remembered>, Vec<What>);
+
+/// A ban from before the start, and what is left of it.
+pub(super) struct Remembered {
+    pub(super) ban: Banned,
+    pub(super) left: Expiry,
+}
+
+impl Remembered {
+    /// As the engine and the ways to block want it.
+    pub(super) fn standing(&self) -> StandingBan {
+        let length = self.ban.until.and_then(|until| until.duration_since(self.ban.since).ok());
+        StandingBan { subject: self.ban.subject, length, left: self.left }
+    }
+}
 
 /// The ledger while the program runs; of nothing where there is none.
 #[derive(Default)]
@@ -50,7 +65,8 @@ impl Record {
         if active.unreadable > 0 {
             said.push(What::Error(format!("{} rows of the ledger cannot be read and are left out", active.unreadable)));
         }
-        let bans = active.items.iter().filter_map(|entry| Some((entry.ban.subject, entry.ban.left(now)?))).collect();
+        let left = |ban: Banned| ban.left(now).map(|left| Remembered { ban, left });
+        let bans = active.items.into_iter().filter_map(|entry| left(entry.ban)).collect();
         let classic = Classic::open(directory).map_err(|error| said.push(What::Error(error.to_string()))).ok();
         let events = events.clone();
         let tell = move |news: crate::ledger::News| {
@@ -77,7 +93,7 @@ impl Record {
     pub(super) fn note(&self, event: &Event, interface: impl Fn(u32) -> Option<String>) {
         let Some(writer) = &self.0 else { return };
         let change = match &event.what {
-            What::Blocked { ban, .. } => {
+            What::Blocked { ban, way, .. } => {
                 let interface = interface(ban.probe.sighting.interface);
                 Banned::from_ban(ban, event.time, interface.as_deref()).into()
             }
@@ -108,61 +124,4 @@ impl Record {
 /// A ban that somebody lifted.
 pub(super) fn lifted(subject: Subject, by: &str, at: SystemTime) -> Change {
     Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
-}
-
-/// What the kernel holds at the start against what the ledger remembers, where the table had survived.
-pub(super) struct Reconciled {
-    /// To be put back into the kernel.
-    pub(super) restore: Vec<(Subject, Expiry)>,
-    /// For the ledger.
-    pub(super) changes: Vec<Change>,
-}
-
-/// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
-/// lifted by somebody while the program was down. Where it holds none, they were swept, and all come back.
-pub(super) fn reconcile(
-    kernel: &[(Subject, Option<Duration>)],
-    remembered: &[(Subject, Expiry)],
-    now: SystemTime,
-) -> Reconciled {
-    let held: std::collections::HashSet<Subject> = kernel.iter().map(|(subject, _)| *subject).collect();
-    let known: std::collections::HashSet<Subject> = remembered.iter().map(|(subject, _)| *subject).collect();
-    let missing = || remembered.iter().filter(|(subject, _)| !held.contains(subject));
-    let swept = remembered.iter().all(|(subject, _)| !held.contains(subject));
-    let added = kernel.iter().filter(|(subject, _)| !known.contains(subject)).map(|(subject, left)| {
-        let expiry = left.map_or(Expiry::Never, Expiry::After);
-        Banned::wanted_by(Author::Import, *subject, now, expiry).into()
-    });
-    if swept {
-        return Reconciled { restore: remembered.to_vec(), changes: added.collect() };
-    }
-    let gone = missing().map(|(subject, _)| lifted(*subject, "somebody, while portsentry was not running", now));
-    Reconciled { restore: Vec::new(), changes: added.chain(gone).collect() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subject(last: u8) -> Subject {
-        Subject::V4([192, 0, 2, last].into())
-    }
-
-    const HOUR: Duration = Duration::from_secs(3_600);
-
-    #[test]
-    fn a_table_without_any_remembered_ban_was_swept_and_gets_all_of_them() {
-        let remembered = [(subject(1), Expiry::After(HOUR)), (subject(2), Expiry::Never)];
-        let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, SystemTime::UNIX_EPOCH);
-        assert_eq!(result.restore, remembered);
-        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.subject == subject(9)));
-    }
-
-    #[test]
-    fn a_ban_missing_beside_others_was_lifted() {
-        let remembered = [(subject(1), Expiry::After(HOUR)), (subject(2), Expiry::Never)];
-        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered, SystemTime::UNIX_EPOCH);
-        assert!(result.restore.is_empty());
-        assert!(matches!(&result.changes[..], [Change::Ended { subject: two, .. }] if *two == subject(2)));
-    }
 }

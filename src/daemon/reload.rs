@@ -4,7 +4,8 @@
 use serde_json::{Map, Value};
 
 use super::shell::Shell;
-use super::{ruleset, supervisor};
+use super::supervisor;
+use super::ways::ruleset;
 use crate::config::{Config, Mode};
 use crate::control::protocol::{Refusal, Reply};
 use crate::report::event::What;

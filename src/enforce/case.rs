@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Class, Protocol};
+use crate::engine::{Ban, Class, Protocol};
 
 /// What a back end needs to know of a ban. Small and without an allocation, so that the sensor may hand it over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +25,18 @@ pub struct Case {
     pub expiry: Expiry,
     /// Since when.
     pub since: SystemTime,
+    /// All that is known of it; `None` for a ban by hand. Nobody here reads it: it is for whoever hears how the ban fared.
+    pub ban: Option<Ban>,
 }
 
 impl Case {
+    /// A ban that somebody wants without evidence.
+    #[must_use]
+    pub fn by_hand(subject: Subject, expiry: Expiry, since: SystemTime) -> Self {
+        let source = subject.element();
+        Self { subject, source, protocol: Protocol::Tcp, port: 0, mode: "hand", class: None, expiry, since, ban: None }
+    }
+
     /// Why, in a few words.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -58,6 +67,7 @@ impl Case {
             class: Some(Class::Syn),
             expiry: Expiry::After(Duration::from_secs(3_600)),
             since: UNIX_EPOCH + Duration::from_secs(1_767_225_600),
+            ban: None,
         }
     }
 }

@@ -29,6 +29,13 @@ impl Engine {
         self.judged.block(Key::new(ban.subject, BLOCKING), ban, now.tick());
     }
 
+    /// True where `subject` is recognised as blocked.
+    #[must_use]
+    pub fn is_blocked(&self, now: Moment, subject: Subject) -> bool {
+        let standing = self.judged.get(Key::new(subject, BLOCKING), self.latest.max(now).tick());
+        standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
+    }
+
     /// How often a subject had been banned before the start; once for each. Where the table has no room for all, who has
     /// the fewest strikes goes.
     pub fn remember(&mut self, now: Moment, struck: &Struck) {

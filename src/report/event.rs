@@ -53,15 +53,46 @@ pub enum What {
     Probe(Probe),
     /// Enough, but the protocol is only logged.
     Scan(Ban),
-    /// The kernel blocks a source.
+    /// A ban is in force in one way.
     Blocked {
         /// Who, why and how long.
         ban: Ban,
+        /// In which way.
+        way: Way,
         /// From the capture of the packet to the kernel's acknowledgement.
         reaction: Duration,
     },
-    /// The kernel did not take a ban.
+    /// A ban is in force by a line for TCP wrappers.
+    Wrapped {
+        /// Who is blocked.
+        subject: Subject,
+        /// Why; `None` for a ban by hand.
+        ban: Option<Ban>,
+        /// The line.
+        line: String,
+    },
+    /// A command was run for a ban.
+    Ran {
+        /// Who is, or was, blocked.
+        subject: Subject,
+        /// The command, on one line.
+        command: String,
+        /// How it ended and what it wrote, as a sentence.
+        outcome: String,
+        /// It did what it should.
+        well: bool,
+    },
+    /// Connections of a blocked source were ended.
+    Disconnected {
+        /// Whose.
+        subject: Subject,
+        /// How many.
+        connections: usize,
+    },
+    /// A way did not take a ban.
     BlockFailed {
+        /// Which way.
+        way: Way,
         /// Who should have been blocked.
         subject: Subject,
         /// What the kernel said.
@@ -120,6 +151,8 @@ pub enum What {
     Restored {
         /// How many.
         bans: usize,
+        /// In which way.
+        way: Way,
     },
     /// The table was gone, and is there again.
     Healed {

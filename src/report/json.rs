@@ -4,11 +4,11 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use super::event::{Event, What};
+use super::event::{Event, Way, What};
 use crate::engine::subject::Expiry;
 use crate::engine::{Ban, Sighting, Standing};
 
-/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `refused`, `repeat`, `unblock`, `expire`, `heal`,
+/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`,
 /// `error`, `stop`, `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or
 /// `ports`, `reason`, `expires`.
 #[must_use]
@@ -27,11 +27,33 @@ pub fn of(event: &Event) -> Value {
             put("distinct_ports", probe.distinct.into());
         }
         What::Scan(ban) => self::ban(&mut put, ban, event.time),
-        What::Blocked { ban, reaction } => {
+        What::Blocked { ban, reaction, way } => {
             self::ban(&mut put, ban, event.time);
+            put("method", way.name().into());
             put("reaction_us", u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX).into());
         }
-        What::BlockFailed { subject, reason } => {
+        What::Wrapped { subject, ban, line } => {
+            match ban {
+                Some(ban) => self::ban(&mut put, ban, event.time),
+                None => put("subject", subject.to_string().into()),
+            }
+            put("method", Way::HostsDeny.name().into());
+            put("line", line.as_str().into());
+        }
+        What::Ran { subject, command, outcome, well } => {
+            put("subject", subject.to_string().into());
+            put("method", Way::Run.name().into());
+            put("command", command.as_str().into());
+            put("reason", outcome.as_str().into());
+            put("well", (*well).into());
+        }
+        What::Disconnected { subject, connections } => {
+            put("subject", subject.to_string().into());
+            put("reason", "connections ended".into());
+            put("connections", (*connections).into());
+        }
+        What::BlockFailed { subject, reason, way } => {
+            put("method", way.name().into());
             put("subject", subject.to_string().into());
             put("reason", reason.as_str().into());
         }
@@ -76,7 +98,8 @@ pub fn of(event: &Event) -> Value {
             put("source", subject.element().to_string().into());
             put("subject", subject.to_string().into());
         }
-        What::Restored { bans } => {
+        What::Restored { bans, way } => {
+            put("method", way.name().into());
             put("reason", "put back from the ledger".into());
             put("bans", (*bans).into());
         }
@@ -104,14 +127,15 @@ fn kind(what: &What) -> &'static str {
         What::Started => "start",
         What::Probe(_) => "probe",
         What::Scan(_) | What::Sweep(_) => "scan",
-        What::Blocked { .. } | What::ByHand { .. } => "block",
+        What::Blocked { .. } | What::Wrapped { .. } | What::ByHand { .. } => "block",
+        What::Ran { .. } => "run",
         What::Spared { .. } => "refused",
         What::Repeated { .. } => "repeat",
         What::Lifted { .. } | What::Unblocked { .. } => "unblock",
         What::Healed { .. } | What::Restored { .. } => "heal",
         What::Expired { .. } => "expire",
         What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
-        What::Capped { .. } | What::Adopted { .. } | What::Note(_) => "note",
+        What::Capped { .. } | What::Disconnected { .. } | What::Adopted { .. } | What::Note(_) => "note",
         What::Stopped => "stop",
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::event::What;
+use super::event::{Way, What};
 use crate::engine::subject::Subject;
 use crate::engine::{Class, Probe, Sighting, Spared, Standing};
 
@@ -16,17 +16,33 @@ pub fn of(what: &What) -> Option<String> {
         What::Probe(probe) if probe.fresh => scan(probe),
         What::Probe(_) => return None,
         What::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe)),
-        What::Blocked { ban, .. } => {
+        What::Blocked { ban, way, .. } => {
             let set = if matches!(ban.probe.subject, Subject::V4(_)) { "blocked" } else { "blocked6" };
+            let via = match way {
+                Way::Nft => format!("nftables set inet portsentry {set}"),
+                Way::Route => "dropped route".to_owned(),
+                Way::HostsDeny | Way::Run => way.name().to_owned(),
+            };
             let capped = if ban.capped { " (short: more new bans than max_new_bans_per_minute)" } else { "" };
-            format!(
-                "attackalert: Host {} has been blocked via nftables set inet portsentry {set} for {}{capped}",
-                Shown(ban.probe.subject),
-                ban.expiry
-            )
+            let again = match ban.strikes {
+                0 => String::new(),
+                strikes => format!(" (banned before: {strikes})"),
+            };
+            let who = Shown(ban.probe.subject);
+            format!("attackalert: Host {who} has been blocked via {via} for {}{capped}{again}", ban.expiry)
         }
-        What::BlockFailed { subject, reason } => {
-            format!("adminalert: ERROR: Host {} could not be blocked: {reason}", Shown(*subject))
+        What::Wrapped { subject, line, .. } => {
+            format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*subject))
+        }
+        What::Ran { subject, command, outcome, .. } => format!(
+            "attackalert: External command run for host: {} using command: \"{command}\"; {outcome}",
+            Shown(*subject)
+        ),
+        What::Disconnected { subject, connections } => {
+            format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*subject))
+        }
+        What::BlockFailed { subject, reason, way } => {
+            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*subject), way.name())
         }
         What::Spared { spared: Spared { sighting, protection, .. }, probes } => format!(
             "adminalert: {} from {} to {} port {} is not held against it: it is {protection}, and never blocked{}",
@@ -64,8 +80,9 @@ pub fn of(what: &What) -> Option<String> {
         What::Expired { subject } => {
             format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*subject))
         }
-        What::Restored { bans } => {
-            format!("adminalert: bans put back from the ledger with the time that they had left: {bans}")
+        What::Restored { bans, way } => {
+            let via = way.name();
+            format!("adminalert: bans put back from the ledger via {via} with the time that they had left: {bans}")
         }
         What::ByHand { subject, expiry, by } => {
             format!("adminalert: Host {} has been blocked by {by} for {expiry}", Shown(*subject))

@@ -1,30 +1,25 @@
 //! From packets and connections to verdicts that are carried out: the engine, the socket that blocks, and the events of
 //! both in the order in which things happened. Waits for nobody but the kernel's acknowledgement.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use ipnet::IpNet;
-
+use super::blocker::{Blocker, Refused};
+use super::retries::{Retries, Retry};
 use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
-use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
+use crate::enforce::nft::BlockError;
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{
-    Ban, Engine, Explanation, Host, Moment, PortOracle, Probe, Protection, Protocol, Repeated, Sighting, StandingBan,
-    Verdict,
-};
+use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
-/// Bans that are lifted at one time because their subjects are protected now: some 2 ms between two looks at the packets.
-const SPARED_AT_ONCE: usize = 256;
-
-/// How long the next ones wait: each has its line, and the queue of events must not overflow.
-const SPARE_AGAIN: Duration = Duration::from_millis(50);
+/// Bans that wait for a command at one time; above it they do not wait.
+const WAITING: usize = 4_096;
 
 /// What came of one packet, until the bans of its batch are in the kernel.
 enum Outcome {
@@ -64,18 +59,20 @@ fn pardoned(outcomes: &[Outcome], packet: &Packet) -> Option<Subject> {
 /// The engine and what carries out its verdicts.
 pub(super) struct Judge {
     pub(super) engine: Engine,
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
     truth: Truth,
-    /// `None` where nothing is blocked.
-    nft: Option<(Nft, RulesetSpec)>,
+    pub(super) blocker: Blocker,
     events: Sender,
     pub(super) figures: Arc<Figures>,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
+    /// Bans that wait for the end of a command that comes first.
+    pub(super) waiting: HashMap<Subject, (Ban, SystemTime)>,
+    pub(super) retries: Retries,
     /// When to look for bans whose subjects are protected; `None` while there are none.
-    spare_at: Option<Moment>,
+    pub(super) spare_at: Option<Moment>,
     /// The last thing that was said about a table that could not be healed.
-    complaint: Option<String>,
+    pub(super) complaint: Option<String>,
 }
 
 impl Judge {
@@ -84,77 +81,33 @@ impl Judge {
         host: Arc<Host>,
         sockets: SockDiag,
         decoys: DecoyPorts,
-        nft: Option<(Nft, RulesetSpec)>,
+        blocker: Blocker,
         events: Sender,
+        figures: Arc<Figures>,
     ) -> Self {
-        let truth = Truth { sockets, decoys };
-        // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
-        let outcomes = Vec::with_capacity(2 * BATCH);
-        let (figures, elements) = (Arc::default(), Vec::with_capacity(BATCH));
-        Self { engine, host, truth, nft, events, figures, outcomes, elements, spare_at: None, complaint: None }
+        Self {
+            engine,
+            host,
+            truth: Truth { sockets, decoys },
+            blocker,
+            events,
+            figures,
+            // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
+            outcomes: Vec::with_capacity(2 * BATCH),
+            elements: Vec::with_capacity(BATCH),
+            waiting: HashMap::new(),
+            retries: Retries::default(),
+            spare_at: None,
+            complaint: None,
+        }
     }
 
     pub(super) fn say(&self, what: What) {
-        self.events.send(Event::now(what));
+        self.tell(Event::now(what));
     }
 
-    /// The host is another from now on.
-    pub(super) fn change_host(&mut self, now: Moment, host: Arc<Host>) {
-        self.engine.host_changed(now, &self.host, &host);
-        if host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none()) {
-            self.spare_at = Some(now);
-        }
-        self.host = host;
-        self.protect();
-    }
-
-    /// The kernel holds these bans, which are not of our making.
-    pub(super) fn adopt(&mut self, now: Moment, bans: &[(Subject, Expiry)]) {
-        let ban = |(subject, left): &_| StandingBan { subject: *subject, length: None, left: *left };
-        bans.iter().map(ban).for_each(|ban| self.engine.adopt(now, &ban));
-        if bans.iter().any(|(subject, _)| self.protection(*subject).is_some()) {
-            self.spare_at = Some(now);
-        }
-    }
-
-    /// Why nobody whom a ban of `subject` hits is to be blocked, if that is so. One protected address in a blocked /64 is
-    /// not enough: the kernel lets it pass whatever its neighbours did.
-    fn protection(&self, subject: Subject) -> Option<Protection> {
-        let network = IpNet::new(subject.element(), subject.prefix_len()).ok()?;
-        self.host.allow.covers(network)
-    }
-
-    /// When [`Judge::spare`] has something to do.
-    pub(super) fn spares(&self) -> Option<Moment> {
-        self.spare_at
-    }
-
-    /// Lifts bans of those who are protected by now. The kernel lets them pass in any case; a ban that does nothing would
-    /// mislead whoever reads the set, and would be back in force when the protection ends.
-    pub(super) fn spare(&mut self, now: Moment) {
-        if self.spare_at.is_none_or(|at| at > now) {
-            return;
-        }
-        let bans = self.engine.bans().filter_map(|ban| Some((ban.subject, self.protection(ban.subject)?)));
-        let spared: Vec<_> = bans.take(SPARED_AT_ONCE).collect();
-        self.spare_at = (spared.len() == SPARED_AT_ONCE).then(|| now.after(SPARE_AGAIN));
-        let subjects: Vec<_> = spared.iter().map(|(subject, _)| *subject).collect();
-        // First, so that a table that has to be laid again is laid without them.
-        subjects.iter().for_each(|subject| {
-            self.engine.lift(*subject);
-        });
-        match self.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.lift(&subjects)) {
-            Ok(()) => {}
-            Err(BlockError::Gone) => self.heal(),
-            Err(error) => self.say(What::Error(format!("bans of protected sources could not be lifted: {error}"))),
-        }
-        for (subject, protection) in spared {
-            let by = match protection {
-                Protection::Listed | Protection::Named => "the allow-list".to_owned(),
-                other => format!("portsentry, because it is {other}"),
-            };
-            self.say(What::Unblocked { subject, by });
-        }
+    pub(super) fn tell(&self, event: Event) {
+        self.events.send(event);
     }
 
     /// Judges a packet that was captured at `time`. What comes of it waits for [`Judge::settle`].
@@ -183,7 +136,7 @@ impl Judge {
     /// is then to be judged anew.
     fn has_escaped(&mut self, verdict: &Verdict, time: SystemTime) -> bool {
         let Verdict::Repeated(Repeated { subject, verify: true, .. }) = *verdict else { return false };
-        let Some((nft, _)) = &mut self.nft else { return false };
+        let Some((nft, _)) = &mut self.blocker.nft else { return false };
         match nft.holds(subject) {
             Ok(None) => {}
             Err(BlockError::Gone) => {
@@ -208,6 +161,10 @@ impl Judge {
                 // also where the port is an old one, and only the class was enough.
                 let probe = Probe { fresh: true, ..ban.probe };
                 self.outcomes.push(Outcome::Said(Event { time, what: What::Probe(probe) }));
+                if self.waiting.len() < WAITING && self.blocker.run_first(&ban, time) {
+                    self.waiting.insert(ban.probe.subject, (ban, time));
+                    return;
+                }
                 return self.outcomes.push(Outcome::Condemned(ban, time));
             }
             Verdict::Scan(ban) => What::Scan(ban),
@@ -224,43 +181,64 @@ impl Judge {
         self.outcomes.push(Outcome::Said(Event { time, what }));
     }
 
-    /// Sends the bans of the batch to the kernel, in one transaction where possible, and tells what happened in the order
-    /// in which it did.
-    pub(super) fn settle(&mut self) {
+    /// Has the bans of the batch carried out, each way in one go where possible, and tells what happened in the order in
+    /// which it did.
+    pub(super) fn settle(&mut self, now: Moment) {
         if self.outcomes.is_empty() {
             return;
         }
-        let failed = self.block();
+        let refused = self.block(now);
         let done = SystemTime::now();
-        for outcome in self.outcomes.drain(..) {
-            let (ban, seen) = match outcome {
-                Outcome::Said(event) => {
-                    self.events.send(event);
-                    continue;
-                }
-                Outcome::Condemned(ban, seen) => (ban, seen),
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            match outcome {
+                Outcome::Said(event) => self.events.send(event),
+                Outcome::Condemned(ban, seen) => self.conclude(now, &ban, (seen, done), &refused),
+            }
+        }
+        // The room is used again.
+        self.outcomes = outcomes;
+    }
+
+    /// Tells how `ban` fared in every way, hands it over to those that take their time, and has tried again what failed.
+    fn conclude(&mut self, now: Moment, ban: &Ban, (seen, done): (SystemTime, SystemTime), refused: &[Refused]) {
+        let subject = ban.probe.subject;
+        let mut held = false;
+        for place in 0.. {
+            let way = match self.blocker.inline(place) {
+                None => break,
+                Some(None) => continue,
+                Some(Some(way)) => way,
             };
-            let subject = ban.probe.subject;
-            let what = match failed.iter().find(|(who, _)| *who == subject) {
+            let what = match refused.iter().find(|refused| (refused.way, refused.subject) == (way, subject)) {
                 None => {
+                    held = true;
                     let reaction = done.duration_since(seen).unwrap_or_default();
                     self.figures.reacted(reaction);
-                    self.figures.blocked(Way::Nft, ban.probe.sighting.class);
-                    What::Blocked { ban, reaction }
+                    self.figures.blocked(way, ban.probe.sighting.class);
+                    What::Blocked { ban: *ban, reaction, way }
                 }
-                Some((_, reason)) => {
-                    // Not blocked, so not recognised as such: its next probes are evidence again, and it is tried again.
-                    self.engine.lift(subject);
-                    self.figures.failed(Way::Nft);
-                    What::BlockFailed { subject, reason: reason.clone() }
+                Some(Refused { reason, .. }) => {
+                    self.figures.failed(way);
+                    self.retries.put(Retry::new(*ban, seen, way, now));
+                    What::BlockFailed { subject, reason: reason.clone(), way }
                 }
             };
             self.events.send(Event { time: seen, what });
         }
+        let handed = self.blocker.hand_over(ban, seen);
+        if !handed && self.blocker.has_slow_ways() {
+            let reason = "more bans than can be written or run wait already".to_owned();
+            self.events.send(Event { time: seen, what: What::BlockFailed { subject, reason, way: Way::Run } });
+        }
+        if !held && !(handed && self.blocker.has_slow_ways()) {
+            // Not blocked, so not recognised as such: its next probes are evidence again.
+            self.engine.lift(subject);
+        }
     }
 
-    /// Blocks whom the batch condemned; who could not be blocked, and why.
-    fn block(&mut self) -> Vec<(Subject, String)> {
+    /// Blocks whom the batch condemned, in the ways that take no time; who could not be blocked, and why.
+    fn block(&mut self, now: Moment) -> Vec<Refused> {
         self.elements.clear();
         self.elements.extend(self.outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::Condemned(ban, _) => Some((ban.probe.subject, ban.expiry)),
@@ -269,151 +247,57 @@ impl Judge {
         if self.elements.is_empty() {
             return Vec::new();
         }
-        let mut result = self.send_elements();
+        let bans = std::mem::take(&mut self.elements);
+        let refused = self.carry_out(now, &bans);
+        self.elements = bans;
+        refused
+    }
+
+    /// Blocks them in every way that takes no time, in their order; who could not be blocked, and why.
+    pub(super) fn carry_out(&mut self, now: Moment, bans: &[(Subject, Expiry)]) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        for place in 0.. {
+            match self.blocker.inline(place) {
+                None => break,
+                Some(Some(way)) => self.block_by(way, now, bans, &mut refused),
+                Some(None) => {}
+            }
+        }
+        refused
+    }
+
+    /// Blocks them in one way.
+    pub(super) fn block_by(&mut self, way: Way, now: Moment, bans: &[(Subject, Expiry)], refused: &mut Vec<Refused>) {
+        if way == Way::Route {
+            return self.blocker.block_by_route(bans, now, refused);
+        }
+        let send = |judge: &mut Self| judge.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.block(bans));
+        let mut result = send(self);
         if matches!(result, Err(BlockError::Gone)) {
             self.heal();
-            result = self.send_elements();
+            result = send(self);
         }
         match result {
-            Ok(()) => Vec::new(),
-            Err(BlockError::Failed { failed, .. }) => {
-                failed.into_iter().map(|item| (item.subject, item.reason.to_string())).collect()
-            }
+            Ok(()) => {}
+            Err(BlockError::Failed { failed, .. }) => refused.extend(failed.into_iter().map(|failed| Refused {
+                way,
+                subject: failed.subject,
+                reason: failed.reason.to_string(),
+            })),
             Err(error) => {
                 let reason = error.to_string();
-                self.elements.iter().map(|(subject, _)| (*subject, reason.clone())).collect()
+                let all = bans.iter().map(|(subject, _)| Refused { way, subject: *subject, reason: reason.clone() });
+                refused.extend(all);
             }
         }
     }
 
-    fn send_elements(&mut self) -> Result<(), BlockError> {
-        match &mut self.nft {
-            Some((nft, _)) => nft.block(&self.elements),
-            None => Ok(()),
+    /// The command that was to be run before the block of `subject` has ended: block it now.
+    pub(super) fn ready(&mut self, now: Moment, subject: Subject) {
+        if let Some((ban, seen)) = self.waiting.remove(&subject) {
+            self.outcomes.push(Outcome::Condemned(ban, seen));
+            self.settle(now);
         }
-    }
-
-    /// Brings the kernel's allow-list up to date.
-    pub(super) fn protect(&mut self) {
-        let Some((nft, _)) = &mut self.nft else { return };
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        match nft.protect(&prefixes) {
-            Ok(()) => {}
-            Err(BlockError::Gone) => self.heal(),
-            Err(error) => self.say(What::Error(format!("the kernel's allow-list could not be set: {error}"))),
-        }
-    }
-
-    /// Blocks those whom the kernel has forgotten, for the time that they have left.
-    pub(super) fn restore(&mut self, now: Moment, bans: &[(Subject, Expiry)]) {
-        let Some((nft, _)) = &mut self.nft else { return };
-        match nft.block(bans) {
-            Ok(()) => {
-                self.adopt(now, bans);
-                self.say(What::Restored { bans: bans.len() });
-            }
-            Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
-        }
-    }
-
-    /// Blocks `subject` because an operator wants it.
-    pub(super) fn block_by_hand(&mut self, now: Moment, subject: Subject, expiry: Expiry) -> Result<(), String> {
-        let Some((nft, _)) = &mut self.nft else { return Err("nobody is blocked here: it only logs".to_owned()) };
-        let mut result = nft.block(&[(subject, expiry)]);
-        if matches!(result, Err(BlockError::Gone)) {
-            self.heal();
-            let Some((nft, _)) = &mut self.nft else { return Ok(()) };
-            result = nft.block(&[(subject, expiry)]);
-        }
-        match result {
-            Ok(()) => {
-                self.engine.adopt(now, &StandingBan::whole(subject, expiry));
-                Ok(())
-            }
-            Err(BlockError::Failed { failed, .. }) => {
-                Err(failed.first().map_or_else(String::new, |failed| failed.reason.to_string()))
-            }
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    /// Lifts the bans of `subjects`; who was blocked until now.
-    pub(super) fn lift(&mut self, subjects: &[Subject]) -> Result<Vec<Subject>, String> {
-        let mut lifted = Vec::new();
-        for subject in subjects {
-            let held = match &mut self.nft {
-                Some((nft, _)) => match nft.holds(*subject) {
-                    Ok(held) => held.is_some(),
-                    Err(BlockError::Gone) => false,
-                    Err(error) => return Err(error.to_string()),
-                },
-                None => false,
-            };
-            if let Some((nft, _)) = &mut self.nft
-                && held
-            {
-                nft.lift(&[*subject]).map_err(|error| error.to_string())?;
-            }
-            if self.engine.lift(*subject) || held {
-                lifted.push(*subject);
-            }
-        }
-        Ok(lifted)
-    }
-
-    /// Lifts every ban; whose they were.
-    pub(super) fn lift_everybody(&mut self) -> Result<Vec<Subject>, String> {
-        let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
-        if let Some((nft, _)) = &mut self.nft {
-            match nft.lift(&subjects) {
-                Ok(()) | Err(BlockError::Gone) => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        self.engine.lift_all();
-        Ok(subjects)
-    }
-
-    /// What is known about `address`.
-    pub(super) fn explain(&self, now: Moment, address: IpAddr) -> Explanation {
-        self.engine.explain(now, address, &self.host)
-    }
-
-    /// The table is to have other rules; its sets stay.
-    pub(super) fn relay(&mut self, wanted: RulesetSpec) {
-        if let Some((_, spec)) = &mut self.nft {
-            *spec = wanted;
-            self.heal();
-        }
-    }
-
-    /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
-    /// that is left. A table that somebody made his own is left as it is, but for the sets.
-    pub(super) fn heal(&mut self) {
-        let Some((nft, spec)) = &mut self.nft else { return };
-        let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.left)).collect();
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        let laid = nft.install(spec);
-        // The allow-list first: at no moment is a protected source without it.
-        let filled = nft.protect(&prefixes).and_then(|()| nft.block(&bans));
-        if filled.is_err() {
-            // Who is not blocked must not be taken for blocked: everybody is judged anew.
-            self.engine.lift_all();
-        }
-        let what = match (laid, filled) {
-            (Ok(_), Ok(())) => What::Healed { bans: bans.len() },
-            (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
-                What::Error(format!("{error}. It goes on as far as the sets still do their work"))
-            }
-            (Err(error), _) => What::Error(format!("the table could not be laid again: {error}")),
-            (Ok(_), Err(error)) => What::Error(format!("the bans could not be put back: {error}")),
-        };
-        // Somebody who changes the table in a loop must not fill the log.
-        let text = format!("{what:?}");
-        if self.complaint.as_deref() != Some(&text) {
-            self.say(what.clone());
-        }
-        self.complaint = matches!(what, What::Error(_)).then_some(text);
     }
 }
 

@@ -1,0 +1,206 @@
+//! Bans from before the start: what the ledger remembers against what the kernel holds, to orders for the sensor and
+//! changes for the ledger.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::record::{Remembered, lifted};
+use super::{DaemonError, system};
+use crate::enforce::Case;
+use crate::enforce::hands::{Adopted, Orders, Task, Way as Slow};
+use crate::enforce::nft::{BlockError, Nft};
+use crate::engine::StandingBan;
+use crate::engine::subject::{Expiry, Subject};
+use crate::ledger::{Author, Banned, Change, Recorder};
+use crate::report::event::{Event, Way, What};
+use crate::report::queue;
+use crate::sensor::{Inbox, Order};
+
+/// Bans from before the start that the sensor takes over between two looks at the packets.
+const ADOPTED_AT_ONCE: usize = 256;
+
+/// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
+const RESTORED_AT_ONCE: usize = 10_000;
+
+/// What there is to adopt, and who wants to know.
+pub(super) struct Adoption {
+    pub(super) inbox: Inbox,
+    pub(super) events: queue::Sender,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) remembered: Vec<Remembered>,
+    /// The ways to block, in their order.
+    pub(super) ways: Vec<Way>,
+    /// Who has a route from an earlier run.
+    pub(super) leftovers: Vec<Subject>,
+    /// How long a ban lasts of which nobody knows the end.
+    pub(super) expire: Expiry,
+    pub(super) hands: Option<Orders>,
+}
+
+impl Adoption {
+    /// Does it on a thread of its own: a full set takes the kernel seconds to show.
+    pub(super) fn start(self) -> Result<(), DaemonError> {
+        let thread = std::thread::Builder::new().name("adopt".to_owned());
+        thread.spawn(move || self.run()).map(drop).map_err(system("start a thread"))
+    }
+
+    fn run(self) {
+        self.hand_over();
+        let mut bans: Vec<StandingBan> = self.remembered.iter().map(Remembered::standing).collect();
+        if self.ways.contains(&Way::Nft) {
+            match self.adopt_elements(&bans) {
+                Some(gone) => bans.retain(|ban| !gone.contains(&ban.subject)),
+                // What cannot be read cannot be compared; what is there goes on being enforced.
+                None => return,
+            }
+        }
+        if self.ways.contains(&Way::Route) {
+            // A ledger that was lost must not free everybody whose route outlived it.
+            let known: HashSet<Subject> = bans.iter().map(|ban| ban.subject).collect();
+            if self.recorder.is_none() || known.is_empty() {
+                let unknown = self.leftovers.iter().filter(|subject| !known.contains(subject));
+                bans.extend(unknown.map(|subject| StandingBan::whole(*subject, self.expire)));
+            }
+            for part in bans.chunks(RESTORED_AT_ONCE) {
+                self.send(Order::Restore(part.to_vec(), &[Way::Route]));
+            }
+            self.send(Order::Sweep);
+        } else if !self.ways.contains(&Way::Nft) {
+            // Those who are slow hold the bans; the sensor has to recognise the sources.
+            bans.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Adopt(part.to_vec())));
+        }
+    }
+
+    /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
+    /// kernel's sets cannot be read.
+    fn adopt_elements(&self, remembered: &[StandingBan]) -> Option<HashSet<Subject>> {
+        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| nft.elements());
+        let elements = match elements {
+            Ok(elements) => elements,
+            Err(error) => {
+                let text = format!("the bans in the kernel cannot be read: {error}");
+                self.events.send(Event::now(What::Error(text)));
+                return None;
+            }
+        };
+        let bans = elements.len();
+        let reconciled = reconcile(&elements, remembered, SystemTime::now());
+        let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
+        let held = |(subject, remaining)| StandingBan { subject, length: None, left: expiry(remaining) };
+        let held: Vec<StandingBan> = elements.into_iter().map(held).collect();
+        held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Adopt(part.to_vec())));
+        for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
+            self.send(Order::Restore(part.to_vec(), &[Way::Nft]));
+        }
+        let mut gone = HashSet::new();
+        for change in reconciled.changes {
+            if let Change::Ended { subject, .. } = &change {
+                gone.insert(*subject);
+            }
+            if let Some(recorder) = &self.recorder {
+                recorder.put_patiently(change);
+            }
+        }
+        if bans > 0 {
+            self.events.send(Event::now(What::Adopted { bans }));
+        }
+        Some(gone)
+    }
+
+    /// Tells those who are slow which bans are still in force.
+    fn hand_over(&self) {
+        let Some(hands) = &self.hands else { return };
+        let way = |way: &Way| match way {
+            Way::HostsDeny => Some(Slow::HostsDeny),
+            Way::Run => Some(Slow::Run),
+            Way::Nft | Way::Route => None,
+        };
+        let methods: Arc<[Slow]> = self.ways.iter().filter_map(way).collect();
+        if methods.is_empty() {
+            return;
+        }
+        let adopted = |Remembered { ban, left }: &Remembered| {
+            let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
+                Some(length) => Expiry::After(length),
+                None => Expiry::Never,
+            };
+            let mut case = Case::by_hand(ban.subject, expiry, ban.since);
+            (case.source, case.class) = (ban.source, ban.class);
+            if let Some((protocol, port)) = ban.ports.first() {
+                (case.protocol, case.port) = (*protocol, *port);
+            }
+            Adopted { case, methods: Arc::clone(&methods), left: *left }
+        };
+        let mut task = Task::Adopt { bans: self.remembered.iter().map(adopted).collect() };
+        while let Err(back) = hands.put(task) {
+            task = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Only this thread waits where the inbox is full.
+    fn send(&self, mut order: Order) {
+        while let Err(back) = self.inbox.put(order) {
+            order = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What the kernel holds at the start against what the ledger remembers, where the table had survived.
+struct Reconciled {
+    /// To be put back into the kernel.
+    restore: Vec<StandingBan>,
+    /// For the ledger.
+    changes: Vec<Change>,
+}
+
+/// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
+/// lifted by somebody while the program was down. Where it holds none, they were swept, and all come back.
+fn reconcile(kernel: &[(Subject, Option<Duration>)], remembered: &[StandingBan], now: SystemTime) -> Reconciled {
+    let held: HashSet<Subject> = kernel.iter().map(|(subject, _)| *subject).collect();
+    let known: HashSet<Subject> = remembered.iter().map(|ban| ban.subject).collect();
+    let missing = || remembered.iter().filter(|ban| !held.contains(&ban.subject));
+    let swept = remembered.iter().all(|ban| !held.contains(&ban.subject));
+    let added = kernel.iter().filter(|(subject, _)| !known.contains(subject)).map(|(subject, left)| {
+        let expiry = left.map_or(Expiry::Never, Expiry::After);
+        Banned::wanted_by(Author::Import, *subject, now, expiry).into()
+    });
+    if swept {
+        return Reconciled { restore: remembered.to_vec(), changes: added.collect() };
+    }
+    let gone = missing().map(|ban| lifted(ban.subject, "somebody, while portsentry was not running", now));
+    Reconciled { restore: Vec::new(), changes: added.chain(gone).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(last: u8) -> Subject {
+        Subject::V4([192, 0, 2, last].into())
+    }
+
+    fn remembered() -> [StandingBan; 2] {
+        [StandingBan::whole(subject(1), Expiry::After(HOUR)), StandingBan::whole(subject(2), Expiry::Never)]
+    }
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn a_table_without_any_remembered_ban_was_swept_and_gets_all_of_them() {
+        let remembered = remembered();
+        let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, SystemTime::UNIX_EPOCH);
+        assert_eq!(result.restore, remembered);
+        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.subject == subject(9)));
+    }
+
+    #[test]
+    fn a_ban_missing_beside_others_was_lifted() {
+        let remembered = remembered();
+        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered, SystemTime::UNIX_EPOCH);
+        assert!(result.restore.is_empty());
+        assert!(matches!(&result.changes[..], [Change::Ended { subject: two, .. }] if *two == subject(2)));
+    }
+}

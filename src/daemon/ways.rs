@@ -1,0 +1,214 @@
+//! The ways to block that the settings name, opened: before anybody can be blocked, whoever must not be is known to them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::DaemonError;
+use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::enforce::hands::{Hands, News, Occasion, Settings, Way as Slow};
+use crate::enforce::hosts_deny::HostsDeny;
+use crate::enforce::nft::{Installed, Nft, RulesetSpec};
+use crate::enforce::route::{Kind, Routes};
+use crate::enforce::run::RunSettings;
+use crate::engine::Host;
+use crate::engine::subject::Subject;
+use crate::report::event::{Event, Way, What};
+use crate::report::queue::Sender;
+use crate::sensor::{Blocker, Figures, Inbox, Order};
+
+/// What was opened.
+#[derive(Default)]
+pub(super) struct Ways {
+    /// For the sensor.
+    pub(super) blocker: Blocker,
+    /// The thread of the slow ones.
+    pub(super) hands: Option<Hands>,
+    /// Who has a route from an earlier run.
+    pub(super) leftovers: Vec<Subject>,
+    /// What is to be said.
+    pub(super) said: Vec<What>,
+}
+
+/// The table that the settings ask for.
+pub(super) fn ruleset(config: &Config) -> RulesetSpec {
+    RulesetSpec { size: config.block.nft.size }
+}
+
+/// True where somebody is blocked.
+pub(super) fn blocks(config: &Config) -> bool {
+    [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Yes)
+}
+
+/// Opens the ways that the settings name; none where nobody is blocked and nothing is run.
+pub(super) fn open(
+    config: &Config,
+    host: &Host,
+    (events, inbox, figures): (&Sender, &Inbox, &Arc<Figures>),
+) -> Result<Ways, DaemonError> {
+    let runs = [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run);
+    let mut ways = Ways::default();
+    if blocks(config) {
+        ways.blocker.ways = config.block.method.iter().copied().map(way).collect();
+    }
+    let has = |way: Way| ways.blocker.ways.contains(&way);
+    let (nft, route, hosts_deny, run) = (has(Way::Nft), has(Way::Route), has(Way::HostsDeny), has(Way::Run) || runs);
+    ways.blocker.first = has(Way::Run) && config.block.run.first;
+    (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
+    if nft {
+        ways.blocker.nft = Some(install(config, host, &mut ways.said)?);
+    }
+    if route {
+        let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
+        let mut routes = Routes::open(kind(config), size)?;
+        let own = host.networks.iter().copied().filter(|network| matches!(network, ipnet::IpNet::V6(_)));
+        let prefixes: Vec<_> = host.allow.prefixes().chain(own).collect();
+        drop(routes.protect(&prefixes));
+        ways.leftovers = routes.leftovers()?;
+        ways.blocker.routes = Some(routes);
+    }
+    let settings = Settings {
+        hosts_deny: match hosts_deny {
+            true => Some(HostsDeny::new(config.block.hosts_deny.file.clone(), &config.block.hosts_deny.line)?),
+            false => None,
+        },
+        run: match run {
+            true => Some(commands(config)?),
+            false => None,
+        },
+        end_connections: nft && config.block.nft.end_connections,
+    };
+    ways.blocker.end_connections = settings.end_connections;
+    if hosts_deny || run || settings.end_connections {
+        let tell = teller(settings.hosts_deny.clone(), events.clone(), inbox.clone(), Arc::clone(figures));
+        let hands = Hands::start(settings, tell).map_err(super::system("start a thread"))?;
+        ways.blocker.hands = Some(hands.orders());
+        ways.hands = Some(hands);
+    }
+    Ok(ways)
+}
+
+/// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked.
+fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, RulesetSpec), DaemonError> {
+    let spec = ruleset(config);
+    let mut nft = Nft::open()?;
+    if let Installed::Adopted { blocked, blocked6 } = nft.install(&spec)?
+        && (blocked != spec.size || blocked6 != spec.size)
+    {
+        said.push(What::Note(format!(
+            "the sets of table inet portsentry hold {blocked} and {blocked6} elements, not {} as block.nft.size says; delete \
+             the table to have them laid anew",
+            spec.size
+        )));
+    }
+    let prefixes: Vec<_> = host.allow.prefixes().collect();
+    nft.protect(&prefixes).map_err(DaemonError::Protect)?;
+    Ok((nft, spec))
+}
+
+fn way(method: Method) -> Way {
+    match method {
+        Method::Nft => Way::Nft,
+        Method::Route => Way::Route,
+        Method::HostsDeny => Way::HostsDeny,
+        Method::Run => Way::Run,
+    }
+}
+
+fn kind(config: &Config) -> Kind {
+    use crate::config::Route;
+    match config.block.route {
+        Route::Blackhole => Kind::Blackhole,
+        Route::Unreachable => Kind::Unreachable,
+        Route::Prohibit => Kind::Prohibit,
+        Route::Via(gateway) => Kind::Via(gateway),
+    }
+}
+
+fn commands(config: &Config) -> Result<RunSettings, DaemonError> {
+    let run = &config.block.run;
+    let settings = RunSettings {
+        command: run.command.clone(),
+        expire_command: run.expire_command.clone(),
+        first: run.first,
+        timeout: run.timeout,
+        at_once: usize::try_from(run.at_once).unwrap_or(1),
+    };
+    settings.check()?;
+    Ok(settings)
+}
+
+/// A mode in the classic word: what `$MODE$` stands for.
+fn classic(protocol: &'static str, mode: Mode) -> &'static str {
+    match (protocol, mode) {
+        ("tcp", Mode::Stealth) => "stcp",
+        ("tcp", Mode::Advanced) => "atcp",
+        ("udp", Mode::Stealth) => "sudp",
+        ("udp", Mode::Advanced) => "audp",
+        (protocol, _) => protocol,
+    }
+}
+
+/// What is done with the news of the slow ways: on their thread, and it waits for nobody.
+fn teller(
+    hosts_deny: Option<HostsDeny>,
+    events: Sender,
+    inbox: Inbox,
+    figures: Arc<Figures>,
+) -> impl FnMut(News) + Send + 'static {
+    move |news| {
+        let text = news.to_string();
+        let what = match news {
+            News::Ready { case } => {
+                let mut order = Order::Ready(case.subject);
+                while let Err(back) = inbox.put(order) {
+                    order = back;
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                return;
+            }
+            News::Done { case, way: Slow::HostsDeny } => {
+                if let Some(ban) = &case.ban {
+                    figures.blocked(Way::HostsDeny, ban.probe.sighting.class);
+                }
+                let line = hosts_deny.as_ref().map_or_else(String::new, |hosts_deny| hosts_deny.line(&case));
+                let time = if case.ban.is_some() { case.since } else { SystemTime::now() };
+                return events.send(Event { time, what: What::Wrapped { subject: case.subject, ban: case.ban, line } });
+            }
+            News::Done { .. } | News::Released { .. } | News::Connections { ended: 0, .. } => return,
+            News::Ran { case, occasion, command, ref outcome, ref output, took, .. } => {
+                let well = outcome.is_success();
+                match (well, occasion, &case.ban) {
+                    (true, Occasion::Before | Occasion::Block, Some(ban)) => {
+                        figures.blocked(Way::Run, ban.probe.sighting.class);
+                    }
+                    (false, ..) => figures.failed(Way::Run),
+                    _ => {}
+                }
+                let took = humantime::format_duration(std::time::Duration::from_millis(
+                    u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                ));
+                let wrote = if output.is_empty() { String::new() } else { format!("; it says: {output}") };
+                let when = match occasion {
+                    Occasion::Before => " before the block",
+                    Occasion::Block => "",
+                    Occasion::Release => " at the end of the ban",
+                };
+                What::Ran {
+                    subject: case.subject,
+                    command,
+                    outcome: format!("{outcome} after {took}{when}{wrote}"),
+                    well,
+                }
+            }
+            News::Failed { way, .. } => {
+                if way == Slow::HostsDeny {
+                    figures.failed(Way::HostsDeny);
+                }
+                What::Error(text)
+            }
+            News::Connections { subject, ended } => What::Disconnected { subject, connections: ended },
+            News::Unable { .. } | News::Lost { .. } => What::Error(text),
+        };
+        events.send(Event::now(what));
+    }
+}

@@ -1,0 +1,300 @@
+//! Bans while they last: put back where the kernel forgot them, taken away where somebody is protected by now or an operator
+//! says so, tried again where a way did not take them.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+
+use super::blocker::Refused;
+use super::judge::Judge;
+use crate::enforce::nft::{BlockError, RulesetError, RulesetSpec};
+use crate::engine::subject::{Expiry, Subject};
+use crate::engine::{Explanation, Host, Moment, Protection, StandingBan};
+use crate::report::event::{Event, Way, What};
+
+/// Bans that are lifted at one time because their subjects are protected now: some 2 ms between two looks at the packets.
+const SPARED_AT_ONCE: usize = 256;
+
+/// How long the next ones wait: each has its line, and the queue of events must not overflow.
+const SPARE_AGAIN: Duration = Duration::from_millis(50);
+
+/// Attempts to carry out what failed between two looks at the packets.
+const RETRIED_AT_ONCE: usize = 16;
+
+impl Judge {
+    /// The host is another from now on.
+    pub(super) fn change_host(&mut self, now: Moment, host: Arc<Host>) {
+        self.engine.host_changed(now, &self.host, &host);
+        if host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none()) {
+            self.spare_at = Some(now);
+        }
+        self.host = host;
+        self.protect();
+    }
+
+    /// The kernel holds these bans, which are not of our making.
+    pub(super) fn adopt(&mut self, now: Moment, bans: &[StandingBan]) {
+        bans.iter().for_each(|ban| self.engine.adopt(now, ban));
+        if bans.iter().any(|ban| self.protection(ban.subject).is_some()) {
+            self.spare_at = Some(now);
+        }
+    }
+
+    /// Why nobody whom a ban of `subject` hits is to be blocked, if that is so. One protected address in a blocked /64 is
+    /// not enough: the kernel lets it pass whatever its neighbours did.
+    fn protection(&self, subject: Subject) -> Option<Protection> {
+        let network = IpNet::new(subject.element(), subject.prefix_len()).ok()?;
+        self.host.allow.covers(network)
+    }
+
+    /// Lifts bans of those who are protected by now. The kernel lets them pass in any case; a ban that does nothing would
+    /// mislead whoever reads the set, and would be back in force when the protection ends.
+    pub(super) fn spare(&mut self, now: Moment) {
+        if self.spare_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let bans = self.engine.bans().filter_map(|ban| Some((ban.subject, self.protection(ban.subject)?)));
+        let spared: Vec<_> = bans.take(SPARED_AT_ONCE).collect();
+        self.spare_at = (spared.len() == SPARED_AT_ONCE).then(|| now.after(SPARE_AGAIN));
+        let subjects: Vec<_> = spared.iter().map(|(subject, _)| *subject).collect();
+        // First, so that a table that has to be laid again is laid without them.
+        subjects.iter().for_each(|subject| {
+            self.engine.lift(*subject);
+        });
+        match self.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.lift(&subjects)) {
+            Ok(()) => {}
+            Err(BlockError::Gone) => self.heal(),
+            Err(error) => self.say(What::Error(format!("bans of protected sources could not be lifted: {error}"))),
+        }
+        self.lift_elsewhere(&subjects);
+        for (subject, protection) in spared {
+            let by = match protection {
+                Protection::Listed | Protection::Named => "the allow-list".to_owned(),
+                other => format!("portsentry, because it is {other}"),
+            };
+            self.say(What::Unblocked { subject, by });
+        }
+    }
+
+    /// Has the kernel's allow-list follow the host, and routes keep clear of it.
+    pub(super) fn protect(&mut self) {
+        let cut_off = self.blocker.keep_reachable(&self.host);
+        for subject in cut_off {
+            self.say(What::Note(format!(
+                "the route that blocked {subject} is gone: it would cut off who is protected now"
+            )));
+        }
+        let Some((nft, _)) = &mut self.blocker.nft else { return };
+        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
+        match nft.protect(&prefixes) {
+            Ok(()) => {}
+            Err(BlockError::Gone) => self.heal(),
+            Err(error) => self.say(What::Error(format!("the kernel's allow-list could not be set: {error}"))),
+        }
+    }
+
+    /// Blocks those whom the kernel has forgotten, in these ways, for the time that they have left.
+    pub(super) fn restore(&mut self, now: Moment, bans: &[StandingBan], ways: &[Way]) {
+        for way in self.blocker.inline_ways().filter(|way| ways.contains(way)).collect::<Vec<_>>() {
+            let result = match way {
+                Way::Route => {
+                    let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.left)).collect();
+                    let mut refused = Vec::new();
+                    self.blocker.block_by_route(&bans, now, &mut refused);
+                    refused.first().map_or(Ok(()), |first| Err(format!("{}: {}", first.subject, first.reason)))
+                }
+                _ => match &mut self.blocker.nft {
+                    Some((nft, _)) => {
+                        let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+                        nft.restore(&bans).map_err(|error| error.to_string())
+                    }
+                    None => Ok(()),
+                },
+            };
+            match result {
+                Ok(()) => self.say(What::Restored { bans: bans.len(), way }),
+                Err(error) => {
+                    self.say(What::Error(format!(
+                        "bans could not be put back from the ledger ({}): {error}",
+                        way.name()
+                    )));
+                }
+            }
+        }
+        self.adopt(now, bans);
+    }
+
+    /// Takes away the routes from before the start that nobody has asked for.
+    pub(super) fn sweep(&mut self, now: Moment) {
+        let Some(routes) = &mut self.blocker.routes else { return };
+        let swept = routes.sweep(now);
+        if !swept.subjects.is_empty() {
+            let text =
+                format!("routes from before the start that block nobody any more are gone: {}", swept.subjects.len());
+            self.say(What::Note(text));
+        }
+        if let Some(error) = swept.trouble {
+            self.say(What::Error(format!("routes could not be taken away, which is tried again: {error}")));
+        }
+    }
+
+    /// When [`Judge::keep_up`] has something to do.
+    pub(super) fn due(&self) -> Option<Moment> {
+        let routes = self.blocker.routes.as_ref().and_then(|routes| routes.next_due());
+        [self.spare_at, routes, self.retries.next()].into_iter().flatten().min()
+    }
+
+    /// What is due beside the packets: bans of who is protected, routes whose time is over, ways that failed.
+    pub(super) fn keep_up(&mut self, now: Moment) {
+        self.spare(now);
+        if let Some(routes) = &mut self.blocker.routes
+            && routes.next_due().is_some_and(|due| due <= now)
+            && let Some(error) = routes.due(now).trouble
+        {
+            self.say(What::Error(format!("routes could not be taken away, which is tried again: {error}")));
+        }
+        for _ in 0..RETRIED_AT_ONCE {
+            let Some(retry) = self.retries.due(now) else { return };
+            let Some(left) = retry.left(now) else { continue };
+            let (ban, subject, mut refused) = (retry.ban, retry.ban.probe.subject, Vec::new());
+            self.block_by(retry.way, now, &[(subject, left)], &mut refused);
+            if !refused.is_empty() {
+                self.figures.failed(retry.way);
+                self.retries.again(retry, now);
+                continue;
+            }
+            self.figures.blocked(retry.way, ban.probe.sighting.class);
+            if !self.engine.is_blocked(now, subject) {
+                self.engine.adopt(now, &StandingBan::whole(subject, left));
+            }
+            let reaction = SystemTime::now().duration_since(retry.seen).unwrap_or_default();
+            let what = What::Blocked { ban, reaction, way: retry.way };
+            self.tell(Event { time: retry.seen, what });
+        }
+    }
+
+    /// Blocks `subject` because an operator wants it.
+    pub(super) fn block_by_hand(&mut self, now: Moment, subject: Subject, expiry: Expiry) -> Result<(), String> {
+        if !self.blocker.blocks() {
+            return Err("nobody is blocked here: it only logs".to_owned());
+        }
+        let refused: Vec<Refused> = self.carry_out(now, &[(subject, expiry)]);
+        let handed = self.blocker.hand_over_by_hand(subject, expiry);
+        // In force in one way is in force; what failed is in the answer of nobody else.
+        let ways = self.blocker.inline_ways().count();
+        if let Some(first) = refused.first()
+            && refused.len() == ways
+            && !(handed && self.blocker.has_slow_ways())
+        {
+            return Err(first.reason.clone());
+        }
+        for Refused { way, subject, reason } in refused {
+            self.say(What::BlockFailed { subject, reason, way });
+        }
+        self.engine.adopt(now, &StandingBan::whole(subject, expiry));
+        Ok(())
+    }
+
+    /// Lifts the bans of `subjects`; who was blocked until now.
+    pub(super) fn lift(&mut self, subjects: &[Subject]) -> Result<Vec<Subject>, String> {
+        let mut lifted = Vec::new();
+        for subject in subjects {
+            let held = match &mut self.blocker.nft {
+                Some((nft, _)) => match nft.holds(*subject) {
+                    Ok(held) => held.is_some(),
+                    Err(BlockError::Gone) => false,
+                    Err(error) => return Err(error.to_string()),
+                },
+                None => false,
+            };
+            if let Some((nft, _)) = &mut self.blocker.nft
+                && held
+            {
+                nft.lift(&[*subject]).map_err(|error| error.to_string())?;
+            }
+            if self.engine.lift(*subject) || held {
+                lifted.push(*subject);
+            }
+        }
+        self.lift_elsewhere(subjects);
+        Ok(lifted)
+    }
+
+    /// Lifts every ban; whose they were.
+    pub(super) fn lift_everybody(&mut self) -> Result<Vec<Subject>, String> {
+        let subjects: Vec<Subject> = self.engine.bans().map(|ban| ban.subject).collect();
+        if let Some((nft, _)) = &mut self.blocker.nft {
+            match nft.lift(&subjects) {
+                Ok(()) | Err(BlockError::Gone) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        self.lift_elsewhere(&subjects);
+        self.engine.lift_all();
+        Ok(subjects)
+    }
+
+    /// Somebody took these bans out of the kernel.
+    pub(super) fn lifted(&mut self, subjects: &[Subject]) {
+        subjects.iter().for_each(|subject| {
+            self.engine.lift(*subject);
+        });
+        self.lift_elsewhere(subjects);
+    }
+
+    /// Lifts the bans of `subjects` in every way but nftables.
+    fn lift_elsewhere(&mut self, subjects: &[Subject]) {
+        let gone: HashSet<Subject> = subjects.iter().copied().collect();
+        self.retries.drop(|retry| gone.contains(&retry.ban.probe.subject));
+        self.blocker.release(subjects);
+        let lifted = self.blocker.routes.as_mut().map_or(Ok(()), |routes| routes.lift(subjects));
+        if let Err(error) = lifted {
+            self.say(What::Error(format!("a route could not be taken away, which is tried again: {error}")));
+        }
+    }
+
+    /// What is known about `address`.
+    pub(super) fn explain(&self, now: Moment, address: IpAddr) -> Explanation {
+        self.engine.explain(now, address, &self.host)
+    }
+
+    /// The table is to have other rules; its sets stay.
+    pub(super) fn relay(&mut self, wanted: RulesetSpec) {
+        if let Some((_, spec)) = &mut self.blocker.nft {
+            *spec = wanted;
+            self.heal();
+        }
+    }
+
+    /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
+    /// that is left. A table that somebody made his own is left as it is, but for the sets.
+    pub(super) fn heal(&mut self) {
+        let Some((nft, spec)) = &mut self.blocker.nft else { return };
+        let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
+        let laid = nft.install(spec);
+        // The allow-list first: at no moment is a protected source without it.
+        let filled = nft.protect(&prefixes).and_then(|()| nft.restore(&bans));
+        if filled.is_err() {
+            // Who is not blocked must not be taken for blocked: everybody is judged anew.
+            self.engine.lift_all();
+        }
+        let what = match (laid, filled) {
+            (Ok(_), Ok(())) => What::Healed { bans: bans.len() },
+            (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
+                What::Error(format!("{error}. It goes on as far as the sets still do their work"))
+            }
+            (Err(error), _) => What::Error(format!("the table could not be laid again: {error}")),
+            (Ok(_), Err(error)) => What::Error(format!("the bans could not be put back: {error}")),
+        };
+        // Somebody who changes the table in a loop must not fill the log.
+        let text = format!("{what:?}");
+        if self.complaint.as_deref() != Some(&text) {
+            self.say(what.clone());
+        }
+        self.complaint = matches!(what, What::Error(_)).then_some(text);
+    }
+}
