@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 14] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
@@ -18,10 +18,11 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
     ("config", &["engine"]),
     ("cli", &["config", "engine"]),
     ("ledger", &["engine"]),
+    ("page", &["engine", "ledger"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
     ("daemon", &["capture", "config", "enforce", "engine", "ledger", "netlink", "report", "sensor", "wire"]),
     ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
-    ("main", &["cli", "config", "daemon", "portsentry", "replay"]),
+    ("main", &["cli", "config", "daemon", "page", "portsentry", "replay"]),
 ];
 
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a
