@@ -6,7 +6,9 @@ use crate::engine::subject::Expiry;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Exit code: all done.
 pub const EXIT_DONE: u8 = 0;
@@ -39,7 +41,8 @@ Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 
 const USAGE: &str = "\
 portsentry [OPTIONS]
-       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]";
+       portsentry replay FILE [--config FILE] [--local PREFIX]... [--json]
+       portsentry report [--since SPAN] [-o FILE] [--state-dir DIR] [--json]";
 
 /// Where the ledger is kept if nothing else is said.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
@@ -51,6 +54,8 @@ pub enum Command {
     Run(RunOptions),
     /// Judge the packets of a capture file.
     Replay(ReplayOptions),
+    /// Make a page of the ledger.
+    Report(ReportOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -86,6 +91,23 @@ pub struct ReplayOptions {
     #[arg(long, value_name = "PREFIX", value_parser = parse_network)]
     pub local: Vec<IpNet>,
     /// Write events as JSON, one a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `report`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ReportOptions {
+    /// Look back this far: 24h, 30d, 1y
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_since)]
+    pub since: Duration,
+    /// Write to this file instead of standard output
+    #[arg(short = 'o', value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Read the ledger in this directory
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Write the figures as a JSON object instead of a page
     #[arg(long)]
     pub json: bool,
 }
@@ -133,6 +155,8 @@ struct Words {
 enum Subcommands {
     /// Judge the packets of a capture file, block nobody
     Replay(ReplayOptions),
+    /// Make a page of the ledger's bans
+    Report(ReportOptions),
 }
 
 /// Reads the command line, program name first.
@@ -146,8 +170,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         if options_ended { word } else { long_mode(word) }
     });
     let words = Words::try_parse_from(words)?;
-    if let Some(Subcommands::Replay(options)) = words.command {
-        return Ok(Command::Replay(options));
+    match words.command {
+        Some(Subcommands::Replay(options)) => return Ok(Command::Replay(options)),
+        Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
+        None => {}
     }
     Ok(Command::Run(RunOptions {
         expire: words.expire,
@@ -165,6 +191,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
 #[must_use]
 pub fn grammar() -> clap::Command {
     <Words as clap::CommandFactory>::command()
+}
+
+/// How far back a report may look: a minute is its finest bar, ten years are more than the ledger keeps.
+const SINCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(315_576_000);
+
+fn parse_since(text: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text).ok().filter(|span| SINCE.contains(span));
+    span.ok_or_else(|| "write a span from one minute to ten years, for example \"24h\", \"30d\" or \"1y\"".to_owned())
 }
 
 fn long_mode(word: OsString) -> OsString {

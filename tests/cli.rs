@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use clap::error::ErrorKind;
-use portsentry::cli::{self, Command, ReplayOptions, RunOptions};
+use portsentry::cli::{self, Command, ReplayOptions, ReportOptions, RunOptions};
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::engine::subject::Expiry;
 use std::ffi::OsString;
@@ -100,6 +100,12 @@ fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
         ("replay f --local 1.2.3", ErrorKind::ValueValidation),
         ("replay f --log-only", ErrorKind::UnknownArgument),
         ("--expire 1h replay f", ErrorKind::ArgumentConflict),
+        ("report --since 30x", ErrorKind::ValueValidation),
+        ("report --since 59s", ErrorKind::ValueValidation),
+        ("report --since 11years", ErrorKind::ValueValidation),
+        ("report -o", ErrorKind::InvalidValue),
+        ("report file", ErrorKind::UnknownArgument),
+        ("report --config f", ErrorKind::UnknownArgument),
     ] {
         assert_eq!(wrong(line), kind, "{line}");
     }
@@ -117,6 +123,18 @@ fn replay_has_its_own_options() {
     assert_eq!(parse(line).unwrap(), Command::Replay(expected));
     let Ok(Command::Replay(options)) = parse("replay -- -tcp") else { panic!("a file may be named like a mode") };
     assert_eq!(options.file, Path::new("-tcp"));
+}
+
+#[test]
+fn report_has_its_own_options_and_looks_back_thirty_days() {
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let plain =
+        ReportOptions { since: days(30), output: None, state_dir: PathBuf::from(cli::DEFAULT_STATE_DIR), json: false };
+    assert_eq!(parse("report").unwrap(), Command::Report(plain));
+    let (output, state_dir) = (Some(PathBuf::from("r.html")), PathBuf::from("/srv/p"));
+    let expected = ReportOptions { since: days(7), output, state_dir, json: true };
+    let line = "report --since 7d -o r.html --state-dir /srv/p --json";
+    assert_eq!(parse(line).unwrap(), Command::Report(expected));
 }
 
 #[test]
@@ -210,7 +228,7 @@ fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
 #[test]
 fn the_settings_page_names_every_flag_that_overrides_a_key() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
-    let own = ["--help", "--version", "--local", "--json"];
+    let own = ["--help", "--version", "--local", "--json", "--since"];
     for flag in documented_flags().iter().filter(|flag| !own.contains(&flag.as_str())) {
         assert!(page.contains(&format!("`{flag}`")), "{flag}");
     }
