@@ -8,6 +8,7 @@ use crate::engine::subject::Expiry;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ Commands (portsentry COMMAND --help):
   status events                   how it is, what happens
   block unblock allow explain     one address
   confirm reload import           the settings
-  replay                          a capture file, judged
+  report replay                   what was; a capture file, judged
 
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
@@ -64,6 +65,8 @@ pub enum Command {
     Ask(Question),
     /// Translate a classic configuration.
     Import(ImportOptions),
+    /// Make a page of the ledger.
+    Report(ReportOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -129,6 +132,23 @@ pub struct ImportOptions {
     pub force: bool,
 }
 
+/// Options of `report`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ReportOptions {
+    /// Look back this far: 24h, 30d, 1y
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_since)]
+    pub since: Duration,
+    /// Write to this file instead of standard output
+    #[arg(short = 'o', value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Read the ledger in this directory
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Write the figures as a JSON object instead of a page
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Blocks who scans the ports of this host, in nftables
 #[derive(Parser)]
 #[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
@@ -182,6 +202,8 @@ enum Subcommands {
     Replay(ReplayOptions),
     /// Translate a classic portsentry.conf to TOML
     Import(ImportOptions),
+    /// Make a page of the ledger's bans
+    Report(ReportOptions),
 }
 
 /// Reads the command line, program name first.
@@ -199,6 +221,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::Replay(options)) => return Ok(Command::Replay(options)),
         Some(Subcommands::Ask(question)) => return Ok(Command::Ask(question)),
         Some(Subcommands::Import(options)) => return Ok(Command::Import(options)),
+        Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
         None => {}
     }
     Ok(Command::Run(RunOptions {
@@ -219,6 +242,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
 #[must_use]
 pub fn grammar() -> clap::Command {
     <Words as clap::CommandFactory>::command()
+}
+
+/// How far back a report may look: a minute is its finest bar, ten years are more than the ledger keeps.
+const SINCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(315_576_000);
+
+fn parse_since(text: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text).ok().filter(|span| SINCE.contains(span));
+    span.ok_or_else(|| "write a span from one minute to ten years, for example \"24h\", \"30d\" or \"1y\"".to_owned())
 }
 
 fn long_mode(word: OsString) -> OsString {

@@ -1,9 +1,10 @@
 //! `portsentry`: notices who touches ports that nobody has a reason to touch, and blocks them in nftables.
 //!
 //! The folders are the way of a packet, in this order: [`capture`] brings a frame, [`wire`] decodes it, [`engine`]
-//! judges it, [`enforce`] blocks its source through [`netlink`], and [`report`] tells people and machines. [`config`]
-//! reads what an operator wants, [`import`] what classic PortSentry was told, [`daemon`] wires it all together. `wire` and `engine` are pure: no I/O, no clock and
-//! no randomness of their own, so that a capture file and a live interface get the same verdicts.
+//! judges it, [`enforce`] blocks its source through [`netlink`], and [`report`] tells people and machines. [`ledger`]
+//! remembers, and [`page`] sums it up. [`config`] reads what an operator wants, [`import`] what classic PortSentry was told,
+//! [`daemon`] wires it all together, [`control`] answers operators and [`metrics`] counts. `wire` and `engine` are pure: no
+//! I/O, no clock and no randomness of their own, so that a capture file and a live interface get the same verdicts.
 
 pub mod capture;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod import;
 pub mod ledger;
 pub mod metrics;
 pub mod netlink;
+pub mod page;
 pub mod replay;
 pub mod report;
 pub mod sensor;

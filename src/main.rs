@@ -1,17 +1,19 @@
 //! The program: reads the command line, runs what it asks for, prints an error once.
 
 use std::fmt::Display;
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use portsentry::cli::{self, Command, ImportOptions, Question, ReplayOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, Question, ReplayOptions, ReportOptions, RunOptions};
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::commands;
 use portsentry::control::protocol::Refusal;
 use portsentry::daemon::{self, DaemonError, Places};
 use portsentry::import::{self, ImportError};
+use portsentry::page::{self, Figures};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::log;
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
             Err(error @ ImportError::Wrong(_)) => fail(&error, cli::EXIT_CONFIG),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
+        Command::Report(options) => report(&options),
     }
 }
 
@@ -73,6 +76,35 @@ fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(ReplayError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
+}
+
+fn report(options: &ReportOptions) -> ExitCode {
+    let figures = match Figures::read(&options.state_dir, options.since, SystemTime::now()) {
+        Ok(figures) => figures,
+        Err(error) => return fail(&error, cli::EXIT_FAILED),
+    };
+    let host = page::host_name();
+    let text = if options.json {
+        format!("{}\n", page::json(&figures, host.as_deref()))
+    } else {
+        page::html(&figures, host.as_deref())
+    };
+    match options.output.as_deref().filter(|output| *output != Path::new("-")) {
+        Some(output) => match page::save(output, &text) {
+            Ok(()) => cli::EXIT_DONE.into(),
+            Err(error) => fail(&error, cli::EXIT_FAILED),
+        },
+        None => {
+            let mut out = std::io::stdout().lock();
+            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                // A reader that has had enough is no error.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    fail(&format_args!("the report cannot be written: {error}"), cli::EXIT_FAILED)
+                }
+                _ => cli::EXIT_DONE.into(),
+            }
+        }
     }
 }
 

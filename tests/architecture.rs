@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 16] = [
+const MAY_NAME: [(&str, &[&str]); 17] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
@@ -20,6 +20,7 @@ const MAY_NAME: [(&str, &[&str]); 16] = [
     ("import", &["config", "engine"]),
     ("ledger", &["engine"]),
     ("metrics", &["engine", "report", "sensor"]),
+    ("page", &["engine", "ledger"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
     ("control", &["cli"]),
     (
@@ -30,7 +31,7 @@ const MAY_NAME: [(&str, &[&str]); 16] = [
         ],
     ),
     ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
-    ("main", &["cli", "config", "control", "daemon", "import", "portsentry", "replay"]),
+    ("main", &["cli", "config", "control", "daemon", "import", "page", "portsentry", "replay"]),
 ];
 
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a

@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use clap::error::ErrorKind;
-use portsentry::cli::{self, Command, ImportOptions, ReplayOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, ReplayOptions, ReportOptions, RunOptions};
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::engine::subject::Expiry;
 use std::ffi::OsString;
@@ -107,6 +107,12 @@ fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
         ("import --force", ErrorKind::MissingRequiredArgument),
         ("import --json -o f", ErrorKind::ArgumentConflict),
         ("import --expire 1h", ErrorKind::UnknownArgument),
+        ("report --since 30x", ErrorKind::ValueValidation),
+        ("report --since 59s", ErrorKind::ValueValidation),
+        ("report --since 11years", ErrorKind::ValueValidation),
+        ("report -o", ErrorKind::InvalidValue),
+        ("report file", ErrorKind::UnknownArgument),
+        ("report --config f", ErrorKind::UnknownArgument),
     ] {
         assert_eq!(wrong(line), kind, "{line}");
     }
@@ -139,6 +145,18 @@ fn import_has_its_own_options() {
     };
     let line = "import p.conf --defaults d --ignore i --ignore j -o p.toml --force";
     assert_eq!(parse(line).unwrap(), Command::Import(expected));
+}
+
+#[test]
+fn report_has_its_own_options_and_looks_back_thirty_days() {
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let plain =
+        ReportOptions { since: days(30), output: None, state_dir: PathBuf::from(cli::DEFAULT_STATE_DIR), json: false };
+    assert_eq!(parse("report").unwrap(), Command::Report(plain));
+    let (output, state_dir) = (Some(PathBuf::from("r.html")), PathBuf::from("/srv/p"));
+    let expected = ReportOptions { since: days(7), output, state_dir, json: true };
+    let line = "report --since 7d -o r.html --state-dir /srv/p --json";
+    assert_eq!(parse(line).unwrap(), Command::Report(expected));
 }
 
 #[test]

@@ -75,6 +75,18 @@ pub enum LedgerError {
         /// What is wrong.
         damage: String,
     },
+    /// There is none, or the program has not come to fill it.
+    #[error("there is no ledger in {0}; portsentry makes it when it starts, and --state-dir names another directory")]
+    Absent(PathBuf),
+    /// It is not for this user.
+    #[error("{0} may not be read by this user; run this as root, or as the user that portsentry runs as")]
+    Forbidden(PathBuf),
+    /// A copy without the index of its log, which a reader may not make.
+    #[error("{0}-wal holds the last bans, but {0}-shm is missing; copy all three files, or start portsentry once")]
+    Incomplete(PathBuf),
+    /// Somebody starts and ends the program faster than its ledger can be read.
+    #[error("{0} was changed again and again while it was read; try again")]
+    Changing(PathBuf),
     /// The database refused something.
     #[error("cannot {doing} {path}: {error}")]
     Database {

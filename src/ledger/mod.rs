@@ -3,12 +3,13 @@
 //! at a clock for the life of a ban: `now` comes in.
 //!
 //! [`Ledger`] is the database, one transaction a call; [`Writer`] is a thread around it, for whoever must not wait for a
-//! disk; [`Classic`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
+//! disk; [`Reader`] looks at it from another process; [`Classic`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
 
 mod ban;
 mod classic;
 mod error;
 mod place;
+mod reader;
 mod row;
 mod schema;
 mod writer;
@@ -22,6 +23,8 @@ use rusqlite::{Connection, OptionalExtension, Statement, TransactionBehavior, na
 pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method};
 pub use classic::{BLOCKED, Classic, HISTORY};
 pub use error::LedgerError;
+pub use reader::Reader;
+pub use row::{author_key, method_key};
 pub use writer::{Flushed, News, Recorder, Writer};
 
 use crate::engine::subject::Subject;

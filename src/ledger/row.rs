@@ -78,7 +78,9 @@ fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
     items.collect()
 }
 
-pub(super) fn method_key(method: Method) -> &'static str {
+/// The name of `method` as the ledger and JSON have it.
+#[must_use]
+pub fn method_key(method: Method) -> &'static str {
     match method {
         Method::Nft => "nft",
     }
@@ -88,7 +90,9 @@ fn method(key: &str) -> Option<Method> {
     (key == method_key(Method::Nft)).then_some(Method::Nft)
 }
 
-pub(super) fn author_key(author: Author) -> &'static str {
+/// The name of `author` as the ledger and JSON have it.
+#[must_use]
+pub fn author_key(author: Author) -> &'static str {
     match author {
         Author::Detector => "detector",
         Author::Operator => "operator",

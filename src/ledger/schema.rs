@@ -15,7 +15,7 @@ use super::error::{LedgerError, is_damage};
 const BUSY: Duration = Duration::from_secs(1);
 
 /// "psen": tells a ledger from any other SQLite database.
-const APPLICATION: i64 = 0x7073_656e;
+pub(super) const APPLICATION: i64 = 0x7073_656e;
 
 /// The log is cut back to this many bytes once it has been written into the database.
 const LOG_KEPT: i64 = 4 << 20;
@@ -55,10 +55,7 @@ pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerEr
         return Err(LedgerError::Damaged { path: path.to_owned(), damage });
     }
     let found: i64 = pragma(&connection, "user_version").map_err(|error| classify(path, error))?;
-    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
-    if found > known {
-        return Err(LedgerError::Newer { path: path.to_owned(), found, known });
-    }
+    refuse_newer(path, found)?;
     bring_up(&mut connection, found).map_err(|error| classify(path, error))?;
     // A table of the right name with other columns is found now, and not by the first ban.
     used.iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(|error| classify(path, error))?;
@@ -69,12 +66,28 @@ pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerEr
     }
 }
 
+/// Refuses format `found` where a later release has written it.
+pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), LedgerError> {
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    if found > known { Err(LedgerError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
+}
+
 fn open(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
         | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = Connection::open_with_flags(path, flags)?;
+    harden(&connection)?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", LOG_KEPT, |_| Ok(()))?;
+    // A power cut may lose the last bans, never the file; the kernel's set is gone then too.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    Ok(connection)
+}
+
+/// What every connection needs, whether it writes or only reads.
+pub(super) fn harden(connection: &Connection) -> Result<(), Error> {
     connection.busy_timeout(BUSY)?;
     // The schema on the disk is data too: it may call nothing, and no statement may change it by the back door.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -85,11 +98,7 @@ fn open(path: &Path) -> Result<Connection, Error> {
     // Nothing is written outside of the state directory.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -CACHE)?;
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    connection.pragma_update_and_check(None, "journal_size_limit", LOG_KEPT, |_| Ok(()))?;
-    // A power cut may lose the last bans, never the file; the kernel's set is gone then too.
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    Ok(connection)
+    Ok(())
 }
 
 /// What is wrong with the database, if anything is.
@@ -118,12 +127,12 @@ fn bring_up(connection: &mut Connection, found: i64) -> Result<(), Error> {
     Ok(())
 }
 
-fn pragma<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> Result<T, Error> {
+pub(super) fn pragma<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> Result<T, Error> {
     connection.pragma_query_value(None, name, |row| row.get(0))
 }
 
 /// An error while opening, where more tells of the file than later: a header that says "read-only" or "format 9".
-fn classify(path: &Path, error: Error) -> LedgerError {
+pub(super) fn classify(path: &Path, error: Error) -> LedgerError {
     let odd = match &error {
         Error::SqliteFailure(code, _) => matches!(code.code, ErrorCode::Unknown | ErrorCode::ReadOnly),
         Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) | Error::Utf8Error(..) => true,

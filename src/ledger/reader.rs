@@ -1,0 +1,242 @@
+//! The ledger to whoever only wants to look at it, while the daemon runs or not, from another process. Nothing is created,
+//! repaired or changed, not even the log's index, so whoever may read the files may read them here: the owner, or
+//! anybody with a copy. What is wrong with the ledger is said, never mended.
+//!
+//! Two ways, since a database in WAL mode is more than one file (<https://sqlite.org/wal.html#read_only_databases>). With a
+//! log beside it, the log's index is mapped read-only: SQLite then uses the writer's if there is one, and else makes its own
+//! in memory. Without a log the file is all there is, and is read as one that stands still (`immutable`); that it did is
+//! checked afterwards, and it is read again where it did not.
+//!
+//! Never in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log a process, and one that was mapped
+//! read-only for a reader would refuse the writer.
+
+use std::fmt::Write as _;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rusqlite::{Connection, Error, OpenFlags, ToSql, ffi, named_params};
+
+use super::ban::Entry;
+use super::error::LedgerError;
+use super::row::{self, micros};
+use super::schema::{self, classify, pragma};
+use super::{ACTIVE, DATABASE, Found, OF, collect, select};
+use crate::engine::subject::Subject;
+
+/// How long to try again, and how often, where the daemon starts, ends or empties its log just then.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Source by source, and the bans of each in their order: nobody has to remember all of them to add up one's.
+const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
+
+/// The ledger as it stood at one moment.
+pub struct Reader {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// Has `work` read the ledger in `directory` as it stands at one moment. Where the ledger turns out to have changed
+    /// meanwhile, `work` is called again and only its last result counts.
+    ///
+    /// # Errors
+    /// What `work` gives, and whatever keeps the ledger from being read; each sentence says what to do.
+    pub fn read<T>(directory: &Path, mut work: impl FnMut(&Self) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+        let directory = directory.canonicalize().map_err(|error| refused(directory, directory, error))?;
+        let path = directory.join(DATABASE);
+        let start = Instant::now();
+        loop {
+            let way = Way::to(&directory, &path)?;
+            let result = Self::open(&directory, &path, way).and_then(|reader| work(&reader));
+            let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= PATIENCE);
+            // With the log it is one moment, whatever comes after. An error may come of the change as well.
+            let steady = way == Way::Log && result.is_ok() || Way::to(&directory, &path)? == way;
+            match result {
+                result if steady && (is_over || !passing) => return result,
+                _ if is_over => return Err(LedgerError::Changing(path)),
+                _ => thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    fn open(directory: &Path, path: &Path, way: Way) -> Result<Self, LedgerError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW
+            | OpenFlags::SQLITE_OPEN_EXRESCODE;
+        let connection = (|| {
+            let connection = Connection::open_with_flags(uri(path, way), flags)?;
+            schema::harden(&connection)?;
+            connection.pragma_update(None, "query_only", true)?;
+            // All that follows sees one moment.
+            connection.execute_batch("BEGIN")?;
+            let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+            let (application, version) = (pragma(&connection, "application_id")?, pragma(&connection, "user_version")?);
+            Ok((connection, tables, application, version))
+        })();
+        let (connection, tables, application, version): (_, _, i64, i64) =
+            connection.map_err(|error| open_error(path, error))?;
+        if tables == 0 {
+            return Err(LedgerError::Absent(directory.to_owned()));
+        }
+        if application != schema::APPLICATION {
+            let damage = "it is the database of another program".to_owned();
+            return Err(LedgerError::Damaged { path: path.to_owned(), damage });
+        }
+        schema::refuse_newer(path, version)?;
+        for which in [ACTIVE, OF, EACH] {
+            connection.prepare(&select(which)).map_err(|error| open_error(path, error))?;
+        }
+        Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
+    pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
+        self.entries(ACTIVE, named_params! {":now": micros(now)})
+    }
+
+    /// All that is kept about `subject`, the oldest first. For an address ask for [`Subject::of`] it.
+    pub fn of(&self, subject: Subject) -> Result<Found<Entry>, LedgerError> {
+        self.entries(OF, named_params! {":subject": subject.to_string()})
+    }
+
+    /// Shows every ban to `visit`, none kept in memory: the subjects in no order, the bans of each together and the
+    /// oldest first. How many rows made no sense and were skipped comes back.
+    pub fn each(&self, mut visit: impl FnMut(&Entry)) -> Result<u64, LedgerError> {
+        let visited = (|| {
+            let mut unreadable = 0;
+            let mut statement = self.connection.prepare(&select(EACH))?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                match row::entry(row) {
+                    Some(entry) => visit(&entry),
+                    None => unreadable += 1,
+                }
+            }
+            Ok(unreadable)
+        })();
+        visited.map_err(LedgerError::database("read", &self.path))
+    }
+
+    fn entries(&self, which: &str, values: &[(&str, &dyn ToSql)]) -> Result<Found<Entry>, LedgerError> {
+        let statement = self.connection.prepare(&select(which));
+        let found = statement.and_then(|mut statement| collect(&mut statement, values, row::entry));
+        found.map_err(LedgerError::database("read", &self.path))
+    }
+}
+
+/// How the database is to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With the log beside it.
+    Log,
+    /// Alone, as long as it stays what it is: device, inode, length, last changes of content and of itself.
+    Alone([u64; 3], [i64; 4]),
+}
+
+impl Way {
+    fn to(directory: &Path, path: &Path) -> Result<Self, LedgerError> {
+        let found = fs::symlink_metadata(path).map_err(|error| refused(directory, path, error))?;
+        if found.is_symlink() {
+            return Err(LedgerError::Link(path.to_owned()));
+        }
+        if !found.is_file() {
+            // A pipe would have the reader wait for ever.
+            return Err(LedgerError::Kind { path: path.to_owned(), wanted: "regular file" });
+        }
+        let has_log = || beside(path, "-wal").map(|log| log.is_some_and(|log| log.len() > 0));
+        let refuse = |error| refused(directory, path, error);
+        if has_log().map_err(refuse)? {
+            if beside(path, "-shm").map_err(refuse)?.is_some() {
+                return Ok(Self::Log);
+            }
+            // A writer that has just ended removes both; one that has just begun makes the index first.
+            if has_log().map_err(refuse)? {
+                return Err(LedgerError::Incomplete(path.to_owned()));
+            }
+        }
+        let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+        Ok(Self::Alone([found.dev(), found.ino(), found.len()], times))
+    }
+}
+
+/// What stands beside the database under its name and `suffix`.
+fn beside(path: &Path, suffix: &str) -> io::Result<Option<Metadata>> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    match fs::symlink_metadata(name) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The database's name as SQLite's own kind of URI (<https://sqlite.org/uri.html>): every byte that could mean something in
+/// it is written as its number.
+fn uri(path: &Path, way: Way) -> String {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        // Writing to a string cannot fail.
+        let _ = match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => uri.write_char(char::from(*byte)),
+            byte => write!(uri, "%{byte:02X}"),
+        };
+    }
+    uri.push_str(match way {
+        Way::Log => "?mode=ro&readonly_shm=1",
+        Way::Alone(..) => "?mode=ro&immutable=1",
+    });
+    uri
+}
+
+fn refused(directory: &Path, path: &Path, error: io::Error) -> LedgerError {
+    match error.kind() {
+        io::ErrorKind::NotFound => LedgerError::Absent(directory.to_owned()),
+        io::ErrorKind::PermissionDenied => LedgerError::Forbidden(path.to_owned()),
+        _ => LedgerError::system("look at", path)(error),
+    }
+}
+
+fn open_error(path: &Path, error: Error) -> LedgerError {
+    match code(&error) {
+        // All that could be the matter else has been looked at.
+        Some(code) if code & 0xff == ffi::SQLITE_CANTOPEN => LedgerError::Forbidden(path.to_owned()),
+        Some(_) if is_passing_code(&error) => LedgerError::database("read", path)(error),
+        _ => classify(path, error),
+    }
+}
+
+/// The daemon is just starting: the log's index is not whole, or has no mark yet at which a reader may begin.
+fn is_passing(error: &LedgerError) -> bool {
+    matches!(error, LedgerError::Database { error, .. } if is_passing_code(error))
+}
+
+fn is_passing_code(error: &Error) -> bool {
+    let passing = [ffi::SQLITE_READONLY_CANTINIT, ffi::SQLITE_READONLY_RECOVERY];
+    code(error).is_some_and(|code| passing.contains(&code) || code & 0xff == ffi::SQLITE_BUSY)
+}
+
+fn code(error: &Error) -> Option<i32> {
+    error.sqlite_error().map(|error| error.extended_code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_can_hold_nothing_that_means_something_in_a_uri() {
+        let path = Path::new("/var/a b?mode=rw#%2f&c=é/ledger.sqlite");
+        assert_eq!(
+            uri(path, Way::Log),
+            "file:/var/a%20b%3Fmode%3Drw%23%252f%26c%3D%C3%A9/ledger.sqlite?mode=ro&readonly_shm=1"
+        );
+    }
+}

@@ -1,0 +1,222 @@
+//! The numbers, from ledgers whose answers are known.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use portsentry::engine::subject::Expiry;
+use portsentry::engine::{Class, Protocol};
+use portsentry::ledger::{Author, Banned, Ending, LedgerError};
+use portsentry::page::{Ends, Figures, Network, Offender, html, json};
+use serde_json::json;
+
+use super::support::{DAY, NOW, State, ago, ban, now, source, subject};
+
+const MONTH: Duration = Duration::from_secs(30 * DAY);
+
+fn figures(state: &State, since: Duration) -> Figures {
+    Figures::read(&state.path(), since, now()).unwrap()
+}
+
+/// Eight bans of five sources: three in force, one by hand and one imported, and one before the period.
+fn scene() -> State {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let network = ["198.51.100.1", "198.51.100.200", "2001:db8:1:2::9", "2001:db8:1:3::9"].map(subject);
+    let [often, lifted, v6, neighbour] = network;
+    let udp = |ban: Banned| Banned { class: Some(Class::Udp), ports: vec![(Protocol::Udp, 161)], probes: 3, ..ban };
+    ledger.record(&[ban(often, ago(100 * DAY), DAY)]).unwrap();
+    ledger.record(&[ban(often, ago(20 * DAY), DAY), udp(ban(often, ago(10 * DAY), 5 * DAY))]).unwrap();
+    ledger.record(&[ban(often, ago(8 * DAY), DAY)]).unwrap();
+    ledger.record(&[ban(lifted, ago(2 * DAY), 7 * DAY)]).unwrap();
+    assert!(ledger.ended(lifted, Ending::Lifted { by: "alice".to_owned() }, ago(DAY)).unwrap());
+    ledger.record(&[ban(v6, ago(3_600), DAY)]).unwrap();
+    let expiry = Expiry::After(Duration::from_secs(DAY));
+    let by_hand = Banned::wanted_by(Author::Operator, neighbour, ago(1_800), Expiry::Never);
+    let imported = Banned::wanted_by(Author::Import, source(1), ago(900), expiry);
+    ledger.record(&[by_hand, imported]).unwrap();
+    drop(ledger);
+    state
+}
+
+#[test]
+fn every_ban_of_the_period_is_counted_once_and_where_it_belongs() {
+    let figures = figures(&scene(), MONTH);
+    assert_eq!((figures.kept, figures.bans, figures.sources), (8, 7, 5));
+    assert_eq!((figures.in_force, figures.repeaters, figures.probes), (3, 1, 4 * 7 + 3));
+    assert_eq!((figures.ahead, figures.unreadable), (0, 0));
+    let classes = [(Some(Class::Syn), 4), (None, 2), (Some(Class::Udp), 1)];
+    assert_eq!(figures.classes, classes);
+    let ports = [((Protocol::Tcp, 23), 4), ((Protocol::Tcp, 8080), 4), ((Protocol::Udp, 161), 1)];
+    assert_eq!((figures.ports.items.as_slice(), figures.ports.more), (&ports[..], 0));
+    assert_eq!(figures.ends, Ends { in_force: 3, expired: 2, lifted: 1, replaced: 1 });
+    assert_eq!(figures.authors, [("detector", 5), ("import", 1), ("operator", 1)]);
+    assert_eq!(figures.methods, [("nft", 7)]);
+}
+
+#[test]
+fn networks_are_added_up_by_24_and_by_48_bits() {
+    let figures = figures(&scene(), MONTH);
+    let network = |prefix: &str, bans, sources| Network { prefix: prefix.parse().unwrap(), bans, sources };
+    let expected = [network("198.51.100.0/24", 4, 2), network("2001:db8:1::/48", 2, 2), network("10.0.0.0/24", 1, 1)];
+    assert_eq!(figures.networks.items, expected);
+}
+
+#[test]
+fn who_came_back_is_told_with_all_that_is_known_of_it() {
+    let figures = figures(&scene(), MONTH);
+    let days = |days| Duration::from_secs(days * DAY);
+    let expected = Offender {
+        subject: subject("198.51.100.1"),
+        strikes: 4,
+        first: ago(100 * DAY),
+        last: ago(8 * DAY),
+        // The third of them lasted two days of five, until the fourth took its place.
+        blocked: days(1) + days(1) + days(2) + days(1),
+    };
+    assert_eq!(figures.offenders.items, [expected]);
+    let last_day = self::figures(&scene(), days(1));
+    assert_eq!((last_day.bans, last_day.sources, last_day.repeaters), (3, 3, 0), "it was quiet in this period");
+}
+
+#[test]
+fn bans_fall_into_the_hours_and_the_stretches_in_which_they_began() {
+    let figures = figures(&scene(), MONTH);
+    // Saturday, 06:32: an hour, half an hour and a quarter of an hour before.
+    assert_eq!((figures.hours[5][5], figures.hours[5][6]), (1, 2));
+    assert_eq!(figures.hours.iter().flatten().sum::<u64>(), 7);
+    assert_eq!((figures.bucket, figures.over_time.len()), (Duration::from_secs(DAY), 31));
+    let midnight = |days: u64| SystemTime::UNIX_EPOCH + Duration::from_secs((NOW / DAY - days) * DAY);
+    let filled: Vec<_> = figures.over_time.iter().filter(|(_, bans)| *bans > 0).copied().collect();
+    let expected = [(midnight(20), 1), (midnight(10), 1), (midnight(8), 1), (midnight(2), 1), (midnight(0), 3)];
+    assert_eq!(filled, expected);
+    assert_eq!(figures.over_time[0].0, midnight(30));
+}
+
+#[test]
+fn a_ban_whose_time_is_over_has_expired_although_nobody_has_marked_it() {
+    let state = State::with(&[ban(source(1), ago(2 * DAY), DAY), ban(source(2), ago(DAY), DAY)]);
+    let figures = figures(&state, MONTH);
+    assert_eq!((figures.in_force, figures.ends.expired), (0, 2), "to the moment");
+}
+
+#[test]
+fn the_period_is_closed_at_its_beginning_and_at_its_end() {
+    let moment = Duration::from_micros(1);
+    let state = State::with(&[
+        ban(source(1), ago(DAY), DAY),
+        ban(source(2), ago(DAY) - moment, DAY),
+        ban(source(3), now(), DAY),
+        ban(source(4), now() + moment, DAY),
+    ]);
+    let figures = figures(&state, Duration::from_secs(DAY));
+    assert_eq!((figures.kept, figures.bans, figures.ahead, figures.in_force), (4, 2, 1, 2));
+    assert!(html(&figures, None).contains("Left out: 1 ban begins after the time of this page."));
+}
+
+#[test]
+fn an_empty_ledger_and_a_quiet_period_are_told_apart_and_kindly() {
+    let page = |state: &State| html(&figures(state, MONTH), None);
+    let empty = page(&State::with(&[]));
+    assert!(empty.contains("<h2>Nobody has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
+    let endless = Banned::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never);
+    let quiet = page(&State::with(&[endless]));
+    assert!(quiet.contains("<h2>All quiet</h2>"), "{quiet}");
+    assert!(quiet.contains("<dt>In force now</dt><dd>1</dd>"), "{quiet}");
+}
+
+#[test]
+fn page_and_json_say_the_same_numbers() {
+    let figures = figures(&scene(), MONTH);
+    let page = html(&figures, Some("web1"));
+    for tile in [
+        "Bans</dt><dd>7<",
+        "Sources</dt><dd>5<",
+        "In force now</dt><dd>3<",
+        "Came back</dt><dd>1<",
+        "Probes</dt><dd>31<",
+    ] {
+        assert!(page.contains(tile), "{tile}");
+    }
+    assert!(page.contains("From <time datetime=\"2026-10-22T06:32:13Z\">2026-10-22 06:32</time>"));
+    let object = json(&figures, Some("web1"));
+    assert_eq!(object["from"], "2026-10-22T06:32:13Z");
+    assert_eq!(object["host"], "web1");
+    for (key, value) in
+        [("bans", 7), ("sources", 5), ("in_force", 3), ("repeat_offenders", 1), ("probes", 31), ("kept", 8)]
+    {
+        assert_eq!(object[key], value, "{key}");
+    }
+    assert_eq!(object["over_time"]["bucket_s"], DAY);
+    assert_eq!(object["classes"], json!({"syn": 4, "none": 2, "udp": 1}));
+    assert_eq!(object["ports"]["most"][0], json!({"proto": "tcp", "port": 23, "service": "telnet", "bans": 4}));
+    assert_eq!(object["networks"]["most"][1], json!({"network": "2001:db8:1::/48", "bans": 2, "sources": 2}));
+    let offender = json!({"subject": "198.51.100.1", "strikes": 4, "first": "2026-08-13T06:32:13Z",
+                          "last": "2026-11-13T06:32:13Z", "blocked_s": 5 * DAY});
+    assert_eq!(object["offenders"], json!({"most": [offender], "more": 0}));
+    assert_eq!(object["hours"]["saturday"][6], 2);
+    assert_eq!(object["ends"], json!({"in_force": 3, "expired": 2, "lifted": 1, "replaced": 1}));
+    assert_eq!(object["authors"], json!({"detector": 5, "import": 1, "operator": 1}));
+}
+
+#[test]
+fn rows_that_make_no_sense_are_left_out_and_counted() {
+    let state =
+        State::with(&[ban(source(1), ago(60), DAY), ban(source(2), ago(60), DAY), ban(source(3), ago(60), DAY)]);
+    let hostile = state.intruder();
+    hostile.execute("UPDATE ban SET subject = '<script>alert(1)</script>' WHERE id = 1", []).unwrap();
+    hostile.execute("UPDATE ban SET method = '<b>' WHERE id = 2", []).unwrap();
+    hostile.execute("UPDATE ban SET interface = '</style><script>', lifted_by = '<i>'", []).unwrap();
+    drop(hostile);
+    let figures = figures(&state, MONTH);
+    assert_eq!((figures.bans, figures.unreadable), (1, 2));
+    let page = html(&figures, None);
+    assert!(page.contains("Left out: 2 rows of the ledger make no sense."), "{page}");
+    assert!(!page.contains("<script") && !page.contains("<b>") && !page.contains("<i>"), "{page}");
+}
+
+#[test]
+fn times_and_counts_beyond_all_measure_break_nothing() {
+    let state =
+        State::with(&[ban(source(1), ago(60), DAY), ban(source(2), ago(60), DAY), ban(source(3), ago(60), DAY)]);
+    let hostile = state.intruder();
+    hostile.execute("UPDATE ban SET since = ?1, until = ?2 WHERE id = 1", [i64::MIN, i64::MAX]).unwrap();
+    hostile.execute("UPDATE ban SET until = ?1, ended = ?1, ending = 'expired' WHERE id = 2", [i64::MIN]).unwrap();
+    hostile.execute("UPDATE ban SET probes = ?1, strikes = ?1, since = 0", [i64::from(u32::MAX)]).unwrap();
+    drop(hostile);
+    let figures = figures(&state, Duration::from_secs(100 * 365 * DAY));
+    assert_eq!((figures.bans, figures.probes), (3, 3 * u64::from(u32::MAX)));
+    assert!(figures.over_time.len() <= 62);
+    assert!(html(&figures, None).contains("12,884,901,885"));
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_added_up_right() {
+    let state = State::with(&[]);
+    // 50,000 sources in 196 networks, each banned twice; by the database itself, which is quicker than one by one.
+    let fill = "
+        WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 99999)
+        INSERT INTO ban (subject, source, since, until, class, ports, probes, strikes, method, author, ended, ending)
+        SELECT '10.' || (i / 2 >> 16) || '.' || (i / 2 >> 8 & 255) || '.' || (i / 2 & 255), '10.0.0.1',
+               :now - CASE i % 2 WHEN 0 THEN 20 ELSE 10 END * :day, :now - 9 * :day, 'syn', 'tcp/23 tcp/8080', 7, i % 2,
+               'nft', 'detector', :now - 9 * :day, 'expired'
+        FROM n";
+    let micros = |seconds| i64::try_from(seconds * 1_000_000).unwrap();
+    state.intruder().execute(fill, rusqlite::named_params! {":now": micros(NOW), ":day": micros(DAY)}).unwrap();
+    let start = Instant::now();
+    let figures = figures(&state, MONTH);
+    let read = start.elapsed();
+    let page = html(&figures, None);
+    println!("added up in {read:?}, written in {:?}, {} bytes", start.elapsed() - read, page.len());
+    assert_eq!((figures.bans, figures.sources, figures.repeaters), (100_000, 50_000, 50_000));
+    assert_eq!((figures.probes, figures.ends.expired), (700_000, 100_000));
+    assert_eq!((figures.offenders.items.len(), figures.offenders.more), (20, 49_980));
+    let first = Network { prefix: "10.0.0.0/24".parse().unwrap(), bans: 512, sources: 256 };
+    assert_eq!((figures.networks.items[0], figures.networks.more), (first, 196 - 15));
+    assert!(figures.over_time.iter().map(|(_, bans)| *bans).filter(|bans| *bans > 0).eq([50_000, 50_000]));
+    assert!(page.len() < 100_000, "a page for a telephone");
+}
+
+#[test]
+fn what_keeps_the_ledger_from_being_read_is_no_empty_page() {
+    let error = Figures::read(&State::new().path(), MONTH, now()).unwrap_err();
+    assert!(matches!(error, LedgerError::Absent(_)), "{error:?}");
+}

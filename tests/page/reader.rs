@@ -1,0 +1,238 @@
+//! A ledger is read as it stands, by whoever may, and is afterwards what it was.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use portsentry::ledger::{DATABASE, Entry, Found, LedgerError, Reader};
+
+use super::support::{DAY, State, ago, ban, now, source, subject};
+
+fn active(directory: &Path) -> Result<Found<Entry>, LedgerError> {
+    Reader::read(directory, |reader| reader.active(now()))
+}
+
+fn kept(directory: &Path) -> Result<usize, LedgerError> {
+    Reader::read(directory, |reader| {
+        let mut kept = 0;
+        let _ = reader.each(|_| kept += 1)?;
+        Ok(kept)
+    })
+}
+
+fn refusal(directory: &Path) -> (LedgerError, String) {
+    let error = active(directory).expect_err("it must not be read");
+    let text = error.to_string();
+    (error, text)
+}
+
+/// All that a directory holds: names, contents, owners, modes and times of the last change.
+fn picture(directory: &Path) -> Vec<(String, Vec<u8>, String)> {
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let found = path.metadata().unwrap();
+            let content = fs::read(&path).unwrap();
+            let (owner, mode) = ((found.uid(), found.gid()), found.mode());
+            let marks = format!("{owner:?} {mode:o} {} {}", found.mtime(), found.mtime_nsec());
+            (path.display().to_string(), content, marks)
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// What a daemon that was killed leaves: the files as they are while it has them open.
+fn killed(bans: u32) -> State {
+    let (state, left) = (State::new(), State::new());
+    let mut ledger = state.ledger();
+    for number in 0..bans {
+        ledger.record(&[ban(source(number), ago(60), DAY)]).unwrap();
+    }
+    fs::create_dir(left.path()).unwrap();
+    for suffix in ["", "-wal", "-shm"] {
+        fs::copy(state.file(suffix), left.file(suffix)).unwrap();
+    }
+    assert!(left.file("-wal").metadata().unwrap().len() > 0);
+    left
+}
+
+#[test]
+fn a_ledger_at_rest_is_read_and_left_as_it_is() {
+    let who = subject("2001:db8:1:2:3::4");
+    let bans = [ban(who, ago(3 * DAY), DAY), ban(who, ago(60), DAY), ban(source(1), ago(30), DAY)];
+    let state = State::with(&bans);
+    let before = picture(&state.path());
+    assert_eq!(before.len(), 1);
+    let subjects: Vec<_> = active(&state.path()).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
+    assert_eq!(subjects, [who, source(1)]);
+    let history = Reader::read(&state.path(), |reader| reader.of(who)).unwrap().items;
+    assert_eq!(history.iter().map(|entry| entry.strikes).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(kept(&state.path()).unwrap(), 3);
+    assert_eq!(picture(&state.path()), before);
+}
+
+#[test]
+fn what_a_running_daemon_has_just_written_is_seen() {
+    let state = State::with(&[]);
+    let mut ledger = state.ledger();
+    assert_eq!(state.kept_elsewhere(), 0);
+    for number in 1..=10 {
+        ledger.record(&[ban(source(number), ago(60), DAY)]).unwrap();
+        assert_eq!(state.kept_elsewhere(), u64::from(number));
+    }
+    let before = picture(&state.path());
+    assert_eq!(before.len(), 3, "the log is there");
+    assert_eq!(state.kept_elsewhere(), 10);
+    assert_eq!(picture(&state.path()), before);
+}
+
+#[test]
+fn what_a_killed_daemon_has_left_is_read_and_not_repaired() {
+    let state = killed(30);
+    let before = picture(&state.path());
+    assert_eq!(kept(&state.path()).unwrap(), 30);
+    assert_eq!(active(&state.path()).unwrap().items.len(), 30);
+    assert_eq!(picture(&state.path()), before);
+    assert_eq!(state.ledger().count().unwrap().kept, 30, "the next daemon finds all of it");
+}
+
+#[test]
+fn a_log_without_its_index_is_said_and_not_left_out_in_silence() {
+    let state = killed(3);
+    fs::remove_file(state.file("-shm")).unwrap();
+    let (error, text) = refusal(&state.path());
+    assert!(matches!(error, LedgerError::Incomplete(_)), "{error:?}");
+    assert!(text.contains("-shm is missing; copy all three files"), "{text}");
+    assert!(!state.file("-shm").exists());
+}
+
+/// The daemon writes two bans at a time, and is now and then started again, while readers come and go.
+#[test]
+fn every_reader_sees_one_moment_while_the_ledger_changes_under_it() {
+    let state = State::new();
+    drop(state.ledger());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let mut ledger = state.ledger();
+                for _ in 0..50 {
+                    let pair = [number, number + 1].map(|number| ban(source(number), ago(60), DAY));
+                    ledger.record(&pair).unwrap();
+                    number += 2;
+                }
+                // Written into the database, and the log is gone.
+                drop(ledger);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut last = 0;
+        let seen = std::panic::catch_unwind(|| (0..25).map(|_| state.kept_elsewhere()).collect::<Vec<_>>());
+        is_over.store(true, Ordering::Relaxed);
+        for seen in seen.unwrap() {
+            assert!(seen % 2 == 0 && seen >= last, "{seen} after {last}");
+            last = seen;
+        }
+        assert!(last > 0);
+    });
+}
+
+#[test]
+fn where_there_is_no_ledger_it_is_said_and_none_is_made() {
+    let state = State::new();
+    let (error, text) = refusal(&state.path());
+    assert!(matches!(error, LedgerError::Absent(_)), "{error:?}");
+    assert!(text.contains("there is no ledger in /") && text.contains("--state-dir"), "{text}");
+    fs::create_dir(state.path()).unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)));
+    fs::write(state.file(""), "").unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Absent(_)), "a daemon that is just starting");
+    assert_eq!(picture(&state.path()).len(), 1);
+}
+
+#[test]
+fn what_is_no_ledger_is_not_taken_for_one() {
+    let state = State::new();
+    fs::create_dir(state.path()).unwrap();
+    fs::write(state.file(""), "no database at all, and long enough to be one ".repeat(100)).unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Damaged { .. }));
+
+    fs::remove_file(state.file("")).unwrap();
+    state.intruder().execute_batch("CREATE TABLE ban (subject TEXT)").unwrap();
+    let (error, text) = refusal(&state.path());
+    assert!(matches!(error, LedgerError::Damaged { .. }) && text.contains("another program"), "{text}");
+
+    fs::remove_file(state.file("")).unwrap();
+    drop(state.ledger());
+    state.intruder().pragma_update(None, "user_version", 2).unwrap();
+    let (error, text) = refusal(&state.path());
+    assert!(matches!(error, LedgerError::Newer { found: 2, .. }), "{text}");
+
+    fs::remove_file(state.file("")).unwrap();
+    symlink("/etc/passwd", state.file("")).unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Link(_)));
+
+    fs::remove_file(state.file("")).unwrap();
+    fs::create_dir(state.file("")).unwrap();
+    assert!(matches!(refusal(&state.path()).0, LedgerError::Kind { wanted: "regular file", .. }));
+}
+
+#[test]
+fn a_ledger_that_is_damaged_in_the_middle_is_said_to_be_and_stays_where_it_is() {
+    let bans: Vec<_> = (0..2_000).map(|number| ban(source(number), ago(60), DAY)).collect();
+    let state = State::with(&bans);
+    let mut content = fs::read(state.file("")).unwrap();
+    let pages = content.len() / 4096;
+    content[4096 * 3..4096 * pages / 2].fill(0x5a);
+    fs::write(state.file(""), &content).unwrap();
+    let error = kept(&state.path()).unwrap_err();
+    assert!(error.is_damage(), "{error:?}");
+    assert_eq!(fs::read(state.file("")).unwrap(), content);
+}
+
+/// The program as user nobody; `None` where this test may be no other user.
+fn as_nobody(state: &State) -> Option<std::process::Output> {
+    let program = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let copy = program.path().join("portsentry");
+    fs::copy(env!("CARGO_BIN_EXE_portsentry"), &copy).unwrap();
+    let mut command = std::process::Command::new(copy);
+    command.args(["report", "--json", "--since", "10years", "--state-dir"]).arg(state.path()).uid(65_534).gid(65_534);
+    match command.output() {
+        Ok(output) => Some(output),
+        Err(error) if matches!(error.raw_os_error(), Some(1 | 22)) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn who_may_read_the_files_may_read_the_ledger_and_nobody_else() {
+    for (state, bans) in [(State::with(&[ban(source(1), ago(60), DAY)]), 1), (killed(30), 30)] {
+        let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        open(state.parent(), 0o755);
+        open(&state.path(), 0o700);
+        let Some(output) = as_nobody(&state) else { return };
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(&format!("{DATABASE} may not be read by this user; run this as root")), "{text}");
+
+        open(&state.path(), 0o755);
+        let Some(output) = as_nobody(&state) else { return };
+        assert_eq!(output.status.code(), Some(1), "the directory alone is not enough");
+
+        for suffix in ["", "-wal", "-shm"].iter().filter(|suffix| state.file(suffix).exists()) {
+            open(&state.file(suffix), 0o644);
+        }
+        let before = picture(&state.path());
+        let Some(output) = as_nobody(&state) else { return };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(figures["kept"], bans);
+        assert_eq!(picture(&state.path()), before);
+    }
+}

@@ -1,0 +1,102 @@
+//! What the tests share.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::{Class, Protocol};
+use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+pub(crate) const DAY: u64 = 86_400;
+
+/// 2026-11-21T06:32:13Z, a Saturday.
+pub(crate) const NOW: u64 = 1_795_242_733;
+
+pub(crate) fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(NOW)
+}
+
+/// So many seconds before [`now`].
+pub(crate) fn ago(seconds: u64) -> SystemTime {
+    now() - Duration::from_secs(seconds)
+}
+
+pub(crate) fn subject(text: &str) -> Subject {
+    Subject::of(text.parse().unwrap())
+}
+
+/// Source number `number`, out of 16 million.
+pub(crate) fn source(number: u32) -> Subject {
+    Subject::V4(Ipv4Addr::from_bits(10 << 24 | number))
+}
+
+/// A ban on evidence: a SYN scan of two ports, seven probes.
+pub(crate) fn ban(subject: Subject, since: SystemTime, seconds: u64) -> Banned {
+    Banned {
+        class: Some(Class::Syn),
+        ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
+        probes: 7,
+        interface: Some("eth0".to_owned()),
+        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)))
+    }
+}
+
+/// A state directory that goes away.
+pub(crate) struct State(TempDir);
+
+impl State {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// One with `bans` in its ledger, which nobody has open.
+    pub(crate) fn with(bans: &[Banned]) -> Self {
+        let state = Self::new();
+        state.ledger().record(bans).unwrap();
+        state
+    }
+
+    /// Holds the state directory, and is everybody's to enter.
+    pub(crate) fn parent(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("portsentry")
+    }
+
+    pub(crate) fn file(&self, suffix: &str) -> PathBuf {
+        self.path().join(format!("{DATABASE}{suffix}"))
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        Ledger::open(&self.path()).unwrap().0
+    }
+
+    /// Another program's connection to the same database.
+    pub(crate) fn intruder(&self) -> Connection {
+        Connection::open(self.file("")).unwrap()
+    }
+
+    /// `portsentry report` about it.
+    pub(crate) fn report(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// How many bans another process finds in it: within this one, SQLite would share the writer's index of the log.
+    pub(crate) fn kept_elsewhere(&self) -> u64 {
+        let output = self.report(&["--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["kept"].as_u64().unwrap()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+        command.args(["report", "--state-dir"]).arg(self.path()).args(arguments);
+        command
+    }
+}
