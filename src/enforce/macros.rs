@@ -2,8 +2,11 @@
 
 use super::Case;
 
-/// Every macro, with what it stands for.
-const MACROS: [(&str, fn(&Values<'_>) -> String); 5] = [
+/// A macro's name, and what it stands for.
+type Macro = (&'static str, fn(&Values<'_>) -> String);
+
+/// Every macro.
+const MACROS: [Macro; 5] = [
     ("$TARGET$", |values| values.target.to_owned()),
     ("$PORT$", |values| values.case.port.to_string()),
     ("$MODE$", |values| values.case.mode.to_owned()),

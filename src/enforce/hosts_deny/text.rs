@@ -132,7 +132,7 @@ impl<'a> Reading<'a> {
         }
         let mut others = HashSet::new();
         let mut at = 0;
-        for range in self.entries.iter().map(|entry| entry.bytes.clone()).chain([self.end..self.end]) {
+        for range in self.entries.iter().map(|entry| entry.bytes.clone()).chain(std::iter::once(self.end..self.end)) {
             let mut joined = false;
             let between = self.text.get(at..range.start).unwrap_or_default();
             for line in between.split_inclusive(|byte| *byte == b'\n') {

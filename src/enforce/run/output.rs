@@ -1,0 +1,54 @@
+//! What a command has written to text for one line of a log. A command may show what a stranger has sent; here it can
+//! neither end the line nor drive the terminal of whoever reads it.
+
+/// Bytes of a command's output that are kept.
+pub(super) const KEPT: usize = 4 << 10;
+
+/// `bytes` on one line: line ends and whatever else does not show by itself stand as Rust writes them, `\n`, `\u{1b}`. Bytes
+/// that are no UTF-8 stand as U+FFFD. At most [`KEPT`] characters.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes.get(..KEPT).unwrap_or(bytes));
+    let mut line = String::new();
+    for c in text.trim_end().chars().take(KEPT) {
+        match c {
+            // A backslash stands for itself; the others are quotes to escape_debug.
+            '\\' | '"' | '\'' => line.push(c),
+            c if is_invisible(c) => line.extend(c.escape_unicode()),
+            c => line.extend(c.escape_debug()),
+        }
+    }
+    match line.char_indices().nth(KEPT) {
+        Some((end, _)) => line.get(..end).unwrap_or_default().to_owned(),
+        None => line,
+    }
+}
+
+/// Direction marks and overrides, which make a text read other than it is, and separators of lines.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_output_ends_the_line_or_drives_a_terminal() {
+        assert_eq!(printable(b"done: 192.0.2.7 \"ok\"\n"), "done: 192.0.2.7 \"ok\"");
+        assert_eq!(printable(b"one\ntwo\r\n\n"), "one\\ntwo");
+        assert_eq!(printable(b"\x1b[2J\x07\x9b\x00"), "\\u{1b}[2J\\u{7}\u{fffd}\\0");
+        assert_eq!(printable("\u{9b}1m \u{202e}evil\u{2028}".as_bytes()), "\\u{9b}1m \\u{202e}evil");
+        assert_eq!(printable("Zürich ✓".as_bytes()), "Zürich ✓");
+        for byte in 0..=u8::MAX {
+            let text = printable(&[b'a', byte, b'b']);
+            assert!(!text.chars().any(char::is_control), "{byte:#x}: {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_output_is_cut_to_what_is_kept() {
+        assert_eq!(printable(&[b'x'; 5_000]).len(), KEPT);
+        assert_eq!(printable(&[0x1b; 5_000]).len(), KEPT);
+        assert_eq!(printable("é".repeat(5_000).as_bytes()).chars().count(), KEPT / 2);
+    }
+}

@@ -1,0 +1,208 @@
+//! One process from its start to its end, on the thread of whoever asks: its output, its time limit, its group.
+
+use std::fmt;
+use std::io::{self, PipeReader, Read, pipe};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::output::{KEPT, printable};
+
+/// How long a group has between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The same where the program itself is about to end.
+const SHORT_GRACE: Duration = Duration::from_millis(100);
+
+/// Bytes of output that are read. What writes more finds the pipe closed: reading on would only keep a core busy.
+const READ: usize = 1 << 20;
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With this exit status; 0 is success.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// Its group was ended when its time was over.
+    TimedOut,
+    /// Its group was ended because the program ends.
+    Stopped,
+    /// It was never started.
+    NotStarted(String),
+}
+
+impl Outcome {
+    /// It did what it should, as far as it says.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        *self == Self::Exited(0)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(0) => f.write_str("succeeded"),
+            Self::Exited(status) => write!(f, "failed with exit status {status}"),
+            Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
+            Self::TimedOut => f.write_str("was ended at its time limit"),
+            Self::Stopped => f.write_str("was ended because portsentry ends"),
+            Self::NotStarted(error) => write!(f, "could not be started: {error}"),
+        }
+    }
+}
+
+/// A command that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::enforce) struct Ran {
+    pub(in crate::enforce) outcome: Outcome,
+    /// What it wrote to standard output and standard error, on one line.
+    pub(in crate::enforce) output: String,
+    pub(in crate::enforce) took: Duration,
+}
+
+/// Runs `command` for at most `limit`, and less where `quit` is hung up meanwhile. Returns when the process has ended, or a
+/// little after the limit when its whole group has been killed; what it has left in the background is not waited for.
+pub(in crate::enforce) fn run(mut command: Command, limit: Duration, quit: &PipeReader) -> Ran {
+    let started = Instant::now();
+    let ended = start(&mut command).and_then(|(child, reader)| {
+        // Its copies of the pipe's end would keep the pipe open.
+        drop(command);
+        Watch { child, reader: Some(reader), output: Vec::new(), read: 0 }.follow(started, limit, quit)
+    });
+    let (outcome, output) = match ended {
+        Ok((outcome, output)) => (outcome, printable(&output)),
+        Err(error) => (Outcome::NotStarted(error.to_string()), String::new()),
+    };
+    Ran { outcome, output, took: started.elapsed() }
+}
+
+/// Both outputs go into one pipe, so that they are in the order in which they were written.
+fn start(command: &mut Command) -> io::Result<(Child, PipeReader)> {
+    let (reader, writer) = pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    Ok((command.spawn()?, reader))
+}
+
+/// A process and what it has written so far.
+struct Watch {
+    child: Child,
+    /// `None` once its output is at its end, or is of no interest any more.
+    reader: Option<PipeReader>,
+    output: Vec<u8>,
+    read: usize,
+}
+
+impl Watch {
+    fn follow(mut self, started: Instant, limit: Duration, quit: &PipeReader) -> io::Result<(Outcome, Vec<u8>)> {
+        // Until somebody waits for it, its number is no other group's, though it may be a zombie.
+        let group = Pid::from_child(&self.child);
+        let watched = self.watch(group, started + limit, quit);
+        if !matches!(watched, Ok(None)) {
+            // Also where its leader has obeyed: others of the group may have not.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let status = self.child.wait()?;
+        self.take_rest();
+        Ok((watched?.unwrap_or_else(|| outcome(status)), self.output))
+    }
+
+    /// Waits until the process has ended. Where its group was told to, why, and then there may be some of it left.
+    fn watch(&mut self, group: Pid, mut deadline: Instant, quit: &PipeReader) -> io::Result<Option<Outcome>> {
+        let process = pidfd_open(group, PidfdFlags::empty())?;
+        let mut ending = None;
+        let mut ended = false;
+        while !ended || (ending.is_some() && self.reader.is_some()) {
+            let wanted = Wanted { process: (!ended).then_some(&process), quit: ending.is_none().then_some(quit) };
+            let ready = self.wait(wanted, deadline)?;
+            if ready.output {
+                self.take();
+            }
+            ended |= ready.process;
+            let now = Instant::now();
+            match ending {
+                None if !ended && (ready.quit || now >= deadline) => {
+                    let _ = kill_process_group(group, Signal::TERM);
+                    deadline = now + if ready.quit { SHORT_GRACE } else { GRACE };
+                    ending = Some(if ready.quit { Outcome::Stopped } else { Outcome::TimedOut });
+                }
+                Some(_) if now >= deadline => break,
+                _ => {}
+            }
+        }
+        Ok(ending)
+    }
+
+    /// Waits until there is something to do, for at most until `deadline`.
+    fn wait(&self, wanted: Wanted<'_>, deadline: Instant) -> io::Result<Ready> {
+        let places =
+            [wanted.process.map(AsFd::as_fd), wanted.quit.map(AsFd::as_fd), self.reader.as_ref().map(AsFd::as_fd)];
+        let mut fds: Vec<PollFd<'_>> =
+            places.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut events = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [process, quit, output] = places.map(|place| place.is_some() && events.next().unwrap_or_default());
+        Ok(Ready { process, quit, output })
+    }
+
+    /// Reads once from a pipe that has something, or whose end has come.
+    fn take(&mut self) {
+        let mut piece = [0; 16 << 10];
+        let Some(reader) = &mut self.reader else { return };
+        match reader.read(&mut piece) {
+            Ok(length) if length > 0 => {
+                let room = KEPT.saturating_sub(self.output.len()).min(length);
+                self.output.extend_from_slice(piece.get(..room).unwrap_or_default());
+                self.read += length;
+                if self.read > READ {
+                    self.reader = None;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => self.reader = None,
+        }
+    }
+
+    /// What is in the pipe still; somebody in the background may hold its other end open, so nothing is waited for.
+    fn take_rest(&mut self) {
+        while let Some(reader) = &self.reader
+            && self.output.len() < KEPT
+        {
+            let mut fds = [PollFd::new(reader, PollFlags::IN)];
+            if !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(ready) if ready > 0) {
+                return;
+            }
+            self.take();
+        }
+    }
+}
+
+/// What a wait is for, beside the output.
+struct Wanted<'a> {
+    process: Option<&'a OwnedFd>,
+    quit: Option<&'a PipeReader>,
+}
+
+/// What a wait has brought.
+struct Ready {
+    process: bool,
+    quit: bool,
+    output: bool,
+}
+
+fn outcome(status: ExitStatus) -> Outcome {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Outcome::Exited(code),
+        (None, signal) => Outcome::Killed(signal.unwrap_or_default()),
+    }
+}
