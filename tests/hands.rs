@@ -8,14 +8,19 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+#[cfg(test)]
 #[path = "hands/commands.rs"]
 mod commands;
+#[cfg(test)]
 #[path = "hands/connections.rs"]
 mod connections;
+#[cfg(test)]
 #[path = "hands/hosts_deny.rs"]
 mod hosts_deny;
+#[cfg(test)]
 #[path = "lab/mod.rs"]
 mod lab;
+#[cfg(test)]
 #[path = "hands/lines.rs"]
 mod lines;
 

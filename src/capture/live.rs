@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime};
 
 use pcap::{Active, Capture, Linktype};
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::wire::LinkType;
 
@@ -74,6 +75,8 @@ impl Live {
         let mut capture = capture.map_err(CaptureError::opening)?;
         capture.set_datalink(SLL2).map_err(CaptureError::NoSll2)?;
         let mut live = Self(capture.setnonblock()?);
+        // libpcap does not: every command that is run would get a socket that sees all packets. It fails only without one.
+        let _ = fcntl_setfd(&live.0, FdFlags::CLOEXEC);
         live.set_filter(filter)?;
         Ok(live)
     }
