@@ -12,7 +12,7 @@ use crate::engine::{Class, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
-                                  ended, ending, lifted_by";
+                                  ended, ending, lifted_by, capped";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -43,6 +43,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         interface: row.get(7).ok()?,
         method: method(row.get_ref(9).ok()?.as_str().ok()?)?,
         author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
+        capped: row.get(14).ok()?,
     };
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
@@ -108,7 +109,7 @@ pub(super) fn micros(time: SystemTime) -> i64 {
     }
 }
 
-fn time(micros: i64) -> Option<SystemTime> {
+pub(super) fn time(micros: i64) -> Option<SystemTime> {
     let span = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 { UNIX_EPOCH.checked_sub(span) } else { UNIX_EPOCH.checked_add(span) }
 }
