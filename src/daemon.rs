@@ -18,7 +18,7 @@ use crate::capture::live::{CaptureError, Live};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Engine, Escalation, HashKey, Settings, Watch};
+use crate::engine::{Engine, Escalation, HashKey, Settings, Watch, Widest};
 use crate::ledger::Recorder;
 use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
@@ -306,6 +306,7 @@ pub fn settings(config: &Config) -> Settings {
         window: config.detect.window,
         expiry: config.expire,
         escalate: Escalation::default(),
+        widest: Widest::default(),
         max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
         max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,

@@ -4,15 +4,19 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
 /// /64 and may send from any address in it (RFC 6177). Link-local addresses are the exception: every neighbour lives in
-/// fe80::/64, so each stands for itself.
+/// fe80::/64, so each stands for itself. Where the operator lets bans grow wider, also a whole network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subject {
     /// One IPv4 address.
     V4(Ipv4Addr),
     /// The first address of an IPv6 /64, or one whole link-local address.
     V6(Ipv6Addr),
+    /// A network, in which many sources did enough.
+    Wide(Wide),
 }
 
 impl Subject {
@@ -41,6 +45,7 @@ impl Subject {
         match self {
             Self::V4(v4) => v4.into(),
             Self::V6(v6) => v6.into(),
+            Self::Wide(wide) => wide.network().addr(),
         }
     }
 
@@ -51,7 +56,51 @@ impl Subject {
             Self::V4(_) => 32,
             Self::V6(v6) if is_link_local(v6) => 128,
             Self::V6(_) => 64,
+            Self::Wide(wide) => wide.prefix_len(),
         }
+    }
+
+    /// True where a ban of it is one of `address`.
+    #[must_use]
+    pub fn covers(self, address: IpAddr) -> bool {
+        match self {
+            Self::V4(_) | Self::V6(_) => Self::of(address) == self,
+            Self::Wide(wide) => wide.network().contains(&address),
+        }
+    }
+}
+
+/// A network of several sources: an IPv4 /24 to /31, an IPv6 /48 or /56.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Wide(IpNet);
+
+impl Wide {
+    /// The network with the host's bits cleared; `None` where no ban is ever so wide, or it is no wider than one source.
+    #[must_use]
+    pub fn new(network: IpNet) -> Option<Self> {
+        let fits = match network {
+            IpNet::V4(v4) => (24..32).contains(&v4.prefix_len()),
+            IpNet::V6(v6) => [48, 56].contains(&v6.prefix_len()),
+        };
+        fits.then(|| Self(network.trunc()))
+    }
+
+    /// The network of this length that `address` is in.
+    #[must_use]
+    pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
+        Self::new(IpNet::new(address, prefix_len).ok()?)
+    }
+
+    /// Its first address and its length.
+    #[must_use]
+    pub const fn network(self) -> IpNet {
+        self.0
+    }
+
+    /// Prefix length in bits.
+    #[must_use]
+    pub fn prefix_len(self) -> u8 {
+        self.0.prefix_len()
     }
 }
 
@@ -65,6 +114,7 @@ impl fmt::Display for Subject {
         match self {
             Self::V4(v4) => v4.fmt(f),
             Self::V6(v6) => write!(f, "{v6}/{}", self.prefix_len()),
+            Self::Wide(wide) => wide.network().fmt(f),
         }
     }
 }
@@ -97,6 +147,27 @@ mod tests {
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("fe80::1"), "fe80::1/128");
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
+    }
+
+    #[test]
+    fn a_network_is_wider_than_one_source_and_covers_all_of_its() {
+        let wide = |text: &str| Wide::new(text.parse().unwrap()).map(|wide| Subject::Wide(wide).to_string());
+        assert_eq!(wide("203.0.113.77/24").as_deref(), Some("203.0.113.0/24"));
+        assert_eq!(wide("203.0.113.77/31").as_deref(), Some("203.0.113.76/31"));
+        assert_eq!(wide("2001:db8:1:2fff::9/56").as_deref(), Some("2001:db8:1:2f00::/56"));
+        assert_eq!(wide("2001:db8:1:2fff::9/48").as_deref(), Some("2001:db8:1::/48"));
+        for text in
+            ["0.0.0.0/0", "203.0.113.0/23", "203.0.113.7/32", "::/0", "2001:db8::/47", "2001:db8::/52", "fe80::/64"]
+        {
+            assert_eq!(wide(text), None, "{text}");
+        }
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let subject = Subject::Wide(Wide::of(address("203.0.113.77"), 24).unwrap());
+        assert_eq!((subject.element(), subject.prefix_len()), (address("203.0.113.0"), 24));
+        assert!(subject.covers(address("203.0.113.255")) && !subject.covers(address("203.0.114.0")));
+        assert!(!subject.covers(address("::cb00:7101")));
+        let one = Subject::of(address("2001:db8::1"));
+        assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Row;
 
 use super::ban::{Author, Banned, Ended, Ending, Entry, Method};
-use crate::engine::subject::Subject;
+use crate::engine::subject::{Subject, Wide};
 use crate::engine::{Class, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
@@ -60,8 +60,9 @@ fn ending(row: &Row<'_>) -> Option<Ending> {
 /// The subject that prints as `text`, and only as that: another spelling would be a second ban of the same host.
 pub(super) fn subject(text: &str) -> Option<Subject> {
     let (address, _) = text.split_once('/').unwrap_or((text, ""));
-    let subject = Subject::from_element(address.parse::<IpAddr>().ok()?);
-    (subject.to_string() == text).then_some(subject)
+    let one = Subject::from_element(address.parse::<IpAddr>().ok()?);
+    let network = || Wide::new(text.parse().ok()?).map(Subject::Wide);
+    [Some(one), network()].into_iter().flatten().find(|subject| subject.to_string() == text)
 }
 
 /// Ports as "tcp/23 udp/53".
@@ -120,12 +121,14 @@ mod tests {
 
     #[test]
     fn a_subject_is_read_only_in_the_spelling_that_is_written() {
-        for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"] {
+        let networks = ["203.0.113.0/24", "203.0.113.6/31", "2001:db8:1::/48", "2001:db8:1:200::/56", "::/48"];
+        for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"].into_iter().chain(networks) {
             assert_eq!(subject(text).map(|subject| subject.to_string()).as_deref(), Some(text));
         }
-        for text in
-            ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "2001:db8::/48", "/64", "a/b", "::1\0/64"]
-        {
+        let one = ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "/64", "a/b", "::1\0/64"];
+        let networks =
+            ["203.0.113.1/24", "203.0.113.0/23", "203.0.113.0/024", "2001:db8::/47", "2001:db8:0:1::/56", "0.0.0.0/0"];
+        for text in one.into_iter().chain(networks) {
             assert_eq!(subject(text), None, "{text:?}");
         }
     }

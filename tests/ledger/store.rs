@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
     Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict,
-    Watch,
+    Watch, Widest,
 };
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
 
@@ -255,6 +255,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             window: Duration::from_secs(1800),
             expiry: Expiry::After(Duration::from_secs(DAY)),
             escalate: Escalation::default(),
+            widest: Widest::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,
