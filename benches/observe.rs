@@ -8,7 +8,9 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use portsentry::engine::ports::PortSet;
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::engine::{Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Settings, StandingBan, Watch};
+use portsentry::engine::{
+    Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Settings, StandingBan, Watch, Widest,
+};
 use portsentry::wire::{LinkType, decode};
 
 /// Packets of one capture. More than a cache holds, as it is on a live host.
@@ -87,6 +89,7 @@ fn engine() -> (Engine, Host) {
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
         escalate: Escalation::default(),
+        widest: Widest::default(),
         max_sources: 65_536,
         max_judged: 131_072,
         max_new_bans_per_minute: 600,

@@ -32,7 +32,7 @@ use crate::enforce::hosts_deny::TemplateError;
 use crate::enforce::nft::{BlockError, RulesetError};
 use crate::enforce::route::RouteError;
 use crate::enforce::run::RunError;
-use crate::engine::{Engine, Escalation, HashKey, Settings, Watch};
+use crate::engine::{Engine, Escalation, HashKey, Settings, Watch, Widest};
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
@@ -267,6 +267,7 @@ pub fn settings(config: &Config) -> Settings {
             max: config.escalate.max,
             forget: config.escalate.forget,
         },
+        widest: Widest { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
         max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
         max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,

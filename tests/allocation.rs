@@ -6,8 +6,8 @@ use std::time::Duration;
 use allocation_counter::measure;
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    AllowList, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protection, Settings, StandingBan,
-    Struck, Verdict, Watch,
+    AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protection, Protocol,
+    Settings, Sighting, StandingBan, Struck, Verdict, Watch, Widest,
 };
 use portsentry::wire::{LinkType, decode};
 
@@ -36,6 +36,7 @@ fn small() -> (Engine, Host) {
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(100)),
         escalate: Escalation::default(),
+        widest: Widest { v4: 24, v6: 48 },
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 10,
@@ -47,11 +48,26 @@ fn small() -> (Engine, Host) {
     (Engine::new(settings, HashKey(1, 2)), host)
 }
 
+/// A connection to a decoy.
+fn connection(port: u16) -> Sighting {
+    Sighting {
+        source: HERE.into(),
+        source_port: 40_000,
+        destination: HERE.into(),
+        interface: 2,
+        protocol: Protocol::Tcp,
+        port,
+        class: Class::Connect,
+        fragmented: false,
+        decoy: true,
+    }
+}
+
 #[test]
 fn no_packet_allocates_whatever_a_stranger_sends() {
     let (mut engine, host) = small();
-    let (mut bans, mut scans, mut repeated, mut spared, mut notices, mut sampled) =
-        (0_u32, 0_u32, 0_u32, 0_u32, 0_u32, 0_u32);
+    let (mut bans, mut scans, mut repeated, mut spared) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let (mut notices, mut sampled, mut networks) = (0_u32, 0_u32, 0_u32);
     let info = measure(|| {
         let mut now = Moment::at(Duration::from_secs(1));
         for n in 0..300_000_u32 {
@@ -76,6 +92,14 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
                 Verdict::Innocent(_) | Verdict::Probe(_) => {}
             }
             if n % 500 == 0 {
+                // Neighbours whose connections no ceiling holds back.
+                let source = Ipv4Addr::from_bits(0x0f00_0000 + n / 500 * 16).into();
+                for port in 1..=3 {
+                    let sighting = Sighting { source, ..connection(port) };
+                    if let Verdict::Block(ban) = engine.observe_decoy(now, sighting, &host, &mut NoOracle) {
+                        networks += u32::from(matches!(ban.probe.subject, Subject::Wide(_)));
+                    }
+                }
                 while engine.notice(now).is_some() {
                     notices += 1;
                 }
@@ -89,7 +113,8 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
     });
     let counters = engine.counters();
     // Every table has been full and every kind of verdict given, else this proves little.
-    assert!(bans > 0 && scans > 0 && repeated > 0 && spared > 0 && notices > 0 && sampled > 0);
+    assert!(bans > 0 && scans > 0 && repeated > 0 && spared > 0 && notices > 0);
+    assert!(sampled > 0 && networks > 0);
     assert!(counters.evicted > 0 && counters.capped > 0 && engine.tracked().0 <= 1_024);
     assert_eq!((info.count_total, info.bytes_current), (0, 0));
 }

@@ -42,6 +42,7 @@ const PURE: [(&str, &[&str]); 2] = [
         "engine",
         &[
             "ipnet::",
+            "prefix_trie::AsView",
             "prefix_trie::PrefixMap",
             "siphasher::sip::SipHasher13",
             "std::cmp::Reverse",

@@ -7,15 +7,15 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::engine::subject::{Expiry, Subject, Wide};
 use portsentry::engine::{
     Class, Engine, Escalation, HashKey, Host, Local, Moment, Notice, PortOracle, Protection, Protocol, Settings,
-    Verdict, Watch,
+    Verdict, Watch, Widest,
 };
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{select, subsequence};
 
 const OWN: [&str; 3] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
 const PROTECTED: [&str; 5] = ["192.0.2.1", "127.0.0.1", "192.0.2.254", "198.18.7.7", "2001:db8::fe"];
@@ -48,6 +48,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
         window: WINDOW,
         expiry: Expiry::After(Duration::from_secs(300)),
         escalate: Escalation::default(),
+        widest: Widest::default(),
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 3,
@@ -294,6 +295,92 @@ proptest! {
             prop_assert_eq!(ban.probe.subject, subject);
             prop_assert!(conclusive || touched[&subject].len() > usize::from(trigger), "{:?}", ban);
             prop_assert!(ban.probe.distinct > trigger || conclusive);
+        }
+    }
+
+    /// A model: who is blocked until when, and which neighbours were banned when.
+    #[test]
+    fn networks_are_blocked_for_what_their_members_did_and_for_nothing_else(
+        steps in vec((prop_oneof![30 => 0..30_u32, 1 => 0..9_000_u32], 0..2_u8, 0..3_u8, 0..5_u8, prop::bool::weighted(0.05)), 1..400),
+        widest in (select(&[24, 29, 30, 32]), select(&[48, 56, 64])),
+        ceiling in select(&[2, 10_000]),
+        protected in subsequence(vec!["198.51.100.2", "2001:db8:9:202::7"], 0..=2),
+    ) {
+        let span = |ticks: u32| Duration::from_millis(50) * ticks;
+        let widest = Widest { v4: widest.0, v6: widest.1 };
+        let once = Escalation { factor: 1, ..Escalation::default() };
+        let settings = Settings { widest, escalate: once, max_new_bans_per_minute: ceiling, ..settings(2, false) };
+        let mut engine = Engine::new(settings, HashKey(11, 12));
+        let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
+        let protected: Vec<IpAddr> = protected.into_iter().map(address).collect();
+        protected.iter().for_each(|address| host.allow.insert((*address).into(), Protection::Session));
+        let mut standing: HashMap<Subject, Duration> = HashMap::new();
+        let mut banned: HashMap<Subject, Duration> = HashMap::new();
+        let mut now = span(20);
+        for (wait, family, block, number, lift) in steps {
+            now += span(wait);
+            let source = match family {
+                0 => IpAddr::from([198, 51, 100, 8 * block + number]),
+                _ => IpAddr::from([0x2001, 0xdb8, 9, u16::from(block) << 8 | u16::from(number), 0, 0, 0, 9]),
+            };
+            let narrow = Subject::of(source);
+            if lift {
+                // One second on, so that the engine knows what time it is.
+                let _ = engine.notice(Moment::at(now));
+                engine.lift(narrow);
+                standing.remove(&narrow);
+                banned.remove(&narrow);
+                continue;
+            }
+            let packet = Packet {
+                source,
+                destination: address(if family == 0 { OWN[0] } else { OWN[2] }),
+                delivery: Delivery::Host,
+                interface: 0,
+                fragmented: false,
+                // NULL: one is enough.
+                transport: Transport::Tcp { source_port: 9, destination_port: 21, flags: TcpFlags(0), payload: 0 },
+            };
+            let verdict = engine.observe(Moment::at(now), &packet, &host, &mut InUse(HashSet::new()));
+            standing.retain(|_, until| now < *until);
+            banned.retain(|_, at| now - *at <= WINDOW);
+            if protected.contains(&source) {
+                prop_assert!(matches!(verdict, Verdict::Spared(_)), "{:?}", verdict);
+                continue;
+            }
+            let around = standing.keys().any(|subject| subject.covers(source));
+            prop_assert_eq!(matches!(verdict, Verdict::Repeated(_)), around, "{:?}", verdict);
+            let Verdict::Block(ban) = verdict else { continue };
+            let inside = |length: u8| {
+                let network = Subject::Wide(Wide::of(source, length)?);
+                let members = banned.keys().filter(|subject| network.covers(subject.element())).count();
+                Some((network, members)).filter(|_| !protected.iter().any(|address| network.covers(*address)))
+            };
+            let wide = |length: u8, members: usize| inside(length).filter(|(_, found)| *found >= members);
+            let expected = match (family, widest.v6) {
+                _ if ban.capped => None,
+                (0, _) if widest.v4 <= 30 => wide(widest.v4, 4),
+                (1, 56) => wide(56, 4),
+                (1, 48) => {
+                    let blocks: HashSet<Option<Wide>> =
+                        banned.keys().filter(|subject| subject.prefix_len() == 64).map(|subject| Wide::of(subject.element(), 56)).collect();
+                    wide(48, 8).filter(|_| blocks.len() > 1).or_else(|| wide(56, 4))
+                }
+                _ => None,
+            };
+            let expected = expected.map(|(network, _)| network);
+            prop_assert_eq!(ban.probe.subject, expected.unwrap_or(narrow), "{:?}", banned);
+            let Expiry::After(lasts) = ban.expiry else { panic!("a ban that ends") };
+            standing.insert(ban.probe.subject, now + lasts);
+            match expected {
+                // All of the widest network are forgotten with the ban of a part of it.
+                Some(_) => banned.retain(|subject, _| {
+                    let length = if family == 0 { widest.v4 } else { widest.v6 };
+                    !Wide::of(source, length).is_some_and(|wide| Subject::Wide(wide).covers(subject.element()))
+                }),
+                None if !ban.capped => drop(banned.insert(narrow, now)),
+                None => {}
+            }
         }
     }
 

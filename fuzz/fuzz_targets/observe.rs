@@ -15,7 +15,7 @@ use engine::ports::PortSet;
 use engine::subject::{Expiry, Subject};
 use engine::{
     EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings,
-    StandingBan, Verdict, Watch,
+    StandingBan, Verdict, Watch, Widest,
 };
 use libfuzzer_sys::fuzz_target;
 use wire::{LinkType, decode};
@@ -65,6 +65,7 @@ fn engine() -> Engine {
         window: Duration::from_secs(10),
         expiry: Expiry::After(Duration::from_secs(20)),
         escalate: Escalation::default(),
+        widest: Widest::default(),
         max_sources: SOURCES,
         max_judged: SOURCES,
         max_new_bans_per_minute: 2,

@@ -346,8 +346,7 @@ fn net(subject: Subject) -> IpNet {
 
 /// Whom a route to `net` blocks, where it is one that [`net`] gives.
 fn subject(net: IpNet) -> Option<Subject> {
-    let subject = Subject::from_element(net.addr());
-    (subject.prefix_len() == net.prefix_len()).then_some(subject)
+    Subject::exactly(net)
 }
 
 /// Ends that are carried out at once, so that packets do not wait long.

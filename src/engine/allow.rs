@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use prefix_trie::PrefixMap;
+use prefix_trie::{AsView, PrefixMap};
 
 /// The rule that protects an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,6 +120,15 @@ impl AllowList {
         v4.chain(self.v6.iter().map(|(net, why)| (IpNet::V6(net), *why)))
     }
 
+    /// True where some of `network` is protected, or all of it.
+    #[must_use]
+    pub fn touches(&self, network: IpNet) -> bool {
+        match network {
+            IpNet::V4(net) => self.v4.get_lpm(&net).is_some() || (&self.v4).view_at(&net).is_some(),
+            IpNet::V6(net) => self.v6.get_lpm(&net).is_some() || (&self.v6).view_at(&net).is_some(),
+        }
+    }
+
     /// Every prefix, for the kernel's `allowed` sets.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         let v4 = self.v4.iter().map(|(net, _)| IpNet::V4(net));
@@ -162,6 +171,31 @@ mod tests {
         assert_eq!(why("2001:db8:1:2::/64"), Some(Protection::Listed));
         assert_eq!(why("192.0.2.7/32"), Some(Protection::Listed));
         assert_eq!(why("192.0.2.0/24"), None);
+    }
+
+    #[test]
+    fn a_network_is_touched_by_what_is_in_it_and_by_what_it_is_in() {
+        let mut list = AllowList::new();
+        for prefix in ["203.0.113.77/32", "198.51.100.0/28", "10.0.0.0/8", "2001:db8:1:2::3/128"] {
+            list.insert(prefix.parse().unwrap(), Protection::Listed);
+        }
+        let touches = |text: &str| list.touches(text.parse().unwrap());
+        for text in ["203.0.113.0/24", "203.0.113.76/30", "198.51.100.8/29", "198.51.100.0/24", "10.9.9.0/24"] {
+            assert!(touches(text), "{text}");
+        }
+        for text in ["2001:db8:1::/48", "2001:db8:1::/56", "127.0.0.0/24", "::/48"] {
+            assert!(touches(text), "{text}");
+        }
+        for text in [
+            "203.0.113.80/28",
+            "203.0.112.0/24",
+            "198.51.100.16/28",
+            "11.0.0.0/24",
+            "2001:db8:1:100::/56",
+            "2001:db8::/48",
+        ] {
+            assert!(!touches(text), "{text}");
+        }
     }
 
     #[test]

@@ -37,6 +37,15 @@ impl Local {
         }
     }
 
+    /// True where `network` is known to hold an own address.
+    pub(super) fn touches(&self, network: IpNet) -> bool {
+        match self {
+            Self::Addresses(addresses) => addresses.iter().any(|own| network.contains(own)),
+            Self::Prefixes(prefixes) => prefixes.iter().any(|own| own.contains(&network) || network.contains(own)),
+            Self::Anybody => false,
+        }
+    }
+
     /// True where the addresses are known one by one, so that what they send is surely this host's own.
     pub fn is_exact(&self) -> bool {
         matches!(self, Self::Addresses(_))

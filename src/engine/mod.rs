@@ -29,6 +29,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod wide;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -47,6 +48,7 @@ pub use suspects::EVIDENCE;
 pub use sweep::Sweep;
 pub use table::HashKey;
 pub use verdict::{Ban, Innocence, Notice, Ports, Probe, Repeated, Spared, Verdict};
+pub use wide::Widest;
 
 use crate::wire::{Delivery, Packet};
 use budget::Budget;
@@ -61,6 +63,7 @@ use subject::Subject;
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
 use table::{Key, fold};
+use wide::Networks;
 
 /// How long a ban above the ceiling lasts at most.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -107,6 +110,7 @@ pub struct Engine {
     judged: Judged,
     strikes: Strikes,
     spread: Spread,
+    networks: Networks,
     memory: Memory,
     sweeps: Sweeps,
     spared: SparedSources,
@@ -129,6 +133,7 @@ impl Engine {
             judged: Judged::new(settings.max_judged, secret),
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
             spread: Spread::new(secret),
+            networks: Networks::new(settings.widest, settings.max_judged, settings.window, secret),
             memory: Memory::new(),
             sweeps: Sweeps::new(secret),
             spared: SparedSources::new(),
@@ -255,11 +260,24 @@ impl Engine {
     #[inline]
     fn recognise(&mut self, now: Moment, source: IpAddr, host: &Host) -> Option<Repeated> {
         let subject = Subject::of(source);
-        let (slot, standing) = self.judged.get(Key::new(subject, BLOCKING), now.tick())?;
+        let (subject, slot, standing) = match self.judged.get(Key::new(subject, BLOCKING), now.tick()) {
+            Some((slot, standing)) => (subject, slot, standing),
+            None if self.networks.are_free(now.tick()) => return None,
+            None => self.recognise_network(now, source)?,
+        };
         if host.allow.protects(source).is_some() || host.local.is_exact() && host.local.contains(source) {
             return None;
         }
         Some(self.repeat(now, slot, standing, source, subject, BLOCKING))
+    }
+
+    /// The blocked network that `source` is in. Apart, so that who has none pays nothing for it.
+    #[cold]
+    fn recognise_network(&self, now: Moment, source: IpAddr) -> Option<(Subject, usize, Standing)> {
+        self.networks.around(source).map(Subject::Wide).find_map(|network| {
+            let (slot, standing) = self.judged.get(Key::new(network, BLOCKING), now.tick())?;
+            Some((network, slot, standing))
+        })
     }
 
     fn repeat(
@@ -352,7 +370,7 @@ impl Engine {
             {
                 let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
-                return self.condemn(now, key, lane, ban);
+                return self.condemn(now, lane, ban, host);
             }
             if tally.fresh
                 && let Some(sweep) = self.sweeps.observe(source_bits(subject), port, now.tick())
@@ -365,7 +383,7 @@ impl Engine {
         let items = self.suspects.evidence(tally.slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
         self.suspects.forget(held);
-        self.condemn(now, key, lane, self.ban(probe, ports, tally.first))
+        self.condemn(now, lane, self.ban(probe, ports, tally.first), host)
     }
 
     /// Where the addresses are many hosts', one port each is a scan, too, once it was enough of them: when the first of

@@ -1,13 +1,13 @@
 //! Condemned sources to bans and back: how long each lasts, who is blocked now, and what becomes of a ban that the kernel
 //! does not hold. The evidence is the rest of the engine's business.
 
-use super::moment::Moment;
+use super::moment::{Moment, Tick};
 use super::standing::{Standing, StandingBan};
 use super::strikes::Struck;
 use super::subject::{Expiry, Subject};
 use super::table::Key;
 use super::verdict::{Ban, Verdict};
-use super::{BLOCKING, CAPPED_BAN, Class, Engine, LOGGING};
+use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, LOGGING};
 
 impl Engine {
     /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken
@@ -15,18 +15,20 @@ impl Engine {
     pub fn lift(&mut self, subject: Subject) -> bool {
         let key = Key::new(subject, BLOCKING);
         self.strikes.take_back(key, self.latest.tick());
+        self.networks.forgive(subject);
         self.judged.lift(key)
     }
 
     /// The kernel blocks nobody any more: its set was flushed or its table is gone. Their strikes stay.
     pub fn lift_all(&mut self) {
         self.judged.clear();
+        self.networks.clear();
     }
 
     /// The kernel holds `ban`, by somebody else's doing or from before the start.
     pub fn adopt(&mut self, now: Moment, ban: &StandingBan) {
         let now = self.clock(now);
-        self.judged.block(Key::new(ban.subject, BLOCKING), ban, now.tick());
+        self.block(ban, now.tick());
     }
 
     /// True where `subject` is recognised as blocked.
@@ -56,9 +58,17 @@ impl Engine {
         self.judged.sample(now.tick(), n, out);
     }
 
+    fn block(&mut self, ban: &StandingBan, now: Tick) {
+        self.judged.block(Key::new(ban.subject, BLOCKING), ban, now);
+        if let Subject::Wide(network) = ban.subject {
+            self.networks.stands(network, now.end(ban.left), now);
+        }
+    }
+
     /// Blocks, or only says so where the lane only logs.
-    pub(super) fn condemn(&mut self, now: Moment, key: Key, lane: u8, mut ban: Ban) -> Verdict {
+    pub(super) fn condemn(&mut self, now: Moment, lane: u8, mut ban: Ban, host: &Host) -> Verdict {
         let tick = now.tick();
+        let key = Key::new(ban.probe.subject, lane);
         if lane == LOGGING {
             // Said once a window; what follows is summed up.
             let expiry = Expiry::After(self.settings.window);
@@ -69,9 +79,10 @@ impl Engine {
         let many = self.spread.is_one_of_many(tick);
         let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
         ban.strikes = self.strikes.count(key, tick);
-        ban.expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
         ban.capped = forgeable && !self.ceiling.take(now);
+        let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {
+            // Forged evidence must blame nobody for his neighbours.
             self.counters.capped += 1;
             self.capped = self.capped.saturating_add(1);
             self.capped_since.get_or_insert(now);
@@ -81,13 +92,24 @@ impl Engine {
             };
             ban.expiry = Expiry::After(if many { self.spread.shorter(span, key, tick) } else { span });
             self.strikes.supersede(key);
+        } else if let Some(network) = self.networks.widen(ban.probe.subject, tick, may) {
+            // It takes in people whom nobody has seen doing anything: each time as short as the first.
+            (ban.probe.subject, ban.strikes) = (Subject::Wide(network), 0);
+            ban.expiry = self.spread_out(ban.expiry, many, key, tick);
         } else {
-            if many && let Expiry::After(span) = ban.expiry {
-                ban.expiry = Expiry::After(self.spread.longer(span, key, tick));
-            }
+            let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
+            ban.expiry = self.spread_out(expiry, many, key, tick);
             self.strikes.note(key, ban.expiry, tick);
+            self.networks.note(ban.probe.subject, tick);
         }
-        self.judged.block(key, &StandingBan::whole(ban.probe.subject, ban.expiry), tick);
+        self.block(&StandingBan::whole(ban.probe.subject, ban.expiry), tick);
         Verdict::Block(ban)
+    }
+
+    fn spread_out(&self, expiry: Expiry, many: bool, key: Key, now: Tick) -> Expiry {
+        match expiry {
+            Expiry::After(span) if many => Expiry::After(self.spread.longer(span, key, now)),
+            expiry => expiry,
+        }
     }
 }

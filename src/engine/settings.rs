@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::ports::PortSet;
 use super::strikes::Escalation;
 use super::subject::Expiry;
+use super::wide::Widest;
 
 /// What the packets of one protocol are watched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Settings {
     pub expiry: Expiry,
     /// How bans of a subject grow that comes again.
     pub escalate: Escalation,
+    /// How wide a ban may become.
+    pub widest: Widest,
     /// Sources whose evidence is kept at one time.
     pub max_sources: usize,
     /// Judged sources that are recognised at one time.

@@ -2,19 +2,22 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 /// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
 /// /64 and may send from any address in it (RFC 6177). Link-local addresses are the exception: every neighbour lives in
-/// fe80::/64, so each stands for itself.
+/// fe80::/64, so each stands for itself. Where the operator lets bans grow wider, also a whole network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subject {
     /// One IPv4 address.
     V4(Ipv4Addr),
     /// The first address of an IPv6 /64, or one whole link-local address.
     V6(Ipv6Addr),
+    /// A network, in which many sources did enough.
+    Wide(Wide),
 }
 
 impl Subject {
@@ -37,7 +40,7 @@ impl Subject {
         }
     }
 
-    /// The subject that covers `prefix`: an IPv4 address, or the /64 around an IPv6 prefix in it.
+    /// The subject that covers `prefix`: an IPv4 address, the /64 around an IPv6 prefix in it, or a network.
     ///
     /// # Errors
     /// A sentence where the prefix is wider than a subject can be.
@@ -49,7 +52,19 @@ impl Subject {
         if narrow {
             return Ok(Self::of(prefix.addr()));
         }
-        Err(format!("{prefix} is wider than one IPv4 address or one IPv6 /64"))
+        let wide = Wide::new(prefix).map(Self::Wide);
+        wide.ok_or_else(|| format!("{prefix} is too wide to be blocked: an IPv4 /8 or an IPv6 /33 is the widest"))
+    }
+
+    /// The subject that is exactly `network`, if there is one.
+    #[must_use]
+    pub fn exactly(network: IpNet) -> Option<Self> {
+        let found = match (network, network.prefix_len()) {
+            (IpNet::V4(_), 32) => Self::of(network.addr()),
+            (IpNet::V6(_), 64 | 128) => Self::from_element(network.addr()),
+            _ => Self::Wide(Wide::new(network)?),
+        };
+        (found.element() == network.addr() && found.prefix_len() == network.prefix_len()).then_some(found)
     }
 
     /// The address that stands in the kernel's set for it.
@@ -58,6 +73,7 @@ impl Subject {
         match self {
             Self::V4(v4) => v4.into(),
             Self::V6(v6) => v6.into(),
+            Self::Wide(wide) => wide.network().addr(),
         }
     }
 
@@ -68,7 +84,52 @@ impl Subject {
             Self::V4(_) => 32,
             Self::V6(v6) if is_link_local(v6) => 128,
             Self::V6(_) => 64,
+            Self::Wide(wide) => wide.prefix_len(),
         }
+    }
+
+    /// True where a ban of it is one of `address`.
+    #[must_use]
+    pub fn covers(self, address: IpAddr) -> bool {
+        match self {
+            Self::V4(_) | Self::V6(_) => Self::of(address) == self,
+            Self::Wide(wide) => wide.network().contains(&address),
+        }
+    }
+}
+
+/// A network of several sources: an IPv4 /8 to /31, an IPv6 /33 to /63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Wide(IpNet);
+
+impl Wide {
+    /// The network with the host's bits cleared; `None` where no ban is ever so wide, or it is no wider than one source.
+    #[must_use]
+    pub fn new(network: IpNet) -> Option<Self> {
+        let fits = match network {
+            IpNet::V4(v4) => (8..32).contains(&v4.prefix_len()),
+            // The length alone tells the family in the tables.
+            IpNet::V6(v6) => (33..64).contains(&v6.prefix_len()),
+        };
+        fits.then(|| Self(network.trunc()))
+    }
+
+    /// The network of this length that `address` is in.
+    #[must_use]
+    pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
+        Self::new(IpNet::new(address, prefix_len).ok()?)
+    }
+
+    /// Its first address and its length.
+    #[must_use]
+    pub const fn network(self) -> IpNet {
+        self.0
+    }
+
+    /// Prefix length in bits.
+    #[must_use]
+    pub fn prefix_len(self) -> u8 {
+        self.0.prefix_len()
     }
 }
 
@@ -77,11 +138,29 @@ fn is_link_local(address: Ipv6Addr) -> bool {
     address.to_bits() >> 64 == 0xfe80 << 48
 }
 
+/// What [`Subject`] shows, and nothing else: a text that reads the same only by chance is no subject.
+impl FromStr for Subject {
+    type Err = NoSubject;
+
+    fn from_str(text: &str) -> Result<Self, NoSubject> {
+        let network = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => text.parse::<IpNet>().map_err(|_| NoSubject)?,
+        };
+        Self::exactly(network).filter(|subject| subject.to_string() == text).ok_or(NoSubject)
+    }
+}
+
+/// A text is no subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoSubject;
+
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::V4(v4) => v4.fmt(f),
             Self::V6(v6) => write!(f, "{v6}/{}", self.prefix_len()),
+            Self::Wide(wide) => wide.network().fmt(f),
         }
     }
 }
@@ -114,6 +193,33 @@ mod tests {
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("fe80::1"), "fe80::1/128");
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
+    }
+
+    #[test]
+    fn a_network_is_wider_than_one_source_and_covers_all_of_its() {
+        let wide = |text: &str| Wide::new(text.parse().unwrap()).map(|wide| Subject::Wide(wide).to_string());
+        assert_eq!(wide("203.0.113.77/24").as_deref(), Some("203.0.113.0/24"));
+        assert_eq!(wide("203.0.113.77/31").as_deref(), Some("203.0.113.76/31"));
+        assert_eq!(wide("2001:db8:1:2fff::9/56").as_deref(), Some("2001:db8:1:2f00::/56"));
+        assert_eq!(wide("2001:db8:1:2fff::9/48").as_deref(), Some("2001:db8:1::/48"));
+        for text in ["0.0.0.0/0", "10.0.0.0/7", "203.0.113.7/32", "::/0", "2001:db8::/32", "fe80::/64"] {
+            assert_eq!(wide(text), None, "{text}");
+        }
+        for text in ["203.0.113.0/24", "192.0.2.7/32", "2001:db8:1:2::/64", "fe80::1/128", "2001:db8::/56"] {
+            let subject = Subject::exactly(text.parse().unwrap()).unwrap();
+            assert_eq!(IpNet::new(subject.element(), subject.prefix_len()), Ok(text.parse().unwrap()));
+            assert_eq!(subject.to_string().parse(), Ok(subject));
+        }
+        for text in ["2001:db8::1/64", "2001:db8::1/128", "203.0.113.7/24", "0.0.0.0/0"] {
+            assert_eq!(Subject::exactly(text.parse().unwrap()), None, "{text}");
+        }
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let subject = Subject::Wide(Wide::of(address("203.0.113.77"), 24).unwrap());
+        assert_eq!((subject.element(), subject.prefix_len()), (address("203.0.113.0"), 24));
+        assert!(subject.covers(address("203.0.113.255")) && !subject.covers(address("203.0.114.0")));
+        assert!(!subject.covers(address("::cb00:7101")));
+        let one = Subject::of(address("2001:db8::1"));
+        assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));
     }
 
     #[test]

@@ -211,9 +211,13 @@ impl Suspects {
 
     /// How many distinct ports are held against `key` within the window.
     pub(super) fn distinct(&self, key: Key, now: Tick) -> u8 {
-        let Some(slot) = self.keys.find(key) else { return 0 };
-        let inside = self.evidence(slot).filter(|item| now.since(item.at()) <= self.window);
-        u8::try_from(inside.count()).unwrap_or(u8::MAX)
+        u8::try_from(self.within(key, now).count()).unwrap_or(u8::MAX)
+    }
+
+    /// What is held against `key` within the window.
+    pub(super) fn within(&self, key: Key, now: Tick) -> impl Iterator<Item = Evidence> + '_ {
+        let held = self.keys.find(key).into_iter().flat_map(|slot| self.evidence(slot));
+        held.filter(move |item| now.since(item.at()) <= self.window)
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use siphasher::sip::SipHasher13;
 
 use super::moment::Tick;
-use super::subject::Subject;
+use super::subject::{Subject, Wide};
 
 /// Entries a bucket. A bucket's keys are two cache lines; with eight ways a table that is half full turns away almost
 /// nobody early.
@@ -17,6 +17,9 @@ const WAYS: usize = 8;
 /// and push each other out.
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
+
+/// Marks a network; its prefix length stands beside it.
+const NETWORK: u64 = 0x80;
 
 /// A subject in 16 bytes, with the lane that it is counted in; never all zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,16 @@ impl Key {
             Subject::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
                 if subject.prefix_len() == 128 { (7, low) } else { (6, high) }
+            }
+            Subject::Wide(wide) => {
+                let bits = match wide.network().addr() {
+                    IpAddr::V4(v4) => u64::from(v4.to_bits()),
+                    IpAddr::V6(v6) => {
+                        let [high, _] = halves(v6.to_bits());
+                        high
+                    }
+                };
+                (NETWORK | u64::from(wide.prefix_len()), bits)
             }
         };
         Self([bits, tag | u64::from(lane) << 8])
@@ -43,6 +56,13 @@ impl Key {
             4 => u32::try_from(bits).ok().map(|bits| Subject::V4(bits.into())),
             6 => Some(v6(bits, 0)),
             7 => Some(v6(0xfe80 << 48, bits)),
+            // The lengths of the two families do not meet.
+            code if code & NETWORK != 0 => {
+                let Subject::V6(first) = v6(bits, 0) else { return None };
+                let v4 = u32::try_from(bits).map(|bits| IpAddr::V4(bits.into()));
+                let length = u8::try_from(code & !NETWORK).ok()?;
+                Wide::of(if length < 32 { v4.ok()? } else { first.into() }, length).map(Subject::Wide)
+            }
             _ => None,
         }
     }
@@ -235,9 +255,12 @@ mod tests {
         let v4 = Subject::V4("0.0.0.1".parse().unwrap());
         let v6 = Subject::of("::1".parse().unwrap());
         let local = Subject::of("fe80::1".parse().unwrap());
-        let keys = [Key::new(v4, 0), Key::new(v4, 1), Key::new(v6, 0), Key::new(local, 0)];
-        let subjects: Vec<_> = keys.iter().map(|key| key.subject()).collect();
-        assert_eq!(subjects, [Some(v4), Some(v4), Some(v6), Some(local)], "and each gives back its subject");
+        let wide = |text: &str| Subject::Wide(Wide::new(text.parse().unwrap()).unwrap());
+        let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
+        let subjects = [&[v4, v6, local][..], &networks.map(wide)].concat();
+        let keys: Vec<_> = subjects.iter().map(|subject| Key::new(*subject, 0)).chain([Key::new(v4, 1)]).collect();
+        let back: Vec<_> = keys.iter().map_while(|key| key.subject()).collect();
+        assert_eq!(back, [&subjects[..], &[v4]].concat(), "and each gives back its subject");
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }

@@ -39,7 +39,7 @@ pub enum Innocence {
 pub struct Probe {
     /// What was seen.
     pub sighting: Sighting,
-    /// Whom it counts against.
+    /// Whom it counts against; in a ban, who is blocked, which may be a network around it.
     pub subject: Subject,
     /// Distinct ports that the subject has touched within the window, this one included.
     pub distinct: u8,

@@ -49,6 +49,8 @@ pub struct Banned {
     pub method: Method,
     /// Who wanted it.
     pub author: Author,
+    /// More bans than the ceiling allowed: it is short, its evidence may be forged, and it is no strike.
+    pub capped: bool,
 }
 
 impl Banned {
@@ -69,6 +71,7 @@ impl Banned {
             interface: interface.map(str::to_owned),
             method: Method::Nft,
             author: Author::Detector,
+            capped: ban.capped,
         }
     }
 
@@ -86,6 +89,7 @@ impl Banned {
             interface: None,
             method: Method::Nft,
             author,
+            capped: false,
         }
     }
 

@@ -12,6 +12,7 @@ mod place;
 mod reader;
 mod row;
 mod schema;
+mod strikes;
 mod writer;
 
 use std::os::unix::fs::MetadataExt;
@@ -111,8 +112,8 @@ const END: &str = "
     WHERE id = :id";
 
 const INSERT: &str = "
-    INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author)
-    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author)";
+    INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped)
+    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped)";
 
 const EXPIRE: &str = "
     UPDATE ban SET ended = until, ending = 'expired'
@@ -123,12 +124,6 @@ const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :befor
 
 const THIN_OUT: &str = "
     DELETE FROM ban WHERE id IN (SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT :surplus)";
-
-/// A ban counts until it has been over for as long as strikes are remembered, so that a long ban cannot be forgotten
-/// while it still lasts.
-const STRIKES: &str = "
-    SELECT count(*) FROM ban
-    WHERE subject = :subject AND (ended IS NULL AND until IS NULL OR coalesce(ended, until) > :since)";
 
 const COUNT: &str = "SELECT (SELECT count(*) FROM ban WHERE ended IS NULL), (SELECT count(*) FROM ban)";
 
@@ -239,15 +234,6 @@ impl Ledger {
         self.entries(OF, named_params! {":subject": subject.to_string()})
     }
 
-    /// How often `subject` has been banned, counting bans that at `now` last or have been over for less than `forget`.
-    pub fn strikes(&self, subject: Subject, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
-        let since = now.checked_sub(forget).map_or(i64::MIN, micros);
-        let values = named_params! {":subject": subject.to_string(), ":since": since};
-        let strikes: Result<i64, _> = self.connection.query_row(STRIKES, values, |row| row.get(0));
-        let strikes = strikes.map_err(LedgerError::database("read", &self.path()))?;
-        Ok(u32::try_from(strikes).unwrap_or(u32::MAX))
-    }
-
     /// How many bans there are.
     pub fn count(&self) -> Result<Count, LedgerError> {
         let number = |value: i64| u64::try_from(value).unwrap_or_default();
@@ -326,6 +312,7 @@ impl<'a> Statements<'a> {
             ":strikes": strikes,
             ":method": row::method_key(ban.method),
             ":author": row::author_key(ban.author),
+            ":capped": ban.capped,
         })?;
         self.recorded += 1;
         Ok(())
@@ -355,7 +342,8 @@ impl<'a> Statements<'a> {
 
 fn connect(place: &Place) -> Result<Connection, LedgerError> {
     let (active, of) = (select(ACTIVE), select(OF));
-    let used = [NEWEST, END, INSERT, EXPIRE, FORGET, THIN_OUT, STRIKES, COUNT, &active, &of];
+    let (one, all) = (strikes::of_one(), strikes::of_all());
+    let used = [NEWEST, END, INSERT, EXPIRE, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
     schema::connect(&place.file(DATABASE), &used)
 }
 

@@ -1,7 +1,6 @@
 //! Bans to columns and back. What is on the disk may have been written by anybody who once was root, or by a failing
 //! disk: a row that does not parse is `None`, never a panic and never half a ban.
 
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Row;
@@ -12,7 +11,7 @@ use crate::engine::{Class, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
-                                  ended, ending, lifted_by";
+                                  ended, ending, lifted_by, capped";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -43,6 +42,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         interface: row.get(7).ok()?,
         method: method(row.get_ref(9).ok()?.as_str().ok()?)?,
         author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
+        capped: row.get(14).ok()?,
     };
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
@@ -58,9 +58,7 @@ fn ending(row: &Row<'_>) -> Option<Ending> {
 
 /// The subject that prints as `text`, and only as that: another spelling would be a second ban of the same host.
 pub(super) fn subject(text: &str) -> Option<Subject> {
-    let (address, _) = text.split_once('/').unwrap_or((text, ""));
-    let subject = Subject::from_element(address.parse::<IpAddr>().ok()?);
-    (subject.to_string() == text).then_some(subject)
+    text.parse().ok()
 }
 
 /// Ports as "tcp/23 udp/53".
@@ -112,7 +110,7 @@ pub(super) fn micros(time: SystemTime) -> i64 {
     }
 }
 
-fn time(micros: i64) -> Option<SystemTime> {
+pub(super) fn time(micros: i64) -> Option<SystemTime> {
     let span = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 { UNIX_EPOCH.checked_sub(span) } else { UNIX_EPOCH.checked_add(span) }
 }
@@ -123,12 +121,14 @@ mod tests {
 
     #[test]
     fn a_subject_is_read_only_in_the_spelling_that_is_written() {
-        for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"] {
+        let networks = ["203.0.113.0/24", "203.0.113.6/31", "2001:db8:1::/48", "2001:db8:1:200::/56", "::/48"];
+        for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"].into_iter().chain(networks) {
             assert_eq!(subject(text).map(|subject| subject.to_string()).as_deref(), Some(text));
         }
-        for text in
-            ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "2001:db8::/48", "/64", "a/b", "::1\0/64"]
-        {
+        let one = ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "/64", "a/b", "::1\0/64"];
+        let networks =
+            ["203.0.113.1/24", "203.0.113.0/23", "203.0.113.0/024", "2001:db8::/47", "2001:db8:0:1::/56", "0.0.0.0/0"];
+        for text in one.into_iter().chain(networks) {
             assert_eq!(subject(text), None, "{text:?}");
         }
     }

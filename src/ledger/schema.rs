@@ -24,7 +24,8 @@ const LOG_KEPT: i64 = 4 << 20;
 const CACHE: i64 = 16 << 10;
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
         subject TEXT NOT NULL,        -- 192.0.2.7, 2001:db8:1:2::/64
@@ -45,7 +46,14 @@ const STEPS: [&str; 1] = ["
     CREATE INDEX ban_subject ON ban (subject);
     CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
-"];
+",
+    // Until then nobody wrote down which bans were above the ceiling. They lasted five minutes at most, and that a shorter
+    // one is no strike either harms nobody.
+    "
+    ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, and no strike
+    UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;
+",
+];
 
 /// Opens the database at `path`, which exists and may be empty. Every statement of `used` must fit what is in it.
 pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerError> {
@@ -158,9 +166,30 @@ mod tests {
     fn a_new_ledger_has_the_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
-        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 1);
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 2);
         assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
         assert_eq!(inspect(&connection).unwrap(), None);
+        bring_up(&mut connection, 2).unwrap();
+    }
+
+    #[test]
+    fn a_ledger_of_the_first_format_tells_its_short_bans_from_the_others() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(STEPS[0]).unwrap();
+        let minutes = |minutes: i64| minutes * 60_000_000;
+        for (author, until) in [
+            ("detector", Some(minutes(5))),
+            ("detector", Some(minutes(6))),
+            ("detector", None),
+            ("operator", Some(minutes(1))),
+        ] {
+            let sql = "INSERT INTO ban (subject, source, since, until, ports, probes, strikes, method, author)
+                       VALUES ('192.0.2.7', '192.0.2.7', 0, ?, '', 0, 0, 'nft', ?)";
+            connection.execute(sql, (until, author)).unwrap();
+        }
         bring_up(&mut connection, 1).unwrap();
+        let mut statement = connection.prepare("SELECT capped FROM ban ORDER BY id").unwrap();
+        let capped: Vec<bool> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(capped, [true, false, false, false]);
     }
 }

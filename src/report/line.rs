@@ -17,7 +17,7 @@ pub fn of(what: &What) -> Option<String> {
         What::Probe(_) => return None,
         What::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe)),
         What::Blocked { ban, way, .. } => {
-            let set = if matches!(ban.probe.subject, Subject::V4(_)) { "blocked" } else { "blocked6" };
+            let set = if ban.probe.subject.element().is_ipv4() { "blocked" } else { "blocked6" };
             let via = match way {
                 Way::Nft => format!("nftables set inet portsentry {set}"),
                 Way::Route => "dropped route".to_owned(),
@@ -124,8 +124,8 @@ struct Shown(Subject);
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.prefix_len() {
-            64 => self.0.fmt(f),
-            _ => self.0.element().fmt(f),
+            32 | 128 => self.0.element().fmt(f),
+            _ => self.0.fmt(f),
         }
     }
 }

@@ -45,15 +45,17 @@ fn pardoned(outcomes: &[Outcome], packet: &Packet) -> Option<Subject> {
     if outcomes.is_empty() || packet.delivery != Delivery::Outgoing || !flags.has(TcpFlags::SYN | TcpFlags::ACK) {
         return None;
     }
-    let subject = Subject::of(packet.destination);
     let wrong = |ban: &Ban| {
         let mut evidence = ban.ports.iter();
         // What no stack sends is a probe whatever listens there.
-        ban.probe.subject == subject
+        ban.probe.subject.covers(packet.destination)
             && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
             && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
     };
-    outcomes.iter().any(|outcome| matches!(outcome, Outcome::Condemned(ban, _) if wrong(ban))).then_some(subject)
+    outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Condemned(ban, _) if wrong(ban) => Some(ban.probe.subject),
+        _ => None,
+    })
 }
 
 /// The engine and what carries out its verdicts.
@@ -325,8 +327,10 @@ impl PortOracle for Truth {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::engine::{Escalation, HashKey, Local, NoOracle, Settings, Watch};
+    use crate::engine::{Escalation, HashKey, Local, NoOracle, Settings, Watch, Widest};
 
     const HERE: [u8; 4] = [192, 0, 2, 1];
     const THERE: [u8; 4] = [198, 51, 100, 7];
@@ -355,6 +359,7 @@ mod tests {
             window: Duration::from_secs(60),
             expiry: Expiry::Never,
             escalate: Escalation::default(),
+            widest: Widest::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,

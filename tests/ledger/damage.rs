@@ -94,16 +94,19 @@ fn a_row_that_makes_no_sense_is_skipped_and_counted() {
         "method = 'magic'",
         "author = ''",
         "since = -9223372036854775807, until = 9223372036854775807",
+        "capped = 2",
     ];
     let intruder = intruder(&state.path());
     for (id, change) in (1..).zip(spoiled) {
         assert_eq!(intruder.execute(&format!("UPDATE ban SET {change} WHERE id = ?"), [id]).unwrap(), 1, "{change}");
     }
     // Text that is not UTF-8.
-    intruder.execute("UPDATE ban SET interface = CAST(x'ff2f' AS TEXT) WHERE id = 16", []).unwrap();
+    intruder.execute("UPDATE ban SET interface = CAST(x'ff2f' AS TEXT) WHERE id = 17", []).unwrap();
     let active = ledger.active(at(1)).unwrap();
     // The row with far-off times makes sense.
     assert_eq!((active.items.len(), active.unreadable), (5, 15));
+    let struck = ledger.strikes_all(std::time::Duration::MAX, at(1), 100).unwrap();
+    assert_eq!((struck.items.len(), struck.unreadable), (14, 4));
     let expired = ledger.expire(at(7200)).unwrap();
     assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only subjects are read here");
     assert_eq!(ledger.of(source(5)).unwrap().unreadable, 1);
@@ -126,6 +129,7 @@ fn use_it(ledger: &mut Ledger) -> Result<(), LedgerError> {
     let _ = ledger.active(at(1))?;
     let _ = ledger.of(source(0))?;
     ledger.strikes(source(0), std::time::Duration::from_secs(60), at(1))?;
+    let _ = ledger.strikes_all(std::time::Duration::from_secs(60), at(1), 10)?;
     ledger.count()?;
     ledger.record(&(0..50).map(|number| ban(source(number * 7919), at(20), 60)).collect::<Vec<_>>())?;
     ledger.ended(source(7919), portsentry::ledger::Ending::Expired, at(30))?;

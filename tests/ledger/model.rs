@@ -10,7 +10,7 @@ use super::support::{State, at, ban, source};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Ban(u32, u64, Option<u64>),
+    Ban(u32, u64, Option<u64>, bool),
     Lift(u32, u64),
     Expire(u64),
     Restart,
@@ -19,7 +19,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let moment = 0..200_u64;
     prop_oneof![
-        4 => (0..4_u32, moment.clone(), prop::option::weighted(0.8, 0..60_u64)).prop_map(|(who, when, span)| Step::Ban(who, when, span)),
+        4 => (0..4_u32, moment.clone(), prop::option::weighted(0.8, 0..60_u64), prop::bool::weighted(0.2))
+            .prop_map(|(who, when, span, capped)| Step::Ban(who, when, span, capped)),
         2 => (0..4_u32, moment.clone()).prop_map(|(who, when)| Step::Lift(who, when)),
         2 => moment.prop_map(Step::Expire),
         1 => Just(Step::Restart),
@@ -61,7 +62,13 @@ impl Model {
 
     fn strikes(&self, subject: Subject, forget: Duration, now: SystemTime) -> usize {
         let end = |entry: &Entry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
-        let counts = |entry: &&Entry| entry.ban.subject == subject && end(entry).is_none_or(|end| end > now - forget);
+        let lifted =
+            |entry: &Entry| entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
+        let counts = |entry: &&Entry| {
+            let recent = end(entry).is_none_or(|end| end > now - forget);
+            let evidence = entry.ban.author == Author::Detector && !entry.ban.capped;
+            entry.ban.subject == subject && evidence && recent && !lifted(entry)
+        };
         self.0.iter().filter(counts).count()
     }
 }
@@ -80,7 +87,11 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
         let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.subject == who).cloned().collect();
         assert_eq!(ledger.of(who).unwrap().items, history);
         let forget = Duration::from_secs(50);
-        assert_eq!(ledger.strikes(who, forget, now).unwrap() as usize, model.strikes(who, forget, now));
+        let strikes = model.strikes(who, forget, now);
+        assert_eq!(ledger.strikes(who, forget, now).unwrap() as usize, strikes);
+        let all = ledger.strikes_all(forget, now, 4).unwrap();
+        let struck = all.items.iter().find(|struck| struck.subject == who);
+        assert_eq!((struck.map_or(0, |struck| struck.strikes) as usize, all.unreadable), (strikes, 0));
     }
     let open = model.0.iter().filter(|entry| entry.ended.is_none()).count() as u64;
     let count = ledger.count().unwrap();
@@ -99,9 +110,9 @@ proptest! {
         let mut model = Model::default();
         for step in steps {
             let now = match step {
-                Step::Ban(who, when, span) => {
+                Step::Ban(who, when, span, capped) => {
                     let new = match span {
-                        Some(span) => ban(source(who), at(when), span),
+                        Some(span) => Banned { capped, ..ban(source(who), at(when), span) },
                         None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();

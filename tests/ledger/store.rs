@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict,
+    Watch, Widest,
 };
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
 
@@ -103,6 +104,61 @@ fn a_ban_is_a_strike_until_it_has_been_over_for_as_long_as_strikes_are_remembere
 }
 
 #[test]
+fn only_what_was_on_evidence_and_was_not_taken_back_is_a_strike() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never);
+    let imported = Banned::wanted_by(Author::Import, source(2), at(0), Expiry::Never);
+    let capped = Banned { capped: true, ..ban(source(3), at(0), 60) };
+    ledger
+        .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
+        .unwrap();
+    assert_eq!(ledger.of(source(3)).unwrap().items[0].ban, capped);
+    let lifted = Ending::Lifted { by: "alice".to_owned() };
+    for number in 1..=4 {
+        assert!(ledger.ended(source(number), lifted.clone(), at(5)).unwrap());
+    }
+    // Too late: its time was over, and it was served.
+    assert!(ledger.ended(source(5), lifted, at(60)).unwrap());
+    let strikes = [1, 2, 3, 4, 5].map(|number| ledger.strikes(source(number), Duration::MAX, at(61)).unwrap());
+    assert_eq!(strikes, [0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn the_strikes_of_everybody_come_with_the_last_bans_end_newest_first() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let endless = Banned { until: None, ..ban(source(5), at(100), 0) };
+    let short = Banned { capped: true, ..ban(source(1), at(900), 300) };
+    ledger
+        .record(&[
+            ban(source(1), at(0), 60),
+            ban(source(2), at(100), 60),
+            ban(source(3), at(800), 1_000),
+            ban(source(2), at(200), 60),
+            ban(source(4), at(0), 10),
+            endless,
+            short,
+        ])
+        .unwrap();
+    let _ = ledger.expire(at(1_000)).unwrap();
+    let seconds = Duration::from_secs;
+    let all = |limit| {
+        let found = ledger.strikes_all(seconds(950), at(1_000), limit).unwrap();
+        assert_eq!(found.unreadable, 0);
+        found.items.into_iter().map(|struck| (struck.subject, struck.strikes, struck.last)).collect::<Vec<_>>()
+    };
+    let expected = [
+        (source(5), 1, LastBan::Lasts(Expiry::Never)),
+        (source(3), 1, LastBan::Lasts(Expiry::After(seconds(800)))),
+        (source(2), 2, LastBan::Over(seconds(740))),
+        (source(1), 1, LastBan::Over(seconds(940))),
+    ];
+    assert_eq!(all(100), expected, "the fourth ended too long ago, and the first one's short ban does not count");
+    assert_eq!(all(2), expected[..2]);
+}
+
+#[test]
 fn what_is_left_of_a_ban_never_exceeds_the_whole_of_it() {
     let timed = ban(source(1), at(100), 60);
     let after = |seconds| Some(Expiry::After(Duration::from_secs(seconds)));
@@ -167,13 +223,20 @@ fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
     let active = ledger.active(at(1)).unwrap();
     let (read, start) = (start.elapsed(), Instant::now());
     assert_eq!(active.items.len(), 100_000);
+    let again = Instant::now();
+    let struck = ledger.strikes_all(Duration::from_secs(90 * DAY), at(1), 100_000).unwrap();
+    let counted = again.elapsed();
+    assert_eq!(struck.items.len(), 100_000);
     assert_eq!(ledger.expire(at(DAY)).unwrap().items.len(), 100_000);
     let expired = start.elapsed();
     drop(ledger);
     let bytes = std::fs::metadata(state.file("ledger.sqlite")).unwrap().len();
     let start = Instant::now();
     let ledger = state.ledger();
-    println!("written {written:?}, read {read:?}, expired {expired:?}, opened {:?}, {bytes} bytes", start.elapsed());
+    println!(
+        "written {written:?}, read {read:?}, strikes {counted:?}, expired {expired:?}, opened {:?}, {bytes} bytes",
+        start.elapsed()
+    );
     assert_eq!(ledger.count().unwrap(), Count { open: 0, kept: 100_000 });
     // Far more than it takes without optimization; a plan that misses its index takes hours.
     assert!(written + read + expired < Duration::from_secs(60));
@@ -192,6 +255,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             window: Duration::from_secs(1800),
             expiry: Expiry::After(Duration::from_secs(DAY)),
             escalate: Escalation::default(),
+            widest: Widest::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,

@@ -14,20 +14,27 @@
 //! Read with: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::ops::Range;
+
+use ipnet::IpNet;
 
 use crate::engine::subject::Subject;
 
 /// What the comment begins with.
 const MARK: &str = "# portsentry: ";
 
-/// `subject` as hosts_access(5) wants it: an IPv4 address as it is, an IPv6 prefix as `[2001:db8:1:2::]/64`.
+/// `subject` as hosts_access(5) wants it: an IPv4 address as it is, an IPv4 network as `203.0.113.0/255.255.255.0`, an
+/// IPv6 prefix as `[2001:db8:1:2::]/64`.
 pub(super) fn target(subject: Subject) -> String {
     // The wrappers mask a client's address and compare it to what is written, which must have no bits beyond the mask.
-    match Subject::of(subject.element()) {
+    let masked = if let Subject::Wide(_) = subject { subject } else { Subject::of(subject.element()) };
+    match masked {
         Subject::V4(v4) => v4.to_string(),
-        masked @ Subject::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
+        Subject::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
+        Subject::Wide(wide) => match wide.network() {
+            IpNet::V4(net) => format!("{}/{}", net.addr(), net.netmask()),
+            IpNet::V6(net) => format!("[{}]/{}", net.addr(), net.prefix_len()),
+        },
     }
 }
 
@@ -170,11 +177,7 @@ fn joins_next(line: &[u8]) -> bool {
 /// The subject that a comment of ours names.
 fn mark(line: &[u8]) -> Option<Subject> {
     let rest = std::str::from_utf8(line.strip_prefix(MARK.as_bytes())?).ok()?;
-    let word = rest.split_ascii_whitespace().next()?;
-    let (address, _) = word.split_once('/').unwrap_or((word, ""));
-    let subject = Subject::from_element(address.parse::<IpAddr>().ok()?);
-    // What reads the same only by chance, an address without its prefix, is not ours.
-    (subject.to_string() == word).then_some(subject)
+    rest.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Whether a rule is about `subject`: it names its target as a word.

@@ -12,3 +12,4 @@ mod scene;
 mod standing;
 mod strikes;
 mod threshold;
+mod wide;

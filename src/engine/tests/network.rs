@@ -19,6 +19,7 @@ fn engine() -> Engine {
         window: Duration::from_secs(60),
         expiry: Expiry::Never,
         escalate: Escalation::default(),
+        widest: Widest::default(),
         max_sources: 1024,
         max_judged: 1024,
         max_new_bans_per_minute: 600,

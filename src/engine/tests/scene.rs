@@ -9,7 +9,7 @@ use crate::engine::ports::PortSet;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{
     Ban, Class, Engine, Escalation, HashKey, Host, Innocence, Local, Moment, Notice, PortOracle, Protection, Protocol,
-    Settings, Sighting, StandingBan, Verdict, Watch,
+    Settings, Sighting, StandingBan, Verdict, Watch, Widest,
 };
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -88,6 +88,7 @@ pub(super) fn builtin() -> Settings {
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(DAY),
         escalate: Escalation::default(),
+        widest: Widest::default(),
         max_sources: 65_536,
         max_judged: 131_072,
         max_new_bans_per_minute: 600,

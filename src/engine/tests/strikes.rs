@@ -79,7 +79,7 @@ fn a_repeat_offender_above_the_ceiling_gets_a_short_ban_and_keeps_his_strikes() 
     scene.banish(SCANNER);
     assert_eq!((scene.ban().expiry, scene.ban().strikes), (Expiry::After(CAPPED_BAN), 1));
     assert!(scene.engine.lift(subject(SCANNER)));
-    assert_eq!(banish(&mut scene.after(100.0), SCANNER), (2, 1), "the short ban was no strike, to add or to take back");
+    assert_eq!(banish(scene.after(100.0), SCANNER), (2, 1), "the short ban was no strike, to add or to take back");
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
 pub use ruleset::{Installed, RulesetError, RulesetSpec, install};
 
+use ipnet::IpNet;
+
 use crate::engine::subject::Subject;
 
 /// The one table that is the daemon's own, in the family `inet`.
@@ -59,6 +61,10 @@ impl Set {
         match subject {
             Subject::V4(_) => Self::Blocked,
             Subject::V6(_) => Self::Blocked6,
+            Subject::Wide(wide) => match wide.network() {
+                IpNet::V4(_) => Self::Blocked,
+                IpNet::V6(_) => Self::Blocked6,
+            },
         }
     }
 }

@@ -1,0 +1,232 @@
+//! Bans that grow wider than one source: when, how wide, and never over whom.
+
+use std::time::Duration;
+
+use super::scene::Gist::{Block, Innocent, Probe, Repeated, Spared};
+use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, subject};
+use crate::engine::subject::{Expiry, Subject, Wide};
+use crate::engine::{CAPPED_BAN, Host, Innocence, Local, Protection, StandingBan, Widest};
+
+fn scene(v4: u8, v6: u8) -> Scene {
+    Scene::with(|settings| settings.widest = Widest { v4, v6 })
+}
+
+fn network(text: &str) -> Subject {
+    Subject::Wide(Wide::new(text.parse().unwrap()).unwrap())
+}
+
+/// Bans each of them in turn, and says whom the last ban blocks.
+fn banish(scene: &mut Scene, sources: &[&str]) -> Subject {
+    sources.iter().for_each(|source| scene.banish(source));
+    scene.ban().probe.subject
+}
+
+const FOUR: [&str; 4] = ["203.0.113.5", "203.0.113.77", "203.0.113.130", "203.0.113.201"];
+const FIFTH: &str = "203.0.113.9";
+
+const FOUR_V6: [&str; 4] = ["2001:db8:9:100::1", "2001:db8:9:101::1", "2001:db8:9:1a0::1", "2001:db8:9:1ff::1"];
+const FIFTH_V6: &str = "2001:db8:9:133::1";
+
+#[test]
+fn after_four_neighbours_the_next_ban_is_of_their_network() {
+    let mut scene = scene(24, 56);
+    assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
+    assert_eq!(banish(&mut scene, &[FIFTH]), network("203.0.113.0/24"));
+    assert_eq!(banish(&mut scene, &FOUR_V6), subject("2001:db8:9:1ff::1"));
+    assert_eq!(banish(&mut scene, &[FIFTH_V6]), network("2001:db8:9:100::/56"));
+    assert_eq!((scene.ban().probe.sighting.source, scene.ban().ports.iter().count()), (address(FIFTH_V6), 3));
+    for source in ["203.0.113.0", "203.0.113.255", "2001:db8:9:1ff:ffff::9"] {
+        assert_eq!(scene.syn(source, 80), Repeated, "{source}");
+    }
+    for source in ["203.0.112.255", "203.0.114.0", "2001:db8:9:200::", "2001:db8:9::", "2001:db8:a:100::"] {
+        assert_eq!(scene.syn(source, 80), Probe(1), "{source}");
+    }
+}
+
+#[test]
+fn unless_the_operator_wants_it_no_ban_is_wider_than_one_source() {
+    for (v4, v6) in [(32, 64), (31, 60), (0, 0), (23, 32), (255, 128)] {
+        let mut scene = scene(v4, v6);
+        for n in 0..100 {
+            scene.banish(&format!("203.0.113.{n}"));
+            assert_eq!(scene.ban().probe.subject.prefix_len(), 32);
+            scene.banish(&format!("2001:db8:9:{n:x}::1"));
+            assert_eq!(scene.ban().probe.subject.prefix_len(), 64);
+        }
+    }
+}
+
+#[test]
+fn a_ban_is_as_wide_as_the_setting_and_counts_only_who_is_in_there() {
+    let mut scene = scene(26, 64);
+    assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
+    assert_eq!(banish(&mut scene, &["203.0.113.2", "203.0.113.3"]), subject("203.0.113.3"), "no four of one /26");
+    assert_eq!(banish(&mut scene, &["203.0.113.4", FIFTH]), network("203.0.113.0/26"));
+    assert_eq!(scene.syn("203.0.113.64", 80), Probe(1));
+}
+
+#[test]
+fn a_slash_48_takes_eight_of_several_slash_56() {
+    let ban = |setting, numbers: &[u16]| {
+        let mut scene = scene(32, setting);
+        numbers.iter().for_each(|number| scene.banish(&format!("2001:db8:9:{number:x}::1")));
+        scene.ban().probe.subject.to_string()
+    };
+    let scattered = [0x000, 0x100, 0x200, 0x300, 0x400, 0x500, 0x600, 0x700, 0x800];
+    assert_eq!(ban(48, &scattered), "2001:db8:9::/48");
+    assert_eq!(ban(48, &scattered[..8]), "2001:db8:9:700::/64", "the eighth is not yet the ninth");
+    assert_eq!(ban(56, &scattered), "2001:db8:9:800::/64");
+    assert_eq!(ban(48, &[1, 2, 3, 4, 5]), "2001:db8:9::/56", "four of one household are its own affair");
+    let two = [0x001, 0x101, 0x002, 0x102, 0x003, 0x103, 0x201, 0x301, 0x104];
+    assert_eq!(ban(48, &two), "2001:db8:9::/48");
+}
+
+#[test]
+fn neighbours_count_together_only_within_the_window() {
+    let mut scene = scene(24, 64);
+    banish(&mut scene, &FOUR);
+    assert_eq!(banish(scene.after(1_800.1), &[FIFTH]), subject(FIFTH));
+    assert_eq!(banish(&mut scene, &["203.0.113.10", "203.0.113.11", "203.0.113.12"]), subject("203.0.113.12"));
+    assert_eq!(banish(&mut scene, &["203.0.113.13"]), network("203.0.113.0/24"));
+}
+
+#[test]
+fn a_ban_of_a_network_is_as_long_as_a_first_one_every_time() {
+    let mut scene = scene(24, 64);
+    for round in 0..3 {
+        for n in 0..4 {
+            scene.banish(&format!("203.0.113.{}", 4 * round + n));
+        }
+        assert_eq!(banish(&mut scene, &["203.0.113.200"]), network("203.0.113.0/24"));
+        assert_eq!((scene.ban().expiry, scene.ban().strikes), (Expiry::After(DAY), 0));
+        scene.after(DAY.as_secs_f64() + 1.0);
+    }
+    assert_eq!(banish(&mut scene, &["203.0.113.200"]), subject("203.0.113.200"));
+    assert_eq!(scene.ban().strikes, 0, "nor is it a strike of who was the last straw");
+}
+
+#[test]
+fn nobody_who_is_protected_is_blocked_for_his_neighbours() {
+    for (prefix, why) in [
+        ("203.0.113.254/32", Protection::Gateway),
+        ("203.0.113.64/27", Protection::Listed),
+        ("203.0.113.255/32", Protection::Session),
+    ] {
+        let mut scene = scene(24, 64);
+        scene.protect(prefix, why);
+        let four = ["203.0.113.5", "203.0.113.7", "203.0.113.130", "203.0.113.201"];
+        assert_eq!(banish(&mut scene, &four), subject("203.0.113.201"));
+        assert_eq!(banish(&mut scene, &[FIFTH]), subject(FIFTH), "{prefix}");
+    }
+    // This host's own neighbours.
+    let mut scene = scene(24, 48);
+    for n in 10..40 {
+        scene.banish(&format!("192.0.2.{n}"));
+        assert_eq!(scene.ban().probe.subject.prefix_len(), 32);
+    }
+    assert!(HERE_V6.starts_with("2001:db8::"));
+    for n in 0x100..0x104 {
+        scene.banish(&format!("2001:db8:0:{n:x}::1"));
+    }
+    scene.banish("2001:db8:0:1aa::1");
+    assert_eq!(scene.ban().probe.subject, network("2001:db8:0:100::/56"), "the household next door");
+    for n in 2..0x22 {
+        scene.banish(&format!("2001:db8:0:{n:x}00::1"));
+        assert_eq!(scene.ban().probe.subject.prefix_len(), 64, "but not the /48 that this host lives in");
+    }
+}
+
+#[test]
+fn own_prefixes_are_not_blocked_either() {
+    let mut scene = scene(24, 64);
+    scene.host = Host::new(Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap(), "203.0.113.8/30".parse().unwrap()]));
+    assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
+    assert_eq!(banish(&mut scene, &["203.0.113.3"]), subject("203.0.113.3"));
+    let other = ["198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4", "198.51.100.5"];
+    assert_eq!(banish(&mut scene, &other), network("198.51.100.0/24"));
+}
+
+#[test]
+fn who_is_protected_later_is_let_through_a_blocked_network() {
+    let mut scene = scene(24, 64);
+    banish(&mut scene, &FOUR);
+    banish(&mut scene, &[FIFTH]);
+    scene.protect("203.0.113.40/32", Protection::Session);
+    assert_eq!(scene.syn("203.0.113.40", 21), Spared(Protection::Session));
+    assert_eq!(scene.syn("203.0.113.41", 21), Repeated);
+}
+
+#[test]
+fn forged_bans_above_the_ceiling_blame_nobody_for_his_neighbours() {
+    let mut scene = Scene::with(|settings| {
+        settings.widest = Widest { v4: 24, v6: 48 };
+        settings.max_new_bans_per_minute = 4;
+    });
+    banish(&mut scene, &["198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4"]);
+    assert_eq!(
+        banish(&mut scene, &["198.51.100.5"]),
+        subject("198.51.100.5"),
+        "four counted, but the fifth may be forged"
+    );
+    assert_eq!(scene.ban().expiry, Expiry::After(CAPPED_BAN));
+    for n in 0..20 {
+        scene.banish(&format!("203.0.113.{n}"));
+        assert!(scene.ban().capped);
+    }
+    scene.after(60.0);
+    assert_eq!(banish(&mut scene, &["203.0.113.99"]), subject("203.0.113.99"), "twenty that do not count");
+    assert_eq!([1, 7, 9].map(|port| scene.decoy("198.51.100.6", port)), [Probe(1), Probe(2), Block(3)]);
+    assert_eq!(scene.ban().probe.subject, network("198.51.100.0/24"), "the four that do");
+}
+
+#[test]
+fn a_ban_that_was_taken_back_does_not_count_against_the_neighbours() {
+    let mut scene = scene(24, 64);
+    banish(&mut scene, &FOUR);
+    scene.engine.lift(subject(FOUR[2]));
+    assert_eq!(banish(&mut scene, &[FIFTH]), subject(FIFTH));
+    assert_eq!(banish(&mut scene, &["203.0.113.10"]), network("203.0.113.0/24"));
+}
+
+#[test]
+fn who_lifts_the_ban_of_a_network_does_not_have_it_back_at_once() {
+    let mut scene = scene(24, 64);
+    banish(&mut scene, &FOUR);
+    banish(&mut scene, &[FIFTH]);
+    assert!(scene.engine.lift(network("203.0.113.0/24")));
+    assert_eq!(scene.syn(FOUR[0], 80), Repeated, "its own ban stands");
+    assert_eq!(
+        banish(&mut scene, &["203.0.113.10", "203.0.113.11", "203.0.113.12", "203.0.113.13"]),
+        subject("203.0.113.13")
+    );
+    assert_eq!(banish(&mut scene, &["203.0.113.14"]), network("203.0.113.0/24"));
+}
+
+#[test]
+fn a_network_that_was_blocked_before_the_start_is_recognised_whatever_the_setting() {
+    let mut scene = Scene::new();
+    let left = Expiry::After(Duration::from_secs(100));
+    for text in ["203.0.113.8/30", "2001:db8:9::/48"] {
+        scene.engine.adopt(scene.now, &StandingBan { subject: network(text), length: None, left });
+    }
+    assert_eq!((scene.syn("203.0.113.11", 21), scene.syn("2001:db8:9:77::1", 21)), (Repeated, Repeated));
+    assert_eq!((scene.syn("203.0.113.12", 21), scene.syn("2001:db8:a::1", 21)), (Probe(1), Probe(1)));
+    let mut bans: Vec<_> = scene.engine.bans().map(|ban| ban.subject.to_string()).collect();
+    bans.sort_unstable();
+    assert_eq!(bans, ["2001:db8:9::/48", "203.0.113.8/30"]);
+    assert_eq!(scene.after(101.0).syn("203.0.113.11", 21), Probe(1));
+    scene.adopt(network("198.51.100.0/28"), Expiry::Never);
+    assert_eq!((scene.syn(SCANNER, 21), scene.syn("198.51.100.16", 21)), (Repeated, Probe(1)));
+    scene.engine.lift_all();
+    assert_eq!(scene.syn(SCANNER, 21), Probe(1));
+}
+
+#[test]
+fn link_local_neighbours_stay_each_for_himself() {
+    let mut scene = scene(24, 48);
+    for n in 1..30 {
+        scene.banish(&format!("fe80::{n}"));
+        assert_eq!(scene.ban().probe.subject.prefix_len(), 128);
+    }
+    assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Innocent(Innocence::NoSource));
+}
