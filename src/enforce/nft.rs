@@ -87,7 +87,7 @@ impl Nft {
         self.socket.port_id()
     }
 
-    /// Creates the table, or adopts one that is as it should be.
+    /// Creates the table, or adopts one of this program's own. For the start: a table with other contents is refused.
     ///
     /// # Errors
     /// As [`nft::install`].
@@ -101,12 +101,15 @@ impl Nft {
     /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
-        self.change(
-            Change::Block,
-            bans,
-            |batch, (subject, expiry)| nft::put_ban(batch, *subject, *expiry),
-            |(subject, _)| *subject,
-        )
+        self.change(Change::Block, bans, nft::put_bans, |(subject, _)| *subject)
+    }
+
+    /// Blocks them as they were blocked before: who, how long in all where that is known, and how long still.
+    ///
+    /// # Errors
+    /// As [`Nft::block`].
+    pub fn restore(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
+        self.change(Change::Block, bans, nft::put_restored, |(subject, ..)| *subject)
     }
 
     /// Lifts the bans of these; who is not blocked is passed over.
@@ -114,7 +117,10 @@ impl Nft {
     /// # Errors
     /// As [`Nft::block`].
     pub fn lift(&mut self, subjects: &[Subject]) -> Result<(), BlockError> {
-        self.change(Change::Lift, subjects, |batch, subject| nft::put_lift(batch, *subject), |subject| *subject)
+        let put = |batch: &mut Batch, subjects: &[Subject]| {
+            subjects.iter().for_each(|subject| nft::put_lift(batch, *subject));
+        };
+        self.change(Change::Lift, subjects, put, |subject| *subject)
     }
 
     /// Whether `subject` is blocked now, and for how long still.
@@ -134,6 +140,20 @@ impl Nft {
             Err(error) if error.is(Errno::NOENT) => self.size(Set::of(subject)).map(|_| None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Which of these the kernel does not block. Asks for each by itself, some microseconds, however full the sets are.
+    ///
+    /// # Errors
+    /// As [`Nft::holds`].
+    pub fn missing(&mut self, subjects: &[Subject]) -> Result<Vec<Subject>, BlockError> {
+        let mut missing = Vec::new();
+        for subject in subjects {
+            if self.holds(*subject)?.is_none() {
+                missing.push(*subject);
+            }
+        }
+        Ok(missing)
     }
 
     /// All bans that the kernel holds, ours and those that an administrator or a rule added. The time grows with the
@@ -187,24 +207,14 @@ impl Nft {
         &mut self,
         change: Change,
         items: &[T],
-        put: impl Fn(&mut Batch, &T),
+        put: impl Fn(&mut Batch, &[T]),
         subject: impl Fn(&T) -> Subject,
     ) -> Result<(), BlockError> {
         self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
         let mut failed = Vec::new();
-        let mut rest = items;
-        while !rest.is_empty() {
+        for chunk in items.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
-            let mut taken = 0;
-            for item in rest {
-                if self.batch.len() > CHUNK {
-                    break;
-                }
-                put(&mut self.batch, item);
-                taken += 1;
-            }
-            let (chunk, later) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
-            rest = later;
+            put(&mut self.batch, chunk);
             let full = chunk.iter().any(|item| change == Change::Block && self.was_full(subject(item)).is_some());
             if !full {
                 let Err(error) = self.socket.transact(&mut self.batch) else { continue };
@@ -226,7 +236,7 @@ impl Nft {
                     continue;
                 }
                 self.batch.clear();
-                put(&mut self.batch, item);
+                put(&mut self.batch, std::slice::from_ref(item));
                 if let Err(error) = self.socket.transact(&mut self.batch) {
                     self.judge(change, subject(item), error, &mut failed)?;
                 }
@@ -287,9 +297,6 @@ enum Change {
 fn first(failed: &[Failed]) -> String {
     failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
 }
-
-/// Bytes of one transaction, below the send buffer that a process without privilege over buffers gets (212,992).
-const CHUNK: usize = 128 << 10;
 
 /// How long a set counts as full without being asked. Undoing a transaction takes the kernel some 12 ms, so that a flood of
 /// new sources against a full set would leave no time for anything else; to ask whether one is in it takes microseconds.

@@ -137,3 +137,57 @@ fn elements_that_an_administrator_added_are_seen() {
         assert_eq!(found.len(), 2);
     });
 }
+
+#[test]
+fn a_restored_ban_shows_what_it_was_and_what_is_left() {
+    installed(|sets| {
+        let (day, hour) = (Some(Duration::from_secs(86_400)), Duration::from_secs(3_600));
+        let bans = [
+            (subject("192.0.2.7"), day, Expiry::After(hour)),
+            (subject("2001:db8::"), day, Expiry::After(hour)),
+            (subject("192.0.2.8"), None, Expiry::After(hour)),
+            (subject("192.0.2.9"), day, Expiry::Never),
+        ];
+        // Whether it is missing, shorter, longer, or there for ever.
+        for before in [None, Some(seconds(60)), Some(seconds(172_800)), Some(Expiry::Never)] {
+            if let Some(before) = before {
+                sets.block(&bans.map(|(who, ..)| (who, before))).unwrap();
+            }
+            sets.restore(&bans).unwrap();
+            let blocked = nft("list set inet portsentry blocked");
+            assert!(blocked.contains("192.0.2.7 timeout 1d expires "), "{blocked}");
+            assert!(blocked.contains("192.0.2.8 timeout 1h expires "), "{blocked}");
+            assert!(blocked.contains("192.0.2.9 }") || blocked.contains("192.0.2.9,"), "{blocked}");
+            assert!(nft("list set inet portsentry blocked6").contains("2001:db8:: timeout 1d expires "));
+            assert!(bans[..3].iter().all(|(who, ..)| nearly(sets.holds(*who).unwrap(), 3_600)), "{before:?}");
+            assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
+        }
+    });
+}
+
+#[test]
+fn a_restored_ban_ends_when_its_rest_is_over() {
+    installed(|sets| {
+        let who = subject("192.0.2.7");
+        sets.restore(&[(who, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
+        assert!(sets.holds(who).unwrap().is_some());
+        let start = std::time::Instant::now();
+        while sets.holds(who).unwrap().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+}
+
+#[test]
+fn those_who_are_missing_are_named_and_nobody_else() {
+    installed(|sets| {
+        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(subject);
+        assert_eq!(sets.missing(&all).unwrap(), all);
+        sets.block(&[(all[0], seconds(60)), (all[2], Expiry::Never), (all[4], seconds(60))]).unwrap();
+        assert_eq!(sets.missing(&all).unwrap(), [all[1], all[3]]);
+        assert_eq!(sets.missing(&[]).unwrap(), []);
+        nft("delete table inet portsentry");
+        assert!(matches!(sets.missing(&all), Err(BlockError::Gone)));
+    });
+}

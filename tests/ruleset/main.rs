@@ -4,6 +4,7 @@
 
 mod bans;
 mod install;
+mod million;
 mod packets;
 mod protect;
 

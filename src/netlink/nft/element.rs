@@ -23,23 +23,61 @@ pub(crate) struct Element {
     pub(crate) remaining: Remaining,
 }
 
-/// Appends a ban: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12, and deleting alone fails
-/// where the element is missing or has just expired; the three work in every case, and nobody sees a gap between them.
+/// Appends one ban. See [`put_bans`].
 pub fn put_ban(batch: &mut Batch, subject: Subject, expiry: Expiry) {
-    let timeout = timeout(expiry);
-    put_element(batch, kind::NEW_ELEMENT, flag::CREATE, subject, timeout);
-    put_element(batch, kind::DELETE_ELEMENT, 0, subject, None);
-    put_element(batch, kind::NEW_ELEMENT, flag::CREATE, subject, timeout);
+    put_bans(batch, &[(subject, expiry)]);
+}
+
+/// Appends bans, at most [`BANS_A_MESSAGE`]: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12,
+/// and deleting alone fails where the element is missing or has just expired; the three work in every case, and nobody sees
+/// a gap between them. A subject must not stand in it twice.
+pub(crate) fn put_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
+    put_anew(batch, bans, |(subject, expiry)| (*subject, Times { timeout: timeout(*expiry), left: None }));
+}
+
+/// Appends bans as they were before, likewise: who, how long in all, where that is known, and how long still.
+/// `nft list set` shows both.
+pub(crate) fn put_restored(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
+    put_anew(batch, bans, |(subject, length, left)| {
+        let left = timeout(*left);
+        let length = length.and_then(|length| timeout(Expiry::After(length)));
+        // The kernel takes nothing that runs longer than it was to last; without an expiration it starts the whole anew.
+        let times = match (length, left) {
+            (Some(length), Some(left)) if left < length => Times { timeout: Some(length), left: Some(left) },
+            _ => Times { timeout: left, left: None },
+        };
+        (*subject, times)
+    });
+}
+
+fn put_anew<T>(batch: &mut Batch, bans: &[T], read: impl Fn(&T) -> (Subject, Times)) {
+    for set in [Set::Blocked, Set::Blocked6] {
+        let bans = || bans.iter().map(&read).filter(|(subject, _)| Set::of(*subject) == set);
+        if bans().next().is_some() {
+            batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans()));
+            batch.put(kind::DELETE_ELEMENT, 0, |list| {
+                fill(list, set, bans().map(|(subject, _)| (subject, Times::default())));
+            });
+            batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans()));
+        }
+    }
+}
+
+/// Times of an element in milliseconds: how long in all, `None` for ever; and how long still, where that is less.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    timeout: Option<u64>,
+    left: Option<u64>,
 }
 
 /// Appends the deletion of a ban, which fails where there is none.
 pub(crate) fn put_lift(batch: &mut Batch, subject: Subject) {
-    put_element(batch, kind::DELETE_ELEMENT, 0, subject, None);
+    batch.put(kind::DELETE_ELEMENT, 0, |list| fill_one(list, subject));
 }
 
 /// Makes `request` the question whether `subject` is blocked.
 pub(crate) fn put_one_element_query(request: &mut Vec<u8>, subject: Subject) {
-    put_request(request, kind::GET_ELEMENT, 0, |list| fill(list, subject, None));
+    put_request(request, kind::GET_ELEMENT, 0, |list| fill_one(list, subject));
 }
 
 /// Makes `request` the question for every element of `set`.
@@ -101,19 +139,24 @@ fn milliseconds(value: &[u8]) -> Option<Duration> {
     value.try_into().ok().map(|bytes| Duration::from_millis(u64::from_be_bytes(bytes)))
 }
 
-fn put_element(batch: &mut Batch, kind: u8, flags: u16, subject: Subject, timeout: Option<u64>) {
-    batch.put(kind, flags, |list| fill(list, subject, timeout));
+fn fill_one(list: &mut Attributes<'_>, subject: Subject) {
+    fill(list, Set::of(subject), std::iter::once((subject, Times::default())));
 }
 
-fn fill(list: &mut Attributes<'_>, subject: Subject, timeout: Option<u64>) {
-    name(list, Set::of(subject));
+fn fill(list: &mut Attributes<'_>, set: Set, bans: impl Iterator<Item = (Subject, Times)>) {
+    name(list, set);
     list.nest(LIST_ELEMENTS, |elements| {
-        elements.nest(LIST_ELEMENT, |element| {
-            put_key(element, subject.element());
-            if let Some(timeout) = timeout {
-                element.put(ELEMENT_TIMEOUT, &timeout.to_be_bytes());
-            }
-        });
+        for (subject, times) in bans {
+            elements.nest(LIST_ELEMENT, |element| {
+                put_key(element, subject.element());
+                if let Some(timeout) = times.timeout {
+                    element.put(ELEMENT_TIMEOUT, &timeout.to_be_bytes());
+                }
+                if let Some(left) = times.left {
+                    element.put(ELEMENT_EXPIRATION, &left.to_be_bytes());
+                }
+            });
+        }
     });
 }
 
@@ -146,6 +189,10 @@ fn timeout(expiry: Expiry) -> Option<u64> {
 }
 
 const CENTURY: u64 = 100 * 365 * 86_400 * 1_000;
+
+/// Elements of at most 52 bytes: 52 KB, below the 64 KiB that the length of the list can tell. The transaction of three such
+/// messages is below the send buffer that a process without privilege over buffers gets (212,992 bytes).
+pub(crate) const BANS_A_MESSAGE: usize = 1_000;
 
 /// Two elements of at most 40 bytes each: some 40 KB, below the 64 KiB that the length of the list can tell.
 const PREFIXES_A_MESSAGE: usize = 500;
@@ -189,6 +236,81 @@ mod tests {
                 let last = elements_of(messages[2].1).collect::<Vec<_>>();
                 assert_eq!(last, [Element { subject: subject(text), remaining }]);
             }
+        }
+    }
+
+    #[test]
+    fn a_restored_ban_is_these_bytes() {
+        let day = Some(Duration::from_secs(86_400));
+        let mut batch = Batch::new();
+        put_restored(&mut batch, &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))]);
+        // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
+        let head = |length: u32, kind: u16, flags: u16| {
+            let mut bytes = length.to_ne_bytes().to_vec();
+            [kind, flags].into_iter().for_each(|field| bytes.extend(field.to_ne_bytes()));
+            bytes.extend([0; 8]);
+            bytes.extend(*b"\x01\0\0\0");
+            bytes.extend(attribute(15, 1, b"portsentry\0\0"));
+            bytes.extend(attribute(12, 2, b"blocked\0"));
+            bytes
+        };
+        fn attribute(length: u16, kind: u16, value: &[u8]) -> Vec<u8> {
+            [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+        }
+        let key = [attribute(12, 0x8001, &[]), attribute(8, 1, &[192, 0, 2, 7])].concat();
+        let day = attribute(12, 4, &[0, 0, 0, 0, 0x05, 0x26, 0x5c, 0x00]);
+        let hour = attribute(12, 5, &[0, 0, 0, 0, 0x00, 0x36, 0xee, 0x80]);
+        let long = [attribute(44, 0x8003, &[]), attribute(40, 0x8001, &[]), key.clone(), day, hour].concat();
+        let short = [attribute(20, 0x8003, &[]), attribute(16, 0x8001, &[]), key].concat();
+        let add = [head(92, 0x0a0c, 0x401), long].concat();
+        let delete = [head(68, 0x0a0e, 0x001), short].concat();
+        assert_eq!(batch.messages(), [add.clone(), delete, add].concat());
+    }
+
+    #[test]
+    fn what_is_left_of_a_ban_is_told_only_where_it_is_less_than_the_whole() {
+        let seconds = Duration::from_secs;
+        for (length, left, timeout, expiration) in [
+            (Some(seconds(60)), Expiry::After(seconds(20)), Some(60_000), Some(20_000)),
+            (Some(seconds(60)), Expiry::After(Duration::ZERO), Some(60_000), Some(1_000)),
+            (Some(seconds(60)), Expiry::After(seconds(60)), Some(60_000), None),
+            (Some(seconds(60)), Expiry::After(seconds(61)), Some(61_000), None),
+            (Some(Duration::MAX), Expiry::After(Duration::MAX), Some(CENTURY), None),
+            (Some(seconds(60)), Expiry::Never, None, None),
+            (None, Expiry::After(seconds(20)), Some(20_000), None),
+            (None, Expiry::Never, None, None),
+        ] {
+            let mut batch = Batch::new();
+            put_restored(&mut batch, &[(subject("fe80::1"), length, left)]);
+            let message = Messages(batch.messages()).last().unwrap();
+            let (_, list) = message.nft().unwrap();
+            let (_, elements) = attributes(list).find(|(kind, _)| *kind == LIST_ELEMENTS).unwrap();
+            let (_, element) = attributes(elements).next().unwrap();
+            let field = |wanted| {
+                let found = attributes(element).find(|(kind, _)| *kind == wanted);
+                found.map(|(_, value)| u64::from_be_bytes(value.try_into().unwrap()))
+            };
+            assert_eq!(
+                (field(ELEMENT_TIMEOUT), field(ELEMENT_EXPIRATION)),
+                (timeout, expiration),
+                "{length:?} {left:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn many_bans_are_three_messages_a_set_below_the_length_of_an_attribute() {
+        let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
+        let bans: Vec<_> = addresses
+            .flat_map(|n| [Subject::V4(n.into()), Subject::V6(u128::from(n).into())])
+            .map(|subject| (subject, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
+            .collect();
+        let mut batch = Batch::new();
+        put_restored(&mut batch, &bans);
+        let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+        assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
+        for (_, list) in lists {
+            assert!(elements_of(list).count() == BANS_A_MESSAGE && list.len() < usize::from(u16::MAX));
         }
     }
 

@@ -11,7 +11,10 @@ mod ruleset;
 mod shape;
 
 pub use batch::Batch;
-pub(crate) use element::{Element, elements_of, put_lift, put_one_element_query, put_protected, put_set_dump};
+pub(crate) use element::{
+    BANS_A_MESSAGE, Element, elements_of, put_bans, put_lift, put_one_element_query, put_protected, put_restored,
+    put_set_dump,
+};
 pub use element::{Remaining, put_ban};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
