@@ -230,9 +230,9 @@ fn install(config: &Config, watch: &HostWatch, log: &mut Log) -> Result<Option<(
     if config.tcp.block != BlockPolicy::Yes && config.udp.block != BlockPolicy::Yes {
         return Ok(None);
     }
-    let spec = RulesetSpec { size: config.block.nft.size };
+    let spec = RulesetSpec { size: config.block.nft.size, ..RulesetSpec::default() };
     let mut nft = Nft::open()?;
-    if let Installed::Adopted { blocked, blocked6 } = nft.install(&spec)?
+    if let Installed::Adopted { blocked, blocked6 } | Installed::Relaid { blocked, blocked6 } = nft.install(&spec)?
         && (blocked != spec.size || blocked6 != spec.size)
     {
         log.write(&Event::now(What::Note(format!(
