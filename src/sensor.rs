@@ -50,8 +50,10 @@ pub enum Order {
     Restore(Vec<(Subject, Expiry)>),
     /// Somebody took these bans out of the kernel.
     Lift(Vec<Subject>),
-    /// Somebody deleted or changed the table: lay it again, with the bans.
+    /// Somebody deleted the table or a set of it: lay it again, with the bans.
     Heal,
+    /// Somebody, by these words, changed the table: undo it.
+    Mend(String),
     /// Somebody changed the kernel's allow-list: put it back.
     Protect,
     /// End.
@@ -230,6 +232,7 @@ impl Sensor {
                     self.judge.engine.lift(subject);
                 }),
                 Order::Heal => self.judge.heal(),
+                Order::Mend(by) => self.judge.mend(&by),
                 Order::Protect => self.judge.protect(),
                 Order::Stop => return Ok(true),
             }

@@ -1,19 +1,22 @@
 //! From packets and connections to verdicts that are carried out: the engine, the socket that blocks, and the events of
 //! both in the order in which things happened. Waits for nobody but the kernel's acknowledgement.
 
+mod heal;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::BATCH;
 use crate::capture::decoy::DecoyPorts;
-use crate::enforce::nft::{BlockError, Nft, RulesetError, RulesetSpec};
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, Engine, Host, Moment, PortOracle, Probe, Protocol, Repeated, Sighting, Verdict};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
 use crate::report::event::{Event, What};
 use crate::report::queue::Sender;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use heal::Heals;
 
 /// What came of one packet, until the bans of its batch are in the kernel.
 enum Outcome {
@@ -60,8 +63,7 @@ pub(super) struct Judge {
     events: Sender,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
-    /// The last thing that was said about a table that could not be healed.
-    complaint: Option<String>,
+    heals: Heals,
 }
 
 impl Judge {
@@ -76,7 +78,16 @@ impl Judge {
         let truth = Truth { sockets, decoys };
         // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
         let outcomes = Vec::with_capacity(2 * BATCH);
-        Self { engine, host, truth, nft, events, outcomes, elements: Vec::with_capacity(BATCH), complaint: None }
+        Self {
+            engine,
+            host,
+            truth,
+            nft,
+            events,
+            outcomes,
+            elements: Vec::with_capacity(BATCH),
+            heals: Heals::default(),
+        }
     }
 
     pub(super) fn say(&self, what: What) {
@@ -120,7 +131,7 @@ impl Judge {
         match nft.holds(subject) {
             Ok(None) => {}
             Err(BlockError::Gone) => {
-                self.heal();
+                self.heal_now();
                 return false;
             }
             // Nothing is known, so what was said stands.
@@ -195,7 +206,7 @@ impl Judge {
         }
         let mut result = self.send_elements();
         if matches!(result, Err(BlockError::Gone)) {
-            self.heal();
+            self.heal_now();
             result = self.send_elements();
         }
         match result {
@@ -223,7 +234,7 @@ impl Judge {
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         match nft.protect(&prefixes) {
             Ok(()) => {}
-            Err(BlockError::Gone) => self.heal(),
+            Err(BlockError::Gone) => self.heal_now(),
             Err(error) => self.say(What::Error(format!("the kernel's allow-list could not be set: {error}"))),
         }
     }
@@ -238,35 +249,6 @@ impl Judge {
             }
             Err(error) => self.say(What::Error(format!("bans could not be put back from the ledger: {error}"))),
         }
-    }
-
-    /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
-    /// that is left. A table that somebody made his own is left as it is, but for the sets.
-    pub(super) fn heal(&mut self) {
-        let Some((nft, spec)) = &mut self.nft else { return };
-        let bans: Vec<_> = self.engine.bans().collect();
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        let laid = nft.install(spec);
-        // The allow-list first: at no moment is a protected source without it.
-        let filled = nft.protect(&prefixes).and_then(|()| nft.block(&bans));
-        if filled.is_err() {
-            // Who is not blocked must not be taken for blocked: everybody is judged anew.
-            self.engine.lift_all();
-        }
-        let what = match (laid, filled) {
-            (Ok(_), Ok(())) => What::Healed { bans: bans.len() },
-            (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
-                What::Error(format!("{error}. It goes on as far as the sets still do their work"))
-            }
-            (Err(error), _) => What::Error(format!("the table could not be laid again: {error}")),
-            (Ok(_), Err(error)) => What::Error(format!("the bans could not be put back: {error}")),
-        };
-        // Somebody who changes the table in a loop must not fill the log.
-        let text = format!("{what:?}");
-        if self.complaint.as_deref() != Some(&text) {
-            self.say(what.clone());
-        }
-        self.complaint = matches!(what, What::Error(_)).then_some(text);
     }
 }
 
