@@ -67,7 +67,7 @@ fn encoding(criterion: &mut Criterion) {
 
 fn blocking(criterion: &mut Criterion) -> Result<(), Failure> {
     let mut nft = Nft::open()?;
-    nft.install(&RulesetSpec { size: 1 << 20 })?;
+    nft.install(&RulesetSpec { size: 1 << 20, ..RulesetSpec::default() })?;
     let mut group = criterion.benchmark_group("kernel");
     let mut next = 0_u32;
     group.bench_function("block one new source", |bencher| {

@@ -3,6 +3,7 @@
 
 mod blocker;
 mod figures;
+mod heal;
 mod judge;
 mod retries;
 mod upkeep;
@@ -61,8 +62,10 @@ pub enum Order {
     Ready(Subject),
     /// Somebody took these bans out of the kernel.
     Lift(Vec<Subject>),
-    /// Somebody deleted or changed the table: lay it again, with the bans.
+    /// Somebody deleted the table or a set of it: lay it again, with the bans.
     Heal,
+    /// Somebody, by these words, changed the table: undo it.
+    Mend(String),
     /// Somebody changed the kernel's allow-list: put it back.
     Protect,
     /// An operator asks for something.
@@ -238,6 +241,7 @@ impl Sensor {
                 }
                 Order::Lift(subjects) => self.judge.lifted(&subjects),
                 Order::Heal => self.judge.heal(),
+                Order::Mend(by) => self.judge.mend(&by),
                 Order::Protect => self.judge.protect(),
                 Order::Wish(wish) => {
                     let now = self.now();

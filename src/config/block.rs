@@ -1,5 +1,6 @@
 //! How a ban is carried out: the sections `block` and `escalate`.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -95,6 +96,19 @@ pub struct LogRate {
     pub count: u32,
     /// A second, a minute, an hour or a day.
     pub per: Duration,
+}
+
+/// As it is written: "3/minute".
+impl fmt::Display for LogRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per.as_secs() {
+            1 => "second",
+            60 => "minute",
+            3_600 => "hour",
+            _ => "day",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
 }
 
 /// What a blocking route does.

@@ -7,7 +7,7 @@ use super::DaemonError;
 use crate::config::{BlockPolicy, Config, Method, Mode};
 use crate::enforce::hands::{Hands, News, Occasion, Settings, Way as Slow};
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{Installed, Nft, RulesetSpec};
+use crate::enforce::nft::{Action, Installed, Nft, RulesetSpec};
 use crate::enforce::route::{Kind, Routes};
 use crate::enforce::run::RunSettings;
 use crate::engine::Host;
@@ -31,7 +31,16 @@ pub(super) struct Ways {
 
 /// The table that the settings ask for.
 pub(super) fn ruleset(config: &Config) -> RulesetSpec {
-    RulesetSpec { size: config.block.nft.size }
+    let nft = &config.block.nft;
+    RulesetSpec {
+        size: nft.size,
+        action: match nft.action {
+            crate::config::Action::Drop => Action::Drop,
+            crate::config::Action::Reject => Action::Reject,
+        },
+        // Both take the same words and bounds.
+        log_drops: nft.log_drops.and_then(|rate| rate.to_string().parse().ok()),
+    }
 }
 
 /// True where somebody is blocked.
@@ -91,7 +100,7 @@ pub(super) fn open(
 fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, RulesetSpec), DaemonError> {
     let spec = ruleset(config);
     let mut nft = Nft::open()?;
-    if let Installed::Adopted { blocked, blocked6 } = nft.install(&spec)?
+    if let Installed::Adopted { blocked, blocked6 } | Installed::Relaid { blocked, blocked6 } = nft.install(&spec)?
         && (blocked != spec.size || blocked6 != spec.size)
     {
         said.push(What::Note(format!(

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::engine::subject::{Expiry, Subject};
 use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
-pub use crate::netlink::nft::{Installed, Remaining, RulesetError, RulesetSpec};
+pub use crate::netlink::nft::{Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec};
 use crate::netlink::socket::{Socket, SocketError};
 
 /// Why the sets are not as they were asked to be.
@@ -93,6 +93,14 @@ impl Nft {
     /// As [`nft::install`].
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         nft::install(&mut self.socket, spec)
+    }
+
+    /// Makes the table as it should be, whatever somebody did to it since [`Nft::install`].
+    ///
+    /// # Errors
+    /// As [`nft::repair`].
+    pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
+        nft::repair(&mut self.socket, spec)
     }
 
     /// Blocks them all, each from now on for its expiry, whether it is blocked already or not.

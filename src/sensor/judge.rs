@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::blocker::{Blocker, Refused};
+use super::heal::Heals;
 use super::retries::{Retries, Retry};
 use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
@@ -73,8 +74,7 @@ pub(super) struct Judge {
     pub(super) retries: Retries,
     /// When to look for bans whose subjects are protected; `None` while there are none.
     pub(super) spare_at: Option<Moment>,
-    /// The last thing that was said about a table that could not be healed.
-    pub(super) complaint: Option<String>,
+    pub(super) heals: Heals,
 }
 
 impl Judge {
@@ -100,7 +100,7 @@ impl Judge {
             waiting: HashMap::new(),
             retries: Retries::default(),
             spare_at: None,
-            complaint: None,
+            heals: Heals::default(),
         }
     }
 
@@ -142,7 +142,7 @@ impl Judge {
         match nft.holds(subject) {
             Ok(None) => {}
             Err(BlockError::Gone) => {
-                self.heal();
+                self.heal_now();
                 return false;
             }
             // Nothing is known, so what was said stands.
@@ -276,7 +276,7 @@ impl Judge {
         let send = |judge: &mut Self| judge.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.block(bans));
         let mut result = send(self);
         if matches!(result, Err(BlockError::Gone)) {
-            self.heal();
+            self.heal_now();
             result = send(self);
         }
         match result {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::blocker::Refused;
 use super::judge::Judge;
-use crate::enforce::nft::{BlockError, RulesetError, RulesetSpec};
+use crate::enforce::nft::{BlockError, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Explanation, Host, Moment, Protection, StandingBan};
 use crate::report::event::{Event, Way, What};
@@ -66,7 +66,7 @@ impl Judge {
         });
         match self.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.lift(&subjects)) {
             Ok(()) => {}
-            Err(BlockError::Gone) => self.heal(),
+            Err(BlockError::Gone) => self.heal_now(),
             Err(error) => self.say(What::Error(format!("bans of protected sources could not be lifted: {error}"))),
         }
         self.lift_elsewhere(&subjects);
@@ -91,7 +91,7 @@ impl Judge {
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         match nft.protect(&prefixes) {
             Ok(()) => {}
-            Err(BlockError::Gone) => self.heal(),
+            Err(BlockError::Gone) => self.heal_now(),
             Err(error) => self.say(What::Error(format!("the kernel's allow-list could not be set: {error}"))),
         }
     }
@@ -263,38 +263,11 @@ impl Judge {
 
     /// The table is to have other rules; its sets stay.
     pub(super) fn relay(&mut self, wanted: RulesetSpec) {
-        if let Some((_, spec)) = &mut self.blocker.nft {
-            *spec = wanted;
-            self.heal();
-        }
-    }
-
-    /// The table is gone or changed: lays it again with the allow-list, and blocks again whom it blocked, for the time
-    /// that is left. A table that somebody made his own is left as it is, but for the sets.
-    pub(super) fn heal(&mut self) {
         let Some((nft, spec)) = &mut self.blocker.nft else { return };
-        let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.length, ban.left)).collect();
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        let laid = nft.install(spec);
-        // The allow-list first: at no moment is a protected source without it.
-        let filled = nft.protect(&prefixes).and_then(|()| nft.restore(&bans));
-        if filled.is_err() {
-            // Who is not blocked must not be taken for blocked: everybody is judged anew.
-            self.engine.lift_all();
+        *spec = wanted;
+        match nft.repair(spec) {
+            Ok(_) => self.say(What::Note("table inet portsentry has the rules of the new settings".to_owned())),
+            Err(error) => self.say(What::Error(format!("the rules of the new settings could not be laid: {error}"))),
         }
-        let what = match (laid, filled) {
-            (Ok(_), Ok(())) => What::Healed { bans: bans.len() },
-            (Err(error @ RulesetError::Foreign { .. }), Ok(())) => {
-                What::Error(format!("{error}. It goes on as far as the sets still do their work"))
-            }
-            (Err(error), _) => What::Error(format!("the table could not be laid again: {error}")),
-            (Ok(_), Err(error)) => What::Error(format!("the bans could not be put back: {error}")),
-        };
-        // Somebody who changes the table in a loop must not fill the log.
-        let text = format!("{what:?}");
-        if self.complaint.as_deref() != Some(&text) {
-            self.say(what.clone());
-        }
-        self.complaint = matches!(what, What::Error(_)).then_some(text);
     }
 }

@@ -81,3 +81,107 @@ fn the_kernels_allow_list_is_put_back() {
     assert!(within(PATIENCE, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
     daemon.stop();
 }
+
+const MENDED: &str = "adminalert: table inet portsentry had been changed (by nft (process ";
+
+/// The table's rules without their counts.
+fn rules(lab: &Lab) -> Option<String> {
+    let output = lab.command("victim", "nft").args(["-s", "list", "table", "inet", "portsentry"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    // What stands before the chain are the sets, and the times in them run.
+    let (sets, rules) = text.split_once("chain prerouting")?;
+    Some(format!("{} chain prerouting {rules}", sets.contains("dormant")))
+}
+
+/// Waits until the rules are `wanted` again.
+fn expect_rules(lab: &Lab, wanted: &str, after: &str) {
+    let same = || rules(lab).filter(|rules| rules == wanted);
+    assert!(within(PATIENCE, same).is_some(), "after {after:?}: {:?}, not {wanted:?}", rules(lab));
+}
+
+#[test]
+fn whatever_is_done_to_the_rules_is_undone_and_said_and_the_bans_stay() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let ban = lab.expect_ban(attacker);
+    let wanted = rules(&lab).unwrap();
+    let accept = format!("insert rule inet portsentry prerouting ip saddr {attacker} accept");
+    let altered = [
+        (accept.as_str(), "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`"),
+        ("flush chain inet portsentry prerouting", "no rule 1 in chain \"prerouting\": `ip saddr @allowed accept`"),
+        ("delete chain inet portsentry prerouting", "no chain \"prerouting\""),
+        ("add table inet portsentry { flags dormant; }", "the flags 0x1"),
+    ];
+    for (said, (command, what)) in altered.into_iter().enumerate() {
+        nft(&lab, command);
+        let line = within(PATIENCE, || daemon.lines_with(MENDED).into_iter().nth(said));
+        let line = line.unwrap_or_else(|| panic!("nothing is said of {command:?}"));
+        assert!(line.contains(what) && line.ends_with(") and is as it should be again"), "{line}");
+        expect_rules(&lab, &wanted, command);
+    }
+    let after = lab.expect_ban(attacker);
+    assert_eq!(after.timeout, ban.timeout);
+    assert!(after.expires.unwrap() <= ban.expires.unwrap(), "the ban was never touched: {ban:?}, {after:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_set_that_is_deleted_comes_back_with_its_bans_and_the_allow_list() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let own = lab.victim_v4("attacker").to_string();
+    let wanted = rules(&lab).unwrap();
+    let sets = "delete set inet portsentry blocked; delete set inet portsentry allowed";
+    nft(&lab, &format!("flush chain inet portsentry prerouting; {sets}"));
+    wait_for_ban(&lab, attacker);
+    expect_rules(&lab, &wanted, sets);
+    assert!(lab.set_text("allowed").contains(&own));
+    daemon.expect_line("and is as it should be again; bans put back with the time that they had left: 1");
+    daemon.stop();
+}
+
+#[test]
+fn what_others_add_beside_our_chain_is_theirs() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    nft(&lab, "add chain inet portsentry mine { type filter hook input priority 0; }");
+    nft(&lab, "add rule inet portsentry mine ip saddr @blocked counter");
+    nft(&lab, "add set inet portsentry mine { type inet_service; }");
+    let theirs = rules(&lab).unwrap();
+    // What comes after it is dealt with after it.
+    nft(&lab, "add element inet portsentry blocked { 192.0.2.99 timeout 1h }");
+    daemon.expect_line("Host 192.0.2.99 has been blocked by nft");
+    nft(&lab, "insert rule inet portsentry prerouting accept");
+    daemon.expect_line(MENDED);
+    expect_rules(&lab, &theirs, "insert rule");
+    assert_eq!(daemon.lines_with("portsentry had been").len(), 1, "only what is ours was repaired");
+    lab.provoke_ban("attacker");
+    daemon.stop();
+}
+
+#[test]
+fn somebody_who_changes_the_table_in_a_loop_is_outlasted_in_a_few_lines() {
+    let lab = Lab::new(&["attacker"]);
+    let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let wanted = rules(&lab).unwrap();
+    let script = "for n in $(seq 300); do
+        nft insert rule inet portsentry prerouting accept
+        nft flush set inet portsentry allowed
+        [ $((n % 10)) -ne 0 ] || nft flush ruleset
+    done 2>/dev/null; true";
+    let start = Instant::now();
+    lab.run("victim", "sh", &["-c", script]);
+    let took = start.elapsed();
+    wait_for_ban(&lab, attacker);
+    expect_rules(&lab, &wanted, script);
+    assert!(daemon.is_running());
+    let own = lab.victim_v4("attacker").to_string();
+    assert!(within(PATIENCE, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
+    let minutes = usize::try_from(took.as_secs() / 60).unwrap() + 1;
+    let lines = daemon.lines_with("table inet portsentry").len() + daemon.lines_with("allow-list").len();
+    assert!(lines <= 20 * minutes, "{lines} lines in {took:?}");
+    daemon.stop();
+}

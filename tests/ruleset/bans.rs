@@ -77,7 +77,7 @@ fn the_same_subject_twice_in_one_call_gets_the_last_expiry() {
 
 #[test]
 fn a_full_set_takes_what_fits_names_the_rest_and_still_extends() {
-    installed_with(RulesetSpec { size: 4 }, |sets| {
+    installed_with(RulesetSpec { size: 4, ..RulesetSpec::default() }, |sets| {
         let bans: Vec<_> = (1..=6).map(|n| (subject(&format!("192.0.2.{n}")), seconds(60))).collect();
         let Err(BlockError::Failed { asked: 6, failed }) = sets.block(&bans) else { panic!() };
         assert_eq!(failed.len(), 2);

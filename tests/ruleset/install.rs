@@ -48,7 +48,7 @@ fn a_table_of_its_own_is_adopted_with_its_bans() {
 fn a_table_loaded_from_the_file_is_adopted_whatever_size_is_asked_for() {
     Namespace::new().within(|| {
         load(FILE);
-        let installed = Nft::open().unwrap().install(&RulesetSpec { size: 10 }).unwrap();
+        let installed = Nft::open().unwrap().install(&RulesetSpec { size: 10, ..RulesetSpec::default() }).unwrap();
         assert_eq!(installed, Installed::Adopted { blocked: 131_072, blocked6: 131_072 });
     });
 }

@@ -2,11 +2,18 @@
 //! `nft` serves as the second opinion.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail by panicking, as tests do")]
 
+#[cfg(test)]
+#[path = "../lab/mod.rs"]
+mod lab;
+
 mod bans;
 mod install;
 mod million;
 mod packets;
 mod protect;
+mod refused;
+mod repair;
+mod variants;
 
 use std::fs::File;
 use std::io::Write;

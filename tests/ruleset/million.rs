@@ -17,7 +17,7 @@ fn ban(number: u32) -> (Subject, Expiry) {
 
 #[test]
 fn a_million_bans_are_held_extended_lifted_and_bounded_without_reading_them_all() {
-    installed_with(RulesetSpec { size: SIZE }, |sets| {
+    installed_with(RulesetSpec { size: SIZE, ..RulesetSpec::default() }, |sets| {
         let start = Instant::now();
         let mut bans = Vec::with_capacity(50_000);
         for first in (0..1_000_000).step_by(50_000) {

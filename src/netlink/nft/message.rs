@@ -61,6 +61,11 @@ pub(crate) fn be_u32(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
+/// An attribute's value as a number of 64 bits in network order.
+pub(crate) fn be_u64(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_be_bytes)
+}
+
 /// An attribute's value as a text, without the zero byte that ends it.
 pub(crate) fn text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()

@@ -4,11 +4,14 @@
 //! Headers are in host order, attributes of nf_tables in network order.
 
 mod batch;
+mod blueprint;
 mod element;
 mod message;
 pub mod monitor;
+mod rules;
 mod ruleset;
 mod shape;
+mod spec;
 
 pub use batch::Batch;
 pub(crate) use element::{
@@ -18,7 +21,8 @@ pub(crate) use element::{
 pub use element::{Remaining, put_ban};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
-pub use ruleset::{Installed, RulesetError, RulesetSpec, install};
+pub use ruleset::{Installed, Repaired, RulesetError, install, repair};
+pub use spec::{Action, Rate, RateError, RulesetSpec};
 
 use ipnet::IpNet;
 
@@ -27,8 +31,11 @@ use crate::engine::subject::Subject;
 /// The one table that is the daemon's own, in the family `inet`.
 pub const TABLE: &str = "portsentry";
 
-/// The chain in it that drops.
+/// The chain in it that sees every packet.
 pub const CHAIN: &str = "prerouting";
+
+/// The chain that logs or answers packets before they are dropped, where that is wanted.
+pub const REFUSE: &str = "refuse";
 
 /// A named set of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +88,10 @@ pub(crate) mod kind {
     pub(crate) const GET_TABLE: u8 = 1;
     pub(crate) const NEW_CHAIN: u8 = 3;
     pub(crate) const GET_CHAIN: u8 = 4;
+    pub(crate) const DELETE_CHAIN: u8 = 5;
     pub(crate) const NEW_RULE: u8 = 6;
     pub(crate) const GET_RULE: u8 = 7;
+    pub(crate) const DELETE_RULE: u8 = 8;
     pub(crate) const NEW_SET: u8 = 9;
     pub(crate) const GET_SET: u8 = 10;
     pub(crate) const NEW_ELEMENT: u8 = 12;
@@ -97,4 +106,5 @@ pub(crate) mod flag {
     pub(crate) const DUMP: u16 = 0x300;
     pub(crate) const EXCL: u16 = 0x200;
     pub(crate) const CREATE: u16 = 0x400;
+    pub(crate) const APPEND: u16 = 0x800;
 }

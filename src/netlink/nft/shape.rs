@@ -29,11 +29,14 @@ struct SetShape {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ChainShape {
     attributes: Flat,
-    rules: Vec<Vec<(String, Flat)>>,
+    rules: Vec<Rule>,
 }
 
+/// A rule: its expressions by name, in order.
+pub(super) type Rule = Vec<(String, Flat)>;
+
 /// Attributes by their path of types, those of interest only.
-type Flat = BTreeMap<Vec<u16>, Vec<u8>>;
+pub(super) type Flat = BTreeMap<Vec<u16>, Vec<u8>>;
 
 impl Shape {
     /// Takes in one message about the table; passes over what is about others.
@@ -76,8 +79,21 @@ impl Shape {
     }
 
     /// True once the table itself was seen.
-    pub(crate) fn exists(&self) -> bool {
+    pub(super) fn exists(&self) -> bool {
         self.exists
+    }
+
+    pub(super) fn has_set(&self, set: &str) -> bool {
+        self.sets.contains_key(set)
+    }
+
+    pub(super) fn has_chain(&self, chain: &str) -> bool {
+        self.chains.contains_key(chain)
+    }
+
+    /// The rules of a chain in order; none where it is not there.
+    pub(super) fn rules(&self, chain: &str) -> &[Rule] {
+        self.chains.get(chain).map_or(&[], |chain| &chain.rules)
     }
 
     /// The size of a set; 0 where it has none.
@@ -85,54 +101,93 @@ impl Shape {
         self.sets.get(set).map_or(0, |set| set.size)
     }
 
-    /// The first thing in which `found` differs from this, as the end of the sentence "the table … ": sizes of timed sets
-    /// aside. `rules` are the texts of the rules, for the reader.
-    pub(crate) fn difference(&self, found: &Self, rules: &[&str]) -> Option<String> {
+    /// In what `found` differs from this, sizes of timed sets aside. `text` gives the rule at an index of a chain as the
+    /// reader knows it.
+    pub(super) fn differences<'a>(&self, found: &Self, text: impl Fn(&str, usize) -> &'a str) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        let mut add = |part, text| differences.push(Difference { part, text });
         if found.flags != self.flags {
-            return Some(format!("has the flags {:#x} (1 dormant, 2 owned by a process, 4 persistent)", found.flags));
+            let text = format!("the flags {:#x} (1 dormant, 2 owned by a process, 4 persistent)", found.flags);
+            add(Part::Flags(found.flags), text);
         }
         for (name, set) in &self.sets {
             match found.sets.get(name) {
-                None => return Some(format!("has no set \"{name}\"")),
+                None => add(Part::NoSet, format!("no set \"{name}\"")),
                 Some(other) if other.attributes != set.attributes => {
-                    return Some(format!("has a set \"{name}\" of another type or with other flags"));
+                    add(Part::OtherSet, format!("a set \"{name}\" of another type or with other flags"));
                 }
                 // Without a size the packet path stops adding at 65,535 and the kernel never says that it is full.
                 Some(other) if set.size != 0 && other.size == 0 => {
-                    return Some(format!("has a set \"{name}\" without a size"));
+                    add(Part::OtherSet, format!("a set \"{name}\" without a size"));
                 }
                 Some(_) => {}
             }
         }
-        if let Some(name) = found.sets.keys().find(|name| !self.sets.contains_key(*name)) {
-            return Some(format!("has another set \"{name}\""));
+        for name in found.sets.keys().filter(|name| !self.sets.contains_key(*name)) {
+            add(Part::Foreign, format!("another set \"{name}\""));
         }
         for (name, chain) in &self.chains {
-            let Some(other) = found.chains.get(name) else { return Some(format!("has no chain \"{name}\"")) };
-            if other.attributes != chain.attributes {
-                return Some(format!("has a chain \"{name}\" with another type, hook, priority or policy"));
-            }
-            for (index, rule) in chain.rules.iter().enumerate() {
-                let wanted = rules.get(index).copied().unwrap_or_default();
-                match other.rules.get(index) {
-                    Some(other) if other == rule => {}
-                    Some(_) => {
-                        return Some(format!("has another rule {} in chain \"{name}\" than `{wanted}`", index + 1));
-                    }
-                    None => return Some(format!("has no rule {} in chain \"{name}\": `{wanted}`", index + 1)),
+            match found.chains.get(name) {
+                None => add(Part::Rules, format!("no chain \"{name}\"")),
+                Some(other) if other.attributes != chain.attributes => {
+                    let text = format!("a chain \"{name}\" with another type, hook, priority or policy");
+                    add(Part::OtherChain(name.clone()), text);
+                }
+                Some(other) => {
+                    let other = differing_rule(name, &chain.rules, &other.rules, &text);
+                    other.into_iter().for_each(|text| add(Part::Rules, text));
                 }
             }
-            if other.rules.len() > chain.rules.len() {
-                return Some(format!(
-                    "has {} rules in chain \"{name}\" where {} are ours",
-                    other.rules.len(),
-                    chain.rules.len()
-                ));
-            }
         }
-        let other = found.chains.keys().find(|name| !self.chains.contains_key(*name))?;
-        Some(format!("has another chain \"{other}\""))
+        for name in found.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
+            add(Part::Foreign, format!("another chain \"{name}\""));
+        }
+        differences
     }
+}
+
+/// The first rule in which a chain differs.
+fn differing_rule<'a>(
+    chain: &str,
+    wanted: &[Rule],
+    found: &[Rule],
+    text: impl Fn(&str, usize) -> &'a str,
+) -> Option<String> {
+    for (index, rule) in wanted.iter().enumerate() {
+        let (number, text) = (index + 1, text(chain, index));
+        match found.get(index) {
+            Some(other) if other == rule => {}
+            Some(_) => return Some(format!("another rule {number} in chain \"{chain}\" than `{text}`")),
+            None => return Some(format!("no rule {number} in chain \"{chain}\": `{text}`")),
+        }
+    }
+    let (more, ours) = (found.len(), wanted.len());
+    (more > ours).then(|| format!("{more} rules in chain \"{chain}\" where {ours} are ours"))
+}
+
+/// One thing in which a table is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Difference {
+    pub(super) part: Part,
+    /// What it is, as the end of the sentence "the table has …".
+    pub(super) text: String,
+}
+
+/// What it concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The table's flags, which are these.
+    Flags(u32),
+    /// One of our sets is missing.
+    NoSet,
+    /// A set with the name of ours is no such set.
+    OtherSet,
+    /// A chain of ours is missing, or its rules are not ours.
+    Rules,
+    /// The chain with this name is hooked in elsewhere.
+    OtherChain(String),
+    /// Something that is not ours at all.
+    Foreign,
 }
 
 /// Type and attributes of one expression of a rule.
@@ -158,8 +213,8 @@ fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat)
         // The kernel does not mark nested attributes as such; where they are is fixed: data (mask, xor), verdict.
         if matches!((expression, path.as_slice()), ("cmp", [3]) | ("bitwise", [4 | 5]) | ("immediate", [2] | [2, 2])) {
             flatten(expression, value, path, flat);
-        } else if matches!((expression, path.as_slice()), ("lookup", [1])) {
-            // The set's name: the kernel ends texts with a zero byte, rustables does not.
+        } else if matches!((expression, path.as_slice()), ("lookup", [1]) | ("immediate", [2, 2, 2])) {
+            // The name of a set or chain: the kernel ends texts with a zero byte, rustables does not.
             flat.insert(path.clone(), value.strip_suffix(&[0]).unwrap_or(value).to_vec());
         } else if value.iter().any(|byte| *byte != 0) {
             flat.insert(path.clone(), value.to_vec());
@@ -169,11 +224,11 @@ fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat)
 }
 
 /// Numbers the registers of a rule in the order in which they first appear.
-fn unnumber(mut rule: Vec<(String, Flat)>) -> Vec<(String, Flat)> {
+fn unnumber(mut rule: Rule) -> Rule {
     let mut seen: Vec<Vec<u8>> = Vec::new();
     for (name, flat) in &mut rule {
         let registers: &[u16] = match name.as_str() {
-            "meta" | "cmp" | "payload" | "immediate" => &[1],
+            "meta" | "cmp" | "payload" | "immediate" | "fib" => &[1],
             "bitwise" => &[1, 2],
             "lookup" => &[2, 3],
             _ => &[],

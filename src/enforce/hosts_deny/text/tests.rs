@@ -104,7 +104,7 @@ fn what_is_not_both_lines_together_is_the_administrators() {
         "# mine, \\\n# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n",
         "# portsentry: 192.0.2.7/32\nALL: 192.0.2.7\n",
         "# portsentry: 2001:db8::\nALL: [2001:db8::]/64\n",
-        "# portsentry: 2001:db8::/48\nALL: [2001:db8::]/48\n",
+        "# portsentry: 2001:db8::/32\nALL: [2001:db8::]/48\n",
         "# portsentry: \nALL: 192.0.2.7\n",
     ];
     for text in cases {

@@ -1,0 +1,213 @@
+//! What somebody did to the table, and the table after its repair.
+
+use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec};
+use portsentry::netlink::nft::Set;
+
+use super::{installed, installed_with, listing, nearly, nft, run, seconds, subject};
+
+fn mended(difference: &str, emptied: &[Set]) -> Repaired {
+    Repaired::Mended { difference: difference.to_owned(), emptied: emptied.to_vec() }
+}
+
+/// Has somebody alter the table that `spec` asked for, and repairs it. It must then be as it was, bans included, and
+/// there must be nothing left to repair.
+fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
+    let mut done = None;
+    installed_with(spec, |sets| {
+        let bans = [(subject("192.0.2.1"), seconds(600)), (subject("2001:db8::"), seconds(600))];
+        sets.block(&bans).unwrap();
+        sets.protect(&["10.0.0.0/8".parse().unwrap(), "2001:db8:7::/48".parse().unwrap()]).unwrap();
+        // Without the times, which run on.
+        let now = || {
+            let text = listing();
+            text.split_inclusive(' ').filter(|word| !word.starts_with(char::is_numeric)).collect::<String>()
+        };
+        let before = now();
+        assert_eq!(sets.repair(&spec).unwrap(), Repaired::Sound);
+        alter.iter().for_each(|command| drop(nft(command)));
+        assert_ne!(now(), before, "{alter:?}");
+        done = Some(sets.repair(&spec).unwrap());
+        if !matches!(&done, Some(Repaired::Mended { emptied, .. }) if !emptied.is_empty()) {
+            assert_eq!(now(), before, "{alter:?}");
+            assert!(bans.iter().all(|(who, _)| nearly(sets.holds(*who).unwrap(), 600)), "{alter:?}");
+        }
+        assert_eq!(sets.repair(&spec).unwrap(), Repaired::Sound, "{alter:?}");
+    });
+    done.unwrap()
+}
+
+/// The handle of the first rule in chain `prerouting` that has `part`.
+fn handle(part: &str) -> String {
+    let text = run("nft", &["-a", "list chain inet portsentry prerouting"]);
+    let line = text.lines().find(|line| line.contains(part)).unwrap();
+    line.rsplit(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn whatever_is_done_to_the_chain_is_undone_and_the_bans_stay() {
+    let accepting = "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`";
+    let empty = "no rule 1 in chain \"prerouting\": `ip saddr @allowed accept`";
+    let elsewhere = "a chain \"prerouting\" with another type, hook, priority or policy";
+    let chain = "chain inet portsentry prerouting";
+    for (alter, difference) in [
+        (vec!["insert rule inet portsentry prerouting ip saddr 192.0.2.1 accept"], accepting),
+        (vec!["add rule inet portsentry prerouting accept"], "6 rules in chain \"prerouting\" where 5 are ours"),
+        (vec!["flush chain inet portsentry prerouting"], empty),
+        (vec!["delete chain inet portsentry prerouting"], "no chain \"prerouting\""),
+        (vec!["chain inet portsentry prerouting { policy drop; }"], elsewhere),
+        (vec!["flush chain inet portsentry prerouting; add rule inet portsentry prerouting counter accept"], accepting),
+        (vec!["delete chain inet portsentry prerouting; add chain inet portsentry prerouting"], elsewhere),
+        (
+            vec![
+                "delete chain inet portsentry prerouting",
+                "add chain inet portsentry prerouting { type filter hook input priority 0; policy drop; }",
+                "add rule inet portsentry prerouting ip saddr @blocked accept",
+            ],
+            elsewhere,
+        ),
+        (
+            vec!["add table inet portsentry { flags dormant; }"],
+            "the flags 0x1 (1 dormant, 2 owned by a process, 4 persistent)",
+        ),
+        (
+            vec!["add table inet portsentry { flags dormant; }", "delete chain inet portsentry prerouting"],
+            "the flags 0x1 (1 dormant, 2 owned by a process, 4 persistent)",
+        ),
+    ] {
+        assert_eq!(repaired(RulesetSpec::default(), &alter), mended(difference, &[]), "{chain} {alter:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_somebody_deletes_or_replaces_is_put_back() {
+    let third = "another rule 3 in chain \"prerouting\" than `ip saddr @blocked counter drop`";
+    for command in
+        ["delete rule inet portsentry prerouting handle H", "replace rule inet portsentry prerouting handle H accept"]
+    {
+        installed(|sets| {
+            let before = listing();
+            nft(&command.replace('H', &handle("ip saddr @blocked")));
+            assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), mended(third, &[]));
+            assert_eq!(listing(), before);
+        });
+    }
+}
+
+#[test]
+fn every_chain_of_a_variant_is_repaired() {
+    let spec = RulesetSpec { action: Action::Reject, log_drops: "3/minute".parse().ok(), ..RulesetSpec::default() };
+    for alter in [
+        vec!["flush chain inet portsentry refuse"],
+        vec!["insert rule inet portsentry refuse return"],
+        vec!["flush chain inet portsentry prerouting", "delete chain inet portsentry refuse"],
+        vec!["delete chain inet portsentry prerouting", "delete chain inet portsentry refuse"],
+        vec![
+            "delete chain inet portsentry prerouting; delete chain inet portsentry refuse",
+            "add chain inet portsentry refuse { type filter hook forward priority 0; policy drop; }",
+        ],
+    ] {
+        assert!(matches!(repaired(spec, &alter), Repaired::Mended { .. }), "{alter:?}");
+    }
+}
+
+#[test]
+fn the_rules_of_another_variant_are_replaced_without_a_trace() {
+    let log = RulesetSpec { log_drops: "3/minute".parse().ok(), ..RulesetSpec::default() };
+    installed_with(log, |sets| {
+        assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Mended { .. })));
+        assert!(!listing().contains("refuse"));
+    });
+}
+
+#[test]
+fn sets_that_are_gone_are_made_anew_and_named_and_the_others_keep_what_they_hold() {
+    installed(|sets| {
+        sets.block(&[(subject("192.0.2.1"), seconds(600)), (subject("2001:db8::"), seconds(600))]).unwrap();
+        nft(
+            "flush chain inet portsentry prerouting; delete set inet portsentry blocked6; delete set inet portsentry allowed",
+        );
+        let done = sets.repair(&RulesetSpec::default()).unwrap();
+        assert_eq!(done, mended("no set \"allowed\"", &[Set::Blocked6, Set::Allowed]));
+        assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 600));
+        assert_eq!(sets.holds(subject("2001:db8::")).unwrap(), None);
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Sound);
+    });
+}
+
+#[test]
+fn a_table_that_is_gone_is_laid_anew() {
+    installed(|sets| {
+        let before = listing();
+        nft("flush ruleset");
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Laid);
+        assert_eq!(listing(), before);
+    });
+}
+
+#[test]
+fn what_is_not_ours_is_left_alone_and_is_nothing_to_repair() {
+    installed(|sets| {
+        nft("add set inet portsentry mine { type inet_service; elements = { 22 }; }");
+        nft("add chain inet portsentry input { type filter hook input priority 0; }");
+        nft("add rule inet portsentry input tcp dport @mine ip saddr @blocked counter");
+        nft("add chain inet portsentry refuse");
+        nft("add rule inet portsentry refuse counter");
+        let theirs = listing();
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Sound);
+        nft("insert rule inet portsentry prerouting accept");
+        assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Mended { .. })));
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Sound);
+        assert_eq!(listing(), theirs);
+    });
+}
+
+#[test]
+fn what_cannot_be_repaired_is_said_and_nothing_is_changed() {
+    let gone = "flush chain inet portsentry prerouting; delete set inet portsentry blocked";
+    for (alter, part) in [
+        ([gone, "add set inet portsentry blocked { type inet_service; }"], "has a set \"blocked\" of another type"),
+        (
+            [gone, "add set inet portsentry blocked { type ipv4_addr; flags dynamic,timeout; }"],
+            "\"blocked\" without a size",
+        ),
+        (
+            [
+                "delete chain inet portsentry prerouting",
+                "table inet portsentry { chain prerouting { }; chain mine { jump prerouting; }; }",
+            ],
+            "has rules of somebody else that use what has to go (deleting chain \"prerouting\")",
+        ),
+    ] {
+        installed(|sets| {
+            alter.iter().for_each(|command| drop(nft(command)));
+            let before = listing();
+            let refused = sets.repair(&RulesetSpec::default()).unwrap_err();
+            assert!(matches!(&refused, RulesetError::Foreign { .. }), "{refused:?}");
+            assert!(refused.to_string().contains(part), "{refused}");
+            assert_eq!(listing(), before);
+        });
+    }
+}
+
+#[test]
+fn a_table_that_a_process_owns_is_left_to_it() {
+    super::Namespace::new().within(|| {
+        let mut owner = std::process::Command::new("nft")
+            .arg("-i")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let table = "add table inet portsentry { flags owner; }\n";
+        std::io::Write::write_all(owner.stdin.as_mut().unwrap(), table.as_bytes()).unwrap();
+        let start = std::time::Instant::now();
+        while !listing().contains("owner") {
+            assert!(start.elapsed().as_secs() < 10);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let refused = Nft::open().unwrap().repair(&RulesetSpec::default()).unwrap_err().to_string();
+        assert!(refused.contains("has the flags 0x2"), "{refused}");
+        drop(owner.stdin.take());
+        owner.wait().unwrap();
+    });
+}

@@ -1,0 +1,116 @@
+//! The tables that do more than drop: what they are, and how one becomes another.
+
+use portsentry::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec};
+
+use super::{FILE, Namespace, installed_with, listing, load, nearly, nft, seconds, subject};
+
+/// The specification of a table that rejects and logs.
+const REJECT_LOG: &str = include_str!("../../nft/portsentry-reject-log.nft");
+
+const LOG: &str = "limit rate 3/minute burst 5 packets log prefix \"Portsentry: dropping: \"";
+
+/// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
+fn variants() -> [(RulesetSpec, String); 4] {
+    let plain = RulesetSpec::default();
+    let (reject, log) = (Action::Reject, "3/minute".parse().ok());
+    let without = |words: &[&str]| {
+        let kept = |line: &&str| !words.iter().any(|word| line.trim_start().starts_with(word));
+        REJECT_LOG.lines().filter(kept).collect::<Vec<_>>().join("\n")
+    };
+    let only_log = without(&["fib", "limit rate over", "meta", "reject"]).replace("#     drop", "drop");
+    let all = [
+        (plain, FILE.to_owned()),
+        (RulesetSpec { log_drops: log, ..plain }, only_log),
+        (RulesetSpec { action: reject, ..plain }, without(&["limit rate 3/minute"])),
+        (RulesetSpec { action: reject, log_drops: log, ..plain }, REJECT_LOG.to_owned()),
+    ];
+    assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
+    all
+}
+
+#[test]
+fn each_variant_is_what_its_file_creates() {
+    let mut seen = Vec::new();
+    for (spec, text) in variants() {
+        let from_file = Namespace::new().within(|| {
+            load(&text);
+            listing()
+        });
+        installed_with(spec, |_| assert_eq!(listing(), from_file, "{spec:?}"));
+        seen.push(from_file);
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 4, "each is another");
+}
+
+#[test]
+fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
+    let variants = variants();
+    for (before, text) in &variants {
+        for (after, _) in &variants {
+            let wanted = Namespace::new().within(|| {
+                Nft::open().unwrap().install(after).unwrap();
+                nft("list table inet portsentry")
+            });
+            Namespace::new().within(|| {
+                load(text);
+                let mut sets = Nft::open().unwrap();
+                sets.block(&[(subject("192.0.2.1"), seconds(60))]).unwrap();
+                let done = sets.install(after).unwrap();
+                let expected = match before == after {
+                    true => Installed::Adopted { blocked: 131_072, blocked6: 131_072 },
+                    false => Installed::Relaid { blocked: 131_072, blocked6: 131_072 },
+                };
+                assert_eq!(done, expected, "{before:?} -> {after:?}");
+                assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 60));
+                sets.lift(&[subject("192.0.2.1")]).unwrap();
+                assert_eq!(nft("list table inet portsentry"), wanted, "{before:?} -> {after:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn another_rate_is_another_table_of_ours() {
+    let spec = |rate: &str| RulesetSpec { log_drops: Some(rate.parse().unwrap()), ..RulesetSpec::default() };
+    installed_with(spec("1000000/day"), |sets| {
+        for rate in ["1/second", "7/hour", "1000000/second"] {
+            assert!(matches!(sets.install(&spec(rate)), Ok(Installed::Relaid { .. })), "{rate}");
+            assert!(nft("list ruleset").contains(&format!("limit rate {rate} ")), "{rate}");
+        }
+    });
+}
+
+#[test]
+fn a_variant_with_one_thing_changed_is_refused_and_left_alone() {
+    for (from, to) in [
+        ("burst 5", "burst 6"),
+        ("limit rate 3/minute", "limit rate 3/week"),
+        ("limit rate 3/minute", "limit rate over 3/minute"),
+        ("\"Portsentry: dropping: \"", "\"Portsentry: dropped: \""),
+        ("log prefix", "log level info prefix"),
+        ("fib daddr type != local", "fib daddr type local"),
+        ("fib daddr", "fib saddr"),
+        ("100/second", "1000/second"),
+        ("burst 100", "burst 101"),
+        ("limit rate over 100", "limit rate 100"),
+        ("reject with tcp reset", "drop"),
+        ("icmpx port-unreachable", "icmpx admin-prohibited"),
+        ("counter jump refuse", "counter drop"),
+        ("counter jump refuse", "counter goto refuse"),
+        ("        reject with", "        counter reject with"),
+        ("    chain refuse {", "    chain other { }\n    chain refuse {"),
+    ] {
+        Namespace::new().within(|| {
+            assert!(REJECT_LOG.contains(from), "{from}");
+            load(&REJECT_LOG.replacen(from, to, 1));
+            let before = listing();
+            for (spec, _) in variants() {
+                let result = Nft::open().unwrap().install(&spec);
+                assert!(matches!(result, Err(RulesetError::Foreign { .. })), "{from} -> {to}: {result:?}");
+            }
+            assert_eq!(listing(), before);
+        });
+    }
+}
