@@ -81,8 +81,8 @@ pub fn of(what: &What) -> Option<String> {
             format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*subject))
         }
         What::Restored { bans, way } => {
-            let via = way.name();
-            format!("adminalert: bans put back from the ledger via {via} with the time that they had left: {bans}")
+            let way = way.name();
+            format!("adminalert: bans put back from the ledger with the time that they had left: {bans} (via {way})")
         }
         What::ByHand { subject, expiry, by } => {
             format!("adminalert: Host {} has been blocked by {by} for {expiry}", Shown(*subject))
