@@ -9,7 +9,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use portsentry::engine::ports::PortSet;
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Settings, StandingBan, Watch, Widest,
+    Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Response, Settings, StandingBan, Watch, Widest,
 };
 use portsentry::wire::{LinkType, decode};
 
@@ -81,8 +81,8 @@ fn mixed(n: u32) -> Frame {
 fn engine() -> (Engine, Host) {
     let ports: PortSet = (1..=1_024).collect();
     let settings = Settings {
-        tcp: Watch { ports: ports.clone(), block: true },
-        udp: Watch { ports, block: false },
+        tcp: Watch { ports: ports.clone(), response: Response::Block },
+        udp: Watch { ports, response: Response::Log },
         sctp: false,
         icmp: false,
         scan_trigger: 2,

@@ -32,7 +32,7 @@ use crate::enforce::hosts_deny::TemplateError;
 use crate::enforce::nft::{BlockError, RulesetError};
 use crate::enforce::route::RouteError;
 use crate::enforce::run::RunError;
-use crate::engine::{Engine, Escalation, HashKey, Settings, Watch, Widest};
+use crate::engine::{Engine, Escalation, HashKey, Response, Settings, Watch, Widest};
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
@@ -44,7 +44,7 @@ use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
 use adopt::Adoption;
 use desk::Desk;
 use guard::Guard;
-use record::Record;
+use record::{Opening, Record};
 use shell::{Shell, Signals};
 use supervisor::Supervisor;
 use watch::HostWatch;
@@ -173,14 +173,17 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let mut record = Record::default();
     let mut adoption = None;
     if ways::blocks(&config) {
-        let (opened, remembered, said) = Record::open(&places.state_dir, &events);
-        record = opened;
+        let most = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
+        let opening = Record::open(&places.state_dir, &events, config.escalate.forget, most);
+        let Opening { bans: remembered, strikes, said, .. } = opening;
+        record = opening.record;
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
         adoption = Some(Adoption {
             inbox: inbox.clone(),
             events: events.clone(),
             recorder: record.recorder(),
             remembered,
+            strikes,
             ways: blocker.ways.clone(),
             leftovers,
             expire: config.expire,
@@ -252,7 +255,11 @@ pub fn settings(config: &Config) -> Settings {
     let watch = |protocol: &Protocol| Watch {
         // In connect mode only what a decoy accepts is evidence.
         ports: if protocol.mode == Mode::Connect { Default::default() } else { protocol.watched() },
-        block: protocol.block == BlockPolicy::Yes,
+        response: match protocol.block {
+            BlockPolicy::Yes => Response::Block,
+            BlockPolicy::No => Response::Log,
+            BlockPolicy::Run => Response::Tell,
+        },
     };
     Settings {
         tcp: watch(&config.tcp),

@@ -24,7 +24,7 @@ use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::subject::Subject;
-use crate::engine::{Engine, Host, Moment, Notice, Settings, StandingBan};
+use crate::engine::{Engine, Host, Moment, Notice, Settings, StandingBan, Struck};
 use crate::netlink::sock_diag::SockDiag;
 use crate::report::event::{Way, What};
 use crate::report::queue::Sender;
@@ -56,6 +56,8 @@ pub enum Order {
     Adopt(Vec<StandingBan>),
     /// The kernel has forgotten these bans: block them again, in these ways.
     Restore(Vec<StandingBan>, &'static [Way]),
+    /// These were banned before.
+    Remember(Vec<Struck>),
     /// All that should be put back has been: what an earlier run left behind beside it goes.
     Sweep,
     /// The command that comes before the block of this subject has ended.
@@ -230,6 +232,10 @@ impl Sensor {
                 Order::Restore(bans, ways) => {
                     let now = self.now();
                     self.judge.restore(now, &bans, ways);
+                }
+                Order::Remember(struck) => {
+                    let now = self.now();
+                    struck.iter().for_each(|struck| self.judge.engine.remember(now, struck));
                 }
                 Order::Sweep => {
                     let now = self.now();

@@ -7,7 +7,7 @@ use allocation_counter::measure;
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
     AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protection, Protocol,
-    Settings, Sighting, StandingBan, Struck, Verdict, Watch, Widest,
+    Response, Settings, Sighting, StandingBan, Struck, Verdict, Watch, Widest,
 };
 use portsentry::wire::{LinkType, decode};
 
@@ -26,10 +26,10 @@ fn datagram(source: u32, protocol: u8, port: u16, flags: u8) -> [u8; 40] {
 }
 
 fn small() -> (Engine, Host) {
-    let watch = |block| Watch { ports: (1..=1_024).collect(), block };
+    let watch = |response| Watch { ports: (1..=1_024).collect(), response };
     let settings = Settings {
-        tcp: watch(true),
-        udp: watch(false),
+        tcp: watch(Response::Block),
+        udp: watch(Response::Log),
         sctp: true,
         icmp: true,
         scan_trigger: 2,

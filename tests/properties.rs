@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use portsentry::engine::subject::{Expiry, Subject, Wide};
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, Moment, Notice, PortOracle, Protection, Protocol, Settings,
-    Verdict, Watch, Widest,
+    Class, Engine, Escalation, HashKey, Host, Local, Moment, Notice, PortOracle, Protection, Protocol, Response,
+    Settings, Verdict, Watch, Widest,
 };
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
@@ -38,10 +38,10 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
-    let watch = |block| Watch { ports: "1-1024,3389,65535".parse().unwrap(), block };
+    let watch = |response| Watch { ports: "1-1024,3389,65535".parse().unwrap(), response };
     Settings {
-        tcp: watch(true),
-        udp: watch(udp_blocks),
+        tcp: watch(Response::Block),
+        udp: watch(if udp_blocks { Response::Block } else { Response::Log }),
         sctp: true,
         icmp: true,
         scan_trigger,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use engine::ports::PortSet;
 use engine::subject::{Expiry, Subject};
 use engine::{
-    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Settings,
+    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Response, Settings,
     StandingBan, Verdict, Watch, Widest,
 };
 use libfuzzer_sys::fuzz_target;
@@ -36,7 +36,7 @@ const SOURCES: usize = 64;
 struct Odd;
 
 impl PortOracle for Odd {
-    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr) -> bool {
+    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
         destination.port() % 2 == 1 && destination.port() > 40_000
     }
 }
@@ -55,10 +55,10 @@ fn host(open: u16) -> Host {
 static PORTS: LazyLock<PortSet> = LazyLock::new(|| (1..=u16::MAX).collect());
 
 fn engine() -> Engine {
-    let watch = |block| Watch { ports: PORTS.clone(), block };
+    let watch = |response| Watch { ports: PORTS.clone(), response };
     let settings = Settings {
-        tcp: watch(true),
-        udp: watch(false),
+        tcp: watch(Response::Block),
+        udp: watch(Response::Log),
         sctp: true,
         icmp: true,
         scan_trigger: TRIGGER,

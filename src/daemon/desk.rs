@@ -16,7 +16,7 @@ use crate::enforce::nft::Nft;
 use crate::engine::ports::PortSet;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Explanation, Host, Protection, Suspicion};
-use crate::ledger::{Ending, Entry, Found, LedgerError};
+use crate::ledger::{Ending, Entry, Recorder};
 use crate::metrics::{self, Snapshot};
 use crate::report::event::{Event, Way, What};
 use crate::report::json::rfc3339;
@@ -101,12 +101,9 @@ impl Shell {
             Ok(admitted) => admitted,
             Err(reply) => return drop(answer.send(reply)),
         };
-        let by = match reason {
-            Some(reason) => format!("{by}: {}", one_line(reason)),
-            None => by,
-        };
+        let note = reason.map(one_line);
         let (sent, done) = oneshot::channel();
-        self.deliver(Order::Wish(Wish::Block { subject, expiry, by, answer: sent }));
+        self.deliver(Order::Wish(Wish::Block { subject, expiry, by, note, answer: sent }));
         tokio::spawn(async move {
             let reply = match of_sensor(done).await {
                 Ok(Ok(())) => Reply::Done(fields(json!({
@@ -237,24 +234,21 @@ impl Shell {
         };
         let (sent, known) = oneshot::channel();
         self.deliver(Order::Wish(Wish::Explain { address, answer: sent }));
-        let ledger = self.state_dir.clone();
+        let recorder = self.record.recorder();
         tokio::spawn(async move {
             let explanation = match of_sensor(known).await {
                 Ok(explanation) => explanation,
                 Err(reply) => return drop(answer.send(reply)),
             };
-            let subject = explanation.subject;
-            let past = tokio::task::spawn_blocking(move || history(&ledger, subject));
             let mut told = explained(address, &explanation);
-            match past.await {
-                Ok(Ok(past)) => {
-                    let bans: Vec<Value> = past.items.iter().rev().take(TOLD).map(entry).collect();
-                    told.insert("bans".to_owned(), past.items.len().into());
-                    told.insert("history".to_owned(), bans.into());
-                }
+            let past = match recorder {
+                Some(recorder) => history(&recorder, explanation.subject).await,
                 // A host that only logs has no ledger.
-                Ok(Err(_)) | Err(_) => drop(told.insert("history".to_owned(), Value::Null)),
-            }
+                None => None,
+            };
+            told.insert("bans".to_owned(), past.as_ref().map(Vec::len).into());
+            let bans = past.map(|past| past.iter().rev().take(TOLD).map(entry).collect::<Vec<_>>());
+            told.insert("history".to_owned(), bans.into());
             let _ = answer.send(Reply::Done(told));
         });
     }
@@ -446,11 +440,17 @@ pub(super) fn entry(entry: &Entry) -> Value {
         "class": ban.class.map(|class| class.key()),
         "ports": ban.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect::<Vec<_>>(),
         "probes": ban.probes,
+        "method": ban.methods.to_string(),
+        "by": crate::ledger::author_key(ban.author),
+        "note": ban.note,
         "strikes": entry.strikes,
         "ended": ended,
     })
 }
 
-fn history(_: &std::path::Path, _: Subject) -> Result<Found<Entry>, LedgerError> {
-    Ok(Found { items: Vec::new(), unreadable: 0 })
+/// All that the ledger has about `subject`; `None` where it cannot be read.
+async fn history(recorder: &Recorder, subject: Subject) -> Option<Vec<Entry>> {
+    let (sent, read) = oneshot::channel();
+    recorder.ask(move |ledger| drop(sent.send(ledger.of(subject)))).then_some(())?;
+    Some(read.await.ok()?.ok()?.items)
 }

@@ -12,7 +12,7 @@ use super::DaemonError;
 use crate::engine::StandingBan;
 use crate::engine::subject::Expiry;
 use crate::netlink::nft::monitor::{Author, Change, Monitor};
-use crate::report::event::What;
+use crate::report::event::{Way, What};
 use crate::sensor::Order;
 
 /// Follows the table.
@@ -157,6 +157,8 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
         subject: *subject,
         expiry: *expiry,
         by: by.to_owned(),
+        note: None,
+        way: Some(Way::Nft),
     }));
     if !lifted.is_empty() {
         orders.push(Order::Lift(lifted));

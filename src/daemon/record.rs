@@ -1,22 +1,34 @@
 //! Events to the ledger, and what the ledger remembers back to the kernel at the start. A ledger that cannot be opened or
 //! written is said, and blocking goes on.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::StandingBan;
+use crate::config;
 use crate::engine::subject::{Expiry, Subject};
+use crate::engine::{Ban, StandingBan, Struck};
 use crate::ledger::{
-    Author, Banned, Change, Classic, Ended, Ending, Flushed, Ledger, LedgerError, Opened, Recorder, Writer,
+    Author, Banned, Change, Classic, Ended, Ending, Flushed, Ledger, LedgerError, Method, Methods, Opened, Recorder,
+    Writer,
 };
-use crate::report::event::{Event, What};
+use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
 
 /// How long the disk has for what is not written yet when the program ends.
 const FLUSH: Duration = Duration::from_millis(400);
 
-/// The ledger, the bans that it says are in force, and what is to be said.
-type Opening = (Record, Vec<Remembered>, Vec<What>);
+/// The ledger, and what it remembers.
+#[derive(Default)]
+pub(super) struct Opening {
+    pub(super) record: Record,
+    /// The bans that it says are in force.
+    pub(super) bans: Vec<Remembered>,
+    /// Who was banned before.
+    pub(super) strikes: Vec<Struck>,
+    /// What is to be said.
+    pub(super) said: Vec<What>,
+}
 
 /// A ban from before the start, and what is left of it.
 pub(super) struct Remembered {
@@ -32,24 +44,31 @@ impl Remembered {
     }
 }
 
+/// Bans of which it is remembered that they have been recorded: they come to be in force in several ways within moments.
+const RECENT: usize = 512;
+
 /// The ledger while the program runs; of nothing where there is none.
 #[derive(Default)]
-pub(super) struct Record(Option<Writer>);
+pub(super) struct Record {
+    writer: Option<Writer>,
+    recent: VecDeque<(Subject, SystemTime)>,
+}
 
 impl Record {
-    /// Opens the ledger in `directory`.
-    pub(super) fn open(directory: &Path, events: &Sender) -> Opening {
-        match Self::try_open(directory, events) {
+    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; `most` subjects with some
+    /// are told.
+    pub(super) fn open(directory: &Path, events: &Sender, forget: Duration, most: usize) -> Opening {
+        match Self::try_open(directory, events, forget, most) {
             Ok(opened) => opened,
             Err(error) => {
                 let text =
                     format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
-                (Self::default(), Vec::new(), vec![What::Error(text)])
+                Opening { said: vec![What::Error(text)], ..Opening::default() }
             }
         }
     }
 
-    fn try_open(directory: &Path, events: &Sender) -> Result<Opening, LedgerError> {
+    fn try_open(directory: &Path, events: &Sender, forget: Duration, most: usize) -> Result<Opening, LedgerError> {
         let now = SystemTime::now();
         let mut said = Vec::new();
         let (mut ledger, opened) = Ledger::open(directory)?;
@@ -62,6 +81,7 @@ impl Record {
         // Marked before they are asked for: what ended while the program was down is no ban any more.
         let _ = ledger.expire(now)?;
         let active = ledger.active(now)?;
+        let strikes = ledger.strikes_all(forget, now, most)?;
         if active.unreadable > 0 {
             said.push(What::Error(format!("{} rows of the ledger cannot be read and are left out", active.unreadable)));
         }
@@ -81,36 +101,63 @@ impl Record {
         };
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
-        Ok((Self(Some(writer)), bans, said))
+        let record = Self { writer: Some(writer), recent: VecDeque::new() };
+        Ok(Opening { record, bans, strikes: strikes.items, said })
     }
 
     /// A way to hand changes over from another thread.
     pub(super) fn recorder(&self) -> Option<Recorder> {
-        self.0.as_ref().map(Writer::recorder)
+        self.writer.as_ref().map(Writer::recorder)
     }
 
-    /// Notes what `event` says about a ban, if it does. `interface` names the interface of an index.
-    pub(super) fn note(&self, event: &Event, interface: impl Fn(u32) -> Option<String>) {
-        let Some(writer) = &self.0 else { return };
+    /// Notes what `event` says about a ban, if it does. `interface` names the interface of an index; `ways` are those that the
+    /// settings name.
+    pub(super) fn note(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>, ways: &[config::Method]) {
+        if self.writer.is_none() {
+            return;
+        }
         let change = match &event.what {
-            What::Blocked { ban, way, .. } => {
-                let interface = interface(ban.probe.sighting.interface);
-                Banned::from_ban(ban, event.time, interface.as_deref()).into()
+            What::Blocked { ban, way, .. } => self.banned(ban, event.time, *way, interface),
+            What::Wrapped { ban: Some(ban), .. } => self.banned(ban, event.time, Way::HostsDeny, interface),
+            What::Ran { ban: Some(ban), well: true, .. } if ways.contains(&config::Method::Run) => {
+                self.banned(ban, event.time, Way::Run, interface)
             }
-            What::ByHand { subject, expiry, .. } => {
-                Banned::wanted_by(Author::Operator, *subject, event.time, *expiry).into()
+            What::ByHand { subject, expiry, note, way, .. } => {
+                let methods: Methods = match way {
+                    Some(way) => method(*way).into(),
+                    None => ways.iter().map(|way| method(super::ways::way(*way))).collect(),
+                };
+                let ban = Banned::wanted_by(Author::Operator, *subject, event.time, *expiry, methods);
+                Banned { note: note.clone(), ..ban }.into()
             }
             What::Unblocked { subject, by } => lifted(*subject, by, event.time),
             What::Lifted { subject } => lifted(*subject, "somebody", event.time),
             _ => return,
         };
-        // What finds no room is counted and said by the writer.
-        let _ = writer.recorder().put(change);
+        if let Some(writer) = &self.writer {
+            // What finds no room is counted and said by the writer.
+            let _ = writer.recorder().put(change);
+        }
+    }
+
+    /// A ban that is in force in one way; the same ban, where it is so in another one already.
+    fn banned(&mut self, ban: &Ban, at: SystemTime, way: Way, interface: impl Fn(u32) -> Option<String>) -> Change {
+        let interface = interface(ban.probe.sighting.interface);
+        let row = Banned::from_ban(ban, at, interface.as_deref(), method(way));
+        let this = (row.subject, at);
+        if self.recent.contains(&this) {
+            return Change::Also(row);
+        }
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(this);
+        row.into()
     }
 
     /// Writes what is left, and ends; a sentence where that did not work.
     pub(super) fn close(self) -> Option<What> {
-        let flushed = self.0?.stop(FLUSH);
+        let flushed = self.writer?.stop(FLUSH);
         match flushed {
             Flushed::Whole => None,
             Flushed::Left(changes) => {
@@ -124,4 +171,13 @@ impl Record {
 /// A ban that somebody lifted.
 pub(super) fn lifted(subject: Subject, by: &str, at: SystemTime) -> Change {
     Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
+}
+
+fn method(way: Way) -> Method {
+    match way {
+        Way::Nft => Method::Nft,
+        Way::Route => Method::Route,
+        Way::HostsDeny => Method::HostsDeny,
+        Way::Run => Method::Run,
+    }
 }

@@ -150,7 +150,7 @@ impl Shell {
             supervisor::ready("watching");
         }
         let watch = &self.watch;
-        self.record.note(event, |index| watch.interface(index));
+        self.record.note(event, |index| watch.interface(index), &self.config.block.method);
         self.log.write(event);
         if let Some(control) = &self.control
             && control.is_watched()

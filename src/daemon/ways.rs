@@ -54,8 +54,10 @@ pub(super) fn open(
     host: &Host,
     (events, inbox, figures): (&Sender, &Inbox, &Arc<Figures>),
 ) -> Result<Ways, DaemonError> {
-    let runs = [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run);
+    let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
+    let runs = tells.contains(&true);
     let mut ways = Ways::default();
+    [ways.blocker.tcp_tells, ways.blocker.udp_tells] = tells;
     if blocks(config) {
         ways.blocker.ways = config.block.method.iter().copied().map(way).collect();
     }
@@ -114,7 +116,8 @@ fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, R
     Ok((nft, spec))
 }
 
-fn way(method: Method) -> Way {
+/// The way that a setting names.
+pub(super) fn way(method: Method) -> Way {
     match method {
         Method::Nft => Way::Nft,
         Method::Route => Way::Route,
@@ -202,12 +205,10 @@ fn teller(
                     Occasion::Block => "",
                     Occasion::Release => " at the end of the ban",
                 };
-                What::Ran {
-                    subject: case.subject,
-                    command,
-                    outcome: format!("{outcome} after {took}{when}{wrote}"),
-                    well,
-                }
+                let ban = case.ban.filter(|_| occasion != Occasion::Release);
+                let outcome = format!("{outcome} after {took}{when}{wrote}");
+                let what = What::Ran { subject: case.subject, ban, command, outcome, well };
+                return events.send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what });
             }
             News::Failed { way, .. } => {
                 if way == Slow::HostsDeny {

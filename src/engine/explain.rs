@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::moment::Moment;
 use super::subject::{Expiry, Subject};
 use super::table::Key;
-use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing};
+use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing, TELLING};
 
 /// What is known about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub struct Explanation {
     pub logged: Option<Expiry>,
     /// Bans before the present one that still count.
     pub strikes: u32,
-    /// What is held against it, for protocols that block and for those that only log.
-    pub suspicions: [Option<Suspicion>; 2],
+    /// What is held against it, for protocols that block, that only log, and that have somebody told.
+    pub suspicions: [Option<Suspicion>; 3],
 }
 
 /// Evidence that is not enough yet.
@@ -72,9 +72,9 @@ impl Engine {
             subject,
             protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
             blocked: standing(BLOCKING, Standing::Blocked),
-            logged: standing(LOGGING, Standing::Logged),
+            logged: standing(LOGGING, Standing::Logged).or_else(|| standing(TELLING, Standing::Logged)),
             strikes: self.strikes.count(Key::new(subject, BLOCKING), now.tick()),
-            suspicions: [BLOCKING, LOGGING].map(suspicion),
+            suspicions: [BLOCKING, LOGGING, TELLING].map(suspicion),
         }
     }
 }

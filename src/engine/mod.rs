@@ -40,7 +40,7 @@ pub use class::{Class, Protocol};
 pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
 pub use moment::Moment;
-pub use settings::{Counters, Settings, Watch};
+pub use settings::{Counters, Response, Settings, Watch};
 pub use sighting::Sighting;
 pub use standing::{Standing, StandingBan};
 pub use strikes::{Escalation, LastBan, Struck};
@@ -81,10 +81,11 @@ const VERIFIED_PER_SECOND: u32 = 500;
 const SWEPT_HOSTS: u8 = 16;
 const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 
-/// The lane of sources that are blocked, and that of sources that are only logged: what counts in one does not in the
-/// other, so that UDP, which only logs until asked, cannot help to block anybody.
+/// The lane of sources that are blocked, that of sources that are only logged, and that of sources of which somebody is told:
+/// what counts in one does not in the others, so that UDP, which only logs until asked, cannot help to block anybody.
 const BLOCKING: u8 = 0;
 const LOGGING: u8 = 1;
+const TELLING: u8 = 2;
 
 /// The truth about a port at this moment, from the kernel's socket table. Asked before a source is condemned, because a
 /// snapshot of the listeners is always a little old.
@@ -336,7 +337,7 @@ impl Engine {
         let subject = Subject::of(sighting.source);
         let lane = self.lane(sighting.protocol);
         let key = Key::new(subject, lane);
-        if lane == LOGGING
+        if lane != BLOCKING
             && let Some((slot, standing)) = self.judged.get(key, now.tick())
         {
             return Verdict::Repeated(self.repeat(now, slot, standing, sighting.source, subject, lane));
@@ -443,11 +444,15 @@ impl Engine {
     }
 
     fn lane(&self, protocol: Protocol) -> u8 {
-        let block = match protocol {
-            Protocol::Tcp | Protocol::Sctp => self.settings.tcp.block,
-            Protocol::Udp | Protocol::Icmp => self.settings.udp.block,
+        let watch = match protocol {
+            Protocol::Tcp | Protocol::Sctp => &self.settings.tcp,
+            Protocol::Udp | Protocol::Icmp => &self.settings.udp,
         };
-        if block { BLOCKING } else { LOGGING }
+        match watch.response {
+            Response::Block => BLOCKING,
+            Response::Log => LOGGING,
+            Response::Tell => TELLING,
+        }
     }
 }
 

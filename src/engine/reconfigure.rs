@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::budget::Budget;
-use super::{Engine, Settings};
+use super::{Engine, Response, Settings};
 
 impl Engine {
     /// Goes on with other settings. The sizes of the tables stay as they are; a ban in force keeps its end.
@@ -19,7 +19,7 @@ impl Engine {
 
     /// Blocks nobody from now on: what would, is only logged. What is blocked stays so.
     pub fn log_only(&mut self) {
-        self.settings.tcp.block = false;
-        self.settings.udp.block = false;
+        self.settings.tcp.response = Response::Log;
+        self.settings.udp.response = Response::Log;
     }
 }

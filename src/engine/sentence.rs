@@ -7,7 +7,7 @@ use super::strikes::Struck;
 use super::subject::{Expiry, Subject};
 use super::table::Key;
 use super::verdict::{Ban, Verdict};
-use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, LOGGING};
+use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, TELLING};
 
 impl Engine {
     /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken
@@ -69,9 +69,9 @@ impl Engine {
     pub(super) fn condemn(&mut self, now: Moment, lane: u8, mut ban: Ban, host: &Host) -> Verdict {
         let tick = now.tick();
         let key = Key::new(ban.probe.subject, lane);
-        if lane == LOGGING {
-            // Said once a window; what follows is summed up.
-            let expiry = Expiry::After(self.settings.window);
+        if lane != BLOCKING {
+            // Said once a window, or told once a ban; what follows is summed up.
+            let expiry = if lane == TELLING { ban.expiry } else { Expiry::After(self.settings.window) };
             self.judged.set(key, Standing::Logged, expiry, tick);
             return Verdict::Scan(ban);
         }

@@ -12,8 +12,20 @@ use super::wide::Widest;
 pub struct Watch {
     /// The ports that are judged from packets.
     pub ports: PortSet,
-    /// Sources are blocked; else only logged.
-    pub block: bool,
+    /// What becomes of a source that scans them.
+    pub response: Response,
+}
+
+/// What becomes of a scanner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Response {
+    /// It is only logged, once a window.
+    #[default]
+    Log,
+    /// It is only logged, once for as long as a ban would last: somebody is told about it.
+    Tell,
+    /// It is blocked.
+    Block,
 }
 
 /// What an operator can set.

@@ -21,11 +21,11 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Statement, TransactionBehavior, named_params};
 
-pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method};
+pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method, Methods};
 pub use classic::{BLOCKED, Classic, HISTORY};
 pub use error::LedgerError;
 pub use reader::Reader;
-pub use row::{author_key, method_key};
+pub use row::author_key;
 pub use writer::{Flushed, News, Recorder, Writer};
 
 use crate::engine::subject::Subject;
@@ -101,7 +101,11 @@ pub struct Count {
 }
 
 /// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
-const NEWEST: &str = "SELECT id, strikes, ended IS NULL FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
+const NEWEST: &str = "
+    SELECT id, strikes, ended IS NULL, since, method FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
+
+/// One more method of the same ban.
+const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
 
 /// Ends a ban. One whose time was already over has expired, whatever was meant to end it.
 const END: &str = "
@@ -112,8 +116,10 @@ const END: &str = "
     WHERE id = :id";
 
 const INSERT: &str = "
-    INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped)
-    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped)";
+    INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
+        note)
+    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
+        :note)";
 
 const EXPIRE: &str = "
     UPDATE ban SET ended = until, ending = 'expired'
@@ -203,6 +209,7 @@ impl Ledger {
         self.transact(|statements| {
             changes.into_iter().try_for_each(|change| match change {
                 Change::Banned(ban) => statements.record(ban),
+                Change::Also(ban) => statements.add(ban),
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
             })
         })
@@ -274,9 +281,20 @@ impl Ledger {
     }
 }
 
+/// The newest ban of a subject.
+struct Newest {
+    id: i64,
+    strikes: i64,
+    /// Nobody has marked its end.
+    open: bool,
+    since: i64,
+    methods: String,
+}
+
 /// What every transaction that writes bans needs, prepared once for all of them.
 struct Statements<'a> {
     newest: Statement<'a>,
+    also: Statement<'a>,
     end: Statement<'a>,
     insert: Statement<'a>,
     recorded: u64,
@@ -284,15 +302,26 @@ struct Statements<'a> {
 
 impl<'a> Statements<'a> {
     fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
-        let (newest, end) = (connection.prepare(NEWEST)?, connection.prepare(END)?);
-        Ok(Self { newest, end, insert: connection.prepare(INSERT)?, recorded: 0 })
+        let (newest, also, end) = (connection.prepare(NEWEST)?, connection.prepare(ALSO)?, connection.prepare(END)?);
+        Ok(Self { newest, also, end, insert: connection.prepare(INSERT)?, recorded: 0 })
+    }
+
+    /// Notes the methods of `ban` with those of the open one that is the same; else records it.
+    fn add(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
+        match self.newest(&ban.subject.to_string())? {
+            Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
+                let methods = methods.parse().unwrap_or(Methods::default()).and(ban.methods);
+                self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
+            }
+            _ => self.record(ban),
+        }
     }
 
     fn record(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
         let subject = ban.subject.to_string();
         let strikes = match self.newest(&subject)? {
             None => 0,
-            Some((id, strikes, open)) => {
+            Some(Newest { id, strikes, open, .. }) => {
                 if open {
                     self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
                 }
@@ -310,9 +339,10 @@ impl<'a> Statements<'a> {
             ":probes": ban.probes,
             ":interface": ban.interface,
             ":strikes": strikes,
-            ":method": row::method_key(ban.method),
+            ":method": ban.methods.to_string(),
             ":author": row::author_key(ban.author),
             ":capped": ban.capped,
+            ":note": ban.note,
         })?;
         self.recorded += 1;
         Ok(())
@@ -320,14 +350,22 @@ impl<'a> Statements<'a> {
 
     fn end(&mut self, subject: Subject, ended: &Ended) -> Result<bool, rusqlite::Error> {
         match self.newest(&subject.to_string())? {
-            Some((id, _, true)) => self.end_row(id, ended).map(|()| true),
+            Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
             _ => Ok(false),
         }
     }
 
-    fn newest(&mut self, subject: &str) -> Result<Option<(i64, i64, bool)>, rusqlite::Error> {
-        let values = named_params! {":subject": subject};
-        self.newest.query_row(values, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+    fn newest(&mut self, subject: &str) -> Result<Option<Newest>, rusqlite::Error> {
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok(Newest {
+                id: row.get(0)?,
+                strikes: row.get(1)?,
+                open: row.get(2)?,
+                since: row.get(3)?,
+                methods: row.get(4)?,
+            })
+        };
+        self.newest.query_row(named_params! {":subject": subject}, read).optional()
     }
 
     fn end_row(&mut self, id: i64, ended: &Ended) -> Result<(), rusqlite::Error> {
@@ -343,7 +381,7 @@ impl<'a> Statements<'a> {
 fn connect(place: &Place) -> Result<Connection, LedgerError> {
     let (active, of) = (select(ACTIVE), select(OF));
     let (one, all) = (strikes::of_one(), strikes::of_all());
-    let used = [NEWEST, END, INSERT, EXPIRE, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
+    let used = [NEWEST, ALSO, END, INSERT, EXPIRE, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
     schema::connect(&place.file(DATABASE), &used)
 }
 

@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Row;
 
-use super::ban::{Author, Banned, Ended, Ending, Entry, Method};
+use super::ban::{Author, Banned, Ended, Ending, Entry};
 use crate::engine::subject::Subject;
 use crate::engine::{Class, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
-                                  ended, ending, lifted_by, capped";
+                                  ended, ending, lifted_by, capped, note";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -40,9 +40,10 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         ports: ports(row.get_ref(5).ok()?.as_str().ok()?)?,
         probes: row.get(6).ok()?,
         interface: row.get(7).ok()?,
-        method: method(row.get_ref(9).ok()?.as_str().ok()?)?,
+        methods: row.get_ref(9).ok()?.as_str().ok()?.parse().ok()?,
         author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
         capped: row.get(14).ok()?,
+        note: row.get(15).ok()?,
     };
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
@@ -74,18 +75,6 @@ fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
         Some((ALL.into_iter().find(|protocol| protocol.key() == key)?, port.parse().ok()?))
     });
     items.collect()
-}
-
-/// The name of `method` as the ledger and JSON have it.
-#[must_use]
-pub fn method_key(method: Method) -> &'static str {
-    match method {
-        Method::Nft => "nft",
-    }
-}
-
-fn method(key: &str) -> Option<Method> {
-    (key == method_key(Method::Nft)).then_some(Method::Nft)
 }
 
 /// The name of `author` as the ledger and JSON have it.
@@ -127,7 +116,7 @@ mod tests {
         }
         let one = ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "/64", "a/b", "::1\0/64"];
         let networks =
-            ["203.0.113.1/24", "203.0.113.0/23", "203.0.113.0/024", "2001:db8::/47", "2001:db8:0:1::/56", "0.0.0.0/0"];
+            ["203.0.113.1/24", "10.0.0.0/7", "203.0.113.0/024", "2001:db8::/32", "2001:db8:0:1::/56", "0.0.0.0/0"];
         for text in one.into_iter().chain(networks) {
             assert_eq!(subject(text), None, "{text:?}");
         }

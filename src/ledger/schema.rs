@@ -24,7 +24,7 @@ const LOG_KEPT: i64 = 4 << 20;
 const CACHE: i64 = 16 << 10;
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -52,6 +52,9 @@ const STEPS: [&str; 2] = [
     "
     ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, and no strike
     UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;
+",
+    "
+    ALTER TABLE ban ADD COLUMN note TEXT;  -- what its author said
 ",
 ];
 
@@ -166,10 +169,10 @@ mod tests {
     fn a_new_ledger_has_the_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
-        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 2);
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 3);
         assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
         assert_eq!(inspect(&connection).unwrap(), None);
-        bring_up(&mut connection, 2).unwrap();
+        bring_up(&mut connection, 3).unwrap();
     }
 
     #[test]

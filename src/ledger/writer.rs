@@ -166,6 +166,7 @@ impl Work {
             }
             self.keep_texts(now);
             self.tell_losses(now);
+            self.answer();
             if self.has_nothing() || !self.database.0.is_over(Instant::now()) {
                 thread::park_timeout(self.rest());
             }
@@ -178,6 +179,15 @@ impl Work {
         self.tell_losses(Instant::now());
         // Nobody listens any more where the time is up.
         let _ = ended.send((self.pending.len() + self.saved.len() + self.shared.queue.len()) as u64);
+    }
+
+    /// Answers the questions that wait.
+    fn answer(&mut self) {
+        while let Some(question) = self.shared.questions.pop() {
+            if let Some(ledger) = &self.ledger {
+                question(ledger);
+            }
+        }
     }
 
     fn has_nothing(&self) -> bool {

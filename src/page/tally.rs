@@ -11,7 +11,7 @@ use super::calendar::{Stretches, weekday_and_hour};
 use super::figures::{Ends, Figures, Network, Offender, Top};
 use crate::engine::subject::Subject;
 use crate::engine::{Class, Protocol};
-use crate::ledger::{Ending, Entry, author_key, method_key};
+use crate::ledger::{Ending, Entry, author_key};
 
 /// Items of each list that the page holds.
 const PORTS: usize = 15;
@@ -108,7 +108,7 @@ impl Tally {
             }
             count(&mut self.figures.classes, ban.class);
             count(&mut self.figures.authors, author_key(ban.author));
-            count(&mut self.figures.methods, method_key(ban.method));
+            ban.methods.iter().for_each(|method| count(&mut self.figures.methods, method.key()));
             let ports = ban.ports.get(..EVIDENCE).unwrap_or(&ban.ports);
             for (index, port) in ports.iter().enumerate() {
                 if !ports.iter().take(index).any(|before| before == port) {

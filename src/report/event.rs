@@ -75,6 +75,8 @@ pub enum What {
     Ran {
         /// Who is, or was, blocked.
         subject: Subject,
+        /// Why, where it was run because a ban begins on evidence.
+        ban: Option<Ban>,
         /// The command, on one line.
         command: String,
         /// How it ended and what it wrote, as a sentence.
@@ -138,7 +140,7 @@ pub enum What {
         /// Who is free again.
         subject: Subject,
     },
-    /// Somebody added a ban to the kernel's set.
+    /// Somebody blocked a source.
     ByHand {
         /// Who is blocked.
         subject: Subject,
@@ -146,6 +148,10 @@ pub enum What {
         expiry: Expiry,
         /// Who did it.
         by: String,
+        /// What he says about it.
+        note: Option<String>,
+        /// In which way; `None`: in every one that the settings name.
+        way: Option<Way>,
     },
     /// Bans that the kernel had forgotten were put back from the ledger.
     Restored {

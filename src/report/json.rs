@@ -40,7 +40,7 @@ pub fn of(event: &Event) -> Value {
             put("method", Way::HostsDeny.name().into());
             put("line", line.as_str().into());
         }
-        What::Ran { subject, command, outcome, well } => {
+        What::Ran { subject, command, outcome, well, .. } => {
             put("subject", subject.to_string().into());
             put("method", Way::Run.name().into());
             put("command", command.as_str().into());
@@ -103,10 +103,13 @@ pub fn of(event: &Event) -> Value {
             put("reason", "put back from the ledger".into());
             put("bans", (*bans).into());
         }
-        What::ByHand { subject, expiry, by } => {
+        What::ByHand { subject, expiry, by, note, .. } => {
             put("source", subject.element().to_string().into());
             put("subject", subject.to_string().into());
             put("reason", format!("added by {by}").into());
+            if let Some(note) = note {
+                put("note", note.as_str().into());
+            }
             expires(&mut put, *expiry, event.time);
         }
         What::Healed { bans } => {

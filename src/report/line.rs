@@ -84,8 +84,9 @@ pub fn of(what: &What) -> Option<String> {
             let way = way.name();
             format!("adminalert: bans put back from the ledger with the time that they had left: {bans} (via {way})")
         }
-        What::ByHand { subject, expiry, by } => {
-            format!("adminalert: Host {} has been blocked by {by} for {expiry}", Shown(*subject))
+        What::ByHand { subject, expiry, by, note, .. } => {
+            let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
+            format!("adminalert: Host {} has been blocked by {by} for {expiry}{note}", Shown(*subject))
         }
         What::Healed { bans } => format!(
             "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \

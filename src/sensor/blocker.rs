@@ -29,6 +29,10 @@ pub struct Blocker {
     pub first: bool,
     /// The connections of who is blocked are ended.
     pub end_connections: bool,
+    /// Who scans TCP is left to the command.
+    pub tcp_tells: bool,
+    /// Who scans UDP is.
+    pub udp_tells: bool,
     /// How TCP is watched, in the classic words.
     pub tcp_mode: &'static str,
     /// How UDP is watched.
@@ -110,6 +114,14 @@ impl Blocker {
         let Some(hands) = &self.hands else { return true };
         let case = Case::by_hand(subject, expiry, SystemTime::now());
         hands.put(Task::Block { case, methods: self.slow(true) }).is_ok()
+    }
+
+    /// True where who scans this protocol is left to the command.
+    pub(super) fn tells(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
+            Protocol::Udp | Protocol::Icmp => self.udp_tells,
+        }
     }
 
     /// Only has the command run.

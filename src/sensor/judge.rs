@@ -169,7 +169,14 @@ impl Judge {
                 }
                 return self.outcomes.push(Outcome::Condemned(ban, time));
             }
-            Verdict::Scan(ban) => What::Scan(ban),
+            Verdict::Scan(ban) => {
+                if self.blocker.tells(ban.probe.sighting.protocol) && !self.blocker.only_run(&ban, time) {
+                    let (subject, way) = (ban.probe.subject, Way::Run);
+                    let reason = "more commands than can be run wait already".to_owned();
+                    self.outcomes.push(Outcome::Said(Event { time, what: What::BlockFailed { subject, reason, way } }));
+                }
+                What::Scan(ban)
+            }
             Verdict::Probe(probe) if probe.fresh => What::Probe(probe),
             Verdict::Spared(spared) => match spared.report {
                 Some(probes) => What::Spared { spared, probes },
@@ -330,7 +337,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::{Escalation, HashKey, Local, NoOracle, Settings, Watch, Widest};
+    use crate::engine::{Escalation, HashKey, Local, NoOracle, Response, Settings, Watch, Widest};
 
     const HERE: [u8; 4] = [192, 0, 2, 1];
     const THERE: [u8; 4] = [198, 51, 100, 7];
@@ -351,7 +358,7 @@ mod tests {
     /// What comes of one packet where the first touch blocks.
     fn condemned(flags: u16) -> Vec<Outcome> {
         let settings = Settings {
-            tcp: Watch { ports: "1-1024".parse().unwrap(), block: true },
+            tcp: Watch { ports: "1-1024".parse().unwrap(), response: Response::Block },
             udp: Watch::default(),
             sctp: false,
             icmp: false,

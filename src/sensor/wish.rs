@@ -22,6 +22,8 @@ pub enum Wish {
         expiry: Expiry,
         /// Who wants it.
         by: String,
+        /// What he says about it.
+        note: Option<String>,
         /// What came of it.
         answer: Answer<Result<(), String>>,
     },
@@ -53,10 +55,10 @@ impl Judge {
     pub(super) fn grant(&mut self, now: Moment, wish: Wish) {
         // An answer that nobody waits for any more is no failure.
         match wish {
-            Wish::Block { subject, expiry, by, answer } => {
+            Wish::Block { subject, expiry, by, note, answer } => {
                 let result = self.block_by_hand(now, subject, expiry);
                 if result.is_ok() {
-                    self.say(What::ByHand { subject, expiry, by });
+                    self.say(What::ByHand { subject, expiry, by, note, way: None });
                 }
                 let _ = answer.send(result);
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, Ledger};
+use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, Ledger, Method};
 use proptest::prelude::*;
 
 use super::support::{State, at, ban, source};
@@ -113,7 +113,7 @@ proptest! {
                 Step::Ban(who, when, span, capped) => {
                     let new = match span {
                         Some(span) => Banned { capped, ..ban(source(who), at(when), span) },
-                        None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never),
+                        None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never, Method::Nft),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();
                     model.record(new);

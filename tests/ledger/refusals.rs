@@ -118,9 +118,9 @@ fn what_is_no_directory_or_no_file_is_refused() {
 fn a_ledger_of_a_later_release_is_left_alone() {
     let state = State::new();
     drop(state.ledger());
-    intruder(&state.path()).pragma_update(None, "user_version", 3).unwrap();
+    intruder(&state.path()).pragma_update(None, "user_version", 99).unwrap();
     let (error, text) = refusal(&state.path());
-    assert!(matches!(error, LedgerError::Newer { found: 3, known: 2, .. }), "{error:?}");
+    assert!(matches!(error, LedgerError::Newer { found: 99, .. }), "{error:?}");
     assert!(text.contains("install the newer portsentry"), "{text}");
     assert!(state.file(DATABASE).exists());
 }

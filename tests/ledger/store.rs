@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protocol, Settings, Sighting, Verdict,
-    Watch, Widest,
+    Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protocol, Response, Settings, Sighting,
+    Verdict, Watch, Widest,
 };
-use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
+use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Method, Opened, Retention, SLACK};
 
 use super::support::{State, at, ban, source, subject};
 
@@ -24,8 +24,8 @@ fn a_ban_comes_back_whole_after_a_restart() {
         ban(subject("192.0.2.7"), at(0), DAY),
         ban(subject("2001:db8:1:2:3::4"), at(1), DAY),
         ban(subject("fe80::1"), at(2), DAY),
-        Banned::wanted_by(Author::Operator, subject("198.51.100.9"), at(3), Expiry::Never),
-        Banned::wanted_by(Author::Import, subject("203.0.113.1"), at(4), Expiry::After(Duration::MAX)),
+        Banned::wanted_by(Author::Operator, subject("198.51.100.9"), at(3), Expiry::Never, Method::Nft),
+        Banned::wanted_by(Author::Import, subject("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Method::Nft),
     ];
     {
         let (mut ledger, opened) = state.open();
@@ -107,8 +107,8 @@ fn a_ban_is_a_strike_until_it_has_been_over_for_as_long_as_strikes_are_remembere
 fn only_what_was_on_evidence_and_was_not_taken_back_is_a_strike() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never);
-    let imported = Banned::wanted_by(Author::Import, source(2), at(0), Expiry::Never);
+    let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Method::Nft);
+    let imported = Banned::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Method::Nft);
     let capped = Banned { capped: true, ..ban(source(3), at(0), 60) };
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
@@ -167,7 +167,7 @@ fn what_is_left_of_a_ban_never_exceeds_the_whole_of_it() {
     assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "never less than an expiry may be");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
-    let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never);
+    let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Method::Nft);
     assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
 }
 
@@ -244,7 +244,7 @@ fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
 
 #[test]
 fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
-    let watch = Watch { ports: "1-65535".parse().unwrap(), block: true };
+    let watch = Watch { ports: "1-65535".parse().unwrap(), response: Response::Block };
     let mut engine = Engine::new(
         Settings {
             tcp: watch.clone(),
@@ -279,7 +279,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
     };
     let _ = (touch(23), touch(23), touch(2323));
     let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };
-    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"));
+    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"), Method::Nft);
     assert_eq!(banned.ports[0], (Protocol::Tcp, 8080));
     let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
     ports.sort_unstable();

@@ -38,9 +38,10 @@ pub(crate) fn ban(subject: Subject, since: SystemTime, seconds: u64) -> Banned {
             IpAddr::V6(v6) if subject.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
             address => address,
         },
-        method: Method::Nft,
+        methods: Method::Nft.into(),
+        note: None,
         author: Author::Detector,
-        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)))
+        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Method::Nft)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portsentry::engine::Protocol;
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::ledger::{Author, BLOCKED, Banned, Classic, HISTORY, LedgerError};
+use portsentry::ledger::{Author, BLOCKED, Banned, Classic, HISTORY, LedgerError, Method};
 use proptest::prelude::*;
 use regex::Regex;
 
@@ -83,7 +83,7 @@ fn a_forged_ipv4_mapped_source_cannot_have_fail2ban_block_the_ipv4_address() {
 #[test]
 fn a_ban_by_hand_has_port_0_and_an_imported_one_no_line() {
     let state = State::new();
-    let wanted = |author| Banned::wanted_by(author, subject("198.51.100.9"), at(0), Expiry::Never);
+    let wanted = |author| Banned::wanted_by(author, subject("198.51.100.9"), at(0), Expiry::Never, Method::Nft);
     append(&mut classic(&state), &[wanted(Author::Operator), wanted(Author::Import)]);
     let text = state.read(HISTORY);
     assert_eq!(text.lines().count(), 1);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{Class, Protocol};
-use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use portsentry::ledger::{Author, Banned, DATABASE, Ledger, Method};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ pub(crate) fn ban(subject: Subject, since: SystemTime, seconds: u64) -> Banned {
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         interface: Some("eth0".to_owned()),
-        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)))
+        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Method::Nft)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
+use crate::engine::Response;
 use crate::engine::{Class, Innocence, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
@@ -134,7 +135,7 @@ fn a_connection_to_a_decoy_is_evidence_of_its_port() {
 
 #[test]
 fn datagrams_to_three_ports_are_a_udp_scan() {
-    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!((scene.udp(SCANNER, 53), scene.udp(SCANNER, 161)), (Probe(1), Probe(2)));
     assert_eq!(scene.udp(SCANNER, 123), Block(3));
     assert_eq!(scene.ban().probe.sighting.class, Class::Udp);
@@ -142,7 +143,7 @@ fn datagrams_to_three_ports_are_a_udp_scan() {
 
 #[test]
 fn a_port_of_tcp_and_the_same_port_of_udp_are_two() {
-    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!((scene.udp(SCANNER, 53), scene.syn(SCANNER, 53)), (Probe(1), Probe(2)));
 }
 

@@ -2,6 +2,7 @@
 
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
+use crate::engine::Response;
 use crate::engine::ports::PortSet;
 use crate::engine::{Innocence, Protocol, Settings};
 use crate::wire::TcpFlags;
@@ -15,7 +16,7 @@ const PSH: u16 = TcpFlags::PSH;
 fn wide(settings: &mut Settings) {
     let ports: PortSet = "1024-65535".parse().unwrap();
     (settings.tcp.ports, settings.udp.ports) = (ports.clone(), ports);
-    settings.udp.block = true;
+    settings.udp.response = Response::Block;
 }
 
 #[test]
@@ -215,7 +216,7 @@ fn active_ftp_comes_back_to_a_socket_that_waits_for_it() {
 
 #[test]
 fn a_udp_service_of_a_container_is_known_by_its_answers() {
-    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!(scene.udp(CLIENT, 53), Probe(1));
     scene.sends(CLIENT, udp(53, 40_000));
     assert_eq!(scene.udp(&stranger(1), 53), Innocent(Innocence::RecentlyOpen));

@@ -3,6 +3,7 @@
 use super::scene::Gist::{Innocent, Probe};
 use super::scene::{CLIENT, SERVER, Scene, address, tcp, udp};
 use crate::engine::Innocence;
+use crate::engine::Response;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 const SYN: u16 = TcpFlags::SYN;
@@ -64,7 +65,7 @@ fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet {
 #[test]
 fn what_is_said_to_everybody_is_no_probe_of_this_host() {
     let mut scene = Scene::with(|settings| {
-        (settings.scan_trigger, settings.udp.block) = (0, true);
+        (settings.scan_trigger, settings.udp.response) = (0, Response::Block);
         settings.udp.ports = "1-65535".parse().unwrap();
     });
     for (name, packet) in [
@@ -86,14 +87,14 @@ fn what_is_said_to_everybody_is_no_probe_of_this_host() {
 
 #[test]
 fn a_directed_broadcast_that_the_link_calls_unicast_is_not_for_this_host() {
-    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     let packet = cast("192.0.2.40", "192.0.2.255", 161, Delivery::Host);
     assert_eq!(scene.see(&packet), Innocent(Innocence::NotOurs));
 }
 
 #[test]
 fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
-    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.block) = (0, true));
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in [67, 68, 137, 138, 520, 546] {
         assert_eq!(scene.udp("192.0.2.40", port), Innocent(Innocence::NotMonitored), "{port}");
     }
@@ -101,7 +102,7 @@ fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
 
 #[test]
 fn a_traceroute_to_this_host_is_not_watched() {
-    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.block) = (0, true));
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in 33_434..33_534 {
         assert_eq!(scene.udp(CLIENT, port), Innocent(Innocence::NotMonitored));
     }
@@ -119,7 +120,7 @@ fn path_mtu_messages_and_keep_alives_are_no_probes() {
 
 #[test]
 fn time_servers_answer_to_the_port_that_asked() {
-    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.block) = (0, true));
+    let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for _ in 0..50 {
         scene.after(64.0).sends(SERVER, udp(123, 123));
         assert_eq!(scene.after(0.05).sees(SERVER, udp(123, 123)), Innocent(Innocence::RecentlyOpen));

@@ -2,6 +2,7 @@
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, subject, udp};
+use crate::engine::Response;
 use crate::engine::{Notice, Standing, Verdict};
 
 #[test]
@@ -52,7 +53,7 @@ fn datagrams_that_only_log_never_help_to_block() {
 
 #[test]
 fn where_datagrams_block_they_count_together_with_tcp() {
-    let mut scene = Scene::with(|settings| settings.udp.block = true);
+    let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     scene.syns(SCANNER, [21, 22]);
     assert_eq!(scene.udp(SCANNER, 161), Block(3));
     assert_eq!(scene.syn(SCANNER, 23), Repeated);
@@ -60,7 +61,7 @@ fn where_datagrams_block_they_count_together_with_tcp() {
 
 #[test]
 fn a_trial_run_names_what_it_would_block_and_blocks_nobody() {
-    let mut scene = Scene::with(|settings| settings.tcp.block = false);
+    let mut scene = Scene::with(|settings| settings.tcp.response = Response::Log);
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Scan(3));
     assert_eq!((scene.syn(SCANNER, 24), scene.tcp(SCANNER, 25, 0)), (Repeated, Repeated));
     scene.listen(80);

@@ -1,5 +1,6 @@
 //! What the engine makes of a network: [`Local::Anybody`] and [`Local::Prefixes`], where the destinations are many hosts.
 
+use crate::engine::Response;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use crate::wire::{TcpFlags, Transport};
 fn engine() -> Engine {
     let ports: PortSet = "1-1024".parse().unwrap();
     let settings = Settings {
-        tcp: Watch { ports: ports.clone(), block: true },
-        udp: Watch { ports, block: false },
+        tcp: Watch { ports: ports.clone(), response: Response::Block },
+        udp: Watch { ports, response: Response::Log },
         sctp: false,
         icmp: true,
         scan_trigger: 2,

@@ -1,6 +1,7 @@
 //! The language of the tests: a host with two IPv4 addresses and one IPv6 address, the built-in settings, a clock that
 //! only moves when it is told to, and packets said in one line each.
 
+use crate::engine::Response;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -80,8 +81,8 @@ pub(super) struct Scene {
 pub(super) fn builtin() -> Settings {
     let ports = |list: &str| list.parse::<PortSet>().unwrap();
     Settings {
-        tcp: Watch { ports: ports("1-112,114-138,140-1024,3389,5900,8080,31337"), block: true },
-        udp: Watch { ports: ports("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337"), block: false },
+        tcp: Watch { ports: ports("1-112,114-138,140-1024,3389,5900,8080,31337"), response: Response::Block },
+        udp: Watch { ports: ports("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337"), response: Response::Log },
         sctp: false,
         icmp: false,
         scan_trigger: 2,

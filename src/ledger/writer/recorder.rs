@@ -7,10 +7,13 @@ use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::ledger::Change;
+use crate::ledger::{Change, Ledger};
 
 /// Changes that wait for the thread at one time: what arrives while one transaction is written.
 const QUEUE: usize = 8_192;
+
+/// Questions that wait for the thread at one time.
+const QUESTIONS: usize = 64;
 
 /// Takes changes for the thread. Cheap to clone.
 #[derive(Clone)]
@@ -19,9 +22,13 @@ pub struct Recorder {
     thread: Thread,
 }
 
+/// A question that the thread answers.
+pub(super) type Question = Box<dyn FnOnce(&Ledger) + Send>;
+
 /// What the thread shares with those who have something for it.
 pub(super) struct Shared {
     pub(super) queue: ArrayQueue<Change>,
+    pub(super) questions: ArrayQueue<Question>,
     pub(super) dropped: AtomicU64,
     pub(super) written: AtomicU64,
     /// When to give up, once the thread is to end.
@@ -31,7 +38,8 @@ pub(super) struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         let (dropped, written) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { queue: ArrayQueue::new(QUEUE), dropped, written, stop: OnceLock::new() }
+        let questions = ArrayQueue::new(QUESTIONS);
+        Self { queue: ArrayQueue::new(QUEUE), questions, dropped, written, stop: OnceLock::new() }
     }
 }
 
@@ -75,6 +83,14 @@ impl Recorder {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         self.put(change);
+    }
+
+    /// Has `question` look into the ledger, behind all changes before it; false where there are too many already. A question
+    /// that cannot be asked, because there is no ledger just now, is dropped.
+    pub fn ask(&self, question: impl FnOnce(&Ledger) + Send + 'static) -> bool {
+        let asked = self.shared.questions.push(Box::new(question)).is_ok();
+        self.thread.unpark();
+        asked
     }
 
     /// Changes that are in the database.
