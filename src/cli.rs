@@ -1,6 +1,7 @@
 //! Words of the command line to a [`Command`], and its flags over the file's settings. Runs nothing and prints nothing:
 //! help and version come back as `clap::Error`s whose kind says so.
 
+mod completions;
 mod operator;
 
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_network};
@@ -11,6 +12,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use completions::Shell;
 pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
@@ -63,6 +65,8 @@ pub enum Command {
     Replay(ReplayOptions),
     /// Ask the running daemon.
     Ask(Question),
+    /// Print what a shell completes command lines with.
+    Complete(Shell),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -157,6 +161,8 @@ enum Subcommands {
     Ask(Question),
     /// Judge the packets of a capture file, block nobody
     Replay(ReplayOptions),
+    /// What bash, zsh or fish completes command lines with
+    Completions(completions::Completions),
 }
 
 /// Reads the command line, program name first.
@@ -173,6 +179,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     match words.command {
         Some(Subcommands::Replay(options)) => return Ok(Command::Replay(options)),
         Some(Subcommands::Ask(question)) => return Ok(Command::Ask(question)),
+        Some(Subcommands::Completions(wanted)) => return Ok(Command::Complete(wanted.shell)),
         None => {}
     }
     Ok(Command::Run(RunOptions {

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
         Command::Ask(question) => ask(&question),
+        Command::Complete(shell) => print(&shell.completions()),
     }
 }
 
@@ -67,6 +68,13 @@ fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(ReplayError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(error) => fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED),
     }
 }
 
