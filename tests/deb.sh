@@ -72,8 +72,11 @@ mkdir "$cgroup"
 boot=$!
 # The child of unshare is process 1 in there, once it has become systemd.
 find_init() { init=$(pgrep -P "$boot") && [ "$(cat "/proc/$init/comm")" = systemd ]; }
-for _ in $(seq 100); do find_init && break || sleep 0.2; done
-[ -n "$init" ] || fail "no init: $(cat "$work/boot.log")"
+for _ in $(seq 100); do
+    if find_init; then break; fi
+    sleep 0.2
+done
+find_init || fail "no init: $(cat "$work/boot.log")"
 until_true inside systemctl is-active basic.target
 inside ip link set lo up
 ip netns add "$scanner"

@@ -127,9 +127,10 @@ fn the_unit_keeps_what_the_program_reads_and_asks_for() {
 
 #[test]
 fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
-    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
-    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
-    let sources: BTreeSet<&str> = assets.iter().map(|asset| asset[0].as_str().unwrap()).collect();
+    let manifest = text("Cargo.toml");
+    let asset = Regex::new(r#"(?m)^    \["([^"]+)", "[^"]+", "[0-7]+"\],$"#).unwrap();
+    let sources: BTreeSet<&str> = asset.captures_iter(&manifest).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(sources.len() > 20, "{sources:?}");
     for source in &sources {
         let fixed = source.split('*').next().unwrap();
         assert!(fixed.starts_with("target/") || path(fixed).exists(), "{source} is not there");
@@ -164,21 +165,17 @@ fn the_page_of_the_settings_is_what_its_generator_makes_of_them() {
 #[test]
 fn the_page_of_the_settings_names_every_key() {
     let page = text("docs/portsentry.toml.5");
-    let table: toml::Table = text("examples/portsentry.toml").parse().unwrap();
-    let mut keys = Vec::new();
-    leaves("", &table, &mut keys);
+    let (mut section, mut keys) = (String::new(), Vec::new());
+    for line in text("examples/portsentry.toml").lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = format!("{}.", name.trim_end_matches(']'));
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            keys.push(format!("{section}{key}"));
+        }
+    }
     assert!(keys.len() > 30, "{keys:?}");
     for key in keys {
         assert!(page.contains(&format!("\n.It Li {key}\n")), "{key}");
-    }
-}
-
-fn leaves(prefix: &str, table: &toml::Table, keys: &mut Vec<String>) {
-    for (key, value) in table {
-        match value {
-            toml::Value::Table(inner) => leaves(&format!("{prefix}{key}."), inner, keys),
-            _ => keys.push(format!("{prefix}{key}")),
-        }
     }
 }
 
@@ -201,7 +198,7 @@ fn completions_name_every_flag_and_command_as_it_is_typed() {
         let script = shell.completions();
         // A word ends where no letter or dash goes on.
         let has = |word: &str| {
-            Regex::new(&format!(r"(?m)[\s'\x22]{}([^\w-]|$)", regex::escape(word))).unwrap().is_match(&script)
+            Regex::new(&format!(r"(?m)[\s'*\x22]{}([^\w-]|$)", regex::escape(word))).unwrap().is_match(&script)
         };
         for flag in grammar.get_arguments().filter_map(|argument| Some((argument.get_long()?, argument.is_hide_set())))
         {
