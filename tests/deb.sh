@@ -62,6 +62,10 @@ mkdir "$cgroup"
         for node in null zero full random urandom tty; do
             mknod -m 666 "dev/$node" c $(stat -c "0x%t 0x%T" "/dev/$node")
         done
+        # PrivateDevices= takes these over from here.
+        mkdir dev/pts dev/shm dev/mqueue dev/hugepages
+        mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+        ln -s pts/ptmx dev/ptmx
         ln -s /proc/self/fd dev/fd
         mount -t cgroup2 cgroup2 sys/fs/cgroup
         pivot_root . mnt
