@@ -3,6 +3,8 @@
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
 # make bench          the benchmarks
 # make fuzz          each fuzz target for 30 s (SECONDS=…)
+# make deb            the Debian package; its path is the last line
+# make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
 
 SHELL := /bin/bash
@@ -12,7 +14,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 30
 
-.PHONY: run build test demo bench fuzz lint fmt setup setup-build setup-test setup-lint
+.PHONY: run build test demo bench fuzz deb man lint fmt setup setup-build setup-test setup-lint setup-deb
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -32,10 +34,16 @@ bench: setup-build
 fuzz: setup-build
 	@tests/fuzz.sh $(SECONDS)
 
+deb: setup-deb
+	@packaging/deb.sh
+
+man:
+	LC_ALL=C awk -f packaging/settings-page.awk docs/portsentry.8 docs/settings.md >docs/portsentry.toml.5
+
 lint: setup-lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh
+	shellcheck .ci/run tests/*.sh packaging/deb.sh packaging/debian/postrm packaging/examples/mail-on-ban
 
 fmt:
 	cargo fmt
@@ -43,5 +51,5 @@ fmt:
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint: setup-%:
+setup-build setup-test setup-lint setup-deb: setup-%:
 	@tests/packages.sh $*

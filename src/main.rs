@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
         Command::Report(options) => report(&options),
+        Command::Complete(shell) => print(&shell.completions()),
     }
 }
 
@@ -79,6 +80,22 @@ fn replay(options: &ReplayOptions, config: &Config) -> ExitCode {
     }
 }
 
+fn print(text: &str) -> ExitCode {
+    match written(text) {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(error) => fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED),
+    }
+}
+
+/// Writes to standard output. A reader that has had enough is no error.
+fn written(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn report(options: &ReportOptions) -> ExitCode {
     let figures = match Figures::read(&options.state_dir, options.since, SystemTime::now()) {
         Ok(figures) => figures,
@@ -95,16 +112,7 @@ fn report(options: &ReportOptions) -> ExitCode {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
-        None => {
-            let mut out = std::io::stdout().lock();
-            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                // A reader that has had enough is no error.
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                    fail(&format_args!("the report cannot be written: {error}"), cli::EXIT_FAILED)
-                }
-                _ => cli::EXIT_DONE.into(),
-            }
-        }
+        None => print(&text),
     }
 }
 
@@ -115,13 +123,7 @@ fn import(options: ImportOptions) -> Result<(), ImportError> {
         Some(path) => import::write(&path, &import.toml, force)?,
         None => {
             let text = if json { format!("{}\n", import.json()) } else { import.toml.clone() };
-            let written = std::io::stdout().lock().write_all(text.as_bytes());
-            // A reader that has had enough is no error.
-            if let Err(error) = written
-                && error.kind() != std::io::ErrorKind::BrokenPipe
-            {
-                return Err(ImportError::Write { path: "standard output".into(), error });
-            }
+            written(&text).map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
         }
     }
     import.notes.iter().for_each(|note| say(note));

@@ -1,19 +1,24 @@
 #!/bin/bash
-# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|all
+# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|deb|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
 build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
-# The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers.
-test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd)
+# The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers;
+# what judges the unit, the manual and the scripts.
+test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck)
 lint=(shellcheck)
+# dpkg-shlibdeps and the compressor.
+deb=(dpkg-dev binutils xz-utils)
+cargo_deb=3.8.0
 
 case "${1:-all}" in
     build) wanted=("${build[@]}") ;;
     test) wanted=("${build[@]}" "${test[@]}") ;;
     lint) wanted=("${build[@]}" "${lint[@]}") ;;
+    deb) wanted=("${build[@]}" "${deb[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|lint|deb|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then
@@ -45,4 +50,9 @@ fi
 if ! PATH="$PATH:$HOME/.cargo/bin" command -v cargo >/dev/null; then
     echo "There is no cargo; install Rust 1.88 or later from https://rustup.rs" >&2
     exit 1
+fi
+
+if [ "${1:-all}" = deb ] && ! PATH="$PATH:$HOME/.cargo/bin" cargo deb --version 2>/dev/null | grep -qx "$cargo_deb"; then
+    echo "Installing cargo-deb $cargo_deb" >&2
+    PATH="$PATH:$HOME/.cargo/bin" cargo install --quiet --locked --no-default-features --version "$cargo_deb" cargo-deb
 fi

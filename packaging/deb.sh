@@ -1,0 +1,36 @@
+#!/bin/bash
+# Makes the Debian package: the program, what is generated from it, and all of it packed by cargo-deb. The last line is the
+# package's path. The same commit, path and tool chain give the same bytes: every time in it is SOURCE_DATE_EPOCH, the
+# commit's own time where nobody says another. Whoever packs it is its maintainer: DEBFULLNAME and DEBEMAIL, else the
+# commit's author. Arguments go to cargo-deb.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
+    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.lock)
+fi
+export SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC0
+umask 022
+maintainer=$(git log -1 --format='%an <%ae>' 2>/dev/null || true)
+[ -z "${DEBEMAIL:-}" ] || maintainer="${DEBFULLNAME:-$DEBEMAIL} <$DEBEMAIL>"
+[ -n "$maintainer" ] || { echo "Who packs this? Set DEBFULLNAME and DEBEMAIL." >&2; exit 1; }
+
+cargo build --release --locked >&2
+program=${CARGO_TARGET_DIR:-target}/release/portsentry
+made=target/packaging
+mkdir -p "$made"
+for shell in bash zsh fish; do
+    "$program" completions "$shell" >"$made/portsentry.$shell"
+done
+
+# One entry is enough: what changes for users stands in CHANGELOG.md, which is in the package, too.
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+cat >"$made/changelog" <<CHANGELOG
+portsentry-nft ($version-1) unstable; urgency=medium
+
+  * See changelog.gz.
+
+ -- $maintainer  $(date -R -d "@$SOURCE_DATE_EPOCH")
+CHANGELOG
+
+cargo deb --no-build --locked --quiet --strip --compress-system --maintainer "$maintainer" "$@"
