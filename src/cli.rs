@@ -42,7 +42,7 @@ Commands (portsentry COMMAND --help):
   status events                   how it is, what happens
   block unblock allow explain     one address
   confirm reload import           the settings
-  report replay completions       what was; a capture file, judged; for your shell
+  report replay completions       what was; a capture judged; for your shell
 
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";

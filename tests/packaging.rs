@@ -13,7 +13,7 @@ use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
 use portsentry::engine::Standing;
 use portsentry::engine::subject::Subject;
-use portsentry::report::event::What;
+use portsentry::report::event::{Way, What};
 use portsentry::report::line;
 use regex::Regex;
 
@@ -262,7 +262,7 @@ fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
     let routine = [
         What::Started,
         What::Adopted { bans: 3 },
-        What::Restored { bans: 3 },
+        What::Restored { bans: 3, way: Way::Nft },
         What::Expired { subject },
         What::Repeated { subject, standing: Standing::Blocked, packets: 1 },
         What::Repeated { subject, standing: Standing::Blocked, packets: 214 },
@@ -272,7 +272,7 @@ fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
     }
     let alarm = [
         What::Error("the ledger was damaged".to_owned()),
-        What::BlockFailed { subject, reason: "the set is full".to_owned() },
+        What::BlockFailed { subject, reason: "the set is full".to_owned(), way: Way::Nft },
         What::Dropped { packets: 3 },
     ];
     for line in alarm.iter().flat_map(logged) {
