@@ -3,6 +3,7 @@
 
 mod adopt;
 mod allowance;
+mod comparison;
 mod desk;
 mod guard;
 mod ignored;
@@ -29,7 +30,7 @@ use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::control::server::Server;
 use crate::enforce::hands::Hands;
 use crate::enforce::hosts_deny::TemplateError;
-use crate::enforce::nft::{BlockError, RulesetError};
+use crate::enforce::nft::{BlockError, Nft, RulesetError};
 use crate::enforce::route::RouteError;
 use crate::enforce::run::RunError;
 use crate::engine::{Engine, Escalation, HashKey, Response, Settings, Watch, Widest};
@@ -190,6 +191,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
             hands: hands.as_ref().map(Hands::orders),
         });
     }
+    let uses_nft = blocker.nft.is_some();
     let guard = Guard::over(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
@@ -216,6 +218,9 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
         adoption.start()?;
     }
 
+    if uses_nft {
+        tokio::spawn(comparison::compare(inbox.clone(), Nft::open()?));
+    }
     let mut shell = Shell {
         state_dir: places.state_dir,
         trial: confirm.and_then(|span| Instant::now().checked_add(span)),

@@ -32,7 +32,7 @@ use crate::wire;
 pub use blocker::Blocker;
 pub use figures::{Figures, REACTIONS, Read};
 use judge::Judge;
-pub use wish::{Answer, Wish};
+pub use wish::{Answer, Sample, Wish};
 
 /// Frames that are judged before the bans among them go to the kernel: a ban waits for at most so many packets of some
 /// 100 ns, and a burst of scanners shares a transaction.
@@ -56,6 +56,8 @@ pub enum Order {
     Adopt(Vec<StandingBan>),
     /// The kernel has forgotten these bans: block them again, in these ways.
     Restore(Vec<StandingBan>, &'static [Way]),
+    /// The kernel does not hold these bans, and nobody has said why: put them back.
+    Repair(Vec<Subject>),
     /// These were banned before.
     Remember(Vec<Struck>),
     /// All that should be put back has been: what an earlier run left behind beside it goes.
@@ -232,6 +234,10 @@ impl Sensor {
                 Order::Restore(bans, ways) => {
                     let now = self.now();
                     self.judge.restore(now, &bans, ways);
+                }
+                Order::Repair(subjects) => {
+                    let now = self.now();
+                    self.judge.repair(now, &subjects);
                 }
                 Order::Remember(struck) => {
                     let now = self.now();

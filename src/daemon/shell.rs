@@ -116,11 +116,13 @@ impl Shell {
                 Next::Event(event) => self.take(&event),
                 Next::Orders(changed) => self.follow(changed),
                 Next::Table(changed) => {
-                    let changed = changed.map(|(orders, said)| {
-                        said.into_iter().for_each(|what| self.say(what));
-                        orders
-                    });
-                    self.follow(changed);
+                    // Done first, then said: who reads the line may count on it.
+                    let (orders, said) = match changed {
+                        Ok((orders, said)) => (Ok(orders), said),
+                        Err(error) => (Err(error), Vec::new()),
+                    };
+                    self.follow(orders);
+                    said.into_iter().for_each(|what| self.say(what));
                 }
                 Next::Asked(asked) => self.answer(asked).await,
                 Next::Scraped(place) => self.scrape(place),

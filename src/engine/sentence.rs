@@ -31,6 +31,12 @@ impl Engine {
         self.block(ban, now.tick());
     }
 
+    /// The ban of `subject`, if one should be in force.
+    #[must_use]
+    pub fn standing_of(&self, now: Moment, subject: Subject) -> Option<StandingBan> {
+        self.judged.ban_of(Key::new(subject, BLOCKING), self.latest.max(now).tick())
+    }
+
     /// True where `subject` is recognised as blocked.
     #[must_use]
     pub fn is_blocked(&self, now: Moment, subject: Subject) -> bool {

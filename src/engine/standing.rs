@@ -186,6 +186,11 @@ impl Judged {
         self.keys.iter().filter_map(move |(slot, key)| self.ban(slot, key, now))
     }
 
+    /// The ban of `key`.
+    pub(super) fn ban_of(&self, key: Key, now: Tick) -> Option<StandingBan> {
+        self.ban(self.keys.find(key)?, key, now)
+    }
+
     fn ban(&self, slot: usize, key: Key, now: Tick) -> Option<StandingBan> {
         let left = match self.state.get(slot)? {
             [until, BLOCKED, ..] if Tick(*until) == Tick::NEVER => Expiry::Never,

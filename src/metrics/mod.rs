@@ -24,8 +24,6 @@ pub struct Snapshot {
     pub started: f64,
     /// Bans that should be in force.
     pub intended: u64,
-    /// Those of them that the last look at the kernel did not find.
-    pub missing: u64,
     /// How many elements each of the two sets holds; `None` where nothing is blocked with nftables.
     pub capacity: Option<u64>,
     /// Events that came faster than they could be logged.
@@ -136,7 +134,7 @@ impl Collector for All {
         put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
         put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(figures.capped.get()))?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
-        put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(snapshot.missing))?;
+        put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(figures.missing.get()))?;
         put(Counter, "bans_repaired", "Bans that were missing and were put back", one(figures.repaired.get()))?;
         if let Some(capacity) = snapshot.capacity {
             let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
@@ -160,8 +158,7 @@ mod tests {
     #[test]
     fn the_text_has_every_figure_by_prometheus_conventions() {
         let figures = Arc::new(Figures::default());
-        let snapshot =
-            Snapshot { started: 1.5, intended: 7, missing: 1, capacity: Some(131_072), ..Snapshot::default() };
+        let snapshot = Snapshot { started: 1.5, intended: 7, capacity: Some(131_072), ..Snapshot::default() };
         let text = text(&figures, snapshot);
         assert!(text.ends_with("# EOF\n"), "{text}");
         for line in [
@@ -169,7 +166,7 @@ mod tests {
             "portsentry_packets_total 0.0",
             "portsentry_probes_total{class=\"xmas\"} 0.0",
             "portsentry_bans_intended 7.0",
-            "portsentry_bans_missing 1.0",
+            "portsentry_bans_missing 0.0",
             "portsentry_set_capacity{set=\"blocked6\"} 131072.0",
             "portsentry_ban_failures_total{method=\"hosts-deny\"} 0.0",
             "portsentry_reaction_seconds_bucket{le=\"0.0001\"} 0",

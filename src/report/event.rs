@@ -160,6 +160,11 @@ pub enum What {
         /// In which way.
         way: Way,
     },
+    /// Bans that should be in force were not in the kernel's sets, and nobody had said why.
+    Repaired {
+        /// How many were put back.
+        bans: usize,
+    },
     /// The table was gone, and is there again.
     Healed {
         /// Bans that were put back, each for the time that it had left.

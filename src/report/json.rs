@@ -116,6 +116,10 @@ pub fn of(event: &Event) -> Value {
             put("reason", "the table was gone".into());
             put("bans", (*bans).into());
         }
+        What::Repaired { bans } => {
+            put("reason", "missing in the kernel's sets".into());
+            put("bans", (*bans).into());
+        }
         What::Adopted { bans } => {
             put("reason", "adopted from the kernel's sets".into());
             put("bans", (*bans).into());
@@ -135,7 +139,7 @@ fn kind(what: &What) -> &'static str {
         What::Spared { .. } => "refused",
         What::Repeated { .. } => "repeat",
         What::Lifted { .. } | What::Unblocked { .. } => "unblock",
-        What::Healed { .. } | What::Restored { .. } => "heal",
+        What::Healed { .. } | What::Restored { .. } | What::Repaired { .. } => "heal",
         What::Expired { .. } => "expire",
         What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
         What::Capped { .. } | What::Disconnected { .. } | What::Adopted { .. } | What::Note(_) => "note",

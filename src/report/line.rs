@@ -92,6 +92,9 @@ pub fn of(what: &What) -> Option<String> {
             "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
              {bans}"
         ),
+        What::Repaired { bans } => {
+            format!("adminalert: bans that were missing in the kernel's sets, and are there again: {bans}")
+        }
         What::Adopted { bans } => format!("adminalert: {bans} bans were in the kernel's sets at the start and stay"),
         What::Note(text) => format!("adminalert: {text}"),
         What::Error(text) => format!("adminalert: ERROR: {text}"),

@@ -59,6 +59,8 @@ pub struct Figures {
     pub evicted: Figure,
     /// Look-ups in the kernel's socket table.
     pub lookups: Figure,
+    /// Bans that the last look at the kernel did not find, and that should be there.
+    pub missing: Figure,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Figure,
     /// Signs of life that it was asked for.

@@ -127,6 +127,27 @@ impl Judge {
         self.adopt(now, bans);
     }
 
+    /// Puts bans back that the kernel does not hold although nobody took them out.
+    pub(super) fn repair(&mut self, now: Moment, subjects: &[Subject]) {
+        let Some((nft, _)) = &mut self.blocker.nft else { return };
+        // Looked at once more, because the question has been on its way; a table that is gone is healed as one.
+        let Ok(missing) = nft.missing(subjects) else { return };
+        let bans = missing.iter().filter_map(|subject| self.engine.standing_of(now, *subject));
+        let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        if bans.is_empty() {
+            return;
+        }
+        match nft.restore(&bans) {
+            Ok(()) => {
+                self.figures.repaired.add(bans.len() as u64);
+                self.say(What::Repaired { bans: bans.len() });
+            }
+            Err(error) => {
+                self.say(What::Error(format!("bans that the kernel had lost could not be put back: {error}")))
+            }
+        }
+    }
+
     /// Takes away the routes from before the start that nobody has asked for.
     pub(super) fn sweep(&mut self, now: Moment) {
         let Some(routes) = &mut self.blocker.routes else { return };

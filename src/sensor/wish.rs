@@ -41,6 +41,15 @@ pub enum Wish {
         /// So many.
         answer: Answer<usize>,
     },
+    /// Some of the bans that should be in force, others each time.
+    Sample {
+        /// How many at most.
+        most: usize,
+        /// These, as far as they still should be.
+        again: Vec<Subject>,
+        /// Whose they are.
+        answer: Answer<Sample>,
+    },
     /// What is known about an address.
     Explain {
         /// Which one.
@@ -48,6 +57,15 @@ pub enum Wish {
         /// All of it.
         answer: Answer<Explanation>,
     },
+}
+
+/// Bans that should be in force.
+#[derive(Debug, Default)]
+pub struct Sample {
+    /// Some of them.
+    pub fresh: Vec<Subject>,
+    /// Those that were asked about, and still should be.
+    pub again: Vec<Subject>,
 }
 
 impl Judge {
@@ -75,6 +93,13 @@ impl Judge {
                 let _ = answer.send(result);
             }
             Wish::Count { answer } => drop(answer.send(self.engine.bans().count())),
+            Wish::Sample { most, mut again, answer } => {
+                let mut fresh = Vec::new();
+                self.engine.sample(now, &mut |subject| fresh.push(subject), most);
+                again.retain(|subject| self.engine.is_blocked(now, *subject));
+                self.figures.missing.set(again.len() as u64);
+                let _ = answer.send(Sample { fresh, again });
+            }
             Wish::Explain { address, answer } => {
                 let _ = answer.send(self.explain(now, address));
             }

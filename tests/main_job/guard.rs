@@ -185,3 +185,21 @@ fn somebody_who_changes_the_table_in_a_loop_is_outlasted_in_a_few_lines() {
     assert!(lines <= 20 * minutes, "{lines} lines in {took:?}");
     daemon.stop();
 }
+
+#[test]
+fn a_ban_that_vanishes_without_a_word_is_missed_and_put_back() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    // A rule that takes an element out on a packet's way notifies nobody.
+    let chain = "add chain inet portsentry thief { type filter hook prerouting priority -400; }";
+    nft(&lab, &format!("{chain}; add rule inet portsentry thief tcp dport 4242 delete @blocked {{ ip saddr }}"));
+    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[4242]);
+    assert!(within(PATIENCE, || lab.banned().is_empty().then_some(())).is_some(), "the rule does not work");
+    nft(&lab, "flush chain inet portsentry thief");
+    daemon.expect_line("adminalert: bans that were missing in the kernel's sets, and are there again: 1");
+    let ban = lab.expect_ban(attacker);
+    assert_eq!(ban.timeout, Some(Duration::from_secs(86_400)), "as it was");
+    assert!(ban.expires < ban.timeout);
+    daemon.stop();
+}
