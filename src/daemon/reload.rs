@@ -89,11 +89,13 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         (decoys(&config.tcp), decoys(&config.udp))
     };
     let blocks = |config: &Config| [config.tcp.block, config.udp.block];
+    let widest = |config: &Config| [config.block.widest_ipv4, config.block.widest_ipv6];
     let differ = [
         ("tcp, udp: connect mode", connect(old) != connect(new)),
         ("tcp.block, udp.block", blocks(old) != blocks(new)),
         ("detect.max_sources", old.detect.max_sources != new.detect.max_sources),
         ("block.method", old.block.method != new.block.method),
+        ("block.widest_ipv4, block.widest_ipv6", widest(old) != widest(new)),
         ("block.nft.size", old.block.nft.size != new.block.nft.size),
         ("block.route", old.block.route != new.block.route),
         ("block.hosts_deny", old.block.hosts_deny != new.block.hosts_deny),
@@ -116,6 +118,7 @@ fn with_old(old: &Config, mut new: Config) -> Config {
     }
     new.detect.max_sources = old.detect.max_sources;
     new.block.method.clone_from(&old.block.method);
+    (new.block.widest_ipv4, new.block.widest_ipv6) = (old.block.widest_ipv4, old.block.widest_ipv6);
     new.block.nft.size = old.block.nft.size;
     new.block.route = old.block.route;
     new.block.hosts_deny.clone_from(&old.block.hosts_deny);

@@ -180,6 +180,7 @@ impl Orders {
     ///
     /// # Errors
     /// Gives it back, and counts it, where there is no room.
+    #[expect(clippy::result_large_err, reason = "whoever is on a packet's way must not allocate a box for it")]
     pub fn put(&self, task: Task) -> Result<(), Task> {
         let put = self.shared.queue.push(task);
         match put {

@@ -1,6 +1,8 @@
 //! Condemned sources to bans and back: how long each lasts, who is blocked now, and what becomes of a ban that the kernel
 //! does not hold. The evidence is the rest of the engine's business.
 
+use std::time::Duration;
+
 use super::moment::{Moment, Tick};
 use super::standing::{Standing, StandingBan};
 use super::strikes::Struck;
@@ -28,6 +30,11 @@ impl Engine {
     /// The kernel holds `ban`, by somebody else's doing or from before the start.
     pub fn adopt(&mut self, now: Moment, ban: &StandingBan) {
         let now = self.clock(now);
+        // Whoever read the kernel's set has read bans of this engine's own in it, and knows less about them.
+        let is_known = |known: StandingBan| ban.length.is_none() && about_the_same(known.left, ban.left);
+        if self.standing_of(now, ban.subject).is_some_and(is_known) {
+            return;
+        }
         self.block(ban, now.tick());
     }
 
@@ -117,5 +124,13 @@ impl Engine {
             Expiry::After(span) if many => Expiry::After(self.spread.longer(span, key, now)),
             expiry => expiry,
         }
+    }
+}
+
+/// True for the same end, read a moment apart.
+fn about_the_same(one: Expiry, other: Expiry) -> bool {
+    match (one, other) {
+        (Expiry::After(one), Expiry::After(other)) => one.abs_diff(other) < Duration::from_secs(3),
+        (one, other) => one == other,
     }
 }

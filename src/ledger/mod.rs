@@ -361,8 +361,9 @@ impl<'a> Statements<'a> {
                 id: row.get(0)?,
                 strikes: row.get(1)?,
                 open: row.get(2)?,
-                since: row.get(3)?,
-                methods: row.get(4)?,
+                // A failing disk may have written anything; then it is another ban.
+                since: row.get(3).unwrap_or(i64::MIN),
+                methods: row.get(4).unwrap_or_default(),
             })
         };
         self.newest.query_row(named_params! {":subject": subject}, read).optional()

@@ -240,7 +240,7 @@ impl Judge {
             let reason = "more bans than can be written or run wait already".to_owned();
             self.events.send(Event { time: seen, what: What::BlockFailed { subject, reason, way: Way::Run } });
         }
-        if !held && !(handed && self.blocker.has_slow_ways()) {
+        if !(held || handed && self.blocker.has_slow_ways()) {
             // Not blocked, so not recognised as such: its next probes are evidence again.
             self.engine.lift(subject);
         }

@@ -76,7 +76,7 @@ fn a_ban_that_the_kernel_refuses_is_said_counted_as_none_and_tried_again() {
     lab.run("victim", "nft", &[foreign]);
     let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
     lab.touch("attacker", attacker, victim, &[901, 902, 903]);
-    daemon.expect_line(&format!("ERROR: Host {attacker} could not be blocked: "));
+    daemon.expect_line(&format!("ERROR: Host {attacker} could not be blocked via nft: "));
     assert!(daemon.lines_with("has been blocked").is_empty());
     assert!(daemon.is_running());
 

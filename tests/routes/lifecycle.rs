@@ -79,7 +79,7 @@ fn what_a_crash_left_behind_is_kept_replaced_or_swept_away() {
     // One run, another one with another kind, and something of that number which neither would lay.
     open(&lab, Kind::Prohibit).block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1::1"]), at(0)).unwrap();
     open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.3", "2001:db8:2::1"]), at(0)).unwrap();
-    lab.victim_ip("route add blackhole 198.51.100.0/25 proto 112 metric 7");
+    lab.victim_ip("route add blackhole 100.0.0.0/7 proto 112 metric 7");
     lab.victim_ip("route add 203.0.113.9 dev attacker proto 112 scope link");
     assert_eq!(own(&lab).len(), 7);
 
