@@ -133,7 +133,7 @@ fn a_clock_set_back_keeps_no_ban_alive_in_any_way() {
     let lab = scene();
     let clock = Clock::new(&lab);
     let ways = ["nft", "route", "hosts-deny"];
-    let configuration = settings(&lab, &ways, "");
+    let configuration = settings(&lab, &ways, "[escalate]\nfactor = 1\n");
     let daemon = clock.start(&lab, &configuration, "3s");
     scan(&lab, false);
     ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));

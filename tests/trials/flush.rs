@@ -17,7 +17,8 @@ fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_a
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
     // In the order of the ports, and slow enough for what happens meanwhile.
-    let slow = ["-sS", "-r", "-p1-1008", "--max-retries", "0", "--scan-delay", "3ms", "--max-scan-delay", "3ms"];
+    let pace = ["--min-rate", "300", "--max-rate", "300", "--max-rtt-timeout", "100ms", "--max-retries", "0"];
+    let slow = [&["-sS", "-r", "-p1-1008"], &pace[..]].concat();
     let scan = std::thread::scope(|scope| {
         let scan = scope.spawn(|| lab.nmap("attacker", target, &slow));
         let mut before = lab.expect_ban(attacker);
