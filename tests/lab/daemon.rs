@@ -68,7 +68,8 @@ impl Daemon {
         Ended { status, log: daemon.log.to_end() }
     }
 
-    fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+    /// Starts it and does not wait for anything.
+    pub(crate) fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
         let mut command: Command = lab.command("victim", "sh");
         command.args(["-c", WRAPPER, "sh"]).arg(lab.path("resolv.conf")).args(wrapper).arg(binary()).args(arguments);
         // A ledger for each lab; it outlives a daemon, so that the next one in the same lab finds it.
@@ -120,7 +121,8 @@ impl Daemon {
         drop(self);
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(id, signal).expect("it is our child");
     }
@@ -138,7 +140,7 @@ impl Drop for Daemon {
 }
 
 /// The program: the one that cargo has just built, or the one that `PORTSENTRY` names, say an installed package's.
-fn binary() -> OsString {
+pub(crate) fn binary() -> OsString {
     let built = Path::new(env!("CARGO_BIN_EXE_portsentry"));
     std::env::var_os("PORTSENTRY").unwrap_or_else(|| OsStr::new(built).to_owned())
 }

@@ -1,0 +1,66 @@
+//! Longer bans for who comes back, in the kernel and from one run of the program to the next.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use portsentry::engine::subject::Subject;
+use portsentry::ledger::Ledger;
+
+use crate::lab::daemon::Daemon;
+use crate::lab::{Lab, PATIENCE, within};
+use crate::support::{expect_held, expect_nothing_left, scan, scene, settings};
+
+const SETTINGS: &str = "expire = \"2s\"\n[escalate]\nfactor = 3\n";
+
+/// The attacker is blocked for `seconds`, and then not any more.
+fn blocked_for(lab: &Lab, seconds: u64) {
+    let attacker = lab.provoke_ban("attacker");
+    let timeout = lab.expect_ban(attacker).timeout;
+    assert_eq!(timeout, Some(Duration::from_secs(seconds)));
+    within(PATIENCE, || lab.banned().is_empty().then_some(())).expect("the kernel lets it go");
+}
+
+#[test]
+fn the_second_ban_lasts_three_times_as_long_as_the_first() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    blocked_for(&lab, 2);
+    blocked_for(&lab, 6);
+    daemon.expect_line("for 6s (banned before: 1)");
+    daemon.stop();
+}
+
+#[test]
+fn the_second_ban_is_longer_also_where_the_program_was_restarted_in_between() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    blocked_for(&lab, 2);
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    blocked_for(&lab, 6);
+    daemon.stop();
+}
+
+/// One ban over IPv4, and the strikes that the ledger then holds.
+fn strikes(ways: &[&str]) -> u32 {
+    let lab = scene();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", "2s"]);
+    scan(&lab, false);
+    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    expect_nothing_left(&lab);
+    daemon.stop();
+    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let subject = Subject::of(IpAddr::from(lab.v4("attacker")));
+    ledger.strikes(subject, Duration::from_secs(3_600), SystemTime::now()).unwrap()
+}
+
+#[test]
+fn a_ban_is_one_strike_in_the_ledger_however_many_ways_carry_it_out() {
+    let sets: [&[&str]; 5] =
+        [&["nft"], &["nft", "route"], &["hosts-deny"], &["run"], &["nft", "hosts-deny", "run", "route"]];
+    let counted = std::thread::scope(|scope| {
+        let trials: Vec<_> = sets.iter().map(|ways| scope.spawn(|| (*ways, strikes(ways)))).collect();
+        trials.into_iter().map(|trial| trial.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(counted.iter().all(|(_, strikes)| *strikes == 1), "{counted:?}");
+}

@@ -1,0 +1,40 @@
+//! What is swept away while it is needed.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::lab::Lab;
+use crate::lab::daemon::Daemon;
+use crate::lab::services::Services;
+
+/// The last ports that the scanner comes to.
+const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
+
+#[test]
+fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_anything() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &SERVED);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    // In the order of the ports, and slow enough for what happens meanwhile.
+    let pace = ["--min-rate", "300", "--max-rate", "300", "--max-rtt-timeout", "100ms", "--max-retries", "0"];
+    let slow = [&["-sS", "-r", "-p1-1008"], &pace[..]].concat();
+    let scan = std::thread::scope(|scope| {
+        let scan = scope.spawn(|| lab.nmap("attacker", target, &slow));
+        let mut before = lab.expect_ban(attacker);
+        for flush in ["flush ruleset", "delete table inet portsentry", "flush ruleset", "flush table inet portsentry"] {
+            std::thread::sleep(Duration::from_millis(300));
+            lab.run("victim", "nft", &[flush]);
+            let after = lab.expect_ban(attacker);
+            assert!(after.timeout == before.timeout && after.expires <= before.expires, "{before:?} became {after:?}");
+            before = after;
+        }
+        assert!(!scan.is_finished(), "the scan was over before the last flush, which proves nothing");
+        scan.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    assert!(scan.open.is_empty(), "{scan:?}");
+    assert!(scan.count("filtered") > 900, "{scan:?}");
+    daemon.expect_line("table inet portsentry was gone and is there again; bans put back with the time that they had left: 1");
+    let log = daemon.stop();
+    assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "one scan is one ban: {log}");
+}

@@ -1,0 +1,67 @@
+//! As many bans as a busy host gathers in months, put back after a reboot.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant, SystemTime};
+
+use portsentry::enforce::nft::Nft;
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::ledger::{Author, Banned, Ledger};
+
+use crate::lab::daemon::Daemon;
+use crate::lab::{Lab, within};
+
+const BANS: u32 = 100_000;
+
+/// How long all of it may take on a busy machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_meanwhile() {
+    let lab = Lab::new(&["attacker"]);
+    let source = |number: u32| Subject::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number));
+    let now = SystemTime::now();
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let bans = (0..BANS).map(|number| {
+        let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
+        Banned::wanted_by(Author::Detector, source(number), now - Duration::from_secs(3_600), Expiry::After(length))
+    });
+    ledger.record(&bans.collect::<Vec<_>>()).unwrap();
+    drop(ledger);
+
+    let begin = Instant::now();
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let started = begin.elapsed();
+    // The scanner does not wait for them.
+    let attacker = lab.v4("attacker");
+    lab.touch("attacker", attacker.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    daemon.expect_line(&format!("Host {attacker} has been blocked"));
+    let blocked = begin.elapsed();
+    let restored = || {
+        let lines = daemon.lines_with("bans put back from the ledger with the time that they had left: ");
+        let counts = lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
+        (counts.sum::<u32>() == BANS).then_some(())
+    };
+    assert!(within(BOUND, restored).is_some(), "{:?}", daemon.lines_with("adminalert"));
+    println!(
+        "{BANS} bans put back {:.1} s after the start ({:.1} s until it watches; a scanner blocked at {:.1} s)",
+        begin.elapsed().as_secs_f64(),
+        started.as_secs_f64(),
+        blocked.as_secs_f64()
+    );
+    // Some are left out of a dump, without a sign of it, while the kernel's table grows behind it, as it does now.
+    let all = usize::try_from(BANS).unwrap() + 1;
+    let read = || lab.inside("victim", || Nft::open().unwrap().elements().unwrap());
+    let elements = within(BOUND, || Some(read()).filter(|elements| elements.len() >= all)).expect("all are there");
+    assert_eq!(elements.len(), all);
+    let held: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
+    assert!((0..BANS).all(|number| held.contains(&source(number))));
+    for (subject, left) in elements {
+        let Subject::V4(address) = subject else { panic!("{subject}") };
+        let number = u64::from(address.to_bits() & 0xf_ffff);
+        let expected = 3_600 + if address == attacker { 0 } else { number % 100 * 60 };
+        let left = left.unwrap().as_secs();
+        assert!(left <= expected && left + 120 > expected, "{subject}: {left} s of {expected}");
+    }
+    daemon.stop();
+}
