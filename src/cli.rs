@@ -1,6 +1,7 @@
 //! Words of the command line to a [`Command`], and its flags over the file's settings. Runs nothing and prints nothing:
 //! help and version come back as `clap::Error`s whose kind says so.
 
+mod console;
 mod operator;
 
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_network};
@@ -12,6 +13,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use console::{ListOptions, Order};
 pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
@@ -37,7 +39,7 @@ const HELP: &str = "\
 {options}
 
 Commands (portsentry COMMAND --help):
-  status events                   how it is, what happens
+  status list events              how it is, who is blocked, what happens
   block unblock allow explain     one address
   confirm reload import           the settings
   report replay                   what was; a capture file, judged
@@ -67,6 +69,8 @@ pub enum Command {
     Import(ImportOptions),
     /// Make a page of the ledger.
     Report(ReportOptions),
+    /// List the bans in force.
+    List(ListOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -204,6 +208,8 @@ enum Subcommands {
     Import(ImportOptions),
     /// Make a page of the ledger's bans
     Report(ReportOptions),
+    /// List who is blocked
+    List(ListOptions),
 }
 
 /// Reads the command line, program name first.
@@ -222,6 +228,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::Ask(question)) => return Ok(Command::Ask(question)),
         Some(Subcommands::Import(options)) => return Ok(Command::Import(options)),
         Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
+        Some(Subcommands::List(options)) => return Ok(Command::List(options)),
         None => {}
     }
     Ok(Command::Run(RunOptions {

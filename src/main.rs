@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use portsentry::cli::{self, Command, ImportOptions, Question, ReplayOptions, ReportOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions};
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
-use portsentry::control::commands;
 use portsentry::control::protocol::Refusal;
+use portsentry::control::{commands, list};
 use portsentry::daemon::{self, DaemonError, Places};
 use portsentry::import::{self, ImportError};
 use portsentry::page::{self, Figures};
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
         Command::Report(options) => report(&options),
+        Command::List(options) => list(&options),
     }
 }
 
@@ -105,6 +106,16 @@ fn report(options: &ReportOptions) -> ExitCode {
                 _ => cli::EXIT_DONE.into(),
             }
         }
+    }
+}
+
+fn list(options: &ListOptions) -> ExitCode {
+    match list::run(options, &mut std::io::stdout().lock()) {
+        Ok(notes) => {
+            notes.iter().for_each(|note| say(note));
+            cli::EXIT_DONE.into()
+        }
+        Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }
 
