@@ -2,6 +2,7 @@
 //! help and version come back as `clap::Error`s whose kind says so.
 
 mod completions;
+mod console;
 mod operator;
 
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_network};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use completions::Shell;
+pub use console::{ListOptions, Order};
 pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
@@ -39,7 +41,7 @@ const HELP: &str = "\
 {options}
 
 Commands (portsentry COMMAND --help):
-  status events                   how it is, what happens
+  status list events              how it is, who is blocked, what happens
   block unblock allow explain     one address
   confirm reload import           the settings
   report replay completions       what was; a capture judged; for your shell
@@ -71,6 +73,8 @@ pub enum Command {
     Report(ReportOptions),
     /// Print what a shell completes command lines with.
     Complete(Shell),
+    /// List the bans in force.
+    List(ListOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -210,6 +214,8 @@ enum Subcommands {
     Report(ReportOptions),
     /// What bash, zsh or fish completes command lines with
     Completions(completions::Completions),
+    /// List who is blocked
+    List(ListOptions),
 }
 
 /// Reads the command line, program name first.
@@ -229,6 +235,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::Import(options)) => return Ok(Command::Import(options)),
         Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
         Some(Subcommands::Completions(wanted)) => return Ok(Command::Complete(wanted.shell)),
+        Some(Subcommands::List(options)) => return Ok(Command::List(options)),
         None => {}
     }
     Ok(Command::Run(RunOptions {

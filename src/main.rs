@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use portsentry::cli::{self, Command, ImportOptions, Question, ReplayOptions, ReportOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions};
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
-use portsentry::control::commands;
 use portsentry::control::protocol::Refusal;
+use portsentry::control::{commands, list};
 use portsentry::daemon::{self, DaemonError, Places};
 use portsentry::import::{self, ImportError};
 use portsentry::page::{self, Figures};
@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         },
         Command::Report(options) => report(&options),
         Command::Complete(shell) => print(&shell.completions()),
+        Command::List(options) => list(&options),
     }
 }
 
@@ -113,6 +114,16 @@ fn report(options: &ReportOptions) -> ExitCode {
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
         None => print(&text),
+    }
+}
+
+fn list(options: &ListOptions) -> ExitCode {
+    match list::run(options, &mut std::io::stdout().lock()) {
+        Ok(notes) => {
+            notes.iter().for_each(|note| say(note));
+            cli::EXIT_DONE.into()
+        }
+        Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }
 

@@ -22,7 +22,7 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
     ("metrics", &["engine", "report", "sensor"]),
     ("page", &["engine", "ledger"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
-    ("control", &["cli"]),
+    ("control", &["cli", "enforce", "engine", "ledger", "report"]),
     (
         "daemon",
         &[

@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use clap::error::ErrorKind;
-use portsentry::cli::{self, Command, ImportOptions, ReplayOptions, ReportOptions, RunOptions};
+use portsentry::cli::{self, Command, ImportOptions, ListOptions, Order, ReplayOptions, ReportOptions, RunOptions};
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::engine::subject::Expiry;
 use std::ffi::OsString;
@@ -107,6 +107,9 @@ fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
         ("import --force", ErrorKind::MissingRequiredArgument),
         ("import --json -o f", ErrorKind::ArgumentConflict),
         ("import --expire 1h", ErrorKind::UnknownArgument),
+        ("list a", ErrorKind::ValueValidation),
+        ("list --sort name", ErrorKind::InvalidValue),
+        ("list --since 0s", ErrorKind::ValueValidation),
         ("report --since 30x", ErrorKind::ValueValidation),
         ("report --since 59s", ErrorKind::ValueValidation),
         ("report --since 11years", ErrorKind::ValueValidation),
@@ -145,6 +148,23 @@ fn import_has_its_own_options() {
     };
     let line = "import p.conf --defaults d --ignore i --ignore j -o p.toml --force";
     assert_eq!(parse(line).unwrap(), Command::Import(expected));
+}
+
+#[test]
+fn list_has_its_own_options_and_shows_the_next_to_end_first() {
+    let state_dir = PathBuf::from(cli::DEFAULT_STATE_DIR);
+    let plain = ListOptions { target: None, sort: Order::Expires, since: None, names: false, json: false, state_dir };
+    assert_eq!(parse("list").unwrap(), Command::List(plain));
+    let expected = ListOptions {
+        target: Some("10.0.0.0/24".parse().unwrap()),
+        sort: Order::Hits,
+        since: Some(Duration::from_secs(3_600)),
+        names: true,
+        json: true,
+        state_dir: PathBuf::from("/srv/p"),
+    };
+    let line = "list 10.0.0.9/24 --sort hits --since 1h --names --json --state-dir /srv/p";
+    assert_eq!(parse(line).unwrap(), Command::List(expected));
 }
 
 #[test]

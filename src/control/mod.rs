@@ -3,5 +3,6 @@
 
 pub mod client;
 pub mod commands;
+pub mod list;
 pub mod protocol;
 pub mod server;

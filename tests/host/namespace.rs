@@ -40,6 +40,14 @@ impl Namespace {
         run(&words);
     }
 
+    /// A program that is to be run inside.
+    #[allow(dead_code, reason = "not every test program runs one")]
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
     /// Runs `work` on a thread of its own inside.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {

@@ -26,7 +26,8 @@ impl Clock {
     fn new(lab: &Lab) -> Self {
         let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/trials/clock.c"), lab.path("clock.so"));
         // What builds SQLite is there to build this.
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(&library).arg(source).status();
+        let built =
+            Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(&library).arg(source).status();
         assert!(built.expect("there is a C compiler").success());
         let path = lab.write("clock", "");
         let offset = File::options().write(true).open(&path).unwrap();
@@ -81,7 +82,10 @@ fn set_forward_and_back_while_it_runs_the_clock_changes_no_ban_in_the_kernel() {
         let address = lab.provoke_ban(host);
         banned.push(address);
         let entry = history(&lab, address).pop().unwrap();
-        assert!(distance(entry.ban.since, offset) < Duration::from_secs(60), "{offset}: the clock is not that of {entry:?}");
+        assert!(
+            distance(entry.ban.since, offset) < Duration::from_secs(60),
+            "{offset}: the clock is not that of {entry:?}"
+        );
         for address in &banned {
             let left = left(&lab, *address).as_secs();
             assert!((3_500..=3_600).contains(&left), "{offset}: {address} has {left} s left");

@@ -20,7 +20,8 @@ impl Disk {
     fn under(lab: &Lab) -> Self {
         let path = lab.path("state");
         std::fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(&path).status();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(&path).status();
         assert!(mounted.unwrap().success(), "a test may mount");
         Self(path)
     }

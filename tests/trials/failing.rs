@@ -33,7 +33,8 @@ fn an_administrators_route_to_the_same_address_stays_and_the_ban_by_route_comes_
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "nft"], ""), &["--expire", "1h"]);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
-    let line = format!("adminalert: ERROR: Host {attacker} could not be blocked via route: there is already a route to");
+    let line =
+        format!("adminalert: ERROR: Host {attacker} could not be blocked via route: there is already a route to");
     daemon.expect_line(&line);
     assert!(held(&lab, "route").is_empty(), "{}", held(&lab, "route"));
     let shown = || lab.run("victim", "ip", &["route", "show", "exact", &format!("{attacker}/32")]);

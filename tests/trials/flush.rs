@@ -34,7 +34,9 @@ fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_a
     });
     assert!(scan.open.is_empty(), "{scan:?}");
     assert!(scan.count("filtered") > 900, "{scan:?}");
-    daemon.expect_line("table inet portsentry was gone and is there again; bans put back with the time that they had left: 1");
+    daemon.expect_line(
+        "table inet portsentry was gone and is there again; bans put back with the time that they had left: 1",
+    );
     let log = daemon.stop();
     assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "one scan is one ban: {log}");
 }

@@ -39,7 +39,8 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
     let blocked = begin.elapsed();
     let restored = || {
         let lines = daemon.lines_with("bans put back from the ledger with the time that they had left: ");
-        let counts = lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
+        let counts =
+            lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
         (counts.sum::<u32>() == BANS).then_some(())
     };
     assert!(within(BOUND, restored).is_some(), "{:?}", daemon.lines_with("adminalert"));

@@ -23,7 +23,10 @@ fn status_says_what_it_does_and_how_it_is() {
     assert_eq!(status["process"], daemon.id());
     assert_eq!(status["state"], "blocking");
     assert_eq!(status["methods"], serde_json::json!(["nft"]));
-    assert_eq!((&status["bans"]["intended"], &status["bans"]["enforced"], &status["bans"]["made"]), (&1.into(), &1.into(), &1.into()));
+    assert_eq!(
+        (&status["bans"]["intended"], &status["bans"]["enforced"], &status["bans"]["made"]),
+        (&1.into(), &1.into(), &1.into())
+    );
     assert!(status["probes"].as_u64().is_some_and(|probes| probes >= 3), "{status}");
     let said = operate(&lab, &["status"]);
     assert_eq!(said.code, Some(0), "{said:?}");
@@ -72,7 +75,8 @@ fn nobody_who_is_protected_is_blocked_by_hand_unless_that_is_forced_and_itself_n
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "[allow]\nnetworks = [\"192.0.2.0/24\"]\n", &[]);
     let own = lab.victim_v4("attacker").to_string();
-    for words in [&["block", "192.0.2.7"][..], &["block", &own], &["block", &own, "--force"], &["block", "10.0.0.0/8"]] {
+    for words in [&["block", "192.0.2.7"][..], &["block", &own], &["block", &own, "--force"], &["block", "10.0.0.0/8"]]
+    {
         let said = operate(&lab, words);
         assert!(matches!(said.code, Some(1 | 2)), "{words:?}: {said:?}");
         assert!(!said.err.is_empty(), "{words:?}");
@@ -189,7 +193,8 @@ fn hangup_takes_new_settings_over_and_leaves_the_old_ones_where_they_are_wrong()
     assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(7_200)));
     lab.provoke_ban("friend");
 
-    std::fs::write(&path, format!("expire = \"2h\"\n[detect]\nscan_trigger = 0\n[allow]\nnetworks = [\"{friend}\"]\n")).unwrap();
+    std::fs::write(&path, format!("expire = \"2h\"\n[detect]\nscan_trigger = 0\n[allow]\nnetworks = [\"{friend}\"]\n"))
+        .unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line(&format!("Host {friend} has been unblocked by the allow-list"));
     assert_eq!(lab.banned(), [attacker]);
@@ -220,7 +225,8 @@ fn events_shows_what_happens_as_one_object_a_line() {
     let output = watcher.stdout.take().unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok);
     let events: Vec<serde_json::Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
-    let of = |name: &str| events.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("{name}: {events:?}"));
+    let of =
+        |name: &str| events.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("{name}: {events:?}"));
     assert_eq!(of("probe")["source"], attacker);
     assert_eq!(of("block")["source"], attacker);
     assert!(of("block")["expires"].is_string());

@@ -140,7 +140,8 @@ fn who_is_not_root_may_look_and_change_nothing() {
     lab.write("program", "");
     // The program where that user may run it, for this one process.
     let as_nobody = |words: &[&str]| {
-        let script = "mount --bind \"$1\" \"$2\"; shift; exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+        let script =
+            "mount --bind \"$1\" \"$2\"; shift; exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
         let mut command = lab.command("victim", "sh");
         command.args(["-c", script, "sh"]).arg(binary()).arg(lab.path("program"));
         let output = command.args(words).arg("--socket").arg(lab.path("socket")).output().unwrap();

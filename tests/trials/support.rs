@@ -117,7 +117,8 @@ pub(crate) fn run_settings(lab: &Lab, more: &str) -> String {
 /// One line for each call: the arguments, each with a `|` behind it, and the environment.
 fn script(lab: &Lab) -> PathBuf {
     let calls = lab.path("calls").display().to_string();
-    let text = format!("#!/bin/sh\nline=$(printf '%s|' \"$@\"; env | sort | tr '\\n' '|')\necho \"$line\" >>'{calls}'\n");
+    let text =
+        format!("#!/bin/sh\nline=$(printf '%s|' \"$@\"; env | sort | tr '\\n' '|')\necho \"$line\" >>'{calls}'\n");
     let path = lab.write("on-ban", &text);
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     path

@@ -76,9 +76,14 @@ fn commands_were_run(lab: &Lab) {
     let ended = within(PATIENCE, || (text(lab, "calls").lines().count() == 4).then_some(()));
     let calls = text(lab, "calls");
     assert!(ended.is_some(), "{calls}");
-    for (target, source) in [(lab.v4("attacker").to_string(), ends(lab, false).0), (format!("{FAR_NETWORK}/64"), ends(lab, true).0)] {
-        for (occasion, line) in ["begin", "end"].map(|word| (word, format!("{word}|{target}|903|atcp|TCP SYN/Normal scan|"))) {
-            let line = calls.lines().find(|call| call.starts_with(&line)).unwrap_or_else(|| panic!("{occasion}: {calls}"));
+    for (target, source) in
+        [(lab.v4("attacker").to_string(), ends(lab, false).0), (format!("{FAR_NETWORK}/64"), ends(lab, true).0)]
+    {
+        for (occasion, line) in
+            ["begin", "end"].map(|word| (word, format!("{word}|{target}|903|atcp|TCP SYN/Normal scan|")))
+        {
+            let line =
+                calls.lines().find(|call| call.starts_with(&line)).unwrap_or_else(|| panic!("{occasion}: {calls}"));
             for variable in [
                 format!("|PORTSENTRY_TARGET={target}|"),
                 format!("|PORTSENTRY_SOURCE={source}|"),
@@ -97,8 +102,7 @@ fn commands_were_run(lab: &Lab) {
 
 #[test]
 fn several_ways_all_hold_a_ban_and_all_let_go() {
-    let sets: [&[&str]; 3] =
-        [&["nft", "route"], &["hosts-deny", "run"], &["run", "hosts-deny", "route", "nft"]];
+    let sets: [&[&str]; 3] = [&["nft", "route"], &["hosts-deny", "run"], &["run", "hosts-deny", "route", "nft"]];
     std::thread::scope(|scope| {
         for ways in sets {
             scope.spawn(move || {
@@ -125,7 +129,8 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
             let lab = scene();
             let more = run_settings(&lab, "first = true\n");
             let (path, notes) = (lab.path("on-ban"), lab.path("notes"));
-            let script = format!("#!/bin/sh\nsleep 0.3\nnft list set inet portsentry blocked >>'{}'\n", notes.display());
+            let script =
+                format!("#!/bin/sh\nsleep 0.3\nnft list set inet portsentry blocked >>'{}'\n", notes.display());
             std::fs::write(&path, script).unwrap();
             let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], &more), &["--expire", "1h"]);
             scan(&lab, false);

@@ -1,0 +1,123 @@
+//! Addresses to names, many at once and never for long. A name is the word of whoever serves the address's zone: nothing
+//! but letters, digits, dots and hyphens of it reaches a terminal.
+//!
+//! Read with: RFC 1035 section 2.3.1 for what is in a host's name, getnameinfo(3).
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long all look-ups together may take.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// Look-ups at one time.
+const AT_ONCE: usize = 32;
+
+/// Addresses that are looked up: what no name server answers in the time, and nobody reads.
+const MOST: usize = 2_000;
+
+/// The longest name that there is.
+const LONGEST: usize = 253;
+
+/// The names of these addresses, of those that have any and whose name servers answer in time. What is missing is said.
+pub(super) fn look_up(addresses: BTreeSet<IpAddr>, notes: &mut Vec<String>) -> HashMap<IpAddr, String> {
+    look_up_with(addresses, notes, LIMIT, |address| dns_lookup::lookup_addr(&address).ok())
+}
+
+fn look_up_with(
+    addresses: BTreeSet<IpAddr>,
+    notes: &mut Vec<String>,
+    limit: Duration,
+    name_of: fn(IpAddr) -> Option<String>,
+) -> HashMap<IpAddr, String> {
+    let wanted: Vec<IpAddr> = addresses.iter().copied().take(MOST).collect();
+    if addresses.len() > MOST {
+        notes.push(format!("the names of {} addresses were not looked up", addresses.len() - MOST));
+    }
+    let (count, until) = (wanted.len(), Instant::now() + limit);
+    let queue = Arc::new(Mutex::new(wanted));
+    let (answers, answered) = mpsc::channel();
+    for _ in 0..AT_ONCE.min(count) {
+        let (queue, answers) = (Arc::clone(&queue), answers.clone());
+        // Not waited for: a look-up cannot be broken off, and the program is about to end.
+        let _ = thread::Builder::new().name("names".to_owned()).spawn(move || {
+            loop {
+                let Some(address) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop() else { return };
+                if answers.send((address, name_of(address))).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(answers);
+    let (mut names, mut missing) = (HashMap::new(), count);
+    while let Ok((address, name)) = answered.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        missing -= 1;
+        if let Some(name) = name.and_then(|name| plain(&name, address)) {
+            names.insert(address, name);
+        }
+    }
+    if missing > 0 {
+        let limit = humantime::format_duration(limit);
+        notes.push(format!("no name server answered within {limit} for {missing} of the addresses"));
+    }
+    names
+}
+
+/// `name` as it may be shown; `None` where it is none, or only the address once more.
+fn plain(name: &str, address: IpAddr) -> Option<String> {
+    let name = name.trim_end_matches('.');
+    if name.is_empty() || name.parse::<IpAddr>().is_ok() || name == address.to_string() {
+        return None;
+    }
+    let shown = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c.to_ascii_lowercase() } else { '?' };
+    Some(name.chars().take(LONGEST).map(shown).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(count: u8) -> BTreeSet<IpAddr> {
+        (0..count).map(|last| IpAddr::from([192, 0, 2, last])).collect()
+    }
+
+    #[test]
+    fn nothing_of_a_name_can_move_the_cursor_or_stand_for_another_address() {
+        let address = IpAddr::from([192, 0, 2, 7]);
+        let shown = |name: &str| plain(name, address);
+        assert_eq!(shown("Mail.Example.ORG.").as_deref(), Some("mail.example.org"));
+        assert_eq!(shown("\u{1b}[2Ja_b\n\u{202e}x").as_deref(), Some("??2ja?b??x"));
+        for none in ["", ".", "192.0.2.7", "198.51.100.1", "::1"] {
+            assert_eq!(shown(none), None, "{none:?}");
+        }
+        assert_eq!(shown(&"a".repeat(10_000)).map(|name| name.len()), Some(LONGEST));
+    }
+
+    #[test]
+    fn all_are_asked_at_once_and_whoever_is_slow_is_left_behind() {
+        let mut notes = Vec::new();
+        let begin = Instant::now();
+        let names = look_up_with(addresses(64), &mut notes, Duration::from_millis(700), |address| {
+            match address {
+                // One that never answers.
+                IpAddr::V4(v4) if v4.octets() == [192, 0, 2, 63] => thread::sleep(Duration::from_secs(60)),
+                _ => thread::sleep(Duration::from_millis(20)),
+            }
+            Some(format!("host-{address}.example"))
+        });
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert_eq!(names.len(), 63, "{notes:?}");
+        assert_eq!(names.get(&IpAddr::from([192, 0, 2, 9])).map(String::as_str), Some("host-192.0.2.9.example"));
+        assert_eq!(notes, ["no name server answered within 700ms for 1 of the addresses"]);
+    }
+
+    #[test]
+    fn nobody_is_asked_about_nobody() {
+        let mut notes = Vec::new();
+        assert!(look_up_with(BTreeSet::new(), &mut notes, LIMIT, |_| None).is_empty());
+        assert!(notes.is_empty());
+    }
+}

@@ -1,0 +1,302 @@
+//! Bans to lines of a table that is no wider than the terminal: long fields are cut short with "…", and where that is not
+//! enough, the least important columns go. No line is ever wrapped.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use super::{Held, Listed};
+use crate::engine::subject::Expiry;
+use crate::ledger::{Author, Banned, author_key};
+
+/// Between two columns.
+const GAP: usize = 2;
+
+struct Column {
+    head: &'static str,
+    cells: Vec<String>,
+    /// It is not cut below this.
+    least: usize,
+    right: bool,
+}
+
+/// The table of `bans` for a terminal of `width` columns; with names where there are some.
+pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, width: usize, now: SystemTime) -> String {
+    if bans.is_empty() {
+        return "nobody is blocked\n".to_owned();
+    }
+    let mut out = String::new();
+    let columns = columns(bans, names, now);
+    let (widths, marks) = (fit(&columns, width), bans.iter().map(mark).collect::<Vec<_>>());
+    line(&mut out, ' ', columns.iter().map(|column| (column.head, column)).zip(&widths));
+    for (row, mark) in marks.iter().enumerate() {
+        let cells = columns.iter().map(|column| (column.cells.get(row).map_or("", String::as_str), column));
+        line(&mut out, *mark, cells.zip(&widths));
+    }
+    let kinds = [
+        (NOT_HELD, "the ledger has it, but the kernel does not block it"),
+        (UNKNOWN, "the kernel blocks it, but the ledger does not know it"),
+    ];
+    for (mark, meaning) in kinds {
+        if marks.contains(&mark) {
+            let _ = writeln!(out, "{}", shortened(&format!("{mark} {meaning}"), width));
+        }
+    }
+    out
+}
+
+const NOT_HELD: char = '!';
+const UNKNOWN: char = '?';
+
+fn mark(ban: &Listed) -> char {
+    match (ban.held, &ban.remembered) {
+        (Held::No, _) => NOT_HELD,
+        (_, None) => UNKNOWN,
+        _ => ' ',
+    }
+}
+
+/// The order is that on the screen.
+fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
+    let column = |head, least, right, cell: &dyn Fn(&Listed) -> String| {
+        let cells = bans.iter().map(cell).collect();
+        Column { head, cells, least, right }
+    };
+    let known = |ban: &Listed, tell: fn(&Banned) -> String| {
+        ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| tell(&entry.ban))
+    };
+    let mut columns = vec![column("ADDRESS", 12, false, &|ban| ban.subject.to_string())];
+    if let Some(names) = names {
+        let name = |ban: &Listed| ban.source().and_then(|source| names.get(&source)).cloned();
+        columns.push(column("NAME", 12, false, &|ban| name(ban).unwrap_or_else(|| "-".to_owned())));
+    }
+    columns.extend([
+        column("REASON", 6, false, &|ban| known(ban, reason)),
+        column("PORTS", 8, false, &|ban| known(ban, ports)),
+        column("SINCE", 3, true, &|ban| match &ban.remembered {
+            Some(entry) => brief(now.duration_since(entry.ban.since).unwrap_or_default()),
+            None => "-".to_owned(),
+        }),
+        column("LEFT", 3, true, &|ban| match ban.left(now) {
+            Expiry::Never => "ever".to_owned(),
+            Expiry::After(left) => brief(left),
+        }),
+        column("STRIKES", 7, true, &|ban| {
+            ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| entry.strikes.to_string())
+        }),
+        column("BY", 4, false, &|ban| known(ban, |ban| author_key(ban.author).to_owned())),
+        column("METHOD", 6, false, &|ban| match &ban.remembered {
+            Some(entry) => entry.ban.methods.to_string(),
+            None => "nft".to_owned(),
+        }),
+    ]);
+    columns
+}
+
+fn reason(ban: &Banned) -> String {
+    match (ban.class, ban.author) {
+        (Some(class), _) => class.key().to_owned(),
+        (None, Author::Import) => "import".to_owned(),
+        (None, _) => "by hand".to_owned(),
+    }
+}
+
+/// "tcp/23,8080 udp/53".
+fn ports(ban: &Banned) -> String {
+    let mut text = String::new();
+    let mut last = None;
+    for (protocol, port) in &ban.ports {
+        let _ = match last == Some(*protocol) {
+            true => write!(text, ",{port}"),
+            false if last.is_none() => write!(text, "{}/{port}", protocol.key()),
+            false => write!(text, " {}/{port}", protocol.key()),
+        };
+        last = Some(*protocol);
+    }
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+/// Which are cut first, and which go first.
+const CUT: [&str; 5] = ["PORTS", "NAME", "REASON", "METHOD", "BY"];
+const GO: [&str; 8] = ["METHOD", "BY", "STRIKES", "SINCE", "PORTS", "NAME", "REASON", "LEFT"];
+
+/// How wide each column is in `width`; 0: it is left out.
+fn fit(columns: &[Column], width: usize) -> Vec<usize> {
+    let wide = |column: &Column| column.cells.iter().map(|cell| count(cell)).max().unwrap_or(0).max(count(column.head));
+    let mut widths: Vec<usize> = columns.iter().map(wide).collect();
+    // The mark and the blank behind it.
+    let excess = |widths: &[usize]| {
+        let shown = widths.iter().filter(|width| **width > 0);
+        let (sum, number) = shown.fold((0, 0_usize), |(sum, number), width| (sum + width, number + 1));
+        (2 + sum + GAP * number.saturating_sub(1)).saturating_sub(width)
+    };
+    let place = |head: &str| columns.iter().position(|column| column.head == head);
+    for head in CUT {
+        let over = excess(&widths);
+        if let Some((column, width)) = place(head).and_then(|at| columns.get(at).zip(widths.get_mut(at))) {
+            *width = width.saturating_sub(over).max(column.least.min(*width));
+        }
+    }
+    for head in GO {
+        if excess(&widths) > 0
+            && let Some(width) = place(head).and_then(|at| widths.get_mut(at))
+        {
+            *width = 0;
+        }
+    }
+    let over = excess(&widths);
+    if let Some(address) = widths.first_mut() {
+        *address = address.saturating_sub(over).max(1);
+    }
+    // What went may have left more room than it took: the ones that were cut get it back.
+    for (at, column) in columns.iter().enumerate() {
+        let room =
+            (2 + widths.iter().filter(|width| **width > 0).map(|width| width + GAP).sum::<usize>()).saturating_sub(GAP);
+        if let Some(shown) = widths.get_mut(at).filter(|shown| **shown > 0) {
+            *shown = wide(column).min(*shown + width.saturating_sub(room));
+        }
+    }
+    widths
+}
+
+fn line<'a>(out: &mut String, mark: char, cells: impl Iterator<Item = ((&'a str, &'a Column), &'a usize)>) {
+    let mut text = format!("{mark} ");
+    let mut first = true;
+    for ((cell, column), width) in cells.filter(|(_, width)| **width > 0) {
+        if !first {
+            text.push_str("  ");
+        }
+        first = false;
+        let cell = shortened(cell, *width);
+        let blanks = " ".repeat(width.saturating_sub(count(&cell)));
+        let (before, after) = if column.right { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
+        let _ = write!(text, "{before}{cell}{after}");
+    }
+    out.push_str(text.trim_end());
+    out.push('\n');
+}
+
+/// What is shown is one column a character: addresses, and names without anything else than letters and digits.
+fn count(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// `text` in at most `width` columns, its end cut off with "…" where it is longer.
+pub(crate) fn shortened(text: &str, width: usize) -> String {
+    if count(text) <= width {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(width.saturating_sub(1)).collect();
+    if width > 0 {
+        short.push('…');
+    }
+    short
+}
+
+/// A span in its two largest units, in at most six or seven columns: "45s", "12m5s", "3h40m", "6d23h", "2y14d".
+pub(crate) fn brief(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let units = [("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
+    let Some(at) = units.iter().position(|(_, length)| seconds >= *length) else { return "0s".to_owned() };
+    let mut text = String::new();
+    let mut rest = seconds;
+    for (unit, length) in units.iter().skip(at).take(2) {
+        if rest / length > 0 {
+            let _ = write!(text, "{}{unit}", rest / length);
+        }
+        rest %= length;
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::engine::subject::Subject;
+    use crate::engine::{Class, Protocol};
+    use crate::ledger::Entry;
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_795_242_733)
+    }
+
+    fn listed(text: &str, author: Author, held: Held) -> Listed {
+        let subject: Subject = text.parse().unwrap();
+        let since = now() - Duration::from_secs(3_900);
+        let mut ban = Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)));
+        if author == Author::Detector {
+            ban.class = Some(Class::Syn);
+            ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
+        }
+        Listed { subject, remembered: Some(Entry { ban, strikes: 2, ended: None }), held }
+    }
+
+    fn some() -> Vec<Listed> {
+        let left = |seconds| Held::For(Some(Duration::from_secs(seconds)));
+        let mut bans = vec![
+            listed("203.0.113.77", Author::Detector, left(82_500)),
+            listed("2001:db8:1:2::/64", Author::Operator, left(45)),
+            listed("198.51.100.0/24", Author::Detector, Held::No),
+        ];
+        bans.push(Listed { remembered: None, ..listed("192.0.2.9", Author::Import, Held::For(None)) });
+        bans
+    }
+
+    #[test]
+    fn a_table_of_80_columns_shows_everything() {
+        let expected = "  \
+  ADDRESS            REASON   PORTS     SINCE    LEFT  STRIKES  BY        METHOD
+  203.0.113.77       syn      tcp/23,…   1h5m  22h55m        2  detector  nft
+  2001:db8:1:2::/64  by hand  -          1h5m     45s        2  operator  nft
+! 198.51.100.0/24    syn      tcp/23,…   1h5m  22h55m        2  detector  nft
+? 192.0.2.9          -        -             -    ever        -  -         nft
+! the ledger has it, but the kernel does not block it
+? the kernel blocks it, but the ledger does not know it
+";
+        assert_eq!(text(&some(), None, 80, now()), expected);
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal_whatever_its_width() {
+        let names = [("203.0.113.77", "a-very-long-name.of-somebody.far-away.example.org")];
+        let names: HashMap<IpAddr, String> =
+            names.into_iter().map(|(address, name)| (address.parse().unwrap(), name.to_owned())).collect();
+        let mut bans = some();
+        bans.push(listed("2001:db8:1234:5678::/64", Author::Detector, Held::Unasked));
+        for width in 3..200 {
+            for names in [None, Some(&names)] {
+                let text = text(&bans, names, width, now());
+                assert!(text.lines().all(|line| count(line) <= width), "{width}:\n{text}");
+                assert_eq!(text.lines().count(), 8);
+                let whole = text.lines().nth(1).unwrap().contains("203.0.113.77");
+                assert!(whole || width < 26, "the address comes first, {width}:\n{text}");
+            }
+        }
+        let wide = text(&bans, Some(&names), 200, now());
+        assert!(wide.contains("far-away.example.org") && wide.contains("tcp/23,8080,5900 udp/53"), "{wide}");
+    }
+
+    #[test]
+    fn spans_are_short_and_right() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (3_599, "59m59s"),
+            (3_600, "1h"),
+            (90_061, "1d1h"),
+            (86_400 + 60, "1d"),
+            (31_536_000 * 3 + 86_400 * 364, "3y364d"),
+        ] {
+            assert_eq!(brief(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn nobody_is_said_in_words() {
+        assert_eq!(text(&[], None, 80, now()), "nobody is blocked\n");
+    }
+}

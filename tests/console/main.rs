@@ -1,0 +1,9 @@
+//! What an operator sees at a terminal: `portsentry list`, `watch` and `check`, as programs, on ledgers and kernels of the
+//! test's own.
+
+#[cfg(test)]
+mod list;
+#[cfg(test)]
+#[path = "../host/namespace.rs"]
+#[expect(dead_code, reason = "these tests need few interfaces")]
+mod namespace;
