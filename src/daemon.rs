@@ -6,7 +6,9 @@ mod allowance;
 mod comparison;
 mod desk;
 mod guard;
+mod hosts;
 mod ignored;
+mod lines;
 mod names;
 mod priority;
 mod record;
@@ -39,17 +41,19 @@ use crate::netlink::host::HostError;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
 use crate::report::event::{Event, What};
-use crate::report::log::Log;
 use crate::report::queue;
 use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
 use adopt::Adoption;
 use desk::Desk;
 use guard::Guard;
+use lines::Lines;
 use record::{Opening, Record};
 use shell::{Shell, Signals};
 use supervisor::Supervisor;
 use watch::HostWatch;
 use ways::Ways;
+
+pub use lines::target;
 
 /// Events that wait for the log at one time.
 const QUEUE: usize = 8192;
@@ -159,7 +163,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let (events, received) = queue::bounded(QUEUE);
     let mut watch = HostWatch::open(&config, events.clone()).await?;
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
-    let mut log = Log::default();
+    let mut log = Lines::new(&config.report, events.clone());
 
     let figures = Arc::new(Figures::default());
     let Ways { blocker, hands, leftovers, said } = ways::open(&config, &watch.host(), (&events, &inbox, &figures))?;

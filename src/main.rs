@@ -63,7 +63,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         socket: place(&options.socket, cli::DEFAULT_SOCKET),
     };
     let confirm = options.confirm;
-    if let Err(error) = log::init() {
+    if let Err(error) = log::init(daemon::target(config.report.log)) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
     match daemon::run(config, places, confirm, Box::new(move || options.configure())) {

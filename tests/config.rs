@@ -3,8 +3,8 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, Method, Mode, NftBlock, Route, Run, parse_expiry,
-    parse_name,
+    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, LogTarget, Method, Mode, NftBlock, Report, Route,
+    Run, parse_expiry, parse_name,
 };
 use portsentry::engine::subject::Expiry;
 use proptest::prelude::*;
@@ -53,7 +53,8 @@ fn every_key_sets_what_it_names() {
          [block.route]\nkind = \"prohibit\"\n[block.hosts_deny]\nfile = \"/tmp/deny\"\nline = \"ALL: $TARGET$ : DENY\"\n\
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
          timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
-         [trap]\ntcp = false\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n",
+         [trap]\ntcp = false\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
+         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\n",
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
@@ -91,6 +92,9 @@ fn every_key_sets_what_it_names() {
         Route::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
     );
     assert_eq!(config.metrics.listen, Some("[::1]:9777".parse().unwrap()));
+    let json_file = Some(PathBuf::from("/var/log/events.json"));
+    assert_eq!(config.report, Report { resolve_host: true, json_file, log: LogTarget::Syslog });
+    assert_eq!(read("report.json_file = \"\"\nreport.log = \"auto\"").report, Report::default());
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
     assert_eq!(advanced.watched().to_string(), "1-4,6-20");
     assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::builtin().tcp.ports);
@@ -216,6 +220,15 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "1:18: metrics.listen: 9777 is not an address with a port; write for example \"127.0.0.1:9777\" or \
              \"[::1]:9777\", or \"\" for none",
         ),
+        (
+            "report.json_file = \"events.json\"",
+            "1:20: report.json_file: \"events.json\" is not a file with its whole path; write for example \
+             \"/var/log/portsentry/events.json\", or \"\" for none",
+        ),
+        (
+            "report.log = \"/dev/log\"",
+            "1:14: report.log: \"/dev/log\" is not a place for the log; write \"auto\", \"stderr\", \"journal\" or \"syslog\"",
+        ),
         ("escalate.factor = 0", "1:19: escalate.factor: 0 does not fit; write a number from 1 to 100"),
         ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
@@ -268,7 +281,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, escalate, trap, metrics",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, escalate, trap, metrics, report",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");

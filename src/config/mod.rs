@@ -9,11 +9,13 @@ mod error;
 pub mod ignore_file;
 mod lists;
 mod reader;
+mod report;
 mod settings;
 mod value;
 
 pub use block::{Action, Block, Escalate, HostsDeny, LogRate, Method, NftBlock, Route, Run};
 pub use error::{ConfigError, ConfigErrors, Position};
+pub use report::{LogTarget, Report};
 pub use value::{is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network};
 
 use crate::engine::ports::PortSet;
@@ -47,6 +49,8 @@ pub struct Config {
     pub trap: Trap,
     /// Figures for Prometheus.
     pub metrics: Metrics,
+    /// Where it is written what happens.
+    pub report: Report,
 }
 
 /// Figures for Prometheus.
@@ -222,6 +226,7 @@ impl Config {
             escalate: Escalate::default(),
             trap: Trap::default(),
             metrics: Metrics::default(),
+            report: Report::default(),
         }
     }
 

@@ -82,6 +82,12 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
         trap.read("udp", &mut config.trap.udp, value::trap);
     });
     root.section("metrics", |metrics| metrics.read("listen", &mut config.metrics.listen, value::listen));
+    root.section("report", |report| {
+        let place = &mut config.report;
+        report.read("resolve_host", &mut place.resolve_host, value::yes_or_no);
+        report.read("json_file", &mut place.json_file, value::json_file);
+        report.read("log", &mut place.log, value::log_target);
+    });
 }
 
 fn block(section: &mut Section<'_, '_>, place: &mut Block) {

@@ -1,6 +1,6 @@
 //! One TOML value to one setting, or a sentence that says what to write instead. No place in the file is known here.
 
-use super::{Action, BlockPolicy, LogRate, Method, Mode, Route};
+use super::{Action, BlockPolicy, LogRate, LogTarget, Method, Mode, Route};
 use crate::engine::ports::PortSet;
 use crate::engine::subject::Expiry;
 use ipnet::{IpNet, Ipv4Net};
@@ -161,7 +161,11 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<String, String> {
 }
 
 pub(super) fn file(value: &DeValue<'_>) -> Result<PathBuf, String> {
-    let (what, example) = ("a file with its whole path", "for example \"/etc/portsentry/portsentry.ignore\"");
+    whole_path(value, "for example \"/etc/portsentry/portsentry.ignore\"")
+}
+
+fn whole_path(value: &DeValue<'_>, example: &str) -> Result<PathBuf, String> {
+    let what = "a file with its whole path";
     let path = PathBuf::from(text(value, what, example)?);
     // A relative one would depend on where the daemon was started.
     if path.is_absolute() { Ok(path) } else { Err(wrong(value, what, example)) }
@@ -264,9 +268,7 @@ pub fn is_gateway(address: &IpAddr) -> bool {
 }
 
 pub(super) fn deny_file(value: &DeValue<'_>) -> Result<PathBuf, String> {
-    let (what, example) = ("a file with its whole path", "for example \"/etc/hosts.deny\"");
-    let path = PathBuf::from(text(value, what, example)?);
-    if path.is_absolute() { Ok(path) } else { Err(wrong(value, what, example)) }
+    whole_path(value, "for example \"/etc/hosts.deny\"")
 }
 
 pub(super) fn deny_line(value: &DeValue<'_>) -> Result<String, String> {
@@ -320,6 +322,21 @@ pub(super) fn listen(value: &DeValue<'_>) -> Result<Option<SocketAddr>, String> 
         "" => Ok(None),
         written => written.parse().map(Some).map_err(|_| wrong(value, what, instead)),
     }
+}
+
+/// A file; the empty text for none.
+pub(super) fn json_file(value: &DeValue<'_>) -> Result<Option<PathBuf>, String> {
+    if value.as_str() == Some("") {
+        return Ok(None);
+    }
+    let example = "for example \"/var/log/portsentry/events.json\", or \"\" for none";
+    whole_path(value, example).map(Some)
+}
+
+pub(super) fn log_target(value: &DeValue<'_>) -> Result<LogTarget, String> {
+    use LogTarget::{Auto, Journal, Stderr, Syslog};
+    let targets = [("auto", Auto), ("stderr", Stderr), ("journal", Journal), ("syslog", Syslog)];
+    choice(value, "a place for the log", &targets)
 }
 
 pub(super) fn port_banner(value: &DeValue<'_>) -> Result<String, String> {

@@ -41,6 +41,7 @@ impl Shell {
         if ruleset(&config) != ruleset(&self.config) {
             self.deliver(Order::Ruleset(ruleset(&config)));
         }
+        self.log.reconfigure(&config.report);
         self.config = config;
         if self.logs_only {
             self.deliver(Order::LogOnly);
@@ -76,6 +77,7 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
         ("escalate", old.escalate != new.escalate),
         ("trap", old.trap != new.trap),
         ("metrics", old.metrics != new.metrics),
+        ("report", old.report != new.report),
     ];
     differ.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
@@ -101,6 +103,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("block.hosts_deny", old.block.hosts_deny != new.block.hosts_deny),
         ("block.run", old.block.run != new.block.run),
         ("metrics.listen", old.metrics.listen != new.metrics.listen),
+        ("report.log", old.report.log != new.report.log),
     ];
     differ.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
@@ -124,6 +127,7 @@ fn with_old(old: &Config, mut new: Config) -> Config {
     new.block.hosts_deny.clone_from(&old.block.hosts_deny);
     new.block.run.clone_from(&old.block.run);
     new.metrics.listen = old.metrics.listen;
+    new.report.log = old.report.log;
     new
 }
 

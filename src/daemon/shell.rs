@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::desk::Desk;
 use super::guard::Guard;
+use super::lines::Lines;
 use super::record::Record;
 use super::supervisor::{self, Supervisor};
 use super::watch::HostWatch;
@@ -19,7 +20,6 @@ use crate::control::server::{Asked, Server};
 use crate::metrics::http::Scrapes;
 use crate::report::event::{Event, What};
 use crate::report::json;
-use crate::report::log::Log;
 use crate::report::queue::{Receiver, Sender};
 use crate::sensor::{Inbox, Order, SensorError};
 
@@ -53,7 +53,7 @@ pub(super) struct Shell {
     pub(super) watch: HostWatch,
     pub(super) guard: Guard,
     pub(super) record: Record,
-    pub(super) log: Log,
+    pub(super) log: Lines,
     pub(super) inbox: Inbox,
     pub(super) events: Sender,
     pub(super) received: Receiver,
@@ -78,6 +78,7 @@ enum Next {
     Asked(Asked),
     Scraped(oneshot::Sender<String>),
     TrialOver,
+    Named,
 }
 
 impl Shell {
@@ -101,6 +102,7 @@ impl Shell {
                 asked = asked(&mut self.control) => Next::Asked(asked),
                 place = scraped(&mut self.scrapes) => Next::Scraped(place),
                 () = over(self.trial) => Next::TrialOver,
+                () = self.log.named() => Next::Named,
                 _ = listeners.tick() => {
                     self.say_losses();
                     if self.supervisor.is_due() {
@@ -127,6 +129,8 @@ impl Shell {
                 Next::Asked(asked) => self.answer(asked).await,
                 Next::Scraped(place) => self.scrape(place),
                 Next::TrialOver => self.end_trial(),
+                // The lines are written.
+                Next::Named => {}
             }
         }
     }

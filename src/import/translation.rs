@@ -7,7 +7,6 @@ use super::defaults::Modes;
 use super::document::{Document, Value};
 use super::finding::{Findings, quoted};
 use super::{Import, ImportError, Source, Sources};
-use crate::config::Config;
 
 /// A translation under way.
 pub(super) struct Translation {
@@ -171,11 +170,7 @@ impl Translation {
         if entry.value.trim() != "1" {
             return self.document.tail(&format!("{}: so it is; names are not looked up.", entry.origin()));
         }
-        if Config::keys().iter().any(|key| key == "report.resolve_host") {
-            self.set("report", "resolve_host", &Value::Switch(true), &entry);
-        } else {
-            self.left_out("report", &entry, "this version looks up no names; the log has the address in their place");
-        }
+        self.set("report", "resolve_host", &Value::Switch(true), &entry);
     }
 
     /// What becomes of no key.

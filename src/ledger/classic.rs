@@ -3,8 +3,9 @@
 //! Written for people's scripts and for fail2ban's filter; never read back, except by them.
 //!
 //! The date is UTC, where classic wrote local time: it says the same moment as the seconds before it all the year round,
-//! and fail2ban reads the seconds. No name is looked up, so the address stands for the name too. For an IPv6 network it is
-//! the address that sent the deciding probe, because the filter takes a host. Port 0 stands for "no port": a ban by hand.
+//! and fail2ban reads the seconds. The address stands for the name too, also where `report.resolve_host` names sources in
+//! the log: a filter must not meet what a stranger has chosen. For an IPv6 network it is the address that sent the deciding
+//! probe, because the filter takes a host. Port 0 stands for "no port": a ban by hand.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, Metadata, OpenOptions};

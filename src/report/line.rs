@@ -11,11 +11,30 @@ use crate::engine::{Class, Probe, Sighting, Spared, Standing};
 /// The line of an event; `None` for what is no line of its own (the same port once more).
 #[must_use]
 pub fn of(what: &What) -> Option<String> {
+    named(what, None)
+}
+
+/// The address whose name the line of an event has room for. A network has no name, and a source that is never blocked
+/// is not named: its line must hold nothing that it could have chosen itself.
+#[must_use]
+pub fn names(what: &What) -> Option<IpAddr> {
+    match what {
+        What::Probe(probe) if probe.fresh => Some(probe.sighting.source),
+        What::Scan(ban) => Some(ban.probe.sighting.source),
+        What::Repeated { subject, .. } if matches!(subject.prefix_len(), 32 | 128) => Some(subject.element()),
+        _ => None,
+    }
+}
+
+/// The line of an event, with the name of the address that [`names`] gives. `name` must be clean: letters, digits, ".",
+/// "-" and "_", and no address.
+#[must_use]
+pub fn named(what: &What, name: Option<&str>) -> Option<String> {
     Some(match what {
         What::Started => "adminalert: PortSentry is now active and listening.".to_owned(),
-        What::Probe(probe) if probe.fresh => scan(probe),
+        What::Probe(probe) if probe.fresh => scan(probe, name),
         What::Probe(_) => return None,
-        What::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe)),
+        What::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe, name)),
         What::Blocked { ban, way, .. } => {
             let set = if ban.probe.subject.element().is_ipv4() { "blocked" } else { "blocked6" };
             let via = match way {
@@ -54,11 +73,12 @@ pub fn of(what: &What) -> Option<String> {
         ),
         What::Repeated { subject, standing: Standing::Blocked, packets } => format!(
             "attackalert: Host: {} is already blocked Ignoring{}",
-            Twice(subject.element()),
+            Source(name, subject.element()),
             Count(*packets, "packet")
         ),
         What::Repeated { subject, standing: Standing::Logged, packets } => {
-            format!("attackalert: Host: {} goes on, only logged{}", Twice(subject.element()), Count(*packets, "packet"))
+            let source = Source(name, subject.element());
+            format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
         }
         What::Sweep(sweep) => format!(
             "attackalert: Distributed scan: about {} hosts together touched {} ports within {}; none alone did enough to be \
@@ -105,20 +125,23 @@ pub fn of(what: &What) -> Option<String> {
     })
 }
 
-fn scan(probe: &Probe) -> String {
+fn scan(probe: &Probe, name: Option<&str>) -> String {
     let Sighting { source, protocol, port, class, fragmented, decoy, .. } = probe.sighting;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
     // Classic PortSentry calls whatever its listeners take a connect, datagrams too.
     let title = if decoy { Class::Connect.title() } else { class.title() };
-    format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Twice(source), protocol.name())
+    format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Source(name, source), protocol.name())
 }
 
-/// "NAME/ADDRESS" where no name is looked up: the address stands for both.
-struct Twice(IpAddr);
+/// "NAME/ADDRESS"; where no name is known the address stands for both.
+struct Source<'a>(Option<&'a str>, IpAddr);
 
-impl fmt::Display for Twice {
+impl fmt::Display for Source<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{0}/{0}", self.0)
+        match self.0 {
+            Some(name) => write!(f, "{name}/{}", self.1),
+            None => write!(f, "{0}/{0}", self.1),
+        }
     }
 }
 

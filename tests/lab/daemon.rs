@@ -54,6 +54,11 @@ impl Daemon {
         daemon
     }
 
+    /// Starts it where it writes its log elsewhere, and so never says on standard error that it watches.
+    pub(crate) fn start_elsewhere(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        Self::spawn(lab, wrapper, arguments)
+    }
+
     /// Starts it with a configuration file of this text.
     pub(crate) fn start_configured(lab: &Lab, configuration: &str, arguments: &[&str]) -> Self {
         let path = lab.write("portsentry.toml", configuration);

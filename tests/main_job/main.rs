@@ -21,3 +21,7 @@ mod lifecycle;
 mod memory;
 #[cfg(test)]
 mod refusals;
+#[cfg(test)]
+mod report;
+#[cfg(test)]
+mod reverse;

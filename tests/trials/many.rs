@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::enforce::nft::Nft;
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::ledger::{Author, Banned, Ledger, Method};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, within};
@@ -24,7 +24,13 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     let bans = (0..BANS).map(|number| {
         let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
-        Banned::wanted_by(Author::Detector, source(number), now - Duration::from_secs(3_600), Expiry::After(length))
+        Banned::wanted_by(
+            Author::Detector,
+            source(number),
+            now - Duration::from_secs(3_600),
+            Expiry::After(length),
+            Method::Nft,
+        )
     });
     ledger.record(&bans.collect::<Vec<_>>()).unwrap();
     drop(ledger);

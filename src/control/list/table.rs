@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::engine::subject::Subject;
     use crate::engine::{Class, Protocol};
-    use crate::ledger::Entry;
+    use crate::ledger::{Entry, Method};
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
@@ -226,7 +226,8 @@ mod tests {
     fn listed(text: &str, author: Author, held: Held) -> Listed {
         let subject: Subject = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
-        let mut ban = Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)));
+        let mut ban =
+            Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)), Method::Nft);
         if author == Author::Detector {
             ban.class = Some(Class::Syn);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];

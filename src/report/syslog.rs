@@ -1,0 +1,236 @@
+//! Lines to the syslog daemon at /dev/log, as syslog(3) sends them: facility daemon, identity `portsentry[PID]`. A daemon
+//! that restarts is found again; what none takes goes to standard error, so that no line is lost without a trace.
+//!
+//! The time is left to the daemon: it reads its own clock, and nobody here knows the zone of its files.
+//!
+//! Read with: RFC 3164, syslog(3), unix(7).
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// Where syslog daemons listen.
+pub const DEV_LOG: &str = "/dev/log";
+
+/// Facility daemon, times eight.
+const DAEMON: u8 = 3 << 3;
+/// How long a daemon may be too busy for a line.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long one that was too busy, or gone, is left alone: the shell must not spend its time on waiting for it.
+const PAUSE: Duration = Duration::from_secs(1);
+/// What daemons take as one message by their built-in settings, less what they put in front of it.
+const LONGEST: usize = 7_900;
+
+/// How much a line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Something failed.
+    Error,
+    /// Somebody does what he should not, or the program ends.
+    Warning,
+    /// As classic PortSentry had all its lines.
+    Notice,
+}
+
+impl Severity {
+    fn code(self) -> u8 {
+        match self {
+            Self::Error => 3,
+            Self::Warning => 4,
+            Self::Notice => 5,
+        }
+    }
+}
+
+/// A syslog daemon.
+pub struct Syslog {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// `None` while there is no daemon.
+    socket: Option<UnixDatagram>,
+    /// When it is tried again.
+    again: Instant,
+    /// Lines that no daemon took, since the last one that one did.
+    lost: u64,
+}
+
+impl Syslog {
+    /// Connects to the daemon at `path`.
+    ///
+    /// # Errors
+    /// What the system says, where there is none.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let socket = Some(open(path)?);
+        Ok(Self { path: path.to_owned(), state: Mutex::new(State { socket, again: Instant::now(), lost: 0 }) })
+    }
+
+    /// Sends a line, or writes it to `otherwise` where no daemon takes it.
+    pub fn send(&self, severity: Severity, line: &str, otherwise: &mut dyn io::Write) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.lost > 0 && Instant::now() >= state.again {
+            let missed =
+                format!("adminalert: {} lines went to standard error, because no syslog daemon took them", state.lost);
+            if self.hand_over(&mut state, &message(Severity::Notice, &missed)) {
+                state.lost = 0;
+            }
+        }
+        if (state.lost > 0 && Instant::now() < state.again) || !self.hand_over(&mut state, &message(severity, line)) {
+            state.lost += 1;
+            // Where this cannot be written either, there is nobody left to tell.
+            let _ = writeln!(otherwise, "{line}");
+        }
+    }
+
+    /// True where the daemon has it, or its successor.
+    fn hand_over(&self, state: &mut State, message: &str) -> bool {
+        for _ in 0..2 {
+            if state.socket.is_none() {
+                state.socket = open(&self.path).ok();
+            }
+            let Some(socket) = &state.socket else { break };
+            match socket.send(message.as_bytes()) {
+                Ok(_) => return true,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => break,
+                // The other end is gone; perhaps there is a new one.
+                Err(_) => state.socket = None,
+            }
+        }
+        state.again = Instant::now() + PAUSE;
+        false
+    }
+}
+
+fn open(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.connect(path)?;
+    Ok(socket)
+}
+
+/// The datagram of a line. What could end it, or drive a terminal, becomes a blank.
+fn message(severity: Severity, line: &str) -> String {
+    let mut message = format!("<{}>portsentry[{}]: ", DAEMON | severity.code(), std::process::id());
+    for letter in line.chars().map(|letter| if letter.is_control() { ' ' } else { letter }) {
+        if message.len() + letter.len_utf8() > LONGEST {
+            break;
+        }
+        message.push(letter);
+    }
+    message
+}
+
+impl<S: Subscriber> Layer<S> for Syslog {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        let severity = match *event.metadata().level() {
+            Level::ERROR => Severity::Error,
+            Level::WARN => Severity::Warning,
+            _ => Severity::Notice,
+        };
+        self.send(severity, &line.0, &mut io::stderr());
+    }
+}
+
+/// The message of an event, without its fields.
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            // Writing to a string cannot fail.
+            let _ = write!(self.0, "{value:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn daemon(path: &Path) -> UnixDatagram {
+        let _ = std::fs::remove_file(path);
+        let daemon = UnixDatagram::bind(path).unwrap();
+        daemon.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        daemon
+    }
+
+    fn next(daemon: &UnixDatagram) -> String {
+        let mut bytes = [0; 16_384];
+        let length = daemon.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_one_datagram_with_facility_severity_and_identity() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let daemon = daemon(&path);
+        let syslog = Syslog::connect(&path).unwrap();
+        let mut otherwise = Vec::new();
+        for (severity, code) in [(Severity::Error, 27), (Severity::Warning, 28), (Severity::Notice, 29)] {
+            syslog.send(severity, "attackalert: x", &mut otherwise);
+            assert_eq!(next(&daemon), format!("<{code}>portsentry[{}]: attackalert: x", std::process::id()));
+        }
+        syslog.send(Severity::Notice, "a\nb\u{1b}[2J\u{9b}c", &mut otherwise);
+        assert!(next(&daemon).ends_with(": a b [2J c"));
+        syslog.send(Severity::Notice, &"é".repeat(10_000), &mut otherwise);
+        assert!(next(&daemon).len() <= LONGEST);
+        assert!(otherwise.is_empty());
+    }
+
+    #[test]
+    fn a_daemon_that_restarts_is_found_again_and_no_line_is_lost_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let first = daemon(&path);
+        let syslog = Syslog::connect(&path).unwrap();
+        let mut otherwise = Vec::new();
+        syslog.send(Severity::Notice, "one", &mut otherwise);
+        assert!(next(&first).ends_with(": one"));
+        drop(first);
+        let second = daemon(&path);
+        syslog.send(Severity::Notice, "two", &mut otherwise);
+        assert!(next(&second).ends_with(": two"), "a restart between two lines costs nothing");
+        drop(second);
+        syslog.send(Severity::Notice, "three", &mut otherwise);
+        syslog.send(Severity::Notice, "four", &mut otherwise);
+        assert_eq!(otherwise, b"three\nfour\n");
+        let third = daemon(&path);
+        std::thread::sleep(PAUSE);
+        syslog.send(Severity::Notice, "five", &mut otherwise);
+        assert!(next(&third).contains("2 lines went to standard error"));
+        assert!(next(&third).ends_with(": five"));
+        assert_eq!(otherwise, b"three\nfour\n");
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_costs_a_tenth_of_a_second_in_each_second() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let _hangs = daemon(&path);
+        let syslog = Syslog::connect(&path).unwrap();
+        let mut otherwise = Vec::new();
+        while otherwise.is_empty() {
+            syslog.send(Severity::Notice, "fills its queue", &mut otherwise);
+        }
+        otherwise.clear();
+        let begin = Instant::now();
+        (0..10_000).for_each(|_| syslog.send(Severity::Notice, "x", &mut otherwise));
+        let took = begin.elapsed();
+        let waits = took.as_secs() + 1;
+        assert!(took < PATIENCE * 2 * u32::try_from(waits).unwrap() + PAUSE, "{took:?}");
+        assert_eq!(otherwise.len(), 20_000);
+    }
+}
