@@ -179,8 +179,8 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let mut adoption = None;
     if ways::blocks(&config) {
         let most = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-        let opening = Record::open(&places.state_dir, &events, config.escalate.forget, most);
-        let Opening { bans: remembered, strikes, said, .. } = opening;
+        let opening = Record::open(&places.state_dir, &events, (config.escalate.forget, most), &leftovers);
+        let Opening { bans: remembered, unheard, strikes, said, .. } = opening;
         record = opening.record;
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
         adoption = Some(Adoption {
@@ -190,7 +190,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
             remembered,
             strikes,
             ways: blocker.ways.clone(),
-            leftovers,
+            unheard,
             expire: config.expire,
             hands: hands.as_ref().map(Hands::orders),
         });

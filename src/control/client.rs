@@ -71,8 +71,14 @@ impl Client {
     /// [`ClientError::Not`] where it says no, and a broken connection.
     pub fn ask(&mut self, request: &Request) -> Result<Map<String, Value>, ClientError> {
         let line = request.to_line();
-        self.stream.get_mut().write_all(line.as_bytes()).map_err(self.broken())?;
-        let line = self.line()?.ok_or_else(|| self.broken()(io::ErrorKind::UnexpectedEof.into()))?;
+        let written = self.stream.get_mut().write_all(line.as_bytes());
+        // Whoever is hung up on at once, because there are too many, has been told why.
+        let line = match (self.line(), written) {
+            (Ok(Some(line)), _) => line,
+            (_, Err(error)) => return Err(self.broken()(error)),
+            (Ok(None), Ok(())) => return Err(self.broken()(io::ErrorKind::UnexpectedEof.into())),
+            (Err(error), Ok(())) => return Err(error),
+        };
         match Reply::parse(&line).map_err(ClientError::Unreadable)? {
             Reply::Done(fields) => Ok(fields),
             Reply::Not { kind, error } => Err(ClientError::Not { kind, error }),

@@ -36,8 +36,8 @@ pub(super) struct Adoption {
     pub(super) strikes: Vec<Struck>,
     /// The ways to block, in their order.
     pub(super) ways: Vec<Way>,
-    /// Who has a route from an earlier run.
-    pub(super) leftovers: Vec<Subject>,
+    /// Who has a route from an earlier run, and was never heard of.
+    pub(super) unheard: Vec<Subject>,
     /// How long a ban lasts of which nobody knows the end.
     pub(super) expire: Expiry,
     pub(super) hands: Option<Orders>,
@@ -63,12 +63,8 @@ impl Adoption {
             }
         }
         if self.ways.contains(&Way::Route) {
-            // A ledger that was lost must not free everybody whose route outlived it.
-            let known: HashSet<Subject> = bans.iter().map(|ban| ban.subject).collect();
-            if self.recorder.is_none() || known.is_empty() {
-                let unknown = self.leftovers.iter().filter(|subject| !known.contains(subject));
-                bans.extend(unknown.map(|subject| StandingBan::whole(*subject, self.expire)));
-            }
+            // A crash before the ledger, or the loss of it, must free nobody.
+            bans.extend(self.unheard.iter().map(|subject| StandingBan::whole(*subject, self.expire)));
             for part in bans.chunks(RESTORED_AT_ONCE) {
                 self.send(Order::Restore(part.to_vec(), &[Way::Route]));
             }

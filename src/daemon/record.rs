@@ -24,6 +24,8 @@ pub(super) struct Opening {
     pub(super) record: Record,
     /// The bans that it says are in force.
     pub(super) bans: Vec<Remembered>,
+    /// Who has a route from an earlier run, and was never heard of: a crash came before the ledger.
+    pub(super) unheard: Vec<Subject>,
     /// Who was banned before.
     pub(super) strikes: Vec<Struck>,
     /// What is to be said.
@@ -56,14 +58,19 @@ pub(super) struct Record {
 
 impl Record {
     /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; `most` subjects with some
-    /// are told.
-    pub(super) fn open(directory: &Path, events: &Sender, forget: Duration, most: usize) -> Opening {
-        match Self::try_open(directory, events, forget, most) {
+    /// are told. `leftovers` have a route from an earlier run.
+    pub(super) fn open(
+        directory: &Path,
+        events: &Sender,
+        (forget, most): (Duration, usize),
+        leftovers: &[Subject],
+    ) -> Opening {
+        match Self::try_open(directory, events, (forget, most), leftovers) {
             Ok(opened) => opened,
             Err(error) => {
                 let text =
                     format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
-                Opening { said: vec![What::Error(text)], ..Opening::default() }
+                Opening { said: vec![What::Error(text)], unheard: leftovers.to_vec(), ..Opening::default() }
             }
         }
     }
@@ -87,6 +94,12 @@ impl Record {
         }
         let left = |ban: Banned| ban.left(now).map(|left| Remembered { ban, left });
         let bans = active.items.into_iter().filter_map(|entry| left(entry.ban)).collect();
+        let mut unheard = Vec::new();
+        for subject in leftovers {
+            if ledger.of(*subject)?.items.is_empty() {
+                unheard.push(*subject);
+            }
+        }
         let classic = Classic::open(directory).map_err(|error| said.push(What::Error(error.to_string()))).ok();
         let events = events.clone();
         let tell = move |news: crate::ledger::News| {
@@ -102,7 +115,7 @@ impl Record {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let record = Self { writer: Some(writer), recent: VecDeque::new() };
-        Ok(Opening { record, bans, strikes: strikes.items, said })
+        Ok(Opening { record, bans, unheard, strikes: strikes.items, said })
     }
 
     /// A way to hand changes over from another thread.

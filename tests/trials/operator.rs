@@ -51,7 +51,7 @@ fn block_and_unblock_do_in_the_kernel_what_they_say() {
     let ban = lab.expect_ban("192.0.2.7".parse().unwrap());
     assert_eq!(ban.timeout, Some(Duration::from_secs(7_200)));
     daemon.expect_line("adminalert: Host 192.0.2.7 has been blocked by root");
-    assert!(!daemon.lines_with(": a hunch for 2h").is_empty(), "{:?}", daemon.lines_with("192.0.2.7"));
+    assert!(!daemon.lines_with(" for 2h: a hunch").is_empty(), "{:?}", daemon.lines_with("192.0.2.7"));
 
     let told = asked(&lab, &["block", "2001:db8:7::7"]);
     assert_eq!(told["subject"], "2001:db8:7::/64");
