@@ -75,7 +75,12 @@ impl Record {
         }
     }
 
-    fn try_open(directory: &Path, events: &Sender, forget: Duration, most: usize) -> Result<Opening, LedgerError> {
+    fn try_open(
+        directory: &Path,
+        events: &Sender,
+        (forget, most): (Duration, usize),
+        leftovers: &[Subject],
+    ) -> Result<Opening, LedgerError> {
         let now = SystemTime::now();
         let mut said = Vec::new();
         let (mut ledger, opened) = Ledger::open(directory)?;
