@@ -176,7 +176,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     if ways::blocks(&config) {
         let most = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
         let opening = Record::open(&places.state_dir, &events, config.escalate.forget, most);
-        let Opening { bans: remembered, strikes, said, .. } = opening;
+        let Opening { bans: remembered, strikes, remembers, said, .. } = opening;
         record = opening.record;
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
         adoption = Some(Adoption {
@@ -185,6 +185,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
             recorder: record.recorder(),
             remembered,
             strikes,
+            remembers,
             ways: blocker.ways.clone(),
             leftovers,
             expire: config.expire,

@@ -34,6 +34,8 @@ pub(super) struct Adoption {
     pub(super) remembered: Vec<Remembered>,
     /// Who was banned before.
     pub(super) strikes: Vec<Struck>,
+    /// The ledger has held a ban before, so that it would name whoever is to be blocked.
+    pub(super) remembers: bool,
     /// The ways to block, in their order.
     pub(super) ways: Vec<Way>,
     /// Who has a route from an earlier run.
@@ -65,9 +67,14 @@ impl Adoption {
         if self.ways.contains(&Way::Route) {
             // A ledger that was lost must not free everybody whose route outlived it.
             let known: HashSet<Subject> = bans.iter().map(|ban| ban.subject).collect();
-            if self.recorder.is_none() || known.is_empty() {
-                let unknown = self.leftovers.iter().filter(|subject| !known.contains(subject));
-                bans.extend(unknown.map(|subject| StandingBan::whole(*subject, self.expire)));
+            if !self.remembers {
+                let unknown = || self.leftovers.iter().filter(|subject| !known.contains(subject));
+                bans.extend(unknown().map(|subject| StandingBan::whole(*subject, self.expire)));
+                // Noted, or each start would give them the whole time again.
+                let note =
+                    |subject| Banned::wanted_by(Author::Import, subject, SystemTime::now(), self.expire, Method::Route);
+                let notes = unknown().map(|subject| note(*subject).into());
+                self.recorder.iter().for_each(|recorder| notes.clone().for_each(|ban| recorder.put_patiently(ban)));
             }
             for part in bans.chunks(RESTORED_AT_ONCE) {
                 self.send(Order::Restore(part.to_vec(), &[Way::Route]));
@@ -82,7 +89,16 @@ impl Adoption {
     /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
     /// kernel's sets cannot be read.
     fn adopt_elements(&self, remembered: &[StandingBan]) -> Option<HashSet<Subject>> {
-        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| nft.elements());
+        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| {
+            let mut elements = nft.elements()?;
+            // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
+            let seen: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
+            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.subject));
+            for StandingBan { subject, .. } in unseen {
+                elements.extend(nft.holds(*subject)?.map(|remaining| (*subject, remaining)));
+            }
+            Ok(elements)
+        });
         let elements = match elements {
             Ok(elements) => elements,
             Err(error) => {

@@ -26,6 +26,8 @@ pub(super) struct Opening {
     pub(super) bans: Vec<Remembered>,
     /// Who was banned before.
     pub(super) strikes: Vec<Struck>,
+    /// It has held a ban before: whom it does not name is blocked no more.
+    pub(super) remembers: bool,
     /// What is to be said.
     pub(super) said: Vec<What>,
 }
@@ -82,6 +84,7 @@ impl Record {
         let _ = ledger.expire(now)?;
         let active = ledger.active(now)?;
         let strikes = ledger.strikes_all(forget, now, most)?;
+        let remembers = ledger.count()?.kept > 0;
         if active.unreadable > 0 {
             said.push(What::Error(format!("{} rows of the ledger cannot be read and are left out", active.unreadable)));
         }
@@ -102,7 +105,7 @@ impl Record {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let record = Self { writer: Some(writer), recent: VecDeque::new() };
-        Ok(Opening { record, bans, strikes: strikes.items, said })
+        Ok(Opening { record, bans, strikes: strikes.items, remembers, said })
     }
 
     /// A way to hand changes over from another thread.

@@ -321,6 +321,8 @@ impl<'a> Statements<'a> {
         let subject = ban.subject.to_string();
         let strikes = match self.newest(&subject)? {
             None => 0,
+            // What is found in the kernel has its row, where the ban is younger than the start.
+            Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
             Some(Newest { id, strikes, open, .. }) => {
                 if open {
                     self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
