@@ -63,8 +63,15 @@ impl Adoption {
             }
         }
         if self.ways.contains(&Way::Route) {
-            // A crash before the ledger, or the loss of it, must free nobody.
-            bans.extend(self.unheard.iter().map(|subject| StandingBan::whole(*subject, self.expire)));
+            // A crash before the ledger, or the loss of it, must free nobody. Noted, or each start would give them the whole time
+            // again.
+            for subject in &self.unheard {
+                bans.push(StandingBan::whole(*subject, self.expire));
+                let ban = Banned::wanted_by(Author::Import, *subject, SystemTime::now(), self.expire, Method::Route);
+                if let Some(recorder) = &self.recorder {
+                    recorder.put_patiently(ban.into());
+                }
+            }
             for part in bans.chunks(RESTORED_AT_ONCE) {
                 self.send(Order::Restore(part.to_vec(), &[Way::Route]));
             }
@@ -78,7 +85,16 @@ impl Adoption {
     /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
     /// kernel's sets cannot be read.
     fn adopt_elements(&self, remembered: &[StandingBan]) -> Option<HashSet<Subject>> {
-        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| nft.elements());
+        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| {
+            let mut elements = nft.elements()?;
+            // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
+            let seen: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
+            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.subject));
+            for StandingBan { subject, .. } in unseen {
+                elements.extend(nft.holds(*subject)?.map(|remaining| (*subject, remaining)));
+            }
+            Ok(elements)
+        });
         let elements = match elements {
             Ok(elements) => elements,
             Err(error) => {

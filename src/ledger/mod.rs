@@ -102,10 +102,13 @@ pub struct Count {
 
 /// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
 const NEWEST: &str = "
-    SELECT id, strikes, ended IS NULL, since, method FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
+    SELECT id, strikes, ended IS NULL, since, method, author = 'import' FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
 
 /// One more method of the same ban.
 const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
+
+/// Takes back a row that another says better.
+const DROP: &str = "DELETE FROM ban WHERE id = :id";
 
 /// Ends a ban. One whose time was already over has expired, whatever was meant to end it.
 const END: &str = "
@@ -289,12 +292,14 @@ struct Newest {
     open: bool,
     since: i64,
     methods: String,
+    imported: bool,
 }
 
 /// What every transaction that writes bans needs, prepared once for all of them.
 struct Statements<'a> {
     newest: Statement<'a>,
     also: Statement<'a>,
+    drop: Statement<'a>,
     end: Statement<'a>,
     insert: Statement<'a>,
     recorded: u64,
@@ -303,7 +308,14 @@ struct Statements<'a> {
 impl<'a> Statements<'a> {
     fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
         let (newest, also, end) = (connection.prepare(NEWEST)?, connection.prepare(ALSO)?, connection.prepare(END)?);
-        Ok(Self { newest, also, end, insert: connection.prepare(INSERT)?, recorded: 0 })
+        Ok(Self {
+            newest,
+            also,
+            end,
+            drop: connection.prepare(DROP)?,
+            insert: connection.prepare(INSERT)?,
+            recorded: 0,
+        })
     }
 
     /// Notes the methods of `ban` with those of the open one that is the same; else records it.
@@ -321,6 +333,12 @@ impl<'a> Statements<'a> {
         let subject = ban.subject.to_string();
         let strikes = match self.newest(&subject)? {
             None => 0,
+            // A ban of the first moments, which the start has found in the kernel as well: its own row says more.
+            Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
+            Some(Newest { id, strikes, open: true, imported: true, since, .. }) if since >= micros(ban.since) => {
+                self.drop.execute(named_params! {":id": id})?;
+                strikes.clamp(0, i64::from(u32::MAX))
+            }
             Some(Newest { id, strikes, open, .. }) => {
                 if open {
                     self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
@@ -364,6 +382,7 @@ impl<'a> Statements<'a> {
                 // A failing disk may have written anything; then it is another ban.
                 since: row.get(3).unwrap_or(i64::MIN),
                 methods: row.get(4).unwrap_or_default(),
+                imported: row.get(5).unwrap_or_default(),
             })
         };
         self.newest.query_row(named_params! {":subject": subject}, read).optional()
@@ -382,7 +401,7 @@ impl<'a> Statements<'a> {
 fn connect(place: &Place) -> Result<Connection, LedgerError> {
     let (active, of) = (select(ACTIVE), select(OF));
     let (one, all) = (strikes::of_one(), strikes::of_all());
-    let used = [NEWEST, ALSO, END, INSERT, EXPIRE, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
+    let used = [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
     schema::connect(&place.file(DATABASE), &used)
 }
 

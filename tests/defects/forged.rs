@@ -113,7 +113,46 @@ fn session(host: &str) -> Vec<u8> {
 
 #[test]
 fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_names_each() {
+    innocents_are_spared(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
+}
+
+#[test]
+fn it_neither_cuts_them_off_by_a_route_nor_writes_them_down_nor_has_a_command_run_for_them() {
     let lab = Lab::new(&["forger", "attacker"]);
+    let (deny, calls) = (lab.path("hosts.deny"), lab.path("calls"));
+    let script = lab.write("on-ban", &format!("#!/bin/sh\necho \"$1\" >>'{}'\n", calls.display()));
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let settings = format!(
+        "[block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\n[block.hosts_deny]\nfile = \"{}\"\n\
+         [block.run]\ncommand = [\"{}\", \"$TARGET$\"]\n",
+        deny.display(),
+        script.display()
+    );
+    innocents_are_spared(&lab, &settings, |innocents, strangers| {
+        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let routes = || {
+            let shown = |family| lab.run("victim", "ip", &[family, "route", "show", "table", "all", "proto", "112"]);
+            shown("-4") + &shown("-6")
+        };
+        let held = || [routes(), text(&deny), text(&calls)];
+        let words = |text: &str| text.split([' ', '\n', '[', ']']).map(str::to_owned).collect::<Vec<_>>();
+        let all =
+            || held().iter().all(|text| strangers.iter().all(|stranger| words(text).contains(&stranger.to_string())));
+        assert!(within(PATIENCE, || all().then_some(())).is_some(), "{:?}", held());
+        for text in held() {
+            let named: Vec<_> = innocents.iter().filter(|innocent| words(&text).contains(*innocent)).collect();
+            assert!(
+                named.is_empty() && !text.contains("fd77:") && !text.contains("2001:db8:9:"),
+                "{named:?} in {text}"
+            );
+        }
+        assert_eq!(routes().lines().count(), strangers.len(), "{}", routes());
+    });
+}
+
+/// Forges packets in the name of all whom the host needs, and sees to it that the kernel's sets hold strangers alone and
+/// that the log names each of the others; `and` is given both.
+fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpAddr])) {
     let (own, own6) = (lab.victim_v4("forger"), lab.victim_v6("forger"));
     let innocents = [
         ("10.77.1.250", "a gateway of this host"),
@@ -136,11 +175,11 @@ fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_na
     lab.write("leases", &format!("lease {{\n  {lease}\n}}\n"));
     lab.write("hosts", "192.0.2.78 monitor.lab.example\n");
     let settings = "[udp]\nblock = true\n[allow]\nnetworks = [\"192.0.2.77\"]\nnames = [\"monitor.lab.example\"]\n";
-    let settings = lab.write("portsentry.toml", settings);
+    let settings = lab.write("portsentry.toml", &format!("{settings}{ways}"));
     let folder = lab.path("");
     let wrapper = ["sh", "-c", SYSTEM, "sh", folder.to_str().unwrap()];
     let arguments = ["--expire", "24h", "--scan-trigger", "0", "--config", settings.to_str().unwrap()];
-    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    let daemon = Daemon::start_under(lab, &wrapper, &arguments);
     daemon.expect_line("monitor.lab.example on the allow-list is 192.0.2.78");
 
     let mut wire = lab.wire("forger");
@@ -169,5 +208,6 @@ fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_na
         let told = lines.iter().any(|line| line.contains(&format!("is not held against it: it is {why}, and never")));
         assert!(told, "{innocent}: {lines:?}");
     }
+    and(&innocents.map(|(innocent, _)| innocent.to_owned()), &strangers);
     daemon.stop();
 }

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use portsentry::engine::subject::Subject;
+use portsentry::ledger::Ledger;
+
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, PATIENCE, within};
 use crate::support::{CLOSED, DENY, expect_nothing_left, ledger, routes, scan, scene, settings, text};
@@ -140,4 +143,21 @@ fn who_was_blocked_by_route_when_it_was_killed_is_free_when_the_time_is_over() {
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
     expect_nothing_left(&lab);
     daemon.stop();
+}
+
+#[test]
+fn who_is_blocked_while_the_start_still_looks_around_is_in_the_ledger_once() {
+    let hosts = ["first", "second", "third", "fourth", "fifth", "sixth"];
+    let lab = Lab::new(&hosts);
+    for host in hosts {
+        let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+        lab.provoke_ban(host);
+        daemon.stop();
+    }
+    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    for host in hosts {
+        let rows = ledger.of(Subject::of(lab.v4(host).into())).unwrap().items;
+        let [row] = &rows[..] else { panic!("{rows:#?}") };
+        assert!(row.ended.is_none() && row.ban.class.is_some(), "{row:?}");
+    }
 }

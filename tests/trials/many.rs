@@ -16,25 +16,33 @@ const BANS: u32 = 100_000;
 /// How long all of it may take on a busy machine.
 const BOUND: Duration = Duration::from_secs(60);
 
-#[test]
-fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_meanwhile() {
-    let lab = Lab::new(&["attacker"]);
-    let source = |number: u32| Subject::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number));
-    let now = SystemTime::now();
+/// Source number `number`.
+fn source(number: u32) -> Subject {
+    Subject::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
+}
+
+/// A ledger with that many bans in force, an hour old, of two hours and more.
+fn fill_ledger(lab: &Lab) {
+    let since = SystemTime::now() - Duration::from_secs(3_600);
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     let bans = (0..BANS).map(|number| {
         let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
-        Banned::wanted_by(
-            Author::Detector,
-            source(number),
-            now - Duration::from_secs(3_600),
-            Expiry::After(length),
-            Method::Nft,
-        )
+        Banned::wanted_by(Author::Detector, source(number), since, Expiry::After(length), Method::Nft)
     });
     ledger.record(&bans.collect::<Vec<_>>()).unwrap();
-    drop(ledger);
+}
 
+/// Everything that the kernel holds, once that is `all`. Some are left out of a dump, without a sign of it, while the
+/// kernel's table grows behind it, as it does here.
+fn elements(lab: &Lab, all: usize) -> Option<Vec<(Subject, Option<Duration>)>> {
+    let read = || lab.inside("victim", || Nft::open().unwrap().elements().unwrap());
+    within(BOUND, || Some(read()).filter(|elements| elements.len() >= all))
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_meanwhile() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
     let begin = Instant::now();
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let started = begin.elapsed();
@@ -56,10 +64,8 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
         started.as_secs_f64(),
         blocked.as_secs_f64()
     );
-    // Some are left out of a dump, without a sign of it, while the kernel's table grows behind it, as it does now.
     let all = usize::try_from(BANS).unwrap() + 1;
-    let read = || lab.inside("victim", || Nft::open().unwrap().elements().unwrap());
-    let elements = within(BOUND, || Some(read()).filter(|elements| elements.len() >= all)).expect("all are there");
+    let elements = elements(&lab, all).expect("all are there");
     assert_eq!(elements.len(), all);
     let held: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
     assert!((0..BANS).all(|number| held.contains(&source(number))));
@@ -71,4 +77,20 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
         assert!(left <= expected && left + 120 > expected, "{subject}: {left} s of {expected}");
     }
     daemon.stop();
+}
+
+#[test]
+#[ignore = "bans that were not put back yet are taken for lifted by the next start"]
+fn a_start_that_is_killed_while_it_puts_bans_back_loses_none_of_them() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    daemon.expect_line("bans put back from the ledger with the time that they had left: ");
+    daemon.kill();
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let all = usize::try_from(BANS).unwrap();
+    let found = elements(&lab, all);
+    assert!(found.is_some(), "{:?}", daemon.lines_with("adminalert"));
+    daemon.stop();
+    assert_eq!(crate::support::ledger(&lab.path("state")).len(), all);
 }
