@@ -196,6 +196,7 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
              or \"\" for none",
         ),
         ("block.widest_ipv6 = 60", "1:21: block.widest_ipv6: 60 does not fit; write 48, 56 or 64"),
+        ("block.widest_ipv4 = 31", "1:21: block.widest_ipv4: 31 does not fit; write 24 to 30, or 32"),
         ("block.widest_ipv4 = 23", "1:21: block.widest_ipv4: 23 does not fit; write a number from 24 to 32"),
         (
             "block.route.via = \"333.444.555.666\"",

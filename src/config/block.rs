@@ -12,7 +12,7 @@ pub struct Block {
     pub method: Vec<Method>,
     /// Ceiling on new bans in a minute, at least 1: what a flood of forged sources can do at most.
     pub max_new_bans_per_minute: u32,
-    /// Length of the widest IPv4 prefix that several scanners in it may get blocked: 24 to 32; 32: none.
+    /// Length of the widest IPv4 prefix that several scanners in it may get blocked: 24 to 30, or 32: none.
     pub widest_ipv4: u8,
     /// Length of the widest IPv6 prefix, likewise: 48, 56 or 64; 64: none.
     pub widest_ipv6: u8,

@@ -94,7 +94,7 @@ fn block(section: &mut Section<'_, '_>, place: &mut Block) {
     section.read_list("method", &mut place.method, "[\"nft\"]", value::method);
     let (key, most) = ("max_new_bans_per_minute", i64::from(u32::MAX));
     section.read(key, &mut place.max_new_bans_per_minute, |found| value::number(found, 1, most));
-    section.read("widest_ipv4", &mut place.widest_ipv4, |found| value::number(found, 24, 32));
+    section.read("widest_ipv4", &mut place.widest_ipv4, value::widest_ipv4);
     section.read("widest_ipv6", &mut place.widest_ipv6, value::widest_ipv6);
     section.section("nft", |nft| {
         let place = &mut place.nft;

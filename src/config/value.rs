@@ -242,6 +242,14 @@ pub(super) fn log_rate(value: &DeValue<'_>) -> Result<Option<LogRate>, String> {
     rate.ok_or_else(|| wrong(value, what, instead))
 }
 
+pub(super) fn widest_ipv4(value: &DeValue<'_>) -> Result<u8, String> {
+    match number(value, 24, 32)? {
+        // Two addresses are never four scanners.
+        31 => Err("31 does not fit; write 24 to 30, or 32".to_owned()),
+        length => Ok(length),
+    }
+}
+
 pub(super) fn widest_ipv6(value: &DeValue<'_>) -> Result<u8, String> {
     let length = number(value, 48, 64)?;
     match length {

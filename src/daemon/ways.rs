@@ -40,6 +40,7 @@ pub(super) fn ruleset(config: &Config) -> RulesetSpec {
         },
         // Both take the same words and bounds.
         log_drops: nft.log_drops.and_then(|rate| rate.to_string().parse().ok()),
+        wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
     }
 }
 

@@ -4,6 +4,8 @@
 //! A ban is one transaction of three messages and one acknowledgement, some 9 µs in all; once the buffers are warm it
 //! allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
 
+mod nets;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -57,6 +59,14 @@ pub enum Failure {
         /// How many elements it holds.
         size: u32,
     },
+    /// It is part of a network that is blocked for a shorter time. One set cannot hold both.
+    #[error(
+        "it is part of {around}, which is blocked for a shorter time: unblock that first, or block all of it for as long"
+    )]
+    Inside {
+        /// The network around it.
+        around: Subject,
+    },
     /// What else the kernel or the socket said.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -105,10 +115,17 @@ impl Nft {
 
     /// Blocks them all, each from now on for its expiry, whether it is blocked already or not.
     ///
+    /// Networks that overlap cannot all stand in one set: one that is inside the new one goes for it, and a new one inside
+    /// one that lasts at least as long is blocked already. One inside another that ends sooner is refused.
+    ///
     /// # Errors
     /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
+        if bans.iter().any(|(subject, _)| is_wide(*subject)) {
+            let whole = |(subject, expiry): &(Subject, Expiry)| (*subject, None, *expiry);
+            return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
+        }
         self.change(Change::Block, bans, nft::put_bans, |(subject, _)| *subject)
     }
 
@@ -117,7 +134,13 @@ impl Nft {
     /// # Errors
     /// As [`Nft::block`].
     pub fn restore(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
-        self.change(Change::Block, bans, nft::put_restored, |(subject, ..)| *subject)
+        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(subject, ..)| is_wide(*subject));
+        let done = self.change(Change::Block, &narrow, nft::put_restored, |(subject, ..)| *subject);
+        if wide.is_empty() {
+            return done;
+        }
+        let failed = self.block_networks(&wide)?;
+        settled(bans.len(), done, failed)
     }
 
     /// Lifts the bans of these; who is not blocked is passed over.
@@ -128,14 +151,23 @@ impl Nft {
         let put = |batch: &mut Batch, subjects: &[Subject]| {
             subjects.iter().for_each(|subject| nft::put_lift(batch, *subject));
         };
-        self.change(Change::Lift, subjects, put, |subject| *subject)
+        let (wide, narrow): (Vec<_>, Vec<_>) = subjects.iter().copied().partition(|subject| is_wide(*subject));
+        let done = self.change(Change::Lift, &narrow, put, |subject| *subject);
+        if wide.is_empty() {
+            return done;
+        }
+        let failed = self.lift_networks(&wide)?;
+        settled(subjects.len(), done, failed)
     }
 
-    /// Whether `subject` is blocked now, and for how long still.
+    /// Whether `subject` is blocked now, and for how long still. A network is also where a wider one around it is.
     ///
     /// # Errors
     /// [`BlockError::Gone`] where there is no set to look into.
     pub fn holds(&mut self, subject: Subject) -> Result<Option<Remaining>, BlockError> {
+        if let Subject::Wide(network) = subject {
+            return self.holds_network(network);
+        }
         nft::put_one_element_query(&mut self.request, subject);
         let mut found = None;
         let asked = self.socket.ask(&mut self.request, |message| {
@@ -185,6 +217,7 @@ impl Nft {
                 Err(error) => return Err(error.into()),
             }
         }
+        all.extend(self.networks()?.unwrap_or_default());
         Ok(all)
     }
 
@@ -294,6 +327,21 @@ impl Nft {
         nft::set_size(&mut self.socket, set)
             .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
     }
+}
+
+fn is_wide(subject: Subject) -> bool {
+    matches!(subject, Subject::Wide(_))
+}
+
+/// What came of single subjects and of networks together.
+fn settled(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) -> Result<(), BlockError> {
+    let mut failed = match done {
+        Ok(()) => Vec::new(),
+        Err(BlockError::Failed { failed, .. }) => failed,
+        Err(error) => return Err(error),
+    };
+    failed.extend(networks);
+    if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -235,6 +235,9 @@ impl Judge {
             };
             self.events.send(Event { time: seen, what });
         }
+        if held {
+            self.replace(subject);
+        }
         let handed = self.blocker.hand_over(ban, seen);
         if !handed && self.blocker.has_slow_ways() {
             let reason = "more bans than can be written or run wait already".to_owned();
@@ -280,6 +283,7 @@ impl Judge {
         if way == Way::Route {
             return self.blocker.block_by_route(bans, now, refused);
         }
+        self.make_room(bans.iter().map(|(subject, _)| *subject));
         let send = |judge: &mut Self| judge.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.block(bans));
         let mut result = send(self);
         if matches!(result, Err(BlockError::Gone)) {

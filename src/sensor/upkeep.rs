@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::blocker::Refused;
 use super::judge::Judge;
-use crate::enforce::nft::{BlockError, RulesetSpec};
+use crate::enforce::nft::{BlockError, Repaired, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Explanation, Host, Moment, Protection, StandingBan};
 use crate::report::event::{Event, Way, What};
@@ -38,6 +38,10 @@ impl Judge {
     /// The kernel holds these bans, which are not of our making.
     pub(super) fn adopt(&mut self, now: Moment, bans: &[StandingBan]) {
         bans.iter().for_each(|ban| self.engine.adopt(now, ban));
+        if let Some((_, spec)) = &mut self.blocker.nft {
+            // Wherever they are from, a table that is laid again has to have room for them.
+            spec.wide |= bans.iter().any(|ban| matches!(ban.subject, Subject::Wide(_)));
+        }
         if bans.iter().any(|ban| self.protection(ban.subject).is_some()) {
             self.spare_at = Some(now);
         }
@@ -106,13 +110,12 @@ impl Judge {
                     self.blocker.block_by_route(&bans, now, &mut refused);
                     refused.first().map_or(Ok(()), |first| Err(format!("{}: {}", first.subject, first.reason)))
                 }
-                _ => match &mut self.blocker.nft {
-                    Some((nft, _)) => {
-                        let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
-                        nft.restore(&bans).map_err(|error| error.to_string())
-                    }
-                    None => Ok(()),
-                },
+                _ => {
+                    self.make_room(bans.iter().map(|ban| ban.subject));
+                    let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+                    let restored = self.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.restore(&bans));
+                    restored.map_err(|error| error.to_string())
+                }
             };
             match result {
                 Ok(()) => self.say(What::Restored { bans: bans.len(), way }),
@@ -215,6 +218,7 @@ impl Judge {
         for Refused { way, subject, reason } in refused {
             self.say(What::BlockFailed { subject, reason, way });
         }
+        self.replace(subject);
         self.engine.adopt(now, &StandingBan::whole(subject, expiry));
         Ok(())
     }
@@ -224,8 +228,8 @@ impl Judge {
         let mut lifted = Vec::new();
         for subject in subjects {
             let held = match &mut self.blocker.nft {
-                Some((nft, _)) => match nft.holds(*subject) {
-                    Ok(held) => held.is_some(),
+                Some((nft, _)) => match nft.has(*subject) {
+                    Ok(held) => held,
                     Err(BlockError::Gone) => false,
                     Err(error) => return Err(error.to_string()),
                 },
@@ -282,10 +286,39 @@ impl Judge {
         self.engine.explain(now, address, &self.host)
     }
 
+    /// Sees to it that the table has the sets of networks where one of these is a network.
+    pub(super) fn make_room(&mut self, mut subjects: impl Iterator<Item = Subject>) {
+        let Some((nft, spec)) = self.blocker.nft.as_mut().filter(|(_, spec)| !spec.wide) else { return };
+        if !subjects.any(|subject| matches!(subject, Subject::Wide(_))) {
+            return;
+        }
+        spec.wide = true;
+        // What the kernel refuses here it refuses for the bans as well, and these say so.
+        let repaired = nft.repair(spec);
+        if matches!(repaired, Ok(Repaired::Laid)) {
+            self.heal();
+        }
+    }
+
+    /// The ban of a network goes for those of the networks in it, in the kernel as here.
+    pub(super) fn replace(&mut self, subject: Subject) {
+        let (Subject::Wide(outer), true) = (subject, self.blocker.nft.is_some()) else { return };
+        let inside = |ban: &StandingBan| match ban.subject {
+            Subject::Wide(inner) => inner != outer && outer.network().contains(&inner.network()),
+            Subject::V4(_) | Subject::V6(_) => false,
+        };
+        let gone: Vec<Subject> = self.engine.bans().filter(inside).map(|ban| ban.subject).collect();
+        for inner in gone {
+            self.engine.lift(inner);
+            self.say(What::Unblocked { subject: inner, by: format!("the ban of {subject} around it") });
+        }
+    }
+
     /// The table is to have other rules; its sets stay.
     pub(super) fn relay(&mut self, wanted: RulesetSpec) {
         let Some((nft, spec)) = &mut self.blocker.nft else { return };
-        *spec = wanted;
+        let wide = spec.wide || wanted.wide;
+        *spec = RulesetSpec { wide, ..wanted };
         match nft.repair(spec) {
             Ok(_) => self.say(What::Note("table inet portsentry has the rules of the new settings".to_owned())),
             Err(error) => self.say(What::Error(format!("the rules of the new settings could not be laid: {error}"))),

@@ -4,9 +4,9 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use portsentry::engine::subject::Expiry;
+use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
-use portsentry::netlink::nft::{Batch, put_ban};
+use portsentry::netlink::nft::{Batch, RulesetSpec, install, put_ban};
 
 use super::{assert_quiet, subject, told, watched};
 
@@ -51,6 +51,32 @@ fn one_transaction_is_told_as_one_and_in_order() {
             [ElementAdded(one, None), ElementAdded(two, None), ElementRemoved(one), ElementAdded(one, HOUR)]
         );
         assert_eq!(monitor.author().unwrap().name, "nft");
+    });
+}
+
+#[test]
+fn a_network_is_told_whole_when_it_comes_and_when_it_goes() {
+    watched(async |monitor, socket| {
+        install(socket, &RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
+        let network = |text: &str| Subject::exactly(text.parse().unwrap()).unwrap();
+        for (set, one, two) in
+            [("blocked_nets", "10.0.0.0/24", "10.0.1.0/24"), ("blocked_nets6", "2001:db8::/56", "2001:db8:0:100::/56")]
+        {
+            let set = |verb: &str, rest: &str| format!("{verb} element inet portsentry {set} {{ {rest} }}");
+            let change = set("add", &format!("{one}, {two} timeout 1h"));
+            assert_eq!(
+                told(monitor, &change).await,
+                [ElementAdded(network(one), None), ElementAdded(network(two), HOUR)]
+            );
+            assert_eq!(monitor.author().unwrap().name, "nft");
+            let change = format!("{}\n{}", set("delete", one), set("add", &format!("{one} timeout 1h")));
+            assert_eq!(told(monitor, &change).await, [ElementRemoved(network(one)), ElementAdded(network(one), HOUR)]);
+            let change = set("delete", two);
+            assert_eq!(told(monitor, &change).await, [ElementRemoved(network(two))]);
+        }
+        let gone = told(monitor, "flush set inet portsentry blocked_nets").await;
+        assert_eq!(gone, [ElementRemoved(network("10.0.0.0/24"))]);
+        assert_quiet(monitor).await;
     });
 }
 

@@ -9,6 +9,7 @@ mod lab;
 mod bans;
 mod install;
 mod million;
+mod networks;
 mod packets;
 mod protect;
 mod refused;

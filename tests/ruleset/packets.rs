@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
+use portsentry::engine::subject::Subject;
 
 use super::{Namespace, run, seconds, subject};
 
@@ -24,7 +25,7 @@ fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
     }
     host.within(|| {
         let mut nft = Nft::open().unwrap();
-        nft.install(&RulesetSpec::default()).unwrap();
+        nft.install(&RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
         test(&mut nft, &stranger);
     });
 }
@@ -65,6 +66,28 @@ fn packets_of_a_blocked_source_are_dropped_and_those_of_an_allowed_one_are_not()
             assert!(!arrives(stranger, from, to), "{from} blocked again");
             sets.lift(&[who]).unwrap();
             assert!(arrives(stranger, from, to), "{from} lifted");
+        }
+    });
+}
+
+#[test]
+fn packets_from_a_blocked_network_are_dropped_until_it_is_lifted() {
+    cabled(|sets, stranger| {
+        let ways =
+            [("192.0.2.2", "192.0.2.1", "192.0.2.0/24"), ("2001:db8:0:2::2", "2001:db8:0:1::1", "2001:db8::/56")];
+        for (from, to, network) in ways {
+            let who = Subject::exactly(network.parse().unwrap()).unwrap();
+            assert!(arrives(stranger, from, to), "{network} before");
+            sets.block(&[(who, seconds(60))]).unwrap();
+            assert!(!arrives(stranger, from, to), "{network} blocked");
+            sets.protect(&[format!("{from}/{}", subject(from).prefix_len()).parse().unwrap()]).unwrap();
+            assert!(arrives(stranger, from, to), "{from} allowed");
+            sets.protect(&[]).unwrap();
+            sets.lift(&[who]).unwrap();
+            assert!(arrives(stranger, from, to), "{network} lifted");
+            sets.block(&[(who, seconds(1))]).unwrap();
+            std::thread::sleep(Duration::from_millis(1_200));
+            assert!(arrives(stranger, from, to), "its time is over");
         }
     });
 }

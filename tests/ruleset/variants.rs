@@ -7,10 +7,21 @@ use super::{FILE, Namespace, installed_with, listing, load, nearly, nft, seconds
 /// The specification of a table that rejects and logs.
 const REJECT_LOG: &str = include_str!("../../nft/portsentry-reject-log.nft");
 
+/// The specification of a table that blocks networks.
+const NETWORKS: &str = include_str!("../../nft/portsentry-networks.nft");
+
 const LOG: &str = "limit rate 3/minute burst 5 packets log prefix \"Portsentry: dropping: \"";
 
+/// A table that drops as one that rejects and logs.
+fn rejecting(text: &str) -> String {
+    let text = text.replace("counter drop", "counter jump refuse");
+    let (_, refuse) = REJECT_LOG.split_once("    chain refuse").unwrap();
+    let end = text.rfind('}').unwrap();
+    format!("{}\n    chain refuse{refuse}", &text[..end])
+}
+
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 4] {
+fn variants() -> [(RulesetSpec, String); 6] {
     let plain = RulesetSpec::default();
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
     let without = |words: &[&str]| {
@@ -23,6 +34,8 @@ fn variants() -> [(RulesetSpec, String); 4] {
         (RulesetSpec { log_drops: log, ..plain }, only_log),
         (RulesetSpec { action: reject, ..plain }, without(&["limit rate 3/minute"])),
         (RulesetSpec { action: reject, log_drops: log, ..plain }, REJECT_LOG.to_owned()),
+        (RulesetSpec { wide: true, ..plain }, NETWORKS.to_owned()),
+        (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
     all
@@ -41,7 +54,7 @@ fn each_variant_is_what_its_file_creates() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 4, "each is another");
+    assert_eq!(seen.len(), 6, "each is another");
 }
 
 #[test]
@@ -49,6 +62,8 @@ fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
     let variants = variants();
     for (before, text) in &variants {
         for (after, _) in &variants {
+            // Whom the sets of networks block is not to be set free.
+            let after = &RulesetSpec { wide: before.wide || after.wide, ..*after };
             let wanted = Namespace::new().within(|| {
                 Nft::open().unwrap().install(after).unwrap();
                 nft("list table inet portsentry")

@@ -74,7 +74,7 @@ impl Blueprint {
         let mut work = Work::new();
         // Exclusive: a table that somebody created meanwhile is looked at, not written into.
         work.splice("the table itself".to_owned(), &table_message(), flag::EXCL);
-        SETS.into_iter().for_each(|set| self.put_set(&mut work, set));
+        sets(&self.spec).iter().for_each(|set| self.put_set(&mut work, *set));
         chains(&self.spec).iter().for_each(|chain| put_chain(&mut work, chain));
         self.put_rules(&mut work);
         work
@@ -93,12 +93,17 @@ impl Blueprint {
         for chain in there.iter().filter(|chain| !wanted.contains(chain) || misplaced(chain)) {
             work.about_chain("deleting", kind::DELETE_CHAIN, chain);
         }
-        SETS.into_iter().filter(|set| !found.has_set(set.name())).for_each(|set| self.put_set(&mut work, set));
+        self.missing_sets(found).for_each(|set| self.put_set(&mut work, set));
         for chain in wanted.iter().filter(|chain| !there.contains(chain) || misplaced(chain)) {
             put_chain(&mut work, chain);
         }
         self.put_rules(&mut work);
         work
+    }
+
+    /// The sets that are wanted and not there.
+    pub(super) fn missing_sets(&self, found: &Shape) -> impl Iterator<Item = Set> {
+        sets(&self.spec).iter().copied().filter(|set| !found.has_set(set.name()))
     }
 
     fn put_set(&self, work: &mut Work, set: Set) {
@@ -128,11 +133,12 @@ fn put_chain(work: &mut Work, chain: &str) {
 /// The message that creates `set`.
 fn set_message(set: Set, id: u32, spec: &RulesetSpec) -> Vec<u8> {
     let (key_type, key_length) = match set {
-        Set::Blocked | Set::Allowed => (NFT_TYPE_IPV4, 4),
-        Set::Blocked6 | Set::Allowed6 => (NFT_TYPE_IPV6, 16),
+        Set::Blocked | Set::BlockedNets | Set::Allowed => (NFT_TYPE_IPV4, 4),
+        Set::Blocked6 | Set::BlockedNets6 | Set::Allowed6 => (NFT_TYPE_IPV6, 16),
     };
     let (flags, size) = match set {
         Set::Blocked | Set::Blocked6 => (SetFlags::Eval | SetFlags::Timeout, Some(spec.size)),
+        Set::BlockedNets | Set::BlockedNets6 => (SetFlags::Interval | SetFlags::Timeout, Some(NETWORK_BOUNDS)),
         Set::Allowed | Set::Allowed6 => (SetFlags::Interval, None),
     };
     let attributes = [
@@ -154,8 +160,16 @@ fn set_message(set: Set, id: u32, spec: &RulesetSpec) -> Vec<u8> {
     bytes
 }
 
-/// The sets in the order of nft/portsentry.nft.
-pub(super) const SETS: [Set; 4] = [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6];
+/// The sets of such a table, in the order in which they are made.
+pub(super) fn sets(spec: &RulesetSpec) -> &'static [Set] {
+    const ALL: [Set; 6] =
+        [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6, Set::BlockedNets, Set::BlockedNets6];
+    let [narrow @ .., _, _] = &ALL;
+    if spec.wide { &ALL } else { narrow }
+}
+
+/// Ends of intervals in each set of networks: 4,096 networks. To add one takes time with their number, some 0.2 ms here.
+const NETWORK_BOUNDS: u32 = 8_192;
 
 /// Numbers that nft gives to its types ipv4_addr and ipv6_addr, so that it knows how to print the elements.
 const NFT_TYPE_IPV4: u32 = 7;
@@ -167,13 +181,15 @@ mod tests {
     use super::*;
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 4] {
+    fn variants() -> [RulesetSpec; 6] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
             RulesetSpec { log_drops: rate("3/minute"), ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, ..RulesetSpec::default() },
-            RulesetSpec { action: Action::Reject, log_drops: rate("1000000/second"), size: 7 },
+            RulesetSpec { action: Action::Reject, log_drops: rate("1000000/second"), size: 7, wide: false },
+            RulesetSpec { wide: true, ..RulesetSpec::default() },
+            RulesetSpec { action: Action::Reject, wide: true, ..RulesetSpec::default() },
         ]
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::batch::Batch;
-use super::message::{Attributes, attributes, put_request};
+use super::message::{Attributes, attributes, be_u32, put_request};
 use super::{Set, TABLE, flag, kind};
 use crate::engine::subject::{Expiry, Subject};
 
@@ -38,16 +38,7 @@ pub(crate) fn put_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
 /// Appends bans as they were before, likewise: who, how long in all, where that is known, and how long still.
 /// `nft list set` shows both.
 pub(crate) fn put_restored(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
-    put_anew(batch, bans, |(subject, length, left)| {
-        let left = timeout(*left);
-        let length = length.and_then(|length| timeout(Expiry::After(length)));
-        // The kernel takes nothing that runs longer than it was to last; without an expiration it starts the whole anew.
-        let times = match (length, left) {
-            (Some(length), Some(left)) if left < length => Times { timeout: Some(length), left: Some(left) },
-            _ => Times { timeout: left, left: None },
-        };
-        (*subject, times)
-    });
+    put_anew(batch, bans, |(subject, length, left)| (*subject, Times::of(*length, *left)));
 }
 
 fn put_anew<T>(batch: &mut Batch, bans: &[T], read: impl Fn(&T) -> (Subject, Times)) {
@@ -65,9 +56,31 @@ fn put_anew<T>(batch: &mut Batch, bans: &[T], read: impl Fn(&T) -> (Subject, Tim
 
 /// Times of an element in milliseconds: how long in all, `None` for ever; and how long still, where that is less.
 #[derive(Clone, Copy, Default)]
-struct Times {
+pub(super) struct Times {
     timeout: Option<u64>,
     left: Option<u64>,
+}
+
+impl Times {
+    /// Of a ban that lasts so long in all, where that is known, and so long still.
+    pub(super) fn of(length: Option<Duration>, left: Expiry) -> Self {
+        let left = timeout(left);
+        let length = length.and_then(|length| timeout(Expiry::After(length)));
+        // The kernel takes nothing that runs longer than it was to last; without an expiration it starts the whole anew.
+        match (length, left) {
+            (Some(length), Some(left)) if left < length => Self { timeout: Some(length), left: Some(left) },
+            _ => Self { timeout: left, left: None },
+        }
+    }
+
+    pub(super) fn put(self, element: &mut Attributes<'_>) {
+        if let Some(timeout) = self.timeout {
+            element.put(ELEMENT_TIMEOUT, &timeout.to_be_bytes());
+        }
+        if let Some(left) = self.left {
+            element.put(ELEMENT_EXPIRATION, &left.to_be_bytes());
+        }
+    }
 }
 
 /// Appends the deletion of a ban, which fails where there is none.
@@ -93,16 +106,7 @@ pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
         batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| {
             name(list, set);
             list.nest(LIST_ELEMENTS, |elements| {
-                for prefix in prefixes {
-                    elements.nest(LIST_ELEMENT, |element| put_key(element, prefix.network()));
-                    // An interval ends before the next address. One that runs to the last address has no end element.
-                    if let Some(end) = after(prefix.broadcast()) {
-                        elements.nest(LIST_ELEMENT, |element| {
-                            put_key(element, end);
-                            element.put(ELEMENT_FLAGS, &INTERVAL_END.to_be_bytes());
-                        });
-                    }
-                }
+                prefixes.iter().for_each(|prefix| put_interval(elements, *prefix, Times::default()));
             });
         });
     }
@@ -118,16 +122,30 @@ pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = Element> {
 }
 
 fn read_element(element: &[u8]) -> Option<Element> {
-    let (mut subject, mut timed, mut remaining) = (None, None, None);
+    let Raw { address, remaining, .. } = read(element)?;
+    Some(Element { subject: Subject::from_element(address), remaining })
+}
+
+/// An element of a set of addresses, as it stands there.
+pub(super) struct Raw {
+    pub(super) address: IpAddr,
+    pub(super) remaining: Remaining,
+    /// The first address after an interval.
+    pub(super) is_end: bool,
+}
+
+pub(super) fn read(element: &[u8]) -> Option<Raw> {
+    let (mut address, mut timed, mut remaining, mut flags) = (None, None, None, 0);
     for (kind, value) in attributes(element) {
         match kind {
-            ELEMENT_KEY => subject = attributes(value).find(|(kind, _)| *kind == DATA_VALUE).and_then(read_address),
+            ELEMENT_KEY => address = attributes(value).find(|(kind, _)| *kind == DATA_VALUE).and_then(read_address),
+            ELEMENT_FLAGS => flags = be_u32(value).unwrap_or(0),
             ELEMENT_TIMEOUT => timed = milliseconds(value),
             ELEMENT_EXPIRATION => remaining = milliseconds(value),
             _ => {}
         }
     }
-    Some(Element { subject: Subject::from_element(subject?), remaining: remaining.or(timed) })
+    Some(Raw { address: address?, remaining: remaining.or(timed), is_end: flags & INTERVAL_END != 0 })
 }
 
 fn read_address((_, value): (u16, &[u8])) -> Option<IpAddr> {
@@ -149,23 +167,33 @@ fn fill(list: &mut Attributes<'_>, set: Set, bans: impl Iterator<Item = (Subject
         for (subject, times) in bans {
             elements.nest(LIST_ELEMENT, |element| {
                 put_key(element, subject.element());
-                if let Some(timeout) = times.timeout {
-                    element.put(ELEMENT_TIMEOUT, &timeout.to_be_bytes());
-                }
-                if let Some(left) = times.left {
-                    element.put(ELEMENT_EXPIRATION, &left.to_be_bytes());
-                }
+                times.put(element);
             });
         }
     });
 }
 
-fn name(list: &mut Attributes<'_>, set: Set) {
+/// Appends both ends of an interval.
+pub(super) fn put_interval(elements: &mut Attributes<'_>, prefix: IpNet, times: Times) {
+    elements.nest(LIST_ELEMENT, |element| {
+        put_key(element, prefix.network());
+        times.put(element);
+    });
+    // An interval ends before the next address. One that runs to the last address has no end element.
+    if let Some(end) = after(prefix.broadcast()) {
+        elements.nest(LIST_ELEMENT, |element| {
+            put_key(element, end);
+            element.put(ELEMENT_FLAGS, &INTERVAL_END.to_be_bytes());
+        });
+    }
+}
+
+pub(super) fn name(list: &mut Attributes<'_>, set: Set) {
     list.put_text(LIST_TABLE, TABLE);
     list.put_text(LIST_SET, set.name());
 }
 
-fn put_key(element: &mut Attributes<'_>, address: IpAddr) {
+pub(super) fn put_key(element: &mut Attributes<'_>, address: IpAddr) {
     element.nest(ELEMENT_KEY, |key| match address {
         IpAddr::V4(v4) => key.put(DATA_VALUE, &v4.octets()),
         IpAddr::V6(v6) => key.put(DATA_VALUE, &v6.octets()),
@@ -200,8 +228,8 @@ const PREFIXES_A_MESSAGE: usize = 500;
 // enum nft_set_elem_list_attributes, nft_list_attributes, nft_set_elem_attributes, nft_data_attributes
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
-const LIST_ELEMENTS: u16 = 3;
-const LIST_ELEMENT: u16 = 1;
+pub(super) const LIST_ELEMENTS: u16 = 3;
+pub(super) const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_FLAGS: u16 = 3;
 const ELEMENT_TIMEOUT: u16 = 4;

@@ -6,6 +6,7 @@
 mod batch;
 mod blueprint;
 mod element;
+mod interval;
 mod message;
 pub mod monitor;
 mod rules;
@@ -19,6 +20,7 @@ pub(crate) use element::{
     put_set_dump,
 };
 pub use element::{Remaining, put_ban};
+pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
 pub use ruleset::{Installed, Repaired, RulesetError, install, repair};
@@ -44,6 +46,10 @@ pub enum Set {
     Blocked,
     /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses.
     Blocked6,
+    /// Blocked IPv4 networks. Only in a table with [`RulesetSpec::wide`].
+    BlockedNets,
+    /// Blocked IPv6 networks wider than a /64, likewise.
+    BlockedNets6,
     /// IPv4 prefixes that are never dropped.
     Allowed,
     /// IPv6 prefixes that are never dropped.
@@ -57,6 +63,8 @@ impl Set {
         match self {
             Self::Blocked => "blocked",
             Self::Blocked6 => "blocked6",
+            Self::BlockedNets => "blocked_nets",
+            Self::BlockedNets6 => "blocked_nets6",
             Self::Allowed => "allowed",
             Self::Allowed6 => "allowed6",
         }
@@ -69,8 +77,8 @@ impl Set {
             Subject::V4(_) => Self::Blocked,
             Subject::V6(_) => Self::Blocked6,
             Subject::Wide(wide) => match wide.network() {
-                IpNet::V4(_) => Self::Blocked,
-                IpNet::V6(_) => Self::Blocked6,
+                IpNet::V4(_) => Self::BlockedNets,
+                IpNet::V6(_) => Self::BlockedNets6,
             },
         }
     }

@@ -32,7 +32,7 @@ pub enum Change {
     /// The table was deleted, with all that was in it: `nft flush ruleset`, `nft delete table`. Changes that come after it
     /// in the same batch belong to a table that was created in its place.
     TableGone,
-    /// One of its four sets was deleted, with all that was in it. The rules that used it went before.
+    /// One of its sets was deleted, with all that was in it. The rules that used it went before.
     SetGone(Set),
     /// The table, a chain, a rule or a set was added, removed or altered: compare the whole with what it should be.
     RulesetChanged,

@@ -76,7 +76,7 @@ fn sorting(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
     let refuse = |rule: Rule| rule.with_expr(Counter::default()).with_expr(Immediate::new_verdict(verdict.clone()));
     let slash_64 = Bitwise::new((u128::MAX << 64).to_be_bytes(), [0; 16])?;
     let rule = |text: &str, rule: Rule| encoded(CHAIN, text.to_owned(), rule);
-    Ok(vec![
+    let mut rules = vec![
         rule("ip saddr @allowed accept", accept(within(from(IPV4, saddr4)?, Set::Allowed))),
         rule("ip6 saddr @allowed6 accept", accept(within(from(IPV6, saddr6)?, Set::Allowed6))),
         rule(&format!("ip saddr @blocked counter {verb}"), refuse(within(from(IPV4, saddr4)?, Set::Blocked))),
@@ -85,7 +85,16 @@ fn sorting(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
             refuse(within(from(IPV6, saddr6)?.with_expr(slash_64), Set::Blocked6)),
         ),
         rule(&format!("ip6 saddr @blocked6 counter {verb}"), refuse(within(from(IPV6, saddr6)?, Set::Blocked6))),
-    ])
+    ];
+    if spec.wide {
+        let (nets, nets6) = (Set::BlockedNets, Set::BlockedNets6);
+        rules.push(rule(&format!("ip saddr @blocked_nets counter {verb}"), refuse(within(from(IPV4, saddr4)?, nets))));
+        rules.push(rule(
+            &format!("ip6 saddr @blocked_nets6 counter {verb}"),
+            refuse(within(from(IPV6, saddr6)?, nets6)),
+        ));
+    }
+    Ok(rules)
 }
 
 /// How they are refused. What makes answers harmless to others:
@@ -152,7 +161,8 @@ fn refusing(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
 /// What was chosen when the rules that `found` holds were made, if it was this program that made them: if not, a table
 /// made by this is not like `found`.
 pub(super) fn chosen(found: &Shape, size: u32) -> RulesetSpec {
-    let mut spec = RulesetSpec { size, ..RulesetSpec::default() };
+    let wide = found.has_set(Set::BlockedNets.name());
+    let mut spec = RulesetSpec { size, wide, ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {
         let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), rule.first()) {

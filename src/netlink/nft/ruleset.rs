@@ -3,7 +3,7 @@
 
 use rustix::io::Errno;
 
-use super::blueprint::{Blueprint, SETS, Work, wake};
+use super::blueprint::{Blueprint, Work, wake};
 use super::message::put_request;
 use super::rules::chosen;
 use super::shape::{Difference, Part, Shape};
@@ -92,9 +92,9 @@ pub enum RulesetError {
 /// # Errors
 /// [`RulesetError::Foreign`] where a table of this name has other contents, and what the kernel refuses.
 pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
-    let wanted = Blueprint::new(spec)?;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
+        let wanted = Blueprint::new(&kept(spec, &found))?;
         let (blocked, blocked6) = (found.size(Set::Blocked.name()), found.size(Set::Blocked6.name()));
         let (work, done) = if found.exists() {
             let differences = wanted.differences(&found);
@@ -124,9 +124,9 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
 /// [`RulesetError::Foreign`] where that cannot be, and then nothing is changed: a set of another type stands in the place
 /// of ours, or the table is owned by a process. Further what the kernel refuses.
 pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
-    let wanted = Blueprint::new(spec)?;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
+        let wanted = Blueprint::new(&kept(spec, &found))?;
         if !found.exists() {
             if carry_out(socket, wanted.create())? {
                 return Ok(Repaired::Laid);
@@ -152,10 +152,16 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
         if dormant && !carry_out(socket, wake())? {
             continue;
         }
-        let emptied = SETS.into_iter().filter(|set| !found.has_set(set.name())).collect();
+        let emptied = wanted.missing_sets(&found).collect();
         return Ok(Repaired::Mended { difference: first, emptied });
     }
     Err(RulesetError::Contended)
+}
+
+/// What is asked for, with the sets of networks where the table has them: what they hold is not to be lost.
+fn kept(spec: &RulesetSpec, found: &Shape) -> RulesetSpec {
+    let has = |set: Set| found.has_set(set.name());
+    RulesetSpec { wide: spec.wide || has(Set::BlockedNets) && has(Set::BlockedNets6), ..*spec }
 }
 
 /// Sends the transaction; false where the table was no longer as it was read.

@@ -12,11 +12,14 @@ pub struct RulesetSpec {
     pub action: Action,
     /// How many of those packets the kernel writes into its log; `None`: none.
     pub log_drops: Option<Rate>,
+    /// Whether whole networks can be blocked, in sets of their own. A table that has these sets keeps them, whatever is
+    /// asked for: somebody may be blocked in them.
+    pub wide: bool,
 }
 
 impl Default for RulesetSpec {
     fn default() -> Self {
-        Self { size: 131_072, action: Action::Drop, log_drops: None }
+        Self { size: 131_072, action: Action::Drop, log_drops: None, wide: false }
     }
 }
 

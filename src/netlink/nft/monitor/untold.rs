@@ -3,8 +3,9 @@
 
 use std::mem;
 
+use super::super::interval::Bound;
 use super::super::message::{Message, Messages, attributes, be_u32, text};
-use super::super::{Element, SUBSYSTEM, Set, TABLE, elements_of, kind};
+use super::super::{Element, SUBSYSTEM, Set, TABLE, bounds_of, elements_of, kind, networks};
 use super::{Author, Change};
 
 /// Changes that have been read and not yet told. Kept in the monitor, so that dropping the future loses none.
@@ -16,6 +17,9 @@ pub(super) struct Untold {
     pub(super) open: bool,
     /// Notifications were lost, and older ones may still be queued.
     pub(super) lost: bool,
+    /// Ends of intervals in the sets of networks, and whether they came or went: which belong together shows at the end of
+    /// the transaction.
+    bounds: Vec<(Set, u8, Bound)>,
 }
 
 impl Untold {
@@ -29,6 +33,7 @@ impl Untold {
             let by = port_id(messages.0);
             let Some(message) = messages.next() else { return };
             if message.kind == NEW_GENERATION {
+                self.pair();
                 if self.open {
                     self.author = author(&message);
                 }
@@ -52,6 +57,7 @@ impl Untold {
             DELETE_TABLE => {
                 // Nothing that happened before has left a trace.
                 self.changes.clear();
+                self.bounds.clear();
                 self.add(Change::TableGone);
             }
             DELETE_SET => self.add(set().map_or(Change::RulesetChanged, Change::SetGone)),
@@ -69,16 +75,47 @@ impl Untold {
                         });
                     }
                 }
+                Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {
+                    self.begin();
+                    self.bounds.extend(bounds_of(list).map(|bound| (set, kind, bound)));
+                    if self.bounds.len() > MOST_BOUNDS {
+                        self.lose();
+                    }
+                }
                 None => {}
             },
             _ => {}
         }
     }
 
-    fn add(&mut self, change: Change) {
+    /// The transaction has ended: what came and went of networks.
+    fn pair(&mut self) {
+        if self.bounds.is_empty() {
+            return;
+        }
+        let bounds = mem::take(&mut self.bounds);
+        for wanted in [kind::DELETE_ELEMENT, kind::NEW_ELEMENT] {
+            for set in [Set::BlockedNets, Set::BlockedNets6] {
+                let of_these = bounds.iter().filter(|(of, kind, _)| (*of, *kind) == (set, wanted));
+                for Element { subject, remaining } in networks(of_these.map(|(.., bound)| *bound).collect()) {
+                    self.add(match wanted {
+                        kind::NEW_ELEMENT => Change::ElementAdded(subject, remaining),
+                        _ => Change::ElementRemoved(subject),
+                    });
+                }
+            }
+        }
+    }
+
+    /// A transaction is under way that concerns the table.
+    fn begin(&mut self) {
         if !mem::replace(&mut self.open, true) {
             self.author = None;
         }
+    }
+
+    fn add(&mut self, change: Change) {
+        self.begin();
         if self.changes.last() != Some(&change) {
             self.changes.push(change);
         }
@@ -90,6 +127,7 @@ impl Untold {
         self.lost = true;
         self.open = false;
         self.author = None;
+        self.bounds.clear();
         self.changes.clear();
         self.changes.push(Change::Overrun);
     }
@@ -114,7 +152,9 @@ fn author(message: &Message<'_>) -> Option<Author> {
     Some(Author { process: be_u32(field(GENERATION_PROCESS)?)?, name: name.iter().take(15).map(printable).collect() })
 }
 
-const SETS: [Set; 4] = [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6];
+const SETS: [Set; 6] = [Set::Blocked, Set::Blocked6, Set::BlockedNets, Set::BlockedNets6, Set::Allowed, Set::Allowed6];
+/// Far more ends of intervals than one transaction of anybody's concerns: both sets, emptied and filled again.
+const MOST_BOUNDS: usize = 1 << 16;
 
 // enum nf_tables_msg_types. What a request "destroys" (delete if present) is notified as deleted.
 const DELETE_TABLE: u8 = 2;

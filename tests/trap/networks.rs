@@ -1,0 +1,124 @@
+//! Whole networks, blocked by an operator and by the program itself.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::lab::daemon::Daemon;
+use crate::lab::services::Services;
+use crate::lab::{Lab, PATIENCE, within};
+
+/// Runs `portsentry` as an operator on the victim: whether it did it, and what it said.
+fn operate(lab: &Lab, arguments: &[&str]) -> (bool, String) {
+    let mut command = lab.command("victim", env!("CARGO_BIN_EXE_portsentry"));
+    let output = command.args(arguments).arg("--socket").arg(lab.path("socket")).output().expect("ip runs");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn done(lab: &Lab, arguments: &[&str]) -> String {
+    let (success, said) = operate(lab, arguments);
+    assert!(success, "{arguments:?}: {said}");
+    said
+}
+
+fn served(lab: &Lab, target: IpAddr) -> bool {
+    lab.is_served("other", target, 80, Duration::from_millis(400))
+}
+
+/// Waits until `wanted` is, or is not, among the networks that the kernel blocks.
+fn expect_network(lab: &Lab, wanted: &str, there: bool) {
+    let sets = || [lab.set_text("blocked_nets"), lab.set_text("blocked_nets6")].concat();
+    let found = within(PATIENCE, || (sets().contains(&format!("{wanted} ")) == there).then_some(()));
+    assert!(found.is_some(), "{wanted} {there}: {}", sets());
+}
+
+#[test]
+fn an_operator_blocks_and_unblocks_a_network_and_it_outlives_flush_and_restart() {
+    let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let ways: [(&str, IpAddr); 2] =
+        [("10.77.1.2/31", lab.victim_v4("other").into()), ("fd77:0:0:100::/56", lab.victim_v6("other").into())];
+    lab.run("other", "ip", &["addr", "add", "fd77:0:0:1ff::2/64", "dev", "uplink", "nodad"]);
+    lab.victim_ip("route add fd77:0:0:1ff::/64 dev other");
+    lab.run("other", "ip", &["route", "replace", "fd77:0:0:1::1", "dev", "uplink", "src", "fd77:0:0:1ff::2"]);
+    assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("nets"), "nobody needs them yet");
+    for (network, target) in ways {
+        assert!(served(&lab, target), "{network} before");
+        done(&lab, &["block", network, "--expire", "2h"]);
+        expect_network(&lab, network, true);
+        assert!(!served(&lab, target), "{network} blocked");
+    }
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    daemon.expect_line("was gone and is there again");
+    for (network, target) in ways {
+        expect_network(&lab, network, true);
+        assert!(!served(&lab, target), "{network} after the flush");
+    }
+
+    daemon.stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for (network, target) in ways {
+        expect_network(&lab, network, true);
+        assert!(!served(&lab, target), "{network} after the restart");
+    }
+    daemon.stop();
+
+    lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line("put back");
+    for (network, target) in ways {
+        expect_network(&lab, network, true);
+        assert!(!served(&lab, target), "{network} from the ledger alone");
+        done(&lab, &["unblock", network]);
+        expect_network(&lab, network, false);
+        assert!(served(&lab, target), "{network} unblocked");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn networks_that_overlap_are_one_ban_and_the_operator_hears_of_it() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    done(&lab, &["block", "198.51.100.0/25", "--expire", "1h"]);
+    done(&lab, &["block", "198.51.100.0/24", "--expire", "2h"]);
+    daemon.expect_line("198.51.100.0/25 has been unblocked by the ban of 198.51.100.0/24 around it");
+    expect_network(&lab, "198.51.100.0/25", false);
+    done(&lab, &["block", "198.51.100.64/26", "--expire", "1h"]);
+    let (success, said) = operate(&lab, &["block", "198.51.100.64/26", "--expire", "1d"]);
+    assert!(!success && said.contains("it is part of 198.51.100.0/24, which is blocked for a shorter time"), "{said}");
+    daemon.stop();
+}
+
+#[test]
+fn what_an_administrator_does_to_the_networks_by_hand_is_known_and_said() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    done(&lab, &["block", "198.51.100.0/24"]);
+    lab.run("victim", "nft", &["delete element inet portsentry blocked_nets { 198.51.100.0/24 }"]);
+    daemon.expect_line("198.51.100.0/24 has been unblocked by nft (process ");
+    lab.run("victim", "nft", &["add element inet portsentry blocked_nets { 203.0.113.0/24 timeout 1h }"]);
+    daemon.expect_line("203.0.113.0/24 has been blocked by nft (process ");
+    // What is his is put back like any other.
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    daemon.expect_line("was gone and is there again");
+    expect_network(&lab, "203.0.113.0/24", true);
+    expect_network(&lab, "198.51.100.0/24", false);
+    daemon.stop();
+}
+
+#[test]
+fn a_network_of_scanners_is_blocked_where_the_settings_say_so() {
+    let lab = Lab::new(&["other", "next"]);
+    let sources = lab.add_addresses("other", 66..72);
+    let daemon = Daemon::start_configured(&lab, "[block]\nwidest_ipv4 = 29\n", &[]);
+    assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("set blocked_nets "), "ready before it is needed");
+    for source in &sources {
+        lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+    }
+    expect_network(&lab, "10.77.1.64/29", true);
+    daemon.expect_line("10.77.1.64/29");
+    lab.provoke_ban("next");
+    daemon.stop();
+}
