@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use console::{ListOptions, Order};
+pub use console::{CheckOptions, ListOptions, Order};
 pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
@@ -41,7 +41,7 @@ const HELP: &str = "\
 Commands (portsentry COMMAND --help):
   status list events              how it is, who is blocked, what happens
   block unblock allow explain     one address
-  confirm reload import           the settings
+  confirm reload check import     the settings
   report replay                   what was; a capture file, judged
 
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
@@ -71,6 +71,8 @@ pub enum Command {
     Report(ReportOptions),
     /// List the bans in force.
     List(ListOptions),
+    /// Say what is wrong with the settings, or what they come to.
+    Check(CheckOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -210,6 +212,8 @@ enum Subcommands {
     Report(ReportOptions),
     /// List who is blocked
     List(ListOptions),
+    /// Check the settings, and say what they come to on this host
+    Check(CheckOptions),
 }
 
 /// Reads the command line, program name first.
@@ -229,6 +233,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::Import(options)) => return Ok(Command::Import(options)),
         Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
         Some(Subcommands::List(options)) => return Ok(Command::List(options)),
+        Some(Subcommands::Check(options)) => return Ok(Command::Check(options)),
         None => {}
     }
     Ok(Command::Run(RunOptions {

@@ -6,14 +6,14 @@ mod allowance;
 mod desk;
 mod guard;
 mod ignored;
-mod names;
+pub(crate) mod names;
 mod priority;
 mod record;
 mod reload;
 mod shell;
 mod supervisor;
-mod watch;
-mod ways;
+pub(crate) mod watch;
+pub(crate) mod ways;
 
 use std::io;
 use std::net::SocketAddr;

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use portsentry::cli::{self, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions};
+use portsentry::check::{self, CheckError};
+use portsentry::cli::{
+    self, CheckOptions, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions,
+};
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::protocol::Refusal;
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         },
         Command::Report(options) => report(&options),
         Command::List(options) => list(&options),
+        Command::Check(options) => check(&options),
     }
 }
 
@@ -106,6 +110,17 @@ fn report(options: &ReportOptions) -> ExitCode {
                 _ => cli::EXIT_DONE.into(),
             }
         }
+    }
+}
+
+fn check(options: &CheckOptions) -> ExitCode {
+    match check::run(options, &mut std::io::stdout().lock()) {
+        Ok(notes) => {
+            notes.iter().for_each(|note| say(note));
+            cli::EXIT_DONE.into()
+        }
+        Err(error @ (CheckError::Config(_) | CheckError::Unfit(_))) => fail(&error, cli::EXIT_CONFIG),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }
 

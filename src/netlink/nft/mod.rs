@@ -21,7 +21,7 @@ pub(crate) use element::{
 pub use element::{Remaining, put_ban};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
-pub use ruleset::{Installed, Repaired, RulesetError, install, repair};
+pub use ruleset::{Installed, Repaired, RulesetError, examine, install, repair};
 pub use spec::{Action, Rate, RateError, RulesetSpec};
 
 use ipnet::IpNet;
