@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use completions::Shell;
-pub use console::{ListOptions, Order};
+pub use console::{CheckOptions, ListOptions, Order};
 pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
@@ -43,7 +43,7 @@ const HELP: &str = "\
 Commands (portsentry COMMAND --help):
   status list events              how it is, who is blocked, what happens
   block unblock allow explain     one address
-  confirm reload import           the settings
+  confirm reload check import     the settings
   report replay completions       what was; a capture judged; for your shell
 
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
@@ -75,6 +75,8 @@ pub enum Command {
     Complete(Shell),
     /// List the bans in force.
     List(ListOptions),
+    /// Say what is wrong with the settings, or what they come to.
+    Check(CheckOptions),
 }
 
 /// Options of the daemon. What is `None`, empty or false leaves the file's word.
@@ -216,6 +218,8 @@ enum Subcommands {
     Completions(completions::Completions),
     /// List who is blocked
     List(ListOptions),
+    /// Check the settings, and say what they come to on this host
+    Check(CheckOptions),
 }
 
 /// Reads the command line, program name first.
@@ -236,6 +240,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
         Some(Subcommands::Completions(wanted)) => return Ok(Command::Complete(wanted.shell)),
         Some(Subcommands::List(options)) => return Ok(Command::List(options)),
+        Some(Subcommands::Check(options)) => return Ok(Command::Check(options)),
         None => {}
     }
     Ok(Command::Run(RunOptions {

@@ -9,14 +9,14 @@ mod guard;
 mod hosts;
 mod ignored;
 mod lines;
-mod names;
+pub(crate) mod names;
 mod priority;
 mod record;
 mod reload;
 mod shell;
 mod supervisor;
-mod watch;
-mod ways;
+pub(crate) mod watch;
+pub(crate) mod ways;
 
 use std::io;
 use std::net::SocketAddr;

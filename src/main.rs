@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use portsentry::cli::{self, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions};
+use portsentry::check::{self, CheckError};
+use portsentry::cli::{
+    self, CheckOptions, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions,
+};
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::protocol::Refusal;
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Report(options) => report(&options),
         Command::Complete(shell) => print(&shell.completions()),
         Command::List(options) => list(&options),
+        Command::Check(options) => check(&options),
     }
 }
 
@@ -114,6 +118,17 @@ fn report(options: &ReportOptions) -> ExitCode {
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
         None => print(&text),
+    }
+}
+
+fn check(options: &CheckOptions) -> ExitCode {
+    match check::run(options, &mut std::io::stdout().lock()) {
+        Ok(notes) => {
+            notes.iter().for_each(|note| say(note));
+            cli::EXIT_DONE.into()
+        }
+        Err(error @ (CheckError::Config(_) | CheckError::Unfit(_))) => fail(&error, cli::EXIT_CONFIG),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }
 

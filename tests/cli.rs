@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 use clap::error::ErrorKind;
-use portsentry::cli::{self, Command, ImportOptions, ListOptions, Order, ReplayOptions, ReportOptions, RunOptions};
+use portsentry::cli::{
+    self, CheckOptions, Command, ImportOptions, ListOptions, Order, ReplayOptions, ReportOptions, RunOptions,
+};
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::engine::subject::Expiry;
 use std::ffi::OsString;
@@ -107,6 +109,8 @@ fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
         ("import --force", ErrorKind::MissingRequiredArgument),
         ("import --json -o f", ErrorKind::ArgumentConflict),
         ("import --expire 1h", ErrorKind::UnknownArgument),
+        ("check a b", ErrorKind::UnknownArgument),
+        ("check --config f", ErrorKind::UnknownArgument),
         ("list a", ErrorKind::ValueValidation),
         ("list --sort name", ErrorKind::InvalidValue),
         ("list --since 0s", ErrorKind::ValueValidation),
@@ -165,6 +169,13 @@ fn list_has_its_own_options_and_shows_the_next_to_end_first() {
     };
     let line = "list 10.0.0.9/24 --sort hits --since 1h --names --json --state-dir /srv/p";
     assert_eq!(parse(line).unwrap(), Command::List(expected));
+}
+
+#[test]
+fn check_takes_a_file_or_the_usual_one() {
+    assert_eq!(parse("check").unwrap(), Command::Check(CheckOptions::default()));
+    let expected = CheckOptions { file: Some(PathBuf::from("p.toml")), json: true };
+    assert_eq!(parse("check p.toml --json").unwrap(), Command::Check(expected));
 }
 
 #[test]

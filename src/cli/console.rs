@@ -1,4 +1,4 @@
-//! The words of the commands that show things at a terminal: who is blocked.
+//! The words of the commands that show things at a terminal: who is blocked, what happens, what the settings come to.
 
 use super::operator::parse_span;
 use crate::config::parse_network;
@@ -39,4 +39,24 @@ pub enum Order {
     Since,
     /// Who was banned most often first.
     Hits,
+}
+
+/// Options of `check`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// The settings to check [/etc/portsentry/portsentry.toml]
+    pub file: Option<PathBuf>,
+    /// Write one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CheckOptions {
+    /// The file's settings, or the built-in ones where none is named and none is there.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub fn configure(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
+        super::settings(self.file.as_deref())
+    }
 }

@@ -14,7 +14,6 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 pub use bans::{Bans, Held, ListError, Listed, read};
-pub(crate) use table::{brief, shortened};
 
 use crate::cli::{ListOptions, Order};
 use crate::engine::subject::Expiry;

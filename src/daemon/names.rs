@@ -152,6 +152,15 @@ impl Names {
     }
 }
 
+/// The addresses that `name` has now and another host can have, the first ones where there are many. Waits for the system's
+/// answer, however long that takes.
+///
+/// # Errors
+/// What the system says where it has no answer.
+pub(crate) fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+    resolve(name).map(|answer| known::usable_ones(&answer).0)
+}
+
 /// Asks the system. The port is of no matter.
 fn resolve(name: &str) -> Answer {
     (name, 0).to_socket_addrs().map(Iterator::collect)

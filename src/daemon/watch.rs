@@ -250,7 +250,12 @@ fn allowed(config: &Config, ignored: &IgnoreFiles, names: &Names) -> Vec<(IpNet,
 }
 
 /// The engine's view of the host.
-fn snapshot(config: &Config, allowed: &[(IpNet, Protection)], facts: &HostFacts, listeners: &[Listener]) -> Host {
+pub(crate) fn snapshot(
+    config: &Config,
+    allowed: &[(IpNet, Protection)],
+    facts: &HostFacts,
+    listeners: &[Listener],
+) -> Host {
     let mut allow = AllowList::new();
     for (_, address) in &facts.addresses {
         allow.insert(IpNet::from(address.addr()), Protection::OwnAddress);
@@ -306,7 +311,7 @@ fn named(config: &Config, facts: &HostFacts) -> Vec<u32> {
 
 /// The packets that are worth looking at on such a host. What listens on every address is left out: nothing sent there
 /// is ever evidence, and it may be a busy service.
-fn wanted(config: &Config, host: &Host) -> Wanted {
+pub(crate) fn wanted(config: &Config, host: &Host) -> Wanted {
     let settings = super::settings(config);
     Wanted {
         tcp: settings.tcp.ports.without(&host.tcp.everywhere()),

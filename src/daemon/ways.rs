@@ -30,7 +30,7 @@ pub(super) struct Ways {
 }
 
 /// The table that the settings ask for.
-pub(super) fn ruleset(config: &Config) -> RulesetSpec {
+pub(crate) fn ruleset(config: &Config) -> RulesetSpec {
     let nft = &config.block.nft;
     RulesetSpec {
         size: nft.size,
@@ -127,7 +127,7 @@ pub(super) fn way(method: Method) -> Way {
     }
 }
 
-fn kind(config: &Config) -> Kind {
+pub(crate) fn kind(config: &Config) -> Kind {
     use crate::config::Route;
     match config.block.route {
         Route::Blackhole => Kind::Blackhole,
@@ -137,7 +137,7 @@ fn kind(config: &Config) -> Kind {
     }
 }
 
-fn commands(config: &Config) -> Result<RunSettings, DaemonError> {
+pub(crate) fn commands(config: &Config) -> Result<RunSettings, DaemonError> {
     let run = &config.block.run;
     let settings = RunSettings {
         command: run.command.clone(),

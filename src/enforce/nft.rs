@@ -105,6 +105,15 @@ impl Nft {
         nft::install(&mut self.socket, spec)
     }
 
+    /// What [`Nft::install`] would find: the sizes of the sets for IPv4 and IPv6, `None` where there is no table. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`nft::examine`].
+    pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
+        nft::examine(&mut self.socket, spec)
+    }
+
     /// Makes the table as it should be, whatever somebody did to it since [`Nft::install`].
     ///
     /// # Errors

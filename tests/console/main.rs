@@ -2,6 +2,8 @@
 //! test's own.
 
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod list;
 #[cfg(test)]
 #[path = "../host/namespace.rs"]

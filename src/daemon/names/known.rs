@@ -52,11 +52,7 @@ impl Known {
 
     /// Takes an answer over; whether the addresses are others than before, and what is to be said of it.
     pub(super) fn learn(&mut self, name: &str, now: Instant, answer: &[SocketAddr]) -> (bool, Option<What>) {
-        let mut usable: Vec<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
-        usable.sort_unstable();
-        usable.dedup();
-        let left_out = usable.len().saturating_sub(MAX_ADDRESSES);
-        usable.truncate(MAX_ADDRESSES);
+        let (usable, left_out) = usable_ones(answer);
         for until in self.addresses.values_mut() {
             until.get_or_insert(now + GRACE);
         }
@@ -128,6 +124,16 @@ impl Known {
 pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<What> {
     let text = || format!("{name} on the allow-list is no longer {}, which it protects no more", list(gone));
     (!gone.is_empty()).then(|| What::Note(text()))
+}
+
+/// The addresses in an answer that other hosts can have, sorted, each once, and how many more there are than may be.
+pub(super) fn usable_ones(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
+    let mut usable: Vec<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
+    usable.sort_unstable();
+    usable.dedup();
+    let left_out = usable.len().saturating_sub(MAX_ADDRESSES);
+    usable.truncate(MAX_ADDRESSES);
+    (usable, left_out)
 }
 
 /// The address, if another host can send from it. A link-local one without its link would be anybody's on any link.

@@ -23,7 +23,7 @@ pub use element::{Remaining, put_ban};
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub(crate) use ruleset::set_size;
-pub use ruleset::{Installed, Repaired, RulesetError, install, repair};
+pub use ruleset::{Installed, Repaired, RulesetError, examine, install, repair};
 pub use spec::{Action, Rate, RateError, RulesetSpec};
 
 use ipnet::IpNet;

@@ -116,6 +116,26 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     Err(RulesetError::Contended)
 }
 
+/// What [`install`] would find: the sizes of `blocked` and `blocked6` where the table is there, whether its rules are those
+/// of `spec` or of another one; `None` where it is not. Changes nothing.
+///
+/// # Errors
+/// As [`install`].
+pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
+    for _ in 0..ATTEMPTS {
+        let Some(found) = read(socket)? else { continue };
+        if !found.exists() {
+            return Ok(None);
+        }
+        let known = Blueprint::new(&chosen(&found, spec.size))?;
+        return match known.differences(&found).into_iter().next() {
+            None => Ok(Some((found.size(Set::Blocked.name()), found.size(Set::Blocked6.name())))),
+            Some(Difference { text, .. }) => Err(RulesetError::Foreign { difference: text }),
+        };
+    }
+    Err(RulesetError::Contended)
+}
+
 /// Makes the table as it should be, whatever somebody did to it: what is missing or altered is made anew, in one
 /// transaction (a dormant table is woken in another one after it); what is not ours, and sets that are as they should be
 /// with all that they hold, stay as they are.

@@ -1,0 +1,130 @@
+//! Settings to what is allowed in them and not wise. Pure.
+
+use ipnet::IpNet;
+
+use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::engine::subject::Expiry;
+
+/// Something to think about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Warning {
+    /// The setting.
+    pub(super) key: &'static str,
+    /// What it does, and what would be wiser.
+    pub(super) message: String,
+}
+
+impl Warning {
+    pub(super) fn new(key: &'static str, message: impl Into<String>) -> Self {
+        Self { key, message: message.into() }
+    }
+}
+
+/// What is to be thought about in these settings.
+pub(super) fn of(config: &Config) -> Vec<Warning> {
+    let mut found = Vec::new();
+    let mut warn = |key, message: &str| found.push(Warning::new(key, message));
+    let blocks =
+        |policy| [&config.tcp, &config.udp].into_iter().any(|one| one.mode != Mode::Off && one.block == policy);
+    if !blocks(BlockPolicy::Yes) && !blocks(BlockPolicy::Run) {
+        warn("tcp.block", "nobody is blocked: scans are only logged");
+    }
+    if config.udp.mode != Mode::Off && config.udp.block != BlockPolicy::No {
+        let message = "anybody can forge the source of a datagram and have somebody else blocked; false only logs";
+        warn("udp.block", message);
+    }
+    if config.detect.scan_trigger == 0 {
+        warn(
+            "detect.scan_trigger",
+            "0 blocks on the first touch, a slip of the fingers included; 2 forgives two ports",
+        );
+    }
+    if config.expire == Expiry::Never {
+        let message = "bans never end: addresses change hands, and the sets fill up; a month is \"30d\"";
+        warn("expire", message);
+    }
+    if !config.tcp.port_banner.is_empty() {
+        warn("tcp.port_banner", "the banner tells whoever connects that this host watches for scans");
+    }
+    if config.tcp.mode == Mode::Off {
+        warn("tcp.mode", "TCP is not watched, and UDP can be forged");
+    }
+    let methods = &config.block.method;
+    if blocks(BlockPolicy::Yes) && !methods.contains(&Method::Nft) {
+        let message = match (methods.contains(&Method::Route), methods.contains(&Method::HostsDeny)) {
+            (true, _) => "a route stops the answers only: the packets of a blocked source still arrive; nft stops both",
+            (false, true) => "hosts-deny alone stops nobody but for services that use TCP wrappers; nft stops packets",
+            (false, false) => "a command alone: nobody is blocked unless it does it; nft stops packets",
+        };
+        warn("block.method", message);
+    }
+    for network in &config.allow.networks {
+        match network.prefix_len() {
+            0 => {
+                let family = if matches!(network, IpNet::V4(_)) { "IPv4" } else { "IPv6" };
+                let message = format!("{network} is everybody: nobody who comes by {family} is ever blocked");
+                warn("allow.networks", &message);
+            }
+            length if length < widest(network) => {
+                warn("allow.networks", &format!("{network} is a large part of the Internet, and never blocked"));
+            }
+            _ => {}
+        }
+    }
+    if config.block.nft.size > LARGE {
+        let message = format!("a set of {} takes up to half a minute to read", config.block.nft.size);
+        warn("block.nft.size", &message);
+    }
+    if config.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
+        warn("metrics.listen", "everybody who can reach this address may read the figures");
+    }
+    found
+}
+
+/// Networks that are wider than these belong to nobody alone.
+fn widest(network: &IpNet) -> u8 {
+    match network {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 20,
+    }
+}
+
+/// Elements from which on a set is read slowly.
+const LARGE: u32 = 500_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(text: &str) -> Vec<&'static str> {
+        of(&Config::parse("portsentry.toml", text).unwrap()).into_iter().map(|warning| warning.key).collect()
+    }
+
+    #[test]
+    fn the_built_in_settings_give_no_cause_for_thought() {
+        assert_eq!(of(&Config::builtin()), []);
+        assert!(keys("[metrics]\nlisten = \"127.0.0.1:9777\"\n[allow]\nnetworks = [\"10.0.0.0/8\"]\n").is_empty());
+    }
+
+    #[test]
+    fn what_is_not_wise_is_named_with_its_key() {
+        for (text, key) in [
+            ("[udp]\nblock = true\n", "udp.block"),
+            ("[tcp]\nblock = false\n", "tcp.block"),
+            ("[tcp]\nmode = \"off\"\n[udp]\nblock = true\n", "tcp.mode"),
+            ("[tcp]\nport_banner = \"go away\"\n", "tcp.port_banner"),
+            ("expire = \"never\"\n", "expire"),
+            ("[detect]\nscan_trigger = 0\n", "detect.scan_trigger"),
+            ("[allow]\nnetworks = [\"0.0.0.0/0\"]\n", "allow.networks"),
+            ("[allow]\nnetworks = [\"2000::/3\"]\n", "allow.networks"),
+            ("[block]\nmethod = [\"hosts-deny\"]\n", "block.method"),
+            ("[block]\nmethod = [\"route\"]\n", "block.method"),
+            ("[block.nft]\nsize = 1000000\n", "block.nft.size"),
+            ("[metrics]\nlisten = \"0.0.0.0:9777\"\n", "metrics.listen"),
+        ] {
+            assert!(keys(text).contains(&key), "{text}");
+        }
+        assert!(!keys("[block]\nmethod = [\"hosts-deny\", \"nft\"]\n").contains(&"block.method"));
+        assert!(!keys("[udp]\nmode = \"off\"\nblock = true\n").contains(&"udp.block"), "what is off does nothing");
+    }
+}
