@@ -191,6 +191,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
             strikes,
             ways: blocker.ways.clone(),
             unheard,
+            marker: places.state_dir.join("restoring"),
             expire: config.expire,
             hands: hands.as_ref().map(Hands::orders),
         });

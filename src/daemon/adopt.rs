@@ -2,8 +2,11 @@
 //! changes for the ledger.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
 
 use super::record::{Remembered, lifted};
 use super::{DaemonError, system};
@@ -15,7 +18,7 @@ use crate::engine::{StandingBan, Struck};
 use crate::ledger::{Author, Banned, Change, Method, Recorder};
 use crate::report::event::{Event, Way, What};
 use crate::report::queue;
-use crate::sensor::{Inbox, Order};
+use crate::sensor::{Inbox, Order, Wish};
 
 /// Bans from before the start that the sensor takes over between two looks at the packets.
 const ADOPTED_AT_ONCE: usize = 256;
@@ -38,6 +41,8 @@ pub(super) struct Adoption {
     pub(super) ways: Vec<Way>,
     /// Who has a route from an earlier run, and was never heard of.
     pub(super) unheard: Vec<Subject>,
+    /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
+    pub(super) marker: PathBuf,
     /// How long a ban lasts of which nobody knows the end.
     pub(super) expire: Expiry,
     pub(super) hands: Option<Orders>,
@@ -71,6 +76,7 @@ impl Adoption {
                 if let Some(recorder) = &self.recorder {
                     recorder.put_patiently(ban.into());
                 }
+                self.write_line(*subject, self.expire);
             }
             for part in bans.chunks(RESTORED_AT_ONCE) {
                 self.send(Order::Restore(part.to_vec(), &[Way::Route]));
@@ -104,13 +110,30 @@ impl Adoption {
             }
         };
         let bans = elements.len();
-        let reconciled = reconcile(&elements, remembered, SystemTime::now());
+        let interrupted = self.marker.exists();
+        let reconciled = reconcile(&elements, remembered, interrupted, SystemTime::now());
         let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
         let held = |(subject, remaining)| StandingBan { subject, length: None, left: expiry(remaining) };
         let held: Vec<StandingBan> = elements.into_iter().map(held).collect();
         held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Adopt(part.to_vec())));
-        for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
-            self.send(Order::Restore(part.to_vec(), &[Way::Nft]));
+        if !reconciled.restore.is_empty() {
+            // Where even this cannot be written, the next start takes what is missing for lifted, as it would without.
+            let _ = std::fs::write(&self.marker, b"");
+            for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
+                self.send(Order::Restore(part.to_vec(), &[Way::Nft]));
+            }
+            // An answer comes behind all of them.
+            let (sent, done) = oneshot::channel();
+            self.send(Order::Wish(Wish::Count { answer: sent }));
+            if done.blocking_recv().is_err() {
+                return None;
+            }
+        }
+        if interrupted || !reconciled.restore.is_empty() {
+            let _ = std::fs::remove_file(&self.marker);
+        }
+        for (subject, left) in &reconciled.unknown {
+            self.write_line(*subject, *left);
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
@@ -158,6 +181,17 @@ impl Adoption {
         }
     }
 
+    /// Has a line written for a ban that a crash has kept from having one.
+    fn write_line(&self, subject: Subject, left: Expiry) {
+        let Some(hands) = self.hands.as_ref().filter(|_| self.ways.contains(&Way::HostsDeny)) else { return };
+        let case = Case::by_hand(subject, left, SystemTime::now());
+        let mut task = Task::Block { case, methods: Arc::new([Slow::HostsDeny]) };
+        while let Err(back) = hands.put(task) {
+            task = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Only this thread waits where the inbox is full.
     fn send(&self, mut order: Order) {
         while let Err(back) = self.inbox.put(order) {
@@ -173,24 +207,41 @@ struct Reconciled {
     restore: Vec<StandingBan>,
     /// For the ledger.
     changes: Vec<Change>,
+    /// Held by the kernel, and unknown to the ledger.
+    unknown: Vec<(Subject, Expiry)>,
 }
 
+/// So many bans do not go by hand one by one: whoever put them back, or swept them away, was killed over it.
+const MANY: usize = 256;
+
 /// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
-/// lifted by somebody while the program was down. Where it holds none, they were swept, and all come back.
-fn reconcile(kernel: &[(Subject, Option<Duration>)], remembered: &[StandingBan], now: SystemTime) -> Reconciled {
+/// lifted by somebody while the program was down, unless it is too much for that, or a start was interrupted that was
+/// putting bans back. Where it holds none, they were swept, and all come back.
+fn reconcile(
+    kernel: &[(Subject, Option<Duration>)],
+    remembered: &[StandingBan],
+    interrupted: bool,
+    now: SystemTime,
+) -> Reconciled {
     let held: HashSet<Subject> = kernel.iter().map(|(subject, _)| *subject).collect();
     let known: HashSet<Subject> = remembered.iter().map(|ban| ban.subject).collect();
-    let missing = || remembered.iter().filter(|ban| !held.contains(&ban.subject));
-    let swept = remembered.iter().all(|ban| !held.contains(&ban.subject));
-    let added = kernel.iter().filter(|(subject, _)| !known.contains(subject)).map(|(subject, left)| {
-        let expiry = left.map_or(Expiry::Never, Expiry::After);
-        Banned::wanted_by(Author::Import, *subject, now, expiry, Method::Nft).into()
-    });
-    if swept {
-        return Reconciled { restore: remembered.to_vec(), changes: added.collect() };
+    let missing: Vec<StandingBan> = remembered.iter().filter(|ban| !held.contains(&ban.subject)).copied().collect();
+    let swept = missing.len() == remembered.len();
+    let unknown: Vec<(Subject, Expiry)> = kernel
+        .iter()
+        .filter(|(subject, _)| !known.contains(subject))
+        .map(|(subject, left)| (*subject, left.map_or(Expiry::Never, Expiry::After)))
+        .collect();
+    let added = |(subject, expiry): &(Subject, Expiry)| {
+        Banned::wanted_by(Author::Import, *subject, now, *expiry, Method::Nft).into()
+    };
+    let mut changes: Vec<Change> = unknown.iter().map(added).collect();
+    if swept || interrupted || missing.len() >= MANY {
+        return Reconciled { restore: missing, changes, unknown };
     }
-    let gone = missing().map(|ban| lifted(ban.subject, "somebody, while portsentry was not running", now));
-    Reconciled { restore: Vec::new(), changes: added.chain(gone).collect() }
+    let gone = |ban: &StandingBan| lifted(ban.subject, "somebody, while portsentry was not running", now);
+    changes.extend(missing.iter().map(gone));
+    Reconciled { restore: Vec::new(), changes, unknown }
 }
 
 #[cfg(test)]
@@ -210,7 +261,7 @@ mod tests {
     #[test]
     fn a_table_without_any_remembered_ban_was_swept_and_gets_all_of_them() {
         let remembered = remembered();
-        let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered);
         assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.subject == subject(9)));
     }
@@ -218,8 +269,23 @@ mod tests {
     #[test]
     fn a_ban_missing_beside_others_was_lifted() {
         let remembered = remembered();
-        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert!(result.restore.is_empty());
         assert!(matches!(&result.changes[..], [Change::Ended { subject: two, .. }] if *two == subject(2)));
+    }
+
+    #[test]
+    fn bans_that_an_interrupted_start_had_not_put_back_yet_come_back() {
+        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
+        assert_eq!(result.restore, remembered()[1..]);
+        assert!(result.changes.is_empty());
+    }
+
+    #[test]
+    fn nobody_lifts_hundreds_one_by_one() {
+        let ban = |n: u32| StandingBan::whole(Subject::V4(n.into()), Expiry::After(HOUR));
+        let all: Vec<StandingBan> = (1..=1_000).map(ban).collect();
+        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.subject, Some(HOUR))).collect();
+        assert_eq!(reconcile(&kernel, &all, false, SystemTime::UNIX_EPOCH).restore, all[700..]);
     }
 }

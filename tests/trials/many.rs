@@ -80,7 +80,6 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
 }
 
 #[test]
-#[ignore = "bans that were not put back yet are taken for lifted by the next start"]
 fn a_start_that_is_killed_while_it_puts_bans_back_loses_none_of_them() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
