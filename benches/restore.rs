@@ -3,7 +3,10 @@
 //! network namespace. Needs root.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
     clippy::print_stdout,
+    clippy::indexing_slicing,
     reason = "a benchmark stops at what goes wrong and prints figures"
 )]
 
