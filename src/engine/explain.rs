@@ -19,7 +19,7 @@ pub struct Explanation {
     pub blocked: Option<Expiry>,
     /// It would be blocked if its protocol were not only logged; for so much longer.
     pub logged: Option<Expiry>,
-    /// Bans before the present one that still count.
+    /// Bans that count against it, the present one included.
     pub strikes: u32,
     /// What is held against it, for protocols that block, that only log, and that have somebody told.
     pub suspicions: [Option<Suspicion>; 3],
