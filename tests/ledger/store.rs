@@ -125,6 +125,25 @@ fn only_what_was_on_evidence_and_was_not_taken_back_is_a_strike() {
 }
 
 #[test]
+fn a_ban_that_is_found_in_the_kernel_while_its_own_row_is_on_its_way_has_that_row_alone() {
+    let state = State::new();
+    let mut ledger = state.ledger();
+    let evidence = |number| ban(source(number), at(10), 60);
+    let found = |number| {
+        let left = Expiry::After(Duration::from_secs(59));
+        Banned::wanted_by(Author::Import, source(number), at(11), left, Method::Nft)
+    };
+    ledger.record(&[evidence(1), found(1), found(2), evidence(2)]).unwrap();
+    for number in [1, 2] {
+        let [only] = &ledger.of(source(number)).unwrap().items[..] else { panic!("{number}") };
+        assert_eq!((&only.ban, only.strikes, &only.ended), (&evidence(number), 0, &None));
+    }
+    // One that was found is a ban like any other for whoever is banned later.
+    ledger.record(&[found(3), ban(source(3), at(20), 60)]).unwrap();
+    assert_eq!(ledger.of(source(3)).unwrap().items.len(), 2);
+}
+
+#[test]
 fn the_strikes_of_everybody_come_with_the_last_bans_end_newest_first() {
     let state = State::new();
     let mut ledger = state.ledger();

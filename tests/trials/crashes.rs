@@ -42,7 +42,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize)) {
     let begin = Instant::now();
     Daemon::start(lab, &arguments).kill();
     // From the very beginning to somewhat later than the first ban.
-    let longest = begin.elapsed() * 2 + Duration::from_millis(50);
+    let longest = begin.elapsed() * 3 / 2 + Duration::from_millis(50);
     let mut chance = Chance::new();
     let target = lab.victim_v4("attacker").into();
     for (round, source) in sources.into_iter().enumerate() {

@@ -1,7 +1,7 @@
 //! What is swept away while it is needed.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lab::Lab;
 use crate::lab::daemon::Daemon;
@@ -14,26 +14,32 @@ const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
 fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_anything() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &SERVED);
-    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    assert_eq!(
+        lab.nmap("attacker", target, &["-sS", "-p1001-1008"]).open.len(),
+        8,
+        "without it the scanner learns all"
+    );
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     // In the order of the ports, and slow enough for what happens meanwhile.
-    let pace = ["--min-rate", "300", "--max-rate", "300", "--max-rtt-timeout", "100ms", "--max-retries", "0"];
+    let pace = ["--min-rate", "200", "--max-rate", "200", "--max-rtt-timeout", "100ms", "--max-retries", "0"];
     let slow = [&["-sS", "-r", "-p1-1008"], &pace[..]].concat();
     let scan = std::thread::scope(|scope| {
         let scan = scope.spawn(|| lab.nmap("attacker", target, &slow));
+        let begin = Instant::now();
         let mut before = lab.expect_ban(attacker);
-        for flush in ["flush ruleset", "delete table inet portsentry", "flush ruleset", "flush table inet portsentry"] {
-            std::thread::sleep(Duration::from_millis(300));
+        for flush in ["flush ruleset", "delete table inet portsentry", "flush table inet portsentry"] {
+            std::thread::sleep(Duration::from_millis(200));
             lab.run("victim", "nft", &[flush]);
             let after = lab.expect_ban(attacker);
             assert!(after.timeout == before.timeout && after.expires <= before.expires, "{before:?} became {after:?}");
             before = after;
         }
-        assert!(!scan.is_finished(), "the scan was over before the last flush, which proves nothing");
+        // The served ports are the last, after five seconds: on a machine where all of that takes longer nothing is proved.
+        assert!(!scan.is_finished() && begin.elapsed() < Duration::from_secs(4), "it took {:?}", begin.elapsed());
         scan.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     assert!(scan.open.is_empty(), "{scan:?}");
-    assert!(scan.count("filtered") > 900, "{scan:?}");
     daemon.expect_line(
         "table inet portsentry was gone and is there again; bans put back with the time that they had left: 1",
     );
