@@ -44,10 +44,13 @@ fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
     let receiver = UdpSocket::bind(local(to, "v0", 0)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let port = receiver.local_addr().unwrap().port();
-    stranger.within(|| {
-        UdpSocket::bind(local(from, "v1", 0)).unwrap().send_to(b"probe", local(to, "v1", port)).unwrap();
-    });
-    receiver.recv(&mut [0; 16]).is_ok()
+    // Neighbours that are just coming to know each other lose the first packets.
+    (0..3).any(|_| {
+        stranger.within(|| {
+            UdpSocket::bind(local(from, "v1", 0)).unwrap().send_to(b"probe", local(to, "v1", port)).unwrap();
+        });
+        receiver.recv(&mut [0; 16]).is_ok()
+    })
 }
 
 #[test]
