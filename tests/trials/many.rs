@@ -93,3 +93,17 @@ fn a_start_that_is_killed_while_it_puts_bans_back_loses_none_of_them() {
     daemon.stop();
     assert_eq!(crate::support::ledger(&lab.path("state")).len(), all);
 }
+
+#[test]
+#[ignore = "the table of judged sources forgets some of them long before it is full"]
+fn a_hundred_thousand_bans_are_put_back_after_a_flush() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let all = usize::try_from(BANS).unwrap();
+    elements(&lab, all).expect("all are there");
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    let line = daemon.expect_line("table inet portsentry was gone and is there again");
+    assert!(line.ends_with(&format!(": {all}")), "not all of {all} came back: {line}");
+    daemon.stop();
+}
