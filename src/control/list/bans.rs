@@ -26,7 +26,7 @@ pub enum ListError {
     #[error("{ledger}; and {kernel}")]
     Nothing {
         /// What is wrong with the ledger.
-        ledger: LedgerError,
+        ledger: Box<LedgerError>,
         /// Why the kernel says nothing.
         kernel: String,
     },
@@ -159,7 +159,9 @@ fn join(
     let mut notes = Vec::new();
     let remembered = match (remembered, &held) {
         (Ok(found), _) => found,
-        (Err(ledger), Err(kernel)) => return Err(ListError::Nothing { ledger, kernel: kernel.clone() }),
+        (Err(ledger), Err(kernel)) => {
+            return Err(ListError::Nothing { ledger: Box::new(ledger), kernel: kernel.clone() });
+        }
         (Err(error), Ok(_)) => {
             notes.push(format!("from the kernel alone: {error}"));
             Found { items: Vec::new(), unreadable: 0 }
