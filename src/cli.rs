@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use completions::Shell;
-pub use console::{CheckOptions, ListOptions, Order};
+pub use console::{CheckOptions, ListOptions, Order, WatchOptions};
 pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
 
 /// Exit code: all done.
@@ -41,7 +41,7 @@ const HELP: &str = "\
 {options}
 
 Commands (portsentry COMMAND --help):
-  status list events              how it is, who is blocked, what happens
+  status list watch events        how it is, who is blocked, what happens
   block unblock allow explain     one address
   confirm reload check import     the settings
   report replay completions       what was; a capture judged; for your shell
@@ -75,6 +75,8 @@ pub enum Command {
     Complete(Shell),
     /// List the bans in force.
     List(ListOptions),
+    /// Show what happens as it does.
+    Watch(WatchOptions),
     /// Say what is wrong with the settings, or what they come to.
     Check(CheckOptions),
 }
@@ -218,6 +220,8 @@ enum Subcommands {
     Completions(completions::Completions),
     /// List who is blocked
     List(ListOptions),
+    /// Show bans and events as they come, at a terminal
+    Watch(WatchOptions),
     /// Check the settings, and say what they come to on this host
     Check(CheckOptions),
 }
@@ -240,6 +244,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::Report(options)) => return Ok(Command::Report(options)),
         Some(Subcommands::Completions(wanted)) => return Ok(Command::Complete(wanted.shell)),
         Some(Subcommands::List(options)) => return Ok(Command::List(options)),
+        Some(Subcommands::Watch(options)) => return Ok(Command::Watch(options)),
         Some(Subcommands::Check(options)) => return Ok(Command::Check(options)),
         None => {}
     }

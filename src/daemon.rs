@@ -286,7 +286,9 @@ pub fn settings(config: &Config) -> Settings {
         },
         widest: Widest { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
         max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
-        max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX),
+        // Four times what the sets hold: a table of buckets loses some when it is nearly full, and whom it does not know is
+        // not put back after a flush.
+        max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX).saturating_mul(4),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,
     }
 }

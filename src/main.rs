@@ -13,7 +13,7 @@ use portsentry::cli::{
 use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::protocol::Refusal;
-use portsentry::control::{commands, list};
+use portsentry::control::{commands, list, watch};
 use portsentry::daemon::{self, DaemonError, Places};
 use portsentry::import::{self, ImportError};
 use portsentry::page::{self, Figures};
@@ -48,6 +48,10 @@ fn main() -> ExitCode {
         Command::Complete(shell) => print(&shell.completions()),
         Command::List(options) => list(&options),
         Command::Check(options) => check(&options),
+        Command::Watch(options) => match watch::run(&options) {
+            Ok(()) => cli::EXIT_DONE.into(),
+            Err(error) => fail(&error, cli::EXIT_FAILED),
+        },
     }
 }
 

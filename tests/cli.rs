@@ -5,6 +5,7 @@
 use clap::error::ErrorKind;
 use portsentry::cli::{
     self, CheckOptions, Command, ImportOptions, ListOptions, Order, ReplayOptions, ReportOptions, RunOptions,
+    WatchOptions,
 };
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::engine::subject::Expiry;
@@ -169,6 +170,13 @@ fn list_has_its_own_options_and_shows_the_next_to_end_first() {
     };
     let line = "list 10.0.0.9/24 --sort hits --since 1h --names --json --state-dir /srv/p";
     assert_eq!(parse(line).unwrap(), Command::List(expected));
+}
+
+#[test]
+fn watch_asks_the_usual_socket_or_another_one() {
+    assert_eq!(parse("watch").unwrap(), Command::Watch(WatchOptions { socket: PathBuf::from(cli::DEFAULT_SOCKET) }));
+    assert_eq!(parse("watch --socket s").unwrap(), Command::Watch(WatchOptions { socket: PathBuf::from("s") }));
+    assert_eq!(wrong("watch --json"), ErrorKind::UnknownArgument);
 }
 
 #[test]

@@ -41,6 +41,14 @@ pub enum Order {
     Hits,
 }
 
+/// Options of `watch`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// The daemon's socket
+    #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
 /// Options of `check`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {

@@ -169,7 +169,8 @@ fn status(told: &Fields) -> String {
     out
 }
 
-fn explain(told: &Fields) -> String {
+/// What is known about an address, as text.
+pub(super) fn explain(told: &Fields) -> String {
     let mut out = String::new();
     let (address, subject) = (text(told, "address"), text(told, "subject"));
     let whole = if address == subject { String::new() } else { format!(", judged as {subject}") };

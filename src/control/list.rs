@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 pub use bans::{Bans, Held, ListError, Listed, read};
 
+pub(crate) use table::{brief, shortened};
+
 use crate::cli::{ListOptions, Order};
 use crate::engine::subject::Expiry;
 use crate::ledger::{Banned, author_key};

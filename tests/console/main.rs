@@ -9,3 +9,5 @@ mod list;
 #[path = "../host/namespace.rs"]
 #[expect(dead_code, reason = "these tests need few interfaces")]
 mod namespace;
+#[cfg(test)]
+mod watch;

@@ -1,0 +1,55 @@
+//! A ban as it is on the screen, from what kernel and ledger hold. Pure.
+
+use std::cmp::Ordering;
+use std::time::{Duration, SystemTime};
+
+use super::words::compact;
+use crate::control::list::{Held, Listed};
+use crate::engine::subject::Expiry;
+
+/// A ban on the screen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ban {
+    pub(super) subject: String,
+    pub(super) class: String,
+    pub(super) ports: String,
+    pub(super) strikes: u32,
+    /// `None`: never.
+    pub(super) until: Option<SystemTime>,
+    /// In the ledger and not in the kernel.
+    pub(super) lacking: bool,
+}
+
+impl Ban {
+    pub(super) fn of(listed: &Listed, now: SystemTime) -> Self {
+        let entry = listed.remembered.as_ref();
+        let ban = entry.map(|entry| &entry.ban);
+        let class = match ban {
+            None => "unknown",
+            Some(ban) => ban.class.map_or("by hand", crate::engine::Class::key),
+        };
+        let ports = ban.map_or(&[][..], |ban| &ban.ports);
+        let ports: Vec<String> = ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect();
+        Self {
+            subject: listed.subject.to_string(),
+            class: class.to_owned(),
+            ports: compact(&ports),
+            strikes: entry.map_or(0, |entry| entry.strikes),
+            until: match listed.left(now) {
+                Expiry::Never => None,
+                Expiry::After(left) => now.checked_add(left),
+            },
+            lacking: listed.held == Held::No,
+        }
+    }
+
+    /// The next to end first, those that never do last.
+    pub(super) fn order(&self, other: &Self) -> Ordering {
+        let end = |ban: &Self| (ban.until.is_none(), ban.until);
+        end(self).cmp(&end(other)).then_with(|| self.subject.cmp(&other.subject))
+    }
+
+    pub(super) fn left(&self, now: SystemTime) -> Option<Duration> {
+        self.until.map(|until| until.duration_since(now).unwrap_or_default())
+    }
+}

@@ -1,0 +1,314 @@
+//! Screens as they are painted, held against files of text, and what keys and messages do to them.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::style::{Color, Modifier};
+use serde_json::{Map, Value, json};
+
+use super::ban::Ban;
+use super::draw::{Palette, draw};
+use super::feed::Message;
+use super::keys::{Action, Key};
+use super::view::{Mode, View};
+use crate::control::protocol::Request;
+
+/// 2026-11-21T06:32:13Z.
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_795_242_733)
+}
+
+fn at(second: u64) -> SystemTime {
+    now() + Duration::from_secs(second)
+}
+
+fn fields(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        _ => panic!("no object"),
+    }
+}
+
+fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
+    Message::Status(fields(json!({
+        "version": "0.1.0", "state": "blocking", "ledger": "/var/lib/portsentry", "probes": probes,
+        "uptime_s": second, "sources_tracked": 41, "packets": {"seen": packets, "dropped": 0}, "bans": {"made": bans},
+    })))
+}
+
+fn ban(subject: &str, class: &str, ports: &str, left: Option<u64>) -> Ban {
+    let until = left.map(at);
+    Ban {
+        subject: subject.to_owned(),
+        class: class.to_owned(),
+        ports: ports.to_owned(),
+        strikes: 0,
+        until,
+        lacking: false,
+    }
+}
+
+fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Message {
+    let time = humantime::format_rfc3339_micros(at(second)).to_string();
+    let mut event = json!({"event": kind, "time": time, "source": source, "subject": source, "class": "syn", "proto": "tcp",
+        "port": port});
+    event.as_object_mut().unwrap().extend(fields(rest));
+    Message::Event(event)
+}
+
+fn block(second: u64, source: &str, port: u16, expires: &str) -> Message {
+    let ports = json!([{"proto": "tcp", "port": port, "class": "syn"}, {"proto": "tcp", "port": 23, "class": "syn"}]);
+    let rest =
+        json!({"ports": ports, "reason": "3 distinct closed ports were touched", "expires": expires, "method": "nft"});
+    event(second, "block", source, port, rest)
+}
+
+/// A busy host.
+fn scene() -> View {
+    let mut view = View::new(now());
+    for second in 0..12 {
+        view.tick(at(second));
+        view.absorb(status(second, 1_000 + second * 1_234, 10 + second * (second % 4), 3 + second / 4));
+    }
+    let bans = vec![
+        ban("203.0.113.77", "syn", "tcp/23,8080,5900", Some(600)),
+        Ban { strikes: 3, ..ban("198.51.100.9", "null", "tcp/22", Some(7_200)) },
+        Ban { lacking: true, ..ban("2001:db8:1234:5678::/64", "syn", "tcp/3389,445,1433,6379", Some(86_000)) },
+        ban("198.51.100.0/24", "by hand", "", None),
+    ];
+    view.absorb(Message::Bans(bans, 4));
+    for second in 0..9 {
+        view.absorb(event(second, "probe", "192.0.2.200", 23, json!({"distinct_ports": 1})));
+    }
+    view.absorb(event(9, "probe", "2001:db8:1234:5678::1", 3389, json!({"distinct_ports": 2})));
+    view.absorb(block(10, "192.0.2.200", 8080, "2026-11-22T06:32:23.000000Z"));
+    view.absorb(Message::Event(
+        json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was gone"}),
+    ));
+    view
+}
+
+fn paint(view: &View, width: u16, height: u16, palette: Palette) -> Terminal<TestBackend> {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| draw(frame, view, palette)).unwrap();
+    terminal
+}
+
+fn screen(view: &View, width: u16, height: u16) -> String {
+    let terminal = paint(view, width, height, Palette::of(true));
+    let buffer = terminal.backend().buffer();
+    let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned() + "\n";
+    (0..height).map(row).collect()
+}
+
+fn press(view: &mut View, keys: &[Key]) {
+    keys.iter().for_each(|key| drop(view.press(*key)));
+}
+
+/// Compares with a file beside this one; `SCREENS=write` in the environment writes it anew, to be looked at.
+fn is_as_in(name: &str, painted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/watch/tests").join(name);
+    if std::env::var("SCREENS").is_ok_and(|value| value == "write") {
+        std::fs::write(&path, painted).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(painted, wanted, "{name}:\n{painted}");
+}
+
+#[test]
+fn the_screens_are_those_in_the_files() {
+    let mut view = scene();
+    is_as_in("80x24.txt", &screen(&view, 80, 24));
+    is_as_in("40x20.txt", &screen(&view, 40, 20));
+    is_as_in("120x40.txt", &screen(&view, 120, 40));
+    press(&mut view, &[Key::Down, Key::Down, Key::Char('u')]);
+    is_as_in("unblock-80x24.txt", &screen(&view, 80, 24));
+    press(&mut view, &[Key::Escape, Key::Char('?')]);
+    is_as_in("help-80x24.txt", &screen(&view, 80, 24));
+    is_as_in("help-40x20.txt", &screen(&view, 40, 20));
+    view.press(Key::Escape);
+    let told = json!({"address": "203.0.113.77", "subject": "203.0.113.77", "protected": null, "strikes": 1, "bans": 2,
+        "blocked": {"left": "10m", "until": "2026-11-21T06:42:13Z"}, "logged": null, "suspected": [], "history": [
+        {"since": "2026-11-20T06:32:13Z", "class": "syn", "ports": ["tcp/23"], "ended": {"at": "2026-11-21T06:32:13Z", "how": "expired"}}]});
+    view.absorb(Message::Answer(Request::Explain { address: "203.0.113.77".to_owned() }, Ok(fields(told))));
+    is_as_in("explain-80x24.txt", &screen(&view, 80, 24));
+    is_as_in("explain-40x20.txt", &screen(&view, 40, 20));
+    view.press(Key::Escape);
+    press(&mut view, &[Key::Char('/'), Key::Char('2'), Key::Char('0'), Key::Char('0')]);
+    is_as_in("filter-80x24.txt", &screen(&view, 80, 24));
+    let mut fresh = View::new(now());
+    is_as_in("fresh-80x24.txt", &screen(&fresh, 80, 24));
+    fresh.absorb(Message::Lost(
+        "portsentry is not running: nobody answers at /run/portsentry/portsentry.sock".to_owned(),
+    ));
+    is_as_in("lost-40x20.txt", &screen(&fresh, 40, 20));
+}
+
+#[test]
+fn every_size_can_be_painted_and_nothing_is_written_outside() {
+    let mut view = scene();
+    for mode in [Key::Escape, Key::Char('?'), Key::Char('/')] {
+        view.press(Key::Escape);
+        view.press(Key::Down);
+        view.press(mode);
+        for width in (0..100).step_by(7) {
+            for height in (0..30).step_by(3) {
+                paint(&view, width, height, Palette::of(true));
+            }
+        }
+    }
+    for size in [(1, 1), (500, 200), (20, 8), (19, 7), (71, 17), (72, 14), (73, 13)] {
+        paint(&view, size.0, size.1, Palette::of(true));
+    }
+}
+
+#[test]
+fn a_colour_never_says_what_no_word_says_and_may_be_left_out() {
+    let mut view = scene();
+    view.press(Key::Down);
+    let plain = paint(&view, 80, 24, Palette::of(false));
+    let colourful = paint(&view, 80, 24, Palette::of(true));
+    let (plain, colourful) = (plain.backend().buffer(), colourful.backend().buffer());
+    let texts = |buffer: &ratatui::buffer::Buffer| {
+        buffer.content().iter().map(|cell| cell.symbol().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(plain), texts(colourful));
+    assert!(plain.content().iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset));
+    assert!(colourful.content().iter().any(|cell| cell.fg == Color::Red));
+    let reversed = plain.content().iter().filter(|cell| cell.modifier.contains(Modifier::REVERSED)).count();
+    assert!(reversed > 10, "the selected line is marked by more than a colour");
+    assert!(screen(&view, 80, 24).contains(">  203.0.113.77"));
+}
+
+#[test]
+fn keys_ask_for_what_they_say_and_only_after_a_yes() {
+    let mut view = scene();
+    assert_eq!(view.press(Key::Char('u')), None);
+    assert_eq!(view.mode, Mode::Bans, "nothing is selected");
+    assert!(view.answer.as_ref().unwrap().0.starts_with("select a ban first"));
+    view.press(Key::Down);
+    view.press(Key::Down);
+    assert_eq!(view.press(Key::Char('u')), None);
+    assert_eq!(view.press(Key::Char('x')), None, "neither yes nor no");
+    let unblock = Request::Unblock { target: Some("198.51.100.9".to_owned()), all: false };
+    assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(unblock)));
+    assert_eq!((view.press(Key::Char('a')), view.press(Key::Char('n'))), (None, None));
+    view.press(Key::Char('a'));
+    let allow = Request::Allow { target: "198.51.100.9".to_owned(), span: None };
+    assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(allow)));
+    view.press(Key::Last);
+    view.press(Key::Char('k'));
+    view.press(Key::Char('k'));
+    let explain = Request::Explain { address: "2001:db8:1234:5678::".to_owned() };
+    assert_eq!(view.press(Key::Char('e')), Some(Action::Ask(explain)));
+    assert_eq!(view.press(Key::Char('q')), Some(Action::Quit));
+    for key in ['u', '/', '?'] {
+        view.press(Key::Char(key));
+        assert_eq!(view.press(Key::Interrupt), Some(Action::Quit), "from everywhere");
+    }
+}
+
+#[test]
+fn a_letter_in_the_filter_is_no_command() {
+    let mut view = scene();
+    view.press(Key::Char('/'));
+    for c in "quNULL".chars() {
+        assert_eq!(view.press(Key::Char(c)), None);
+    }
+    press(&mut view, &[Key::First; 3]);
+    assert_eq!((view.filter.as_str(), view.bans().count()), ("quNULL", 0));
+    view.press(Key::Escape);
+    view.press(Key::Char('/'));
+    "null".chars().for_each(|c| drop(view.press(Key::Char(c))));
+    view.press(Key::Enter);
+    assert_eq!(view.bans().map(|ban| ban.subject.as_str()).collect::<Vec<_>>(), ["198.51.100.9"]);
+    assert_eq!((view.press(Key::Char('j')), view.selected()), (None, Some(0)));
+    view.press(Key::Escape);
+    assert_eq!(view.bans().count(), 5);
+}
+
+#[test]
+fn bans_come_end_and_run_out_and_the_selection_stays_with_its_ban() {
+    let mut view = scene();
+    view.press(Key::Char('j'));
+    view.press(Key::Char('j'));
+    assert_eq!(view.selected(), Some(1), "198.51.100.9");
+    view.absorb(block(12, "192.0.2.5", 21, "2026-11-21T06:33:00Z"));
+    assert_eq!(view.bans().next().unwrap().subject, "192.0.2.5", "the next to end comes first");
+    assert_eq!(view.selected(), Some(2));
+    view.tick(at(700));
+    assert_eq!(view.bans().count(), 4, "two are over");
+    assert_eq!(view.selected(), Some(0));
+    view.absorb(event(12, "unblock", "198.51.100.9", 22, json!({})));
+    assert_eq!((view.bans().count(), view.selected()), (3, None));
+    view.absorb(event(12, "expire", "nobody", 22, json!({})));
+    assert_eq!((view.bans().count(), view.all), (3, 3));
+    view.absorb(Message::Bans(Vec::new(), 0));
+    assert_eq!((view.bans().count(), view.press(Key::Down), view.selected()), (0, None, None));
+}
+
+#[test]
+fn what_comes_in_a_pause_is_shown_after_it() {
+    let mut view = scene();
+    let before = (view.events.clone(), view.bans().cloned().collect::<Vec<_>>());
+    view.press(Key::Char('p'));
+    for second in 0..5 {
+        view.absorb(block(second, "192.0.2.66", 21, "never"));
+    }
+    view.tick(at(100_000));
+    assert_eq!((view.events.clone(), view.bans().cloned().collect::<Vec<_>>()), before);
+    assert!(screen(&view, 80, 24).contains("PAUSED, 5 wait"));
+    (0..10_000).for_each(|_| view.absorb(event(5, "probe", "192.0.2.67", 21, json!({}))));
+    assert_eq!(view.waiting(), 10_005);
+    view.press(Key::Char('p'));
+    assert!(view.events.iter().any(|line| line.text.contains("are not shown")) || view.events.len() == 500);
+    assert_eq!((view.waiting(), view.events.len()), (0, 500));
+}
+
+#[test]
+fn rates_are_those_of_the_counters_and_start_anew_with_the_daemon() {
+    let mut view = View::new(now());
+    assert_eq!(view.rates(), None);
+    for second in 0..100 {
+        view.tick(at(second));
+        view.absorb(status(second, second * 100, second * 2, second));
+    }
+    let [packets, probes, bans] = view.rates().unwrap();
+    assert_eq!([packets.round(), probes.round(), bans.round()], [100.0, 2.0, 60.0]);
+    assert_eq!(view.probes(), vec![2; 60]);
+    view.tick(at(101));
+    view.absorb(status(0, 5, 0, 0));
+    assert_eq!(view.rates(), None, "another daemon");
+}
+
+#[test]
+fn nothing_that_a_stranger_wrote_reaches_the_terminal_as_it_is() {
+    let mut view = View::new(now());
+    let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
+    view.absorb(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));
+    let times = json!({"event": "block", "time": "x", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1}]});
+    view.absorb(Message::Event(times));
+    view.absorb(Message::Answer(Request::Confirm, Err(evil.to_owned())));
+    view.absorb(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(fields(json!({"address": evil})))));
+    let painted = screen(&view, 80, 24);
+    assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
+    // Whatever is no object, or one of something else, is no reason to end.
+    for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöüäöüäöüäöü"})]
+    {
+        view.absorb(Message::Event(value));
+    }
+    screen(&view, 80, 24);
+}
+
+#[test]
+fn events_and_kinds_are_bounded() {
+    let mut view = View::new(now());
+    for number in 0..20_000_u32 {
+        let source = std::net::Ipv4Addr::from_bits(number).to_string();
+        view.absorb(event(0, "probe", &source, u16::try_from(number % 60_000).unwrap(), json!({})));
+    }
+    assert_eq!(view.events.len(), 500);
+    assert!(view.sources.top(100_000).len() <= 4_096 && view.ports.top(100_000).len() <= 4_096);
+}
