@@ -6,6 +6,7 @@ mod figures;
 mod heal;
 mod judge;
 mod retries;
+mod trap;
 mod upkeep;
 mod wish;
 
@@ -72,6 +73,8 @@ pub enum Order {
     Mend(String),
     /// Somebody changed the kernel's allow-list: put it back.
     Protect,
+    /// Somebody changed what the kernel's trap watches: put it back.
+    Rearm,
     /// An operator asks for something.
     Wish(Wish),
     /// Go on with other settings.
@@ -163,6 +166,8 @@ impl Sensor {
 
     /// Runs until [`Order::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
+        let now = self.now();
+        self.judge.begin_trap(now);
         self.judge.say(What::Started);
         let mut more = false;
         loop {
@@ -255,15 +260,34 @@ impl Sensor {
                 Order::Heal => self.judge.heal(),
                 Order::Mend(by) => self.judge.mend(&by),
                 Order::Protect => self.judge.protect(),
+                Order::Rearm => {
+                    let now = self.now();
+                    self.judge.rearm(now);
+                }
                 Order::Wish(wish) => {
                     let now = self.now();
                     self.judge.grant(now, wish);
                 }
                 Order::Beat => self.judge.figures.beats.add(1),
-                Order::Settings(settings) => self.judge.engine.reconfigure(*settings),
-                Order::Ruleset(spec) => self.judge.relay(spec),
-                Order::LogOnly => self.judge.engine.log_only(),
-                Order::Stop => return Ok(true),
+                Order::Settings(settings) => {
+                    let now = self.now();
+                    self.judge.engine.reconfigure(*settings);
+                    self.judge.arm(now);
+                }
+                Order::Ruleset(spec) => {
+                    let now = self.now();
+                    self.judge.relay(spec);
+                    self.judge.begin_trap(now);
+                }
+                Order::LogOnly => {
+                    self.judge.engine.log_only();
+                    self.judge.disarm();
+                }
+                Order::Stop => {
+                    // What the kernel did by itself from here on nobody would look at.
+                    self.judge.empty_trap();
+                    return Ok(true);
+                }
             }
         }
         Ok(false)

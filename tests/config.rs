@@ -53,7 +53,7 @@ fn every_key_sets_what_it_names() {
          [block.route]\nkind = \"prohibit\"\n[block.hosts_deny]\nfile = \"/tmp/deny\"\nline = \"ALL: $TARGET$ : DENY\"\n\
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
          timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
-         [trap]\ntcp = false\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
+         [trap]\ntcp = true\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
          [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\n",
     );
     assert_eq!(config.expire, Expiry::Never);
@@ -260,10 +260,7 @@ fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_and_not_silently_accepted() {
-    for (text, expected) in [
-        ("trap.tcp = true", "1:12: trap.tcp: true is not in this version; write false"),
-        ("trap.udp = true", "1:12: trap.udp: true is not in this version; write false"),
-    ] {
+    for (text, expected) in [("trap.udp = true", "1:12: trap.udp: true is not in this version; write false")] {
         assert_eq!(refused(text), [expected], "{text}");
     }
 }

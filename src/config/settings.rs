@@ -78,7 +78,7 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
         escalate.read("forget", &mut place.forget, value::long_span);
     });
     root.section("trap", |trap| {
-        trap.read("tcp", &mut config.trap.tcp, value::trap);
+        trap.read("tcp", &mut config.trap.tcp, value::yes_or_no);
         trap.read("udp", &mut config.trap.udp, value::trap);
     });
     root.section("metrics", |metrics| metrics.read("listen", &mut config.metrics.listen, value::listen));

@@ -21,6 +21,7 @@ pub(super) struct Guard {
     monitor: Option<Monitor>,
     repairs: Pace,
     protections: Pace,
+    armings: Pace,
     notes: Notes,
 }
 
@@ -33,7 +34,8 @@ impl Guard {
         }
         let repairs = Pace::of(|order| matches!(order, Order::Heal | Order::Mend(_)));
         let protections = Pace::of(|order| matches!(order, Order::Protect));
-        Ok(Self { monitor, repairs, protections, notes: Notes::default() })
+        let armings = Pace::of(|order| matches!(order, Order::Rearm));
+        Ok(Self { monitor, repairs, protections, armings, notes: Notes::default() })
     }
 
     /// Waits until somebody else changes the table: what the sensor is to do about it, and what is to be said. Safe to
@@ -41,7 +43,7 @@ impl Guard {
     pub(super) async fn changed(&mut self) -> Result<(Vec<Order>, Vec<What>), DaemonError> {
         let Some(monitor) = &mut self.monitor else { return pending().await };
         loop {
-            let turn = [&self.repairs, &self.protections].into_iter().filter_map(Pace::turn).min();
+            let turn = [&self.repairs, &self.protections, &self.armings].into_iter().filter_map(Pace::turn).min();
             let (mut orders, mut said) = match turn {
                 Some(turn) => tokio::select! {
                     () = sleep_until(turn) => Default::default(),
@@ -52,6 +54,7 @@ impl Guard {
             let now = Instant::now();
             self.repairs.hold(&mut orders, now);
             self.protections.hold(&mut orders, now);
+            self.armings.hold(&mut orders, now);
             self.notes.hush(&mut said, now);
             if !orders.is_empty() || !said.is_empty() {
                 return Ok((orders, said));
@@ -139,7 +142,7 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
     } else if changes.contains(&Change::RulesetChanged) {
         orders.push(Order::Mend(by.to_owned()));
     }
-    let (mut lifted, mut added, mut allowed) = (Vec::new(), Vec::new(), false);
+    let (mut lifted, mut added, mut allowed, mut trap) = (Vec::new(), Vec::new(), false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
         match *change {
             Change::ElementRemoved(subject) => lifted.push(subject),
@@ -147,6 +150,7 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
                 added.push((subject, remaining.map_or(Expiry::Never, Expiry::After)));
             }
             Change::AllowedChanged => allowed = true,
+            Change::TrapChanged => trap = true,
             Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Overrun => {}
         }
     }
@@ -172,6 +176,10 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
             "{by} changed the kernel's allow-list; it is put back. Who is to be allowed belongs into allow.networks"
         )));
         orders.push(Order::Protect);
+    }
+    if trap {
+        said.push(What::Note(format!("{by} changed what the kernel's trap watches; it is put back")));
+        orders.push(Order::Rearm);
     }
     (orders, said)
 }

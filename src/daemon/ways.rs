@@ -1,17 +1,17 @@
 //! The ways to block that the settings name, opened: before anybody can be blocked, whoever must not be is known to them.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::DaemonError;
 use crate::config::{BlockPolicy, Config, Method, Mode};
 use crate::enforce::hands::{Hands, News, Occasion, Settings, Way as Slow};
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{Action, Installed, Nft, RulesetSpec};
+use crate::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap};
 use crate::enforce::route::{Kind, Routes};
 use crate::enforce::run::RunSettings;
 use crate::engine::Host;
-use crate::engine::subject::Subject;
+use crate::engine::subject::{Expiry, Subject};
 use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
 use crate::sensor::{Blocker, Figures, Inbox, Order};
@@ -40,8 +40,32 @@ pub(crate) fn ruleset(config: &Config) -> RulesetSpec {
         },
         // Both take the same words and bounds.
         log_drops: nft.log_drops.and_then(|rate| rate.to_string().parse().ok()),
+        trap: trap(config),
         wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
     }
+}
+
+/// What the kernel is to count by itself: what the sensor counts and blocks with nftables, and no command comes before.
+fn trap(config: &Config) -> Option<Trap> {
+    let counts = matches!(config.tcp.mode, Mode::Stealth | Mode::Advanced) && config.tcp.block == BlockPolicy::Yes;
+    let first = config.block.run.first && config.block.method.contains(&Method::Run);
+    let blocks = config.block.method.contains(&Method::Nft) && !first;
+    let forgiven = config.detect.scan_trigger;
+    (config.trap.tcp && counts && blocks).then(|| Trap {
+        forgiven,
+        // In whole seconds, as nft shows it.
+        window: if forgiven == 0 { Duration::ZERO } else { whole(config.detect.window) },
+        expiry: match config.expire {
+            Expiry::Never => Expiry::Never,
+            Expiry::After(span) => Expiry::After(whole(span)),
+        },
+        most_a_minute: config.block.max_new_bans_per_minute,
+        named_interfaces: !config.interfaces.is_empty(),
+    })
+}
+
+fn whole(span: Duration) -> Duration {
+    Duration::from_secs(span.as_secs().max(1))
 }
 
 /// True where somebody is blocked.
@@ -68,6 +92,9 @@ pub(super) fn open(
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
         ways.blocker.nft = Some(install(config, host, &mut ways.said)?);
+    } else if let Ok(mut nft) = Nft::open() {
+        // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none.
+        drop(nft.arm(&[], &[]));
     }
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
@@ -101,9 +128,19 @@ pub(super) fn open(
 
 /// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked.
 fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, RulesetSpec), DaemonError> {
-    let spec = ruleset(config);
+    let mut spec = ruleset(config);
     let mut nft = Nft::open()?;
-    if let Installed::Adopted { blocked, blocked6 } | Installed::Relaid { blocked, blocked6 } = nft.install(&spec)?
+    let installed = match nft.install(&spec) {
+        // Everything else works without it.
+        Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
+            spec.trap = None;
+            let installed = nft.install(&spec)?;
+            said.push(What::Error(format!("the kernel counts nothing by itself (trap.tcp): {error}")));
+            installed
+        }
+        installed => installed?,
+    };
+    if let Installed::Adopted { blocked, blocked6 } | Installed::Relaid { blocked, blocked6 } = installed
         && (blocked != spec.size || blocked6 != spec.size)
     {
         said.push(What::Note(format!(

@@ -5,6 +5,7 @@
 //! allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
 
 mod nets;
+mod trap;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,7 +15,11 @@ use rustix::io::Errno;
 
 use crate::engine::subject::{Expiry, Subject};
 use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
-pub use crate::netlink::nft::{Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec};
+pub use trap::Filling;
+
+pub use crate::netlink::nft::{
+    Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap,
+};
 use crate::netlink::socket::{Socket, SocketError};
 
 /// Why the sets are not as they were asked to be.

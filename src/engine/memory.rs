@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::class::Protocol;
 use super::host::Host;
 use super::moment::Tick;
+use super::ports::PortSet;
 
 /// How long a port counts as open after its listener has gone, or after this host was seen sending from it. TIME_WAIT is
 /// 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a
@@ -44,6 +45,11 @@ impl Memory {
     /// True where `port` was in use a moment ago.
     pub(super) fn holds(&mut self, protocol: Protocol, port: u16, now: Tick) -> bool {
         self.column(protocol).and_then(|column| column.get(usize::from(port))).is_some_and(|until| *until > now.0)
+    }
+
+    /// The TCP ports that were in use a moment ago.
+    pub(super) fn tcp_ports(&self, now: Tick) -> PortSet {
+        (0..=u16::MAX).zip(&self.tcp).filter(|(_, until)| **until > now.0).map(|(port, _)| port).collect()
     }
 
     /// `port` was seen in use.

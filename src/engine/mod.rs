@@ -9,6 +9,7 @@
 mod allow;
 mod budget;
 mod class;
+mod closed;
 mod explain;
 mod host;
 mod memory;

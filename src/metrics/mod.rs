@@ -145,6 +145,13 @@ impl Collector for All {
         put(Counter, "socket_lookups", "Look-ups in the kernel's socket table", one(figures.lookups.get()))?;
         put(Counter, "events_lost", "Events that came faster than they could be logged", one(snapshot.events_lost))?;
         put(Gauge, "allowed_prefixes", "Prefixes that are never blocked", one(snapshot.allowed))?;
+        put(Gauge, "trap_ports", "Ports that the kernel's trap watches", one(figures.trapped.get()))?;
+        let filling = [("touched", &figures.trap_touched), ("suspects", &figures.trap_suspects)];
+        let filling = filling.map(|(set, figure)| (vec![("set", set)], float(figure.get())));
+        put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
+        let verdicts = [("condemned", &figures.trap_caught), ("let-go", &figures.trap_let_go)];
+        let verdicts = verdicts.map(|(verdict, figure)| (vec![("verdict", verdict)], float(figure.get())));
+        put(Counter, "trap_bans", "Bans of the kernel's trap by what became of them", verdicts.to_vec())?;
         let reactions = Reactions(figures);
         let help = "Time from the capture of a packet to the acknowledged ban";
         reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)
@@ -169,6 +176,8 @@ mod tests {
             "portsentry_bans_missing 0.0",
             "portsentry_set_capacity{set=\"blocked6\"} 131072.0",
             "portsentry_ban_failures_total{method=\"hosts-deny\"} 0.0",
+            "portsentry_trap_elements{set=\"touched\"} 0.0",
+            "portsentry_trap_bans_total{verdict=\"let-go\"} 0.0",
             "portsentry_reaction_seconds_bucket{le=\"0.0001\"} 0",
             "portsentry_reaction_seconds_bucket{le=\"+Inf\"} 0",
         ] {

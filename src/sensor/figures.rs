@@ -63,6 +63,16 @@ pub struct Figures {
     pub missing: Figure,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Figure,
+    /// Ports that the kernel's trap watches, now.
+    pub trapped: Figure,
+    /// Touched ports of sources in the trap's memory, now.
+    pub trap_touched: Figure,
+    /// Sources in the trap's memory, now.
+    pub trap_suspects: Figure,
+    /// Sources that the trap blocked and that were condemned here as well.
+    pub trap_caught: Figure,
+    /// Sources that the trap blocked and that were let go.
+    pub trap_let_go: Figure,
     /// Signs of life that it was asked for.
     pub beats: Figure,
     reactions: [Figure; REACTIONS.len() + 1],

@@ -45,6 +45,7 @@ impl Judge {
     fn refill(&mut self, repaired: Result<Repaired, RulesetError>) {
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         self.heals.healed = Some(Instant::now());
+        self.trap.forget_ports();
         let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.length, ban.left)).collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         // The allow-list first: at no moment is a protected source without it.

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::blocker::{Blocker, Refused};
 use super::heal::Heals;
 use super::retries::{Retries, Retry};
+use super::trap::Trap;
 use super::{BATCH, Figures};
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::BlockError;
@@ -75,6 +76,7 @@ pub(super) struct Judge {
     /// When to look for bans whose subjects are protected; `None` while there are none.
     pub(super) spare_at: Option<Moment>,
     pub(super) heals: Heals,
+    pub(super) trap: Trap,
 }
 
 impl Judge {
@@ -101,6 +103,7 @@ impl Judge {
             retries: Retries::default(),
             spare_at: None,
             heals: Heals::default(),
+            trap: Trap::default(),
         }
     }
 
@@ -149,6 +152,7 @@ impl Judge {
             Ok(Some(_)) | Err(_) => return false,
         }
         self.engine.lift(subject);
+        self.forget_touches(&[subject]);
         self.outcomes.push(Outcome::Said(Event { time, what: What::Lifted { subject } }));
         true
     }

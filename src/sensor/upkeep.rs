@@ -33,6 +33,7 @@ impl Judge {
         }
         self.host = host;
         self.protect();
+        self.arm(now);
     }
 
     /// The kernel holds these bans, which are not of our making.
@@ -168,12 +169,13 @@ impl Judge {
     /// When [`Judge::keep_up`] has something to do.
     pub(super) fn due(&self) -> Option<Moment> {
         let routes = self.blocker.routes.as_ref().and_then(|routes| routes.next_due());
-        [self.spare_at, routes, self.retries.next()].into_iter().flatten().min()
+        [self.spare_at, routes, self.retries.next(), self.trap.due()].into_iter().flatten().min()
     }
 
     /// What is due beside the packets: bans of who is protected, routes whose time is over, ways that failed.
     pub(super) fn keep_up(&mut self, now: Moment) {
         self.spare(now);
+        self.look_at_trap(now);
         if let Some(routes) = &mut self.blocker.routes
             && routes.next_due().is_some_and(|due| due <= now)
             && let Some(error) = routes.due(now).trouble
@@ -272,6 +274,7 @@ impl Judge {
 
     /// Lifts the bans of `subjects` in every way but nftables.
     fn lift_elsewhere(&mut self, subjects: &[Subject]) {
+        self.forget_touches(subjects);
         let gone: HashSet<Subject> = subjects.iter().copied().collect();
         self.retries.drop(|retry| gone.contains(&retry.ban.probe.subject));
         self.blocker.release(subjects);

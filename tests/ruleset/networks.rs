@@ -8,8 +8,13 @@ use portsentry::engine::subject::{Expiry, Subject};
 
 use super::{installed, installed_with, nearly, nft, seconds, subject};
 
-const WIDE: RulesetSpec =
-    RulesetSpec { size: 131_072, action: portsentry::enforce::nft::Action::Drop, log_drops: None, wide: true };
+const WIDE: RulesetSpec = RulesetSpec {
+    size: 131_072,
+    action: portsentry::enforce::nft::Action::Drop,
+    log_drops: None,
+    wide: true,
+    trap: None,
+};
 
 fn network(text: &str) -> Subject {
     Subject::exactly(text.parse().unwrap()).unwrap()

@@ -1,6 +1,9 @@
 //! The tables that do more than drop: what they are, and how one becomes another.
 
-use portsentry::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec};
+use std::time::Duration;
+
+use portsentry::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap};
+use portsentry::engine::subject::Expiry;
 
 use super::{FILE, Namespace, installed_with, listing, load, nearly, nft, seconds, subject};
 
@@ -10,18 +13,48 @@ const REJECT_LOG: &str = include_str!("../../nft/portsentry-reject-log.nft");
 /// The specification of a table that blocks networks.
 const NETWORKS: &str = include_str!("../../nft/portsentry-networks.nft");
 
+/// The specification of a table with the trap.
+const TRAPPING: &str = include_str!("../../nft/portsentry-trap.nft");
+
+const TRAP: Trap = Trap {
+    forgiven: 2,
+    window: Duration::from_secs(1_800),
+    expiry: Expiry::After(Duration::from_secs(86_400)),
+    most_a_minute: 600,
+    named_interfaces: false,
+};
+
 const LOG: &str = "limit rate 3/minute burst 5 packets log prefix \"Portsentry: dropping: \"";
+
+/// Sets and chains of a listing in the order of their names: in which they were made does not matter.
+fn sorted(listing: &str) -> Vec<String> {
+    let text = listing.trim().trim_end_matches('}').trim_end();
+    let mut parts: Vec<String> = text.split("\n\n").map(|part| part.replace("table inet portsentry {\n", "")).collect();
+    parts.sort();
+    parts
+}
 
 /// A table that drops as one that rejects and logs.
 fn rejecting(text: &str) -> String {
-    let text = text.replace("counter drop", "counter jump refuse");
+    let refusing = |line: &str| match line.trim_start().starts_with("ip") {
+        true => line.replace("counter drop", "counter jump refuse"),
+        false => line.to_owned(),
+    };
+    let text = text.lines().map(refusing).collect::<Vec<_>>().join("\n");
     let (_, refuse) = REJECT_LOG.split_once("    chain refuse").unwrap();
     let end = text.rfind('}').unwrap();
     format!("{}\n    chain refuse{refuse}", &text[..end])
 }
 
+/// The trap where the first touch blocks, and for ever.
+fn at_once() -> String {
+    let counts = |line: &&str| !line.contains("@touched") && !line.contains("@suspects");
+    let text = TRAPPING.lines().filter(counts).collect::<Vec<_>>().join("\n");
+    text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
+}
+
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 6] {
+fn variants() -> [(RulesetSpec, String); 9] {
     let plain = RulesetSpec::default();
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
     let without = |words: &[&str]| {
@@ -29,6 +62,8 @@ fn variants() -> [(RulesetSpec, String); 6] {
         REJECT_LOG.lines().filter(kept).collect::<Vec<_>>().join("\n")
     };
     let only_log = without(&["fib", "limit rate over", "meta", "reject"]).replace("#     drop", "drop");
+    let first_touch = Trap { forgiven: 0, window: Duration::ZERO, expiry: Expiry::Never, ..TRAP };
+    let named = Trap { named_interfaces: true, ..TRAP };
     let all = [
         (plain, FILE.to_owned()),
         (RulesetSpec { log_drops: log, ..plain }, only_log),
@@ -36,6 +71,12 @@ fn variants() -> [(RulesetSpec, String); 6] {
         (RulesetSpec { action: reject, log_drops: log, ..plain }, REJECT_LOG.to_owned()),
         (RulesetSpec { wide: true, ..plain }, NETWORKS.to_owned()),
         (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
+        (RulesetSpec { trap: Some(TRAP), ..plain }, TRAPPING.to_owned()),
+        (RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain }, rejecting(&at_once())),
+        (
+            RulesetSpec { trap: Some(named), ..plain },
+            TRAPPING.replace("        tcp flags", "        iif @trap_interfaces tcp flags"),
+        ),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
     all
@@ -47,14 +88,14 @@ fn each_variant_is_what_its_file_creates() {
     for (spec, text) in variants() {
         let from_file = Namespace::new().within(|| {
             load(&text);
-            listing()
+            sorted(&listing())
         });
-        installed_with(spec, |_| assert_eq!(listing(), from_file, "{spec:?}"));
+        installed_with(spec, |_| assert_eq!(sorted(&listing()), from_file, "{spec:?}"));
         seen.push(from_file);
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 6, "each is another");
+    assert_eq!(seen.len(), 9, "each is another");
 }
 
 #[test]
@@ -66,7 +107,7 @@ fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
             let after = &RulesetSpec { wide: before.wide || after.wide, ..*after };
             let wanted = Namespace::new().within(|| {
                 Nft::open().unwrap().install(after).unwrap();
-                nft("list table inet portsentry")
+                sorted(&nft("list table inet portsentry"))
             });
             Namespace::new().within(|| {
                 load(text);
@@ -80,7 +121,7 @@ fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
                 assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 60));
                 sets.lift(&[subject("192.0.2.1")]).unwrap();
-                assert_eq!(nft("list table inet portsentry"), wanted, "{before:?} -> {after:?}");
+                assert_eq!(sorted(&nft("list table inet portsentry")), wanted, "{before:?} -> {after:?}");
             });
         }
     }

@@ -6,4 +6,6 @@
 mod lab;
 
 #[cfg(test)]
+mod counting;
+#[cfg(test)]
 mod networks;

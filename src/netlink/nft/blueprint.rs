@@ -11,7 +11,7 @@ use super::message::Messages;
 use super::rules::{Encoded, chain_message, chains, rules, table_message};
 use super::shape::{Difference, Part, Shape};
 use super::spec::RulesetSpec;
-use super::{Set, TABLE, flag, kind};
+use super::{Set, TABLE, flag, kind, trap};
 
 /// A transaction, and what each of its messages is about.
 #[derive(Debug)]
@@ -34,6 +34,14 @@ impl Work {
     fn splice(&mut self, name: String, message: &[u8], flags: u16) {
         self.batch.splice(message, flags);
         self.names.push(name);
+    }
+
+    fn delete_set(&mut self, set: Set) {
+        self.batch.put(kind::DELETE_SET, 0, |fields| {
+            fields.put_text(1, TABLE);
+            fields.put_text(2, set.name());
+        });
+        self.names.push(format!("deleting set \"{}\"", set.name()));
     }
 
     fn about_chain(&mut self, doing: &str, kind: u8, chain: &str) {
@@ -74,7 +82,7 @@ impl Blueprint {
         let mut work = Work::new();
         // Exclusive: a table that somebody created meanwhile is looked at, not written into.
         work.splice("the table itself".to_owned(), &table_message(), flag::EXCL);
-        sets(&self.spec).iter().for_each(|set| self.put_set(&mut work, *set));
+        sets(&self.spec).for_each(|set| self.put_set(&mut work, set));
         chains(&self.spec).iter().for_each(|chain| put_chain(&mut work, chain));
         self.put_rules(&mut work);
         work
@@ -85,15 +93,18 @@ impl Blueprint {
     pub(super) fn mend(&self, found: &Shape, differences: &[Difference], old: Option<&RulesetSpec>) -> Work {
         let mut work = Work::new();
         let wanted = chains(&self.spec);
-        let unwanted = || old.into_iter().flat_map(chains).filter(|chain| !wanted.contains(chain));
-        let there: Vec<&str> = wanted.iter().chain(unwanted()).copied().filter(|name| found.has_chain(name)).collect();
+        let unwanted = old.into_iter().flat_map(chains).filter(|chain| !wanted.contains(chain));
+        let there: Vec<&str> = wanted.iter().copied().chain(unwanted).filter(|name| found.has_chain(name)).collect();
         there.iter().for_each(|chain| work.about_chain("emptying", kind::DELETE_RULE, chain));
         let misplaced =
             |chain: &&str| differences.iter().any(|found| found.part == Part::OtherChain((*chain).to_owned()));
-        for chain in there.iter().filter(|chain| !wanted.contains(chain) || misplaced(chain)) {
+        // What jumps stands behind what it jumps to, and goes first.
+        for chain in there.iter().rev().filter(|chain| !wanted.contains(chain) || misplaced(chain)) {
             work.about_chain("deleting", kind::DELETE_CHAIN, chain);
         }
         self.missing_sets(found).for_each(|set| self.put_set(&mut work, set));
+        let unwanted = old.into_iter().flat_map(sets).filter(|set| !sets(&self.spec).any(|wanted| wanted == *set));
+        unwanted.filter(|set| found.has_set(set.name())).for_each(|set| work.delete_set(set));
         for chain in wanted.iter().filter(|chain| !there.contains(chain) || misplaced(chain)) {
             put_chain(&mut work, chain);
         }
@@ -103,7 +114,7 @@ impl Blueprint {
 
     /// The sets that are wanted and not there.
     pub(super) fn missing_sets(&self, found: &Shape) -> impl Iterator<Item = Set> {
-        sets(&self.spec).iter().copied().filter(|set| !found.has_set(set.name()))
+        sets(&self.spec).filter(|set| !found.has_set(set.name()))
     }
 
     fn put_set(&self, work: &mut Work, set: Set) {
@@ -132,15 +143,7 @@ fn put_chain(work: &mut Work, chain: &str) {
 
 /// The message that creates `set`.
 fn set_message(set: Set, id: u32, spec: &RulesetSpec) -> Vec<u8> {
-    let (key_type, key_length) = match set {
-        Set::Blocked | Set::BlockedNets | Set::Allowed => (NFT_TYPE_IPV4, 4),
-        Set::Blocked6 | Set::BlockedNets6 | Set::Allowed6 => (NFT_TYPE_IPV6, 16),
-    };
-    let (flags, size) = match set {
-        Set::Blocked | Set::Blocked6 => (SetFlags::Eval | SetFlags::Timeout, Some(spec.size)),
-        Set::BlockedNets | Set::BlockedNets6 => (SetFlags::Interval | SetFlags::Timeout, Some(NETWORK_BOUNDS)),
-        Set::Allowed | Set::Allowed6 => (SetFlags::Interval, None),
-    };
+    let (key_type, key_length, flags, size) = trap::set(set).unwrap_or_else(|| plain_set(set, spec));
     let attributes = [
         SetAttribute::Table(TABLE.to_owned()),
         SetAttribute::Name(set.name().to_owned()),
@@ -160,36 +163,69 @@ fn set_message(set: Set, id: u32, spec: &RulesetSpec) -> Vec<u8> {
     bytes
 }
 
+/// Type and length of the key, flags and size of a set that bans or allows.
+fn plain_set(set: Set, spec: &RulesetSpec) -> (u32, u32, SetFlags, Option<u32>) {
+    let (key_type, key_length) = match set {
+        Set::Blocked | Set::BlockedNets | Set::Allowed => (NFT_TYPE_IPV4, 4),
+        _ => (NFT_TYPE_IPV6, 16),
+    };
+    let (flags, size) = match set {
+        Set::Blocked | Set::Blocked6 => (SetFlags::Eval | SetFlags::Timeout, Some(spec.size)),
+        Set::BlockedNets | Set::BlockedNets6 => (SetFlags::Interval | SetFlags::Timeout, Some(NETWORK_BOUNDS)),
+        _ => (SetFlags::Interval, None),
+    };
+    (key_type, key_length, flags, size)
+}
+
 /// The sets of such a table, in the order in which they are made.
-pub(super) fn sets(spec: &RulesetSpec) -> &'static [Set] {
-    const ALL: [Set; 6] =
-        [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6, Set::BlockedNets, Set::BlockedNets6];
-    let [narrow @ .., _, _] = &ALL;
-    if spec.wide { &ALL } else { narrow }
+pub(super) fn sets(spec: &RulesetSpec) -> impl Iterator<Item = Set> + use<> {
+    let plain = [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6];
+    let wide = spec.wide.then_some([Set::BlockedNets, Set::BlockedNets6]);
+    let trap = spec.trap.is_some().then_some(trap::SETS);
+    plain.into_iter().chain(wide.into_iter().flatten()).chain(trap.into_iter().flatten())
 }
 
 /// Ends of intervals in each set of networks: 4,096 networks. To add one takes time with their number, some 0.2 ms here.
 const NETWORK_BOUNDS: u32 = 8_192;
 
 /// Numbers that nft gives to its types ipv4_addr and ipv6_addr, so that it knows how to print the elements.
-const NFT_TYPE_IPV4: u32 = 7;
-const NFT_TYPE_IPV6: u32 = 8;
+pub(super) const NFT_TYPE_IPV4: u32 = 7;
+pub(super) const NFT_TYPE_IPV6: u32 = 8;
 
 #[cfg(test)]
 mod tests {
-    use super::super::spec::Action;
+    use std::time::Duration;
+
+    use super::super::spec::{Action, Trap};
     use super::*;
+    use crate::engine::subject::Expiry;
+
+    const TRAP: Trap = Trap {
+        forgiven: 2,
+        window: Duration::from_secs(1_800),
+        expiry: Expiry::After(Duration::from_secs(86_400)),
+        most_a_minute: 600,
+        named_interfaces: false,
+    };
+    const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 6] {
+    fn variants() -> [RulesetSpec; 13] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
             RulesetSpec { log_drops: rate("3/minute"), ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, ..RulesetSpec::default() },
-            RulesetSpec { action: Action::Reject, log_drops: rate("1000000/second"), size: 7, wide: false },
+            RulesetSpec { action: Action::Reject, log_drops: rate("1000000/second"), size: 7, wide: false, trap: None },
             RulesetSpec { wide: true, ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(TRAP), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { forgiven: 15, ..TRAP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { expiry: Expiry::Never, ..TRAP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { most_a_minute: 1, ..TRAP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..TRAP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
         ]
     }
 

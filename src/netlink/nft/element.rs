@@ -207,9 +207,9 @@ fn after(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Milliseconds; `None` for ever. The kernel refuses what does not fit its clock and takes zero for "no timeout", so both
+/// Milliseconds of a ban; `None` for ever. The kernel refuses what does not fit its clock and takes zero for "no timeout", so both
 /// ends are held: a second at least, a hundred years at most.
-fn timeout(expiry: Expiry) -> Option<u64> {
+pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
     match expiry {
         Expiry::Never => None,
         Expiry::After(span) => Some(u64::try_from(span.as_millis()).unwrap_or(CENTURY).clamp(1_000, CENTURY)),
@@ -230,13 +230,13 @@ const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 pub(super) const LIST_ELEMENTS: u16 = 3;
 pub(super) const LIST_ELEMENT: u16 = 1;
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_FLAGS: u16 = 3;
-const ELEMENT_TIMEOUT: u16 = 4;
+pub(super) const ELEMENT_KEY: u16 = 1;
+pub(super) const ELEMENT_FLAGS: u16 = 3;
+pub(super) const ELEMENT_TIMEOUT: u16 = 4;
 const ELEMENT_EXPIRATION: u16 = 5;
-const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
 /// NFT_SET_ELEM_INTERVAL_END.
-const INTERVAL_END: u32 = 1;
+pub(super) const INTERVAL_END: u32 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@ mod rules;
 mod ruleset;
 mod shape;
 mod spec;
+mod trap;
 
 pub use batch::Batch;
 pub(crate) use element::{
@@ -22,9 +23,10 @@ pub(crate) use element::{
 pub use element::{Remaining, put_ban};
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
 pub(crate) use message::{Message, Messages, attributes, text};
-pub(crate) use ruleset::set_size;
 pub use ruleset::{Installed, Repaired, RulesetError, examine, install, repair};
-pub use spec::{Action, Rate, RateError, RulesetSpec};
+pub(crate) use ruleset::{set_count, set_size};
+pub use spec::{Action, Rate, RateError, RulesetSpec, Trap};
+pub(crate) use trap::{put_flush, put_forget, put_trapped};
 
 use ipnet::IpNet;
 
@@ -54,6 +56,22 @@ pub enum Set {
     Allowed,
     /// IPv6 prefixes that are never dropped.
     Allowed6,
+    /// Ports that nobody has a reason to touch. This and all below only in a table with [`RulesetSpec::trap`].
+    Trapped,
+    /// Interfaces on which touches count, where not all do.
+    TrapInterfaces,
+    /// Who touched which of them.
+    Touched,
+    /// The same for IPv6, by /64.
+    Touched6,
+    /// Who touched any, and how many more it may.
+    Suspects,
+    /// The same for IPv6, by /64.
+    Suspects6,
+    /// Whom the kernel has blocked by itself a moment ago.
+    Caught,
+    /// The same for IPv6, by /64.
+    Caught6,
 }
 
 impl Set {
@@ -67,6 +85,14 @@ impl Set {
             Self::BlockedNets6 => "blocked_nets6",
             Self::Allowed => "allowed",
             Self::Allowed6 => "allowed6",
+            Self::Trapped => "trapped",
+            Self::TrapInterfaces => "trap_interfaces",
+            Self::Touched => "touched",
+            Self::Touched6 => "touched6",
+            Self::Suspects => "suspects",
+            Self::Suspects6 => "suspects6",
+            Self::Caught => "caught",
+            Self::Caught6 => "caught6",
         }
     }
 
@@ -83,6 +109,13 @@ impl Set {
         }
     }
 }
+
+/// The chain through which every new connection to a trapped port goes, and those that it jumps to.
+pub const TRAP: &str = "trap";
+/// What becomes of a touch.
+pub(crate) const TRAP_TOUCH: &str = "trap_touch";
+/// What becomes of who touched too many.
+pub(crate) const TRAP_BAN: &str = "trap_ban";
 
 /// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
 const FAMILY_INET: u8 = 1;
@@ -102,6 +135,7 @@ pub(crate) mod kind {
     pub(crate) const DELETE_RULE: u8 = 8;
     pub(crate) const NEW_SET: u8 = 9;
     pub(crate) const GET_SET: u8 = 10;
+    pub(crate) const DELETE_SET: u8 = 11;
     pub(crate) const NEW_ELEMENT: u8 = 12;
     pub(crate) const GET_ELEMENT: u8 = 13;
     pub(crate) const DELETE_ELEMENT: u8 = 14;

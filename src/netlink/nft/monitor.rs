@@ -42,6 +42,8 @@ pub enum Change {
     ElementRemoved(Subject),
     /// What `allowed` or `allowed6` hold changed.
     AllowedChanged,
+    /// The ports or interfaces that the trap watches changed.
+    TrapChanged,
     /// Notifications were lost: anything may have happened. All that was notified before is part of it.
     Overrun,
 }

@@ -14,7 +14,7 @@ use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, Protoco
 use super::message::{Attributes, be_u64, put_message};
 use super::shape::Shape;
 use super::spec::{Action, Rate, RulesetSpec};
-use super::{CHAIN, REFUSE, Set, TABLE, flag, kind};
+use super::{CHAIN, REFUSE, Set, TABLE, TRAP, TRAP_BAN, TRAP_TOUCH, flag, kind, trap};
 
 /// A rule, ready to be sent.
 pub(super) struct Encoded {
@@ -27,8 +27,16 @@ pub(super) struct Encoded {
 }
 
 /// The chains of such a table, in the order in which they are made. Where packets are only dropped, one is enough.
-pub(super) fn chains(spec: &RulesetSpec) -> &'static [&'static str] {
-    if spec.action == Action::Drop && spec.log_drops.is_none() { &[CHAIN] } else { &[CHAIN, REFUSE] }
+pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
+    let mut chains = vec![CHAIN];
+    chains.extend(refuses(spec).then_some(REFUSE));
+    chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP]).into_iter().flatten());
+    chains
+}
+
+/// True where there is more to do with a packet than to drop it.
+fn refuses(spec: &RulesetSpec) -> bool {
+    spec.action != Action::Drop || spec.log_drops.is_some()
 }
 
 /// The message that creates the chain of this name.
@@ -37,6 +45,10 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
     let chain = match name {
         CHAIN => chain
             .with_hook(Hook::new(HookClass::PreRouting, PRIORITY))
+            .with_type(ChainType::Filter)
+            .with_policy(ChainPolicy::Accept),
+        TRAP => chain
+            .with_hook(Hook::new(HookClass::PreRouting, TRAP_PRIORITY))
             .with_type(ChainType::Filter)
             .with_policy(ChainPolicy::Accept),
         _ => chain,
@@ -52,8 +64,11 @@ pub(super) fn table_message() -> Vec<u8> {
 /// All rules, chain after chain.
 pub(super) fn rules(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
     let mut rules = sorting(spec)?;
-    if chains(spec).contains(&REFUSE) {
+    if refuses(spec) {
         rules.extend(refusing(spec)?);
+    }
+    if let Some(trap) = &spec.trap {
+        rules.extend(trap::rules(trap));
     }
     Ok(rules)
 }
@@ -69,7 +84,7 @@ fn sorting(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
     let within =
         |rule: Rule, set: Set| rule.with_expr(Lookup::default().with_set(set.name()).with_sreg(Register::Reg1));
     let accept = |rule: Rule| rule.with_expr(Immediate::new_verdict(VerdictKind::Accept));
-    let (verb, verdict) = match chains(spec).contains(&REFUSE) {
+    let (verb, verdict) = match refuses(spec) {
         true => (format!("jump {REFUSE}"), VerdictKind::Jump { chain: REFUSE.to_owned() }),
         false => ("drop".to_owned(), VerdictKind::Drop),
     };
@@ -111,7 +126,7 @@ fn refusing(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
     let mut rules = Vec::new();
     if let Some(rate) = spec.log_drops {
         let text = format!("limit rate {rate} burst {LOG_BURST} packets log prefix \"{LOG_PREFIX}\"");
-        rules.push(raw(text, |list| {
+        rules.push(raw(REFUSE, text, |list| {
             let (packets, seconds) = rate.for_kernel();
             put_limit(list, packets, seconds, LOG_BURST, 0);
             put_expression(list, "log", |log| {
@@ -127,21 +142,13 @@ fn refusing(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
             rules.push(encoded(REFUSE, "drop".to_owned(), drop));
         }
         Action::Reject => {
-            rules.push(raw("fib daddr type != local drop".to_owned(), |list| {
-                put_expression(list, "fib", |fib| {
-                    fib.put(1, &REGISTER.to_be_bytes());
-                    fib.put(2, &FIB_ADDRESS_TYPE.to_be_bytes());
-                    fib.put(3, &FIB_DESTINATION.to_be_bytes());
-                });
-                put_expression(list, "cmp", |compare| {
-                    compare.put(1, &REGISTER.to_be_bytes());
-                    compare.put(2, &NOT_EQUAL.to_be_bytes());
-                    compare.nest(3, |data| data.put(1, &LOCAL.to_ne_bytes()));
-                });
+            rules.push(raw(REFUSE, "fib daddr type != local drop".to_owned(), |list| {
+                put_address_type(list, FIB_DESTINATION);
+                put_compare(list, NOT_EQUAL, &LOCAL.to_ne_bytes());
                 put_drop(list);
             }));
             let text = format!("limit rate over {ANSWERS}/second burst {ANSWERS} packets drop");
-            rules.push(raw(text, |list| {
+            rules.push(raw(REFUSE, text, |list| {
                 put_limit(list, ANSWERS.into(), 1, ANSWERS, LIMIT_OVER);
                 put_drop(list);
             }));
@@ -162,7 +169,7 @@ fn refusing(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
 /// made by this is not like `found`.
 pub(super) fn chosen(found: &Shape, size: u32) -> RulesetSpec {
     let wide = found.has_set(Set::BlockedNets.name());
-    let mut spec = RulesetSpec { size, wide, ..RulesetSpec::default() };
+    let mut spec = RulesetSpec { size, wide, trap: trap::chosen(found), ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {
         let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), rule.first()) {
@@ -199,36 +206,56 @@ fn built(fill: impl FnOnce(&mut rustables::Batch)) -> Vec<u8> {
     bytes
 }
 
-/// A rule of the chain `refuse` from the expressions that `fill` appends.
-fn raw(text: String, fill: impl FnOnce(&mut Attributes<'_>)) -> Encoded {
+/// A rule of `chain` from the expressions that `fill` appends.
+pub(super) fn raw(chain: &'static str, text: String, fill: impl FnOnce(&mut Attributes<'_>)) -> Encoded {
     let mut message = Vec::new();
     put_message(&mut message, kind::NEW_RULE, flag::CREATE | flag::APPEND, |rule| {
         rule.put_text(1, TABLE);
-        rule.put_text(2, REFUSE);
+        rule.put_text(2, chain);
         rule.nest(4, fill);
     });
-    Encoded { chain: REFUSE, text, message }
+    Encoded { chain, text, message }
 }
 
-fn put_expression(list: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) {
+/// Loads the type of an address of the packet.
+pub(super) fn put_address_type(list: &mut Attributes<'_>, which: u32) {
+    put_expression(list, "fib", |fib| {
+        fib.put(1, &REGISTER.to_be_bytes());
+        fib.put(2, &FIB_ADDRESS_TYPE.to_be_bytes());
+        fib.put(3, &which.to_be_bytes());
+    });
+}
+
+/// Goes on where what was loaded compares so with `value`.
+pub(super) fn put_compare(list: &mut Attributes<'_>, how: u32, value: &[u8]) {
+    put_expression(list, "cmp", |compare| {
+        compare.put(1, &REGISTER.to_be_bytes());
+        compare.put(2, &how.to_be_bytes());
+        compare.nest(3, |data| data.put(1, value));
+    });
+}
+
+pub(super) fn put_expression(list: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) {
     list.nest(1, |expression| {
         expression.put_text(1, name);
         expression.nest(2, fill);
     });
 }
 
-fn put_limit(list: &mut Attributes<'_>, packets: u64, seconds: u64, burst: u32, flags: u32) {
-    put_expression(list, "limit", |limit| {
-        limit.put(LIMIT_RATE, &packets.to_be_bytes());
-        limit.put(LIMIT_UNIT, &seconds.to_be_bytes());
-        limit.put(3, &burst.to_be_bytes());
-        // Packets, not bytes.
-        limit.put(4, &0_u32.to_be_bytes());
-        limit.put(5, &flags.to_be_bytes());
-    });
+pub(super) fn put_limit(list: &mut Attributes<'_>, packets: u64, seconds: u64, burst: u32, flags: u32) {
+    put_expression(list, "limit", |limit| fill_limit(limit, packets, seconds, burst, flags));
 }
 
-fn put_drop(list: &mut Attributes<'_>) {
+pub(super) fn fill_limit(limit: &mut Attributes<'_>, packets: u64, seconds: u64, burst: u32, flags: u32) {
+    limit.put(LIMIT_RATE, &packets.to_be_bytes());
+    limit.put(LIMIT_UNIT, &seconds.to_be_bytes());
+    limit.put(LIMIT_BURST, &burst.to_be_bytes());
+    // Packets, not bytes.
+    limit.put(4, &0_u32.to_be_bytes());
+    limit.put(5, &flags.to_be_bytes());
+}
+
+pub(super) fn put_drop(list: &mut Attributes<'_>) {
     put_expression(list, "immediate", |immediate| {
         // Register 0 is the verdict, and verdict 0 is NF_DROP.
         immediate.put(1, &0_u32.to_be_bytes());
@@ -245,25 +272,32 @@ const LOG_BURST: u32 = 5;
 
 /// `raw - 10`: before connection tracking and before everybody's raw tables.
 const PRIORITY: i32 = -310;
+/// `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none of this
+/// host's, and before everybody's filters.
+const TRAP_PRIORITY: i32 = -10;
 /// Length of BEGIN and of END.
 const MARK: usize = 20;
 /// NFPROTO_IPV4 and NFPROTO_IPV6.
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
+pub(super) const IPV4: u8 = 2;
+pub(super) const IPV6: u8 = 10;
 /// IPPROTO_TCP.
-const TCP: u8 = 6;
+pub(super) const TCP: u8 = 6;
 // enum nft_limit_attributes, nft_limit_flags
-const LIMIT_RATE: u16 = 1;
+pub(super) const LIMIT_RATE: u16 = 1;
 const LIMIT_UNIT: u16 = 2;
-const LIMIT_OVER: u32 = 1;
+pub(super) const LIMIT_BURST: u16 = 3;
+pub(super) const LIMIT_OVER: u32 = 1;
 // enum nft_log_attributes, nft_log_level
 const LOG_PREFIX_FIELD: u16 = 2;
 const LOG_LEVEL: u16 = 5;
 const WARNING: u32 = 4;
 /// NFT_REG_1.
-const REGISTER: u32 = 1;
-/// NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR, RTN_LOCAL, NFT_CMP_NEQ.
+pub(super) const REGISTER: u32 = 1;
+/// NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR, RTN_UNICAST, RTN_LOCAL, NFT_CMP_EQ, NFT_CMP_NEQ.
 const FIB_ADDRESS_TYPE: u32 = 3;
-const FIB_DESTINATION: u32 = 2;
-const LOCAL: u32 = 2;
+pub(super) const FIB_SOURCE: u32 = 1;
+pub(super) const FIB_DESTINATION: u32 = 2;
+pub(super) const UNICAST: u32 = 1;
+pub(super) const LOCAL: u32 = 2;
+pub(super) const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;

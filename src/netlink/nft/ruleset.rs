@@ -4,7 +4,7 @@
 use rustix::io::Errno;
 
 use super::blueprint::{Blueprint, Work, wake};
-use super::message::put_request;
+use super::message::{attributes, be_u32, put_request};
 use super::rules::chosen;
 use super::shape::{Difference, Part, Shape};
 use super::spec::RulesetSpec;
@@ -64,7 +64,8 @@ pub enum RulesetError {
     /// The kernel lacks something that the rules need.
     #[error(
         "the kernel refused {object} of table inet {TABLE}: {errno}; the rules need the modules nf_tables and nft_counter, \
-         to log also nft_limit and nft_log, to reject also nft_limit, nft_fib_inet, nft_reject_inet and Linux 5.9: load \
+         to log also nft_limit and nft_log, to reject also nft_limit, nft_fib_inet, nft_reject_inet and Linux 5.9, \
+         for the trap also nft_limit, nft_fib_inet and nft_socket: load \
          them, or use a kernel that has them"
     )]
     Lacking {
@@ -154,19 +155,22 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
             continue;
         }
         let mut differences = wanted.differences(&found);
-        differences.retain(|difference| difference.part != Part::Foreign);
+        let old = chosen(&found, spec.size);
+        let known = Blueprint::new(&old)?.differences(&found).is_empty();
+        // What is too much in a table of another kind goes with that; elsewhere it is somebody else's.
+        if !known {
+            differences.retain(|difference| difference.part != Part::Foreign);
+        }
         let Some(Difference { text: first, .. }) = differences.first().cloned() else { return Ok(Repaired::Sound) };
         let hopeless = |part: &Part| matches!(part, Part::OtherSet | Part::Flags(2..));
         if let Some(Difference { text, .. }) = differences.iter().find(|difference| hopeless(&difference.part)) {
             return Err(RulesetError::Foreign { difference: text.clone() });
         }
         let dormant = differences.iter().any(|difference| matches!(difference.part, Part::Flags(_)));
-        if differences.len() > usize::from(dormant) {
-            let old = chosen(&found, spec.size);
-            let known = Blueprint::new(&old)?.differences(&found).is_empty();
-            if !carry_out(socket, wanted.mend(&found, &differences, known.then_some(&old)))? {
-                continue;
-            }
+        if differences.len() > usize::from(dormant)
+            && !carry_out(socket, wanted.mend(&found, &differences, known.then_some(&old)))?
+        {
+            continue;
         }
         // Not together with the rest: kernels refuse a new base chain in a table whose flags change.
         if dormant && !carry_out(socket, wake())? {
@@ -213,6 +217,21 @@ pub(crate) fn set_size(socket: &mut Socket, set: Set) -> Result<u32, SocketError
     Ok(shape.size(set.name()))
 }
 
+/// How many elements `set` has, with those that are dead and not cleared away; `None` where the kernel does not say.
+pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, SocketError> {
+    let mut request = Vec::new();
+    put_request(&mut request, kind::GET_SET, 0, |fields| {
+        fields.put_text(1, TABLE);
+        fields.put_text(2, set.name());
+    });
+    let mut count = None;
+    socket.ask(&mut request, |message| {
+        let mut fields = message.nft().map(|(_, fields)| attributes(fields)).into_iter().flatten();
+        count = fields.find(|(kind, _)| *kind == SET_COUNT).and_then(|(_, value)| be_u32(value));
+    })?;
+    Ok(count)
+}
+
 /// What the kernel has under the table's name; `None` where it went while it was being read.
 fn read(socket: &mut Socket) -> Result<Option<Shape>, SocketError> {
     let mut shape = Shape::default();
@@ -237,5 +256,7 @@ fn read(socket: &mut Socket) -> Result<Option<Shape>, SocketError> {
     Ok(Some(shape))
 }
 
+/// NFTA_SET_COUNT.
+const SET_COUNT: u16 = 20;
 /// Attempts to find or make the table while others do the same.
 const ATTEMPTS: u32 = 4;

@@ -210,10 +210,17 @@ fn read_expression(expression: &[u8]) -> (String, Flat) {
 fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat) {
     for (kind, value) in attributes(bytes) {
         path.push(kind);
-        // The kernel does not mark nested attributes as such; where they are is fixed: data (mask, xor), verdict.
-        if matches!((expression, path.as_slice()), ("cmp", [3]) | ("bitwise", [4 | 5]) | ("immediate", [2] | [2, 2])) {
+        // The kernel does not mark nested attributes as such; where they are is fixed: data (mask, xor), verdict, and
+        // the expression of a set's elements.
+        if matches!(
+            (expression, path.as_slice()),
+            ("cmp", [3]) | ("bitwise", [4 | 5]) | ("immediate", [2] | [2, 2]) | ("dynset", [7] | [7, 2])
+        ) {
             flatten(expression, value, path, flat);
-        } else if matches!((expression, path.as_slice()), ("lookup", [1]) | ("immediate", [2, 2, 2])) {
+        } else if matches!(
+            (expression, path.as_slice()),
+            ("lookup" | "dynset", [1]) | ("immediate", [2, 2, 2]) | ("dynset", [7, 1])
+        ) {
             // The name of a set or chain: the kernel ends texts with a zero byte, rustables does not.
             flat.insert(path.clone(), value.strip_suffix(&[0]).unwrap_or(value).to_vec());
         } else if value.iter().any(|byte| *byte != 0) {
@@ -231,6 +238,8 @@ fn unnumber(mut rule: Rule) -> Rule {
             "meta" | "cmp" | "payload" | "immediate" | "fib" => &[1],
             "bitwise" => &[1, 2],
             "lookup" => &[2, 3],
+            "dynset" => &[4],
+            "socket" => &[2],
             _ => &[],
         };
         for register in registers {

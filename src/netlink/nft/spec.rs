@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
+
+use crate::engine::subject::Expiry;
 
 /// What can be chosen about the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,11 +18,29 @@ pub struct RulesetSpec {
     /// Whether whole networks can be blocked, in sets of their own. A table that has these sets keeps them, whatever is
     /// asked for: somebody may be blocked in them.
     pub wide: bool,
+    /// What the kernel counts and blocks by itself; `None`: nothing.
+    pub trap: Option<Trap>,
+}
+
+/// What the kernel counts and blocks by itself: distinct TCP ports that one source touches and that nobody has a reason to
+/// touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// Distinct ports that are forgiven, 0 to 15; 0: the first touch blocks.
+    pub forgiven: u8,
+    /// How long a touched port counts. Of no meaning where none is forgiven.
+    pub window: Duration,
+    /// How long a ban lasts.
+    pub expiry: Expiry,
+    /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks nobody by itself.
+    pub most_a_minute: u32,
+    /// Whether only the interfaces count that the set of them holds.
+    pub named_interfaces: bool,
 }
 
 impl Default for RulesetSpec {
     fn default() -> Self {
-        Self { size: 131_072, action: Action::Drop, log_drops: None, wide: false }
+        Self { size: 131_072, action: Action::Drop, log_drops: None, wide: false, trap: None }
     }
 }
 

@@ -82,7 +82,9 @@ impl Untold {
                         self.lose();
                     }
                 }
-                None => {}
+                Some(Set::Trapped | Set::TrapInterfaces) => self.add(Change::TrapChanged),
+                // What the trap has counted is nobody's to know.
+                _ => {}
             },
             _ => {}
         }
@@ -152,7 +154,16 @@ fn author(message: &Message<'_>) -> Option<Author> {
     Some(Author { process: be_u32(field(GENERATION_PROCESS)?)?, name: name.iter().take(15).map(printable).collect() })
 }
 
-const SETS: [Set; 6] = [Set::Blocked, Set::Blocked6, Set::BlockedNets, Set::BlockedNets6, Set::Allowed, Set::Allowed6];
+const SETS: [Set; 8] = [
+    Set::Blocked,
+    Set::Blocked6,
+    Set::BlockedNets,
+    Set::BlockedNets6,
+    Set::Allowed,
+    Set::Allowed6,
+    Set::Trapped,
+    Set::TrapInterfaces,
+];
 /// Far more ends of intervals than one transaction of anybody's concerns: both sets, emptied and filled again.
 const MOST_BOUNDS: usize = 1 << 16;
 

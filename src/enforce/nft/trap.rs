@@ -1,0 +1,111 @@
+//! The trap's own sets: what it watches, whom it has caught, what it remembers. The rules that use them are the table's.
+
+use rustix::io::Errno;
+
+use super::{BlockError, Nft};
+use crate::engine::subject::Subject;
+use crate::netlink::nft::{self, Set, elements_of, kind};
+
+/// How full the trap's memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filling {
+    /// Touched ports of sources, of both families. Those whose window has passed count until the kernel clears them away.
+    pub touched: u32,
+    /// Sources that touched any.
+    pub suspects: u32,
+}
+
+impl Nft {
+    /// Has the trap watch these ports, as inclusive ranges, ascending, none touching another; on these interfaces, where the
+    /// table's rules ask for them.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where the table has no trap.
+    pub fn arm(&mut self, ports: &[(u16, u16)], interfaces: &[u32]) -> Result<(), BlockError> {
+        self.batch.clear();
+        nft::put_trapped(&mut self.batch, ports, interfaces);
+        self.carry_out()
+    }
+
+    /// Whom the trap has caught within the last minute, but for those that were forgotten.
+    ///
+    /// # Errors
+    /// As [`Nft::arm`].
+    pub fn caught(&mut self) -> Result<Vec<Subject>, BlockError> {
+        let mut all = Vec::new();
+        for set in [Set::Caught, Set::Caught6] {
+            nft::put_set_dump(&mut self.request, set);
+            let read = self.socket.dump(&mut self.request, Vec::new, |found, message| {
+                let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
+                let elements = list.map(|(_, list)| elements_of(list)).into_iter().flatten();
+                found.extend(elements.map(|element| element.subject));
+            });
+            match read {
+                Ok(found) => all.extend(found),
+                Err(error) if error.is(Errno::NOENT) => return Err(BlockError::Gone),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Has the trap count the touches of these, single sources all of them, from the start again, and no longer name them as
+    /// caught; who is not there is passed over.
+    ///
+    /// # Errors
+    /// As [`Nft::arm`].
+    pub fn forget(&mut self, subjects: &[Subject]) -> Result<(), BlockError> {
+        for subjects in subjects.chunks(nft::BANS_A_MESSAGE) {
+            self.batch.clear();
+            for sets in [[Set::Caught, Set::Suspects], [Set::Caught6, Set::Suspects6]] {
+                let of_family = |subject: &Subject| match subject {
+                    Subject::V4(_) => sets.contains(&Set::Caught),
+                    Subject::V6(_) => sets.contains(&Set::Caught6),
+                    Subject::Wide(_) => false,
+                };
+                let of_family: Vec<Subject> = subjects.iter().copied().filter(of_family).collect();
+                if !of_family.is_empty() {
+                    sets.into_iter().for_each(|set| nft::put_forget(&mut self.batch, set, &of_family));
+                }
+            }
+            if !self.batch.is_empty() {
+                self.carry_out()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the trap forget all touches of everybody.
+    ///
+    /// # Errors
+    /// As [`Nft::arm`].
+    pub fn forget_everybody(&mut self) -> Result<(), BlockError> {
+        self.batch.clear();
+        let sets = [Set::Touched, Set::Touched6, Set::Suspects, Set::Suspects6, Set::Caught, Set::Caught6];
+        sets.into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
+        self.carry_out()
+    }
+
+    /// How full the trap's memory is, where the kernel says so (since Linux 6.15).
+    ///
+    /// # Errors
+    /// As [`Nft::arm`].
+    pub fn filling(&mut self) -> Result<Option<Filling>, BlockError> {
+        let mut count = |set| {
+            let counted = nft::set_count(&mut self.socket, set);
+            counted.map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
+        };
+        let mut sum = |v4, v6| -> Result<Option<u32>, BlockError> {
+            Ok(count(v4)?.zip(count(v6)?).map(|(v4, v6): (u32, u32)| v4.saturating_add(v6)))
+        };
+        let touched = sum(Set::Touched, Set::Touched6)?;
+        let suspects = sum(Set::Suspects, Set::Suspects6)?;
+        Ok(touched.zip(suspects).map(|(touched, suspects)| Filling { touched, suspects }))
+    }
+
+    fn carry_out(&mut self) -> Result<(), BlockError> {
+        self.socket
+            .transact(&mut self.batch)
+            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
+    }
+}

@@ -1,0 +1,212 @@
+//! The kernel trap, kept in step: which ports it watches, and whom it caught.
+//!
+//! The kernel reflects; the sensor judges. Both see the same packets, so whoever the kernel blocks by itself is condemned
+//! here as well within milliseconds, with a reason, a record and the right length. Where that does not come (the port turned
+//! out to be in use, the source is protected by now, packets were lost), the kernel's ban is lifted again: nobody stays
+//! blocked of whom nobody can say why.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::judge::Judge;
+use crate::enforce::nft::BlockError;
+use crate::engine::Moment;
+use crate::engine::ports::PortSet;
+use crate::engine::subject::Subject;
+use crate::report::event::What;
+
+/// How often the ports are compared and whom the kernel caught is looked at. Ports of listeners that come are no matter of
+/// time, because the kernel asks for the socket itself.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long somebody is blocked at most of whom the sensor knows nothing: its own verdict comes within milliseconds, under a
+/// flood within the time that its queue holds.
+const DOUBT: Duration = Duration::from_secs(2);
+
+/// Sources whose bans are looked at in one round; the next ones have their turn a second later. Each takes some 30 µs.
+const AT_ONCE: usize = 512;
+
+/// What is known of the trap.
+#[derive(Default)]
+pub(super) struct Trap {
+    /// What the kernel has; `None` where that is not known.
+    armed: Option<(PortSet, Vec<u32>)>,
+    /// When to look again; `None` where there is no trap.
+    look_at: Option<Moment>,
+    /// Caught, but not condemned here, and since when.
+    doubted: HashMap<Subject, Moment>,
+    /// The last thing that went wrong, so that it is said once.
+    complaint: Option<String>,
+}
+
+impl Trap {
+    /// The table is another: at the next look the kernel is told again what to watch.
+    pub(super) fn forget_ports(&mut self) {
+        self.armed = None;
+    }
+
+    /// When [`Judge::look_at_trap`] has something to do.
+    pub(super) fn due(&self) -> Option<Moment> {
+        self.look_at
+    }
+}
+
+impl Judge {
+    /// True where the table has a trap.
+    fn has_trap(&self) -> bool {
+        self.blocker.nft.as_ref().is_some_and(|(_, spec)| spec.trap.is_some())
+    }
+
+    /// Has the kernel watch the ports that are closed now, if it does not yet. Whoever must not be blocked is in its
+    /// allow-list by then: that is set whenever the host changes, before this.
+    pub(super) fn arm(&mut self, now: Moment) {
+        if !self.has_trap() {
+            self.trap = Trap::default();
+            self.figures.trapped.set(0);
+            return;
+        }
+        self.trap.look_at = Some(now.after(LOOK));
+        let wanted = (self.engine.closed_ports(now, &self.host), self.host.interfaces.clone());
+        if self.trap.armed.as_ref() == Some(&wanted) {
+            return;
+        }
+        let Some((nft, _)) = &mut self.blocker.nft else { return };
+        match nft.arm(&wanted.0.ranges(), &wanted.1) {
+            Ok(()) => {
+                self.figures.trapped.set(wanted.0.len().into());
+                (self.trap.armed, self.trap.complaint) = (Some(wanted), None);
+            }
+            // Whoever lays it again arms it.
+            Err(BlockError::Gone) => self.trap.armed = None,
+            Err(error) => {
+                self.trap.armed = None;
+                self.complain(format!("the kernel's trap could not be set: {error}; scans are seen all the same"));
+            }
+        }
+    }
+
+    /// Begins, also with other rules: what the kernel has counted until then the sensor may know nothing of, or judge by other
+    /// settings.
+    pub(super) fn begin_trap(&mut self, now: Moment) {
+        if let Some((nft, _)) = self.blocker.nft.as_mut().filter(|(_, spec)| spec.trap.is_some()) {
+            // Where that fails, arming fails as well and says so.
+            let _ = nft.forget_everybody();
+        }
+        self.rearm(now);
+    }
+
+    /// As [`Judge::arm`], whatever the kernel is believed to have.
+    pub(super) fn rearm(&mut self, now: Moment) {
+        self.trap.armed = None;
+        self.arm(now);
+    }
+
+    /// The trap watches nothing from now on, and has no rules any more.
+    pub(super) fn disarm(&mut self) {
+        self.empty_trap();
+        if !self.has_trap() {
+            return;
+        }
+        let Some((nft, spec)) = &mut self.blocker.nft else { return };
+        spec.trap = None;
+        if let Err(error) = nft.repair(spec) {
+            self.complain(format!(
+                "the rules of the kernel's trap could not be taken away: {error}; it watches nothing"
+            ));
+        }
+        self.trap = Trap::default();
+        self.figures.trapped.set(0);
+    }
+
+    /// The trap watches nothing, until it is armed again.
+    pub(super) fn empty_trap(&mut self) {
+        if !self.has_trap() {
+            return;
+        }
+        let Some((nft, _)) = &mut self.blocker.nft else { return };
+        self.trap.armed = None;
+        match nft.arm(&[], &[]) {
+            Ok(()) | Err(BlockError::Gone) => {}
+            Err(error) => self.complain(format!("the kernel's trap could not be emptied: {error}")),
+        }
+    }
+
+    /// What is due about the trap.
+    pub(super) fn look_at_trap(&mut self, now: Moment) {
+        if self.trap.look_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.arm(now);
+        let caught = self.blocker.nft.as_mut().map_or(Ok(Vec::new()), |(nft, _)| nft.caught());
+        match caught {
+            Ok(caught) => self.review(now, &caught),
+            Err(BlockError::Gone) => {}
+            Err(error) => self.complain(format!("whom the kernel's trap has caught cannot be read: {error}")),
+        }
+        if let Some((nft, _)) = &mut self.blocker.nft
+            && let Ok(Some(filling)) = nft.filling()
+        {
+            self.figures.trap_touched.set(filling.touched.into());
+            self.figures.trap_suspects.set(filling.suspects.into());
+        }
+    }
+
+    /// Compares whom the kernel caught with whom the sensor has condemned.
+    fn review(&mut self, now: Moment, caught: &[Subject]) {
+        let (mut agreed, mut wrong) = (Vec::new(), Vec::new());
+        let mut doubted = std::mem::take(&mut self.trap.doubted);
+        for subject in caught.iter().copied().take(AT_ONCE) {
+            if self.engine.is_blocked(now, subject) {
+                agreed.push(subject);
+                continue;
+            }
+            let since = doubted.get(&subject).copied().unwrap_or(now);
+            if now.since(since) >= DOUBT {
+                wrong.push(subject);
+            } else {
+                self.trap.doubted.insert(subject, since);
+            }
+        }
+        doubted.clear();
+        let Some((nft, _)) = &mut self.blocker.nft else { return };
+        // Counted from the start again, as here: else one more port would be enough when the ban is over.
+        let mut done = nft.lift(&wrong);
+        for subjects in [&agreed, &wrong] {
+            done = done.and(nft.forget(subjects));
+        }
+        self.figures.trap_caught.add(agreed.len() as u64);
+        self.figures.trap_let_go.add(wrong.len() as u64);
+        match done {
+            Ok(()) => {}
+            Err(BlockError::Gone) => return,
+            Err(error) => self.complain(format!("bans of the kernel's trap could not be lifted: {error}")),
+        }
+        if let [first, rest @ ..] = wrong.as_slice() {
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            self.say(What::Note(format!(
+                "the kernel's trap had blocked {first}{more}, and nothing is held against them: let go after {} s",
+                DOUBT.as_secs()
+            )));
+        }
+    }
+
+    /// The trap counts the touches of these from the start again: their bans have been lifted.
+    pub(super) fn forget_touches(&mut self, subjects: &[Subject]) {
+        if !self.has_trap() {
+            return;
+        }
+        let Some((nft, _)) = &mut self.blocker.nft else { return };
+        let forgotten = if subjects.len() > AT_ONCE { nft.forget_everybody() } else { nft.forget(subjects) };
+        match forgotten {
+            Ok(()) | Err(BlockError::Gone) => {}
+            Err(error) => self.complain(format!("the kernel's trap could not be made to forget: {error}")),
+        }
+    }
+
+    fn complain(&mut self, text: String) {
+        if self.trap.complaint.as_ref() != Some(&text) {
+            self.say(What::Error(text.clone()));
+            self.trap.complaint = Some(text);
+        }
+    }
+}

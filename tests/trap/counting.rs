@@ -1,0 +1,417 @@
+//! What the kernel counts by itself, with the program's judgement beside it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::lab::daemon::Daemon;
+use crate::lab::services::{EIGHT, Services};
+use crate::lab::{Lab, PATIENCE, within};
+
+const TRAP: &str = "[trap]\ntcp = true\n";
+
+/// Starts the program with the trap, and waits until it watches some ports.
+fn start(lab: &Lab, more: &str) -> Daemon {
+    let daemon = Daemon::start_configured(lab, &format!("{more}{TRAP}"), &["--expire", "24h"]);
+    assert!(within(PATIENCE, || lab.set_text("trapped").contains("elements").then_some(())).is_some());
+    daemon
+}
+
+/// The ports that the kernel watches.
+fn trapped(lab: &Lab) -> BTreeSet<u16> {
+    let text = lab.set_text("trapped");
+    let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements.split('}').next().unwrap());
+    let ranges = elements.split(',').map(str::trim).filter(|range| !range.is_empty());
+    ranges
+        .flat_map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let port = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text:?} in {elements}"));
+            port(first)..=port(last)
+        })
+        .collect()
+}
+
+/// Stops the program from doing anything, as a debugger does: what happens now the kernel does alone.
+fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
+    use rustix::process::{Pid, Signal, kill_process};
+    let id = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw).unwrap();
+    kill_process(id, Signal::STOP).unwrap();
+    let tasks = format!("/proc/{}/task", daemon.id());
+    let stopped = || {
+        let tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+        let states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        // After the name, which stands in brackets.
+        states.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+    };
+    assert!(within(PATIENCE, || stopped().then_some(())).is_some(), "each of its threads has to stop");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    kill_process(id, Signal::CONT).unwrap();
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// True once the kernel blocks `source`: packets in a lab may wait for a busy machine.
+fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
+    let source = source.into();
+    within(PATIENCE, || lab.banned().contains(&source).then_some(())).is_some()
+}
+
+/// Whom the kernel blocks, once all has come that was sent.
+fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
+    std::thread::sleep(Duration::from_millis(300));
+    lab.banned()
+}
+
+#[test]
+fn the_kernel_alone_counts_distinct_ports_and_not_packets() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[901, 902, 901, 902, 902, 901, 901, 902]);
+        assert!(banned_at_last(&lab).is_empty(), "two are forgiven, however often");
+        lab.touch("other", source, target, &[903]);
+        assert!(is_banned(&lab, source), "at once, and without the program");
+        let ban = lab.expect_ban(source);
+        assert_eq!(ban.timeout, Some(Duration::from_secs(86_400)));
+    });
+    daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
+    daemon.stop();
+}
+
+#[test]
+fn the_kernel_alone_blocks_an_ipv6_scanner_by_its_64() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let neighbour = lab.add_neighbour("other");
+    let (source, target) = (lab.v6("other").into(), lab.victim_v6("other").into());
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[901, 902]);
+        assert!(banned_at_last(&lab).is_empty());
+        lab.touch("other", neighbour.into(), target, &[903]);
+        assert_eq!(
+            banned_at_last(&lab),
+            [IpAddr::from(lab.v6_network("other"))],
+            "two addresses of one /64 are one source"
+        );
+    });
+    daemon.expect_line("has been blocked");
+    daemon.stop();
+}
+
+#[test]
+fn the_first_touch_blocks_where_none_is_forgiven() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "[detect]\nscan_trigger = 0\n");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[901]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
+
+#[test]
+fn open_and_excluded_ports_and_allowed_sources_are_no_touches() {
+    let lab = Lab::new(&["other", "friend"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let friend = lab.v4("friend");
+    let daemon = start(&lab, &format!("[allow]\nnetworks = [\"{friend}\"]\n"));
+    let watched = trapped(&lab);
+    assert!(EIGHT.iter().all(|port| !watched.contains(port)) && watched.contains(&901), "{watched:?}");
+    assert!(!watched.contains(&113), "excluded");
+    frozen(&daemon, || {
+        lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &EIGHT);
+        lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[113, 139]);
+        lab.touch("friend", friend.into(), lab.victim_v4("friend").into(), &[901, 902, 903, 904, 905]);
+        assert!(banned_at_last(&lab).is_empty());
+        assert!(lab.set("suspects").is_empty(), "nothing was even counted");
+    });
+    daemon.stop();
+}
+
+/// The program has not heard of the services yet: it cannot even run. The kernel asks for the socket itself.
+#[test]
+fn a_service_that_has_just_started_is_no_trap_for_its_clients() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let target = lab.victim_v4("other").into();
+    frozen(&daemon, || {
+        let ports = [901, 902, 903, 904, 905];
+        let _services = Services::open(&lab, &ports);
+        assert!(ports.iter().all(|port| trapped(&lab).contains(port)), "nobody has told the kernel");
+        assert_eq!(lab.served("other", target, &ports, 3), 15);
+        assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty());
+    });
+    daemon.stop();
+}
+
+#[test]
+fn a_service_that_stops_is_no_trap_for_its_clients_either() {
+    let lab = Lab::new(&["other"]);
+    let ports = [901, 902, 903, 904, 905];
+    let services = Services::open(&lab, &ports);
+    let daemon = start(&lab, "");
+    drop(services);
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    for _ in 0..4 {
+        lab.touch("other", source, target, &ports);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(ports.iter().all(|port| !trapped(&lab).contains(port)));
+    }
+    assert!(banned_at_last(&lab).is_empty());
+    daemon.stop();
+}
+
+/// As Docker does without its proxy: no socket on the host ever listens there.
+#[test]
+fn a_port_that_is_published_by_dnat_is_none_of_this_hosts() {
+    let lab = Lab::new(&["other", "container"]);
+    let daemon = start(&lab, "[detect]\nscan_trigger = 0\n");
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let container = lab.v4("container");
+    let rules = format!(
+        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat prerouting iif other tcp dport 901-905 dnat to {container}:8080"
+    );
+    lab.run("victim", "nft", &[&rules]);
+    let source = lab.v4("other").into();
+    assert!(trapped(&lab).contains(&901));
+    frozen(&daemon, || {
+        lab.touch("other", source, lab.victim_v4("other").into(), &[901, 902, 903]);
+        assert!(banned_at_last(&lab).is_empty(), "what it is sent on to is no address of this host");
+        lab.touch("other", source, lab.victim_v4("other").into(), &[906]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
+
+#[test]
+fn only_the_interfaces_count_that_the_settings_name() {
+    let lab = Lab::new(&["other", "quiet"]);
+    let daemon = start(&lab, "interfaces = [\"other\"]\n");
+    frozen(&daemon, || {
+        for host in ["other", "quiet"] {
+            lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &[901, 902, 903, 904]);
+        }
+        assert_eq!(banned_at_last(&lab), [IpAddr::from(lab.v4("other"))]);
+    });
+    daemon.stop();
+}
+
+#[test]
+fn above_the_ceiling_the_kernel_blocks_nobody_by_itself_and_the_program_decides() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 5\n");
+    let sources = lab.add_addresses("other", 10..30);
+    frozen(&daemon, || {
+        for source in &sources {
+            lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+        }
+        let banned = banned_at_last(&lab).len();
+        assert!((5..=6).contains(&banned), "{banned} of 20");
+    });
+    let all = within(PATIENCE, || (lab.banned().len() == sources.len()).then_some(()));
+    assert!(all.is_some(), "{:?}", lab.banned());
+    let short = lab.set("blocked").iter().filter(|ban| ban.timeout < Some(Duration::from_secs(3_600))).count();
+    assert!(short >= sources.len() - 6, "above the ceiling the program's bans are short: {short}");
+    daemon.stop();
+}
+
+/// For many patterns of touches: whom the kernel alone blocks the program blocks as well, and the other way round.
+#[test]
+fn kernel_and_program_agree_on_the_evidence() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let patterns: [&[u16]; 12] = [
+        &[901],
+        &[901, 901, 901, 901, 901],
+        &[901, 902],
+        &[901, 902, 901, 902],
+        &[901, 902, 903],
+        &[901, 901, 902, 902, 903],
+        &[113, 139, 901, 902],
+        &[113, 139, 901, 902, 903],
+        &[20_001, 20_002, 20_003, 20_004],
+        &[1, 2, 20_001, 20_002],
+        &[1024, 1023, 1022],
+        &[901, 902, 903, 904, 905, 906, 907, 908, 909, 910],
+    ];
+    let sources = lab.add_addresses("other", 100..100 + u8::try_from(patterns.len()).unwrap());
+    let by_kernel = frozen(&daemon, || {
+        for (source, ports) in sources.iter().zip(patterns) {
+            lab.touch("other", (*source).into(), lab.victim_v4("other").into(), ports);
+        }
+        banned_at_last(&lab)
+    });
+    lab.provoke_ban("other");
+    // All of them have been judged by now; whom the kernel alone had blocked is let go after two seconds.
+    std::thread::sleep(Duration::from_secs(4));
+    let mut by_both = lab.banned();
+    by_both.retain(|address| *address != IpAddr::from(lab.v4("other")));
+    assert_eq!(by_both, by_kernel);
+    assert_eq!(by_kernel.len(), 5, "{by_kernel:?}");
+    for source in &by_both {
+        assert_eq!(daemon.lines_with(&format!("attackalert: Host {source} has been blocked")).len(), 1, "{source}");
+    }
+    assert!(daemon.lines_with("nothing is held against them").is_empty());
+    assert!(lab.set("caught").len() <= 1 && lab.set("suspects").iter().all(|one| !by_both.contains(&one.address)));
+    daemon.stop();
+}
+
+/// The program sees that the ports had been open; the kernel, which was told nothing for so long, does not.
+#[test]
+fn whom_the_program_has_nothing_against_is_let_go() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let ports = [901, 902, 903];
+    frozen(&daemon, || {
+        let services = Services::open(&lab, &ports);
+        assert_eq!(lab.served("other", target, &ports, 1), 3);
+        drop(services);
+        // A child of another test may hold the listeners for a moment.
+        let touched = || {
+            lab.touch("other", source, target, &ports);
+            lab.banned().contains(&source).then_some(())
+        };
+        assert!(within(PATIENCE, touched).is_some(), "by the kernel alone");
+    });
+    daemon.expect_line(&format!("the kernel's trap had blocked {source}, and nothing is held against them: let go"));
+    assert!(banned_at_last(&lab).is_empty() && lab.set("caught").is_empty() && lab.set("suspects").is_empty());
+    assert!(daemon.lines_with("attackalert").is_empty());
+    assert!(ports.iter().all(|port| !trapped(&lab).contains(port)), "and it knows by now");
+    daemon.stop();
+}
+
+/// What it counted before the program knows nothing of.
+#[test]
+fn kernel_and_program_begin_together() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    lab.touch("other", source, target, &[901, 902]);
+    daemon.kill();
+    assert!(!trapped(&lab).is_empty(), "a crash leaves it as it is");
+    let daemon = start(&lab, "");
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[903, 904]);
+        assert!(banned_at_last(&lab).is_empty());
+        lab.touch("other", source, target, &[905]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
+
+#[test]
+fn a_ban_that_is_lifted_is_not_back_at_the_next_port() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    lab.provoke_ban("other");
+    let socket = lab.path("socket");
+    let mut unblock = lab.command("victim", env!("CARGO_BIN_EXE_portsentry"));
+    assert!(unblock.args(["unblock", &format!("{source}"), "--socket"]).arg(&socket).status().unwrap().success());
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[911, 912]);
+        assert!(banned_at_last(&lab).is_empty(), "two are forgiven anew");
+        lab.touch("other", source, target, &[913]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
+
+#[test]
+fn nmap_learns_next_to_nothing() {
+    let lab = Lab::new(&["first", "second"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = start(&lab, "[detect]\nscan_trigger = 0\n");
+    for (host, how) in [("first", "-sS"), ("second", "-sT")] {
+        let scan = lab.nmap(
+            host,
+            lab.victim_v4(host).into(),
+            &[how, "-T5", "-p1-1024", "--max-retries", "0", "--min-parallelism", "100", "--max-rtt-timeout", "100ms"],
+        );
+        assert!(scan.open.len() <= 3, "{how}: {:?}", scan.open);
+        lab.expect_ban(lab.v4(host).into());
+    }
+    daemon.stop();
+}
+
+#[test]
+fn the_trap_is_emptied_at_the_end_and_goes_with_the_setting() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let attacker = lab.provoke_ban("other");
+    daemon.stop();
+    assert!(trapped(&lab).is_empty(), "nobody would look at what it catches");
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let text = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
+    assert!(!text.contains("trap") && !text.contains("touched"), "{text}");
+    assert!(is_banned(&lab, attacker), "bans stay");
+    daemon.stop();
+}
+
+#[test]
+fn a_trap_that_a_crash_left_armed_is_emptied_where_nobody_is_to_be_blocked() {
+    let lab = Lab::new(&["other"]);
+    start(&lab, "").kill();
+    assert!(!trapped(&lab).is_empty());
+    let daemon = Daemon::start(&lab, &["--log-only"]);
+    assert!(trapped(&lab).is_empty());
+    lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    daemon.expect_line("903");
+    assert!(banned_at_last(&lab).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn new_settings_hold_for_the_kernel_as_well() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    lab.touch("other", source, target, &[901, 902]);
+    let reload = |text: &str, wanted: &dyn Fn(&str) -> bool| {
+        lab.write("portsentry.toml", text);
+        let mut reload = lab.command("victim", env!("CARGO_BIN_EXE_portsentry"));
+        assert!(reload.args(["reload", "--socket"]).arg(lab.path("socket")).status().unwrap().success());
+        let table = || lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
+        assert!(within(PATIENCE, || wanted(&table()).then_some(())).is_some(), "{text}: {}", table());
+    };
+    reload("[detect]\nscan_trigger = 4\n[trap]\ntcp = true\n", &|table| table.contains("burst 4 packets"));
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[903, 904, 905, 906]);
+        assert!(banned_at_last(&lab).is_empty(), "four are forgiven from now on");
+    });
+    reload("[tcp]\nadvanced_ports = \"901-903\"\n[trap]\ntcp = true\n", &|table| {
+        table.contains("elements = { 901-903 }")
+    });
+    reload("", &|table| !table.contains("trap"));
+    reload(TRAP, &|table| table.contains("@trapped") && table.contains("burst 2 packets"));
+    daemon.stop();
+}
+
+#[test]
+fn after_a_flush_or_a_change_by_hand_the_trap_is_armed_again() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let before = trapped(&lab);
+    for harm in [
+        "flush ruleset",
+        "flush set inet portsentry trapped",
+        "flush set inet portsentry trapped; add element inet portsentry trapped { 60000-65535 }",
+        "flush chain inet portsentry trap",
+        "flush chain inet portsentry trap; delete set inet portsentry trapped",
+    ] {
+        lab.run("victim", "nft", &[harm]);
+        let began = Instant::now();
+        let whole = || lab.run("victim", "nft", &["list", "ruleset"]).contains("@trapped") && trapped(&lab) == before;
+        assert!(within(PATIENCE, || whole().then_some(())).is_some(), "{harm}");
+        assert!(began.elapsed() < Duration::from_secs(5), "{harm}");
+    }
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    frozen(&daemon, || {
+        lab.touch("other", source, target, &[901, 902, 903]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
