@@ -153,11 +153,21 @@ impl Judge {
 
     /// Compares whom the kernel caught with whom the sensor has condemned.
     fn review(&mut self, now: Moment, caught: &[Subject]) {
-        let (mut agreed, mut wrong) = (Vec::new(), Vec::new());
-        let mut doubted = std::mem::take(&mut self.trap.doubted);
+        let (mut agreed, mut wrong, mut within) = (Vec::new(), Vec::new(), Vec::new());
+        let doubted = std::mem::take(&mut self.trap.doubted);
+        // A ban of the whole network may have come of it.
+        let wide = !caught.is_empty() && self.blocker.nft.as_ref().is_some_and(|(_, spec)| spec.wide);
+        let networks: Vec<Subject> = match wide {
+            true => self.engine.bans().map(|ban| ban.subject).filter(|one| matches!(one, Subject::Wide(_))).collect(),
+            false => Vec::new(),
+        };
         for subject in caught.iter().copied().take(AT_ONCE) {
             if self.engine.is_blocked(now, subject) {
                 agreed.push(subject);
+                continue;
+            }
+            if networks.iter().any(|network| network.covers(subject.element())) {
+                within.push(subject);
                 continue;
             }
             let since = doubted.get(&subject).copied().unwrap_or(now);
@@ -167,14 +177,13 @@ impl Judge {
                 self.trap.doubted.insert(subject, since);
             }
         }
-        doubted.clear();
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         // Counted from the start again, as here: else one more port would be enough when the ban is over.
-        let mut done = nft.lift(&wrong);
-        for subjects in [&agreed, &wrong] {
+        let mut done = nft.lift(&wrong).and(nft.lift(&within));
+        for subjects in [&agreed, &wrong, &within] {
             done = done.and(nft.forget(subjects));
         }
-        self.figures.trap_caught.add(agreed.len() as u64);
+        self.figures.trap_caught.add((agreed.len() + within.len()) as u64);
         self.figures.trap_let_go.add(wrong.len() as u64);
         match done {
             Ok(()) => {}
