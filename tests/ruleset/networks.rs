@@ -28,7 +28,7 @@ fn held(sets: &mut Nft) -> Vec<String> {
 }
 
 fn why(result: Result<(), BlockError>) -> String {
-    let Err(BlockError::Failed { failed, .. }) = result else { panic!("{result:?}") };
+    let Err(BlockError::Failed { failed, .. }) = result else { unreachable!("{result:?}") };
     failed.iter().map(|one| format!("{}: {}", one.subject, one.reason)).collect()
 }
 
