@@ -1,6 +1,7 @@
 //! Which ports are evidence whoever touches them: for who counts touches beside the engine.
 
 use super::ports::PortSet;
+use super::settings::Response;
 use super::{Engine, Host, Moment};
 
 impl Engine {
@@ -9,7 +10,7 @@ impl Engine {
     /// unless a listener has come since.
     #[must_use]
     pub fn closed_ports(&self, now: Moment, host: &Host) -> PortSet {
-        if !self.settings.tcp.block {
+        if self.settings.tcp.response != Response::Block {
             return PortSet::new();
         }
         let now = self.latest.max(now).tick();

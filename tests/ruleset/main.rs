@@ -1,11 +1,6 @@
 //! The kernel side of blocking against the kernel itself. Each test has a network namespace of its own, so it needs root;
 //! `nft` serves as the second opinion.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "helpers of tests fail by panicking, as tests do"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail by panicking, as tests do")]
 
 #[cfg(test)]
 #[path = "../lab/mod.rs"]
