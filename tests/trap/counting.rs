@@ -8,11 +8,11 @@ use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
 use crate::lab::{Lab, PATIENCE, within};
 
-const TRAP: &str = "[trap]\ntcp = true\n";
+const NO_TRAP: &str = "[trap]\ntcp = false\n";
 
-/// Starts the program with the trap, and waits until it watches some ports.
+/// Starts the program, and waits until it watches some ports.
 fn start(lab: &Lab, more: &str) -> Daemon {
-    let daemon = Daemon::start_configured(lab, &format!("{more}{TRAP}"), &["--expire", "24h"]);
+    let daemon = Daemon::start_configured(lab, more, &["--expire", "24h"]);
     assert!(within(PATIENCE, || lab.set_text("trapped").contains("elements").then_some(())).is_some());
     daemon
 }
@@ -344,7 +344,7 @@ fn the_trap_is_emptied_at_the_end_and_goes_with_the_setting() {
     let attacker = lab.provoke_ban("other");
     daemon.stop();
     assert!(trapped(&lab).is_empty(), "nobody would look at what it catches");
-    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let daemon = Daemon::start_configured(&lab, NO_TRAP, &["--expire", "24h"]);
     let text = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
     assert!(!text.contains("trap") && !text.contains("touched"), "{text}");
     assert!(is_banned(&lab, attacker), "bans stay");
@@ -377,16 +377,14 @@ fn new_settings_hold_for_the_kernel_as_well() {
         let table = || lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
         assert!(within(PATIENCE, || wanted(&table()).then_some(())).is_some(), "{text}: {}", table());
     };
-    reload("[detect]\nscan_trigger = 4\n[trap]\ntcp = true\n", &|table| table.contains("burst 4 packets"));
+    reload("[detect]\nscan_trigger = 4\n", &|table| table.contains("burst 4 packets"));
     frozen(&daemon, || {
         lab.touch("other", source, target, &[903, 904, 905, 906]);
         assert!(banned_at_last(&lab).is_empty(), "four are forgiven from now on");
     });
-    reload("[tcp]\nadvanced_ports = \"901-903\"\n[trap]\ntcp = true\n", &|table| {
-        table.contains("elements = { 901-903 }")
-    });
-    reload("", &|table| !table.contains("trap"));
-    reload(TRAP, &|table| table.contains("@trapped") && table.contains("burst 2 packets"));
+    reload("[tcp]\nadvanced_ports = \"901-903\"\n", &|table| table.contains("elements = { 901-903 }"));
+    reload(NO_TRAP, &|table| !table.contains("trap"));
+    reload("", &|table| table.contains("@trapped") && table.contains("burst 2 packets"));
     daemon.stop();
 }
 
