@@ -25,6 +25,8 @@ mod many;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod removed;
+#[cfg(test)]
 mod socket;
 #[cfg(test)]
 mod support;
