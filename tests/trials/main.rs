@@ -21,6 +21,8 @@ mod failing;
 #[cfg(test)]
 mod flush;
 #[cfg(test)]
+mod kernel_log;
+#[cfg(test)]
 mod many;
 #[cfg(test)]
 mod operator;
