@@ -33,17 +33,20 @@ use crate::control::server::Server;
 use crate::enforce::hands::Hands;
 use crate::enforce::hosts_deny::TemplateError;
 use crate::enforce::nft::{BlockError, Nft, RulesetError};
-use crate::enforce::route::RouteError;
+use crate::enforce::route::{RouteError, Routes};
 use crate::enforce::run::RunError;
-use crate::engine::{Engine, Escalation, HashKey, Response, Settings, Watch, Widest};
+use crate::engine::{Engine, Escalation, HashKey, Moment, Response, Settings, Watch, Widest};
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
+use crate::netlink::routes::RouteSocket;
+use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
 use crate::report::event::{Event, What};
 use crate::report::queue;
 use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
 use adopt::Adoption;
+use comparison::Compared;
 use desk::Desk;
 use guard::Guard;
 use lines::Lines;
@@ -177,18 +180,19 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     };
     let mut record = Record::default();
     let mut adoption = None;
+    let mut struck = Vec::new();
     if ways::blocks(&config) {
         let most = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
         let opening = Record::open(&places.state_dir, &events, (config.escalate.forget, most), &leftovers);
         let Opening { bans: remembered, unheard, strikes, said, .. } = opening;
         record = opening.record;
+        struck = strikes;
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
         adoption = Some(Adoption {
             inbox: inbox.clone(),
             events: events.clone(),
             recorder: record.recorder(),
             remembered,
-            strikes,
             ways: blocker.ways.clone(),
             unheard,
             marker: places.state_dir.join("restoring"),
@@ -197,6 +201,7 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
         });
     }
     let uses_nft = blocker.nft.is_some();
+    let routes = blocker.routes.as_ref().map(Routes::port_id);
     let guard = Guard::over(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
@@ -206,7 +211,10 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     }
     decoys.watch_only(watch.addresses());
     watch.except(decoys.ports().clone());
-    let engine = Engine::new(settings(&config), secret()?);
+    let mut engine = Engine::new(settings(&config), secret()?);
+    // Before the first packet: whoever comes back in the first moments is to be known.
+    struck.iter().for_each(|struck| engine.remember(Moment::default(), struck));
+    drop(struck);
     let (host, sockets) = (watch.host(), SockDiag::open()?);
     let sensor =
         Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), inbox.clone(), Arc::clone(&figures));
@@ -223,8 +231,14 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
         adoption.start()?;
     }
 
-    if uses_nft {
-        tokio::spawn(comparison::compare(inbox.clone(), Nft::open()?));
+    if uses_nft || routes.is_some() {
+        let nft = uses_nft.then(Nft::open).transpose()?;
+        let kind = routes.map(|_| RouteSocket::open().map(|socket| (socket, ways::kind(&config)))).transpose()?;
+        tokio::spawn(comparison::compare(inbox.clone(), Compared { nft, routes: kind }));
+    }
+    if let Some(port_id) = routes {
+        let monitor = RouteMonitor::open(port_id).map_err(system("follow the kernel's routes"))?;
+        tokio::spawn(comparison::follow_routes(inbox.clone(), monitor));
     }
     let mut shell = Shell {
         state_dir: places.state_dir,
@@ -286,8 +300,8 @@ pub fn settings(config: &Config) -> Settings {
         },
         widest: Widest { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
         max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
-        // Four times what the sets hold: a table of buckets loses some when it is nearly full, and whom it does not know is
-        // not put back after a flush.
+        // Four times what one set holds: full sets of both families are half of it, and there no standing ban is ever lost.
+        // Whom it does not know is not put back after a flush.
         max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX).saturating_mul(4),
         max_new_bans_per_minute: config.block.max_new_bans_per_minute,
     }

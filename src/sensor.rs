@@ -25,7 +25,7 @@ use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live};
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::subject::Subject;
-use crate::engine::{Engine, Host, Moment, Notice, Settings, StandingBan, Struck};
+use crate::engine::{Engine, Host, Moment, Notice, Settings, StandingBan};
 use crate::netlink::sock_diag::SockDiag;
 use crate::report::event::{Way, What};
 use crate::report::queue::Sender;
@@ -57,10 +57,10 @@ pub enum Order {
     Adopt(Vec<StandingBan>),
     /// The kernel has forgotten these bans: block them again, in these ways.
     Restore(Vec<StandingBan>, &'static [Way]),
-    /// The kernel does not hold these bans, and nobody has said why: put them back.
-    Repair(Vec<Subject>),
-    /// These were banned before.
-    Remember(Vec<Struck>),
+    /// The kernel does not hold these bans in this way, and nobody has said why: put them back.
+    Repair(Way, Vec<Subject>),
+    /// Somebody took the route of this ban away, and of no other.
+    RouteRemoved(Subject),
     /// All that should be put back has been: what an earlier run left behind beside it goes.
     Sweep,
     /// The command that comes before the block of this subject has ended.
@@ -240,13 +240,13 @@ impl Sensor {
                     let now = self.now();
                     self.judge.restore(now, &bans, ways);
                 }
-                Order::Repair(subjects) => {
+                Order::Repair(way, subjects) => {
                     let now = self.now();
-                    self.judge.repair(now, &subjects);
+                    self.judge.repair(now, way, &subjects);
                 }
-                Order::Remember(struck) => {
+                Order::RouteRemoved(subject) => {
                     let now = self.now();
-                    struck.iter().for_each(|struck| self.judge.engine.remember(now, struck));
+                    self.judge.route_removed(now, subject);
                 }
                 Order::Sweep => {
                     let now = self.now();

@@ -13,8 +13,8 @@ use super::{DaemonError, system};
 use crate::enforce::Case;
 use crate::enforce::hands::{Adopted, Orders, Task, Way as Slow};
 use crate::enforce::nft::{BlockError, Nft};
+use crate::engine::StandingBan;
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{StandingBan, Struck};
 use crate::ledger::{Author, Banned, Change, Method, Recorder};
 use crate::report::event::{Event, Way, What};
 use crate::report::queue;
@@ -22,9 +22,6 @@ use crate::sensor::{Inbox, Order, Wish};
 
 /// Bans from before the start that the sensor takes over between two looks at the packets.
 const ADOPTED_AT_ONCE: usize = 256;
-
-/// Sources with earlier bans that the sensor takes over between two looks at the packets.
-const REMEMBERED_AT_ONCE: usize = 4_096;
 
 /// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
 const RESTORED_AT_ONCE: usize = 10_000;
@@ -35,8 +32,6 @@ pub(super) struct Adoption {
     pub(super) events: queue::Sender,
     pub(super) recorder: Option<Recorder>,
     pub(super) remembered: Vec<Remembered>,
-    /// Who was banned before.
-    pub(super) strikes: Vec<Struck>,
     /// The ways to block, in their order.
     pub(super) ways: Vec<Way>,
     /// Who has a route from an earlier run, and was never heard of.
@@ -56,8 +51,6 @@ impl Adoption {
     }
 
     fn run(self) {
-        // Whoever comes back in the first moments is to be known.
-        self.strikes.chunks(REMEMBERED_AT_ONCE).for_each(|part| self.send(Order::Remember(part.to_vec())));
         self.hand_over();
         let mut bans: Vec<StandingBan> = self.remembered.iter().map(Remembered::standing).collect();
         if self.ways.contains(&Way::Nft) {

@@ -1,14 +1,23 @@
 //! What should be in force against what the kernel holds, a few bans a second, for ever: notifications tell what others do,
 //! and this finds what nobody told. Asks for single bans, never for a whole set.
+//!
+//! Of routes it hears the notifications as well. One that somebody deletes is a ban that he lifted, as with an element of
+//! nftables. Several that go at once were swept away (`ip route flush`), and all that are missing are laid again.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
-use crate::enforce::nft::{BlockError, Nft};
+use crate::enforce::nft::Nft;
+use crate::enforce::route::{Kind, RouteError, missing_routes, swept_routes};
 use crate::engine::subject::Subject;
-use crate::sensor::{Inbox, Order, Wish};
+use crate::netlink::routes::RouteSocket;
+use crate::netlink::routes::monitor::{Gone, RouteMonitor};
+use crate::report::event::Way;
+use crate::sensor::{Inbox, Order, Sample, Wish};
 
 /// Bans that are looked at in one go: some 2 ms of this thread, and a set of 131,072 in 9 minutes.
 const SAMPLE: usize = 256;
@@ -16,36 +25,142 @@ const SAMPLE: usize = 256;
 /// How long between two of them.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Compares, on a task of its own, until the sensor has gone. `nft` is a socket of its own.
-pub(super) async fn compare(inbox: Inbox, mut nft: Nft) {
-    let mut missing: HashSet<Subject> = HashSet::new();
+/// Routes that go so shortly one after another go together.
+const TOGETHER: Duration = Duration::from_millis(100);
+
+/// How long what goes together is waited for.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Bans that the sensor repairs between two looks at the packets: some 20 ms.
+const REPAIRED_AT_ONCE: usize = 1_000;
+
+/// What is compared, each with a socket of its own.
+pub(super) struct Compared {
+    /// The sets of nftables.
+    pub(super) nft: Option<Nft>,
+    /// Own routes of this kind.
+    pub(super) routes: Option<(RouteSocket, Kind)>,
+}
+
+/// Compares, on a task of its own, until the sensor has gone.
+pub(super) async fn compare(inbox: Inbox, mut compared: Compared) {
+    let (mut elements, mut routes): (HashSet<Subject>, HashSet<Subject>) = Default::default();
     loop {
         tokio::time::sleep(PAUSE).await;
         let (sent, sample) = oneshot::channel();
-        let again: Vec<Subject> = missing.drain().collect();
+        let again = elements.drain().collect();
+        let routes_again = routes.drain().collect();
         // A sensor that is too busy to listen has no time for this either.
-        if inbox.put(Order::Wish(Wish::Sample { most: SAMPLE, again, answer: sent })).is_err() {
+        if inbox.put(Order::Wish(Wish::Sample { most: SAMPLE, again, routes_again, answer: sent })).is_err() {
             continue;
         }
         let Ok(sample) = sample.await else { return };
-        if sample.fresh.is_empty() && sample.again.is_empty() {
+        if sample.is_empty() {
             continue;
         }
         let looked = tokio::task::spawn_blocking(move || {
-            let fresh = nft.missing(&sample.fresh);
-            let again = nft.missing(&sample.again);
-            (nft, fresh, again)
+            let found = compared.look(&sample);
+            (compared, found)
         });
-        let Ok((socket, fresh, again)) = looked.await else { return };
-        nft = socket;
+        let Ok((sockets, found)) = looked.await else { return };
+        compared = sockets;
         // Missed once, it may be about to be told of: lifted, expired, swept away. Missed twice, nobody will tell.
-        if let Ok(fresh) = fresh {
-            missing.extend(fresh);
-        }
-        match again {
-            Ok(again) if !again.is_empty() => drop(inbox.put(Order::Repair(again))),
-            // A table that is gone is the guard's business.
-            Ok(_) | Err(BlockError::Gone) | Err(_) => {}
+        elements.extend(found.elements);
+        routes.extend(found.routes);
+        for (way, again) in [(Way::Nft, found.elements_again), (Way::Route, found.routes_again)] {
+            if !again.is_empty() {
+                drop(inbox.put(Order::Repair(way, again)));
+            }
         }
     }
+}
+
+/// Who is not blocked although he should be.
+#[derive(Default)]
+struct Found {
+    elements: Vec<Subject>,
+    elements_again: Vec<Subject>,
+    routes: Vec<Subject>,
+    routes_again: Vec<Subject>,
+}
+
+impl Compared {
+    fn look(&mut self, sample: &Sample) -> Found {
+        let mut found = Found::default();
+        if let Some(nft) = &mut self.nft {
+            // A table that is gone is the guard's business.
+            found.elements = nft.missing(&sample.fresh).unwrap_or_default();
+            found.elements_again = nft.missing(&sample.again).unwrap_or_default();
+        }
+        if let Some((socket, kind)) = &mut self.routes {
+            let mut missing = |subjects: &[Subject]| missing_routes(socket, *kind, subjects).unwrap_or_default();
+            found.routes = missing(&sample.routes);
+            found.routes_again = missing(&sample.routes_again);
+        }
+        found
+    }
+}
+
+/// Follows what others do to the own routes, on a task of its own, until the sensor has gone.
+pub(super) async fn follow_routes(inbox: Inbox, mut monitor: RouteMonitor) {
+    while let Ok(first) = monitor.next().await {
+        let mut gone: HashSet<IpNet> = HashSet::new();
+        let mut unsaid = note(&mut gone, first);
+        let end = Instant::now() + SWEEP;
+        loop {
+            let quiet = Instant::now() + TOGETHER;
+            let Ok(next) = timeout_at(quiet.min(end), monitor.next()).await else { break };
+            let Ok(next) = next else { return };
+            unsaid |= note(&mut gone, next);
+            // Notifications without a pause must not keep this from its end.
+            if Instant::now() >= end {
+                break;
+            }
+        }
+        let one = gone.iter().next().copied().and_then(Subject::exactly);
+        match one {
+            Some(subject) if gone.len() == 1 && !unsaid => drop(inbox.put(Order::RouteRemoved(subject))),
+            _ => match repair_all(&inbox).await {
+                Some(()) => {}
+                None => return,
+            },
+        }
+    }
+}
+
+/// Notes one; true where nobody has said which.
+fn note(gone: &mut HashSet<IpNet>, one: Gone) -> bool {
+    match one {
+        Gone::Route(net) => {
+            // Two are as good as thousands.
+            if gone.len() < 2 {
+                gone.insert(net);
+            }
+            false
+        }
+        Gone::Unsaid => true,
+    }
+}
+
+/// Has every route laid again that is missing. `None` where the sensor has gone.
+async fn repair_all(inbox: &Inbox) -> Option<()> {
+    let (sent, sample) = oneshot::channel();
+    let wish = Wish::Sample { most: usize::MAX, again: Vec::new(), routes_again: Vec::new(), answer: sent };
+    if inbox.put(Order::Wish(wish)).is_err() {
+        return Some(());
+    }
+    let sample = sample.await.ok()?;
+    let missing = tokio::task::spawn_blocking(move || -> Result<Vec<Subject>, RouteError> {
+        swept_routes(&mut RouteSocket::open()?, &sample.routes)
+    });
+    // What cannot be read now is found by the comparison.
+    let missing = missing.await.ok()?.unwrap_or_default();
+    for part in missing.chunks(REPAIRED_AT_ONCE) {
+        let mut order = Order::Repair(Way::Route, part.to_vec());
+        while let Err(back) = inbox.put(order) {
+            order = back;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    Some(())
 }

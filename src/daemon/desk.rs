@@ -213,14 +213,19 @@ impl Shell {
             Ok(network) => network,
             Err(error) => return usage(error),
         };
+        // One address is shown as one.
+        let shown = match network.prefix_len() == network.max_prefix_len() {
+            true => network.addr().to_string(),
+            false => network.to_string(),
+        };
         match self.watch.allow(network, span).await {
             Ok(orders) => {
                 orders.into_iter().for_each(|order| self.deliver(order));
                 let how_long =
                     span.map_or("until it ends".to_owned(), |span| format!("for {}", humantime::format_duration(span)));
-                self.say(What::Note(format!("{network} is not blocked {how_long}, by {by}")));
+                self.say(What::Note(format!("{shown} is not blocked {how_long}, by {by}")));
                 Reply::Done(fields(json!({
-                    "allowed": network.to_string(),
+                    "allowed": shown,
                     "until": span.map(|span| rfc3339(SystemTime::now() + span)),
                 })))
             }
@@ -306,7 +311,7 @@ impl Shell {
                 "made": figures.bans(),
                 "failed": Way::ALL.iter().map(|way| figures.failed_by(*way)).sum::<u64>(),
                 "capped": figures.capped.get(),
-                "repaired": figures.repaired.get(),
+                "repaired": figures.put_back(),
             },
             "trap": {
                 "ports": figures.trapped.get(),

@@ -90,6 +90,7 @@ impl Record {
                 aside.display()
             )));
         }
+        ledger.begin(now)?;
         // Marked before they are asked for: what ended while the program was down is no ban any more.
         let _ = ledger.expire(now)?;
         let active = ledger.active(now)?;

@@ -254,6 +254,10 @@ fn teller(
                 }
                 What::Error(text)
             }
+            News::Restored { subjects, .. } => {
+                figures.restored_lines(subjects.len() as u64);
+                What::Repaired { bans: subjects.len(), way: Way::HostsDeny }
+            }
             News::Connections { subject, ended } => What::Disconnected { subject, connections: ended },
             News::Unable { .. } | News::Lost { .. } => What::Error(text),
         };

@@ -17,7 +17,7 @@ use super::Case;
 use super::macros::{NAMES, Values, expand, unknown};
 use crate::engine::subject::Subject;
 
-mod file;
+pub(crate) mod file;
 mod text;
 
 use text::{Reading, Rule, target};
@@ -143,6 +143,11 @@ impl HostsDeny {
     #[must_use]
     pub fn line(&self, case: &Case) -> String {
         expand(&self.template, &Values { target: &target(case.subject), case })
+    }
+
+    /// What differs when somebody has written or replaced the file since; `None` where there is none.
+    pub(crate) fn stamp(&self) -> Option<file::Stamp> {
+        file::stamp(&self.path)
     }
 
     /// The subjects that lines of ours deny, as they follow each other; nobody where there is no file.

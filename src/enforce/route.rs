@@ -210,14 +210,19 @@ impl Routes {
     /// # Errors
     /// Where an answer is missing.
     pub fn missing(&mut self, subjects: &[Subject]) -> Result<Vec<Subject>, RouteError> {
-        let nets: Vec<IpNet> = subjects.iter().copied().map(net).collect();
-        let ways = self.socket.look_up(&nets)?;
-        let open = nets
-            .iter()
-            .zip(ways)
-            .zip(subjects)
-            .filter(|((net, way), _)| !way.is_closed(**net, self.kind.toward(**net)));
-        Ok(open.map(|(_, subject)| *subject).collect())
+        missing_routes(&mut self.socket, self.kind, subjects)
+    }
+
+    /// The number by which the kernel names this back end in notifications of what it changed.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
+    }
+
+    /// True where there should be a route to `subject`.
+    #[must_use]
+    pub fn is_wanted(&self, subject: Subject) -> bool {
+        self.held.is_wanted(subject)
     }
 
     /// Everybody who is blocked, as far as this back end knows, in no order.
@@ -325,6 +330,26 @@ impl Routes {
         let trouble = (!failed.is_empty()).then_some(BlockError::Failed { asked: subjects.len(), failed });
         Lifted { subjects: lifted, trouble }
     }
+}
+
+/// [`Routes::missing`], for whoever has a socket of his own.
+///
+/// # Errors
+/// Where an answer is missing.
+pub fn missing_routes(socket: &mut RouteSocket, kind: Kind, subjects: &[Subject]) -> Result<Vec<Subject>, RouteError> {
+    let nets: Vec<IpNet> = subjects.iter().copied().map(net).collect();
+    let ways = socket.look_up(&nets)?;
+    let open = nets.iter().zip(ways).zip(subjects).filter(|((net, way), _)| !way.is_closed(**net, kind.toward(**net)));
+    Ok(open.map(|(_, subject)| *subject).collect())
+}
+
+/// Which of these have no own route, of whatever kind. Reads all routes once: for many.
+///
+/// # Errors
+/// Where the kernel's routes cannot be read.
+pub fn swept_routes(socket: &mut RouteSocket, subjects: &[Subject]) -> Result<Vec<Subject>, RouteError> {
+    let own = socket.own()?;
+    Ok(subjects.iter().copied().filter(|subject| !own.contains_key(&net(*subject))).collect())
 }
 
 /// A ban on its way into the kernel.

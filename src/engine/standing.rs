@@ -94,12 +94,14 @@ impl Judged {
         self.keys.used()
     }
 
-    /// Notes what stands against `key` from `now` on, for `expiry`. Where the table is full, who would be free soonest goes: at worst it
-    /// is judged again.
+    /// Notes what stands against `key` from `now` on, for `expiry`. A ban in force stays, because who is not known here is not
+    /// put back after a flush. Where there is no room beside those, who would be free soonest goes: at worst it is judged
+    /// again.
     pub(super) fn set(&mut self, key: Key, standing: Standing, expiry: Expiry, now: Tick) {
         let state = &self.state;
         let worth = |slot: usize| state.get(slot).map_or(0, |[until, ..]| u64::from(*until));
-        let (Ok(slot) | Err(Claim { slot, .. })) = self.keys.claim(key, worth);
+        let stands = |slot: usize| matches!(state.get(slot), Some([until, BLOCKED, ..]) if *until > now.0);
+        let (Ok(slot) | Err(Claim { slot, .. })) = self.keys.claim_beside(key, worth, stands);
         let code = match standing {
             Standing::Blocked => BLOCKED,
             Standing::Logged => LOGGED,

@@ -13,6 +13,10 @@ use super::subject::{Subject, Wide};
 /// nobody early.
 const WAYS: usize = 8;
 
+/// Buckets behind a full one in which a key that must not go finds room. In a table that is half full of such keys, where
+/// one bucket of fifty is too small, there is room within the next few; that these are all full never happens.
+const FURTHER: usize = 64;
+
 /// The secret that places subjects in buckets. With a known one, chosen source addresses would all land in one bucket
 /// and push each other out.
 #[derive(Clone, Copy)]
@@ -128,6 +132,10 @@ pub(super) struct Buckets {
     keys: Vec<[[u64; 2]; WAYS]>,
     secret: HashKey,
     used: usize,
+    /// For each bucket, how many of its keys stand in one of the next, because it was full of what must not go.
+    astray: Vec<u16>,
+    /// All of them: mostly none, and then nobody looks further than into one bucket.
+    strays: usize,
 }
 
 /// Where a newcomer was put.
@@ -142,7 +150,7 @@ impl Buckets {
     /// Room for at least `entries`, rounded up to whole buckets.
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
         let buckets = entries.div_ceil(WAYS).max(1);
-        Self { keys: vec![[[0; 2]; WAYS]; buckets], secret, used: 0 }
+        Self { keys: vec![[[0; 2]; WAYS]; buckets], secret, used: 0, astray: vec![0; buckets], strays: 0 }
     }
 
     /// How many slots the columns must have.
@@ -165,8 +173,29 @@ impl Buckets {
     #[inline]
     pub(super) fn find(&self, key: Key) -> Option<usize> {
         let bucket = self.bucket(key);
-        let way = self.keys.get(bucket)?.iter().position(|held| *held == key.0)?;
-        Some(bucket * WAYS + way)
+        match self.keys.get(bucket)?.iter().position(|held| *held == key.0) {
+            Some(way) => Some(bucket * WAYS + way),
+            None if self.strays == 0 => None,
+            None => self.find_further(bucket, key),
+        }
+    }
+
+    /// The slot of `key` outside of its bucket.
+    #[cold]
+    fn find_further(&self, bucket: usize, key: Key) -> Option<usize> {
+        if *self.astray.get(bucket)? == 0 {
+            return None;
+        }
+        self.further(bucket).find_map(|other| {
+            let way = self.keys.get(other)?.iter().position(|held| *held == key.0)?;
+            Some(other * WAYS + way)
+        })
+    }
+
+    /// The buckets behind `bucket`, around the end.
+    fn further(&self, bucket: usize) -> impl Iterator<Item = usize> + use<> {
+        let buckets = self.keys.len();
+        (1..buckets.min(FURTHER + 1)).map(move |step| (bucket + step) % buckets)
     }
 
     /// The slot of `key`, or a new one for it: an empty one, or that of the entry with the smallest `worth`.
@@ -188,6 +217,56 @@ impl Buckets {
         Err(Claim { slot: base + way, evicted: empty.is_none() })
     }
 
+    /// The same, but nobody goes who `stays`: where a bucket is full of those, the newcomer stands in one behind it. Only
+    /// where there is no room far and wide does the entry with the smallest `worth` go all the same.
+    pub(super) fn claim_beside(
+        &mut self,
+        key: Key,
+        worth: impl Fn(usize) -> u64,
+        stays: impl Fn(usize) -> bool,
+    ) -> Result<usize, Claim> {
+        if let Some(slot) = self.find(key) {
+            return Ok(slot);
+        }
+        let home = self.bucket(key);
+        let is_full = |bucket: usize| {
+            let ways = self.keys.get(bucket).into_iter().flatten().enumerate();
+            ways.filter(|(_, held)| **held != [0; 2]).filter(|(way, _)| stays(bucket * WAYS + way)).count() == WAYS
+        };
+        let room = if is_full(home) { self.further(home).find(|other| !is_full(*other)) } else { None };
+        let bucket = room.unwrap_or(home);
+        let base = bucket * WAYS;
+        let Some(ways) = self.keys.get_mut(bucket) else {
+            return Ok(0);
+        };
+        let empty = ways.iter().position(|held| *held == [0; 2]);
+        let least = (0..WAYS).min_by_key(|way| (stays(base + way), worth(base + way)));
+        let way = empty.or(least).unwrap_or(0);
+        let gone = ways.get_mut(way).map_or([0; 2], |held| std::mem::replace(held, key.0));
+        self.used += usize::from(empty.is_some());
+        if empty.is_none() {
+            self.forget_stray(Key(gone), bucket);
+        }
+        if bucket != home
+            && let Some(astray) = self.astray.get_mut(home)
+        {
+            *astray = astray.saturating_add(1);
+            self.strays += 1;
+        }
+        Err(Claim { slot: base + way, evicted: empty.is_none() })
+    }
+
+    /// `key` has gone from `bucket`.
+    fn forget_stray(&mut self, key: Key, bucket: usize) {
+        let home = self.bucket(key);
+        if home != bucket
+            && let Some(astray) = self.astray.get_mut(home)
+        {
+            *astray = astray.saturating_sub(1);
+            self.strays -= 1;
+        }
+    }
+
     /// The taken slots with their keys.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Key)> + '_ {
         let keys = self.keys.iter().flatten().enumerate();
@@ -207,13 +286,15 @@ impl Buckets {
             *held = [0; 2];
             self.used -= 1;
         }
+        self.forget_stray(key, slot / WAYS);
         Some(slot)
     }
 
     /// Empties the whole table.
     pub(super) fn clear(&mut self) {
         self.keys.fill([[0; 2]; WAYS]);
-        self.used = 0;
+        self.astray.fill(0);
+        (self.used, self.strays) = (0, 0);
     }
 }
 
@@ -248,6 +329,42 @@ mod tests {
         assert!(buckets.remove(key(1)).is_some());
         assert!(buckets.remove(key(1)).is_none());
         assert_eq!(buckets.used(), 0);
+    }
+
+    #[test]
+    fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
+        let mut buckets = Buckets::new(512, HashKey(5, 6));
+        // Three of four slots: a bucket in four is too small for its keys.
+        for n in 0..384 {
+            let Err(claim) = buckets.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
+            assert!(!claim.evicted, "{n}");
+        }
+        assert!(buckets.strays > 10, "{} of them are elsewhere", buckets.strays);
+        assert_eq!(buckets.used(), 384);
+        let found = |buckets: &Buckets| (0..384).filter(|n| buckets.find(key(*n)).is_some()).count();
+        assert_eq!(found(&buckets), 384);
+        assert!(buckets.claim_beside(key(3), |_| 0, |_| true).is_ok(), "who is there is not there twice");
+        (0..384).step_by(2).for_each(|n| assert!(buckets.remove(key(n)).is_some()));
+        assert_eq!((found(&buckets), buckets.used()), (192, 192));
+        (0..384).step_by(2).for_each(|n| assert!(buckets.claim_beside(key(n), |_| 0, |_| true).is_err()));
+        assert_eq!(found(&buckets), 384);
+        (0..384).for_each(|n| assert!(buckets.remove(key(n)).is_some()));
+        assert_eq!((buckets.used(), buckets.strays), (0, 0));
+        assert!(buckets.astray.iter().all(|astray| *astray == 0));
+    }
+
+    #[test]
+    fn a_table_that_is_full_of_who_stays_takes_a_newcomer_for_the_least_worthy_and_one_of_others_for_another() {
+        let mut buckets = Buckets::new(64, HashKey(7, 8));
+        (0..64).for_each(|n| drop(buckets.claim_beside(key(n), |_| 0, |_| true)));
+        assert_eq!((buckets.used(), (0..64).filter(|n| buckets.find(key(*n)).is_some()).count()), (64, 64));
+        let other = buckets.find(key(9)).unwrap();
+        let Err(claim) = buckets.claim_beside(key(64), |_| 0, |slot| slot != other) else { panic!("64 is new") };
+        assert_eq!((claim.slot, claim.evicted), (other, true));
+        assert!(buckets.find(key(9)).is_none() && buckets.find(key(64)).is_some());
+        let Err(claim) = buckets.claim_beside(key(65), |_| 0, |_| true) else { panic!("65 is new") };
+        assert!(claim.evicted && buckets.find(key(65)).is_some());
+        assert_eq!((0..66).filter(|n| buckets.find(key(*n)).is_some()).count(), 64);
     }
 
     #[test]

@@ -129,6 +129,21 @@ const EXPIRE: &str = "
     WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
     RETURNING subject";
 
+/// A step of the clock on what is in force. Times at the ends of the calendar stay.
+const STEP: &str = "
+    UPDATE ban SET
+        since = CASE WHEN since BETWEEN -:bound AND :bound THEN since + :by ELSE since END,
+        until = CASE WHEN until BETWEEN -:bound AND :bound THEN until + :by ELSE until END
+    WHERE ended IS NULL";
+
+/// What was in force by a clock that was ahead of this one begins now.
+const BEGIN: &str = "
+    UPDATE ban SET until = until - (since - :now), since = :now
+    WHERE ended IS NULL AND since > :now AND :now > 0";
+
+/// Times beyond it, some 70,000 years from 1970, are not added to: the sum must fit.
+const BOUND: i64 = 1 << 61;
+
 const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
 
 const THIN_OUT: &str = "
@@ -232,6 +247,20 @@ impl Ledger {
             Ok(found)
         })();
         found.map_err(LedgerError::database("write to", &self.path()))
+    }
+
+    /// The clock was set by so many microseconds: bans in force end when they would have, by the new time.
+    pub fn clock_was_set(&mut self, by: i64) -> Result<(), LedgerError> {
+        let values = named_params! {":by": by.clamp(-BOUND, BOUND), ":bound": BOUND};
+        let result = self.connection.execute(STEP, values);
+        result.map(drop).map_err(LedgerError::database("write to", &self.path()))
+    }
+
+    /// For a start, whose clock may be behind the one that wrote the ledger: no ban in force begins after `now`, or it would
+    /// stand here for longer than the whole of it.
+    pub fn begin(&mut self, now: SystemTime) -> Result<(), LedgerError> {
+        let result = self.connection.execute(BEGIN, named_params! {":now": micros(now)});
+        result.map(drop).map_err(LedgerError::database("write to", &self.path()))
     }
 
     /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
@@ -401,7 +430,8 @@ impl<'a> Statements<'a> {
 fn connect(place: &Place) -> Result<Connection, LedgerError> {
     let (active, of) = (select(ACTIVE), select(OF));
     let (one, all) = (strikes::of_one(), strikes::of_all());
-    let used = [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
+    let used =
+        [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
     schema::connect(&place.file(DATABASE), &used)
 }
 

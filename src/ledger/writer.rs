@@ -1,8 +1,10 @@
 //! Changes to the ledger, from a thread of its own, so that whoever has one to tell never waits for a disk. What waits is
 //! written in one transaction; what a full or locked disk refuses is tried again, later and later; what finds no room is
-//! counted. It also keeps the time: bans whose time is over are marked once a second, and the text files follow.
+//! counted. It also keeps the time: bans whose time is over are marked once a second, and the text files follow. That time
+//! is the kernel's: where somebody sets the clock, the ends of the bans in force move with it.
 
 mod backoff;
+mod clock;
 mod news;
 mod recorder;
 
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 pub use news::News;
 pub use recorder::Recorder;
@@ -23,6 +25,7 @@ use super::classic::Classic;
 use super::error::LedgerError;
 use super::{Found, Ledger, Opened, Retention};
 use backoff::Backoff;
+use clock::{Step, WallClock};
 use news::Trouble;
 use recorder::Shared;
 
@@ -115,6 +118,7 @@ struct Work {
     database: (Backoff, Trouble),
     texts: (Backoff, Trouble),
     tick: Instant,
+    clock: WallClock,
     /// The list of bans in force is not what the database says.
     stale: bool,
     list_due: Instant,
@@ -140,6 +144,7 @@ impl Work {
             database: Default::default(),
             texts: Default::default(),
             tick: now,
+            clock: WallClock::new(),
             stale: true,
             list_due: now,
             losses_due: now,
@@ -211,7 +216,7 @@ impl Work {
     /// Writes what waits, and once a second marks what is over.
     fn keep_books(&mut self, now: Instant) {
         let due = now >= self.tick + TICK;
-        if self.pending.is_empty() && self.saved.is_empty() && !due {
+        if self.pending.is_empty() && self.saved.is_empty() && !due && self.clock.step().is_none() {
             return;
         }
         match self.try_books(due) {
@@ -231,6 +236,9 @@ impl Work {
     fn try_books(&mut self, due: bool) -> Result<(), LedgerError> {
         if due && self.ledger.as_ref().is_some_and(|ledger| !ledger.is_in_place()) {
             self.give_up("its file is gone from the directory".to_owned(), |_| Ok(None));
+        }
+        if let Some(step) = self.clock.step() {
+            self.follow_clock(step)?;
         }
         let Self { ledger, saved, pending, shared, .. } = self;
         let ledger = match ledger {
@@ -256,7 +264,7 @@ impl Work {
             }
         }
         if due {
-            let Found { items, unreadable } = ledger.expire(SystemTime::now())?;
+            let Found { items, unreadable } = ledger.expire(self.clock.now())?;
             if unreadable > 0 {
                 (self.tell)(News::Unreadable { rows: unreadable });
             }
@@ -265,6 +273,27 @@ impl Work {
                 (self.tell)(News::Expired(items));
             }
         }
+        Ok(())
+    }
+
+    /// Moves the ends of the bans in force with the clock, also of those that wait to be written.
+    fn follow_clock(&mut self, step: Step) -> Result<(), LedgerError> {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.clock_was_set(step.by)?;
+        }
+        for change in self.saved.iter_mut().chain(&mut self.pending) {
+            match change {
+                Change::Banned(ban) | Change::Also(ban) => {
+                    let length = ban.until.and_then(|until| until.duration_since(ban.since).ok());
+                    ban.since = step.moved(ban.since);
+                    ban.until = length.and_then(|length| ban.since.checked_add(length));
+                }
+                Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
+            }
+        }
+        self.clock.follow(step);
+        self.stale = true;
+        (self.tell)(News::ClockSet { back: step.by < 0, by: Duration::from_micros(step.by.unsigned_abs()) });
         Ok(())
     }
 
@@ -280,7 +309,7 @@ impl Work {
     /// Leaves a database that is of no use any more, with what it can still tell of the bans in force.
     fn give_up(&mut self, damage: String, leave: impl FnOnce(Ledger) -> Result<Option<PathBuf>, LedgerError>) {
         let Some(ledger) = self.ledger.take() else { return };
-        if let Ok(found) = ledger.active(SystemTime::now()) {
+        if let Ok(found) = ledger.active(self.clock.now()) {
             self.saved = found.items.into_iter().map(|entry| Change::Banned(entry.ban)).collect();
         }
         match leave(ledger) {
@@ -301,7 +330,7 @@ impl Work {
         let started = Instant::now();
         let mut result = classic.append();
         if result.is_ok() && self.stale && now >= self.list_due {
-            let active = ledger.active(SystemTime::now());
+            let active = ledger.active(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);
                 classic.rewrite(found.items.iter().map(|entry| &entry.ban))

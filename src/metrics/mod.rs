@@ -135,7 +135,7 @@ impl Collector for All {
         put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(figures.capped.get()))?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
         put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(figures.missing.get()))?;
-        put(Counter, "bans_repaired", "Bans that were missing and were put back", one(figures.repaired.get()))?;
+        put(Counter, "bans_repaired", "Bans that were missing and were put back", one(figures.put_back()))?;
         if let Some(capacity) = snapshot.capacity {
             let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
             put(Gauge, "set_capacity", "Elements that a set of nftables holds at most", sets.to_vec())?;

@@ -7,6 +7,7 @@
 //! Read with: rtnetlink(7), `linux/rtnetlink.h`, and the kernel's `net/ipv4/fib_trie.c`, `net/ipv6/route.c`.
 
 mod message;
+pub mod monitor;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -152,6 +153,12 @@ impl RouteSocket {
     /// Where netlink cannot be opened.
     pub fn open() -> Result<Self, RouteError> {
         Ok(Self { socket: Socket::open_route()?, requests: Vec::new() })
+    }
+
+    /// The number by which the kernel names this socket in notifications of what it changed.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
     }
 
     /// Lays routes. `refused` gets the places of those that are not laid, with EEXIST where there is a route to the same

@@ -160,10 +160,12 @@ pub enum What {
         /// In which way.
         way: Way,
     },
-    /// Bans that should be in force were not in the kernel's sets, and nobody had said why.
+    /// Bans that should be in force in one way were not, and nobody had said why.
     Repaired {
         /// How many were put back.
         bans: usize,
+        /// In which way.
+        way: Way,
     },
     /// The table was gone, and is there again.
     Healed {

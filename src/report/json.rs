@@ -116,8 +116,14 @@ pub fn of(event: &Event) -> Value {
             put("reason", "the table was gone".into());
             put("bans", (*bans).into());
         }
-        What::Repaired { bans } => {
-            put("reason", "missing in the kernel's sets".into());
+        What::Repaired { bans, way } => {
+            put("method", way.name().into());
+            let place = match way {
+                Way::Nft | Way::Run => "missing in the kernel's sets",
+                Way::Route => "missing in the kernel's routes",
+                Way::HostsDeny => "missing in hosts.deny",
+            };
+            put("reason", place.into());
             put("bans", (*bans).into());
         }
         What::Adopted { bans } => {

@@ -112,9 +112,14 @@ pub fn named(what: &What, name: Option<&str>) -> Option<String> {
             "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
              {bans}"
         ),
-        What::Repaired { bans } => {
-            format!("adminalert: bans that were missing in the kernel's sets, and are there again: {bans}")
-        }
+        What::Repaired { bans, way } => format!(
+            "adminalert: bans that were missing in {}: {bans}",
+            match way {
+                Way::Nft | Way::Run => "the kernel's sets, and are there again",
+                Way::Route => "the kernel's routes, and are there again",
+                Way::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
+            }
+        ),
         What::Adopted { bans } => format!("adminalert: {bans} bans were in the kernel's sets at the start and stay"),
         What::Note(text) => format!("adminalert: {text}"),
         What::Error(text) => format!("adminalert: ERROR: {text}"),

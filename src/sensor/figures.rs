@@ -63,6 +63,8 @@ pub struct Figures {
     pub missing: Figure,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Figure,
+    /// Lines of hosts.deny that were missing and were written again; by the thread that writes them.
+    pub relined: Figure,
     /// Ports that the kernel's trap watches, now.
     pub trapped: Figure,
     /// Touched ports of sources in the trap's memory, now.
@@ -98,6 +100,17 @@ impl Figures {
         self.capped.set(counters.capped);
         self.evicted.set(counters.evicted);
         self.lookups.set(counters.lookups);
+    }
+
+    /// So many lines of hosts.deny were missing and are there again. For one thread only.
+    pub fn restored_lines(&self, lines: u64) {
+        self.relined.add(lines);
+    }
+
+    /// Bans that were missing, in whatever way, and were put back.
+    #[must_use]
+    pub fn put_back(&self) -> u64 {
+        self.repaired.get() + self.relined.get()
     }
 
     /// Another probe of this class counts.

@@ -131,7 +131,10 @@ impl Judge {
     }
 
     /// Puts bans back that the kernel does not hold although nobody took them out.
-    pub(super) fn repair(&mut self, now: Moment, subjects: &[Subject]) {
+    pub(super) fn repair(&mut self, now: Moment, way: Way, subjects: &[Subject]) {
+        if way == Way::Route {
+            return self.repair_routes(now, subjects);
+        }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         // Looked at once more, because the question has been on its way; a table that is gone is healed as one.
         let Ok(missing) = nft.missing(subjects) else { return };
@@ -143,11 +146,55 @@ impl Judge {
         match nft.restore(&bans) {
             Ok(()) => {
                 self.figures.repaired.add(bans.len() as u64);
-                self.say(What::Repaired { bans: bans.len() });
+                self.say(What::Repaired { bans: bans.len(), way: Way::Nft });
             }
             Err(error) => {
                 self.say(What::Error(format!("bans that the kernel had lost could not be put back: {error}")))
             }
+        }
+    }
+
+    /// Lays routes again that somebody swept away.
+    fn repair_routes(&mut self, now: Moment, subjects: &[Subject]) {
+        let Some(routes) = &mut self.blocker.routes else { return };
+        // Looked at once more, because the question has been on its way.
+        let Ok(missing) = routes.missing(subjects) else { return };
+        let wanted = missing.into_iter().filter(|subject| routes.is_wanted(*subject));
+        let bans = wanted.filter_map(|subject| self.engine.standing_of(now, subject));
+        let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.left)).collect();
+        if bans.is_empty() {
+            return;
+        }
+        let mut refused = Vec::new();
+        self.blocker.block_by_route(&bans, now, &mut refused);
+        let laid = bans.len() - refused.len().min(bans.len());
+        if laid > 0 {
+            self.figures.repaired.add(laid as u64);
+            self.say(What::Repaired { bans: laid, way: Way::Route });
+        }
+        // Said once: who is refused is no longer compared.
+        if let Some(first) = refused.first() {
+            let (subject, reason, others) = (first.subject, &first.reason, refused.len() - 1);
+            let others = if others > 0 { format!(", and {others} others") } else { String::new() };
+            self.say(What::Error(format!(
+                "a route that was gone could not be laid again: {subject}{others}: {reason}"
+            )));
+        }
+    }
+
+    /// Somebody took the route of `subject` away: as with an element of nftables, that is how he lifts the ban.
+    pub(super) fn route_removed(&mut self, now: Moment, subject: Subject) {
+        let Some(routes) = &mut self.blocker.routes else { return };
+        if !routes.is_wanted(subject) || !self.engine.is_blocked(now, subject) {
+            return;
+        }
+        // He may have laid another one in its place, or this one again.
+        if !matches!(routes.missing(&[subject]), Ok(missing) if missing == [subject]) {
+            return;
+        }
+        match self.lift(&[subject]) {
+            Ok(_) => self.say(What::Unblocked { subject, by: "somebody who deleted its route".to_owned() }),
+            Err(error) => self.say(What::Error(format!("the ban of {subject}, whose route is gone, stays: {error}"))),
         }
     }
 

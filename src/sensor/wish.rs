@@ -47,6 +47,8 @@ pub enum Wish {
         most: usize,
         /// These, as far as they still should be.
         again: Vec<Subject>,
+        /// These, as far as they still should have a route.
+        routes_again: Vec<Subject>,
         /// Whose they are.
         answer: Answer<Sample>,
     },
@@ -66,6 +68,18 @@ pub struct Sample {
     pub fresh: Vec<Subject>,
     /// Those that were asked about, and still should be.
     pub again: Vec<Subject>,
+    /// Those of `fresh` that should have a route.
+    pub routes: Vec<Subject>,
+    /// Those that were asked about, and still should have a route.
+    pub routes_again: Vec<Subject>,
+}
+
+impl Sample {
+    /// True where nobody is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
+    }
 }
 
 impl Judge {
@@ -93,12 +107,16 @@ impl Judge {
                 let _ = answer.send(result);
             }
             Wish::Count { answer } => drop(answer.send(self.engine.bans().count())),
-            Wish::Sample { most, mut again, answer } => {
+            Wish::Sample { most, mut again, mut routes_again, answer } => {
                 let mut fresh = Vec::new();
                 self.engine.sample(now, &mut |subject| fresh.push(subject), most);
+                let routed =
+                    |subject: &Subject| self.blocker.routes.as_ref().is_some_and(|routes| routes.is_wanted(*subject));
+                let routes: Vec<Subject> = fresh.iter().copied().filter(routed).collect();
                 again.retain(|subject| self.engine.is_blocked(now, *subject));
-                self.figures.missing.set(again.len() as u64);
-                let _ = answer.send(Sample { fresh, again });
+                routes_again.retain(|subject| self.engine.is_blocked(now, *subject) && routed(subject));
+                self.figures.missing.set((again.len() + routes_again.len()) as u64);
+                let _ = answer.send(Sample { fresh, again, routes, routes_again });
             }
             Wish::Explain { address, answer } => {
                 let _ = answer.send(self.explain(now, address));

@@ -155,3 +155,50 @@ fn a_clock_set_back_keeps_no_ban_alive_in_any_way() {
     expect_nothing_left(&lab);
     daemon.stop();
 }
+
+#[test]
+fn a_clock_set_forward_by_hours_ends_no_ban_in_the_ledger_either() {
+    let lab = Lab::new(&["attacker", "second"]);
+    let clock = Clock::new(&lab);
+    let daemon = clock.start(&lab, "", "1h");
+    let attacker = lab.provoke_ban("attacker");
+    history(&lab, attacker);
+    clock.set(5 * HOUR);
+    daemon.expect_line("adminalert: the clock was set forward by 5h; bans in force end when they would have");
+    // One more, by the new clock: it is in force like the first.
+    let second = lab.provoke_ban("second");
+    history(&lab, second);
+    // Longer than it takes to look at the clock once more.
+    std::thread::sleep(Duration::from_secs(3));
+    for address in [attacker, second] {
+        let [entry] = &history(&lab, address)[..] else { panic!("one ban is one entry") };
+        assert_eq!(entry.ended, None, "{entry:?}");
+        let end = entry.ban.until.unwrap();
+        assert!(distance(end, 6 * HOUR) < Duration::from_secs(120), "it ends when the kernel lets go: {entry:?}");
+        lab.expect_ban(address);
+    }
+    assert!(daemon.lines_with("its time is over").is_empty(), "{:?}", daemon.lines_with("adminalert"));
+    daemon.stop();
+    // A reboot by the right time that the clock has now.
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = clock.start(&lab, "", "1h");
+    daemon.expect_line("bans put back from the ledger with the time that they had left: 2");
+    let left = left(&lab, attacker).as_secs();
+    assert!((3_400..=3_600).contains(&left), "{left}");
+    daemon.stop();
+}
+
+#[test]
+fn a_clock_set_back_by_a_day_holds_nobody_in_the_ledger_for_longer() {
+    let lab = Lab::new(&["attacker"]);
+    let clock = Clock::new(&lab);
+    let daemon = clock.start(&lab, "", "8s");
+    let attacker = lab.provoke_ban("attacker");
+    history(&lab, attacker);
+    clock.set(-DAY);
+    daemon.expect_line("adminalert: the clock was set back by 1day; bans in force end when they would have");
+    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its time is over"));
+    assert!(lab.banned().is_empty());
+    assert!(history(&lab, attacker).iter().all(|entry| entry.ended.is_some()), "{:?}", history(&lab, attacker));
+    daemon.stop();
+}

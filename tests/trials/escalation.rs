@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use portsentry::engine::subject::Subject;
-use portsentry::ledger::Ledger;
+use portsentry::engine::Class;
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::ledger::{Author, Banned, Ledger, Method};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, PATIENCE, within};
@@ -38,6 +39,29 @@ fn the_second_ban_is_longer_also_where_the_program_was_restarted_in_between() {
     daemon.stop();
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     blocked_for(&lab, 6);
+    daemon.stop();
+}
+
+#[test]
+fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() {
+    const OTHERS: u32 = 50_000;
+    let lab = Lab::new(&["attacker"]);
+    let now = SystemTime::now();
+    let ban = |subject, ago: u64| {
+        let since = now - Duration::from_secs(ago);
+        let ban =
+            Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(60)), Method::Nft);
+        Banned { class: Some(Class::Syn), ..ban }
+    };
+    // Whose ban ended first is told last.
+    let others = (0..OTHERS).map(|number| ban(Subject::V4((0x0b00_0000 + number).into()), 3_600));
+    let attacker = ban(Subject::of(lab.v4("attacker").into()), 7_200);
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    ledger.record(&others.chain([attacker]).collect::<Vec<_>>()).unwrap();
+    drop(ledger);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n[escalate]\nfactor = 3\n", &[]);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(3 * 3_600)));
     daemon.stop();
 }
 

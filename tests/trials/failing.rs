@@ -3,7 +3,6 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::lab::daemon::Daemon;
-use crate::lab::{PATIENCE, within};
 use crate::support::{DENY, expect_held, held, scan, scene, settings, text};
 
 #[test]
@@ -79,20 +78,4 @@ fn a_command_that_is_missing_or_that_everybody_could_change_stops_the_start() {
     let ended = start(&format!("[block.run]\ncommand = [\"{}\"]\n", open.display()));
     assert!(!ended.status.success() && ended.log.contains("chmod o-w"), "{ended:?}");
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "", "nothing was laid");
-}
-
-#[test]
-#[ignore = "nobody looks whether routes and lines of hosts.deny are still there"]
-fn a_route_that_somebody_takes_away_is_laid_again_or_its_source_is_judged_anew() {
-    let lab = scene();
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
-    scan(&lab, false);
-    expect_held(&lab, "route", false, &daemon);
-    lab.run("victim", "ip", &["route", "flush", "proto", "112"]);
-    let again = within(PATIENCE, || {
-        scan(&lab, false);
-        (!held(&lab, "route").is_empty()).then_some(())
-    });
-    assert!(again.is_some(), "{}", daemon.lines_with("").join("\n"));
-    daemon.stop();
 }

@@ -21,9 +21,13 @@ mod failing;
 #[cfg(test)]
 mod flush;
 #[cfg(test)]
+mod kernel_log;
+#[cfg(test)]
 mod many;
 #[cfg(test)]
 mod operator;
+#[cfg(test)]
+mod removed;
 #[cfg(test)]
 mod socket;
 #[cfg(test)]

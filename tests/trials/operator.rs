@@ -109,7 +109,7 @@ fn explain_and_allow_follow_an_address_through_its_life() {
     assert!(said.code == Some(0) && said.out.contains("blocked     yes, until 2"), "{said:?}");
 
     let said = operate(&lab, &["allow", &text, "--for", "1h"]);
-    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text}/32 is not blocked until 2")), "{said:?}");
+    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text} is not blocked until 2")), "{said:?}");
     daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
     assert!(within(PATIENCE, || lab.banned().is_empty().then_some(())).is_some());
     lab.touch("attacker", attacker, target, &CLOSED);
@@ -231,4 +231,34 @@ fn events_shows_what_happens_as_one_object_a_line() {
     assert_eq!(of("block")["source"], attacker);
     assert!(of("block")["expires"].is_string());
     watcher.wait().unwrap();
+}
+
+#[test]
+fn the_ban_of_a_network_is_listed_as_one_that_the_kernel_holds() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let networks = ["203.0.113.0/24", "203.0.112.0/24", "198.51.100.6/31", "2001:db8:5::/48"];
+    for network in networks {
+        assert_eq!(operate(&lab, &["block", network]).code, Some(0), "{network}");
+    }
+    let state = lab.path("state").display().to_string();
+    let list = |words: &[&str]| {
+        let out = lab.run("victim", binary().to_str().unwrap(), &[&["list", "--state-dir", &state], words].concat());
+        (!out.is_empty()).then_some(out)
+    };
+    let known = || list(&["--json"]).filter(|out| networks.iter().all(|network| out.contains(network)));
+    let told: serde_json::Value = serde_json::from_str(&within(PATIENCE, known).expect("all are listed")).unwrap();
+    let bans = told["bans"].as_array().unwrap();
+    assert_eq!(bans.len(), networks.len(), "{told}");
+    let both = |ban: &serde_json::Value| ban["in_kernel"] == true && ban["in_ledger"] == true;
+    let known = || {
+        let told: serde_json::Value = serde_json::from_str(&list(&["--json"]).unwrap()).unwrap();
+        told["bans"].as_array().unwrap().iter().all(both).then_some(())
+    };
+    assert!(within(PATIENCE, known).is_some(), "{told}");
+    for words in [&[][..], &["203.0.113.9"], &["2001:db8:5::1"]] {
+        let table = list(words).unwrap();
+        assert!(table.lines().count() > 1 && !table.contains('!') && !table.contains('?'), "{table}");
+    }
+    daemon.stop();
 }

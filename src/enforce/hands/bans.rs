@@ -84,6 +84,11 @@ impl Bans {
         Some(held)
     }
 
+    /// Who has a line, or should have one.
+    pub(super) fn with_line(&self) -> impl Iterator<Item = Subject> + '_ {
+        self.held.iter().filter(|(_, held)| held.has_line).map(|(subject, _)| *subject)
+    }
+
     /// A subject whose ban is over at `now`.
     pub(super) fn over(&self, now: Duration) -> Option<Subject> {
         self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, subject)| *subject)

@@ -1,5 +1,9 @@
 //! Lines of hosts.deny that are to be written or removed: all that wait go into one new file. A failure is the file's, not
 //! one ban's, so all of them are tried again together.
+//!
+//! The file is anybody's who may write it. An editor that saves an old copy, or a tool that writes its own version, takes
+//! lines out that nobody meant to: so the file is looked at every two seconds, and what is missing in a changed one is
+//! written again. Who wants a ban lifted says so with `portsentry unblock`.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -7,6 +11,7 @@ use std::time::Duration;
 use super::pause::Pause;
 use super::{HELD, News, Way};
 use crate::enforce::Case;
+use crate::enforce::hosts_deny::file::Stamp;
 use crate::enforce::hosts_deny::{HostsDeny, HostsDenyError};
 use crate::engine::subject::Subject;
 
@@ -18,7 +23,13 @@ pub(super) struct Lines {
     /// Lines of bans that are not held are to go.
     sweep: bool,
     pause: Pause,
+    /// The file as it was when all lines were in it; `None` before the first look.
+    seen: Option<Option<Stamp>>,
+    look_at: Duration,
 }
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// One line that is to be written.
 struct Add {
@@ -26,16 +37,62 @@ struct Add {
     id: u64,
     case: Case,
     tried: bool,
+    /// It was written before.
+    again: bool,
 }
 
 impl Lines {
     pub(super) fn new(file: HostsDeny) -> Self {
-        Self { file, add: HashMap::new(), remove: HashSet::new(), sweep: false, pause: Pause::default() }
+        Self {
+            file,
+            add: HashMap::new(),
+            remove: HashSet::new(),
+            sweep: false,
+            pause: Pause::default(),
+            seen: None,
+            look_at: Duration::ZERO,
+        }
+    }
+
+    /// Who has a line now; `None` where the file cannot be read.
+    pub(super) fn held(&self) -> Option<HashSet<Subject>> {
+        self.file.held().ok().map(|held| held.into_iter().collect())
+    }
+
+    /// When [`Lines::lost`] looks again.
+    pub(super) fn next_look(&self) -> Duration {
+        self.look_at
+    }
+
+    /// Which of those who `wanted` names have no line any more, once somebody has changed the file. Nobody, while others are
+    /// to be written: then the file is looked at afterwards.
+    pub(super) fn lost(&mut self, now: Duration, wanted: impl Iterator<Item = Subject>) -> Vec<Subject> {
+        if now < self.look_at || self.sweep || self.waiting() > 0 {
+            return Vec::new();
+        }
+        self.look_at = now.saturating_add(LOOK);
+        // Before its bytes: what is written while they are read then shows.
+        let stamp = self.file.stamp();
+        if self.seen == Some(stamp) {
+            return Vec::new();
+        }
+        let Some(held) = self.held() else { return Vec::new() };
+        let lost: Vec<Subject> = wanted.filter(|subject| !held.contains(subject)).collect();
+        if lost.is_empty() {
+            self.seen = Some(stamp);
+        }
+        lost
+    }
+
+    /// Writes a line that was lost.
+    pub(super) fn restore(&mut self, id: u64, case: Case) {
+        self.add.insert(case.subject, Add { id, case, tried: true, again: true });
+        self.pause.shorten();
     }
 
     pub(super) fn add(&mut self, id: u64, case: Case) {
         self.remove.remove(&case.subject);
-        self.add.insert(case.subject, Add { id, case, tried: false });
+        self.add.insert(case.subject, Add { id, case, tried: false, again: false });
         self.pause.shorten();
     }
 
@@ -82,7 +139,11 @@ impl Lines {
         let way = Way::HostsDeny;
         match self.write(has_line) {
             Ok(subjects) => {
-                self.add.values().for_each(|add| tell(News::Done { case: add.case, way }));
+                let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
+                new.into_iter().for_each(|add| tell(News::Done { case: add.case, way }));
+                if !again.is_empty() {
+                    tell(News::Restored { subjects: again.into_iter().map(|add| add.case.subject).collect(), way });
+                }
                 if !subjects.is_empty() {
                     tell(News::Released { subjects, way });
                 }

@@ -49,6 +49,13 @@ pub enum News {
         /// Where.
         way: Way,
     },
+    /// Lines that somebody took out while their bans were in force are there again.
+    Restored {
+        /// Whose.
+        subjects: Vec<Subject>,
+        /// Where.
+        way: Way,
+    },
     /// A command has ended, or could not be started.
     Ran {
         /// The ban.
@@ -128,6 +135,7 @@ impl fmt::Display for News {
                 f.write_str(")")
             }
             Self::Released { subjects, way } => write!(f, "{} released from {way}", many(subjects)),
+            Self::Restored { subjects, way } => write!(f, "{} missing in {way} and put back", many(subjects)),
             Self::Ran { case, command, outcome, output, took, attempt, again, .. } => {
                 let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                 let took = humantime::format_duration(took);

@@ -95,6 +95,7 @@ impl Work {
         }
         self.commands_go_on(now);
         self.write(now);
+        self.look_at_lines(now);
         // After the lines: a connection that is ended sooner would be opened again.
         self.connections.flush(now, &mut self.tell);
         self.commands_go_on(now);
@@ -121,13 +122,15 @@ impl Work {
             }
             Task::Release { subject } => self.release(subject),
             Task::Adopt { bans } => {
+                let there = self.lines.as_ref().and_then(Lines::held);
                 for Adopted { case, methods, left } in bans {
                     // A ban of this very moment knows better than one from before.
                     if self.bans.get(case.subject).is_some() {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
-                        held.has_line = methods.contains(&Way::HostsDeny);
+                        let there = there.as_ref().is_none_or(|there| there.contains(&case.subject));
+                        held.has_line = there && methods.contains(&Way::HostsDeny);
                         held.has_run = methods.contains(&Way::Run);
                     }
                 }
@@ -213,6 +216,19 @@ impl Work {
         }
     }
 
+    /// Writes lines again that somebody took out.
+    fn look_at_lines(&mut self, now: Duration) {
+        let Some(lines) = &mut self.lines else { return };
+        let lost = lines.lost(now, self.bans.with_line());
+        if lost.is_empty() {
+            return;
+        }
+        for held in lost.into_iter().filter_map(|subject| self.bans.get(subject)) {
+            lines.restore(held.id, held.case);
+        }
+        self.write(now);
+    }
+
     fn commands_go_on(&mut self, now: Duration) {
         let Some(commands) = &mut self.commands else { return };
         let ended = commands.collect(now, &self.bans, &mut self.tell);
@@ -226,7 +242,9 @@ impl Work {
     fn rest(&self) {
         let lines = self.lines.as_ref().and_then(Lines::next);
         let commands = self.commands.as_ref().and_then(Commands::next);
-        match [self.bans.next(), lines, self.connections.next(), commands].into_iter().flatten().min() {
+        let has_lines = self.bans.with_line().next().is_some();
+        let look = self.lines.as_ref().filter(|_| has_lines).map(Lines::next_look);
+        match [self.bans.next(), lines, look, self.connections.next(), commands].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.saturating_sub(boot_time()).min(REST)),
             None if self.losses() != self.told => thread::park_timeout(LOSSES),
             None => thread::park(),

@@ -35,8 +35,8 @@ pub(super) struct Old {
 }
 
 /// What changes when somebody writes a file, replaces it, or changes who may use it.
-#[derive(PartialEq, Eq)]
-struct Stamp {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
     place: (u64, u64),
     access: (u32, u32, u32),
     changed: (i64, i64, i64, i64),
@@ -50,6 +50,11 @@ impl Stamp {
             changed: (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()),
         }
     }
+}
+
+/// The file as it is now, without its bytes; `None` where there is none.
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+    fs::symlink_metadata(path).ok().map(|found| Stamp::of(&found))
 }
 
 /// Reads the file; `None` where there is none.

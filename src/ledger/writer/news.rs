@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::engine::subject::Subject;
 use crate::ledger::LedgerError;
@@ -45,13 +46,20 @@ pub enum News {
         /// Bans in force that could still be read, and are carried over.
         carried: usize,
     },
+    /// Somebody has set the clock. The bans in force end when they would have.
+    ClockSet {
+        /// Back, not forward.
+        back: bool,
+        /// By so much.
+        by: Duration,
+    },
 }
 
 impl News {
     /// True where somebody has to do something.
     #[must_use]
     pub fn is_error(&self) -> bool {
-        !matches!(self, Self::Expired(_) | Self::Recovered { .. })
+        !matches!(self, Self::Expired(_) | Self::Recovered { .. } | Self::ClockSet { .. })
     }
 }
 
@@ -74,6 +82,14 @@ impl fmt::Display for News {
                     Some(aside) => write!(f, "; the old one is {}", aside.display()),
                     None => Ok(()),
                 }
+            }
+            Self::ClockSet { back, by } => {
+                let (way, by) = (
+                    if *back { "back" } else { "forward" },
+                    Duration::from_secs((*by + Duration::from_millis(500)).as_secs().max(1)),
+                );
+                let by = humantime::format_duration(by);
+                write!(f, "the clock was set {way} by {by}; bans in force end when they would have, by the new time")
             }
         }
     }

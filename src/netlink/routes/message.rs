@@ -42,7 +42,12 @@ pub(super) fn read(message: &Message<'_>) -> Option<Route> {
     if message.kind != RTM_NEWROUTE {
         return None;
     }
-    let RouteMessage { header, attributes, .. } = RouteMessage::parse(message.body).ok()?;
+    route(message.body)
+}
+
+/// Reads the body of a message about a route.
+pub(super) fn route(body: &[u8]) -> Option<Route> {
+    let RouteMessage { header, attributes, .. } = RouteMessage::parse(body).ok()?;
     let (mut destination, mut gateway) = (None, None);
     for attribute in &attributes {
         match attribute {

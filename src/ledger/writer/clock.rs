@@ -1,0 +1,103 @@
+//! The clock on the wall, and whether somebody has set it. The ledger's times are that clock's, because they outlive
+//! reboots; the kernel's timers follow the time since boot. While the program runs the second one counts: where the two
+//! part, the ledger's open ends have to follow.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::ledger::row::{self, micros};
+
+/// Less than this is the time between two looks at two clocks. A step of more is noticed; steps below it are summed up.
+const LEAST: i64 = 500_000;
+
+/// What the clock on the wall is ahead of the time since boot, in microseconds, as far as the ledger's ends know.
+pub(super) struct WallClock {
+    ahead: i64,
+}
+
+/// Somebody has set the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    /// By so many microseconds; below 0: back.
+    pub(super) by: i64,
+    /// What it says now, in microseconds since 1970.
+    now: i64,
+}
+
+impl WallClock {
+    pub(super) fn new() -> Self {
+        Self { ahead: ahead() }
+    }
+
+    /// The step that has not been followed yet.
+    pub(super) fn step(&self) -> Option<Step> {
+        let by = ahead().saturating_sub(self.ahead);
+        (by.saturating_abs() >= LEAST).then(|| Step { by, now: micros(SystemTime::now()) })
+    }
+
+    /// The ends know of `step` now.
+    pub(super) fn follow(&mut self, step: Step) {
+        self.ahead = self.ahead.saturating_add(step.by);
+    }
+
+    /// What the clock would say had nobody set it since the last step that was followed.
+    pub(super) fn now(&self) -> SystemTime {
+        row::time(since_boot().saturating_add(self.ahead)).unwrap_or_else(SystemTime::now)
+    }
+}
+
+impl Step {
+    /// `time` by the clock as it is now, where it was taken before. Who asks has waited for some moments only: what comes
+    /// from the new clock is hardly older than now.
+    pub(super) fn moved(self, time: SystemTime) -> SystemTime {
+        let Self { by, now } = self;
+        let at = micros(time);
+        let is_new = match by > 0 {
+            true => at > now.saturating_sub(by).saturating_add(MOMENTS),
+            false => at <= now && at > now.saturating_sub(MOMENTS),
+        };
+        if is_new { time } else { row::time(at.saturating_add(by)).unwrap_or(time) }
+    }
+}
+
+/// How soon at the latest a step is noticed.
+const MOMENTS: i64 = 3_000_000;
+
+fn ahead() -> i64 {
+    micros(SystemTime::now()).saturating_sub(since_boot())
+}
+
+/// CLOCK_BOOTTIME: it counts suspended time, and nobody can set it.
+fn since_boot() -> i64 {
+    let span = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_the_old_clock_moves_and_one_of_the_new_clock_does_not() {
+        let at = |seconds: i64| row::time(seconds * 1_000_000).unwrap();
+        let forward = Step { by: 7_200_000_000, now: 17_200_000_000 };
+        assert_eq!(
+            [at(9_999), at(9_000), at(17_199)].map(|time| forward.moved(time)),
+            [at(17_199), at(16_200), at(17_199)]
+        );
+        let back = Step { by: -7_200_000_000, now: 10_000_000_000 };
+        assert_eq!([at(17_199), at(9_999), at(9_000)].map(|time| back.moved(time)), [at(9_999), at(9_999), at(1_800)]);
+    }
+
+    #[test]
+    fn a_clock_that_nobody_sets_has_no_step() {
+        let clock = WallClock::new();
+        assert_eq!(clock.step(), None);
+        let apart = clock.now().duration_since(SystemTime::now()).unwrap_or_else(|error| error.duration());
+        assert!(apart < Duration::from_secs(1), "{apart:?}");
+        let set = WallClock { ahead: clock.ahead - 3_600_000_000 };
+        let step = set.step().unwrap();
+        assert!((step.by - 3_600_000_000).abs() < LEAST, "{step:?}");
+    }
+}

@@ -1,0 +1,138 @@
+//! The kernel's notifications to own routes that others take away. For the shell's side. Judges nothing: whether a route is
+//! laid again or its ban is lifted is for its caller.
+//!
+//! Routes that go with their interface are not all told, and what the socket cannot hold is lost: whoever must know asks for
+//! the routes themselves as well.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+
+use ipnet::IpNet;
+use netlink_packet_core::NetlinkBuffer;
+use rtnetlink::MulticastGroup;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, TokioSocket};
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+use super::message;
+use crate::netlink::nft::Messages;
+
+/// Something that others did to own routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// Somebody took away the route to this prefix.
+    Route(IpNet),
+    /// The kernel did, or notifications were lost: nobody said that he wants it so.
+    Unsaid,
+}
+
+/// Listens in the network namespace in which it was opened.
+pub struct RouteMonitor {
+    socket: TokioSocket,
+    datagram: Vec<u8>,
+    /// The number of the socket that lays and removes the own routes.
+    own: u32,
+    untold: VecDeque<Gone>,
+}
+
+impl RouteMonitor {
+    /// Begins to listen to what others do than the socket with this port id.
+    ///
+    /// # Errors
+    /// Where netlink cannot be opened.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn open(own: u32) -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind_auto()?;
+        let plain = socket.socket_ref();
+        if sockopt::set_socket_recv_buffer_size_force(plain, BUFFER).is_err() {
+            sockopt::set_socket_recv_buffer_size(plain, BUFFER)?;
+        }
+        for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
+            plain.add_membership(group as u32)?;
+        }
+        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own, untold: VecDeque::new() })
+    }
+
+    /// Waits until an own route goes by somebody else's hand.
+    ///
+    /// # Cancel safety
+    /// What was noticed is told by the next call.
+    ///
+    /// # Errors
+    /// Where the socket fails.
+    pub async fn next(&mut self) -> io::Result<Gone> {
+        loop {
+            if let Some(gone) = self.untold.pop_front() {
+                return Ok(gone);
+            }
+            self.datagram.clear();
+            match poll_fn(|context| self.socket.poll_recv_from(context, &mut self.datagram)).await {
+                // Other processes may send to a netlink socket too; the kernel is number 0.
+                Ok(sender) if sender.port_number() == 0 => self.untold.extend(read(&self.datagram, self.own)),
+                Ok(_) => {}
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::NOBUFS) => return Ok(Gone::Unsaid),
+                    Some(Errno::INTR) => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+/// The own routes that a datagram says are gone.
+fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
+    // One notification a datagram, so the first sender is that of all.
+    let Ok(header) = NetlinkBuffer::new_checked(datagram) else { return Vec::new() };
+    let by = header.port_number();
+    if by == own {
+        return Vec::new();
+    }
+    let removed = Messages(datagram).filter(|message| message.kind == RTM_DELROUTE);
+    let routes = removed.filter_map(|message| message::route(message.body)).filter(message::Route::is_own);
+    routes.map(|route| if by == 0 { Gone::Unsaid } else { Gone::Route(route.net) }).collect()
+}
+
+const RTM_DELROUTE: u16 = 25;
+
+/// Past the system's limit where this process may: `ip route flush proto 112` with a full list is told one by one.
+const BUFFER: usize = 8 << 20;
+
+/// Longer than a notification of a route that leads nowhere.
+const DATAGRAM: usize = 8 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::routes::Kind;
+
+    /// A notification that the route to `net` is gone, as the kernel writes it for the socket `by`.
+    fn notification(net: &str, by: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        message::put_add(&mut bytes, net.parse().unwrap(), Kind::Blackhole);
+        bytes[4..6].copy_from_slice(&RTM_DELROUTE.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&by.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn an_own_route_that_somebody_else_removes_is_told_with_its_prefix() {
+        let net = "192.0.2.7/32";
+        assert_eq!(read(&notification(net, 7), 8), [Gone::Route(net.parse().unwrap())]);
+        assert_eq!(read(&notification(net, 8), 8), [], "that was this program");
+        assert_eq!(read(&notification(net, 0), 8), [Gone::Unsaid], "nobody asked the kernel for it");
+        let mut added = notification(net, 7);
+        added[4] = 24;
+        assert_eq!(read(&added, 8), []);
+        let mut anothers = notification(net, 7);
+        anothers[21] = 4;
+        assert_eq!(read(&anothers, 8), [], "of another protocol");
+        let whole = notification("2001:db8:1:2::/64", 7);
+        (0..whole.len()).for_each(|end| drop(read(&whole[..end], 8)));
+    }
+}
