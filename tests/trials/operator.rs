@@ -109,7 +109,7 @@ fn explain_and_allow_follow_an_address_through_its_life() {
     assert!(said.code == Some(0) && said.out.contains("blocked     yes, until 2"), "{said:?}");
 
     let said = operate(&lab, &["allow", &text, "--for", "1h"]);
-    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text}/32 is not blocked until 2")), "{said:?}");
+    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text}/32 is allowed until 2")), "{said:?}");
     daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
     assert!(within(PATIENCE, || lab.banned().is_empty().then_some(())).is_some());
     lab.touch("attacker", attacker, target, &CLOSED);
