@@ -112,7 +112,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Decoy(#[from] DecoyError),
     /// The figures cannot be given out.
-    #[error("cannot listen at {address}, which metrics.listen names: {error}; choose another port")]
+    #[error("cannot listen at {address}, which metrics.listen names: {error}; {}", remedy(error))]
     Metrics {
         /// The address.
         address: SocketAddr,
@@ -133,6 +133,15 @@ pub enum DaemonError {
         /// What came back.
         error: io::Error,
     },
+}
+
+/// What to do where an address cannot be listened at.
+fn remedy(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) {
+        "the service may open no Internet socket: its drop-in internet.conf lets it, see the package's examples"
+    } else {
+        "choose another port"
+    }
 }
 
 fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> DaemonError {

@@ -130,7 +130,7 @@ say "install again, then purge: nothing is left"
 inside dpkg -i /root/portsentry.deb
 runs "install again"
 inside dpkg -P portsentry-nft
-for left in /var/lib/portsentry /run/portsentry /etc/portsentry /usr/sbin/portsentry /etc/logrotate.d/portsentry-nft \
+for left in /var/lib/portsentry /var/log/portsentry /run/portsentry /etc/portsentry /usr/sbin/portsentry /etc/logrotate.d/portsentry-nft \
     /etc/systemd/system/multi-user.target.wants/portsentry.service; do
     ! inside test -e "$left" || fail "the purge left $left"
 done

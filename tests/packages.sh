@@ -48,7 +48,7 @@ else
 fi
 
 if ! PATH="$PATH:$HOME/.cargo/bin" command -v cargo >/dev/null; then
-    echo "There is no cargo; install Rust 1.88 or later from https://rustup.rs" >&2
+    echo "There is no cargo; install Rust 1.89 or later from https://rustup.rs" >&2
     exit 1
 fi
 

@@ -109,7 +109,7 @@ pub enum DecoyError {
         ports: PortSet,
     },
     /// The kernel refused one for another reason.
-    #[error("no decoy can be opened on {} port {port}: {error}", protocol.name())]
+    #[error("no decoy can be opened on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
     Open {
         /// Its protocol.
         protocol: Protocol,
@@ -121,6 +121,15 @@ pub enum DecoyError {
     /// Epoll is not to be had.
     #[error("the decoys cannot be watched: {0}")]
     Epoll(#[from] Errno),
+}
+
+/// What to do where a service may open no Internet socket.
+fn remedy(error: Errno) -> &'static str {
+    if error == Errno::AFNOSUPPORT {
+        "; the service needs its drop-in connect-mode.conf, see the package's examples"
+    } else {
+        ""
+    }
 }
 
 struct Decoy {

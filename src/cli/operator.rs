@@ -61,6 +61,7 @@ pub struct BlockOptions {
 
 /// Options of `unblock`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all")]
 pub struct UnblockOptions {
     /// Address or prefix to free
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network, required_unless_present = "all")]
@@ -91,10 +92,18 @@ pub struct AllowOptions {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ExplainOptions {
     /// The address
+    #[arg(value_parser = parse_address)]
     pub address: IpAddr,
     #[command(flatten)]
     #[allow(missing_docs, reason = "it would become a heading of the help")]
     pub connection: Connection,
+}
+
+/// Reads one address.
+fn parse_address(text: &str) -> Result<IpAddr, String> {
+    let wrong =
+        "it is not one address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows a network's bans";
+    text.parse().map_err(|_| wrong.to_owned())
 }
 
 /// Reads a span of at least a second.

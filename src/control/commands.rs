@@ -22,8 +22,9 @@ pub fn run(question: &Question, out: &mut impl Write) -> Result<(), ClientError>
         Question::Block(options) => {
             let (target, expire, reason) = (options.target.to_string(), options.expire.clone(), options.reason.clone());
             let request = Request::Block { target, expire, reason, force: options.force };
-            (request, &options.connection, |told| {
-                format!("{} is blocked until {}\n", text(told, "subject"), text(told, "expires"))
+            (request, &options.connection, |told| match text(told, "expires") {
+                "never" => format!("{} is blocked for ever\n", text(told, "subject")),
+                end => format!("{} is blocked until {}\n", text(told, "subject"), moment(end)),
             })
         }
         Question::Unblock(options) => {
@@ -36,8 +37,8 @@ pub fn run(question: &Question, out: &mut impl Write) -> Result<(), ClientError>
             let span = options.span.map(|span| humantime::format_duration(span).to_string());
             (Request::Allow { target: options.target.to_string(), span }, &options.connection, |told| {
                 match told.get("until").and_then(Value::as_str) {
-                    Some(until) => format!("{} is not blocked until {until}\n", text(told, "allowed")),
-                    None => format!("{} is not blocked until the daemon ends\n", text(told, "allowed")),
+                    Some(until) => format!("{} is allowed until {}\n", text(told, "allowed"), moment(until)),
+                    None => format!("{} is allowed until the daemon ends\n", text(told, "allowed")),
                 }
             })
         }
@@ -81,6 +82,14 @@ fn text<'a>(fields: &'a Fields, key: &str) -> &'a str {
     fields.get(key).and_then(Value::as_str).unwrap_or("?")
 }
 
+/// A time to the second, as a person reads it: what is left of a ban is known no better.
+fn moment(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => time.to_owned(),
+    }
+}
+
 fn number(fields: &Fields, key: &str) -> u64 {
     fields.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
@@ -112,8 +121,15 @@ fn status(told: &Fields) -> String {
         None => text(told, "state").to_owned(),
     };
     line(&mut out, "portsentry", &format!("{}, process {}, {state}", text(told, "version"), number(told, "process")));
-    line(&mut out, "since", &format!("{}, for {}", text(told, "since"), span(number(told, "uptime_s"))));
-    line(&mut out, "blocks", &format!("for {}, by {}", text(told, "expire"), list(told.get("methods"))));
+    line(&mut out, "since", &format!("{}, for {}", moment(text(told, "since")), span(number(told, "uptime_s"))));
+    line(
+        &mut out,
+        "blocks",
+        &match text(told, "state") {
+            "only logging" => "nobody".to_owned(),
+            _ => format!("for {}, by {}", text(told, "expire"), list(told.get("methods"))),
+        },
+    );
     let interfaces = list(told.get("interfaces"));
     line(&mut out, "interfaces", if interfaces.is_empty() { "all" } else { &interfaces });
     for (word, key) in [("TCP", "tcp"), ("UDP", "udp")] {
@@ -172,7 +188,7 @@ fn status(told: &Fields) -> String {
     if let Some(last) = part(told, "last_event") {
         let who = last.get("subject").or_else(|| last.get("source")).and_then(Value::as_str);
         let who = who.map_or(String::new(), |who| format!(" {who}"));
-        line(&mut out, "last event", &format!("{} {}{who}", text(last, "time"), text(last, "event")));
+        line(&mut out, "last event", &format!("{} {}{who}", moment(text(last, "time")), text(last, "event")));
     }
     out
 }
@@ -186,11 +202,17 @@ pub(super) fn explain(told: &Fields) -> String {
     line(&mut out, "protected", told.get("protected").and_then(Value::as_str).unwrap_or("no"));
     let left = |key| {
         part(told, key).map(|state| match state.get("until").and_then(Value::as_str) {
-            Some(until) => format!("yes, until {until} ({} left)", text(state, "left")),
+            Some(until) => {
+                let left =
+                    state.get("left_s").and_then(Value::as_u64).map_or_else(|| text(state, "left").to_owned(), span);
+                format!("yes, until {} ({left} left)", moment(until))
+            }
             None => "yes, for ever".to_owned(),
         })
     };
-    line(&mut out, "blocked", &left("blocked").unwrap_or_else(|| "no".to_owned()));
+    let network = part(told, "blocked").and_then(|state| state.get("network")).and_then(Value::as_str);
+    let with = network.map_or(String::new(), |network| format!(", with all of {network}"));
+    line(&mut out, "blocked", &left("blocked").map_or("no".to_owned(), |left| format!("{left}{with}")));
     if let Some(logged) = left("logged") {
         line(&mut out, "only logged", &logged);
     }
@@ -226,13 +248,19 @@ pub(super) fn explain(told: &Fields) -> String {
     line(&mut out, "bans", &format!("{} in the ledger", number(told, "bans")));
     for ban in history.iter().filter_map(Value::as_object) {
         let end = match part(ban, "ended") {
-            Some(ended) => format!("{} {}", text(ended, "how"), text(ended, "at")),
-            None => {
-                ban.get("until").and_then(Value::as_str).map_or("for ever".to_owned(), |until| format!("until {until}"))
-            }
+            Some(ended) => format!("{} {}", text(ended, "how"), moment(text(ended, "at"))),
+            None => match ban.get("until").and_then(Value::as_str) {
+                Some(until) => format!("until {}", moment(until)),
+                None => "for ever".to_owned(),
+            },
         };
         let class = ban.get("class").and_then(Value::as_str).unwrap_or("by hand");
-        let _ = writeln!(out, "  {}  {class:<10} {end}  {}", text(ban, "since"), list(ban.get("ports")));
+        let mut rest = vec![end];
+        // The network's bans, where it is blocked by one.
+        rest.extend(ban.get("subject").and_then(Value::as_str).filter(|banned| *banned != subject).map(str::to_owned));
+        rest.extend(Some(list(ban.get("ports"))).filter(|ports| !ports.is_empty()));
+        rest.extend(ban.get("note").and_then(Value::as_str).map(|note| format!("{note:?}")));
+        let _ = writeln!(out, "  {}  {class:<10} {}", moment(text(ban, "since")), rest.join("  "));
     }
     out
 }

@@ -132,7 +132,7 @@ impl Shell {
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
         if own || !force {
             let remedy = if own { "" } else { "; --force blocks it all the same" };
-            let error = format!("{target} is not blocked: {network} is {protection}{remedy}");
+            let error = format!("{} is not blocked: {} is {protection}{remedy}", plain(target), plain(network));
             return Err(Reply::not(Refusal::Refused, error));
         }
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
@@ -157,6 +157,11 @@ impl Shell {
         let asked = subjects.as_ref().and_then(|subjects| subjects.first().copied());
         let hole = asked.and_then(|subject| IpNet::new(subject.element(), subject.prefix_len()).ok());
         let done = self.lift(subjects, by);
+        let around = asked.map(|subject| {
+            let (sent, known) = oneshot::channel();
+            self.deliver(Order::Wish(Wish::Explain { address: subject.element(), answer: sent }));
+            known
+        });
         // Behind it: who is protected again has no ban that the sensor would have to lift.
         match self.watch.unforce(hole).await {
             Ok(orders) => orders.into_iter().for_each(|order| self.deliver(order)),
@@ -164,7 +169,15 @@ impl Shell {
         }
         tokio::spawn(async move {
             let reply = match (of_sensor(done).await, asked) {
-                (Ok(Ok(0)), Some(subject)) => Reply::not(Refusal::Refused, format!("{subject} is not blocked")),
+                (Ok(Ok(0)), Some(subject)) => {
+                    let known = match around {
+                        Some(known) => of_sensor(known).await.ok(),
+                        None => None,
+                    };
+                    // `subject` may itself be a network inside another.
+                    let wider = known.and_then(|known| known.network).filter(|network| *network != subject);
+                    Reply::not(Refusal::Refused, not_blocked(subject, wider))
+                }
                 (Ok(Ok(lifted)), _) => Reply::Done(fields(json!({ "unblocked": lifted }))),
                 (Ok(Err(error)), _) => Reply::not(Refusal::Failed, error),
                 (Err(reply), _) => reply,
@@ -247,7 +260,7 @@ impl Shell {
             };
             let mut told = explained(address, &explanation);
             let past = match recorder {
-                Some(recorder) => history(&recorder, explanation.subject).await,
+                Some(recorder) => past(&recorder, &explanation).await,
                 // A host that only logs has no ledger.
                 None => None,
             };
@@ -354,13 +367,33 @@ fn name(peer: Peer) -> String {
     }
 }
 
-/// The first protected prefix that `target` touches.
+/// A protected prefix that `target` touches: the one that `--force` could least do anything about.
 fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection)> {
     let touches = |network: &IpNet| target.contains(network) || network.contains(&target);
-    let network = host.allow.prefixes().find(touches)?;
-    let own = host.local.is_exact() && host.local.contains(network.addr());
-    let why = if own { Some(Protection::OwnAddress) } else { host.allow.protects(network.addr()) };
-    Some((network, why?))
+    let why = |network: IpNet| {
+        // An allowed network around it, or one that begins with an own address, says nothing of that address.
+        let alone = network.prefix_len() == network.max_prefix_len();
+        let own = alone && host.local.is_exact() && host.local.contains(network.addr());
+        if own { Some(Protection::OwnAddress) } else { host.allow.covers(network) }
+    };
+    let touched = host.allow.prefixes().filter(touches);
+    touched.filter_map(|network| Some((network, why(network)?))).min_by_key(|(_, why)| *why)
+}
+
+/// Why there is nothing to lift for `subject`, and what there is instead.
+fn not_blocked(subject: Subject, wider: Option<Subject>) -> String {
+    match wider {
+        Some(wider) => format!(
+            "{subject} is blocked with all of {wider}: unblock that network, or let {subject} alone through with \
+             `portsentry allow {subject}`"
+        ),
+        None => format!("{subject} is not blocked"),
+    }
+}
+
+/// A network as a person writes it: one address without its length.
+fn plain(network: IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
 fn one_line(text: &str) -> String {
@@ -417,15 +450,22 @@ fn explained(address: IpAddr, known: &Explanation) -> Fields {
     let left = |expiry: Expiry| match expiry {
         Expiry::Never => json!({"left": "for ever"}),
         Expiry::After(span) => {
-            let span = Duration::from_secs(span.as_secs());
-            json!({"left": humantime::format_duration(span).to_string(), "left_s": span.as_secs(), "until": rfc3339(SystemTime::now() + span)})
+            let whole = Duration::from_secs(span.as_secs());
+            let left = humantime::format_duration(whole).to_string();
+            json!({"left": left, "left_s": whole.as_secs(), "until": rfc3339(SystemTime::now() + span)})
         }
     };
     fields(json!({
         "address": address.to_string(),
         "subject": known.subject.to_string(),
         "protected": known.protection.map(|protection| protection.to_string()),
-        "blocked": known.blocked.map(left),
+        "blocked": known.blocked.map(|expiry| {
+            let mut state = left(expiry);
+            if let (Some(fields), Some(network)) = (state.as_object_mut(), known.network) {
+                fields.insert("network".to_owned(), network.to_string().into());
+            }
+            state
+        }),
         "logged": known.logged.map(left),
         "strikes": known.strikes,
         "suspected": known.suspicions.iter().flatten().map(suspicion).collect::<Vec<_>>(),
@@ -456,6 +496,16 @@ pub(super) fn entry(entry: &Entry) -> Value {
         "strikes": entry.strikes,
         "ended": ended,
     })
+}
+
+/// The bans of an address, and of the network by which it is blocked, the oldest first.
+async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
+    let mut past = history(recorder, known.subject).await?;
+    if let Some(network) = known.network {
+        past.extend(history(recorder, network).await?);
+        past.sort_by_key(|entry| entry.ban.since);
+    }
+    Some(past)
 }
 
 /// All that the ledger has about `subject`; `None` where it cannot be read.

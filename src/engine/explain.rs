@@ -17,6 +17,8 @@ pub struct Explanation {
     pub protection: Option<Protection>,
     /// It is blocked, and for so much longer.
     pub blocked: Option<Expiry>,
+    /// The network in which it is, where its own subject is free and all of that is blocked.
+    pub network: Option<Subject>,
     /// It would be blocked if its protocol were not only logged; for so much longer.
     pub logged: Option<Expiry>,
     /// Bans that count against it, the present one included.
@@ -68,10 +70,16 @@ impl Engine {
                 ),
             })
         };
+        let blocked = standing(BLOCKING, Standing::Blocked);
+        let around = match blocked {
+            None => self.recognise_network(now, address).filter(|(_, _, held)| *held == Standing::Blocked),
+            Some(_) => None,
+        };
         Explanation {
             subject,
             protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
-            blocked: standing(BLOCKING, Standing::Blocked),
+            blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.judged.left(slot, now.tick()))),
+            network: around.map(|(network, ..)| network),
             logged: standing(LOGGING, Standing::Logged).or_else(|| standing(TELLING, Standing::Logged)),
             strikes: self.strikes.count(Key::new(subject, BLOCKING), now.tick()),
             suspicions: [BLOCKING, LOGGING, TELLING].map(suspicion),

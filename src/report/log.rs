@@ -43,8 +43,8 @@ pub fn init(target: Target) -> Result<(), TryInitError> {
     let (mut journal, mut syslog) = (None, None);
     match target {
         Target::Stderr => {}
-        Target::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok()),
-        Target::Journal => match tracing_journald::layer() {
+        Target::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal().ok()),
+        Target::Journal => match to_journal() {
             Ok(layer) => journal = Some(layer),
             Err(error) => said = Some(format!("there is no journal: {error}; the log goes to standard error")),
         },
@@ -104,6 +104,12 @@ pub fn write(event: &Event, name: Option<&str>) {
         _ if line.starts_with("adminalert:") => log!(info),
         _ => log!(warn),
     }
+}
+
+/// To the journal, with the facility that classic's lines have: without one the journal hands them to a syslog daemon as
+/// messages of a user's program, where rules for `daemon.*` find nothing.
+fn to_journal() -> std::io::Result<tracing_journald::Layer> {
+    Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", "3")]))
 }
 
 /// How many events may be told: all that an operator acts on, and a bounded number of what strangers can cause.

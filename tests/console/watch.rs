@@ -20,14 +20,14 @@ const ENTER: &str = "\u{1b}[?1049h";
 const LEAVE: &str = "\u{1b}[?1049l";
 
 /// A daemon that blocks nobody by itself: nothing reaches its namespace.
-struct Daemon {
-    folder: TempDir,
-    namespace: Namespace,
+pub(super) struct Daemon {
+    pub(super) folder: TempDir,
+    pub(super) namespace: Namespace,
     child: Child,
 }
 
 impl Daemon {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let (folder, namespace) = (tempfile::tempdir().unwrap(), Namespace::new());
         let mut command = namespace.command(PROGRAM);
         command.arg("--state-dir").arg(folder.path().join("state")).arg("--socket").arg(folder.path().join("socket"));
@@ -37,7 +37,7 @@ impl Daemon {
         daemon
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
     }
 

@@ -216,6 +216,7 @@ fn the_journal_gets_the_line_and_fields_to_search_for() {
     for (name, value) in [
         ("MESSAGE", line.as_str()),
         ("SYSLOG_IDENTIFIER", "portsentry"),
+        ("SYSLOG_FACILITY", "3"),
         ("PRIORITY", "4"),
         ("PORTSENTRY_SOURCE", &attacker),
         ("PORTSENTRY_PROTO", "tcp"),

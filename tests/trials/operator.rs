@@ -73,7 +73,8 @@ fn block_and_unblock_do_in_the_kernel_what_they_say() {
 #[test]
 fn nobody_who_is_protected_is_blocked_by_hand_unless_that_is_forced_and_itself_never() {
     let lab = Lab::new(&["attacker"]);
-    let daemon = Daemon::start_configured(&lab, "[allow]\nnetworks = [\"192.0.2.0/24\"]\n", &[]);
+    // That a network around it is allowed makes an own address no less an own one.
+    let daemon = Daemon::start_configured(&lab, "[allow]\nnetworks = [\"192.0.2.0/24\", \"10.77.1.0/24\"]\n", &[]);
     let own = lab.victim_v4("attacker").to_string();
     for words in [&["block", "192.0.2.7"][..], &["block", &own], &["block", &own, "--force"], &["block", "10.0.0.0/8"]]
     {
@@ -109,7 +110,7 @@ fn explain_and_allow_follow_an_address_through_its_life() {
     assert!(said.code == Some(0) && said.out.contains("blocked     yes, until 2"), "{said:?}");
 
     let said = operate(&lab, &["allow", &text, "--for", "1h"]);
-    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text} is not blocked until 2")), "{said:?}");
+    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text} is allowed until 2")), "{said:?}");
     daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
     assert!(within(PATIENCE, || lab.banned().is_empty().then_some(())).is_some());
     lab.touch("attacker", attacker, target, &CLOSED);
@@ -118,6 +119,27 @@ fn explain_and_allow_follow_an_address_through_its_life() {
     let told = asked(&lab, &["explain", &text]);
     assert_eq!(told["protected"], "on the allow-list", "{told}");
     assert_eq!(told["blocked"], serde_json::Value::Null, "{told}");
+    daemon.stop();
+}
+
+#[test]
+fn an_address_in_a_blocked_network_is_said_to_be_blocked_with_it() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    assert_eq!(operate(&lab, &["block", "203.0.113.0/24", "--reason", "a rack of them"]).code, Some(0));
+    let told = asked(&lab, &["explain", "203.0.113.9"]);
+    assert_eq!((&told["subject"], &told["blocked"]["network"]), (&"203.0.113.9".into(), &"203.0.113.0/24".into()));
+    assert!(told["blocked"]["left_s"].as_u64().is_some_and(|left| left <= 3_600), "{told}");
+    let said = within(PATIENCE, || {
+        let said = operate(&lab, &["explain", "203.0.113.9"]);
+        said.out.contains("a rack of them").then_some(said)
+    });
+    assert!(said.is_some_and(|said| said.out.contains(" left), with all of 203.0.113.0/24")));
+    let said = operate(&lab, &["unblock", "203.0.113.9"]);
+    let way_out = "is blocked with all of 203.0.113.0/24: unblock that network, or let 203.0.113.9 alone through";
+    assert!(said.code == Some(1) && said.err.contains(way_out), "{said:?}");
+    assert_eq!(operate(&lab, &["unblock", "203.0.113.0/24"]).code, Some(0));
+    assert_eq!(asked(&lab, &["explain", "203.0.113.9"])["blocked"], serde_json::Value::Null);
     daemon.stop();
 }
 

@@ -284,7 +284,7 @@ impl View {
                 (format!("{} is free again", plain(target.as_deref().unwrap_or("everybody"))), true)
             }
             (Request::Allow { target, .. }, Ok(_)) => {
-                (format!("{} is not blocked until the daemon ends", plain(target)), true)
+                (format!("{} is allowed until the daemon ends", plain(target)), true)
             }
             (_, Ok(_)) => ("done".to_owned(), true),
             (_, Err(error)) => (plain(&error), false),

@@ -1,0 +1,225 @@
+//! Every command as a program, against one daemon: what it writes for people and for programs, its exit code, and that
+//! docs/control.md names every field of its JSON.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::watch::Daemon;
+
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const CONFIG: i32 = 78;
+
+/// What stands for the daemon's places in a command line.
+const SOCKET: &str = "SOCKET";
+const STATE: &str = "STATE";
+const FILE: &str = "FILE";
+
+/// Command line, exit code, a part of standard output, and the fields of the object that `--json` gives.
+const DONE_WELL: &[(&str, &str, &[&str])] = &[
+    (
+        "status --socket SOCKET",
+        "blocking",
+        &[
+            "running",
+            "version",
+            "process",
+            "since",
+            "uptime_s",
+            "state",
+            "trial_left_s",
+            "expire",
+            "methods",
+            "interfaces",
+            "tcp",
+            "udp",
+            "packets",
+            "probes",
+            "sources_tracked",
+            "bans",
+            "allowed",
+            "ledger",
+            "last_event",
+        ],
+    ),
+    (
+        "block 192.0.2.7 --expire 2h --reason word --socket SOCKET",
+        "192.0.2.7 is blocked until 2",
+        &["subject", "expires"],
+    ),
+    ("block 192.0.2.8 --expire never --socket SOCKET", "192.0.2.8 is blocked for ever", &["subject", "expires"]),
+    (
+        "explain 192.0.2.7 --socket SOCKET",
+        "until 2",
+        &["address", "subject", "protected", "blocked", "logged", "strikes", "suspected", "bans", "history"],
+    ),
+    ("list --state-dir STATE", "192.0.2.7 ", &["time", "kernel", "notes", "bans"]),
+    ("allow 198.51.100.0/24 --for 1h --socket SOCKET", "198.51.100.0/24 is allowed until 2", &["allowed", "until"]),
+    ("unblock --all --socket SOCKET", "bans lifted: ", &["unblocked"]),
+    ("reload --socket SOCKET", "read again", &["changed", "needs_restart"]),
+    (
+        "report --state-dir STATE",
+        "</html>",
+        &[
+            "event",
+            "host",
+            "from",
+            "to",
+            "kept",
+            "bans",
+            "sources",
+            "in_force",
+            "repeat_offenders",
+            "probes",
+            "over_time",
+            "classes",
+            "ports",
+            "networks",
+            "offenders",
+            "hours",
+            "ends",
+            "authors",
+            "methods",
+            "ahead",
+            "unreadable",
+        ],
+    ),
+    (
+        "check FILE/good.toml",
+        "verdict",
+        &[
+            "ok",
+            "settings",
+            "errors",
+            "warnings",
+            "notes",
+            "tcp",
+            "udp",
+            "scan_trigger",
+            "window_s",
+            "expire",
+            "methods",
+            "interfaces",
+            "protected",
+            "names",
+        ],
+    ),
+    ("import FILE/classic.conf", "[tcp]", &["toml", "notes"]),
+];
+
+/// Command line, exit code, and what standard error says that there is to do.
+const WRONG: &[(&str, i32, &str)] = &[
+    ("bloc 192.0.2.7", USAGE, "similar subcommands"),
+    ("block 192.0.2.7 --expire soon", USAGE, "write for example"),
+    ("block 192.0.2.300", USAGE, "write for example"),
+    ("block 0.0.0.0/0 --socket SOCKET", USAGE, "too wide"),
+    ("explain 192.0.2.0/24", USAGE, "write for example"),
+    ("unblock", USAGE, "--all"),
+    ("list --sort size", USAGE, "possible values"),
+    ("report --since yesterday", USAGE, "write a span"),
+    ("completions tcsh", USAGE, "possible values"),
+    ("--scan-trigger 16", USAGE, "0..=15"),
+    ("block 127.0.0.1 --socket SOCKET", FAILED, "127.0.0.1 is not blocked: 127.0.0.0/8 is a loopback address"),
+    ("unblock 192.0.2.9 --socket SOCKET", FAILED, "is not blocked"),
+    ("confirm --socket SOCKET", FAILED, "there is no trial"),
+    ("status --socket FILE/none", FAILED, "Start it, or name its socket"),
+    ("explain 192.0.2.7 --socket FILE/none", FAILED, "Start it, or name its socket"),
+    ("report --state-dir FILE/none", FAILED, "--state-dir names another"),
+    ("import FILE/none", FAILED, "FILE/none"),
+    ("replay FILE/none", FAILED, "FILE/none"),
+    ("check FILE/bad.toml", CONFIG, "bad.toml:1:10: expire: "),
+    ("--config FILE/bad.toml", CONFIG, "bad.toml:1:10: expire: "),
+    ("import FILE/bad.conf", CONFIG, "bad.conf"),
+];
+
+fn filled(daemon: &Daemon, line: &str) -> Vec<String> {
+    let (folder, socket) = (daemon.folder.path().display().to_string(), daemon.socket().display().to_string());
+    let state = daemon.folder.path().join("state").display().to_string();
+    let word = |word: &str| word.replace(SOCKET, &socket).replace(STATE, &state).replace(FILE, &folder);
+    line.split_whitespace().map(word).collect()
+}
+
+fn run(daemon: &Daemon, line: &str) -> Output {
+    let mut command = daemon.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
+    command.args(filled(daemon, line)).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Asserts how `line` ended; what it wrote.
+fn ended(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
+    let output = run(daemon, line);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{line}: {out}{err}");
+    (out, err)
+}
+
+fn daemon() -> Daemon {
+    let daemon = Daemon::start();
+    let write = |name: &str, text: &str| fs::write(daemon.folder.path().join(name), text).unwrap();
+    write("good.toml", "expire = \"2h\"\n");
+    write("bad.toml", "expire = \"soon\"\n");
+    write("classic.conf", "TCP_PORTS=\"1,7\"\nBLOCK_TCP=\"1\"\n");
+    write("bad.conf", "TCP_PORTS=\"1,x\"\n");
+    daemon
+}
+
+#[test]
+fn every_command_says_the_same_to_people_and_to_programs() {
+    let daemon = daemon();
+    for (line, part, keys) in DONE_WELL {
+        // For programs first: what is lifted or lists a ban finds it both times.
+        let (out, _) = ended(&daemon, &format!("{line} --json"), DONE);
+        assert_eq!(out.matches('\n').count(), 1, "{line}: one line: {out}");
+        let Value::Object(told) = serde_json::from_str(&out).unwrap() else { panic!("{line}: {out}") };
+        let told: BTreeSet<&str> = told.keys().map(String::as_str).collect();
+        assert_eq!(told, keys.iter().copied().collect(), "{line}");
+        let (out, _) = ended(&daemon, line, DONE);
+        assert!(out.contains(part), "{line}: {out}");
+    }
+}
+
+#[test]
+fn whatever_goes_wrong_has_its_exit_code_and_says_what_to_do() {
+    let daemon = daemon();
+    let folder = daemon.folder.path().display().to_string();
+    for (line, code, part) in WRONG {
+        let (out, err) = ended(&daemon, line, *code);
+        assert!(err.contains(&part.replace(FILE, &folder)), "{line}: {err}");
+        assert_eq!(out, "", "{line}: nothing on standard output");
+    }
+}
+
+#[test]
+fn the_page_of_the_socket_names_every_field() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/control.md")).unwrap();
+    for (line, _, keys) in DONE_WELL {
+        let command = line.split_whitespace().next().unwrap();
+        let row = page.lines().find(|row| row.starts_with(&format!("| `{command}` |")));
+        let row = row.unwrap_or_else(|| panic!("{command} has no row in docs/control.md"));
+        for key in *keys {
+            assert!(row.contains(&format!("`{key}`")), "{command}: {key} is not in {row}");
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors_for_any_command() {
+    let commands: Vec<String> =
+        portsentry::cli::grammar().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    assert!(commands.len() > 12, "{commands:?}");
+    for line in commands.iter().map(|command| format!("{command} --help")).chain(["--help".into(), "--version".into()])
+    {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = Command::new(env!("CARGO_BIN_EXE_portsentry")).args(words).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(DONE), String::new()), "{line}");
+        assert!(!output.stdout.is_empty(), "{line}");
+    }
+}
