@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
+use rustix::thread::CapabilitySet;
 
 use super::user::NAME;
 
@@ -80,7 +81,7 @@ impl Alone {
                 Err(error) => return Err(NotAlone::System(error.into())),
             }
             match holder(&address) {
-                Some((user, process)) if trusted(user) => return Err(NotAlone::Other { process }),
+                Some((user, process)) if trusted(user) || blocks(process) => return Err(NotAlone::Other { process }),
                 Some((user, process)) => return Ok(Self::in_doubt(&format!("user {user}"), process)),
                 // It is just starting, or ending.
                 None if Instant::now() < until => thread::sleep(AGAIN),
@@ -130,6 +131,18 @@ fn trusted(user: u32) -> bool {
     let own = rustix::process::geteuid().as_raw();
     let package = || User::from_name(NAME).ok().flatten().is_some_and(|found| found.uid.as_raw() == user);
     user == 0 || user == own || package()
+}
+
+/// True for a process of another user, which a service may run as, that has CAP_NET_ADMIN in our own user namespace: one of
+/// its own everybody can have. Only root can look there.
+fn blocks(process: Option<i32>) -> bool {
+    let Some(process) = process else { return false };
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
+    let ours = namespace(&process.to_string()).is_some_and(|theirs| namespace("self") == Some(theirs));
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or_default();
+    ours && CapabilitySet::from_bits_retain(effective).contains(CapabilitySet::NET_ADMIN)
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ mod tests {
     fn what_is_beside_the_folders_is_out_of_reach() {
         let folder = tempfile::tempdir().unwrap();
         let [state, settings] = ["state", "settings"].map(|name| folder.path().join(name));
-        [&state, &settings].map(|path| std::fs::create_dir(path).unwrap());
+        [&state, &settings].iter().for_each(|path| std::fs::create_dir(path).unwrap());
         let needs = Needs { own: vec![state.clone()], read: vec![settings.clone()], ..Needs::default() };
         let reach = Reach::of(&needs);
         assert!(reach.has(&state.join("new"), true) && reach.has(&state.join("new"), false));

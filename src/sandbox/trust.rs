@@ -143,10 +143,10 @@ mod tests {
     fn a_link_is_followed_and_its_own_place_counts_too() {
         let folder = tempfile::tempdir().unwrap();
         let [open, good] = ["open", "good"].map(|name| folder.path().join(name));
-        [&open, &good].map(|path| fs::create_dir(path).unwrap());
+        [&open, &good].iter().for_each(|path| fs::create_dir(path).unwrap());
         fs::write(good.join("file"), "").unwrap();
         fs::write(open.join("file"), "").unwrap();
-        [good.join("file"), open.join("file")].map(|path| set(&path, 0o644));
+        [good.join("file"), open.join("file")].iter().for_each(|path| set(path, 0o644));
         set(&open, 0o777);
         symlink(good.join("file"), open.join("link")).unwrap();
         symlink(open.join("file"), good.join("link")).unwrap();

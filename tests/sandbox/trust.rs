@@ -15,7 +15,7 @@ fn settings_and_commands_that_others_could_change_stop_the_start_with_what_to_do
     fs::create_dir(&way).unwrap();
     fs::write(&hook, "#!/bin/sh\n").unwrap();
     let set = |path: &std::path::Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-    [(&way, 0o755), (&hook, 0o755)].map(|(path, mode)| set(path, mode));
+    [(&way, 0o755), (&hook, 0o755)].iter().for_each(|(path, mode)| set(path, *mode));
     let text = format!(
         "[allow]\nfiles = [{ignore:?}]\n[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [{hook:?}]\n"
     );
