@@ -39,7 +39,6 @@ const HELP: &str = "\
 {usage-heading} {usage}
 
 {options}
-
 Commands (portsentry COMMAND --help):
   status list watch events        how it is, who is blocked, what happens
   block unblock allow explain     one address
@@ -104,6 +103,8 @@ pub struct RunOptions {
     pub socket: Option<PathBuf>,
     /// Nothing is blocked any more after this time, unless somebody confirms.
     pub confirm: Option<Duration>,
+    /// No rights are given up.
+    pub no_sandbox: bool,
 }
 
 /// Options of `replay`.
@@ -190,6 +191,9 @@ struct Words {
     /// Only log after SPAN unless `portsentry confirm` comes
     #[arg(long, value_name = "SPAN", value_parser = operator::parse_span)]
     confirm: Option<Duration>,
+    /// Keep all rights, for debugging
+    #[arg(long)]
+    no_sandbox: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
     tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
@@ -259,6 +263,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         state_dir: words.state_dir,
         socket: words.socket,
         confirm: words.confirm,
+        no_sandbox: words.no_sandbox,
     }))
 }
 

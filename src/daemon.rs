@@ -10,10 +10,12 @@ mod hosts;
 mod ignored;
 mod lines;
 pub(crate) mod names;
+mod needs;
 mod priority;
 mod record;
 mod reload;
 mod shell;
+mod stage;
 mod supervisor;
 pub(crate) mod watch;
 pub(crate) mod ways;
@@ -44,6 +46,7 @@ use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
 use crate::report::event::{Event, What};
 use crate::report::queue;
+use crate::sandbox::{Alone, NotAlone, Sandbox, Untrusted};
 use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
 use adopt::Adoption;
 use comparison::Compared;
@@ -52,6 +55,7 @@ use guard::Guard;
 use lines::Lines;
 use record::{Opening, Record};
 use shell::{Shell, Signals};
+use stage::Stage;
 use supervisor::Supervisor;
 use watch::HostWatch;
 use ways::Ways;
@@ -73,6 +77,12 @@ pub enum DaemonError {
     /// A file that the settings name is wrong.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
+    /// Somebody else could change what it is told to do.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
+    /// Another daemon runs.
+    #[error(transparent)]
+    NotAlone(#[from] NotAlone),
     /// The host's addresses and routes cannot be read.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -155,27 +165,51 @@ pub struct Places {
     pub state_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// The file that settings are read from, if it exists.
+    pub config: PathBuf,
 }
 
 /// Reads the settings again, flags included.
 pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
 
 /// Runs until SIGINT or SIGTERM. With `confirm` nobody is blocked any more after that time, unless an operator confirms.
-pub fn run(config: Config, places: Places, confirm: Option<Duration>, reread: Reread) -> Result<(), DaemonError> {
+/// Where it is to be `sandboxed`, rights are given up for good.
+pub fn run(
+    config: Config,
+    places: Places,
+    (confirm, sandboxed): (Option<Duration>, bool),
+    reread: Reread,
+) -> Result<(), DaemonError> {
+    needs::trusted(&config, &places.config)?;
+    let alone = Alone::claim()?;
+    // Before there is a second thread.
+    let mut sandbox = if sandboxed { Sandbox::enter(&needs::of(&config, &places)) } else { Sandbox::now() };
+    let stage = Stage::build(sandboxed)?;
+    if sandboxed {
+        sandbox.settle();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the event loop"))?;
-    let result = runtime.block_on(serve(config, places, confirm, reread));
+    let result = runtime.block_on(serve(config, places, (alone, sandbox, stage), confirm, reread));
     // A look-up that no name server answers must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread: Reread) -> Result<(), DaemonError> {
+async fn serve(
+    config: Config,
+    places: Places,
+    (alone, sandbox, stage): (Alone, Sandbox, Stage),
+    confirm: Option<Duration>,
+    reread: Reread,
+) -> Result<(), DaemonError> {
     let signals = Signals::catch()?;
     let (events, received) = queue::bounded(QUEUE);
     let mut watch = HostWatch::open(&config, events.clone()).await?;
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let mut log = Lines::new(&config.report, events.clone());
+    let doubts = alone.doubt().map(str::to_owned).into_iter().chain(sandbox.said.iter().cloned());
+    doubts.for_each(|text| log.write(&Event::now(What::Note(text))));
 
     let figures = Arc::new(Figures::default());
     let Ways { blocker, hands, leftovers, said } = ways::open(&config, &watch.host(), (&events, &inbox, &figures))?;
@@ -228,14 +262,8 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     let sensor =
         Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), inbox.clone(), Arc::clone(&figures));
     let (ended, mut end) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("sensor".to_owned());
-    let thread = thread.spawn(move || {
-        // In vain in most containers; the figures of the reaction time show it.
-        let _ = priority::raise();
-        // The receiver is gone only when nobody wants to know any more.
-        let _ = ended.send(sensor.run());
-    });
-    let thread = thread.map_err(system("start the sensor's thread"))?;
+    // The receiver is gone only when nobody wants to know any more.
+    let thread = stage.enter(move || drop(ended.send(sensor.run())));
     if let Some(adoption) = adoption {
         adoption.start()?;
     }
@@ -251,9 +279,12 @@ async fn serve(config: Config, places: Places, confirm: Option<Duration>, reread
     }
     let mut shell = Shell {
         state_dir: places.state_dir,
+        settings: places.config,
         trial: confirm.and_then(|span| Instant::now().checked_add(span)),
         supervisor: Supervisor::new(Arc::clone(&figures)),
         desk: Desk::new(figures),
+        alone,
+        sandbox,
         config,
         reread,
         watch,

@@ -69,14 +69,17 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     let places = Places {
         state_dir: place(&options.state_dir, cli::DEFAULT_STATE_DIR),
         socket: place(&options.socket, cli::DEFAULT_SOCKET),
+        config: place(&options.config, cli::DEFAULT_CONFIG),
     };
+    let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
     if let Err(error) = log::init(daemon::target(config.report.log)) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
-    match daemon::run(config, places, confirm, Box::new(move || options.configure())) {
+    match daemon::run(config, places, (confirm, sandboxed), Box::new(move || options.configure())) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
+        Err(error @ DaemonError::Untrusted(_)) => fail(&error, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }

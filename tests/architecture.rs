@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 18] = [
+const MAY_NAME: [(&str, &[&str]); 19] = [
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
@@ -19,6 +19,7 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
     ("cli", &["config", "engine"]),
     ("import", &["config", "engine"]),
     ("ledger", &["engine"]),
+    ("sandbox", &[]),
     ("metrics", &["engine", "report", "sensor"]),
     ("page", &["engine", "ledger"]),
     ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
@@ -26,8 +27,8 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
     (
         "daemon",
         &[
-            "capture", "config", "control", "enforce", "engine", "ledger", "metrics", "netlink", "report", "sensor",
-            "wire",
+            "capture", "config", "control", "enforce", "engine", "ledger", "metrics", "netlink", "report", "sandbox",
+            "sensor", "wire",
         ],
     ),
     ("check", &["capture", "cli", "config", "daemon", "enforce", "engine", "netlink"]),

@@ -49,7 +49,7 @@ fn without_a_word_the_daemon_runs_as_configured() {
 fn flags_are_read() {
     let options = run(
         "--expire 90m --config /etc/p.toml --interface eth0 --interface wg0 --scan-trigger 0 --log-only --state-dir /srv/p \
-         --socket /run/p.sock --confirm 5m",
+         --socket /run/p.sock --confirm 5m --no-sandbox",
     );
     let expected = RunOptions {
         expire: Some(Expiry::After(Duration::from_secs(5_400))),
@@ -62,6 +62,7 @@ fn flags_are_read() {
         state_dir: Some(PathBuf::from("/srv/p")),
         socket: Some(PathBuf::from("/run/p.sock")),
         confirm: Some(Duration::from_secs(300)),
+        no_sandbox: true,
     };
     assert_eq!(options, expected);
     assert_eq!(run("--expire=never").expire, Some(Expiry::Never));
@@ -300,7 +301,7 @@ fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
 #[test]
 fn the_settings_page_names_every_flag_that_overrides_a_key() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
-    let own = ["--help", "--version", "--confirm"];
+    let own = ["--help", "--version", "--confirm", "--no-sandbox"];
     let mut grammar = cli::grammar();
     grammar.build();
     for flag in flags_of(&[&grammar]).iter().filter(|flag| !own.contains(&flag.as_str())) {

@@ -185,12 +185,39 @@ fn status(told: &Fields) -> String {
     }
     line(&mut out, "allow-list", &format!("{} entries", number(told, "allowed")));
     line(&mut out, "ledger", text(told, "ledger"));
+    if let Some(now) = part(told, "sandbox") {
+        line(&mut out, "sandbox", &sandbox(now));
+    }
     if let Some(last) = part(told, "last_event") {
         let who = last.get("subject").or_else(|| last.get("source")).and_then(Value::as_str);
         let who = who.map_or(String::new(), |who| format!(" {who}"));
         line(&mut out, "last event", &format!("{} {}{who}", moment(text(last, "time")), text(last, "event")));
     }
     out
+}
+
+/// What the daemon has given up, and what it has not.
+fn sandbox(now: &Fields) -> String {
+    let user = match now.get("user").and_then(Value::as_str) {
+        Some(user) => user.to_owned(),
+        None => number(now, "uid").to_string(),
+    };
+    let capabilities = match now.get("capabilities").and_then(Value::as_array) {
+        None => "all capabilities".to_owned(),
+        Some(none) if none.is_empty() => "no capabilities".to_owned(),
+        Some(_) => list(now.get("capabilities")),
+    };
+    let on = |key: &str| now.get(key).and_then(Value::as_bool).unwrap_or_default();
+    let landlock = now
+        .get("landlock_abi")
+        .and_then(Value::as_u64)
+        .map_or("off".to_owned(), |version| format!("version {version}"));
+    format!(
+        "user {user}, {capabilities}; no_new_privs {}, Landlock {landlock}, seccomp {}, core dumps {}",
+        if on("no_new_privs") { "on" } else { "off" },
+        text(now, "seccomp"),
+        if on("core_dumps") { "possible" } else { "off" },
+    )
 }
 
 /// What is known about an address, as text.

@@ -20,6 +20,7 @@ use crate::ledger::{Ending, Entry, Recorder};
 use crate::metrics::{self, Snapshot};
 use crate::report::event::{Event, Way, What};
 use crate::report::json::rfc3339;
+use crate::sandbox::Sandbox;
 use crate::sensor::{Figures, Order, Wish};
 
 /// Bans up to which the kernel's own are counted for `status`: some 20 ms. The time grows with the square.
@@ -333,6 +334,7 @@ impl Shell {
             },
             "allowed": host.allow.prefixes().count(),
             "ledger": self.state_dir.display().to_string(),
+            "sandbox": sandbox(&self.sandbox),
             "last_event": self.desk.last.as_ref().map(crate::report::json::of),
         }));
         let (sent, counted) = oneshot::channel();
@@ -394,6 +396,19 @@ fn not_blocked(subject: Subject, wider: Option<Subject>) -> String {
 /// A network as a person writes it: one address without its length.
 fn plain(network: IpNet) -> String {
     if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
+}
+
+/// What the program has given up.
+fn sandbox(now: &Sandbox) -> Value {
+    json!({
+        "user": now.user,
+        "uid": now.uid,
+        "capabilities": now.capabilities.names(),
+        "no_new_privs": now.no_new_privs,
+        "landlock_abi": now.landlock,
+        "seccomp": now.seccomp.name(),
+        "core_dumps": now.core_dumps,
+    })
 }
 
 fn one_line(text: &str) -> String {

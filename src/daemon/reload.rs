@@ -4,8 +4,8 @@
 use serde_json::{Map, Value};
 
 use super::shell::Shell;
-use super::supervisor;
 use super::ways::ruleset;
+use super::{needs, supervisor};
 use crate::config::{Config, Mode};
 use crate::control::protocol::{Refusal, Reply};
 use crate::report::event::What;
@@ -28,6 +28,12 @@ impl Shell {
             Ok(wanted) => wanted,
             Err(errors) => return Reply::not(Refusal::Configuration, errors),
         };
+        if let Err(error) = needs::trusted(&wanted, &self.settings) {
+            return Reply::not(Refusal::Configuration, error);
+        }
+        if let Some(error) = needs::out_of_reach(&wanted, &self.sandbox) {
+            return Reply::not(Refusal::Configuration, error);
+        }
         let changed = changes(&self.config, &wanted);
         let needs_restart: Vec<&str> = needs_restart(&self.config, &wanted);
         let config = with_old(&self.config, wanted);

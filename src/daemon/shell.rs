@@ -21,6 +21,7 @@ use crate::metrics::http::Scrapes;
 use crate::report::event::{Event, What};
 use crate::report::json;
 use crate::report::queue::{Receiver, Sender};
+use crate::sandbox::{Alone, Sandbox};
 use crate::sensor::{Inbox, Order, SensorError};
 
 /// How often the listeners are read again. A service that starts in between is found by the exact look-up before anybody
@@ -50,6 +51,7 @@ pub(super) struct Shell {
     pub(super) config: Config,
     pub(super) reread: Reread,
     pub(super) state_dir: PathBuf,
+    pub(super) settings: PathBuf,
     pub(super) watch: HostWatch,
     pub(super) guard: Guard,
     pub(super) record: Record,
@@ -61,6 +63,8 @@ pub(super) struct Shell {
     pub(super) scrapes: Option<Scrapes>,
     pub(super) desk: Desk,
     pub(super) supervisor: Supervisor,
+    pub(super) alone: Alone,
+    pub(super) sandbox: Sandbox,
     /// When the trial ends, unless somebody confirms.
     pub(super) trial: Option<Instant>,
     /// The trial has ended, and nobody is blocked.
@@ -105,6 +109,7 @@ impl Shell {
                 () = self.log.named() => Next::Named,
                 _ = listeners.tick() => {
                     self.say_losses();
+                    self.alone.hang_up();
                     if self.supervisor.is_due() {
                         self.deliver(Order::Beat);
                     }

@@ -76,6 +76,6 @@ fn a_command_that_is_missing_or_that_everybody_could_change_stops_the_start() {
     let open = lab.write("open", "#!/bin/sh\n");
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
     let ended = start(&format!("[block.run]\ncommand = [\"{}\"]\n", open.display()));
-    assert!(!ended.status.success() && ended.log.contains("chmod o-w"), "{ended:?}");
+    assert!(!ended.status.success() && ended.log.contains("chmod go-w"), "{ended:?}");
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "", "nothing was laid");
 }

@@ -1,0 +1,74 @@
+//! What a daemon in its sandbox reaches: its settings, its state, and nothing beside them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use rustix::process::Signal;
+
+use crate::lab::daemon::Daemon;
+use crate::lab::{Lab, PATIENCE, within};
+
+#[test]
+fn new_settings_are_read_and_a_file_that_is_rotated_is_made_anew() {
+    let lab = Lab::new(&["attacker"]);
+    let (events, moved) = (lab.path("events"), lab.path("events.1"));
+    let report = format!("[report]\njson_file = {events:?}\n");
+    let daemon = Daemon::start_configured(&lab, &report, &["--scan-trigger", "0"]);
+    within(PATIENCE, || fs::metadata(&events).ok()).expect("it is made");
+    fs::rename(&events, &moved).unwrap();
+    // As an editor does it: another file of the same name.
+    let fresh = lab.write("fresh", &format!("expire = \"2h\"\n{report}"));
+    fs::rename(fresh, lab.path("portsentry.toml")).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.expect_line("new settings are in force: expire");
+    let text = within(PATIENCE, || fs::read_to_string(&events).ok().filter(|text| text.contains("new settings")));
+    assert!(text.is_some(), "{:?}", fs::read_to_string(&moved));
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    daemon.expect_line("has been blocked via nftables set inet portsentry blocked for 2h");
+    daemon.stop();
+}
+
+#[test]
+fn a_file_elsewhere_that_a_reload_names_is_refused_with_what_to_do() {
+    let lab = Lab::new(&[]);
+    let daemon = Daemon::start_configured(&lab, "", &[]);
+    lab.write("portsentry.toml", "expire = \"2h\"\n[allow]\nfiles = [\"/etc/shadow\"]\n");
+    daemon.signal(Signal::HUP);
+    let line = daemon.expect_line("the settings stay as they were");
+    let why = "allow.files: /etc/shadow cannot be read in the sandbox of the settings at the start; restart portsentry";
+    assert!(line.ends_with(why), "{line}");
+    lab.write("portsentry.toml", "expire = \"3h\"\n[report]\njson_file = \"/var/tmp/portsentry-events\"\n");
+    daemon.signal(Signal::HUP);
+    let line = daemon.expect_line("report.json_file: ");
+    assert!(line.contains("/var/tmp/portsentry-events cannot be written in the sandbox"), "{line}");
+    daemon.stop();
+}
+
+#[test]
+fn the_kernel_itself_keeps_other_files_from_it_root_or_not() {
+    let lab = Lab::new(&[]);
+    let ignore = lab.write("ignore", "192.0.2.7\n");
+    let secret = tempfile::tempdir().unwrap();
+    fs::write(secret.path().join("secret"), "192.0.2.8\n").unwrap();
+    let configuration = format!("[allow]\nfiles = [{ignore:?}]\n");
+    let swap = |target: &std::path::Path| {
+        let _ = fs::remove_file(lab.path("link"));
+        symlink(target, lab.path("link")).unwrap();
+        fs::rename(lab.path("link"), &ignore).unwrap();
+    };
+    let daemon = Daemon::start_configured(&lab, &configuration, &[]);
+    for target in ["/etc/shadow".as_ref(), secret.path().join("secret").as_path()] {
+        swap(target);
+        within(PATIENCE, || (!daemon.lines_with("ignore: cannot be read: Permission denied").is_empty()).then_some(()))
+            .unwrap_or_else(|| panic!("{:?}", daemon.lines_with("ignore")));
+        fs::remove_file(&ignore).unwrap();
+        lab.write("ignore", "192.0.2.7\n");
+        daemon.expect_line("is read again");
+    }
+    daemon.stop();
+    // Without it the same link is followed: it is not the mode of the file that stood in the way.
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--no-sandbox"]);
+    swap(&secret.path().join("secret"));
+    daemon.expect_line("ignore is read again");
+    daemon.stop();
+}

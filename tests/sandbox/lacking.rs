@@ -1,0 +1,120 @@
+//! What a sandbox does where it is asked for what it has given up, and where the kernel has only a part of it. Each runs in a
+//! process of its own: this program again, for one test that is left out otherwise.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Output};
+
+use nix::libc;
+use portsentry::sandbox::{Calls, Needs, Sandbox};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+fn run_alone(test: &str) -> Output {
+    let name = format!("lacking::{test}");
+    let own = std::env::current_exe().unwrap();
+    Command::new(own).args(["--exact", &name, "--ignored", "--nocapture", "--test-threads=1"]).output().unwrap()
+}
+
+fn assert_passes(test: &str) {
+    let output = run_alone(test);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
+}
+
+/// A kernel that does not know this call.
+fn without(call: i64) {
+    let rules = BTreeMap::from([(call, Vec::new())]);
+    let missing = SeccompAction::Errno(u32::try_from(libc::ENOSYS).unwrap());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter: BpfProgram =
+        SeccompFilter::new(rules, SeccompAction::Allow, missing, arch).unwrap().try_into().unwrap();
+    apply_filter(&filter).unwrap();
+}
+
+#[test]
+fn whoever_becomes_another_program_from_inside_ends_with_that_and_no_process_can_be_started() {
+    let output = run_alone("inside_a_program_is_started");
+    assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
+}
+
+#[test]
+#[ignore = "for a process of its own"]
+fn inside_a_program_is_started() {
+    assert_eq!(Sandbox::enter(&Needs::default()).seccomp, Calls::Listed);
+    assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    println!("sandboxed");
+    // It does not return, or not from the kernel.
+    drop(Command::new("/bin/true").exec());
+}
+
+#[test]
+fn what_can_be_used_in_a_harmful_way_is_refused_there() {
+    assert_passes("inside_harmful_ways_are_tried");
+}
+
+#[test]
+#[ignore = "for a process of its own"]
+fn inside_harmful_ways_are_tried() {
+    let parent = rustix::process::getppid().unwrap();
+    assert_eq!(Sandbox::enter(&Needs::default()).seccomp, Calls::Listed);
+    let socket = |family| rustix::net::socket(family, SocketType::STREAM, None).map(drop);
+    assert_eq!(socket(AddressFamily::VSOCK), Err(Errno::PERM));
+    socket(AddressFamily::INET).unwrap();
+    assert_eq!(rustix::process::kill_process(parent, rustix::process::Signal::CONT), Err(Errno::PERM));
+    assert_eq!(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable), Err(Errno::PERM));
+    // A thread can be started.
+    std::thread::spawn(|| ()).join().unwrap();
+    assert_eq!(std::fs::read("/etc/shadow").unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn a_kernel_without_landlock_has_all_the_rest_and_it_is_said_once() {
+    assert_passes("inside_without_landlock");
+}
+
+#[test]
+#[ignore = "for a process of its own"]
+fn inside_without_landlock() {
+    without(libc::SYS_landlock_create_ruleset);
+    let sandbox = Sandbox::enter(&Needs::default());
+    assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
+    assert!(sandbox.no_new_privs && !sandbox.core_dumps);
+    let said: Vec<_> = sandbox.said.iter().filter(|text| text.contains("Landlock")).collect();
+    assert_eq!(said, ["the files that it reaches are not restricted: this kernel has no Landlock (Linux 5.13)"]);
+    assert!(sandbox.out_of_reach("/etc/shadow".as_ref(), false).is_none());
+}
+
+#[test]
+fn a_kernel_without_seccomp_filters_has_all_the_rest_and_it_is_said_once() {
+    assert_passes("inside_without_seccomp");
+}
+
+#[test]
+#[ignore = "for a process of its own"]
+fn inside_without_seccomp() {
+    without(libc::SYS_seccomp);
+    let sandbox = Sandbox::enter(&Needs::default());
+    assert_eq!(sandbox.seccomp, Calls::All);
+    assert!(sandbox.landlock.is_some() && sandbox.no_new_privs);
+    let said = sandbox.said.iter().filter(|text| text.starts_with("its system calls are not restricted: ")).count();
+    assert_eq!(said, 1, "{:?}", sandbox.said);
+}
+
+#[test]
+fn commands_may_be_any_program_but_take_over_no_other() {
+    assert_passes("inside_with_commands");
+}
+
+#[test]
+#[ignore = "for a process of its own"]
+fn inside_with_commands() {
+    let sandbox = Sandbox::enter(&Needs { commands: true, ..Needs::default() });
+    assert_eq!((sandbox.seccomp, sandbox.landlock), (Calls::Most, None));
+    let output = Command::new("sh").args(["-c", "grep -E 'CapPrm|NoNewPrivs' /proc/self/status"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("0000000000003000") && text.contains("NoNewPrivs:\t1"), "{text}");
+    assert_eq!(rustix::process::chroot("/"), Err(Errno::PERM));
+}

@@ -1,0 +1,149 @@
+//! User, capabilities and calls of a running daemon, of every thread.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use serde_json::{Value, json};
+
+use crate::lab::daemon::{Daemon, binary};
+use crate::lab::{Lab, PATIENCE, within};
+
+/// CAP_NET_ADMIN and CAP_NET_RAW, as the kernel writes them.
+const TWO: &str = "0000000000003000";
+const NONE: &str = "0000000000000000";
+
+/// What the kernel says of each thread: its name, and the lines of its status.
+fn threads(daemon: &Daemon) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap();
+    let tasks = tasks.map(|task| task.unwrap().path());
+    let read = |name: &str, task: &std::path::Path| fs::read_to_string(task.join(name));
+    // One may end meanwhile.
+    tasks.filter_map(|task| Some((read("comm", &task).ok()?, read("status", &task).ok()?))).collect()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+}
+
+fn told(lab: &Lab) -> Value {
+    let text = lab.run(
+        "victim",
+        binary().to_str().unwrap(),
+        &["status", "--json", "--socket", lab.path("socket").to_str().unwrap()],
+    );
+    serde_json::from_str::<Value>(&text).unwrap()["sandbox"].clone()
+}
+
+#[test]
+fn every_thread_has_two_capabilities_and_no_way_to_more() {
+    let lab = Lab::new(&["attacker"]);
+    let events = lab.path("events");
+    let configuration = format!("[report]\njson_file = {events:?}\n");
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--scan-trigger", "0"]);
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    within(PATIENCE, || lab.banned().contains(&lab.v4("attacker").into()).then_some(())).expect("it blocks");
+    let threads = threads(&daemon);
+    let names: BTreeSet<&str> = threads.iter().map(|(name, _)| name.trim()).collect();
+    for name in ["portsentry", "sensor", "ledger", "json-file"] {
+        assert!(names.contains(name), "{names:?}");
+    }
+    for (name, status) in &threads {
+        for (set, expected) in
+            [("CapEff", TWO), ("CapPrm", TWO), ("CapBnd", TWO), ("CapInh", NONE), ("CapAmb", NONE), ("NoNewPrivs", "1")]
+        {
+            assert_eq!(field(status, set), expected, "{set} of {name}");
+        }
+        assert_eq!(field(status, "Seccomp"), "2", "a filter, for {name}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(cores.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
+    let mut told = told(&lab);
+    let version = told.as_object_mut().unwrap().remove("landlock_abi").unwrap();
+    assert!(version.as_i64().is_some_and(|version| version >= 1), "{version}");
+    let expected = json!({
+        "user": "root",
+        "uid": 0,
+        "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
+        "no_new_privs": true,
+        "seccomp": "allow-list",
+        "core_dumps": false,
+    });
+    assert_eq!(told, expected);
+    daemon.stop();
+}
+
+#[test]
+fn decoys_below_1024_take_one_capability_more_and_higher_ones_none() {
+    let lab = Lab::new(&[]);
+    for (ports, expected) in [("23", "0000000000003400"), ("2323", TWO)] {
+        let configuration =
+            format!("[tcp]\nmode = \"connect\"\nports = \"{ports}\"\n[udp]\nmode = \"off\"\nports = \"7\"\n");
+        let daemon = Daemon::start_configured(&lab, &configuration, &[]);
+        for (name, status) in threads(&daemon) {
+            assert_eq!((field(&status, "CapEff"), field(&status, "CapBnd")), (expected, expected), "{name}");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn without_the_sandbox_all_is_kept_and_status_says_so() {
+    let lab = Lab::new(&[]);
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let daemon = Daemon::start(&lab, &["--no-sandbox"]);
+    for (name, status) in threads(&daemon) {
+        for set in ["CapEff", "CapBnd", "NoNewPrivs", "Seccomp"] {
+            assert_eq!(field(&status, set), field(&own, set), "{set} of {name}");
+        }
+    }
+    let told = told(&lab);
+    assert_eq!(
+        (&told["landlock_abi"], &told["seccomp"], &told["core_dumps"]),
+        (&json!(null), &json!("off"), &json!(true))
+    );
+    daemon.stop();
+}
+
+/// Runs what follows on a host that has the user, and no user else that would have its number.
+const WITH_USER: &str = r#"mount --bind "$1" /etc/passwd; mount --bind "$2" /etc/group; shift 2; exec "$@""#;
+
+#[test]
+fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
+    let lab = Lab::new(&["attacker"]);
+    let passwd = lab.write("passwd", "root:x:0:0::/root:/bin/sh\nportsentry:x:4242:4243::/:/usr/sbin/nologin\n");
+    let group = lab.write("group", "root:x:0:\nportsentry:x:4243:\n");
+    let state = lab.path("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    // An earlier run as root has left a ledger.
+    Daemon::start(&lab, &["--expire", "1h"]).stop();
+    let folder = state.parent().unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
+    let configuration = lab.write("portsentry.toml", "expire = \"1h\"\n");
+    let wrapper = ["sh", "-ec", WITH_USER, "sh", passwd.to_str().unwrap(), group.to_str().unwrap()];
+    let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap()];
+
+    // The user cannot pass through the folder: it stays root, and says why.
+    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    daemon.expect_line("the user portsentry cannot reach");
+    daemon.stop();
+
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();
+    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    for (name, status) in threads(&daemon) {
+        assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");
+        assert_eq!(field(&status, "Gid"), "4243\t4243\t4243\t4243", "{name}");
+        assert_eq!((field(&status, "CapEff"), field(&status, "CapBnd")), (TWO, TWO), "{name}");
+    }
+    assert_eq!(fs::metadata(&state).unwrap().uid(), 4_242);
+    assert_eq!(daemon.lines_with("ledger"), [""; 0], "it is the user's now");
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    within(PATIENCE, || lab.banned().contains(&lab.v4("attacker").into()).then_some(())).expect("it blocks");
+    lab.write("portsentry.toml", "expire = \"2h\"\n");
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.expect_line("new settings are in force: expire");
+    daemon.stop();
+}

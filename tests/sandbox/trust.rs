@@ -1,0 +1,39 @@
+//! Settings and commands that somebody else could change.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::process::Signal;
+
+use crate::lab::Lab;
+use crate::lab::daemon::Daemon;
+
+#[test]
+fn settings_and_commands_that_others_could_change_stop_the_start_with_what_to_do() {
+    let lab = Lab::new(&[]);
+    let (way, hook, ignore) = (lab.path("way"), lab.path("way/hook"), lab.write("ignore", ""));
+    fs::create_dir(&way).unwrap();
+    fs::write(&hook, "#!/bin/sh\n").unwrap();
+    let set = |path: &std::path::Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    [(&way, 0o755), (&hook, 0o755)].iter().for_each(|(path, mode)| set(path, *mode));
+    let text = format!(
+        "[allow]\nfiles = [{ignore:?}]\n[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [{hook:?}]\n"
+    );
+    let settings = lab.write("portsentry.toml", &text);
+    set(&settings, 0o644);
+    let arguments = ["--config", settings.to_str().unwrap()];
+    for (path, good) in [(&settings, 0o644), (&ignore, 0o644), (&hook, 0o755), (&way, 0o755)] {
+        set(path, good | 0o022);
+        let ended = Daemon::run_to_end(&lab, &[], &arguments);
+        assert_eq!(ended.status.code(), Some(78), "{}", ended.log);
+        let remedy = format!("run: chmod go-w {}", path.display());
+        assert!(ended.log.trim_end().ends_with(&remedy), "{}", ended.log);
+        set(path, good);
+    }
+    let daemon = Daemon::start(&lab, &arguments);
+    set(&settings, 0o666);
+    daemon.signal(Signal::HUP);
+    let line = daemon.expect_line("the settings stay as they were");
+    assert!(line.contains("can be written by everybody"), "{line}");
+    daemon.stop();
+}
