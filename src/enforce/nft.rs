@@ -148,8 +148,24 @@ impl Nft {
     /// # Errors
     /// As [`Nft::block`].
     pub fn restore(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
+        self.restore_by(bans, nft::put_restored)
+    }
+
+    /// The same for those whom the kernel has forgotten. Whoever is blocked there all the same stays so.
+    ///
+    /// # Errors
+    /// As [`Nft::block`].
+    pub fn put_back(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
+        self.restore_by(bans, nft::put_back)
+    }
+
+    fn restore_by(
+        &mut self,
+        bans: &[(Subject, Option<Duration>, Expiry)],
+        put: impl Fn(&mut Batch, &[(Subject, Option<Duration>, Expiry)]),
+    ) -> Result<(), BlockError> {
         let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(subject, ..)| is_wide(*subject));
-        let done = self.change(Change::Block, &narrow, nft::put_restored, |(subject, ..)| *subject);
+        let done = self.change(Change::Block, &narrow, put, |(subject, ..)| *subject);
         if wide.is_empty() {
             return done;
         }

@@ -49,7 +49,7 @@ impl Judge {
         let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.length, ban.left)).collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         // The allow-list first: at no moment is a protected source without it.
-        let filled = nft.protect(&prefixes).and_then(|()| nft.restore(&bans));
+        let filled = nft.protect(&prefixes).and_then(|()| nft.put_back(&bans));
         // Who is not blocked must not be taken for blocked, and is judged anew.
         match &filled {
             Ok(()) => {}

@@ -113,7 +113,7 @@ impl Judge {
                 _ => {
                     self.make_room(bans.iter().map(|ban| ban.subject));
                     let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
-                    let restored = self.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.restore(&bans));
+                    let restored = self.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.put_back(&bans));
                     restored.map_err(|error| error.to_string())
                 }
             };

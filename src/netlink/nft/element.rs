@@ -35,6 +35,18 @@ pub(crate) fn put_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
     put_anew(batch, bans, |(subject, expiry)| (*subject, Times { timeout: timeout(*expiry), left: None }));
 }
 
+/// Appends bans of whom the kernel has forgotten: as they were before, and with a third of the work of [`put_restored`]. Who
+/// is blocked there all the same stays so; only from Linux 6.12 on for as long as is said here.
+pub(crate) fn put_back(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
+    for set in [Set::Blocked, Set::Blocked6] {
+        let bans = || bans.iter().filter(|(subject, ..)| Set::of(*subject) == set);
+        if bans().next().is_some() {
+            let element = |(subject, length, left): &(Subject, _, _)| (*subject, Times::of(*length, *left));
+            batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans().map(element)));
+        }
+    }
+}
+
 /// Appends bans as they were before, likewise: who, how long in all, where that is known, and how long still.
 /// `nft list set` shows both.
 pub(crate) fn put_restored(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
