@@ -224,7 +224,7 @@ impl Config {
             allow: Allow::default(),
             block: Block::default(),
             escalate: Escalate::default(),
-            trap: Trap::default(),
+            trap: Trap { tcp: true, udp: false },
             metrics: Metrics::default(),
             report: Report::default(),
         }

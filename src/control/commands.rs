@@ -159,6 +159,14 @@ fn status(told: &Fields) -> String {
         }
         line(&mut out, "bans", &rest);
     }
+    if let Some(trap) = part(told, "trap") {
+        let [ports, condemned, let_go] = ["ports", "condemned", "let_go"].map(|key| number(trap, key));
+        let did = match ports {
+            0 => "the kernel counts nothing by itself".to_owned(),
+            _ => format!("the kernel counts at {ports} TCP ports; {condemned} caught by it, {let_go} let go"),
+        };
+        line(&mut out, "trap", &did);
+    }
     line(&mut out, "allow-list", &format!("{} entries", number(told, "allowed")));
     line(&mut out, "ledger", text(told, "ledger"));
     if let Some(last) = part(told, "last_event") {

@@ -308,6 +308,11 @@ impl Shell {
                 "capped": figures.capped.get(),
                 "repaired": figures.repaired.get(),
             },
+            "trap": {
+                "ports": figures.trapped.get(),
+                "condemned": figures.trap_caught.get(),
+                "let_go": figures.trap_let_go.get(),
+            },
             "allowed": host.allow.prefixes().count(),
             "ledger": self.state_dir.display().to_string(),
             "last_event": self.desk.last.as_ref().map(crate::report::json::of),

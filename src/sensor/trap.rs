@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::judge::Judge;
+use super::upkeep::thanks_to;
 use crate::enforce::nft::BlockError;
 use crate::engine::Moment;
 use crate::engine::ports::PortSet;
@@ -43,6 +44,11 @@ impl Trap {
     /// The table is another: at the next look the kernel is told again what to watch.
     pub(super) fn forget_ports(&mut self) {
         self.armed = None;
+    }
+
+    /// Whom the kernel caught is looked at now, if there is a trap.
+    pub(super) fn look_soon(&mut self, now: Moment) {
+        self.look_at = self.look_at.map(|_| now);
     }
 
     /// When [`Judge::look_at_trap`] has something to do.
@@ -153,7 +159,7 @@ impl Judge {
 
     /// Compares whom the kernel caught with whom the sensor has condemned.
     fn review(&mut self, now: Moment, caught: &[Subject]) {
-        let (mut agreed, mut wrong, mut within) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut agreed, mut wrong, mut within, mut spared) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let doubted = std::mem::take(&mut self.trap.doubted);
         // A ban of the whole network may have come of it.
         let wide = !caught.is_empty() && self.blocker.nft.as_ref().is_some_and(|(_, spec)| spec.wide);
@@ -170,6 +176,10 @@ impl Judge {
                 within.push(subject);
                 continue;
             }
+            if let Some(protection) = self.protection(subject) {
+                spared.push((subject, protection));
+                continue;
+            }
             let since = doubted.get(&subject).copied().unwrap_or(now);
             if now.since(since) >= DOUBT {
                 wrong.push(subject);
@@ -179,16 +189,23 @@ impl Judge {
         }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         // Counted from the start again, as here: else one more port would be enough when the ban is over.
-        let mut done = nft.lift(&wrong).and(nft.lift(&within));
-        for subjects in [&agreed, &wrong, &within] {
+        let protected: Vec<Subject> = spared.iter().map(|(subject, _)| *subject).collect();
+        let mut done = Ok(());
+        for subjects in [&wrong, &within, &protected] {
+            done = done.and(nft.lift(subjects));
+        }
+        for subjects in [&agreed, &wrong, &within, &protected] {
             done = done.and(nft.forget(subjects));
         }
         self.figures.trap_caught.add((agreed.len() + within.len()) as u64);
-        self.figures.trap_let_go.add(wrong.len() as u64);
+        self.figures.trap_let_go.add((wrong.len() + protected.len()) as u64);
         match done {
             Ok(()) => {}
             Err(BlockError::Gone) => return,
             Err(error) => self.complain(format!("bans of the kernel's trap could not be lifted: {error}")),
+        }
+        for (subject, protection) in spared {
+            self.say(What::Unblocked { subject, by: thanks_to(protection) });
         }
         if let [first, rest @ ..] = wrong.as_slice() {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };

@@ -28,12 +28,15 @@ impl Judge {
     /// The host is another from now on.
     pub(super) fn change_host(&mut self, now: Moment, host: Arc<Host>) {
         self.engine.host_changed(now, &self.host, &host);
-        if host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none()) {
-            self.spare_at = Some(now);
-        }
+        let more = host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none());
         self.host = host;
         self.follow_allowed();
         self.arm(now);
+        if more {
+            self.spare_at = Some(now);
+            // The kernel may have caught one of them just before it knew.
+            self.trap.look_soon(now);
+        }
     }
 
     /// The kernel holds these bans, which are not of our making.
@@ -50,7 +53,7 @@ impl Judge {
 
     /// Why nobody whom a ban of `subject` hits is to be blocked, if that is so. One protected address in a blocked /64 is
     /// not enough: the kernel lets it pass whatever its neighbours did.
-    fn protection(&self, subject: Subject) -> Option<Protection> {
+    pub(super) fn protection(&self, subject: Subject) -> Option<Protection> {
         let network = IpNet::new(subject.element(), subject.prefix_len()).ok()?;
         self.host.allow.covers(network)
     }
@@ -76,11 +79,7 @@ impl Judge {
         }
         self.lift_elsewhere(&subjects);
         for (subject, protection) in spared {
-            let by = match protection {
-                Protection::Listed | Protection::Named => "the allow-list".to_owned(),
-                other => format!("portsentry, because it is {other}"),
-            };
-            self.say(What::Unblocked { subject, by });
+            self.say(What::Unblocked { subject, by: thanks_to(protection) });
         }
     }
 
@@ -335,5 +334,13 @@ impl Judge {
             Ok(_) => self.say(What::Note("table inet portsentry has the rules of the new settings".to_owned())),
             Err(error) => self.say(What::Error(format!("the rules of the new settings could not be laid: {error}"))),
         }
+    }
+}
+
+/// Who lifted a ban of somebody who has this protection.
+pub(super) fn thanks_to(protection: Protection) -> String {
+    match protection {
+        Protection::Listed | Protection::Named => "the allow-list".to_owned(),
+        other => format!("portsentry, because it is {other}"),
     }
 }

@@ -1,13 +1,14 @@
 //! Real services inside the monitored range: never in their way, and their clients never blamed.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{Lab, enter};
+use crate::lab::{Lab, PATIENCE, enter};
 
 const PER_SECOND: u32 = 20_000;
 const SECONDS: u32 = 2;
@@ -31,7 +32,14 @@ fn a_service_can_start_while_its_port_is_probed_20000_times_a_second_and_closed_
         scope.spawn(|| {
             enter(&victim);
             while !over.load(Ordering::Relaxed) {
-                let service = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 808));
+                // A process that another test is just starting holds the one before it for a moment.
+                let patience = Instant::now() + PATIENCE;
+                let service = loop {
+                    match TcpListener::bind((Ipv4Addr::UNSPECIFIED, 808)) {
+                        Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < patience => {}
+                        bound => break bound,
+                    }
+                };
                 drop(service.expect("nothing of the program's ever holds the port"));
                 starts.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(1));

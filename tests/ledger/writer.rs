@@ -32,7 +32,7 @@ fn the_list_follows_what_is_banned_lifted_and_over() {
     let has = |number| state.read(BLOCKED).contains(&format!("/{} Port", source(number)));
     recorder.put(banned(1, now, 3600));
     recorder.put(banned(2, now, 3600));
-    recorder.put(banned(3, now, 2));
+    recorder.put(banned(3, now, 8));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
     recorder.put(Change::Ended { subject: source(1), ended: Ended { how, at: SystemTime::now() } });

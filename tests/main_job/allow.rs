@@ -113,6 +113,11 @@ fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
 
 /// `host` touches many closed ports, and whoever comes after it is blocked, but not `host`.
 fn assert_spared(lab: &Lab, host: &str, culprit: &str) {
+    // A line of the log may be a moment ahead of the kernel.
+    for (set, address) in [("allowed", lab.v4(host).to_string()), ("allowed6", lab.v6(host).to_string())] {
+        let known = within(PATIENCE, || lab.set_text(set).contains(&address).then_some(()));
+        assert!(known.is_some(), "{}", lab.set_text(set));
+    }
     lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &CLOSED);
     lab.touch(host, lab.v6(host).into(), lab.victim_v6(host).into(), &CLOSED);
     lab.provoke_ban(culprit);

@@ -45,7 +45,7 @@ fn a_ruleset_that_is_loaded_anew_with_the_table_in_it_gets_its_bans_back() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    let own = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/nft/portsentry.nft")).unwrap();
+    let own = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/nft/portsentry-trap.nft")).unwrap();
     let file = lab.write("ruleset.nft", &format!("flush ruleset\n{own}"));
     lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
     wait_for_ban(&lab, attacker);
@@ -84,13 +84,16 @@ fn the_kernels_allow_list_is_put_back() {
 
 const MENDED: &str = "adminalert: table inet portsentry had been changed (by nft (process ";
 
-/// The table's rules without their counts.
+/// The table's rules without their counts, by the names of their chains.
 fn rules(lab: &Lab) -> Option<String> {
     let output = lab.command("victim", "nft").args(["-s", "list", "table", "inet", "portsentry"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     // What stands before the chain are the sets, and the times in them run.
-    let (sets, rules) = text.split_once("chain prerouting")?;
-    Some(format!("{} chain prerouting {rules}", sets.contains("dormant")))
+    let (sets, rules) = text.split_once("\tchain ")?;
+    let mut chains: Vec<&str> =
+        rules.split("\tchain ").map(str::trim_end).map(|chain| chain.trim_end_matches(['}', '\n'])).collect();
+    chains.sort_unstable();
+    Some(format!("{} chain {}", sets.contains("dormant"), chains.join("chain ")))
 }
 
 /// Waits until the rules are `wanted` again.
@@ -134,7 +137,9 @@ fn a_set_that_is_deleted_comes_back_with_its_bans_and_the_allow_list() {
     let own = lab.victim_v4("attacker").to_string();
     let wanted = rules(&lab).unwrap();
     let sets = "delete set inet portsentry blocked; delete set inet portsentry allowed";
-    nft(&lab, &format!("flush chain inet portsentry prerouting; {sets}"));
+    // The rules that name them keep them.
+    let chains = ["prerouting", "trap_touch", "trap_ban"].map(|chain| format!("flush chain inet portsentry {chain}"));
+    nft(&lab, &format!("{}; {sets}", chains.join("; ")));
     wait_for_ban(&lab, attacker);
     expect_rules(&lab, &wanted, sets);
     assert!(lab.set_text("allowed").contains(&own));
