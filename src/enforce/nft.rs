@@ -86,6 +86,8 @@ pub struct Nft {
     request: Vec<u8>,
     /// The sets that were full a moment ago, with their sizes.
     full: Vec<(Set, u32, Instant)>,
+    /// Whether the table has a trap, which blocks whom it catches before anybody here does.
+    trapped: bool,
     /// When somebody was blocked last who was blocked already.
     blocked_anew: Option<Instant>,
     /// Whom the kernel's allow-list holds; `None` where that is not known.
@@ -103,6 +105,7 @@ impl Nft {
             batch: Batch::new(),
             request: Vec::new(),
             full: Vec::new(),
+            trapped: false,
             blocked_anew: None,
             protected: None,
         })
@@ -119,7 +122,7 @@ impl Nft {
     /// # Errors
     /// As [`nft::install`].
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
-        self.protected = None;
+        (self.protected, self.trapped) = (None, spec.trap.is_some());
         nft::install(&mut self.socket, spec)
     }
 
@@ -137,7 +140,7 @@ impl Nft {
     /// # Errors
     /// As [`nft::repair`].
     pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
-        self.protected = None;
+        (self.protected, self.trapped) = (None, spec.trap.is_some());
         nft::repair(&mut self.socket, spec)
     }
 
@@ -154,7 +157,8 @@ impl Nft {
             let whole = |(subject, expiry): &(Subject, Expiry)| (*subject, None, *expiry);
             return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
         }
-        if self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED) && self.block_new(bans)? {
+        let fresh = !self.trapped && self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
+        if fresh && self.block_new(bans)? {
             return Ok(());
         }
         self.change(Change::Block, bans, nft::put_bans, |(subject, _)| *subject)
@@ -393,6 +397,6 @@ fn first(failed: &[Failed]) -> String {
 /// new sources against a full set would leave no time for anything else; to ask whether one is in it takes microseconds.
 const STILL_FULL: Duration = Duration::from_millis(10);
 
-/// How long whoever is to be blocked may be blocked already, after one was: by the trap, by hand, or from an earlier run. To
+/// How long whoever is to be blocked may be blocked already, after one was: by hand, or from an earlier run. To
 /// find out by a refusal costs the same 12 ms.
 const STILL_BLOCKED: Duration = Duration::from_secs(60);
