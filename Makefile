@@ -1,7 +1,7 @@
 # make run [ARGS=…]   build what is needed and run the program, as root: make run ARGS="--log-only"
 # make test           every test; the last line says how many ran (ARGS goes to cargo test)
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
-# make bench          the benchmarks
+# make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench leak": one of them)
 # make fuzz          each fuzz target for 30 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md

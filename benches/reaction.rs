@@ -1,8 +1,9 @@
-//! How long a scanner has: from its first probe to the element in the kernel's set, on real packets between two network
+//! How long a scanner has: from its packets to the element in the kernel's set, on real packets between two network
 //! namespaces, against what a forked `nft add element` takes in the same run. Needs root.
 //!
-//! The probe's time is the kernel's, taken when it comes in at the victim's interface; the element's time is when somebody
-//! else who asks the kernel again and again first sees it there.
+//! Two clocks. The program's own: from the kernel's stamp on the packet that condemns to the kernel's acknowledgement; many
+//! runs, also while other sources make noise and every processor is busy. And somebody else's: from the kernel's stamp on
+//! the first probe to when another process that asks the kernel again and again first sees the element.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,6 +15,7 @@
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -22,47 +24,110 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lab::Lab;
 use lab::daemon::Daemon;
+use lab::raw::SYN;
 use pcap::{Active, Capture};
 use portsentry::enforce::nft::Nft;
 use portsentry::engine::subject::Subject;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+use support::{Frames, stranger};
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 
-/// Runs of each measurement.
-const RUNS: u8 = 50;
+/// Runs of each measurement by somebody else's clock, and by the program's own.
+const RUNS: usize = 50;
+const OWN_RUNS: usize = 500;
+/// Packets a second of the noise, each from a source of its own.
+const NOISE: u32 = 5_000;
 /// Closed ports that the program watches by default.
 const PORTS: [u16; 3] = [23, 110, 445];
 
 fn main() {
-    let forked_nft = forked(&[]);
-    let shell = forked(&["sh", "-c"]);
-    println!("\nFrom the first probe to the ban, in microseconds; {RUNS} runs each\n");
-    println!("| what | median | p90 | worst | times faster than a forked nft |");
-    println!("|---|---|---|---|---|");
-    let base = micros(&forked_nft, 0.5);
+    let runs = u8::try_from(support::runs(RUNS).min(100)).unwrap();
+    let forked_nft = forked(&[], runs);
+    let shell = forked(&["sh", "-c"], runs);
+    println!("\nFrom the packets to the ban, in microseconds\n");
+    println!("| what | runs | median | p90 | p99 | worst | times faster than a forked nft |");
+    println!("|---|---|---|---|---|---|---|");
+    let base = support::median(&forked_nft);
     row("`nft add element`, forked, alone", &forked_nft, base);
     row("the same through `sh -c`, as classic PortSentry runs it", &shell, base);
-    for (trigger, name) in [("0", "portsentry, first probe blocks"), ("2", "portsentry, two ports forgiven (default)")]
-    {
-        row(&format!("{name}: first probe to element in the set"), &reaction(trigger), base);
+    for (trigger, trap, name) in [
+        (0, false, "first probe blocks"),
+        (2, false, "two ports forgiven"),
+        (2, true, "two ports forgiven, trap (default)"),
+    ] {
+        let name = format!("{name}: first probe to element, as somebody else sees it");
+        row(&name, &reaction(trigger, trap, runs), base);
+    }
+    for (trigger, name) in [(0, "first probe blocks"), (2, "two ports forgiven")] {
+        for (noisy, around) in [(false, "quiet"), (true, "noise, every processor busy")] {
+            row(&format!("{name}, {around}: last probe to acknowledgement"), &own(trigger, noisy), base);
+        }
     }
 }
 
-fn row(name: &str, spans: &[Duration], base: f64) {
-    let [median, ninth, worst] = [0.5, 0.9, 1.0].map(|share| micros(spans, share));
-    println!("| {name} | {median:.0} | {ninth:.0} | {worst:.0} | {:.1} |", base / median);
+fn row(name: &str, spans: &[f64], base: f64) {
+    let [median, ninth, late, worst] = [0.5, 0.9, 0.99, 1.0].map(|share| support::quantile(spans, share));
+    let runs = spans.len();
+    println!("| {name} | {runs} | {median:.0} | {ninth:.0} | {late:.0} | {worst:.0} | {:.1} |", base / median);
 }
 
-/// The span below which this share of them lies, in microseconds.
-fn micros(spans: &[Duration], share: f64) -> f64 {
-    let mut sorted = spans.to_vec();
-    sorted.sort();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into fifty figures")]
-    let index = ((sorted.len() - 1) as f64 * share) as usize;
-    sorted.get(index).map_or(f64::NAN, |span| span.as_secs_f64() * 1e6)
+fn settings(trigger: u8, trap: bool, more: &str) -> String {
+    format!(
+        "expire = \"1h\"\n[detect]\nscan_trigger = {trigger}\n[trap]\ntcp = {trap}\n\
+         [block]\nmax_new_bans_per_minute = 1000000\n{more}"
+    )
+}
+
+/// What the program itself says of each ban.
+fn own(trigger: u8, noisy: bool) -> Vec<f64> {
+    let lab = Lab::new(&["attacker", "noise"]);
+    let file = lab.path("events.json");
+    let report = format!("[report]\njson_file = \"{}\"\n", file.display());
+    let daemon = Daemon::start_configured(&lab, &settings(trigger, false, &report), &[]);
+    let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();
+    let ports = &PORTS[..=usize::from(trigger)];
+    let probes = (0..runs).flat_map(|run| ports.iter().map(move |port| (stranger(run), *port)));
+    let mut frames = Frames::new(&lab, "attacker", SYN, probes);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        if noisy {
+            for _ in 0..std::thread::available_parallelism().unwrap().get() {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let packets = (0..NOISE).map(|number| (stranger(1_000_000 + number), 23));
+                let mut frames = Frames::new(&lab, "noise", SYN, packets);
+                while !over.load(Ordering::Relaxed) {
+                    frames.trickle(5, Duration::from_millis(1), &over);
+                }
+            });
+        }
+        // Each on its own, when the program sleeps again, as it does on a quiet host.
+        frames.trickle(ports.len(), Duration::from_millis(10), &AtomicBool::new(false));
+        let events = || std::fs::read_to_string(&file).unwrap_or_default();
+        let all =
+            lab::within(lab::PATIENCE, || (events().matches("\"reaction_us\"").count() >= runs as usize).then_some(()));
+        over.store(true, Ordering::Relaxed);
+        assert!(all.is_some(), "{} of {runs} were blocked", events().matches("\"reaction_us\"").count());
+    });
+    daemon.stop();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let times = text.lines().filter_map(|line| line.split_once("\"reaction_us\":")).map(|(_, rest)| {
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    });
+    times.collect()
 }
 
 /// Runs of `nft add element` as a process of its own, started directly or by the words of `shell`.
-fn forked(shell: &[&str]) -> Vec<Duration> {
+fn forked(shell: &[&str], runs: u8) -> Vec<f64> {
     let lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &[]);
     lab.inside("victim", || {
@@ -82,21 +147,20 @@ fn forked(shell: &[&str]) -> Vec<Duration> {
             };
             let start = Instant::now();
             assert!(command.status().unwrap().success());
-            start.elapsed()
+            start.elapsed().as_secs_f64() * 1e6
         };
-        (0..RUNS).map(run).collect()
+        (0..runs).map(run).collect()
     })
 }
 
 /// Runs of the real thing: each from an address of its own, watched from the victim by asking the kernel again and again.
-fn reaction(trigger: &str) -> Vec<Duration> {
+fn reaction(trigger: u8, trap: bool, runs: u8) -> Vec<f64> {
     let lab = Lab::new(&["attacker"]);
-    let sources = lab.add_addresses("attacker", 100..100 + RUNS);
-    let daemon = Daemon::start(&lab, &["--scan-trigger", trigger, "--expire", "1h"]);
-    let count = usize::from(trigger.parse::<u8>().unwrap()) + 1;
-    let ports = PORTS.get(..count).unwrap();
-    let spans = sources.into_iter().map(|source| once(&lab, source, ports)).collect();
-    drop(daemon.stop());
+    let sources = lab.add_addresses("attacker", 100..100 + runs);
+    let daemon = Daemon::start_configured(&lab, &settings(trigger, trap, ""), &[]);
+    let ports = &PORTS[..=usize::from(trigger)];
+    let spans = sources.into_iter().map(|source| once(&lab, source, ports).as_secs_f64() * 1e6).collect();
+    daemon.stop();
     spans
 }
 
@@ -106,6 +170,12 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
     let (came, seen) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             lab.inside("victim", || {
+                // In vain where it is not permitted. Without it this measures when the watcher has its turn.
+                let _ = set_thread_priority_and_policy(
+                    thread_native_id(),
+                    ThreadPriority::try_from(1).unwrap(),
+                    ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin),
+                );
                 let mut nft = Nft::open().unwrap();
                 let deadline = Instant::now() + lab::PATIENCE;
                 loop {

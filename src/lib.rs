@@ -6,6 +6,7 @@
 //! [`daemon`] wires it all together, [`check`] says what settings come to, [`control`] answers operators, [`metrics`] counts and [`sandbox`] gives up rights. `wire` and `engine` are pure: no
 //! I/O, no clock and no randomness of their own, so that a capture file and a live interface get the same verdicts.
 
+pub mod backlog;
 pub mod capture;
 pub mod check;
 pub mod cli;

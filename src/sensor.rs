@@ -2,6 +2,7 @@
 //! snapshots and orders from its inbox and gives events to a bounded queue; it never waits for anybody but packets.
 
 mod blocker;
+mod crowd;
 mod figures;
 mod heal;
 mod judge;
@@ -31,6 +32,7 @@ use crate::report::event::{Way, What};
 use crate::report::queue::Sender;
 use crate::wire;
 pub use blocker::Blocker;
+use crowd::Crowd;
 pub use figures::{Figures, REACTIONS, Read};
 use judge::Judge;
 pub use wish::{Answer, Sample, Wish};
@@ -136,6 +138,7 @@ pub struct Sensor {
     /// Origin of the engine's time.
     start: Duration,
     drops: (Moment, u32, u64),
+    crowd: Crowd,
 }
 
 impl Sensor {
@@ -161,6 +164,7 @@ impl Sensor {
             inbox,
             start: boot_time(),
             drops: (Moment::default(), 0, 0),
+            crowd: Crowd::default(),
         }
     }
 
@@ -177,7 +181,9 @@ impl Sensor {
                 return Ok(());
             }
             // By turns, so that neither packets nor connections can keep the other from being judged.
-            more = self.look()? == BATCH;
+            let frames = self.look()?;
+            more = frames == BATCH;
+            let gather = self.crowd.count(self.now(), frames) && !more;
             if decoys {
                 self.answer();
             }
@@ -185,6 +191,9 @@ impl Sensor {
                 self.judge.keep_up(self.now());
             }
             self.take_notices();
+            if gather {
+                std::thread::sleep(crowd::GATHER);
+            }
         }
     }
 

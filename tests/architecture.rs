@@ -8,17 +8,18 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 19] = [
+const MAY_NAME: [(&str, &[&str]); 20] = [
+    ("backlog", &[]),
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
     ("netlink", &["engine"]),
-    ("enforce", &["engine", "netlink"]),
-    ("report", &["engine"]),
+    ("enforce", &["backlog", "engine", "netlink"]),
+    ("report", &["backlog", "engine"]),
     ("config", &["engine"]),
     ("cli", &["config", "engine"]),
     ("import", &["config", "engine"]),
-    ("ledger", &["engine"]),
+    ("ledger", &["backlog", "engine"]),
     ("sandbox", &[]),
     ("metrics", &["engine", "report", "sensor"]),
     ("page", &["engine", "ledger"]),

@@ -12,11 +12,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::ArrayQueue;
-
 use super::Case;
 use super::hosts_deny::HostsDeny;
 use super::run::RunSettings;
+use crate::backlog::Backlog;
 use crate::engine::subject::{Expiry, Subject};
 
 mod bans;
@@ -193,7 +192,7 @@ impl Orders {
 
 /// What the thread shares with those who have something for it.
 struct Shared {
-    queue: ArrayQueue<Task>,
+    queue: Backlog<Task>,
     /// Tasks without room.
     refused: AtomicU64,
     /// When to end commands, and when to end itself, once it is to end.
@@ -202,6 +201,6 @@ struct Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { queue: ArrayQueue::new(QUEUE), refused: AtomicU64::new(0), stop: OnceLock::new() }
+        Self { queue: Backlog::new(QUEUE), refused: AtomicU64::new(0), stop: OnceLock::new() }
     }
 }

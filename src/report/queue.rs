@@ -1,16 +1,16 @@
-//! Events from the sensor to the shell: bounded, without a lock or an allocation on the sensor's side. When it is full,
+//! Events from the sensor to the shell: bounded, without a lock on the sensor's side and with one allocation in its life. When it is full,
 //! events are dropped and counted; a packet never waits for a log line.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam_queue::ArrayQueue;
 use tokio::sync::Notify;
 
 use super::event::Event;
+use crate::backlog::Backlog;
 
 struct Shared {
-    events: ArrayQueue<Event>,
+    events: Backlog<Event>,
     dropped: AtomicU64,
     arrived: Notify,
 }
@@ -25,8 +25,7 @@ pub struct Receiver(Arc<Shared>);
 /// A queue that holds `length` events.
 #[must_use]
 pub fn bounded(length: usize) -> (Sender, Receiver) {
-    let shared =
-        Arc::new(Shared { events: ArrayQueue::new(length.max(1)), dropped: AtomicU64::new(0), arrived: Notify::new() });
+    let shared = Arc::new(Shared { events: Backlog::new(length), dropped: AtomicU64::new(0), arrived: Notify::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 

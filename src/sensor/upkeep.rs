@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::blocker::Refused;
 use super::judge::Judge;
-use crate::enforce::nft::{BlockError, Repaired, RulesetSpec};
+use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetSpec};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Explanation, Host, Moment, Protection, StandingBan};
 use crate::report::event::{Event, Way, What};
@@ -30,7 +30,7 @@ impl Judge {
         self.engine.host_changed(now, &self.host, &host);
         let more = host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none());
         self.host = host;
-        self.protect();
+        self.follow_allowed();
         self.arm(now);
         if more {
             self.spare_at = Some(now);
@@ -83,8 +83,17 @@ impl Judge {
         }
     }
 
-    /// Has the kernel's allow-list follow the host, and routes keep clear of it.
+    /// Has the kernel's allow-list follow the host, by as little as has changed, and routes keep clear of it.
+    fn follow_allowed(&mut self) {
+        self.protect_by(Nft::follow_protected);
+    }
+
+    /// Has the kernel's allow-list be the host's, whatever somebody made of it, and routes keep clear of it.
     pub(super) fn protect(&mut self) {
+        self.protect_by(Nft::protect);
+    }
+
+    fn protect_by(&mut self, set: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
         let cut_off = self.blocker.keep_reachable(&self.host);
         for subject in cut_off {
             self.say(What::Note(format!(
@@ -93,7 +102,7 @@ impl Judge {
         }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        match nft.protect(&prefixes) {
+        match set(nft, &prefixes) {
             Ok(()) => {}
             Err(BlockError::Gone) => self.heal_now(),
             Err(error) => self.say(What::Error(format!("the kernel's allow-list could not be set: {error}"))),

@@ -6,6 +6,8 @@
 mod lab;
 
 #[cfg(test)]
+mod flood;
+#[cfg(test)]
 mod forged;
 #[cfg(test)]
 mod innocents;

@@ -77,12 +77,12 @@ impl Lab {
             format!(
                 "link set {interface} up\n\
                  addr add 10.77.{number}.{end}/24 dev {interface}\n\
-                 addr add fd77:0:0:{number}::{end}/64 dev {interface} nodad\n"
+                 addr add fd77:0:0:{number:x}::{end}/64 dev {interface} nodad\n"
             )
         };
         ip(&victim, &side(host, 1));
         ip(&other, &side("uplink", 2));
-        let routes = format!("route add default via 10.77.{number}.1\nroute add default via fd77:0:0:{number}::1\n");
+        let routes = format!("route add default via 10.77.{number}.1\nroute add default via fd77:0:0:{number:x}::1\n");
         ip(&other, &routes);
     }
 

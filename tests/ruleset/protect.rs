@@ -70,3 +70,59 @@ fn thousands_of_prefixes_are_protected_in_one_transaction() {
         assert!(count("allowed6") > 0);
     });
 }
+
+#[test]
+fn only_what_has_changed_is_sent_and_comes_to_the_same() {
+    installed(|sets| {
+        // Neighbours, one inside another, both ends of the address space, and two that make a third.
+        let pool: Vec<ipnet::IpNet> = [
+            "10.0.0.0/25",
+            "10.0.0.128/25",
+            "10.0.0.0/24",
+            "10.0.1.0/24",
+            "10.0.0.7/32",
+            "192.0.2.1/32",
+            "192.0.2.2/31",
+            "0.0.0.0/8",
+            "255.255.255.255/32",
+            "2001:db8::/32",
+            "2001:db8:1::/48",
+            "2001:db9::/32",
+            "ff00::/8",
+            "::/16",
+        ]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+        let both = || ["allowed", "allowed6"].map(|set| nft(&format!("list set inet portsentry {set}")));
+        let mut bits: u32 = 0x1357_9bdf;
+        for _ in 0..60 {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let chosen = pool.iter().enumerate().filter(|(place, _)| bits >> (8 + place) & 1 == 1);
+            let chosen: Vec<_> = chosen.map(|(_, prefix)| *prefix).collect();
+            sets.follow_protected(&chosen).unwrap();
+            let followed = both();
+            sets.protect(&chosen).unwrap();
+            assert_eq!(followed, both(), "{chosen:?}");
+        }
+    });
+}
+
+#[test]
+fn what_somebody_else_put_in_stays_until_it_is_in_the_way() {
+    installed(|sets| {
+        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let allowed = || nft("list set inet portsentry allowed");
+        sets.follow_protected(&prefixes(&["10.0.0.0/8", "192.0.2.1/32"])).unwrap();
+        nft("add element inet portsentry allowed { 172.16.0.0/12 }");
+        sets.follow_protected(&prefixes(&["10.0.0.0/8", "192.0.2.9/32"])).unwrap();
+        assert!(allowed().contains("elements = { 10.0.0.0/8, 172.16.0.0/12,\n"), "{}", allowed());
+        assert!(allowed().contains("192.0.2.9 }"), "{}", allowed());
+        // Gone already when it is to go, and inside another when it is to come: then the whole is put right.
+        nft("delete element inet portsentry allowed { 192.0.2.9 }");
+        sets.follow_protected(&prefixes(&["10.0.0.0/8"])).unwrap();
+        assert!(allowed().contains("elements = { 10.0.0.0/8 }"), "{}", allowed());
+        nft("add element inet portsentry allowed { 172.16.0.0/12 }");
+        sets.follow_protected(&prefixes(&["10.0.0.0/8", "172.16.5.0/24"])).unwrap();
+        assert!(allowed().contains("elements = { 10.0.0.0/8, 172.16.5.0/24 }"), "{}", allowed());
+    });
+}

@@ -47,7 +47,20 @@ pub(crate) fn put_back(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Ex
     }
 }
 
-/// Appends bans as they were before, likewise: who, how long in all, where that is known, and how long still.
+/// Appends bans of whom nobody has blocked yet: one message instead of three, and nothing for the kernel to clear away
+/// afterwards. Where there is one of them already the whole transaction fails.
+pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
+    for set in [Set::Blocked, Set::Blocked6] {
+        let times = |expiry: Expiry| Times { timeout: timeout(expiry), left: None };
+        let bans = bans.iter().filter(|(subject, _)| Set::of(*subject) == set);
+        let mut bans = bans.map(|(subject, expiry)| (*subject, times(*expiry))).peekable();
+        if bans.peek().is_some() {
+            batch.put(kind::NEW_ELEMENT, flag::CREATE | flag::EXCL, |list| fill(list, set, bans));
+        }
+    }
+}
+
+/// Appends bans as they were before, as [`put_bans`]: who, how long in all, where that is known, and how long still.
 /// `nft list set` shows both.
 pub(crate) fn put_restored(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
     put_anew(batch, bans, |(subject, length, left)| (*subject, Times::of(*length, *left)));
@@ -114,8 +127,21 @@ pub(crate) fn put_set_dump(request: &mut Vec<u8>, set: Set) {
 /// family, sorted, and must not overlap.
 pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
     batch.put(kind::DELETE_ELEMENT, 0, |list| name(list, set));
+    put_prefixes(batch, kind::NEW_ELEMENT, set, prefixes);
+}
+
+/// Appends a change of what an interval set holds: these prefixes out, which must stand there as they are given, then those
+/// in. No bound of the one may be a bound of the other: two dead elements and a live one at one address are more than the
+/// kernel can tell apart.
+pub(crate) fn put_protected_change(batch: &mut Batch, set: Set, out: &[IpNet], into: &[IpNet]) {
+    put_prefixes(batch, kind::DELETE_ELEMENT, set, out);
+    put_prefixes(batch, kind::NEW_ELEMENT, set, into);
+}
+
+fn put_prefixes(batch: &mut Batch, kind: u8, set: Set, prefixes: &[IpNet]) {
+    let flags = if kind == kind::NEW_ELEMENT { flag::CREATE } else { 0 };
     for prefixes in prefixes.chunks(PREFIXES_A_MESSAGE) {
-        batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| {
+        batch.put(kind, flags, |list| {
             name(list, set);
             list.nest(LIST_ELEMENTS, |elements| {
                 prefixes.iter().for_each(|prefix| put_interval(elements, *prefix, Times::default()));
@@ -212,7 +238,8 @@ pub(super) fn put_key(element: &mut Attributes<'_>, address: IpAddr) {
     });
 }
 
-fn after(address: IpAddr) -> Option<IpAddr> {
+/// The next address; none after the last one.
+pub(crate) fn after(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(v4) => v4.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),
         IpAddr::V6(v6) => v6.to_bits().checked_add(1).map(|bits| IpAddr::V6(bits.into())),

@@ -17,8 +17,8 @@ mod trap;
 
 pub use batch::Batch;
 pub(crate) use element::{
-    BANS_A_MESSAGE, Element, elements_of, put_back, put_bans, put_lift, put_one_element_query, put_protected,
-    put_restored, put_set_dump,
+    BANS_A_MESSAGE, Element, after, elements_of, put_back, put_bans, put_lift, put_new_bans, put_one_element_query,
+    put_protected, put_protected_change, put_restored, put_set_dump,
 };
 pub use element::{Remaining, put_ban};
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};

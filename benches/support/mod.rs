@@ -1,0 +1,147 @@
+//! What the benchmarks of the whole program share: how often to measure, what is in the middle of what was measured, many
+//! packets at a known pace, and what the program used for them.
+#![allow(dead_code, reason = "each benchmark uses its own part of it")]
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pcap::{Active, Capture};
+use portsentry::control::client::Client;
+use portsentry::control::protocol::Request;
+
+use crate::lab::Lab;
+use crate::lab::daemon::Daemon;
+use crate::lab::raw;
+
+/// How often each thing is measured: what the environment's `RUNS` says, or else `usual`.
+pub(crate) fn runs(usual: usize) -> usize {
+    std::env::var("RUNS").ok().and_then(|text| text.parse().ok()).filter(|runs| *runs > 0).unwrap_or(usual)
+}
+
+/// The figure below which this share of them lies; not a number where there is none.
+pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into a few figures")]
+    let index = (sorted.len().saturating_sub(1) as f64 * share).round() as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+/// The one in the middle.
+pub(crate) fn median(figures: &[f64]) -> f64 {
+    quantile(figures, 0.5)
+}
+
+/// Addresses that only the lab knows: this one of very many.
+pub(crate) fn stranger(number: u32) -> IpAddr {
+    Ipv4Addr::from_bits(0x0a80_0000 + number).into()
+}
+
+/// Frames of one length, ready to be sent.
+pub(crate) struct Frames {
+    link: Capture<Active>,
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Frames {
+    /// TCP packets from `host` to the victim with these flags, each from a source to a port.
+    pub(crate) fn new(lab: &Lab, host: &str, flags: u16, packets: impl Iterator<Item = (IpAddr, u16)>) -> Self {
+        let target = lab.victim_v4(host).into();
+        let link = lab.inside(host, || Capture::from_device("uplink").unwrap().snaplen(64).open().unwrap());
+        let head =
+            [&lab.hardware_address("victim", host)[..], &lab.hardware_address(host, "uplink"), &[0x08, 0x00]].concat();
+        let (mut bytes, mut length) = (Vec::new(), 0);
+        for (source, port) in packets {
+            let begin = bytes.len();
+            bytes.extend_from_slice(&head);
+            bytes.extend_from_slice(&raw::tcp(source, target, port, flags));
+            length = bytes.len() - begin;
+        }
+        Self { link, bytes, length }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.bytes.len() / self.length
+    }
+
+    /// Sends them, so many at once and after a pause the next ones, until all are sent or somebody says that it is enough.
+    pub(crate) fn trickle(&mut self, at_once: usize, pause: Duration, enough: &AtomicBool) {
+        for frames in self.bytes.chunks(at_once * self.length) {
+            for frame in frames.chunks(self.length) {
+                self.link.sendpacket(frame).unwrap();
+            }
+            std::thread::sleep(pause);
+            if enough.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+
+    /// Sends them, so many a second, or as fast as the link takes them; how long that took.
+    pub(crate) fn send(&mut self, per_second: Option<u32>) -> Duration {
+        let begin = Instant::now();
+        for (number, frame) in (0_u32..).zip(self.bytes.chunks(self.length)) {
+            if let Some(per_second) = per_second {
+                // Waiting awake: a sleep would be longer than what the next hundred packets take.
+                while begin.elapsed() < Duration::from_secs(1) * number / per_second {
+                    std::hint::spin_loop();
+                }
+            }
+            self.link.sendpacket(frame).unwrap();
+        }
+        begin.elapsed()
+    }
+}
+
+/// What the program has used and seen until now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Used {
+    /// Of a processor, by all its threads.
+    pub(crate) processor: Duration,
+    /// The most memory that was resident at one time, in KiB.
+    pub(crate) peak: u64,
+    /// Packets that the sensor has judged.
+    pub(crate) seen: u64,
+    /// Packets that the capture could not hold.
+    pub(crate) dropped: u64,
+    /// Bans that it has made.
+    pub(crate) bans: u64,
+}
+
+/// Asks the program and the kernel.
+pub(crate) fn used(lab: &Lab, daemon: &Daemon) -> Used {
+    let told = Client::connect(&lab.path("socket")).and_then(|mut client| client.ask(&Request::Status)).unwrap();
+    let number = |outer: &str, inner: &str| told[outer][inner].as_u64().unwrap();
+    let place = format!("/proc/{}", daemon.id());
+    let status = fs::read_to_string(format!("{place}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let stat = fs::read_to_string(format!("{place}/stat")).unwrap();
+    // Behind the name, which may hold anything: utime and stime are the 12th and 13th field there, in hundredths.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Used {
+        processor: Duration::from_millis(10 * ticks),
+        peak: peak.trim().trim_end_matches(" kB").parse().unwrap(),
+        seen: number("packets", "seen"),
+        dropped: number("packets", "dropped"),
+        bans: number("bans", "made"),
+    }
+}
+
+/// Waits until the program has nothing more to judge: two looks in a row that show the same.
+pub(crate) fn rest(lab: &Lab, daemon: &Daemon) -> Used {
+    let mut last = used(lab, daemon);
+    loop {
+        // The drops are asked for once a second.
+        std::thread::sleep(Duration::from_millis(1_100));
+        let now = used(lab, daemon);
+        if (now.seen, now.dropped, now.bans) == (last.seen, last.dropped, last.bans) {
+            return now;
+        }
+        last = now;
+    }
+}

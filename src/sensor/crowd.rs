@@ -1,0 +1,59 @@
+//! When packets come so fast that being woken for each costs more than judging it: then they are let gather for a moment.
+
+use std::time::Duration;
+
+use crate::engine::Moment;
+
+/// How long packets are counted.
+const SPAN: Duration = Duration::from_millis(2);
+
+/// Packets in a span that are a crowd: 32,000 a second. Noise and real scanners stay far below it.
+const MANY: usize = 64;
+
+/// How long a crowd gathers: two hundred packets at a million a second, and the capture's ring holds thousands.
+pub(super) const GATHER: Duration = Duration::from_micros(200);
+
+/// The packets of the last moments.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    since: Moment,
+    packets: usize,
+    is_here: bool,
+}
+
+impl Crowd {
+    /// So many have come until `now`; true where the next ones should gather.
+    pub(super) fn count(&mut self, now: Moment, packets: usize) -> bool {
+        self.packets += packets;
+        let span = now.since(self.since);
+        if span >= SPAN {
+            // A wait that was longer has thinned them.
+            self.is_here = span < 4 * SPAN && self.packets >= MANY;
+            (self.since, self.packets) = (now, 0);
+        }
+        self.is_here
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(micros: u64) -> Moment {
+        Moment::at(Duration::from_micros(micros))
+    }
+
+    #[test]
+    fn a_flood_gathers_and_noise_does_not() {
+        let (mut crowd, mut noise) = (Crowd::default(), Crowd::default());
+        assert!((1..1_000).filter(|step| crowd.count(at(10_000_000 + step * 10), 1)).count() > 500);
+        assert!(!(1..1_000).any(|step| noise.count(at(10_000_000 + step * 100), 1)));
+    }
+
+    #[test]
+    fn it_is_over_at_the_first_packet_after_a_pause() {
+        let mut crowd = Crowd::default();
+        assert!((1..1_000).any(|step| crowd.count(at(10_000_000 + step * 10), 1)));
+        assert!(!crowd.count(at(11_000_000), 1));
+    }
+}
