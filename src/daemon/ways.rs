@@ -95,6 +95,18 @@ pub(super) fn open(
     } else if let Ok(mut nft) = Nft::open() {
         // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none.
         drop(nft.arm(&[], &[]));
+        // What it holds would go on being dropped, and no command of this program could lift it.
+        if !ways.blocker.ways.is_empty() {
+            match nft.remove(&ruleset(config)) {
+                Ok(true) => ways.said.push(What::Note(format!(
+                    "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
+                     bans go on by {}",
+                    config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ")
+                ))),
+                Ok(false) | Err(RulesetError::Socket(_)) => {}
+                Err(error) => ways.said.push(What::Error(format!("the table of an earlier run stays: {error}"))),
+            }
+        }
     }
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);

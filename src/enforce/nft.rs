@@ -135,6 +135,15 @@ impl Nft {
         nft::examine(&mut self.socket, spec)
     }
 
+    /// Takes the table away, and with it every ban that it holds; false where there was none.
+    ///
+    /// # Errors
+    /// As [`nft::remove`].
+    pub fn remove(&mut self, spec: &RulesetSpec) -> Result<bool, RulesetError> {
+        self.protected = None;
+        nft::remove(&mut self.socket, spec)
+    }
+
     /// Makes the table as it should be, whatever somebody did to it since [`Nft::install`].
     ///
     /// # Errors

@@ -71,16 +71,17 @@ fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
 
     let bench = Bench::start(settings);
     let adopted = |case, left| Adopted { case, methods: LINE.into(), left };
-    // A new ban while the old ones are not sorted yet; one that is adopted for two seconds; one whose line somebody took out.
+    // A new ban while the old ones are not sorted yet; one that is adopted for two seconds; one that has no line, and gets one.
     bench.block(cases[2], &LINE);
     bench.next();
-    let gone = case("192.0.2.9", 3_600);
-    let bans = vec![adopted(cases[0], Expiry::After(Duration::from_secs(2))), adopted(gone, Expiry::Never)];
+    let bare = case("192.0.2.9", 3_600);
+    let bans = vec![adopted(cases[0], Expiry::After(Duration::from_secs(2))), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
+    assert_eq!(bench.next(), News::Restored { subjects: vec![bare.subject], way: Way::HostsDeny });
     assert_eq!(bench.next(), News::Released { subjects: vec![cases[1].subject], way: Way::HostsDeny });
-    assert_eq!(held(&path), [cases[0].subject, cases[2].subject]);
+    assert_eq!(held(&path), [cases[0].subject, cases[2].subject, bare.subject]);
     assert_eq!(bench.next(), News::Released { subjects: vec![cases[0].subject], way: Way::HostsDeny });
-    assert_eq!(held(&path), [cases[2].subject]);
+    assert_eq!(held(&path), [cases[2].subject, bare.subject]);
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: .example.com\n# portsentry: 192.0.2.3"));
 }
 

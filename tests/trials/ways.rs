@@ -7,8 +7,8 @@ use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
 use crate::lab::{Lab, PATIENCE, within};
 use crate::support::{
-    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, run_settings, scan, scene, settings,
-    text,
+    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, operate, run_settings, scan, scene,
+    settings, text,
 };
 
 /// One way on its own: the attacker is blocked over both families, each with its line in the log, and then is not.
@@ -191,5 +191,31 @@ fn a_connection_of_who_is_blocked_ends_where_that_is_wanted() {
     daemon.expect_line(&format!("adminalert: connections of Host {banned} that were ended: 1"));
     drop(client);
     std::thread::sleep(SHORTLY);
+    daemon.stop();
+}
+
+#[test]
+fn where_nftables_is_no_longer_a_way_its_table_goes_and_its_bans_go_on_by_the_others() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "hosts-deny"], ""), &["--expire", "1h"]);
+    daemon.expect_line(
+        "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method",
+    );
+    ["route", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "");
+    assert!(!is_served(&lab, false));
+    assert_eq!(operate(&lab, &["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));
+    expect_nothing_left(&lab);
+    assert!(is_served(&lab, false));
+    // Somebody else's table is somebody else's.
+    daemon.stop();
+    lab.run("victim", "nft", &["table inet portsentry { chain theirs { }; }"]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
+    assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("chain theirs"));
     daemon.stop();
 }

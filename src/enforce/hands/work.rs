@@ -129,14 +129,21 @@ impl Work {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
-                        let there = there.as_ref().is_none_or(|there| there.contains(&case.subject));
-                        held.has_line = there && methods.contains(&Way::HostsDeny);
+                        held.has_line = methods.contains(&Way::HostsDeny);
                         held.has_run = methods.contains(&Way::Run);
+                        // Blocked in another way until now, or somebody took the line out meanwhile.
+                        if held.has_line
+                            && let Some(lines) = &mut self.lines
+                            && there.as_ref().is_some_and(|there| !there.contains(&case.subject))
+                        {
+                            lines.restore(held.id, case);
+                        }
                     }
                 }
                 if let Some(lines) = &mut self.lines {
                     lines.sweep();
                 }
+                self.write(now);
             }
         }
     }

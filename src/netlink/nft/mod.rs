@@ -23,7 +23,7 @@ pub(crate) use element::{
 pub use element::{Remaining, put_ban};
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
 pub(crate) use message::{Message, Messages, attributes, text};
-pub use ruleset::{Installed, Repaired, RulesetError, examine, install, repair};
+pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
 pub(crate) use ruleset::{set_count, set_size};
 pub use spec::{Action, Rate, RateError, RulesetSpec, Trap};
 pub(crate) use trap::{put_flush, put_forget, put_trapped};
@@ -127,6 +127,7 @@ const SUBSYSTEM: u16 = 10;
 pub(crate) mod kind {
     pub(crate) const NEW_TABLE: u8 = 0;
     pub(crate) const GET_TABLE: u8 = 1;
+    pub(crate) const DELETE_TABLE: u8 = 2;
     pub(crate) const NEW_CHAIN: u8 = 3;
     pub(crate) const GET_CHAIN: u8 = 4;
     pub(crate) const DELETE_CHAIN: u8 = 5;

@@ -3,6 +3,7 @@
 
 use rustix::io::Errno;
 
+use super::batch::Batch;
 use super::blueprint::{Blueprint, Work, wake};
 use super::message::{attributes, be_u32, put_request};
 use super::rules::chosen;
@@ -135,6 +136,22 @@ pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u
         };
     }
     Err(RulesetError::Contended)
+}
+
+/// Takes the table away with all that it holds; false where there was none.
+///
+/// # Errors
+/// As [`install`]; a table of somebody else's stays.
+pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetError> {
+    if examine(socket, spec)?.is_none() {
+        return Ok(false);
+    }
+    let mut batch = Batch::new();
+    batch.put(kind::DELETE_TABLE, 0, |table| table.put_text(1, TABLE));
+    match socket.transact(&mut batch) {
+        Err(error) if error.is(Errno::NOENT) => Ok(false),
+        done => Ok(done.map(|()| true)?),
+    }
 }
 
 /// Makes the table as it should be, whatever somebody did to it: what is missing or altered is made anew, in one
