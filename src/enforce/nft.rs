@@ -18,7 +18,7 @@ use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
 pub use trap::Filling;
 
 pub use crate::netlink::nft::{
-    Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap,
+    Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

@@ -63,8 +63,10 @@ pub struct Figures {
     pub missing: Figure,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Figure,
-    /// Ports that the kernel's trap watches, now.
+    /// TCP ports that the kernel's trap watches, now.
     pub trapped: Figure,
+    /// UDP ports that it watches, now.
+    pub trapped_udp: Figure,
     /// Touched ports of sources in the trap's memory, now.
     pub trap_touched: Figure,
     /// Sources in the trap's memory, now.

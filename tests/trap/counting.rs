@@ -17,9 +17,14 @@ fn start(lab: &Lab, more: &str) -> Daemon {
     daemon
 }
 
-/// The ports that the kernel watches.
+/// The TCP ports that the kernel watches.
 fn trapped(lab: &Lab) -> BTreeSet<u16> {
-    let text = lab.set_text("trapped");
+    ports_in(lab, "trapped")
+}
+
+/// The ports in a set of the table.
+pub(crate) fn ports_in(lab: &Lab, set: &str) -> BTreeSet<u16> {
+    let text = lab.set_text(set);
     let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements.split('}').next().unwrap());
     let ranges = elements.split(',').map(str::trim).filter(|range| !range.is_empty());
     ranges
@@ -32,7 +37,7 @@ fn trapped(lab: &Lab) -> BTreeSet<u16> {
 }
 
 /// Stops the program from doing anything, as a debugger does: what happens now the kernel does alone.
-fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
+pub(crate) fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
     use rustix::process::{Pid, Signal, kill_process};
     let id = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw).unwrap();
     kill_process(id, Signal::STOP).unwrap();
@@ -50,13 +55,13 @@ fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
 }
 
 /// True once the kernel blocks `source`: packets in a lab may wait for a busy machine.
-fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
+pub(crate) fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
     let source = source.into();
     within(PATIENCE, || lab.banned().contains(&source).then_some(())).is_some()
 }
 
 /// Whom the kernel blocks, once all has come that was sent.
-fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
+pub(crate) fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
     std::thread::sleep(Duration::from_millis(300));
     lab.banned()
 }

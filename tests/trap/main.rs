@@ -8,4 +8,6 @@ mod lab;
 #[cfg(test)]
 mod counting;
 #[cfg(test)]
+mod datagrams;
+#[cfg(test)]
 mod networks;
