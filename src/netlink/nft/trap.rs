@@ -56,8 +56,8 @@ pub(crate) fn memory(trap: Trap) -> impl Iterator<Item = Set> {
 
 /// Type and length of the key, flags and size of a set of the trap; `None` for every other one.
 ///
-/// The sizes bound what a flood of forged sources can take: some 50 MB, and half as much again where datagrams count as well,
-/// while it lasts and for the window after it. A full set takes nobody new, and the sensor still counts.
+/// The sizes bound what a flood of forged sources can take: some 50 MB, and at most half as much again where datagrams count as
+/// well, while it lasts and for the window after it. A full set takes nobody new, and the sensor still counts.
 pub(super) fn set(set: Set) -> Option<(u32, u32, SetFlags, Option<u32>)> {
     let counting = SetFlags::Eval | SetFlags::Timeout;
     let with_port = |address: u32| address << TYPE_BITS | NFT_TYPE_SERVICE;

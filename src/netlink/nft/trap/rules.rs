@@ -85,8 +85,9 @@ fn put_touching(list: &mut Attributes<'_>) {
 /// What this host asks itself. The sensor sees the same, but a moment later, and then takes the port out of the trap; until
 /// that an answer to a socket that has closed already must not count. A service's port is in no trap, and costs a look-up.
 fn asking() -> Encoded {
-    let text = "udp sport @trapped_udp fib saddr type local update @asked { udp sport timeout 2m }";
-    raw(TRAP_ASKED, text.to_owned(), |list| {
+    let time = humantime::format_duration(RECENT);
+    let text = format!("udp sport @trapped_udp fib saddr type local update @asked {{ udp sport timeout {time} }}");
+    raw(TRAP_ASKED, text, |list| {
         put_meta(list, META_PROTOCOL);
         put_compare(list, EQUAL, &[UDP]);
         put_payload(list, REGISTER, TRANSPORT, 0, 2);
@@ -139,7 +140,7 @@ fn touching(trap: &Trap) -> Vec<Encoded> {
 }
 
 /// Later fragments have no ports, but the kernel's short way to load two bytes of a packet does not know: it takes bytes of the
-/// payload for them, with IPv6 the offset in the fragment's own header. Long answers come in pieces.
+/// payload for them, with IPv6 of the flow label (seen on Linux 6.18). Long answers come in pieces.
 fn fragments() -> [Encoded; 2] {
     let (v4, v6) = ("ip frag-off & 0x1fff != 0 return", "meta nfproto ipv6 frag frag-off != 0 return");
     [
