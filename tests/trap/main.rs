@@ -10,4 +10,6 @@ mod counting;
 #[cfg(test)]
 mod datagrams;
 #[cfg(test)]
+mod innocents;
+#[cfg(test)]
 mod networks;

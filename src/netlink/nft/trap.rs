@@ -6,6 +6,7 @@
 //!
 //! Read with: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
 
+mod expressions;
 mod rules;
 
 use std::time::Duration;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{DYNSET_TIMEOUT, META_INTERFACE};
+use super::META_INTERFACE;
+use super::expressions::{
+    put_add, put_jump, put_lookup, put_lookup_without, put_mask, put_meta, put_payload, put_return, put_update,
+};
 use crate::engine::RECENT;
 use crate::engine::subject::Expiry;
 use crate::netlink::nft::element::timeout;
@@ -64,11 +67,7 @@ fn entering_udp(trap: &Trap) -> Encoded {
         put_payload(list, REGISTER, TRANSPORT, 2, 2);
         put_lookup(list, Set::TrappedUdp);
         put_payload(list, REGISTER, TRANSPORT, 2, 2);
-        put_expression(list, "lookup", |lookup| {
-            lookup.put_text(1, Set::Asked.name());
-            lookup.put(2, &REGISTER.to_be_bytes());
-            lookup.put(LOOKUP_FLAGS, &LOOKUP_INVERTED.to_be_bytes());
-        });
+        put_lookup_without(list, Set::Asked);
         put_touching(list);
     })
 }
@@ -95,7 +94,7 @@ fn asking() -> Encoded {
         put_address_type(list, FIB_SOURCE);
         put_compare(list, EQUAL, &LOCAL.to_ne_bytes());
         put_payload(list, REGISTER, TRANSPORT, 0, 2);
-        put_dynamic(list, UPDATE, Set::Asked, Some(millis(RECENT)), |_| {});
+        put_update(list, Set::Asked, millis(RECENT));
     })
 }
 
@@ -325,85 +324,6 @@ impl Family {
     }
 }
 
-fn put_meta(list: &mut Attributes<'_>, key: u32) {
-    put_expression(list, "meta", |meta| {
-        meta.put(1, &REGISTER.to_be_bytes());
-        meta.put(2, &key.to_be_bytes());
-    });
-}
-
-fn put_payload(list: &mut Attributes<'_>, register: u32, base: u32, offset: u32, length: u32) {
-    put_expression(list, "payload", |payload| {
-        payload.put(1, &register.to_be_bytes());
-        payload.put(2, &base.to_be_bytes());
-        payload.put(3, &offset.to_be_bytes());
-        payload.put(4, &length.to_be_bytes());
-    });
-}
-
-fn put_mask(list: &mut Attributes<'_>, mask: &[u8]) {
-    put_expression(list, "bitwise", |bitwise| {
-        bitwise.put(1, &REGISTER.to_be_bytes());
-        bitwise.put(2, &REGISTER.to_be_bytes());
-        let length = u32::try_from(mask.len()).unwrap_or(0);
-        bitwise.put(3, &length.to_be_bytes());
-        bitwise.nest(4, |data| data.put(1, mask));
-        let nothing = [0; 16];
-        bitwise.nest(5, |data| data.put(1, nothing.get(..mask.len()).unwrap_or(&nothing)));
-    });
-}
-
-fn put_lookup(list: &mut Attributes<'_>, set: Set) {
-    put_expression(list, "lookup", |lookup| {
-        lookup.put_text(1, set.name());
-        lookup.put(2, &REGISTER.to_be_bytes());
-    });
-}
-
-/// Adds what was loaded to `set`, where it is not in it yet. Where it is, the expression of its element goes on counting,
-/// but its time is not prolonged: then what counts together always came within one window.
-fn put_add(list: &mut Attributes<'_>, set: Set, millis: Option<u64>, more: impl FnOnce(&mut Attributes<'_>)) {
-    put_dynamic(list, ADD, set, millis, more);
-}
-
-/// As [`put_add`], or with the time prolonged.
-fn put_dynamic(
-    list: &mut Attributes<'_>,
-    how: u32,
-    set: Set,
-    millis: Option<u64>,
-    more: impl FnOnce(&mut Attributes<'_>),
-) {
-    put_expression(list, "dynset", |add| {
-        add.put_text(1, set.name());
-        add.put(3, &how.to_be_bytes());
-        add.put(4, &REGISTER.to_be_bytes());
-        if let Some(millis) = millis {
-            add.put(DYNSET_TIMEOUT, &millis.to_be_bytes());
-        }
-        more(add);
-    });
-}
-
-fn put_return(list: &mut Attributes<'_>) {
-    put_verdict(list, |verdict| verdict.put(1, &RETURN.to_be_bytes()));
-}
-
-fn put_jump(list: &mut Attributes<'_>, chain: &str) {
-    put_verdict(list, |verdict| {
-        verdict.put(1, &JUMP.to_be_bytes());
-        verdict.put_text(2, chain);
-    });
-}
-
-fn put_verdict(list: &mut Attributes<'_>, fill: impl FnOnce(&mut Attributes<'_>)) {
-    put_expression(list, "immediate", |immediate| {
-        // Register 0 is the verdict.
-        immediate.put(1, &0_u32.to_be_bytes());
-        immediate.nest(2, |data| data.nest(2, fill));
-    });
-}
-
 /// Whole seconds, as the settings have it; a second at least, because zero is no timeout.
 fn millis(span: Duration) -> u64 {
     timeout(Expiry::After(span)).unwrap_or(1_000)
@@ -413,8 +333,7 @@ fn millis(span: Duration) -> u64 {
 const CAUGHT_FOR: u64 = 60_000;
 /// Of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.
 const WEEK: u64 = 604_800;
-// enum nft_meta_keys, nft_payload_bases, nft_registers, nft_verdicts, nft_dynset_attributes, nft_dynset_ops,
-// nft_lookup_attributes, nft_lookup_flags, nft_socket_keys
+// enum nft_meta_keys, nft_payload_bases, nft_registers, nft_dynset_attributes, nft_socket_keys
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
 const META_PACKET_TYPE: u32 = 19;
@@ -427,11 +346,5 @@ const TRANSPORT: u32 = 2;
 /// NFT_REG32_01 and NFT_REG_2: 4 and 16 bytes behind NFT_REG_1.
 const REGISTER_AFTER_4: u32 = 9;
 const REGISTER_AFTER_16: u32 = 2;
-const JUMP: i32 = -3;
-const RETURN: i32 = -5;
 const DYNSET_EXPRESSION: u16 = 7;
-const ADD: u32 = 0;
-const UPDATE: u32 = 1;
-const LOOKUP_FLAGS: u16 = 5;
-const LOOKUP_INVERTED: u32 = 1;
 const SOCKET_TRANSPARENT: u32 = 0;
