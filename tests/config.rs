@@ -259,8 +259,14 @@ fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_refused_and_not_silently_accepted() {
-    assert_eq!(refused("trap.udp = true"), ["1:12: trap.udp: true is not in this version; write false"]);
+fn the_trap_is_set_for_each_protocol_by_itself() {
+    for (text, expected) in
+        [("", (true, false)), ("trap.udp = true", (true, true)), ("trap.tcp = false\ntrap.udp = true", (false, true))]
+    {
+        let trap = read(text).trap;
+        assert_eq!((trap.tcp, trap.udp), expected, "{text}");
+    }
+    assert_eq!(refused("trap.udp = 1").len(), 1);
 }
 
 #[test]

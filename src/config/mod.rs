@@ -181,7 +181,7 @@ pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
     ignore_file::parse(&name, &read_text(path, "create it, or take it out of allow.files")?)
 }
 
-/// Counting inside the kernel. Not for UDP in this version: that is always false.
+/// Counting inside the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trap {
     /// For TCP.

@@ -79,7 +79,7 @@ fn all(root: &mut Section<'_, '_>, config: &mut Config) {
     });
     root.section("trap", |trap| {
         trap.read("tcp", &mut config.trap.tcp, value::yes_or_no);
-        trap.read("udp", &mut config.trap.udp, value::trap);
+        trap.read("udp", &mut config.trap.udp, value::yes_or_no);
     });
     root.section("metrics", |metrics| metrics.read("listen", &mut config.metrics.listen, value::listen));
     root.section("report", |report| {

@@ -315,13 +315,6 @@ pub(super) fn long_span(value: &DeValue<'_>) -> Result<Duration, String> {
     span(value, "for example \"30d\"", LONGEST_EXPIRY, "ten years; write less")
 }
 
-pub(super) fn trap(value: &DeValue<'_>) -> Result<bool, String> {
-    match yes_or_no(value)? {
-        true => Err(not_yet(value, "false")),
-        false => Ok(false),
-    }
-}
-
 /// An address with a port; the empty text for none.
 pub(super) fn listen(value: &DeValue<'_>) -> Result<Option<SocketAddr>, String> {
     let (what, instead) =
@@ -378,11 +371,6 @@ fn choice<T: Clone>(value: &DeValue<'_>, what: &str, known: &[(&str, T)]) -> Res
 
 fn text<'v>(value: &'v DeValue<'_>, what: &str, instead: &str) -> Result<&'v str, String> {
     value.as_str().ok_or_else(|| wrong(value, what, instead))
-}
-
-/// A setting that is taken and has no effect would leave a host less protected than its configuration says.
-fn not_yet(value: &DeValue<'_>, instead: &str) -> String {
-    format!("{} is not in this version; write {instead}", shown(value))
 }
 
 /// "VALUE is not WHAT; write INSTEAD".

@@ -176,10 +176,16 @@ fn status(told: &Fields) -> String {
         line(&mut out, "bans", &rest);
     }
     if let Some(trap) = part(told, "trap") {
-        let [ports, condemned, let_go] = ["ports", "condemned", "let_go"].map(|key| number(trap, key));
-        let did = match ports {
-            0 => "the kernel counts nothing by itself".to_owned(),
-            _ => format!("the kernel counts at {ports} TCP ports; {condemned} caught by it, {let_go} let go"),
+        let [ports, udp, condemned, let_go] =
+            ["ports", "udp_ports", "condemned", "let_go"].map(|key| number(trap, key));
+        let at = match (ports, udp) {
+            (ports, 0) => format!("{ports} TCP ports"),
+            (0, udp) => format!("{udp} UDP ports"),
+            (ports, udp) => format!("{ports} TCP and {udp} UDP ports"),
+        };
+        let did = match (ports, udp) {
+            (0, 0) => "the kernel counts nothing by itself".to_owned(),
+            _ => format!("the kernel counts at {at}; {condemned} caught by it, {let_go} let go"),
         };
         line(&mut out, "trap", &did);
     }

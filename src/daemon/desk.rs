@@ -329,6 +329,7 @@ impl Shell {
             },
             "trap": {
                 "ports": figures.trapped.get(),
+                "udp_ports": figures.trapped_udp.get(),
                 "condemned": figures.trap_caught.get(),
                 "let_go": figures.trap_let_go.get(),
             },

@@ -274,6 +274,7 @@ pub(crate) fn snapshot(
     host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = named(config, facts);
+    host.ephemeral = ephemeral();
     for listener in listeners {
         let of = if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp };
         open(of, listener);
@@ -316,7 +317,7 @@ pub(crate) fn wanted(config: &Config, host: &Host) -> Wanted {
     Wanted {
         tcp: settings.tcp.ports.without(&host.tcp.everywhere()),
         udp: settings.udp.ports.without(&host.udp.everywhere()),
-        ephemeral: ephemeral(),
+        ephemeral: host.ephemeral.clone(),
         sctp: settings.sctp,
         icmp: settings.icmp,
         interfaces: host.interfaces.clone(),

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::DaemonError;
-use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::config::{BlockPolicy, Config, Method, Mode, Protocol};
 use crate::enforce::hands::{Hands, News, Occasion, Settings, Way as Slow};
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap};
+use crate::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap, Watched};
 use crate::enforce::route::{Kind, Routes};
 use crate::enforce::run::RunSettings;
 use crate::engine::Host;
@@ -47,11 +47,16 @@ pub(crate) fn ruleset(config: &Config) -> RulesetSpec {
 
 /// What the kernel is to count by itself: what the sensor counts and blocks with nftables, and no command comes before.
 fn trap(config: &Config) -> Option<Trap> {
-    let counts = matches!(config.tcp.mode, Mode::Stealth | Mode::Advanced) && config.tcp.block == BlockPolicy::Yes;
+    let counts = |protocol: &Protocol| {
+        matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == BlockPolicy::Yes
+    };
+    let (tcp, udp) = (config.trap.tcp && counts(&config.tcp), config.trap.udp && counts(&config.udp));
     let first = config.block.run.first && config.block.method.contains(&Method::Run);
     let blocks = config.block.method.contains(&Method::Nft) && !first;
     let forgiven = config.detect.scan_trigger;
-    (config.trap.tcp && counts && blocks).then(|| Trap {
+    ((tcp || udp) && blocks).then(|| Trap {
+        tcp,
+        udp,
         forgiven,
         // In whole seconds, as nft shows it.
         window: if forgiven == 0 { Duration::ZERO } else { whole(config.detect.window) },
@@ -93,8 +98,11 @@ pub(super) fn open(
     if nft {
         ways.blocker.nft = Some(install(config, host, &mut ways.said)?);
     } else if let Ok(mut nft) = Nft::open() {
-        // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none.
-        drop(nft.arm(&[], &[]));
+        // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
+        // protocol by itself, because what is not there refuses the rest as well.
+        let none: Option<&[(u16, u16)]> = Some(&[]);
+        drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
+        drop(nft.arm(Watched { udp: none, ..Watched::default() }));
         // What it holds would go on being dropped, and no command of this program could lift it.
         if !ways.blocker.ways.is_empty() {
             match nft.remove(&ruleset(config)) {
@@ -147,7 +155,7 @@ fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, R
         Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
             spec.trap = None;
             let installed = nft.install(&spec)?;
-            said.push(What::Error(format!("the kernel counts nothing by itself (trap.tcp): {error}")));
+            said.push(What::Error(format!("the kernel counts nothing by itself (the settings of `trap`): {error}")));
             installed
         }
         installed => installed?,

@@ -19,7 +19,7 @@ use protected::Protected;
 pub use trap::Filling;
 
 pub use crate::netlink::nft::{
-    Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap,
+    Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

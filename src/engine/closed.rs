@@ -1,19 +1,29 @@
 //! Which ports are evidence whoever touches them: for who counts touches beside the engine.
 
+use super::class::Protocol;
 use super::ports::PortSet;
 use super::settings::Response;
 use super::{Engine, Host, Moment};
 
 impl Engine {
-    /// The TCP ports that are watched, that nothing listens on at any address but loopback, and that were not in use a moment
-    /// ago; none where nobody is blocked for touching them. A new connection to one of them counts against its source,
-    /// unless a listener has come since.
+    /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, and that were not in use
+    /// a moment ago; none where nobody is blocked for touching them. A new connection or a datagram to one of them counts
+    /// against its source, unless a listener has come since.
+    ///
+    /// Of UDP without the ports that this host gives to sockets which ask for none: what comes there is often an answer, and
+    /// may come at any time.
     #[must_use]
-    pub fn closed_ports(&self, now: Moment, host: &Host) -> PortSet {
-        if self.settings.tcp.response != Response::Block {
+    pub fn closed_ports(&self, now: Moment, host: &Host, protocol: Protocol) -> PortSet {
+        let (watch, listeners) = match protocol {
+            Protocol::Tcp => (&self.settings.tcp, &host.tcp),
+            Protocol::Udp => (&self.settings.udp, &host.udp),
+            Protocol::Sctp | Protocol::Icmp => return PortSet::new(),
+        };
+        if watch.response != Response::Block {
             return PortSet::new();
         }
         let now = self.latest.max(now).tick();
-        self.settings.tcp.ports.without(&host.tcp.anywhere()).without(&self.memory.tcp_ports(now))
+        let closed = watch.ports.without(&listeners.anywhere()).without(&self.memory.ports(protocol, now));
+        if protocol == Protocol::Udp { closed.without(&host.ephemeral) } else { closed }
     }
 }

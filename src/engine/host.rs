@@ -127,6 +127,8 @@ pub struct Host {
     pub tcp: Listeners,
     /// Its UDP sockets.
     pub udp: Listeners,
+    /// The ports that it gives to sockets which ask for none. The engine judges what comes to them as anything else.
+    pub ephemeral: PortSet,
     /// Indexes of its loopback interfaces: what they carry is the host talking to itself.
     pub loopback: Vec<u32>,
     /// Indexes of the interfaces that are watched; empty: all of them.
@@ -143,6 +145,7 @@ impl Host {
             allow: AllowList::new(),
             tcp: Listeners::default(),
             udp: Listeners::default(),
+            ephemeral: PortSet::new(),
             loopback: Vec::new(),
             interfaces: Vec::new(),
         }

@@ -11,7 +11,7 @@ use super::ports::PortSet;
 /// How long a port counts as open after its listener has gone, or after this host was seen sending from it. TIME_WAIT is
 /// 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a
 /// minute; twice that.
-pub(super) const RECENT: Duration = Duration::from_secs(120);
+pub const RECENT: Duration = Duration::from_secs(120);
 
 /// How long a port counts as open after it answered a SYN although nothing on this host listens there: it is published
 /// by DNAT, and no socket table will ever say so.
@@ -47,9 +47,14 @@ impl Memory {
         self.column(protocol).and_then(|column| column.get(usize::from(port))).is_some_and(|until| *until > now.0)
     }
 
-    /// The TCP ports that were in use a moment ago.
-    pub(super) fn tcp_ports(&self, now: Tick) -> PortSet {
-        (0..=u16::MAX).zip(&self.tcp).filter(|(_, until)| **until > now.0).map(|(port, _)| port).collect()
+    /// The ports that were in use a moment ago.
+    pub(super) fn ports(&self, protocol: Protocol, now: Tick) -> PortSet {
+        let column = match protocol {
+            Protocol::Tcp => self.tcp.as_slice(),
+            Protocol::Udp => &self.udp,
+            Protocol::Sctp | Protocol::Icmp => &[],
+        };
+        (0..=u16::MAX).zip(column).filter(|(_, until)| **until > now.0).map(|(port, _)| port).collect()
     }
 
     /// `port` was seen in use.

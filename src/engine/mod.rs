@@ -40,6 +40,7 @@ pub use allow::{AllowList, Protection};
 pub use class::{Class, Protocol};
 pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
+pub use memory::RECENT;
 pub use moment::Moment;
 pub use settings::{Counters, Response, Settings, Watch};
 pub use sighting::Sighting;

@@ -145,7 +145,9 @@ impl Collector for All {
         put(Counter, "socket_lookups", "Look-ups in the kernel's socket table", one(figures.lookups.get()))?;
         put(Counter, "events_lost", "Events that came faster than they could be logged", one(snapshot.events_lost))?;
         put(Gauge, "allowed_prefixes", "Prefixes that are never blocked", one(snapshot.allowed))?;
-        put(Gauge, "trap_ports", "Ports that the kernel's trap watches", one(figures.trapped.get()))?;
+        let ports = [("tcp", &figures.trapped), ("udp", &figures.trapped_udp)];
+        let ports = ports.map(|(protocol, figure)| (vec![("protocol", protocol)], float(figure.get())));
+        put(Gauge, "trap_ports", "Ports that the kernel's trap watches", ports.to_vec())?;
         let filling = [("touched", &figures.trap_touched), ("suspects", &figures.trap_suspects)];
         let filling = filling.map(|(set, figure)| (vec![("set", set)], float(figure.get())));
         put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
@@ -176,6 +178,7 @@ mod tests {
             "portsentry_bans_missing 0.0",
             "portsentry_set_capacity{set=\"blocked6\"} 131072.0",
             "portsentry_ban_failures_total{method=\"hosts-deny\"} 0.0",
+            "portsentry_trap_ports{protocol=\"udp\"} 0.0",
             "portsentry_trap_elements{set=\"touched\"} 0.0",
             "portsentry_trap_bans_total{verdict=\"let-go\"} 0.0",
             "portsentry_reaction_seconds_bucket{le=\"0.0001\"} 0",

@@ -65,8 +65,10 @@ pub struct Figures {
     pub repaired: Figure,
     /// Lines of hosts.deny that were missing and were written again; by the thread that writes them.
     pub relined: Figure,
-    /// Ports that the kernel's trap watches, now.
+    /// TCP ports that the kernel's trap watches, now.
     pub trapped: Figure,
+    /// UDP ports that it watches, now.
+    pub trapped_udp: Figure,
     /// Touched ports of sources in the trap's memory, now.
     pub trap_touched: Figure,
     /// Sources in the trap's memory, now.

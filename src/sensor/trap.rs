@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::judge::Judge;
 use super::upkeep::thanks_to;
-use crate::enforce::nft::BlockError;
-use crate::engine::Moment;
+use crate::enforce::nft::{BlockError, Trap as Rules, Watched};
 use crate::engine::ports::PortSet;
 use crate::engine::subject::Subject;
+use crate::engine::{Moment, Protocol};
 use crate::report::event::What;
 
 /// How often the ports are compared and whom the kernel caught is looked at. Ports of listeners that come are no matter of
@@ -31,13 +31,21 @@ const AT_ONCE: usize = 512;
 #[derive(Default)]
 pub(super) struct Trap {
     /// What the kernel has; `None` where that is not known.
-    armed: Option<(PortSet, Vec<u32>)>,
+    armed: Option<Armed>,
     /// When to look again; `None` where there is no trap.
     look_at: Option<Moment>,
     /// Caught, but not condemned here, and since when.
     doubted: HashMap<Subject, Moment>,
     /// The last thing that went wrong, so that it is said once.
     complaint: Option<String>,
+}
+
+/// What the kernel watches: TCP and UDP ports, where those count, and interfaces.
+#[derive(PartialEq, Eq)]
+struct Armed {
+    tcp: Option<PortSet>,
+    udp: Option<PortSet>,
+    interfaces: Vec<u32>,
 }
 
 impl Trap {
@@ -60,27 +68,37 @@ impl Trap {
 impl Judge {
     /// True where the table has a trap.
     fn has_trap(&self) -> bool {
-        self.blocker.nft.as_ref().is_some_and(|(_, spec)| spec.trap.is_some())
+        self.rules().is_some()
+    }
+
+    fn rules(&self) -> Option<Rules> {
+        self.blocker.nft.as_ref().and_then(|(_, spec)| spec.trap)
     }
 
     /// Has the kernel watch the ports that are closed now, if it does not yet. Whoever must not be blocked is in its
     /// allow-list by then: that is set whenever the host changes, before this.
     pub(super) fn arm(&mut self, now: Moment) {
-        if !self.has_trap() {
+        let Some(rules) = self.rules() else {
             self.trap = Trap::default();
-            self.figures.trapped.set(0);
+            self.show_ports();
             return;
-        }
+        };
         self.trap.look_at = Some(now.after(LOOK));
-        let wanted = (self.engine.closed_ports(now, &self.host), self.host.interfaces.clone());
+        let closed = |counts: bool, protocol| counts.then(|| self.engine.closed_ports(now, &self.host, protocol));
+        let wanted = Armed {
+            tcp: closed(rules.tcp, Protocol::Tcp),
+            udp: closed(rules.udp, Protocol::Udp),
+            interfaces: self.host.interfaces.clone(),
+        };
         if self.trap.armed.as_ref() == Some(&wanted) {
             return;
         }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
-        match nft.arm(&wanted.0.ranges(), &wanted.1) {
+        let [tcp, udp] = [&wanted.tcp, &wanted.udp].map(|ports| ports.as_ref().map(PortSet::ranges));
+        match nft.arm(Watched { tcp: tcp.as_deref(), udp: udp.as_deref(), interfaces: &wanted.interfaces }) {
             Ok(()) => {
-                self.figures.trapped.set(wanted.0.len().into());
                 (self.trap.armed, self.trap.complaint) = (Some(wanted), None);
+                self.show_ports();
             }
             // Whoever lays it again arms it.
             Err(BlockError::Gone) => self.trap.armed = None,
@@ -91,12 +109,22 @@ impl Judge {
         }
     }
 
+    /// Has the figures say what the kernel watches.
+    fn show_ports(&self) {
+        let armed = self.trap.armed.as_ref();
+        let count = |ports: Option<&PortSet>| ports.map_or(0, |ports| ports.len().into());
+        self.figures.trapped.set(count(armed.and_then(|armed| armed.tcp.as_ref())));
+        self.figures.trapped_udp.set(count(armed.and_then(|armed| armed.udp.as_ref())));
+    }
+
     /// Begins, also with other rules: what the kernel has counted until then the sensor may know nothing of, or judge by other
     /// settings.
     pub(super) fn begin_trap(&mut self, now: Moment) {
-        if let Some((nft, _)) = self.blocker.nft.as_mut().filter(|(_, spec)| spec.trap.is_some()) {
+        if let Some(rules) = self.rules()
+            && let Some((nft, _)) = &mut self.blocker.nft
+        {
             // Where that fails, arming fails as well and says so.
-            let _ = nft.forget_everybody();
+            let _ = nft.forget_everybody(rules);
         }
         self.rearm(now);
     }
@@ -121,17 +149,16 @@ impl Judge {
             ));
         }
         self.trap = Trap::default();
-        self.figures.trapped.set(0);
+        self.show_ports();
     }
 
     /// The trap watches nothing, until it is armed again.
     pub(super) fn empty_trap(&mut self) {
-        if !self.has_trap() {
-            return;
-        }
+        let Some(rules) = self.rules() else { return };
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         self.trap.armed = None;
-        match nft.arm(&[], &[]) {
+        let none: &[(u16, u16)] = &[];
+        match nft.arm(Watched { tcp: rules.tcp.then_some(none), udp: rules.udp.then_some(none), interfaces: &[] }) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.complain(format!("the kernel's trap could not be emptied: {error}")),
         }
@@ -149,8 +176,9 @@ impl Judge {
             Err(BlockError::Gone) => {}
             Err(error) => self.complain(format!("whom the kernel's trap has caught cannot be read: {error}")),
         }
-        if let Some((nft, _)) = &mut self.blocker.nft
-            && let Ok(Some(filling)) = nft.filling()
+        if let Some(rules) = self.rules()
+            && let Some((nft, _)) = &mut self.blocker.nft
+            && let Ok(Some(filling)) = nft.filling(rules)
         {
             self.figures.trap_touched.set(filling.touched.into());
             self.figures.trap_suspects.set(filling.suspects.into());
@@ -218,11 +246,9 @@ impl Judge {
 
     /// The trap counts the touches of these from the start again: their bans have been lifted.
     pub(super) fn forget_touches(&mut self, subjects: &[Subject]) {
-        if !self.has_trap() {
-            return;
-        }
+        let Some(rules) = self.rules() else { return };
         let Some((nft, _)) = &mut self.blocker.nft else { return };
-        let forgotten = if subjects.len() > AT_ONCE { nft.forget_everybody() } else { nft.forget(subjects) };
+        let forgotten = if subjects.len() > AT_ONCE { nft.forget_everybody(rules) } else { nft.forget(subjects) };
         match forgotten {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.complain(format!("the kernel's trap could not be made to forget: {error}")),

@@ -1,6 +1,9 @@
 //! What somebody did to the table, and the table after its repair.
 
-use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec};
+use std::time::Duration;
+
+use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec, Trap};
+use portsentry::engine::subject::Expiry;
 use portsentry::netlink::nft::Set;
 
 use super::{installed, installed_with, listing, nearly, nft, run, seconds, subject};
@@ -104,6 +107,33 @@ fn every_chain_of_a_variant_is_repaired() {
         vec![
             "delete chain inet portsentry prerouting; delete chain inet portsentry refuse",
             "add chain inet portsentry refuse { type filter hook forward priority 0; policy drop; }",
+        ],
+    ] {
+        assert!(matches!(repaired(spec, &alter), Repaired::Mended { .. }), "{alter:?}");
+    }
+    let trap = Trap {
+        tcp: true,
+        udp: true,
+        forgiven: 2,
+        window: Duration::from_secs(1_800),
+        expiry: Expiry::Never,
+        most_a_minute: 600,
+        named_interfaces: false,
+    };
+    let spec = RulesetSpec { trap: Some(trap), ..RulesetSpec::default() };
+    for alter in [
+        vec!["flush chain inet portsentry trap_asked"],
+        vec!["flush chain inet portsentry trap_asked", "delete chain inet portsentry trap_asked"],
+        vec![
+            "flush chain inet portsentry trap_asked; flush chain inet portsentry trap; delete set inet portsentry asked",
+        ],
+        vec!["flush chain inet portsentry trap_touch; delete set inet portsentry touched_udp"],
+        vec![
+            "flush chain inet portsentry trap_asked; flush chain inet portsentry trap; delete set inet portsentry trapped_udp",
+        ],
+        vec![
+            "delete chain inet portsentry trap_asked",
+            "add chain inet portsentry trap_asked { type filter hook forward priority 0; policy drop; }",
         ],
     ] {
         assert!(matches!(repaired(spec, &alter), Repaired::Mended { .. }), "{alter:?}");

@@ -16,7 +16,12 @@ const NETWORKS: &str = include_str!("../../nft/portsentry-networks.nft");
 /// The specification of a table with the trap.
 const TRAPPING: &str = include_str!("../../nft/portsentry-trap.nft");
 
+/// The specification of a table with the trap for datagrams as well.
+const TRAPPING_BOTH: &str = include_str!("../../nft/portsentry-trap-udp.nft");
+
 const TRAP: Trap = Trap {
+    tcp: true,
+    udp: false,
     forgiven: 2,
     window: Duration::from_secs(1_800),
     expiry: Expiry::After(Duration::from_secs(86_400)),
@@ -46,15 +51,26 @@ fn rejecting(text: &str) -> String {
     format!("{}\n    chain refuse{refuse}", &text[..end])
 }
 
-/// The trap where the first touch blocks, and for ever.
-fn at_once() -> String {
+/// A table with the trap for both protocols as one for UDP alone.
+fn udp_alone() -> String {
+    let mut text = TRAPPING_BOTH.to_owned();
+    for set in ["trapped", "touched", "touched6"] {
+        let start = text.find(&format!("    set {set} {{")).unwrap();
+        let end = start + text[start..].find("}\n").unwrap() + 2;
+        text.replace_range(start..end, "");
+    }
+    text.lines().filter(|line| !line.contains("tcp dport")).collect::<Vec<_>>().join("\n")
+}
+
+/// A table with the trap where the first touch blocks, and for ever.
+fn at_once(text: &str) -> String {
     let counts = |line: &&str| !line.contains("@touched") && !line.contains("@suspects");
-    let text = TRAPPING.lines().filter(counts).collect::<Vec<_>>().join("\n");
+    let text = text.lines().filter(counts).collect::<Vec<_>>().join("\n");
     text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
 }
 
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 9] {
+fn variants() -> [(RulesetSpec, String); 13] {
     let plain = RulesetSpec::default();
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
     let without = |words: &[&str]| {
@@ -64,6 +80,8 @@ fn variants() -> [(RulesetSpec, String); 9] {
     let only_log = without(&["fib", "limit rate over", "meta", "reject"]).replace("#     drop", "drop");
     let first_touch = Trap { forgiven: 0, window: Duration::ZERO, expiry: Expiry::Never, ..TRAP };
     let named = Trap { named_interfaces: true, ..TRAP };
+    let both = Trap { udp: true, ..TRAP };
+    let udp = Trap { tcp: false, ..both };
     let all = [
         (plain, FILE.to_owned()),
         (RulesetSpec { log_drops: log, ..plain }, only_log),
@@ -72,10 +90,22 @@ fn variants() -> [(RulesetSpec, String); 9] {
         (RulesetSpec { wide: true, ..plain }, NETWORKS.to_owned()),
         (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
         (RulesetSpec { trap: Some(TRAP), ..plain }, TRAPPING.to_owned()),
-        (RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain }, rejecting(&at_once())),
+        (
+            RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain },
+            rejecting(&at_once(TRAPPING)),
+        ),
         (
             RulesetSpec { trap: Some(named), ..plain },
             TRAPPING.replace("        tcp flags", "        iif @trap_interfaces tcp flags"),
+        ),
+        (RulesetSpec { trap: Some(both), ..plain }, TRAPPING_BOTH.to_owned()),
+        (RulesetSpec { trap: Some(udp), ..plain }, udp_alone()),
+        (RulesetSpec { trap: Some(Trap { udp: true, ..first_touch }), ..plain }, at_once(TRAPPING_BOTH)),
+        (
+            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..plain },
+            TRAPPING_BOTH
+                .replace("        tcp flags", "        iif @trap_interfaces tcp flags")
+                .replace("        udp dport @trapped_udp udp dport", "        iif @trap_interfaces udp dport @trapped_udp udp dport"),
         ),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
@@ -95,7 +125,7 @@ fn each_variant_is_what_its_file_creates() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 9, "each is another");
+    assert_eq!(seen.len(), 13, "each is another");
 }
 
 #[test]

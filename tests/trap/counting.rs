@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, raw, within};
 
 const NO_TRAP: &str = "[trap]\ntcp = false\n";
 
@@ -17,9 +17,14 @@ fn start(lab: &Lab, more: &str) -> Daemon {
     daemon
 }
 
-/// The ports that the kernel watches.
+/// The TCP ports that the kernel watches.
 fn trapped(lab: &Lab) -> BTreeSet<u16> {
-    let text = lab.set_text("trapped");
+    ports_in(lab, "trapped")
+}
+
+/// The ports in a set of the table.
+pub(crate) fn ports_in(lab: &Lab, set: &str) -> BTreeSet<u16> {
+    let text = lab.set_text(set);
     let elements = text.split_once("elements = {").map_or("", |(_, elements)| elements.split('}').next().unwrap());
     let ranges = elements.split(',').map(str::trim).filter(|range| !range.is_empty());
     ranges
@@ -32,7 +37,7 @@ fn trapped(lab: &Lab) -> BTreeSet<u16> {
 }
 
 /// Stops the program from doing anything, as a debugger does: what happens now the kernel does alone.
-fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
+pub(crate) fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
     use rustix::process::{Pid, Signal, kill_process};
     let id = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw).unwrap();
     kill_process(id, Signal::STOP).unwrap();
@@ -50,13 +55,13 @@ fn frozen<T>(daemon: &Daemon, work: impl FnOnce() -> T) -> T {
 }
 
 /// True once the kernel blocks `source`: packets in a lab may wait for a busy machine.
-fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
+pub(crate) fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
     let source = source.into();
     within(PATIENCE, || lab.banned().contains(&source).then_some(())).is_some()
 }
 
 /// Whom the kernel blocks, once all has come that was sent.
-fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
+pub(crate) fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
     std::thread::sleep(Duration::from_millis(300));
     lab.banned()
 }
@@ -316,6 +321,29 @@ fn a_ban_that_is_lifted_is_not_back_at_the_next_port() {
         assert!(banned_at_last(&lab).is_empty(), "two are forgiven anew");
         lab.touch("other", source, target, &[913]);
         assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
+
+/// Later fragments have no header, and a frame for everybody is no connection to one host. For TCP both come of nobody but
+/// who forges them, and the sensor passes them over.
+#[test]
+fn neither_later_fragments_nor_frames_for_everybody_are_touches() {
+    let lab = Lab::new(&["other"]);
+    let daemon = start(&lab, "");
+    let (source, target) = (lab.v4("other"), lab.victim_v4("other"));
+    let mut wire = lab.wire("other");
+    frozen(&daemon, || {
+        for port in 901_u16..=905 {
+            let header = [&40_404_u16.to_be_bytes()[..], &port.to_be_bytes(), &[0; 8], &[0x50, 0x02], &[0; 10]].concat();
+            wire.send(&raw::ipv4(source, target, raw::TCP, 3, false, &header));
+            wire.broadcast(&raw::tcp(source.into(), target.into(), port, raw::SYN));
+        }
+        assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty(), "{}", lab.set_text("touched"));
+        for port in 901..=903 {
+            wire.send(&raw::tcp(source.into(), target.into(), port, raw::SYN));
+        }
+        assert!(is_banned(&lab, source), "this is how they would have counted");
     });
     daemon.stop();
 }

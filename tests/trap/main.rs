@@ -8,4 +8,8 @@ mod lab;
 #[cfg(test)]
 mod counting;
 #[cfg(test)]
+mod datagrams;
+#[cfg(test)]
+mod innocents;
+#[cfg(test)]
 mod networks;

@@ -4,26 +4,25 @@ use rustix::io::Errno;
 
 use super::{BlockError, Nft};
 use crate::engine::subject::Subject;
-use crate::netlink::nft::{self, Set, elements_of, kind};
+use crate::netlink::nft::{self, Set, Trap, Watched, elements_of, kind};
 
 /// How full the trap's memory is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filling {
-    /// Touched ports of sources, of both families. Those whose window has passed count until the kernel clears them away.
+    /// Touched ports of sources, of both families and protocols. Those whose window has passed count until the kernel clears them away.
     pub touched: u32,
     /// Sources that touched any.
     pub suspects: u32,
 }
 
 impl Nft {
-    /// Has the trap watch these ports, as inclusive ranges, ascending, none touching another; on these interfaces, where the
-    /// table's rules ask for them.
+    /// Has the trap watch these ports.
     ///
     /// # Errors
-    /// [`BlockError::Gone`] where the table has no trap.
-    pub fn arm(&mut self, ports: &[(u16, u16)], interfaces: &[u32]) -> Result<(), BlockError> {
+    /// [`BlockError::Gone`] where the table has no trap for one of the protocols, and then nothing is changed.
+    pub fn arm(&mut self, watched: Watched<'_>) -> Result<(), BlockError> {
         self.batch.clear();
-        nft::put_trapped(&mut self.batch, ports, interfaces);
+        nft::put_trapped(&mut self.batch, watched);
         self.carry_out()
     }
 
@@ -75,32 +74,35 @@ impl Nft {
         Ok(())
     }
 
-    /// Has the trap forget all touches of everybody.
+    /// Has the trap, which is this one, forget all touches of everybody.
     ///
     /// # Errors
     /// As [`Nft::arm`].
-    pub fn forget_everybody(&mut self) -> Result<(), BlockError> {
+    pub fn forget_everybody(&mut self, trap: Trap) -> Result<(), BlockError> {
         self.batch.clear();
-        let sets = [Set::Touched, Set::Touched6, Set::Suspects, Set::Suspects6, Set::Caught, Set::Caught6];
-        sets.into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
+        nft::memory(trap).for_each(|set| nft::put_flush(&mut self.batch, set));
         self.carry_out()
     }
 
-    /// How full the trap's memory is, where the kernel says so (since Linux 6.15).
+    /// How full the memory of the trap, which is this one, is, where the kernel says so (since Linux 6.15).
     ///
     /// # Errors
     /// As [`Nft::arm`].
-    pub fn filling(&mut self) -> Result<Option<Filling>, BlockError> {
-        let mut count = |set| {
+    pub fn filling(&mut self, trap: Trap) -> Result<Option<Filling>, BlockError> {
+        let mut filling = Filling::default();
+        for set in nft::memory(trap) {
+            let sum = match set {
+                Set::Suspects | Set::Suspects6 => &mut filling.suspects,
+                Set::Caught | Set::Caught6 => continue,
+                _ => &mut filling.touched,
+            };
             let counted = nft::set_count(&mut self.socket, set);
-            counted.map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
-        };
-        let mut sum = |v4, v6| -> Result<Option<u32>, BlockError> {
-            Ok(count(v4)?.zip(count(v6)?).map(|(v4, v6): (u32, u32)| v4.saturating_add(v6)))
-        };
-        let touched = sum(Set::Touched, Set::Touched6)?;
-        let suspects = sum(Set::Suspects, Set::Suspects6)?;
-        Ok(touched.zip(suspects).map(|(touched, suspects)| Filling { touched, suspects }))
+            match counted.map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })? {
+                Some(count) => *sum = sum.saturating_add(count),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(filling))
     }
 
     fn carry_out(&mut self) -> Result<(), BlockError> {

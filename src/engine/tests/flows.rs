@@ -4,7 +4,7 @@ use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
 use crate::engine::Response;
 use crate::engine::ports::PortSet;
-use crate::engine::{Innocence, Protocol, Settings};
+use crate::engine::{Innocence, Protocol, Settings, Watch};
 use crate::wire::TcpFlags;
 
 const SYN: u16 = TcpFlags::SYN;
@@ -290,4 +290,31 @@ fn a_udp_socket_opens_no_tcp_port() {
     scene.change(|host| host.udp.insert_any_v4(53));
     assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(Innocence::Open), Probe(1)));
     assert!(!scene.engine.lift(subject(CLIENT)), "nothing stands against a client");
+}
+
+#[test]
+fn the_closed_ports_of_udp_are_those_that_nobody_uses_and_no_socket_gets_by_itself() {
+    let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Udp);
+    let only_logs = Scene::new();
+    assert!(closed(&only_logs).is_empty(), "nobody is blocked for them");
+
+    let mut scene = Scene::with(|settings| {
+        settings.udp = Watch { ports: "53,901-905,40000".parse().unwrap(), response: Response::Block };
+    });
+    assert_eq!(closed(&scene).to_string(), "53,901-905,40000");
+    scene.change(|host| {
+        host.udp.insert_any_v4(53);
+        host.udp.insert_at("127.0.0.1".parse().unwrap(), 905);
+        host.tcp.insert_any_v4(904);
+        host.ephemeral = "32768-60999".parse().unwrap();
+    });
+    assert_eq!(closed(&scene).to_string(), "901-905", "a listener on loopback opens nothing, nor does one of TCP");
+    scene.sends(SERVER, udp(901, 53));
+    scene.sends(SERVER, tcp(902, 443, SYN));
+    scene.stop_listening();
+    assert_eq!(closed(&scene).to_string(), "902-905");
+    scene.after(121.0);
+    assert_eq!(closed(&scene).to_string(), "53,901-905");
+    // They are judged as ever, only not counted beside the engine.
+    assert_eq!(scene.udps(SCANNER, [901, 902, 40_000]), Block(3));
 }

@@ -181,8 +181,8 @@ fn plain_set(set: Set, spec: &RulesetSpec) -> (u32, u32, SetFlags, Option<u32>) 
 pub(super) fn sets(spec: &RulesetSpec) -> impl Iterator<Item = Set> + use<> {
     let plain = [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6];
     let wide = spec.wide.then_some([Set::BlockedNets, Set::BlockedNets6]);
-    let trap = spec.trap.is_some().then_some(trap::SETS);
-    plain.into_iter().chain(wide.into_iter().flatten()).chain(trap.into_iter().flatten())
+    let trap = spec.trap.into_iter().flat_map(trap::sets);
+    plain.into_iter().chain(wide.into_iter().flatten()).chain(trap)
 }
 
 /// Ends of intervals in each set of networks: 4,096 networks. To add one takes time with their number, some 0.2 ms here.
@@ -201,6 +201,8 @@ mod tests {
     use crate::engine::subject::Expiry;
 
     const TRAP: Trap = Trap {
+        tcp: true,
+        udp: false,
         forgiven: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
@@ -208,9 +210,11 @@ mod tests {
         named_interfaces: false,
     };
     const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
+    const BOTH: Trap = Trap { udp: true, ..TRAP };
+    const UDP: Trap = Trap { tcp: false, ..BOTH };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 13] {
+    fn variants() -> [RulesetSpec; 18] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -226,6 +230,11 @@ mod tests {
             RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(BOTH), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(UDP), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
         ]
     }
 

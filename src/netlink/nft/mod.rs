@@ -26,7 +26,8 @@ pub(crate) use message::{Message, Messages, attributes, text};
 pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
 pub(crate) use ruleset::{set_count, set_size};
 pub use spec::{Action, Rate, RateError, RulesetSpec, Trap};
-pub(crate) use trap::{put_flush, put_forget, put_trapped};
+pub use trap::Watched;
+pub(crate) use trap::{memory, put_flush, put_forget, put_trapped};
 
 use ipnet::IpNet;
 
@@ -58,12 +59,20 @@ pub enum Set {
     Allowed6,
     /// Ports that nobody has a reason to touch. This and all below only in a table with [`RulesetSpec::trap`].
     Trapped,
+    /// The same of UDP. This and what else is of UDP only with [`Trap::udp`]; what is of TCP alone only with [`Trap::tcp`].
+    TrappedUdp,
     /// Interfaces on which touches count, where not all do.
     TrapInterfaces,
     /// Who touched which of them.
     Touched,
     /// The same for IPv6, by /64.
     Touched6,
+    /// Who touched which of those of UDP.
+    TouchedUdp,
+    /// The same for IPv6, by /64.
+    TouchedUdp6,
+    /// Trapped UDP ports that this host has sent from a moment ago.
+    Asked,
     /// Who touched any, and how many more it may.
     Suspects,
     /// The same for IPv6, by /64.
@@ -86,9 +95,13 @@ impl Set {
             Self::Allowed => "allowed",
             Self::Allowed6 => "allowed6",
             Self::Trapped => "trapped",
+            Self::TrappedUdp => "trapped_udp",
             Self::TrapInterfaces => "trap_interfaces",
             Self::Touched => "touched",
             Self::Touched6 => "touched6",
+            Self::TouchedUdp => "touched_udp",
+            Self::TouchedUdp6 => "touched_udp6",
+            Self::Asked => "asked",
             Self::Suspects => "suspects",
             Self::Suspects6 => "suspects6",
             Self::Caught => "caught",
@@ -110,12 +123,14 @@ impl Set {
     }
 }
 
-/// The chain through which every new connection to a trapped port goes, and those that it jumps to.
+/// The chain through which everything goes that comes to a trapped port, and those that it jumps to.
 pub const TRAP: &str = "trap";
 /// What becomes of a touch.
 pub(crate) const TRAP_TOUCH: &str = "trap_touch";
 /// What becomes of who touched too many.
 pub(crate) const TRAP_BAN: &str = "trap_ban";
+/// Where this host asks, and so waits for answers.
+pub(crate) const TRAP_ASKED: &str = "trap_asked";
 
 /// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
 const FAMILY_INET: u8 = 1;

@@ -14,7 +14,7 @@ use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, Protoco
 use super::message::{Attributes, be_u64, put_message};
 use super::shape::Shape;
 use super::spec::{Action, Rate, RulesetSpec};
-use super::{CHAIN, REFUSE, Set, TABLE, TRAP, TRAP_BAN, TRAP_TOUCH, flag, kind, trap};
+use super::{CHAIN, REFUSE, Set, TABLE, TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH, flag, kind, trap};
 
 /// A rule, ready to be sent.
 pub(super) struct Encoded {
@@ -31,6 +31,7 @@ pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let mut chains = vec![CHAIN];
     chains.extend(refuses(spec).then_some(REFUSE));
     chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP]).into_iter().flatten());
+    chains.extend(spec.trap.is_some_and(|trap| trap.udp).then_some(TRAP_ASKED));
     chains
 }
 
@@ -49,6 +50,10 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
             .with_policy(ChainPolicy::Accept),
         TRAP => chain
             .with_hook(Hook::new(HookClass::PreRouting, TRAP_PRIORITY))
+            .with_type(ChainType::Filter)
+            .with_policy(ChainPolicy::Accept),
+        TRAP_ASKED => chain
+            .with_hook(Hook::new(HookClass::PostRouting, ASKED_PRIORITY))
             .with_type(ChainType::Filter)
             .with_policy(ChainPolicy::Accept),
         _ => chain,
@@ -275,13 +280,16 @@ const PRIORITY: i32 = -310;
 /// `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none of this
 /// host's, and before everybody's filters.
 const TRAP_PRIORITY: i32 = -10;
+/// `srcnat + 10`: the ports and addresses that answers come back to.
+const ASKED_PRIORITY: i32 = 110;
 /// Length of BEGIN and of END.
 const MARK: usize = 20;
 /// NFPROTO_IPV4 and NFPROTO_IPV6.
 pub(super) const IPV4: u8 = 2;
 pub(super) const IPV6: u8 = 10;
-/// IPPROTO_TCP.
+/// IPPROTO_TCP and IPPROTO_UDP.
 pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 // enum nft_limit_attributes, nft_limit_flags
 pub(super) const LIMIT_RATE: u16 = 1;
 const LIMIT_UNIT: u16 = 2;
@@ -300,4 +308,4 @@ pub(super) const FIB_DESTINATION: u32 = 2;
 pub(super) const UNICAST: u32 = 1;
 pub(super) const LOCAL: u32 = 2;
 pub(super) const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
+pub(super) const NOT_EQUAL: u32 = 1;

@@ -235,7 +235,7 @@ fn unnumber(mut rule: Rule) -> Rule {
     let mut seen: Vec<Vec<u8>> = Vec::new();
     for (name, flat) in &mut rule {
         let registers: &[u16] = match name.as_str() {
-            "meta" | "cmp" | "payload" | "immediate" | "fib" => &[1],
+            "meta" | "cmp" | "payload" | "immediate" | "fib" | "exthdr" => &[1],
             "bitwise" => &[1, 2],
             "lookup" => &[2, 3],
             "dynset" => &[4],

@@ -22,10 +22,14 @@ pub struct RulesetSpec {
     pub trap: Option<Trap>,
 }
 
-/// What the kernel counts and blocks by itself: distinct TCP ports that one source touches and that nobody has a reason to
-/// touch.
+/// What the kernel counts and blocks by itself: distinct ports that one source touches and that nobody has a reason to touch,
+/// those of TCP and UDP together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trap {
+    /// Whether TCP ports count; they or those of UDP do.
+    pub tcp: bool,
+    /// Whether UDP ports count.
+    pub udp: bool,
     /// Distinct ports that are forgiven, 0 to 15; 0: the first touch blocks.
     pub forgiven: u8,
     /// How long a touched port counts. Of no meaning where none is forgiven.

@@ -1,11 +1,12 @@
 //! The trap: rules by which the kernel itself counts the distinct ports that a source touches, and blocks it before any
-//! program wakes up. nft/portsentry-trap.nft says what each of them is for.
+//! program wakes up. nft/portsentry-trap.nft says what each of them is for, nft/portsentry-trap-udp.nft those for datagrams.
 //!
 //! A touch counts here only where it counts for the sensor as well: never more than the sensor would hold against the
 //! source, often less. What the kernel caught is in `caught` for a minute, so that the sensor can look at it.
 //!
 //! Read with: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
 
+mod expressions;
 mod rules;
 
 use std::time::Duration;
@@ -27,30 +28,50 @@ pub(super) use rules::rules;
 use crate::engine::subject::{Expiry, Subject};
 
 /// The sets of the trap in the order in which they are made.
-pub(super) const SETS: [Set; 8] = [
-    Set::Trapped,
-    Set::TrapInterfaces,
-    Set::Touched,
-    Set::Touched6,
-    Set::Suspects,
-    Set::Suspects6,
-    Set::Caught,
-    Set::Caught6,
-];
+pub(super) fn sets(trap: Trap) -> impl Iterator<Item = Set> {
+    const ALL: [Set; 12] = [
+        Set::Trapped,
+        Set::TrappedUdp,
+        Set::TrapInterfaces,
+        Set::Touched,
+        Set::Touched6,
+        Set::TouchedUdp,
+        Set::TouchedUdp6,
+        Set::Asked,
+        Set::Suspects,
+        Set::Suspects6,
+        Set::Caught,
+        Set::Caught6,
+    ];
+    ALL.into_iter().filter(move |set| match set {
+        Set::Trapped | Set::Touched | Set::Touched6 => trap.tcp,
+        Set::TrappedUdp | Set::TouchedUdp | Set::TouchedUdp6 | Set::Asked => trap.udp,
+        _ => true,
+    })
+}
+
+/// Those of them in which it remembers who touched what, and whom it caught.
+pub(crate) fn memory(trap: Trap) -> impl Iterator<Item = Set> {
+    sets(trap).filter(|set| !matches!(set, Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces | Set::Asked))
+}
 
 /// Type and length of the key, flags and size of a set of the trap; `None` for every other one.
 ///
-/// The sizes bound what a flood of forged sources can take: some 50 MB, while it lasts and for the window after it. A full
-/// set takes nobody new, and the sensor still counts.
+/// The sizes bound what a flood of forged sources can take: some 50 MB, and at most half as much again where datagrams count as
+/// well, while it lasts and for the window after it. A full set takes nobody new, and the sensor still counts.
 pub(super) fn set(set: Set) -> Option<(u32, u32, SetFlags, Option<u32>)> {
     let counting = SetFlags::Eval | SetFlags::Timeout;
     let with_port = |address: u32| address << TYPE_BITS | NFT_TYPE_SERVICE;
     Some(match set {
-        Set::Trapped => (NFT_TYPE_SERVICE, 2, SetFlags::Interval, None),
+        Set::Trapped | Set::TrappedUdp => (NFT_TYPE_SERVICE, 2, SetFlags::Interval, None),
         // Few, and never with a flag: nft prints none.
         Set::TrapInterfaces => (NFT_TYPE_INTERFACE, 4, SetFlags::empty(), None),
         Set::Touched => (with_port(NFT_TYPE_IPV4), 8, counting, Some(131_072)),
         Set::Touched6 => (with_port(NFT_TYPE_IPV6), 20, counting, Some(65_536)),
+        Set::TouchedUdp => (with_port(NFT_TYPE_IPV4), 8, counting, Some(65_536)),
+        Set::TouchedUdp6 => (with_port(NFT_TYPE_IPV6), 20, counting, Some(32_768)),
+        // Room for every port.
+        Set::Asked => (NFT_TYPE_SERVICE, 2, counting, Some(65_536)),
         Set::Suspects => (NFT_TYPE_IPV4, 4, counting, Some(65_536)),
         Set::Suspects6 => (NFT_TYPE_IPV6, 16, counting, Some(32_768)),
         Set::Caught => (NFT_TYPE_IPV4, 4, counting, Some(CAUGHT)),
@@ -75,6 +96,8 @@ pub(super) fn chosen(found: &Shape) -> Option<Trap> {
     let by_interface =
         |(name, flat): &(String, Flat)| name == "meta" && field(flat, &[2]).and_then(be_u32) == Some(META_INTERFACE);
     Some(Trap {
+        tcp: found.has_set(Set::Trapped.name()),
+        udp: found.has_set(Set::TrappedUdp.name()),
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
         window: suspects.as_ref().and_then(span).unwrap_or_default(),
         expiry: adds(TRAP_BAN, Set::Blocked).as_ref().and_then(span).map_or(Expiry::Never, Expiry::After),
@@ -87,13 +110,39 @@ fn field<'a>(flat: &'a Flat, path: &[u16]) -> Option<&'a [u8]> {
     flat.get(path).map(Vec::as_slice)
 }
 
-/// Appends the replacement of what the trap watches: ports as inclusive ranges, ascending, none touching another; and
-/// interfaces by their indexes.
-pub(crate) fn put_trapped(batch: &mut Batch, ports: &[(u16, u16)], interfaces: &[u32]) {
-    put_flush(batch, Set::Trapped);
+/// What the trap watches: ports as inclusive ranges, ascending, none touching another; `None` where the table has no set for
+/// them, because those of this protocol do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watched<'a> {
+    /// TCP ports.
+    pub tcp: Option<&'a [(u16, u16)]>,
+    /// UDP ports.
+    pub udp: Option<&'a [(u16, u16)]>,
+    /// Interfaces by their indexes, where the table's rules ask for them.
+    pub interfaces: &'a [u32],
+}
+
+/// Appends the replacement of what the trap watches.
+pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
+    for (set, ports) in [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp)] {
+        if let Some(ports) = ports {
+            put_flush(batch, set);
+            put_ports(batch, set, ports);
+        }
+    }
     put_flush(batch, Set::TrapInterfaces);
+    for interfaces in watched.interfaces.chunks(RANGES_A_MESSAGE) {
+        put_list(batch, kind::NEW_ELEMENT, Set::TrapInterfaces, |elements| {
+            for index in interfaces {
+                elements.nest(LIST_ELEMENT, |element| put_raw_key(element, &index.to_ne_bytes()));
+            }
+        });
+    }
+}
+
+fn put_ports(batch: &mut Batch, set: Set, ports: &[(u16, u16)]) {
     for ports in ports.chunks(RANGES_A_MESSAGE) {
-        put_list(batch, kind::NEW_ELEMENT, Set::Trapped, |elements| {
+        put_list(batch, kind::NEW_ELEMENT, set, |elements| {
             for (first, last) in ports {
                 elements.nest(LIST_ELEMENT, |element| put_raw_key(element, &first.to_be_bytes()));
                 if let Some(end) = last.checked_add(1) {
@@ -102,13 +151,6 @@ pub(crate) fn put_trapped(batch: &mut Batch, ports: &[(u16, u16)], interfaces: &
                         element.put(ELEMENT_FLAGS, &INTERVAL_END.to_be_bytes());
                     });
                 }
-            }
-        });
-    }
-    for interfaces in interfaces.chunks(RANGES_A_MESSAGE) {
-        put_list(batch, kind::NEW_ELEMENT, Set::TrapInterfaces, |elements| {
-            for index in interfaces {
-                elements.nest(LIST_ELEMENT, |element| put_raw_key(element, &index.to_ne_bytes()));
             }
         });
     }

@@ -82,7 +82,7 @@ impl Untold {
                         self.lose();
                     }
                 }
-                Some(Set::Trapped | Set::TrapInterfaces) => self.add(Change::TrapChanged),
+                Some(Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces) => self.add(Change::TrapChanged),
                 // What the trap has counted is nobody's to know.
                 _ => {}
             },
@@ -154,7 +154,7 @@ fn author(message: &Message<'_>) -> Option<Author> {
     Some(Author { process: be_u32(field(GENERATION_PROCESS)?)?, name: name.iter().take(15).map(printable).collect() })
 }
 
-const SETS: [Set; 8] = [
+const SETS: [Set; 9] = [
     Set::Blocked,
     Set::Blocked6,
     Set::BlockedNets,
@@ -162,6 +162,7 @@ const SETS: [Set; 8] = [
     Set::Allowed,
     Set::Allowed6,
     Set::Trapped,
+    Set::TrappedUdp,
     Set::TrapInterfaces,
 ];
 /// Far more ends of intervals than one transaction of anybody's concerns: both sets, emptied and filled again.

@@ -2,28 +2,34 @@
 
 use std::time::Duration;
 
-use super::{DYNSET_TIMEOUT, META_INTERFACE};
+use super::META_INTERFACE;
+use super::expressions::{
+    put_add, put_jump, put_lookup, put_lookup_without, put_mask, put_meta, put_payload, put_return, put_update,
+};
+use crate::engine::RECENT;
 use crate::engine::subject::Expiry;
 use crate::netlink::nft::element::timeout;
 use crate::netlink::nft::message::Attributes;
 use crate::netlink::nft::rules::{
-    EQUAL, Encoded, FIB_DESTINATION, FIB_SOURCE, IPV4, IPV6, LIMIT_OVER, LOCAL, REGISTER, TCP, UNICAST, fill_limit,
-    put_address_type, put_compare, put_drop, put_expression, put_limit, raw,
+    EQUAL, Encoded, FIB_DESTINATION, FIB_SOURCE, IPV4, IPV6, LIMIT_OVER, LOCAL, NOT_EQUAL, REGISTER, TCP, UDP, UNICAST,
+    fill_limit, put_address_type, put_compare, put_drop, put_expression, put_limit, raw,
 };
 use crate::netlink::nft::spec::Trap;
-use crate::netlink::nft::{Set, TRAP, TRAP_BAN, TRAP_TOUCH};
+use crate::netlink::nft::{Set, TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
 
 /// The rules of its chains.
 pub(in super::super) fn rules(trap: &Trap) -> Vec<Encoded> {
-    [banning(trap), touching(trap), vec![entering(trap)]].into_iter().flatten().collect()
+    let (tcp, udp) = (trap.tcp.then(|| entering(trap)), trap.udp.then(|| entering_udp(trap)));
+    let asking = trap.udp.then(asking);
+    [banning(trap), touching(trap)].into_iter().flatten().chain(tcp).chain(udp).chain(asking).collect()
 }
 
-/// Which packets are touches at all.
+/// Which segments are touches at all.
 fn entering(trap: &Trap) -> Encoded {
     let interfaces = if trap.named_interfaces { "iif @trap_interfaces " } else { "" };
     let text = format!(
-        "{interfaces}tcp flags & (fin | syn | rst | ack) == syn tcp dport @trapped fib daddr type local fib saddr type \
-         unicast jump {TRAP_TOUCH}"
+        "{interfaces}tcp flags & (fin | syn | rst | ack) == syn tcp dport @trapped meta pkttype host fib daddr type \
+         local fib saddr type unicast jump {TRAP_TOUCH}"
     );
     raw(TRAP, text, |list| {
         if trap.named_interfaces {
@@ -37,11 +43,58 @@ fn entering(trap: &Trap) -> Encoded {
         put_compare(list, EQUAL, &[0x02]);
         put_payload(list, REGISTER, TRANSPORT, 2, 2);
         put_lookup(list, Set::Trapped);
-        put_address_type(list, FIB_DESTINATION);
-        put_compare(list, EQUAL, &LOCAL.to_ne_bytes());
+        put_touching(list);
+    })
+}
+
+/// Which datagrams are: those that are no answers.
+fn entering_udp(trap: &Trap) -> Encoded {
+    let interfaces = if trap.named_interfaces { "iif @trap_interfaces " } else { "" };
+    let text = format!(
+        "{interfaces}udp dport @trapped_udp udp dport != @asked meta pkttype host fib daddr type local fib saddr type \
+         unicast jump {TRAP_TOUCH}"
+    );
+    raw(TRAP, text, |list| {
+        if trap.named_interfaces {
+            put_meta(list, META_INTERFACE);
+            put_lookup(list, Set::TrapInterfaces);
+        }
+        put_meta(list, META_PROTOCOL);
+        put_compare(list, EQUAL, &[UDP]);
+        put_payload(list, REGISTER, TRANSPORT, 2, 2);
+        put_lookup(list, Set::TrappedUdp);
+        put_payload(list, REGISTER, TRANSPORT, 2, 2);
+        put_lookup_without(list, Set::Asked);
+        put_touching(list);
+    })
+}
+
+/// Goes on with what is for this host alone, to an address of its own, from one that could be answered and is not its own.
+fn put_touching(list: &mut Attributes<'_>) {
+    // A frame for everybody may hold a packet for one.
+    put_meta(list, META_PACKET_TYPE);
+    put_compare(list, EQUAL, &[PACKET_HOST]);
+    put_address_type(list, FIB_DESTINATION);
+    put_compare(list, EQUAL, &LOCAL.to_ne_bytes());
+    put_address_type(list, FIB_SOURCE);
+    put_compare(list, EQUAL, &UNICAST.to_ne_bytes());
+    put_jump(list, TRAP_TOUCH);
+}
+
+/// What this host asks itself. The sensor sees the same, but a moment later, and then takes the port out of the trap; until
+/// that an answer to a socket that has closed already must not count. A service's port is in no trap, and costs a look-up.
+fn asking() -> Encoded {
+    let time = humantime::format_duration(RECENT);
+    let text = format!("udp sport @trapped_udp fib saddr type local update @asked {{ udp sport timeout {time} }}");
+    raw(TRAP_ASKED, text, |list| {
+        put_meta(list, META_PROTOCOL);
+        put_compare(list, EQUAL, &[UDP]);
+        put_payload(list, REGISTER, TRANSPORT, 0, 2);
+        put_lookup(list, Set::TrappedUdp);
         put_address_type(list, FIB_SOURCE);
-        put_compare(list, EQUAL, &UNICAST.to_ne_bytes());
-        put_jump(list, TRAP_TOUCH);
+        put_compare(list, EQUAL, &LOCAL.to_ne_bytes());
+        put_payload(list, REGISTER, TRANSPORT, 0, 2);
+        put_update(list, Set::Asked, millis(RECENT));
     })
 }
 
@@ -73,30 +126,69 @@ fn touching(trap: &Trap) -> Vec<Encoded> {
             put_return(list);
         }));
     }
+    rules.extend(fragments());
     if trap.forgiven == 0 {
         rules.push(raw(TRAP_TOUCH, format!("jump {TRAP_BAN}"), |list| put_jump(list, TRAP_BAN)));
         return rules;
     }
+    let protocols = [trap.tcp.then_some(Protocol::Tcp), trap.udp.then_some(Protocol::Udp)];
+    protocols.into_iter().flatten().for_each(|protocol| rules.extend(counting(trap, protocol)));
+    rules
+}
+
+/// Later fragments have no ports, but the kernel's short way to load two bytes of a packet does not know: it takes bytes of the
+/// payload for them, with IPv6 of the flow label (seen on Linux 6.18). Long answers come in pieces.
+fn fragments() -> [Encoded; 2] {
+    let (v4, v6) = ("ip frag-off & 0x1fff != 0 return", "meta nfproto ipv6 frag frag-off != 0 return");
+    [
+        raw(TRAP_TOUCH, v4.to_owned(), |list| {
+            Family::V4.put(list);
+            put_payload(list, REGISTER, NETWORK, 6, 2);
+            put_mask(list, &[0x1f, 0xff]);
+            put_compare(list, NOT_EQUAL, &[0, 0]);
+            put_return(list);
+        }),
+        raw(TRAP_TOUCH, v6.to_owned(), |list| {
+            Family::V6.put(list);
+            put_expression(list, "exthdr", |header| {
+                header.put(1, &REGISTER.to_be_bytes());
+                header.put(2, &[FRAGMENT]);
+                header.put(3, &2_u32.to_be_bytes());
+                header.put(4, &2_u32.to_be_bytes());
+            });
+            put_mask(list, &[0xff, 0xf8]);
+            put_compare(list, NOT_EQUAL, &[0, 0]);
+            put_return(list);
+        }),
+    ]
+}
+
+/// How the ports of one protocol are counted: each once, and together with those of the other one.
+fn counting(trap: &Trap, protocol: Protocol) -> Vec<Encoded> {
+    let mut rules = Vec::new();
+    let word = protocol.word();
     for family in [Family::V4, Family::V6] {
-        let text = format!("{} . tcp dport @{} return", family.text(), family.touched().name());
+        let touched = family.touched(protocol);
+        let text = format!("{} . {word} dport @{} return", family.text(), touched.name());
         rules.push(raw(TRAP_TOUCH, text, |list| {
-            family.put_touch(list);
-            put_lookup(list, family.touched());
+            family.put_touch(list, protocol);
+            put_lookup(list, touched);
             put_return(list);
         }));
     }
     for family in [Family::V4, Family::V6] {
-        let (source, touched, suspects) = (family.text(), family.touched().name(), family.suspects().name());
+        let (source, touched, suspects) = (family.text(), family.touched(protocol), family.suspects().name());
         let window = humantime::format_duration(trap.window);
         let text = format!(
-            "add @{touched} {{ {source} . tcp dport timeout {window} }} add @{suspects} {{ {source} timeout {window} limit \
+            "add @{} {{ {source} . {word} dport timeout {window} }} add @{suspects} {{ {source} timeout {window} limit \
              rate over 1/week burst {} packets }} jump {TRAP_BAN}",
+            touched.name(),
             trap.forgiven
         );
         let window = millis(trap.window);
         rules.push(raw(TRAP_TOUCH, text, |list| {
-            family.put_touch(list);
-            put_add(list, family.touched(), Some(window), |_| {});
+            family.put_touch(list, protocol);
+            put_add(list, touched, Some(window), |_| {});
             family.put_masked_source(list);
             put_add(list, family.suspects(), Some(window), |add| {
                 add.nest(DYNSET_EXPRESSION, |expression| {
@@ -142,6 +234,23 @@ fn banning(trap: &Trap) -> Vec<Encoded> {
     rules
 }
 
+/// Whose ports are touched.
+#[derive(Clone, Copy)]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    fn word(self) -> &'static str {
+        if matches!(self, Self::Tcp) { "tcp" } else { "udp" }
+    }
+
+    fn number(self) -> u8 {
+        if matches!(self, Self::Tcp) { TCP } else { UDP }
+    }
+}
+
 /// How the rules for the two versions of IP differ.
 #[derive(Clone, Copy)]
 enum Family {
@@ -163,8 +272,11 @@ impl Family {
         if matches!(self, Self::V4) { v4 } else { v6 }
     }
 
-    fn touched(self) -> Set {
-        self.pick(Set::Touched, Set::Touched6)
+    fn touched(self, protocol: Protocol) -> Set {
+        match protocol {
+            Protocol::Tcp => self.pick(Set::Touched, Set::Touched6),
+            Protocol::Udp => self.pick(Set::TouchedUdp, Set::TouchedUdp6),
+        }
     }
 
     fn suspects(self) -> Set {
@@ -199,84 +311,15 @@ impl Family {
     }
 
     /// Loads subject and port of a packet of this version.
-    fn put_touch(self, list: &mut Attributes<'_>) {
+    fn put_touch(self, list: &mut Attributes<'_>, protocol: Protocol) {
         self.put(list);
         put_meta(list, META_PROTOCOL);
-        put_compare(list, EQUAL, &[TCP]);
+        put_compare(list, EQUAL, &[protocol.number()]);
         self.put_masked_source(list);
         // Right behind the address.
         let register = if matches!(self, Self::V4) { REGISTER_AFTER_4 } else { REGISTER_AFTER_16 };
         put_payload(list, register, TRANSPORT, 2, 2);
     }
-}
-
-fn put_meta(list: &mut Attributes<'_>, key: u32) {
-    put_expression(list, "meta", |meta| {
-        meta.put(1, &REGISTER.to_be_bytes());
-        meta.put(2, &key.to_be_bytes());
-    });
-}
-
-fn put_payload(list: &mut Attributes<'_>, register: u32, base: u32, offset: u32, length: u32) {
-    put_expression(list, "payload", |payload| {
-        payload.put(1, &register.to_be_bytes());
-        payload.put(2, &base.to_be_bytes());
-        payload.put(3, &offset.to_be_bytes());
-        payload.put(4, &length.to_be_bytes());
-    });
-}
-
-fn put_mask(list: &mut Attributes<'_>, mask: &[u8]) {
-    put_expression(list, "bitwise", |bitwise| {
-        bitwise.put(1, &REGISTER.to_be_bytes());
-        bitwise.put(2, &REGISTER.to_be_bytes());
-        let length = u32::try_from(mask.len()).unwrap_or(0);
-        bitwise.put(3, &length.to_be_bytes());
-        bitwise.nest(4, |data| data.put(1, mask));
-        let nothing = [0; 16];
-        bitwise.nest(5, |data| data.put(1, nothing.get(..mask.len()).unwrap_or(&nothing)));
-    });
-}
-
-fn put_lookup(list: &mut Attributes<'_>, set: Set) {
-    put_expression(list, "lookup", |lookup| {
-        lookup.put_text(1, set.name());
-        lookup.put(2, &REGISTER.to_be_bytes());
-    });
-}
-
-/// Adds what was loaded to `set`, where it is not in it yet. Where it is, the expression of its element goes on counting,
-/// but its time is not prolonged: then what counts together always came within one window.
-fn put_add(list: &mut Attributes<'_>, set: Set, millis: Option<u64>, more: impl FnOnce(&mut Attributes<'_>)) {
-    put_expression(list, "dynset", |add| {
-        add.put_text(1, set.name());
-        // NFT_DYNSET_OP_ADD.
-        add.put(3, &0_u32.to_be_bytes());
-        add.put(4, &REGISTER.to_be_bytes());
-        if let Some(millis) = millis {
-            add.put(DYNSET_TIMEOUT, &millis.to_be_bytes());
-        }
-        more(add);
-    });
-}
-
-fn put_return(list: &mut Attributes<'_>) {
-    put_verdict(list, |verdict| verdict.put(1, &RETURN.to_be_bytes()));
-}
-
-fn put_jump(list: &mut Attributes<'_>, chain: &str) {
-    put_verdict(list, |verdict| {
-        verdict.put(1, &JUMP.to_be_bytes());
-        verdict.put_text(2, chain);
-    });
-}
-
-fn put_verdict(list: &mut Attributes<'_>, fill: impl FnOnce(&mut Attributes<'_>)) {
-    put_expression(list, "immediate", |immediate| {
-        // Register 0 is the verdict.
-        immediate.put(1, &0_u32.to_be_bytes());
-        immediate.nest(2, |data| data.nest(2, fill));
-    });
 }
 
 /// Whole seconds, as the settings have it; a second at least, because zero is no timeout.
@@ -288,15 +331,18 @@ fn millis(span: Duration) -> u64 {
 const CAUGHT_FOR: u64 = 60_000;
 /// Of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.
 const WEEK: u64 = 604_800;
-// enum nft_meta_keys, nft_payload_bases, nft_registers, nft_verdicts, nft_dynset_attributes, nft_socket_keys
+// enum nft_meta_keys, nft_payload_bases, nft_registers, nft_dynset_attributes, nft_socket_keys
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
+const META_PACKET_TYPE: u32 = 19;
+/// PACKET_HOST of linux/if_packet.h.
+const PACKET_HOST: u8 = 0;
+/// IPPROTO_FRAGMENT.
+const FRAGMENT: u8 = 44;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 /// NFT_REG32_01 and NFT_REG_2: 4 and 16 bytes behind NFT_REG_1.
 const REGISTER_AFTER_4: u32 = 9;
 const REGISTER_AFTER_16: u32 = 2;
-const JUMP: i32 = -3;
-const RETURN: i32 = -5;
 const DYNSET_EXPRESSION: u16 = 7;
 const SOCKET_TRANSPARENT: u32 = 0;
