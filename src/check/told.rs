@@ -27,12 +27,13 @@ pub(super) fn text(report: &Report) -> String {
     for (word, protocol, watched) in [("TCP", &config.tcp, &report.tcp), ("UDP", &config.udp, &report.udp)] {
         ports(&mut out, word, protocol, watched);
     }
+    let window = humantime::format_duration(config.detect.window);
     let forgiven = match config.detect.scan_trigger {
         0 => "the first touch is a scan".to_owned(),
-        1 => "1 port is forgiven".to_owned(),
-        ports => format!("{ports} distinct ports are forgiven"),
+        1 => format!("1 port is forgiven within {window}"),
+        ports => format!("{ports} distinct ports are forgiven within {window}"),
     };
-    line(&mut out, "threshold", &format!("{forgiven} within {}", humantime::format_duration(config.detect.window)));
+    line(&mut out, "threshold", &forgiven);
     let longer = match (config.expire, config.escalate.factor) {
         (Expiry::Never, _) | (_, 1) => String::new(),
         (_, factor) => {
