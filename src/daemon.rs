@@ -298,6 +298,7 @@ async fn serve(
         received,
         control,
         scrapes,
+        trouble: None,
         logs_only: false,
     };
     let result = shell.run(signals, &mut end).await;
