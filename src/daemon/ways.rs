@@ -161,7 +161,9 @@ fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, R
             Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
                 spec.trap = None;
                 let installed = nft.install(&spec)?;
-                said.push(What::Error(format!("the kernel counts nothing by itself (the settings of `trap`): {error}")));
+                said.push(What::Error(format!(
+                    "the kernel counts nothing by itself (the settings of `trap`): {error}"
+                )));
                 installed
             }
             installed => installed?,
