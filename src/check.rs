@@ -147,7 +147,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     };
     let (mut wrong, mut notes) = (Vec::new(), Vec::new());
     for name in config.interfaces.iter().filter(|name| facts.interfaces.iter().all(|one| one.name != **name)) {
-        let present: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
+        let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
         let message = format!("there is no interface {name}; this host has {}", present.join(", "));
         wrong.push(unfit("interfaces", message));
     }

@@ -212,7 +212,8 @@ async fn serve(
     doubts.for_each(|text| log.write(&Event::now(What::Note(text))));
 
     let figures = Arc::new(Figures::default());
-    let Ways { blocker, hands, leftovers, said } = ways::open(&config, &watch.host(), (&events, &inbox, &figures))?;
+    let Ways { blocker, hands, laid_anew, leftovers, said } =
+        ways::open(&config, &watch.host(), (&events, &inbox, &figures))?;
     said.into_iter().for_each(|what| log.write(&Event::now(what)));
     let control = Server::open(&places.socket);
     let control =
@@ -238,6 +239,7 @@ async fn serve(
             remembered,
             ways: blocker.ways.clone(),
             unheard,
+            laid_anew,
             marker: places.state_dir.join("restoring"),
             expire: config.expire,
             hands: hands.as_ref().map(Hands::orders),
@@ -296,6 +298,7 @@ async fn serve(
         received,
         control,
         scrapes,
+        trouble: None,
         logs_only: false,
     };
     let result = shell.run(signals, &mut end).await;

@@ -66,7 +66,7 @@ pub(super) fn text(report: &Report) -> String {
         line(
             &mut out,
             "interface",
-            format!("{} {state}; {}", interface.name, addresses.join(", ")).trim_end_matches("; "),
+            format!("{} {state}; {}", interface.name.escape_debug(), addresses.join(", ")).trim_end_matches("; "),
         );
     }
     // Own addresses stand with their interfaces.

@@ -26,6 +26,10 @@ const ADOPTED_AT_ONCE: usize = 256;
 /// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
 const RESTORED_AT_ONCE: usize = 10_000;
 
+/// How often the kernel's sets are read where that fails, and how long between two attempts.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// What there is to adopt, and who wants to know.
 pub(super) struct Adoption {
     pub(super) inbox: Inbox,
@@ -36,6 +40,8 @@ pub(super) struct Adoption {
     pub(super) ways: Vec<Way>,
     /// Who has a route from an earlier run, and was never heard of.
     pub(super) unheard: Vec<Subject>,
+    /// The table was not there: whom it holds has been blocked since the start.
+    pub(super) laid_anew: bool,
     /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
     pub(super) marker: PathBuf,
     /// How long a ban lasts of which nobody knows the end.
@@ -84,18 +90,10 @@ impl Adoption {
     /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
     /// kernel's sets cannot be read.
     fn adopt_elements(&self, remembered: &[StandingBan]) -> Option<HashSet<Subject>> {
-        let elements = Nft::open().map_err(BlockError::from).and_then(|mut nft| {
-            let mut elements = nft.elements()?;
-            // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
-            let seen: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
-            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.subject));
-            for StandingBan { subject, .. } in unseen {
-                elements.extend(nft.holds(*subject)?.map(|remaining| (*subject, remaining)));
-            }
-            Ok(elements)
-        });
-        let elements = match elements {
-            Ok(elements) => elements,
+        let (elements, swept) = match self.elements(remembered) {
+            Ok(elements) => (elements, self.laid_anew),
+            // Somebody has deleted it since it was laid; the guard has it laid again.
+            Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
                 let text = format!("the bans in the kernel cannot be read: {error}");
                 self.events.send(Event::now(What::Error(text)));
@@ -104,7 +102,7 @@ impl Adoption {
         };
         let bans = elements.len();
         let interrupted = self.marker.exists();
-        let reconciled = reconcile(&elements, remembered, interrupted, SystemTime::now());
+        let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
         let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
         let held = |(subject, remaining)| StandingBan { subject, length: None, left: expiry(remaining) };
         let held: Vec<StandingBan> = elements.into_iter().map(held).collect();
@@ -141,6 +139,31 @@ impl Adoption {
             self.events.send(Event::now(What::Adopted { bans }));
         }
         Some(gone)
+    }
+
+    /// What the kernel holds, and until when. Sets that change faster than they can be read are read again.
+    fn elements(&self, remembered: &[StandingBan]) -> Result<Vec<(Subject, Option<Duration>)>, BlockError> {
+        let read = || {
+            let mut nft = Nft::open()?;
+            let mut elements = nft.elements()?;
+            // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
+            let seen: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
+            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.subject));
+            for StandingBan { subject, .. } in unseen {
+                elements.extend(nft.holds(*subject)?.map(|remaining| (*subject, remaining)));
+            }
+            Ok(elements)
+        };
+        let mut attempt = 1;
+        loop {
+            match read() {
+                Err(BlockError::Socket(_)) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Tells those who are slow which bans are still in force.
@@ -208,12 +231,13 @@ struct Reconciled {
 const MANY: usize = 256;
 
 /// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
-/// lifted by somebody while the program was down, unless it is too much for that, or a start was interrupted that was
-/// putting bans back. Where it holds none, they were swept, and all come back.
+/// lifted by somebody while the program was down, unless it is too much for that. Where it holds none, or is known to be
+/// `incomplete`, because a start was interrupted that was putting bans back or whom it holds has come back since the start,
+/// they were swept, and all come back.
 fn reconcile(
     kernel: &[(Subject, Option<Duration>)],
     remembered: &[StandingBan],
-    interrupted: bool,
+    incomplete: bool,
     now: SystemTime,
 ) -> Reconciled {
     let held: HashSet<Subject> = kernel.iter().map(|(subject, _)| *subject).collect();
@@ -229,7 +253,7 @@ fn reconcile(
         Banned::wanted_by(Author::Import, *subject, now, *expiry, Method::Nft).into()
     };
     let mut changes: Vec<Change> = unknown.iter().map(added).collect();
-    if swept || interrupted || missing.len() >= MANY {
+    if swept || incomplete || missing.len() >= MANY {
         return Reconciled { restore: missing, changes, unknown };
     }
     let gone = |ban: &StandingBan| lifted(ban.subject, "somebody, while portsentry was not running", now);

@@ -65,6 +65,8 @@ pub(super) struct Shell {
     pub(super) supervisor: Supervisor,
     pub(super) alone: Alone,
     pub(super) sandbox: Sandbox,
+    /// Why the host cannot be read at the moment.
+    pub(super) trouble: Option<String>,
     /// When the trial ends, unless somebody confirms.
     pub(super) trial: Option<Instant>,
     /// The trial has ended, and nobody is blocked.
@@ -121,7 +123,7 @@ impl Shell {
                 Next::Gone(error) => return Err(error),
                 Next::Reload => drop(self.reload("SIGHUP").await),
                 Next::Event(event) => self.take(&event),
-                Next::Orders(changed) => self.follow(changed),
+                Next::Orders(changed) => self.follow_host(changed),
                 Next::Table(changed) => {
                     // Done first, then said: who reads the line may count on it.
                     let (orders, said) = match changed {
@@ -138,6 +140,19 @@ impl Shell {
                 Next::Named => {}
             }
         }
+    }
+
+    /// What cannot be read now is tried again with every tick: that is said once, and once that it is over.
+    fn follow_host(&mut self, changed: Result<Vec<Order>, DaemonError>) {
+        let trouble = changed.as_ref().err().map(ToString::to_string);
+        if trouble != self.trouble {
+            self.say(match &trouble {
+                Some(error) => What::Error(format!("{error}; it is tried again, and what was known until now holds")),
+                None => What::Note("this host's addresses, routes and services can be read again".to_owned()),
+            });
+            self.trouble = trouble;
+        }
+        changed.into_iter().flatten().for_each(|order| self.deliver(order));
     }
 
     fn follow(&mut self, changed: Result<Vec<Order>, DaemonError>) {

@@ -236,7 +236,8 @@ fn named_are_there(config: &Config, facts: &HostFacts) -> Result<(), DaemonError
     match config.interfaces.iter().find(missing) {
         None => Ok(()),
         Some(name) => {
-            let names: Vec<&str> = facts.interfaces.iter().map(|one| one.name.as_str()).collect();
+            // A container may have given one a name that drives a terminal.
+            let names: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
             Err(DaemonError::NoInterface { name: name.clone(), present: names.join(", ") })
         }
     }

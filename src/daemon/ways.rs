@@ -7,7 +7,7 @@ use super::DaemonError;
 use crate::config::{BlockPolicy, Config, Method, Mode, Protocol};
 use crate::enforce::hands::{Hands, News, Occasion, Settings, Way as Slow};
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap, Watched};
+use crate::enforce::nft::{Action, BlockError, Installed, Nft, RulesetError, RulesetSpec, Trap, Watched};
 use crate::enforce::route::{Kind, Routes};
 use crate::enforce::run::RunSettings;
 use crate::engine::Host;
@@ -23,6 +23,8 @@ pub(super) struct Ways {
     pub(super) blocker: Blocker,
     /// The thread of the slow ones.
     pub(super) hands: Option<Hands>,
+    /// The table was not there before.
+    pub(super) laid_anew: bool,
     /// Who has a route from an earlier run.
     pub(super) leftovers: Vec<Subject>,
     /// What is to be said.
@@ -96,7 +98,8 @@ pub(super) fn open(
     ways.blocker.first = has(Way::Run) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
-        ways.blocker.nft = Some(install(config, host, &mut ways.said)?);
+        let (nft, spec, laid_anew) = install(config, host, &mut ways.said)?;
+        (ways.blocker.nft, ways.laid_anew) = (Some((nft, spec)), laid_anew);
     } else if let Ok(mut nft) = Nft::open() {
         // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
         // protocol by itself, because what is not there refuses the rest as well.
@@ -146,19 +149,31 @@ pub(super) fn open(
     Ok(ways)
 }
 
-/// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked.
-fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, RulesetSpec), DaemonError> {
+/// Lays or adopts the ruleset, and sets the allow-list before anybody can be blocked; true where there was no table.
+fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, RulesetSpec, bool), DaemonError> {
     let mut spec = ruleset(config);
     let mut nft = Nft::open()?;
-    let installed = match nft.install(&spec) {
-        // Everything else works without it.
-        Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
-            spec.trap = None;
-            let installed = nft.install(&spec)?;
-            said.push(What::Error(format!("the kernel counts nothing by itself (the settings of `trap`): {error}")));
-            installed
+    let prefixes: Vec<_> = host.allow.prefixes().collect();
+    let mut attempt = 1;
+    let installed = loop {
+        let installed = match nft.install(&spec) {
+            // Everything else works without it.
+            Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
+                spec.trap = None;
+                let installed = nft.install(&spec)?;
+                said.push(What::Error(format!(
+                    "the kernel counts nothing by itself (the settings of `trap`): {error}"
+                )));
+                installed
+            }
+            installed => installed?,
+        };
+        match nft.protect(&prefixes) {
+            Ok(()) => break installed,
+            // Somebody has deleted it in between.
+            Err(BlockError::Gone) if attempt < ATTEMPTS => attempt += 1,
+            Err(error) => return Err(DaemonError::Protect(error)),
         }
-        installed => installed?,
     };
     if let Installed::Adopted { blocked, blocked6 } | Installed::Relaid { blocked, blocked6 } = installed
         && (blocked != spec.size || blocked6 != spec.size)
@@ -169,10 +184,11 @@ fn install(config: &Config, host: &Host, said: &mut Vec<What>) -> Result<(Nft, R
             spec.size
         )));
     }
-    let prefixes: Vec<_> = host.allow.prefixes().collect();
-    nft.protect(&prefixes).map_err(DaemonError::Protect)?;
-    Ok((nft, spec))
+    Ok((nft, spec, installed == Installed::Created))
 }
+
+/// How often the table is laid where somebody deletes it at once.
+const ATTEMPTS: u32 = 10;
 
 /// The way that a setting names.
 pub(super) fn way(method: Method) -> Way {

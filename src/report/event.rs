@@ -190,6 +190,18 @@ pub enum What {
     Stopped,
 }
 
+impl What {
+    /// True for what strangers cause as often as they send packets, in whose name they like.
+    #[must_use]
+    pub fn is_strangers(&self) -> bool {
+        match self {
+            Self::Probe(_) | Self::Repeated { .. } | Self::Spared { .. } | Self::BlockFailed { .. } => true,
+            Self::Blocked { ban, .. } => ban.capped,
+            _ => false,
+        }
+    }
+}
+
 impl Event {
     /// `what`, now.
     #[must_use]

@@ -11,6 +11,8 @@ use crate::backlog::Backlog;
 
 struct Shared {
     events: Backlog<Event>,
+    /// How many of them may be such as strangers cause.
+    strangers: usize,
     dropped: AtomicU64,
     arrived: Notify,
 }
@@ -25,14 +27,17 @@ pub struct Receiver(Arc<Shared>);
 /// A queue that holds `length` events.
 #[must_use]
 pub fn bounded(length: usize) -> (Sender, Receiver) {
-    let shared = Arc::new(Shared { events: Backlog::new(length), dropped: AtomicU64::new(0), arrived: Notify::new() });
+    // A flood of probes must not cost a ban its record and its line: a quarter of the room is not for it.
+    let (events, strangers) = (Backlog::new(length), length - length / 4);
+    let shared = Arc::new(Shared { events, strangers, dropped: AtomicU64::new(0), arrived: Notify::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
 impl Sender {
     /// Hands `event` over, or counts it as dropped.
     pub fn send(&self, event: Event) {
-        if self.0.events.push(event).is_err() {
+        let no_room = event.what.is_strangers() && self.0.events.len() >= self.0.strangers;
+        if no_room || self.0.events.push(event).is_err() {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
         self.0.arrived.notify_one();
@@ -66,6 +71,7 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Standing;
     use crate::report::event::What;
 
     #[test]
@@ -74,5 +80,18 @@ mod tests {
         (0..5).for_each(|_| sender.send(Event::now(What::Started)));
         assert!(receiver.poll().is_some() && receiver.poll().is_some() && receiver.poll().is_none());
         assert_eq!((receiver.dropped(), receiver.dropped()), (3, 0));
+    }
+
+    #[test]
+    fn what_strangers_cause_leaves_room_for_the_rest() {
+        let (sender, receiver) = bounded(8);
+        let subject = "192.0.2.7".parse().unwrap();
+        let flood = || Event::now(What::Repeated { subject, standing: Standing::Blocked, packets: 1 });
+        (0..20).for_each(|_| sender.send(flood()));
+        assert_eq!(receiver.dropped(), 14);
+        (0..3).for_each(|_| sender.send(Event::now(What::Started)));
+        assert_eq!(receiver.dropped(), 1, "there is an end to that as well");
+        let taken: Vec<_> = std::iter::from_fn(|| receiver.poll()).collect();
+        assert_eq!(taken.iter().filter(|event| matches!(event.what, What::Started)).count(), 2);
     }
 }

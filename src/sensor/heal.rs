@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::judge::Judge;
 use crate::enforce::nft::{BlockError, Repaired, RulesetError};
-use crate::report::event::What;
+use crate::report::event::{Way, What};
 
 impl Judge {
     /// The table, or a set in it, is gone: lays it again with the allow-list, and blocks again whom it blocked, for the time
@@ -52,7 +52,8 @@ impl Judge {
         let filled = nft.protect(&prefixes).and_then(|()| nft.put_back(&bans));
         // Who is not blocked must not be taken for blocked, and is judged anew.
         match &filled {
-            Ok(()) => {}
+            // Who was condemned while it was gone need not wait for longer.
+            Ok(()) => self.retries.hasten(Way::Nft),
             // Somebody has just deleted it again: the guard has seen that and orders the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::subject::Expiry;
+use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, Moment};
 use crate::report::event::Way;
 
@@ -64,6 +64,18 @@ impl Retries {
         retry.pause = (retry.pause * 2).min(LONGEST);
         retry.next = now.after(retry.pause);
         self.put(retry);
+    }
+
+    /// What kept this way from taking them is over: they are due now.
+    pub(super) fn hasten(&mut self, way: Way) {
+        for retry in self.0.iter_mut().filter(|retry| retry.way == way) {
+            (retry.next, retry.pause) = (Moment::default(), FIRST);
+        }
+    }
+
+    /// Whom they are about.
+    pub(super) fn subjects(&self) -> impl Iterator<Item = Subject> + '_ {
+        self.0.iter().map(|retry| retry.ban.probe.subject)
     }
 
     /// Nobody wants them blocked any more.

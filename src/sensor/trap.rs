@@ -5,7 +5,7 @@
 //! out to be in use, the source is protected by now, packets were lost), the kernel's ban is lifted again: nobody stays
 //! blocked of whom nobody can say why.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::judge::Judge;
@@ -195,7 +195,13 @@ impl Judge {
             true => self.engine.bans().map(|ban| ban.subject).filter(|one| matches!(one, Subject::Wide(_))).collect(),
             false => Vec::new(),
         };
+        // Condemned here as well; that it could not be carried out yet says nothing for them.
+        let waiting: HashSet<Subject> =
+            if caught.is_empty() { HashSet::new() } else { self.retries.subjects().collect() };
         for subject in caught.iter().copied().take(AT_ONCE) {
+            if waiting.contains(&subject) {
+                continue;
+            }
             if self.engine.is_blocked(now, subject) {
                 agreed.push(subject);
                 continue;
@@ -216,13 +222,16 @@ impl Judge {
             }
         }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
+        // Where a full set had no room for them, the kernel has blocked nobody, and there is nobody to let go.
+        let unheld: HashSet<Subject> = nft.missing(&wrong).unwrap_or_default().into_iter().collect();
+        let (unheld, wrong): (Vec<_>, Vec<_>) = wrong.into_iter().partition(|subject| unheld.contains(subject));
         // Counted from the start again, as here: else one more port would be enough when the ban is over.
         let protected: Vec<Subject> = spared.iter().map(|(subject, _)| *subject).collect();
         let mut done = Ok(());
         for subjects in [&wrong, &within, &protected] {
             done = done.and(nft.lift(subjects));
         }
-        for subjects in [&agreed, &wrong, &within, &protected] {
+        for subjects in [&agreed, &wrong, &unheld, &within, &protected] {
             done = done.and(nft.forget(subjects));
         }
         self.figures.trap_caught.add((agreed.len() + within.len()) as u64);

@@ -103,9 +103,10 @@ fn variants() -> [(RulesetSpec, String); 13] {
         (RulesetSpec { trap: Some(Trap { udp: true, ..first_touch }), ..plain }, at_once(TRAPPING_BOTH)),
         (
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..plain },
-            TRAPPING_BOTH
-                .replace("        tcp flags", "        iif @trap_interfaces tcp flags")
-                .replace("        udp dport @trapped_udp udp dport", "        iif @trap_interfaces udp dport @trapped_udp udp dport"),
+            TRAPPING_BOTH.replace("        tcp flags", "        iif @trap_interfaces tcp flags").replace(
+                "        udp dport @trapped_udp udp dport",
+                "        iif @trap_interfaces udp dport @trapped_udp udp dport",
+            ),
         ),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));

@@ -335,7 +335,8 @@ fn neither_later_fragments_nor_frames_for_everybody_are_touches() {
     let mut wire = lab.wire("other");
     frozen(&daemon, || {
         for port in 901_u16..=905 {
-            let header = [&40_404_u16.to_be_bytes()[..], &port.to_be_bytes(), &[0; 8], &[0x50, 0x02], &[0; 10]].concat();
+            let header =
+                [&40_404_u16.to_be_bytes()[..], &port.to_be_bytes(), &[0; 8], &[0x50, 0x02], &[0; 10]].concat();
             wire.send(&raw::ipv4(source, target, raw::TCP, 3, false, &header));
             wire.broadcast(&raw::tcp(source.into(), target.into(), port, raw::SYN));
         }

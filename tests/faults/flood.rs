@@ -1,0 +1,181 @@
+//! The kernel's trap under those who mean it harm: its memory filled with forged sources, bans provoked in the name of
+//! somebody else, services that come and go.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::lab::daemon::Daemon;
+use crate::lab::raw::{self, SYN};
+use crate::lab::services::{EIGHT, Services};
+use crate::lab::{Lab, PATIENCE};
+use crate::support::{SHORTLY, eventually, forge, frozen, recorded, scan, start, trapped};
+
+/// `size` of the set `suspects` in nft/portsentry-trap.nft.
+const SUSPECTS: u32 = 65_536;
+
+/// Sources that only this lab knows.
+fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
+    (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0000 + number).into())
+}
+
+/// Some 132,000 packets: as many sources as the kernel remembers, each below the threshold.
+#[test]
+fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and_passes() {
+    let lab = Lab::new(&["forger", "scanner", "client", "late"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = start(&lab, "[detect]\nwindow = \"20s\"\n");
+    let target = lab.victim_v4("forger").into();
+    let packets = [901, 902].into_iter().flat_map(|port| forged(SUSPECTS + 400).map(move |source| (source, port)));
+    let scanner = frozen(&daemon, || {
+        let packets = packets.map(|(source, port)| raw::tcp(source, target, port, SYN));
+        lab.wire("forger").pace(1_000_000, packets);
+        let suspects = || lab.set_text("suspects").matches("expires").count();
+        eventually("the kernel's memory is full", || suspects() == usize::try_from(SUSPECTS).unwrap());
+        // The kernel counts nobody new, and lets through whom it cannot count.
+        let scanner = scan(&lab, "scanner");
+        assert_eq!(lab.served("client", lab.victim_v4("client").into(), &EIGHT, 1), EIGHT.len());
+        assert!(lab.banned().is_empty(), "{:?}", lab.banned());
+        scanner
+    });
+    // The program works as it does without a trap.
+    lab.touch_until_banned("scanner", lab.victim_v4("scanner").into());
+    eventually("the ledger has it, whatever comes beside it", || recorded(&lab) == [scanner]);
+    daemon.expect_line(&format!("attackalert: Host {scanner} has been blocked"));
+    assert_eq!(lab.banned(), [scanner], "nobody was blocked whose name was forged below the threshold");
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 22, PATIENCE));
+    // And when the window has passed there is room again.
+    let late = IpAddr::from(lab.v4("late"));
+    eventually("the kernel alone blocks again", || {
+        frozen(&daemon, || {
+            lab.touch("late", late, lab.victim_v4("late").into(), &[905, 906, 907, 908]);
+            std::thread::sleep(Duration::from_millis(300));
+            lab.banned().contains(&late)
+        })
+    });
+    assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
+}
+
+/// Where the kernel cannot block, it has not blocked; the program has something against them, and says what.
+#[test]
+fn of_whom_a_full_set_never_held_nobody_is_said_to_have_been_let_go() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = start(&lab, "[block.nft]\nsize = 64\n");
+    let target = lab.victim_v4("forger").into();
+    let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
+    lab.wire("forger").pace(10_000, probes);
+    daemon.expect_line("set inet portsentry blocked is full (64)");
+    // Twice as long as the program doubts the kernel.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(lab.set("blocked").len(), 64);
+    let untrue = daemon.lines_with("nothing is held against them");
+    assert!(untrue.is_empty(), "{untrue:?}");
+    daemon.stop();
+}
+
+/// Gives the program a file that says who is logged in, in its own mount namespace.
+const LOGGED_IN: &str = r#"mount -t tmpfs tmpfs /run && cp "$1" /run/utmp && shift && exec "$@""#;
+
+/// A record of utmp (glibc's bits/utmp.h) for somebody who is logged in from `host`, with this process as his.
+fn session(host: &str) -> Vec<u8> {
+    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
+    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
+    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
+    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
+    record
+}
+
+/// The program judges nothing meanwhile: that they are spared is the kernel's own doing.
+#[test]
+fn the_kernel_alone_blocks_nobody_whom_the_host_needs_whoever_forges_their_names() {
+    let lab = Lab::new(&["forger"]);
+    let own = lab.victim_v4("forger");
+    lab.victim_ip("route add default via 10.77.1.250");
+    lab.set_resolver("198.51.100.53".parse().unwrap());
+    std::fs::write(lab.path("utmp"), session("203.0.113.9")).unwrap();
+    let settings = lab.write("portsentry.toml", "[allow]\nnetworks = [\"192.0.2.77\"]\n");
+    let utmp = lab.path("utmp");
+    let wrapper = ["sh", "-c", LOGGED_IN, "sh", utmp.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &wrapper, &["--expire", "24h", "--config", settings.to_str().unwrap()]);
+    eventually("the trap is armed", || trapped(&lab).contains(&901));
+    let own = own.to_string();
+    let needed = ["10.77.1.250", "198.51.100.53", "203.0.113.9", "192.0.2.77", "127.9.9.9", &own];
+    let stranger = "10.99.0.1";
+    frozen(&daemon, || {
+        let mut wire = lab.wire("forger");
+        for source in needed.into_iter().chain([stranger]) {
+            let source = source.parse().unwrap();
+            forge(&mut wire, source, own.parse().unwrap());
+        }
+        lab.expect_ban(stranger.parse().unwrap());
+        assert_eq!(lab.banned(), [stranger.parse::<IpAddr>().unwrap()]);
+        assert_eq!(lab.set("suspects").len(), 1, "the others are not even counted: {}", lab.set_text("suspects"));
+    });
+    daemon.expect_line(&format!("attackalert: Host {stranger} has been blocked"));
+    assert_eq!(lab.banned(), [stranger.parse::<IpAddr>().unwrap()]);
+    daemon.stop();
+}
+
+/// Whoever can provoke bans in another's name gets as many as the ceiling lets him, and no more for trying for longer; what
+/// is above it is short, and no strike.
+#[test]
+fn a_victim_of_choice_is_one_of_as_many_as_the_ceiling_allows_and_is_free_when_an_operator_says_so() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
+    let target = lab.victim_v4("forger").into();
+    let mut wire = lab.wire("forger");
+    let victims: Vec<_> = forged(30).collect();
+    let mut provoke = |victims: &[IpAddr]| {
+        for source in victims {
+            forge(&mut wire, *source, target);
+        }
+        let last = *victims.last().unwrap();
+        lab.expect_ban(last);
+    };
+    provoke(&victims);
+    let long = || lab.set("blocked").iter().filter(|ban| ban.timeout > Some(Duration::from_secs(300))).count();
+    daemon.expect_line(&format!("attackalert: Host {} has been blocked", victims.last().unwrap()));
+    // The kernel's ceiling and the program's are two buckets over the same bans, and both fill up again by and by.
+    eventually("each has been judged", || long() <= 4);
+    // Who was taken back is blocked the next time as if it were the first.
+    let chosen = victims[0];
+    let said = crate::support::operate(&lab, &["unblock", &chosen.to_string()]);
+    assert!(said.status.success(), "{said:?}");
+    assert!(!lab.banned().contains(&chosen));
+    provoke(&[chosen]);
+    let line = daemon.lines_with(&format!("attackalert: Host {chosen} has been blocked")).pop().unwrap();
+    assert!(!line.contains("banned before"), "{line}");
+    daemon.stop();
+}
+
+/// Half a second up, half a second down: the kernel knows which ports are shut, but not which were open just now.
+#[test]
+fn clients_of_services_that_start_and_stop_in_a_loop_are_not_blocked_for_it() {
+    let lab = Lab::new(&["client", "scanner"]);
+    let daemon = start(&lab, "");
+    let (client, target) = (IpAddr::from(lab.v4("client")), IpAddr::from(lab.victim_v4("client")));
+    let ports = [901, 902, 903, 904, 905];
+    for _ in 0..5 {
+        let services = Services::open(&lab, &ports);
+        for _ in 0..5 {
+            lab.touch("client", client, target, &ports);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        drop(services);
+        for _ in 0..5 {
+            lab.touch("client", client, target, &ports);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let _services = Services::open(&lab, &ports);
+    eventually("the trap leaves these ports alone", || ports.iter().all(|port| !trapped(&lab).contains(port)));
+    // What the kernel did by itself in the first moments is taken back.
+    eventually("whom the kernel caught is let go", || !lab.banned().contains(&client));
+    assert_eq!(lab.served("client", target, &ports, 1), ports.len());
+    let blamed = daemon.lines_with(&format!("attackalert: Host {client} has been blocked"));
+    assert!(blamed.is_empty(), "{blamed:?}");
+    lab.touch("scanner", lab.v4("scanner").into(), lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    let scanner = lab.v4("scanner").into();
+    lab.expect_ban(scanner);
+    assert!(!lab.is_served("scanner", lab.victim_v4("scanner").into(), 901, SHORTLY));
+    daemon.stop();
+}
