@@ -5,6 +5,8 @@ mod adopt;
 mod allowance;
 mod comparison;
 mod desk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod hosts;
 mod ignored;

@@ -15,6 +15,9 @@ pub mod control;
 pub mod daemon;
 pub mod enforce;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod import;
 pub mod ledger;
 pub mod metrics;

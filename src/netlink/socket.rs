@@ -313,6 +313,15 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
     }
 }
 
+/// Any datagram through the reader of acknowledgements. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    for message in Messages(datagram) {
+        let refusal = Answer::read(&message).and_then(|answer| answer.refusal(2));
+        assert!(refusal.is_none_or(|refusal| refusal.to_string().len() <= message.body.len() + 512));
+    }
+}
+
 /// An answer takes microseconds, a large commit milliseconds; after this long it is lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Attempts to read a list that keeps changing.
