@@ -11,9 +11,7 @@ use crate::import::{self, Source, Sources};
 use crate::{daemon, enforce, ledger, netlink};
 
 #[cfg(test)]
-mod corpus;
-#[cfg(test)]
-mod record;
+mod tests;
 
 /// Each target by its name, which is also that of its corpus.
 pub const TARGETS: [(&str, fn(&[u8])); 12] = [

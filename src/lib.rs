@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod endure;
 pub mod enforce;
 pub mod engine;
 #[cfg(any(test, fuzzing))]

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::TARGETS;
+use super::super::TARGETS;
 
 /// With all of a large input this would take minutes: one of more bytes is cut and changed at so many places all over it.
-const PLACES: usize = 700;
+const PLACES: usize = 400;
 /// The same where one input takes milliseconds: a file is written, or one text is made of another and read in turn.
 const PLACES_OF_SLOW: usize = 60;
 const SLOW: [&str; 2] = ["import", "ledger"];

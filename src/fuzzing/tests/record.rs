@@ -91,9 +91,17 @@ fn nf_tables() {
     nft::put_lift(&mut batch, subject("192.0.2.7"));
     nft::put_flush(&mut batch, nft::Set::Touched);
     socket.transact(&mut batch).unwrap();
+    let mut whole = Vec::new();
     for (number, request) in nft::fuzzing::requests().into_iter().enumerate() {
-        keep("nft", &format!("answer_{number}"), answers(NETLINK_NETFILTER, &request));
+        let answers = answers(NETLINK_NETFILTER, &request);
+        // The table, its sets, its chains and its rules are one reading.
+        if number < 4 {
+            whole.extend(answers.concat());
+        } else {
+            keep("nft", &format!("elements_{number}"), answers);
+        }
     }
+    keep("nft", "ruleset", [whole]);
     assert!(Command::new("nft").args(["delete", "table", "inet", "portsentry"]).status().unwrap().success());
     // What belongs to one transaction is read together.
     keep("nft", "notifications", [arrived(&monitor).concat()]);
