@@ -5,6 +5,8 @@ mod adopt;
 mod allowance;
 mod comparison;
 mod desk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod hosts;
 mod ignored;
@@ -32,6 +34,7 @@ use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys};
 use crate::capture::live::{CaptureError, Live};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::control::server::Server;
+use crate::endure;
 use crate::enforce::hands::Hands;
 use crate::enforce::hosts_deny::TemplateError;
 use crate::enforce::nft::{BlockError, Nft, RulesetError};
@@ -133,7 +136,7 @@ pub enum DaemonError {
     #[error("the sensor ended: {0}")]
     Sensor(#[from] SensorError),
     /// The sensor panicked.
-    #[error("the sensor ended without a reason; the bans stay in the kernel")]
+    #[error("the sensor ended by a defect of its own, which the log names; the bans stay in the kernel")]
     SensorGone,
     /// The operating system refused something.
     #[error("cannot {doing}: {error}")]
@@ -180,6 +183,7 @@ pub fn run(
     (confirm, sandboxed): (Option<Duration>, bool),
     reread: Reread,
 ) -> Result<(), DaemonError> {
+    endure::tell_panics();
     needs::trusted(&config, &places.config)?;
     let alone = Alone::claim()?;
     // Before there is a second thread.

@@ -232,6 +232,7 @@ impl Sensor {
             return Ok(false);
         }
         while let Some(order) = self.inbox.0.0.pop() {
+            crate::endure::trip("sensor");
             match order {
                 Order::Host(host) => self.judge.change_host(self.now(), host),
                 Order::Capture(live) => {

@@ -8,32 +8,34 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 20] = [
+const MAY_NAME: [(&str, &[&str]); 22] = [
     ("backlog", &[]),
+    ("endure", &[]),
     ("wire", &[]),
     ("engine", &["wire"]),
     ("capture", &["engine", "wire"]),
     ("netlink", &["engine"]),
-    ("enforce", &["backlog", "engine", "netlink"]),
-    ("report", &["backlog", "engine"]),
+    ("enforce", &["backlog", "endure", "engine", "netlink"]),
+    ("report", &["backlog", "endure", "engine"]),
     ("config", &["engine"]),
     ("cli", &["config", "engine"]),
     ("import", &["config", "engine"]),
-    ("ledger", &["backlog", "engine"]),
+    ("ledger", &["backlog", "endure", "engine"]),
     ("sandbox", &[]),
     ("metrics", &["engine", "report", "sensor"]),
     ("page", &["engine", "ledger"]),
-    ("sensor", &["capture", "enforce", "engine", "netlink", "report", "wire"]),
+    ("sensor", &["capture", "endure", "enforce", "engine", "netlink", "report", "wire"]),
     ("control", &["cli", "enforce", "engine", "ledger", "report"]),
     (
         "daemon",
         &[
-            "capture", "config", "control", "enforce", "engine", "ledger", "metrics", "netlink", "report", "sandbox",
-            "sensor", "wire",
+            "capture", "config", "control", "endure", "enforce", "engine", "ledger", "metrics", "netlink", "report",
+            "sandbox", "sensor", "wire",
         ],
     ),
     ("check", &["capture", "cli", "config", "daemon", "enforce", "engine", "netlink"]),
     ("replay", &["capture", "cli", "config", "daemon", "engine", "report", "wire"]),
+    ("fuzzing", &["capture", "config", "control", "daemon", "enforce", "import", "ledger", "netlink"]),
     ("main", &["check", "cli", "config", "control", "daemon", "import", "page", "portsentry", "replay"]),
 ];
 

@@ -147,7 +147,7 @@ fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<V
 }
 
 /// The name without its final dot, if a line of the log may hold it.
-fn clean(name: &str) -> Option<String> {
+pub(super) fn clean(name: &str) -> Option<String> {
     let name = parse_name(name.strip_suffix('.').unwrap_or(name)).ok()?;
     (!name.ends_with('.')).then_some(name)
 }

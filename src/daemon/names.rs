@@ -166,6 +166,20 @@ fn resolve(name: &str) -> Answer {
     (name, 0).to_socket_addrs().map(Iterator::collect)
 }
 
+/// Any addresses as what a name stands for, twice. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(now: Instant, answer: &[SocketAddr]) {
+    let mut known = Known::default();
+    let (first, second) = answer.split_at(answer.len() / 2);
+    for answer in [answer, first, second] {
+        known.learn("name.example", now, answer);
+        assert!(known.addresses().count() <= known::MAX_KEPT);
+        assert!(known.addresses().all(|address| !address.is_loopback() && !address.is_unspecified()));
+    }
+    known.fail("name.example", "no answer");
+    known.forget(now);
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};

@@ -17,6 +17,7 @@ use super::{DaemonError, Reread, system};
 use crate::config::{BlockPolicy, Config};
 use crate::control::protocol::{Refusal, Reply};
 use crate::control::server::{Asked, Server};
+use crate::endure;
 use crate::metrics::http::Scrapes;
 use crate::report::event::{Event, What};
 use crate::report::json;
@@ -88,10 +89,23 @@ enum Next {
 }
 
 impl Shell {
-    /// Runs until a signal ends it, or the sensor does.
+    /// Runs until a signal ends it, or the sensor does. A panic ends only what it was about.
     pub(super) async fn run(
         &mut self,
         mut signals: Signals,
+        end: &mut oneshot::Receiver<Result<(), SensorError>>,
+    ) -> Result<(), DaemonError> {
+        loop {
+            if let Some(result) = endure::caught(self.serve(&mut signals, end)).await {
+                return result;
+            }
+            tokio::time::sleep(endure::PAUSE).await;
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        signals: &mut Signals,
         end: &mut oneshot::Receiver<Result<(), SensorError>>,
     ) -> Result<(), DaemonError> {
         let mut listeners = tokio::time::interval(LISTENERS);
@@ -133,7 +147,10 @@ impl Shell {
                     self.follow(orders);
                     said.into_iter().for_each(|what| self.say(what));
                 }
-                Next::Asked(asked) => self.answer(asked).await,
+                Next::Asked(asked) => {
+                    endure::trip("shell");
+                    self.answer(asked).await;
+                }
                 Next::Scraped(place) => self.scrape(place),
                 Next::TrialOver => self.end_trial(),
                 // The lines are written.

@@ -16,6 +16,7 @@ use super::Case;
 use super::hosts_deny::HostsDeny;
 use super::run::RunSettings;
 use crate::backlog::Backlog;
+use crate::endure;
 use crate::engine::subject::{Expiry, Subject};
 
 mod bans;
@@ -136,8 +137,9 @@ impl Hands {
     pub fn start(settings: Settings, tell: impl FnMut(News) + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (ended, done) = sync_channel(1);
-        let work = Work::new(settings, Box::new(tell), Arc::clone(&shared))?;
-        let thread = thread::Builder::new().name("hands".to_owned()).spawn(move || work.run(&ended))?;
+        let mut work = Work::new(settings, Box::new(tell), Arc::clone(&shared))?;
+        let thread =
+            thread::Builder::new().name("hands".to_owned()).spawn(move || endure::again(|| work.run(&ended)))?;
         let orders = Orders { shared, thread: thread.thread().clone() };
         Ok(Self { orders, thread, done })
     }

@@ -18,6 +18,8 @@ use super::macros::{NAMES, Values, expand, unknown};
 use crate::engine::subject::Subject;
 
 pub(crate) mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod text;
 
 use text::{Reading, Rule, target};

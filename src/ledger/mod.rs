@@ -8,6 +8,8 @@
 mod ban;
 mod classic;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod place;
 mod reader;
 mod row;

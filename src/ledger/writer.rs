@@ -29,6 +29,8 @@ use clock::{Step, WallClock};
 use news::Trouble;
 use recorder::Shared;
 
+use crate::endure;
+
 /// Changes that the thread holds while the disk takes none; some 20 MB at most.
 const PENDING: usize = 65_536;
 
@@ -75,8 +77,9 @@ impl Writer {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (ended, done) = sync_channel(1);
-        let work = Work::new(ledger, classic, Box::new(tell), Arc::clone(&shared));
-        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || work.run(&ended))?;
+        let mut work = Work::new(ledger, classic, Box::new(tell), Arc::clone(&shared));
+        let thread =
+            thread::Builder::new().name("ledger".to_owned()).spawn(move || endure::again(|| work.run(&ended)))?;
         let recorder = Recorder::new(shared, thread.thread().clone());
         Ok(Self { recorder, thread, done })
     }
@@ -153,11 +156,14 @@ impl Work {
         }
     }
 
-    fn run(mut self, ended: &SyncSender<u64>) {
+    fn run(&mut self, ended: &SyncSender<u64>) {
         loop {
             // Asked first: what was handed over before the order to end is then in the queue.
             let deadline = self.shared.deadline();
             self.collect();
+            if !self.pending.is_empty() {
+                endure::trip("ledger");
+            }
             let now = Instant::now();
             if deadline.is_some() || self.database.0.is_over(now) {
                 self.keep_books(now);

@@ -236,3 +236,21 @@ fn route_gateways(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
         }
     }
 }
+
+/// Any datagram through the readers of links, addresses, routes and next hops. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    let mut facts = HostFacts::default();
+    let mut rest = datagram;
+    while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4).max(16);
+        rest = rest.get(length..).unwrap_or_default();
+        if let NetlinkPayload::InnerMessage(message) = message.payload {
+            facts.add(message);
+        }
+    }
+    let _ = next_hops::read(datagram, &mut facts.gateways, &mut true);
+    let facts = facts.in_order();
+    assert!(facts.addresses.len() + facts.gateways.len() + facts.interfaces.len() <= datagram.len());
+    let _ = watch::matters(datagram);
+}

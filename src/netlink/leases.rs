@@ -146,6 +146,13 @@ impl Lease {
     }
 }
 
+/// Any text as a lease. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &[u8]) {
+    let _ = server(text);
+    assert!(last_servers(text, UNIX_EPOCH).len() <= MAX_INTERFACES);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -97,6 +97,12 @@ fn server(line: &str) -> Option<IpAddr> {
     Some(address.to_canonical()).filter(|address| !address.is_unspecified())
 }
 
+/// Any text as a resolv.conf. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &[u8]) {
+    assert!(servers(text).len() <= MAX_RESOLVERS);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

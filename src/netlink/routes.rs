@@ -255,3 +255,13 @@ fn refusal(error: SocketError) -> Refusal {
     let text = if let SocketError::Refused { text, .. } = error { text } else { String::new() };
     Refusal { errno, text }
 }
+
+/// Any datagram through the readers of routes. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    let routes = super::nft::Messages(datagram).filter_map(|message| message::read(&message));
+    let known = routes.map(|route| (route.way(), route.is_own())).count();
+    let gone = monitor::read(datagram, 7).len();
+    // A message has a header of 16 bytes and one of 12 for the route.
+    assert!(known.max(gone) <= datagram.len() / 28);
+}

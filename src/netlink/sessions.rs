@@ -77,6 +77,13 @@ fn remote(text: &[u8]) -> Option<IpAddr> {
     host.filter(|_| remote && !over)
 }
 
+/// Any bytes as a list of who is logged in. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let _ = remote(bytes);
+    let _ = utmp::sessions(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

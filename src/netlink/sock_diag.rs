@@ -287,6 +287,17 @@ fn listener(protocol: Protocol, record: &Record) -> Option<Listener> {
     Some(Listener { protocol, port: record.port, bound, interface: record.interface })
 }
 
+/// Any datagram through the reader of sockets. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    for sequence in 0..4 {
+        let mut records = 0;
+        let _ = reply::read(datagram, sequence, &mut |_| records += 1);
+        // A message has a header of 16 bytes and one of 72 for the socket.
+        assert!(records <= datagram.len() / 88);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

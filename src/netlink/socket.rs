@@ -109,7 +109,7 @@ impl Socket {
         let mut inner = netlink_sys::Socket::new(protocol)?;
         let port_id = inner.bind_auto()?.port_number();
         // Connected to the kernel: no other process can slip an answer in.
-        inner.connect(&SocketAddr::new(0, 0))?;
+        inner.connect(&SocketAddr::new(KERNEL, 0))?;
         sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(PATIENCE)).map_err(std::io::Error::from)?;
         sockopt::set_socket_timeout(&inner, Timeout::Send, Some(PATIENCE)).map_err(std::io::Error::from)?;
         // An error without the echo of the message that it is about, so that many of them fit; with words, if any.
@@ -293,14 +293,17 @@ fn send(socket: &netlink_sys::Socket, bytes: &[u8]) -> Result<(), SocketError> {
 fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result<&'a [u8], SocketError> {
     loop {
         let mut room = replies.as_mut_slice();
-        match socket.recv(&mut room, MSG_TRUNC) {
-            Ok(length) if length > replies.len() => {
+        match socket.recv_from(&mut room, MSG_TRUNC) {
+            // Connected, the socket takes nothing from others. Read all the same: a reply is believed for who sent it, and
+            // its sequence number is easy to guess.
+            Ok((_, sender)) if sender.port_number() != KERNEL => {}
+            Ok((length, _)) if length > replies.len() => {
                 // The rest is gone; the next attempt has room for it.
                 let had = replies.len();
                 replies.resize(length.next_multiple_of(REPLY), 0);
                 return Err(SocketError::Overrun(had));
             }
-            Ok(length) => return Ok(replies.get(..length).unwrap_or_default()),
+            Ok((length, _)) => return Ok(replies.get(..length).unwrap_or_default()),
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::INTR) => {}
                 Some(Errno::AGAIN) => return Err(SocketError::NoAnswer),
@@ -313,6 +316,15 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
     }
 }
 
+/// Any datagram through the reader of acknowledgements. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    for message in Messages(datagram) {
+        let refusal = Answer::read(&message).and_then(|answer| answer.refusal(2));
+        assert!(refusal.is_none_or(|refusal| refusal.to_string().len() <= message.body.len() + 512));
+    }
+}
+
 /// An answer takes microseconds, a large commit milliseconds; after this long it is lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Attempts to read a list that keeps changing.
@@ -321,6 +333,8 @@ const ATTEMPTS: u32 = 8;
 const BUFFER: usize = 4 << 20;
 /// The kernel fills at most 32 KiB of one datagram of a list, unless a single object is larger.
 const REPLY: usize = 64 << 10;
+/// The port id of the kernel; no other socket can have it.
+const KERNEL: u32 = 0;
 const MSG_TRUNC: i32 = 0x20;
 /// NLMSG_ERROR and NLMSG_DONE.
 const ERROR: u16 = 2;
@@ -364,6 +378,34 @@ mod tests {
         for end in 0..4 {
             assert!(Answer::read(&Message { kind: ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
         }
+    }
+
+    #[test]
+    fn what_another_process_sends_is_no_answer() {
+        let own = || {
+            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
+            let address = socket.bind_auto().unwrap();
+            (socket, address)
+        };
+        // Not connected, so that the kernel lets strangers in.
+        let ((socket, address), (stranger, _)) = (own(), own());
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
+        let forged = [20, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut buffer = vec![0; 1024];
+        match stranger.send_to(&forged, &address, 0) {
+            // Only who may change the network may send to others here.
+            Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM)),
+            Ok(_) => {
+                let asked = [20, 0, 0, 0, 250, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                socket.send_to(&asked, &SocketAddr::new(KERNEL, 0), 0).unwrap();
+                let answer = receive(&socket, &mut buffer).unwrap();
+                assert_eq!(Messages(answer).next().map(|message| message.sequence), Some(9), "the kernel's");
+            }
+        }
+        // And one that is connected takes nothing from a stranger at all.
+        let connected = Socket::open_route().unwrap();
+        let refused = stranger.send_to(&forged, &SocketAddr::new(connected.port_id(), 0), 0).unwrap_err();
+        assert!(matches!(Errno::from_io_error(&refused), Some(Errno::PERM | Errno::CONNREFUSED)), "{refused}");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::endure;
+
 /// Lines that wait for the thread.
 const QUEUE: usize = 4_096;
 /// Bytes that wait for a disk with room for them.
@@ -71,7 +73,7 @@ impl LineFile {
         };
         let thread = std::thread::Builder::new().name("json-file".to_owned());
         thread.spawn(move || {
-            writer.run(&orders);
+            endure::again(|| writer.run(&orders));
             // Nobody may wait for it any more.
             let _ = ending.send(());
         })?;

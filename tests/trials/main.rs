@@ -27,6 +27,8 @@ mod many;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod panics;
+#[cfg(test)]
 mod removed;
 #[cfg(test)]
 mod socket;

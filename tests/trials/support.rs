@@ -156,3 +156,8 @@ pub(crate) fn ledger(directory: &Path) -> Vec<Entry> {
     assert_eq!(active.unreadable, 0);
     active.items
 }
+
+/// Waits until it is so.
+pub(crate) fn within_patience(is_so: impl Fn() -> bool, what: &str) {
+    assert!(within(PATIENCE, || is_so().then_some(())).is_some(), "never: {what}");
+}

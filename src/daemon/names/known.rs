@@ -13,7 +13,7 @@ use crate::report::event::What;
 const MAX_ADDRESSES: usize = 64;
 
 /// Addresses of one name at one time, with those of answers before the last one.
-const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
+pub(super) const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
 
 /// How long an address stays that is missing in an answer: a pool of servers shows a few of its addresses each time. One
 /// interval, and as long as the look-up may take that follows it.

@@ -15,6 +15,7 @@ use super::commands::{Commands, Job};
 use super::connections::Connections;
 use super::lines::Lines;
 use super::{Adopted, HELD, Left, News, Occasion, QUEUE, Settings, Shared, Task, Way};
+use crate::endure;
 use crate::enforce::Case;
 use crate::engine::subject::Subject;
 
@@ -56,7 +57,7 @@ impl Work {
         })
     }
 
-    pub(super) fn run(mut self, ended: &SyncSender<Left>) {
+    pub(super) fn run(&mut self, ended: &SyncSender<Left>) {
         let last = loop {
             // Asked first: what was handed over before the order to end is then in the queue.
             let stop = self.shared.stop.get().copied();
@@ -88,6 +89,7 @@ impl Work {
         let now = boot_time();
         for _ in 0..QUEUE {
             let Some(task) = self.shared.queue.pop() else { break };
+            endure::trip("hands");
             self.take(now, task);
         }
         while let Some(subject) = self.bans.over(now) {

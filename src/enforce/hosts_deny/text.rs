@@ -132,6 +132,19 @@ impl<'a> Reading<'a> {
         (edit.text != self.text).then_some(edit)
     }
 
+    /// The file without any entry of ours. For the fuzzer.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn others(&self) -> Vec<u8> {
+        let mut others = Vec::new();
+        let mut at = 0;
+        for entry in &self.entries {
+            self.copy(at..entry.bytes.start, &mut others);
+            at = entry.bytes.end;
+        }
+        self.copy(at..self.text.len(), &mut others);
+        others
+    }
+
     /// Those of `rules` that no line says already that is not ours.
     fn not_by_others<'r>(&self, mut rules: Vec<&'r Rule>) -> Vec<&'r Rule> {
         if rules.is_empty() {

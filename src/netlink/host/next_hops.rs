@@ -48,7 +48,7 @@ pub(super) async fn list(gateways: &mut Vec<IpAddr>) -> Result<bool, HostError> 
 }
 
 /// Reads one datagram; true where the list is complete.
-fn read(datagram: &[u8], gateways: &mut Vec<IpAddr>, consistent: &mut bool) -> Result<bool, HostError> {
+pub(super) fn read(datagram: &[u8], gateways: &mut Vec<IpAddr>, consistent: &mut bool) -> Result<bool, HostError> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| HostError::Ended(LIST))?;

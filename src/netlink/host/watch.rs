@@ -133,7 +133,7 @@ const RTM_DELROUTE: u16 = 25;
 
 /// False for notifications of routes that lead nowhere: they have no gateway, and whoever blocks with blackholes makes
 /// hundreds a minute. One that replaces another route matters, because that one may have had a gateway.
-fn matters(datagram: &[u8]) -> bool {
+pub(super) fn matters(datagram: &[u8]) -> bool {
     let Ok(message) = NetlinkBuffer::new_checked(datagram) else { return true };
     if !matches!(message.message_type(), RTM_NEWROUTE | RTM_DELROUTE) || message.flags() & NLM_F_REPLACE != 0 {
         return true;

@@ -6,6 +6,8 @@
 mod batch;
 mod blueprint;
 mod element;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod interval;
 mod message;
 pub mod monitor;

@@ -65,6 +65,15 @@ pub struct Monitor {
     untold: Untold,
 }
 
+/// Any datagram through the reader of notifications: how many changes it tells. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(datagram: &[u8]) -> usize {
+    let mut untold = Untold::default();
+    untold.absorb(datagram, &[7]);
+    untold.absorb(datagram, &[]);
+    untold.take().len()
+}
+
 impl Monitor {
     /// Begins to listen. What is read from the kernel after this misses no change.
     ///

@@ -86,7 +86,7 @@ impl RouteMonitor {
 }
 
 /// The own routes that a datagram says are gone.
-fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
+pub(super) fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
     // One notification a datagram, so the first sender is that of all.
     let Ok(header) = NetlinkBuffer::new_checked(datagram) else { return Vec::new() };
     let by = header.port_number();

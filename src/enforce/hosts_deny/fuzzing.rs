@@ -1,0 +1,32 @@
+//! Any bytes as a hosts.deny. For the fuzzer and its corpus.
+
+use std::collections::HashSet;
+
+use super::text::{Reading, Rule, target};
+use crate::engine::subject::Subject;
+
+/// Reads `text`, denies somebody and takes that back. What others wrote stays as it is, byte by byte.
+pub(crate) fn edit(text: &[u8]) {
+    let before = Reading::of(text);
+    let held: HashSet<Subject> = before.entries.iter().map(|entry| entry.subject).collect();
+    let cleared = before.edit(&[], &held).map_or_else(|| text.to_vec(), |edit| edit.text);
+    assert_eq!(cleared, before.others(), "what is not ours comes out as it went in");
+    for subject in ["192.0.2.7", "2001:db8:1:2::/64", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok())
+    {
+        deny(&before, text, subject);
+    }
+}
+
+fn deny(before: &Reading<'_>, text: &[u8], subject: Subject) {
+    let rule = Rule { subject, rule: format!("ALL: {}", target(subject)), until: "2026-11-22T06:32:13Z".to_owned() };
+    let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
+    if before.entries.iter().any(|entry| entry.subject == subject) {
+        // Its line was written anew, and further ones of it went.
+        return;
+    }
+    let after = Reading::of(&edit.text);
+    assert_eq!(after.others(), before.others());
+    assert_eq!(after.entries.iter().filter(|entry| entry.subject == subject).count(), 1);
+    let back = after.edit(&[], &HashSet::from([subject])).map(|edit| edit.text);
+    assert_eq!(back.as_deref(), Some(text));
+}

@@ -1,0 +1,87 @@
+//! Any bytes as a database file and as a row of one. For the fuzzer and its corpus.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
+
+use super::{DATABASE, Ledger, Reader, row};
+
+/// How many columns a row has.
+const COLUMNS: usize = 16;
+
+thread_local! {
+    static PLACE: PathBuf =
+        std::env::temp_dir().join(format!("portsentry-fuzz-{}-{:?}", std::process::id(), std::thread::current().id()));
+    static MEMORY: Option<Connection> = Connection::open_in_memory().ok();
+}
+
+/// Opens `bytes` as the ledger, as an operator's command does and as the daemon does.
+pub(crate) fn database(bytes: &[u8]) {
+    PLACE.with(|place| {
+        open(place, bytes);
+        let _ = fs::remove_dir_all(place);
+    });
+}
+
+fn open(place: &Path, bytes: &[u8]) {
+    let lay = || -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(place)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place.join(DATABASE));
+        file?.write_all(bytes)
+    };
+    assert!(lay().is_ok(), "{} cannot be written to", place.display());
+    let mut read = 0;
+    let _ = Reader::read(place, |reader| {
+        let _ = reader.active(UNIX_EPOCH);
+        reader.each(|_| read += 1)
+    });
+    // A row takes more than one byte for each of its columns.
+    assert!(read <= bytes.len() / COLUMNS);
+    if let Ok((mut ledger, _)) = Ledger::open(place) {
+        let _ = ledger.active(UNIX_EPOCH);
+        let _ = ledger.begin(UNIX_EPOCH);
+        let _ = ledger.expire(UNIX_EPOCH);
+        let _ = ledger.count();
+    }
+}
+
+/// Reads the values that `bytes` describe as a row of the ledger.
+pub(crate) fn row(bytes: &[u8]) {
+    let values = values(bytes);
+    MEMORY.with(|memory| {
+        let Some(memory) = memory else { return };
+        let places = vec!["?"; COLUMNS].join(", ");
+        let entry =
+            memory.query_row(&format!("SELECT {places}"), params_from_iter(&values), |found| Ok(row::entry(found)));
+        if let (Ok(Some(entry)), Some(Value::Text(subject))) = (entry, values.first()) {
+            assert_eq!(&entry.ban.subject.to_string(), subject, "one spelling, one host");
+        }
+    });
+}
+
+/// A byte says what comes: nothing, a whole number, another number, a text or bytes; a second one how long it is.
+fn values(mut bytes: &[u8]) -> Vec<Value> {
+    let mut values = Vec::new();
+    while values.len() < COLUMNS {
+        let Some(([kind, length], rest)) = bytes.split_first_chunk::<2>() else {
+            values.push(Value::Null);
+            continue;
+        };
+        let (value, rest) = rest.split_at(rest.len().min(usize::from(*length)));
+        bytes = rest;
+        let number = || value.first_chunk::<8>().map_or(i64::from(*length), |number| i64::from_be_bytes(*number));
+        values.push(match kind {
+            b'n' => Value::Null,
+            b'i' => Value::Integer(number()),
+            b'r' => Value::Real(f64::from_bits(number().cast_unsigned())),
+            b't' => Value::Text(String::from_utf8_lossy(value).into_owned()),
+            _ => Value::Blob(value.to_vec()),
+        });
+    }
+    values
+}

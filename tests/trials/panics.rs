@@ -1,0 +1,78 @@
+//! A defect in what writes, tells and answers does not end the protection; one in the sensor ends the program, so that
+//! systemd starts it anew. The program panics where PORTSENTRY_TRIP says, as only a build for development does.
+#![cfg(debug_assertions)]
+
+use crate::lab::Lab;
+use crate::lab::daemon::Daemon;
+use crate::support::{expect_held, ledger, operate, scan, scene, settings, text, within_patience};
+
+fn tripping(lab: &Lab, place: &str, ways: &[&str]) -> Daemon {
+    let path = lab.write("portsentry.toml", &settings(lab, ways, ""));
+    let variable = format!("PORTSENTRY_TRIP={place}");
+    Daemon::start_under(lab, &["env", &variable], &["--expire", "1h", "--config", path.to_str().unwrap()])
+}
+
+fn expect_told(daemon: &Daemon, place: &str, thread: &str) {
+    let line = daemon.expect_line("a defect in this program");
+    assert!(line.contains(&format!("thread {thread}, src/")), "{line}");
+    assert!(line.contains(&format!("tripped in the {place},?as a test wants it; please report it")), "{line}");
+}
+
+#[test]
+fn a_panic_in_an_answer_to_an_operator_ends_neither_the_sensor_nor_the_control_socket() {
+    let lab = scene();
+    let daemon = tripping(&lab, "shell", &["nft"]);
+    let said = operate(&lab, &["status"]);
+    assert_ne!(said.code, Some(0), "{said:?}");
+    expect_told(&daemon, "shell", "main");
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    daemon.expect_line("has been blocked");
+    let said = operate(&lab, &["status"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.contains("1 now, 1 in the kernel"), "{said:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_of_the_ledger_costs_no_ban_and_the_next_are_remembered() {
+    let lab = scene();
+    let daemon = tripping(&lab, "ledger", &["nft"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    expect_told(&daemon, "ledger", "ledger");
+    scan(&lab, true);
+    expect_held(&lab, "nft", true, &daemon);
+    within_patience(|| ledger(&lab.path("state")).len() == 2, "two bans in the ledger");
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_of_the_hands_costs_no_ban_in_the_kernel_and_the_next_lines_are_written() {
+    let lab = scene();
+    let daemon = tripping(&lab, "hands", &["nft", "hosts-deny"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    expect_told(&daemon, "hands", "hands");
+    scan(&lab, true);
+    expect_held(&lab, "nft", true, &daemon);
+    expect_held(&lab, "hosts-deny", true, &daemon);
+    assert!(text(&lab, "hosts.deny").contains("203.0.113.5"));
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_of_the_sensor_ends_the_program_with_a_line_and_leaves_the_bans() {
+    let lab = scene();
+    let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
+    let arguments = ["--expire", "1h", "--config", path.to_str().unwrap()];
+    let first = Daemon::start(&lab, &arguments);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &first);
+    first.kill();
+    let ended = Daemon::run_to_end(&lab, &["env", "PORTSENTRY_TRIP=sensor"], &arguments);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+    assert!(ended.log.contains("thread sensor, src/"), "{}", ended.log);
+    assert!(ended.log.contains("portsentry: the sensor ended by a defect of its own"), "{}", ended.log);
+    assert_eq!(lab.banned().len(), 1);
+}
