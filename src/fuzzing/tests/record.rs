@@ -69,6 +69,8 @@ fn nf_tables() {
     let monitor = open(NETLINK_NETFILTER, &[7]);
     let mut socket = socket::Socket::open().unwrap();
     let trap = nft::Trap {
+        tcp: true,
+        udp: false,
         forgiven: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(3600)),
@@ -85,7 +87,7 @@ fn nf_tables() {
         nft::put_network(&mut batch, wide, None, hour);
     }
     nft::put_protected(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
-    nft::put_trapped(&mut batch, &[(1, 21), (23, 79)], &[]);
+    nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
     socket.transact(&mut batch).unwrap();
     batch.clear();
     nft::put_lift(&mut batch, subject("192.0.2.7"));
