@@ -13,8 +13,11 @@ use crate::{daemon, enforce, ledger, netlink};
 #[cfg(test)]
 mod tests;
 
+/// A reader of any bytes.
+pub type Target = fn(&[u8]);
+
 /// Each target by its name, which is also that of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 12] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("capture", capture),
     ("config", config),
     ("control", control),
