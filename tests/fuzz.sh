@@ -10,7 +10,7 @@ shift $(($# > 0))
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 host=$(rustc -vV | awk '/^host: / { print $2 }')
-RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none
+RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none --codegen-units 16
 if [ $# -eq 0 ]; then
     set -- fuzz/fuzz_targets/*.rs
     set -- "${@##*/}"
