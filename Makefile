@@ -2,7 +2,7 @@
 # make test           every test; the last line says how many ran (ARGS goes to cargo test)
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
 # make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench leak": one of them)
-# make fuzz          each fuzz target for 30 s (SECONDS=…)
+# make fuzz           each fuzz target for 10 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
@@ -12,7 +12,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/portsentry
 AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
-SECONDS ?= 30
+SECONDS ?= 10
 
 .PHONY: run build test demo bench fuzz deb man lint fmt setup setup-build setup-test setup-lint setup-deb
 

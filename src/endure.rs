@@ -66,13 +66,14 @@ pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
 /// Panics, once, where the variable PORTSENTRY_TRIP names this `place`, for tests of what then goes on. Only a build for
 /// development does.
 #[inline]
+#[expect(clippy::panic, reason = "that is what it is for")]
 pub(crate) fn trip(place: &str) {
     static DONE: AtomicBool = AtomicBool::new(false);
     if cfg!(debug_assertions)
         && std::env::var_os("PORTSENTRY_TRIP").is_some_and(|named| named == place)
         && !DONE.swap(true, Ordering::Relaxed)
     {
-        panic::panic_any(format!("tripped in the {place},\nas a test wants it"));
+        panic!("tripped in the {place},\nas a test wants it");
     }
 }
 

@@ -1,22 +1,39 @@
 #!/bin/bash
-# Runs each fuzz target for some seconds, on the stored corpus and what the fuzzer makes of it; nothing is written into
-# the tree. Coverage needs flags that the stable compiler keeps to itself, hence RUSTC_BOOTSTRAP.
+# Runs each fuzz target for some seconds, as many at a time as there are processors, on the stored corpus and what the
+# fuzzer makes of it; nothing is written into the tree. With names after the seconds: only these. Coverage needs flags that
+# the stable compiler keeps to itself, hence RUSTC_BOOTSTRAP.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:$HOME/.cargo/bin"
 seconds=${1:-30}
+shift $(($# > 0))
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-found=$(mktemp -d)
+host=$(rustc -vV | awk '/^host: / { print $2 }')
+RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none --codegen-units 16
+if [ $# -eq 0 ]; then
+    set -- fuzz/fuzz_targets/*.rs
+    set -- "${@##*/}"
+    set -- "${@%.rs}"
+fi
+
+# The ledger's target writes a file for each input: in memory, where that can be.
+export found=/dev/shm programs="$PWD/fuzz/target/$host/release" seconds
+[ -w "$found" ] || found=/tmp
+found=$(mktemp -d -p "$found")
 trap 'rm -rf "$found"' EXIT
-for target in fuzz/fuzz_targets/*.rs; do
-    name=$(basename "$target" .rs)
-    mkdir "$found/$name"
-    echo "fuzzing $name for $seconds s"
-    if ! RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none "$name" "$found/$name" "fuzz/corpus/$name" -- \
-        -max_total_time="$seconds" -verbosity=0 -print_final_stats=1 -max_len=2048 >"$found/log" 2>&1; then
-        cat "$found/log"
-        exit 1
+
+one() {
+    mkdir -p "$found/$1/new" "$found/$1/tmp"
+    # What has crashed it is shown with the rest: in hexadecimal, and as base64.
+    if ! TMPDIR="$found/$1/tmp" "$programs/$1" "$found/$1/new" "fuzz/corpus/$1" -artifact_prefix="$found/$1/" \
+        -max_total_time="$seconds" -timeout=10 -verbosity=0 -print_final_stats=1 >"$found/$1/log" 2>&1; then
+        echo "$1 failed:"
+        cat "$found/$1/log"
+        return 1
     fi
-    grep executed_units "$found/log"
-done
+    awk -v name="$1" '/executed_units/ { runs = $2 } END { print name ": " runs " runs" }' "$found/$1/log"
+}
+export -f one
+echo "fuzzing $# targets for $seconds s each"
+printf '%s\n' "$@" | xargs -P "$(nproc)" -I {} bash -euc 'one {}'

@@ -86,10 +86,11 @@ impl<R: Read> Source<R> {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.buffer.len() < count {
-            self.buffer.resize(count, 0);
-        }
         while self.end < count {
+            // Twice what has been read, as long as that goes on: a length that lies takes no more memory than there are bytes.
+            if self.end == self.buffer.len() {
+                self.buffer.resize(count.min(2 * self.end), 0);
+            }
             match self.reader.read(self.buffer.get_mut(self.end..).unwrap_or_default()) {
                 Ok(0) => return Ok(false),
                 Ok(read) => self.end += read,
@@ -98,5 +99,24 @@ impl<R: Read> Source<R> {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_that_lies_takes_no_more_memory_than_there_are_bytes() {
+        let bytes = vec![7; 3 * CHUNK + 5];
+        let mut source = Source::new(&bytes[..100]);
+        assert!(source.peek(128 << 20).unwrap().is_none());
+        assert_eq!(source.buffer.len(), CHUNK);
+        let mut source = Source::new(&bytes[..]);
+        assert!(source.peek(128 << 20).unwrap().is_none());
+        assert!(source.buffer.len() <= 2 * bytes.len());
+        assert_eq!(source.peek(bytes.len()).unwrap(), Some(&bytes[..]));
+        source.take(100).unwrap();
+        assert_eq!(source.peek(bytes.len() - 100).unwrap(), Some(&bytes[100..]));
     }
 }
