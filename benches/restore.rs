@@ -150,14 +150,14 @@ fn once(bans: u32) -> Run {
     Run { file, started, flushed, missing, strikes }
 }
 
-/// Waits until these are in the kernel.
+/// Waits until these are in the kernel. Not in haste: each question holds up whoever puts them there.
 fn wait_for(lab: &Lab, subjects: &[Subject]) {
     let begin = Instant::now();
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
         while !subjects.iter().all(|subject| matches!(nft.holds(*subject), Ok(Some(_)))) {
             assert!(begin.elapsed() < lab::PATIENCE, "{subjects:?} are not put back");
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_millis(2));
         }
     });
 }

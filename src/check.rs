@@ -8,6 +8,7 @@ mod ways;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use crate::capture::live::{CaptureError, Live};
 use crate::cli::{CheckOptions, DEFAULT_CONFIG};
 use crate::config::{BlockPolicy, Config, ConfigError, ConfigErrors, Mode};
-use crate::daemon::{names, watch};
+use crate::daemon::{names, needs, watch};
 use crate::engine::ports::PortSet;
 use crate::engine::{Host, Listeners, Protection};
 use crate::netlink::host::{self, HostError, HostFacts};
@@ -146,6 +147,12 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         message,
     };
     let (mut wrong, mut notes) = (Vec::new(), Vec::new());
+    // The program would not start with them.
+    if let Some(path) = &file
+        && let Err(error) = needs::trusted(&config, Path::new(path))
+    {
+        wrong.push(ConfigError { key: None, ..unfit("", error.to_string()) });
+    }
     for name in config.interfaces.iter().filter(|name| facts.interfaces.iter().all(|one| one.name != **name)) {
         let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
         let message = format!("there is no interface {name}; this host has {}", present.join(", "));

@@ -12,7 +12,7 @@ mod hosts;
 mod ignored;
 mod lines;
 pub(crate) mod names;
-mod needs;
+pub(crate) mod needs;
 mod priority;
 mod record;
 mod reload;

@@ -62,7 +62,7 @@ pub(super) fn of(config: &Config, places: &Places) -> Needs {
 
 /// Refuses what tells this program what to do, and could be changed by somebody else: the settings, the files that they
 /// name, and the commands.
-pub(super) fn trusted(config: &Config, settings: &Path) -> Result<(), Untrusted> {
+pub(crate) fn trusted(config: &Config, settings: &Path) -> Result<(), Untrusted> {
     let commands = [&config.block.run.command, &config.block.run.expire_command];
     let programs = commands.into_iter().filter_map(|command| command.first()).map(Path::new);
     let files = config.allow.files.iter().map(PathBuf::as_path);

@@ -173,6 +173,19 @@ fn what_is_right_in_itself_and_cannot_work_here_is_wrong() {
 }
 
 #[test]
+fn what_others_could_change_is_wrong_as_it_is_at_the_start() {
+    let host = Host::new();
+    let list = host.file("ignore", "192.0.2.9\n");
+    let settings = format!("[allow]\nfiles = [{list:?}]\n");
+    assert_eq!(host.check(&settings, &[]).status.code(), Some(0));
+    fs::set_permissions(&list, Permissions::from_mode(0o666)).unwrap();
+    let output = host.check(&settings, &[]);
+    assert_eq!(output.status.code(), Some(78));
+    let text = stderr(&output);
+    assert!(text.contains(&format!("; run: chmod go-w {}", list.display())), "{text}");
+}
+
+#[test]
 fn the_kernel_is_looked_at_and_left_as_it_is() {
     let host = Host::new();
     let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
