@@ -149,7 +149,8 @@ impl Work {
             tick: now,
             clock: WallClock::new(),
             stale: true,
-            list_due: now,
+            // A start has more urgent things to do: a list of very many takes a processor for a while.
+            list_due: now + TICK,
             losses_due: now,
             losses: 0,
             unreadable: (0, 0),
