@@ -149,8 +149,7 @@ impl Work {
             tick: now,
             clock: WallClock::new(),
             stale: true,
-            // A start has more urgent things to do: a list of very many takes a processor for a while.
-            list_due: now + TICK,
+            list_due: now,
             losses_due: now,
             losses: 0,
             unreadable: (0, 0),
