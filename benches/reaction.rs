@@ -2,8 +2,11 @@
 //! namespaces, against what a forked `nft add element` takes in the same run. Needs root.
 //!
 //! Two clocks. The program's own: from the kernel's stamp on the packet that condemns to the kernel's acknowledgement; many
-//! runs, also while other sources make noise and every processor is busy. And somebody else's: from the kernel's stamp on
+//! runs, also while every processor is busy and other sources make noise. And somebody else's: from the kernel's stamp on
 //! the first probe to when another process that asks the kernel again and again first sees the element.
+//!
+//! What no program can be faster than here is the bare capture: the same packets, a thread with the sensor's priority that
+//! waits for them and looks at the clock.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -61,11 +64,106 @@ fn main() {
         let name = format!("{name}: first probe to element, as somebody else sees it");
         row(&name, &reaction(trigger, trap, runs), base);
     }
+    for around in [Around::Quiet, Around::Awake] {
+        row(&format!("bare capture, {}: probe to the program that waits for it", around.name()), &bare(around), base);
+    }
     for (trigger, name) in [(0, "first probe blocks"), (2, "two ports forgiven")] {
-        for (noisy, around) in [(false, "quiet"), (true, "noise, every processor busy")] {
-            row(&format!("{name}, {around}: last probe to acknowledgement"), &own(trigger, noisy), base);
+        for around in [Around::Quiet, Around::Awake, Around::Noisy] {
+            row(&format!("{name}, {}: last probe to acknowledgement", around.name()), &own(trigger, around), base);
         }
     }
+}
+
+/// What else the machine does.
+#[derive(Clone, Copy, PartialEq)]
+enum Around {
+    /// Nothing: each probe wakes a processor.
+    Quiet,
+    /// Others compute on every processor.
+    Awake,
+    /// Others compute, and there is noise on the link.
+    Noisy,
+}
+
+impl Around {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quiet => "quiet",
+            Self::Awake => "every processor busy",
+            Self::Noisy => "noise, every processor busy",
+        }
+    }
+
+    /// Does it beside `work`.
+    fn during<T>(self, lab: &Lab, work: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            if self != Self::Quiet {
+                for _ in 0..std::thread::available_parallelism().unwrap().get() {
+                    scope.spawn(|| {
+                        while !over.load(Ordering::Relaxed) {
+                            std::hint::spin_loop();
+                        }
+                    });
+                }
+            }
+            if self == Self::Noisy {
+                scope.spawn(|| {
+                    let packets = (0..NOISE).map(|number| (stranger(1_000_000 + number), 23));
+                    let mut frames = Frames::new(lab, "noise", SYN, packets);
+                    while !over.load(Ordering::Relaxed) {
+                        frames.trickle(5, Duration::from_millis(1), &over);
+                    }
+                });
+            }
+            let result = work();
+            over.store(true, Ordering::Relaxed);
+            result
+        })
+    }
+}
+
+/// The same probes, and nobody who judges them.
+fn bare(around: Around) -> Vec<f64> {
+    let lab = Lab::new(&["attacker", "noise"]);
+    let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();
+    let mut frames = Frames::new(&lab, "attacker", SYN, (0..runs).map(|run| (stranger(run), 23)));
+    around.during(&lab, || {
+        std::thread::scope(|scope| {
+            let (ready, opened) = std::sync::mpsc::channel();
+            let lab = &lab;
+            let waiter = scope.spawn(move || {
+                lab.inside("victim", || {
+                    as_the_sensor();
+                    let tap = Capture::from_device("attacker").unwrap().immediate_mode(true).snaplen(64);
+                    let mut tap = tap.timeout(1_000).open().unwrap();
+                    tap.filter("tcp dst port 23", true).unwrap();
+                    ready.send(()).unwrap();
+                    let mut spans = Vec::new();
+                    while spans.len() < runs as usize {
+                        let Ok(packet) = tap.next_packet() else { continue };
+                        let came = Duration::from_secs(u64::try_from(packet.header.ts.tv_sec).unwrap())
+                            + Duration::from_micros(u64::try_from(packet.header.ts.tv_usec).unwrap());
+                        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+                        spans.push(now.saturating_sub(came).as_secs_f64() * 1e6);
+                    }
+                    spans
+                })
+            });
+            opened.recv().unwrap();
+            frames.trickle(1, Duration::from_millis(10), &AtomicBool::new(false));
+            waiter.join().unwrap()
+        })
+    })
+}
+
+/// The real-time policy that the sensor has. In vain where it is not permitted.
+fn as_the_sensor() {
+    let _ = set_thread_priority_and_policy(
+        thread_native_id(),
+        ThreadPriority::try_from(1).unwrap(),
+        ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin),
+    );
 }
 
 fn row(name: &str, spans: &[f64], base: f64) {
@@ -82,7 +180,7 @@ fn settings(trigger: u8, trap: bool, more: &str) -> String {
 }
 
 /// What the program itself says of each ban.
-fn own(trigger: u8, noisy: bool) -> Vec<f64> {
+fn own(trigger: u8, around: Around) -> Vec<f64> {
     let lab = Lab::new(&["attacker", "noise"]);
     let file = lab.path("events.json");
     let report = format!("[report]\njson_file = \"{}\"\n", file.display());
@@ -91,31 +189,12 @@ fn own(trigger: u8, noisy: bool) -> Vec<f64> {
     let ports = &PORTS[..=usize::from(trigger)];
     let probes = (0..runs).flat_map(|run| ports.iter().map(move |port| (stranger(run), *port)));
     let mut frames = Frames::new(&lab, "attacker", SYN, probes);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        if noisy {
-            for _ in 0..std::thread::available_parallelism().unwrap().get() {
-                scope.spawn(|| {
-                    while !over.load(Ordering::Relaxed) {
-                        std::hint::spin_loop();
-                    }
-                });
-            }
-            scope.spawn(|| {
-                let packets = (0..NOISE).map(|number| (stranger(1_000_000 + number), 23));
-                let mut frames = Frames::new(&lab, "noise", SYN, packets);
-                while !over.load(Ordering::Relaxed) {
-                    frames.trickle(5, Duration::from_millis(1), &over);
-                }
-            });
-        }
+    around.during(&lab, || {
         // Each on its own, when the program sleeps again, as it does on a quiet host.
         frames.trickle(ports.len(), Duration::from_millis(10), &AtomicBool::new(false));
-        let events = || std::fs::read_to_string(&file).unwrap_or_default();
-        let all =
-            lab::within(lab::PATIENCE, || (events().matches("\"reaction_us\"").count() >= runs as usize).then_some(()));
-        over.store(true, Ordering::Relaxed);
-        assert!(all.is_some(), "{} of {runs} were blocked", events().matches("\"reaction_us\"").count());
+        let told = || std::fs::read_to_string(&file).unwrap_or_default().matches("\"reaction_us\"").count();
+        let all = lab::within(lab::PATIENCE, || (told() >= runs as usize).then_some(()));
+        assert!(all.is_some(), "{} of {runs} were blocked", told());
     });
     daemon.stop();
     let text = std::fs::read_to_string(&file).unwrap();
@@ -170,12 +249,8 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
     let (came, seen) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             lab.inside("victim", || {
-                // In vain where it is not permitted. Without it this measures when the watcher has its turn.
-                let _ = set_thread_priority_and_policy(
-                    thread_native_id(),
-                    ThreadPriority::try_from(1).unwrap(),
-                    ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin),
-                );
+                // Else this measures when the watcher has its turn.
+                as_the_sensor();
                 let mut nft = Nft::open().unwrap();
                 let deadline = Instant::now() + lab::PATIENCE;
                 loop {

@@ -43,7 +43,7 @@ fn main() {
     println!("\nUntil all bans are in the kernel again, in milliseconds; median and worst of {runs} runs\n");
     println!(
         "| bans | `nft -f` with a file: median | worst | after a start: median | worst | after `nft flush ruleset`: \
-         median | worst | missing then | `strikes_all` |"
+         median | worst | missing then | `recall` |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for bans in BANS {
@@ -90,8 +90,8 @@ fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
         ledger.record(&part.iter().copied().map(ban).collect::<Vec<_>>()).unwrap();
     }
     let begin = Instant::now();
-    let strikes = ledger.strikes_all(90 * DAY, now, usize::MAX).unwrap();
-    assert_eq!(strikes.items.len(), all.len());
+    let recalled = ledger.recall(90 * DAY, now, usize::MAX).unwrap();
+    assert_eq!(recalled.struck.len(), all.len());
     begin.elapsed()
 }
 
@@ -177,7 +177,7 @@ fn million() {
         "| rows written to the ledger, outside of the program | {:.2} |",
         (begin.elapsed() - strikes).as_secs_f64()
     );
-    println!("| `strikes_all` | {:.2} |", strikes.as_secs_f64());
+    println!("| `recall` | {:.2} |", strikes.as_secs_f64());
     let path = lab.write("portsentry.toml", "expire = \"24h\"\n[block.nft]\nsize = 1100000\n");
     let arguments = ["--config", path.to_str().unwrap()];
     let until = |condition: &dyn Fn() -> bool| {

@@ -56,7 +56,7 @@ use comparison::Compared;
 use desk::Desk;
 use guard::Guard;
 use lines::Lines;
-use record::{Opening, Record};
+use record::{Opening, Reading, Record};
 use shell::{Shell, Signals};
 use stage::Stage;
 use supervisor::Supervisor;
@@ -208,6 +208,10 @@ async fn serve(
     reread: Reread,
 ) -> Result<(), DaemonError> {
     let signals = Signals::catch()?;
+    let most = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
+    let reading = ways::blocks(&config)
+        .then(|| Reading::start(&places.state_dir, config.escalate.forget, most).map_err(system("start a thread")))
+        .transpose()?;
     let (events, received) = queue::bounded(QUEUE);
     let mut watch = HostWatch::open(&config, events.clone()).await?;
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
@@ -229,9 +233,8 @@ async fn serve(
     let mut record = Record::default();
     let mut adoption = None;
     let mut struck = Vec::new();
-    if ways::blocks(&config) {
-        let most = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-        let opening = Record::open(&places.state_dir, &events, (config.escalate.forget, most), &leftovers);
+    if let Some(reading) = reading {
+        let opening = Record::open(reading, &events, &leftovers);
         let Opening { bans: remembered, unheard, strikes, said, .. } = opening;
         record = opening.record;
         struck = strikes;

@@ -29,8 +29,8 @@ pub(super) fn set(list: &'static str) -> PortSet {
     list.parse().unwrap_or_default()
 }
 
-/// `advanced` is 1 to 1024, the ports that services are given, and above it what scanners of the whole Internet try
-/// most: proxies (1080, 3128, 8000-8888), databases and caches that were left open (1433, 1521, 3306, 5432, 6379, 9200,
+/// `advanced` is 1 to 1024, the ports that services are given, what nmap asks before all others (1025, 1720, and several
+/// of the following), and what scanners of the whole Internet try most: proxies (1080, 3128, 8000-8888), databases and caches that were left open (1433, 1521, 3306, 5432, 6379, 9200,
 /// 11211, 27017), remote desktops and administration (3389, 4899, 5900-5901, 5985-5986, 10000), containers (2375-2376,
 /// 6443, 10250), routers and things (1723, 1883, 2000, 2323, 5555, 7547, 8291, 8728, 9100), telephony (5038, 5060), Java
 /// servers (7001, 8009, 8088), nfs (2049), and back doors old and new (4444, 6667, 12345, 31337). All lie below 32768:
@@ -44,7 +44,7 @@ pub(super) const TCP: Lists = Lists {
             32774,40421,49724,54320",
     everything: "1,7,9,11,15,70,79,80,109,110,111,119,138,139,143,512,513,514,515,540,635,1080,1524,2000,2001,4000,4001,\
                  5742,6000,6001,6667,12345,12346,20034,27665,30303,32771,32772,32773,32774,31337,40421,40425,49724,54320",
-    advanced: "1-1024,1080,1433,1521,1723,1883,2000,2049,2323,2375-2376,3128,3306,3389,4444,4899,5000,5038,5060,5432,\
+    advanced: "1-1025,1080,1433,1521,1720,1723,1883,2000,2049,2323,2375-2376,3128,3306,3389,4444,4899,5000,5038,5060,5432,\
                5555,5900-5901,5985-5986,6379,6443,6667,7001,7547,8000,8008-8009,8080-8081,8088,8291,8443,8728,8888,9000,\
                9090,9100,9200,10000,10250,11211,12345,27017,31337",
     advanced_exclude: "113,139",

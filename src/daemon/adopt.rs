@@ -241,7 +241,9 @@ fn reconcile(
     now: SystemTime,
 ) -> Reconciled {
     let held: HashSet<Subject> = kernel.iter().map(|(subject, _)| *subject).collect();
-    let known: HashSet<Subject> = remembered.iter().map(|ban| ban.subject).collect();
+    // After a reboot the kernel holds nobody, and nobody is looked for.
+    let sought = if kernel.is_empty() { &[] } else { remembered };
+    let known: HashSet<Subject> = sought.iter().map(|ban| ban.subject).collect();
     let missing: Vec<StandingBan> = remembered.iter().filter(|ban| !held.contains(&ban.subject)).copied().collect();
     let swept = missing.len() == remembered.len();
     let unknown: Vec<(Subject, Expiry)> = kernel

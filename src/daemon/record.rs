@@ -2,15 +2,17 @@
 //! written is said, and blocking goes on.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use crate::config;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, StandingBan, Struck};
 use crate::ledger::{
-    Author, Banned, Change, Classic, Ended, Ending, Flushed, Ledger, LedgerError, Method, Methods, Opened, Recorder,
-    Writer,
+    Author, Banned, Change, Classic, Ended, Ending, Flushed, Ledger, LedgerError, Method, Methods, Opened, Recalled,
+    Recorder, Writer,
 };
 use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
@@ -30,6 +32,40 @@ pub(super) struct Opening {
     pub(super) strikes: Vec<Struck>,
     /// What is to be said.
     pub(super) said: Vec<What>,
+}
+
+/// The ledger while a thread of its own opens and reads it: a full one takes some tenths of a second, in which the rest of
+/// the start goes on.
+pub(super) struct Reading {
+    directory: PathBuf,
+    thread: JoinHandle<Result<Read, LedgerError>>,
+}
+
+/// What that thread brings.
+struct Read {
+    ledger: Ledger,
+    opened: Opened,
+    recalled: Recalled,
+    now: SystemTime,
+}
+
+impl Reading {
+    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; `most` subjects with some
+    /// are told.
+    pub(super) fn start(directory: &Path, forget: Duration, most: usize) -> io::Result<Self> {
+        let place = directory.to_owned();
+        let read = move || {
+            let now = SystemTime::now();
+            let (mut ledger, opened) = Ledger::open(&place)?;
+            ledger.begin(now)?;
+            // Marked before they are asked for: what ended while the program was down is no ban any more.
+            let _ = ledger.expire(now)?;
+            let recalled = ledger.recall(forget, now, most)?;
+            Ok(Read { ledger, opened, recalled, now })
+        };
+        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
+        Ok(Self { directory: directory.to_owned(), thread })
+    }
 }
 
 /// A ban from before the start, and what is left of it.
@@ -57,15 +93,9 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; `most` subjects with some
-    /// are told. `leftovers` have a route from an earlier run.
-    pub(super) fn open(
-        directory: &Path,
-        events: &Sender,
-        (forget, most): (Duration, usize),
-        leftovers: &[Subject],
-    ) -> Opening {
-        match Self::try_open(directory, events, (forget, most), leftovers) {
+    /// Goes on where [`Reading::start`] began. `leftovers` have a route from an earlier run.
+    pub(super) fn open(reading: Reading, events: &Sender, leftovers: &[Subject]) -> Opening {
+        match Self::try_open(reading, events, leftovers) {
             Ok(opened) => opened,
             Err(error) => {
                 let text =
@@ -75,31 +105,25 @@ impl Record {
         }
     }
 
-    fn try_open(
-        directory: &Path,
-        events: &Sender,
-        (forget, most): (Duration, usize),
-        leftovers: &[Subject],
-    ) -> Result<Opening, LedgerError> {
-        let now = SystemTime::now();
+    fn try_open(reading: Reading, events: &Sender, leftovers: &[Subject]) -> Result<Opening, LedgerError> {
+        let Reading { directory, thread } = reading;
+        let directory = directory.as_path();
+        let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
+        let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
+        let Read { ledger, opened, recalled, now } = read;
         let mut said = Vec::new();
-        let (mut ledger, opened) = Ledger::open(directory)?;
         if let Opened::Rebuilt { aside, damage } = opened {
             said.push(What::Error(format!(
                 "the ledger was damaged ({damage}) and is kept as {}; a new one is made from the bans in the kernel",
                 aside.display()
             )));
         }
-        ledger.begin(now)?;
-        // Marked before they are asked for: what ended while the program was down is no ban any more.
-        let _ = ledger.expire(now)?;
-        let active = ledger.active(now)?;
-        let strikes = ledger.strikes_all(forget, now, most)?;
-        if active.unreadable > 0 {
-            said.push(What::Error(format!("{} rows of the ledger cannot be read and are left out", active.unreadable)));
+        if recalled.unreadable > 0 {
+            let text = format!("{} rows of the ledger cannot be read and are left out", recalled.unreadable);
+            said.push(What::Error(text));
         }
         let left = |ban: Banned| ban.left(now).map(|left| Remembered { ban, left });
-        let bans = active.items.into_iter().filter_map(|entry| left(entry.ban)).collect();
+        let bans = recalled.active.into_iter().filter_map(|entry| left(entry.ban)).collect();
         let mut unheard = Vec::new();
         for subject in leftovers {
             if ledger.of(*subject)?.items.is_empty() {
@@ -121,7 +145,7 @@ impl Record {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let record = Self { writer: Some(writer), recent: VecDeque::new() };
-        Ok(Opening { record, bans, unheard, strikes: strikes.items, said })
+        Ok(Opening { record, bans, unheard, strikes: recalled.struck, said })
     }
 
     /// A way to hand changes over from another thread.

@@ -28,6 +28,7 @@ pub use classic::{BLOCKED, Classic, HISTORY};
 pub use error::LedgerError;
 pub use reader::Reader;
 pub use row::author_key;
+pub use strikes::Recalled;
 pub use writer::{Flushed, News, Recorder, Writer};
 
 use crate::engine::subject::Subject;

@@ -1,12 +1,14 @@
 //! Bans to strikes: how often each subject was banned in a way that makes its next ban longer. The engine counts by the
 //! same rules while it runs, and starts from what is found here.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Row, named_params};
 
+use super::ban::Entry;
 use super::row::{self, micros};
-use super::{Found, Ledger, LedgerError, collect};
+use super::{Ledger, LedgerError};
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{LastBan, Struck};
 
@@ -19,13 +21,22 @@ pub(super) fn of_one() -> String {
     format!("SELECT count(*) FROM ban WHERE subject = :subject AND {IS_STRIKE}")
 }
 
-/// All rows in the order in which they lie there: through the index of subjects it would take half as long again.
+/// Bans in force and bans that count, in the order in which the rows lie: one look at each is cheaper than two, or than
+/// the order of an index.
 pub(super) fn of_all() -> String {
     format!(
-        "SELECT subject, count(*), max(CASE WHEN ended IS NULL THEN coalesce(until, {NEVER}) ELSE ended END) AS last
-        FROM ban NOT INDEXED WHERE {IS_STRIKE} GROUP BY subject ORDER BY last DESC LIMIT :limit"
+        "SELECT {}, ended IS NULL AND (until IS NULL OR until > :now) AS active, {IS_STRIKE} AS strike
+        FROM ban NOT INDEXED WHERE active OR strike",
+        row::COLUMNS
     )
 }
+
+/// Places in a row of [`of_all`]: of [`row::COLUMNS`], and whether the ban is in force, and whether it counts.
+const SUBJECT: usize = 0;
+const UNTIL: usize = 3;
+const ENDED: usize = 11;
+const ACTIVE: usize = 16;
+const STRIKE: usize = 17;
 
 /// The end of a ban that has none, after all others.
 const NEVER: i64 = i64::MAX;
@@ -41,26 +52,89 @@ impl Ledger {
         Ok(u32::try_from(strikes).unwrap_or(u32::MAX))
     }
 
-    /// The strikes of everybody who has any, as [`Ledger::strikes`] counts them, for the engine's start: whose last ban
-    /// ended last comes first, `limit` of them at most.
-    pub fn strikes_all(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<Found<Struck>, LedgerError> {
+    /// What a start has to know: the bans that are in force at `now`, ordered as by [`Ledger::active`], and the strikes of
+    /// everybody who has any, as [`Ledger::strikes`] counts them. Whose last ban ended last comes first, `limit` at most.
+    pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<Recalled, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let values = named_params! {":since": since, ":limit": limit};
-        let statement = self.connection.prepare(&of_all());
-        let found = statement.and_then(|mut statement| collect(&mut statement, values, |row| struck(row, now)));
-        found.map_err(LedgerError::database("read", &self.path()))
+        let values = named_params! {":since": since, ":now": micros(now)};
+        let recalled = (|| {
+            let mut recall = Recall::default();
+            let mut statement = self.connection.prepare(&of_all())?;
+            let mut rows = statement.query(values)?;
+            while let Some(row) = rows.next()? {
+                recall.take(row)?;
+            }
+            Ok(recall.finish(now, limit))
+        })();
+        recalled.map_err(LedgerError::database("read", &self.path()))
     }
 }
 
-fn struck(row: &Row<'_>, now: SystemTime) -> Option<Struck> {
-    let last = match row.get(2).ok()? {
-        NEVER => LastBan::Lasts(Expiry::Never),
-        end => match now.duration_since(row::time(end)?) {
-            Ok(ago) => LastBan::Over(ago),
-            Err(ahead) => LastBan::Lasts(Expiry::After(ahead.duration())),
-        },
-    };
-    let strikes = u32::try_from(row.get::<_, i64>(1).ok()?).ok()?;
-    Some(Struck { subject: row::subject(row.get_ref(0).ok()?.as_str().ok()?)?, strikes, last })
+/// What a start has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// The bans in force: those without an end, then the others, the next to end first.
+    pub active: Vec<Entry>,
+    /// Who was banned before, those whose last ban ended last first.
+    pub struck: Vec<Struck>,
+    /// Rows of which something does not parse: somebody else, or a failing disk, has written them.
+    pub unreadable: u64,
+}
+
+/// [`Recalled`] in the making.
+#[derive(Default)]
+struct Recall {
+    active: Vec<Entry>,
+    /// How often, and the end of the last ban in microseconds.
+    struck: HashMap<Subject, (u32, i64)>,
+    unreadable: u64,
+}
+
+impl Recall {
+    fn take(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
+        let (mut readable, mut subject) = (true, None);
+        if row.get(ACTIVE)? {
+            let entry = row::entry(row);
+            subject = entry.as_ref().map(|entry| entry.ban.subject);
+            readable = entry.is_some();
+            self.active.extend(entry);
+        }
+        // Who it was may still be legible where the rest is not.
+        if row.get(STRIKE)? {
+            let subject = subject.or_else(|| row::subject(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
+            readable &= subject.is_some();
+            if let Some(subject) = subject {
+                let (times, last) = self.struck.entry(subject).or_insert((0, i64::MIN));
+                let (until, ended): (Option<i64>, Option<i64>) = (row.get(UNTIL)?, row.get(ENDED)?);
+                *times = times.saturating_add(1);
+                *last = ended.or(until).unwrap_or(NEVER).max(*last);
+            }
+        }
+        self.unreadable += u64::from(!readable);
+        Ok(())
+    }
+
+    fn finish(mut self, now: SystemTime, limit: usize) -> Recalled {
+        self.active.sort_by_key(|entry| entry.ban.until);
+        let mut struck: Vec<_> = self.struck.into_iter().collect();
+        struck.sort_unstable_by_key(|(_, (_, last))| std::cmp::Reverse(*last));
+        struck.truncate(limit);
+        let mut unreadable = self.unreadable;
+        let read = |(subject, (strikes, last))| {
+            let last = last_ban(last, now);
+            unreadable += u64::from(last.is_none());
+            Some(Struck { subject, strikes, last: last? })
+        };
+        Recalled { active: self.active, struck: struck.into_iter().filter_map(read).collect(), unreadable }
+    }
+}
+
+fn last_ban(end: i64, now: SystemTime) -> Option<LastBan> {
+    if end == NEVER {
+        return Some(LastBan::Lasts(Expiry::Never));
+    }
+    Some(match now.duration_since(row::time(end)?) {
+        Ok(ago) => LastBan::Over(ago),
+        Err(ahead) => LastBan::Lasts(Expiry::After(ahead.duration())),
+    })
 }

@@ -105,8 +105,8 @@ fn a_row_that_makes_no_sense_is_skipped_and_counted() {
     let active = ledger.active(at(1)).unwrap();
     // The row with far-off times makes sense.
     assert_eq!((active.items.len(), active.unreadable), (5, 15));
-    let struck = ledger.strikes_all(std::time::Duration::MAX, at(1), 100).unwrap();
-    assert_eq!((struck.items.len(), struck.unreadable), (14, 4));
+    let recalled = ledger.recall(std::time::Duration::MAX, at(1), 100).unwrap();
+    assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (5, 14, 15));
     let expired = ledger.expire(at(7200)).unwrap();
     assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only subjects are read here");
     assert_eq!(ledger.of(source(5)).unwrap().unreadable, 1);
@@ -129,7 +129,7 @@ fn use_it(ledger: &mut Ledger) -> Result<(), LedgerError> {
     let _ = ledger.active(at(1))?;
     let _ = ledger.of(source(0))?;
     ledger.strikes(source(0), std::time::Duration::from_secs(60), at(1))?;
-    let _ = ledger.strikes_all(std::time::Duration::from_secs(60), at(1), 10)?;
+    let _ = ledger.recall(std::time::Duration::from_secs(60), at(1), 10)?;
     ledger.count()?;
     ledger.record(&(0..50).map(|number| ban(source(number * 7919), at(20), 60)).collect::<Vec<_>>())?;
     ledger.ended(source(7919), portsentry::ledger::Ending::Expired, at(30))?;

@@ -82,6 +82,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     let active = ledger.active(now).unwrap();
     assert_eq!(active.unreadable, 0);
     let key = |entry: &Entry| entry.ban.subject;
+    assert_eq!(ledger.recall(Duration::from_secs(50), now, 4).unwrap().active, active.items);
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for who in (0..4).map(source) {
         let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.subject == who).cloned().collect();
@@ -89,8 +90,8 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
         let forget = Duration::from_secs(50);
         let strikes = model.strikes(who, forget, now);
         assert_eq!(ledger.strikes(who, forget, now).unwrap() as usize, strikes);
-        let all = ledger.strikes_all(forget, now, 4).unwrap();
-        let struck = all.items.iter().find(|struck| struck.subject == who);
+        let all = ledger.recall(forget, now, 4).unwrap();
+        let struck = all.struck.iter().find(|struck| struck.subject == who);
         assert_eq!((struck.map_or(0, |struck| struck.strikes) as usize, all.unreadable), (strikes, 0));
     }
     let open = model.0.iter().filter(|entry| entry.ended.is_none()).count() as u64;

