@@ -18,10 +18,14 @@ maintainer=$(git log -1 --format='%an <%ae>' 2>/dev/null || true)
 [ -n "$maintainer" ] || { echo "Who packs this? Set DEBFULLNAME and DEBEMAIL." >&2; exit 1; }
 
 # The builder's folders under names of their own, in messages of a panic and in what a debugger reads; for SQLite, too.
-here=$PWD
+# Where a link leads to the crates, rustc has the one path and the C compiler the other.
 crates=${CARGO_HOME:-$HOME/.cargo}
-rustflags=("--remap-path-prefix=$crates=/usr/src/cargo" "--remap-path-prefix=$here=/usr/src/portsentry")
-cflags=("-ffile-prefix-map=$crates=/usr/src/cargo" "-ffile-prefix-map=$here=/usr/src/portsentry")
+rustflags=()
+cflags=()
+for map in "$crates=/usr/src/cargo" "$(realpath -m "$crates/registry")=/usr/src/cargo/registry" "$(pwd -P)=/usr/src/portsentry"; do
+    rustflags+=("--remap-path-prefix=$map")
+    cflags+=("-ffile-prefix-map=$map")
+done
 read -r -a own_rustflags <<<"${RUSTFLAGS:-}"
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${own_rustflags[*]}${own_rustflags:+$IFS}${rustflags[*]}")
 CFLAGS="${CFLAGS:-} $(printf '%q ' "${cflags[@]}")"
