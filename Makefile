@@ -4,6 +4,9 @@
 # make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench leak": one of them)
 # make fuzz           each fuzz target for 10 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
+# make reproducible   makes the package twice at different places, and compares: 10 to 30 minutes
+# make audit          licences, advisories, sources and duplicates of the crates
+# make msrv           whether the oldest Rust that Cargo.toml promises takes it
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
 
@@ -14,7 +17,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test demo bench fuzz deb man lint fmt setup setup-build setup-test setup-lint setup-deb
+.PHONY: run build test demo bench fuzz deb reproducible audit msrv man lint fmt setup setup-build setup-test setup-lint setup-deb setup-audit
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -37,13 +40,22 @@ fuzz: setup-build
 deb: setup-deb
 	@packaging/deb.sh
 
+reproducible: setup-deb
+	@tests/reproducible.sh
+
+audit: setup-audit
+	@tests/audit.sh
+
+msrv: setup-build
+	@tests/msrv.sh
+
 man:
 	LC_ALL=C awk -f packaging/settings-page.awk docs/portsentry.8 docs/settings.md >docs/portsentry.toml.5
 
 lint: setup-lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh packaging/deb.sh packaging/debian/postrm packaging/examples/mail-on-ban
+	shellcheck .ci/run tests/*.sh packaging/*.sh packaging/debian/postrm packaging/examples/mail-on-ban
 
 fmt:
 	cargo fmt
@@ -51,5 +63,5 @@ fmt:
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint setup-deb: setup-%:
+setup-build setup-test setup-lint setup-deb setup-audit: setup-%:
 	@tests/packages.sh $*

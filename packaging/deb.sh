@@ -1,8 +1,8 @@
 #!/bin/bash
 # Makes the Debian package: the program, what is generated from it, and all of it packed by cargo-deb. The last line is the
-# package's path. The same commit, path and tool chain give the same bytes: every time in it is SOURCE_DATE_EPOCH, the
-# commit's own time where nobody says another. Whoever packs it is its maintainer: DEBFULLNAME and DEBEMAIL, else the
-# commit's author. Arguments go to cargo-deb.
+# package's path. The same commit and tool chain give the same bytes, wherever and whenever (tests/reproducible.sh): every
+# time in it is SOURCE_DATE_EPOCH, the commit's own time where nobody says another, and no path of the builder is in it.
+# Whoever packs it is its maintainer: DEBFULLNAME and DEBEMAIL, else the commit's author. Arguments go to cargo-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,11 +10,26 @@ if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
     SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.lock)
 fi
 export SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC0
+# One thread: what several write depends on how many they were.
+export XZ_DEFAULTS=--threads=1
 umask 022
 maintainer=$(git log -1 --format='%an <%ae>' 2>/dev/null || true)
 [ -z "${DEBEMAIL:-}" ] || maintainer="${DEBFULLNAME:-$DEBEMAIL} <$DEBEMAIL>"
 [ -n "$maintainer" ] || { echo "Who packs this? Set DEBFULLNAME and DEBEMAIL." >&2; exit 1; }
 
+# The builder's folders under names of their own, in messages of a panic and in what a debugger reads; for SQLite, too.
+# Where a link leads to the crates, rustc has the one path and the C compiler the other.
+crates=${CARGO_HOME:-$HOME/.cargo}
+rustflags=()
+cflags=()
+for map in "$crates=/usr/src/cargo" "$(realpath -m "$crates/registry")=/usr/src/cargo/registry" "$(pwd -P)=/usr/src/portsentry"; do
+    rustflags+=("--remap-path-prefix=$map")
+    cflags+=("-ffile-prefix-map=$map")
+done
+read -r -a own_rustflags <<<"${RUSTFLAGS:-}"
+CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${own_rustflags[*]}${own_rustflags:+$IFS}${rustflags[*]}")
+CFLAGS="${CFLAGS:-} $(printf '%q ' "${cflags[@]}")"
+export CARGO_ENCODED_RUSTFLAGS CFLAGS CC_SHELL_ESCAPED_FLAGS=1
 cargo build --release --locked >&2
 program=${CARGO_TARGET_DIR:-target}/release/portsentry
 made=target/packaging
@@ -22,6 +37,8 @@ mkdir -p "$made"
 for shell in bash zsh fish; do
     "$program" completions "$shell" >"$made/portsentry.$shell"
 done
+
+packaging/sbom.sh >"$made/sbom.cdx.json"
 
 # One entry is enough: what changes for users stands in CHANGELOG.md, which is in the package, too.
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)

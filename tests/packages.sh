@@ -1,24 +1,26 @@
 #!/bin/bash
-# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|deb|all
+# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|deb|audit|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
 build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
 # The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers;
 # what judges the unit, the manual and the scripts.
-test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck)
+test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
 lint=(shellcheck)
-# dpkg-shlibdeps and the compressor.
-deb=(dpkg-dev binutils xz-utils)
+# dpkg-shlibdeps, the compressor, and what writes the list of parts.
+deb=(dpkg-dev binutils xz-utils jq)
 cargo_deb=3.8.0
+cargo_deny=0.20.2
 
 case "${1:-all}" in
     build) wanted=("${build[@]}") ;;
     test) wanted=("${build[@]}" "${test[@]}") ;;
     lint) wanted=("${build[@]}" "${lint[@]}") ;;
     deb) wanted=("${build[@]}" "${deb[@]}") ;;
+    audit) wanted=("${build[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|deb|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|lint|deb|audit|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then
@@ -52,7 +54,14 @@ if ! PATH="$PATH:$HOME/.cargo/bin" command -v cargo >/dev/null; then
     exit 1
 fi
 
-if [ "${1:-all}" = deb ] && ! PATH="$PATH:$HOME/.cargo/bin" cargo deb --version 2>/dev/null | grep -qx "$cargo_deb"; then
-    echo "Installing cargo-deb $cargo_deb" >&2
-    PATH="$PATH:$HOME/.cargo/bin" cargo install --quiet --locked --no-default-features --version "$cargo_deb" cargo-deb
-fi
+# tool NAME VERSION: one of cargo's, compiled from crates.io with the versions of its own lock file
+tool() {
+    ! PATH="$PATH:$HOME/.cargo/bin" cargo "${1#cargo-}" --version 2>/dev/null | grep -qxE "($1 )?$2" || return 0
+    echo "Installing $1 $2" >&2
+    PATH="$PATH:$HOME/.cargo/bin" cargo install --quiet --locked --no-default-features --version "$2" "$1"
+}
+
+case "${1:-all}" in
+    deb) tool cargo-deb "$cargo_deb" ;;
+    audit | all) tool cargo-deny "$cargo_deny" ;;
+esac

@@ -339,7 +339,14 @@ fn the_mailing_hook_bundles_what_comes_while_it_waits() {
 
 #[test]
 fn shell_scripts_of_the_package_have_no_known_mistakes() {
-    let scripts = ["packaging/deb.sh", "packaging/debian/postrm", "packaging/examples/mail-on-ban", "tests/deb.sh"];
+    let scripts = [
+        "packaging/deb.sh",
+        "packaging/sbom.sh",
+        "packaging/debian/postrm",
+        "packaging/examples/mail-on-ban",
+        "tests/deb.sh",
+        "tests/reproducible.sh",
+    ];
     let output = run(Command::new("shellcheck").args(scripts.map(path)));
     assert!(output.status.success(), "{}", shown(&output));
 }

@@ -1,0 +1,49 @@
+#!/bin/bash
+# Makes the package of the last commit twice and compares the bytes: two clones, at two paths of different lengths, one after
+# the other, with another name for cargo's folder, another mask, time zone and language. Two release builds: 10 to 30 minutes
+# on two cores. `reproducible.sh FOLDER` keeps clones and packages there, and goes on with those that it finds.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ "$#" -gt 0 ]; then
+    mkdir -p "$1"
+    work=$(realpath "$1")
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+first=$work/a
+second=$work/another-place/of-another-length
+crates=${CARGO_HOME:-$HOME/.cargo}
+commit=$(git rev-parse HEAD)
+
+for place in "$first" "$second"; do
+    [ -e "$place" ] || git clone --quiet --no-hardlinks . "$place"
+    git -C "$place" fetch --quiet
+    git -C "$place" checkout --quiet --detach "$commit"
+done
+# The same crates under another path.
+mkdir -p "$work/another-cargo"
+ln -sfn "$(realpath "$crates")/registry" "$work/another-cargo/registry"
+
+# Nothing of the caller's choices.
+clean=(env -u SOURCE_DATE_EPOCH -u CARGO_TARGET_DIR -u CARGO_HOME -u RUSTFLAGS -u CFLAGS "PATH=$PATH:$crates/bin")
+one=$("${clean[@]}" CARGO_HOME="$crates" "$first/packaging/deb.sh" | tail -n 1)
+two=$(umask 077 && "${clean[@]}" CARGO_HOME="$work/another-cargo" TZ=Asia/Kathmandu LANG=tr_TR.UTF-8 "$second/packaging/deb.sh" | tail -n 1)
+
+for package in "$one" "$two"; do
+    sha256sum "$package"
+    # What a path of the builder would give away.
+    mkdir "$work/unpacked"
+    dpkg-deb --extract "$package" "$work/unpacked"
+    if grep -rlaF -e "$work" -e "$crates" "$work/unpacked"; then
+        echo "The files above name a folder of the builder." >&2
+        exit 1
+    fi
+    rm -r "$work/unpacked"
+done
+if ! cmp "$one" "$two"; then
+    echo "Two builds of $commit differ. diffoscope $one $two says where." >&2
+    exit 1
+fi
+echo "Two builds of $commit are the same to the last byte."
