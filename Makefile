@@ -4,6 +4,7 @@
 # make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench leak": one of them)
 # make fuzz           each fuzz target for 10 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
+# make beside         the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
 
@@ -14,7 +15,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test demo bench fuzz deb man lint fmt setup setup-build setup-test setup-lint setup-deb
+.PHONY: run build test demo bench fuzz deb beside man lint fmt setup setup-build setup-test setup-lint setup-deb setup-beside
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -37,6 +38,9 @@ fuzz: setup-build
 deb: setup-deb
 	@packaging/deb.sh
 
+beside: setup-beside setup-deb
+	@tests/beside.sh
+
 man:
 	LC_ALL=C awk -f packaging/settings-page.awk docs/portsentry.8 docs/settings.md >docs/portsentry.toml.5
 
@@ -51,5 +55,5 @@ fmt:
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint setup-deb: setup-%:
+setup-build setup-test setup-lint setup-deb setup-beside: setup-%:
 	@tests/packages.sh $*
