@@ -42,7 +42,7 @@ echo '# by hand' | inside tee -a /etc/portsentry/portsentry.toml >/dev/null
 inside dpkg -i /root/portsentry.deb
 runs upgrade
 inside grep -q '# by hand' /etc/portsentry/portsentry.toml || fail "the settings were overwritten"
-is_banned || fail "the upgrade lost the ban"
+is_banned || { inside journalctl -t portsentry >&2; fail "the upgrade lost the ban"; }
 
 say "remove: the ban stays, and so do settings and ledger"
 inside dpkg -r portsentry-nft
