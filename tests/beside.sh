@@ -16,7 +16,7 @@ others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,prometheus,netc
 next=200
 service=8080
 
-banned() { inside nft list set inet portsentry blocked | grep -qF "$1 "; }
+banned() { inside nft list set inet portsentry blocked | seen -F "$1 "; }
 not_banned() { ! banned "$1"; }
 touches() { local who=$1 to=$2; shift 2; for port in "$@"; do at "$who" timeout 1 bash -c "exec 3<>/dev/tcp/$to/$port" 2>/dev/null || true; done; }
 reaches() { at "$1" timeout 3 bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null; }
@@ -197,7 +197,7 @@ docker() {
             sh $((next++)) $((next++)) $((next++)) 2>/dev/null || true
         until_true banned "$container"
         # shellcheck disable=SC2317  # until_true calls it
-        blamed() { inside journalctl -t portsentry | grep -qF "attackalert: Host $container has been blocked"; }
+        blamed() { inside journalctl -t portsentry | seen -F "attackalert: Host $container has been blocked"; }
         until_true blamed
         inside portsentry unblock "$container" >/dev/null
         inside systemctl restart docker
@@ -230,10 +230,10 @@ fail2ban() {
     until_true banned 10.97.1.2
     for jail in portsentry portsentry-journal; do
         # shellcheck disable=SC2317  # until_true calls it
-        takes_over() { inside fail2ban-client status "$jail" | grep -qF 10.97.1.2; }
+        takes_over() { inside fail2ban-client status "$jail" | seen -F 10.97.1.2; }
         until_true takes_over
         say "  the jail $jail has the ban"
-        ! inside fail2ban-client status "$jail" | grep -qF 10.97.2.2 || fail "$jail has the client"
+        ! inside fail2ban-client status "$jail" | seen -F 10.97.2.2 || fail "$jail has the client"
     done
     inside fail2ban-client reload >/dev/null
     stands "reload"

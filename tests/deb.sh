@@ -14,7 +14,7 @@ debian ""
 cp "$package" "$root/root/portsentry.deb"
 neighbour scanner 1
 
-is_banned() { inside nft list set inet portsentry blocked | grep -q '10\.97\.1\.2'; }
+is_banned() { inside nft list set inet portsentry blocked | seen '10\.97\.1\.2'; }
 runs() { [ "$(inside systemctl is-active portsentry)" = active ] || { inside journalctl -u portsentry >&2; fail "$1: it does not run"; }; }
 
 say "install"
@@ -58,5 +58,5 @@ for left in /var/lib/portsentry /var/log/portsentry /run/portsentry /etc/portsen
     /etc/systemd/system/multi-user.target.wants/portsentry.service; do
     ! inside test -e "$left" || fail "the purge left $left"
 done
-! inside nft list tables | grep -q portsentry || fail "the purge left the table"
+! inside nft list tables | seen portsentry || fail "the purge left the table"
 say "all of it went well"

@@ -31,6 +31,8 @@ trap finish EXIT
 
 say() { printf '== %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
+# As `grep -q`, but it reads to the end: whoever goes on writing would end by a signal, and the pipe would have failed.
+seen() { [ "$(grep -c "$@")" -gt 0 ]; }
 inside() { nsenter --target "$init" --all env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
 
 # Waits until a command succeeds; some seconds are much on a slow machine.

@@ -25,8 +25,8 @@ writes() { inside sed -i "$1" "$settings"; }
 scans() { for port in 23 79 111 143; do at scanner timeout 1 bash -c "exec 3<>/dev/tcp/198.51.100.1/$port" 2>/dev/null || true; done; }
 serves() { at scanner timeout 1 bash -c 'exec 3<>/dev/tcp/198.51.100.1/22' 2>/dev/null; }
 refuses() { ! serves; }
-said() { inside journalctl -t portsentry | grep -qF "$1"; }
-in_set() { inside nft list set inet portsentry blocked | grep -qF '198.51.100.7 '; }
+said() { inside journalctl -t portsentry | seen -F "$1"; }
+in_set() { inside nft list set inet portsentry blocked | seen -F '198.51.100.7 '; }
 
 say "a Debian"
 debian sudo,netcat-openbsd
@@ -84,13 +84,13 @@ as_user grep -q '</html>' report.html || fail "no page"
 say "figures"
 # shellcheck disable=SC2016  # the last line of the file
 writes '/^\[metrics\]/,$s/^listen = .*/listen = "127.0.0.1:9777"/'
-as_user sudo portsentry check | grep -q 'warning *metrics.listen: .*internet.conf' || fail "no word about the drop-in"
+as_user sudo portsentry check | seen 'warning *metrics.listen: .*internet.conf' || fail "no word about the drop-in"
 # The page has it on two lines.
 line=$(sed -n '/^sudo install -D/,/internet.conf$/p' "$page")
 as_user bash -c "$line"
 types "sudo systemctl daemon-reload"
 types "sudo systemctl restart portsentry"
-as_user sudo portsentry check | grep -q '^verdict *nothing is wrong' || fail "the drop-in is not enough"
+as_user sudo portsentry check | seen '^verdict *nothing is wrong' || fail "the drop-in is not enough"
 figures() { inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9777; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q ^portsentry_bans_intended <&3'; }
 until_true figures
 
