@@ -7,6 +7,7 @@
 # make reproducible   makes the package twice at different places, and compares: 10 to 30 minutes
 # make audit          licences, advisories, sources and duplicates of the crates
 # make msrv           whether the oldest Rust that Cargo.toml promises takes it
+# make beside         the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
 
@@ -17,7 +18,8 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test demo bench fuzz deb reproducible audit msrv man lint fmt setup setup-build setup-test setup-lint setup-deb setup-audit
+.PHONY: run build test demo bench fuzz deb reproducible audit msrv beside man lint fmt setup setup-build setup-test setup-lint \
+    setup-deb setup-audit setup-beside
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -49,6 +51,9 @@ audit: setup-audit
 msrv: setup-build
 	@tests/msrv.sh
 
+beside: setup-beside setup-deb
+	@tests/beside.sh
+
 man:
 	LC_ALL=C awk -f packaging/settings-page.awk docs/portsentry.8 docs/settings.md >docs/portsentry.toml.5
 
@@ -63,5 +68,5 @@ fmt:
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint setup-deb setup-audit: setup-%:
+setup-build setup-test setup-lint setup-deb setup-audit setup-beside: setup-%:
 	@tests/packages.sh $*

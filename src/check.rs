@@ -2,6 +2,7 @@
 //! would be protected and how would be blocked; and what is allowed but not wise. Reads, and changes nothing.
 
 mod told;
+mod unit;
 mod warnings;
 mod ways;
 
@@ -161,6 +162,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     capture(&config, &host, &mut wrong, &mut notes, &unfit);
     let ways = ways::look(&config, &mut wrong, &mut notes, &unfit);
     let mut warnings = warnings::of(&config);
+    warnings.extend(unit::look(&config));
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|deb|audit|all
+# Installs what is missing of the Debian or Ubuntu packages that a target needs:
+# packages.sh build|test|lint|deb|audit|beside|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
@@ -10,6 +11,8 @@ test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping 
 lint=(shellcheck)
 # dpkg-shlibdeps, the compressor, and what writes the list of parts.
 deb=(dpkg-dev binutils xz-utils jq)
+# What makes a Debian of its own: for tests/beside.sh, tests/deb.sh and tests/quick-start.sh.
+beside=(mmdebstrap)
 cargo_deb=3.8.0
 cargo_deny=0.20.2
 
@@ -19,8 +22,9 @@ case "${1:-all}" in
     lint) wanted=("${build[@]}" "${lint[@]}") ;;
     deb) wanted=("${build[@]}" "${deb[@]}") ;;
     audit) wanted=("${build[@]}") ;;
+    beside) wanted=("${beside[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|deb|audit|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|lint|deb|audit|beside|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::daemon::ways;
 use crate::engine::subject::Expiry;
 
 /// Something to think about.
@@ -32,6 +33,14 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     if config.udp.mode != Mode::Off && config.udp.block != BlockPolicy::No {
         let message = "anybody can forge the source of a datagram and have somebody else blocked; false only logs";
         warn("udp.block", message);
+    }
+    if config.trap.udp && ways::ruleset(config).trap.is_none_or(|trap| !trap.udp) {
+        let message = match (config.udp.mode, config.udp.block) {
+            (Mode::Off | Mode::Connect, _) => "of no effect: udp.mode is neither \"stealth\" nor \"advanced\"",
+            (_, BlockPolicy::No | BlockPolicy::Run) => "of no effect: it needs udp.block = true",
+            _ => "of no effect: it needs \"nft\" among block.method, and no block.run.first",
+        };
+        warn("trap.udp", message);
     }
     if config.detect.scan_trigger == 0 {
         warn(
@@ -126,5 +135,22 @@ mod tests {
         }
         assert!(!keys("[block]\nmethod = [\"hosts-deny\", \"nft\"]\n").contains(&"block.method"));
         assert!(!keys("[udp]\nmode = \"off\"\nblock = true\n").contains(&"udp.block"), "what is off does nothing");
+    }
+
+    #[test]
+    fn a_trap_for_datagrams_without_effect_is_named_with_what_it_needs() {
+        let said = |text: &str| {
+            let found = of(&Config::parse("portsentry.toml", &format!("[trap]\nudp = true\n{text}")).unwrap());
+            found.into_iter().find(|warning| warning.key == "trap.udp").map(|warning| warning.message)
+        };
+        for (text, part) in [
+            ("", "udp.block = true"),
+            ("[udp]\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]\n", "udp.block = true"),
+            ("[udp]\nmode = \"connect\"\nports = \"69\"\nblock = true\n", "udp.mode"),
+            ("[udp]\nblock = true\n[block]\nmethod = [\"route\"]\n", "block.method"),
+        ] {
+            assert!(said(text).is_some_and(|message| message.contains(part)), "{text}");
+        }
+        assert_eq!(said("[udp]\nblock = true\n"), None);
     }
 }

@@ -275,6 +275,7 @@ pub(crate) fn snapshot(
     host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = named(config, facts);
+    host.bridge_ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge?))).collect();
     host.ephemeral = ephemeral();
     for listener in listeners {
         let of = if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp };
@@ -307,7 +308,11 @@ fn open(listeners: &mut Listeners, listener: &Listener) {
 /// under its name; where all have gone, an index that no interface has keeps the others out.
 fn named(config: &Config, facts: &HostFacts) -> Vec<u32> {
     let known = facts.interfaces.iter().filter(|one| config.interfaces.contains(&one.name));
-    let indexes: Vec<u32> = known.map(|one| one.index).collect();
+    let mut indexes: Vec<u32> = known.map(|one| one.index).collect();
+    // What comes to a bridge comes in at one of its ports, and may be dropped there.
+    let ports = facts.interfaces.iter().filter(|one| one.bridge.is_some_and(|bridge| indexes.contains(&bridge)));
+    let ports: Vec<u32> = ports.map(|one| one.index).filter(|index| !indexes.contains(index)).collect();
+    indexes.extend(ports);
     if indexes.is_empty() && !config.interfaces.is_empty() { vec![u32::MAX >> 1] } else { indexes }
 }
 

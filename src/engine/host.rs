@@ -133,6 +133,9 @@ pub struct Host {
     pub loopback: Vec<u32>,
     /// Indexes of the interfaces that are watched; empty: all of them.
     pub interfaces: Vec<u32>,
+    /// Indexes of the ports of its bridges, each with the bridge's. What comes in there for the bridge's own hardware address
+    /// is for this host, and the capture calls it another host's.
+    pub bridge_ports: Vec<(u32, u32)>,
 }
 
 impl Host {
@@ -148,7 +151,13 @@ impl Host {
             ephemeral: PortSet::new(),
             loopback: Vec::new(),
             interfaces: Vec::new(),
+            bridge_ports: Vec::new(),
         }
+    }
+
+    /// The bridge whose port this interface is.
+    pub(super) fn bridge(&self, interface: u32) -> Option<u32> {
+        self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
     pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {

@@ -166,10 +166,12 @@ impl Engine {
         if let Some(repeated) = self.recognise(now, packet.source, host) {
             return Verdict::Repeated(repeated);
         }
-        let Some(sighting) = Sighting::of(packet) else {
+        let Some(mut sighting) = Sighting::of(packet) else {
             return Verdict::Innocent(Innocence::NoRequest);
         };
-        if is_for_nobody(packet) {
+        // Sockets that are bound to an interface are bound to the bridge.
+        sighting.interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        if is_for_nobody(packet, host) {
             return Verdict::Innocent(Innocence::ForNobody);
         }
         self.judge(now, sighting, host, oracle)

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::class::{Class, Protocol};
+use super::host::Host;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// A packet that came in, or a connection to a decoy, as the engine judges it.
@@ -97,10 +98,14 @@ pub(super) fn own_use(packet: &Packet) -> Option<(Protocol, u16, OwnUse)> {
     }
 }
 
-/// True where nobody in particular was meant: broadcast, multicast, another host on a shared link.
-pub(super) fn is_for_nobody(packet: &Packet) -> bool {
-    matches!(packet.delivery, Delivery::Broadcast | Delivery::Multicast | Delivery::OtherHost)
-        || !is_unicast(packet.destination)
+/// True where nobody in particular was meant: broadcast, multicast, another host on a shared link. On a port of a bridge the
+/// bridge itself is another host, and what the firewall drops for bridges (`br_netfilter`) is seen nowhere else.
+pub(super) fn is_for_nobody(packet: &Packet, host: &Host) -> bool {
+    match packet.delivery {
+        Delivery::Broadcast | Delivery::Multicast => true,
+        Delivery::OtherHost if host.bridge(packet.interface).is_none() => true,
+        _ => !is_unicast(packet.destination),
+    }
 }
 
 /// True for an address that one host can have.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -50,6 +50,8 @@ pub struct Interface {
     pub up: bool,
     /// True for a loopback device (IFF_LOOPBACK).
     pub loopback: bool,
+    /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
+    pub bridge: Option<u32>,
 }
 
 /// Why the host could not be read or watched.
@@ -188,12 +190,21 @@ fn interface(link: &LinkMessage) -> Interface {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     });
+    let is_port = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge)),
+        _ => false,
+    });
+    let master = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    });
     let flags = link.header.flags;
     Interface {
         index: link.header.index,
         name: name.unwrap_or_default(),
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),
+        bridge: master.filter(|_| is_port),
     }
 }
 

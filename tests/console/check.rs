@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use super::namespace::Namespace;
 /// A host with one interface, a gateway, and a folder for its files.
 struct Host {
     folder: TempDir,
+    units: TempDir,
     namespace: Namespace,
 }
 
@@ -32,7 +33,11 @@ impl Host {
             link set out up
             route add default via 192.0.2.254\n",
         );
-        Self { folder: tempfile::tempdir().unwrap(), namespace }
+        let host = Self { folder: tempfile::tempdir().unwrap(), units: tempfile::tempdir().unwrap(), namespace };
+        for folder in ["lib", "etc"] {
+            fs::create_dir(host.units.path().join(folder)).unwrap();
+        }
+        host
     }
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
@@ -41,12 +46,26 @@ impl Host {
         path
     }
 
+    /// A unit or a drop-in: `lib` holds those of packages, `etc` the administrator's.
+    fn unit(&self, place: &str, text: &str) {
+        let file = self.units.path().join(place);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+
+    /// `program` inside, with the units of this host instead of this machine's: `ip netns exec` has mounts of its own.
+    fn command(&self, program: &str) -> Command {
+        const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && exec \"$@\"";
+        let mut command = self.namespace.command("sh");
+        command.args(["-c", MOUNT]).arg(self.units.path()).arg(program);
+        command.env_remove("SSH_CONNECTION").env_remove("SSH_CLIENT");
+        command
+    }
+
     /// The program with these settings, and nothing in its environment that this machine would say.
     fn check(&self, settings: &str, arguments: &[&str]) -> Output {
         let file = self.file("portsentry.toml", settings);
-        let mut command = self.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
-        command.env_remove("SSH_CONNECTION").env_remove("SSH_CLIENT");
-        command.arg("check").arg(file).args(arguments).output().unwrap()
+        self.command(env!("CARGO_BIN_EXE_portsentry")).arg("check").arg(file).args(arguments).output().unwrap()
     }
 
     fn json(&self, settings: &str, code: i32) -> Value {
@@ -215,12 +234,42 @@ fn names_are_looked_up_and_what_is_not_wise_is_a_warning() {
         told["warnings"].as_array().unwrap().iter().map(|warning| warning["key"].as_str().unwrap()).collect();
     assert_eq!(keys, ["udp.block", "expire", "allow.networks", "allow.names"]);
     let file = host.file("portsentry.toml", "");
-    let mut command = host.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
+    let mut command = host.command(env!("CARGO_BIN_EXE_portsentry"));
     let from = |address: &str| format!("{address} 51234 192.0.2.1 22");
     let output = command.env("SSH_CONNECTION", from("203.0.113.9")).arg("check").arg(&file).output().unwrap();
     assert!(stdout(&output).contains("warning     allow.networks: you come from 203.0.113.9, "), "{}", stdout(&output));
     let output = command.env("SSH_CONNECTION", from("192.0.2.254")).output().unwrap();
     assert!(!stdout(&output).contains("warning"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_the_installed_service_forbids_is_a_warning_until_its_drop_in_is_there() {
+    let host = Host::new();
+    let settings = "[metrics]\nlisten = \"127.0.0.1:9777\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n\
+        [report]\njson_file = \"/srv/portsentry/events.json\"\n[trap]\nudp = true\n";
+    let warned = || -> Vec<String> {
+        let told = host.json(settings, 0);
+        let all = told["warnings"].as_array().unwrap();
+        all.iter().map(|warning| warning["key"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(warned(), ["trap.udp"], "no service is installed");
+    host.unit("lib/portsentry.service", include_str!("../../packaging/portsentry.service"));
+    assert_eq!(warned(), ["trap.udp", "metrics.listen", "block.hosts_deny.file", "report.json_file"]);
+    let text = stdout(&host.check(settings, &[]));
+    let line = text.lines().find(|line| line.starts_with("warning     metrics.listen: ")).unwrap();
+    assert!(line.contains("its drop-in internet.conf"), "{line}");
+    let folder = "etc/portsentry.service.d";
+    let internet = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
+    host.unit(&format!("{folder}/internet.conf"), internet);
+    assert_eq!(warned(), ["trap.udp", "block.hosts_deny.file", "report.json_file"]);
+    host.unit(&format!("{folder}/places.conf"), "[Service]\nReadWritePaths=/srv/portsentry /etc\n");
+    assert_eq!(warned(), ["trap.udp"]);
+    // The administrator's own unit stands for the packaged one, and a drop-in that only looks like one does not count.
+    host.unit(&format!("{folder}/internet.conf"), "");
+    host.unit(&format!("{folder}/internet.conf.bak"), internet);
+    assert_eq!(warned(), ["trap.udp", "metrics.listen"]);
+    host.unit("etc/portsentry.service", "[Service]\nExecStart=/usr/sbin/portsentry\n");
+    assert_eq!(warned(), ["trap.udp"]);
 }
 
 #[test]

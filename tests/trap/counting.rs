@@ -203,6 +203,49 @@ fn only_the_interfaces_count_that_the_settings_name() {
     daemon.stop();
 }
 
+/// Docker and others have the kernel ask the firewall for bridges (`br_netfilter`). What the trap drops there comes no further
+/// than the port of the bridge, and there it is for somebody else's hardware address.
+#[test]
+fn whom_the_kernel_blocks_at_a_port_of_a_bridge_the_program_condemns_as_well() {
+    for settings in ["", "interfaces = [\"br0\"]\n"] {
+        let lab = Lab::new(&["guest"]);
+        for line in [
+            "link add br0 address 02:00:00:00:00:01 type bridge",
+            "addr flush dev guest",
+            "link set guest master br0",
+            "addr add 10.77.1.1/24 dev br0",
+            "addr add fd77:0:0:1::1/64 dev br0 nodad",
+            "link set br0 up",
+        ] {
+            lab.victim_ip(line);
+        }
+        for family in ["iptables", "ip6tables"] {
+            // Where the kernel cannot, nothing is dropped so early, and all of this holds as well.
+            let _ = lab
+                .command("victim", "sysctl")
+                .arg("-qw")
+                .arg(format!("net.bridge.bridge-nf-call-{family}=1"))
+                .output();
+        }
+        let daemon = start(&lab, settings);
+        let ends: [(IpAddr, IpAddr, IpAddr); 2] = [
+            (lab.v4("guest").into(), lab.victim_v4("guest").into(), lab.v4("guest").into()),
+            (lab.v6("guest").into(), lab.victim_v6("guest").into(), lab.v6_network("guest").into()),
+        ];
+        for (source, target, banned) in ends {
+            lab.touch("guest", source, target, &[901, 902, 903]);
+            assert!(is_banned(&lab, banned), "{banned}");
+            daemon.expect_line(&format!("attackalert: Host {banned}"));
+        }
+        // Each has been looked at, and nobody let go.
+        let reviewed = || (lab.set("caught").is_empty() && lab.set("caught6").is_empty()).then_some(());
+        assert!(within(PATIENCE, reviewed).is_some());
+        assert_eq!(lab.banned().len(), 2);
+        assert!(daemon.lines_with("nothing is held against them").is_empty());
+        daemon.stop();
+    }
+}
+
 #[test]
 fn above_the_ceiling_the_kernel_blocks_nobody_by_itself_and_the_program_decides() {
     let lab = Lab::new(&["other"]);

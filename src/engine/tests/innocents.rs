@@ -86,6 +86,17 @@ fn what_is_said_to_everybody_is_no_probe_of_this_host() {
 }
 
 #[test]
+fn what_comes_in_at_a_port_of_a_bridge_of_this_host_is_for_this_host() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    let at =
+        |interface| Packet { interface, delivery: Delivery::OtherHost, ..Scene::packet(CLIENT, tcp(40_000, 23, SYN)) };
+    scene.change(|host| host.bridge_ports = vec![(7, 3)]);
+    assert_eq!(scene.see(&at(8)), Innocent(Innocence::ForNobody));
+    assert_eq!(scene.see(&Packet { delivery: Delivery::Broadcast, ..at(7) }), Innocent(Innocence::ForNobody));
+    assert!(!matches!(scene.see(&at(7)), Innocent(_)));
+}
+
+#[test]
 fn a_directed_broadcast_that_the_link_calls_unicast_is_not_for_this_host() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     let packet = cast("192.0.2.40", "192.0.2.255", 161, Delivery::Host);

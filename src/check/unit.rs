@@ -1,0 +1,370 @@
+//! The installed service to what it does not let these settings do. A unit of systemd and its drop-ins restrict more than
+//! the program knows of itself: without a word here the first sign is a line in the log after the restart.
+//!
+//! Only what the packaged drop-ins are about is looked at, and a unit that restricts nothing has no warnings.
+//!
+//! Read with: systemd.unit(5), systemd.exec(5).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use super::warnings::Warning;
+use crate::cli::{self, Command, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use crate::config::{BlockPolicy, Config, Method, Mode};
+
+/// Where systemd looks for units, the first one wins.
+const FOLDERS: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
+
+const UNIT: &str = "portsentry.service";
+
+/// Where the package has the drop-ins; the sources have them in `packaging/examples`.
+const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
+
+/// Who looks names up by a socket of its own, so that this program needs none for it.
+const SWITCH: &str = "/etc/nsswitch.conf";
+
+/// The service section of a unit with its drop-ins.
+struct Unit {
+    /// Key and value, in the order in which they count.
+    words: Vec<(String, String)>,
+}
+
+/// What the installed service forbids of `config`; nothing where there is none.
+pub(super) fn look(config: &Config) -> Vec<Warning> {
+    let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
+        text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
+    });
+    Unit::installed().map_or_else(Vec::new, |unit| unit.forbids(config, names_by_others))
+}
+
+impl Unit {
+    fn installed() -> Option<Self> {
+        let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;
+        // One name counts once, from the first folder that has it; they are read by name.
+        let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+        for folder in FOLDERS {
+            let entries = fs::read_dir(Path::new(folder).join(format!("{UNIT}.d"))).into_iter().flatten().flatten();
+            for entry in entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "conf")) {
+                drop_ins.entry(entry.file_name()).or_insert_with(|| entry.path());
+            }
+        }
+        let others = drop_ins.values().filter_map(|path| fs::read_to_string(path).ok());
+        Some(Self::of(std::iter::once(text).chain(others)))
+    }
+
+    fn of(texts: impl Iterator<Item = String>) -> Self {
+        let mut words = Vec::new();
+        for text in texts {
+            let text = text.replace("\\\n", " ");
+            let mut section = "";
+            for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
+                match (line.strip_prefix('['), line.split_once('=')) {
+                    (Some(name), _) => section = name.trim_end_matches(']'),
+                    (None, Some((key, value))) if section == "Service" => {
+                        words.push((key.trim().to_owned(), value.trim().to_owned()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Self { words }
+    }
+
+    /// What a list holds: each line adds to it, an empty one begins anew.
+    fn list(&self, key: &str) -> Vec<&str> {
+        let mut found = Vec::new();
+        for (_, value) in self.words.iter().filter(|(word, _)| word == key) {
+            if value.is_empty() {
+                found.clear();
+            }
+            found.extend(value.split_whitespace());
+        }
+        found
+    }
+
+    /// The last word of a key.
+    fn value(&self, key: &str) -> &str {
+        self.words.iter().rev().find(|(word, _)| word == key).map_or("", |(_, value)| value)
+    }
+
+    fn is_on(&self, key: &str) -> bool {
+        matches!(self.value(key), "yes" | "true" | "on" | "1")
+    }
+
+    /// Whether sockets of the family can be made.
+    fn has_family(&self, family: &str) -> bool {
+        let families = self.list("RestrictAddressFamilies");
+        match families.split_first() {
+            None => true,
+            Some((&first, rest)) if first.starts_with('~') => {
+                first.trim_start_matches('~') != family && !rest.contains(&family)
+            }
+            Some(_) => families.contains(&family),
+        }
+    }
+
+    /// Whether the service runs without the right, be it that it is not root or that the right is taken away.
+    fn lacks(&self, capability: &str) -> bool {
+        let bounded = self.list("CapabilityBoundingSet");
+        let (user, ambient) = (self.value("User"), self.list("AmbientCapabilities"));
+        let taken =
+            !bounded.is_empty() && !bounded.iter().any(|word| word.starts_with('~')) && !bounded.contains(&capability);
+        taken || !matches!(user, "" | "root" | "0") && !ambient.contains(&capability)
+    }
+
+    /// Whether files in `folder` can be made and replaced.
+    fn writes(&self, folder: &Path) -> bool {
+        let closed: &[&str] = match self.value("ProtectSystem") {
+            "strict" => &["/"],
+            "full" => &["/usr", "/boot", "/efi", "/etc"],
+            "yes" | "true" | "on" | "1" => &["/usr", "/boot", "/efi"],
+            _ => &[],
+        };
+        let home = !matches!(self.value("ProtectHome"), "" | "no" | "false" | "off" | "0");
+        let homes: &[&str] = if home { &["/home", "/root", "/run/user"] } else { &[] };
+        let own = [
+            ("StateDirectory", "/var/lib"),
+            ("LogsDirectory", "/var/log"),
+            ("RuntimeDirectory", "/run"),
+            ("CacheDirectory", "/var/cache"),
+        ];
+        let own =
+            own.iter().flat_map(|(key, place)| self.list(key).into_iter().map(move |name| Path::new(place).join(name)));
+        let opened = self.list("ReadWritePaths").into_iter().map(|path| plain(path.trim_start_matches(['-', '+'])));
+        // /tmp is there in any case, and its own where PrivateTmp= says so.
+        let always = ["/dev", "/proc", "/sys", "/tmp", "/var/tmp"].map(PathBuf::from);
+        let folder = &plain(folder);
+        // The most special one decides, as it does among mounts.
+        let deepest = |places: &mut dyn Iterator<Item = PathBuf>| {
+            places.filter(|place| folder.starts_with(place)).map(|place| place.components().count()).max()
+        };
+        let shut = deepest(&mut closed.iter().chain(homes).map(PathBuf::from));
+        shut.is_none() || shut <= deepest(&mut own.chain(opened).chain(always))
+    }
+
+    fn forbids(&self, config: &Config, names_by_others: bool) -> Vec<Warning> {
+        let mut found = Vec::new();
+        let mut warn = |key, does: &str, drop_in: &str| {
+            found.push(Warning::new(key, format!("{does} under {UNIT} as it is; {drop_in}")));
+        };
+        let drop_in = |name: &str| format!("its drop-in {name} allows it, from {EXAMPLES}");
+        let open = |folder: &Path| {
+            format!("allow it by a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
+        };
+        let internet = self.has_family("AF_INET") && self.has_family("AF_INET6");
+
+        for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
+            let low = protocol.watched().iter().any(|port| port < 1024);
+            if protocol.mode == Mode::Connect && (!internet || low && self.lacks("CAP_NET_BIND_SERVICE")) {
+                warn(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"));
+            }
+        }
+        if let Some(address) = config.metrics.listen
+            && !self.has_family(if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" })
+        {
+            warn("metrics.listen", "figures cannot be asked for", &drop_in("internet.conf"));
+        }
+        let named =
+            [("allow.names", !config.allow.names.is_empty()), ("report.resolve_host", config.report.resolve_host)];
+        for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
+            warn(key, "name servers cannot be asked", &drop_in("internet.conf"));
+        }
+        let policies = [&config.tcp, &config.udp].map(|one| (one.mode != Mode::Off).then_some(one.block));
+        let used = |method| policies.contains(&Some(BlockPolicy::Yes)) && config.block.method.contains(&method);
+        if used(Method::HostsDeny) {
+            let file = &config.block.hosts_deny.file;
+            let folder = file.parent().unwrap_or(Path::new("/"));
+            if !self.writes(folder) {
+                let does = format!("{} cannot be replaced", file.display());
+                let shipped = "its drop-in hosts-deny.conf says where to move it";
+                warn("block.hosts_deny.file", &does, &format!("{shipped}, from {EXAMPLES}"));
+            }
+        }
+        if (used(Method::Run) || policies.contains(&Some(BlockPolicy::Run)))
+            && (!internet || self.is_on("MemoryDenyWriteExecute"))
+        {
+            let does = "commands have no way to the network, and may make no code while they run,";
+            warn("block.run.command", does, &drop_in("run.conf"));
+        }
+        if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
+            && !self.writes(folder)
+        {
+            let does = format!("{} cannot be written to", folder.display());
+            warn("report.json_file", &does, &format!("/var/log/portsentry can, or {}", open(folder)));
+        }
+        for (key, folder) in self.places() {
+            if !self.writes(&folder) {
+                let does = format!("{} cannot be written to, as {key} of its ExecStart= asks,", folder.display());
+                warn("ExecStart", &does, &open(&folder));
+            }
+        }
+        found
+    }
+
+    /// The folders that its command line names, by the flag.
+    fn places(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
+        // Quotes, variables and specifiers are left as they are: what then does not parse says nothing here.
+        let words = line.by_ref().map(OsString::from).collect::<Vec<_>>();
+        let Ok(Command::Run(options)) = cli::parse(words) else { return Vec::new() };
+        let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+        let socket = options.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let folder = socket.parent().map(Path::to_owned);
+        [Some(("--state-dir", state)), folder.map(|folder| ("--socket", folder))].into_iter().flatten().collect()
+    }
+}
+
+/// The path without links, where it is there.
+fn plain(path: impl AsRef<Path>) -> PathBuf {
+    path.as_ref().canonicalize().unwrap_or_else(|_| path.as_ref().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKAGED: &str = include_str!("../../packaging/portsentry.service");
+    const CONNECT: &str = include_str!("../../packaging/examples/portsentry.service.d/connect-mode.conf");
+    const HOSTS_DENY: &str = include_str!("../../packaging/examples/portsentry.service.d/hosts-deny.conf");
+    const INTERNET: &str = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
+    const RUN: &str = include_str!("../../packaging/examples/portsentry.service.d/run.conf");
+
+    /// Settings, the key of the warning, what it names, and the drop-in that ends it.
+    const CASES: [(&str, &str, &str, &str); 11] = [
+        ("[tcp]\nmode = \"connect\"\nports = \"23\"", "tcp.mode", "connect-mode.conf", CONNECT),
+        ("[udp]\nmode = \"connect\"\nports = \"6900\"", "udp.mode", "connect-mode.conf", INTERNET),
+        ("[metrics]\nlisten = \"127.0.0.1:9777\"", "metrics.listen", "internet.conf", INTERNET),
+        ("[metrics]\nlisten = \"[::1]:9777\"", "metrics.listen", "internet.conf", INTERNET),
+        ("[allow]\nnames = [\"monitor.example.org\"]", "allow.names", "internet.conf", INTERNET),
+        ("[report]\nresolve_host = true", "report.resolve_host", "internet.conf", INTERNET),
+        (
+            "[block]\nmethod = [\"nft\", \"hosts-deny\"]",
+            "block.hosts_deny.file",
+            "hosts-deny.conf",
+            "[Service]\nReadWritePaths=/etc",
+        ),
+        (
+            "[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = \"/var/lib/portsentry-wrappers/hosts.deny\"",
+            "block.hosts_deny.file",
+            "hosts-deny.conf",
+            HOSTS_DENY,
+        ),
+        (
+            "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]",
+            "block.run.command",
+            "run.conf",
+            RUN,
+        ),
+        ("[tcp]\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]", "block.run.command", "run.conf", RUN),
+        (
+            "[report]\njson_file = \"/srv/portsentry/events.json\"",
+            "report.json_file",
+            "ReadWritePaths=/srv/portsentry",
+            "[Service]\nReadWritePaths=-/srv",
+        ),
+    ];
+
+    fn warnings(units: &[&str], settings: &str) -> Vec<(&'static str, String)> {
+        let unit = Unit::of(units.iter().map(|text| (*text).to_owned()));
+        let found = unit.forbids(&Config::parse("portsentry.toml", settings).unwrap(), false);
+        found.into_iter().map(|warning| (warning.key, warning.message)).collect()
+    }
+
+    #[test]
+    fn the_packaged_unit_is_enough_for_the_built_in_settings_and_its_own_folders() {
+        assert_eq!(warnings(&[PACKAGED], ""), []);
+        for file in ["/var/log/portsentry/events.json", "/var/lib/portsentry/events.json"] {
+            assert_eq!(warnings(&[PACKAGED], &format!("[report]\njson_file = \"{file}\"")), []);
+        }
+        assert_eq!(warnings(&[PACKAGED], "[block]\nmethod = [\"nft\", \"route\"]"), []);
+    }
+
+    #[test]
+    fn each_setting_that_needs_more_is_named_with_its_drop_in_until_that_is_there() {
+        for (settings, key, named, drop_in) in CASES {
+            let found = warnings(&[PACKAGED], settings);
+            assert!(matches!(&found[..], [(one, message)] if *one == key && message.contains(named)), "{found:?}");
+            assert_eq!(warnings(&[PACKAGED, drop_in], settings), [], "{settings}");
+            assert_eq!(warnings(&["[Service]\nExecStart=/usr/sbin/portsentry\n"], settings), [], "restricts nothing");
+        }
+        // A port below 1024 needs a right beside the sockets.
+        let low = CASES[0].0;
+        assert_eq!(warnings(&[PACKAGED, INTERNET], low).len(), 1);
+        let user = "[Service]\nUser=portsentry\n";
+        assert_eq!(warnings(&[user], low).len(), 1, "a user without it");
+        assert_eq!(warnings(&[user, "[Service]\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"], low), []);
+    }
+
+    #[test]
+    fn what_is_not_used_is_not_named() {
+        let names = Unit::of([PACKAGED.to_owned()].into_iter());
+        let config = Config::parse("portsentry.toml", CASES[4].0).unwrap();
+        assert_eq!(names.forbids(&config, true), [], "somebody else looks names up");
+        for settings in [
+            "[tcp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]",
+            "[tcp]\nmode = \"off\"\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]\n[udp]\nblock = true",
+        ] {
+            assert_eq!(warnings(&[PACKAGED], settings), [], "{settings}");
+        }
+    }
+
+    #[test]
+    fn the_places_on_its_command_line_are_looked_at_as_well() {
+        let elsewhere = "[Service]\nExecStart=\nExecStart=/usr/sbin/portsentry --state-dir /srv/p --socket /run/p/sock";
+        let found: Vec<String> = warnings(&[PACKAGED, elsewhere], "").into_iter().map(|(_, message)| message).collect();
+        assert!(found.len() == 2 && found[0].contains("--state-dir") && found[1].contains("--socket"), "{found:?}");
+        assert!(found[0].contains("ReadWritePaths=/srv/p"), "{found:?}");
+        let opened = "[Service]\nRuntimeDirectory=p\nReadWritePaths=/srv/p";
+        assert_eq!(warnings(&[PACKAGED, elsewhere, opened], ""), []);
+        // A line that this program would not take is systemd's to complain about.
+        assert_eq!(warnings(&[PACKAGED, "[Service]\nExecStart=/usr/bin/env portsentry --nonsense"], ""), []);
+    }
+
+    #[test]
+    fn lists_add_up_begin_anew_and_exclude_as_systemd_reads_them() {
+        let unit = |text: &str| Unit::of([text.to_owned()].into_iter());
+        let families = unit(
+            "# RestrictAddressFamilies=AF_INET\n[Unit]\nRestrictAddressFamilies=AF_INET\n[Service]\n\
+             RestrictAddressFamilies=AF_INET6\nRestrictAddressFamilies=\nRestrictAddressFamilies = AF_UNIX \\\n AF_INET\n",
+        );
+        assert_eq!(families.list("RestrictAddressFamilies"), ["AF_UNIX", "AF_INET"]);
+        assert!(families.has_family("AF_INET") && !families.has_family("AF_INET6"));
+        let excluded = unit("[Service]\nRestrictAddressFamilies=~AF_INET AF_INET6\n");
+        assert!(!excluded.has_family("AF_INET") && !excluded.has_family("AF_INET6") && excluded.has_family("AF_UNIX"));
+        assert!(
+            unit("").has_family("AF_INET") && !unit("[Service]\nRestrictAddressFamilies=none").has_family("AF_INET")
+        );
+        assert!(!unit("").lacks("CAP_NET_BIND_SERVICE"));
+    }
+
+    #[test]
+    fn the_most_special_place_decides_what_can_be_written() {
+        let unit = |text: &str| Unit::of([format!("[Service]\n{text}\n")].into_iter());
+        let strict = unit("ProtectSystem=strict\nProtectHome=yes\nReadWritePaths=/srv -/opt/x\nStateDirectory=a b");
+        for (folder, writes) in [
+            ("/srv/portsentry", true),
+            ("/srvx", false),
+            ("/opt/x", true),
+            ("/opt", false),
+            ("/var/lib/b/c", true),
+            ("/var/lib", false),
+            ("/home/somebody", false),
+            ("/tmp", true),
+        ] {
+            assert_eq!(strict.writes(Path::new(folder)), writes, "{folder}");
+        }
+        assert!(!unit("ProtectSystem=full").writes(Path::new("/etc")));
+        assert!(unit("ProtectSystem=full").writes(Path::new("/srv")));
+        assert!(unit("ProtectSystem=no").writes(Path::new("/etc")));
+        assert!(!unit("ProtectSystem=strict\nReadWritePaths=/\nProtectHome=yes").writes(Path::new("/root")));
+    }
+}

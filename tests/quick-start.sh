@@ -1,0 +1,102 @@
+#!/bin/bash
+# A new user with a stop-watch: quick-start.sh [PACKAGE]. Types what docs/quick-start.md says, as an ordinary user with sudo
+# in a Debian of its own (see tests/debian.sh): install, watch, allow, block, look, lift. Needs root, mmdebstrap and a Debian
+# mirror, so that `make test` leaves it out. Who scans is another namespace, with the address that the page has.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
+page=docs/quick-start.md
+# shellcheck source=tests/debian.sh
+. tests/debian.sh
+
+# From the first command to the lifted ban, in seconds.
+limit=300
+settings=/etc/portsentry/portsentry.toml
+
+as_user() { nsenter --target "$init" --all runuser -u newcomer -- env -C /home/newcomer/portsentry PATH=/usr/bin:/bin DEBIAN_FRONTEND=noninteractive "$@"; }
+# Runs a line that stands in the page, as it stands there.
+types() {
+    grep -qF -- "$1" "$page" || fail "not in $page: $1"
+    printf '$ %s\n' "$1"
+    as_user bash -c "$1"
+}
+# As an editor: the key under [tcp], or a list that is empty so far.
+writes() { inside sed -i "$1" "$settings"; }
+scans() { for port in 23 79 111 143; do at scanner timeout 1 bash -c "exec 3<>/dev/tcp/198.51.100.1/$port" 2>/dev/null || true; done; }
+serves() { at scanner timeout 1 bash -c 'exec 3<>/dev/tcp/198.51.100.1/22' 2>/dev/null; }
+refuses() { ! serves; }
+said() { inside journalctl -t portsentry | seen -F "$1"; }
+in_set() { inside nft list set inet portsentry blocked | seen -F '198.51.100.7 '; }
+
+say "a Debian"
+debian sudo,netcat-openbsd
+inside useradd --create-home --shell /bin/bash newcomer
+echo 'newcomer ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/newcomer"
+inside install -d -o newcomer /home/newcomer/portsentry/target/debian
+cp "$package" "$root/home/newcomer/portsentry/target/debian/portsentry-nft_package.deb"
+echo "127.0.1.1 $(inside hostname)" >>"$root/etc/hosts"
+neighbour scanner 1
+inside ip addr add 198.51.100.1/24 dev scanner
+at scanner ip addr flush dev up0
+at scanner ip addr add 198.51.100.7/24 dev up0
+inside systemd-run --quiet --unit=listener nc -lk -p 22
+until_true serves
+
+SECONDS=0
+say "install"
+types "sudo apt install ./target/debian/portsentry-nft_*.deb"
+until_true said "adminalert: PortSentry is now active and listening."
+grep -qF 'sudo journalctl -t portsentry -f' "$page"
+
+say "watch without blocking"
+writes '/^\[tcp\]/,/^\[udp\]/s/^block = true/block = false/'
+types "sudo systemctl restart portsentry"
+scans
+until_true said "attackalert: TCP SYN/Normal scan from host: 198.51.100.7/198.51.100.7 to TCP port: 111"
+serves || fail "a scan was blocked"
+writes '/^\[allow\]/,/^\[block\]/s/^networks = .*/networks = ["192.0.2.10", "2001:db8:5::\/64"]/'
+types "sudo portsentry check" >"$work/check"
+grep -q '^protected *192.0.2.10: on the allow-list' "$work/check" || fail "who is allowed is not protected: $(cat "$work/check")"
+
+say "block"
+writes '/^\[tcp\]/,/^\[udp\]/s/^block = false/block = true/'
+types "sudo systemctl restart portsentry"
+scans
+until_true in_set
+refuses || fail "who is blocked is served"
+types "sudo portsentry list"
+types "sudo nft list set inet portsentry blocked" | grep 198.51.100.7
+
+say "see what it does, lift a ban, add one"
+types "sudo portsentry status"
+types "sudo portsentry explain 198.51.100.7"
+types "sudo portsentry unblock 198.51.100.7"
+until_true serves
+took=$SECONDS
+say "from the first command to the lifted ban: $took s"
+types 'sudo portsentry block 198.51.100.7 --expire 7d --reason "by hand"'
+until_true refuses
+types "sudo portsentry unblock 198.51.100.7"
+types "sudo portsentry allow 192.0.2.0/24 --for 1h"
+types "sudo portsentry report -o report.html"
+as_user grep -q '</html>' report.html || fail "no page"
+
+say "figures"
+# shellcheck disable=SC2016  # the last line of the file
+writes '/^\[metrics\]/,$s/^listen = .*/listen = "127.0.0.1:9777"/'
+as_user sudo portsentry check | seen 'warning *metrics.listen: .*internet.conf' || fail "no word about the drop-in"
+# The page has it on two lines.
+line=$(sed -n '/^sudo install -D/,/internet.conf$/p' "$page")
+as_user bash -c "$line"
+types "sudo systemctl daemon-reload"
+types "sudo systemctl restart portsentry"
+as_user sudo portsentry check | seen '^verdict *nothing is wrong' || fail "the drop-in is not enough"
+figures() { inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9777; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q ^portsentry_bans_intended <&3'; }
+until_true figures
+
+say "stop"
+types "sudo systemctl stop portsentry"
+inside nft list table inet portsentry >/dev/null || fail "its table does not stay"
+inside nft delete table inet portsentry
+[ "$took" -le "$limit" ] || fail "it took more than $limit s"
+say "all of it went well"
