@@ -339,7 +339,8 @@ fn the_mailing_hook_bundles_what_comes_while_it_waits() {
 
 #[test]
 fn shell_scripts_of_the_package_have_no_known_mistakes() {
-    let packaged = ["packaging/deb.sh", "packaging/sbom.sh", "packaging/debian/postrm", "packaging/examples/mail-on-ban"];
+    let packaged =
+        ["packaging/deb.sh", "packaging/sbom.sh", "packaging/debian/postrm", "packaging/examples/mail-on-ban"];
     let tests = ["tests/debian.sh", "tests/deb.sh", "tests/beside.sh", "tests/quick-start.sh", "tests/reproducible.sh"];
     // By these names one finds the other.
     let output = run(Command::new("shellcheck").current_dir(path("")).args(packaged).args(tests));

@@ -162,7 +162,8 @@ fn every_direct_dependency_has_its_line_in_the_document_and_no_default_features(
         crates.flat_map(|cell| name.captures_iter(&cell).map(|found| found[1].to_owned()).collect::<Vec<_>>()).collect()
     };
     for (kind, document) in [(None, program), (Some("dev"), tests)] {
-        let wanted: Vec<&Value> = list(&manifest, "dependencies").iter().filter(|one| one["kind"].as_str() == kind).collect();
+        let wanted: Vec<&Value> =
+            list(&manifest, "dependencies").iter().filter(|one| one["kind"].as_str() == kind).collect();
         let names: BTreeSet<String> = wanted.iter().map(|one| string(one, "name").to_owned()).collect();
         assert!(names.len() > 5, "{names:?}");
         assert_eq!(named(document), names, "Cargo.toml and docs/dependencies.md");
