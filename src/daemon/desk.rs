@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use super::shell::Shell;
+use super::spawner::Commands;
 use crate::config::{BlockPolicy, Method, Mode, Protocol, parse_expiry, parse_network};
 use crate::control::protocol::{Refusal, Reply, Request};
 use crate::control::server::{Asked, Peer};
@@ -336,6 +337,7 @@ impl Shell {
             "allowed": host.allow.prefixes().count(),
             "ledger": self.state_dir.display().to_string(),
             "sandbox": sandbox(&self.sandbox),
+            "commands": self.commands.as_ref().map(Commands::told),
             "last_event": self.desk.last.as_ref().map(crate::report::json::of),
         }));
         let (sent, counted) = oneshot::channel();
@@ -400,7 +402,7 @@ fn plain(network: IpNet) -> String {
 }
 
 /// What the program has given up.
-fn sandbox(now: &Sandbox) -> Value {
+pub(super) fn sandbox(now: &Sandbox) -> Value {
     json!({
         "user": now.user,
         "uid": now.uid,
