@@ -38,13 +38,12 @@ use crate::control::server::Server;
 use crate::endure;
 use crate::enforce::hands::Hands;
 use crate::enforce::hosts_deny::TemplateError;
-use crate::enforce::nft::{BlockError, Nft, RulesetError};
+use crate::enforce::nft::{BlockError, RulesetError};
 use crate::enforce::route::{RouteError, Routes};
 use crate::enforce::run::RunError;
 use crate::engine::{Engine, Escalation, HashKey, Moment, Response, Settings, Watch, Widest};
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
-use crate::netlink::routes::RouteSocket;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
@@ -53,7 +52,7 @@ use crate::report::queue;
 use crate::sandbox::{Alone, NotAlone, Sandbox, Untrusted};
 use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
 use adopt::Adoption;
-use comparison::Compared;
+use comparison::{Compared, Wanted};
 use desk::Desk;
 use guard::Guard;
 use lines::Lines;
@@ -287,9 +286,8 @@ async fn serve(
     }
 
     if uses_nft || routes.is_some() {
-        let nft = uses_nft.then(Nft::open).transpose()?;
-        let kind = routes.map(|_| RouteSocket::open().map(|socket| (socket, ways::kind(&config)))).transpose()?;
-        tokio::spawn(comparison::compare(inbox.clone(), Compared { nft, routes: kind }));
+        let wanted = Wanted { nft: uses_nft, routes: routes.map(|_| ways::kind(&config)) };
+        tokio::spawn(comparison::compare(inbox.clone(), wanted, Compared::open(wanted)?));
     }
     if let Some(port_id) = routes {
         let monitor = RouteMonitor::open(port_id).map_err(system("follow the kernel's routes"))?;
