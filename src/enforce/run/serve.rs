@@ -141,15 +141,14 @@ mod tests {
     /// What comes of a daemon that sends these.
     fn served(settings: &RunSettings, datagrams: &[Vec<u8>]) -> (Result<(), Refused>, Vec<Answer>) {
         let (ours, theirs) = pair().unwrap();
-        let result = thread::scope(|scope| {
+        thread::scope(|scope| {
             let serves = scope.spawn(|| serve(&theirs, settings));
             datagrams.iter().for_each(|bytes| put(&ours, bytes));
             let answers =
                 datagrams.iter().filter(|bytes| Request::read(bytes).is_some()).map(|_| read(&ours)).collect();
             rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
             (serves.join().unwrap(), answers)
-        });
-        result
+        })
     }
 
     #[test]
