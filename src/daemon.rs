@@ -17,6 +17,7 @@ mod priority;
 mod record;
 mod reload;
 mod shell;
+pub mod spawner;
 mod stage;
 mod supervisor;
 pub(crate) mod watch;
@@ -37,13 +38,12 @@ use crate::control::server::Server;
 use crate::endure;
 use crate::enforce::hands::Hands;
 use crate::enforce::hosts_deny::TemplateError;
-use crate::enforce::nft::{BlockError, Nft, RulesetError};
+use crate::enforce::nft::{BlockError, RulesetError};
 use crate::enforce::route::{RouteError, Routes};
 use crate::enforce::run::RunError;
 use crate::engine::{Engine, Escalation, HashKey, Moment, Response, Settings, Watch, Widest};
 use crate::metrics::http::Scrapes;
 use crate::netlink::host::HostError;
-use crate::netlink::routes::RouteSocket;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::sock_diag::{SockDiag, SockDiagError};
 use crate::netlink::socket::SocketError;
@@ -52,12 +52,13 @@ use crate::report::queue;
 use crate::sandbox::{Alone, NotAlone, Sandbox, Untrusted};
 use crate::sensor::{Figures, Inbox, Order, Sensor, SensorError};
 use adopt::Adoption;
-use comparison::Compared;
+use comparison::{Compared, Wanted};
 use desk::Desk;
 use guard::Guard;
 use lines::Lines;
 use record::{Opening, Reading, Record};
 use shell::{Shell, Signals};
+use spawner::Commands;
 use stage::Stage;
 use supervisor::Supervisor;
 use watch::HostWatch;
@@ -115,6 +116,9 @@ pub enum DaemonError {
     /// The command cannot be run.
     #[error("block.run: {0}")]
     Run(#[from] RunError),
+    /// Nobody is there who would run it.
+    #[error("{0}")]
+    NoSpawner(String),
     /// The kernel's allow-list cannot be set.
     #[error("the kernel's allow-list could not be set: {0}")]
     Protect(BlockError),
@@ -186,15 +190,21 @@ pub fn run(
     endure::tell_panics();
     needs::trusted(&config, &places.config)?;
     let alone = Alone::claim()?;
+    // While programs can be started still.
+    let commands = match needs::runs_commands(&config) {
+        true => Some(spawner::start(&places.config, sandboxed)?),
+        false => None,
+    };
     // Before there is a second thread.
     let mut sandbox = if sandboxed { Sandbox::enter(&needs::of(&config, &places)) } else { Sandbox::now() };
     let stage = Stage::build(sandboxed)?;
     if sandboxed {
         sandbox.settle();
+        sandbox.said.extend(needs::own_commands(&config, &sandbox));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the event loop"))?;
-    let result = runtime.block_on(serve(config, places, (alone, sandbox, stage), confirm, reread));
+    let result = runtime.block_on(serve(config, places, (alone, sandbox, stage, commands), confirm, reread));
     // A look-up that no name server answers must not hold up the end.
     runtime.shutdown_background();
     result
@@ -203,7 +213,7 @@ pub fn run(
 async fn serve(
     config: Config,
     places: Places,
-    (alone, sandbox, stage): (Alone, Sandbox, Stage),
+    (alone, sandbox, stage, commands): (Alone, Sandbox, Stage, Option<Commands>),
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
@@ -217,11 +227,12 @@ async fn serve(
     let inbox = Inbox::new().map_err(system("make an event descriptor"))?;
     let mut log = Lines::new(&config.report, events.clone());
     let doubts = alone.doubt().map(str::to_owned).into_iter().chain(sandbox.said.iter().cloned());
+    let doubts = doubts.chain(commands.iter().flat_map(|commands| commands.said.iter().cloned()));
     doubts.for_each(|text| log.write(&Event::now(What::Note(text))));
 
     let figures = Arc::new(Figures::default());
     let Ways { blocker, hands, laid_anew, leftovers, said } =
-        ways::open(&config, &watch.host(), (&events, &inbox, &figures))?;
+        ways::open(&config, &watch.host(), commands.as_ref().map(Commands::spawner), (&events, &inbox, &figures))?;
     said.into_iter().for_each(|what| log.write(&Event::now(what)));
     let control = Server::open(&places.socket);
     let control =
@@ -278,9 +289,8 @@ async fn serve(
     }
 
     if uses_nft || routes.is_some() {
-        let nft = uses_nft.then(Nft::open).transpose()?;
-        let kind = routes.map(|_| RouteSocket::open().map(|socket| (socket, ways::kind(&config)))).transpose()?;
-        tokio::spawn(comparison::compare(inbox.clone(), Compared { nft, routes: kind }));
+        let wanted = Wanted { nft: uses_nft, routes: routes.map(|_| ways::kind(&config)) };
+        tokio::spawn(comparison::compare(inbox.clone(), wanted, Compared::open(wanted)?));
     }
     if let Some(port_id) = routes {
         let monitor = RouteMonitor::open(port_id).map_err(system("follow the kernel's routes"))?;
@@ -294,6 +304,7 @@ async fn serve(
         desk: Desk::new(figures),
         alone,
         sandbox,
+        commands,
         config,
         reread,
         watch,

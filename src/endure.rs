@@ -3,10 +3,11 @@
 //! systemd starts it anew.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -63,15 +64,15 @@ pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// Panics, once, where the variable PORTSENTRY_TRIP names this `place`, for tests of what then goes on. Only a build for
-/// development does.
+/// Panics, once, where the variable PORTSENTRY_TRIP names this `place` (several have commas between them), for tests of what
+/// then goes on. Only a build for development does.
 #[inline]
 #[expect(clippy::panic, reason = "that is what it is for")]
 pub(crate) fn trip(place: &str) {
-    static DONE: AtomicBool = AtomicBool::new(false);
+    static DONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if cfg!(debug_assertions)
-        && std::env::var_os("PORTSENTRY_TRIP").is_some_and(|named| named == place)
-        && !DONE.swap(true, Ordering::Relaxed)
+        && std::env::var("PORTSENTRY_TRIP").is_ok_and(|named| named.split(',').any(|name| name == place))
+        && DONE.lock().unwrap_or_else(PoisonError::into_inner).insert(place.to_owned())
     {
         panic!("tripped in the {place},\nas a test wants it");
     }

@@ -17,7 +17,7 @@ mod tests;
 pub type Target = fn(&[u8]);
 
 /// Each target by its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("capture", capture),
     ("config", config),
     ("control", control),
@@ -30,6 +30,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("nft", nft),
     ("rtnetlink", rtnetlink),
     ("sock_diag", sock_diag),
+    ("spawner", spawner),
 ];
 
 /// A capture file, pcap or pcapng.
@@ -142,4 +143,9 @@ pub fn rtnetlink(bytes: &[u8]) {
 /// What the kernel tells of sockets.
 pub fn sock_diag(bytes: &[u8]) {
     netlink::sock_diag::fuzz(bytes);
+}
+
+/// What the daemon and the process that runs its commands say to each other.
+pub fn spawner(bytes: &[u8]) {
+    enforce::run::fuzz(bytes);
 }

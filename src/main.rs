@@ -14,13 +14,19 @@ use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::protocol::Refusal;
 use portsentry::control::{commands, list, watch};
-use portsentry::daemon::{self, DaemonError, Places};
+use portsentry::daemon::{self, DaemonError, Places, spawner};
 use portsentry::import::{self, ImportError};
 use portsentry::page::{self, Figures};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::log;
 
 fn main() -> ExitCode {
+    if let Some(part) = spawner::Part::of(std::env::args_os()) {
+        return match spawner::play(&part) {
+            Ok(()) => cli::EXIT_DONE.into(),
+            Err(error) => fail(&error, cli::EXIT_FAILED),
+        };
+    }
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => {

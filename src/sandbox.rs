@@ -38,7 +38,7 @@ pub struct Needs {
     pub low_ports: bool,
     /// Look-ups of names, which load libraries.
     pub names: bool,
-    /// Commands of the administrator's, which inherit all of this.
+    /// It runs commands of the administrator's, which inherit all of this.
     pub commands: bool,
     /// Files of others are replaced, and keep their owner.
     pub others_files: bool,
@@ -147,6 +147,12 @@ impl Sandbox {
             reach: None,
             said: Vec::new(),
         }
+    }
+
+    /// True where it is certain that `path` can be read, or written.
+    #[must_use]
+    pub fn reaches(&self, path: &Path, write: bool) -> bool {
+        self.reach.as_ref().is_some_and(|reach| reach.has(path, write))
     }
 
     /// A sentence where `path` cannot be read, or written, since the sandbox was made for other settings.

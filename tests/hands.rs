@@ -29,6 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::Case;
 use portsentry::enforce::hands::{Hands, News, Settings, Stopped, Task, Way};
+use portsentry::enforce::run::{RunSettings, Spawner, pair, serve};
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{Class, Protocol};
 
@@ -54,6 +55,14 @@ fn subject(address: &str) -> Subject {
 
 /// How long anything that must happen may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Who runs commands, on a thread of this process.
+fn spawner(settings: &RunSettings) -> Spawner {
+    let (ours, theirs) = pair().unwrap();
+    let settings = settings.clone();
+    std::thread::spawn(move || serve(&theirs, &settings).unwrap());
+    Spawner::over(ours, std::process::id(), || None)
+}
 
 /// The thread, and what it has told.
 struct Bench {

@@ -194,6 +194,15 @@ fn status(told: &Fields) -> String {
     if let Some(now) = part(told, "sandbox") {
         line(&mut out, "sandbox", &sandbox(now));
     }
+    if let Some(commands) = part(told, "commands") {
+        let process = number(commands, "process");
+        let running = commands.get("running").and_then(Value::as_bool).unwrap_or_default();
+        let rest = match part(commands, "sandbox").filter(|_| running) {
+            Some(now) => format!("run by process {process}: {}", sandbox(now)),
+            None => format!("none is run, because process {process} has ended: restart portsentry"),
+        };
+        line(&mut out, "commands", &rest);
+    }
     if let Some(last) = part(told, "last_event") {
         let who = last.get("subject").or_else(|| last.get("source")).and_then(Value::as_str);
         let who = who.map_or(String::new(), |who| format!(" {who}"));
@@ -202,7 +211,7 @@ fn status(told: &Fields) -> String {
     out
 }
 
-/// What the daemon has given up, and what it has not.
+/// What a process has given up, and what it has not.
 fn sandbox(now: &Fields) -> String {
     let user = match now.get("user").and_then(Value::as_str) {
         Some(user) => user.to_owned(),

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::record::{Remembered, lifted};
 use super::{DaemonError, system};
+use crate::endure;
 use crate::enforce::Case;
 use crate::enforce::hands::{Adopted, Orders, Task, Way as Slow};
 use crate::enforce::nft::{BlockError, Nft};
@@ -53,11 +54,15 @@ impl Adoption {
     /// Does it on a thread of its own: a full set takes the kernel seconds to show.
     pub(super) fn start(self) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new().name("adopt".to_owned());
-        thread.spawn(move || self.run()).map(drop).map_err(system("start a thread"))
+        let work = move || {
+            endure::again(|| self.hand_over());
+            // What a panic has cut off half-way is found by the marker.
+            endure::again(|| self.adopt());
+        };
+        thread.spawn(work).map(drop).map_err(system("start a thread"))
     }
 
-    fn run(self) {
-        self.hand_over();
+    fn adopt(&self) {
         let mut bans: Vec<StandingBan> = self.remembered.iter().map(Remembered::standing).collect();
         if self.ways.contains(&Way::Nft) {
             match self.adopt_elements(&bans) {
@@ -112,6 +117,7 @@ impl Adoption {
             let _ = std::fs::write(&self.marker, b"");
             for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
                 self.send(Order::Restore(part.to_vec(), &[Way::Nft]));
+                endure::trip("adopt");
             }
             // An answer comes behind all of them.
             let (sent, done) = oneshot::channel();

@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::DaemonError;
+use crate::endure;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::{Kind, RouteError, missing_routes, swept_routes};
 use crate::engine::subject::Subject;
@@ -34,16 +36,30 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// Bans that the sensor repairs between two looks at the packets: some 20 ms.
 const REPAIRED_AT_ONCE: usize = 1_000;
 
+/// What there is to compare.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    /// The sets of nftables.
+    pub(super) nft: bool,
+    /// Own routes of this kind.
+    pub(super) routes: Option<Kind>,
+}
+
 /// What is compared, each with a socket of its own.
 pub(super) struct Compared {
-    /// The sets of nftables.
-    pub(super) nft: Option<Nft>,
-    /// Own routes of this kind.
-    pub(super) routes: Option<(RouteSocket, Kind)>,
+    nft: Option<Nft>,
+    routes: Option<(RouteSocket, Kind)>,
 }
 
 /// Compares, on a task of its own, until the sensor has gone.
-pub(super) async fn compare(inbox: Inbox, mut compared: Compared) {
+pub(super) async fn compare(inbox: Inbox, wanted: Wanted, compared: Compared) {
+    let mut compared = Some(compared);
+    while endure::caught(rounds(&inbox, wanted, &mut compared)).await.is_none() {
+        tokio::time::sleep(endure::PAUSE).await;
+    }
+}
+
+async fn rounds(inbox: &Inbox, wanted: Wanted, compared: &mut Option<Compared>) {
     let (mut elements, mut routes): (HashSet<Subject>, HashSet<Subject>) = Default::default();
     loop {
         tokio::time::sleep(PAUSE).await;
@@ -58,12 +74,15 @@ pub(super) async fn compare(inbox: Inbox, mut compared: Compared) {
         if sample.is_empty() {
             continue;
         }
+        // A panic has taken the sockets along. Where there are no others now, there may be in a second.
+        let Some(mut looks) = compared.take().or_else(|| Compared::open(wanted).ok()) else { continue };
         let looked = tokio::task::spawn_blocking(move || {
-            let found = compared.look(&sample);
-            (compared, found)
+            endure::trip("comparison");
+            let found = looks.look(&sample);
+            (looks, found)
         });
-        let Ok((sockets, found)) = looked.await else { return };
-        compared = sockets;
+        let Ok((looks, found)) = looked.await else { continue };
+        *compared = Some(looks);
         // Missed once, it may be about to be told of: lifted, expired, swept away. Missed twice, nobody will tell.
         elements.extend(found.elements);
         routes.extend(found.routes);
@@ -85,6 +104,13 @@ struct Found {
 }
 
 impl Compared {
+    /// Opens the sockets.
+    pub(super) fn open(wanted: Wanted) -> Result<Self, DaemonError> {
+        let nft = wanted.nft.then(Nft::open).transpose()?;
+        let routes = wanted.routes.map(|kind| RouteSocket::open().map(|socket| (socket, kind))).transpose()?;
+        Ok(Self { nft, routes })
+    }
+
     fn look(&mut self, sample: &Sample) -> Found {
         let mut found = Found::default();
         if let Some(nft) = &mut self.nft {
@@ -103,7 +129,15 @@ impl Compared {
 
 /// Follows what others do to the own routes, on a task of its own, until the sensor has gone.
 pub(super) async fn follow_routes(inbox: Inbox, mut monitor: RouteMonitor) {
+    while endure::caught(follow(&inbox, &mut monitor)).await.is_none() {
+        // What it had in hand is found by the comparison.
+        tokio::time::sleep(endure::PAUSE).await;
+    }
+}
+
+async fn follow(inbox: &Inbox, monitor: &mut RouteMonitor) {
     while let Ok(first) = monitor.next().await {
+        endure::trip("routes");
         let mut gone: HashSet<IpNet> = HashSet::new();
         let mut unsaid = note(&mut gone, first);
         let end = Instant::now() + SWEEP;
@@ -120,7 +154,7 @@ pub(super) async fn follow_routes(inbox: Inbox, mut monitor: RouteMonitor) {
         let one = gone.iter().next().copied().and_then(Subject::exactly);
         match one {
             Some(subject) if gone.len() == 1 && !unsaid => drop(inbox.put(Order::RouteRemoved(subject))),
-            _ => match repair_all(&inbox).await {
+            _ => match repair_all(inbox).await {
                 Some(()) => {}
                 None => return,
             },
@@ -154,7 +188,7 @@ async fn repair_all(inbox: &Inbox) -> Option<()> {
         swept_routes(&mut RouteSocket::open()?, &sample.routes)
     });
     // What cannot be read now is found by the comparison.
-    let missing = missing.await.ok()?.unwrap_or_default();
+    let missing = missing.await.ok().and_then(Result::ok).unwrap_or_default();
     for part in missing.chunks(REPAIRED_AT_ONCE) {
         let mut order = Order::Repair(Way::Route, part.to_vec());
         while let Err(back) = inbox.put(order) {

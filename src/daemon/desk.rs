@@ -1,33 +1,26 @@
 //! Requests of operators to answers: what can be said at once is, what the sensor knows it is asked for.
 
-use std::net::IpAddr;
+mod explain;
+mod status;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use super::shell::Shell;
-use crate::config::{BlockPolicy, Method, Mode, Protocol, parse_expiry, parse_network};
+use crate::config::{parse_expiry, parse_network};
 use crate::control::protocol::{Refusal, Reply, Request};
 use crate::control::server::{Asked, Peer};
-use crate::enforce::nft::Nft;
-use crate::engine::ports::PortSet;
 use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Explanation, Host, Protection, Suspicion};
-use crate::ledger::{Ending, Entry, Recorder};
-use crate::metrics::{self, Snapshot};
-use crate::report::event::{Event, Way, What};
+use crate::engine::{Host, Protection};
+use crate::report::event::{Event, What};
 use crate::report::json::rfc3339;
-use crate::sandbox::Sandbox;
 use crate::sensor::{Figures, Order, Wish};
 
-/// Bans up to which the kernel's own are counted for `status`: some 20 ms. The time grows with the square.
-const COUNTED: usize = 20_000;
-
-/// Past bans of an address that `explain` tells.
-const TOLD: usize = 20;
+pub(super) use status::sandbox;
 
 /// What the daemon can say about itself.
 pub(super) struct Desk {
@@ -246,119 +239,6 @@ impl Shell {
             Err(error) => Reply::not(Refusal::Failed, error),
         }
     }
-
-    fn explain(&mut self, answer: oneshot::Sender<Reply>, address: &str) {
-        let Ok(address) = address.parse::<IpAddr>() else {
-            return drop(answer.send(usage(format!("{address:?} is not an address; write for example \"192.0.2.7\""))));
-        };
-        let (sent, known) = oneshot::channel();
-        self.deliver(Order::Wish(Wish::Explain { address, answer: sent }));
-        let recorder = self.record.recorder();
-        tokio::spawn(async move {
-            let explanation = match of_sensor(known).await {
-                Ok(explanation) => explanation,
-                Err(reply) => return drop(answer.send(reply)),
-            };
-            let mut told = explained(address, &explanation);
-            let past = match recorder {
-                Some(recorder) => past(&recorder, &explanation).await,
-                // A host that only logs has no ledger.
-                None => None,
-            };
-            told.insert("bans".to_owned(), past.as_ref().map(Vec::len).into());
-            let bans = past.map(|past| past.iter().rev().take(TOLD).map(entry).collect::<Vec<_>>());
-            told.insert("history".to_owned(), bans.into());
-            let _ = answer.send(Reply::Done(told));
-        });
-    }
-
-    /// Gives out the figures, as soon as the sensor has counted its bans.
-    pub(super) fn scrape(&mut self, place: oneshot::Sender<String>) {
-        let since = self.desk.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let uses_nft = self.config.block.method.contains(&Method::Nft) && self.enforces();
-        let snapshot = Snapshot {
-            started: since.as_secs_f64(),
-            capacity: uses_nft.then(|| self.config.block.nft.size.into()),
-            events_lost: self.desk.lost,
-            allowed: self.watch.host().allow.prefixes().count() as u64,
-            ..Snapshot::default()
-        };
-        let (sent, counted) = oneshot::channel();
-        self.deliver(Order::Wish(Wish::Count { answer: sent }));
-        let figures = Arc::clone(self.desk.figures());
-        tokio::spawn(async move {
-            if let Ok(intended) = counted.await {
-                let snapshot = Snapshot { intended: intended as u64, ..snapshot };
-                let _ = place.send(metrics::text(&figures, snapshot));
-            }
-        });
-    }
-
-    fn status(&mut self, answer: oneshot::Sender<Reply>) {
-        let host = self.watch.host();
-        let figures = self.desk.figures();
-        let mut told = fields(json!({
-            "running": true,
-            "version": env!("CARGO_PKG_VERSION"),
-            "process": std::process::id(),
-            "since": rfc3339(self.desk.started),
-            "uptime_s": self.desk.since.elapsed().as_secs(),
-            "state": if !self.enforces() { "only logging" } else if self.trial.is_some() { "on trial" } else { "blocking" },
-            "trial_left_s": self.trial.map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
-            "expire": self.config.expire.to_string(),
-            "methods": self.config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>(),
-            "interfaces": self.config.interfaces,
-            "tcp": watched(&self.config.tcp, &host.tcp.everywhere()),
-            "udp": watched(&self.config.udp, &host.udp.everywhere()),
-            "packets": {
-                "seen": figures.frames.get(),
-                "dropped": figures.dropped.get(),
-                "malformed": figures.undecoded.get(),
-                "from_judged": figures.repeated.get(),
-                "connections": figures.connections.get(),
-            },
-            "probes": figures.probes.get(),
-            "sources_tracked": figures.suspects.get(),
-            "bans": {
-                "intended": null,
-                "enforced": null,
-                "made": figures.bans(),
-                "failed": Way::ALL.iter().map(|way| figures.failed_by(*way)).sum::<u64>(),
-                "capped": figures.capped.get(),
-                "repaired": figures.put_back(),
-            },
-            "trap": {
-                "ports": figures.trapped.get(),
-                "udp_ports": figures.trapped_udp.get(),
-                "condemned": figures.trap_caught.get(),
-                "let_go": figures.trap_let_go.get(),
-            },
-            "allowed": host.allow.prefixes().count(),
-            "ledger": self.state_dir.display().to_string(),
-            "sandbox": sandbox(&self.sandbox),
-            "last_event": self.desk.last.as_ref().map(crate::report::json::of),
-        }));
-        let (sent, counted) = oneshot::channel();
-        self.deliver(Order::Wish(Wish::Count { answer: sent }));
-        let in_kernel = self.config.block.method.contains(&Method::Nft) && self.enforces();
-        tokio::spawn(async move {
-            let intended = match of_sensor(counted).await {
-                Ok(intended) => intended,
-                Err(reply) => return drop(answer.send(reply)),
-            };
-            let enforced = match in_kernel && intended <= COUNTED {
-                true => {
-                    tokio::task::spawn_blocking(|| Some(Nft::open().ok()?.elements().ok()?.len())).await.ok().flatten()
-                }
-                false => None,
-            };
-            if let Some(Value::Object(bans)) = told.get_mut("bans") {
-                bans.insert("intended".to_owned(), intended.into());
-                bans.insert("enforced".to_owned(), enforced.into());
-            }
-            let _ = answer.send(Reply::Done(told));
-        });
-    }
 }
 
 /// Who asks, for the log and the ledger.
@@ -399,19 +279,6 @@ fn plain(network: IpNet) -> String {
     if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
-/// What the program has given up.
-fn sandbox(now: &Sandbox) -> Value {
-    json!({
-        "user": now.user,
-        "uid": now.uid,
-        "capabilities": now.capabilities.names(),
-        "no_new_privs": now.no_new_privs,
-        "landlock_abi": now.landlock,
-        "seccomp": now.seccomp.name(),
-        "core_dumps": now.core_dumps,
-    })
-}
-
 fn one_line(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -421,112 +288,4 @@ fn expires(expiry: Expiry) -> Value {
         Expiry::Never => "never".into(),
         Expiry::After(span) => rfc3339(SystemTime::now() + span).into(),
     }
-}
-
-fn watched(protocol: &Protocol, in_use: &PortSet) -> Value {
-    let mode = match protocol.mode {
-        Mode::Off => "off",
-        Mode::Connect => "connect",
-        Mode::Stealth => "stealth",
-        Mode::Advanced => "advanced",
-    };
-    let block = match protocol.block {
-        BlockPolicy::Yes => "yes",
-        BlockPolicy::No => "only logged",
-        BlockPolicy::Run => "run",
-    };
-    let wanted = protocol.watched();
-    let watched = wanted.without(in_use);
-    json!({
-        "mode": mode,
-        "block": block,
-        "ports": watched.to_string(),
-        "count": watched.iter().count(),
-        "left_out": wanted.without(&watched).to_string(),
-    })
-}
-
-/// Everything about an address, for a person and for a program.
-fn explained(address: IpAddr, known: &Explanation) -> Fields {
-    let suspicion = |suspicion: &Suspicion| {
-        let ports: Vec<Value> = suspicion
-            .ports
-            .iter()
-            .map(|(protocol, port, class)| json!({"proto": protocol.key(), "port": port, "class": class.key()}))
-            .collect();
-        json!({
-            "blocks": suspicion.blocks,
-            "distinct_ports": suspicion.distinct,
-            "forgiven": suspicion.forgiven,
-            "probes": suspicion.probes,
-            "last_s_ago": suspicion.silent.as_secs(),
-            "ports": ports,
-        })
-    };
-    let left = |expiry: Expiry| match expiry {
-        Expiry::Never => json!({"left": "for ever"}),
-        Expiry::After(span) => {
-            let whole = Duration::from_secs(span.as_secs());
-            let left = humantime::format_duration(whole).to_string();
-            json!({"left": left, "left_s": whole.as_secs(), "until": rfc3339(SystemTime::now() + span)})
-        }
-    };
-    fields(json!({
-        "address": address.to_string(),
-        "subject": known.subject.to_string(),
-        "protected": known.protection.map(|protection| protection.to_string()),
-        "blocked": known.blocked.map(|expiry| {
-            let mut state = left(expiry);
-            if let (Some(fields), Some(network)) = (state.as_object_mut(), known.network) {
-                fields.insert("network".to_owned(), network.to_string().into());
-            }
-            state
-        }),
-        "logged": known.logged.map(left),
-        "strikes": known.strikes,
-        "suspected": known.suspicions.iter().flatten().map(suspicion).collect::<Vec<_>>(),
-    }))
-}
-
-/// One past or present ban.
-pub(super) fn entry(entry: &Entry) -> Value {
-    let ban = &entry.ban;
-    let ended = entry.ended.as_ref().map(|ended| {
-        let how = match &ended.how {
-            Ending::Expired => "expired".to_owned(),
-            Ending::Replaced => "replaced by another".to_owned(),
-            Ending::Lifted { by } => format!("lifted by {by}"),
-        };
-        json!({"at": rfc3339(ended.at), "how": how})
-    });
-    json!({
-        "subject": ban.subject.to_string(),
-        "since": rfc3339(ban.since),
-        "until": ban.until.map(rfc3339),
-        "class": ban.class.map(|class| class.key()),
-        "ports": ban.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect::<Vec<_>>(),
-        "probes": ban.probes,
-        "method": ban.methods.to_string(),
-        "by": crate::ledger::author_key(ban.author),
-        "note": ban.note,
-        "strikes": entry.strikes,
-        "ended": ended,
-    })
-}
-
-/// The bans of an address, and of the network by which it is blocked, the oldest first.
-async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
-    let mut past = history(recorder, known.subject).await?;
-    if let Some(network) = known.network {
-        past.extend(history(recorder, network).await?);
-        past.sort_by_key(|entry| entry.ban.since);
-    }
-    Some(past)
-}
-
-/// All that the ledger has about `subject`; `None` where it cannot be read.
-async fn history(recorder: &Recorder, subject: Subject) -> Option<Vec<Entry>> {
-    let (sent, read) = oneshot::channel();
-    recorder.ask(move |ledger| drop(sent.send(ledger.of(subject)))).then_some(())?;
-    Some(read.await.ok()?.ok()?.items)
 }

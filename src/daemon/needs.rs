@@ -1,6 +1,7 @@
 //! Settings to what the program needs while it runs under them: files, capabilities and calls. Whatever a part of the
 //! program reads or writes stands here, or that part finds it closed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -39,15 +40,12 @@ pub(super) fn of(config: &Config, places: &Places) -> Needs {
     let protocols = [&config.tcp, &config.udp];
     let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
     let names = config.report.resolve_host || !config.allow.names.is_empty();
-    let commands = method(Method::Run) || protocols.iter().any(|protocol| protocol.block == BlockPolicy::Run);
     let mut needs = Needs {
         own: [Some(places.state_dir.clone()), folder(&places.socket)].into_iter().flatten().collect(),
         settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
         read: HOST.iter().chain(&NAMES).map(PathBuf::from).collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
         names,
-        commands,
-        root: commands.then_some("commands are run with its user"),
         ..Needs::default()
     };
     if names {
@@ -58,6 +56,18 @@ pub(super) fn of(config: &Config, places: &Places) -> Needs {
         replace(&mut needs, &config.block.hosts_deny.file);
     }
     needs
+}
+
+/// What the process needs that runs the commands, and which they inherit: any file that its user may open, and the rights
+/// to act on the network.
+pub(super) fn of_commands() -> Needs {
+    Needs { commands: true, root: Some("commands have the user that portsentry is started as"), ..Needs::default() }
+}
+
+/// True where commands are run.
+pub(super) fn runs_commands(config: &Config) -> bool {
+    let run = ways::blocks(config) && config.block.method.contains(&Method::Run);
+    run || [&config.tcp, &config.udp].iter().any(|protocol| protocol.block == BlockPolicy::Run)
 }
 
 /// Refuses what tells this program what to do, and could be changed by somebody else: the settings, the files that they
@@ -75,6 +85,21 @@ pub(super) fn out_of_reach(config: &Config, sandbox: &Sandbox) -> Option<String>
     let written = config.report.json_file.iter().map(|path| ("report.json_file", path, true));
     let closed = |(key, path, write): (_, &PathBuf, _)| Some((key, sandbox.out_of_reach(path, write)?));
     read.chain(written).find_map(closed).map(|(key, why)| format!("{key}: {why}"))
+}
+
+/// Sentences about commands that the daemon could change, though it can choose none.
+pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
+    let run = &config.block.run;
+    let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs_commands(config));
+    let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
+    let own = programs.into_iter().filter(|program| program.is_absolute() && sandbox.reaches(program, true));
+    let said = |program: &Path| {
+        format!(
+            "{} lies where portsentry writes, and who takes it over could change it: move the command elsewhere",
+            program.display()
+        )
+    };
+    own.map(said).collect()
 }
 
 /// A file of others is replaced as a whole.
@@ -117,8 +142,9 @@ mod tests {
         let connect = needs("[tcp]\nmode = \"connect\"\nports = \"23\"");
         assert_eq!(Needs { low_ports: false, ..connect.clone() }, plain);
         assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);
-        let run = needs("[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]");
-        assert!(run.commands && run.root.is_some());
+        let run = "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]";
+        assert_eq!(needs(run), plain, "another process runs them");
+        assert!(runs_commands(&Config::parse("test", run).unwrap()) && of_commands().root.is_some());
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "nobody is blocked, so nothing is written");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");

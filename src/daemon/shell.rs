@@ -11,6 +11,7 @@ use super::desk::Desk;
 use super::guard::Guard;
 use super::lines::Lines;
 use super::record::Record;
+use super::spawner::Commands;
 use super::supervisor::{self, Supervisor};
 use super::watch::HostWatch;
 use super::{DaemonError, Reread, system};
@@ -66,6 +67,8 @@ pub(super) struct Shell {
     pub(super) supervisor: Supervisor,
     pub(super) alone: Alone,
     pub(super) sandbox: Sandbox,
+    /// Who runs commands, where any are run.
+    pub(super) commands: Option<Commands>,
     /// Why the host cannot be read at the moment.
     pub(super) trouble: Option<String>,
     /// When the trial ends, unless somebody confirms.

@@ -9,7 +9,7 @@ use crate::enforce::hands::{Hands, News, Occasion, Settings, Way as Slow};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Action, BlockError, Installed, Nft, RulesetError, RulesetSpec, Trap, Watched};
 use crate::enforce::route::{Kind, Routes};
-use crate::enforce::run::RunSettings;
+use crate::enforce::run::{RunSettings, Spawner};
 use crate::engine::Host;
 use crate::engine::subject::{Expiry, Subject};
 use crate::report::event::{Event, Way, What};
@@ -80,21 +80,21 @@ pub(super) fn blocks(config: &Config) -> bool {
     [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Yes)
 }
 
-/// Opens the ways that the settings name; none where nobody is blocked and nothing is run.
+/// Opens the ways that the settings name; none where nobody is blocked and nothing is run. Commands are left to `spawner`.
 pub(super) fn open(
     config: &Config,
     host: &Host,
+    spawner: Option<Spawner>,
     (events, inbox, figures): (&Sender, &Inbox, &Arc<Figures>),
 ) -> Result<Ways, DaemonError> {
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
-    let runs = tells.contains(&true);
     let mut ways = Ways::default();
     [ways.blocker.tcp_tells, ways.blocker.udp_tells] = tells;
     if blocks(config) {
         ways.blocker.ways = config.block.method.iter().copied().map(way).collect();
     }
     let has = |way: Way| ways.blocker.ways.contains(&way);
-    let (nft, route, hosts_deny, run) = (has(Way::Nft), has(Way::Route), has(Way::HostsDeny), has(Way::Run) || runs);
+    let (nft, route, hosts_deny) = (has(Way::Nft), has(Way::Route), has(Way::HostsDeny));
     ways.blocker.first = has(Way::Run) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
@@ -133,14 +133,11 @@ pub(super) fn open(
             true => Some(HostsDeny::new(config.block.hosts_deny.file.clone(), &config.block.hosts_deny.line)?),
             false => None,
         },
-        run: match run {
-            true => Some(commands(config)?),
-            false => None,
-        },
+        run: spawner.map(|spawner| (run_settings(config), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };
     ways.blocker.end_connections = settings.end_connections;
-    if hosts_deny || run || settings.end_connections {
+    if hosts_deny || settings.run.is_some() || settings.end_connections {
         let tell = teller(settings.hosts_deny.clone(), events.clone(), inbox.clone(), Arc::clone(figures));
         let hands = Hands::start(settings, tell).map_err(super::system("start a thread"))?;
         ways.blocker.hands = Some(hands.orders());
@@ -210,17 +207,22 @@ pub(crate) fn kind(config: &Config) -> Kind {
     }
 }
 
+/// What the settings say of commands, if they can be run by whoever asks.
 pub(crate) fn commands(config: &Config) -> Result<RunSettings, DaemonError> {
+    let settings = run_settings(config);
+    settings.check()?;
+    Ok(settings)
+}
+
+fn run_settings(config: &Config) -> RunSettings {
     let run = &config.block.run;
-    let settings = RunSettings {
+    RunSettings {
         command: run.command.clone(),
         expire_command: run.expire_command.clone(),
         first: run.first,
         timeout: run.timeout,
         at_once: usize::try_from(run.at_once).unwrap_or(1),
-    };
-    settings.check()?;
-    Ok(settings)
+    }
 }
 
 /// A mode in the classic word: what `$MODE$` stands for.
@@ -295,7 +297,13 @@ fn teller(
                 What::Repaired { bans: subjects.len(), way: Way::HostsDeny }
             }
             News::Connections { subject, ended } => What::Disconnected { subject, connections: ended },
-            News::Unable { .. } | News::Lost { .. } => What::Error(text),
+            News::Unable { way, .. } => {
+                if way == Slow::Run {
+                    figures.failed(Way::Run);
+                }
+                What::Error(text)
+            }
+            News::Lost { .. } => What::Error(text),
         };
         events.send(Event::now(what));
     }

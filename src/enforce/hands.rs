@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::Case;
 use super::hosts_deny::HostsDeny;
-use super::run::RunSettings;
+use super::run::{RunSettings, Spawner};
 use crate::backlog::Backlog;
 use crate::endure;
 use crate::engine::subject::{Expiry, Subject};
@@ -53,8 +53,8 @@ pub enum Way {
 pub struct Settings {
     /// For [`Way::HostsDeny`].
     pub hosts_deny: Option<HostsDeny>,
-    /// For [`Way::Run`] and [`Task::Before`]; checked.
-    pub run: Option<RunSettings>,
+    /// For [`Way::Run`] and [`Task::Before`]: what the settings say of commands, and who runs them.
+    pub run: Option<(RunSettings, Spawner)>,
     /// The connections of every blocked source are ended, in the network namespace of whoever starts the thread.
     pub end_connections: bool,
 }
@@ -129,15 +129,14 @@ pub struct Left {
 }
 
 impl Hands {
-    /// Starts the thread. `tell` is called on it with what was done, and must not wait for long. Commands inherit the
-    /// scheduling of whoever calls this: not to be called by a thread with a real-time policy.
+    /// Starts the thread. `tell` is called on it with what was done, and must not wait for long.
     ///
     /// # Errors
-    /// Where the system has no thread or no pipe to give.
+    /// Where the system has no thread to give.
     pub fn start(settings: Settings, tell: impl FnMut(News) + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (ended, done) = sync_channel(1);
-        let mut work = Work::new(settings, Box::new(tell), Arc::clone(&shared))?;
+        let mut work = Work::new(settings, Box::new(tell), Arc::clone(&shared));
         let thread =
             thread::Builder::new().name("hands".to_owned()).spawn(move || endure::again(|| work.run(&ended)))?;
         let orders = Orders { shared, thread: thread.thread().clone() };

@@ -5,6 +5,9 @@
 //! new, input and working directory are nobody's, and the process leads a group of its own, so that the time limit ends what
 //! it has started, too. Who leaves the group (setsid(2)) or stays after the command has ended is left alone: the classic
 //! recipe puts a job for tomorrow into the background.
+//!
+//! Commands are run by a process of their own ([`serve`]), so that the daemon itself can do without the right to start a
+//! program. It is asked through a socket ([`Spawner`]), which program it runs stands in its own settings.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,11 +20,19 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use super::Case;
 use super::macros::{NAMES, Values, expand, unknown};
 
+mod message;
 mod output;
 mod process;
+mod serve;
+mod spawner;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use message::fuzz;
+pub(super) use message::{Answer, Which};
 pub use process::Outcome;
-pub(super) use process::{Ran, run};
+pub(super) use process::Ran;
+pub use serve::{Refused, serve};
+pub use spawner::{Spawner, pair};
 
 /// Where a command without a slash is looked for, and what it gets as its PATH.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -159,7 +170,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// `command` for `case`, ready to be started; and as a line for the log.
-pub(super) fn prepare(command: &[String], case: &Case) -> Result<(Command, String), RunError> {
+fn prepare(command: &[String], case: &Case) -> Result<(Command, String), RunError> {
     let target = case.subject.to_string();
     let values = Values { target: &target, case };
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;

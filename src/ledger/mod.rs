@@ -14,6 +14,7 @@ mod place;
 mod reader;
 mod row;
 mod schema;
+mod statements;
 mod strikes;
 mod writer;
 
@@ -21,7 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension, Statement, TransactionBehavior, named_params};
+use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method, Methods};
 pub use classic::{BLOCKED, Classic, HISTORY};
@@ -34,6 +35,7 @@ pub use writer::{Flushed, News, Recorder, Writer};
 use crate::engine::subject::Subject;
 use place::Place;
 use row::micros;
+use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements};
 
 /// The database's name in the state directory.
 pub const DATABASE: &str = "ledger.sqlite";
@@ -102,30 +104,6 @@ pub struct Count {
     /// In all.
     pub kept: u64,
 }
-
-/// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
-const NEWEST: &str = "
-    SELECT id, strikes, ended IS NULL, since, method, author = 'import' FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
-
-/// One more method of the same ban.
-const ALSO: &str = "UPDATE ban SET method = :method WHERE id = :id";
-
-/// Takes back a row that another says better.
-const DROP: &str = "DELETE FROM ban WHERE id = :id";
-
-/// Ends a ban. One whose time was already over has expired, whatever was meant to end it.
-const END: &str = "
-    UPDATE ban SET
-        ended = min(coalesce(until, :at), :at),
-        ending = CASE WHEN until <= :at THEN 'expired' ELSE :how END,
-        lifted_by = CASE WHEN until <= :at THEN NULL ELSE :by END
-    WHERE id = :id";
-
-const INSERT: &str = "
-    INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
-        note)
-    VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
-        :note)";
 
 const EXPIRE: &str = "
     UPDATE ban SET ended = until, ending = 'expired'
@@ -313,120 +291,6 @@ impl Ledger {
         let (result, uncounted) = result.map_err(LedgerError::database("write to", &self.path()))?;
         self.uncounted = uncounted;
         Ok(result)
-    }
-}
-
-/// The newest ban of a subject.
-struct Newest {
-    id: i64,
-    strikes: i64,
-    /// Nobody has marked its end.
-    open: bool,
-    since: i64,
-    methods: String,
-    imported: bool,
-}
-
-/// What every transaction that writes bans needs, prepared once for all of them.
-struct Statements<'a> {
-    newest: Statement<'a>,
-    also: Statement<'a>,
-    drop: Statement<'a>,
-    end: Statement<'a>,
-    insert: Statement<'a>,
-    recorded: u64,
-}
-
-impl<'a> Statements<'a> {
-    fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
-        let (newest, also, end) = (connection.prepare(NEWEST)?, connection.prepare(ALSO)?, connection.prepare(END)?);
-        Ok(Self {
-            newest,
-            also,
-            end,
-            drop: connection.prepare(DROP)?,
-            insert: connection.prepare(INSERT)?,
-            recorded: 0,
-        })
-    }
-
-    /// Notes the methods of `ban` with those of the open one that is the same; else records it.
-    fn add(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
-        match self.newest(&ban.subject.to_string())? {
-            Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
-                let methods = methods.parse().unwrap_or(Methods::default()).and(ban.methods);
-                self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
-            }
-            _ => self.record(ban),
-        }
-    }
-
-    fn record(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
-        let subject = ban.subject.to_string();
-        let strikes = match self.newest(&subject)? {
-            None => 0,
-            // A ban of the first moments, which the start has found in the kernel as well: its own row says more.
-            Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
-            Some(Newest { id, strikes, open: true, imported: true, since, .. }) if since >= micros(ban.since) => {
-                self.drop.execute(named_params! {":id": id})?;
-                strikes.clamp(0, i64::from(u32::MAX))
-            }
-            Some(Newest { id, strikes, open, .. }) => {
-                if open {
-                    self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
-                }
-                // What somebody else wrote there may be anything.
-                strikes.clamp(0, i64::from(u32::MAX) - 1) + 1
-            }
-        };
-        self.insert.execute(named_params! {
-            ":subject": subject,
-            ":source": ban.source.to_string(),
-            ":since": micros(ban.since),
-            ":until": ban.until.map(micros),
-            ":class": ban.class.map(crate::engine::Class::key),
-            ":ports": row::ports_text(&ban.ports),
-            ":probes": ban.probes,
-            ":interface": ban.interface,
-            ":strikes": strikes,
-            ":method": ban.methods.to_string(),
-            ":author": row::author_key(ban.author),
-            ":capped": ban.capped,
-            ":note": ban.note,
-        })?;
-        self.recorded += 1;
-        Ok(())
-    }
-
-    fn end(&mut self, subject: Subject, ended: &Ended) -> Result<bool, rusqlite::Error> {
-        match self.newest(&subject.to_string())? {
-            Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
-            _ => Ok(false),
-        }
-    }
-
-    fn newest(&mut self, subject: &str) -> Result<Option<Newest>, rusqlite::Error> {
-        let read = |row: &rusqlite::Row<'_>| {
-            Ok(Newest {
-                id: row.get(0)?,
-                strikes: row.get(1)?,
-                open: row.get(2)?,
-                // A failing disk may have written anything; then it is another ban.
-                since: row.get(3).unwrap_or(i64::MIN),
-                methods: row.get(4).unwrap_or_default(),
-                imported: row.get(5).unwrap_or_default(),
-            })
-        };
-        self.newest.query_row(named_params! {":subject": subject}, read).optional()
-    }
-
-    fn end_row(&mut self, id: i64, ended: &Ended) -> Result<(), rusqlite::Error> {
-        let (how, by) = match &ended.how {
-            Ending::Expired => (row::EXPIRED, None),
-            Ending::Replaced => (row::REPLACED, None),
-            Ending::Lifted { by } => (row::LIFTED, Some(by.as_str())),
-        };
-        self.end.execute(named_params! {":id": id, ":at": micros(ended.at), ":how": how, ":by": by}).map(drop)
     }
 }
 

@@ -1,8 +1,8 @@
 //! System calls to those that the program makes. A list: whatever is not on it ends the process at once, and the service
 //! manager starts it again. A few calls are on it that can be used in a harmful way, too; there the harmful way is an error.
 //!
-//! With commands, which inherit the filter and may be any program, it is the other way round: some calls that no command
-//! needs are errors, and all others pass.
+//! For the process that runs commands, which inherit the filter and may be any program, it is the other way round: some
+//! calls that no command needs are errors, and all others pass.
 //!
 //! The lists come from traces of the tests, from what libc, SQLite and libpcap call in less frequent cases, and from what
 //! other versions of libc call for the same.
@@ -171,6 +171,8 @@ const LISTED: &[i64] = &[
     libc::SYS_prctl,
     libc::SYS_kill,
     libc::SYS_tgkill,
+    // How the process that runs commands has ended.
+    libc::SYS_wait4,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,

@@ -46,6 +46,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "allowed",
             "ledger",
             "sandbox",
+            "commands",
             "last_event",
         ],
     ),

@@ -1,17 +1,22 @@
 //! The kernel's trap under those who mean it harm: its memory filled with forged sources, bans provoked in the name of
 //! somebody else, services that come and go.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
 use crate::lab::services::{EIGHT, Services};
 use crate::lab::{Lab, PATIENCE};
-use crate::support::{SHORTLY, eventually, forge, frozen, recorded, scan, start, trapped};
+use crate::support::{CLOSED, SHORTLY, eventually, forge, frozen, recorded, scan, start, trapped};
 
 /// `size` of the set `suspects` in nft/portsentry-trap.nft.
 const SUSPECTS: u32 = 65_536;
+
+/// `size` of the set `touched_udp` in nft/portsentry-trap-udp.nft.
+const TOUCHED_UDP: u32 = 65_536;
 
 /// Sources that only this lab knows.
 fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
@@ -21,6 +26,7 @@ fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
 /// Some 132,000 packets: as many sources as the kernel remembers, each below the threshold.
 #[test]
 fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and_passes() {
+    let _alone = alone();
     let lab = Lab::new(&["forger", "scanner", "client", "late"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = start(&lab, "[detect]\nwindow = \"20s\"\n");
@@ -52,6 +58,90 @@ fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and
             lab.banned().contains(&late)
         })
     });
+    assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
+}
+
+/// What the program says in figures of how full the kernel's memory is.
+fn filling(lab: &Lab, set: &str) -> u32 {
+    let text = lab.inside("victim", || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 9777)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let name = format!("portsentry_trap_elements{{set=\"{set}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or_else(|| panic!("{text}"));
+    value.split('.').next().unwrap().parse().unwrap()
+}
+
+/// One flood at a time: two would wait for each other until what the kernel remembers is over.
+fn alone() -> MutexGuard<'static, ()> {
+    static FLOOD: Mutex<()> = Mutex::new(());
+    FLOOD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the kernel says how many elements a set has (Linux 6.15).
+fn counts_elements() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(15))
+}
+
+/// One datagram to each of more closed ports than are forgiven.
+fn ask(lab: &Lab, host: &str) -> IpAddr {
+    lab.inside(host, || {
+        let socket = UdpSocket::bind((lab.v4(host), 0)).unwrap();
+        for port in CLOSED {
+            assert_eq!(socket.send_to(b"portscan", (lab.victim_v4(host), port)).unwrap(), 8);
+        }
+    });
+    lab.v4(host).into()
+}
+
+/// The same with datagrams, whose sources anybody can forge, below the threshold and far above what is remembered.
+#[test]
+fn forged_datagrams_fill_no_more_of_the_kernel_than_its_sets_hold_block_nobody_and_hide_no_scanner() {
+    let _alone = alone();
+    let lab = Lab::new(&["forger", "scanner", "client"]);
+    let _services = Services::open(&lab, &EIGHT);
+    // Longer than all of this takes: that there is room again after a window is shown with segments.
+    let settings = "[detect]\nwindow = \"10m\"\n[udp]\nblock = true\n[trap]\nudp = true\n\
+                    [metrics]\nlisten = \"127.0.0.1:9777\"\n";
+    let daemon = start(&lab, settings);
+    eventually("datagrams are counted", || lab.set_text("trapped_udp").contains("elements"));
+    let target = lab.victim_v4("forger").into();
+    let held = |set| u32::try_from(lab.set_text(set).matches("expires").count()).unwrap();
+    let packets = [901, 902].into_iter().flat_map(|port| forged(SUSPECTS + 400).map(move |source| (source, port)));
+    let scanner = frozen(&daemon, || {
+        let packets = packets.map(|(source, port)| raw::udp(source, target, (40_000, port)));
+        lab.wire("forger").pace(1_000_000, packets);
+        eventually("the kernel's memory is full", || held("suspects") == SUSPECTS);
+        assert_eq!((held("touched_udp"), held("touched")), (TOUCHED_UDP, 0));
+        // What the host itself asks is remembered by the port alone: no stranger adds to it.
+        assert_eq!(held("asked"), 0);
+        let scanner = ask(&lab, "scanner");
+        assert_eq!(lab.served("client", lab.victim_v4("client").into(), &EIGHT, 1), EIGHT.len());
+        assert!(lab.banned().is_empty(), "{:?}", lab.banned());
+        scanner
+    });
+    // The program works as it does without a trap, and says how full the kernel's memory is.
+    let mut fullest = 0;
+    eventually("the scanner is blocked", || {
+        fullest = fullest.max(filling(&lab, "suspects"));
+        ask(&lab, "scanner");
+        lab.banned().contains(&scanner)
+    });
+    eventually("the ledger has it, whatever comes beside it", || recorded(&lab) == [scanner]);
+    daemon.expect_line(&format!("attackalert: Host {scanner} has been blocked"));
+    assert_eq!(lab.banned(), [scanner], "nobody was blocked whose name was forged below the threshold");
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 22, PATIENCE));
+    eventually("its filling is a figure", || {
+        fullest = fullest.max(filling(&lab, "suspects"));
+        fullest > 0 || !counts_elements()
+    });
+    assert!(fullest <= SUSPECTS, "{fullest}");
     assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
 }
 

@@ -11,7 +11,7 @@ use portsentry::enforce::run::{Outcome, RunSettings};
 use portsentry::engine::subject::Expiry;
 use tempfile::TempDir;
 
-use super::{Bench, PATIENCE, case};
+use super::{Bench, PATIENCE, case, spawner};
 
 const RUN: [Way; 1] = [Way::Run];
 
@@ -27,7 +27,12 @@ fn run(script: &str) -> RunSettings {
 
 fn with(run: RunSettings) -> Bench {
     run.check().unwrap();
-    Bench::start(Settings { run: Some(run), ..Settings::default() })
+    unchecked(run)
+}
+
+fn unchecked(run: RunSettings) -> Bench {
+    let spawner = spawner(&run);
+    Bench::start(Settings { run: Some((run, spawner)), ..Settings::default() })
 }
 
 /// What is told of the next command.
@@ -217,7 +222,7 @@ fn a_command_that_cannot_be_started_is_an_outcome() {
     let (folder, _) = note();
     let program = folder.path().join("gone");
     let settings = RunSettings { command: vec![program.to_str().unwrap().to_owned()], ..RunSettings::default() };
-    let bench = Bench::start(Settings { run: Some(settings), ..Settings::default() });
+    let bench = unchecked(settings);
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
     assert!(matches!(&told.outcome, Outcome::NotStarted(error) if error.contains("No such file")), "{}", told.outcome);
@@ -311,9 +316,11 @@ fn methods_follow_each_other_in_the_order_that_is_given() {
     let script =
         format!("sleep 0.2; grep -qx 'ALL: $1' {path} 2>/dev/null && echo denied || echo open", path = path.display());
     let script = script.replace("'ALL: $1'", "\"ALL: $1\"");
+    let run = run(&script);
+    let spawner = spawner(&run);
     let bench = Bench::start(Settings {
         hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
-        run: Some(run(&script)),
+        run: Some((run, spawner)),
         end_connections: false,
     });
     bench.block(case("192.0.2.7", 60), &[Way::Run, Way::HostsDeny]);

@@ -5,6 +5,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod commands;
 mod files;
 mod lacking;
 mod rights;

@@ -10,11 +10,11 @@ use crate::lab::daemon::{Daemon, binary};
 use crate::lab::{Lab, PATIENCE, within};
 
 /// CAP_NET_ADMIN and CAP_NET_RAW, as the kernel writes them.
-const TWO: &str = "0000000000003000";
-const NONE: &str = "0000000000000000";
+pub(super) const TWO: &str = "0000000000003000";
+pub(super) const NONE: &str = "0000000000000000";
 
 /// What the kernel says of each thread: its name, and the lines of its status.
-fn threads(daemon: &Daemon) -> Vec<(String, String)> {
+pub(super) fn threads(daemon: &Daemon) -> Vec<(String, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap();
     let tasks = tasks.map(|task| task.unwrap().path());
     let read = |name: &str, task: &std::path::Path| fs::read_to_string(task.join(name));
@@ -22,18 +22,23 @@ fn threads(daemon: &Daemon) -> Vec<(String, String)> {
     tasks.filter_map(|task| Some((read("comm", &task).ok()?, read("status", &task).ok()?))).collect()
 }
 
-fn field<'a>(status: &'a str, name: &str) -> &'a str {
+pub(super) fn field<'a>(status: &'a str, name: &str) -> &'a str {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
 }
 
-fn told(lab: &Lab) -> Value {
+pub(super) fn told(lab: &Lab) -> Value {
+    status(lab)["sandbox"].clone()
+}
+
+/// All that `status` tells.
+pub(super) fn status(lab: &Lab) -> Value {
     let text = lab.run(
         "victim",
         binary().to_str().unwrap(),
         &["status", "--json", "--socket", lab.path("socket").to_str().unwrap()],
     );
-    serde_json::from_str::<Value>(&text).unwrap()["sandbox"].clone()
+    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
@@ -108,7 +113,7 @@ fn without_the_sandbox_all_is_kept_and_status_says_so() {
 }
 
 /// Runs what follows on a host that has the user, and no user else that would have its number.
-const WITH_USER: &str = r#"mount --bind "$1" /etc/passwd; mount --bind "$2" /etc/group; shift 2; exec "$@""#;
+pub(super) const WITH_USER: &str = r#"mount --bind "$1" /etc/passwd; mount --bind "$2" /etc/group; shift 2; exec "$@""#;
 
 #[test]
 fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {

@@ -4,7 +4,7 @@
 
 use crate::lab::Lab;
 use crate::lab::daemon::Daemon;
-use crate::support::{expect_held, ledger, operate, scan, scene, settings, text, within_patience};
+use crate::support::{asked, expect_held, ledger, operate, routes, scan, scene, settings, text, within_patience};
 
 fn tripping(lab: &Lab, place: &str, ways: &[&str]) -> Daemon {
     let path = lab.write("portsentry.toml", &settings(lab, ways, ""));
@@ -58,6 +58,55 @@ fn a_panic_of_the_hands_costs_no_ban_in_the_kernel_and_the_next_lines_are_writte
     expect_held(&lab, "nft", true, &daemon);
     expect_held(&lab, "hosts-deny", true, &daemon);
     assert!(text(&lab, "hosts.deny").contains("203.0.113.5"));
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_while_bans_are_put_back_costs_none_of_them() {
+    let lab = scene();
+    let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
+    let first = Daemon::start(&lab, &["--expire", "1h", "--config", path.to_str().unwrap()]);
+    for v6 in [false, true] {
+        scan(&lab, v6);
+        expect_held(&lab, "nft", v6, &first);
+    }
+    within_patience(|| ledger(&lab.path("state")).len() == 2, "two bans in the ledger");
+    first.stop();
+    // As a reboot does.
+    lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
+    let daemon = tripping(&lab, "adopt", &["nft"]);
+    expect_told(&daemon, "adopt", "adopt");
+    for v6 in [false, true] {
+        expect_held(&lab, "nft", v6, &daemon);
+    }
+    within_patience(|| !lab.path("state").join("restoring").exists(), "the mark of an interrupted start is taken away");
+    assert_eq!(ledger(&lab.path("state")).len(), 2, "nobody was taken for lifted");
+    daemon.stop();
+}
+
+#[test]
+fn after_panics_of_what_compares_and_of_what_follows_routes_both_go_on() {
+    let lab = scene();
+    let daemon = tripping(&lab, "comparison,routes", &["route"]);
+    scan(&lab, false);
+    expect_held(&lab, "route", false, &daemon);
+    let told = |place: &str| {
+        let line = format!("tripped in the {place},?");
+        within_patience(|| !daemon.lines_with(&line).is_empty(), "the panic is told");
+    };
+    told("comparison");
+    let address = lab.v4("attacker").to_string();
+    let delete = || lab.run("victim", "ip", &["route", "del", "blackhole", &address, "proto", "112"]);
+    // Of the first it is told only to what panics over it, and then it is missed by what has panicked before.
+    delete();
+    told("routes");
+    expect_held(&lab, "route", false, &daemon);
+    within_patience(|| asked(&lab, &["status"])["bans"]["repaired"] == 1, "it is counted");
+    assert_eq!(daemon.lines_with("unblocked"), [""; 0]);
+    // The second is told to what has panicked, too.
+    delete();
+    daemon.expect_line(&format!("adminalert: Host {address} has been unblocked by somebody who deleted its route"));
+    assert_eq!(routes(&lab), "");
     daemon.stop();
 }
 

@@ -1,17 +1,17 @@
-//! Commands that are to be run, in the order in which they came, a few at once and each on a thread of its own that waits
-//! for it. Two commands for one subject never run at the same time.
+//! Commands that are to be run, in the order in which they came, a few at once, by the process that does nothing else
+//! ([`Spawner`]). Two commands for one subject never run at the same time. Where that process has ended, those that are asked
+//! for fail, as with any way that fails.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::io::{self, PipeReader, PipeWriter, pipe};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use super::bans::Bans;
-use super::{HELD, News, Occasion, pause};
+use super::{HELD, News, Occasion, Way, pause};
+use crate::endure;
 use crate::enforce::Case;
-use crate::enforce::run::{Outcome, Ran, RunSettings, prepare, run};
+use crate::enforce::run::{Answer, Outcome, Ran, RunSettings, Spawner, Which};
 use crate::engine::subject::Subject;
 
 /// Commands for new bans that wait. Strangers make them, so there is an end.
@@ -33,7 +33,7 @@ pub(super) struct Job {
     pub(super) attempt: u32,
 }
 
-/// What a thread has to say of its command.
+/// What has become of a command.
 struct Finished {
     job: Job,
     command: String,
@@ -43,6 +43,7 @@ struct Finished {
 /// The commands that wait and those that run.
 pub(super) struct Commands {
     settings: RunSettings,
+    spawner: Spawner,
     waiting: VecDeque<Job>,
     /// Those in `waiting` that are not for the end of a ban.
     new: usize,
@@ -51,28 +52,62 @@ pub(super) struct Commands {
     serial: u64,
     /// Blocks that wait for their command, and until when at most; in this order, since all have the same limit.
     awaited: VecDeque<(Duration, Case)>,
-    finished: (Sender<Finished>, Receiver<Finished>),
-    /// Hung up when the commands are to end.
-    quit: (Option<PipeWriter>, Arc<PipeReader>),
+    /// Commands that are run, by the number under which they were asked for.
+    asked: HashMap<u64, Job>,
+    number: u64,
+    /// Commands that could not be asked for.
+    unasked: VecDeque<Finished>,
+    /// Answers as they come; `None` is the last, and says that there will be no more.
+    answers: (Sender<Option<Answer>>, Receiver<Option<Answer>>),
+    listens: bool,
+    quits: bool,
     /// Commands that were dropped.
     pub(super) lost: u64,
 }
 
 impl Commands {
-    pub(super) fn new(settings: RunSettings) -> io::Result<Self> {
-        let (reader, writer) = pipe()?;
-        Ok(Self {
+    pub(super) fn new((settings, spawner): (RunSettings, Spawner)) -> Self {
+        Self {
             settings,
+            spawner,
             waiting: VecDeque::new(),
             new: 0,
             running: HashSet::new(),
             retries: BTreeMap::new(),
             serial: 0,
             awaited: VecDeque::new(),
-            finished: channel(),
-            quit: (Some(writer), Arc::new(reader)),
+            asked: HashMap::new(),
+            number: 0,
+            unasked: VecDeque::new(),
+            answers: channel(),
+            listens: false,
+            quits: false,
             lost: 0,
-        })
+        }
+    }
+
+    /// Has answers taken in from now on, on a thread that wakes the calling one.
+    pub(super) fn listen(&mut self) {
+        if std::mem::replace(&mut self.listens, true) {
+            return;
+        }
+        let (spawner, sender, hands) = (self.spawner.clone(), self.answers.0.clone(), thread::current());
+        let work = move || {
+            endure::again(|| {
+                while let Some(answer) = spawner.next() {
+                    // The other end is there as long as anybody waits.
+                    let _ = sender.send(Some(answer));
+                    hands.unpark();
+                }
+            });
+            let _ = sender.send(None);
+            hands.unpark();
+        };
+        if thread::Builder::new().name("commands".to_owned()).spawn(work).is_err() {
+            // No answer would ever be heard.
+            self.spawner.hang_up();
+            let _ = self.answers.0.send(None);
+        }
     }
 
     /// Puts a command in line; false where there is no room, and it is lost and counted.
@@ -143,34 +178,62 @@ impl Commands {
     }
 
     fn start(&mut self, job: Job) {
-        let words = match job.occasion {
-            Occasion::Release => &self.settings.expire_command,
-            Occasion::Before | Occasion::Block => &self.settings.command,
+        let (which, words) = match job.occasion {
+            Occasion::Release => (Which::End, &self.settings.expire_command),
+            Occasion::Before | Occasion::Block => (Which::Begin, &self.settings.command),
         };
         self.running.insert(job.case.subject);
-        let (sender, quit, limit) = (self.finished.0.clone(), Arc::clone(&self.quit.1), self.settings.timeout);
-        let hands = thread::current();
-        let started = prepare(words, &job.case).map_err(|error| error.to_string()).and_then(|(prepared, command)| {
-            let work = move || {
-                let ran = run(prepared, limit, &quit);
-                // The other end is there as long as anybody waits.
-                let _ = sender.send(Finished { job, command, ran });
-                hands.unpark();
-            };
-            thread::Builder::new().name("command".to_owned()).spawn(work).map_err(|error| error.to_string())
-        });
-        if let Err(error) = started {
-            let ran = Ran { outcome: Outcome::NotStarted(error), output: String::new(), took: Duration::ZERO };
-            let _ = self.finished.0.send(Finished { job, command: words.join(" "), ran });
-            // There is nobody who would wake this thread.
-            thread::current().unpark();
+        self.number += 1;
+        match self.spawner.ask(self.number, which, job.case) {
+            Ok(()) => drop(self.asked.insert(self.number, job)),
+            Err(error) => {
+                let ran = Ran { outcome: Outcome::NotStarted(error), output: String::new(), took: Duration::ZERO };
+                self.unasked.push_back(Finished { job, command: words.join(" "), ran });
+                // There is nobody who would wake this thread.
+                thread::current().unpark();
+            }
+        }
+    }
+
+    /// What has become of a command since the last call.
+    fn next_finished(&mut self, tell: &mut dyn FnMut(News)) -> Option<Finished> {
+        loop {
+            if let Some(finished) = self.unasked.pop_front() {
+                return Some(finished);
+            }
+            match self.answers.1.try_recv().ok()? {
+                Some(Answer { number, command, ran }) => {
+                    // What nobody asked for is nobody's.
+                    if let Some(job) = self.asked.remove(&number) {
+                        return Some(Finished { job, command, ran });
+                    }
+                }
+                None => self.end(tell),
+            }
+        }
+    }
+
+    /// The process that runs commands has ended, and all that it ran is left alone.
+    fn end(&mut self, tell: &mut dyn FnMut(News)) {
+        for (_, job) in self.asked.drain() {
+            let ran = Ran { outcome: Outcome::Unknown, output: String::new(), took: Duration::ZERO };
+            self.unasked.push_back(Finished { job, command: "its command".to_owned(), ran });
+        }
+        if !self.quits {
+            let how = self.spawner.end().map_or(String::new(), |how| format!(" ({how})"));
+            let process = self.spawner.process();
+            let reason = format!(
+                "process {process}, which runs commands, has ended{how}; all else goes on, and no command is run until \
+                 portsentry is restarted"
+            );
+            tell(News::Unable { way: Way::Run, reason });
         }
     }
 
     /// Takes what has ended since the last call. The subjects whose ban has its first run behind it.
     pub(super) fn collect(&mut self, now: Duration, bans: &Bans, tell: &mut dyn FnMut(News)) -> Vec<Subject> {
         let mut ended = Vec::new();
-        while let Ok(Finished { job, command, ran }) = self.finished.1.try_recv() {
+        while let Some(Finished { job, command, ran }) = self.next_finished(tell) {
             let Job { id, case, occasion, attempt } = job;
             self.running.remove(&case.subject);
             let again = if ran.outcome.is_success() { None } else { self.try_again(now, job, &ran.outcome, bans) };
@@ -228,6 +291,7 @@ impl Commands {
 
     /// Has all that run be ended.
     pub(super) fn quit(&mut self) {
-        self.quit.0 = None;
+        self.quits = true;
+        self.spawner.hang_up();
     }
 }

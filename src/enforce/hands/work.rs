@@ -1,7 +1,6 @@
 //! What the thread does, round after round: takes tasks, notes what has ended, writes lines, ends connections, starts
 //! commands, and rests until there is more.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
@@ -43,10 +42,10 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(News) + Send>, shared: Arc<Shared>) -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(News) + Send>, shared: Arc<Shared>) -> Self {
+        Self {
             lines: settings.hosts_deny.map(Lines::new),
-            commands: settings.run.map(Commands::new).transpose()?,
+            commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
             bans: Bans::default(),
@@ -54,10 +53,13 @@ impl Work {
             shared,
             told: (0, 0),
             losses_due: Duration::ZERO,
-        })
+        }
     }
 
     pub(super) fn run(&mut self, ended: &SyncSender<Left>) {
+        if let Some(commands) = &mut self.commands {
+            commands.listen();
+        }
         let last = loop {
             // Asked first: what was handed over before the order to end is then in the queue.
             let stop = self.shared.stop.get().copied();

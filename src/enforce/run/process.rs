@@ -35,6 +35,8 @@ pub enum Outcome {
     Stopped,
     /// It was never started.
     NotStarted(String),
+    /// The process that runs commands has ended before it could say.
+    Unknown,
 }
 
 impl Outcome {
@@ -54,6 +56,7 @@ impl fmt::Display for Outcome {
             Self::TimedOut => f.write_str("was ended at its time limit"),
             Self::Stopped => f.write_str("was ended because portsentry ends"),
             Self::NotStarted(error) => write!(f, "could not be started: {error}"),
+            Self::Unknown => f.write_str("was left alone, because the process that runs commands has ended"),
         }
     }
 }
@@ -69,7 +72,7 @@ pub(in crate::enforce) struct Ran {
 
 /// Runs `command` for at most `limit`, and less where `quit` is hung up meanwhile. Returns when the process has ended, or a
 /// little after the limit when its whole group has been killed; what it has left in the background is not waited for.
-pub(in crate::enforce) fn run(mut command: Command, limit: Duration, quit: &PipeReader) -> Ran {
+pub(super) fn run(mut command: Command, limit: Duration, quit: &PipeReader) -> Ran {
     let started = Instant::now();
     let ended = start(&mut command).and_then(|(child, reader)| {
         // Its copies of the pipe's end would keep the pipe open.

@@ -1,0 +1,252 @@
+//! Commands beside a daemon that can start no program: what each of the two processes may do, and what becomes of one when
+//! the other ends.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::lab::daemon::Daemon;
+use crate::lab::{Lab, PATIENCE, within};
+use crate::rights::{NONE, TWO, WITH_USER, field, status, threads};
+
+/// A command that is this script for the shell, and settings that have it run.
+fn hook(lab: &Lab, script: &str) -> PathBuf {
+    let hook = lab.write("hook", &format!("#!/bin/sh\n{script}\n"));
+    fs::set_permissions(&hook, Permissions::from_mode(0o700)).unwrap();
+    hook
+}
+
+fn settings(hook: &Path, more: &str) -> String {
+    format!("[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [{hook:?}, \"$TARGET$\"]\n{more}")
+}
+
+fn start(lab: &Lab, script: &str, more: &str, arguments: &[&str]) -> Daemon {
+    let text = settings(&hook(lab, script), more);
+    Daemon::start_configured(lab, &text, &[&["--scan-trigger", "0"], arguments].concat())
+}
+
+fn scan(lab: &Lab) {
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+}
+
+fn expect_banned(lab: &Lab) {
+    within(PATIENCE, || lab.banned().contains(&lab.v4("attacker").into()).then_some(())).expect("it blocks");
+}
+
+/// The process that runs commands, by what `status` says.
+fn spawner(lab: &Lab) -> i32 {
+    let commands = &status(lab)["commands"];
+    assert_eq!(commands["running"], json!(true), "{commands}");
+    i32::try_from(commands["process"].as_i64().unwrap()).unwrap()
+}
+
+fn of(process: i32) -> String {
+    fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default()
+}
+
+/// Waits until a process is there no more, or is only waited for.
+fn expect_gone(process: i32) {
+    let gone = || {
+        let status = of(process);
+        (status.is_empty() || field(&status, "State").starts_with('Z')).then_some(())
+    };
+    within(PATIENCE, gone).unwrap_or_else(|| panic!("{}", of(process)));
+}
+
+/// Waits for a whole line of a file.
+fn line_of(path: &Path) -> String {
+    let line = within(PATIENCE, || fs::read_to_string(path).ok().filter(|text| text.ends_with('\n')));
+    line.unwrap_or_else(|| panic!("{} has no line", path.display())).trim().to_owned()
+}
+
+/// What a daemon without commands has given up, each kind once.
+fn given_up(daemon: &Daemon) -> Vec<String> {
+    const KINDS: [&str; 8] =
+        ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"];
+    let threads = threads(daemon);
+    let all = |kind: &str| -> Vec<String> {
+        let mut found: Vec<_> = threads.iter().map(|(_, status)| field(status, kind).to_owned()).collect();
+        found.sort();
+        found.dedup();
+        found
+    };
+    KINDS.iter().map(|kind| format!("{kind} {}", all(kind).join(" "))).collect()
+}
+
+#[test]
+fn with_commands_the_daemon_gives_up_as_much_as_without_and_they_have_the_rights_that_they_had() {
+    let lab = Lab::new(&["attacker"]);
+    let plain = Daemon::start_configured(&lab, "", &[]);
+    let (expected, told) = (given_up(&plain), status(&lab));
+    assert_eq!(told["commands"], json!(null));
+    plain.stop();
+
+    // A file that no daemon in its sandbox opens, though it is root's.
+    let note = tempfile::tempdir().unwrap();
+    let note = note.path().join("note");
+    let script = format!(
+        "head -c 0 /etc/shadow && grep -E '^(Uid|Cap|NoNew|Seccomp)' /proc/self/status > {0}.new && mv {0}.new {0}",
+        note.display()
+    );
+    let daemon = start(&lab, &script, "", &[]);
+    assert_eq!(given_up(&daemon), expected);
+    let line = daemon.expect_line("could change it");
+    assert!(line.contains(&format!("{} lies where portsentry writes", lab.path("hook").display())), "{line}");
+    let now = status(&lab);
+    assert_eq!(now["sandbox"], told["sandbox"]);
+    assert_eq!(now["sandbox"]["seccomp"], json!("allow-list"));
+    assert!(now["sandbox"]["landlock_abi"].as_i64().is_some_and(|version| version >= 1), "{now}");
+    let expected = json!({
+        "user": "root",
+        "uid": 0,
+        "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
+        "no_new_privs": true,
+        "landlock_abi": null,
+        "seccomp": "deny-list",
+        "core_dumps": false,
+    });
+    assert_eq!(now["commands"]["sandbox"], expected);
+    scan(&lab);
+    expect_banned(&lab);
+    daemon.expect_line("External command run for host: ");
+    let rights = fs::read_to_string(&note).unwrap();
+    assert_eq!(field(&rights, "Uid"), "0\t0\t0\t0");
+    for (set, expected) in
+        [("CapPrm", TWO), ("CapEff", TWO), ("CapBnd", TWO), ("CapAmb", NONE), ("NoNewPrivs", "1"), ("Seccomp", "2")]
+    {
+        assert_eq!(field(&rights, set), expected, "{set}");
+    }
+    // The kernel keeps it from what lies elsewhere, with commands too.
+    lab.write("portsentry.toml", &settings(&lab.path("hook"), "[allow]\nfiles = [\"/etc/shadow\"]\n"));
+    daemon.signal(Signal::HUP);
+    daemon.expect_line("/etc/shadow cannot be read in the sandbox");
+    let process = spawner(&lab);
+    daemon.stop();
+    expect_gone(process);
+}
+
+#[test]
+fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
+    let lab = Lab::new(&["attacker"]);
+    let passwd = lab.write("passwd", "root:x:0:0::/root:/bin/sh\nportsentry:x:4242:4243::/:/usr/sbin/nologin\n");
+    let group = lab.write("group", "root:x:0:\nportsentry:x:4243:\n");
+    let state = lab.path("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(state.parent().unwrap(), Permissions::from_mode(0o711)).unwrap();
+    let note = tempfile::tempdir().unwrap();
+    let note = note.path().join("note");
+    // Only root can run it, and write there. What lies beside the socket is the daemon's own, and so it is said.
+    let hook = note.with_file_name("hook");
+    fs::rename(self::hook(&lab, &format!("id -u > {}", note.display())), &hook).unwrap();
+    let text = settings(&hook, "");
+    let configuration = lab.write("portsentry.toml", &text);
+    fs::set_permissions(&configuration, Permissions::from_mode(0o644)).unwrap();
+    let wrapper = ["sh", "-ec", WITH_USER, "sh", passwd.to_str().unwrap(), group.to_str().unwrap()];
+    let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    for (name, status) in threads(&daemon) {
+        assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");
+    }
+    let process = spawner(&lab);
+    assert_eq!(field(&of(process), "Uid"), "0\t0\t0\t0");
+    scan(&lab);
+    let line = daemon.expect_line("External command run for host: ");
+    assert!(line.contains("; succeeded"), "{line}");
+    assert_eq!(line_of(&note), "0");
+    assert_eq!(daemon.lines_with("could change it"), [""; 0]);
+    daemon.stop();
+    expect_gone(process);
+}
+
+#[test]
+fn a_command_that_outlives_its_limit_is_ended_and_said() {
+    let lab = Lab::new(&["attacker"]);
+    let note = lab.path("note");
+    let daemon = start(&lab, &format!("echo $$ > {}; exec sleep 1000", note.display()), "timeout = \"1s\"\n", &[]);
+    scan(&lab);
+    let process = line_of(&note).parse().unwrap();
+    daemon.expect_line("was ended at its time limit after ");
+    expect_gone(process);
+    daemon.stop();
+}
+
+#[test]
+fn without_the_process_that_runs_commands_it_goes_on_blocking_and_says_what_is_missing() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = start(&lab, "true", "", &[]);
+    let process = spawner(&lab);
+    // The service manager and a terminal tell all processes to end; this one waits for the daemon's word.
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
+    }
+    assert_eq!(spawner(&lab), process);
+    kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
+    let line = daemon.expect_line("which runs commands, has ended");
+    assert!(
+        line.contains(&format!("process {process}, which runs commands, has ended (signal: 9 (SIGKILL))")),
+        "{line}"
+    );
+    expect_gone(process);
+    assert!(of(process).is_empty(), "nobody has taken leave of it");
+    scan(&lab);
+    expect_banned(&lab);
+    daemon.expect_line("could not be started: the process that runs commands has ended; restart portsentry");
+    let now = status(&lab);
+    assert_eq!((&now["state"], &now["commands"]["running"]), (&json!("blocking"), &json!(false)));
+    assert!(now["bans"]["failed"].as_i64().is_some_and(|failed| failed >= 2), "{now}");
+    daemon.stop();
+}
+
+#[test]
+fn commands_that_run_end_with_the_daemon_also_where_it_is_killed() {
+    let lab = Lab::new(&["attacker"]);
+    let note = lab.path("note");
+    for killed in [false, true] {
+        let _ = fs::remove_file(&note);
+        let daemon = start(&lab, &format!("echo $$ > {}; exec sleep 1000", note.display()), "", &[]);
+        let process = spawner(&lab);
+        scan(&lab);
+        let command = line_of(&note).parse().unwrap();
+        if killed {
+            daemon.kill();
+        } else {
+            let log = daemon.stop();
+            assert!(log.contains("was ended because portsentry ends"), "{log}");
+        }
+        expect_gone(command);
+        expect_gone(process);
+        lab.run("victim", "nft", &["flush", "set", "inet", "portsentry", "blocked"]);
+        fs::remove_dir_all(lab.path("state")).unwrap();
+    }
+}
+
+#[test]
+fn without_the_sandbox_commands_run_with_all_rights() {
+    let lab = Lab::new(&["attacker"]);
+    let note = lab.path("note");
+    let daemon = start(&lab, &format!("grep ^CapEff /proc/self/status > {}", note.display()), "", &["--no-sandbox"]);
+    scan(&lab);
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    assert_eq!(field(&line_of(&note), "CapEff"), field(&own, "CapEff"));
+    assert_eq!(status(&lab)["commands"]["sandbox"]["seccomp"], json!("off"));
+    daemon.stop();
+}
+
+#[test]
+fn commands_that_cannot_be_run_stop_the_start_with_what_to_do() {
+    let lab = Lab::new(&[]);
+    let hook = lab.write("hook", "");
+    fs::set_permissions(&hook, Permissions::from_mode(0o644)).unwrap();
+    let settings = lab.write("portsentry.toml", &settings(&hook, ""));
+    let ended = Daemon::run_to_end(&lab, &[], &["--config", settings.to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+    assert!(
+        ended.log.contains("block.run: ") && ended.log.contains(&format!("chmod 755 {}", hook.display())),
+        "{}",
+        ended.log
+    );
+    assert_eq!(ended.log.lines().count(), 1, "{}", ended.log);
+}
