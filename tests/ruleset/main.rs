@@ -8,6 +8,7 @@ mod lab;
 
 mod bans;
 mod install;
+mod kernels;
 mod million;
 mod networks;
 mod packets;
