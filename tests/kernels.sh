@@ -11,6 +11,7 @@ PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 programs=${TESTS:-host sandbox ruleset monitor routes trap connect hands portsentry main_job ledger trials faults defects}
 accel=${ACCEL:-$([ -w /dev/kvm ] && echo kvm || echo tcg)}
 cpu=${CPU:-$([ "$accel" = kvm ] && echo host,-arch-capabilities || echo max)}
+slowness=$([ "$accel" = kvm ] && echo 1 || echo 8)
 limit=${LIMIT:-$([ "$accel" = kvm ] && echo 900 || echo 3600)}
 manifest=$PWD
 work=${CARGO_TARGET_DIR:-$PWD/target}/kernels
@@ -18,10 +19,10 @@ mkdir -p "$work"
 
 # What the tests and the program run, and the programs that the root itself needs.
 tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft nmap masscan zmap hping3 strace ping tcpdmatch
-    kmod modprobe depmod insmod lsmod conntrack getent)
+    kmod modprobe depmod insmod lsmod getent perl)
 packages=(coreutils util-linux mount)
 data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.conf.d
-    /etc/alternatives/awk)
+    /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base)
 
 # suite VERSION: where Debian keeps the kernel of this version.
 suite() {
@@ -116,6 +117,7 @@ build_root() {
     git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$root$manifest"
     echo "$manifest" >"$root/manifest"
     echo "${ARGUMENTS:-}" >"$root/arguments"
+    echo "$slowness" >"$root/slowness"
     # What a test has the C compiler build is built here.
     mkdir -p "$root/built"
     cc -O2 -o "$root/built/no-ipv6.c" tests/faults/no-ipv6.c

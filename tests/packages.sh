@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|deb|all
+# Installs what is missing of the Debian or Ubuntu packages that a target needs: packages.sh build|test|lint|deb|kernels|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
@@ -10,6 +10,8 @@ test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping 
 lint=(shellcheck)
 # dpkg-shlibdeps and the compressor.
 deb=(dpkg-dev binutils xz-utils)
+# The machine that boots other kernels, and what makes its root.
+kernels=(qemu-system-x86 cpio kmod binutils)
 cargo_deb=3.8.0
 
 case "${1:-all}" in
@@ -17,8 +19,9 @@ case "${1:-all}" in
     test) wanted=("${build[@]}" "${test[@]}") ;;
     lint) wanted=("${build[@]}" "${lint[@]}") ;;
     deb) wanted=("${build[@]}" "${deb[@]}") ;;
+    kernels) wanted=("${build[@]}" "${test[@]}" "${kernels[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|deb|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|lint|deb|kernels|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then

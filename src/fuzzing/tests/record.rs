@@ -81,7 +81,11 @@ fn nf_tables() {
     nft::install(&mut socket, &spec).unwrap();
     let mut batch = Batch::new();
     let hour = Expiry::After(Duration::from_secs(3600));
-    nft::put_bans(&mut batch, nft::Kernel::oldest(), &[(subject("192.0.2.7"), hour), (subject("198.51.100.1"), Expiry::Never)]);
+    nft::put_bans(
+        &mut batch,
+        nft::Kernel::oldest(),
+        &[(subject("192.0.2.7"), hour), (subject("198.51.100.1"), Expiry::Never)],
+    );
     nft::put_bans(&mut batch, nft::Kernel::oldest(), &[(subject("2001:db8:1:2::/64"), hour)]);
     if let Subject::Wide(wide) = subject("203.0.113.0/24") {
         nft::put_network(&mut batch, wide, None, hour);

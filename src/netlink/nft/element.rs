@@ -333,7 +333,11 @@ mod tests {
     fn a_restored_ban_is_these_bytes() {
         let day = Some(Duration::from_secs(86_400));
         let mut batch = Batch::new();
-        put_restored(&mut batch, Kernel::oldest(), &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))]);
+        put_restored(
+            &mut batch,
+            Kernel::oldest(),
+            &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
+        );
         // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
         let head = |length: u32, kind: u16, flags: u16| {
             let mut bytes = length.to_ne_bytes().to_vec();

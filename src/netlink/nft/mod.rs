@@ -24,8 +24,8 @@ pub(crate) use element::{
     put_protected, put_protected_change, put_restored, put_set_dump,
 };
 pub use element::{Remaining, put_ban};
-pub use kernel::Kernel;
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
+pub use kernel::Kernel;
 pub(crate) use message::{Message, Messages, attributes, text};
 pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
 pub(crate) use ruleset::{set_count, set_size};
