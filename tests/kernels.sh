@@ -185,7 +185,8 @@ choose() {
         accel=kvm
         : >"$work/start.log"
         # Without a root it ends as soon as it has started.
-        machine 60 -serial "file:$work/start.log" -kernel "$1"/package/boot/vmlinuz-* -append "console=ttyS0 panic=-1" || true
+        machine 60 -serial "file:$work/start.log" -kernel "$1"/package/boot/vmlinuz-* -append "console=ttyS0 panic=-1" \
+            2>"$work/start.err" || true
         if ! grep -q '^\[.*Linux version' "$work/start.log"; then
             echo "The KVM of this machine boots no such kernel; it is done by software" >&2
             accel=tcg
