@@ -2,6 +2,7 @@
 # make test           every test; the last line says how many ran (ARGS goes to cargo test)
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
 # make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench leak": one of them)
+# make test-kernels   the tests that talk to the kernel, on Debian's 5.10, 6.1 and 6.12 in QEMU (ARGS="6.1": that one)
 # make fuzz           each fuzz target for 10 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
 # make reproducible   makes the package twice at different places, and compares: 10 to 30 minutes
@@ -18,8 +19,8 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test demo bench fuzz deb reproducible audit msrv beside man lint fmt setup setup-build setup-test setup-lint \
-    setup-deb setup-audit setup-beside
+.PHONY: run build test test-kernels demo bench fuzz deb reproducible audit msrv beside man lint fmt setup setup-build \
+    setup-test setup-lint setup-deb setup-audit setup-beside setup-kernels
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -29,6 +30,9 @@ build: setup-build
 
 test: setup-test
 	@tests/run.sh --locked $(ARGS)
+
+test-kernels: setup-kernels
+	@tests/kernels.sh $(ARGS)
 
 demo: setup-test build
 	@tests/demo.sh $(PROGRAM)
@@ -60,7 +64,7 @@ man:
 lint: setup-lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh packaging/*.sh packaging/debian/postrm packaging/examples/mail-on-ban
+	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postrm packaging/examples/mail-on-ban
 
 fmt:
 	cargo fmt
@@ -68,5 +72,5 @@ fmt:
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint setup-deb setup-audit setup-beside: setup-%:
+setup-build setup-test setup-lint setup-deb setup-audit setup-beside setup-kernels: setup-%:
 	@tests/packages.sh $*

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what is missing of the Debian or Ubuntu packages that a target needs:
-# packages.sh build|test|lint|deb|audit|beside|all
+# packages.sh build|test|lint|deb|audit|beside|kernels|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
@@ -13,6 +13,8 @@ lint=(shellcheck)
 deb=(dpkg-dev binutils xz-utils jq)
 # What makes a Debian of its own: for tests/beside.sh, tests/deb.sh and tests/quick-start.sh.
 beside=(mmdebstrap)
+# The machine that boots other kernels, and what makes its root.
+kernels=(qemu-system-x86 cpio kmod binutils)
 cargo_deb=3.8.0
 cargo_deny=0.20.2
 
@@ -23,8 +25,9 @@ case "${1:-all}" in
     deb) wanted=("${build[@]}" "${deb[@]}") ;;
     audit) wanted=("${build[@]}") ;;
     beside) wanted=("${beside[@]}") ;;
+    kernels) wanted=("${build[@]}" "${test[@]}" "${kernels[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|deb|audit|beside|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|lint|deb|audit|beside|kernels|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then

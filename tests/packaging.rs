@@ -142,8 +142,8 @@ fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
     for folder in ["packaging", "packaging/examples", "packaging/examples/fail2ban", "packaging/logcheck"] {
         for file in files(folder).iter().filter(|file| file.is_file()) {
             let name = file.strip_prefix(path("")).unwrap().to_str().unwrap();
-            // These two make the package.
-            assert!(listed(name) || ["sh", "awk"].iter().any(|tool| name.ends_with(tool)), "{name} is not packaged");
+            // These make the package.
+            assert!(listed(name) || ["sh", "awk", "jq"].iter().any(|tool| name.ends_with(tool)), "{name} is not packaged");
         }
     }
 }

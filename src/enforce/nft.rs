@@ -19,7 +19,7 @@ use protected::Protected;
 pub use trap::Filling;
 
 pub use crate::netlink::nft::{
-    Action, Installed, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
+    Action, Installed, Kernel, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 
@@ -92,6 +92,8 @@ pub struct Nft {
     blocked_anew: Option<Instant>,
     /// Whom the kernel's allow-list holds; `None` where that is not known.
     protected: Option<Protected>,
+    /// What the kernel can do; `None` where it was not asked yet.
+    kernel: Option<Kernel>,
 }
 
 impl Nft {
@@ -108,7 +110,18 @@ impl Nft {
             trapped: false,
             blocked_anew: None,
             protected: None,
+            kernel: None,
         })
+    }
+
+    /// What the kernel can do. It is asked once; the table must be there by then.
+    pub fn kernel(&mut self) -> Kernel {
+        *self.kernel.get_or_insert_with(|| Kernel::probe(&mut self.socket))
+    }
+
+    /// Takes the kernel for one that can only do this, whatever it could.
+    pub fn treat_as(&mut self, kernel: Kernel) {
+        self.kernel = Some(kernel);
     }
 
     /// The number by which the kernel names this socket in notifications of what it changed.
@@ -123,7 +136,10 @@ impl Nft {
     /// As [`nft::install`].
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
-        nft::install(&mut self.socket, spec)
+        let installed = nft::install(&mut self.socket, spec)?;
+        // Now rather than on the way of a packet: a kernel that cannot takes its time to say so.
+        self.kernel();
+        Ok(installed)
     }
 
     /// What [`Nft::install`] would find: the sizes of the sets for IPv4 and IPv6, `None` where there is no table. Changes
@@ -170,7 +186,8 @@ impl Nft {
         if fresh && self.block_new(bans)? {
             return Ok(());
         }
-        self.change(Change::Block, bans, nft::put_bans, |(subject, _)| *subject)
+        let kernel = self.kernel();
+        self.change(Change::Block, bans, |batch, bans| nft::put_bans(batch, kernel, bans), |(subject, _)| *subject)
     }
 
     /// Blocks them if nobody has blocked one of them yet and there is room; whether they are blocked now. A third of the work
@@ -203,7 +220,8 @@ impl Nft {
     /// # Errors
     /// As [`Nft::block`].
     pub fn restore(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
-        self.restore_by(bans, nft::put_restored)
+        let kernel = self.kernel();
+        self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
     }
 
     /// The same for those whom the kernel has forgotten. Whoever is blocked there all the same stays so.
@@ -233,8 +251,9 @@ impl Nft {
     /// # Errors
     /// As [`Nft::block`].
     pub fn lift(&mut self, subjects: &[Subject]) -> Result<(), BlockError> {
+        let kernel = self.kernel();
         let put = |batch: &mut Batch, subjects: &[Subject]| {
-            subjects.iter().for_each(|subject| nft::put_lift(batch, *subject));
+            subjects.iter().for_each(|subject| nft::put_lift(batch, kernel, *subject));
         };
         let (wide, narrow): (Vec<_>, Vec<_>) = subjects.iter().copied().partition(|subject| is_wide(*subject));
         let done = self.change(Change::Lift, &narrow, put, |subject| *subject);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Lab, PATIENCE, within};
+use super::{Lab, PATIENCE, slowness, within};
 
 /// What the program says when it watches.
 const READY: &str = "adminalert: PortSentry is now active and listening.";
@@ -116,7 +116,7 @@ impl Daemon {
     /// Ends it the way an administrator does, and holds it to its promise: within a second, with exit code 0.
     pub(crate) fn stop(self) -> String {
         let (ended, took) = self.end_by(Signal::TERM);
-        assert!(took < Duration::from_secs(1), "it took {took:?} to end; {}", ended.log);
+        assert!(took < Duration::from_secs(1) * slowness(), "it took {took:?} to end; {}", ended.log);
         assert!(ended.status.success(), "{}; {}", ended.status, ended.log);
         ended.log
     }
@@ -178,7 +178,8 @@ impl Log {
     fn wait_for(&self, part: &str, limit: Duration) -> Option<String> {
         let found = |lines: &Lines| lines.lines.iter().find(|line| line.contains(part)).cloned();
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.0.1.wait_timeout_while(guard, limit, |lines| found(lines).is_none() && !lines.ended);
+        let wait =
+            self.0.1.wait_timeout_while(guard, limit * slowness(), |lines| found(lines).is_none() && !lines.ended);
         found(&wait.unwrap_or_else(PoisonError::into_inner).0)
     }
 
@@ -193,7 +194,7 @@ impl Log {
     /// Everything, once the stream has ended; bounded, since a child of the program could hold it open.
     fn to_end(&self) -> String {
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.0.1.wait_timeout_while(guard, PATIENCE, |lines| !lines.ended);
+        let wait = self.0.1.wait_timeout_while(guard, PATIENCE * slowness(), |lines| !lines.ended);
         wait.unwrap_or_else(PoisonError::into_inner).0.lines.join("\n")
     }
 }

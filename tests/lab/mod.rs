@@ -220,7 +220,7 @@ pub(crate) fn enter(namespace: &str) {
 
 /// Waits until `condition` gives something, looking every few milliseconds, for at most `limit`.
 pub(crate) fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit * slowness();
     loop {
         if let Some(value) = condition() {
             return Some(value);
@@ -230,6 +230,11 @@ pub(crate) fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// How many times as long everything may take: 1, and more in a machine that is made by software (tests/kernels.sh).
+pub(crate) fn slowness() -> u32 {
+    std::env::var("TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// Feeds lines to `ip -batch` in a namespace: one process, however many lines.

@@ -43,10 +43,11 @@ fn nobody_loses_protection_while_the_prefixes_are_replaced() {
                     sent.fetch_add(1, Ordering::Relaxed);
                 }
             });
+            // Two apart: none begins where the one before it ends.
             let mut other = 0_u8;
             while sent.load(Ordering::Relaxed) < 20_000 {
-                other = other.wrapping_add(1);
-                sets.protect(&[own, ipnet::Ipv4Net::new_assert([10, other, 0, 0].into(), 16).into()]).unwrap();
+                other = other.wrapping_add(2);
+                sets.follow_protected(&[own, ipnet::Ipv4Net::new_assert([10, other, 0, 0].into(), 16).into()]).unwrap();
             }
             done.store(true, Ordering::Relaxed);
         });

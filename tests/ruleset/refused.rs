@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portsentry::enforce::nft::{Action, Nft, RulesetSpec};
 use portsentry::engine::subject::Subject;
 
-use crate::lab::{Lab, PATIENCE, raw, within};
+use crate::lab::{Lab, PATIENCE, raw, slowness, within};
 use crate::{installed_with, nft, seconds, subject};
 
 /// A victim that rejects the packets of `stranger`, over IPv4 and IPv6.
@@ -141,7 +141,7 @@ fn no_more_packets_are_logged_than_the_rate_allows() {
             scope.spawn(|| {
                 for _ in 0..100 {
                     socket.send_to(b"x", address).unwrap();
-                    std::thread::sleep(Duration::from_millis(20));
+                    std::thread::sleep(Duration::from_millis(20) * slowness());
                 }
                 monitor.kill().unwrap();
             });

@@ -12,4 +12,6 @@ mod datagrams;
 #[cfg(test)]
 mod innocents;
 #[cfg(test)]
+mod lacking;
+#[cfg(test)]
 mod networks;

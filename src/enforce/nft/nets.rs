@@ -39,14 +39,12 @@ impl Nft {
         left: Expiry,
     ) -> Result<Result<(), Failure>, BlockError> {
         let mut answer = Ok(());
-        let mut inside = Vec::new();
+        let (mut inside, mut there) = (Vec::new(), false);
         for _ in 0..ATTEMPTS {
             self.batch.clear();
             inside.iter().for_each(|other| nft::put_network_lift(&mut self.batch, *other));
-            match inside.as_slice() {
-                [] => nft::put_network(&mut self.batch, network, length, left),
-                _ => nft::put_new_network(&mut self.batch, network, length, left),
-            }
+            let put = if there { nft::put_network } else { nft::put_new_network };
+            put(&mut self.batch, network, length, left);
             answer = self.socket.transact(&mut self.batch);
             match &answer {
                 Ok(()) => return Ok(Ok(())),
@@ -61,6 +59,7 @@ impl Nft {
                 let enough = lasts(remaining, left);
                 return Ok(if enough { Ok(()) } else { Err(Failure::Inside { around: Subject::Wide(around) }) });
             }
+            there = held().any(|(other, _)| other == network);
             let others = held().map(|(other, _)| other);
             inside = others.filter(|other| contains(network, *other) && *other != network).collect();
         }

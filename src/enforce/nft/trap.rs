@@ -54,6 +54,7 @@ impl Nft {
     /// # Errors
     /// As [`Nft::arm`].
     pub fn forget(&mut self, subjects: &[Subject]) -> Result<(), BlockError> {
+        let kernel = self.kernel();
         for subjects in subjects.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
             for sets in [[Set::Caught, Set::Suspects], [Set::Caught6, Set::Suspects6]] {
@@ -64,7 +65,7 @@ impl Nft {
                 };
                 let of_family: Vec<Subject> = subjects.iter().copied().filter(of_family).collect();
                 if !of_family.is_empty() {
-                    sets.into_iter().for_each(|set| nft::put_forget(&mut self.batch, set, &of_family));
+                    sets.into_iter().for_each(|set| nft::put_forget(&mut self.batch, kernel, set, &of_family));
                 }
             }
             if !self.batch.is_empty() {

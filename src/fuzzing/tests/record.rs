@@ -81,8 +81,12 @@ fn nf_tables() {
     nft::install(&mut socket, &spec).unwrap();
     let mut batch = Batch::new();
     let hour = Expiry::After(Duration::from_secs(3600));
-    nft::put_bans(&mut batch, &[(subject("192.0.2.7"), hour), (subject("198.51.100.1"), Expiry::Never)]);
-    nft::put_bans(&mut batch, &[(subject("2001:db8:1:2::/64"), hour)]);
+    nft::put_bans(
+        &mut batch,
+        nft::Kernel::oldest(),
+        &[(subject("192.0.2.7"), hour), (subject("198.51.100.1"), Expiry::Never)],
+    );
+    nft::put_bans(&mut batch, nft::Kernel::oldest(), &[(subject("2001:db8:1:2::/64"), hour)]);
     if let Subject::Wide(wide) = subject("203.0.113.0/24") {
         nft::put_network(&mut batch, wide, None, hour);
     }
@@ -90,7 +94,7 @@ fn nf_tables() {
     nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
     socket.transact(&mut batch).unwrap();
     batch.clear();
-    nft::put_lift(&mut batch, subject("192.0.2.7"));
+    nft::put_lift(&mut batch, nft::Kernel::oldest(), subject("192.0.2.7"));
     nft::put_flush(&mut batch, nft::Set::Touched);
     socket.transact(&mut batch).unwrap();
     let mut whole = Vec::new();

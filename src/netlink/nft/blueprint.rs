@@ -31,6 +31,13 @@ impl Work {
         place.checked_sub(1).and_then(|index| self.names.get(index)).map_or("a change", String::as_str)
     }
 
+    /// True where the message at `place` appends a rule.
+    pub(super) fn is_rule(&self, place: u32) -> bool {
+        let index = usize::try_from(place).ok().and_then(|place| place.checked_sub(1));
+        let message = index.and_then(|index| Messages(self.batch.messages()).nth(index));
+        message.and_then(|message| message.nft()).is_some_and(|(kind, _)| kind == kind::NEW_RULE)
+    }
+
     fn splice(&mut self, name: String, message: &[u8], flags: u16) {
         self.batch.splice(message, flags);
         self.names.push(name);

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::batch::Batch;
 use super::message::{Attributes, attributes, be_u32, put_request};
-use super::{Set, TABLE, flag, kind};
+use super::{Kernel, Set, TABLE, flag, kind};
 use crate::engine::subject::{Expiry, Subject};
 
 /// How long a ban has still to run; `None` for one that stays until somebody lifts it.
@@ -23,16 +23,16 @@ pub(crate) struct Element {
     pub(crate) remaining: Remaining,
 }
 
-/// Appends one ban. See [`put_bans`].
+/// Appends one ban, as every kernel takes it. See [`put_bans`].
 pub fn put_ban(batch: &mut Batch, subject: Subject, expiry: Expiry) {
-    put_bans(batch, &[(subject, expiry)]);
+    put_bans(batch, Kernel::oldest(), &[(subject, expiry)]);
 }
 
 /// Appends bans, at most [`BANS_A_MESSAGE`]: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12,
 /// and deleting alone fails where the element is missing or has just expired; the three work in every case, and nobody sees
-/// a gap between them. A subject must not stand in it twice.
-pub(crate) fn put_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
-    put_anew(batch, bans, |(subject, expiry)| (*subject, Times { timeout: timeout(*expiry), left: None }));
+/// a gap between them. A kernel that destroys needs no first one. A subject must not stand in it twice.
+pub(crate) fn put_bans(batch: &mut Batch, kernel: Kernel, bans: &[(Subject, Expiry)]) {
+    put_anew(batch, kernel, bans, |(subject, expiry)| (*subject, Times { timeout: timeout(*expiry), left: None }));
 }
 
 /// Appends bans of whom the kernel has forgotten: as they were before, and with a third of the work of [`put_restored`]. Who
@@ -62,19 +62,21 @@ pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
 
 /// Appends bans as they were before, as [`put_bans`]: who, how long in all, where that is known, and how long still.
 /// `nft list set` shows both.
-pub(crate) fn put_restored(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
-    put_anew(batch, bans, |(subject, length, left)| (*subject, Times::of(*length, *left)));
+pub(crate) fn put_restored(batch: &mut Batch, kernel: Kernel, bans: &[(Subject, Option<Duration>, Expiry)]) {
+    put_anew(batch, kernel, bans, |(subject, length, left)| (*subject, Times::of(*length, *left)));
 }
 
-fn put_anew<T>(batch: &mut Batch, bans: &[T], read: impl Fn(&T) -> (Subject, Times)) {
+fn put_anew<T>(batch: &mut Batch, kernel: Kernel, bans: &[T], read: impl Fn(&T) -> (Subject, Times)) {
     for set in [Set::Blocked, Set::Blocked6] {
         let bans = || bans.iter().map(&read).filter(|(subject, _)| Set::of(*subject) == set);
         if bans().next().is_some() {
-            batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans()));
-            batch.put(kind::DELETE_ELEMENT, 0, |list| {
-                fill(list, set, bans().map(|(subject, _)| (subject, Times::default())));
-            });
-            batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans()));
+            if !kernel.destroys() {
+                batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans()));
+            }
+            put_gone(batch, kernel, set, bans().map(|(subject, _)| subject));
+            // One that stands in it twice is refused here, as it is by the deletion above: the second time would be lost.
+            let exclusive = if kernel.destroys() { flag::EXCL } else { 0 };
+            batch.put(kind::NEW_ELEMENT, flag::CREATE | exclusive, |list| fill(list, set, bans()));
         }
     }
 }
@@ -108,9 +110,14 @@ impl Times {
     }
 }
 
-/// Appends the deletion of a ban, which fails where there is none.
-pub(crate) fn put_lift(batch: &mut Batch, subject: Subject) {
-    batch.put(kind::DELETE_ELEMENT, 0, |list| fill_one(list, subject));
+/// Appends the deletion of a ban, which fails where there is none and the kernel does not destroy.
+pub(crate) fn put_lift(batch: &mut Batch, kernel: Kernel, subject: Subject) {
+    put_gone(batch, kernel, Set::of(subject), std::iter::once(subject));
+}
+
+fn put_gone(batch: &mut Batch, kernel: Kernel, set: Set, subjects: impl Iterator<Item = Subject>) {
+    let kind = if kernel.destroys() { kind::DESTROY_ELEMENT } else { kind::DELETE_ELEMENT };
+    batch.put(kind, 0, |list| fill(list, set, subjects.map(|subject| (subject, Times::default()))));
 }
 
 /// Makes `request` the question whether `subject` is blocked.
@@ -307,10 +314,30 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_destroys_is_sent_two_messages_and_another_one_three() {
+        let kinds = |fill: &dyn Fn(&mut Batch)| {
+            let mut batch = Batch::new();
+            fill(&mut batch);
+            let messages = Messages(batch.messages()).filter_map(|message| message.nft());
+            messages.map(|(kind, _)| kind).collect::<Vec<_>>()
+        };
+        let (who, hour) = (subject("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
+        for (kernel, again, gone) in [(Kernel::oldest(), &[12, 14, 12][..], 14), (Kernel::of_later(), &[30, 12], 30)] {
+            assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(who, hour)])), again);
+            assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(who, None, hour)])), again);
+            assert_eq!(kinds(&|batch| put_lift(batch, kernel, who)), [gone]);
+        }
+    }
+
+    #[test]
     fn a_restored_ban_is_these_bytes() {
         let day = Some(Duration::from_secs(86_400));
         let mut batch = Batch::new();
-        put_restored(&mut batch, &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))]);
+        put_restored(
+            &mut batch,
+            Kernel::oldest(),
+            &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
+        );
         // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
         let head = |length: u32, kind: u16, flags: u16| {
             let mut bytes = length.to_ne_bytes().to_vec();
@@ -348,7 +375,7 @@ mod tests {
             (None, Expiry::Never, None, None),
         ] {
             let mut batch = Batch::new();
-            put_restored(&mut batch, &[(subject("fe80::1"), length, left)]);
+            put_restored(&mut batch, Kernel::oldest(), &[(subject("fe80::1"), length, left)]);
             let message = Messages(batch.messages()).last().unwrap();
             let (_, list) = message.nft().unwrap();
             let (_, elements) = attributes(list).find(|(kind, _)| *kind == LIST_ELEMENTS).unwrap();
@@ -373,7 +400,7 @@ mod tests {
             .map(|subject| (subject, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
             .collect();
         let mut batch = Batch::new();
-        put_restored(&mut batch, &bans);
+        put_restored(&mut batch, Kernel::oldest(), &bans);
         let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
         assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
         for (_, list) in lists {

@@ -23,27 +23,28 @@ pub(crate) struct Bound {
 }
 
 /// Appends a ban of `network` that lasts so long in all, where that is known, and so long still: add, delete, add, as for
-/// every ban. What overlaps it without being the same must be deleted before.
+/// every ban. It must be there, or nothing that overlaps it: where both its ends are ends of networks inside, Linux 6.1 and
+/// older take it for one that is there.
 pub(crate) fn put_network(batch: &mut Batch, network: Wide, length: Option<Duration>, left: Expiry) {
     let times = Times::of(length, left);
-    put(batch, kind::NEW_ELEMENT, network, times);
-    put(batch, kind::DELETE_ELEMENT, network, Times::default());
-    put(batch, kind::NEW_ELEMENT, network, times);
+    put(batch, kind::NEW_ELEMENT, flag::CREATE, network, times);
+    put(batch, kind::DELETE_ELEMENT, 0, network, Times::default());
+    put(batch, kind::NEW_ELEMENT, flag::CREATE, network, times);
 }
 
-/// The same where the transaction has deleted what was inside, so that there is no ban of it yet: deleting it as well is
-/// more than the kernel can do at once, because two dead elements and a live one then stand at one address.
+/// The same where there is no ban of it yet, nor, once the transaction has deleted it, of anything inside; fails where there
+/// is. To delete it here as well is more than the kernel can do at once, because two dead elements and a live one then stand
+/// at one address.
 pub(crate) fn put_new_network(batch: &mut Batch, network: Wide, length: Option<Duration>, left: Expiry) {
-    put(batch, kind::NEW_ELEMENT, network, Times::of(length, left));
+    put(batch, kind::NEW_ELEMENT, flag::CREATE | flag::EXCL, network, Times::of(length, left));
 }
 
 /// Appends the deletion of a ban of `network`, which fails where there is none of exactly this one.
 pub(crate) fn put_network_lift(batch: &mut Batch, network: Wide) {
-    put(batch, kind::DELETE_ELEMENT, network, Times::default());
+    put(batch, kind::DELETE_ELEMENT, 0, network, Times::default());
 }
 
-fn put(batch: &mut Batch, kind: u8, network: Wide, times: Times) {
-    let flags = if kind == kind::NEW_ELEMENT { flag::CREATE } else { 0 };
+fn put(batch: &mut Batch, kind: u8, flags: u16, network: Wide, times: Times) {
     batch.put(kind, flags, |list| {
         name(list, Set::of(Subject::Wide(network)));
         list.nest(LIST_ELEMENTS, |elements| put_interval(elements, network.network(), times));

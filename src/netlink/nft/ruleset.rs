@@ -94,6 +94,7 @@ pub enum RulesetError {
 /// # Errors
 /// [`RulesetError::Foreign`] where a table of this name has other contents, and what the kernel refuses.
 pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
+    let mut last = None;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         let wanted = Blueprint::new(&kept(spec, &found))?;
@@ -111,11 +112,12 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
         } else {
             (wanted.create(), Installed::Created)
         };
-        if carry_out(socket, work)? {
+        last = carry_out(socket, work)?;
+        if last.is_none() {
             return Ok(done);
         }
     }
-    Err(RulesetError::Contended)
+    Err(given_up(last))
 }
 
 /// What [`install`] would find: the sizes of `blocked` and `blocked6` where the table is there, whether its rules are those
@@ -162,11 +164,13 @@ pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetEr
 /// [`RulesetError::Foreign`] where that cannot be, and then nothing is changed: a set of another type stands in the place
 /// of ours, or the table is owned by a process. Further what the kernel refuses.
 pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
+    let mut last = None;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         let wanted = Blueprint::new(&kept(spec, &found))?;
         if !found.exists() {
-            if carry_out(socket, wanted.create())? {
+            last = carry_out(socket, wanted.create())?;
+            if last.is_none() {
                 return Ok(Repaired::Laid);
             }
             continue;
@@ -184,19 +188,20 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
             return Err(RulesetError::Foreign { difference: text.clone() });
         }
         let dormant = differences.iter().any(|difference| matches!(difference.part, Part::Flags(_)));
-        if differences.len() > usize::from(dormant)
-            && !carry_out(socket, wanted.mend(&found, &differences, known.then_some(&old)))?
-        {
-            continue;
+        if differences.len() > usize::from(dormant) {
+            last = carry_out(socket, wanted.mend(&found, &differences, known.then_some(&old)))?;
+            if last.is_some() {
+                continue;
+            }
         }
         // Not together with the rest: kernels refuse a new base chain in a table whose flags change.
-        if dormant && !carry_out(socket, wake())? {
+        if dormant && carry_out(socket, wake())?.is_some() {
             continue;
         }
         let emptied = wanted.missing_sets(&found).collect();
         return Ok(Repaired::Mended { difference: first, emptied });
     }
-    Err(RulesetError::Contended)
+    Err(given_up(last))
 }
 
 /// What is asked for, with the sets of networks where the table has them: what they hold is not to be lost.
@@ -205,12 +210,31 @@ fn kept(spec: &RulesetSpec, found: &Shape) -> RulesetSpec {
     RulesetSpec { wide: spec.wide || has(Set::BlockedNets) && has(Set::BlockedNets6), ..*spec }
 }
 
-/// Sends the transaction; false where the table was no longer as it was read.
-fn carry_out(socket: &mut Socket, mut work: Work) -> Result<bool, RulesetError> {
+/// What the kernel refused because the table was no longer as it was read: so it seems.
+struct Outrun {
+    object: String,
+    errno: Errno,
+    /// It is one of the rules.
+    rule: bool,
+}
+
+/// Why the table is not as it should be after all attempts. A kernel that lacks an expression says ENOENT of the rule, as it
+/// does of one whose set or chain somebody has just deleted; but nobody deletes as often as that.
+fn given_up(last: Option<Outrun>) -> RulesetError {
+    match last {
+        Some(Outrun { object, errno: errno @ Errno::NOENT, rule: true }) => RulesetError::Lacking { object, errno },
+        _ => RulesetError::Contended,
+    }
+}
+
+/// Sends the transaction; gives something where the table was no longer as it was read.
+fn carry_out(socket: &mut Socket, mut work: Work) -> Result<Option<Outrun>, RulesetError> {
     match socket.transact(&mut work.batch) {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(None),
         // Somebody was quicker: see what it is.
-        Err(SocketError::Refused { errno: Errno::EXIST | Errno::NOENT, .. }) => Ok(false),
+        Err(SocketError::Refused { message, errno: errno @ (Errno::EXIST | Errno::NOENT), .. }) => {
+            Ok(Some(Outrun { object: work.object(message).to_owned(), errno, rule: work.is_rule(message) }))
+        }
         Err(SocketError::Refused { message, errno: Errno::BUSY, .. }) => {
             let difference = format!("rules of somebody else that use what has to go ({})", work.object(message));
             Err(RulesetError::Foreign { difference })

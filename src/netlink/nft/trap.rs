@@ -22,7 +22,7 @@ use super::message::{Attributes, be_u32, be_u64};
 use super::rules::{LIMIT_BURST, LIMIT_RATE};
 use super::shape::{Flat, Rule, Shape};
 use super::spec::Trap;
-use super::{Set, TRAP, TRAP_BAN, TRAP_TOUCH, flag, kind};
+use super::{Kernel, Set, TRAP, TRAP_BAN, TRAP_TOUCH, flag, kind};
 pub(super) use rules::rules;
 
 use crate::engine::subject::{Expiry, Subject};
@@ -156,10 +156,12 @@ fn put_ports(batch: &mut Batch, set: Set, ports: &[(u16, u16)]) {
     }
 }
 
-/// Appends that these are in `set` no more, one of the trap's: added and deleted, because to delete who is not there fails,
-/// and to undo a transaction takes the kernel a thousand times as long as to do one.
-pub(crate) fn put_forget(batch: &mut Batch, set: Set, subjects: &[Subject]) {
-    for kind in [kind::NEW_ELEMENT, kind::DELETE_ELEMENT] {
+/// Appends that these are in `set` no more, one of the trap's: destroyed, or added and deleted, because to delete who is not
+/// there fails, and to undo a transaction takes the kernel a thousand times as long as to do one.
+pub(crate) fn put_forget(batch: &mut Batch, kernel: Kernel, set: Set, subjects: &[Subject]) {
+    let portable = [kind::NEW_ELEMENT, kind::DELETE_ELEMENT];
+    let kinds = if kernel.destroys() { &[kind::DESTROY_ELEMENT][..] } else { &portable };
+    for kind in kinds.iter().copied() {
         put_list(batch, kind, set, |elements| {
             for subject in subjects {
                 elements.nest(LIST_ELEMENT, |element| {

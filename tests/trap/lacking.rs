@@ -1,0 +1,18 @@
+//! The program on a kernel that lacks an expression of the trap's rules.
+
+use crate::lab::Lab;
+use crate::lab::daemon::Daemon;
+
+#[test]
+#[ignore = "for a kernel that finds no module nft_socket, as tests/kernels.sh boots one"]
+fn without_nft_socket_the_kernel_counts_nothing_and_the_sensor_blocks_all_the_same() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = true\n", &["--expire", "24h"]);
+    let line = daemon.expect_line("the kernel counts nothing by itself (the settings of `trap`)");
+    assert!(line.contains("the kernel refused the rule `socket transparent 0 return`"), "{line}");
+    assert!(line.contains("nft_socket"), "{line}");
+    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    daemon.expect_line(&format!("attackalert: Host {} has been blocked", lab.v4("attacker")));
+    let log = daemon.stop();
+    assert_eq!(log.matches("the kernel counts nothing by itself").count(), 1, "{log}");
+}
