@@ -143,7 +143,10 @@ fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
         for file in files(folder).iter().filter(|file| file.is_file()) {
             let name = file.strip_prefix(path("")).unwrap().to_str().unwrap();
             // These make the package.
-            assert!(listed(name) || ["sh", "awk", "jq"].iter().any(|tool| name.ends_with(tool)), "{name} is not packaged");
+            assert!(
+                listed(name) || ["sh", "awk", "jq"].iter().any(|tool| name.ends_with(tool)),
+                "{name} is not packaged"
+            );
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use portsentry::enforce::nft::Nft;
+
 use super::{installed, listing, nft, seconds, subject};
 
 #[test]
@@ -28,32 +30,47 @@ fn protecting_replaces_the_prefixes_and_merges_those_that_overlap() {
 }
 
 #[test]
-fn nobody_loses_protection_while_the_prefixes_are_replaced() {
+fn nobody_loses_protection_while_one_prefix_takes_the_place_of_another() {
     installed(|sets| {
-        let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
-        sets.protect(&[own]).unwrap();
-        sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (sent, done) = (AtomicU32::new(0), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            // A new thread begins in the namespace of the one that starts it.
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
-                    sent.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-            // Two apart: none begins where the one before it ends.
-            let mut other = 0_u8;
-            while sent.load(Ordering::Relaxed) < 20_000 {
-                other = other.wrapping_add(2);
-                sets.follow_protected(&[own, ipnet::Ipv4Net::new_assert([10, other, 0, 0].into(), 16).into()]).unwrap();
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        let rules = nft("list chain inet portsentry prerouting");
-        assert!(rules.contains("ip saddr @blocked counter packets 0 bytes 0 drop"), "{rules}");
+        // Two apart: none begins where the one before it ends.
+        nobody_is_dropped(sets, 2, |sets, prefixes| sets.follow_protected(prefixes).unwrap());
     });
+}
+
+#[test]
+fn nobody_loses_protection_while_all_prefixes_are_replaced() {
+    installed(|sets| {
+        // Older ones do lose some packets; docs/kernels.md.
+        if sets.kernel().destroys() {
+            nobody_is_dropped(sets, 1, |sets, prefixes| sets.protect(prefixes).unwrap());
+        }
+    });
+}
+
+/// Sends from a source that is both protected and blocked while one prefix after another, so many apart, is protected too.
+fn nobody_is_dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet::IpNet])) {
+    let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
+    sets.protect(&[own]).unwrap();
+    sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (sent, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        // A new thread begins in the namespace of the one that starts it.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut other = 0_u8;
+        while sent.load(Ordering::Relaxed) < 20_000 {
+            other = other.wrapping_add(apart);
+            replace(sets, &[own, ipnet::Ipv4Net::new_assert([10, other, 0, 0].into(), 16).into()]);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let rules = nft("list chain inet portsentry prerouting");
+    assert!(rules.contains("ip saddr @blocked counter packets 0 bytes 0 drop"), "{rules}");
 }
 
 #[test]
