@@ -191,8 +191,8 @@ impl Adoption {
             };
             let mut case = Case::by_hand(ban.subject, expiry, ban.since);
             (case.source, case.class) = (ban.source, ban.class);
-            if let Some((protocol, port)) = ban.ports.first() {
-                (case.protocol, case.port) = (*protocol, *port);
+            if let Some((protocol, port)) = ban.port {
+                (case.protocol, case.port) = (protocol, port);
             }
             Adopted { case, methods: Arc::clone(&methods), left: *left }
         };

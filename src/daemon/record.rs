@@ -11,8 +11,8 @@ use crate::config;
 use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, StandingBan, Struck};
 use crate::ledger::{
-    Author, Banned, Change, Classic, Ended, Ending, Flushed, Ledger, LedgerError, Method, Methods, Opened, Recalled,
-    Recorder, Writer,
+    Author, Banned, Change, Classic, Ended, Ending, Flushed, InForce, Ledger, LedgerError, Method, Methods, Opened,
+    Recalled, Recorder, Writer,
 };
 use crate::report::event::{Event, Way, What};
 use crate::report::queue::Sender;
@@ -70,7 +70,7 @@ impl Reading {
 
 /// A ban from before the start, and what is left of it.
 pub(super) struct Remembered {
-    pub(super) ban: Banned,
+    pub(super) ban: InForce,
     pub(super) left: Expiry,
 }
 
@@ -122,8 +122,8 @@ impl Record {
             let text = format!("{} rows of the ledger cannot be read and are left out", recalled.unreadable);
             said.push(What::Error(text));
         }
-        let left = |ban: Banned| ban.left(now).map(|left| Remembered { ban, left });
-        let bans = recalled.active.into_iter().filter_map(|entry| left(entry.ban)).collect();
+        let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
+        let bans = recalled.active.into_iter().filter_map(left).collect();
         let mut unheard = Vec::new();
         for subject in leftovers {
             if ledger.of(*subject)?.items.is_empty() {

@@ -183,10 +183,39 @@ impl Banned {
     /// the whole of it and no more.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Option<Expiry> {
-        let Some(until) = self.until else { return Some(Expiry::Never) };
-        let left = until.duration_since(now.max(self.since)).ok().filter(|left| !left.is_zero())?;
-        Some(Expiry::After(left.max(SHORTEST)))
+        left(self.since, self.until, now)
     }
+}
+
+/// A ban in force, as far as a start has to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// Who is banned.
+    pub subject: Subject,
+    /// The address that sent the deciding probe.
+    pub source: IpAddr,
+    /// When it came into force.
+    pub since: SystemTime,
+    /// When it ends; `None`: never.
+    pub until: Option<SystemTime>,
+    /// The class of the evidence, if there was any.
+    pub class: Option<Class>,
+    /// The port that decided, if there was one.
+    pub port: Option<(Protocol, u16)>,
+}
+
+impl InForce {
+    /// As [`Banned::left`].
+    #[must_use]
+    pub fn left(&self, now: SystemTime) -> Option<Expiry> {
+        left(self.since, self.until, now)
+    }
+}
+
+fn left(since: SystemTime, until: Option<SystemTime>, now: SystemTime) -> Option<Expiry> {
+    let Some(until) = until else { return Some(Expiry::Never) };
+    let left = until.duration_since(now.max(since)).ok().filter(|left| !left.is_zero())?;
+    Some(Expiry::After(left.max(SHORTEST)))
 }
 
 /// What [`Expiry::After`] promises.

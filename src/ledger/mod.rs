@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
-pub use ban::{Author, Banned, Change, Ended, Ending, Entry, Method, Methods};
+pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce, Method, Methods};
 pub use classic::{BLOCKED, Classic, HISTORY};
 pub use error::LedgerError;
 pub use reader::Reader;

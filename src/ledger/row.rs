@@ -5,13 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Row;
 
-use super::ban::{Author, Banned, Ended, Ending, Entry};
+use super::ban::{Author, Banned, Ended, Ending, Entry, InForce};
 use crate::engine::subject::Subject;
 use crate::engine::{Class, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
                                   ended, ending, lifted_by, capped, note";
+
+/// The columns that [`in_force`] reads, in its order.
+pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -23,20 +26,12 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         None => None,
         Some(at) => Some(Ended { how: ending(row)?, at: time(at)? }),
     };
-    let until = match row.get::<_, Option<i64>>(3).ok()? {
-        None => None,
-        Some(until) => Some(time(until)?),
-    };
-    let class = match row.get_ref(4).ok()?.as_str_or_null().ok()? {
-        None => None,
-        Some(key) => Some(Class::ALL.into_iter().find(|class| class.key() == key)?),
-    };
     let ban = Banned {
         subject: subject(row.get_ref(0).ok()?.as_str().ok()?)?,
         source: row.get_ref(1).ok()?.as_str().ok()?.parse().ok()?,
         since: time(row.get(2).ok()?)?,
-        until,
-        class,
+        until: until(row)?,
+        class: class(row)?,
         ports: ports(row.get_ref(5).ok()?.as_str().ok()?)?,
         probes: row.get(6).ok()?,
         interface: row.get(7).ok()?,
@@ -46,6 +41,35 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         note: row.get(15).ok()?,
     };
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
+}
+
+/// The ban in a row of [`IN_FORCE`].
+pub(super) fn in_force(row: &Row<'_>) -> Option<InForce> {
+    let (who, source) = (row.get_ref(0).ok()?.as_str().ok()?, row.get_ref(1).ok()?.as_str().ok()?);
+    let subject = subject(who)?;
+    Some(InForce {
+        subject,
+        // Mostly the same, and as such no work.
+        source: if source == who { subject.element() } else { source.parse().ok()? },
+        since: time(row.get(2).ok()?)?,
+        until: until(row)?,
+        class: class(row)?,
+        port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
+    })
+}
+
+fn until(row: &Row<'_>) -> Option<Option<SystemTime>> {
+    match row.get::<_, Option<i64>>(3).ok()? {
+        None => Some(None),
+        Some(until) => time(until).map(Some),
+    }
+}
+
+fn class(row: &Row<'_>) -> Option<Option<Class>> {
+    match row.get_ref(4).ok()?.as_str_or_null().ok()? {
+        None => Some(None),
+        Some(key) => Class::ALL.into_iter().find(|class| class.key() == key).map(Some),
+    }
 }
 
 fn ending(row: &Row<'_>) -> Option<Ending> {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Row, named_params};
 
-use super::ban::Entry;
+use super::ban::InForce;
 use super::row::{self, micros};
 use super::{Ledger, LedgerError};
 use crate::engine::subject::{Expiry, Subject};
@@ -25,18 +25,18 @@ pub(super) fn of_one() -> String {
 /// the order of an index.
 pub(super) fn of_all() -> String {
     format!(
-        "SELECT {}, ended IS NULL AND (until IS NULL OR until > :now) AS active, {IS_STRIKE} AS strike
+        "SELECT {}, ended IS NULL AND (until IS NULL OR until > :now) AS active, {IS_STRIKE} AS strike, ended
         FROM ban NOT INDEXED WHERE active OR strike",
-        row::COLUMNS
+        row::IN_FORCE
     )
 }
 
-/// Places in a row of [`of_all`]: of [`row::COLUMNS`], and whether the ban is in force, and whether it counts.
+/// Places in a row of [`of_all`]: two of [`row::IN_FORCE`], and what follows it.
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
-const ENDED: usize = 11;
-const ACTIVE: usize = 16;
-const STRIKE: usize = 17;
+const ACTIVE: usize = 6;
+const STRIKE: usize = 7;
+const ENDED: usize = 8;
 
 /// The end of a ban that has none, after all others.
 const NEVER: i64 = i64::MAX;
@@ -74,17 +74,17 @@ impl Ledger {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recalled {
     /// The bans in force: those without an end, then the others, the next to end first.
-    pub active: Vec<Entry>,
+    pub active: Vec<InForce>,
     /// Who was banned before, those whose last ban ended last first.
     pub struck: Vec<Struck>,
-    /// Rows of which something does not parse: somebody else, or a failing disk, has written them.
+    /// Rows of which something of this does not parse: somebody else, or a failing disk, has written them.
     pub unreadable: u64,
 }
 
 /// [`Recalled`] in the making.
 #[derive(Default)]
 struct Recall {
-    active: Vec<Entry>,
+    active: Vec<InForce>,
     /// How often, and the end of the last ban in microseconds.
     struck: HashMap<Subject, (u32, i64)>,
     unreadable: u64,
@@ -94,10 +94,10 @@ impl Recall {
     fn take(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
         let (mut readable, mut subject) = (true, None);
         if row.get(ACTIVE)? {
-            let entry = row::entry(row);
-            subject = entry.as_ref().map(|entry| entry.ban.subject);
-            readable = entry.is_some();
-            self.active.extend(entry);
+            let ban = row::in_force(row);
+            subject = ban.as_ref().map(|ban| ban.subject);
+            readable = ban.is_some();
+            self.active.extend(ban);
         }
         // Who it was may still be legible where the rest is not.
         if row.get(STRIKE)? {
@@ -115,7 +115,7 @@ impl Recall {
     }
 
     fn finish(mut self, now: SystemTime, limit: usize) -> Recalled {
-        self.active.sort_by_key(|entry| entry.ban.until);
+        self.active.sort_by_key(|ban| ban.until);
         let mut struck: Vec<_> = self.struck.into_iter().collect();
         struck.sort_unstable_by_key(|(_, (_, last))| std::cmp::Reverse(*last));
         struck.truncate(limit);

@@ -106,7 +106,8 @@ fn a_row_that_makes_no_sense_is_skipped_and_counted() {
     // The row with far-off times makes sense.
     assert_eq!((active.items.len(), active.unreadable), (5, 15));
     let recalled = ledger.recall(std::time::Duration::MAX, at(1), 100).unwrap();
-    assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (5, 14, 15));
+    // What a start does not need may be anything: the ban stands all the same.
+    assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (11, 14, 9));
     let expired = ledger.expire(at(7200)).unwrap();
     assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only subjects are read here");
     assert_eq!(ledger.of(source(5)).unwrap().unreadable, 1);

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, Ledger, Method};
+use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, InForce, Ledger, Method};
 use proptest::prelude::*;
 
 use super::support::{State, at, ban, source};
@@ -82,7 +82,16 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     let active = ledger.active(now).unwrap();
     assert_eq!(active.unreadable, 0);
     let key = |entry: &Entry| entry.ban.subject;
-    assert_eq!(ledger.recall(Duration::from_secs(50), now, 4).unwrap().active, active.items);
+    let recalled = ledger.recall(Duration::from_secs(50), now, 4).unwrap().active;
+    let as_recalled = |Entry { ban, .. }: &Entry| InForce {
+        subject: ban.subject,
+        source: ban.source,
+        since: ban.since,
+        until: ban.until,
+        class: ban.class,
+        port: ban.ports.first().copied(),
+    };
+    assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for who in (0..4).map(source) {
         let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.subject == who).cloned().collect();
