@@ -24,7 +24,9 @@ mod lab;
 #[path = "hands/lines.rs"]
 mod lines;
 
+use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::Case;
@@ -60,25 +62,42 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn spawner(settings: &RunSettings) -> Spawner {
     let (ours, theirs) = pair().unwrap();
     let settings = settings.clone();
-    std::thread::spawn(move || serve(&theirs, &settings).unwrap());
+    let serves = std::thread::spawn(move || serve(&theirs, &settings).unwrap());
+    SERVING.with_borrow_mut(|all| all.push(serves));
     Spawner::over(ours, std::process::id(), || None)
+}
+
+thread_local! {
+    /// Those who run commands for the test of this thread.
+    static SERVING: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The thread, and what it has told.
 struct Bench {
-    hands: Hands,
+    hands: Option<Hands>,
     news: Receiver<News>,
+}
+
+impl Drop for Bench {
+    /// Ends what still runs: a command that outlives this process would do so for ever.
+    fn drop(&mut self) {
+        drop(self.hands.take().map(|hands| hands.stop(PATIENCE)));
+        for serves in SERVING.take() {
+            let ended = serves.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "who runs commands has panicked");
+        }
+    }
 }
 
 impl Bench {
     fn start(settings: Settings) -> Self {
         let (sender, news) = channel();
         let hands = Hands::start(settings, move |news| sender.send(news).unwrap_or_default()).unwrap();
-        Self { hands, news }
+        Self { hands: Some(hands), news }
     }
 
     fn put(&self, task: Task) {
-        assert!(self.hands.orders().put(task).is_ok(), "there is room");
+        assert!(self.hands.as_ref().unwrap().orders().put(task).is_ok(), "there is room");
     }
 
     fn block(&self, case: Case, methods: &[Way]) {
@@ -98,8 +117,8 @@ impl Bench {
     }
 
     /// Stops the thread; how it ended, and what it had not told yet.
-    fn stop(self, within: Duration) -> (Stopped, Vec<News>) {
-        let stopped = self.hands.stop(within);
+    fn stop(mut self, within: Duration) -> (Stopped, Vec<News>) {
+        let stopped = self.hands.take().unwrap().stop(within);
         (stopped, self.news.try_iter().collect())
     }
 }

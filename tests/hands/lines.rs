@@ -138,7 +138,7 @@ fn what_cannot_be_written_at_the_end_is_counted_and_the_end_comes() {
 fn a_burst_is_written_whole_and_what_finds_no_room_is_given_back_and_told() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
-    let orders = bench.hands.orders();
+    let orders = bench.hands.as_ref().unwrap().orders();
     let mut taken = Vec::new();
     let mut refused = 0;
     for n in 0..20_000_u32 {
