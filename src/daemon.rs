@@ -274,19 +274,18 @@ async fn serve(
     }
     decoys.watch_only(watch.addresses());
     watch.except(decoys.ports().clone());
-    let mut engine = Engine::new(settings(&config), secret()?);
+    let (sockets, mut engine) = (SockDiag::open()?, Engine::new(settings(&config), secret()?));
+    // Its orders wait for the sensor while the strikes are counted.
+    adoption.map(Adoption::start).transpose()?;
     // Before the first packet: whoever comes back in the first moments is to be known.
     struck.iter().for_each(|struck| engine.remember(Moment::default(), struck));
     drop(struck);
-    let (host, sockets) = (watch.host(), SockDiag::open()?);
+    let host = watch.host();
     let sensor =
         Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), inbox.clone(), Arc::clone(&figures));
     let (ended, mut end) = oneshot::channel();
     // The receiver is gone only when nobody wants to know any more.
     let thread = stage.enter(move || drop(ended.send(sensor.run())));
-    if let Some(adoption) = adoption {
-        adoption.start()?;
-    }
 
     if uses_nft || routes.is_some() {
         let wanted = Wanted { nft: uses_nft, routes: routes.map(|_| ways::kind(&config)) };

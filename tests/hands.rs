@@ -81,7 +81,7 @@ struct Bench {
 impl Drop for Bench {
     /// Ends what still runs: a command that outlives this process would do so for ever.
     fn drop(&mut self) {
-        drop(self.hands.take().map(|hands| hands.stop(PATIENCE)));
+        let _ = self.hands.take().map(|hands| hands.stop(PATIENCE));
         for serves in SERVING.take() {
             let ended = serves.join();
             assert!(ended.is_ok() || std::thread::panicking(), "who runs commands has panicked");
