@@ -80,7 +80,7 @@ fn source(number: u32) -> Subject {
     Subject::V4(Ipv4Addr::from_bits((10 << 24 | 1 << 20) + number))
 }
 
-/// A ledger with so many bans in force; how long it takes to read their strikes.
+/// A ledger with so many bans in force; how long it takes to read what a start has to know.
 fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
     let now = SystemTime::now();
     let ban = |number| Banned::wanted_by(Author::Detector, source(number), now, Expiry::After(DAY), Method::Nft);
