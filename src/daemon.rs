@@ -231,7 +231,7 @@ async fn serve(
     doubts.for_each(|text| log.write(&Event::now(What::Note(text))));
 
     let figures = Arc::new(Figures::default());
-    let Ways { blocker, hands, laid_anew, leftovers, said } =
+    let Ways { mut blocker, hands, laid_anew, leftovers, said } =
         ways::open(&config, &watch.host(), commands.as_ref().map(Commands::spawner), (&events, &inbox, &figures))?;
     said.into_iter().for_each(|what| log.write(&Event::now(what)));
     let control = Server::open(&places.socket);
@@ -241,8 +241,11 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
+    let guard = Guard::over(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
+    if let (Some((nft, _)), Some(hush)) = (&mut blocker.nft, guard.hush()) {
+        nft.hush_by(hush);
+    }
     let mut record = Record::default();
-    let mut adoption = None;
     let mut struck = Vec::new();
     if let Some(reading) = reading {
         let opening = Record::open(reading, &events, &leftovers);
@@ -250,7 +253,9 @@ async fn serve(
         record = opening.record;
         struck = strikes;
         said.into_iter().for_each(|what| log.write(&Event::now(what)));
-        adoption = Some(Adoption {
+        let nft = blocker.nft.as_ref().map(|(nft, _)| nft.beside()).transpose()?;
+        // What it orders waits for the sensor.
+        Adoption {
             inbox: inbox.clone(),
             events: events.clone(),
             recorder: record.recorder(),
@@ -261,11 +266,12 @@ async fn serve(
             marker: places.state_dir.join("restoring"),
             expire: config.expire,
             hands: hands.as_ref().map(Hands::orders),
-        });
+            nft,
+        }
+        .start()?;
     }
     let uses_nft = blocker.nft.is_some();
     let routes = blocker.routes.as_ref().map(Routes::port_id);
-    let guard = Guard::over(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     let live = Live::open(&watch.filter())?;
     // Only now, when nobody is blocked any more whom the allow-list names.
     let mut decoys = Decoys::open(&decoy_ports(&config), &config.tcp.port_banner)?;
@@ -275,8 +281,6 @@ async fn serve(
     decoys.watch_only(watch.addresses());
     watch.except(decoys.ports().clone());
     let (sockets, mut engine) = (SockDiag::open()?, Engine::new(settings(&config), secret()?));
-    // Its orders wait for the sensor while the strikes are counted.
-    adoption.map(Adoption::start).transpose()?;
     // Before the first packet: whoever comes back in the first moments is to be known.
     struck.iter().for_each(|struck| engine.remember(Moment::default(), struck));
     drop(struck);

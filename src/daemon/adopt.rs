@@ -13,7 +13,7 @@ use super::{DaemonError, system};
 use crate::endure;
 use crate::enforce::Case;
 use crate::enforce::hands::{Adopted, Orders, Task, Way as Slow};
-use crate::enforce::nft::{BlockError, Nft};
+use crate::enforce::nft::{BlockError, Mark, Nft};
 use crate::engine::StandingBan;
 use crate::engine::subject::{Expiry, Subject};
 use crate::ledger::{Author, Banned, Change, Method, Recorder};
@@ -26,6 +26,9 @@ const ADOPTED_AT_ONCE: usize = 256;
 
 /// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
 const RESTORED_AT_ONCE: usize = 10_000;
+
+/// So many are put back without waiting for the sensor.
+const UNASSISTED: usize = 1_000;
 
 /// How often the kernel's sets are read where that fails, and how long between two attempts.
 const ATTEMPTS: u32 = 10;
@@ -48,11 +51,13 @@ pub(super) struct Adoption {
     /// How long a ban lasts of which nobody knows the end.
     pub(super) expire: Expiry,
     pub(super) hands: Option<Orders>,
+    /// The kernel's sets, for this thread; `None` where nobody is blocked there.
+    pub(super) nft: Option<Nft>,
 }
 
 impl Adoption {
     /// Does it on a thread of its own: a full set takes the kernel seconds to show.
-    pub(super) fn start(self) -> Result<(), DaemonError> {
+    pub(super) fn start(mut self) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new().name("adopt".to_owned());
         let work = move || {
             endure::again(|| self.hand_over());
@@ -62,7 +67,7 @@ impl Adoption {
         thread.spawn(work).map(drop).map_err(system("start a thread"))
     }
 
-    fn adopt(&self) {
+    fn adopt(&mut self) {
         let mut bans: Vec<StandingBan> = self.remembered.iter().map(Remembered::standing).collect();
         if self.ways.contains(&Way::Nft) {
             match self.adopt_elements(&bans) {
@@ -94,7 +99,7 @@ impl Adoption {
 
     /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
     /// kernel's sets cannot be read.
-    fn adopt_elements(&self, remembered: &[StandingBan]) -> Option<HashSet<Subject>> {
+    fn adopt_elements(&mut self, remembered: &[StandingBan]) -> Option<HashSet<Subject>> {
         let (elements, swept) = match self.elements(remembered) {
             Ok(elements) => (elements, self.laid_anew),
             // Somebody has deleted it since it was laid; the guard has it laid again.
@@ -112,11 +117,12 @@ impl Adoption {
         let held = |(subject, remaining)| StandingBan { subject, length: None, left: expiry(remaining) };
         let held: Vec<StandingBan> = elements.into_iter().map(held).collect();
         held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Adopt(part.to_vec())));
+        let mark = self.nft.as_mut().and_then(Nft::mark);
         if !reconciled.restore.is_empty() {
             // Where even this cannot be written, the next start takes what is missing for lifted, as it would without.
             let _ = std::fs::write(&self.marker, b"");
             for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
-                self.send(Order::Restore(part.to_vec(), &[Way::Nft]));
+                self.restore(part);
                 endure::trip("adopt");
             }
             // An answer comes behind all of them.
@@ -125,6 +131,7 @@ impl Adoption {
             if done.blocking_recv().is_err() {
                 return None;
             }
+            self.look_again(mark, &reconciled.restore);
         }
         if interrupted || !reconciled.restore.is_empty() {
             let _ = std::fs::remove_file(&self.marker);
@@ -145,6 +152,37 @@ impl Adoption {
             self.events.send(Event::now(What::Adopted { bans }));
         }
         Some(gone)
+    }
+
+    /// Puts these back, and has the sensor know of them. Very many at once from here, because the sensor may not run yet; where
+    /// anything comes between, and the networks, by the sensor, which makes room for those and says what went wrong.
+    fn restore(&mut self, bans: &[StandingBan]) {
+        let (wide, narrow): (Vec<StandingBan>, Vec<StandingBan>) =
+            bans.iter().partition(|ban| matches!(ban.subject, Subject::Wide(_)));
+        let elements: Vec<_> = narrow.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        let nft = self.nft.as_mut().filter(|_| narrow.len() >= UNASSISTED);
+        if nft.is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
+            self.events.send(Event::now(What::Restored { bans: narrow.len(), way: Way::Nft }));
+            narrow.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Adopt(part.to_vec())));
+            if !wide.is_empty() {
+                self.send(Order::Restore(wide, &[Way::Nft]));
+            }
+        } else {
+            self.send(Order::Restore(bans.to_vec(), &[Way::Nft]));
+        }
+    }
+
+    /// The sensor knows all of these now. Where others changed something since `mark`, they may have swept the sets before it
+    /// knew of some, and it has filled them again without those.
+    fn look_again(&mut self, mark: Option<Mark>, bans: &[StandingBan]) {
+        let Some(nft) = &mut self.nft else { return };
+        if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
+            return;
+        }
+        let subjects: Vec<Subject> = bans.iter().map(|ban| ban.subject).collect();
+        // A table that is gone is laid again with all whom the sensor knows.
+        let missing = nft.missing(&subjects).unwrap_or_default();
+        missing.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Repair(Way::Nft, part.to_vec())));
     }
 
     /// What the kernel holds, and until when. Sets that change faster than they can be read are read again.

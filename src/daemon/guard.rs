@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::DaemonError;
 use crate::engine::StandingBan;
 use crate::engine::subject::Expiry;
-use crate::netlink::nft::monitor::{Author, Change, Monitor};
+use crate::netlink::nft::monitor::{Author, Change, Hush, Monitor};
 use crate::report::event::{Way, What};
 use crate::sensor::Order;
 
@@ -36,6 +36,11 @@ impl Guard {
         let protections = Pace::of(|order| matches!(order, Order::Protect));
         let armings = Pace::of(|order| matches!(order, Order::Rearm));
         Ok(Self { monitor, repairs, protections, armings, notes: Notes::default() })
+    }
+
+    /// A way not to hear for a while what happens to the table.
+    pub(super) fn hush(&self) -> Option<Hush> {
+        self.monitor.as_ref().map(Monitor::hush)
     }
 
     /// Waits until somebody else changes the table: what the sensor is to do about it, and what is to be said. Safe to
@@ -141,6 +146,9 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
         orders.push(Order::Heal);
     } else if changes.contains(&Change::RulesetChanged) {
         orders.push(Order::Mend(by.to_owned()));
+    } else if changes.contains(&Change::Unheard) {
+        // Mostly it was about another table. Single elements are left to the comparison.
+        orders.push(Order::Mend("somebody".to_owned()));
     }
     let (mut lifted, mut added, mut allowed, mut trap) = (Vec::new(), Vec::new(), false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
@@ -151,7 +159,7 @@ fn answer(changes: &[Change], by: &str) -> (Vec<Order>, Vec<What>) {
             }
             Change::AllowedChanged => allowed = true,
             Change::TrapChanged => trap = true,
-            Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Overrun => {}
+            Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Unheard | Change::Overrun => {}
         }
     }
     // An element whose timeout was changed by hand is deleted and added in one transaction: it stays.

@@ -6,6 +6,7 @@
 
 mod nets;
 mod protected;
+mod quiet;
 mod trap;
 
 use std::collections::HashMap;
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::engine::subject::{Expiry, Subject};
+use crate::netlink::nft::monitor::Hush;
 use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
 use protected::Protected;
+pub use quiet::Mark;
 pub use trap::Filling;
 
 pub use crate::netlink::nft::{
@@ -94,6 +97,8 @@ pub struct Nft {
     protected: Option<Protected>,
     /// What the kernel can do; `None` where it was not asked yet.
     kernel: Option<Kernel>,
+    /// Silences who listens to the table, for as long as very many bans are put back.
+    hush: Option<Hush>,
 }
 
 impl Nft {
@@ -111,6 +116,7 @@ impl Nft {
             blocked_anew: None,
             protected: None,
             kernel: None,
+            hush: None,
         })
     }
 
@@ -229,7 +235,11 @@ impl Nft {
     /// # Errors
     /// As [`Nft::block`].
     pub fn put_back(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
-        self.restore_by(bans, nft::put_back)
+        let quiet = if bans.len() < quiet::MANY { None } else { self.fall_silent() };
+        let done = self.restore_by(bans, nft::put_back);
+        // Where somebody did something meanwhile, the monitor says so.
+        quiet.map(|quiet| quiet.end(self));
+        done
     }
 
     fn restore_by(

@@ -204,6 +204,13 @@ pub struct InForce {
     pub port: Option<(Protocol, u16)>,
 }
 
+impl From<&Banned> for InForce {
+    fn from(ban: &Banned) -> Self {
+        let Banned { subject, source, since, until, class, .. } = *ban;
+        Self { subject, source, since, until, class, port: ban.ports.first().copied() }
+    }
+}
+
 impl InForce {
     /// As [`Banned::left`].
     #[must_use]

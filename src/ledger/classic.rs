@@ -15,7 +15,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::ban::{Author, Banned};
+use super::ban::{Author, Banned, InForce};
 use super::error::LedgerError;
 use super::place::{Place, check_file};
 use crate::engine::Protocol;
@@ -52,7 +52,8 @@ impl Classic {
         if ban.author == Author::Import {
             return;
         }
-        let line = line(ban);
+        let mut line = String::with_capacity(96);
+        put_line(&mut line, &mut Date::default(), &InForce::from(ban));
         if self.waiting.len() + line.len() > WAITING {
             self.left_out += 1;
         } else {
@@ -83,10 +84,11 @@ impl Classic {
     }
 
     /// Puts the bans in force in place of those that the file names. A reader sees the old file or the new one.
-    pub fn rewrite<'a>(&self, active: impl IntoIterator<Item = &'a Banned>) -> Result<(), LedgerError> {
+    pub fn rewrite(&self, active: impl IntoIterator<Item = InForce>) -> Result<(), LedgerError> {
         let path = self.place.file(BLOCKED);
         let fresh = self.place.file(&format!("{BLOCKED}.new"));
-        let text: String = active.into_iter().map(line).collect();
+        let (mut text, mut date) = (String::new(), Date::default());
+        active.into_iter().for_each(|ban| put_line(&mut text, &mut date, &ban));
         let old = match fs::symlink_metadata(&path) {
             Ok(found) => check_file(&path, &found).map(|()| Some(found))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -101,28 +103,38 @@ impl Classic {
     }
 }
 
-/// The line of `ban`, with its end.
-fn line(ban: &Banned) -> String {
-    let (protocol, port) = ban.ports.first().copied().unwrap_or((Protocol::Tcp, 0));
-    let mut line = String::with_capacity(96);
+/// Appends the line of `ban`, with its end.
+fn put_line(text: &mut String, date: &mut Date, ban: &InForce) {
+    let (protocol, port) = ban.port.unwrap_or((Protocol::Tcp, 0));
     let seconds = ban.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
-    let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
-    // 2026-11-21T06:32:13Z
-    let part = |range| date.get(range).unwrap_or_default();
-    let (year, month, day, clock) = (part(0..4), part(5..7), part(8..10), part(11..19));
+    let (date, source) = (date.of(seconds), host(ban));
     // Writing to a string cannot fail.
-    let _ = writeln!(
-        line,
-        "{seconds} - {month}/{day}/{year} {clock} Host: {source}/{source} Port: {port} {} Blocked",
-        protocol.name(),
-        source = host(ban),
-    );
-    line
+    let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());
+}
+
+/// The last date that was written: bans that stand beside each other often begin in the same second.
+#[derive(Default)]
+struct Date {
+    seconds: u64,
+    text: String,
+}
+
+impl Date {
+    fn of(&mut self, seconds: u64) -> &str {
+        if self.text.is_empty() || self.seconds != seconds {
+            let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
+            // 2026-11-21T06:32:13Z
+            let part = |range| date.get(range).unwrap_or_default();
+            let (year, month, day, clock) = (part(0..4), part(5..7), part(8..10), part(11..19));
+            *self = Self { seconds, text: format!("{month}/{day}/{year} {clock}") };
+        }
+        &self.text
+    }
 }
 
 /// The host that a filter may take from the line. A forged ::ffff:192.0.2.1 would be 192.0.2.1 to it, whom the allow-list
 /// may protect.
-fn host(ban: &Banned) -> IpAddr {
+fn host(ban: &InForce) -> IpAddr {
     match ban.source {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.subject.element(),
         source => source,

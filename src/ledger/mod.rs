@@ -136,6 +136,10 @@ fn select(which: &str) -> String {
     format!("SELECT {} FROM ban {which}", row::COLUMNS)
 }
 
+fn listed() -> String {
+    format!("SELECT {} FROM ban {ACTIVE}", row::IN_FORCE)
+}
+
 /// Through the index of open bans: the past may be many times as long.
 const ACTIVE: &str = "INDEXED BY ban_open WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY until, id";
 const OF: &str = "WHERE subject = :subject ORDER BY id";
@@ -249,6 +253,14 @@ impl Ledger {
         self.entries(ACTIVE, named_params! {":now": micros(now)})
     }
 
+    /// The same, as far as a list of them needs it: a third of the work.
+    pub fn in_force(&self, now: SystemTime) -> Result<Found<InForce>, LedgerError> {
+        let statement = self.connection.prepare(&listed());
+        let values = named_params! {":now": micros(now)};
+        let found = statement.and_then(|mut statement| collect(&mut statement, values, row::in_force));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
     /// All that is kept about `subject`, the oldest first. For an address ask for [`Subject::of`] it.
     pub fn of(&self, subject: Subject) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": subject.to_string()})
@@ -295,10 +307,12 @@ impl Ledger {
 }
 
 fn connect(place: &Place) -> Result<Connection, LedgerError> {
-    let (active, of) = (select(ACTIVE), select(OF));
+    let (active, of, listed) = (select(ACTIVE), select(OF), listed());
     let (one, all) = (strikes::of_one(), strikes::of_all());
-    let used =
-        [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, THIN_OUT, COUNT, &active, &of, &one, &all];
+    let used = [
+        NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, THIN_OUT, COUNT, &active, &of, &listed, &one,
+        &all,
+    ];
     schema::connect(&place.file(DATABASE), &used)
 }
 

@@ -149,7 +149,8 @@ impl Work {
             tick: now,
             clock: WallClock::new(),
             stale: true,
-            list_due: now,
+            // A start has more urgent things to do.
+            list_due: now + TICK,
             losses_due: now,
             losses: 0,
             unreadable: (0, 0),
@@ -336,10 +337,10 @@ impl Work {
         let started = Instant::now();
         let mut result = classic.append();
         if result.is_ok() && self.stale && now >= self.list_due {
-            let active = ledger.active(self.clock.now());
+            let active = ledger.in_force(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);
-                classic.rewrite(found.items.iter().map(|entry| &entry.ban))
+                classic.rewrite(found.items)
             });
             self.stale = result.is_err();
             self.list_due = now + TICK.max(started.elapsed() * SHARE);

@@ -5,6 +5,8 @@
 
 mod requests;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use netlink_sys::SocketAddr;
@@ -85,6 +87,8 @@ pub struct Socket {
     inner: netlink_sys::Socket,
     port_id: u32,
     sequence: u32,
+    /// Transactions that took effect, through this socket and those beside it.
+    changes: Arc<AtomicU32>,
     replies: Vec<u8>,
 }
 
@@ -122,7 +126,7 @@ impl Socket {
         if sockopt::set_socket_recv_buffer_size_force(&inner, BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
         }
-        Ok(Self { inner, port_id, sequence: 1, replies: vec![0; REPLY] })
+        Ok(Self { inner, port_id, sequence: 1, changes: Arc::default(), replies: vec![0; REPLY] })
     }
 
     /// The number under which the kernel knows this socket, and names it in the notifications of what it changed. No other
@@ -130,6 +134,17 @@ impl Socket {
     #[must_use]
     pub fn port_id(&self) -> u32 {
         self.port_id
+    }
+
+    /// Another one to nf_tables, whose transactions count as this one's.
+    pub fn beside(&self) -> Result<Self, SocketError> {
+        Ok(Self { changes: Arc::clone(&self.changes), ..Self::open()? })
+    }
+
+    /// How many transactions took effect through this socket and those beside it; begins again after 2^32.
+    #[must_use]
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// Sends the transaction and waits until it is in force. The error tells the first message that was refused.
@@ -157,6 +172,7 @@ impl Socket {
                 }
                 // An error about BEGIN is about the whole, and may be all that ever comes.
                 if place == count || (place == 0 && refused.is_some()) {
+                    self.changes.fetch_add(u32::from(refused.is_none()), Ordering::Relaxed);
                     return refused.map_or(Ok(()), Err);
                 }
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portsentry::engine::Protocol;
 use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::ledger::{Author, BLOCKED, Banned, Classic, HISTORY, LedgerError, Method};
+use portsentry::ledger::{Author, BLOCKED, Banned, Classic, HISTORY, InForce, LedgerError, Method};
 use proptest::prelude::*;
 use regex::Regex;
 
@@ -165,21 +165,21 @@ fn the_list_is_replaced_in_one_step_and_keeps_its_mode_and_group() {
     let state = State::new();
     let classic = classic(&state);
     let bans: Vec<_> = (0..50).map(|number| ban(source(number), at(0), 60)).collect();
-    classic.rewrite(&bans).unwrap();
+    classic.rewrite(bans.iter().map(InForce::from)).unwrap();
     let old = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!(old.mode() & 0o777, 0o600);
     fs::set_permissions(state.file(BLOCKED), Permissions::from_mode(0o644)).unwrap();
     // Who reads the old file goes on reading it.
     let reader = fs::File::open(state.file(BLOCKED)).unwrap();
     fs::write(state.file("portsentry.blocked.new"), "left by a crash").unwrap();
-    classic.rewrite(&bans[..1]).unwrap();
+    classic.rewrite(bans[..1].iter().map(InForce::from)).unwrap();
     let new = fs::metadata(state.file(BLOCKED)).unwrap();
     assert_eq!((new.mode() & 0o777, new.gid()), (0o644, old.gid()));
     assert_ne!(new.ino(), old.ino());
     assert_eq!(std::io::read_to_string(reader).unwrap().lines().count(), 50);
     assert_eq!(state.read(BLOCKED).lines().map(host).collect::<Vec<_>>(), [Some(source(0).element())]);
     assert!(!state.file("portsentry.blocked.new").exists());
-    classic.rewrite(&[]).unwrap();
+    classic.rewrite([]).unwrap();
     assert_eq!(state.read(BLOCKED), "");
 }
 
@@ -194,6 +194,6 @@ fn a_text_file_that_is_a_symbolic_link_is_not_written_through() {
     let banned = ban(source(1), at(0), 60);
     classic.note(&banned);
     assert!(matches!(classic.append(), Err(LedgerError::Link(_))));
-    assert!(matches!(classic.rewrite([&banned]), Err(LedgerError::Link(_))));
+    assert!(matches!(classic.rewrite([InForce::from(&banned)]), Err(LedgerError::Link(_))));
     assert_eq!(state.read("precious"), "precious");
 }

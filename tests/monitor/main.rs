@@ -10,6 +10,7 @@ mod namespace;
 mod bursts;
 mod elements;
 mod ruleset;
+mod silence;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

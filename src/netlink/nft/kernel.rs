@@ -5,8 +5,10 @@
 
 use super::batch::Batch;
 use super::element::put_lift;
+use super::message::{attributes, be_u32, put_request};
+use super::{SUBSYSTEM, kind};
 use crate::engine::subject::Subject;
-use crate::netlink::socket::Socket;
+use crate::netlink::socket::{Socket, SocketError};
 
 /// What the kernel can do. The default is what every kernel can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +44,33 @@ impl Kernel {
         self.destroys
     }
 }
+
+/// The kernel's generation: the number of its tables' state, one more after each transaction that changed anything, whoever
+/// sent it and whatever table it is about. It begins again after 2^32.
+pub(crate) fn generation(socket: &mut Socket) -> Result<u32, SocketError> {
+    let mut request = Vec::new();
+    put_request(&mut request, kind::GET_GENERATION, 0, |_| {});
+    let mut generation = 0;
+    socket.ask(&mut request, |message| {
+        // Of no family, as no other answer is.
+        let body = message.body.get(4..).filter(|_| message.kind == SUBSYSTEM << 8 | u16::from(kind::NEW_GENERATION));
+        let number = attributes(body.unwrap_or_default()).find(|(kind, _)| *kind == GENERATION);
+        generation = number.and_then(|(_, value)| be_u32(value)).unwrap_or(0);
+    })?;
+    Ok(generation)
+}
+
+/// Waits until all transactions that have begun are over and their notifications are in the queues of who listens: the
+/// kernel takes one at a time. Changes nothing.
+pub(crate) fn await_turn(socket: &mut Socket) {
+    let mut batch = Batch::new();
+    put_lift(&mut batch, Kernel::of_later(), NOBODY);
+    // Where it is refused, it has had its turn as well.
+    let _ = socket.transact(&mut batch);
+}
+
+/// NFTA_GEN_ID.
+const GENERATION: u16 = 1;
 
 /// 255.255.255.255, from which no packet ever comes.
 const NOBODY: Subject = Subject::V4(std::net::Ipv4Addr::BROADCAST);

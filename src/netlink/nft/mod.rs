@@ -26,6 +26,7 @@ pub(crate) use element::{
 pub use element::{Remaining, put_ban};
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
 pub use kernel::Kernel;
+pub(crate) use kernel::{await_turn, generation};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
 pub(crate) use ruleset::{set_count, set_size};
@@ -159,6 +160,8 @@ pub(crate) mod kind {
     pub(crate) const NEW_ELEMENT: u8 = 12;
     pub(crate) const GET_ELEMENT: u8 = 13;
     pub(crate) const DELETE_ELEMENT: u8 = 14;
+    pub(crate) const NEW_GENERATION: u8 = 15;
+    pub(crate) const GET_GENERATION: u8 = 16;
     pub(crate) const DESTROY_ELEMENT: u8 = 30;
 }
 

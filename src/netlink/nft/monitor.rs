@@ -7,11 +7,13 @@
 //! Read with: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
 //! for ENOBUFS.
 
+mod hush;
 mod untold;
 
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
@@ -24,6 +26,8 @@ use tokio::time::timeout;
 use super::{Remaining, Set};
 use crate::engine::subject::Subject;
 use crate::netlink::socket::SocketError;
+use hush::Line;
+pub use hush::{Hush, Silence};
 use untold::Untold;
 
 /// Something that somebody else did to `table inet portsentry`.
@@ -44,6 +48,8 @@ pub enum Change {
     AllowedChanged,
     /// The ports or interfaces that the trap watches changed.
     TrapChanged,
+    /// Somebody changed something, here or in another table, while a [`Hush`] had nobody listen.
+    Unheard,
     /// Notifications were lost: anything may have happened. All that was notified before is part of it.
     Overrun,
 }
@@ -59,7 +65,7 @@ pub struct Author {
 
 /// Listens to the nf_tables notifications of the network namespace in which it was opened.
 pub struct Monitor {
-    socket: TokioSocket,
+    line: Arc<Line>,
     datagram: Vec<u8>,
     own: Vec<u32>,
     untold: Untold,
@@ -99,7 +105,7 @@ impl Monitor {
             _ => SocketError::Io(error),
         })?;
         Ok(Self {
-            socket: asynchronous,
+            line: Arc::new(Line::new(asynchronous)),
             datagram: Vec::with_capacity(DATAGRAM),
             own: Vec::new(),
             untold: Untold::default(),
@@ -116,6 +122,12 @@ impl Monitor {
     /// Takes [`Monitor::ignore`] back. For a socket that was closed: the kernel may give its number to a stranger.
     pub fn heed(&mut self, port_id: u32) {
         self.own.retain(|own| *own != port_id);
+    }
+
+    /// A way to have the kernel tell nothing for a while.
+    #[must_use]
+    pub fn hush(&self) -> Hush {
+        Hush::over(Arc::clone(&self.line))
     }
 
     /// Waits until somebody else changes the table; gives whole transactions, in order, with all that arrived
@@ -142,6 +154,7 @@ impl Monitor {
             match arrived {
                 Arrival::News => self.untold.absorb(&self.datagram, &self.own),
                 Arrival::Noise => {}
+                Arrival::Unheard => self.untold.miss(),
                 Arrival::Overrun => self.untold.lose(),
                 Arrival::Nothing => {
                     self.untold.lost = false;
@@ -167,14 +180,18 @@ impl Monitor {
     /// Waits for a datagram.
     async fn arrival(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
-        let received = poll_fn(|context| self.socket.poll_recv_from(context, &mut self.datagram)).await;
+        let (line, datagram) = (&self.line, &mut self.datagram);
+        let received = tokio::select! {
+            unheard = line.unheard() => return Ok(unheard.map(|()| Arrival::Unheard)?),
+            received = poll_fn(|context| line.socket.poll_recv_from(context, datagram)) => received,
+        };
         self.arrived(received)
     }
 
     /// Takes a datagram that is there already.
     fn queued(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
-        let received = self.socket.socket_ref().recv_from(&mut self.datagram, 0);
+        let received = self.line.socket.socket_ref().recv_from(&mut self.datagram, 0);
         self.arrived(received.map(|(_, sender)| sender))
     }
 
@@ -197,7 +214,7 @@ impl Monitor {
 impl AsFd for Monitor {
     /// For socket options and figures; do not read from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.socket_ref().as_fd()
+        self.line.socket.socket_ref().as_fd()
     }
 }
 
@@ -207,6 +224,7 @@ enum Arrival {
     News,
     /// Nothing that matters.
     Noise,
+    Unheard,
     Overrun,
     Nothing,
 }

@@ -134,6 +134,13 @@ impl Untold {
         self.changes.push(Change::Overrun);
     }
 
+    /// Something may have happened while nobody listened.
+    pub(super) fn miss(&mut self) {
+        if !self.lost && self.changes.last() != Some(&Change::Unheard) {
+            self.changes.push(Change::Unheard);
+        }
+    }
+
     pub(super) fn take(&mut self) -> Vec<Change> {
         let next = if self.lost { vec![Change::Overrun] } else { Vec::new() };
         mem::replace(&mut self.changes, next)
@@ -174,7 +181,7 @@ const DELETE_CHAIN: u8 = 5;
 const DELETE_RULE: u8 = 8;
 const DELETE_SET: u8 = 11;
 /// NFT_MSG_NEWGEN, which has no family.
-const NEW_GENERATION: u16 = SUBSYSTEM << 8 | 15;
+const NEW_GENERATION: u16 = SUBSYSTEM << 8 | kind::NEW_GENERATION as u16;
 
 // enum nft_table_attributes and its like; enum nft_set_attributes, nft_set_elem_list_attributes; enum nft_gen_attributes
 const TABLE_NAME: u16 = 1;

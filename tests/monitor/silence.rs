@@ -1,0 +1,115 @@
+//! Times in which nobody listens, because very many elements are put into the sets.
+
+use std::time::Duration;
+
+use portsentry::enforce::nft::Nft;
+use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::netlink::nft::RulesetSpec;
+use portsentry::netlink::nft::monitor::Change::{ElementAdded, TableGone, Unheard};
+use portsentry::netlink::nft::monitor::Monitor;
+
+use super::namespace::Namespace;
+use super::{assert_quiet, next, nft, subject, told, watched};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn bans(numbers: std::ops::Range<u32>) -> Vec<(Subject, Option<Duration>, Expiry)> {
+    let source = |last: u32| Subject::V4((10 << 24 | last).into());
+    numbers.map(|last| (source(last), Some(HOUR), Expiry::After(HOUR))).collect()
+}
+
+/// Runs `test` with the table, a back end that may have silence, another one beside it, and a monitor that knows neither of
+/// them for the daemon's own.
+fn hushed(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
+    Namespace::new().inside_async(async || {
+        let mut nft = Nft::open().unwrap();
+        nft.install(&RulesetSpec::default()).unwrap();
+        let mut monitor = Monitor::open().unwrap();
+        nft.hush_by(monitor.hush());
+        let mut beside = nft.beside().unwrap();
+        test(&mut monitor, &mut nft, &mut beside).await;
+    });
+}
+
+#[test]
+fn nothing_is_told_of_very_many_bans_that_are_put_back_in_silence() {
+    hushed(async |monitor, one, other| {
+        assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nobody came between");
+        other.put_back(&bans(5_000..9_000)).unwrap();
+        let all: Vec<Subject> = bans(0..9_000).into_iter().map(|(subject, ..)| subject).collect();
+        assert_eq!(one.missing(&all).unwrap(), []);
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn a_few_are_told_because_silence_is_for_many() {
+    hushed(async |monitor, one, _| {
+        one.put_back(&bans(0..1)).unwrap();
+        assert!(matches!(next(monitor).await[..], [ElementAdded(..)]));
+    });
+}
+
+#[test]
+fn what_others_do_in_a_silence_is_told_as_unheard_when_it_ends() {
+    watched(async |monitor, _| {
+        let silence = monitor.hush().begin().unwrap();
+        nft("delete table inet portsentry");
+        silence.end(|| true);
+        assert_eq!(next(monitor).await, [Unheard], "that is all that is known of it");
+        let again = told(monitor, "add table inet portsentry; delete table inet portsentry").await;
+        assert!(again.contains(&TableGone), "from now on all is heard: {again:?}");
+    });
+}
+
+#[test]
+fn what_others_do_while_bans_are_put_back_is_found_out_by_the_kernels_generation() {
+    hushed(async |monitor, one, _| {
+        // Another table is as good: which one it was is not known.
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|threads| {
+            let busy = threads.spawn(move || {
+                while let Err(std::sync::mpsc::TryRecvError::Empty) = stopped.try_recv() {
+                    nft("add table ip another; delete table ip another");
+                }
+            });
+            let disturbed = (0..200).any(|_| !one.put_back_unheard(&bans(0..5_000)).unwrap());
+            drop(stop);
+            busy.join().unwrap();
+            assert!(disturbed);
+        });
+        assert_eq!(next(monitor).await, [Unheard]);
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn a_silence_that_nobody_ends_properly_counts_as_one_in_which_something_happened() {
+    watched(async |monitor, _| {
+        drop(monitor.hush().begin().unwrap());
+        assert_eq!(next(monitor).await, [Unheard]);
+        assert_quiet(monitor).await;
+    });
+}
+
+#[test]
+fn two_silences_at_once_last_until_both_have_ended() {
+    watched(async |monitor, _| {
+        let (first, second) = (monitor.hush().begin().unwrap(), monitor.hush().begin().unwrap());
+        first.end(|| false);
+        nft("add element inet portsentry blocked { 192.0.2.1 }");
+        second.end(|| false);
+        let add = told(monitor, "add element inet portsentry blocked { 192.0.2.2 }").await;
+        assert_eq!(add, [ElementAdded(subject("192.0.2.2"), None)]);
+    });
+}
+
+#[test]
+fn the_table_deleted_in_a_silence_fails_what_is_put_back_and_is_told_as_unheard() {
+    hushed(async |monitor, one, _| {
+        nft("delete table inet portsentry");
+        assert!(next(monitor).await.contains(&TableGone));
+        assert!(one.put_back_unheard(&bans(0..5_000)).is_err());
+        assert_eq!(next(monitor).await, [Unheard]);
+    });
+}
