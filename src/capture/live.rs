@@ -12,12 +12,13 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use crate::wire::LinkType;
 
 /// Bytes of a frame that are captured: 20 of the cooked header, an IPv6 header and more extension headers before the
-/// transport header than anybody sends in good faith. What hides behind still longer ones is counted as undecoded.
-const SNAP: i32 = 256;
+/// transport header (80 bytes) than anybody sends in good faith. What hides behind still longer ones is counted as
+/// undecoded. With what the kernel puts before each, 16 of them fill a page.
+const SNAP: i32 = 160;
 
 /// Bytes of the ring between kernel and program. Memory that the kernel pins, so not more than it takes to ride out a
-/// scheduling delay: at some 250 bytes a packet this holds 16,000.
-const RING: i32 = 4 << 20;
+/// scheduling delay: this holds 12,288 packets, 50 ms of 240,000 a second.
+const RING: i32 = 3 << 20;
 
 /// LINKTYPE_LINUX_SLL2.
 const SLL2: Linktype = Linktype(276);
