@@ -191,6 +191,10 @@ impl Sensor {
                 self.judge.keep_up(self.now());
             }
             self.take_notices();
+            if !more {
+                // A touch of new memory takes longer than the judgement of a packet.
+                self.judge.engine.prepare();
+            }
             if gather {
                 std::thread::sleep(crowd::GATHER);
             }

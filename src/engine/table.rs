@@ -1,5 +1,5 @@
 //! A table of fixed size, keyed by [`Subject`], that never allocates after it is made and never refuses a newcomer: when
-//! a bucket is full, its least valuable entry goes. What is stored lies in columns beside it; this file keeps the keys.
+//! a bucket is full, its least valuable entry goes. What is stored of each is for its user to say.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher13;
 use super::moment::Tick;
 use super::subject::{Subject, Wide};
 
-/// Entries a bucket. A bucket's keys are two cache lines; with eight ways a table that is half full turns away almost
+/// Entries a bucket. They are half a cache line of the index; with eight ways a table that is half full turns away almost
 /// nobody early.
 const WAYS: usize = 8;
 
@@ -25,11 +25,14 @@ pub struct HashKey(pub u64, pub u64);
 /// Marks a network; its prefix length stands beside it.
 const NETWORK: u64 = 0x80;
 
-/// A subject in 16 bytes, with the lane that it is counted in; never all zero.
+/// A subject in 16 bytes, with the lane that it is counted in; the second half is zero for nobody.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key([u64; 2]);
 
 impl Key {
+    /// Of a row that has never been anybody's.
+    pub(super) const NOBODY: Self = Self([0; 2]);
+
     pub(super) fn new(subject: Subject, lane: u8) -> Self {
         let (tag, bits) = match subject {
             Subject::V4(v4) => (4, u64::from(v4.to_bits())),
@@ -99,10 +102,28 @@ impl Key {
         hasher.finish()
     }
 
-    fn hash(self, key: HashKey) -> u64 {
+    /// The key with its hash.
+    pub(super) fn under(self, secret: HashKey) -> Hashed {
         // All bytes at once: half the time of a hasher that is fed piece by piece.
         let [low, high] = self.0.map(u128::from);
-        SipHasher13::new_with_keys(key.0, key.1).hash(&(high << 64 | low).to_le_bytes())
+        let hash = SipHasher13::new_with_keys(secret.0, secret.1).hash(&(high << 64 | low).to_le_bytes());
+        Hashed { key: self, hash }
+    }
+
+    /// Nobody's, for a row that was given back; `next` is the one that was given back before it.
+    fn free(next: u32) -> Self {
+        Self([next.into(), 0])
+    }
+
+    /// The row that a free one has in its key.
+    fn next_free(self) -> u32 {
+        let Self([next, _]) = self;
+        u32::try_from(next).unwrap_or(0)
+    }
+
+    fn is_somebodys(self) -> bool {
+        let Self([_, tag]) = self;
+        tag != 0
     }
 }
 
@@ -126,10 +147,40 @@ fn halves(bits: u128) -> [u64; 2] {
     [(bits >> 64) as u64, bits as u64]
 }
 
-/// The keys of a table.
-pub(super) struct Buckets {
-    // Plain integers, so that the allocator hands out zero pages: what is never touched is never resident.
-    keys: Vec<[[u64; 2]; WAYS]>,
+/// A key with its hash under the secret: made once for a packet, for every table that is asked about it.
+#[derive(Clone, Copy)]
+pub(super) struct Hashed {
+    pub(super) key: Key,
+    pub(super) hash: u64,
+}
+
+/// What a table keeps of one key.
+pub(super) trait Row: Clone {
+    /// Nobody's.
+    const EMPTY: Self;
+
+    /// Whose it is, as [`Row::give`] was told.
+    fn key(&self) -> Key;
+
+    /// It is `key`'s from now on, and says nothing yet.
+    fn give(&mut self, key: Key);
+}
+
+/// The table. What it keeps lies in the order in which it came, so that a newcomer touches no memory but what the one
+/// before him has touched; where each lies stands in an index, which is small enough to be touched as a whole at the start.
+///
+/// A place of the index is 32 bits: in the lowest ones the number of the row, counted from 1, or 0 for nobody's; then the
+/// rank; above it as much of the key's hash as there is room for, so that a wrong row is hardly ever looked at.
+pub(super) struct Table<R> {
+    index: Vec<[u32; WAYS]>,
+    /// Those that have been anybody's, and a few more. All that there can be have their room from the start.
+    rows: Vec<R>,
+    /// How many have been anybody's.
+    begun: usize,
+    /// The row that was given back last, counted from 1; 0: none. Each has the next one in its key.
+    free: u32,
+    /// Bits of a place that number the row.
+    number_bits: u32,
     secret: HashKey,
     used: usize,
     /// For each bucket, how many of its keys stand in one of the next, because it was full of what must not go.
@@ -140,125 +191,273 @@ pub(super) struct Buckets {
 
 /// Where a newcomer was put.
 pub(super) struct Claim {
-    /// Index into the columns.
+    /// The number of its row.
     pub(super) slot: usize,
     /// True where somebody had to go for it.
     pub(super) evicted: bool,
 }
 
-impl Buckets {
+/// One of those in a full bucket.
+pub(super) struct Way<'a, R> {
+    /// How many of them have been claimed since.
+    pub(super) age: usize,
+    /// What [`Table::rank`] said last.
+    pub(super) rank: u8,
+    /// Costs a look into memory.
+    pub(super) row: &'a R,
+}
+
+/// The age of the oldest.
+pub(super) const OLDEST: usize = WAYS - 1;
+
+/// The highest rank.
+pub(super) const RANKS: u8 = 15;
+const RANK_BITS: u32 = 4;
+
+/// So many bytes of rows are touched before anybody needs them: more newcomers than there are between two pauses, unless it
+/// is a flood, and few enough to cost nothing where nobody comes.
+const AHEAD: usize = 32 << 10;
+
+impl<R: Row> Table<R> {
     /// Room for at least `entries`, rounded up to whole buckets.
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
         let buckets = entries.div_ceil(WAYS).max(1);
-        Self { keys: vec![[[0; 2]; WAYS]; buckets], secret, used: 0, astray: vec![0; buckets], strays: 0 }
+        let slots = buckets * WAYS;
+        let mut table = Self {
+            index: vec![[0; WAYS]; buckets],
+            rows: Vec::with_capacity(slots),
+            begun: 0,
+            free: 0,
+            number_bits: usize::BITS - slots.leading_zeros(),
+            secret,
+            used: 0,
+            astray: vec![0; buckets],
+            strays: 0,
+        };
+        touch(&mut table.index);
+        table.prepare();
+        table
     }
 
-    /// How many slots the columns must have.
+    /// How many it can hold.
     pub(super) fn slots(&self) -> usize {
-        self.keys.len() * WAYS
+        self.index.len() * WAYS
     }
 
-    /// How many of them are taken.
+    /// How many it holds.
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    fn bucket(&self, key: Key) -> usize {
-        // Multiply-shift instead of a division (Lemire, 2016): evenly spread for any number of buckets.
-        let buckets = self.keys.len() as u128;
-        usize::try_from((u128::from(key.hash(self.secret)) * buckets) >> 64).unwrap_or(0)
+    /// How many rows have been anybody's: no slot is beyond.
+    pub(super) fn begun(&self) -> usize {
+        self.begun
     }
 
-    /// The slot of `key`, where it is in the table.
-    #[inline]
-    pub(super) fn find(&self, key: Key) -> Option<usize> {
-        let bucket = self.bucket(key);
-        match self.keys.get(bucket)?.iter().position(|held| *held == key.0) {
-            Some(way) => Some(bucket * WAYS + way),
-            None if self.strays == 0 => None,
-            None => self.find_further(bucket, key),
+    /// Touches the memory of the next newcomers, if that is due. To be called when there is time.
+    pub(super) fn prepare(&mut self) {
+        let ahead = (AHEAD / size_of::<R>().max(1)).max(1);
+        if self.rows.len() - self.begun < ahead / 2 {
+            let rows = (self.begun + ahead).min(self.slots());
+            self.rows.resize(rows.max(self.rows.len()), R::EMPTY);
         }
     }
 
-    /// The slot of `key` outside of its bucket.
+    /// `key` as this table wants it.
+    pub(super) fn hashed(&self, key: Key) -> Hashed {
+        key.under(self.secret)
+    }
+
+    fn bucket(&self, hash: u64) -> usize {
+        // Multiply-shift instead of a division (Lemire, 2016): evenly spread for any number of buckets.
+        usize::try_from((u128::from(hash) * self.index.len() as u128) >> 64).unwrap_or(0)
+    }
+
+    /// The row that a place of the index means.
+    fn slot_at(&self, place: u32) -> Option<usize> {
+        ((place & !(u32::MAX << self.number_bits)) as usize).checked_sub(1)
+    }
+
+    /// The bits of a place that belong to the hash, and how they are for this one.
+    fn tag(&self, hash: u64) -> (u32, u32) {
+        let bits = u32::MAX.checked_shl(self.number_bits + RANK_BITS).unwrap_or(0);
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half; the upper one tells the bucket")]
+        (bits, hash as u32 & bits)
+    }
+
+    /// In which way of `bucket` the key is, and its slot.
+    #[inline]
+    fn look(&self, bucket: usize, wanted: Hashed) -> Option<(usize, usize)> {
+        let ways = self.index.get(bucket)?;
+        let (bits, tag) = self.tag(wanted.hash);
+        // All at once, without a jump for each.
+        let mut left = ways.iter().rev().fold(0_u32, |same, place| same << 1 | u32::from(place & bits == tag));
+        while left != 0 {
+            let way = left.trailing_zeros() as usize;
+            if let Some(slot) = ways.get(way).and_then(|place| self.slot_at(*place))
+                && self.rows.get(slot).is_some_and(|row| row.key() == wanted.key)
+            {
+                return Some((way, slot));
+            }
+            left &= left - 1;
+        }
+        None
+    }
+
+    /// The slot of `wanted`, where it is in the table.
+    #[inline]
+    pub(super) fn find(&self, wanted: Hashed) -> Option<usize> {
+        let bucket = self.bucket(wanted.hash);
+        match self.look(bucket, wanted) {
+            Some((_, slot)) => Some(slot),
+            None if self.strays == 0 => None,
+            None => self.find_further(bucket, wanted).map(|(_, _, slot)| slot),
+        }
+    }
+
+    /// Bucket, way and slot of `wanted` outside of its own bucket.
     #[cold]
-    fn find_further(&self, bucket: usize, key: Key) -> Option<usize> {
+    fn find_further(&self, bucket: usize, wanted: Hashed) -> Option<(usize, usize, usize)> {
         if *self.astray.get(bucket)? == 0 {
             return None;
         }
-        self.further(bucket).find_map(|other| {
-            let way = self.keys.get(other)?.iter().position(|held| *held == key.0)?;
-            Some(other * WAYS + way)
-        })
+        let mut others = self.further(bucket);
+        others.find_map(|other| self.look(other, wanted).map(|(way, slot)| (other, way, slot)))
     }
 
     /// The buckets behind `bucket`, around the end.
-    fn further(&self, bucket: usize) -> impl Iterator<Item = usize> + use<> {
-        let buckets = self.keys.len();
+    fn further(&self, bucket: usize) -> impl Iterator<Item = usize> + use<R> {
+        let buckets = self.index.len();
         (1..buckets.min(FURTHER + 1)).map(move |step| (bucket + step) % buckets)
     }
 
-    /// The slot of `key`, or a new one for it: an empty one, or that of the entry with the smallest `worth`.
-    pub(super) fn claim(&mut self, key: Key, worth: impl Fn(usize) -> u64) -> Result<usize, Claim> {
-        let bucket = self.bucket(key);
-        let base = bucket * WAYS;
-        let Some(ways) = self.keys.get_mut(bucket) else {
-            return Ok(0);
+    /// What is kept in `slot`.
+    #[inline]
+    pub(super) fn get(&self, slot: usize) -> Option<&R> {
+        self.rows.get(slot)
+    }
+
+    /// The same, to be changed.
+    #[inline]
+    pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut R> {
+        self.rows.get_mut(slot)
+    }
+
+    /// What is kept of `wanted`.
+    pub(super) fn of(&self, wanted: Hashed) -> Option<&R> {
+        self.rows.get(self.find(wanted)?)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn of_mut(&mut self, wanted: Hashed) -> Option<&mut R> {
+        let slot = self.find(wanted)?;
+        self.rows.get_mut(slot)
+    }
+
+    /// The slot of `wanted`, or a new one for it: a free one, or that of the entry with the smallest `worth`.
+    pub(super) fn claim(&mut self, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> Result<usize, Claim> {
+        let bucket = self.bucket(wanted.hash);
+        let found = self.look(bucket, wanted);
+        let (way, claimed) = match found {
+            Some((way, slot)) => (way, Ok(slot)),
+            None => {
+                let (way, claim) = self.settle(bucket, wanted, worth);
+                (way, Err(claim))
+            }
         };
-        if let Some(way) = ways.iter().position(|held| *held == key.0) {
-            return Ok(base + way);
+        // The latest first.
+        if let Some(ways) = self.index.get_mut(bucket).and_then(|ways| ways.get_mut(..=way)) {
+            ways.rotate_right(1);
         }
-        let empty = ways.iter().position(|held| *held == [0; 2]);
-        let way = empty.unwrap_or_else(|| (0..WAYS).min_by_key(|way| worth(base + way)).unwrap_or(0));
-        if let Some(held) = ways.get_mut(way) {
-            *held = key.0;
-        }
-        self.used += usize::from(empty.is_some());
-        Err(Claim { slot: base + way, evicted: empty.is_none() })
+        claimed
     }
 
     /// The same, but nobody goes who `stays`: where a bucket is full of those, the newcomer stands in one behind it. Only
     /// where there is no room far and wide does the entry with the smallest `worth` go all the same.
     pub(super) fn claim_beside(
         &mut self,
-        key: Key,
-        worth: impl Fn(usize) -> u64,
-        stays: impl Fn(usize) -> bool,
+        wanted: Hashed,
+        worth: impl Fn(&R) -> u32,
+        stays: impl Fn(&R) -> bool,
     ) -> Result<usize, Claim> {
-        if let Some(slot) = self.find(key) {
+        if let Some(slot) = self.find(wanted) {
             return Ok(slot);
         }
-        let home = self.bucket(key);
+        let home = self.bucket(wanted.hash);
         let is_full = |bucket: usize| {
-            let ways = self.keys.get(bucket).into_iter().flatten().enumerate();
-            ways.filter(|(_, held)| **held != [0; 2]).filter(|(way, _)| stays(bucket * WAYS + way)).count() == WAYS
+            let ways = self.index.get(bucket).into_iter().flatten();
+            let rows = ways.map_while(|place| self.rows.get(self.slot_at(*place)?));
+            rows.filter(|row| stays(row)).count() == WAYS
         };
         let room = if is_full(home) { self.further(home).find(|other| !is_full(*other)) } else { None };
         let bucket = room.unwrap_or(home);
-        let base = bucket * WAYS;
-        let Some(ways) = self.keys.get_mut(bucket) else {
-            return Ok(0);
-        };
-        let empty = ways.iter().position(|held| *held == [0; 2]);
-        let least = (0..WAYS).min_by_key(|way| (stays(base + way), worth(base + way)));
-        let way = empty.or(least).unwrap_or(0);
-        let gone = ways.get_mut(way).map_or([0; 2], |held| std::mem::replace(held, key.0));
-        self.used += usize::from(empty.is_some());
-        if empty.is_none() {
-            self.forget_stray(Key(gone), bucket);
-        }
+        // Who stays is worth more than anybody who does not.
+        let worth = |way: Way<'_, R>| u64::from(stays(way.row)) << 32 | u64::from(worth(way.row));
+        let (_, claim) = self.settle(bucket, wanted, worth);
         if bucket != home
             && let Some(astray) = self.astray.get_mut(home)
         {
             *astray = astray.saturating_add(1);
             self.strays += 1;
         }
-        Err(Claim { slot: base + way, evicted: empty.is_none() })
+        Err(claim)
+    }
+
+    /// Puts `wanted`, which is nowhere, into `bucket`; in which way.
+    fn settle(&mut self, bucket: usize, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> (usize, Claim) {
+        let none = (0, Claim { slot: 0, evicted: false });
+        let Some(ways) = self.index.get(bucket) else { return none };
+        let empty = ways.iter().position(|place| *place == 0);
+        let (way, slot) = match empty {
+            Some(way) => (way, self.take_row()),
+            None => {
+                // Of equals the one that was claimed longest ago.
+                let all = ways.iter().enumerate().rev().filter_map(|(age, place)| {
+                    let slot = self.slot_at(*place)?;
+                    let rank = (place >> self.number_bits).to_le_bytes().first()? & RANKS;
+                    Some((worth(Way { age, rank, row: self.rows.get(slot)? }), age, slot))
+                });
+                let Some((_, way, slot)) = all.min_by_key(|(worth, ..)| *worth) else { return none };
+                (way, slot)
+            }
+        };
+        let (_, tag) = self.tag(wanted.hash);
+        let place = tag | u32::try_from(slot + 1).unwrap_or(0);
+        if let Some(held) = self.index.get_mut(bucket).and_then(|ways| ways.get_mut(way)) {
+            *held = place;
+        }
+        let gone = self.rows.get_mut(slot).map(|row| {
+            let gone = row.key();
+            row.give(wanted.key);
+            gone
+        });
+        match (empty, gone) {
+            (None, Some(gone)) => self.forget_stray(gone, bucket),
+            _ => self.used += 1,
+        }
+        (way, Claim { slot, evicted: empty.is_none() })
+    }
+
+    /// A row that is nobody's. There is one for every place of the index.
+    fn take_row(&mut self) -> usize {
+        if let Some(slot) = (self.free as usize).checked_sub(1) {
+            self.free = self.rows.get(slot).map_or(0, |row| row.key().next_free());
+            return slot;
+        }
+        let slot = self.begun;
+        if slot == self.rows.len() {
+            self.rows.push(R::EMPTY);
+        }
+        self.begun += 1;
+        slot
     }
 
     /// `key` has gone from `bucket`.
     fn forget_stray(&mut self, key: Key, bucket: usize) {
-        let home = self.bucket(key);
+        if self.strays == 0 {
+            return;
+        }
+        let home = self.bucket(self.hashed(key).hash);
         if home != bucket
             && let Some(astray) = self.astray.get_mut(home)
         {
@@ -267,104 +466,299 @@ impl Buckets {
         }
     }
 
-    /// The taken slots with their keys.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Key)> + '_ {
-        let keys = self.keys.iter().flatten().enumerate();
-        keys.filter(|(_, held)| **held != [0; 2]).map(|(slot, held)| (slot, Key(*held)))
+    /// What the row of `known` in `slot` is worth, [`RANKS`] at most.
+    #[inline]
+    pub(super) fn rank(&mut self, known: Hashed, slot: usize, rank: u8) {
+        let (bucket, bits) = (self.bucket(known.hash), self.number_bits);
+        let numbers = !(u32::MAX << bits);
+        let places = self.index.get_mut(bucket).into_iter().flatten();
+        if let Some(place) = places.into_iter().find(|place| (**place & numbers) as usize == slot + 1) {
+            *place = *place & !(u32::from(RANKS) << bits) | u32::from(rank.min(RANKS)) << bits;
+        }
     }
 
-    /// Whose `slot` is; `None` where it is nobody's.
-    pub(super) fn at(&self, slot: usize) -> Option<Key> {
-        let held = self.keys.get(slot / WAYS)?.get(slot % WAYS)?;
-        (*held != [0; 2]).then_some(Key(*held))
+    /// All that is kept.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &R> + '_ {
+        self.rows.iter().take(self.begun).filter(|row| row.key().is_somebodys())
     }
 
-    /// Empties the slot of `key`; `None` where it is not in the table.
-    pub(super) fn remove(&mut self, key: Key) -> Option<usize> {
-        let slot = self.find(key)?;
-        if let Some(held) = self.keys.get_mut(slot / WAYS).and_then(|ways| ways.get_mut(slot % WAYS)) {
-            *held = [0; 2];
+    /// What is kept in `slot`; `None` where it is nobody's.
+    pub(super) fn at(&self, slot: usize) -> Option<&R> {
+        self.rows.get(slot).filter(|row| row.key().is_somebodys())
+    }
+
+    /// Empties the slot of `known`; `None` where it is not in the table.
+    pub(super) fn remove(&mut self, known: Hashed) -> Option<usize> {
+        let home = self.bucket(known.hash);
+        let near = self.look(home, known).map(|(way, slot)| (home, way, slot));
+        let further = || (self.strays > 0).then(|| self.find_further(home, known))?;
+        let (bucket, way, slot) = near.or_else(further)?;
+        if let Some(ways) = self.index.get_mut(bucket).and_then(|ways| ways.get_mut(way..)) {
+            // The empty ones stand behind the others.
+            ways.rotate_left(1);
+            if let Some(place) = ways.last_mut() {
+                *place = 0;
+            }
+        }
+        if let Some(row) = self.rows.get_mut(slot) {
+            row.give(Key::free(self.free));
+            self.free = u32::try_from(slot + 1).unwrap_or(0);
             self.used -= 1;
         }
-        self.forget_stray(key, slot / WAYS);
+        self.forget_stray(known.key, bucket);
         Some(slot)
     }
 
     /// Empties the whole table.
     pub(super) fn clear(&mut self) {
-        self.keys.fill([[0; 2]; WAYS]);
+        self.index.fill([0; WAYS]);
         self.astray.fill(0);
-        (self.used, self.strays) = (0, 0);
+        self.rows.iter_mut().take(self.begun).for_each(|row| row.give(Key::NOBODY));
+        (self.used, self.strays, self.begun, self.free) = (0, 0, 0, 0);
     }
+}
+
+/// Writes to all of it, so that the kernel need not find memory for a part of it on a packet's way.
+#[inline(never)]
+fn touch(index: &mut [[u32; WAYS]]) {
+    index.fill([0; WAYS]);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn key(n: u32) -> Key {
-        Key::new(Subject::V4(std::net::Ipv4Addr::from_bits(n)), 0)
+    const SECRET: HashKey = HashKey(1, 2);
+
+    fn key(n: u32) -> Hashed {
+        Key::new(Subject::V4(std::net::Ipv4Addr::from_bits(n)), 0).under(SECRET)
+    }
+
+    /// A row with a number in it.
+    #[derive(Clone)]
+    struct Noted(Key, u32);
+
+    impl Row for Noted {
+        const EMPTY: Self = Self(Key::NOBODY, 0);
+
+        fn key(&self) -> Key {
+            self.0
+        }
+
+        fn give(&mut self, key: Key) {
+            *self = Self(key, 0);
+        }
+    }
+
+    fn table(entries: usize) -> Table<Noted> {
+        Table::new(entries, SECRET)
+    }
+
+    /// All numbers below `end` that are in the table.
+    fn found(table: &Table<Noted>, end: u32) -> Vec<u32> {
+        (0..end).filter(|n| table.find(key(*n)).is_some()).collect()
     }
 
     #[test]
     fn a_full_table_lets_the_least_worthy_go_and_keeps_its_size() {
-        let mut buckets = Buckets::new(8, HashKey(1, 2));
-        let mut worths = vec![0u64; buckets.slots()];
+        let mut table = table(8);
         for n in 1..=8 {
-            let Err(claim) = buckets.claim(key(n), |slot| worths[slot]) else { panic!("{n} is new") };
+            let Err(claim) = table.claim(key(n), |way| way.row.1.into()) else { panic!("{n} is new") };
             assert!(!claim.evicted);
-            worths[claim.slot] = u64::from(n);
+            table.get_mut(claim.slot).unwrap().1 = n;
         }
-        let Err(claim) = buckets.claim(key(9), |slot| worths[slot]) else { panic!("9 is new") };
+        let Err(claim) = table.claim(key(9), |way| way.row.1.into()) else { panic!("9 is new") };
         assert!(claim.evicted);
-        assert!(buckets.find(key(1)).is_none(), "1 was worth least");
-        assert!((2..=9).all(|n| buckets.find(key(n)).is_some()));
-        assert_eq!(buckets.used(), 8);
+        assert_eq!(found(&table, 12), (2..=9).collect::<Vec<_>>(), "1 was worth least");
+        assert_eq!((table.used(), table.begun(), table.slots()), (8, 8, 8));
+        assert_eq!(table.get(claim.slot).unwrap().1, 0, "the newcomer does not take over what was kept of another");
+    }
+
+    #[test]
+    fn among_equals_of_the_lowest_rank_the_one_that_was_claimed_longest_ago_goes() {
+        let mut table = table(8);
+        let claim = |table: &mut Table<Noted>, n| {
+            let worth = |way: Way<'_, Noted>| u64::from(way.rank) << 8 | (OLDEST - way.age) as u64;
+            let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(n), worth);
+            slot
+        };
+        for n in 0..8 {
+            let slot = claim(&mut table, n);
+            // Of two ranks, the odd ones the higher.
+            table.rank(key(n), slot, if n % 2 == 1 { RANKS } else { 3 });
+        }
+        claim(&mut table, 0);
+        let slot = claim(&mut table, 4);
+        table.rank(key(4), slot, RANKS + 1);
+        for (newcomer, gone) in [(8, 2), (9, 6), (10, 0)] {
+            let slot = claim(&mut table, newcomer);
+            table.rank(key(newcomer), slot, 4);
+            assert!(table.find(key(gone)).is_none() && table.find(key(newcomer)).is_some(), "{gone}");
+            assert_eq!(found(&table, 20).len(), 8);
+        }
+        assert_eq!(found(&table, 20), [1, 3, 4, 5, 7, 8, 9, 10]);
     }
 
     #[test]
     fn what_is_removed_leaves_its_slot_to_the_next() {
-        let mut buckets = Buckets::new(8, HashKey(3, 4));
-        assert!(buckets.claim(key(1), |_| 0).is_err());
-        assert!(buckets.remove(key(1)).is_some());
-        assert!(buckets.remove(key(1)).is_none());
-        assert_eq!(buckets.used(), 0);
+        let mut table = table(8);
+        let Err(Claim { slot, .. }) = table.claim(key(1), |_| 0) else { panic!("1 is new") };
+        assert_eq!(table.remove(key(1)), Some(slot));
+        assert!(table.remove(key(1)).is_none() && table.at(slot).is_none() && table.iter().next().is_none());
+        assert_eq!(table.used(), 0);
+        let Err(claim) = table.claim(key(2), |_| 0) else { panic!("2 is new") };
+        assert_eq!((claim.slot, claim.evicted, table.begun()), (slot, false, 1));
+    }
+
+    #[test]
+    fn newcomers_lie_one_behind_the_other_in_memory_that_was_touched_before() {
+        let mut table = table(100_000);
+        let ahead = table.rows.len();
+        assert!((1_000..10_000).contains(&ahead), "{ahead}");
+        let before = (table.rows.as_ptr(), table.rows.capacity());
+        for n in 0..50_000 {
+            let Err(Claim { slot, .. }) = table.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
+            assert_eq!(slot, n as usize);
+            if n % 100 == 0 {
+                table.prepare();
+                assert!(table.rows.len() >= slot + 100, "{slot}");
+            }
+        }
+        assert_eq!((table.rows.as_ptr(), table.rows.capacity()), before, "nothing was allocated");
+        assert_eq!(table.iter().count(), 50_000);
+        let mut small = self::table(8);
+        (0..20).for_each(|_| small.prepare());
+        assert_eq!(small.rows.len(), 8, "and never more than there can be");
     }
 
     #[test]
     fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
-        let mut buckets = Buckets::new(512, HashKey(5, 6));
+        let mut table = table(512);
         // Three of four slots: a bucket in four is too small for its keys.
         for n in 0..384 {
-            let Err(claim) = buckets.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
+            let Err(claim) = table.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
             assert!(!claim.evicted, "{n}");
         }
-        assert!(buckets.strays > 10, "{} of them are elsewhere", buckets.strays);
-        assert_eq!(buckets.used(), 384);
-        let found = |buckets: &Buckets| (0..384).filter(|n| buckets.find(key(*n)).is_some()).count();
-        assert_eq!(found(&buckets), 384);
-        assert!(buckets.claim_beside(key(3), |_| 0, |_| true).is_ok(), "who is there is not there twice");
-        (0..384).step_by(2).for_each(|n| assert!(buckets.remove(key(n)).is_some()));
-        assert_eq!((found(&buckets), buckets.used()), (192, 192));
-        (0..384).step_by(2).for_each(|n| assert!(buckets.claim_beside(key(n), |_| 0, |_| true).is_err()));
-        assert_eq!(found(&buckets), 384);
-        (0..384).for_each(|n| assert!(buckets.remove(key(n)).is_some()));
-        assert_eq!((buckets.used(), buckets.strays), (0, 0));
-        assert!(buckets.astray.iter().all(|astray| *astray == 0));
+        assert!(table.strays > 10, "{} of them are elsewhere", table.strays);
+        assert_eq!(table.used(), 384);
+        assert_eq!(found(&table, 384).len(), 384);
+        assert!(table.claim_beside(key(3), |_| 0, |_| true).is_ok(), "who is there is not there twice");
+        (0..384).step_by(2).for_each(|n| assert!(table.remove(key(n)).is_some()));
+        assert_eq!((found(&table, 384).len(), table.used()), (192, 192));
+        (0..384).step_by(2).for_each(|n| assert!(table.claim_beside(key(n), |_| 0, |_| true).is_err()));
+        assert_eq!(found(&table, 384).len(), 384);
+        (0..384).for_each(|n| assert!(table.remove(key(n)).is_some()));
+        assert_eq!((table.used(), table.strays), (0, 0));
+        assert!(table.astray.iter().all(|astray| *astray == 0));
     }
 
     #[test]
     fn a_table_that_is_full_of_who_stays_takes_a_newcomer_for_the_least_worthy_and_one_of_others_for_another() {
-        let mut buckets = Buckets::new(64, HashKey(7, 8));
-        (0..64).for_each(|n| drop(buckets.claim_beside(key(n), |_| 0, |_| true)));
-        assert_eq!((buckets.used(), (0..64).filter(|n| buckets.find(key(*n)).is_some()).count()), (64, 64));
-        let other = buckets.find(key(9)).unwrap();
-        let Err(claim) = buckets.claim_beside(key(64), |_| 0, |slot| slot != other) else { panic!("64 is new") };
+        let mut table = table(64);
+        for n in 0..64 {
+            let (Ok(slot) | Err(Claim { slot, .. })) = table.claim_beside(key(n), |_| 0, |_| true);
+            table.get_mut(slot).unwrap().1 = n;
+        }
+        assert_eq!((table.used(), found(&table, 64).len()), (64, 64));
+        let other = table.find(key(9)).unwrap();
+        let Err(claim) = table.claim_beside(key(64), |_| 0, |row| row.1 != 9) else { panic!("64 is new") };
         assert_eq!((claim.slot, claim.evicted), (other, true));
-        assert!(buckets.find(key(9)).is_none() && buckets.find(key(64)).is_some());
-        let Err(claim) = buckets.claim_beside(key(65), |_| 0, |_| true) else { panic!("65 is new") };
-        assert!(claim.evicted && buckets.find(key(65)).is_some());
-        assert_eq!((0..66).filter(|n| buckets.find(key(*n)).is_some()).count(), 64);
+        assert!(table.find(key(9)).is_none() && table.find(key(64)).is_some());
+        let Err(claim) = table.claim_beside(key(65), |_| 0, |_| true) else { panic!("65 is new") };
+        assert!(claim.evicted && table.find(key(65)).is_some());
+        assert_eq!(found(&table, 66).len(), 64);
+    }
+
+    #[test]
+    fn the_largest_table_that_can_be_asked_for_tells_its_rows_apart() {
+        // The index alone: of so many rows none is touched.
+        let mut table = table(1 << 24);
+        assert_eq!((table.number_bits, table.tag(u64::MAX).0), (25, 0xe000_0000));
+        table.begun = table.slots() - 1;
+        table.rows = Vec::new();
+        assert_eq!(table.slot_at(u32::try_from(table.slots()).unwrap() | 0xfe00_0000), Some(table.slots() - 1));
+        assert_eq!(table.slot_at(0xfe00_0000), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Claim(u32),
+        Beside(u32),
+        Remove(u32),
+        Clear,
+        Prepare,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            40 => (0..150_u32).prop_map(Step::Claim),
+            30 => (0..150_u32).prop_map(Step::Remove),
+            1 => Just(Step::Clear),
+            2 => Just(Step::Prepare),
+        ];
+        let beside = prop_oneof![
+            40 => (0..150_u32).prop_map(Step::Beside),
+            20 => (0..150_u32).prop_map(Step::Remove),
+            1 => Just(Step::Clear),
+        ];
+        prop_oneof![prop::collection::vec(step, 0..600), prop::collection::vec(beside, 0..600)]
+    }
+
+    proptest! {
+        /// Whatever is done to it, it holds what a plain map would, but for who was pushed out.
+        #[test]
+        fn a_table_is_a_map_that_forgets(entries in 1_usize..130, steps in steps()) {
+            let mut table = table(entries);
+            let mut model: HashMap<u32, u32> = HashMap::new();
+            for (at, step) in (1..).zip(steps) {
+                match step {
+                    Step::Claim(n) | Step::Beside(n) => {
+                        let claim = match step {
+                            Step::Beside(_) => table.claim_beside(key(n), |row| row.1, |row| row.1 % 2 == 0),
+                            _ => table.claim(key(n), |way| way.row.1.into()),
+                        };
+                        let slot = match claim {
+                            Ok(slot) => {
+                                prop_assert_eq!(Some(&table.get(slot).unwrap().1), model.get(&n));
+                                slot
+                            }
+                            Err(Claim { slot, evicted }) => {
+                                prop_assert!(!model.contains_key(&n));
+                                prop_assert_eq!(table.get(slot).unwrap().1, 0, "it says nothing yet");
+                                if evicted {
+                                    let gone: Vec<u32> =
+                                        model.keys().copied().filter(|n| table.find(key(*n)).is_none()).collect();
+                                    prop_assert_eq!(gone.len(), 1);
+                                    model.remove(&gone[0]);
+                                }
+                                slot
+                            }
+                        };
+                        table.get_mut(slot).unwrap().1 = at;
+                        model.insert(n, at);
+                    }
+                    Step::Remove(n) => prop_assert_eq!(table.remove(key(n)).is_some(), model.remove(&n).is_some()),
+                    Step::Clear => {
+                        table.clear();
+                        model.clear();
+                    }
+                    Step::Prepare => table.prepare(),
+                }
+                prop_assert_eq!(table.used(), model.len());
+                prop_assert_eq!(table.iter().count(), model.len());
+                for n in 0..150 {
+                    prop_assert_eq!(table.of(key(n)).map(|row| row.1), model.get(&n).copied());
+                }
+            }
+            for n in 0..150 {
+                table.remove(key(n));
+            }
+            prop_assert_eq!((table.used(), table.strays), (0, 0));
+        }
     }
 
     #[test]
