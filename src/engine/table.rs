@@ -167,12 +167,15 @@ pub(super) trait Row: Clone {
 }
 
 /// The table. What it keeps lies in the order in which it came, so that a newcomer touches no memory but what the one
-/// before him has touched; where each lies stands in an index, which is small enough to be touched as a whole at the start.
+/// before him has touched. Where each lies stands in an index, which is small at the start and grows with the table, into
+/// room that was set aside for it.
 ///
 /// A place of the index is 32 bits: in the lowest ones the number of the row, counted from 1, or 0 for nobody's; then the
 /// rank; above it as much of the key's hash as there is room for, so that a wrong row is hardly ever looked at.
 pub(super) struct Table<R> {
     index: Vec<[u32; WAYS]>,
+    /// Into how many buckets it can grow.
+    buckets: usize,
     /// Those that have been anybody's, and a few more. All that there can be have their room from the start.
     rows: Vec<R>,
     /// How many have been anybody's.
@@ -181,6 +184,8 @@ pub(super) struct Table<R> {
     free: u32,
     /// Bits of a place that number the row.
     number_bits: u32,
+    /// Those that hold a part of the hash.
+    tags: u32,
     secret: HashKey,
     used: usize,
     /// For each bucket, how many of its keys stand in one of the next, because it was full of what must not go.
@@ -214,6 +219,17 @@ pub(super) const OLDEST: usize = WAYS - 1;
 pub(super) const RANKS: u8 = 15;
 const RANK_BITS: u32 = 4;
 
+/// Buckets of an index that has its full size from the start: 32 KiB.
+const SMALL: usize = 1_024;
+
+/// How many times as many buckets a larger index has after each step, and how many steps there are.
+const STEP: usize = 4;
+const STEPS: u32 = 3;
+
+/// An index that has not grown yet is at most so full, one part in so many: a bucket is then hardly ever full, and nobody
+/// goes for a newcomer. Half of that is enough where there is time to grow.
+const SPARSE: usize = 8;
+
 /// So many bytes of rows are touched before anybody needs them: more newcomers than there are between two pauses, unless it
 /// is a flood, and few enough to cost nothing where nobody comes.
 const AHEAD: usize = 32 << 10;
@@ -221,27 +237,34 @@ const AHEAD: usize = 32 << 10;
 impl<R: Row> Table<R> {
     /// Room for at least `entries`, rounded up to whole buckets.
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
-        let buckets = entries.div_ceil(WAYS).max(1);
+        let wanted = entries.div_ceil(WAYS).max(1);
+        // Each step is as long as the others, so that nothing moves but from one bucket into those that it becomes.
+        let start = if wanted <= SMALL { wanted } else { wanted.div_ceil(STEP.pow(STEPS)) };
+        let buckets = if wanted <= SMALL { wanted } else { start * STEP.pow(STEPS) };
         let slots = buckets * WAYS;
+        let number_bits = usize::BITS - slots.leading_zeros();
         let mut table = Self {
-            index: vec![[0; WAYS]; buckets],
+            index: Vec::with_capacity(buckets),
             rows: Vec::with_capacity(slots),
             begun: 0,
             free: 0,
-            number_bits: usize::BITS - slots.leading_zeros(),
+            buckets,
+            number_bits,
+            tags: u32::MAX.checked_shl(number_bits + RANK_BITS).unwrap_or(0),
             secret,
             used: 0,
-            astray: vec![0; buckets],
+            astray: Vec::with_capacity(buckets),
             strays: 0,
         };
-        touch(&mut table.index);
+        table.index.resize(start, [0; WAYS]);
+        table.astray.resize(start, 0);
         table.prepare();
         table
     }
 
     /// How many it can hold.
     pub(super) fn slots(&self) -> usize {
-        self.index.len() * WAYS
+        self.buckets * WAYS
     }
 
     /// How many it holds.
@@ -254,8 +277,11 @@ impl<R: Row> Table<R> {
         self.begun
     }
 
-    /// Touches the memory of the next newcomers, if that is due. To be called when there is time.
+    /// Touches the memory of the next newcomers, if that is due, and makes the index larger. To be called when there is time.
     pub(super) fn prepare(&mut self) {
+        if self.is_dense(2 * SPARSE) {
+            self.grow();
+        }
         let ahead = (AHEAD / size_of::<R>().max(1)).max(1);
         if self.rows.len() - self.begun < ahead / 2 {
             let rows = (self.begun + ahead).min(self.slots());
@@ -268,6 +294,79 @@ impl<R: Row> Table<R> {
         key.under(self.secret)
     }
 
+    /// True where more than one place in so many is taken, of an index that can grow.
+    fn is_dense(&self, sparse: usize) -> bool {
+        let buckets = self.index.len();
+        buckets < self.buckets && self.used * sparse > buckets * WAYS
+    }
+
+    /// Makes the index larger. Takes some 50 ns for each entry, a few times in the life of a table.
+    #[cold]
+    fn grow(&mut self) {
+        let before = self.index.len();
+        self.index.resize((before * STEP).min(self.buckets), [0; WAYS]);
+        self.astray.fill(0);
+        self.astray.resize(self.index.len(), 0);
+        let strays = std::mem::take(&mut self.strays);
+        // From the end: what was in one bucket goes to places that nobody is in any more.
+        for old in (0..before).rev() {
+            let places = self.index.get_mut(old).map(std::mem::take).unwrap_or_default();
+            for place in places.into_iter().filter(|place| *place != 0) {
+                let row = self.slot_at(place).and_then(|slot| self.rows.get(slot));
+                let home = row.map(|row| self.bucket(self.hashed(row.key()).hash));
+                if let Some(home) = home.filter(|home| home / STEP == old) {
+                    self.put(home, place);
+                }
+            }
+        }
+        if strays > 0 {
+            self.put_strays();
+        }
+    }
+
+    /// Puts those into the index who were not where they belong.
+    fn put_strays(&mut self) {
+        for slot in 0..self.begun {
+            let Some(key) = self.at(slot).map(Row::key) else { continue };
+            let wanted = self.hashed(key);
+            let home = self.bucket(wanted.hash);
+            if self.look(home, wanted).is_some() {
+                continue;
+            }
+            let place = self.tag(wanted.hash) | u32::try_from(slot + 1).unwrap_or(0);
+            let mut near = std::iter::once(home).chain(self.further(home));
+            match near.find(|bucket| self.put(*bucket, place)) {
+                Some(bucket) if bucket == home => {}
+                Some(_) => self.note_stray(home),
+                // It cannot be: the index is nearly empty.
+                None => self.give_back(slot),
+            }
+        }
+    }
+
+    /// Puts a place behind the others of a bucket; false where it is full.
+    fn put(&mut self, bucket: usize, place: u32) -> bool {
+        let empty = self.index.get_mut(bucket).and_then(|ways| ways.iter_mut().find(|held| **held == 0));
+        empty.map(|held| *held = place).is_some()
+    }
+
+    /// The row in `slot` is nobody's any more.
+    fn give_back(&mut self, slot: usize) {
+        if let Some(row) = self.rows.get_mut(slot) {
+            row.give(Key::free(self.free));
+            self.free = u32::try_from(slot + 1).unwrap_or(0);
+            self.used -= 1;
+        }
+    }
+
+    /// A key of `home` is elsewhere.
+    fn note_stray(&mut self, home: usize) {
+        if let Some(astray) = self.astray.get_mut(home) {
+            *astray = astray.saturating_add(1);
+            self.strays += 1;
+        }
+    }
+
     fn bucket(&self, hash: u64) -> usize {
         // Multiply-shift instead of a division (Lemire, 2016): evenly spread for any number of buckets.
         usize::try_from((u128::from(hash) * self.index.len() as u128) >> 64).unwrap_or(0)
@@ -278,22 +377,22 @@ impl<R: Row> Table<R> {
         ((place & !(u32::MAX << self.number_bits)) as usize).checked_sub(1)
     }
 
-    /// The bits of a place that belong to the hash, and how they are for this one.
-    fn tag(&self, hash: u64) -> (u32, u32) {
-        let bits = u32::MAX.checked_shl(self.number_bits + RANK_BITS).unwrap_or(0);
+    /// What a place of the index has of this hash.
+    fn tag(&self, hash: u64) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the lower half; the upper one tells the bucket")]
-        (bits, hash as u32 & bits)
+        let low = hash as u32;
+        low & self.tags
     }
 
     /// In which way of `bucket` the key is, and its slot.
     #[inline]
     fn look(&self, bucket: usize, wanted: Hashed) -> Option<(usize, usize)> {
         let ways = self.index.get(bucket)?;
-        let (bits, tag) = self.tag(wanted.hash);
-        // All at once, without a jump for each.
-        let mut left = ways.iter().rev().fold(0_u32, |same, place| same << 1 | u32::from(place & bits == tag));
+        let tag = self.tag(wanted.hash);
+        // All at once, without a jump for each: a byte is 1 where the tag is the same.
+        let mut left = u64::from_le_bytes(ways.map(|place| u8::from((place ^ tag) & self.tags == 0)));
         while left != 0 {
-            let way = left.trailing_zeros() as usize;
+            let way = (left.trailing_zeros() / u8::BITS) as usize;
             if let Some(slot) = ways.get(way).and_then(|place| self.slot_at(*place))
                 && self.rows.get(slot).is_some_and(|row| row.key() == wanted.key)
             {
@@ -356,11 +455,14 @@ impl<R: Row> Table<R> {
 
     /// The slot of `wanted`, or a new one for it: a free one, or that of the entry with the smallest `worth`.
     pub(super) fn claim(&mut self, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> Result<usize, Claim> {
-        let bucket = self.bucket(wanted.hash);
-        let found = self.look(bucket, wanted);
-        let (way, claimed) = match found {
+        let mut bucket = self.bucket(wanted.hash);
+        let (way, claimed) = match self.look(bucket, wanted) {
             Some((way, slot)) => (way, Ok(slot)),
             None => {
+                if self.is_dense(SPARSE) {
+                    self.grow();
+                    bucket = self.bucket(wanted.hash);
+                }
                 let (way, claim) = self.settle(bucket, wanted, worth);
                 (way, Err(claim))
             }
@@ -383,6 +485,9 @@ impl<R: Row> Table<R> {
         if let Some(slot) = self.find(wanted) {
             return Ok(slot);
         }
+        if self.is_dense(SPARSE) {
+            self.grow();
+        }
         let home = self.bucket(wanted.hash);
         let is_full = |bucket: usize| {
             let ways = self.index.get(bucket).into_iter().flatten();
@@ -394,11 +499,8 @@ impl<R: Row> Table<R> {
         // Who stays is worth more than anybody who does not.
         let worth = |way: Way<'_, R>| u64::from(stays(way.row)) << 32 | u64::from(worth(way.row));
         let (_, claim) = self.settle(bucket, wanted, worth);
-        if bucket != home
-            && let Some(astray) = self.astray.get_mut(home)
-        {
-            *astray = astray.saturating_add(1);
-            self.strays += 1;
+        if bucket != home {
+            self.note_stray(home);
         }
         Err(claim)
     }
@@ -421,8 +523,7 @@ impl<R: Row> Table<R> {
                 (way, slot)
             }
         };
-        let (_, tag) = self.tag(wanted.hash);
-        let place = tag | u32::try_from(slot + 1).unwrap_or(0);
+        let place = self.tag(wanted.hash) | u32::try_from(slot + 1).unwrap_or(0);
         if let Some(held) = self.index.get_mut(bucket).and_then(|ways| ways.get_mut(way)) {
             *held = place;
         }
@@ -500,11 +601,7 @@ impl<R: Row> Table<R> {
                 *place = 0;
             }
         }
-        if let Some(row) = self.rows.get_mut(slot) {
-            row.give(Key::free(self.free));
-            self.free = u32::try_from(slot + 1).unwrap_or(0);
-            self.used -= 1;
-        }
+        self.give_back(slot);
         self.forget_stray(known.key, bucket);
         Some(slot)
     }
@@ -516,12 +613,6 @@ impl<R: Row> Table<R> {
         self.rows.iter_mut().take(self.begun).for_each(|row| row.give(Key::NOBODY));
         (self.used, self.strays, self.begun, self.free) = (0, 0, 0, 0);
     }
-}
-
-/// Writes to all of it, so that the kernel need not find memory for a part of it on a packet's way.
-#[inline(never)]
-fn touch(index: &mut [[u32; WAYS]]) {
-    index.fill([0; WAYS]);
 }
 
 #[cfg(test)]
@@ -636,6 +727,53 @@ mod tests {
     }
 
     #[test]
+    fn the_index_grows_with_the_table_and_nobody_is_lost_on_the_way() {
+        for prepared in [false, true] {
+            let mut table = table(100_000);
+            let (start, room) = (table.index.len(), table.index.capacity());
+            assert!(start * WAYS * 4 < 8_192, "{start}");
+            // More of one bucket than it holds, so that some are elsewhere when it grows.
+            let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(20).collect();
+            let others: Vec<u32> = (1_000_000..1_040_000).collect();
+            for (count, n) in crowd.iter().chain(&others).enumerate() {
+                let Err(claim) = table.claim_beside(key(*n), |_| 0, |_| true) else { panic!("{n} is new") };
+                assert!(!claim.evicted, "{n}");
+                table.get_mut(claim.slot).unwrap().1 = *n;
+                if count == 19 {
+                    assert_eq!(table.strays, 12);
+                }
+                if prepared && count % 64 == 0 {
+                    table.prepare();
+                    assert!(!table.is_dense(SPARSE + 1));
+                }
+            }
+            let all = || crowd.iter().chain(&others);
+            assert!(all().all(|n| table.of(key(*n)).is_some_and(|row| row.1 == *n)));
+            assert_eq!((table.index.len(), table.index.capacity()), (start * 64, room));
+            assert_eq!((table.used(), table.slots()), (40_020, start * 64 * WAYS));
+            all().for_each(|n| assert!(table.remove(key(*n)).is_some()));
+            assert_eq!((table.used(), table.strays), (0, 0));
+        }
+    }
+
+    #[test]
+    fn ranks_and_ages_outlive_the_growth_of_the_index() {
+        let mut table = table(100_000);
+        let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(8).collect();
+        for (rank, n) in (0..).zip(&crowd) {
+            let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(*n), |_| 0);
+            table.rank(key(*n), slot, rank);
+        }
+        table.grow();
+        for bucket in 7 * STEP..8 * STEP {
+            let places = table.index[bucket].iter().filter(|place| **place != 0);
+            let ranks: Vec<u32> = places.map(|place| place >> table.number_bits & 15).collect();
+            assert!(ranks.is_sorted_by(|a, b| a > b), "the latest first: {ranks:?}");
+        }
+        assert!(crowd.iter().all(|n| table.find(key(*n)).is_some()));
+    }
+
+    #[test]
     fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
         let mut table = table(512);
         // Three of four slots: a bucket in four is too small for its keys.
@@ -676,10 +814,9 @@ mod tests {
     #[test]
     fn the_largest_table_that_can_be_asked_for_tells_its_rows_apart() {
         // The index alone: of so many rows none is touched.
-        let mut table = table(1 << 24);
-        assert_eq!((table.number_bits, table.tag(u64::MAX).0), (25, 0xe000_0000));
-        table.begun = table.slots() - 1;
-        table.rows = Vec::new();
+        let table = table(1 << 24);
+        assert_eq!((table.number_bits, table.tag(u64::MAX)), (25, 0xe000_0000));
+        assert_eq!((table.slots(), table.begun()), (1 << 24, 0));
         assert_eq!(table.slot_at(u32::try_from(table.slots()).unwrap() | 0xfe00_0000), Some(table.slots() - 1));
         assert_eq!(table.slot_at(0xfe00_0000), None);
     }
