@@ -12,6 +12,7 @@ mod class;
 mod closed;
 mod explain;
 mod host;
+mod key;
 mod memory;
 mod moment;
 pub mod ports;
@@ -40,6 +41,7 @@ pub use allow::{AllowList, Protection};
 pub use class::{Class, Protocol};
 pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
+pub use key::HashKey;
 pub use memory::RECENT;
 pub use moment::Moment;
 pub use settings::{Counters, Response, Settings, Watch};
@@ -48,12 +50,12 @@ pub use standing::{Standing, StandingBan};
 pub use strikes::{Escalation, LastBan, Struck};
 pub use suspects::EVIDENCE;
 pub use sweep::Sweep;
-pub use table::HashKey;
 pub use verdict::{Ban, Innocence, Notice, Ports, Probe, Repeated, Spared, Verdict};
 pub use wide::Widest;
 
 use crate::wire::{Delivery, Packet};
 use budget::Budget;
+use key::{Hashed, Key, fold};
 use memory::Memory;
 use moment::Tick;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
@@ -64,7 +66,6 @@ use strikes::Strikes;
 use subject::Subject;
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
-use table::{Hashed, Key, fold};
 use wide::Networks;
 
 /// How long a ban above the ceiling lasts at most.

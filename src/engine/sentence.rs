@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use super::key::Hashed;
 use super::moment::{Moment, Tick};
 use super::standing::{Standing, StandingBan};
 use super::strikes::Struck;
 use super::subject::{Expiry, Subject};
-use super::table::Hashed;
 use super::verdict::{Ban, Verdict};
 use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, TELLING};
 

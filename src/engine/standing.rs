@@ -5,10 +5,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use super::key::{Brief, HashKey, Hashed, Key};
 use super::moment::Tick;
 use super::strikes::LAST_SECONDS;
 use super::subject::{Expiry, Subject};
-use super::table::{Claim, HashKey, Hashed, Key, Row, Table};
+use super::table::{Claim, Row, Table};
 
 /// What stands against a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +68,11 @@ pub(super) struct Repeat {
     pub(super) verify: bool,
 }
 
-/// What stands against one source.
+/// What stands against one source: half a cache line, which every packet from a blocked source waits for.
 #[derive(Clone)]
+#[repr(align(32))]
 struct Judgement {
-    key: Key,
+    key: Brief,
     until: Tick,
     /// How long the ban lasts as a whole; 0 where that is not known.
     length: Tick,
@@ -85,7 +87,7 @@ struct Judgement {
 
 impl Row for Judgement {
     const EMPTY: Self = Self {
-        key: Key::NOBODY,
+        key: Brief::NOBODY,
         until: Tick(0),
         length: Tick(0),
         hits: 0,
@@ -95,13 +97,15 @@ impl Row for Judgement {
     };
 
     fn key(&self) -> Key {
-        self.key
+        self.key.key()
     }
 
     fn give(&mut self, key: Key) {
-        *self = Self { key, ..Self::EMPTY };
+        *self = Self { key: Brief::of(key), ..Self::EMPTY };
     }
 }
+
+const _: () = assert!(size_of::<Judgement>() == 32);
 
 impl Judgement {
     /// The ban, if it is one and in force at `now`.
@@ -110,7 +114,7 @@ impl Judgement {
             return None;
         }
         let length = Some(self.length).filter(|length| *length != Tick(0)).map(Tick::duration);
-        Some(StandingBan { subject: self.key.subject()?, length, left: self.left(now) })
+        Some(StandingBan { subject: self.key().subject()?, length, left: self.left(now) })
     }
 
     fn left(&self, now: Tick) -> Expiry {
@@ -165,7 +169,7 @@ impl Judged {
         let (Ok(slot) | Err(Claim { slot, .. })) = self.judgements.claim_beside(key, |row| row.until.0, stands);
         if let Some(row) = self.judgements.get_mut(slot) {
             let (until, next) = (now.end(expiry), now.plus(Tick::of(FIRST_SUMMARY)));
-            *row = Judgement { key: key.key, until, length, hits: 0, next, verified: now, standing };
+            *row = Judgement { key: row.key, until, length, hits: 0, next, verified: now, standing };
         }
     }
 

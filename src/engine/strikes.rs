@@ -7,9 +7,10 @@
 
 use std::time::Duration;
 
+use super::key::{HashKey, Hashed, Key};
 use super::moment::Tick;
 use super::subject::{Expiry, Subject};
-use super::table::{Claim, HashKey, Hashed, Key, Row, Table};
+use super::table::{Claim, Row, Table};
 
 /// How bans of the same subject grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

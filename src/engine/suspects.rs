@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::class::{Class, Protocol};
+use super::key::{HashKey, Hashed, Key};
 use super::moment::Tick;
-use super::table::{Claim, HashKey, Hashed, Key, OLDEST, RANKS, Row, Table, Way};
+use super::table::{Claim, OLDEST, RANKS, Row, Table, Way};
 
 /// Distinct ports that are remembered of one source; the largest `scan_trigger` is one less.
 pub const EVIDENCE: usize = 16;

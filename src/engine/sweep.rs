@@ -97,8 +97,8 @@ impl Sweeps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::key::{HashKey, Key};
     use crate::engine::subject::Subject;
-    use crate::engine::table::{HashKey, Key};
 
     fn hash(source: u64) -> u64 {
         let source = u32::try_from(source).unwrap();

@@ -11,10 +11,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::class::{Class, Protocol};
+use super::key::{HashKey, Hashed, Key};
 use super::moment::Tick;
 use super::subject::{Subject, Wide};
 use super::suspects::{Evidence, Suspects};
-use super::table::{HashKey, Hashed, Key};
 
 /// How wide a ban may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
