@@ -120,7 +120,7 @@ impl Key {
 
 /// The key of a subject as a whole, in 10 bytes.
 #[derive(Clone, Copy)]
-#[repr(packed(2))]
+#[repr(Rust, packed(2))]
 pub(super) struct Brief {
     bits: u64,
     tag: u16,
