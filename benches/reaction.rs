@@ -7,6 +7,8 @@
 //!
 //! What no program can be faster than here is the bare capture: the same packets, a thread with the sensor's priority that
 //! waits for them and looks at the clock.
+//!
+//! `cargo bench --bench reaction -- "first probe" busy` measures only the rows with all of these words.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -54,22 +56,24 @@ fn main() {
     println!("| what | runs | median | p90 | p99 | worst | times faster than a forked nft |");
     println!("|---|---|---|---|---|---|---|");
     let base = support::median(&forked_nft);
-    row("`nft add element`, forked, alone", &forked_nft, base);
-    row("the same through `sh -c`, as classic PortSentry runs it", &shell, base);
+    row("`nft add element`, forked, alone", || forked_nft, base);
+    row("the same through `sh -c`, as classic PortSentry runs it", || shell, base);
     for (trigger, trap, name) in [
         (0, false, "first probe blocks"),
         (2, false, "two ports forgiven"),
         (2, true, "two ports forgiven, trap (default)"),
     ] {
         let name = format!("{name}: first probe to element, as somebody else sees it");
-        row(&name, &reaction(trigger, trap, runs), base);
+        row(&name, || reaction(trigger, trap, runs), base);
     }
     for around in [Around::Quiet, Around::Awake] {
-        row(&format!("bare capture, {}: probe to the program that waits for it", around.name()), &bare(around), base);
+        let name = format!("bare capture, {}: probe to the program that waits for it", around.name());
+        row(&name, || bare(around), base);
     }
     for (trigger, name) in [(0, "first probe blocks"), (2, "two ports forgiven")] {
         for around in [Around::Quiet, Around::Awake, Around::Noisy] {
-            row(&format!("{name}, {}: last probe to acknowledgement", around.name()), &own(trigger, around), base);
+            let name = format!("{name}, {}: last probe to acknowledgement", around.name());
+            row(&name, || own(trigger, around), base);
         }
     }
 }
@@ -166,7 +170,12 @@ fn as_the_sensor() {
     );
 }
 
-fn row(name: &str, spans: &[f64], base: f64) {
+/// Measures and prints, unless only rows with other words were asked for.
+fn row(name: &str, measure: impl FnOnce() -> Vec<f64>, base: f64) {
+    if std::env::args().skip(1).any(|words| !words.starts_with("--") && !name.contains(&words)) {
+        return;
+    }
+    let spans = &measure();
     let [median, ninth, late, worst] = [0.5, 0.9, 0.99, 1.0].map(|share| support::quantile(spans, share));
     let runs = spans.len();
     println!("| {name} | {runs} | {median:.0} | {ninth:.0} | {late:.0} | {worst:.0} | {:.1} |", base / median);

@@ -47,6 +47,9 @@ const DROPS: Duration = Duration::from_secs(1);
 /// How long connections wait where the system has no room for one more. Asking again at once would burn a core.
 const NO_ROOM: Duration = Duration::from_secs(1);
 
+/// How long the shell sleeps at most while there are events for it and packets go on coming.
+const UNTOLD: Duration = Duration::from_millis(2);
+
 /// What the shell tells the sensor.
 pub enum Order {
     /// The host has changed.
@@ -139,6 +142,8 @@ pub struct Sensor {
     start: Duration,
     drops: (Moment, u32, u64),
     crowd: Crowd,
+    /// When the shell knew all that there was to know.
+    told: Moment,
 }
 
 impl Sensor {
@@ -165,11 +170,18 @@ impl Sensor {
             start: boot_time(),
             drops: (Moment::default(), 0, 0),
             crowd: Crowd::default(),
+            told: Moment::default(),
         }
     }
 
     /// Runs until [`Order::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
+        let end = self.watch();
+        self.judge.wake_shell();
+        end
+    }
+
+    fn watch(&mut self) -> Result<(), SensorError> {
         let now = self.now();
         self.judge.begin_trap(now);
         self.judge.say(What::Started);
@@ -206,20 +218,26 @@ impl Sensor {
         let now = self.now();
         self.no_room = self.no_room.filter(|until| *until > now);
         let due = self.judge.engine.wake().into_iter().chain(self.no_room).chain(self.judge.due()).min();
-        let span = match more {
-            true => Some(Duration::ZERO),
-            false => due.map(|due| due.since(now).max(Duration::from_millis(50))),
-        };
-        let timeout = span.and_then(|span| Timespec::try_from(span).ok());
+        let patience = due.map(|due| due.since(now).max(Duration::from_millis(50)));
         let decoys = if self.no_room.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = [
             PollFd::new(&self.live, PollFlags::IN),
             PollFd::new(&self.inbox.0.1, PollFlags::IN),
             PollFd::new(&self.decoys, decoys),
         ];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        // Waking another thread takes longer than to judge a packet, and so does a first touch of memory: that is done while
+        // none waits, or when the shell has waited long enough.
+        let hurries = more || self.judge.is_untold();
+        let busy = hurries && (is_ready(&mut fds, Some(Duration::ZERO))? || more);
+        if !self.judge.is_untold() {
+            self.told = now;
+        } else if !busy || now.since(self.told) >= UNTOLD {
+            self.judge.wake_shell();
+            self.told = now;
+        }
+        if !busy {
+            self.judge.engine.prepare();
+            is_ready(&mut fds, patience)?;
         }
         let [_, orders, decoys] = fds.map(|fd| !fd.revents().is_empty());
         Ok(Ready { orders, decoys })
@@ -362,6 +380,16 @@ impl Sensor {
                 self.judge.say(What::Dropped { packets });
             }
         }
+    }
+}
+
+/// Waits until something is there to be read, or that long; whether something is.
+fn is_ready(fds: &mut [PollFd<'_>], patience: Option<Duration>) -> Result<bool, Errno> {
+    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    match poll(fds, timeout.as_ref()) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::moment::Moment;
 use super::subject::{Expiry, Subject};
-use super::table::Key;
 use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing, TELLING};
 
 /// What is known about an address.
@@ -52,11 +51,11 @@ impl Engine {
         let subject = Subject::of(address);
         let own = host.local.is_exact() && host.local.contains(address);
         let standing = |lane, wanted| {
-            let (slot, standing) = self.judged.get(Key::new(subject, lane), now.tick())?;
+            let (slot, standing) = self.judged.get(self.named(subject, lane), now.tick())?;
             (standing == wanted).then(|| self.judged.left(slot, now.tick()))
         };
         let suspicion = |lane| {
-            let held = self.suspects.held(Key::new(subject, lane), now.tick())?;
+            let held = self.suspects.held(self.named(subject, lane), now.tick())?;
             Some(Suspicion {
                 blocks: lane == BLOCKING,
                 distinct: held.distinct,
@@ -81,7 +80,7 @@ impl Engine {
             blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.judged.left(slot, now.tick()))),
             network: around.map(|(network, ..)| network),
             logged: standing(LOGGING, Standing::Logged).or_else(|| standing(TELLING, Standing::Logged)),
-            strikes: self.strikes.count(Key::new(subject, BLOCKING), now.tick()),
+            strikes: self.strikes.count(self.named(subject, BLOCKING), now.tick()),
             suspicions: [BLOCKING, LOGGING, TELLING].map(suspicion),
         }
     }

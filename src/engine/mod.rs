@@ -12,6 +12,7 @@ mod class;
 mod closed;
 mod explain;
 mod host;
+mod key;
 mod memory;
 mod moment;
 pub mod ports;
@@ -40,6 +41,7 @@ pub use allow::{AllowList, Protection};
 pub use class::{Class, Protocol};
 pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
+pub use key::HashKey;
 pub use memory::RECENT;
 pub use moment::Moment;
 pub use settings::{Counters, Response, Settings, Watch};
@@ -48,12 +50,12 @@ pub use standing::{Standing, StandingBan};
 pub use strikes::{Escalation, LastBan, Struck};
 pub use suspects::EVIDENCE;
 pub use sweep::Sweep;
-pub use table::HashKey;
 pub use verdict::{Ban, Innocence, Notice, Ports, Probe, Repeated, Spared, Verdict};
 pub use wide::Widest;
 
 use crate::wire::{Delivery, Packet};
 use budget::Budget;
+use key::{Hashed, Key, fold};
 use memory::Memory;
 use moment::Tick;
 use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
@@ -64,7 +66,6 @@ use strikes::Strikes;
 use subject::Subject;
 use suspects::{Evidence, Suspects, Tally};
 use sweep::Sweeps;
-use table::{Key, fold};
 use wide::Networks;
 
 /// How long a ban above the ceiling lasts at most.
@@ -109,6 +110,7 @@ impl PortOracle for NoOracle {
 /// The detector.
 pub struct Engine {
     settings: Settings,
+    secret: HashKey,
     suspects: Suspects,
     judged: Judged,
     strikes: Strikes,
@@ -132,13 +134,14 @@ impl Engine {
     #[must_use]
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
+            secret,
             suspects: Suspects::new(settings.max_sources, settings.window, secret),
             judged: Judged::new(settings.max_judged, secret),
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
             spread: Spread::new(secret),
             networks: Networks::new(settings.widest, settings.max_judged, settings.window, secret),
             memory: Memory::new(),
-            sweeps: Sweeps::new(secret),
+            sweeps: Sweeps::new(),
             spared: SparedSources::new(),
             ceiling: Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: Budget::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
@@ -163,7 +166,8 @@ impl Engine {
             self.learn(now, packet, host);
             return Verdict::Innocent(Innocence::Own);
         }
-        if let Some(repeated) = self.recognise(now, packet.source, host) {
+        let known = self.named(Subject::of(packet.source), BLOCKING);
+        if let Some(repeated) = self.recognise(now, packet.source, known, host) {
             return Verdict::Repeated(repeated);
         }
         let Some(mut sighting) = Sighting::of(packet) else {
@@ -174,7 +178,7 @@ impl Engine {
         if is_for_nobody(packet, host) {
             return Verdict::Innocent(Innocence::ForNobody);
         }
-        self.judge(now, sighting, host, oracle)
+        self.judge(now, sighting, known, host, oracle)
     }
 
     /// Judges a connection or datagram that a decoy listener accepted: whatever else touched its port found nobody. The
@@ -188,13 +192,14 @@ impl Engine {
     ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
-        if let Some(repeated) = self.recognise(now, sighting.source, host) {
+        let known = self.named(Subject::of(sighting.source), BLOCKING);
+        if let Some(repeated) = self.recognise(now, sighting.source, known, host) {
             return Verdict::Repeated(repeated);
         }
         if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
             return Verdict::Innocent(Innocence::ForNobody);
         }
-        self.count(now, sighting, host, oracle)
+        self.count(now, sighting, known, host, oracle)
     }
 
     /// The host's snapshot is about to change from `old` to `new`.
@@ -238,6 +243,19 @@ impl Engine {
         (self.suspects.len(), self.judged.len())
     }
 
+    /// Touches the memory that the next sources will need, so that this is done before their packets come. To be called when
+    /// there is time, again and again.
+    pub fn prepare(&mut self) {
+        self.suspects.prepare();
+        self.judged.prepare();
+        self.strikes.prepare();
+    }
+
+    /// The key of `subject` in a lane.
+    fn named(&self, subject: Subject, lane: u8) -> Hashed {
+        Key::new(subject, lane).under(self.secret)
+    }
+
     fn clock(&mut self, now: Moment) -> Moment {
         self.latest = self.latest.max(now);
         self.latest
@@ -253,8 +271,8 @@ impl Engine {
             OwnUse::Answered if !host.listens(protocol, packet.source, port) => {
                 self.memory.published(port, now.tick());
                 // Whoever was answered was no prober of this port.
-                let lane = self.lane(protocol);
-                self.suspects.forgive(Key::new(Subject::of(packet.destination), lane), protocol, port);
+                let peer = self.named(Subject::of(packet.destination), self.lane(protocol));
+                self.suspects.forgive(peer, protocol, port);
             }
             OwnUse::Answered => {}
             OwnUse::Began => self.memory.used(protocol, port, now.tick()),
@@ -263,10 +281,9 @@ impl Engine {
 
     /// A source that is judged already, unless it is one that the kernel lets pass all the same.
     #[inline]
-    fn recognise(&mut self, now: Moment, source: IpAddr, host: &Host) -> Option<Repeated> {
-        let subject = Subject::of(source);
-        let (subject, slot, standing) = match self.judged.get(Key::new(subject, BLOCKING), now.tick()) {
-            Some((slot, standing)) => (subject, slot, standing),
+    fn recognise(&mut self, now: Moment, source: IpAddr, known: Hashed, host: &Host) -> Option<Repeated> {
+        let (subject, slot, standing) = match self.judged.get(known, now.tick()) {
+            Some((slot, standing)) => (Subject::of(source), slot, standing),
             None if self.networks.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
@@ -280,7 +297,7 @@ impl Engine {
     #[cold]
     fn recognise_network(&self, now: Moment, source: IpAddr) -> Option<(Subject, usize, Standing)> {
         self.networks.around(source).map(Subject::Wide).find_map(|network| {
-            let (slot, standing) = self.judged.get(Key::new(network, BLOCKING), now.tick())?;
+            let (slot, standing) = self.judged.get(self.named(network, BLOCKING), now.tick())?;
             Some((network, slot, standing))
         })
     }
@@ -300,7 +317,14 @@ impl Engine {
         Repeated { source, subject, standing, report: repeat.report, verify }
     }
 
-    fn judge(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
+    fn judge(
+        &mut self,
+        now: Moment,
+        sighting: Sighting,
+        known: Hashed,
+        host: &Host,
+        oracle: &mut impl PortOracle,
+    ) -> Verdict {
         let Sighting { destination, protocol, port, .. } = sighting;
         if !is_unicast(sighting.source) {
             return Verdict::Innocent(Innocence::NoSource);
@@ -324,14 +348,22 @@ impl Engine {
         if self.memory.holds(protocol, port, now.tick()) {
             return Verdict::Innocent(Innocence::RecentlyOpen);
         }
-        self.count(now, sighting, host, oracle)
+        self.count(now, sighting, known, host, oracle)
     }
 
     fn hides_port(&self, sighting: &Sighting) -> bool {
         !sighting.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
-    fn count(&mut self, now: Moment, sighting: Sighting, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
+    /// Counts `sighting` against its source, whose key in the lane that blocks is `known`.
+    fn count(
+        &mut self,
+        now: Moment,
+        sighting: Sighting,
+        known: Hashed,
+        host: &Host,
+        oracle: &mut impl PortOracle,
+    ) -> Verdict {
         let own = host.local.is_exact() && host.local.contains(sighting.source);
         let protection = if own { Some(Protection::OwnAddress) } else { host.allow.protects(sighting.source) };
         if let Some(protection) = protection {
@@ -340,7 +372,7 @@ impl Engine {
         }
         let subject = Subject::of(sighting.source);
         let lane = self.lane(sighting.protocol);
-        let key = Key::new(subject, lane);
+        let key = if lane == BLOCKING { known } else { self.named(subject, lane) };
         if lane != BLOCKING
             && let Some((slot, standing)) = self.judged.get(key, now.tick())
         {
@@ -350,7 +382,7 @@ impl Engine {
         let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
         // Where the addresses are many hosts', a client that fails at one port here and another there is no scanner.
         let apart = !host.local.is_exact() && sighting.protocol != Protocol::Icmp;
-        let held = if apart { key.toward(sighting.destination) } else { key };
+        let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
         let mut tally = self.suspects.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(tally.evicted);
         let trigger = self.settings.scan_trigger;
@@ -371,14 +403,14 @@ impl Engine {
             if apart
                 && tally.fresh
                 && matches!(sighting.class, Class::Syn | Class::Sctp)
-                && let Some(first) = self.swept_hosts(now, key, &sighting)
+                && let Some(first) = self.swept_hosts(now, key.key, &sighting)
             {
                 let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
                 return self.condemn(now, lane, ban, host);
             }
             if tally.fresh
-                && let Some(sweep) = self.sweeps.observe(source_bits(subject), port, now.tick())
+                && let Some(sweep) = self.sweeps.observe(known.hash, port, now.tick())
                 && self.notices.len() < self.notices.capacity()
             {
                 self.notices.push_back(Notice::Sweep(sweep));
@@ -395,7 +427,7 @@ impl Engine {
     /// [`SWEPT_HOSTS`] was touched.
     fn swept_hosts(&mut self, now: Moment, key: Key, sighting: &Sighting) -> Option<Tick> {
         let host = Evidence::new(now.tick(), sighting.protocol, fold(sighting.destination), sighting.class);
-        let key = key.over_hosts();
+        let key = key.over_hosts().under(self.secret);
         let tally = self.suspects.observe(key, host, now.tick());
         self.counters.evicted += u64::from(tally.evicted);
         if tally.distinct < SWEPT_HOSTS {
@@ -415,7 +447,7 @@ impl Engine {
     fn confirm(
         &mut self,
         now: Moment,
-        key: Key,
+        key: Hashed,
         slot: usize,
         sighting: &Sighting,
         all: bool,
@@ -473,17 +505,6 @@ fn evidence_port(sighting: &Sighting) -> u16 {
         IpAddr::V6(v6) => {
             let [.., last] = v6.segments();
             last
-        }
-    }
-}
-
-fn source_bits(subject: Subject) -> u64 {
-    match subject.element() {
-        IpAddr::V4(v4) => v4.to_bits().into(),
-        IpAddr::V6(v6) => {
-            let [.., a, b, c, d] = v6.octets();
-            let [e, f, g, h, ..] = v6.octets();
-            u64::from(u32::from_be_bytes([a, b, c, d])) ^ u64::from(u32::from_be_bytes([e, f, g, h])) << 32
         }
     }
 }

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use super::key::Hashed;
 use super::moment::{Moment, Tick};
 use super::standing::{Standing, StandingBan};
 use super::strikes::Struck;
 use super::subject::{Expiry, Subject};
-use super::table::Key;
 use super::verdict::{Ban, Verdict};
 use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, TELLING};
 
@@ -15,7 +15,7 @@ impl Engine {
     /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken
     /// back before its time is no strike.
     pub fn lift(&mut self, subject: Subject) -> bool {
-        let key = Key::new(subject, BLOCKING);
+        let key = self.named(subject, BLOCKING);
         self.strikes.take_back(key, self.latest.tick());
         self.networks.forgive(subject);
         self.judged.lift(key)
@@ -41,13 +41,13 @@ impl Engine {
     /// The ban of `subject`, if one should be in force.
     #[must_use]
     pub fn standing_of(&self, now: Moment, subject: Subject) -> Option<StandingBan> {
-        self.judged.ban_of(Key::new(subject, BLOCKING), self.latest.max(now).tick())
+        self.judged.ban_of(self.named(subject, BLOCKING), self.latest.max(now).tick())
     }
 
     /// True where `subject` is recognised as blocked.
     #[must_use]
     pub fn is_blocked(&self, now: Moment, subject: Subject) -> bool {
-        let standing = self.judged.get(Key::new(subject, BLOCKING), self.latest.max(now).tick());
+        let standing = self.judged.get(self.named(subject, BLOCKING), self.latest.max(now).tick());
         standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
     }
 
@@ -55,7 +55,8 @@ impl Engine {
     /// the fewest strikes goes.
     pub fn remember(&mut self, now: Moment, struck: &Struck) {
         let now = self.clock(now);
-        self.strikes.remember(Key::new(struck.subject, BLOCKING), struck.strikes, struck.last, now.tick());
+        let key = self.named(struck.subject, BLOCKING);
+        self.strikes.remember(key, struck.strikes, struck.last, now.tick());
     }
 
     /// Whom the kernel should be blocking now: to put them back where they were swept away.
@@ -72,7 +73,8 @@ impl Engine {
     }
 
     fn block(&mut self, ban: &StandingBan, now: Tick) {
-        self.judged.block(Key::new(ban.subject, BLOCKING), ban, now);
+        let key = self.named(ban.subject, BLOCKING);
+        self.judged.block(key, ban, now);
         if let Subject::Wide(network) = ban.subject {
             self.networks.stands(network, now.end(ban.left), now);
         }
@@ -81,7 +83,7 @@ impl Engine {
     /// Blocks, or only says so where the lane only logs.
     pub(super) fn condemn(&mut self, now: Moment, lane: u8, mut ban: Ban, host: &Host) -> Verdict {
         let tick = now.tick();
-        let key = Key::new(ban.probe.subject, lane);
+        let key = self.named(ban.probe.subject, lane);
         if lane != BLOCKING {
             // Said once a window, or told once a ban; what follows is summed up.
             let expiry = if lane == TELLING { ban.expiry } else { Expiry::After(self.settings.window) };
@@ -103,7 +105,7 @@ impl Engine {
                 Expiry::After(span) => span.min(CAPPED_BAN),
                 Expiry::Never => CAPPED_BAN,
             };
-            ban.expiry = Expiry::After(if many { self.spread.shorter(span, key, tick) } else { span });
+            ban.expiry = Expiry::After(if many { self.spread.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
         } else if let Some(network) = self.networks.widen(ban.probe.subject, tick, may) {
             // It takes in people whom nobody has seen doing anything: each time as short as the first.
@@ -119,9 +121,9 @@ impl Engine {
         Verdict::Block(ban)
     }
 
-    fn spread_out(&self, expiry: Expiry, many: bool, key: Key, now: Tick) -> Expiry {
+    fn spread_out(&self, expiry: Expiry, many: bool, key: Hashed, now: Tick) -> Expiry {
         match expiry {
-            Expiry::After(span) if many => Expiry::After(self.spread.longer(span, key, now)),
+            Expiry::After(span) if many => Expiry::After(self.spread.longer(span, key.key, now)),
             expiry => expiry,
         }
     }

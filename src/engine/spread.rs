@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use super::key::{HashKey, Key};
 use super::moment::Tick;
-use super::table::{HashKey, Key};
 
 /// This many bans within a minute are a day's work on a busy host, and each keeps exactly the time that was asked for.
 const FEW: usize = 32;

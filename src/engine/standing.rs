@@ -5,10 +5,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use super::key::{Brief, HashKey, Hashed, Key};
 use super::moment::Tick;
 use super::strikes::LAST_SECONDS;
 use super::subject::{Expiry, Subject};
-use super::table::{Buckets, Claim, HashKey, Key};
+use super::table::{Claim, Row, Table};
 
 /// What stands against a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +53,8 @@ const FIRST_SUMMARY: Duration = Duration::from_secs(2);
 /// by anybody's hand.
 const VERIFY: Duration = Duration::from_secs(1);
 
-/// Slots that are looked at for each subject of a sample: with sixteen at a time, a full round of a table with 131,072
-/// slots takes 32 calls however few are blocked.
+/// Slots that are looked at for each subject of a sample: with sixteen at a time, a full round of a table in which 131,072
+/// have been blocked takes 32 calls however few still are.
 const LOOKED_AT: usize = 256;
 
 /// Sources that wait for their summary at one time. More than these are summed up when they send again.
@@ -67,95 +68,135 @@ pub(super) struct Repeat {
     pub(super) verify: bool,
 }
 
+/// What stands against one source: half a cache line, which every packet from a blocked source waits for.
+#[derive(Clone)]
+#[repr(align(32))]
+struct Judgement {
+    key: Brief,
+    until: Tick,
+    /// How long the ban lasts as a whole; 0 where that is not known.
+    length: Tick,
+    /// Packets since the last line.
+    hits: u32,
+    /// When the next line is due.
+    next: Tick,
+    /// When the kernel was asked last.
+    verified: Tick,
+    standing: Standing,
+}
+
+impl Row for Judgement {
+    const EMPTY: Self = Self {
+        key: Brief::NOBODY,
+        until: Tick(0),
+        length: Tick(0),
+        hits: 0,
+        next: Tick(0),
+        verified: Tick(0),
+        standing: Standing::Logged,
+    };
+
+    fn key(&self) -> Key {
+        self.key.key()
+    }
+
+    fn give(&mut self, key: Key) {
+        *self = Self { key: Brief::of(key), ..Self::EMPTY };
+    }
+}
+
+const _: () = assert!(size_of::<Judgement>() == 32);
+
+impl Judgement {
+    /// The ban, if it is one and in force at `now`.
+    fn ban(&self, now: Tick) -> Option<StandingBan> {
+        if self.standing != Standing::Blocked || self.until <= now {
+            return None;
+        }
+        let length = Some(self.length).filter(|length| *length != Tick(0)).map(Tick::duration);
+        Some(StandingBan { subject: self.key().subject()?, length, left: self.left(now) })
+    }
+
+    fn left(&self, now: Tick) -> Expiry {
+        match self.until {
+            Tick::NEVER => Expiry::Never,
+            until => Expiry::After(until.since(now).duration()),
+        }
+    }
+}
+
 /// The table.
 pub(super) struct Judged {
-    keys: Buckets,
-    /// Until (tick; `u32::MAX` for ever), standing, packets since the last line, next line, last verified.
-    state: Vec<[u32; 5]>,
-    /// How long each ban lasts as a whole, in ticks; 0 where that is not known. Apart, because no packet needs it.
-    lengths: Vec<u32>,
+    judgements: Table<Judgement>,
     /// The slot that is sampled next.
     cursor: usize,
     pending: BinaryHeap<Reverse<(Tick, Subject, u8)>>,
 }
 
-const BLOCKED: u32 = 1;
-const LOGGED: u32 = 2;
-
 impl Judged {
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
-        let keys = Buckets::new(entries, secret);
-        let slots = keys.slots();
-        let (state, lengths) = (vec![[0; 5]; slots], vec![0; slots]);
-        Self { keys, state, lengths, cursor: 0, pending: BinaryHeap::with_capacity(PENDING) }
+        Self { judgements: Table::new(entries, secret), cursor: 0, pending: BinaryHeap::with_capacity(PENDING) }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.keys.used()
+        self.judgements.used()
+    }
+
+    /// Touches the memory of the next sources.
+    pub(super) fn prepare(&mut self) {
+        self.judgements.prepare();
     }
 
     /// Notes what stands against `key` from `now` on, for `expiry`. A ban in force stays, because who is not known here is not
     /// put back after a flush. Where there is no room beside those, who would be free soonest goes: at worst it is judged
     /// again.
-    pub(super) fn set(&mut self, key: Key, standing: Standing, expiry: Expiry, now: Tick) {
-        let state = &self.state;
-        let worth = |slot: usize| state.get(slot).map_or(0, |[until, ..]| u64::from(*until));
-        let stands = |slot: usize| matches!(state.get(slot), Some([until, BLOCKED, ..]) if *until > now.0);
-        let (Ok(slot) | Err(Claim { slot, .. })) = self.keys.claim_beside(key, worth, stands);
-        let code = match standing {
-            Standing::Blocked => BLOCKED,
-            Standing::Logged => LOGGED,
-        };
-        if let Some(state) = self.state.get_mut(slot) {
-            *state = [now.end(expiry).0, code, 0, now.plus(Tick::of(FIRST_SUMMARY)).0, now.0];
-        }
-        if let Some(length) = self.lengths.get_mut(slot) {
-            *length = 0;
-        }
+    pub(super) fn set(&mut self, key: Hashed, standing: Standing, expiry: Expiry, now: Tick) {
+        self.put(key, standing, expiry, Tick(0), now);
     }
 
     /// Notes that `ban` stands against `key` from `now` on.
-    pub(super) fn block(&mut self, key: Key, ban: &StandingBan, now: Tick) {
-        self.set(key, Standing::Blocked, ban.left, now);
-        let (StandingBan { length: Some(length), left: Expiry::After(left), .. }, Some(slot)) =
-            (ban, self.keys.find(key))
-        else {
-            return;
-        };
-        if let Some(held) = self.lengths.get_mut(slot) {
+    pub(super) fn block(&mut self, key: Hashed, ban: &StandingBan, now: Tick) {
+        let length = match (ban.length, ban.left) {
             // What is left is never more than the whole.
-            *held = Tick::of(*length.max(left)).0;
+            (Some(length), Expiry::After(left)) => Tick::of(length.max(left)),
+            _ => Tick(0),
+        };
+        self.put(key, Standing::Blocked, ban.left, length, now);
+    }
+
+    fn put(&mut self, key: Hashed, standing: Standing, expiry: Expiry, length: Tick, now: Tick) {
+        let stands = |row: &Judgement| row.standing == Standing::Blocked && row.until > now;
+        let (Ok(slot) | Err(Claim { slot, .. })) = self.judgements.claim_beside(key, |row| row.until.0, stands);
+        if let Some(row) = self.judgements.get_mut(slot) {
+            let (until, next) = (now.end(expiry), now.plus(Tick::of(FIRST_SUMMARY)));
+            *row = Judgement { key: row.key, until, length, hits: 0, next, verified: now, standing };
         }
     }
 
     /// What stands against `key` at `now`.
     #[inline]
-    pub(super) fn get(&self, key: Key, now: Tick) -> Option<(usize, Standing)> {
-        let slot = self.keys.find(key)?;
-        match self.state.get(slot)? {
-            [until, ..] if *until <= now.0 => None,
-            [_, BLOCKED, ..] => Some((slot, Standing::Blocked)),
-            [_, LOGGED, ..] => Some((slot, Standing::Logged)),
-            _ => None,
-        }
+    pub(super) fn get(&self, key: Hashed, now: Tick) -> Option<(usize, Standing)> {
+        let slot = self.judgements.find(key)?;
+        let row = self.judgements.get(slot)?;
+        (row.until > now).then_some((slot, row.standing))
     }
 
     /// Counts one more packet of the source in `slot`.
     pub(super) fn repeat(&mut self, slot: usize, standing: Standing, who: (Subject, u8), now: Tick) -> Repeat {
-        let Some([_, _, hits, next, verified]) = self.state.get_mut(slot) else {
+        let Some(row) = self.judgements.get_mut(slot) else {
             return Repeat { report: None, verify: false };
         };
-        *hits = hits.saturating_add(1);
-        let due = now.0 >= *next;
-        let report = due.then(|| std::mem::replace(hits, 0));
+        row.hits = row.hits.saturating_add(1);
+        let due = now >= row.next;
+        let report = due.then(|| std::mem::replace(&mut row.hits, 0));
         if due {
-            *next = now.plus(Tick::of(SUMMARY)).0;
-        } else if *hits == 1 && self.pending.len() < PENDING {
-            self.pending.push(Reverse((Tick(*next), who.0, who.1)));
+            row.next = now.plus(Tick::of(SUMMARY));
+        } else if row.hits == 1 && self.pending.len() < PENDING {
+            self.pending.push(Reverse((row.next, who.0, who.1)));
         }
-        let verify = standing == Standing::Blocked && now.since(Tick(*verified)) >= Tick::of(VERIFY);
+        let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::of(VERIFY);
         if verify {
-            *verified = now.0;
+            row.verified = now;
         }
         Repeat { report, verify }
     }
@@ -167,12 +208,11 @@ impl Judged {
                 return None;
             }
             self.pending.pop();
-            let Some(slot) = self.keys.find(Key::new(subject, lane)) else { continue };
-            let Some([_, code, hits, next, _]) = self.state.get_mut(slot) else { continue };
-            if *hits > 0 && now.0 >= *next {
-                *next = now.plus(Tick::of(SUMMARY)).0;
-                let standing = if *code == BLOCKED { Standing::Blocked } else { Standing::Logged };
-                return Some((subject, standing, std::mem::replace(hits, 0)));
+            let key = self.judgements.hashed(Key::new(subject, lane));
+            let Some(row) = self.judgements.of_mut(key) else { continue };
+            if row.hits > 0 && now >= row.next {
+                row.next = now.plus(Tick::of(SUMMARY));
+                return Some((subject, row.standing, std::mem::replace(&mut row.hits, 0)));
             }
         }
         None
@@ -185,38 +225,27 @@ impl Judged {
 
     /// Who is blocked, for how long, and for how much longer.
     pub(super) fn blocked(&self, now: Tick) -> impl Iterator<Item = StandingBan> + '_ {
-        self.keys.iter().filter_map(move |(slot, key)| self.ban(slot, key, now))
+        self.judgements.iter().filter_map(move |row| row.ban(now))
     }
 
     /// The ban of `key`.
-    pub(super) fn ban_of(&self, key: Key, now: Tick) -> Option<StandingBan> {
-        self.ban(self.keys.find(key)?, key, now)
-    }
-
-    fn ban(&self, slot: usize, key: Key, now: Tick) -> Option<StandingBan> {
-        let left = match self.state.get(slot)? {
-            [until, BLOCKED, ..] if Tick(*until) == Tick::NEVER => Expiry::Never,
-            [until, BLOCKED, ..] if *until > now.0 => Expiry::After(Tick(*until).since(now).duration()),
-            _ => return None,
-        };
-        let length = self.lengths.get(slot).filter(|length| **length != 0).map(|length| Tick(*length).duration());
-        Some(StandingBan { subject: key.subject()?, length, left })
+    pub(super) fn ban_of(&self, key: Hashed, now: Tick) -> Option<StandingBan> {
+        self.judgements.of(key)?.ban(now)
     }
 
     /// Gives `out` the next `n` of those who are blocked, at most; begins where the last call ended, and at the beginning
     /// again after the end. Takes time for `n`, not for the whole table: one that is nearly empty gives fewer.
     pub(super) fn sample(&mut self, now: Tick, n: usize, out: &mut impl FnMut(Subject)) {
-        let slots = self.keys.slots();
-        let mut wanted = if self.keys.used() == 0 { 0 } else { n };
+        let slots = self.judgements.begun();
+        let mut wanted = if self.judgements.used() == 0 { 0 } else { n };
         for _ in 0..n.saturating_mul(LOOKED_AT).min(slots) {
             if wanted == 0 {
                 return;
             }
-            let slot = self.cursor;
-            self.cursor = (slot + 1) % slots;
-            let ban = self.keys.at(slot).and_then(|key| self.ban(slot, key, now));
+            let slot = if self.cursor < slots { self.cursor } else { 0 };
+            self.cursor = slot + 1;
             // Which of two clocks is ahead is no difference between them that matters.
-            if let Some(StandingBan { subject, left, .. }) = ban
+            if let Some(StandingBan { subject, left, .. }) = self.judgements.at(slot).and_then(|row| row.ban(now))
                 && !matches!(left, Expiry::After(left) if left <= LAST_SECONDS)
             {
                 out(subject);
@@ -227,21 +256,17 @@ impl Judged {
 
     /// For how much longer what stands in `slot` holds at `now`.
     pub(super) fn left(&self, slot: usize, now: Tick) -> Expiry {
-        match self.state.get(slot) {
-            Some([u32::MAX, ..]) => Expiry::Never,
-            Some([until, ..]) => Expiry::After(Tick(*until).since(now).duration()),
-            None => Expiry::After(Duration::ZERO),
-        }
+        self.judgements.get(slot).map_or(Expiry::After(Duration::ZERO), |row| row.left(now))
     }
 
     /// Takes back what stands against `key`.
-    pub(super) fn lift(&mut self, key: Key) -> bool {
-        self.keys.remove(key).is_some()
+    pub(super) fn lift(&mut self, key: Hashed) -> bool {
+        self.judgements.remove(key).is_some()
     }
 
     /// Takes back everything.
     pub(super) fn clear(&mut self) {
-        self.keys.clear();
+        self.judgements.clear();
         self.pending.clear();
     }
 }

@@ -7,9 +7,10 @@
 
 use std::time::Duration;
 
+use super::key::{HashKey, Hashed, Key};
 use super::moment::Tick;
 use super::subject::{Expiry, Subject};
-use super::table::{Buckets, Claim, HashKey, Key};
+use super::table::{Claim, Row, Table};
 
 /// How bans of the same subject grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,20 +69,46 @@ pub enum LastBan {
 /// that the sensor takes to adopt a full set is in it.
 pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 
+/// The bans of one subject.
+#[derive(Clone)]
+#[repr(align(32))]
+struct Record {
+    key: Key,
+    bans: u32,
+    /// When the last of them ends.
+    until: Tick,
+    /// When all of them are forgotten.
+    forgotten: Tick,
+    /// Since when the last one stands; 0 where it does not stand any more or another one does.
+    since: Tick,
+}
+
+impl Row for Record {
+    const EMPTY: Self = Self { key: Key::NOBODY, bans: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
+
+    fn key(&self) -> Key {
+        self.key
+    }
+
+    fn give(&mut self, key: Key) {
+        *self = Self { key, ..Self::EMPTY };
+    }
+}
+
 /// The table.
 pub(super) struct Strikes {
-    keys: Buckets,
-    /// Bans; end of the last one (tick; `u32::MAX` never); when all are forgotten; since when the last one stands, 0 where
-    /// it does not stand any more or another one does.
-    state: Vec<[u32; 4]>,
+    records: Table<Record>,
     forget: Tick,
 }
 
 impl Strikes {
     pub(super) fn new(entries: usize, forget: Duration, secret: HashKey) -> Self {
-        let keys = Buckets::new(entries, secret);
-        let slots = keys.slots();
-        Self { keys, state: vec![[0; 4]; slots], forget: Tick::of(forget) }
+        Self { records: Table::new(entries, secret), forget: Tick::of(forget) }
+    }
+
+    /// Touches the memory of the next subjects.
+    pub(super) fn prepare(&mut self) {
+        self.records.prepare();
     }
 
     /// Forgets after another span; what is remembered already goes when it would have gone.
@@ -90,82 +117,75 @@ impl Strikes {
     }
 
     /// How many bans count against `key` at `now`.
-    pub(super) fn count(&self, key: Key, now: Tick) -> u32 {
-        match self.keys.find(key).and_then(|slot| self.state.get(slot)) {
-            Some([bans, _, forgotten, _]) if *forgotten > now.0 => *bans,
-            _ => 0,
-        }
+    pub(super) fn count(&self, key: Hashed, now: Tick) -> u32 {
+        self.records.of(key).filter(|record| record.forgotten > now).map_or(0, |record| record.bans)
     }
 
     /// One more ban of `key`, from `now` on for `expiry`.
-    pub(super) fn note(&mut self, key: Key, expiry: Expiry, now: Tick) {
+    pub(super) fn note(&mut self, key: Hashed, expiry: Expiry, now: Tick) {
         let bans = self.count(key, now).saturating_add(1);
         let until = now.end(expiry);
-        self.put(key, [bans, until.0, until.plus(self.forget).0, now.0], now);
+        self.put(Record { key: key.key, bans, until, forgotten: until.plus(self.forget), since: now }, key, now);
     }
 
     /// Another ban of `key`, which does not count, takes the place of the last one.
-    pub(super) fn supersede(&mut self, key: Key) {
-        if let Some([.., since]) = self.keys.find(key).and_then(|slot| self.state.get_mut(slot)) {
-            *since = 0;
+    pub(super) fn supersede(&mut self, key: Hashed) {
+        if let Some(record) = self.records.of_mut(key) {
+            record.since = Tick(0);
         }
     }
 
     /// The ban of `key` that stands was lifted: if it counted, it counts no more. One whose time is over, or as good as
     /// over, was served.
-    pub(super) fn take_back(&mut self, key: Key, now: Tick) {
+    pub(super) fn take_back(&mut self, key: Hashed, now: Tick) {
         let forgotten_at = now.plus(self.forget);
-        let Some([bans, until, forgotten, since]) = self.keys.find(key).and_then(|slot| self.state.get_mut(slot))
-        else {
-            return;
-        };
-        let (left, served) = (Tick(*until).since(now), now.since(Tick(*since)));
+        let Some(record) = self.records.of_mut(key) else { return };
+        let (left, served) = (record.until.since(now), now.since(record.since));
         // A ban of a few seconds is lifted at once where it failed.
         let is_over = left <= Tick::of(LAST_SECONDS) && left <= served;
-        if std::mem::take(since) == 0 || is_over {
+        if std::mem::take(&mut record.since) == Tick(0) || is_over {
             return;
         }
-        *bans = bans.saturating_sub(1);
+        record.bans = record.bans.saturating_sub(1);
         // When the one before ended is not kept; it was no later than now.
-        (*until, *forgotten) = (now.0, forgotten_at.0.min(*forgotten));
-        if *bans == 0 {
-            self.keys.remove(key);
+        (record.until, record.forgotten) = (now, forgotten_at.min(record.forgotten));
+        if record.bans == 0 {
+            self.records.remove(key);
         }
     }
 
     /// What is known from before; a ban that came first is the latest one all the same.
-    pub(super) fn remember(&mut self, key: Key, strikes: u32, last: LastBan, now: Tick) {
+    pub(super) fn remember(&mut self, key: Hashed, strikes: u32, last: LastBan, now: Tick) {
         let since_then = self.count(key, now);
         if since_then > 0 {
-            if let Some([bans, ..]) = self.keys.find(key).and_then(|slot| self.state.get_mut(slot)) {
-                *bans = bans.saturating_add(strikes);
+            if let Some(record) = self.records.of_mut(key) {
+                record.bans = record.bans.saturating_add(strikes);
             }
             return;
         }
-        let entry = match last {
-            LastBan::Over(ago) => [strikes, 0, now.plus(self.forget.since(Tick::of(ago))).0, 0],
-            LastBan::Lasts(left) => {
-                let until = now.end(left);
-                [strikes, until.0, until.plus(self.forget).0, now.0]
-            }
+        let (until, since) = match last {
+            LastBan::Over(_) => (Tick(0), Tick(0)),
+            LastBan::Lasts(left) => (now.end(left), now),
         };
-        let [_, _, forgotten, _] = entry;
-        if strikes > 0 && forgotten > now.0 {
-            self.put(key, entry, now);
+        let forgotten = match last {
+            LastBan::Over(ago) => now.plus(self.forget.since(Tick::of(ago))),
+            LastBan::Lasts(_) => until.plus(self.forget),
+        };
+        if strikes > 0 && forgotten > now {
+            self.put(Record { key: key.key, bans: strikes, until, forgotten, since }, key, now);
         }
     }
 
     /// Where there is no room, who has been banned least often and is forgotten soonest goes: a flood of newcomers does not
     /// push out who comes again and again.
-    fn put(&mut self, key: Key, entry: [u32; 4], now: Tick) {
-        let state = &self.state;
-        let worth = |slot: usize| match state.get(slot) {
-            Some([bans, _, forgotten, _]) if *forgotten > now.0 => u64::from(*bans) << 32 | u64::from(*forgotten),
-            _ => 0,
+    fn put(&mut self, record: Record, key: Hashed, now: Tick) {
+        let worth = |record: &Record| match record.forgotten > now {
+            true => u64::from(record.bans) << 32 | u64::from(record.forgotten.0),
+            false => 0,
         };
-        let (Ok(slot) | Err(Claim { slot, .. })) = self.keys.claim(key, worth);
-        if let Some(state) = self.state.get_mut(slot) {
-            *state = entry;
+        let (Ok(slot) | Err(Claim { slot, .. })) = self.records.claim(key, |way| worth(way.row));
+        if let Some(place) = self.records.get_mut(slot) {
+            *place = record;
         }
     }
 }
@@ -176,12 +196,14 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn key(n: u32) -> Key {
-        Key::new(Subject::V4(n.into()), 0)
+    const SECRET: HashKey = HashKey(5, 6);
+
+    fn key(n: u32) -> Hashed {
+        Key::new(Subject::V4(n.into()), 0).under(SECRET)
     }
 
     fn table(entries: usize) -> Strikes {
-        Strikes::new(entries, 10 * HOUR, HashKey(5, 6))
+        Strikes::new(entries, 10 * HOUR, SECRET)
     }
 
     fn at(hours: u32) -> Tick {

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::class::{Class, Protocol};
+use super::key::{HashKey, Hashed, Key};
 use super::moment::Tick;
-use super::table::{Buckets, Claim, HashKey, Key};
+use super::table::{Claim, OLDEST, RANKS, Row, Table, Way};
 
 /// Distinct ports that are remembered of one source; the largest `scan_trigger` is one less.
 pub const EVIDENCE: usize = 16;
 
-/// One touched port: when, which, how. Packed into 64 bits; all zero is an empty place.
+/// One touched port: when, which, how. Packed into 64 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Evidence(u64);
 
@@ -48,10 +49,6 @@ impl Evidence {
 
     pub(super) fn is_verified(self) -> bool {
         self.0 & VERIFIED != 0
-    }
-
-    fn is_empty(self) -> bool {
-        self.0 == 0
     }
 
     pub(super) fn is_about(self, protocol: Protocol, port: u16) -> bool {
@@ -93,24 +90,101 @@ pub(super) struct Held {
     pub(super) silent: Tick,
 }
 
+/// What is held against one source. All but the evidence is in one cache line, and with it the first ports of every other one.
+#[derive(Clone)]
+#[repr(align(32))]
+struct File {
+    key: Key,
+    first: Tick,
+    last: Tick,
+    probes: u32,
+    /// Distinct ports as of the last probe: so many places hold evidence, the others hold what was there before.
+    distinct: u32,
+    evidence: [Evidence; EVIDENCE],
+}
+
+impl Row for File {
+    const EMPTY: Self = Self {
+        key: Key::NOBODY,
+        first: Tick(0),
+        last: Tick(0),
+        probes: 0,
+        distinct: 0,
+        evidence: [Evidence(0); EVIDENCE],
+    };
+
+    fn key(&self) -> Key {
+        self.key
+    }
+
+    fn give(&mut self, key: Key) {
+        (self.key, self.probes, self.distinct) = (key, 0, 0);
+    }
+}
+
+impl File {
+    fn held(&self) -> &[Evidence] {
+        self.evidence.get(..self.distinct as usize).unwrap_or_default()
+    }
+
+    fn held_mut(&mut self) -> &mut [Evidence] {
+        self.evidence.get_mut(..self.distinct as usize).unwrap_or_default()
+    }
+
+    /// What it is worth to keep this rather than that of another source.
+    fn rank(&self) -> u8 {
+        u8::try_from(self.distinct.saturating_sub(1)).unwrap_or(RANKS)
+    }
+
+    /// Drops what is `old`; the rest keeps its order.
+    fn drop_where(&mut self, old: impl Fn(&Evidence) -> bool) {
+        if !self.held().iter().any(&old) {
+            return;
+        }
+        let before = self.evidence;
+        let kept = before.iter().take(self.distinct as usize).filter(|item| !old(item));
+        let places = self.evidence.iter_mut().zip(kept);
+        self.distinct = places.map(|(place, item)| *place = *item).fold(0, |count, ()| count + 1);
+    }
+
+    /// Puts `new` among what is held, and drops what is older than `window`; true where its port was not there yet.
+    fn remember(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
+        self.drop_where(|item| now.since(item.at()) > window);
+        if let Some(item) = self.held_mut().iter_mut().find(|item| item.same_port(new)) {
+            // The later time counts, and of the two classes the one that says more.
+            let class = if item.is_conclusive() { *item } else { new };
+            let checked = item.0 & VERIFIED;
+            item.0 = new.0 & !0xff | class.0 & 0x7f | checked;
+            return false;
+        }
+        if let Some(place) = self.evidence.get_mut(self.distinct as usize) {
+            *place = new;
+            self.distinct += 1;
+        } else if let Some(oldest) = self.evidence.iter_mut().min_by_key(|item| item.at()) {
+            *oldest = new;
+        }
+        true
+    }
+}
+
 /// The table.
 pub(super) struct Suspects {
-    keys: Buckets,
-    evidence: Vec<[u64; EVIDENCE]>,
-    /// First probe, last probe, number of probes, distinct ports.
-    meta: Vec<[u32; 4]>,
+    files: Table<File>,
     window: Tick,
 }
 
 impl Suspects {
     pub(super) fn new(sources: usize, window: Duration, secret: HashKey) -> Self {
-        let keys = Buckets::new(sources, secret);
-        let slots = keys.slots();
-        Self { keys, evidence: vec![[0; EVIDENCE]; slots], meta: vec![[0; 4]; slots], window: Tick::of(window) }
+        Self { files: Table::new(sources, secret), window: Tick::of(window) }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.keys.used()
+        self.files.used()
+    }
+
+    /// Touches the memory of the next sources.
+    pub(super) fn prepare(&mut self) {
+        self.files.prepare();
     }
 
     /// Counts ports for another span from now on.
@@ -120,132 +194,91 @@ impl Suspects {
 
     /// Adds `new` to what is held against `key`. Where the table is full, the source with the fewest ports and the longest
     /// silence goes; one whose window has passed goes first.
-    pub(super) fn observe(&mut self, key: Key, new: Evidence, now: Tick) -> Tally {
-        let Self { keys, evidence, meta, window } = self;
-        let worth = |slot: usize| match meta.get(slot) {
-            Some([_, last, _, distinct]) if now.since(Tick(*last)) <= *window => {
-                u64::from(*distinct) << 32 | u64::from(*last)
-            }
-            _ => 0,
+    pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> Tally {
+        let Self { files, window } = self;
+        let silent = |file: &File| now.since(file.last) > *window;
+        let worth = |way: Way<'_, File>| match way.age {
+            // Where the window of any has passed, that of the oldest has.
+            OLDEST if silent(way.row) => 0,
+            age => (u64::from(way.rank) + 1) << 8 | (OLDEST - age) as u64,
         };
-        let (slot, known, evicted) = match keys.claim(key, worth) {
-            Ok(slot) => (slot, true, false),
-            Err(Claim { slot, evicted }) => (slot, false, evicted),
+        let (slot, evicted) = match files.claim(key, worth) {
+            Ok(slot) => (slot, false),
+            Err(Claim { slot, evicted }) => (slot, evicted),
         };
-        let (Some(held), Some(meta)) = (evidence.get_mut(slot), meta.get_mut(slot)) else {
+        let Some(file) = files.get_mut(slot) else {
             return Tally { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
         };
-        let [first, last, probes, distinct] = meta;
-        if !known || now.since(Tick(*last)) > *window {
-            *held = [0; EVIDENCE];
-            (*first, *probes) = (now.0, 0);
+        if file.probes == 0 || silent(file) {
+            (file.first, file.probes, file.distinct) = (now, 0, 0);
         }
-        *last = now.0;
-        *probes = probes.saturating_add(1);
-        let fresh = remember(held, new, now, *window);
-        let inside = held.iter().map(|packed| Evidence(*packed)).filter(|item| !item.is_empty());
-        *distinct = u32::try_from(inside.clone().count()).unwrap_or(0);
-        Tally {
-            slot,
-            fresh,
-            evicted,
-            conclusive: inside.clone().any(Evidence::is_conclusive),
-            distinct: u8::try_from(*distinct).unwrap_or(u8::MAX),
-            probes: *probes,
-            first: Tick(*first),
-        }
+        file.last = now;
+        file.probes = file.probes.saturating_add(1);
+        let fresh = file.remember(new, now, *window);
+        let conclusive = file.held().iter().any(|item| item.is_conclusive());
+        let distinct = u8::try_from(file.distinct).unwrap_or(u8::MAX);
+        let tally = Tally { slot, fresh, evicted, conclusive, distinct, probes: file.probes, first: file.first };
+        let rank = file.rank();
+        files.rank(key, slot, rank);
+        tally
     }
 
     /// The evidence in `slot`.
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + '_ {
-        let held = self.evidence.get(slot).into_iter().flatten();
-        held.map(|packed| Evidence(*packed)).filter(|item| !item.is_empty())
+        self.files.at(slot).map(File::held).unwrap_or_default().iter().copied()
     }
 
     /// Marks the evidence about this port as checked.
     pub(super) fn verify(&mut self, slot: usize, checked: Evidence) {
-        let held = self.evidence.get_mut(slot).into_iter().flatten();
-        held.filter(|packed| Evidence(**packed).same_port(checked))
-            .for_each(|packed| *packed = Evidence(*packed).verified().0);
+        let held = self.files.get_mut(slot).map(File::held_mut).unwrap_or_default();
+        held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.verified());
     }
 
     /// Takes back what is held against `key` about one port, because it turned out to be open.
-    pub(super) fn forgive(&mut self, key: Key, protocol: Protocol, port: u16) {
-        let Some(slot) = self.keys.find(key) else { return };
-        let (Some(held), Some([_, _, _, distinct])) = (self.evidence.get_mut(slot), self.meta.get_mut(slot)) else {
-            return;
-        };
+    pub(super) fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
+        let Some(slot) = self.files.find(key) else { return };
+        let Some(file) = self.files.get_mut(slot) else { return };
         let open = Evidence::new(Tick(0), protocol, port, Class::Syn);
-        for packed in held.iter_mut() {
-            // A NULL or XMAS probe stays one, whatever listens behind the port.
-            let item = Evidence(*packed);
-            if !item.is_empty() && item.same_port(open) && !item.is_conclusive() {
-                *packed = 0;
-                *distinct = distinct.saturating_sub(1);
-            }
-        }
-        if held.iter().all(|packed| *packed == 0) {
-            self.keys.remove(key);
+        // A NULL or XMAS probe stays one, whatever listens behind the port.
+        file.drop_where(|item| item.same_port(open) && !item.is_conclusive());
+        let (left, rank) = (file.distinct, file.rank());
+        if left == 0 {
+            self.files.remove(key);
+        } else {
+            self.files.rank(key, slot, rank);
         }
     }
 
     /// Forgets `key`.
-    pub(super) fn forget(&mut self, key: Key) {
-        self.keys.remove(key);
+    pub(super) fn forget(&mut self, key: Hashed) {
+        self.files.remove(key);
     }
 
     /// Brings `tally` up to date after some evidence was forgiven.
-    pub(super) fn recount(&self, key: Key, tally: &mut Tally, now: Tick) {
+    pub(super) fn recount(&self, key: Hashed, tally: &mut Tally, now: Tick) {
         tally.distinct = self.distinct(key, now);
-        tally.conclusive = self.evidence(tally.slot).any(Evidence::is_conclusive);
+        tally.conclusive = self.within(key, now).any(Evidence::is_conclusive);
     }
 
     /// What is held against `key` at `now`; `None` once its window has passed.
-    pub(super) fn held(&self, key: Key, now: Tick) -> Option<Held> {
-        let slot = self.keys.find(key)?;
-        let [_, last, probes, _] = *self.meta.get(slot)?;
-        let silent = now.since(Tick(last));
+    pub(super) fn held(&self, key: Hashed, now: Tick) -> Option<Held> {
+        let slot = self.files.find(key)?;
+        let file = self.files.get(slot)?;
+        let silent = now.since(file.last);
         let distinct = self.distinct(key, now);
-        (distinct > 0 && silent <= self.window).then_some(Held { slot, distinct, probes, silent })
+        (distinct > 0 && silent <= self.window).then_some(Held { slot, distinct, probes: file.probes, silent })
     }
 
     /// How many distinct ports are held against `key` within the window.
-    pub(super) fn distinct(&self, key: Key, now: Tick) -> u8 {
+    pub(super) fn distinct(&self, key: Hashed, now: Tick) -> u8 {
         u8::try_from(self.within(key, now).count()).unwrap_or(u8::MAX)
     }
 
     /// What is held against `key` within the window.
-    pub(super) fn within(&self, key: Key, now: Tick) -> impl Iterator<Item = Evidence> + '_ {
-        let held = self.keys.find(key).into_iter().flat_map(|slot| self.evidence(slot));
-        held.filter(move |item| now.since(item.at()) <= self.window)
+    pub(super) fn within(&self, key: Hashed, now: Tick) -> impl Iterator<Item = Evidence> + '_ {
+        let held = self.files.of(key).map(File::held).unwrap_or_default();
+        held.iter().copied().filter(move |item| now.since(item.at()) <= self.window)
     }
-}
-
-/// Puts `new` among `held`, drops what is older than `window`; true where its port was not there yet.
-fn remember(held: &mut [u64; EVIDENCE], new: Evidence, now: Tick, window: Tick) -> bool {
-    let mut place = None;
-    let mut oldest = (0, u32::MAX);
-    let mut fresh = true;
-    for (index, packed) in held.iter_mut().enumerate() {
-        let item = Evidence(*packed);
-        if item.is_empty() || now.since(item.at()) > window {
-            *packed = 0;
-            place = place.or(Some(index));
-        } else if item.same_port(new) {
-            // The later time counts, and of the two classes the one that says more.
-            let class = if item.is_conclusive() { item } else { new };
-            let checked = item.0 & VERIFIED;
-            *packed = new.0 & !0xff | class.0 & 0x7f | checked;
-            // What lies behind it may still be too old.
-            fresh = false;
-        } else if item.at().0 < oldest.1 {
-            oldest = (index, item.at().0);
-        }
-    }
-    if fresh && let Some(packed) = held.get_mut(place.unwrap_or(oldest.0)) {
-        *packed = new.0;
-    }
-    fresh
 }
 
 #[cfg(test)]
@@ -253,12 +286,14 @@ mod tests {
     use super::*;
     use crate::engine::subject::Subject;
 
+    const SECRET: HashKey = HashKey(7, 9);
+
     fn table(sources: usize) -> Suspects {
-        Suspects::new(sources, Duration::from_secs(10), HashKey(7, 9))
+        Suspects::new(sources, Duration::from_secs(10), SECRET)
     }
 
-    fn key(n: u32) -> Key {
-        Key::new(Subject::V4(n.into()), 0)
+    fn key(n: u32) -> Hashed {
+        Key::new(Subject::V4(n.into()), 0).under(SECRET)
     }
 
     fn syn(at: u32, port: u16) -> Evidence {

@@ -1,14 +1,10 @@
 //! A scan that many sources share: each touches a few ports, together they touch them all. No single source reaches its
 //! threshold, so the sweep is named in the log; nobody is blocked for it, because any of them may be forged.
 
-use std::hash::Hasher;
 use std::time::Duration;
-
-use siphasher::sip::SipHasher13;
 
 use super::moment::Tick;
 use super::ports::PortSet;
-use super::table::HashKey;
 
 /// How long ports and sources are gathered. A sweep that takes longer is not told from the noise of the Internet.
 const SPAN: Duration = Duration::from_secs(600);
@@ -31,7 +27,6 @@ pub struct Sweep {
 }
 
 pub(super) struct Sweeps {
-    secret: HashKey,
     ports: PortSet,
     sources: Vec<u64>,
     distinct_ports: u32,
@@ -43,9 +38,8 @@ pub(super) struct Sweeps {
 }
 
 impl Sweeps {
-    pub(super) fn new(secret: HashKey) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            secret,
             ports: PortSet::new(),
             sources: vec![0; BITS / 64],
             distinct_ports: 0,
@@ -56,8 +50,9 @@ impl Sweeps {
         }
     }
 
-    /// Notes that a source below its threshold touched a port that is new for it; a sweep, once, when it shows.
-    pub(super) fn observe(&mut self, source: u64, port: u16, now: Tick) -> Option<Sweep> {
+    /// Notes that a source below its threshold touched a port that is new for it; a sweep, once, when it shows. The source is
+    /// told by its hash under the secret: with a known one, chosen addresses would look like a single source, or like many.
+    pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<Sweep> {
         let began = *self.began.get_or_insert(now);
         if now.since(began) > Tick::of(SPAN) {
             self.restart(now);
@@ -67,9 +62,7 @@ impl Sweeps {
             self.ports.insert(port);
             self.distinct_ports += 1;
         }
-        let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1);
-        hasher.write_u64(source);
-        let bit = usize::try_from(hasher.finish() % BITS as u64).unwrap_or(0);
+        let bit = usize::try_from(hash % BITS as u64).unwrap_or(0);
         if let Some(word) = self.sources.get_mut(bit / 64) {
             self.set_bits += u32::from(*word >> (bit % 64) & 1 == 0);
             *word |= 1 << (bit % 64);
@@ -104,12 +97,20 @@ impl Sweeps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::key::{HashKey, Key};
+    use crate::engine::subject::Subject;
+
+    fn hash(source: u64) -> u64 {
+        let source = u32::try_from(source).unwrap();
+        Key::new(Subject::V4(source.into()), 0).under(HashKey(1, 2)).hash
+    }
 
     #[test]
     fn thirty_sources_that_divide_the_ports_are_one_sweep_named_once() {
-        let mut sweeps = Sweeps::new(HashKey(1, 2));
-        let found: Vec<Sweep> =
-            (0..60_u16).filter_map(|n| sweeps.observe(u64::from(n) / 2, 100 + n, Tick(1 + u32::from(n)))).collect();
+        let mut sweeps = Sweeps::new();
+        let found: Vec<Sweep> = (0..60_u16)
+            .filter_map(|n| sweeps.observe(hash(u64::from(n) / 2), 100 + n, Tick(1 + u32::from(n))))
+            .collect();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].ports, 50);
         assert!((24..=26).contains(&found[0].sources), "{:?}", found[0]);
@@ -117,18 +118,18 @@ mod tests {
 
     #[test]
     fn a_crowd_at_the_same_few_ports_is_no_sweep() {
-        let mut sweeps = Sweeps::new(HashKey(1, 2));
+        let mut sweeps = Sweeps::new();
         for source in 0..5_000_u64 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
-            assert_eq!(sweeps.observe(source, port, Tick(1)), None);
+            assert_eq!(sweeps.observe(hash(source), port, Tick(1)), None);
         }
     }
 
     #[test]
     fn what_is_spread_over_days_is_noise() {
-        let mut sweeps = Sweeps::new(HashKey(1, 2));
+        let mut sweeps = Sweeps::new();
         for n in 0..1_000_u16 {
-            assert_eq!(sweeps.observe(u64::from(n), n + 1, Tick(u32::from(n) * 2_000)), None);
+            assert_eq!(sweeps.observe(hash(u64::from(n)), n + 1, Tick(u32::from(n) * 2_000)), None);
         }
     }
 }

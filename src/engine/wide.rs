@@ -11,10 +11,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::class::{Class, Protocol};
+use super::key::{HashKey, Hashed, Key};
 use super::moment::Tick;
 use super::subject::{Subject, Wide};
 use super::suspects::{Evidence, Suspects};
-use super::table::{HashKey, Key};
 
 /// How wide a ban may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,7 @@ const NETWORKS: usize = 16_384;
 /// Which neighbours were banned, and which networks are.
 pub(super) struct Networks {
     widest: Widest,
+    secret: HashKey,
     /// The neighbours' numbers in the network stand for ports.
     banned: Suspects,
     /// When the last ban of a network ends, and the prefix lengths of all, a bit each: what is asked for every packet.
@@ -68,7 +69,11 @@ impl Networks {
     /// Room for the networks of that many bans, unless no ban is to be of any.
     pub(super) fn new(widest: Widest, bans: usize, window: Duration, secret: HashKey) -> Self {
         let networks = if widest.v4().or(widest.v6()).is_some() { bans.min(NETWORKS) } else { 0 };
-        Self { widest, banned: Suspects::new(networks, window, secret), until: Tick::default(), lengths: 0 }
+        Self { widest, secret, banned: Suspects::new(networks, window, secret), until: Tick::default(), lengths: 0 }
+    }
+
+    fn key(&self, network: Wide) -> Hashed {
+        Key::new(Subject::Wide(network), 0).under(self.secret)
     }
 
     /// Where the ban of `subject` is remembered: its widest network, and its number in there.
@@ -90,14 +95,14 @@ impl Networks {
     pub(super) fn note(&mut self, subject: Subject, now: Tick) {
         if let Some((network, number)) = self.place(subject) {
             let evidence = Evidence::new(now, Protocol::Tcp, number, Class::Syn);
-            let _ = self.banned.observe(key(network), evidence, now);
+            let _ = self.banned.observe(self.key(network), evidence, now);
         }
     }
 
     /// The ban of `subject` was none.
     pub(super) fn forgive(&mut self, subject: Subject) {
         if let Some((network, number)) = self.place(subject) {
-            self.banned.forgive(key(network), Protocol::Tcp, number);
+            self.banned.forgive(self.key(network), Protocol::Tcp, number);
         }
     }
 
@@ -105,7 +110,8 @@ impl Networks {
     /// They are then forgotten: whoever lifts that ban is not to have it back at the next probe.
     pub(super) fn widen(&mut self, subject: Subject, now: Tick, may: impl Fn(IpNet) -> bool) -> Option<Wide> {
         let (widest, own) = self.place(subject)?;
-        let numbers = || self.banned.within(key(widest), now).map(Evidence::port);
+        let key = self.key(widest);
+        let numbers = || self.banned.within(key, now).map(Evidence::port);
         let may = |wide: &Wide| may(wide.network());
         let found = match subject {
             Subject::V4(_) => Some(widest).filter(|_| numbers().count() >= NEIGHBOURS).filter(may),
@@ -118,7 +124,7 @@ impl Networks {
             }
         };
         if found.is_some() {
-            self.banned.forget(key(widest));
+            self.banned.forget(key);
         }
         found
     }
@@ -149,8 +155,4 @@ impl Networks {
         let lengths = (8..64).filter(|length| self.lengths >> length & 1 == 1);
         lengths.filter_map(move |length| Wide::of(source, length))
     }
-}
-
-fn key(network: Wide) -> Key {
-    Key::new(Subject::Wide(network), 0)
 }

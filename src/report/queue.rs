@@ -36,10 +36,20 @@ pub fn bounded(length: usize) -> (Sender, Receiver) {
 impl Sender {
     /// Hands `event` over, or counts it as dropped.
     pub fn send(&self, event: Event) {
+        self.put(event);
+        self.wake();
+    }
+
+    /// The same, without a call to the kernel: it is told with [`Sender::wake`].
+    pub fn put(&self, event: Event) {
         let no_room = event.what.is_strangers() && self.0.events.len() >= self.0.strangers;
         if no_room || self.0.events.push(event).is_err() {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Tells the shell that there is something to take.
+    pub fn wake(&self) {
         self.0.arrived.notify_one();
     }
 }

@@ -1,6 +1,7 @@
 //! From packets and connections to verdicts that are carried out: the engine, the socket that blocks, and the events of
 //! both in the order in which things happened. Waits for nobody but the kernel's acknowledgement.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -67,6 +68,8 @@ pub(super) struct Judge {
     truth: Truth,
     pub(super) blocker: Blocker,
     events: Sender,
+    /// There are events that the shell was not woken for.
+    untold: Cell<bool>,
     pub(super) figures: Arc<Figures>,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
@@ -95,6 +98,7 @@ impl Judge {
             truth: Truth { sockets, decoys },
             blocker,
             events,
+            untold: Cell::new(false),
             figures,
             // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
             outcomes: Vec::with_capacity(2 * BATCH),
@@ -111,8 +115,22 @@ impl Judge {
         self.tell(Event::now(what));
     }
 
+    /// Puts `event` into the queue. The shell is woken for it by [`Judge::wake_shell`].
     pub(super) fn tell(&self, event: Event) {
-        self.events.send(event);
+        self.events.put(event);
+        self.untold.set(true);
+    }
+
+    /// True where the shell should be woken.
+    pub(super) fn is_untold(&self) -> bool {
+        self.untold.get()
+    }
+
+    /// Wakes the shell, if there is a reason to.
+    pub(super) fn wake_shell(&self) {
+        if self.untold.take() {
+            self.events.wake();
+        }
     }
 
     /// Judges a packet that was captured at `time`. What comes of it waits for [`Judge::settle`].
@@ -205,7 +223,7 @@ impl Judge {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for outcome in outcomes.drain(..) {
             match outcome {
-                Outcome::Said(event) => self.events.send(event),
+                Outcome::Said(event) => self.tell(event),
                 Outcome::Condemned(ban, seen) => self.conclude(now, &ban, (seen, done), &refused),
             }
         }
@@ -237,7 +255,7 @@ impl Judge {
                     What::BlockFailed { subject, reason: reason.clone(), way }
                 }
             };
-            self.events.send(Event { time: seen, what });
+            self.tell(Event { time: seen, what });
         }
         if held {
             self.replace(subject);
@@ -245,7 +263,7 @@ impl Judge {
         let handed = self.blocker.hand_over(ban, seen);
         if !handed && self.blocker.has_slow_ways() {
             let reason = "more bans than can be written or run wait already".to_owned();
-            self.events.send(Event { time: seen, what: What::BlockFailed { subject, reason, way: Way::Run } });
+            self.tell(Event { time: seen, what: What::BlockFailed { subject, reason, way: Way::Run } });
         }
         if !(held || handed && self.blocker.has_slow_ways()) {
             // Not blocked, so not recognised as such: its next probes are evidence again.

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
+use portsentry::netlink::nft::monitor::Monitor;
 use portsentry::netlink::nft::{Batch, RulesetSpec, install, put_ban};
+use portsentry::netlink::socket::Socket;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{assert_quiet, subject, told, watched};
 
@@ -123,6 +126,34 @@ fn the_daemons_own_bans_are_not_told_until_it_gives_up_its_socket() {
         assert_eq!(told.last(), Some(&ElementAdded(subject("192.0.2.1"), None)));
         let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         assert_eq!(monitor.author().unwrap().process, here);
+    });
+}
+
+/// True where the kernel has put something into the monitor's queue.
+fn has_come(monitor: &Monitor) -> bool {
+    let mut fds = [PollFd::new(monitor, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+}
+
+#[test]
+fn the_kernel_keeps_the_daemons_own_bans_back() {
+    watched(async |monitor, socket| {
+        let ban = |socket: &mut Socket, address| {
+            let mut batch = Batch::new();
+            put_ban(&mut batch, subject(address), Expiry::Never);
+            // Who is notified is before the acknowledgement comes.
+            socket.transact(&mut batch).unwrap();
+        };
+        ban(socket, "192.0.2.1");
+        assert!(!has_come(monitor));
+        ban(&mut Socket::open().unwrap(), "192.0.2.2");
+        assert!(has_come(monitor), "another socket is somebody else's");
+        assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(subject("192.0.2.2"), None)));
+        ban(socket, "2001:db8::");
+        assert!(!has_come(monitor));
+        monitor.heed(socket.port_id());
+        ban(socket, "192.0.2.3");
+        assert!(has_come(monitor));
     });
 }
 

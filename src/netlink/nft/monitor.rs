@@ -20,6 +20,7 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt;
+use socket2::{SockFilter, SockRef};
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
@@ -116,12 +117,29 @@ impl Monitor {
     pub fn ignore(&mut self, port_id: u32) {
         if !self.own.contains(&port_id) {
             self.own.push(port_id);
+            self.keep_own_back();
         }
     }
 
     /// Takes [`Monitor::ignore`] back. For a socket that was closed: the kernel may give its number to a stranger.
     pub fn heed(&mut self, port_id: u32) {
         self.own.retain(|own| *own != port_id);
+        self.keep_own_back();
+    }
+
+    /// Has the kernel keep back what is not to be told: else it would wake this thread for each ban before the one that sent it
+    /// has its acknowledgement, and a flood of bans would fill the queue. Where it refuses, all is passed over when it is
+    /// read.
+    fn keep_own_back(&self) {
+        let own = self.own.iter().take(MOST_OWN);
+        // nlmsg_pid, the same in all messages of a transaction; the filter reads it as if it were big-endian.
+        let mut program = vec![SockFilter::new(LOAD_WORD, 0, 0, 12)];
+        for port_id in own {
+            program.push(SockFilter::new(JUMP_EQUAL, 0, 1, u32::from_be_bytes(port_id.to_ne_bytes())));
+            program.push(SockFilter::new(RETURN, 0, 0, 0));
+        }
+        program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+        let _ = SockRef::from(self).attach_filter(&program);
     }
 
     /// A way to have the kernel tell nothing for a while.
@@ -229,6 +247,12 @@ enum Arrival {
     Nothing,
 }
 
+/// Instructions of the kernel's packet filter, from linux/filter.h: BPF_LD+BPF_W+BPF_ABS, BPF_JMP+BPF_JEQ+BPF_K, BPF_RET+BPF_K.
+const LOAD_WORD: u16 = 0x20;
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+/// Sockets of the daemon's own that the kernel is told of; it has one. It takes 4,096 instructions.
+const MOST_OWN: usize = 1_000;
 /// NFNLGRP_NFTABLES.
 const GROUP: u32 = 7;
 /// Past the system's limit where this process may. The flush of a full set of 131,072 bans is some 12 MB of

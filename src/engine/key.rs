@@ -1,0 +1,190 @@
+//! A [`Subject`] to the key that it has in the tables, and to a hash that no stranger can foretell.
+
+use std::hash::Hasher;
+use std::net::IpAddr;
+
+use siphasher::sip::SipHasher13;
+
+use super::moment::Tick;
+use super::subject::{Subject, Wide};
+
+/// The secret that places subjects in buckets. With a known one, chosen source addresses would all land in one bucket
+/// and push each other out.
+#[derive(Clone, Copy)]
+pub struct HashKey(pub u64, pub u64);
+
+/// Marks a network; its prefix length stands beside it.
+const NETWORK: u64 = 0x80;
+
+/// A subject in 16 bytes, with the lane that it is counted in; the second half is zero for nobody.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key([u64; 2]);
+
+impl Key {
+    /// Of a row that has never been anybody's.
+    pub(super) const NOBODY: Self = Self([0; 2]);
+
+    pub(super) fn new(subject: Subject, lane: u8) -> Self {
+        let (tag, bits) = match subject {
+            Subject::V4(v4) => (4, u64::from(v4.to_bits())),
+            Subject::V6(v6) => {
+                let [high, low] = halves(v6.to_bits());
+                if subject.prefix_len() == 128 { (7, low) } else { (6, high) }
+            }
+            Subject::Wide(wide) => {
+                let bits = match wide.network().addr() {
+                    IpAddr::V4(v4) => u64::from(v4.to_bits()),
+                    IpAddr::V6(v6) => {
+                        let [high, _] = halves(v6.to_bits());
+                        high
+                    }
+                };
+                (NETWORK | u64::from(wide.prefix_len()), bits)
+            }
+        };
+        Self([bits, tag | u64::from(lane) << 8])
+    }
+
+    /// The subject that the key was made of; `None` for one that counts something apart.
+    pub(super) fn subject(self) -> Option<Subject> {
+        let Self([bits, tag]) = self;
+        let v6 = |high: u64, low: u64| Subject::V6((u128::from(high) << 64 | u128::from(low)).into());
+        match tag & 0xff {
+            _ if tag >> 16 != 0 => None,
+            4 => u32::try_from(bits).ok().map(|bits| Subject::V4(bits.into())),
+            6 => Some(v6(bits, 0)),
+            7 => Some(v6(0xfe80 << 48, bits)),
+            // The lengths of the two families do not meet.
+            code if code & NETWORK != 0 => {
+                let Subject::V6(first) = v6(bits, 0) else { return None };
+                let v4 = u32::try_from(bits).map(|bits| IpAddr::V4(bits.into()));
+                let length = u8::try_from(code & !NETWORK).ok()?;
+                Wide::of(if length < 32 { v4.ok()? } else { first.into() }, length).map(Subject::Wide)
+            }
+            _ => None,
+        }
+    }
+
+    /// The same subject, counted for one destination alone.
+    pub(super) fn toward(self, destination: IpAddr) -> Self {
+        let Self([bits, tag]) = self;
+        let folded = match destination {
+            IpAddr::V4(v4) => u64::from(v4.to_bits()),
+            IpAddr::V6(v6) => {
+                let [high, low] = halves(v6.to_bits());
+                let mixed = high.rotate_left(17) ^ low;
+                mixed ^ mixed >> 32
+            }
+        };
+        Self([bits, tag | folded << 32 | DESTINATION])
+    }
+
+    /// The same subject, counted for the hosts that it touches.
+    pub(super) fn over_hosts(self) -> Self {
+        let Self([bits, tag]) = self;
+        Self([bits, tag | HOSTS])
+    }
+
+    /// A number that nobody without the secret can foretell, the same for the same subject at the same time.
+    pub(super) fn hash_at(self, secret: HashKey, now: Tick) -> u64 {
+        let Self([low, high]) = self;
+        let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);
+        [low, high, now.0.into()].into_iter().for_each(|part| hasher.write_u64(part));
+        hasher.finish()
+    }
+
+    /// The key with its hash.
+    pub(super) fn under(self, secret: HashKey) -> Hashed {
+        // All bytes at once: half the time of a hasher that is fed piece by piece.
+        let [low, high] = self.0.map(u128::from);
+        let hash = SipHasher13::new_with_keys(secret.0, secret.1).hash(&(high << 64 | low).to_le_bytes());
+        Hashed { key: self, hash }
+    }
+
+    /// Nobody's, for a row that was given back; `next` is the one that was given back before it.
+    pub(super) fn free(next: u32) -> Self {
+        Self([next.into(), 0])
+    }
+
+    /// The row that a free one has in its key.
+    pub(super) fn next_free(self) -> u32 {
+        let Self([next, _]) = self;
+        u32::try_from(next).unwrap_or(0)
+    }
+
+    pub(super) fn is_somebodys(self) -> bool {
+        let Self([_, tag]) = self;
+        tag != 0
+    }
+}
+
+/// The key of a subject as a whole, in 10 bytes.
+#[derive(Clone, Copy)]
+#[repr(Rust, packed(2))]
+pub(super) struct Brief {
+    bits: u64,
+    tag: u16,
+}
+
+impl Brief {
+    pub(super) const NOBODY: Self = Self { bits: 0, tag: 0 };
+
+    /// Nothing of what is counted apart is kept: for tables that hold no such thing.
+    pub(super) fn of(Key([bits, tag]): Key) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower 16 bits are the subject's kind and the lane")]
+        Self { bits, tag: tag as u16 }
+    }
+
+    #[inline]
+    pub(super) fn key(self) -> Key {
+        Key([self.bits, self.tag.into()])
+    }
+}
+
+/// What is counted apart from the subject as a whole. The upper 32 bits tell one destination from another.
+const DESTINATION: u64 = 1 << 16;
+const HOSTS: u64 = 2 << 16;
+
+/// An address in 16 bits, for places where a rare mistake of one for another only costs time: neighbours never collide.
+pub(super) fn fold(address: IpAddr) -> u16 {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            u16::from_be_bytes([a, b]).rotate_left(5) ^ u16::from_be_bytes([c, d])
+        }
+        IpAddr::V6(v6) => v6.segments().into_iter().fold(0, |sum, part| sum.rotate_left(5) ^ part),
+    }
+}
+
+fn halves(bits: u128) -> [u64; 2] {
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of 128 bits are 64 bits each")]
+    [(bits >> 64) as u64, bits as u64]
+}
+
+/// A key with its hash under the secret: made once for a packet, for every table that is asked about it.
+#[derive(Clone, Copy)]
+pub(super) struct Hashed {
+    pub(super) key: Key,
+    pub(super) hash: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_and_families_do_not_meet() {
+        let v4 = Subject::V4("0.0.0.1".parse().unwrap());
+        let v6 = Subject::of("::1".parse().unwrap());
+        let local = Subject::of("fe80::1".parse().unwrap());
+        let wide = |text: &str| Subject::Wide(Wide::new(text.parse().unwrap()).unwrap());
+        let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
+        let subjects = [&[v4, v6, local][..], &networks.map(wide)].concat();
+        let keys: Vec<_> = subjects.iter().map(|subject| Key::new(*subject, 0)).chain([Key::new(v4, 1)]).collect();
+        let back: Vec<_> = keys.iter().map_while(|key| key.subject()).collect();
+        assert_eq!(back, [&subjects[..], &[v4]].concat(), "and each gives back its subject");
+        for (i, a) in keys.iter().enumerate() {
+            assert!(keys.iter().skip(i + 1).all(|b| a != b));
+        }
+    }
+}

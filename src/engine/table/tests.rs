@@ -1,0 +1,281 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::subject::Subject;
+
+const SECRET: HashKey = HashKey(1, 2);
+
+fn key(n: u32) -> Hashed {
+    Key::new(Subject::V4(std::net::Ipv4Addr::from_bits(n)), 0).under(SECRET)
+}
+
+/// A row with a number in it.
+#[derive(Clone)]
+struct Noted(Key, u32);
+
+impl Row for Noted {
+    const EMPTY: Self = Self(Key::NOBODY, 0);
+
+    fn key(&self) -> Key {
+        self.0
+    }
+
+    fn give(&mut self, key: Key) {
+        *self = Self(key, 0);
+    }
+}
+
+fn table(entries: usize) -> Table<Noted> {
+    Table::new(entries, SECRET)
+}
+
+/// All numbers below `end` that are in the table.
+fn found(table: &Table<Noted>, end: u32) -> Vec<u32> {
+    (0..end).filter(|n| table.find(key(*n)).is_some()).collect()
+}
+
+#[test]
+fn a_full_table_lets_the_least_worthy_go_and_keeps_its_size() {
+    let mut table = table(8);
+    for n in 1..=8 {
+        let Err(claim) = table.claim(key(n), |way| way.row.1.into()) else { panic!("{n} is new") };
+        assert!(!claim.evicted);
+        table.get_mut(claim.slot).unwrap().1 = n;
+    }
+    let Err(claim) = table.claim(key(9), |way| way.row.1.into()) else { panic!("9 is new") };
+    assert!(claim.evicted);
+    assert_eq!(found(&table, 12), (2..=9).collect::<Vec<_>>(), "1 was worth least");
+    assert_eq!((table.used(), table.begun(), table.slots()), (8, 8, 8));
+    assert_eq!(table.get(claim.slot).unwrap().1, 0, "the newcomer does not take over what was kept of another");
+}
+
+#[test]
+fn among_equals_of_the_lowest_rank_the_one_that_was_claimed_longest_ago_goes() {
+    let mut table = table(8);
+    let claim = |table: &mut Table<Noted>, n| {
+        let worth = |way: Way<'_, Noted>| u64::from(way.rank) << 8 | (OLDEST - way.age) as u64;
+        let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(n), worth);
+        slot
+    };
+    for n in 0..8 {
+        let slot = claim(&mut table, n);
+        // Of two ranks, the odd ones the higher.
+        table.rank(key(n), slot, if n % 2 == 1 { RANKS } else { 3 });
+    }
+    claim(&mut table, 0);
+    let slot = claim(&mut table, 4);
+    table.rank(key(4), slot, RANKS + 1);
+    for (newcomer, gone) in [(8, 2), (9, 6), (10, 0)] {
+        let slot = claim(&mut table, newcomer);
+        table.rank(key(newcomer), slot, 4);
+        assert!(table.find(key(gone)).is_none() && table.find(key(newcomer)).is_some(), "{gone}");
+        assert_eq!(found(&table, 20).len(), 8);
+    }
+    assert_eq!(found(&table, 20), [1, 3, 4, 5, 7, 8, 9, 10]);
+}
+
+#[test]
+fn what_is_removed_leaves_its_slot_to_the_next() {
+    let mut table = table(8);
+    let Err(Claim { slot, .. }) = table.claim(key(1), |_| 0) else { panic!("1 is new") };
+    assert_eq!(table.remove(key(1)), Some(slot));
+    assert!(table.remove(key(1)).is_none() && table.at(slot).is_none() && table.iter().next().is_none());
+    assert_eq!(table.used(), 0);
+    let Err(claim) = table.claim(key(2), |_| 0) else { panic!("2 is new") };
+    assert_eq!((claim.slot, claim.evicted, table.begun()), (slot, false, 1));
+}
+
+#[test]
+fn newcomers_lie_one_behind_the_other_in_memory_that_was_touched_before() {
+    let mut table = table(100_000);
+    let ahead = table.rows.len();
+    assert!((1_000..10_000).contains(&ahead), "{ahead}");
+    let before = (table.rows.as_ptr(), table.rows.capacity());
+    for n in 0..50_000 {
+        let Err(Claim { slot, .. }) = table.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
+        assert_eq!(slot, n as usize);
+        if n % 100 == 0 {
+            table.prepare();
+            assert!(table.rows.len() >= slot + 100, "{slot}");
+        }
+    }
+    assert_eq!((table.rows.as_ptr(), table.rows.capacity()), before, "nothing was allocated");
+    assert_eq!(table.iter().count(), 50_000);
+    let mut small = self::table(8);
+    (0..20).for_each(|_| small.prepare());
+    assert_eq!(small.rows.len(), 8, "and never more than there can be");
+}
+
+#[test]
+fn the_index_grows_with_the_table_and_nobody_is_lost_on_the_way() {
+    for prepared in [false, true] {
+        let mut table = table(100_000);
+        let (start, room) = (table.index.len(), table.index.capacity());
+        assert!(start * WAYS * 4 < 8_192, "{start}");
+        // More of one bucket than it holds, so that some are elsewhere when it grows.
+        let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(20).collect();
+        let others: Vec<u32> = (1_000_000..1_040_000).collect();
+        for (count, n) in crowd.iter().chain(&others).enumerate() {
+            let Err(claim) = table.claim_beside(key(*n), |_| 0, |_| true) else { panic!("{n} is new") };
+            assert!(!claim.evicted, "{n}");
+            table.get_mut(claim.slot).unwrap().1 = *n;
+            if count == 19 {
+                assert_eq!(table.strays, 12);
+            }
+            if prepared && count % 64 == 0 {
+                table.prepare();
+                assert!(!table.is_dense(SPARSE + 1));
+            }
+        }
+        let all = || crowd.iter().chain(&others);
+        assert!(all().all(|n| table.of(key(*n)).is_some_and(|row| row.1 == *n)));
+        assert_eq!((table.index.len(), table.index.capacity()), (start * 64, room));
+        assert_eq!((table.used(), table.slots()), (40_020, start * 64 * WAYS));
+        all().for_each(|n| assert!(table.remove(key(*n)).is_some()));
+        assert_eq!((table.used(), table.strays), (0, 0));
+    }
+}
+
+#[test]
+fn ranks_and_ages_outlive_the_growth_of_the_index() {
+    let mut table = table(100_000);
+    let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(8).collect();
+    for (rank, n) in (0..).zip(&crowd) {
+        let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(*n), |_| 0);
+        table.rank(key(*n), slot, rank);
+    }
+    table.grow();
+    for bucket in 7 * STEP..8 * STEP {
+        let places = table.index[bucket].iter().filter(|place| **place != 0);
+        let ranks: Vec<u32> = places.map(|place| place >> table.number_bits & 15).collect();
+        assert!(ranks.is_sorted_by(|a, b| a > b), "the latest first: {ranks:?}");
+    }
+    assert!(crowd.iter().all(|n| table.find(key(*n)).is_some()));
+}
+
+#[test]
+fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
+    let mut table = table(512);
+    // Three of four slots: a bucket in four is too small for its keys.
+    for n in 0..384 {
+        let Err(claim) = table.claim_beside(key(n), |_| 0, |_| true) else { panic!("{n} is new") };
+        assert!(!claim.evicted, "{n}");
+    }
+    assert!(table.strays > 10, "{} of them are elsewhere", table.strays);
+    assert_eq!(table.used(), 384);
+    assert_eq!(found(&table, 384).len(), 384);
+    assert!(table.claim_beside(key(3), |_| 0, |_| true).is_ok(), "who is there is not there twice");
+    (0..384).step_by(2).for_each(|n| assert!(table.remove(key(n)).is_some()));
+    assert_eq!((found(&table, 384).len(), table.used()), (192, 192));
+    (0..384).step_by(2).for_each(|n| assert!(table.claim_beside(key(n), |_| 0, |_| true).is_err()));
+    assert_eq!(found(&table, 384).len(), 384);
+    (0..384).for_each(|n| assert!(table.remove(key(n)).is_some()));
+    assert_eq!((table.used(), table.strays), (0, 0));
+    assert!(table.astray.iter().all(|astray| *astray == 0));
+}
+
+#[test]
+fn a_table_that_is_full_of_who_stays_takes_a_newcomer_for_the_least_worthy_and_one_of_others_for_another() {
+    let mut table = table(64);
+    for n in 0..64 {
+        let (Ok(slot) | Err(Claim { slot, .. })) = table.claim_beside(key(n), |_| 0, |_| true);
+        table.get_mut(slot).unwrap().1 = n;
+    }
+    assert_eq!((table.used(), found(&table, 64).len()), (64, 64));
+    let other = table.find(key(9)).unwrap();
+    let Err(claim) = table.claim_beside(key(64), |_| 0, |row| row.1 != 9) else { panic!("64 is new") };
+    assert_eq!((claim.slot, claim.evicted), (other, true));
+    assert!(table.find(key(9)).is_none() && table.find(key(64)).is_some());
+    let Err(claim) = table.claim_beside(key(65), |_| 0, |_| true) else { panic!("65 is new") };
+    assert!(claim.evicted && table.find(key(65)).is_some());
+    assert_eq!(found(&table, 66).len(), 64);
+}
+
+#[test]
+fn the_largest_table_that_can_be_asked_for_tells_its_rows_apart() {
+    // The index alone: of so many rows none is touched.
+    let table = table(1 << 24);
+    assert_eq!((table.number_bits, table.tag(u64::MAX)), (25, 0xe000_0000));
+    assert_eq!((table.slots(), table.begun()), (1 << 24, 0));
+    assert_eq!(table.slot_at(u32::try_from(table.slots()).unwrap() | 0xfe00_0000), Some(table.slots() - 1));
+    assert_eq!(table.slot_at(0xfe00_0000), None);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Claim(u32),
+    Beside(u32),
+    Remove(u32),
+    Clear,
+    Prepare,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        40 => (0..150_u32).prop_map(Step::Claim),
+        30 => (0..150_u32).prop_map(Step::Remove),
+        1 => Just(Step::Clear),
+        2 => Just(Step::Prepare),
+    ];
+    let beside = prop_oneof![
+        40 => (0..150_u32).prop_map(Step::Beside),
+        20 => (0..150_u32).prop_map(Step::Remove),
+        1 => Just(Step::Clear),
+    ];
+    prop_oneof![prop::collection::vec(step, 0..600), prop::collection::vec(beside, 0..600)]
+}
+
+proptest! {
+    /// Whatever is done to it, it holds what a plain map would, but for who was pushed out.
+    #[test]
+    fn a_table_is_a_map_that_forgets(entries in 1_usize..130, steps in steps()) {
+        let mut table = table(entries);
+        let mut model: HashMap<u32, u32> = HashMap::new();
+        for (at, step) in (1..).zip(steps) {
+            match step {
+                Step::Claim(n) | Step::Beside(n) => {
+                    let claim = match step {
+                        Step::Beside(_) => table.claim_beside(key(n), |row| row.1, |row| row.1 % 2 == 0),
+                        _ => table.claim(key(n), |way| way.row.1.into()),
+                    };
+                    let slot = match claim {
+                        Ok(slot) => {
+                            prop_assert_eq!(Some(&table.get(slot).unwrap().1), model.get(&n));
+                            slot
+                        }
+                        Err(Claim { slot, evicted }) => {
+                            prop_assert!(!model.contains_key(&n));
+                            prop_assert_eq!(table.get(slot).unwrap().1, 0, "it says nothing yet");
+                            if evicted {
+                                let gone: Vec<u32> =
+                                    model.keys().copied().filter(|n| table.find(key(*n)).is_none()).collect();
+                                prop_assert_eq!(gone.len(), 1);
+                                model.remove(&gone[0]);
+                            }
+                            slot
+                        }
+                    };
+                    table.get_mut(slot).unwrap().1 = at;
+                    model.insert(n, at);
+                }
+                Step::Remove(n) => prop_assert_eq!(table.remove(key(n)).is_some(), model.remove(&n).is_some()),
+                Step::Clear => {
+                    table.clear();
+                    model.clear();
+                }
+                Step::Prepare => table.prepare(),
+            }
+            prop_assert_eq!(table.used(), model.len());
+            prop_assert_eq!(table.iter().count(), model.len());
+            for n in 0..150 {
+                prop_assert_eq!(table.of(key(n)).map(|row| row.1), model.get(&n).copied());
+            }
+        }
+        for n in 0..150 {
+            table.remove(key(n));
+        }
+        prop_assert_eq!((table.used(), table.strays), (0, 0));
+    }
+}
