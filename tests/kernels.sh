@@ -15,7 +15,7 @@ mkdir -p "$work"
 
 # What the tests and the program run, and the programs that the root itself needs.
 tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft nmap masscan zmap hping3 strace ping tcpdmatch
-    kmod modprobe depmod insmod lsmod getent perl)
+    kmod modprobe depmod insmod lsmod getent perl mkfs.ext4)
 packages=(coreutils util-linux mount)
 data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.conf.d
     /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base)
@@ -70,13 +70,25 @@ END
     find "$place" -maxdepth 1 -name 'linux-image-*.deb' | head -n 1
 }
 
+# steps FILE…: each, and what it leads to link by link: libblas.so.3 is one to a link in /etc/alternatives.
+steps() {
+    local path
+    for path; do
+        echo "$path"
+        while [ -L "$path" ]; do
+            path=$(cd "$(dirname "$path")" && realpath -s "$(readlink "$path")")
+            echo "$path"
+        done
+    done
+}
+
 # put ROOT: files from standard input into the root, with what they are linked with and what they lead to.
 put() {
     local files libraries
     mapfile -t files
     mapfile -t libraries < <(ldd "${files[@]}" 2>/dev/null | grep -E '^[[:space:]]' | grep -oE '/[^ ]+' | sort -u)
     # The folders /bin, /lib and so on are links into /usr in the root as well.
-    printf '%s\n' "${files[@]}" "${libraries[@]}" "$(readlink -f "${files[@]}" "${libraries[@]}")" |
+    { steps "${files[@]}" "${libraries[@]}" && readlink -f "${files[@]}" "${libraries[@]}"; } |
         sed -E 's#^/(bin|sbin|lib|lib64)/#/usr/\1/#' | sort -u |
         tar --create --directory=/ --no-recursion --transform='flags=r;s#^/##' --absolute-names --files-from=- |
         tar --extract --directory="$1" --keep-directory-symlink
@@ -157,9 +169,13 @@ build_modules() {
     release=$(basename "$1/package/boot/vmlinuz-"* | sed 's/^vmlinuz-//')
     folder=$(find "$1/package" -type d -path "*/lib/modules/$release")
     mkdir -p "$root/usr/lib/modules/$release/kernel"/{drivers,fs}
-    for part in net lib crypto arch drivers/net fs/overlayfs fs/nls fs/fuse; do
+    for part in net lib crypto arch drivers/net fs/overlayfs fs/nls fs/fuse fs/ext4 fs/jbd2; do
         [ ! -e "$folder/kernel/$part" ] || cp -a "$folder/kernel/$part" "$root/usr/lib/modules/$release/kernel/$part"
     done
+    # Alone, or compressed.
+    mkdir -p "$root/usr/lib/modules/$release/kernel/drivers/block"
+    cp "$folder"/kernel/fs/mbcache.ko* "$root/usr/lib/modules/$release/kernel/fs/"
+    cp "$folder"/kernel/drivers/block/loop.ko* "$root/usr/lib/modules/$release/kernel/drivers/block/"
     rm -rf "$root/usr/lib/modules/$release/kernel/drivers/net"/{ethernet,wireless,usb,can,wan,hamradio,phy,dsa}
     cp "$folder"/modules.{builtin,builtin.modinfo,order} "$root/usr/lib/modules/$release/"
     # depmod wants /lib, the root has it as a link.
