@@ -8,7 +8,7 @@ use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
 use portsentry::netlink::nft::{Batch, RulesetSpec, install, put_ban};
 
-use super::lab::{PATIENCE, within};
+use super::lab::{PATIENCE, slowness, within};
 use super::{assert_quiet, subject, told, watched};
 
 const HOUR: Option<Duration> = Some(super::HOUR);
@@ -137,8 +137,12 @@ fn blocked() -> String {
 fn an_element_that_a_rule_adds_and_that_expires_is_not_told() {
     watched(async |monitor, _| {
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let rule = "insert rule inet portsentry prerouting udp dport 9 add @blocked { ip saddr timeout 1s }";
-        assert_eq!(told(monitor, rule).await, [RulesetChanged]);
+        // Long enough for whoever looks whether it has come.
+        let timeout = 2 * slowness();
+        let rule = format!(
+            "insert rule inet portsentry prerouting udp dport 9 add @blocked {{ ip saddr timeout {timeout}s }}"
+        );
+        assert_eq!(told(monitor, &rule).await, [RulesetChanged]);
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap();
         assert!(blocked().contains("127.0.0.1"));
         let gone = within(PATIENCE, || (!blocked().contains("127.0.0.1")).then_some(()));
