@@ -15,7 +15,7 @@ mod tests {
 
     use crate::lab::daemon::Daemon;
     use crate::lab::services::Services;
-    use crate::lab::{Lab, PATIENCE, enter, raw};
+    use crate::lab::{Lab, PATIENCE, enter, raw, slowness};
 
     const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
     const BANNER: &str = "Go away.\r\n";
@@ -253,7 +253,10 @@ mod tests {
             let late = SocketAddr::new([10, 77, 2, 99].into(), 7001);
             for port in 7001..=7003 {
                 let late = SocketAddr::new(late.ip(), port);
-                lab.inside("attacker", || TcpStream::connect_timeout(&late, Duration::from_millis(300)).map(drop)).ok();
+                lab.inside("attacker", || {
+                    TcpStream::connect_timeout(&late, Duration::from_millis(300) * slowness()).map(drop)
+                })
+                .ok();
             }
             lab.banned().contains(&attacker).then_some(())
         });
@@ -297,7 +300,8 @@ mod tests {
                 scope.spawn(move || {
                     enter(&lab.namespace("friend"));
                     while !done.load(Ordering::Relaxed) && connections.load(Ordering::Relaxed) < 20_000 {
-                        let stream = TcpStream::connect_timeout(&(target, port).into(), Duration::from_secs(1));
+                        let stream =
+                            TcpStream::connect_timeout(&(target, port).into(), Duration::from_secs(1) * slowness());
                         connections.fetch_add(u32::from(stream.is_ok()), Ordering::Relaxed);
                     }
                 });
@@ -308,7 +312,7 @@ mod tests {
             connect_until_banned(&lab, "late", [7001, 7002, 7003]);
             let (ended, took) = daemon.end_by(Signal::TERM);
             done.store(true, Ordering::Relaxed);
-            assert!(ended.status.success() && took < Duration::from_secs(1), "{took:?} {ended:?}");
+            assert!(ended.status.success() && took < Duration::from_secs(1) * slowness(), "{took:?} {ended:?}");
             assert!(ended.log.contains(&format!("Connect from {friend} to TCP port")), "{}", ended.log);
         });
         assert!(!lab.banned().contains(&friend.into()));

@@ -29,6 +29,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use lab::{PATIENCE, slowness};
 use portsentry::enforce::Case;
 use portsentry::enforce::hands::{Hands, News, Settings, Stopped, Task, Way};
 use portsentry::enforce::run::{RunSettings, Spawner, pair, serve};
@@ -56,7 +57,9 @@ fn subject(address: &str) -> Subject {
 }
 
 /// How long anything that must happen may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+fn patience() -> Duration {
+    PATIENCE * slowness()
+}
 
 /// Who runs commands, on a thread of this process.
 fn spawner(settings: &RunSettings) -> Spawner {
@@ -81,7 +84,7 @@ struct Bench {
 impl Drop for Bench {
     /// Ends what still runs: a command that outlives this process would do so for ever.
     fn drop(&mut self) {
-        let _ = self.hands.take().map(|hands| hands.stop(PATIENCE));
+        let _ = self.hands.take().map(|hands| hands.stop(patience()));
         for serves in SERVING.take() {
             let ended = serves.join();
             assert!(ended.is_ok() || std::thread::panicking(), "who runs commands has panicked");
@@ -106,7 +109,7 @@ impl Bench {
 
     /// The next news, which must come.
     fn next(&self) -> News {
-        self.news.recv_timeout(PATIENCE).expect("something is told")
+        self.news.recv_timeout(patience()).expect("something is told")
     }
 
     /// That nothing is told for a while.

@@ -15,10 +15,24 @@ mkdir -p "$work"
 
 # What the tests and the program run, and the programs that the root itself needs.
 tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft nmap masscan zmap hping3 strace ping tcpdmatch
-    kmod modprobe depmod insmod lsmod getent perl)
+    kmod modprobe depmod insmod lsmod getent perl mkfs.ext4)
 packages=(coreutils util-linux mount)
 data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.conf.d
     /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base)
+
+# Where ARGUMENTS asks for nothing: the tests of a program that are about the kernel, where the others are about text, files and
+# words, and what of them is left out because it is for volume. docs/kernels.md has the reasons.
+declare -A chosen=(
+    [portsentry]="netlink:: capture:: enforce:: sandbox:: daemon:: sensor:: control::"
+    [ledger]="trouble::"
+    [trials]="clock:: crashes:: escalation::the_second flush:: kernel_log:: removed:: ways::"
+)
+declare -A left_out=(
+    [ruleset]="million::"
+    [main_job]="report:: reverse:: refusals:: allow::a_name allow::whoever"
+    [faults]="flood::a_forged_flood flood::forged_datagrams"
+    [defects]="flood::a_flood"
+)
 
 # suite VERSION: where Debian keeps the kernel of this version.
 suite() {
@@ -70,13 +84,25 @@ END
     find "$place" -maxdepth 1 -name 'linux-image-*.deb' | head -n 1
 }
 
+# steps FILE…: each, and what it leads to link by link: libblas.so.3 is one to a link in /etc/alternatives.
+steps() {
+    local path
+    for path; do
+        echo "$path"
+        while [ -L "$path" ]; do
+            path=$(cd "$(dirname "$path")" && realpath -s "$(readlink "$path")")
+            echo "$path"
+        done
+    done
+}
+
 # put ROOT: files from standard input into the root, with what they are linked with and what they lead to.
 put() {
     local files libraries
     mapfile -t files
     mapfile -t libraries < <(ldd "${files[@]}" 2>/dev/null | grep -E '^[[:space:]]' | grep -oE '/[^ ]+' | sort -u)
     # The folders /bin, /lib and so on are links into /usr in the root as well.
-    printf '%s\n' "${files[@]}" "${libraries[@]}" "$(readlink -f "${files[@]}" "${libraries[@]}")" |
+    { steps "${files[@]}" "${libraries[@]}" && readlink -f "${files[@]}" "${libraries[@]}"; } |
         sed -E 's#^/(bin|sbin|lib|lib64)/#/usr/\1/#' | sort -u |
         tar --create --directory=/ --no-recursion --transform='flags=r;s#^/##' --absolute-names --files-from=- |
         tar --extract --directory="$1" --keep-directory-symlink
@@ -89,7 +115,7 @@ pack() {
 
 # The root, but for the modules.
 build_root() {
-    local root=$work/root name kind path program
+    local root=$work/root name kind path program arguments skipped
     rm -rf "$root"
     mkdir -p "$root"/{proc,sys,dev,run,tmp,root,var/lib,var/log,etc,usr/bin,usr/sbin,usr/lib,usr/lib64}
     chmod 1777 "$root/tmp"
@@ -112,7 +138,6 @@ build_root() {
     mkdir -p "$root$manifest"
     git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$root$manifest"
     echo "$manifest" >"$root/manifest"
-    echo "${ARGUMENTS:-}" >"$root/arguments"
     echo "$slowness" >"$root/slowness"
     # What a test has the C compiler build is built here.
     mkdir -p "$root/built"
@@ -142,7 +167,10 @@ build_root() {
         strip --strip-debug "$root$path"
     done <"$work/executables"
     for name in $programs; do
-        awk -v limit="$limit" -v name="$name" '$1 != "bin" && $2 == name { print limit, name, $3 }' "$work/executables"
+        read -ra skipped <<<"${left_out[$name]:-}"
+        arguments=${ARGUMENTS:-${chosen[$name]:-} ${skipped[*]/#/--skip }}
+        awk -v limit="$limit" -v name="$name" -v arguments="$arguments" \
+            '$1 != "bin" && $2 == name { print limit, name, $3, arguments }' "$work/executables"
     done >"$root/programs"
     ldconfig -r "$root"
     pack "$root" "$work/root.cpio"
@@ -157,9 +185,13 @@ build_modules() {
     release=$(basename "$1/package/boot/vmlinuz-"* | sed 's/^vmlinuz-//')
     folder=$(find "$1/package" -type d -path "*/lib/modules/$release")
     mkdir -p "$root/usr/lib/modules/$release/kernel"/{drivers,fs}
-    for part in net lib crypto arch drivers/net fs/overlayfs fs/nls fs/fuse; do
+    for part in net lib crypto arch drivers/net fs/overlayfs fs/nls fs/fuse fs/ext4 fs/jbd2; do
         [ ! -e "$folder/kernel/$part" ] || cp -a "$folder/kernel/$part" "$root/usr/lib/modules/$release/kernel/$part"
     done
+    # Alone, or compressed.
+    mkdir -p "$root/usr/lib/modules/$release/kernel/drivers/block"
+    cp "$folder"/kernel/fs/mbcache.ko* "$root/usr/lib/modules/$release/kernel/fs/"
+    cp "$folder"/kernel/drivers/block/loop.ko* "$root/usr/lib/modules/$release/kernel/drivers/block/"
     rm -rf "$root/usr/lib/modules/$release/kernel/drivers/net"/{ethernet,wireless,usb,can,wan,hamradio,phy,dsa}
     cp "$folder"/modules.{builtin,builtin.modinfo,order} "$root/usr/lib/modules/$release/"
     # depmod wants /lib, the root has it as a link.

@@ -14,7 +14,7 @@ deb=(dpkg-dev binutils xz-utils jq)
 # What makes a Debian of its own: for tests/beside.sh, tests/deb.sh and tests/quick-start.sh.
 beside=(mmdebstrap)
 # The machine that boots other kernels, and what makes its root.
-kernels=(qemu-system-x86 cpio kmod binutils)
+kernels=(qemu-system-x86 cpio kmod binutils e2fsprogs)
 cargo_deb=3.8.0
 cargo_deny=0.20.2
 

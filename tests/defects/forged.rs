@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 
 const PER_SECOND: u32 = 1_000;
 /// What `block.max_new_bans_per_minute` is, built in.
@@ -42,6 +42,7 @@ fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_shor
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v4("forger").into();
+    let begin = Instant::now();
     // No flag at all: one packet is enough.
     lab.wire("forger").pace(100_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
     let all = within(PATIENCE, || (lab.set("blocked").len() == 2_000).then_some(()));
@@ -49,7 +50,8 @@ fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_shor
     let log = daemon.stop();
     // As many bans as the ceiling lets last, and as many lines about single events as a minute may have.
     let lines = log.lines().count();
-    assert!((CEILING..=2 * CEILING + 20).contains(&lines), "{lines} lines");
+    let minutes = usize::try_from(begin.elapsed().as_secs() / 60).unwrap();
+    assert!((CEILING..=(2 + minutes) * CEILING + 20).contains(&lines), "{lines} lines");
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn a_full_set_under_a_flood_is_said_in_a_bounded_number_of_lines() {
     let last = forged(501).last().unwrap();
     lab.wire("forger").send(&raw::tcp(last, target, 24, SYN));
     daemon.expect_line(&format!("from host: {last}/{last} to TCP port: 24"));
-    assert!(begin.elapsed() < Duration::from_secs(2), "it took {:?} to get there", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(2) * slowness(), "it took {:?} to get there", begin.elapsed());
     assert_eq!(lab.set("blocked").len(), 4);
     let log = daemon.stop();
     let failures = log.matches("could not be blocked").count();
@@ -77,12 +79,15 @@ fn a_forged_flood_that_does_enough_to_be_blocked_gets_short_bans_above_the_ceili
     let lab = Lab::new(&["forger", "scanner"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v4("forger").into();
+    let begin = Instant::now();
     let probes = forged(1_500).flat_map(|source| [23, 79, 111].map(|port| raw::tcp(source, target, port, SYN)));
     lab.wire("forger").pace(3 * PER_SECOND, probes);
     lab.expect_ban(lab.provoke_ban("scanner"));
     let bans = lab.set("blocked");
     let long = bans.iter().filter(|ban| ban.timeout.is_none_or(|timeout| timeout > SHORT)).count();
-    assert!(long <= CEILING + CEILING / 10, "{long} long bans of {}", bans.len());
+    // The bucket of the ceiling fills up again by and by.
+    let more = CEILING * usize::try_from(begin.elapsed().as_secs()).unwrap() / 60;
+    assert!(long <= CEILING + (CEILING / 10).max(more), "{long} long bans of {}", bans.len());
     assert!(bans.len() > CEILING, "the flood goes on being blocked, {} sources", bans.len());
 }
 
@@ -203,10 +208,11 @@ fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpA
     }
     assert_eq!(lab.banned(), strangers);
     for (innocent, why) in innocents {
-        let line = format!(" from {innocent} to ");
-        let lines = daemon.lines_with(&line);
-        let told = lines.iter().any(|line| line.contains(&format!("is not held against it: it is {why}, and never")));
-        assert!(told, "{innocent}: {lines:?}");
+        let lines = || daemon.lines_with(&format!(" from {innocent} to "));
+        let reason = format!("is not held against it: it is {why}, and never");
+        // The kernel may have blocked the strangers by itself before the program came to it.
+        let told = within(PATIENCE, || lines().iter().any(|line| line.contains(&reason)).then_some(()));
+        assert!(told.is_some(), "{innocent}: {:?}", lines());
     }
     and(&innocents.map(|(innocent, _)| innocent.to_owned()), &strangers);
     daemon.stop();

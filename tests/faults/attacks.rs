@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::lab::daemon::{Daemon, binary};
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{CLOSED, SHORTLY, asked, eventually, frozen, recorded, scan, start};
 
 /// Who is served is no less a scanner for it: an open connection neither forgives what goes on beside it nor outlives the ban.
@@ -19,7 +19,7 @@ fn an_innocent_connection_that_is_kept_open_excuses_nothing_and_carries_nothing_
         let client = lab.inside(host, || TcpStream::connect(service).unwrap());
         let (server, _) = listener.accept().unwrap();
         for stream in [&client, &server] {
-            stream.set_read_timeout(Some(SHORTLY)).unwrap();
+            stream.set_read_timeout(Some(SHORTLY * slowness())).unwrap();
         }
         (client, server)
     };

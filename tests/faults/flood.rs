@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{Lab, PATIENCE};
+use crate::lab::{Lab, PATIENCE, slowness};
 use crate::support::{CLOSED, SHORTLY, eventually, forge, frozen, recorded, scan, start, trapped};
 
 /// `size` of the set `suspects` in nft/portsentry-trap.nft.
@@ -29,7 +29,7 @@ fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and
     let _alone = alone();
     let lab = Lab::new(&["forger", "scanner", "client", "late"]);
     let _services = Services::open(&lab, &EIGHT);
-    let daemon = start(&lab, "[detect]\nwindow = \"20s\"\n");
+    let daemon = start(&lab, &format!("[detect]\nwindow = \"{}s\"\n", 20 * slowness()));
     let target = lab.victim_v4("forger").into();
     let packets = [901, 902].into_iter().flat_map(|port| forged(SUSPECTS + 400).map(move |source| (source, port)));
     let scanner = frozen(&daemon, || {
@@ -54,7 +54,7 @@ fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and
     eventually("the kernel alone blocks again", || {
         frozen(&daemon, || {
             lab.touch("late", late, lab.victim_v4("late").into(), &[905, 906, 907, 908]);
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(Duration::from_millis(300) * slowness());
             lab.banned().contains(&late)
         })
     });
@@ -155,7 +155,7 @@ fn of_whom_a_full_set_never_held_nobody_is_said_to_have_been_let_go() {
     lab.wire("forger").pace(10_000, probes);
     daemon.expect_line("set inet portsentry blocked is full (64)");
     // Twice as long as the program doubts the kernel.
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(4) * slowness());
     // Where packets and transactions add at once, the kernel's own account of the size is off by a few.
     let held = lab.set("blocked").len();
     assert!((64..100).contains(&held), "{held}");

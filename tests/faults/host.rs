@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::services::Services;
-use crate::lab::{Lab, PATIENCE};
+use crate::lab::{Lab, PATIENCE, slowness};
 use crate::support::{asked, eventually, forge, frozen, scan, start, trapped};
 
 /// The kernel's trap knows interfaces by their index, and each new one has another.
@@ -22,7 +22,7 @@ fn a_named_interface_that_vanishes_and_comes_back_is_trapped_again_and_no_other_
     let without = trap();
     frozen(&daemon, || {
         scan(&lab, "other");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_millis(300) * slowness());
         assert!(lab.banned().is_empty() && lab.set("suspects").is_empty(), "no interface is not every interface");
     });
     lab.link("named");

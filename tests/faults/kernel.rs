@@ -10,7 +10,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::raw;
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{asked, eventually, forge, frozen, process, recorded, scan, start, trapped};
 
 /// A netlink socket of the program's that hears notifications: its inode, and how many it has lost.
@@ -106,7 +106,7 @@ fn ten_seconds_of_standing_still_lose_nothing() {
     daemon.expect_line(&format!("attackalert: Host {judged} has been blocked"));
     daemon.expect_line(&format!("attackalert: Host {trapped} has been blocked"));
     daemon.expect_line(&format!("adminalert: Host {lifted} has been unblocked by nft (process "));
-    assert!(now.elapsed() < PATIENCE / 2, "it took {:?} to catch up", now.elapsed());
+    assert!(now.elapsed() < PATIENCE / 2 * slowness(), "it took {:?} to catch up", now.elapsed());
     assert_eq!(asked(&lab, &["status"])["running"], true);
     eventually("the gateway that came is known", || lab.set_text("allowed").contains("10.77.4.66"));
     lab.touch_until_banned("late", lab.victim_v4("late").into());
@@ -138,7 +138,7 @@ fn a_table_that_is_deleted_at_any_moment_loses_no_ban() {
                 }
                 // It may be gone already.
                 let _ = lab.command("victim", "nft").args(["delete table inet portsentry"]).output();
-                std::thread::sleep(Duration::from_millis(pause));
+                std::thread::sleep(Duration::from_millis(pause) * slowness());
             }
         });
         // Whatever happens to it, the other thread has to end.
@@ -188,7 +188,7 @@ fn after_a_reboot_a_scanner_who_is_there_first_frees_nobody_else() {
                 let mut wire = lab.wire("eager");
                 while !stop.load(Ordering::Relaxed) {
                     forge(&mut wire, eager, target);
-                    std::thread::sleep(Duration::from_micros(200));
+                    std::thread::sleep(Duration::from_micros(200) * slowness());
                 }
             });
             let daemon = Daemon::spawn(&lab, &[], &["--expire", "24h"]);

@@ -11,7 +11,8 @@ use portsentry::enforce::run::{Outcome, RunSettings};
 use portsentry::engine::subject::Expiry;
 use tempfile::TempDir;
 
-use super::{Bench, PATIENCE, case, spawner};
+use super::lab::{PATIENCE, slowness, within};
+use super::{Bench, case, spawner};
 
 const RUN: [Way; 1] = [Way::Run];
 
@@ -157,15 +158,16 @@ fn a_command_that_hangs_is_ended_with_all_that_it_has_started() {
     let (_folder, path) = note();
     let script =
         format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
-    let bench = with(RunSettings { timeout: Duration::from_millis(500), ..run(&script) });
+    let timeout = Duration::from_millis(500) * slowness();
+    let bench = with(RunSettings { timeout, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
     assert_eq!(told.outcome, Outcome::TimedOut);
-    assert!(told.took >= Duration::from_millis(500) && told.took < Duration::from_secs(2), "{:?}", told.took);
+    assert!(told.took >= timeout && told.took < timeout * 4, "{:?}", told.took);
     let processes = lines(&path);
     assert_eq!(processes.len(), 3);
     // A grandchild is reaped by whoever adopts it.
-    let gone = super::lab::within(PATIENCE, || (!processes.iter().any(|process| is_alive(process))).then_some(()));
+    let gone = within(PATIENCE, || (!processes.iter().any(|process| is_alive(process))).then_some(()));
     assert!(gone.is_some(), "{processes:?}");
 }
 
@@ -173,11 +175,12 @@ fn a_command_that_hangs_is_ended_with_all_that_it_has_started() {
 fn who_ignores_the_request_to_end_is_killed() {
     let (_folder, path) = note();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
-    let bench = with(RunSettings { timeout: Duration::from_millis(300), ..run(&script) });
+    let timeout = Duration::from_millis(300) * slowness();
+    let bench = with(RunSettings { timeout, ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
     assert_eq!(told.outcome, Outcome::TimedOut);
-    assert!(told.took >= Duration::from_millis(2_300), "it had its two seconds: {:?}", told.took);
+    assert!(told.took >= timeout + Duration::from_secs(2), "it had its two seconds: {:?}", told.took);
     assert!(!is_alive(&lines(&path)[0]));
 }
 
@@ -185,24 +188,24 @@ fn who_ignores_the_request_to_end_is_killed() {
 fn a_leader_that_obeys_leaves_nobody_behind_who_does_not() {
     let (_folder, path) = note();
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
-    let bench = with(RunSettings { timeout: Duration::from_millis(500), ..run(&script) });
+    let bench = with(RunSettings { timeout: Duration::from_millis(500) * slowness(), ..run(&script) });
     bench.block(case("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).outcome, Outcome::TimedOut);
     let process = lines(&path).remove(0);
-    let gone = super::lab::within(PATIENCE, || (!is_alive(&process)).then_some(()));
+    let gone = within(PATIENCE, || (!is_alive(&process)).then_some(()));
     assert!(gone.is_some(), "{process}");
 }
 
 #[test]
 fn what_a_command_leaves_in_the_background_is_neither_waited_for_nor_ended() {
     let (_folder, path) = note();
-    let script = format!("(sleep 2; echo done >> {path}) & echo started");
+    let script = format!("(sleep {}; echo done >> {path}) & echo started", 2 * slowness());
     let bench = with(run(&script));
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
     assert_eq!((told.outcome, told.output.as_str()), (Outcome::Exited(0), "started"));
-    assert!(told.took < Duration::from_millis(1_500), "{:?}", told.took);
-    assert!(super::lab::within(PATIENCE, || (lines(&path) == ["done"]).then_some(())).is_some());
+    assert!(told.took < Duration::from_millis(1_500) * slowness(), "{:?}", told.took);
+    assert!(within(PATIENCE, || (lines(&path) == ["done"]).then_some(())).is_some());
 }
 
 #[test]
@@ -212,7 +215,7 @@ fn a_flood_of_output_is_cut_and_the_command_with_it() {
     let told = ran(&bench);
     // Its pipe is closed after a while.
     assert_eq!(told.outcome, Outcome::Killed(13));
-    assert!(told.took < Duration::from_secs(8), "{:?}", told.took);
+    assert!(told.took < Duration::from_secs(8) * slowness(), "{:?}", told.took);
     assert!(told.output.starts_with("\\u{1b}[31mred\\n\\u{1b}[31mred\\n") && told.output.len() == 4_096);
     assert!(!told.output.chars().any(char::is_control));
 }
@@ -241,7 +244,7 @@ fn the_other_command_runs_when_the_ban_is_over_and_never_beside_the_first() {
     let lifted = case("192.0.2.7", 3_600);
     bench.block(lifted, &RUN);
     // While the first still runs.
-    std::thread::sleep(Duration::from_millis(200));
+    assert!(within(PATIENCE, || (!lines(&path).is_empty()).then_some(())).is_some(), "it never began");
     bench.put(Task::Release { subject: lifted.subject });
     assert_eq!(ran(&bench).occasion, Occasion::Block);
     let over = ran(&bench);
@@ -280,7 +283,10 @@ fn a_ban_whose_command_never_began_needs_none_at_its_end() {
 #[test]
 fn no_more_than_so_many_run_at_once_and_none_is_forgotten() {
     let (_folder, path) = note();
-    let script = format!("echo + >> {path}; sleep 0.1; echo - >> {path}");
+    // The first three wait for each other, however slowly they start.
+    let script = format!(
+        "echo + >> {path}; while test $(grep -c + {path}) -lt 3; do sleep 0.05; done; sleep 0.1; echo - >> {path}"
+    );
     let bench = with(RunSettings { at_once: 3, ..run(&script) });
     for last in 1..=20 {
         bench.block(case(&format!("192.0.2.{last}"), 60), &RUN);
@@ -304,7 +310,7 @@ fn commands_that_find_no_room_are_counted_and_said() {
     // Each turn of the thread may tell its part; the rest comes within a minute or at the end.
     assert!(matches!(bench.next(), News::Lost { tasks: 0, commands: 1.. }));
     fs::write(&path, "").unwrap();
-    let (stopped, told) = bench.stop(Duration::from_millis(500));
+    let (stopped, told) = bench.stop(Duration::from_millis(500) * slowness());
     assert!(matches!(stopped, Stopped::Left(Left { lines: 0, commands: 1.. })), "{stopped:?}");
     assert!(told.iter().any(|news| matches!(news, News::Ran { .. })));
 }
@@ -333,7 +339,7 @@ fn methods_follow_each_other_in_the_order_that_is_given() {
 
 #[test]
 fn a_block_waits_for_the_command_before_it_but_not_for_ever() {
-    let limit = Duration::from_millis(1_500);
+    let limit = Duration::from_millis(1_500) * slowness();
     for (script, is_ended) in [("exit 0", true), ("exit 1", true), ("sleep 0.2", true), ("sleep 1000", false)] {
         let bench = with(RunSettings { first: true, timeout: limit, ..run(script) });
         let case = case("192.0.2.7", 60);
@@ -356,7 +362,7 @@ fn a_block_waits_for_the_command_before_it_but_not_for_ever() {
 
 #[test]
 fn many_sources_at_once_cannot_keep_a_block_waiting_for_their_commands() {
-    let limit = Duration::from_millis(500);
+    let limit = Duration::from_millis(500) * slowness();
     let bench = with(RunSettings { first: true, timeout: limit, at_once: 1, ..run("sleep 1000") });
     let started = Instant::now();
     for last in 1..=50 {
@@ -375,10 +381,11 @@ fn at_the_end_what_still_runs_is_ended_within_the_time_that_was_given() {
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let bench = with(run(&script));
     bench.block(case("192.0.2.7", 60), &RUN);
-    assert!(super::lab::within(PATIENCE, || lines(&path).first().map(|_| ())).is_some());
+    assert!(within(PATIENCE, || lines(&path).first().map(|_| ())).is_some());
     let started = Instant::now();
-    let (stopped, told) = bench.stop(Duration::from_secs(2));
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let limit = Duration::from_secs(2) * slowness();
+    let (stopped, told) = bench.stop(limit);
+    assert!(started.elapsed() < limit, "{:?}", started.elapsed());
     assert_eq!(stopped, Stopped::Whole, "its end was told");
     assert!(matches!(&told[..], [News::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{told:?}");
     assert!(!is_alive(&lines(&path)[0]));

@@ -9,6 +9,7 @@ use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::engine::subject::{Expiry, Subject};
 use tempfile::TempDir;
 
+use super::lab::slowness;
 use super::{Bench, case, subject};
 
 const LINE: [Way; 1] = [Way::HostsDeny];
@@ -32,19 +33,19 @@ fn a_line_comes_with_its_ban_and_goes_when_it_is_over_without_a_word() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
     let started = Instant::now();
-    let (short, long) = (case("192.0.2.7", 2), case("2001:db8::7", 3_600));
+    let (short, long) = (case("192.0.2.7", 2 * u64::from(slowness())), case("2001:db8::7", 3_600));
     bench.block(short, &LINE);
     assert_eq!(bench.next(), News::Done { case: short, way: Way::HostsDeny });
     bench.block(long, &LINE);
     assert_eq!(bench.next(), News::Done { case: long, way: Way::HostsDeny });
     assert_eq!(held(&path), [short.subject, long.subject]);
     assert_eq!(bench.next(), News::Released { subjects: vec![short.subject], way: Way::HostsDeny });
-    assert!(started.elapsed() >= Duration::from_secs(2));
+    assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
     assert_eq!(held(&path), [long.subject]);
     bench.put(Task::Release { subject: long.subject });
     assert_eq!(bench.next(), News::Released { subjects: vec![long.subject], way: Way::HostsDeny });
     assert_eq!(held(&path), []);
-    assert_eq!(bench.stop(super::PATIENCE).0, Stopped::Whole);
+    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
 }
 
 #[test]
@@ -66,7 +67,7 @@ fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
     let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| case(source, 3_600));
     cases.iter().for_each(|case| bench.block(*case, &LINE));
     // Handed over just before the end, and done all the same.
-    assert_eq!(bench.stop(super::PATIENCE).0, Stopped::Whole);
+    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
     assert_eq!(held(&path), cases.map(|case| case.subject));
 
     let bench = Bench::start(settings);
@@ -75,7 +76,8 @@ fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
     bench.block(cases[2], &LINE);
     bench.next();
     let bare = case("192.0.2.9", 3_600);
-    let bans = vec![adopted(cases[0], Expiry::After(Duration::from_secs(2))), adopted(bare, Expiry::Never)];
+    let soon = Expiry::After(Duration::from_secs(2) * slowness());
+    let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
     assert_eq!(bench.next(), News::Restored { subjects: vec![bare.subject], way: Way::HostsDeny });
     assert_eq!(bench.next(), News::Released { subjects: vec![cases[1].subject], way: Way::HostsDeny });
@@ -119,7 +121,7 @@ fn a_ban_that_is_over_before_it_could_be_written_is_never_written() {
     fs::create_dir(folder.path().join("etc")).unwrap();
     bench.silence(Duration::from_millis(1_500));
     assert!(!path.exists());
-    assert_eq!(bench.stop(super::PATIENCE).0, Stopped::Whole);
+    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn what_cannot_be_written_at_the_end_is_counted_and_the_end_comes() {
     for last in 1..=3 {
         bench.block(case(&format!("192.0.2.{last}"), 3_600), &LINE);
     }
-    let (stopped, _) = bench.stop(Duration::from_secs(5));
+    let (stopped, _) = bench.stop(Duration::from_secs(5) * slowness());
     assert_eq!(stopped, Stopped::Left(Left { lines: 3, commands: 0 }));
 }
 
@@ -152,7 +154,7 @@ fn a_burst_is_written_whole_and_what_finds_no_room_is_given_back_and_told() {
             Err(other) => panic!("another task comes back: {other:?}"),
         }
     }
-    let (stopped, told) = bench.stop(super::PATIENCE);
+    let (stopped, told) = bench.stop(super::patience());
     assert_eq!(stopped, Stopped::Whole);
     assert_eq!(held(&path), taken);
     let lost: u64 = told.iter().map(|news| if let News::Lost { tasks, .. } = news { *tasks } else { 0 }).sum();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pcap::{Active, Capture};
 
-use super::Lab;
+use super::{Lab, slowness};
 
 /// TCP's flags by their letters in nmap's `--scanflags`.
 pub(crate) const FIN: u16 = 0x01;
@@ -52,11 +52,11 @@ impl Wire {
         self.frame([0x01, 0x00, 0x5e, b & 0x7f, c, d], packet);
     }
 
-    /// Sends the packets evenly, so many a second.
+    /// Sends the packets evenly, so many a second; fewer on a slow machine, where whoever reads them is as slow.
     pub(crate) fn pace(&mut self, per_second: u32, packets: impl Iterator<Item = Vec<u8>>) {
         let begin = Instant::now();
         for (number, packet) in (0..).zip(packets) {
-            let due = Duration::from_secs(1) * number / per_second;
+            let due = Duration::from_secs(1) * number / per_second * slowness();
             // Sleeping for every packet would be slower than the pace; a few milliseconds' worth go at once.
             if let Some(early) = due.checked_sub(begin.elapsed()).filter(|early| early.as_millis() > 2) {
                 std::thread::sleep(early);

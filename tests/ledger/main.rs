@@ -3,6 +3,9 @@
 #[cfg(test)]
 mod damage;
 #[cfg(test)]
+#[path = "../lab/mod.rs"]
+mod lab;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod refusals;

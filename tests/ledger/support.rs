@@ -11,6 +11,8 @@ use portsentry::ledger::{Author, Banned, Change, Classic, Ledger, Method, News, 
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use crate::lab::slowness;
+
 /// 2026-11-21T06:32:13.5Z.
 pub(crate) const NOON: Duration = Duration::from_millis(1_795_242_733_500);
 
@@ -94,20 +96,25 @@ pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> Change {
     Change::Banned(ban(source(number), since, seconds))
 }
 
-/// Waits until `holds`; fails with `what` after a quarter of a minute.
+/// How long the writer may take for anything on a busy machine.
+pub(crate) fn soon() -> Duration {
+    Duration::from_secs(15) * slowness()
+}
+
+/// Waits until `holds`; fails with `what` where it takes too long.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(15), "not in time: {what}");
+        assert!(start.elapsed() < soon(), "not in time: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The next news that `fits`; fails after a quarter of a minute.
+/// The next news that `fits`; fails where it takes too long.
 pub(crate) fn await_news(told: &Receiver<News>, what: &str, fits: impl Fn(&News) -> bool) -> News {
     let start = Instant::now();
     loop {
-        let left = Duration::from_secs(15).saturating_sub(start.elapsed());
+        let left = soon().saturating_sub(start.elapsed());
         match told.recv_timeout(left) {
             Ok(news) if fits(&news) => return news,
             Ok(_) => {}

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, News};
 
-use super::support::{State, await_news, banned, eventually, source, writer};
-
-const SOON: Duration = Duration::from_secs(10);
+use super::support::{State, await_news, banned, eventually, soon, source, writer};
+use crate::lab::slowness;
 
 #[test]
 fn what_was_handed_over_is_written_when_the_writer_has_stopped() {
@@ -16,7 +15,7 @@ fn what_was_handed_over_is_written_when_the_writer_has_stopped() {
     let now = SystemTime::now();
     let taken = (0..5_000).filter(|number| recorder.put(banned(*number, now, 3600))).count();
     assert_eq!(taken, 5_000);
-    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!(writer.stop(soon()), Flushed::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
     assert_eq!(state.read(HISTORY).lines().count(), 5_000);
     assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
@@ -32,7 +31,7 @@ fn the_list_follows_what_is_banned_lifted_and_over() {
     let has = |number| state.read(BLOCKED).contains(&format!("/{} Port", source(number)));
     recorder.put(banned(1, now, 3600));
     recorder.put(banned(2, now, 3600));
-    recorder.put(banned(3, now, 8));
+    recorder.put(banned(3, now, 8 * u64::from(slowness())));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
     recorder.put(Change::Ended { subject: source(1), ended: Ended { how, at: SystemTime::now() } });
@@ -40,7 +39,7 @@ fn the_list_follows_what_is_banned_lifted_and_over() {
     assert!(matches!(&over, News::Expired(subjects) if *subjects == [source(3)]), "{over}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
     assert_eq!(state.read(HISTORY).lines().count(), 3, "the history forgets nothing");
-    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!(writer.stop(soon()), Flushed::Whole);
 }
 
 #[test]
@@ -61,5 +60,5 @@ fn the_list_is_rewritten_at_most_once_a_second() {
     let whole = usize::try_from(start.elapsed().as_secs()).unwrap();
     versions.dedup();
     assert!((2..=whole + 2).contains(&versions.len()), "{} versions in {whole} s", versions.len());
-    assert_eq!(writer.stop(SOON), Flushed::Whole);
+    assert_eq!(writer.stop(soon()), Flushed::Whole);
 }

@@ -181,7 +181,7 @@ fn clients_of_a_listener_on_one_device_or_link_that_has_just_started_are_no_scan
         wire.send(&raw::udp(client, target, (40_404, port)));
         wire.send(&raw::tcp(neighbour, link.into(), port, SYN));
         // The next ones come when these have been judged, and perhaps the list of listeners has been read again.
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(150) * crate::lab::slowness());
     }
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker], "{:?}", daemon.lines_with("blocked"));

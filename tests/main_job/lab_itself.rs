@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::lab::Lab;
 use crate::lab::scan::Ban;
 use crate::lab::services::{EIGHT, Services};
+use crate::lab::{Lab, PATIENCE};
 
 #[test]
 fn without_the_program_nmap_sees_all_eight_services_over_both_families() {
@@ -55,7 +55,7 @@ fn a_set_made_by_hand_reads_as_nft_prints_it() {
     assert!(v6.expires < v6.timeout && v6.expires > Some(Duration::from_secs(5000)), "{v6:?}");
     assert!(!lab.is_served("attacker", victim, 80, Duration::from_millis(300)));
     lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
-    assert!(lab.is_served("attacker", victim, 80, Duration::from_secs(5)));
+    assert!(lab.is_served("attacker", victim, 80, PATIENCE));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::lab::daemon::{Daemon, trace_file};
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 
 #[test]
 fn term_and_int_end_it_within_a_second_with_success_and_the_bans_stay() {
@@ -16,7 +16,7 @@ fn term_and_int_end_it_within_a_second_with_success_and_the_bans_stay() {
         let attacker = lab.provoke_ban("attacker");
         let (ended, took) = daemon.end_by(signal);
         assert_eq!(ended.status.code(), Some(0), "{signal:?}: {ended:?}");
-        assert!(took < Duration::from_secs(1), "{signal:?}: it took {took:?}");
+        assert!(took < Duration::from_secs(1) * slowness(), "{signal:?}: it took {took:?}");
         assert_eq!(lab.banned(), [attacker], "the kernel goes on protecting");
     }
 }
@@ -38,7 +38,7 @@ fn it_ends_within_a_second_in_the_middle_of_a_flood() {
         daemon.expect_line("is already blocked Ignoring");
         let (ended, took) = daemon.end_by(Signal::TERM);
         done.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(took < Duration::from_secs(1), "it took {took:?}");
+        assert!(took < Duration::from_secs(1) * slowness(), "it took {took:?}");
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     });
 }

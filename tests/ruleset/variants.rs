@@ -5,6 +5,7 @@ use std::time::Duration;
 use portsentry::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap};
 use portsentry::engine::subject::Expiry;
 
+use super::lab::slowness;
 use super::{FILE, Namespace, installed_with, listing, load, nearly, nft, seconds, subject};
 
 /// The specification of a table that rejects and logs.
@@ -132,14 +133,22 @@ fn each_variant_is_what_its_file_creates() {
 #[test]
 fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
     let variants = variants();
-    for (before, text) in &variants {
-        for (after, _) in &variants {
+    let mut laid: Vec<(RulesetSpec, Vec<String>)> = Vec::new();
+    let step = usize::try_from(slowness()).unwrap();
+    for (row, (before, text)) in variants.iter().enumerate() {
+        // On a slow machine fewer of all pairs, with each variant on both sides, and some that stay what they are.
+        let others = variants.iter().enumerate().filter(|(column, _)| (5 * row + column).is_multiple_of(step));
+        for (_, (after, _)) in others {
             // Whom the sets of networks block is not to be set free.
             let after = &RulesetSpec { wide: before.wide || after.wide, ..*after };
-            let wanted = Namespace::new().within(|| {
-                Nft::open().unwrap().install(after).unwrap();
-                sorted(&nft("list table inet portsentry"))
-            });
+            if laid.iter().all(|(spec, _)| spec != after) {
+                let listed = Namespace::new().within(|| {
+                    Nft::open().unwrap().install(after).unwrap();
+                    sorted(&nft("list table inet portsentry"))
+                });
+                laid.push((*after, listed));
+            }
+            let wanted = laid.iter().find_map(|(spec, listed)| (spec == after).then_some(listed)).unwrap();
             Namespace::new().within(|| {
                 load(text);
                 let mut sets = Nft::open().unwrap();
@@ -152,7 +161,7 @@ fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
                 assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 60));
                 sets.lift(&[subject("192.0.2.1")]).unwrap();
-                assert_eq!(sorted(&nft("list table inet portsentry")), wanted, "{before:?} -> {after:?}");
+                assert_eq!(&sorted(&nft("list table inet portsentry")), wanted, "{before:?} -> {after:?}");
             });
         }
     }

@@ -11,3 +11,11 @@ mod lacking;
 mod rights;
 mod second;
 mod trust;
+
+use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+
+/// Whether this kernel has Landlock (Linux 5.13, where it was not switched off).
+fn has_landlock() -> bool {
+    let known = AccessFs::from_all(ABI::V1);
+    Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(known).is_ok()
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{Lab, PATIENCE, raw, within};
+use crate::lab::{Lab, PATIENCE, raw, slowness, within};
 
 const NO_TRAP: &str = "[trap]\ntcp = false\n";
 
@@ -62,7 +62,7 @@ pub(crate) fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
 
 /// Whom the kernel blocks, once all has come that was sent.
 pub(crate) fn banned_at_last(lab: &Lab) -> Vec<IpAddr> {
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300) * slowness());
     lab.banned()
 }
 
@@ -93,11 +93,9 @@ fn the_kernel_alone_blocks_an_ipv6_scanner_by_its_64() {
         lab.touch("other", source, target, &[901, 902]);
         assert!(banned_at_last(&lab).is_empty());
         lab.touch("other", neighbour.into(), target, &[903]);
-        assert_eq!(
-            banned_at_last(&lab),
-            [IpAddr::from(lab.v6_network("other"))],
-            "two addresses of one /64 are one source"
-        );
+        let network = IpAddr::from(lab.v6_network("other"));
+        assert!(is_banned(&lab, network), "two addresses of one /64 are one source");
+        assert_eq!(lab.banned(), [network]);
     });
     daemon.expect_line("has been blocked");
     daemon.stop();
@@ -198,6 +196,7 @@ fn only_the_interfaces_count_that_the_settings_name() {
         for host in ["other", "quiet"] {
             lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &[901, 902, 903, 904]);
         }
+        assert!(is_banned(&lab, lab.v4("other")));
         assert_eq!(banned_at_last(&lab), [IpAddr::from(lab.v4("other"))]);
     });
     daemon.stop();
@@ -251,17 +250,20 @@ fn above_the_ceiling_the_kernel_blocks_nobody_by_itself_and_the_program_decides(
     let lab = Lab::new(&["other"]);
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 5\n");
     let sources = lab.add_addresses("other", 10..30);
+    let began = Instant::now();
+    // One more for each twelve seconds, which is what five a minute means.
+    let most = || 6 + usize::try_from(began.elapsed().as_secs() / 12).unwrap();
     frozen(&daemon, || {
         for source in &sources {
             lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
         }
         let banned = banned_at_last(&lab).len();
-        assert!((5..=6).contains(&banned), "{banned} of 20");
+        assert!((5..=most()).contains(&banned), "{banned} of 20 in {:?}", began.elapsed());
     });
     let all = within(PATIENCE, || (lab.banned().len() == sources.len()).then_some(()));
     assert!(all.is_some(), "{:?}", lab.banned());
     let short = lab.set("blocked").iter().filter(|ban| ban.timeout < Some(Duration::from_secs(3_600))).count();
-    assert!(short >= sources.len() - 6, "above the ceiling the program's bans are short: {short}");
+    assert!(short >= sources.len() - most(), "above the ceiling the program's bans are short: {short}");
     daemon.stop();
 }
 
@@ -293,7 +295,7 @@ fn kernel_and_program_agree_on_the_evidence() {
     });
     lab.provoke_ban("other");
     // All of them have been judged by now; whom the kernel alone had blocked is let go after two seconds.
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(4) * slowness());
     let mut by_both = lab.banned();
     by_both.retain(|address| *address != IpAddr::from(lab.v4("other")));
     assert_eq!(by_both, by_kernel);
@@ -488,7 +490,7 @@ fn after_a_flush_or_a_change_by_hand_the_trap_is_armed_again() {
         let began = Instant::now();
         let whole = || lab.run("victim", "nft", &["list", "ruleset"]).contains("@trapped") && trapped(&lab) == before;
         assert!(within(PATIENCE, || whole().then_some(())).is_some(), "{harm}");
-        assert!(began.elapsed() < Duration::from_secs(5), "{harm}");
+        assert!(began.elapsed() < Duration::from_secs(5) * slowness(), "{harm}");
     }
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
     frozen(&daemon, || {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::services::Services;
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 
 /// Runs `portsentry` as an operator on the victim: whether it did it, and what it said.
 fn operate(lab: &Lab, arguments: &[&str]) -> (bool, String) {
@@ -22,7 +22,7 @@ fn done(lab: &Lab, arguments: &[&str]) -> String {
 }
 
 fn served(lab: &Lab, target: IpAddr) -> bool {
-    lab.is_served("other", target, 80, Duration::from_millis(400))
+    lab.is_served("other", target, 80, Duration::from_millis(400) * slowness())
 }
 
 /// Waits until `wanted` is, or is not, among the networks that the kernel blocks.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{PATIENCE, within};
+use crate::lab::{PATIENCE, slowness, within};
 use crate::support::{
     asked, expect_held, expect_nothing_left, held, is_served, operate, run_settings, scan, scene, settings, text,
 };
@@ -17,11 +17,13 @@ const OVER: &str = "nobody confirmed in time: all bans are lifted, and from now 
 fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_then_on() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let arguments = ["--expire", "1h", "--confirm", "3s"];
+    let limit = 5 * slowness();
+    let time = format!("{limit}s");
+    let arguments = ["--expire", "1h", "--confirm", &time];
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_WAY, ""), &arguments);
     let status = asked(&lab, &["status"]);
     assert_eq!(status["state"], "on trial", "{status}");
-    assert!(status["trial_left_s"].as_u64().is_some_and(|left| left <= 3), "{status}");
+    assert!(status["trial_left_s"].as_u64().is_some_and(|left| left <= limit.into()), "{status}");
     for v6 in [false, true] {
         scan(&lab, v6);
         EVERY_WAY.iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
@@ -53,14 +55,16 @@ fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_
 #[test]
 fn a_trial_that_somebody_confirms_stays() {
     let lab = scene();
-    let arguments = ["--expire", "1h", "--confirm", "2s"];
+    let limit = Duration::from_secs(4) * slowness();
+    let time = format!("{}s", limit.as_secs());
+    let arguments = ["--expire", "1h", "--confirm", &time];
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &arguments);
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     let said = operate(&lab, &["confirm"]);
     assert_eq!((said.code, said.out.as_str()), (Some(0), "confirmed: blocking goes on\n"), "{said:?}");
     assert_eq!(operate(&lab, &["confirm"]).code, Some(1), "there is nothing more to confirm");
-    std::thread::sleep(Duration::from_millis(2_500));
+    std::thread::sleep(limit + Duration::from_millis(500));
     scan(&lab, true);
     expect_held(&lab, "nft", true, &daemon);
     expect_held(&lab, "nft", false, &daemon);
@@ -71,9 +75,10 @@ fn a_trial_that_somebody_confirms_stays() {
 #[test]
 fn a_ban_that_waits_for_its_command_when_the_trial_ends_never_comes() {
     let lab = scene();
-    let more = run_settings(&lab, "first = true\ntimeout = \"20s\"\n");
-    std::fs::write(lab.path("on-ban"), "#!/bin/sh\n[ \"$1\" = end ] || sleep 4\n").unwrap();
-    let arguments = ["--expire", "1h", "--confirm", "2s"];
+    let (time, longer) = (format!("{}s", 2 * slowness()), 4 * slowness());
+    let more = run_settings(&lab, &format!("first = true\ntimeout = \"{}s\"\n", 5 * longer));
+    std::fs::write(lab.path("on-ban"), format!("#!/bin/sh\n[ \"$1\" = end ] || sleep {longer}\n")).unwrap();
+    let arguments = ["--expire", "1h", "--confirm", &time];
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft", "hosts-deny"], &more), &arguments);
     scan(&lab, false);
     daemon.expect_line(OVER);

@@ -9,7 +9,7 @@ use portsentry::engine::subject::Subject;
 use portsentry::ledger::Ledger;
 
 use crate::lab::daemon::Daemon;
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{CLOSED, DENY, expect_nothing_left, ledger, routes, scan, scene, settings, text};
 
 /// Numbers that look random and come again with the same seed (Vigna's splitmix64).
@@ -35,7 +35,9 @@ impl Chance {
 }
 
 /// Rounds of a start, a scan from an address of its own, and a kill; after each `check` sees what is there.
-fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize)) {
+/// How many there were.
+fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize)) -> usize {
+    let count = (count / u8::try_from(slowness()).unwrap()).max(5);
     let path = lab.write("portsentry.toml", text);
     let arguments = ["--expire", "1h", "--config", path.to_str().unwrap()];
     let sources = lab.add_addresses("attacker", 10..10 + count);
@@ -61,6 +63,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize)) {
         });
         check(round);
     }
+    count.into()
 }
 
 fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
@@ -71,13 +74,13 @@ fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
 fn a_hundred_kills_lose_no_element_and_leave_none_for_ever() {
     let lab = Lab::new(&["attacker"]);
     let mut known = BTreeSet::new();
-    rounds(&lab, "", 100, |round| {
+    let count = rounds(&lab, "", 100, |round| {
         let held: BTreeSet<IpAddr> = lab.banned().into_iter().collect();
         let lost: Vec<_> = known.difference(&held).collect();
         assert!(lost.is_empty(), "round {round}: {lost:?}");
         known = held;
     });
-    assert!(known.len() > 10, "{} bans in a hundred rounds prove little", known.len());
+    assert!(known.len() > count / 10, "{} bans in {count} rounds prove little", known.len());
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     daemon.expect_line("bans were in the kernel's sets at the start and stay");
     daemon.stop();
@@ -112,13 +115,13 @@ fn twenty_kills_leave_routes_and_lines_for_whom_the_ledger_knows_and_for_nobody_
     let lab = scene();
     let configuration = settings(&lab, &["route", "hosts-deny"], "");
     let mut known = BTreeSet::new();
-    rounds(&lab, &configuration, 20, |round| {
+    let count = rounds(&lab, &configuration, 20, |round| {
         let recorded = recorded(&lab);
         let lost: Vec<_> = known.difference(&recorded).collect();
         assert!(lost.is_empty(), "round {round}: the ledger has lost {lost:?}");
         known = recorded;
     });
-    assert!(known.len() > 2, "{} bans in twenty rounds prove little", known.len());
+    assert!(known.len() > count / 10, "{} bans in {count} rounds prove little", known.len());
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
     let agree = within(PATIENCE, || (held_by_routes_and_lines(&lab) == [known.clone(), known.clone()]).then_some(()));
     assert!(agree.is_some(), "{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), daemon.lines_with("").join("\n"));
@@ -131,14 +134,14 @@ fn twenty_kills_leave_routes_and_lines_for_whom_the_ledger_knows_and_for_nobody_
 fn who_was_blocked_by_route_when_it_was_killed_is_free_when_the_time_is_over() {
     let lab = scene();
     let configuration = settings(&lab, &["route", "hosts-deny"], "");
-    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "2s"]);
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", &format!("{}s", 2 * slowness())]);
     scan(&lab, false);
     crate::support::expect_held(&lab, "route", false, &daemon);
     crate::support::expect_held(&lab, "hosts-deny", false, &daemon);
     let written = || recorded(&lab).contains(&lab.v4("attacker").into()).then_some(());
     assert!(within(PATIENCE, written).is_some());
     daemon.kill();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(3) * slowness());
     assert!(!routes(&lab).is_empty(), "nobody has taken it away, as nobody was there");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
     expect_nothing_left(&lab);

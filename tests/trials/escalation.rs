@@ -8,10 +8,17 @@ use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::ledger::{Author, Banned, Ledger, Method};
 
 use crate::lab::daemon::Daemon;
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{expect_held, expect_nothing_left, scan, scene, settings};
 
-const SETTINGS: &str = "expire = \"2s\"\n[escalate]\nfactor = 3\n";
+/// How many seconds the first ban lasts.
+fn first() -> u64 {
+    2 * u64::from(slowness())
+}
+
+fn escalating() -> String {
+    format!("expire = \"{}s\"\n[escalate]\nfactor = 3\n", first())
+}
 
 /// The attacker is blocked for `seconds`, and then not any more.
 fn blocked_for(lab: &Lab, seconds: u64) {
@@ -24,27 +31,27 @@ fn blocked_for(lab: &Lab, seconds: u64) {
 #[test]
 fn the_second_ban_lasts_three_times_as_long_as_the_first() {
     let lab = Lab::new(&["attacker"]);
-    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    blocked_for(&lab, 2);
-    blocked_for(&lab, 6);
-    daemon.expect_line("for 6s (banned before: 1)");
+    let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
+    blocked_for(&lab, first());
+    blocked_for(&lab, 3 * first());
+    daemon.expect_line(&format!("for {}s (banned before: 1)", 3 * first()));
     daemon.stop();
 }
 
 #[test]
 fn the_second_ban_is_longer_also_where_the_program_was_restarted_in_between() {
     let lab = Lab::new(&["attacker"]);
-    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    blocked_for(&lab, 2);
+    let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
+    blocked_for(&lab, first());
     daemon.stop();
-    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    blocked_for(&lab, 6);
+    let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
+    blocked_for(&lab, 3 * first());
     daemon.stop();
 }
 
 #[test]
 fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() {
-    const OTHERS: u32 = 50_000;
+    let count = 50_000 / slowness();
     let lab = Lab::new(&["attacker"]);
     let now = SystemTime::now();
     let ban = |subject, ago: u64| {
@@ -54,7 +61,7 @@ fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() 
         Banned { class: Some(Class::Syn), ..ban }
     };
     // Whose ban ended first is told last.
-    let others = (0..OTHERS).map(|number| ban(Subject::V4((0x0b00_0000 + number).into()), 3_600));
+    let others = (0..count).map(|number| ban(Subject::V4((0x0b00_0000 + number).into()), 3_600));
     let attacker = ban(Subject::of(lab.v4("attacker").into()), 7_200);
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     ledger.record(&others.chain([attacker]).collect::<Vec<_>>()).unwrap();
@@ -68,7 +75,7 @@ fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() 
 /// One ban over IPv4, and the strikes that the ledger then holds.
 fn strikes(ways: &[&str]) -> u32 {
     let lab = scene();
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", "2s"]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &format!("{}s", first())]);
     scan(&lab, false);
     ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
     expect_nothing_left(&lab);

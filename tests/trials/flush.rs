@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::lab::Lab;
 use crate::lab::daemon::Daemon;
 use crate::lab::services::Services;
+use crate::lab::{Lab, slowness};
 
 /// The last ports that the scanner comes to.
 const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
@@ -22,7 +22,8 @@ fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_a
     );
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     // In the order of the ports, and slow enough for what happens meanwhile.
-    let pace = ["--min-rate", "200", "--max-rate", "200", "--max-rtt-timeout", "100ms", "--max-retries", "0"];
+    let (rate, wait) = (format!("{}", 200 / slowness()), format!("{}ms", 100 * slowness()));
+    let pace = ["--min-rate", &rate, "--max-rate", &rate, "--max-rtt-timeout", &wait, "--max-retries", "0"];
     let slow = [&["-sS", "-r", "-p1-1008"], &pace[..]].concat();
     let scan = std::thread::scope(|scope| {
         let scan = scope.spawn(|| lab.nmap("attacker", target, &slow));
@@ -36,7 +37,11 @@ fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_a
             before = after;
         }
         // The served ports are the last, after five seconds: on a machine where all of that takes longer nothing is proved.
-        assert!(!scan.is_finished() && begin.elapsed() < Duration::from_secs(4), "it took {:?}", begin.elapsed());
+        assert!(
+            !scan.is_finished() && begin.elapsed() < Duration::from_secs(4) * slowness(),
+            "it took {:?}",
+            begin.elapsed()
+        );
         scan.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     assert!(scan.open.is_empty(), "{scan:?}");

@@ -219,7 +219,7 @@ fn hangup_takes_new_settings_over_and_leaves_the_old_ones_where_they_are_wrong()
         .unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line(&format!("Host {friend} has been unblocked by the allow-list"));
-    assert_eq!(lab.banned(), [attacker]);
+    assert!(within(PATIENCE, || (lab.banned() == [attacker]).then_some(())).is_some(), "{:?}", lab.banned());
 
     std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_triger = 0\n").unwrap();
     daemon.signal(Signal::HUP);
@@ -239,18 +239,30 @@ fn events_shows_what_happens_as_one_object_a_line() {
     let mut command = lab.command("victim", binary().to_str().unwrap());
     command.arg("events").arg("--socket").arg(lab.path("socket")).stdout(std::process::Stdio::piped());
     let mut watcher = command.spawn().unwrap();
-    // It watches as soon as its connection is counted; nothing else tells.
-    std::thread::sleep(Duration::from_millis(500));
+    let output = watcher.stdout.take().unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok);
+        lines.for_each(|line| sender.send(serde_json::from_str(&line).unwrap()).unwrap_or_default());
+    });
+    // It watches as soon as it has something to tell.
+    let mut ends = 1..;
+    let watches = within(PATIENCE, || {
+        let said = operate(&lab, &["block", &format!("192.0.2.{}", ends.next().unwrap())]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        told.recv_timeout(Duration::from_millis(200)).ok()
+    });
+    assert!(watches.is_some_and(|event: serde_json::Value| event["event"] == "block"));
     let attacker = lab.provoke_ban("attacker").to_string();
     daemon.expect_line("has been blocked");
     daemon.stop();
-    let output = watcher.stdout.take().unwrap();
-    let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok);
-    let events: Vec<serde_json::Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
-    let of =
-        |name: &str| events.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("{name}: {events:?}"));
-    assert_eq!(of("probe")["source"], attacker);
-    assert_eq!(of("block")["source"], attacker);
+    // Its output ends with it.
+    let events: Vec<serde_json::Value> = told.iter().collect();
+    let of = |name: &str| {
+        let found = events.iter().find(|event| event["event"] == name && event["source"] == attacker);
+        found.unwrap_or_else(|| panic!("{name}: {events:?}"))
+    };
+    assert_eq!(of("probe")["proto"], "tcp");
     assert!(of("block")["expires"].is_string());
     watcher.wait().unwrap();
 }

@@ -9,7 +9,7 @@ use portsentry::ledger::{Entry, Ledger};
 
 use crate::lab::daemon::{Daemon, binary};
 use crate::lab::services::EIGHT;
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 
 /// How long somebody who gets no answer waits for it.
 pub(crate) const SHORTLY: Duration = Duration::from_millis(300);
@@ -52,9 +52,9 @@ pub(crate) fn scan(lab: &Lab, v6: bool) {
     lab.touch("attacker", source, target, &CLOSED);
 }
 
-/// Whether the attacker gets an answer of a service.
+/// Whether the attacker gets an answer of a service soon.
 pub(crate) fn is_served(lab: &Lab, v6: bool) -> bool {
-    lab.is_served("attacker", ends(lab, v6).1, EIGHT[0], SHORTLY)
+    lab.is_served("attacker", ends(lab, v6).1, EIGHT[0], SHORTLY * slowness())
 }
 
 /// The own routes of both families, in whatever table.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
-use crate::lab::{Lab, PATIENCE, within};
+use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{
     FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, operate, run_settings, scan, scene,
     settings, text,
@@ -15,7 +15,8 @@ use crate::support::{
 fn alone(way: &str, more: &str, lines: [&str; 2]) {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let daemon = Daemon::start_configured(&lab, &settings(&lab, &[way], more), &["--expire", "4s"]);
+    let time = format!("{}s", 4 * slowness());
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &[way], more), &["--expire", &time]);
     let keeps_out = matches!(way, "nft" | "route");
     for (v6, line) in [(false, lines[0]), (true, lines[1])] {
         assert!(is_served(&lab, v6), "{way}: nobody is blocked yet");
@@ -25,7 +26,7 @@ fn alone(way: &str, more: &str, lines: [&str; 2]) {
             assert!(!is_served(&lab, v6), "{way} {more:?} {v6}: {:?}", held(&lab, way));
         }
         let who = if v6 { format!("{FAR_NETWORK}/64") } else { ends(&lab, v6).0.to_string() };
-        daemon.expect_line(&line.replace("WHO", &who));
+        daemon.expect_line(&line.replace("WHO", &who).replace("TIME", &time));
     }
     expect_nothing_left(&lab);
     assert!(is_served(&lab, false) && is_served(&lab, true), "{way}: what is over is over");
@@ -40,8 +41,8 @@ fn alone(way: &str, more: &str, lines: [&str; 2]) {
 fn a_ban_by_nftables_drops_or_rejects_and_goes_by_itself() {
     std::thread::scope(|scope| {
         let lines = [
-            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked for 4s",
-            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked6 for 4s",
+            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked for TIME",
+            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked6 for TIME",
         ];
         for more in ["", "[block.nft]\naction = \"reject\"\nlog_drops = \"3/minute\"\nend_connections = false\n"] {
             scope.spawn(move || alone("nft", more, lines));
@@ -52,7 +53,7 @@ fn a_ban_by_nftables_drops_or_rejects_and_goes_by_itself() {
 #[test]
 fn a_ban_by_route_of_each_kind_leaves_no_answer_and_no_route_behind() {
     std::thread::scope(|scope| {
-        let lines = ["attackalert: Host WHO has been blocked via dropped route for 4s"; 2];
+        let lines = ["attackalert: Host WHO has been blocked via dropped route for TIME"; 2];
         for kind in ["kind = \"blackhole\"", "kind = \"unreachable\"", "kind = \"prohibit\"", "via = \"10.77.1.254\""] {
             scope.spawn(move || alone("route", &format!("[block.route]\n{kind}\n"), lines));
         }
@@ -107,7 +108,8 @@ fn several_ways_all_hold_a_ban_and_all_let_go() {
         for ways in sets {
             scope.spawn(move || {
                 let lab = scene();
-                let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", "4s"]);
+                let time = format!("{}s", 4 * slowness());
+                let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &time]);
                 for v6 in [false, true] {
                     scan(&lab, v6);
                     ways.iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
@@ -149,7 +151,7 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
             scan(&lab, false);
             expect_held(&lab, "nft", false, &daemon);
             let took = begin.elapsed();
-            assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(6), "{took:?}");
+            assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(6) * slowness(), "{took:?}");
             daemon.expect_line("was ended at its time limit");
             daemon.stop();
         });
@@ -167,8 +169,8 @@ fn rejecting_answers_at_once_where_dropping_says_nothing() {
         expect_held(&lab, "nft", v6, &daemon);
         let (_, target) = ends(&lab, v6);
         let begin = Instant::now();
-        assert!(!lab.is_served("attacker", target, EIGHT[0], PATIENCE));
-        assert!(begin.elapsed() < Duration::from_secs(3), "{v6}: it waited for {:?}", begin.elapsed());
+        assert!(!lab.is_served("attacker", target, EIGHT[0], PATIENCE * slowness()));
+        assert!(begin.elapsed() < Duration::from_secs(3) * slowness(), "{v6}: it waited for {:?}", begin.elapsed());
     }
     daemon.stop();
 }
