@@ -44,6 +44,38 @@ runs upgrade
 inside grep -q '# by hand' /etc/portsentry/portsentry.toml || fail "the settings were overwritten"
 is_banned || { inside journalctl -t portsentry >&2; fail "the upgrade lost the ban"; }
 
+say "a command of one's own, with the drop-in for it"
+inside mkdir -p /etc/systemd/system/portsentry.service.d
+inside cp /usr/share/doc/portsentry-nft/examples/portsentry.service.d/run.conf /etc/systemd/system/portsentry.service.d/
+# shellcheck disable=SC2016  # the command expands it
+printf '#!/bin/sh\necho "$1 as $(id -un)" >>/var/lib/portsentry/told\n' | inside tee /usr/local/bin/told >/dev/null
+inside chmod 755 /usr/local/bin/told
+inside cp /etc/portsentry/portsentry.toml /root/before.toml
+inside tee /etc/portsentry/portsentry.toml >/dev/null <<'SETTINGS'
+expire = "1h"
+[block]
+method = ["nft", "run"]
+[block.run]
+command = ["/usr/local/bin/told", "$TARGET$"]
+SETTINGS
+inside systemctl daemon-reload
+inside systemctl restart portsentry
+runs "with a command"
+pid=$(inside systemctl show -p MainPID --value portsentry)
+inside grep -q 'Seccomp:.2' "/proc/$pid/status" || fail "the list of system calls does not hold"
+inside pgrep -f -- --run-commands-of >/dev/null || fail "the process that runs commands is not there"
+neighbour other 2
+for port in 23 79 111 143; do
+    at other timeout 1 bash -c "exec 3<>/dev/tcp/10.97.2.1/$port" 2>/dev/null || true
+done
+until_true inside grep -q '^10.97.2.2 as portsentry$' /var/lib/portsentry/told
+inside nft list set inet portsentry blocked | seen '10\.97\.2\.2' || fail "who scanned is not blocked"
+inside cp /root/before.toml /etc/portsentry/portsentry.toml
+inside rm -r /etc/systemd/system/portsentry.service.d /var/lib/portsentry/told
+inside systemctl daemon-reload
+inside systemctl restart portsentry
+runs "without it again"
+
 say "remove: the ban stays, and so do settings and ledger"
 inside dpkg -r portsentry-nft
 [ "$(inside systemctl is-active portsentry)" != active ] || fail "it runs on"
