@@ -123,11 +123,17 @@ fn twenty_kills_leave_routes_and_lines_for_whom_the_ledger_knows_and_for_nobody_
     });
     assert!(known.len() > count / 10, "{} bans in {count} rounds prove little", known.len());
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
-    let agree = within(PATIENCE, || (held_by_routes_and_lines(&lab) == [known.clone(), known.clone()]).then_some(()));
-    assert!(agree.is_some(), "{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), daemon.lines_with("").join("\n"));
+    // Whose route came just before the last kill, and its row not any more, has one now.
+    let agree = within(PATIENCE, || {
+        let recorded = recorded(&lab);
+        (held_by_routes_and_lines(&lab) == [recorded.clone(), recorded.clone()]).then_some(recorded)
+    });
+    let said = || daemon.lines_with("").join("\n");
+    let agreed = agree.unwrap_or_else(|| panic!("{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), said()));
+    assert!(known.is_subset(&agreed) && agreed.len() <= known.len() + 1, "{known:?}\n{agreed:?}\n{}", said());
     assert!(text(&lab, "hosts.deny").starts_with(DENY));
     daemon.stop();
-    assert_eq!(recorded(&lab), known);
+    assert_eq!(recorded(&lab), agreed);
 }
 
 #[test]
