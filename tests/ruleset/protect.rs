@@ -33,22 +33,33 @@ fn protecting_replaces_the_prefixes_and_merges_those_that_overlap() {
 fn nobody_loses_protection_while_one_prefix_takes_the_place_of_another() {
     installed(|sets| {
         // Two apart: none begins where the one before it ends.
-        nobody_is_dropped(sets, 2, |sets, prefixes| sets.follow_protected(prefixes).unwrap());
+        let lost = dropped(sets, 2, |sets, prefixes| sets.follow_protected(prefixes).unwrap());
+        assert_eq!(lost, 0);
     });
 }
 
 #[test]
 fn nobody_loses_protection_while_all_prefixes_are_replaced() {
     installed(|sets| {
+        let lost = dropped(sets, 1, |sets, prefixes| sets.protect(prefixes).unwrap());
         // Older ones do lose some packets; docs/kernels.md.
-        if sets.kernel().destroys() {
-            nobody_is_dropped(sets, 1, |sets, prefixes| sets.protect(prefixes).unwrap());
-        }
+        let most = if linux() >= (6, 15) { 0 } else { SENT / 100 };
+        assert!(lost <= most, "{lost} of some {SENT}");
     });
 }
 
+/// Version of the kernel: what is looked at here is nothing that it could be asked for.
+fn linux() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+const SENT: u32 = 20_000;
+
 /// Sends from a source that is both protected and blocked while one prefix after another, so many apart, is protected too.
-fn nobody_is_dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet::IpNet])) {
+/// How many of [`SENT`] are dropped.
+fn dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet::IpNet])) -> u32 {
     let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
     sets.protect(&[own]).unwrap();
     sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();
@@ -63,14 +74,15 @@ fn nobody_is_dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft
             }
         });
         let mut other = 0_u8;
-        while sent.load(Ordering::Relaxed) < 20_000 {
+        while sent.load(Ordering::Relaxed) < SENT {
             other = other.wrapping_add(apart);
             replace(sets, &[own, ipnet::Ipv4Net::new_assert([10, other, 0, 0].into(), 16).into()]);
         }
         done.store(true, Ordering::Relaxed);
     });
     let rules = nft("list chain inet portsentry prerouting");
-    assert!(rules.contains("ip saddr @blocked counter packets 0 bytes 0 drop"), "{rules}");
+    let counted = rules.split("ip saddr @blocked counter packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    counted.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{rules}"))
 }
 
 #[test]
