@@ -27,9 +27,6 @@ const ADOPTED_AT_ONCE: usize = 256;
 /// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
 const RESTORED_AT_ONCE: usize = 10_000;
 
-/// So many are put back without waiting for the sensor.
-const UNASSISTED: usize = 1_000;
-
 /// How often the kernel's sets are read where that fails, and how long between two attempts.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(500);
@@ -160,8 +157,7 @@ impl Adoption {
         let (wide, narrow): (Vec<StandingBan>, Vec<StandingBan>) =
             bans.iter().partition(|ban| matches!(ban.subject, Subject::Wide(_)));
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
-        let nft = self.nft.as_mut().filter(|_| narrow.len() >= UNASSISTED);
-        if nft.is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
+        if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
             self.events.send(Event::now(What::Restored { bans: narrow.len(), way: Way::Nft }));
             narrow.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(Order::Adopt(part.to_vec())));
             if !wide.is_empty() {

@@ -28,12 +28,16 @@ impl Nft {
         Ok(Self { socket, trapped: self.trapped, kernel: self.kernel, hush: self.hush.clone(), ..Self::open()? })
     }
 
-    /// As [`Nft::put_back`], unheard by whoever watches this table for what others do; false where that was not possible, or
-    /// where others changed something meanwhile: then it is not certain that all of them are blocked.
+    /// As [`Nft::put_back`], unheard by whoever watches this table for what others do; false where they are too few for that,
+    /// where it was not possible, or where others changed something meanwhile: then it is not certain that all of them are
+    /// blocked.
     ///
     /// # Errors
     /// As [`Nft::block`].
     pub fn put_back_unheard(&mut self, bans: &[(Subject, Option<Duration>, Expiry)]) -> Result<bool, BlockError> {
+        if bans.len() < MANY {
+            return Ok(false);
+        }
         let Some(quiet) = self.fall_silent() else { return Ok(false) };
         self.restore_by(bans, nft::put_back)?;
         Ok(quiet.end(self))
