@@ -93,6 +93,8 @@ pub struct Nft {
     trapped: bool,
     /// When somebody was blocked last who was blocked already.
     blocked_anew: Option<Instant>,
+    /// Whom the trap has not blocked as it was asked here. Kept for its room.
+    remaining: Vec<(Subject, Expiry)>,
     /// Whom the kernel's allow-list holds; `None` where that is not known.
     protected: Option<Protected>,
     /// What the kernel can do; `None` where it was not asked yet.
@@ -114,6 +116,7 @@ impl Nft {
             full: Vec::new(),
             trapped: false,
             blocked_anew: None,
+            remaining: Vec::new(),
             protected: None,
             kernel: None,
             hush: None,
@@ -188,8 +191,15 @@ impl Nft {
             let whole = |(subject, expiry): &(Subject, Expiry)| (*subject, None, *expiry);
             return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
         }
-        let fresh = !self.trapped && self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
-        if fresh && self.block_new(bans)? {
+        if self.trapped {
+            return self.block_beside_trap(bans);
+        }
+        self.block_all(bans)
+    }
+
+    fn block_all(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
+        let fresh = self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
+        if bans.is_empty() || fresh && self.block_new(bans)? {
             return Ok(());
         }
         let kernel = self.kernel();

@@ -1,9 +1,12 @@
 //! The trap's own sets: what it watches, whom it has caught, what it remembers. The rules that use them are the table's.
 
+use std::mem;
+use std::time::{Duration, Instant};
+
 use rustix::io::Errno;
 
-use super::{BlockError, Nft};
-use crate::engine::subject::Subject;
+use super::{BlockError, Nft, Remaining};
+use crate::engine::subject::{Expiry, Subject};
 use crate::netlink::nft::{self, Set, Trap, Watched, elements_of, kind};
 
 /// How full the trap's memory is.
@@ -16,6 +19,29 @@ pub struct Filling {
 }
 
 impl Nft {
+    /// Blocks them where the packet path may have done so already: where it has, and for as long, that is left as it is. To
+    /// replace each would cost more, and in a full set the kernel counts an element twice while it is replaced: packets that
+    /// add at that moment find room that is not there (seen up to Linux 6.18).
+    pub(super) fn block_beside_trap(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
+        let mut remaining = mem::take(&mut self.remaining);
+        remaining.clear();
+        let looked = bans.iter().try_for_each(|(subject, expiry)| {
+            match self.holds(*subject)? {
+                Some(left) if is_as_long(left, *expiry) => return Ok(()),
+                Some(_) => self.blocked_anew = Some(Instant::now()),
+                None => {}
+            }
+            remaining.push((*subject, *expiry));
+            Ok(())
+        });
+        let done = looked.and_then(|()| self.block_all(&remaining)).map_err(|error| match error {
+            BlockError::Failed { failed, .. } => BlockError::Failed { asked: bans.len(), failed },
+            error => error,
+        });
+        self.remaining = remaining;
+        done
+    }
+
     /// Has the trap watch these ports.
     ///
     /// # Errors
@@ -112,3 +138,16 @@ impl Nft {
             .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
     }
 }
+
+/// Whether so much that is left is a ban that began just now and lasts this long.
+fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
+    match (left, expiry) {
+        (Some(left), Expiry::After(whole)) => whole.abs_diff(left) <= JUST_NOW,
+        (None, Expiry::Never) => true,
+        _ => false,
+    }
+}
+
+/// From the packet for which the trap blocks to the sensor's judgement of the same packet, at most, where nothing stands
+/// still.
+const JUST_NOW: Duration = Duration::from_millis(100);
