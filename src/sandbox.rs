@@ -155,6 +155,12 @@ impl Sandbox {
         self.reach.as_ref().is_some_and(|reach| reach.has(path, write))
     }
 
+    /// True where the files are not restricted, and `path` or what stands on the way to it belongs to the process's user.
+    #[must_use]
+    pub fn owns(&self, path: &Path) -> bool {
+        self.reach.is_none() && trust::belongs_to(self.uid, path)
+    }
+
     /// A sentence where `path` cannot be read, or written, since the sandbox was made for other settings.
     #[must_use]
     pub fn out_of_reach(&self, path: &Path, write: bool) -> Option<String> {

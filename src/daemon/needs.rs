@@ -92,14 +92,27 @@ pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
     let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs_commands(config));
     let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
-    let own = programs.into_iter().filter(|program| program.is_absolute() && sandbox.reaches(program, true));
-    let said = |program: &Path| {
-        format!(
-            "{} lies where portsentry writes, and who takes it over could change it: move the command elsewhere",
-            program.display()
-        )
-    };
-    own.map(said).collect()
+    programs
+        .into_iter()
+        .filter_map(|program| Some(format!("{} {}", program.display(), why_ours(program, sandbox)?)))
+        .collect()
+}
+
+fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
+    match () {
+        () if !program.is_absolute() => None,
+        () if sandbox.reaches(program, true) => {
+            Some("lies where portsentry writes, and who takes it over could change it: move the command elsewhere")
+        }
+        () if !sandbox.owns(program) => None,
+        () if sandbox.uid == 0 => Some(
+            "is root's, as portsentry itself is here, and who takes it over could change it: on a kernel without Landlock \
+             only a user of its own keeps it from that",
+        ),
+        () => Some(
+            "belongs to the user that portsentry has, and who takes it over could change it: give it and its folder to root",
+        ),
+    }
 }
 
 /// A file of others is replaced as a whole.
@@ -151,5 +164,17 @@ mod tests {
         assert_eq!(deny.write, [Path::new("/etc")]);
         let json = needs("[report]\njson_file = \"/var/log/portsentry/events.json\"");
         assert_eq!(json.write, [Path::new("/var/log/portsentry")]);
+    }
+    #[test]
+    fn without_landlock_a_command_of_the_own_user_is_named_and_one_of_another_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let hook = folder.path().join("hook");
+        fs::write(&hook, "").unwrap();
+        let sandbox = |uid| Sandbox { uid, ..Sandbox::now() };
+        let owner = fs::metadata(&hook).unwrap().uid();
+        assert_eq!(why_ours(&hook, &sandbox(owner + 1)), None);
+        let why = why_ours(&hook, &sandbox(owner)).unwrap();
+        assert!(why.contains("could change it"), "{why}");
+        assert_eq!(why_ours(Path::new("hook"), &sandbox(owner)), None);
     }
 }

@@ -59,13 +59,8 @@ fn on_the_way(file: &Path, place: &Path) -> String {
 /// # Errors
 /// For the first place on the way to it, links included, that somebody else could change.
 pub fn only_ours(file: &Path) -> Result<(), Untrusted> {
-    let mut places = BTreeSet::new();
-    // Where a link stands counts as much as where it leads to.
-    for path in [std::path::absolute(file), file.canonicalize()].into_iter().filter_map(io::Result::ok) {
-        places.extend(path.ancestors().map(Path::to_owned));
-    }
     let trusted = trusted();
-    for place in places {
+    for place in way_to(file) {
         let Ok(found) = fs::symlink_metadata(&place) else { continue };
         let (file, place) = (file.to_owned(), place);
         if !trusted.contains(&found.uid()) {
@@ -76,6 +71,18 @@ pub fn only_ours(file: &Path) -> Result<(), Untrusted> {
         }
     }
     Ok(())
+}
+
+/// True where `user` could change what `file` says: by itself, or by what stands on the way to it.
+pub(super) fn belongs_to(user: u32, file: &Path) -> bool {
+    way_to(file).iter().any(|place| fs::symlink_metadata(place).is_ok_and(|found| found.uid() == user))
+}
+
+/// The file and every folder above it, where it is named and where it is.
+fn way_to(file: &Path) -> BTreeSet<PathBuf> {
+    // Where a link stands counts as much as where it leads to.
+    let paths = [std::path::absolute(file), file.canonicalize()].into_iter().filter_map(io::Result::ok);
+    paths.flat_map(|path| path.ancestors().map(Path::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// Those who may do everything here anyway: root, who runs this, the package's user, and whoever owns the root of all
