@@ -3,7 +3,7 @@
 //!
 //! Two clocks. The program's own: from the kernel's stamp on the packet that condemns to the kernel's acknowledgement; many
 //! runs, also while every processor is busy and other sources make noise. And somebody else's: from the kernel's stamp on
-//! the first probe to when another process that asks the kernel again and again first sees the element.
+//! the same packet to when another process that asks the kernel again and again first sees the element.
 //!
 //! What no program can be faster than here is the bare capture: the same packets, a thread with the sensor's priority that
 //! waits for them and looks at the clock.
@@ -61,9 +61,10 @@ fn main() {
     for (trigger, trap, name) in [
         (0, false, "first probe blocks"),
         (2, false, "two ports forgiven"),
+        (0, true, "first probe blocks, trap"),
         (2, true, "two ports forgiven, trap (default)"),
     ] {
-        let name = format!("{name}: first probe to element, as somebody else sees it");
+        let name = format!("{name}: last probe to element, as somebody else sees it");
         row(&name, || reaction(trigger, trap, runs), base);
     }
     for around in [Around::Quiet, Around::Awake] {
@@ -286,8 +287,9 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
                 let _ = connect(socket, &SocketAddr::new(IpAddr::V4(target), *port));
             }
         });
-        let first = tap.next_packet().unwrap().header.ts;
-        let micros = Duration::from_micros(u64::try_from(first.tv_sec * 1_000_000 + first.tv_usec).unwrap());
+        let stamps = ports.iter().map(|_| tap.next_packet().unwrap().header.ts);
+        let last = stamps.last().unwrap();
+        let micros = Duration::from_micros(u64::try_from(last.tv_sec * 1_000_000 + last.tv_usec).unwrap());
         (SystemTime::UNIX_EPOCH + micros, watcher.join().unwrap())
     });
     seen.duration_since(came).unwrap_or_default()
@@ -297,7 +299,7 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
 fn tap(source: Ipv4Addr) -> Capture<Active> {
     let tap = Capture::from_device("attacker").unwrap().immediate_mode(true).snaplen(64).timeout(1_000);
     let mut tap = tap.open().unwrap();
-    tap.filter(&format!("src host {source} and tcp"), true).unwrap();
+    tap.filter(&format!("src host {source} and tcp[tcpflags] == tcp-syn"), true).unwrap();
     tap
 }
 

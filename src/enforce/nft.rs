@@ -4,6 +4,7 @@
 //! A ban is one transaction and one acknowledgement, some 6 µs in all: of one message, or of three where somebody may be blocked
 //! already. Once the buffers are warm it allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
 
+mod change;
 mod nets;
 mod protected;
 mod quiet;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use crate::engine::subject::{Expiry, Subject};
 use crate::netlink::nft::monitor::Hush;
 use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
+use change::Change;
 use protected::Protected;
 pub use quiet::Mark;
 pub use trap::Filling;
@@ -345,87 +347,6 @@ impl Nft {
         Ok(all)
     }
 
-    /// Puts `items` into transactions of a bounded length. One refused message undoes its whole transaction (an element
-    /// may expire between two messages, a set may be full), so then each of its items is tried alone.
-    fn change<T>(
-        &mut self,
-        change: Change,
-        items: &[T],
-        put: impl Fn(&mut Batch, &[T]),
-        subject: impl Fn(&T) -> Subject,
-    ) -> Result<(), BlockError> {
-        self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
-        let mut failed = Vec::new();
-        for chunk in items.chunks(nft::BANS_A_MESSAGE) {
-            self.batch.clear();
-            put(&mut self.batch, chunk);
-            let full = chunk.iter().any(|item| change == Change::Block && self.was_full(subject(item)).is_some());
-            if !full {
-                let Err(error) = self.socket.transact(&mut self.batch) else { continue };
-                if let [alone] = chunk {
-                    self.judge(change, subject(alone), error, &mut failed)?;
-                    continue;
-                }
-                // Lost answers leave open what happened; all that is sent here may be sent twice.
-                if !matches!(error, SocketError::Refused { .. } | SocketError::Overrun(_)) {
-                    return Err(error.into());
-                }
-            }
-            for item in chunk {
-                if change == Change::Block
-                    && let Some(reason) = self.was_full(subject(item))
-                    && self.holds(subject(item))?.is_none()
-                {
-                    failed.push(Failed { subject: subject(item), reason });
-                    continue;
-                }
-                self.batch.clear();
-                put(&mut self.batch, std::slice::from_ref(item));
-                if let Err(error) = self.socket.transact(&mut self.batch) {
-                    self.judge(change, subject(item), error, &mut failed)?;
-                }
-            }
-        }
-        if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: items.len(), failed }) }
-    }
-
-    /// What the failure of one subject means for it, or for all.
-    fn judge(
-        &mut self,
-        change: Change,
-        subject: Subject,
-        error: SocketError,
-        failed: &mut Vec<Failed>,
-    ) -> Result<(), BlockError> {
-        let set = Set::of(subject);
-        match error {
-            SocketError::Refused { errno: Errno::NOENT, .. } => {
-                // Either the set itself is gone, or there was nothing to lift. A ban adds before it deletes and never
-                // misses its element: then somebody has just replaced the table.
-                self.size(set)?;
-                if change == Change::Block {
-                    failed.push(Failed { subject, reason: error.into() });
-                }
-            }
-            SocketError::Refused { errno: Errno::NFILE, .. } => {
-                let size = self.size(set)?;
-                self.full.retain(|(known, ..)| *known != set);
-                self.full.push((set, size, Instant::now()));
-                failed.push(Failed { subject, reason: Failure::Full { set: set.name(), size } });
-            }
-            SocketError::Refused { .. } => failed.push(Failed { subject, reason: error.into() }),
-            other => return Err(other.into()),
-        }
-        Ok(())
-    }
-
-    /// That the set of `subject` had no room a moment ago.
-    fn was_full(&self, subject: Subject) -> Option<Failure> {
-        let set = Set::of(subject);
-        let known = self.full.iter().find(|(known, ..)| *known == set);
-        known.map(|(_, size, _)| Failure::Full { set: set.name(), size: *size })
-    }
-
     fn size(&mut self, set: Set) -> Result<u32, BlockError> {
         nft::set_size(&mut self.socket, set)
             .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
@@ -447,20 +368,10 @@ fn settled(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
     if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Change {
-    Block,
-    Lift,
-}
-
 fn first(failed: &[Failed]) -> String {
     failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
 }
 
-/// How long a set counts as full without being asked. Undoing a transaction takes the kernel some 12 ms, so that a flood of
-/// new sources against a full set would leave no time for anything else; to ask whether one is in it takes microseconds.
-const STILL_FULL: Duration = Duration::from_millis(10);
-
 /// How long whoever is to be blocked may be blocked already, after one was: by hand, or from an earlier run. To
-/// find out by a refusal costs the same 12 ms.
+/// find out by a refusal takes the kernel some 12 ms.
 const STILL_BLOCKED: Duration = Duration::from_secs(60);
