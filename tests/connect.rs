@@ -15,7 +15,7 @@ mod tests {
 
     use crate::lab::daemon::Daemon;
     use crate::lab::services::Services;
-    use crate::lab::{Lab, PATIENCE, enter, raw, slowness};
+    use crate::lab::{AT_ONCE, Lab, PATIENCE, enter, raw, slowness};
 
     const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
     const BANNER: &str = "Go away.\r\n";
@@ -312,7 +312,7 @@ mod tests {
             connect_until_banned(&lab, "late", [7001, 7002, 7003]);
             let (ended, took) = daemon.end_by(Signal::TERM);
             done.store(true, Ordering::Relaxed);
-            assert!(ended.status.success() && took < Duration::from_secs(1) * slowness(), "{took:?} {ended:?}");
+            assert!(ended.status.success() && took < AT_ONCE * slowness(), "{took:?} {ended:?}");
             assert!(ended.log.contains(&format!("Connect from {friend} to TCP port")), "{}", ended.log);
         });
         assert!(!lab.banned().contains(&friend.into()));

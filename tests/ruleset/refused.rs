@@ -77,12 +77,12 @@ fn a_rejected_source_is_refused_at_once_over_tcp_and_udp() {
         let told = lab.inside("stranger", || {
             let socket = UdpSocket::bind(SocketAddr::new(source, 0)).unwrap();
             socket.connect(udp).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             socket.send(b"probe").unwrap();
             socket.recv(&mut [0; 16]).unwrap_err().kind()
         });
         assert_eq!(told, ErrorKind::ConnectionRefused, "{source}");
-        assert!(start.elapsed() < Duration::from_secs(4), "{source}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{source}: {:?}", start.elapsed());
         assert!(receiver.recv(&mut [0; 16]).is_err(), "{source}: the datagram got through");
         sets.lift(&[Subject::of(source)]).unwrap();
         assert!(connect().is_ok(), "{source} once it is free");

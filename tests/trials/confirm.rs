@@ -6,7 +6,8 @@ use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
 use crate::lab::{PATIENCE, slowness, within};
 use crate::support::{
-    asked, expect_held, expect_nothing_left, held, is_served, operate, run_settings, scan, scene, settings, text,
+    asked, expect_held, expect_nothing_left, held, is_served_at_last, operate, run_settings, scan, scene, settings,
+    text,
 };
 
 const EVERY_WAY: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
@@ -32,11 +33,11 @@ fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_
     expect_nothing_left(&lab);
     let ended = within(PATIENCE, || (text(&lab, "calls").matches("end|").count() == 2).then_some(()));
     assert!(ended.is_some(), "{}", text(&lab, "calls"));
-    assert!(is_served(&lab, false) && is_served(&lab, true));
+    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true));
 
     scan(&lab, false);
     daemon.expect_line("; only logged, not blocked");
-    assert!(is_served(&lab, false));
+    assert!(is_served_at_last(&lab, false));
     let (status, said) = (asked(&lab, &["status"]), operate(&lab, &["confirm"]));
     assert_eq!(status["state"], "only logging", "{status}");
     assert_eq!(said.code, Some(1), "{said:?}");
@@ -47,7 +48,7 @@ fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_
     daemon.expect_line("SIGHUP: the settings were read again");
     scan(&lab, true);
     expect_nothing_left(&lab);
-    assert!(is_served(&lab, true), "reading the settings again is no confirmation");
+    assert!(is_served_at_last(&lab, true), "reading the settings again is no confirmation");
     daemon.stop();
     expect_nothing_left(&lab);
 }

@@ -57,6 +57,11 @@ pub(crate) fn is_served(lab: &Lab, v6: bool) -> bool {
     lab.is_served("attacker", ends(lab, v6).1, EIGHT[0], SHORTLY * slowness())
 }
 
+/// Whether the attacker is served, however long that takes.
+pub(crate) fn is_served_at_last(lab: &Lab, v6: bool) -> bool {
+    lab.is_served("attacker", ends(lab, v6).1, EIGHT[0], PATIENCE)
+}
+
 /// The own routes of both families, in whatever table.
 pub(crate) fn routes(lab: &Lab) -> String {
     let shown = |family| lab.run("victim", "ip", &[family, "route", "show", "table", "all", "proto", "112"]);

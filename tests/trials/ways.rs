@@ -7,19 +7,19 @@ use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
 use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{
-    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, operate, run_settings, scan, scene,
-    settings, text,
+    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, operate,
+    run_settings, scan, scene, settings, text,
 };
 
 /// One way on its own: the attacker is blocked over both families, each with its line in the log, and then is not.
 fn alone(way: &str, more: &str, lines: [&str; 2]) {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let time = format!("{}s", 4 * slowness());
+    let time = format!("{}s", 8 * slowness());
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &[way], more), &["--expire", &time]);
     let keeps_out = matches!(way, "nft" | "route");
     for (v6, line) in [(false, lines[0]), (true, lines[1])] {
-        assert!(is_served(&lab, v6), "{way}: nobody is blocked yet");
+        assert!(is_served_at_last(&lab, v6), "{way}: nobody is blocked yet");
         scan(&lab, v6);
         expect_held(&lab, way, v6, &daemon);
         if keeps_out {
@@ -29,7 +29,7 @@ fn alone(way: &str, more: &str, lines: [&str; 2]) {
         daemon.expect_line(&line.replace("WHO", &who).replace("TIME", &time));
     }
     expect_nothing_left(&lab);
-    assert!(is_served(&lab, false) && is_served(&lab, true), "{way}: what is over is over");
+    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true), "{way}: what is over is over");
     if way == "run" {
         commands_were_run(&lab);
     }
@@ -108,7 +108,7 @@ fn several_ways_all_hold_a_ban_and_all_let_go() {
         for ways in sets {
             scope.spawn(move || {
                 let lab = scene();
-                let time = format!("{}s", 4 * slowness());
+                let time = format!("{}s", 8 * slowness());
                 let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &time]);
                 for v6 in [false, true] {
                     scan(&lab, v6);
@@ -151,7 +151,7 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
             scan(&lab, false);
             expect_held(&lab, "nft", false, &daemon);
             let took = begin.elapsed();
-            assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(6) * slowness(), "{took:?}");
+            assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(60) * slowness(), "{took:?}");
             daemon.expect_line("was ended at its time limit");
             daemon.stop();
         });
@@ -170,7 +170,7 @@ fn rejecting_answers_at_once_where_dropping_says_nothing() {
         let (_, target) = ends(&lab, v6);
         let begin = Instant::now();
         assert!(!lab.is_served("attacker", target, EIGHT[0], PATIENCE * slowness()));
-        assert!(begin.elapsed() < Duration::from_secs(3) * slowness(), "{v6}: it waited for {:?}", begin.elapsed());
+        assert!(begin.elapsed() < PATIENCE / 2 * slowness(), "{v6}: it waited for {:?}", begin.elapsed());
     }
     daemon.stop();
 }
@@ -213,7 +213,7 @@ fn where_nftables_is_no_longer_a_way_its_table_goes_and_its_bans_go_on_by_the_ot
     assert!(!is_served(&lab, false));
     assert_eq!(operate(&lab, &["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));
     expect_nothing_left(&lab);
-    assert!(is_served(&lab, false));
+    assert!(is_served_at_last(&lab, false));
     // Somebody else's table is somebody else's.
     daemon.stop();
     lab.run("victim", "nft", &["table inet portsentry { chain theirs { }; }"]);
