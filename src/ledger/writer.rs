@@ -336,7 +336,8 @@ impl Work {
         }
         let started = Instant::now();
         let mut result = classic.append();
-        if result.is_ok() && self.stale && now >= self.list_due {
+        // Where it could not be written before, nothing else shows that it can be now.
+        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.lasts()) {
             let active = ledger.in_force(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{DATABASE, Flushed, HISTORY, Ledger, News, Opened};
+use portsentry::ledger::{BLOCKED, DATABASE, Flushed, HISTORY, Ledger, News, Opened};
 
 use super::support::{State, await_news, banned, eventually, intruder, soon, source, writer};
 use crate::lab::slowness;
@@ -79,6 +79,28 @@ fn a_full_disk_is_told_once_nobody_waits_for_it_and_nothing_is_lost() {
     assert!(history.lines().all(|line| line.ends_with(" Blocked")));
     // Nothing here may wait; the margin is for a machine under load.
     assert!(slowest < Duration::from_secs(5) * slowness(), "{slowest:?}");
+}
+
+#[test]
+fn a_list_that_cannot_be_written_is_told_once_and_so_is_that_it_can_be_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (writer, told) = writer(folder.path(), true);
+    let recorder = writer.recorder();
+    let in_the_way = folder.path().join(format!("{BLOCKED}.new"));
+    fs::create_dir(&in_the_way).unwrap();
+    recorder.put(banned(0, SystemTime::now(), 3600));
+    await_news(&told, "the list", |news| matches!(news, News::Failing { .. }));
+    // Several attempts, and more in the history, which can be written all the time.
+    for number in 1..40 {
+        recorder.put(banned(number, SystemTime::now(), 3600));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let more: Vec<News> = told.try_iter().collect();
+    assert!(more.is_empty(), "{more:?}");
+    fs::remove_dir(&in_the_way).unwrap();
+    await_news(&told, "that it goes on", |news| matches!(news, News::Recovered { .. }));
+    assert_eq!(writer.stop(soon()), Flushed::Whole);
+    assert_eq!(fs::read_to_string(folder.path().join(BLOCKED)).unwrap().lines().count(), 40);
 }
 
 #[test]

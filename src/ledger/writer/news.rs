@@ -109,6 +109,11 @@ impl Trouble {
         new.then_some(News::Failing { error, waiting })
     }
 
+    /// True where the last attempt has failed.
+    pub(super) fn lasts(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// An attempt has not failed; what to tell, if those before it did.
     pub(super) fn over(&mut self) -> Option<News> {
         self.0.take().map(|(_, attempts)| News::Recovered { attempts })
