@@ -1,6 +1,9 @@
 //! A million SYNs as fast as a link carries them, from one source and from a quarter of a million forged ones; as many at a
 //! steady pace; and a real scanner among forged SYNs. What it costs, what is lost, and whether all is as before afterwards.
-//! Against the same flood where no program runs. Needs root.
+//! Against the same flood where no program runs. Needs root. A host that answers with resets is as busy with that as with the
+//! rest, so each flood also meets one whose own firewall drops it.
+//!
+//! `cargo bench --bench flood -- forged 240000` measures only the rows with all of these words, and the real scanner.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,6 +37,8 @@ const FORGED: u32 = 250_000;
 const STEADY: u32 = 240_000;
 /// Packets a second among which the real scanner hides.
 const AROUND: u32 = 20_000;
+/// Ports that are asked for: closed, and watched.
+const PORTS: [u16; 4] = [23, 79, 111, 512];
 /// Runs of each measurement.
 const RUNS: usize = 3;
 /// How long a ban above the ceiling lasts at most.
@@ -52,15 +57,20 @@ fn main() {
          resident at most, MiB | bans of full length | afterwards as before |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    let floods: [(String, Packets, Option<u32>); 4] = [
-        ("one source, as fast as it goes".to_owned(), one, None),
-        (format!("one source, {STEADY} packets/s"), one, Some(STEADY)),
-        (format!("{FORGED} forged sources, as fast as it goes"), forged, None),
-        (format!("{FORGED} forged sources, {STEADY} packets/s"), forged, Some(STEADY)),
-    ];
-    for (name, packets, pace) in floods {
-        let alone: Vec<f64> = (0..runs).map(|_| unguarded(packets, pace)).collect();
-        let runs: Vec<Run> = (0..runs).map(|_| guarded(packets, pace)).collect();
+    let forgers = format!("{FORGED} forged sources");
+    let floods: [(&str, Packets); 2] = [("one source", one), (&forgers, forged)];
+    let paces = [("as fast as it goes".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
+    let hosts = [("", false), (", behind a firewall that drops them", true)];
+    let all = floods.iter().flat_map(|flood| paces.iter().map(move |pace| (flood, pace)));
+    let all = all.flat_map(|(flood, pace)| hosts.map(|host| (flood, pace, host)));
+    for ((who, packets), (how, pace), (host, firewall)) in all {
+        let name = format!("{who}, {how}{host}");
+        if !support::is_asked_for(&name) {
+            continue;
+        }
+        let flood = Flood { packets: *packets, pace: *pace, firewall };
+        let alone: Vec<f64> = (0..runs).map(|_| unguarded(&flood)).collect();
+        let runs: Vec<Run> = (0..runs).map(|_| guarded(&flood)).collect();
         let of = |figure: fn(&Run) -> f64| support::median(&runs.iter().map(figure).collect::<Vec<_>>());
         let most = |figure: fn(&Run) -> u64| runs.iter().map(figure).max().unwrap();
         println!(
@@ -85,12 +95,33 @@ fn main() {
 }
 
 fn one(_: u32) -> (IpAddr, u16) {
-    (stranger(0), 23)
+    (stranger(0), PORTS[0])
 }
 
 /// Each source asks for four ports in all, one after all the others have asked.
 fn forged(number: u32) -> (IpAddr, u16) {
-    (stranger(number % FORGED), [23, 79, 111, 512][(number / FORGED) as usize % 4])
+    (stranger(number % FORGED), PORTS[(number / FORGED) as usize % PORTS.len()])
+}
+
+struct Flood {
+    packets: Packets,
+    /// Packets a second.
+    pace: Option<u32>,
+    /// The host answers none of them.
+    firewall: bool,
+}
+
+impl Flood {
+    fn frames(&self, lab: &Lab) -> Frames {
+        if self.firewall {
+            let ports: Vec<String> = PORTS.iter().map(u16::to_string).collect();
+            let drop = format!("tcp dport {{ {} }} drop", ports.join(", "));
+            lab.run("victim", "nft", &["add table inet own"]);
+            lab.run("victim", "nft", &["add chain inet own input { type filter hook input priority 0; }"]);
+            lab.run("victim", "nft", &["add rule inet own input", &drop]);
+        }
+        Frames::new(lab, "forger", SYN, (0..PACKETS).map(self.packets))
+    }
 }
 
 struct Run {
@@ -102,23 +133,19 @@ struct Run {
     sound: bool,
 }
 
-fn frames(lab: &Lab, packets: Packets) -> Frames {
-    Frames::new(lab, "forger", SYN, (0..PACKETS).map(packets))
-}
-
 /// Packets a second where nobody looks at them.
-fn unguarded(packets: Packets, pace: Option<u32>) -> f64 {
+fn unguarded(flood: &Flood) -> f64 {
     let lab = Lab::new(&["forger"]);
-    f64::from(PACKETS) / frames(&lab, packets).send(pace).as_secs_f64()
+    f64::from(PACKETS) / flood.frames(&lab).send(flood.pace).as_secs_f64()
 }
 
-fn guarded(packets: Packets, pace: Option<u32>) -> Run {
+fn guarded(flood: &Flood) -> Run {
     let lab = Lab::new(&["forger", "scanner", "client"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    let mut frames = frames(&lab, packets);
+    let mut frames = flood.frames(&lab);
     let before = support::rest(&lab, &daemon);
-    let took = frames.send(pace);
+    let took = frames.send(flood.pace);
     let after = support::rest(&lab, &daemon);
     let judged = (after.seen - before.seen) as f64;
     let bans = lab.set("blocked");

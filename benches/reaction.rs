@@ -173,7 +173,7 @@ fn as_the_sensor() {
 
 /// Measures and prints, unless only rows with other words were asked for.
 fn row(name: &str, measure: impl FnOnce() -> Vec<f64>, base: f64) {
-    if std::env::args().skip(1).any(|words| !words.starts_with("--") && !name.contains(&words)) {
+    if !support::is_asked_for(name) {
         return;
     }
     let spans = &measure();

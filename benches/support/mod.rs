@@ -23,6 +23,11 @@ pub(crate) fn runs(usual: usize) -> usize {
     std::env::var("RUNS").ok().and_then(|text| text.parse().ok()).filter(|runs| *runs > 0).unwrap_or(usual)
 }
 
+/// Whether a row of this name is asked for: one with all the words of the command line.
+pub(crate) fn is_asked_for(name: &str) -> bool {
+    std::env::args().skip(1).filter(|word| !word.starts_with("--")).all(|word| name.contains(&word))
+}
+
 /// The figure below which this share of them lies; not a number where there is none.
 pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
     let mut sorted = figures.to_vec();
