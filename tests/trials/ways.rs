@@ -129,7 +129,8 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
         // One that says whether its source was blocked when it ran.
         scope.spawn(|| {
             let lab = scene();
-            let more = run_settings(&lab, "first = true\n");
+            // Time enough for it on any machine.
+            let more = run_settings(&lab, "first = true\ntimeout = \"60s\"\n");
             let (path, notes) = (lab.path("on-ban"), lab.path("notes"));
             let script =
                 format!("#!/bin/sh\nsleep 0.3\nnft list set inet portsentry blocked >>'{}'\n", notes.display());
