@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
 use crate::lab::{Lab, PATIENCE, slowness, within};
@@ -47,7 +49,10 @@ fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_shor
     lab.wire("forger").pace(100_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
     let all = within(PATIENCE, || (lab.set("blocked").len() == 2_000).then_some(()));
     assert!(all.is_some(), "{} of 2,000; {:?}", lab.set("blocked").len(), daemon.lines_with("could not keep up"));
-    let log = daemon.stop();
+    // With all that there is to be told of them, the end may take its time.
+    let (ended, _) = daemon.end_by(Signal::TERM);
+    assert!(ended.status.success(), "{ended:?}");
+    let log = ended.log;
     // As many bans as the ceiling lets last, and as many lines about single events as a minute may have; more of both as the
     // time passes.
     let lines = log.lines().count();

@@ -109,7 +109,9 @@ impl Daemon {
     pub(crate) fn end_by(mut self, signal: Signal) -> (Ended, Duration) {
         let begin = Instant::now();
         self.signal(signal);
-        let status = self.wait(PATIENCE).unwrap_or_else(|| panic!("{signal:?} did not end it; {}", self.log.text()));
+        let status = self
+            .wait(PATIENCE * slowness())
+            .unwrap_or_else(|| panic!("{signal:?} did not end it; {}", self.log.text()));
         (Ended { status, log: self.log.to_end() }, begin.elapsed())
     }
 
