@@ -15,7 +15,7 @@ use crate::support::{
 fn alone(way: &str, more: &str, lines: [&str; 2]) {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
-    let time = format!("{}s", 8 * slowness());
+    let time = format!("{}s", 6 * slowness());
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &[way], more), &["--expire", &time]);
     let keeps_out = matches!(way, "nft" | "route");
     for (v6, line) in [(false, lines[0]), (true, lines[1])] {
@@ -108,7 +108,7 @@ fn several_ways_all_hold_a_ban_and_all_let_go() {
         for ways in sets {
             scope.spawn(move || {
                 let lab = scene();
-                let time = format!("{}s", 8 * slowness());
+                let time = format!("{}s", 6 * slowness());
                 let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &time]);
                 for v6 in [false, true] {
                     scan(&lab, v6);
