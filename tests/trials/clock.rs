@@ -202,7 +202,7 @@ fn a_clock_set_forward_by_hours_ends_no_ban_in_the_ledger_either() {
 fn a_clock_set_back_by_a_day_holds_nobody_in_the_ledger_for_longer() {
     let lab = Lab::new(&["attacker"]);
     let clock = Clock::new(&lab);
-    let daemon = clock.start(&lab, "", &format!("{}s", 6 * slowness()));
+    let daemon = clock.start(&lab, "", &format!("{}s", 8 * slowness()));
     let attacker = lab.provoke_ban("attacker");
     history(&lab, attacker);
     clock.set(-DAY);
