@@ -7,8 +7,8 @@ use crate::lab::daemon::Daemon;
 use crate::lab::services::{EIGHT, Services};
 use crate::lab::{Lab, PATIENCE, slowness, within};
 use crate::support::{
-    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, operate,
-    run_settings, scan, scene, settings, text,
+    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, operate, scan,
+    scene, settings, text,
 };
 
 /// One way on its own: the attacker is blocked over both families, each with its line in the log, and then is not.
@@ -129,9 +129,11 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
         // One that says whether its source was blocked when it ran.
         scope.spawn(|| {
             let lab = scene();
-            // Time enough for it on any machine.
-            let more = run_settings(&lab, "first = true\ntimeout = \"60s\"\n");
             let (path, notes) = (lab.path("on-ban"), lab.path("notes"));
+            // Time enough for it on any machine, and read by a shell: what has just been written may not be run while
+            // another thread starts a process.
+            let command = format!("[\"/bin/sh\", \"{}\"]", path.display());
+            let more = format!("[block.run]\ncommand = {command}\nfirst = true\ntimeout = \"60s\"\n");
             let script =
                 format!("#!/bin/sh\nsleep 0.3\nnft list set inet portsentry blocked >>'{}'\n", notes.display());
             std::fs::write(&path, script).unwrap();
