@@ -19,9 +19,9 @@ pub struct Filling {
 }
 
 impl Nft {
-    /// Blocks them where the packet path may have done so already: where it has, and for as long, that is left as it is. To
-    /// replace each would cost more, and in a full set the kernel counts an element twice while it is replaced: packets that
-    /// add at that moment find room that is not there (seen up to Linux 6.18).
+    /// Blocks them where the packet path may have done so already: where it has, and for as long, that is left as it is. In
+    /// a full set the kernel counts an element twice while it is replaced: packets that add at that moment find room that is
+    /// not there (seen on Linux 6.18).
     pub(super) fn block_beside_trap(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
         let mut remaining = mem::take(&mut self.remaining);
         remaining.clear();
