@@ -3,7 +3,8 @@
 //! The folders are the way of a packet, in this order: [`capture`] brings a frame, [`wire`] decodes it, [`engine`]
 //! judges it, [`enforce`] blocks its source through [`netlink`], and [`report`] tells people and machines. [`ledger`]
 //! remembers, and [`page`] sums it up. [`config`] reads what an operator wants, [`import`] what classic PortSentry was told,
-//! [`daemon`] wires it all together, [`check`] says what settings come to, [`control`] answers operators, [`metrics`] counts and [`sandbox`] gives up rights. [`endure`] says what a panic may end. `wire` and `engine` are pure: no
+//! [`daemon`] wires it all together, [`check`] says what settings come to, [`control`] answers operators, [`metrics`] counts
+//! and [`sandbox`] gives up rights. [`endure`] says what a panic may end. `wire` and `engine` are pure: no
 //! I/O, no clock and no randomness of their own, so that a capture file and a live interface get the same verdicts.
 
 pub mod backlog;

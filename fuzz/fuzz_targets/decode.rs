@@ -9,7 +9,7 @@
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 // The decoder stands alone, so that a sanitizer build takes seconds and needs none of the daemon's dependencies.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/wire/mod.rs"]
 mod wire;
 

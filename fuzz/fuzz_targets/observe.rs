@@ -24,7 +24,7 @@ use wire::{LinkType, decode};
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/engine/mod.rs"]
 mod engine;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/wire/mod.rs"]
 mod wire;
 
