@@ -46,7 +46,8 @@ impl Judge {
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         self.heals.healed = Some(Instant::now());
         self.trap.forget_ports();
-        let bans: Vec<_> = self.engine.bans().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        let bans = self.engine.bans().filter(|ban| !self.waiting.contains_key(&ban.subject));
+        let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
         let prefixes: Vec<_> = self.host.allow.prefixes().collect();
         // The allow-list first: at no moment is a protected source without it.
         let filled = nft.protect(&prefixes).and_then(|()| nft.put_back(&bans));

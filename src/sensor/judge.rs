@@ -73,7 +73,7 @@ pub(super) struct Judge {
     pub(super) figures: Arc<Figures>,
     outcomes: Vec<Outcome>,
     elements: Vec<(Subject, Expiry)>,
-    /// Bans that wait for the end of a command that comes first.
+    /// Bans that wait for the end of a command that comes first: the engine has them already, the kernel must not.
     pub(super) waiting: HashMap<Subject, (Ban, SystemTime)>,
     pub(super) retries: Retries,
     /// When to look for bans whose subjects are protected; `None` while there are none.

@@ -147,7 +147,8 @@ impl Judge {
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         // Looked at once more, because the question has been on its way; a table that is gone is healed as one.
         let Ok(missing) = nft.missing(subjects) else { return };
-        let bans = missing.iter().filter_map(|subject| self.engine.standing_of(now, *subject));
+        let missing = missing.iter().filter(|subject| !self.waiting.contains_key(*subject));
+        let bans = missing.filter_map(|subject| self.engine.standing_of(now, *subject));
         let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
         if bans.is_empty() {
             return;
@@ -331,6 +332,8 @@ impl Judge {
     fn lift_elsewhere(&mut self, subjects: &[Subject]) {
         self.forget_touches(subjects);
         let gone: HashSet<Subject> = subjects.iter().copied().collect();
+        // Their command ends for nothing.
+        self.waiting.retain(|subject, _| !gone.contains(subject));
         self.retries.drop(|retry| gone.contains(&retry.ban.probe.subject));
         self.blocker.release(subjects);
         let lifted = self.blocker.routes.as_mut().map_or(Ok(()), |routes| routes.lift(subjects));

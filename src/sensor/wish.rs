@@ -110,6 +110,8 @@ impl Judge {
             Wish::Sample { most, mut again, mut routes_again, answer } => {
                 let mut fresh = Vec::new();
                 self.engine.sample(now, &mut |subject| fresh.push(subject), most);
+                // Who waits for a command is meant to be missing.
+                fresh.retain(|subject| !self.waiting.contains_key(subject));
                 let routed =
                     |subject: &Subject| self.blocker.routes.as_ref().is_some_and(|routes| routes.is_wanted(*subject));
                 let routes: Vec<Subject> = fresh.iter().copied().filter(routed).collect();

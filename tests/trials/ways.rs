@@ -161,6 +161,42 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
     });
 }
 
+/// Whoever looks whether the kernel has all bans, or puts them back, knows of those that wait for their command.
+#[test]
+fn nothing_blocks_who_waits_for_a_command_before_it_has_ended_and_unblocking_him_holds() {
+    let lab = scene();
+    let more = "[block.run]\ncommand = [\"/bin/sleep\", \"8\"]\nfirst = true\ntimeout = \"60s\"\n";
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], more), &["--expire", "1h"]);
+    let begin = Instant::now();
+    scan(&lab, false);
+    daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("attacker")));
+    lab.run("victim", "nft", &["flush ruleset"]);
+    daemon.expect_line("table inet portsentry was gone and is there again");
+    while begin.elapsed() < Duration::from_millis(7_500) {
+        let banned = lab.banned();
+        assert!(
+            banned.is_empty() || begin.elapsed() >= Duration::from_secs(8),
+            "{banned:?} after {:?}",
+            begin.elapsed()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    expect_held(&lab, "nft", false, &daemon);
+
+    scan(&lab, true);
+    let source = ends(&lab, true).0;
+    daemon.expect_line(&format!("from host: {source}/{source}"));
+    let said = operate(&lab, &["unblock", &source.to_string()]);
+    assert_eq!(said.code, Some(0), "{} {}", said.out, said.err);
+    let ran = within(PATIENCE, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
+    assert!(ran.is_some(), "{:?}", daemon.lines_with(""));
+    // What would come of it comes at once.
+    std::thread::sleep(Duration::from_secs(1) * slowness());
+    assert!(!held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "{}", held(&lab, "nft"));
+    assert_eq!(lab.banned(), [IpAddr::from(lab.v4("attacker"))]);
+    daemon.stop();
+}
+
 #[test]
 fn rejecting_answers_at_once_where_dropping_says_nothing() {
     let lab = scene();
