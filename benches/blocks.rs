@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use lab::Lab;
 use lab::daemon::Daemon;
+use lab::raw::SYN;
 use portsentry::enforce::nft::Nft;
 use portsentry::engine::subject::Subject;
 use support::{Frames, stranger};
@@ -34,6 +35,9 @@ const RUNS: usize = 3;
 /// So that every ban has its whole length, and all of them find room.
 const SETTINGS: &str =
     "expire = \"1h\"\n[block]\nmax_new_bans_per_minute = 4000000000\n[block.nft]\nsize = 262144\n[trap]\ntcp = false\n";
+/// The same with the kernel's trap, at the first SYN.
+const WITH_TRAP: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[block]\nmax_new_bans_per_minute = 4000000000\n\
+                         [block.nft]\nsize = 262144\n[trap]\ntcp = true\n";
 
 fn main() {
     let runs = support::runs(RUNS);
@@ -51,13 +55,17 @@ fn main() {
     println!("| `nft add element`, forked for each | {base:.0} | 1 | 0 |");
     let all = support::median(&whole);
     println!("| `nft -f` of a file with {SOURCES} elements | {all:.0} | {:.0} | 0 |", all / base);
-    for (name, count, pace) in [
-        (format!("{BURST} sources at once"), BURST, None),
-        (format!("{SOURCES} sources, 25,000 packets/s"), SOURCES, Some(25_000)),
-        (format!("{SOURCES} sources, 60,000 packets/s"), SOURCES, Some(60_000)),
-        (format!("{SOURCES} sources, as fast as the link carries them"), SOURCES, None),
+    // No flag at all: one packet is enough for the sensor, and the trap knows nothing of it.
+    let (alone, trap) = ((SETTINGS, 0), (WITH_TRAP, SYN));
+    for (name, count, pace, who) in [
+        (format!("{BURST} sources at once"), BURST, None, alone),
+        (format!("{SOURCES} sources, 25,000 packets/s"), SOURCES, Some(25_000), alone),
+        (format!("{SOURCES} sources, 60,000 packets/s"), SOURCES, Some(60_000), alone),
+        (format!("{SOURCES} sources, as fast as the link carries them"), SOURCES, None, alone),
+        (format!("trap, {BURST} sources at once"), BURST, None, trap),
+        (format!("trap, {SOURCES} sources, as fast as the link carries them"), SOURCES, None, trap),
     ] {
-        let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace)).collect();
+        let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace, who)).collect();
         let rate = support::median(&runs.iter().map(|run| run.0).collect::<Vec<_>>());
         let lost = runs.iter().map(|run| run.1).max().unwrap();
         println!("| portsentry, {name} | {rate:.0} | {:.0} | {lost} |", rate / base);
@@ -96,11 +104,10 @@ fn baseline() -> (f64, f64) {
 }
 
 /// Blocks a second from the first packet to the last element, and how many sources got away.
-fn blocks(count: u32, pace: Option<u32>) -> (f64, usize) {
+fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64, usize) {
     let lab = Lab::new(&["forger"]);
-    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    // No flag at all: one packet is enough.
-    let mut frames = Frames::new(&lab, "forger", 0, (0..count).map(|number| (stranger(number), 23)));
+    let daemon = Daemon::start_configured(&lab, settings, &[]);
+    let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (stranger(number), 23)));
     let subjects: Vec<Subject> = (0..count).map(|number| Subject::of(stranger(number))).collect();
     let begin = Instant::now();
     frames.send(pace);

@@ -1,7 +1,7 @@
 //! A million SYNs as fast as a link carries them, from one source and from a quarter of a million forged ones; as many at a
 //! steady pace; and a real scanner among forged SYNs. What it costs, what is lost, and whether all is as before afterwards.
 //! Against the same flood where no program runs. Needs root. A host that answers with resets is as busy with that as with the
-//! rest, so each flood also meets one whose own firewall drops it.
+//! rest, so each flood also meets one whose own firewall drops it, without and with the kernel's trap.
 //!
 //! `cargo bench --bench flood -- forged 240000` measures only the rows with all of these words, and the real scanner.
 #![expect(
@@ -46,8 +46,9 @@ const SHORT: Duration = Duration::from_secs(300);
 
 type Packets = fn(u32) -> (IpAddr, u16);
 
-/// The sensor alone: with the trap, it would see the same, but the kernel would answer.
+/// The sensor alone, and with the trap: it sees the same, and the kernel counts and blocks as well.
 const SETTINGS: &str = "expire = \"24h\"\n[trap]\ntcp = false\n";
+const WITH_TRAP: &str = "expire = \"24h\"\n[trap]\ntcp = true\n";
 
 fn main() {
     let runs = support::runs(RUNS);
@@ -60,15 +61,19 @@ fn main() {
     let forgers = format!("{FORGED} forged sources");
     let floods: [(&str, Packets); 2] = [("one source", one), (&forgers, forged)];
     let paces = [("as fast as it goes".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
-    let hosts = [("", false), (", behind a firewall that drops them", true)];
+    let hosts = [
+        ("", false, SETTINGS),
+        (", behind a firewall that drops them", true, SETTINGS),
+        (", behind a firewall that drops them, trap", true, WITH_TRAP),
+    ];
     let all = floods.iter().flat_map(|flood| paces.iter().map(move |pace| (flood, pace)));
     let all = all.flat_map(|(flood, pace)| hosts.map(|host| (flood, pace, host)));
-    for ((who, packets), (how, pace), (host, firewall)) in all {
+    for ((who, packets), (how, pace), (host, firewall, settings)) in all {
         let name = format!("{who}, {how}{host}");
         if !support::is_asked_for(&name) {
             continue;
         }
-        let flood = Flood { packets: *packets, pace: *pace, firewall };
+        let flood = Flood { packets: *packets, pace: *pace, firewall, settings };
         let alone: Vec<f64> = (0..runs).map(|_| unguarded(&flood)).collect();
         let runs: Vec<Run> = (0..runs).map(|_| guarded(&flood)).collect();
         let of = |figure: fn(&Run) -> f64| support::median(&runs.iter().map(figure).collect::<Vec<_>>());
@@ -109,6 +114,8 @@ struct Flood {
     pace: Option<u32>,
     /// The host answers none of them.
     firewall: bool,
+    /// What the program is told.
+    settings: &'static str,
 }
 
 impl Flood {
@@ -142,7 +149,7 @@ fn unguarded(flood: &Flood) -> f64 {
 fn guarded(flood: &Flood) -> Run {
     let lab = Lab::new(&["forger", "scanner", "client"]);
     let _services = Services::open(&lab, &EIGHT);
-    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let daemon = Daemon::start_configured(&lab, flood.settings, &[]);
     let mut frames = flood.frames(&lab);
     let before = support::rest(&lab, &daemon);
     let took = frames.send(flood.pace);

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
-use crate::capture::live::{CaptureError, Live};
+use crate::capture::live::{CaptureError, Live, Ring};
 use crate::cli::{CheckOptions, DEFAULT_CONFIG};
 use crate::config::{BlockPolicy, Config, ConfigError, ConfigErrors, Mode};
 use crate::daemon::{names, needs, watch};
@@ -236,7 +236,7 @@ fn capture(
         notes.push("without CAP_NET_RAW: whether packets can be captured was not tried; try it with sudo".to_owned());
         return;
     }
-    match Live::open(&watch::wanted(config, host).to_filter()) {
+    match Live::open(&watch::wanted(config, host).to_filter(), Ring::Usual) {
         Ok(_) => {}
         Err(error @ CaptureError::Filter { .. }) => wrong.push(unfit("tcp.ports", error.to_string())),
         Err(error) => wrong.push(unfit("interfaces", error.to_string())),

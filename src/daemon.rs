@@ -16,6 +16,7 @@ pub(crate) mod needs;
 mod priority;
 mod record;
 mod reload;
+mod room;
 mod shell;
 pub mod spawner;
 mod stage;
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys};
-use crate::capture::live::{CaptureError, Live};
+use crate::capture::live::{CaptureError, Live, Ring};
 use crate::config::{BlockPolicy, Config, ConfigErrors, Mode, Protocol};
 use crate::control::server::Server;
 use crate::endure;
@@ -272,7 +273,7 @@ async fn serve(
     }
     let uses_nft = blocker.nft.is_some();
     let routes = blocker.routes.as_ref().map(Routes::port_id);
-    let live = Live::open(&watch.filter())?;
+    let live = Live::open(&watch.filter(), Ring::Usual)?;
     // Only now, when nobody is blocked any more whom the allow-list names.
     let mut decoys = Decoys::open(&decoy_ports(&config), &config.tcp.port_banner)?;
     if let Some(busy) = decoys.busy() {

@@ -6,6 +6,7 @@ mod crowd;
 mod figures;
 mod heal;
 mod judge;
+mod losses;
 mod retries;
 mod trap;
 mod upkeep;
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::capture::decoy::Decoys;
-use crate::capture::live::{CaptureError, Live};
+use crate::capture::live::{CaptureError, Live, Ring};
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::subject::Subject;
 use crate::engine::{Engine, Host, Moment, Notice, Settings, StandingBan};
@@ -35,14 +36,12 @@ pub use blocker::Blocker;
 use crowd::Crowd;
 pub use figures::{Figures, REACTIONS, Read};
 use judge::Judge;
+use losses::Losses;
 pub use wish::{Answer, Sample, Wish};
 
 /// Frames that are judged before the bans among them go to the kernel: a ban waits for at most so many packets of some
 /// 100 ns, and a burst of scanners shares a transaction.
 const BATCH: usize = 64;
-
-/// How often the kernel is asked how many packets it could not hand over.
-const DROPS: Duration = Duration::from_secs(1);
 
 /// How long connections wait where the system has no room for one more. Asking again at once would burn a core.
 const NO_ROOM: Duration = Duration::from_secs(1);
@@ -140,7 +139,7 @@ pub struct Sensor {
     inbox: Inbox,
     /// Origin of the engine's time.
     start: Duration,
-    drops: (Moment, u32, u64),
+    losses: Losses,
     crowd: Crowd,
     /// When the shell knew all that there was to know.
     told: Moment,
@@ -168,7 +167,7 @@ impl Sensor {
             no_room: None,
             inbox,
             start: boot_time(),
-            drops: (Moment::default(), 0, 0),
+            losses: Losses::default(),
             crowd: Crowd::default(),
             told: Moment::default(),
         }
@@ -196,6 +195,9 @@ impl Sensor {
             let frames = self.look()?;
             more = frames == BATCH;
             let gather = self.crowd.count(self.now(), frames) && !more;
+            if self.crowd.begins_to_flood() {
+                self.judge.figures.flood.notify_one();
+            }
             if decoys {
                 self.answer();
             }
@@ -254,10 +256,15 @@ impl Sensor {
             match order {
                 Order::Host(host) => self.judge.change_host(self.now(), host),
                 Order::Capture(live) => {
-                    // The old one still holds what came before the new one was opened.
-                    while self.look()? == BATCH {}
+                    // The old one still holds what came before the new one was opened. In a flood it is never empty, but
+                    // no more than it can hold is that old.
+                    for _ in 0..Ring::MOST / BATCH {
+                        if self.look()? < BATCH {
+                            break;
+                        }
+                    }
+                    self.losses.replace(&mut self.live);
                     self.live = live;
-                    self.drops.1 = 0;
                 }
                 Order::Addresses(addresses) => self.decoys.watch_only(addresses),
                 Order::Adopt(bans) => {
@@ -368,17 +375,9 @@ impl Sensor {
             });
         }
         self.judge.figures.take(self.judge.engine.tracked(), self.judge.engine.counters());
-        let (checked, before, unsaid) = &mut self.drops;
-        if now.since(*checked) >= DROPS
-            && let Ok(seen) = self.live.seen()
-        {
-            *unsaid += u64::from(seen.dropped.wrapping_sub(*before));
-            (*checked, *before) = (now, seen.dropped);
-            let packets = std::mem::take(unsaid);
-            if packets > 0 {
-                self.judge.figures.dropped.add(packets);
-                self.judge.say(What::Dropped { packets });
-            }
+        if let Some(packets) = self.losses.due(now, &mut self.live) {
+            self.judge.figures.dropped.add(packets);
+            self.judge.say(What::Dropped { packets });
         }
     }
 }

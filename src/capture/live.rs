@@ -16,9 +16,29 @@ use crate::wire::LinkType;
 /// undecoded. With what the kernel puts before each, 16 of them fill a page.
 const SNAP: i32 = 160;
 
-/// Bytes of the ring between kernel and program. Memory that the kernel pins, so not more than it takes to ride out a
-/// scheduling delay: this holds 12,288 packets, 50 ms of 240,000 a second.
-const RING: i32 = 3 << 20;
+/// The ring between kernel and program. Memory that the kernel pins, so not more than it takes to ride out the time in which
+/// the program does not have the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// 3 MiB hold 12,288 packets, 50 ms of 240,000 a second: more than a scheduling delay.
+    Usual,
+    /// 16 MiB hold 65,536 packets, 270 ms of as many: a virtual machine can be without one of its processors for a tenth of a
+    /// second.
+    Large,
+}
+
+impl Ring {
+    /// Packets that the largest one holds.
+    pub const MOST: usize = 65_536;
+
+    /// Its size.
+    const fn bytes(self) -> i32 {
+        match self {
+            Self::Usual => 3 << 20,
+            Self::Large => 16 << 20,
+        }
+    }
+}
 
 /// LINKTYPE_LINUX_SLL2.
 const SLL2: Linktype = Linktype(276);
@@ -69,10 +89,10 @@ pub struct Seen {
 }
 
 impl Live {
-    /// Opens the capture with a filter; from its return on, packets are caught.
-    pub fn open(filter: &str) -> Result<Self, CaptureError> {
+    /// Opens the capture with a filter and so much room; from its return on, packets are caught.
+    pub fn open(filter: &str, ring: Ring) -> Result<Self, CaptureError> {
         let inactive = Capture::from_device("any").map_err(CaptureError::opening)?;
-        let capture = inactive.immediate_mode(true).snaplen(SNAP).buffer_size(RING).promisc(false).open();
+        let capture = inactive.immediate_mode(true).snaplen(SNAP).buffer_size(ring.bytes()).promisc(false).open();
         let mut capture = capture.map_err(CaptureError::opening)?;
         capture.set_datalink(SLL2).map_err(CaptureError::NoSll2)?;
         let mut live = Self(capture.setnonblock()?);

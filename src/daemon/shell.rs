@@ -89,6 +89,7 @@ enum Next {
     Scraped(oneshot::Sender<String>),
     TrialOver,
     Named,
+    Room,
 }
 
 impl Shell {
@@ -126,12 +127,17 @@ impl Shell {
                 place = scraped(&mut self.scrapes) => Next::Scraped(place),
                 () = over(self.trial) => Next::TrialOver,
                 () = self.log.named() => Next::Named,
+                () = self.desk.figures().flood.notified() => {
+                    self.watch.crowded();
+                    Next::Room
+                }
                 _ = listeners.tick() => {
                     self.say_losses();
                     self.alone.hang_up();
                     if self.supervisor.is_due() {
                         self.deliver(Order::Beat);
                     }
+                    self.make_room().await;
                     Next::Orders(self.watch.tick().await)
                 }
             };
@@ -158,8 +164,15 @@ impl Shell {
                 Next::TrialOver => self.end_trial(),
                 // The lines are written.
                 Next::Named => {}
+                Next::Room => self.make_room().await,
             }
         }
+    }
+
+    /// Gives the capture the room that it needs.
+    async fn make_room(&mut self) {
+        let room = self.watch.make_room(self.desk.figures()).await;
+        room.into_iter().for_each(|order| self.deliver(order));
     }
 
     /// What cannot be read now is tried again with every tick: that is said once, and once that it is over.

@@ -12,9 +12,10 @@ use super::DaemonError;
 use super::allowance::Allowance;
 use super::ignored::IgnoreFiles;
 use super::names::Names;
+use super::room::Room;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
-use crate::capture::live::Live;
+use crate::capture::live::{Live, Ring};
 use crate::config::Config;
 use crate::engine::ports::PortSet;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection};
@@ -26,7 +27,7 @@ use crate::netlink::sessions::SessionFiles;
 use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag};
 use crate::report::event::{Event, What};
 use crate::report::queue::Sender;
-use crate::sensor::Order;
+use crate::sensor::{Figures, Order};
 
 /// Follows the host.
 pub(super) struct HostWatch {
@@ -47,6 +48,7 @@ pub(super) struct HostWatch {
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
+    room: Room,
     /// Something has changed that the snapshot does not show yet.
     stale: bool,
     ticks: u32,
@@ -92,6 +94,7 @@ impl HostWatch {
             decoys,
             host,
             wanted,
+            room: Room::new(now),
             stale: false,
             ticks: 0,
         })
@@ -220,14 +223,42 @@ impl HostWatch {
         self.host = Arc::clone(&host);
         let mut orders = vec![Order::Host(host), Order::Addresses(self.addresses())];
         if wanted != self.wanted {
-            // Compiling takes some 50 ms: on a thread of its own, while the old capture goes on.
-            let filter = wanted.to_filter();
-            let opened = tokio::task::spawn_blocking(move || Live::open(&filter)).await;
-            orders.push(Order::Capture(opened.map_err(|_| DaemonError::SensorGone)??));
+            orders.push(Order::Capture(capture(&wanted, self.room.ring()).await?));
             self.wanted = wanted;
         }
         Ok(orders)
     }
+
+    /// The sensor says that packets come fast.
+    pub(super) fn crowded(&mut self) {
+        self.room.crowded(Instant::now());
+    }
+
+    /// Gives the capture more room where packets come fast, by what the sensor has counted, and less when they do no longer.
+    pub(super) async fn make_room(&mut self, figures: &Figures) -> Option<Order> {
+        let now = Instant::now();
+        let ring = self.room.look(now, figures.frames.get(), figures.dropped.get())?;
+        match capture(&self.wanted, ring).await {
+            Ok(live) => {
+                self.room.has(ring);
+                Some(Order::Capture(live))
+            }
+            Err(error) => {
+                self.room.refused(now);
+                self.unsaid.push(What::Error(format!(
+                    "the capture cannot have another ring for as many packets as there are: {error}; it keeps the one that it has"
+                )));
+                None
+            }
+        }
+    }
+}
+
+/// Another capture. Compiling its filter takes some 50 ms: on a thread of its own, while the old one goes on.
+async fn capture(wanted: &Wanted, ring: Ring) -> Result<Live, DaemonError> {
+    let filter = wanted.to_filter();
+    let opened = tokio::task::spawn_blocking(move || Live::open(&filter, ring)).await;
+    Ok(opened.map_err(|_| DaemonError::SensorGone)??)
 }
 
 /// Sees to it that there is every interface that the settings name.

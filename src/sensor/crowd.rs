@@ -10,6 +10,9 @@ const SPAN: Duration = Duration::from_millis(2);
 /// Packets in a span that are a crowd: 32,000 a second. Noise and real scanners stay far below it.
 const MANY: usize = 64;
 
+/// Spans with a crowd, one after the other, that are a flood: a tenth of a second.
+const LASTING: u32 = 50;
+
 /// How long a crowd gathers: two hundred packets at a million a second, and the capture's ring holds thousands.
 pub(super) const GATHER: Duration = Duration::from_micros(200);
 
@@ -19,6 +22,8 @@ pub(super) struct Crowd {
     since: Moment,
     packets: usize,
     is_here: bool,
+    /// Spans in a row in which it was here.
+    spans: u32,
 }
 
 impl Crowd {
@@ -29,9 +34,18 @@ impl Crowd {
         if span >= SPAN {
             // A wait that was longer has thinned them.
             self.is_here = span < 4 * SPAN && self.packets >= MANY;
+            self.spans = if self.is_here { self.spans.saturating_add(1) } else { 0 };
             (self.since, self.packets) = (now, 0);
         }
         self.is_here
+    }
+
+    /// True once for each flood, as soon as it is one.
+    pub(super) fn begins_to_flood(&mut self) -> bool {
+        let begins = self.spans == LASTING;
+        // The span is counted, and not asked for again.
+        self.spans += u32::from(begins);
+        begins
     }
 }
 
@@ -48,6 +62,17 @@ mod tests {
         let (mut crowd, mut noise) = (Crowd::default(), Crowd::default());
         assert!((1..1_000).filter(|step| crowd.count(at(10_000_000 + step * 10), 1)).count() > 500);
         assert!(!(1..1_000).any(|step| noise.count(at(10_000_000 + step * 100), 1)));
+    }
+
+    #[test]
+    fn a_crowd_that_lasts_is_a_flood_and_said_once() {
+        let mut crowd = Crowd::default();
+        let begins = (1..100_000).filter(|step| {
+            crowd.count(at(10_000_000 + step * 10), 1);
+            crowd.begins_to_flood()
+        });
+        let begins: Vec<u64> = begins.collect();
+        assert!(matches!(begins[..], [step] if (9_000..20_000).contains(&step)), "{begins:?}");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::engine::{Class, Counters};
 use crate::report::event::Way;
 
@@ -79,6 +81,8 @@ pub struct Figures {
     pub trap_let_go: Figure,
     /// Signs of life that it was asked for.
     pub beats: Figure,
+    /// Rung when a flood begins.
+    pub flood: Notify,
     reactions: [Figure; REACTIONS.len() + 1],
     reaction_sum: Figure,
 }

@@ -4,6 +4,9 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use portsentry::control::client::Client;
+use portsentry::control::protocol::Request;
+
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
 use crate::lab::services::Services;
@@ -70,4 +73,48 @@ fn a_source_that_is_blocked_already_has_one_line_however_much_it_sends() {
     let lines = daemon.stop().lines().filter(|line| line.contains(&source.to_string())).count();
     // What it did, its ban, and a sum for each of the minutes in which it went on, of which there are at most two.
     assert!((2..=4).contains(&lines), "{lines} lines");
+}
+
+/// Bytes that the kernel holds for the program's capture.
+fn ring(lab: &Lab) -> u64 {
+    let sockets = lab.run("victim", "ss", &["--packet", "--extended"]);
+    let number = |name: &str| {
+        let (_, rest) = sockets.split_once(name)?;
+        rest.split(|sign: char| !sign.is_ascii_digit()).next()?.parse::<u64>().ok()
+    };
+    number("ring_rx(blk_size:").unwrap() * number("blk_nr:").unwrap()
+}
+
+/// Frames that the program has seen or has said to be lost.
+fn accounted(lab: &Lab) -> u64 {
+    let told = Client::connect(&lab.path("socket")).and_then(|mut client| client.ask(&Request::Status)).unwrap();
+    let number = |key: &str| told["packets"][key].as_u64().unwrap();
+    number("seen") + number("dropped")
+}
+
+#[test]
+fn a_flood_gets_a_larger_ring_and_no_packet_is_unaccounted_for_when_it_comes() {
+    let lab = Lab::new(&["forger", "scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let usual = ring(&lab);
+    assert!(usual <= 4 << 20, "{usual} bytes at rest");
+    let target = lab.victim_v4("forger").into();
+    let source = IpAddr::from(Ipv4Addr::new(10, 128, 0, 1));
+    let mut wire = lab.wire("forger");
+    let packet = raw::tcp(source, target, 23, SYN);
+    let mut sent = 0;
+    // How fast it goes is the machine's matter, so it goes on until it was fast enough for long enough.
+    let begin = Instant::now();
+    while ring(&lab) < 16 << 20 {
+        assert!(begin.elapsed() < PATIENCE, "{} bytes after {sent} packets", ring(&lab));
+        (0..20_000).for_each(|_| wire.send(&packet));
+        sent += 20_000;
+    }
+    (0..20_000).for_each(|_| wire.send(&packet));
+    sent += 20_000;
+    let all = within(PATIENCE, || (accounted(&lab) >= sent).then_some(()));
+    assert!(all.is_some(), "{} of {sent}", accounted(&lab));
+    assert_eq!(daemon.lines_with("another ring"), Vec::<String>::new());
+    lab.provoke_ban("scanner");
+    daemon.stop();
 }
