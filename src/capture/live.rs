@@ -77,15 +77,10 @@ impl CaptureError {
 }
 
 /// A running capture on all interfaces.
-pub struct Live(Capture<Active>);
-
-/// Packets seen and lost since the capture began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// Passed the filter.
-    pub received: u32,
-    /// Passed the filter, but the ring was full.
-    pub dropped: u32,
+pub struct Live {
+    capture: Capture<Active>,
+    /// Lost before the filter was there: it would not have let most of them through.
+    unfiltered: u32,
 }
 
 impl Live {
@@ -95,10 +90,11 @@ impl Live {
         let capture = inactive.immediate_mode(true).snaplen(SNAP).buffer_size(ring.bytes()).promisc(false).open();
         let mut capture = capture.map_err(CaptureError::opening)?;
         capture.set_datalink(SLL2).map_err(CaptureError::NoSll2)?;
-        let mut live = Self(capture.setnonblock()?);
+        let mut live = Self { capture: capture.setnonblock()?, unfiltered: 0 };
         // libpcap does not: every command that is run would get a socket that sees all packets. It fails only without one.
-        let _ = fcntl_setfd(&live.0, FdFlags::CLOEXEC);
+        let _ = fcntl_setfd(&live.capture, FdFlags::CLOEXEC);
         live.set_filter(filter)?;
+        live.unfiltered = live.dropped()?;
         Ok(live)
     }
 
@@ -108,14 +104,14 @@ impl Live {
         LinkType::Sll2
     }
 
-    /// Puts another filter in the place of the old one. A packet or so may be lost in between.
-    pub fn set_filter(&mut self, filter: &str) -> Result<(), CaptureError> {
-        self.0.filter(filter, true).map_err(|error| CaptureError::Filter { error, filter: filter.to_owned() })
+    /// Puts a filter in the place of none; what is in the ring already goes.
+    fn set_filter(&mut self, filter: &str) -> Result<(), CaptureError> {
+        self.capture.filter(filter, true).map_err(|error| CaptureError::Filter { error, filter: filter.to_owned() })
     }
 
     /// Hands over at most `most` waiting frames with their capture times, and says how many there were.
     pub fn drain(&mut self, most: usize, mut each: impl FnMut(&[u8], SystemTime)) -> Result<usize, CaptureError> {
-        let drained = self.0.dispatch(Some(most), |packet| {
+        let drained = self.capture.dispatch(Some(most), |packet| {
             let ts = packet.header.ts;
             let seconds = u64::try_from(ts.tv_sec).unwrap_or(0);
             let micros = u64::try_from(ts.tv_usec).unwrap_or(0);
@@ -128,15 +124,14 @@ impl Live {
         }
     }
 
-    /// Packets seen and lost since the capture began.
-    pub fn seen(&mut self) -> Result<Seen, CaptureError> {
-        let stat = self.0.stats()?;
-        Ok(Seen { received: stat.received, dropped: stat.dropped })
+    /// Packets that would have passed the filter since it was there, but the ring was full. It wraps around.
+    pub fn dropped(&mut self) -> Result<u32, CaptureError> {
+        Ok(self.capture.stats()?.dropped.wrapping_sub(self.unfiltered))
     }
 }
 
 impl AsFd for Live {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.capture.as_fd()
     }
 }

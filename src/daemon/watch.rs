@@ -246,7 +246,7 @@ impl HostWatch {
             Err(error) => {
                 self.room.refused(now);
                 self.unsaid.push(What::Error(format!(
-                    "the capture cannot have another ring for as many packets as there are: {error}; it keeps the one that it has"
+                    "a flood begins or is over, and the capture cannot get a ring of another size: {error}; it keeps the one that it has"
                 )));
                 None
             }

@@ -36,9 +36,9 @@ impl Losses {
 
     fn count(&mut self, live: &mut Live) {
         // Where it does not say, it does so the next time.
-        if let Ok(seen) = live.seen() {
-            self.unsaid += u64::from(seen.dropped.wrapping_sub(self.before));
-            self.before = seen.dropped;
+        if let Ok(dropped) = live.dropped() {
+            self.unsaid += u64::from(dropped.wrapping_sub(self.before));
+            self.before = dropped;
         }
     }
 }

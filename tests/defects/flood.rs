@@ -114,7 +114,7 @@ fn a_flood_gets_a_larger_ring_and_no_packet_is_unaccounted_for_when_it_comes() {
     sent += 20_000;
     let all = within(PATIENCE, || (accounted(&lab) >= sent).then_some(()));
     assert!(all.is_some(), "{} of {sent}", accounted(&lab));
-    assert_eq!(daemon.lines_with("another ring"), Vec::<String>::new());
+    assert_eq!(daemon.lines_with("ring of another size"), Vec::<String>::new());
     lab.provoke_ban("scanner");
     daemon.stop();
 }
