@@ -21,7 +21,7 @@ use lab::Lab;
 use lab::daemon::Daemon;
 use lab::raw::SYN;
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::Subject;
+use portsentry::types::BanTarget;
 use support::{Frames, stranger};
 
 /// Sources of one measurement.
@@ -108,7 +108,7 @@ fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start_configured(&lab, settings, &[]);
     let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (stranger(number), 23)));
-    let subjects: Vec<Subject> = (0..count).map(|number| Subject::of(stranger(number))).collect();
+    let subjects: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(stranger(number))).collect();
     let begin = Instant::now();
     frames.send(pace);
     let (took, lost) = lab.inside("victim", || {

@@ -14,8 +14,8 @@ use netlink_packet_netfilter::nftables::{
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use portsentry::enforce::nft::{Nft, RulesetSpec};
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::netlink::nft::{Batch, put_ban};
+use portsentry::types::{BanTarget, Expiry};
 use rustix::fd::AsFd;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -55,7 +55,7 @@ fn encoding(criterion: &mut Criterion) {
     group.bench_function("by hand", |bencher| {
         bencher.iter(|| {
             batch.clear();
-            put_ban(&mut batch, Subject::V4(black_box(address)), Expiry::After(DAY));
+            put_ban(&mut batch, BanTarget::V4(black_box(address)), Expiry::After(DAY));
         });
     });
     let mut bytes = Vec::new();
@@ -73,14 +73,14 @@ fn blocking(criterion: &mut Criterion) -> Result<(), Failure> {
     group.bench_function("block one new source", |bencher| {
         bencher.iter(|| {
             next = (next + 1) % 500_000;
-            nft.block(&[(Subject::V4((0x0a00_0000 + next).into()), Expiry::After(DAY))])
+            nft.block(&[(BanTarget::V4((0x0a00_0000 + next).into()), Expiry::After(DAY))])
         });
     });
-    let known = Subject::V4(Ipv4Addr::new(10, 0, 0, 1));
+    let known = BanTarget::V4(Ipv4Addr::new(10, 0, 0, 1));
     group.bench_function("block one again", |bencher| bencher.iter(|| nft.block(&[(known, Expiry::After(DAY))])));
     group.bench_function("holds", |bencher| bencher.iter(|| nft.holds(known)));
     group.sample_size(10);
-    let thousand: Vec<_> = (0..1_000).map(|n| (Subject::V4((0x0b00_0000 + n).into()), Expiry::After(DAY))).collect();
+    let thousand: Vec<_> = (0..1_000).map(|n| (BanTarget::V4((0x0b00_0000 + n).into()), Expiry::After(DAY))).collect();
     group.bench_function("block a thousand", |bencher| bencher.iter(|| nft.block(&thousand)));
     group.finish();
     Ok(())

@@ -26,7 +26,7 @@ use lab::raw::SYN;
 use lab::services::{EIGHT, Services};
 use lab::{Lab, PATIENCE};
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::Subject;
+use portsentry::types::BanTarget;
 use support::{Frames, stranger};
 
 /// Packets of a flood.
@@ -183,7 +183,7 @@ fn hidden() {
         let target = lab.victim_v4("scanner").to_string();
         let mut scanner = scanner.args(["-sS", "-n", "-Pn", &target]).stdout(Stdio::null()).spawn().unwrap();
         let begin = Instant::now();
-        let source = Subject::V4(lab.v4("scanner"));
+        let source = BanTarget::V4(lab.v4("scanner"));
         lab.inside("victim", || {
             let mut nft = Nft::open().unwrap();
             while nft.holds(source).unwrap().is_none() {

@@ -31,7 +31,7 @@ use lab::daemon::Daemon;
 use lab::services::{EIGHT, Services};
 use pcap::{Active, Capture};
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::Subject;
+use portsentry::types::BanTarget;
 use portsentry::wire::{self, LinkType, TcpFlags, Transport};
 
 /// Runs of each cell, and of those against no program, where little varies.
@@ -154,7 +154,7 @@ fn once(lab: &Lab, host: &str, (source, target): (IpAddr, IpAddr), arguments: &[
         let begin = Instant::now();
         let banned = lab.inside("victim", || {
             let mut nft = Nft::open().unwrap();
-            let subject = Subject::of(source);
+            let subject = BanTarget::of(source);
             loop {
                 // Where there is no table there is no program.
                 if matches!(nft.holds(subject), Ok(Some(_))) {

@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use portsentry::engine::ports::PortSet;
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Engine, Escalation, HashKey, Host, Local, Moment, NoOracle, Response, Settings, StandingBan, Watch, Widest,
+    ActiveBan, Engine, Escalation, HashKey, Host, Local, MaxPrefix, NoLookup, Response, Settings, Watch,
 };
+use portsentry::types::PortSet;
+use portsentry::types::Timestamp;
+use portsentry::types::{BanTarget, Expiry};
 use portsentry::wire::{LinkType, decode};
 
 /// Packets of one capture. More than a cache holds, as it is on a live host.
@@ -89,15 +90,15 @@ fn engine() -> (Engine, Host) {
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
         escalate: Escalation::default(),
-        widest: Widest::default(),
+        widest: MaxPrefix::default(),
         max_sources: 65_536,
         max_judged: 131_072,
         max_new_bans_per_minute: 600,
     };
     let mut engine = Engine::new(settings, HashKey(1, 2));
     for n in 0..5_000 {
-        let subject = Subject::V4(address(BLOCKED, n));
-        engine.adopt(Moment::default(), &StandingBan { subject, length: None, left: Expiry::Never });
+        let subject = BanTarget::V4(address(BLOCKED, n));
+        engine.adopt(Timestamp::default(), &ActiveBan { subject, length: None, left: Expiry::Never });
     }
     let mut host = Host::new(Local::Addresses([IpAddr::V4(HERE)].into()));
     host.tcp.insert_any_v4(OPEN);
@@ -120,14 +121,14 @@ fn benchmark(criterion: &mut Criterion) {
         ("probe", capture(probe)),
     ] {
         let (mut engine, host) = engine();
-        let mut now = Moment::at(Duration::from_secs(1));
+        let mut now = Timestamp::at(Duration::from_secs(1));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
                 for frame in &frames {
                     // As a line rate of ten million packets a second has it.
                     now = now.after(Duration::from_nanos(100));
                     if let Ok(packet) = decode(LinkType::Sll2, black_box(frame)) {
-                        let _ = black_box(engine.observe(now, &packet, &host, &mut NoOracle));
+                        let _ = black_box(engine.observe(now, &packet, &host, &mut NoLookup));
                     }
                 }
             });
@@ -151,11 +152,11 @@ fn benchmark(criterion: &mut Criterion) {
 }
 
 fn replay(engine: &mut Engine, host: &Host, frames: &[Frame]) {
-    let mut now = Moment::at(Duration::from_secs(1));
+    let mut now = Timestamp::at(Duration::from_secs(1));
     for frame in frames {
         now = now.after(Duration::from_nanos(100));
         if let Ok(packet) = decode(LinkType::Sll2, frame) {
-            let _ = black_box(engine.observe(now, &packet, host, &mut NoOracle));
+            let _ = black_box(engine.observe(now, &packet, host, &mut NoLookup));
         }
     }
 }

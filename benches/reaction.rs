@@ -32,7 +32,7 @@ use lab::daemon::Daemon;
 use lab::raw::SYN;
 use pcap::{Active, Capture};
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::Subject;
+use portsentry::types::BanTarget;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use support::{Frames, stranger};
 use thread_priority::{
@@ -264,7 +264,7 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
                 let mut nft = Nft::open().unwrap();
                 let deadline = Instant::now() + lab::PATIENCE;
                 loop {
-                    let held = nft.holds(Subject::V4(source)).unwrap().is_some();
+                    let held = nft.holds(BanTarget::V4(source)).unwrap().is_some();
                     let now = SystemTime::now();
                     watching.store(true, Ordering::Release);
                     if held {

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant, SystemTime};
 use lab::Lab;
 use lab::daemon::{Daemon, binary};
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::ledger::{Author, Banned, Ledger, Method};
+use portsentry::types::{BanTarget, Expiry};
 
 const BANS: [u32; 3] = [100, 10_000, 100_000];
 
@@ -76,8 +76,8 @@ fn figures(mut spans: Vec<Duration>) -> String {
     format!("{:.0} | {:.0}", millis(spans.get(spans.len() / 2)), millis(spans.last()))
 }
 
-fn source(number: u32) -> Subject {
-    Subject::V4(Ipv4Addr::from_bits((10 << 24 | 1 << 20) + number))
+fn source(number: u32) -> BanTarget {
+    BanTarget::V4(Ipv4Addr::from_bits((10 << 24 | 1 << 20) + number))
 }
 
 /// A ledger with so many bans in force; how long it takes to read what a start has to know.
@@ -110,7 +110,7 @@ fn by_file(lab: &Lab, bans: u32) -> Duration {
 
 /// Waits until the kernel holds all of them; how many it does not.
 fn missing(lab: &Lab, bans: u32, limit: Duration) -> usize {
-    let all: Vec<Subject> = (0..bans).map(source).collect();
+    let all: Vec<BanTarget> = (0..bans).map(source).collect();
     let begin = Instant::now();
     // Asked one by one, because a dump of many takes longer than what is measured here. The last one first, which is mostly
     // the last to come.
@@ -151,7 +151,7 @@ fn once(bans: u32) -> Run {
 }
 
 /// Waits until these are in the kernel. Not in haste: each question holds up whoever puts them there.
-fn wait_for(lab: &Lab, subjects: &[Subject]) {
+fn wait_for(lab: &Lab, subjects: &[BanTarget]) {
     let begin = Instant::now();
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();

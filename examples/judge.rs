@@ -10,16 +10,16 @@ use std::path::Path;
 use portsentry::capture::file::Reader;
 use portsentry::config::Config;
 use portsentry::daemon;
-use portsentry::engine::{Engine, HashKey, Host, Local, NoOracle, Verdict};
+use portsentry::engine::{Engine, HashKey, Host, Local, NoLookup, Verdict};
+use portsentry::events::json;
 use portsentry::replay::Clock;
-use portsentry::report::json;
 use portsentry::wire::{self, LinkType};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("name a capture")?;
     let mut reader = Reader::open(Path::new(&path))?;
     let mut engine = Engine::new(daemon::settings(&Config::builtin()), HashKey(1, 2));
-    let mut host = Host::new(Local::Anybody);
+    let mut host = Host::new(Local::Any);
     // A program that knows its host says so here; ports in use are no evidence.
     host.tcp.insert_any_v4(80);
     host.tcp.insert_any_v6(80);
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let now = clock.tick(frame.time);
         let Some(link) = LinkType::from_dlt(frame.link) else { continue };
         let Ok(packet) = wire::decode(link, frame.bytes) else { continue };
-        if let Verdict::Block(ban) | Verdict::Scan(ban) = engine.observe(now, &packet, &host, &mut NoOracle) {
+        if let Verdict::Block(ban) | Verdict::LogOnly(ban) = engine.observe(now, &packet, &host, &mut NoLookup) {
             writeln!(out, "packet {}: {}, because {}", frame.number, ban.probe.subject, json::reason(&ban))?;
         }
     }

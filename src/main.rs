@@ -14,15 +14,15 @@ use portsentry::config::Config;
 use portsentry::control::client::ClientError;
 use portsentry::control::protocol::Refusal;
 use portsentry::control::{commands, list, watch};
-use portsentry::daemon::{self, DaemonError, Places, spawner};
+use portsentry::daemon::{self, DaemonError, Places, command_helper};
+use portsentry::events::log;
 use portsentry::import::{self, ImportError};
-use portsentry::page::{self, Figures};
 use portsentry::replay::{self, ReplayError};
-use portsentry::report::log;
+use portsentry::report::{self, Figures};
 
 fn main() -> ExitCode {
-    if let Some(part) = spawner::Part::of(std::env::args_os()) {
-        return match spawner::play(&part) {
+    if let Some(part) = command_helper::Part::of(std::env::args_os()) {
+        return match command_helper::play(&part) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         };
@@ -119,14 +119,14 @@ fn report(options: &ReportOptions) -> ExitCode {
         Ok(figures) => figures,
         Err(error) => return fail(&error, cli::EXIT_FAILED),
     };
-    let host = page::host_name();
+    let host = report::host_name();
     let text = if options.json {
-        format!("{}\n", page::json(&figures, host.as_deref()))
+        format!("{}\n", report::json(&figures, host.as_deref()))
     } else {
-        page::html(&figures, host.as_deref())
+        report::html(&figures, host.as_deref())
     };
     match options.output.as_deref().filter(|output| *output != Path::new("-")) {
-        Some(output) => match page::save(output, &text) {
+        Some(output) => match report::save(output, &text) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },

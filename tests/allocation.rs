@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use allocation_counter::measure;
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protection, Protocol,
-    Response, Settings, Sighting, StandingBan, Struck, Verdict, Watch, Widest,
+    ActiveBan, AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation,
+    Protection, Protocol, Response, Settings, StrikeHistory, Verdict, Watch,
 };
+use portsentry::types::Timestamp;
+use portsentry::types::{BanTarget, Expiry};
 use portsentry::wire::{LinkType, decode};
 
 const HERE: [u8; 4] = [192, 0, 2, 1];
@@ -36,7 +37,7 @@ fn small() -> (Engine, Host) {
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(100)),
         escalate: Escalation::default(),
-        widest: Widest { v4: 24, v6: 48 },
+        widest: MaxPrefix { v4: 24, v6: 48 },
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 10,
@@ -49,8 +50,8 @@ fn small() -> (Engine, Host) {
 }
 
 /// A connection to a decoy.
-fn connection(port: u16) -> Sighting {
-    Sighting {
+fn connection(port: u16) -> Observation {
+    Observation {
         source: HERE.into(),
         source_port: 40_000,
         destination: HERE.into(),
@@ -69,7 +70,7 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
     let (mut bans, mut scans, mut repeated, mut spared) = (0_u32, 0_u32, 0_u32, 0_u32);
     let (mut notices, mut sampled, mut networks) = (0_u32, 0_u32, 0_u32);
     let info = measure(|| {
-        let mut now = Moment::at(Duration::from_secs(1));
+        let mut now = Timestamp::at(Duration::from_secs(1));
         for n in 0..300_000_u32 {
             now = now.after(Duration::from_millis(1));
             // Scanners, sources with a port each, protected ones; all protocols; flags of every kind.
@@ -84,28 +85,28 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
             let flags = if n % 3 == 0 { flags } else { 2 };
             let bytes = datagram(source, protocol, u16::from(low) + 1, flags);
             let Ok(packet) = decode(LinkType::Raw, &bytes) else { continue };
-            match engine.observe(now, &packet, &host, &mut NoOracle) {
+            match engine.observe(now, &packet, &host, &mut NoLookup) {
                 Verdict::Block(_) => bans += 1,
-                Verdict::Scan(_) => scans += 1,
+                Verdict::LogOnly(_) => scans += 1,
                 Verdict::Repeated(_) => repeated += 1,
-                Verdict::Spared(_) => spared += 1,
-                Verdict::Innocent(_) | Verdict::Probe(_) => {}
+                Verdict::Exempt(_) => spared += 1,
+                Verdict::Ignored(_) | Verdict::Probe(_) => {}
             }
             if n % 500 == 0 {
                 // Neighbours whose connections no ceiling holds back.
                 let source = Ipv4Addr::from_bits(0x0f00_0000 + n / 500 * 16).into();
                 for port in 1..=3 {
-                    let sighting = Sighting { source, ..connection(port) };
-                    if let Verdict::Block(ban) = engine.observe_decoy(now, sighting, &host, &mut NoOracle) {
-                        networks += u32::from(matches!(ban.probe.subject, Subject::Wide(_)));
+                    let sighting = Observation { source, ..connection(port) };
+                    if let Verdict::Block(ban) = engine.observe_decoy(now, sighting, &host, &mut NoLookup) {
+                        networks += u32::from(matches!(ban.probe.subject, BanTarget::Prefix(_)));
                     }
                 }
                 while engine.notice(now).is_some() {
                     notices += 1;
                 }
-                let subject = Subject::V4(Ipv4Addr::from_bits(n));
-                engine.adopt(now, &StandingBan { subject, length: None, left: Expiry::Never });
-                engine.remember(now, &Struck { subject, strikes: 3, last: LastBan::Lasts(Expiry::Never) });
+                let subject = BanTarget::V4(Ipv4Addr::from_bits(n));
+                engine.adopt(now, &ActiveBan { subject, length: None, left: Expiry::Never });
+                engine.remember(now, &StrikeHistory { subject, strikes: 3, last: LastBan::Lasts(Expiry::Never) });
                 engine.sample(now, &mut |_| sampled += 1, 16);
                 engine.lift(subject);
             }
@@ -125,7 +126,7 @@ fn an_engine_costs_what_its_settings_say_and_no_more() {
         let (mut engine, host) = small();
         let bytes = datagram(0x0b00_0000, 6, 23, 2);
         let Ok(packet) = decode(LinkType::Raw, &bytes) else { return };
-        let _ = engine.observe(Moment::default(), &packet, &host, &mut NoOracle);
+        let _ = engine.observe(Timestamp::default(), &packet, &host, &mut NoLookup);
     });
     assert_eq!(info.bytes_current, 0);
     assert!(info.bytes_max < 1 << 20, "{} bytes", info.bytes_max);

@@ -8,7 +8,7 @@ use portsentry::cli::{
     WatchOptions,
 };
 use portsentry::config::{BlockPolicy, Config, Mode};
-use portsentry::engine::subject::Expiry;
+use portsentry::types::Expiry;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -6,7 +6,7 @@ use portsentry::config::{
     Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, LogTarget, Method, Mode, NftBlock, Report, Route,
     Run, parse_expiry, parse_name,
 };
-use portsentry::engine::subject::Expiry;
+use portsentry::types::Expiry;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use portsentry::cli;
 use portsentry::config::Config;
 use portsentry::metrics::{self, Snapshot};
-use portsentry::sensor::Figures;
+use portsentry::sensor::SensorMetrics;
 use regex::Regex;
 use serde_json::Value;
 
@@ -258,7 +258,7 @@ fn every_threat_has_a_number_of_its_own_and_says_where_it_is_tested() {
 /// The families of figures with the names of their series.
 fn families() -> BTreeMap<String, Vec<String>> {
     let snapshot = Snapshot { capacity: Some(1), ..Snapshot::default() };
-    let text = metrics::text(&Arc::new(Figures::default()), snapshot);
+    let text = metrics::text(&Arc::new(SensorMetrics::default()), snapshot);
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let series = |name: &str, kind: &str| match kind {
         "counter" => vec![format!("{name}_total")],

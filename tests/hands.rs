@@ -30,17 +30,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use lab::{PATIENCE, slowness};
-use portsentry::enforce::Case;
-use portsentry::enforce::hands::{Hands, News, Settings, Stopped, Task, Way};
-use portsentry::enforce::run::{RunSettings, Spawner, pair, serve};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::enforce::BanContext;
+use portsentry::enforce::command::{RunSettings, Spawner, pair, serve};
+use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowBackends, Stopped, Task, Way};
 use portsentry::engine::{Class, Protocol};
+use portsentry::types::{BanTarget, Expiry};
 
 /// A SYN scan from `source`, banned for `seconds` from now.
-fn case(source: &str, seconds: u64) -> Case {
+fn case(source: &str, seconds: u64) -> BanContext {
     let source = source.parse().unwrap();
-    Case {
-        subject: Subject::of(source),
+    BanContext {
+        subject: BanTarget::of(source),
         source,
         protocol: Protocol::Tcp,
         port: 23,
@@ -52,8 +52,8 @@ fn case(source: &str, seconds: u64) -> Case {
     }
 }
 
-fn subject(address: &str) -> Subject {
-    Subject::of(address.parse().unwrap())
+fn subject(address: &str) -> BanTarget {
+    BanTarget::of(address.parse().unwrap())
 }
 
 /// How long anything that must happen may take on a busy machine.
@@ -77,8 +77,8 @@ thread_local! {
 
 /// The thread, and what it has told.
 struct Bench {
-    hands: Option<Hands>,
-    news: Receiver<News>,
+    hands: Option<SlowBackends>,
+    news: Receiver<BackendEvent>,
 }
 
 impl Drop for Bench {
@@ -95,7 +95,7 @@ impl Drop for Bench {
 impl Bench {
     fn start(settings: Settings) -> Self {
         let (sender, news) = channel();
-        let hands = Hands::start(settings, move |news| sender.send(news).unwrap_or_default()).unwrap();
+        let hands = SlowBackends::start(settings, move |news| sender.send(news).unwrap_or_default()).unwrap();
         Self { hands: Some(hands), news }
     }
 
@@ -103,12 +103,12 @@ impl Bench {
         assert!(self.hands.as_ref().unwrap().orders().put(task).is_ok(), "there is room");
     }
 
-    fn block(&self, case: Case, methods: &[Way]) {
+    fn block(&self, case: BanContext, methods: &[Way]) {
         self.put(Task::Block { case, methods: methods.into() });
     }
 
     /// The next news, which must come.
-    fn next(&self) -> News {
+    fn next(&self) -> BackendEvent {
         self.news.recv_timeout(patience()).expect("something is told")
     }
 
@@ -120,7 +120,7 @@ impl Bench {
     }
 
     /// Stops the thread; how it ended, and what it had not told yet.
-    fn stop(mut self, within: Duration) -> (Stopped, Vec<News>) {
+    fn stop(mut self, within: Duration) -> (Stopped, Vec<BackendEvent>) {
         let stopped = self.hands.take().unwrap().stop(within);
         (stopped, self.news.try_iter().collect())
     }

@@ -187,11 +187,7 @@ fn the_time_at_which_a_ban_ended_is_kept() {
     for (time, expire) in [("now+24hour", 86_400), ("now + 90 minutes", 5_400), ("now +1 week", 604_800)] {
         let recipe = format!("echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at {time}");
         let toml = toml(&format!("TCP_PORTS=\"1\"\nKILL_RUN_CMD=\"{recipe}\"\n"));
-        assert_eq!(
-            watched(&toml).expire,
-            portsentry::engine::subject::Expiry::After(Duration::from_secs(expire)),
-            "{time}"
-        );
+        assert_eq!(watched(&toml).expire, portsentry::types::Expiry::After(Duration::from_secs(expire)), "{time}");
     }
 }
 

@@ -12,9 +12,9 @@ use std::time::Duration;
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
 use portsentry::engine::Standing;
-use portsentry::engine::subject::Subject;
-use portsentry::report::event::{Way, What};
-use portsentry::report::line;
+use portsentry::events::classic_log;
+use portsentry::events::event::{EventKind, Way};
+use portsentry::types::BanTarget;
 use regex::Regex;
 
 fn path(name: &str) -> PathBuf {
@@ -50,10 +50,10 @@ fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("portsentry.service");
     std::fs::write(&unit, text("packaging/portsentry.service").replace("/usr/sbin/portsentry", "/bin/true")).unwrap();
-    let beside = folder.path().join("portsentry.service.d");
-    std::fs::create_dir(&beside).unwrap();
+    let try_clone = folder.path().join("portsentry.service.d");
+    std::fs::create_dir(&try_clone).unwrap();
     for drop_in in drop_ins {
-        std::fs::copy(drop_in, beside.join(drop_in.file_name().unwrap())).unwrap();
+        std::fs::copy(drop_in, try_clone.join(drop_in.file_name().unwrap())).unwrap();
     }
     (folder, unit)
 }
@@ -235,8 +235,8 @@ fn the_program_prints_completions_and_refuses_other_shells() {
 }
 
 /// Lines as logcheck gets them, for what the program writes.
-fn logged(what: &What) -> [String; 2] {
-    let line = line::of(what).unwrap();
+fn logged(what: &EventKind) -> [String; 2] {
+    let line = classic_log::of(what).unwrap();
     [
         format!("Nov 21 06:32:13 gate-1.example.net portsentry[4711]: {line}"),
         format!("2026-11-21T06:32:13.123456+01:00 gate portsentry[4711]: {line}"),
@@ -261,28 +261,28 @@ fn matches(rules: &str, line: &str) -> bool {
 fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
     const ROUTINE: &str = "packaging/logcheck/ignore";
     const ALARM: &str = "packaging/logcheck/violations";
-    let subject: Subject = Subject::V4("192.0.2.7".parse().unwrap());
+    let subject: BanTarget = BanTarget::V4("192.0.2.7".parse().unwrap());
     let routine = [
-        What::Started,
-        What::Adopted { bans: 3 },
-        What::Restored { bans: 3, way: Way::Nft },
-        What::Expired { subject },
-        What::Repeated { subject, standing: Standing::Blocked, packets: 1 },
-        What::Repeated { subject, standing: Standing::Blocked, packets: 214 },
+        EventKind::Started,
+        EventKind::Adopted { bans: 3 },
+        EventKind::Restored { bans: 3, way: Way::Nft },
+        EventKind::Expired { subject },
+        EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
+        EventKind::Repeated { subject, standing: Standing::Blocked, packets: 214 },
     ];
     for line in routine.iter().flat_map(logged) {
         assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
     }
     let alarm = [
-        What::Error("the ledger was damaged".to_owned()),
-        What::BlockFailed { subject, reason: "the set is full".to_owned(), way: Way::Nft },
-        What::Dropped { packets: 3 },
+        EventKind::Error("the ledger was damaged".to_owned()),
+        EventKind::BlockFailed { subject, reason: "the set is full".to_owned(), way: Way::Nft },
+        EventKind::Dropped { packets: 3 },
     ];
     for line in alarm.iter().flat_map(logged) {
         assert!(matches(ALARM, &line) && !matches(ROUTINE, &line), "{line}");
     }
     // Neither: the reader sees them as they are.
-    let ordinary = [What::Stopped, What::Note("eth7 is gone".to_owned()), What::Healed { bans: 2 }];
+    let ordinary = [EventKind::Stopped, EventKind::Note("eth7 is gone".to_owned()), EventKind::Healed { bans: 2 }];
     for line in ordinary.iter().flat_map(logged) {
         assert!(!matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
     }

@@ -7,11 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use portsentry::engine::subject::{Expiry, Subject, Wide};
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, Moment, Notice, PortOracle, Protection, Protocol, Response,
-    Settings, Verdict, Watch, Widest,
+    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, PortLookup, Protection, Protocol, Response,
+    Settings, Verdict, Watch,
 };
+use portsentry::types::Timestamp;
+use portsentry::types::{BanTarget, Expiry, Prefix};
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -48,7 +49,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
         window: WINDOW,
         expiry: Expiry::After(Duration::from_secs(300)),
         escalate: Escalation::default(),
-        widest: Widest::default(),
+        widest: MaxPrefix::default(),
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 3,
@@ -68,7 +69,7 @@ fn host() -> Host {
 /// The socket table says that these ports are in use, whatever the snapshot says.
 struct InUse(HashSet<u16>);
 
-impl PortOracle for InUse {
+impl PortLookup for InUse {
     fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
         self.0.contains(&destination.port())
     }
@@ -145,21 +146,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// A clock that can be turned back.
-fn turn(clock: &mut Moment, millis: i64) {
+fn turn(clock: &mut Timestamp, millis: i64) {
     let span = Duration::from_millis(millis.unsigned_abs());
     let at = clock.since_origin();
-    *clock = Moment::at(if millis < 0 { at.saturating_sub(span) } else { at.saturating_add(span) });
+    *clock = Timestamp::at(if millis < 0 { at.saturating_sub(span) } else { at.saturating_add(span) });
 }
 
 struct Run {
     engine: Engine,
     host: Host,
-    clock: Moment,
+    clock: Timestamp,
 }
 
 impl Run {
     fn new(settings: Settings, key: HashKey) -> Self {
-        Self { engine: Engine::new(settings, key), host: host(), clock: Moment::at(Duration::from_secs(10)) }
+        Self { engine: Engine::new(settings, key), host: host(), clock: Timestamp::at(Duration::from_secs(10)) }
     }
 
     fn step(&mut self, step: &Step) -> Option<Verdict> {
@@ -180,7 +181,7 @@ impl Run {
                 None
             }
             Step::Lift(address) => {
-                self.engine.lift(Subject::of(*address));
+                self.engine.lift(BanTarget::of(*address));
                 None
             }
         }
@@ -263,7 +264,7 @@ proptest! {
             if let Step::Packet(_, packet) = step
                 && protected.contains(&packet.source)
             {
-                let spared = matches!(verdict, Some(Verdict::Innocent(_) | Verdict::Spared(_)));
+                let spared = matches!(verdict, Some(Verdict::Ignored(_) | Verdict::Exempt(_)));
                 prop_assert!(spared, "{:?}", verdict);
             }
         }
@@ -273,11 +274,11 @@ proptest! {
     #[test]
     fn below_the_threshold_nobody_is_blocked(steps in steps(), trigger in 0..8_u8, udp in any::<bool>()) {
         let mut run = Run::new(settings(trigger, udp), HashKey(7, 8));
-        let mut touched: HashMap<Subject, HashSet<(u8, IpAddr, u16)>> = HashMap::new();
+        let mut touched: HashMap<BanTarget, HashSet<(u8, IpAddr, u16)>> = HashMap::new();
         for step in &steps {
             let verdict = run.step(step);
             let Step::Packet(_, packet) = step else { continue };
-            let subject = Subject::of(packet.source);
+            let subject = BanTarget::of(packet.source);
             let at = packet.destination;
             let (port, conclusive) = match packet.transport {
                 // ICMP has no ports; what counts there is the address.
@@ -291,7 +292,7 @@ proptest! {
                 Transport::LaterFragment { .. } | Transport::Other { .. } => continue,
             };
             touched.entry(subject).or_default().insert(port);
-            let (Some(Verdict::Block(ban)) | Some(Verdict::Scan(ban))) = verdict else { continue };
+            let (Some(Verdict::Block(ban)) | Some(Verdict::LogOnly(ban))) = verdict else { continue };
             prop_assert_eq!(ban.probe.subject, subject);
             prop_assert!(conclusive || touched[&subject].len() > usize::from(trigger), "{:?}", ban);
             prop_assert!(ban.probe.distinct > trigger || conclusive);
@@ -307,15 +308,15 @@ proptest! {
         protected in subsequence(vec!["198.51.100.2", "2001:db8:9:202::7"], 0..=2),
     ) {
         let span = |ticks: u32| Duration::from_millis(50) * ticks;
-        let widest = Widest { v4: widest.0, v6: widest.1 };
+        let widest = MaxPrefix { v4: widest.0, v6: widest.1 };
         let once = Escalation { factor: 1, ..Escalation::default() };
         let settings = Settings { widest, escalate: once, max_new_bans_per_minute: ceiling, ..settings(2, false) };
         let mut engine = Engine::new(settings, HashKey(11, 12));
         let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
         let protected: Vec<IpAddr> = protected.into_iter().map(address).collect();
         protected.iter().for_each(|address| host.allow.insert((*address).into(), Protection::Session));
-        let mut standing: HashMap<Subject, Duration> = HashMap::new();
-        let mut banned: HashMap<Subject, Duration> = HashMap::new();
+        let mut standing: HashMap<BanTarget, Duration> = HashMap::new();
+        let mut banned: HashMap<BanTarget, Duration> = HashMap::new();
         let mut now = span(20);
         for (wait, family, block, number, lift) in steps {
             now += span(wait);
@@ -323,10 +324,10 @@ proptest! {
                 0 => IpAddr::from([198, 51, 100, 8 * block + number]),
                 _ => IpAddr::from([0x2001, 0xdb8, 9, u16::from(block) << 8 | u16::from(number), 0, 0, 0, 9]),
             };
-            let narrow = Subject::of(source);
+            let narrow = BanTarget::of(source);
             if lift {
                 // One second on, so that the engine knows what time it is.
-                let _ = engine.notice(Moment::at(now));
+                let _ = engine.notice(Timestamp::at(now));
                 engine.lift(narrow);
                 standing.remove(&narrow);
                 banned.remove(&narrow);
@@ -341,18 +342,18 @@ proptest! {
                 // NULL: one is enough.
                 transport: Transport::Tcp { source_port: 9, destination_port: 21, flags: TcpFlags(0), payload: 0 },
             };
-            let verdict = engine.observe(Moment::at(now), &packet, &host, &mut InUse(HashSet::new()));
+            let verdict = engine.observe(Timestamp::at(now), &packet, &host, &mut InUse(HashSet::new()));
             standing.retain(|_, until| now < *until);
             banned.retain(|_, at| now - *at <= WINDOW);
             if protected.contains(&source) {
-                prop_assert!(matches!(verdict, Verdict::Spared(_)), "{:?}", verdict);
+                prop_assert!(matches!(verdict, Verdict::Exempt(_)), "{:?}", verdict);
                 continue;
             }
             let around = standing.keys().any(|subject| subject.covers(source));
             prop_assert_eq!(matches!(verdict, Verdict::Repeated(_)), around, "{:?}", verdict);
             let Verdict::Block(ban) = verdict else { continue };
             let inside = |length: u8| {
-                let network = Subject::Wide(Wide::of(source, length)?);
+                let network = BanTarget::Prefix(Prefix::of(source, length)?);
                 let members = banned.keys().filter(|subject| network.covers(subject.element())).count();
                 Some((network, members)).filter(|_| !protected.iter().any(|address| network.covers(*address)))
             };
@@ -362,8 +363,8 @@ proptest! {
                 (0, _) if widest.v4 <= 30 => wide(widest.v4, 4),
                 (1, 56) => wide(56, 4),
                 (1, 48) => {
-                    let blocks: HashSet<Option<Wide>> =
-                        banned.keys().filter(|subject| subject.prefix_len() == 64).map(|subject| Wide::of(subject.element(), 56)).collect();
+                    let blocks: HashSet<Option<Prefix>> =
+                        banned.keys().filter(|subject| subject.prefix_len() == 64).map(|subject| Prefix::of(subject.element(), 56)).collect();
                     wide(48, 8).filter(|_| blocks.len() > 1).or_else(|| wide(56, 4))
                 }
                 _ => None,
@@ -376,7 +377,7 @@ proptest! {
                 // All of the widest network are forgotten with the ban of a part of it.
                 Some(_) => banned.retain(|subject, _| {
                     let length = if family == 0 { widest.v4 } else { widest.v6 };
-                    !Wide::of(source, length).is_some_and(|wide| Subject::Wide(wide).covers(subject.element()))
+                    !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(subject.element()))
                 }),
                 None if !ban.capped => drop(banned.insert(narrow, now)),
                 None => {}
@@ -409,7 +410,7 @@ proptest! {
                 fragmented: false,
                 transport: Transport::Tcp { source_port: 9, destination_port: port, flags, payload: 0 },
             };
-            let verdict = engine.observe(Moment::at(now), &packet, &host, &mut InUse(HashSet::new()));
+            let verdict = engine.observe(Timestamp::at(now), &packet, &host, &mut InUse(HashSet::new()));
             if banned.get(&source).is_some_and(|until| now < *until) {
                 prop_assert!(matches!(verdict, Verdict::Repeated(_)), "{:?}", verdict);
                 continue;

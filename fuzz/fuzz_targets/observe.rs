@@ -11,11 +11,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use engine::ports::PortSet;
-use engine::subject::{Expiry, Subject};
+use types::PortSet;
+use types::{Expiry, BanTarget};
 use engine::{
-    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Moment, PortOracle, Protection, Protocol, Response, Settings,
-    StandingBan, Verdict, Watch, Widest,
+    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Timestamp, PortLookup, Protection, Protocol, Response, Settings,
+    ActiveBan, Verdict, Watch, MaxPrefix,
 };
 use libfuzzer_sys::fuzz_target;
 use wire::{LinkType, decode};
@@ -35,7 +35,7 @@ const SOURCES: usize = 64;
 /// Odd ports are in use, whatever the snapshot says.
 struct Odd;
 
-impl PortOracle for Odd {
+impl PortLookup for Odd {
     fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
         destination.port() % 2 == 1 && destination.port() > 40_000
     }
@@ -65,7 +65,7 @@ fn engine() -> Engine {
         window: Duration::from_secs(10),
         expiry: Expiry::After(Duration::from_secs(20)),
         escalate: Escalation::default(),
-        widest: Widest::default(),
+        widest: MaxPrefix::default(),
         max_sources: SOURCES,
         max_judged: SOURCES,
         max_new_bans_per_minute: 2,
@@ -76,7 +76,7 @@ fn engine() -> Engine {
 fn run(mut input: &[u8]) -> Vec<Verdict> {
     let mut engine = engine();
     let mut host = host(80);
-    let mut now = Moment::default();
+    let mut now = Timestamp::default();
     let mut verdicts = Vec::new();
     while let [what, wait, length, rest @ ..] = input {
         let (bytes, rest) = rest.split_at(rest.len().min(usize::from(*length)));
@@ -97,12 +97,12 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
             }
             7 => {
                 if let Some(bytes) = bytes.first_chunk::<4>() {
-                    engine.lift(Subject::of(IpAddr::from(*bytes)));
+                    engine.lift(BanTarget::of(IpAddr::from(*bytes)));
                 }
             }
             8 => {
-                let subject = Subject::of(IpAddr::from([192, 0, 2, *length]));
-                engine.adopt(now, &StandingBan { subject, length: None, left: Expiry::Never });
+                let subject = BanTarget::of(IpAddr::from([192, 0, 2, *length]));
+                engine.adopt(now, &ActiveBan { subject, length: None, left: Expiry::Never });
             }
             9 => engine.lift_all(),
             _ => return verdicts,
@@ -115,15 +115,15 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
 
 fn check(source: IpAddr, verdict: &Verdict, host: &Host) {
     if host.local.contains(source) || host.allow.protects(source).is_some() {
-        assert!(matches!(verdict, Verdict::Innocent(_) | Verdict::Spared(_)), "{source}: {verdict:?}");
+        assert!(matches!(verdict, Verdict::Ignored(_) | Verdict::Exempt(_)), "{source}: {verdict:?}");
     }
-    if let Verdict::Block(ban) | Verdict::Scan(ban) = verdict {
+    if let Verdict::Block(ban) | Verdict::LogOnly(ban) = verdict {
         let held: Vec<_> = ban.ports.iter().collect();
         assert_eq!(held.len(), usize::from(ban.probe.distinct));
         assert!(held.len() <= EVIDENCE);
         let conclusive = held.iter().any(|(_, _, class)| class.is_conclusive());
         assert!(conclusive || ban.probe.distinct > TRIGGER, "{ban:?}");
-        assert_eq!(ban.probe.subject, Subject::of(source));
+        assert_eq!(ban.probe.subject, BanTarget::of(source));
     }
     if let Verdict::Probe(probe) = verdict {
         assert!((1..=TRIGGER).contains(&probe.distinct), "{probe:?}");

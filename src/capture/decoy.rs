@@ -1,4 +1,4 @@
-//! From an accepted connection or datagram to a [`Sighting`]: the listeners of connect mode, which serve nothing. Who
+//! From an accepted connection or datagram to a [`Observation`]: the listeners of connect mode, which serve nothing. Who
 //! comes is judged elsewhere. Nothing is ever read from a connection, and no datagram is ever answered: its source may
 //! be forged, and the answer would hit whoever it names.
 //!
@@ -24,8 +24,8 @@ use rustix::net::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::engine::ports::PortSet;
-use crate::engine::{Class, Protocol, Sighting};
+use crate::engine::{Class, Observation, Protocol};
+use crate::types::PortSet;
 
 /// Connections and datagrams that one turn takes: at some 30 µs each, packets wait half a millisecond for it at most.
 const TURN: usize = 16;
@@ -221,7 +221,7 @@ impl Decoys {
     ///
     /// # Errors
     /// Where the system has no room for another connection: the caller should wait a little.
-    pub fn drain(&mut self, mut each: impl FnMut(Sighting, SystemTime)) -> Result<(), Errno> {
+    pub fn drain(&mut self, mut each: impl FnMut(Observation, SystemTime)) -> Result<(), Errno> {
         let Self { epoll, sockets, banner, watched, .. } = self;
         let mut places = [MaybeUninit::uninit(); TURN];
         let (ready, _) = match epoll::wait(epoll, &mut places, Some(&Timespec::default())) {
@@ -251,7 +251,7 @@ impl AsFd for Decoys {
 
 impl Decoy {
     /// The next connection or datagram; `None` where nobody waits any more.
-    fn take(&self, banner: &[u8]) -> Result<Option<Sighting>, Errno> {
+    fn take(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
         let taken = match self.protocol {
             Protocol::Udp => self.receive(),
             _ => self.accept(banner),
@@ -264,7 +264,7 @@ impl Decoy {
         }
     }
 
-    fn accept(&self, banner: &[u8]) -> Result<Option<Sighting>, Errno> {
+    fn accept(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
         let (connection, peer) = acceptfrom_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         if !banner.is_empty() {
             // A courtesy: it goes as far as the first window reaches, and nobody waits for it.
@@ -274,7 +274,7 @@ impl Decoy {
         Ok(self.sighting(address(peer), destination, 0, Class::Connect))
     }
 
-    fn receive(&self) -> Result<Option<Sighting>, Errno> {
+    fn receive(&self) -> Result<Option<Observation>, Errno> {
         // What it says is of no interest; the kernel cuts it off.
         let mut byte = [0_u8; 1];
         let mut parts = [IoSliceMut::new(&mut byte)];
@@ -303,9 +303,9 @@ impl Decoy {
         destination: Option<IpAddr>,
         interface: u32,
         class: Class,
-    ) -> Option<Sighting> {
+    ) -> Option<Observation> {
         let (peer, destination) = (peer?, destination?);
-        Some(Sighting {
+        Some(Observation {
             interface,
             source: peer.ip(),
             source_port: peer.port(),

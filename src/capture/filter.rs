@@ -5,7 +5,7 @@
 //! by its own offsets, and what carries extension headers goes to the decoder as it is. And a load beyond the end of a
 //! packet rejects it, so that fragments too short to hold the flags are asked for before the flags are looked at.
 
-use crate::engine::ports::PortSet;
+use crate::types::PortSet;
 
 /// What the filter is to let through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

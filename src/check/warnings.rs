@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 
 use crate::config::{BlockPolicy, Config, Method, Mode};
-use crate::daemon::ways;
-use crate::engine::subject::Expiry;
+use crate::daemon::backends;
+use crate::types::Expiry;
 
 /// Something to think about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         let message = "anybody can forge the source of a datagram and have somebody else blocked; false only logs";
         warn("udp.block", message);
     }
-    if config.trap.udp && ways::ruleset(config).trap.is_none_or(|trap| !trap.udp) {
+    if config.trap.udp && backends::ruleset(config).trap.is_none_or(|trap| !trap.udp) {
         let message = match (config.udp.mode, config.udp.block) {
             (Mode::Off | Mode::Connect, _) => "of no effect: udp.mode is neither \"stealth\" nor \"advanced\"",
             (_, BlockPolicy::No | BlockPolicy::Run) => "of no effect: it needs udp.block = true",

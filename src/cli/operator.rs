@@ -108,7 +108,7 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
 
 /// Reads a span of at least a second.
 pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
-    use crate::engine::subject::Expiry;
+    use crate::types::Expiry;
     match parse_expiry(text)? {
         Expiry::After(span) => Ok(span),
         Expiry::Never => Err("\"never\" is no duration here; write for example \"5m\"".to_owned()),

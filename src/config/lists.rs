@@ -1,6 +1,6 @@
 //! Which ports are watched unless somebody says otherwise, and the classic lists that have a name. TCP and UDP differ.
 
-use crate::engine::ports::PortSet;
+use crate::types::PortSet;
 
 /// The lists of one protocol, as text: that is how they stand in documentation and example too.
 pub(super) struct Lists {

@@ -18,8 +18,8 @@ pub use error::{ConfigError, ConfigErrors, Position};
 pub use report::{LogTarget, Report};
 pub use value::{is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network};
 
-use crate::engine::ports::PortSet;
-use crate::engine::subject::Expiry;
+use crate::types::Expiry;
+use crate::types::PortSet;
 use ipnet::IpNet;
 use std::io::{self, Read};
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
 //! One TOML value to one setting, or a sentence that says what to write instead. No place in the file is known here.
 
 use super::{Action, BlockPolicy, LogRate, LogTarget, Method, Mode, Route};
-use crate::engine::ports::PortSet;
-use crate::engine::subject::Expiry;
+use crate::types::Expiry;
+use crate::types::PortSet;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -3,17 +3,17 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Instant;
 
-use super::{hosts, names};
+use super::{allow_names, reverse_dns};
 
 /// Reads `bytes` as the name that somebody gives an address, and as the addresses that a name of the allow-list stands for.
 pub(crate) fn names(bytes: &[u8]) {
     let name = String::from_utf8_lossy(bytes);
-    if let Some(clean) = hosts::clean(&name) {
+    if let Some(clean) = reverse_dns::clean(&name) {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
         assert!(clean.bytes().all(plain) && (1..=253).contains(&clean.len()), "{clean:?}");
         assert!(clean.parse::<IpAddr>().is_err(), "{clean:?} is an address");
     }
-    names::fuzz(Instant::now(), &answer(bytes));
+    allow_names::fuzz(Instant::now(), &answer(bytes));
 }
 
 /// The bytes as addresses: what begins with an odd byte is of IPv4.

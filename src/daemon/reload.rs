@@ -3,23 +3,23 @@
 
 use serde_json::{Map, Value};
 
-use super::shell::Shell;
-use super::ways::ruleset;
-use super::{needs, supervisor};
+use super::backends::ruleset;
+use super::event_loop::EventLoop;
+use super::{sandbox_policy, systemd};
 use crate::config::{Config, Mode};
 use crate::control::protocol::{Refusal, Reply};
-use crate::report::event::What;
-use crate::sensor::Order;
+use crate::events::event::EventKind;
+use crate::sensor::SensorCommand;
 
-impl Shell {
+impl EventLoop {
     /// Reads the settings again, because `by` wants it.
     pub(super) async fn reload(&mut self, by: &str) -> Reply {
-        supervisor::reloading();
+        systemd::reloading();
         let reply = self.take_over(by).await;
         if let Reply::Not { error, .. } = &reply {
-            self.say(What::Error(format!("the settings stay as they were: {error}")));
+            self.say(EventKind::Error(format!("the settings stay as they were: {error}")));
         }
-        supervisor::ready("watching");
+        systemd::ready("watching");
         reply
     }
 
@@ -28,10 +28,10 @@ impl Shell {
             Ok(wanted) => wanted,
             Err(errors) => return Reply::not(Refusal::Configuration, errors),
         };
-        if let Err(error) = needs::trusted(&wanted, &self.settings) {
+        if let Err(error) = sandbox_policy::trusted(&wanted, &self.settings) {
             return Reply::not(Refusal::Configuration, error);
         }
-        if let Some(error) = needs::out_of_reach(&wanted, &self.sandbox) {
+        if let Some(error) = sandbox_policy::out_of_reach(&wanted, &self.sandbox) {
             return Reply::not(Refusal::Configuration, error);
         }
         let changed = changes(&self.config, &wanted);
@@ -42,15 +42,15 @@ impl Shell {
             Err(error) => return Reply::not(Refusal::Configuration, error),
         };
         // The settings before the host: a port that is watched from now on must not be judged by the old list.
-        self.deliver(Order::Settings(Box::new(super::settings(&config))));
+        self.deliver(SensorCommand::Settings(Box::new(super::settings(&config))));
         orders.into_iter().for_each(|order| self.deliver(order));
         if ruleset(&config) != ruleset(&self.config) {
-            self.deliver(Order::Ruleset(ruleset(&config)));
+            self.deliver(SensorCommand::Ruleset(ruleset(&config)));
         }
         self.log.reconfigure(&config.report);
         self.config = config;
         if self.logs_only {
-            self.deliver(Order::LogOnly);
+            self.deliver(SensorCommand::LogOnly);
         }
         let said = match (changed.as_slice(), needs_restart.as_slice()) {
             ([], _) => format!("{by}: the settings were read again; nothing has changed"),
@@ -61,7 +61,7 @@ impl Shell {
                 restart.join(", ")
             ),
         };
-        self.say(What::Note(said));
+        self.say(EventKind::Note(said));
         let list = |words: Vec<&str>| Value::from(words);
         let mut told = Map::new();
         told.insert("changed".to_owned(), list(changed));

@@ -1,11 +1,11 @@
 //! Decisions to the kernel: one back end a file.
 
-mod case;
-pub mod hands;
+mod ban_context;
+pub mod command;
 pub mod hosts_deny;
-mod macros;
 pub mod nft;
 pub mod route;
-pub mod run;
+pub mod slow_backends;
+mod template;
 
-pub use case::Case;
+pub use ban_context::BanContext;

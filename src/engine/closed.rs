@@ -1,9 +1,10 @@
 //! Which ports are evidence whoever touches them: for who counts touches beside the engine.
 
 use super::class::Protocol;
-use super::ports::PortSet;
 use super::settings::Response;
-use super::{Engine, Host, Moment};
+use super::{Engine, Host};
+use crate::types::PortSet;
+use crate::types::Timestamp;
 
 impl Engine {
     /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, and that were not in use
@@ -13,7 +14,7 @@ impl Engine {
     /// Of UDP without the ports that this host gives to sockets which ask for none: what comes there is often an answer, and
     /// may come at any time.
     #[must_use]
-    pub fn closed_ports(&self, now: Moment, host: &Host, protocol: Protocol) -> PortSet {
+    pub fn closed_ports(&self, now: Timestamp, host: &Host, protocol: Protocol) -> PortSet {
         let (watch, listeners) = match protocol {
             Protocol::Tcp => (&self.settings.tcp, &host.tcp),
             Protocol::Udp => (&self.settings.udp, &host.udp),

@@ -3,21 +3,21 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::moment::Moment;
-use super::subject::{Expiry, Subject};
 use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing, TELLING};
+use crate::types::Timestamp;
+use crate::types::{BanTarget, Expiry};
 
 /// What is known about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// Whom its probes count against.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// Why it is never blocked, if it is not.
     pub protection: Option<Protection>,
     /// It is blocked, and for so much longer.
     pub blocked: Option<Expiry>,
     /// The network in which it is, where its own subject is free and all of that is blocked.
-    pub network: Option<Subject>,
+    pub network: Option<BanTarget>,
     /// It would be blocked if its protocol were not only logged; for so much longer.
     pub logged: Option<Expiry>,
     /// Bans that count against it, the present one included.
@@ -46,9 +46,9 @@ pub struct Suspicion {
 impl Engine {
     /// Everything that is known about `address` at `now`.
     #[must_use]
-    pub fn explain(&self, now: Moment, address: IpAddr, host: &Host) -> Explanation {
+    pub fn explain(&self, now: Timestamp, address: IpAddr, host: &Host) -> Explanation {
         let now = self.latest.max(now);
-        let subject = Subject::of(address);
+        let subject = BanTarget::of(address);
         let own = host.local.is_exact() && host.local.contains(address);
         let standing = |lane, wanted| {
             let (slot, standing) = self.judged.get(self.named(subject, lane), now.tick())?;

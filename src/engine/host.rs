@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::allow::AllowList;
 use super::class::Protocol;
-use super::ports::PortSet;
+use crate::types::PortSet;
 
 /// Which addresses are this host's.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub enum Local {
     /// All in these prefixes, as `replay --local` says.
     Prefixes(Vec<IpNet>),
     /// Every unicast address, for a capture of which nothing is known.
-    Anybody,
+    Any,
 }
 
 /// Up to so many addresses are compared one by one.
@@ -33,7 +33,7 @@ impl Local {
             Self::Addresses(addresses) if addresses.len() <= FEW => addresses.iter().any(|own| *own == address),
             Self::Addresses(addresses) => addresses.contains(&address),
             Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
-            Self::Anybody => true,
+            Self::Any => true,
         }
     }
 
@@ -42,7 +42,7 @@ impl Local {
         match self {
             Self::Addresses(addresses) => addresses.iter().any(|own| network.contains(own)),
             Self::Prefixes(prefixes) => prefixes.iter().any(|own| own.contains(&network) || network.contains(own)),
-            Self::Anybody => false,
+            Self::Any => false,
         }
     }
 

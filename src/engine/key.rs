@@ -1,12 +1,12 @@
-//! A [`Subject`] to the key that it has in the tables, and to a hash that no stranger can foretell.
+//! A [`BanTarget`] to the key that it has in the tables, and to a hash that no stranger can foretell.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use super::moment::Tick;
-use super::subject::{Subject, Wide};
+use crate::types::Tick;
+use crate::types::{BanTarget, Prefix};
 
 /// The secret that places subjects in buckets. With a known one, chosen source addresses would all land in one bucket
 /// and push each other out.
@@ -22,16 +22,16 @@ pub(super) struct Key([u64; 2]);
 
 impl Key {
     /// Of a row that has never been anybody's.
-    pub(super) const NOBODY: Self = Self([0; 2]);
+    pub(super) const NONE: Self = Self([0; 2]);
 
-    pub(super) fn new(subject: Subject, lane: u8) -> Self {
+    pub(super) fn new(subject: BanTarget, lane: u8) -> Self {
         let (tag, bits) = match subject {
-            Subject::V4(v4) => (4, u64::from(v4.to_bits())),
-            Subject::V6(v6) => {
+            BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
+            BanTarget::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
                 if subject.prefix_len() == 128 { (7, low) } else { (6, high) }
             }
-            Subject::Wide(wide) => {
+            BanTarget::Prefix(wide) => {
                 let bits = match wide.network().addr() {
                     IpAddr::V4(v4) => u64::from(v4.to_bits()),
                     IpAddr::V6(v6) => {
@@ -46,20 +46,20 @@ impl Key {
     }
 
     /// The subject that the key was made of; `None` for one that counts something apart.
-    pub(super) fn subject(self) -> Option<Subject> {
+    pub(super) fn subject(self) -> Option<BanTarget> {
         let Self([bits, tag]) = self;
-        let v6 = |high: u64, low: u64| Subject::V6((u128::from(high) << 64 | u128::from(low)).into());
+        let v6 = |high: u64, low: u64| BanTarget::V6((u128::from(high) << 64 | u128::from(low)).into());
         match tag & 0xff {
             _ if tag >> 16 != 0 => None,
-            4 => u32::try_from(bits).ok().map(|bits| Subject::V4(bits.into())),
+            4 => u32::try_from(bits).ok().map(|bits| BanTarget::V4(bits.into())),
             6 => Some(v6(bits, 0)),
             7 => Some(v6(0xfe80 << 48, bits)),
             // The lengths of the two families do not meet.
             code if code & NETWORK != 0 => {
-                let Subject::V6(first) = v6(bits, 0) else { return None };
+                let BanTarget::V6(first) = v6(bits, 0) else { return None };
                 let v4 = u32::try_from(bits).map(|bits| IpAddr::V4(bits.into()));
                 let length = u8::try_from(code & !NETWORK).ok()?;
-                Wide::of(if length < 32 { v4.ok()? } else { first.into() }, length).map(Subject::Wide)
+                Prefix::of(if length < 32 { v4.ok()? } else { first.into() }, length).map(BanTarget::Prefix)
             }
             _ => None,
         }
@@ -127,7 +127,7 @@ pub(super) struct Brief {
 }
 
 impl Brief {
-    pub(super) const NOBODY: Self = Self { bits: 0, tag: 0 };
+    pub(super) const NONE: Self = Self { bits: 0, tag: 0 };
 
     /// Nothing of what is counted apart is kept: for tables that hold no such thing.
     pub(super) fn of(Key([bits, tag]): Key) -> Self {
@@ -174,10 +174,10 @@ mod tests {
 
     #[test]
     fn lanes_and_families_do_not_meet() {
-        let v4 = Subject::V4("0.0.0.1".parse().unwrap());
-        let v6 = Subject::of("::1".parse().unwrap());
-        let local = Subject::of("fe80::1".parse().unwrap());
-        let wide = |text: &str| Subject::Wide(Wide::new(text.parse().unwrap()).unwrap());
+        let v4 = BanTarget::V4("0.0.0.1".parse().unwrap());
+        let v6 = BanTarget::of("::1".parse().unwrap());
+        let local = BanTarget::of("fe80::1".parse().unwrap());
+        let wide = |text: &str| BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap());
         let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
         let subjects = [&[v4, v6, local][..], &networks.map(wide)].concat();
         let keys: Vec<_> = subjects.iter().map(|subject| Key::new(*subject, 0)).chain([Key::new(v4, 1)]).collect();

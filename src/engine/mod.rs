@@ -7,66 +7,62 @@
 //! else needs distinct ports within a window.
 
 mod allow;
-mod budget;
+mod ban_table;
+mod bans;
 mod class;
 mod closed;
+mod decide;
+mod distributed_scan;
+mod exempt;
+mod expiry_jitter;
 mod explain;
 mod host;
-mod judge;
 mod key;
-mod memory;
-mod moment;
-pub mod ports;
+mod observation;
+mod prefix_bans;
+mod recent_ports;
 mod reconfigure;
-mod sentence;
 mod settings;
-mod sighting;
-mod spared;
-mod spread;
-mod standing;
+mod sources;
 mod strikes;
-pub mod subject;
-mod suspects;
-mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
+mod token_bucket;
 mod verdict;
-mod wide;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub use allow::{AllowList, Protection};
+pub use ban_table::{ActiveBan, Standing};
 pub use class::{Class, Protocol};
+pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
 pub use key::HashKey;
-pub use memory::RECENT;
-pub use moment::Moment;
+pub use observation::Observation;
+pub use prefix_bans::MaxPrefix;
+pub use recent_ports::RECENT;
 pub use settings::{Counters, Response, Settings, Watch};
-pub use sighting::Sighting;
-pub use standing::{Standing, StandingBan};
-pub use strikes::{Escalation, LastBan, Struck};
-pub use suspects::EVIDENCE;
-pub use sweep::Sweep;
-pub use verdict::{Ban, Innocence, Notice, Ports, Probe, Repeated, Spared, Verdict};
-pub use wide::Widest;
+pub use sources::EVIDENCE;
+pub use strikes::{Escalation, LastBan, StrikeHistory};
+pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
 
+use crate::types::{BanTarget, Timestamp};
 use crate::wire::{Delivery, Packet};
-use budget::Budget;
+use ban_table::{BanTable, SUMMARY};
+use distributed_scan::DistributedScans;
+use exempt::ExemptSources;
+use expiry_jitter::ExpiryJitter;
 use key::{Hashed, Key};
-use memory::Memory;
-use sighting::{OwnUse, is_for_nobody, is_unicast, own_use};
-use spared::SparedSources;
-use spread::Spread;
-use standing::{Judged, SUMMARY};
+use observation::{OwnUse, is_not_unicast, is_unicast, own_use};
+use prefix_bans::PrefixBans;
+use recent_ports::RecentPorts;
+use sources::SourceTable;
 use strikes::Strikes;
-use subject::Subject;
-use suspects::Suspects;
-use sweep::Sweeps;
-use wide::Networks;
+use token_bucket::TokenBucket;
 
 /// How long a ban above the ceiling lasts at most.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -87,16 +83,16 @@ const TELLING: u8 = 2;
 
 /// The truth about a port at this moment, from the kernel's socket table. Asked before a source is condemned, because a
 /// snapshot of the listeners is always a little old.
-pub trait PortOracle {
+pub trait PortLookup {
     /// True where a packet of `protocol` from `source` to `destination` that came in on `interface` (0: not known) finds a
     /// listener or a connection.
     fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool;
 }
 
 /// An oracle that knows no more than the snapshot does, for captures.
-pub struct NoOracle;
+pub struct NoLookup;
 
-impl PortOracle for NoOracle {
+impl PortLookup for NoLookup {
     fn in_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> bool {
         false
     }
@@ -106,21 +102,21 @@ impl PortOracle for NoOracle {
 pub struct Engine {
     settings: Settings,
     secret: HashKey,
-    suspects: Suspects,
-    judged: Judged,
+    suspects: SourceTable,
+    judged: BanTable,
     strikes: Strikes,
-    spread: Spread,
-    networks: Networks,
-    memory: Memory,
-    sweeps: Sweeps,
-    spared: SparedSources,
-    ceiling: Budget,
-    lookups: Budget,
-    verifications: Budget,
+    spread: ExpiryJitter,
+    networks: PrefixBans,
+    memory: RecentPorts,
+    sweeps: DistributedScans,
+    spared: ExemptSources,
+    ceiling: TokenBucket,
+    lookups: TokenBucket,
+    verifications: TokenBucket,
     notices: VecDeque<Notice>,
     capped: u32,
-    capped_since: Option<Moment>,
-    latest: Moment,
+    capped_since: Option<Timestamp>,
+    latest: Timestamp,
     counters: Counters,
 }
 
@@ -130,48 +126,48 @@ impl Engine {
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
             secret,
-            suspects: Suspects::new(settings.max_sources, settings.window, secret),
-            judged: Judged::new(settings.max_judged, secret),
+            suspects: SourceTable::new(settings.max_sources, settings.window, secret),
+            judged: BanTable::new(settings.max_judged, secret),
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
-            spread: Spread::new(secret),
-            networks: Networks::new(settings.widest, settings.max_judged, settings.window, secret),
-            memory: Memory::new(),
-            sweeps: Sweeps::new(),
-            spared: SparedSources::new(),
-            ceiling: Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
-            lookups: Budget::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
-            verifications: Budget::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
+            spread: ExpiryJitter::new(secret),
+            networks: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
+            memory: RecentPorts::new(),
+            sweeps: DistributedScans::new(),
+            spared: ExemptSources::new(),
+            ceiling: TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
+            lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
+            verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             notices: VecDeque::with_capacity(16),
             capped: 0,
             capped_since: None,
-            latest: Moment::default(),
+            latest: Timestamp::default(),
             counters: Counters::default(),
             settings,
         }
     }
 
     /// Judges one packet. `now` never runs backwards here: an earlier moment counts as the latest one.
-    pub fn observe(&mut self, now: Moment, packet: &Packet, host: &Host, oracle: &mut impl PortOracle) -> Verdict {
+    pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, oracle: &mut impl PortLookup) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
         if packet.interface != 0 && !is_watched(packet.interface, host) {
-            return Verdict::Innocent(Innocence::OtherInterface);
+            return Verdict::Ignored(IgnoreReason::OtherInterface);
         }
         if packet.delivery == Delivery::Outgoing {
             self.learn(now, packet, host);
-            return Verdict::Innocent(Innocence::Own);
+            return Verdict::Ignored(IgnoreReason::Own);
         }
-        let known = self.named(Subject::of(packet.source), BLOCKING);
+        let known = self.named(BanTarget::of(packet.source), BLOCKING);
         if let Some(repeated) = self.recognise(now, packet.source, known, host) {
             return Verdict::Repeated(repeated);
         }
-        let Some(mut sighting) = Sighting::of(packet) else {
-            return Verdict::Innocent(Innocence::NoRequest);
+        let Some(mut sighting) = Observation::of(packet) else {
+            return Verdict::Ignored(IgnoreReason::NoRequest);
         };
         // Sockets that are bound to an interface are bound to the bridge.
         sighting.interface = host.bridge(packet.interface).unwrap_or(packet.interface);
-        if is_for_nobody(packet, host) {
-            return Verdict::Innocent(Innocence::ForNobody);
+        if is_not_unicast(packet, host) {
+            return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
         self.judge(now, sighting, known, host, oracle)
     }
@@ -180,31 +176,31 @@ impl Engine {
     /// oracle is asked about other evidence, and must say of a decoy's port that it is not in use.
     pub fn observe_decoy(
         &mut self,
-        now: Moment,
-        sighting: Sighting,
+        now: Timestamp,
+        sighting: Observation,
         host: &Host,
-        oracle: &mut impl PortOracle,
+        oracle: &mut impl PortLookup,
     ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
-        let known = self.named(Subject::of(sighting.source), BLOCKING);
+        let known = self.named(BanTarget::of(sighting.source), BLOCKING);
         if let Some(repeated) = self.recognise(now, sighting.source, known, host) {
             return Verdict::Repeated(repeated);
         }
         if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
-            return Verdict::Innocent(Innocence::ForNobody);
+            return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
         self.count(now, sighting, known, host, oracle)
     }
 
     /// The host's snapshot is about to change from `old` to `new`.
-    pub fn host_changed(&mut self, now: Moment, old: &Host, new: &Host) {
+    pub fn host_changed(&mut self, now: Timestamp, old: &Host, new: &Host) {
         let now = self.clock(now);
         self.memory.listeners_changed(old, new, now.tick());
     }
 
     /// What there is to say without a packet's cause. Call until `None`, after packets and when [`Engine::wake`] is due.
-    pub fn notice(&mut self, now: Moment) -> Option<Notice> {
+    pub fn notice(&mut self, now: Timestamp) -> Option<Notice> {
         let now = self.clock(now);
         if let Some(since) = self.capped_since
             && now.since(since) >= SUMMARY
@@ -220,8 +216,8 @@ impl Engine {
 
     /// When [`Engine::notice`] is worth calling again without a packet; `None` while there is nothing to wait for.
     #[must_use]
-    pub fn wake(&self) -> Option<Moment> {
-        let summary = self.judged.next_due().map(|tick| Moment::at(tick.duration()));
+    pub fn wake(&self) -> Option<Timestamp> {
+        let summary = self.judged.next_due().map(|tick| Timestamp::at(tick.duration()));
         let capped = self.capped_since.map(|since| since.after(SUMMARY));
         summary.into_iter().chain(capped).min()
     }
@@ -247,17 +243,17 @@ impl Engine {
     }
 
     /// The key of `subject` in a lane.
-    fn named(&self, subject: Subject, lane: u8) -> Hashed {
+    fn named(&self, subject: BanTarget, lane: u8) -> Hashed {
         Key::new(subject, lane).under(self.secret)
     }
 
-    fn clock(&mut self, now: Moment) -> Moment {
+    fn clock(&mut self, now: Timestamp) -> Timestamp {
         self.latest = self.latest.max(now);
         self.latest
     }
 
     /// An own packet shows that its port is in use.
-    fn learn(&mut self, now: Moment, packet: &Packet, host: &Host) {
+    fn learn(&mut self, now: Timestamp, packet: &Packet, host: &Host) {
         if !host.local.is_exact() || !host.local.contains(packet.source) {
             return;
         }
@@ -266,19 +262,19 @@ impl Engine {
             OwnUse::Answered if !host.listens(protocol, packet.source, port) => {
                 self.memory.published(port, now.tick());
                 // Whoever was answered was no prober of this port.
-                let peer = self.named(Subject::of(packet.destination), self.lane(protocol));
+                let peer = self.named(BanTarget::of(packet.destination), self.lane(protocol));
                 self.suspects.forgive(peer, protocol, port);
             }
             OwnUse::Answered => {}
-            OwnUse::Began => self.memory.used(protocol, port, now.tick()),
+            OwnUse::Originated => self.memory.used(protocol, port, now.tick()),
         }
     }
 
     /// A source that is judged already, unless it is one that the kernel lets pass all the same.
     #[inline]
-    fn recognise(&mut self, now: Moment, source: IpAddr, known: Hashed, host: &Host) -> Option<Repeated> {
+    fn recognise(&mut self, now: Timestamp, source: IpAddr, known: Hashed, host: &Host) -> Option<Repeated> {
         let (subject, slot, standing) = match self.judged.get(known, now.tick()) {
-            Some((slot, standing)) => (Subject::of(source), slot, standing),
+            Some((slot, standing)) => (BanTarget::of(source), slot, standing),
             None if self.networks.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
@@ -290,8 +286,8 @@ impl Engine {
 
     /// The blocked network that `source` is in. Apart, so that who has none pays nothing for it.
     #[cold]
-    fn recognise_network(&self, now: Moment, source: IpAddr) -> Option<(Subject, usize, Standing)> {
-        self.networks.around(source).map(Subject::Wide).find_map(|network| {
+    fn recognise_network(&self, now: Timestamp, source: IpAddr) -> Option<(BanTarget, usize, Standing)> {
+        self.networks.around(source).map(BanTarget::Prefix).find_map(|network| {
             let (slot, standing) = self.judged.get(self.named(network, BLOCKING), now.tick())?;
             Some((network, slot, standing))
         })
@@ -299,11 +295,11 @@ impl Engine {
 
     fn repeat(
         &mut self,
-        now: Moment,
+        now: Timestamp,
         slot: usize,
         standing: Standing,
         source: IpAddr,
-        subject: Subject,
+        subject: BanTarget,
         lane: u8,
     ) -> Repeated {
         self.counters.repeated += 1;

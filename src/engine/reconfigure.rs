@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::budget::Budget;
+use super::token_bucket::TokenBucket;
 use super::{Engine, Response, Settings};
 
 impl Engine {
@@ -11,7 +11,7 @@ impl Engine {
         self.suspects.set_window(settings.window);
         self.strikes.set_forget(settings.escalate.forget);
         if settings.max_new_bans_per_minute != self.settings.max_new_bans_per_minute {
-            self.ceiling = Budget::new(settings.max_new_bans_per_minute, Duration::from_secs(60));
+            self.ceiling = TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60));
         }
         let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
         self.settings = Settings { max_sources, max_judged, ..settings };

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::ports::PortSet;
+use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
-use super::subject::Expiry;
-use super::wide::Widest;
+use crate::types::Expiry;
+use crate::types::PortSet;
 
 /// What the packets of one protocol are watched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct Settings {
     /// How bans of a subject grow that comes again.
     pub escalate: Escalation,
     /// How wide a ban may become.
-    pub widest: Widest,
+    pub widest: MaxPrefix,
     /// Sources whose evidence is kept at one time.
     pub max_sources: usize,
     /// Judged sources that are recognised at one time.

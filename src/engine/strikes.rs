@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use super::key::{HashKey, Hashed, Key};
-use super::moment::Tick;
-use super::subject::{Expiry, Subject};
 use super::table::{Claim, Row, Table};
+use crate::types::Tick;
+use crate::types::{BanTarget, Expiry};
 
 /// How bans of the same subject grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +47,9 @@ impl Escalation {
 
 /// What is remembered of a subject from before the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Struck {
+pub struct StrikeHistory {
     /// Who.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// How many of its bans count.
     pub strikes: u32,
     /// The last of them.
@@ -84,7 +84,7 @@ struct Record {
 }
 
 impl Row for Record {
-    const EMPTY: Self = Self { key: Key::NOBODY, bans: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
+    const EMPTY: Self = Self { key: Key::NONE, bans: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
 
     fn key(&self) -> Key {
         self.key
@@ -199,7 +199,7 @@ mod tests {
     const SECRET: HashKey = HashKey(5, 6);
 
     fn key(n: u32) -> Hashed {
-        Key::new(Subject::V4(n.into()), 0).under(SECRET)
+        Key::new(BanTarget::V4(n.into()), 0).under(SECRET)
     }
 
     fn table(entries: usize) -> Strikes {

@@ -3,23 +3,23 @@
 use std::net::IpAddr;
 
 use super::allow::Protection;
+use super::ban_table::Standing;
 use super::class::{Class, Protocol};
-use super::moment::Moment;
-use super::sighting::Sighting;
-use super::standing::Standing;
-use super::subject::{Expiry, Subject};
-use super::suspects::EVIDENCE;
-use super::sweep::Sweep;
+use super::distributed_scan::DistributedScan;
+use super::observation::Observation;
+use super::sources::EVIDENCE;
+use crate::types::Timestamp;
+use crate::types::{BanTarget, Expiry};
 
 /// Why a packet is no evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Innocence {
+pub enum IgnoreReason {
     /// It is this host's own.
     Own,
     /// It answers something, or carries no port.
     NoRequest,
     /// Broadcast, multicast, or for another host on the link.
-    ForNobody,
+    NotUnicast,
     /// Its destination is no address of this host.
     NotOurs,
     /// Its source is no address that a host can have.
@@ -38,9 +38,9 @@ pub enum Innocence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// What was seen.
-    pub sighting: Sighting,
+    pub sighting: Observation,
     /// Whom it counts against; in a ban, who is blocked, which may be a network around it.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// Distinct ports that the subject has touched within the window, this one included.
     pub distinct: u8,
     /// Probes since the subject's first, repetitions included.
@@ -80,10 +80,10 @@ pub struct Ban {
     /// What is held against it.
     pub ports: Ports,
     /// Hosts whose ports were touched. More than one only where the engine judges a network ([`super::Local::Prefixes`],
-    /// [`super::Local::Anybody`]) and no single host of it was scanned; `ports` then holds the last port alone.
+    /// [`super::Local::Any`]) and no single host of it was scanned; `ports` then holds the last port alone.
     pub hosts: u8,
     /// When its first probe came.
-    pub first: Moment,
+    pub first: Timestamp,
     /// Bans of the subject before this one that count.
     pub strikes: u32,
     /// How long the ban lasts: the plain time, grown with `strikes`, and where many fall at once up to 5 % longer.
@@ -94,9 +94,9 @@ pub struct Ban {
 
 /// A probe by a source that is never blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spared {
+pub struct Exempt {
     /// What was seen.
-    pub sighting: Sighting,
+    pub sighting: Observation,
     /// Why it is never blocked.
     pub protection: Protection,
     /// Probes since the last line about this source, where a line is due now.
@@ -109,7 +109,7 @@ pub struct Repeated {
     /// The sender.
     pub source: IpAddr,
     /// Whom the judgement names.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// What stands against it.
     pub standing: Standing,
     /// Packets since the last line about this subject, where a line is due now.
@@ -123,15 +123,15 @@ pub struct Repeated {
 #[must_use]
 pub enum Verdict {
     /// No evidence, and why.
-    Innocent(Innocence),
+    Ignored(IgnoreReason),
     /// Evidence, not yet enough.
     Probe(Probe),
     /// Evidence by somebody who is never blocked.
-    Spared(Spared),
+    Exempt(Exempt),
     /// Enough: block the subject. The caller says with [`super::Engine::lift`] if that failed.
     Block(Ban),
     /// Enough, but the protocol is only logged.
-    Scan(Ban),
+    LogOnly(Ban),
     /// The source has been judged before.
     Repeated(Repeated),
 }
@@ -140,11 +140,11 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Many sources share a scan.
-    Sweep(Sweep),
+    DistributedScan(DistributedScan),
     /// This many packets came from a judged source since its last line.
     Repeated {
         /// Whom the judgement names.
-        subject: Subject,
+        subject: BanTarget,
         /// What stands against it.
         standing: Standing,
         /// How many packets.

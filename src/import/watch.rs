@@ -13,7 +13,7 @@ use super::finding::quoted;
 use super::translation::Translation;
 use super::{LARGEST, Source};
 use crate::config::{self, Config, ignore_file, parse_interface};
-use crate::engine::ports::{PortSet, PortsError};
+use crate::types::{PortSet, PortSetError};
 
 /// The options of one protocol.
 struct Protocol {
@@ -116,16 +116,16 @@ impl Translation {
         let text = if number { format!("1-{value}") } else { value.to_owned() };
         match text.parse() {
             Ok(ports) => return Some(Some((entry, ports))),
-            Err(PortsError::NotAPort(_)) if number => {
+            Err(PortSetError::NotAPort(_)) if number => {
                 let message = format!("{} is no port; write a number from 1 to 65535", quoted(value));
                 self.refuse(&entry, message);
             }
-            Err(PortsError::NotAPort(wrong)) => {
+            Err(PortSetError::NotAPort(wrong)) => {
                 let message =
                     format!("{} is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"", quoted(&wrong));
                 self.refuse(&entry, message);
             }
-            Err(PortsError::Backwards(wrong)) => {
+            Err(PortSetError::Backwards(wrong)) => {
                 let message = format!("{} runs backwards; write the smaller port first", quoted(&wrong));
                 self.refuse(&entry, message);
             }

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{Ban, Class, Protocol};
+use crate::types::{BanTarget, Expiry};
 
 /// What blocks the subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -106,7 +106,7 @@ pub enum Author {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Banned {
     /// Who is blocked.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// The address that sent the deciding probe; of an IPv6 subject, one of its 2^64. Without a probe the subject's own.
     pub source: IpAddr,
     /// Since when; kept to the microsecond.
@@ -158,7 +158,7 @@ impl Banned {
     #[must_use]
     pub fn wanted_by(
         author: Author,
-        subject: Subject,
+        subject: BanTarget,
         at: SystemTime,
         expiry: Expiry,
         methods: impl Into<Methods>,
@@ -191,7 +191,7 @@ impl Banned {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
     /// Who is banned.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// The address that sent the deciding probe.
     pub source: IpAddr,
     /// When it came into force.
@@ -281,7 +281,7 @@ pub enum Change {
     /// A ban has ended.
     Ended {
         /// Whose.
-        subject: Subject,
+        subject: BanTarget,
         /// How and when. What had expired by then is kept as expired, when its time was over.
         ended: Ended,
     },

@@ -3,17 +3,17 @@
 //! at a clock for the life of a ban: `now` comes in.
 //!
 //! [`Ledger`] is the database, one transaction a call; [`Writer`] is a thread around it, for whoever must not wait for a
-//! disk; [`Reader`] looks at it from another process; [`Classic`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
+//! disk; [`Reader`] looks at it from another process; [`LegacyFiles`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
 
 mod ban;
-mod classic;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod place;
+mod legacy_files;
 mod reader;
 mod row;
 mod schema;
+mod state_dir;
 mod statements;
 mod strikes;
 mod writer;
@@ -25,16 +25,16 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce, Method, Methods};
-pub use classic::{BLOCKED, Classic, HISTORY};
 pub use error::LedgerError;
+pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
 pub use row::author_key;
-pub use strikes::Recalled;
-pub use writer::{Flushed, News, Recorder, Writer};
+pub use strikes::LoadedState;
+pub use writer::{Flushed, Recorder, Writer, WriterEvent};
 
-use crate::engine::subject::Subject;
-use place::Place;
+use crate::types::BanTarget;
 use row::micros;
+use state_dir::StateDir;
 use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements};
 
 /// The database's name in the state directory.
@@ -43,7 +43,7 @@ pub const DATABASE: &str = "ledger.sqlite";
 /// The bans, in a directory of their own.
 pub struct Ledger {
     connection: Connection,
-    place: Place,
+    place: StateDir,
     /// Device and inode of the database.
     file: (u64, u64),
     retention: Retention,
@@ -127,7 +127,7 @@ const BOUND: i64 = 1 << 61;
 
 const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
 
-const THIN_OUT: &str = "
+const PRUNE: &str = "
     DELETE FROM ban WHERE id IN (SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT :surplus)";
 
 const COUNT: &str = "SELECT (SELECT count(*) FROM ban WHERE ended IS NULL), (SELECT count(*) FROM ban)";
@@ -149,12 +149,12 @@ impl Ledger {
     /// A damaged database is moved aside and a new one made. Refuses a directory or file that is a symbolic link, belongs
     /// to somebody else or lets others in.
     pub fn open(directory: &Path) -> Result<(Self, Opened), LedgerError> {
-        let place = Place::prepare(directory)?;
+        let place = StateDir::prepare(directory)?;
         let fresh = place.claim(DATABASE)?;
         let (connection, opened) = match connect(&place) {
             Ok(connection) => (connection, if fresh { Opened::Fresh } else { Opened::Existing }),
             Err(error) if error.is_damage() => {
-                let aside = place.set_aside(DATABASE)?;
+                let aside = place.quarantine(DATABASE)?;
                 place.claim(DATABASE)?;
                 (connect(&place)?, Opened::Rebuilt { aside, damage: error.to_string() })
             }
@@ -185,10 +185,10 @@ impl Ledger {
     }
 
     /// Moves a database that turned out to be damaged aside, and says where it is now. [`Ledger::open`] then makes a new one.
-    pub fn set_aside(self) -> Result<PathBuf, LedgerError> {
+    pub fn quarantine(self) -> Result<PathBuf, LedgerError> {
         // Closed first: closing removes the log by its name, which must not be the next database's.
         drop(self.connection);
-        self.place.set_aside(DATABASE)
+        self.place.quarantine(DATABASE)
     }
 
     /// False where the database's file is gone or another one lies in its place: what is written is lost then.
@@ -203,7 +203,7 @@ impl Ledger {
     }
 
     /// Writes that the ban of `subject` has ended; false where there was none to end.
-    pub fn ended(&mut self, subject: Subject, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
+    pub fn ended(&mut self, subject: BanTarget, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
         self.transact(|statements| statements.end(subject, &Ended { how, at }))
     }
 
@@ -220,7 +220,7 @@ impl Ledger {
 
     /// Marks the bans whose time is over at `now`, tells whose they were, and drops what has been over for longer than the
     /// past is kept.
-    pub fn expire(&mut self, now: SystemTime) -> Result<Found<Subject>, LedgerError> {
+    pub fn expire(&mut self, now: SystemTime) -> Result<Found<BanTarget>, LedgerError> {
         let before = now.checked_sub(self.retention.age).map_or(i64::MIN, micros);
         let found = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -261,8 +261,8 @@ impl Ledger {
         found.map_err(LedgerError::database("read", &self.path()))
     }
 
-    /// All that is kept about `subject`, the oldest first. For an address ask for [`Subject::of`] it.
-    pub fn of(&self, subject: Subject) -> Result<Found<Entry>, LedgerError> {
+    /// All that is kept about `subject`, the oldest first. For an address ask for [`BanTarget::of`] it.
+    pub fn of(&self, subject: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": subject.to_string()})
     }
 
@@ -294,7 +294,7 @@ impl Ledger {
             let mut uncounted = uncounted + statements.recorded;
             drop(statements);
             if uncounted >= SLACK {
-                thin_out(&transaction, rows)?;
+                prune(&transaction, rows)?;
                 uncounted = 0;
             }
             transaction.commit()?;
@@ -306,21 +306,19 @@ impl Ledger {
     }
 }
 
-fn connect(place: &Place) -> Result<Connection, LedgerError> {
+fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let (active, of, listed) = (select(ACTIVE), select(OF), listed());
     let (one, all) = (strikes::of_one(), strikes::of_all());
-    let used = [
-        NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, THIN_OUT, COUNT, &active, &of, &listed, &one,
-        &all,
-    ];
+    let used =
+        [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, PRUNE, COUNT, &active, &of, &listed, &one, &all];
     schema::connect(&place.file(DATABASE), &used)
 }
 
-fn thin_out(connection: &Connection, rows: u64) -> Result<(), rusqlite::Error> {
+fn prune(connection: &Connection, rows: u64) -> Result<(), rusqlite::Error> {
     let kept: i64 = connection.query_row("SELECT count(*) FROM ban", [], |row| row.get(0))?;
     let surplus = kept.saturating_sub(i64::try_from(rows).unwrap_or(i64::MAX));
     if surplus > 0 {
-        connection.execute(THIN_OUT, named_params! {":surplus": surplus})?;
+        connection.execute(PRUNE, named_params! {":surplus": surplus})?;
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ use super::error::LedgerError;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
 use super::{ACTIVE, DATABASE, Found, OF, collect, select};
-use crate::engine::subject::Subject;
+use crate::types::BanTarget;
 
 /// How long to try again, and how often, where the daemon starts, ends or empties its log just then.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -102,8 +102,8 @@ impl Reader {
         self.entries(ACTIVE, named_params! {":now": micros(now)})
     }
 
-    /// All that is kept about `subject`, the oldest first. For an address ask for [`Subject::of`] it.
-    pub fn of(&self, subject: Subject) -> Result<Found<Entry>, LedgerError> {
+    /// All that is kept about `subject`, the oldest first. For an address ask for [`BanTarget::of`] it.
+    pub fn of(&self, subject: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": subject.to_string()})
     }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Row;
 
 use super::ban::{Author, Banned, Ended, Ending, Entry, InForce};
-use crate::engine::subject::Subject;
 use crate::engine::{Class, Protocol};
+use crate::types::BanTarget;
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
@@ -82,7 +82,7 @@ fn ending(row: &Row<'_>) -> Option<Ending> {
 }
 
 /// The subject that prints as `text`, and only as that: another spelling would be a second ban of the same host.
-pub(super) fn subject(text: &str) -> Option<Subject> {
+pub(super) fn subject(text: &str) -> Option<BanTarget> {
     text.parse().ok()
 }
 

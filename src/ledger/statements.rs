@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::row::{self, micros};
 use super::{Author, Banned, Ended, Ending, Methods};
-use crate::engine::subject::Subject;
+use crate::types::BanTarget;
 
 /// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
 pub(super) const NEWEST: &str = "
@@ -113,7 +113,7 @@ impl<'a> Statements<'a> {
         Ok(())
     }
 
-    pub(super) fn end(&mut self, subject: Subject, ended: &Ended) -> Result<bool, rusqlite::Error> {
+    pub(super) fn end(&mut self, subject: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {
         match self.newest(&subject.to_string())? {
             Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
             _ => Ok(false),

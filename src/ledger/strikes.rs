@@ -9,8 +9,8 @@ use rusqlite::{Row, named_params};
 use super::ban::InForce;
 use super::row::{self, micros};
 use super::{Ledger, LedgerError};
-use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{LastBan, Struck};
+use crate::engine::{LastBan, StrikeHistory};
+use crate::types::{BanTarget, Expiry};
 
 /// A strike was on evidence, not above the ceiling, and nobody lifted it. It counts until it has been over for as long as
 /// strikes are remembered, so that a long ban cannot be forgotten while it still lasts.
@@ -44,7 +44,7 @@ const NEVER: i64 = i64::MAX;
 impl Ledger {
     /// How many strikes `subject` has: bans on evidence that at `now` last or have been over for less than `forget`, but
     /// for those above the ceiling and those that somebody lifted.
-    pub fn strikes(&self, subject: Subject, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
+    pub fn strikes(&self, subject: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":subject": subject.to_string(), ":since": since};
         let strikes: Result<i64, _> = self.connection.query_row(&of_one(), values, |row| row.get(0));
@@ -54,7 +54,7 @@ impl Ledger {
 
     /// What a start has to know: the bans that are in force at `now`, ordered as by [`Ledger::active`], and the strikes of
     /// everybody who has any, as [`Ledger::strikes`] counts them. Whose last ban ended last comes first, `limit` at most.
-    pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<Recalled, LedgerError> {
+    pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":since": since, ":now": micros(now)};
         let recalled = (|| {
@@ -72,21 +72,21 @@ impl Ledger {
 
 /// What a start has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recalled {
+pub struct LoadedState {
     /// The bans in force: those without an end, then the others, the next to end first.
     pub active: Vec<InForce>,
     /// Who was banned before, those whose last ban ended last first.
-    pub struck: Vec<Struck>,
+    pub struck: Vec<StrikeHistory>,
     /// Rows of which something of this does not parse: somebody else, or a failing disk, has written them.
     pub unreadable: u64,
 }
 
-/// [`Recalled`] in the making.
+/// [`LoadedState`] in the making.
 #[derive(Default)]
 struct Recall {
     active: Vec<InForce>,
     /// How often, and the end of the last ban in microseconds.
-    struck: HashMap<Subject, (u32, i64)>,
+    struck: HashMap<BanTarget, (u32, i64)>,
     unreadable: u64,
 }
 
@@ -114,7 +114,7 @@ impl Recall {
         Ok(())
     }
 
-    fn finish(mut self, now: SystemTime, limit: usize) -> Recalled {
+    fn finish(mut self, now: SystemTime, limit: usize) -> LoadedState {
         self.active.sort_by_key(|ban| ban.until);
         let mut struck: Vec<_> = self.struck.into_iter().collect();
         struck.sort_unstable_by_key(|(_, (_, last))| std::cmp::Reverse(*last));
@@ -123,9 +123,9 @@ impl Recall {
         let read = |(subject, (strikes, last))| {
             let last = last_ban(last, now);
             unreadable += u64::from(last.is_none());
-            Some(Struck { subject, strikes, last: last? })
+            Some(StrikeHistory { subject, strikes, last: last? })
         };
-        Recalled { active: self.active, struck: struck.into_iter().filter_map(read).collect(), unreadable }
+        LoadedState { active: self.active, struck: struck.into_iter().filter_map(read).collect(), unreadable }
     }
 }
 

@@ -54,21 +54,21 @@ async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<Stri
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let wanted = wanted.clone();
             tokio::spawn(async move {
-                let _ = timeout(PATIENCE, answer(stream, figures(wanted))).await;
+                let _ = timeout(PATIENCE, answer(stream, metrics(wanted))).await;
                 drop(place);
             });
         }
     }
 }
 
-async fn figures(wanted: mpsc::Sender<oneshot::Sender<String>>) -> Option<String> {
+async fn metrics(wanted: mpsc::Sender<oneshot::Sender<String>>) -> Option<String> {
     let (place, text) = oneshot::channel();
     wanted.send(place).await.ok()?;
     text.await.ok()
 }
 
-/// Reads one request and answers it; `figures` is asked only where they are wanted.
-async fn answer(mut stream: TcpStream, figures: impl Future<Output = Option<String>>) -> std::io::Result<()> {
+/// Reads one request and answers it; `metrics` is asked only where they are wanted.
+async fn answer(mut stream: TcpStream, metrics: impl Future<Output = Option<String>>) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -84,7 +84,7 @@ async fn answer(mut stream: TcpStream, figures: impl Future<Output = Option<Stri
     let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
     let plain = "text/plain; charset=utf-8";
     let (status, kind, body) = match (method, path) {
-        (b"GET" | b"HEAD", b"/metrics") => match figures.await {
+        (b"GET" | b"HEAD", b"/metrics") => match metrics.await {
             Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
             None => ("503 Service Unavailable", plain, "the daemon is ending\n".to_owned()),
         },
@@ -132,10 +132,10 @@ mod tests {
 
     #[test]
     fn the_figures_are_at_one_place_and_nothing_is_anywhere_else() {
-        let figures = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        let metrics = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(
-            figures.starts_with("HTTP/1.1 200 OK\r\n") && figures.ends_with("\r\n\r\nportsentry_x 1\n"),
-            "{figures}"
+            metrics.starts_with("HTTP/1.1 200 OK\r\n") && metrics.ends_with("\r\n\r\nportsentry_x 1\n"),
+            "{metrics}"
         );
         assert!(ask("GET /metrics?x=1 HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200"));
         assert!(ask("HEAD /metrics HTTP/1.1\r\n\r\n").ends_with("\r\n\r\n"), "no body");

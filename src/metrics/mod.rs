@@ -14,8 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::engine::Class;
-use crate::report::event::Way;
-use crate::sensor::{Figures, REACTIONS};
+use crate::events::event::Way;
+use crate::sensor::{REACTIONS, SensorMetrics};
 
 /// What the sensor does not count itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,9 +34,9 @@ pub struct Snapshot {
 
 /// The text of all figures, in the format OpenMetrics 1.0.
 #[must_use]
-pub fn text(figures: &Arc<Figures>, snapshot: Snapshot) -> String {
+pub fn text(metrics: &Arc<SensorMetrics>, snapshot: Snapshot) -> String {
     let mut registry = Registry::with_prefix("portsentry");
-    registry.register_collector(Box::new(All { figures: Arc::clone(figures), snapshot }));
+    registry.register_collector(Box::new(All { metrics: Arc::clone(metrics), snapshot }));
     let mut text = String::new();
     // A string takes everything.
     let _ = text::encode(&mut text, &registry);
@@ -45,7 +45,7 @@ pub fn text(figures: &Arc<Figures>, snapshot: Snapshot) -> String {
 
 #[derive(Debug)]
 struct All {
-    figures: Arc<Figures>,
+    metrics: Arc<SensorMetrics>,
     snapshot: Snapshot,
 }
 
@@ -78,7 +78,7 @@ impl EncodeMetric for Family {
 }
 
 /// Reaction times.
-struct Reactions<'a>(&'a Figures);
+struct Reactions<'a>(&'a SensorMetrics);
 
 impl EncodeMetric for Reactions<'_> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
@@ -105,7 +105,7 @@ fn float(value: u64) -> f64 {
 
 impl Collector for All {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (figures, snapshot) = (&*self.figures, &self.snapshot);
+        let (metrics, snapshot) = (&*self.metrics, &self.snapshot);
         let mut put = |kind, name: &str, help: &str, values: Vec<(Labels, f64)>| {
             let family = Family { kind, values };
             family.encode(encoder.encode_descriptor(name, help, None, kind)?)
@@ -113,48 +113,48 @@ impl Collector for All {
         let one = |value: u64| vec![(Labels::new(), float(value))];
         use MetricType::{Counter, Gauge};
         put(Gauge, "start_time_seconds", "When the program started", vec![(Labels::new(), snapshot.started)])?;
-        put(Counter, "packets", "Packets that came through the filter", one(figures.frames.get()))?;
-        put(Counter, "packets_dropped", "Packets that the capture could not hand over", one(figures.dropped.get()))?;
-        put(Counter, "packets_malformed", "Packets that could not be decoded", one(figures.undecoded.get()))?;
-        put(Counter, "packets_judged", "Packets from sources that had been judged", one(figures.repeated.get()))?;
+        put(Counter, "packets", "Packets that came through the filter", one(metrics.frames.get()))?;
+        put(Counter, "packets_dropped", "Packets that the capture could not hand over", one(metrics.dropped.get()))?;
+        put(Counter, "packets_malformed", "Packets that could not be decoded", one(metrics.undecoded.get()))?;
+        put(Counter, "packets_judged", "Packets from sources that had been judged", one(metrics.repeated.get()))?;
         put(
             Counter,
             "decoy_connections",
             "Connections and datagrams that decoys took",
-            one(figures.connections.get()),
+            one(metrics.connections.get()),
         )?;
-        let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(figures.probes_of(class))));
+        let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(metrics.probes_of(class))));
         put(Counter, "probes", "Probes that counted against their source", classes.to_vec())?;
         let ways = Way::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
         let bans = ways.map(|(way, class)| {
-            (vec![("method", way.name()), ("reason", class.key())], float(figures.bans_by(way, class)))
+            (vec![("method", way.name()), ("reason", class.key())], float(metrics.bans_by(way, class)))
         });
         put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
-        let failed = Way::ALL.map(|way| (vec![("method", way.name())], float(figures.failed_by(way))));
+        let failed = Way::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
         put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
-        put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(figures.capped.get()))?;
+        put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(metrics.capped.get()))?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
-        put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(figures.missing.get()))?;
-        put(Counter, "bans_repaired", "Bans that were missing and were put back", one(figures.put_back()))?;
+        put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(metrics.missing.get()))?;
+        put(Counter, "bans_repaired", "Bans that were missing and were put back", one(metrics.put_back()))?;
         if let Some(capacity) = snapshot.capacity {
             let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
             put(Gauge, "set_capacity", "Elements that a set of nftables holds at most", sets.to_vec())?;
         }
-        put(Gauge, "sources_tracked", "Sources with evidence against them", one(figures.suspects.get()))?;
-        put(Counter, "sources_evicted", "Sources forgotten because the table was full", one(figures.evicted.get()))?;
-        put(Counter, "socket_lookups", "Look-ups in the kernel's socket table", one(figures.lookups.get()))?;
+        put(Gauge, "sources_tracked", "Sources with evidence against them", one(metrics.suspects.get()))?;
+        put(Counter, "sources_evicted", "Sources forgotten because the table was full", one(metrics.evicted.get()))?;
+        put(Counter, "socket_lookups", "Look-ups in the kernel's socket table", one(metrics.lookups.get()))?;
         put(Counter, "events_lost", "Events that came faster than they could be logged", one(snapshot.events_lost))?;
         put(Gauge, "allowed_prefixes", "Prefixes that are never blocked", one(snapshot.allowed))?;
-        let ports = [("tcp", &figures.trapped), ("udp", &figures.trapped_udp)];
-        let ports = ports.map(|(protocol, figure)| (vec![("protocol", protocol)], float(figure.get())));
+        let ports = [("tcp", &metrics.trapped), ("udp", &metrics.trapped_udp)];
+        let ports = ports.map(|(protocol, metric)| (vec![("protocol", protocol)], float(metric.get())));
         put(Gauge, "trap_ports", "Ports that the kernel's trap watches", ports.to_vec())?;
-        let filling = [("touched", &figures.trap_touched), ("suspects", &figures.trap_suspects)];
-        let filling = filling.map(|(set, figure)| (vec![("set", set)], float(figure.get())));
+        let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
+        let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));
         put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
-        let verdicts = [("condemned", &figures.trap_caught), ("let-go", &figures.trap_let_go)];
-        let verdicts = verdicts.map(|(verdict, figure)| (vec![("verdict", verdict)], float(figure.get())));
+        let verdicts = [("condemned", &metrics.trap_caught), ("let-go", &metrics.trap_let_go)];
+        let verdicts = verdicts.map(|(verdict, metric)| (vec![("verdict", verdict)], float(metric.get())));
         put(Counter, "trap_bans", "Bans of the kernel's trap by what became of them", verdicts.to_vec())?;
-        let reactions = Reactions(figures);
+        let reactions = Reactions(metrics);
         let help = "Time from the capture of a packet to the acknowledged ban";
         reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)
     }
@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn the_text_has_every_figure_by_prometheus_conventions() {
-        let figures = Arc::new(Figures::default());
+        let metrics = Arc::new(SensorMetrics::default());
         let snapshot = Snapshot { started: 1.5, intended: 7, capacity: Some(131_072), ..Snapshot::default() };
-        let text = text(&figures, snapshot);
+        let text = text(&metrics, snapshot);
         assert!(text.ends_with("# EOF\n"), "{text}");
         for line in [
             "# TYPE portsentry_packets counter",

@@ -1,9 +1,9 @@
-//! A capture's times to the engine's [`Moment`]. Captures come from several interfaces, were merged, or were damaged:
+//! A capture's times to the engine's [`Timestamp`]. Captures come from several interfaces, were merged, or were damaged:
 //! their times may step back a little, jump, or begin anew.
 
 use std::time::Duration;
 
-use crate::engine::Moment;
+use crate::types::Timestamp;
 
 /// Several interfaces and cores deliver their packets out of order by less than this. A larger step back is another
 /// clock: time goes on from there.
@@ -22,7 +22,7 @@ pub struct Clock {
 
 impl Clock {
     /// The moment of a frame that was captured at `time`. Never runs backwards.
-    pub fn tick(&mut self, time: Duration) -> Moment {
+    pub fn tick(&mut self, time: Duration) -> Timestamp {
         let last = *self.last.get_or_insert(time);
         if time >= last {
             self.now = self.now.saturating_add((time - last).min(LARGEST_GAP));
@@ -35,8 +35,8 @@ impl Clock {
 
     /// The moment of the last frame.
     #[must_use]
-    pub fn now(&self) -> Moment {
-        Moment::at(self.now)
+    pub fn now(&self) -> Timestamp {
+        Timestamp::at(self.now)
     }
 }
 

@@ -8,8 +8,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use crate::engine::ports::PortSet;
 use crate::engine::{Local, Protocol};
+use crate::types::PortSet;
 use crate::wire::{Packet, TcpFlags, Transport};
 
 /// Ports that are remembered, some 40 bytes each. A capture of more answering ports is a capture of forged answers.
@@ -182,7 +182,7 @@ mod tests {
     /// The TCP ports, of those in `1-2000`, that these packets show to be in use.
     fn used(packets: &[Packet]) -> Vec<u16> {
         let ports: PortSet = "1-2000".parse().unwrap();
-        let mut learner = Learner::new(&Local::Anybody, &ports, &ports);
+        let mut learner = Learner::new(&Local::Any, &ports, &ports);
         packets.iter().for_each(|packet| learner.look(packet));
         let mut used: Vec<_> = learner.finish().tcp.into_iter().map(|(_, port)| port).collect();
         used.sort_unstable();
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn a_flood_of_forged_flows_is_forgotten_and_not_kept() {
         let ports: PortSet = "1-2000".parse().unwrap();
-        let mut learner = Learner::new(&Local::Anybody, &ports, &ports);
+        let mut learner = Learner::new(&Local::Any, &ports, &ports);
         for source_port in 0..u16::MAX {
             for from in [3, 4, 5] {
                 learner.look(&tcp((from, 2_001 + source_port % 60_000), (2, source_port % 2_000 + 1), SYN, 0));

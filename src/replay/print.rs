@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use super::summary::{Judged, Summary, key};
-use crate::engine::subject::Expiry;
-use crate::engine::{Class, Innocence, Protocol};
-use crate::report::json::rfc3339;
+use crate::engine::{Class, IgnoreReason, Protocol};
+use crate::events::json::rfc3339;
+use crate::types::Expiry;
 
 /// Writes the summary for people.
 pub(super) fn text(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
@@ -79,17 +79,17 @@ fn counts(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn sentence(why: Innocence) -> &'static str {
+fn sentence(why: IgnoreReason) -> &'static str {
     match why {
-        Innocence::Own => "the host's own",
-        Innocence::NoRequest => "answers, or without a port",
-        Innocence::ForNobody => "broadcast, multicast, or for another host on the link",
-        Innocence::NotOurs => "for an address that is not --local",
-        Innocence::NoSource => "from an address that no host can have",
-        Innocence::NotMonitored => "for ports that nobody watches",
-        Innocence::Open => "for ports in use",
-        Innocence::RecentlyOpen => "for ports in use a moment ago",
-        Innocence::OtherInterface => "of an interface that is not watched",
+        IgnoreReason::Own => "the host's own",
+        IgnoreReason::NoRequest => "answers, or without a port",
+        IgnoreReason::NotUnicast => "broadcast, multicast, or for another host on the link",
+        IgnoreReason::NotOurs => "for an address that is not --local",
+        IgnoreReason::NoSource => "from an address that no host can have",
+        IgnoreReason::NotMonitored => "for ports that nobody watches",
+        IgnoreReason::Open => "for ports in use",
+        IgnoreReason::RecentlyOpen => "for ports in use a moment ago",
+        IgnoreReason::OtherInterface => "of an interface that is not watched",
     }
 }
 

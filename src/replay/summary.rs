@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Class, Innocence, Moment, Probe, Protection, Protocol, Spared, Verdict};
-use crate::report::json::reason;
+use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Protocol, Verdict};
+use crate::events::json::reason;
+use crate::types::Timestamp;
+use crate::types::{BanTarget, Expiry};
 use crate::wire::Undecoded;
 
 /// Sources of each kind that are listed one by one; a capture of a flood has millions.
@@ -19,7 +20,7 @@ const PORTS: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Judged {
     /// Who.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// When it was judged.
     pub time: SystemTime,
     /// When its first probe came.
@@ -70,13 +71,13 @@ pub struct Summary {
     /// Who was only logged.
     pub logged: Vec<Judged>,
     /// Who stayed below the threshold.
-    pub suspects: BTreeMap<(Subject, Protocol), Left>,
+    pub suspects: BTreeMap<(BanTarget, Protocol), Left>,
     /// Who is never blocked.
     pub spared: BTreeMap<IpAddr, Protected>,
     /// Sources beyond those that are listed.
     pub unlisted: u64,
     /// Packets that were no evidence, by reason.
-    pub innocent: BTreeMap<Innocence, u64>,
+    pub innocent: BTreeMap<IgnoreReason, u64>,
     /// Packets from sources that had been judged.
     pub repeated: u64,
     /// Frames that hold no IP, end too early, or contradict themselves.
@@ -86,7 +87,7 @@ pub struct Summary {
     /// More ports were in use than could be remembered.
     pub forgot_ports: bool,
     /// Where each subject's latest judgement is listed.
-    latest: HashMap<(Subject, bool), usize>,
+    latest: HashMap<(BanTarget, bool), usize>,
 }
 
 impl Summary {
@@ -113,17 +114,17 @@ impl Summary {
         } += 1;
     }
 
-    pub(super) fn innocent(&mut self, why: Innocence) {
+    pub(super) fn innocent(&mut self, why: IgnoreReason) {
         *self.innocent.entry(why).or_default() += 1;
     }
 
-    pub(super) fn verdict(&mut self, verdict: &Verdict, time: SystemTime, now: Moment) {
+    pub(super) fn verdict(&mut self, verdict: &Verdict, time: SystemTime, now: Timestamp) {
         match verdict {
-            Verdict::Innocent(why) => self.innocent(*why),
+            Verdict::Ignored(why) => self.innocent(*why),
             Verdict::Probe(probe) => self.suspect(probe),
-            Verdict::Spared(spared) => self.spare(spared),
+            Verdict::Exempt(spared) => self.spare(spared),
             Verdict::Block(ban) => self.judge(ban, true, time, now),
-            Verdict::Scan(ban) => self.judge(ban, false, time, now),
+            Verdict::LogOnly(ban) => self.judge(ban, false, time, now),
             Verdict::Repeated(repeated) => {
                 self.repeated += 1;
                 let blocked = repeated.standing == crate::engine::Standing::Blocked;
@@ -150,7 +151,7 @@ impl Summary {
         }
     }
 
-    fn spare(&mut self, spared: &Spared) {
+    fn spare(&mut self, spared: &Exempt) {
         let source = spared.sighting.source;
         if self.spared.len() >= LISTED && !self.spared.contains_key(&source) {
             self.unlisted += u64::from(spared.report == Some(1));
@@ -164,7 +165,7 @@ impl Summary {
         }
     }
 
-    fn judge(&mut self, ban: &Ban, blocked: bool, time: SystemTime, now: Moment) {
+    fn judge(&mut self, ban: &Ban, blocked: bool, time: SystemTime, now: Timestamp) {
         let subject = ban.probe.subject;
         for (protocol, ..) in ban.ports.iter() {
             self.suspects.remove(&(subject, protocol));
@@ -189,16 +190,16 @@ impl Summary {
 
 /// An innocence as JSON has it.
 #[must_use]
-pub(super) fn key(why: Innocence) -> &'static str {
+pub(super) fn key(why: IgnoreReason) -> &'static str {
     match why {
-        Innocence::Own => "own",
-        Innocence::NoRequest => "no_request",
-        Innocence::ForNobody => "for_nobody",
-        Innocence::NotOurs => "not_ours",
-        Innocence::NoSource => "no_source",
-        Innocence::NotMonitored => "not_monitored",
-        Innocence::Open => "open",
-        Innocence::RecentlyOpen => "recently_open",
-        Innocence::OtherInterface => "other_interface",
+        IgnoreReason::Own => "own",
+        IgnoreReason::NoRequest => "no_request",
+        IgnoreReason::NotUnicast => "for_nobody",
+        IgnoreReason::NotOurs => "not_ours",
+        IgnoreReason::NoSource => "no_source",
+        IgnoreReason::NotMonitored => "not_monitored",
+        IgnoreReason::Open => "open",
+        IgnoreReason::RecentlyOpen => "recently_open",
+        IgnoreReason::OtherInterface => "other_interface",
     }
 }

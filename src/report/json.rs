@@ -1,206 +1,70 @@
-//! Events to JSON: one object an event, the same shape in the live log, in a replay and on the control socket.
+//! [`Figures`] to one JSON object: the numbers of the page, with the names that the live log has.
 
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use super::event::{Event, Way, What};
-use crate::engine::subject::Expiry;
-use crate::engine::{Ban, Sighting, Standing};
+use super::calendar::{WEEKDAYS, stamp};
+use super::figures::Figures;
+use crate::engine::Class;
 
-/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`,
-/// `error`, `stop`, `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or
-/// `ports`, `reason`, `expires`.
+/// The object. Times are RFC 3339 in UTC, spans are seconds.
 #[must_use]
-pub fn of(event: &Event) -> Value {
-    let mut object = Map::new();
-    let mut put = |key: &str, value: Value| {
-        object.insert(key.to_owned(), value);
-    };
-    put("event", kind(&event.what).into());
-    put("time", rfc3339(event.time).into());
-    match &event.what {
-        What::Started | What::Stopped => {}
-        What::Probe(probe) => {
-            sighting(&mut put, &probe.sighting);
-            put("subject", probe.subject.to_string().into());
-            put("distinct_ports", probe.distinct.into());
-        }
-        What::Scan(ban) => self::ban(&mut put, ban, event.time),
-        What::Blocked { ban, reaction, way } => {
-            self::ban(&mut put, ban, event.time);
-            put("method", way.name().into());
-            put("reaction_us", u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX).into());
-        }
-        What::Wrapped { subject, ban, line } => {
-            match ban {
-                Some(ban) => self::ban(&mut put, ban, event.time),
-                None => put("subject", subject.to_string().into()),
-            }
-            put("method", Way::HostsDeny.name().into());
-            put("line", line.as_str().into());
-        }
-        What::Ran { subject, command, outcome, well, .. } => {
-            put("subject", subject.to_string().into());
-            put("method", Way::Run.name().into());
-            put("command", command.as_str().into());
-            put("reason", outcome.as_str().into());
-            put("well", (*well).into());
-        }
-        What::Disconnected { subject, connections } => {
-            put("subject", subject.to_string().into());
-            put("reason", "connections ended".into());
-            put("connections", (*connections).into());
-        }
-        What::BlockFailed { subject, reason, way } => {
-            put("method", way.name().into());
-            put("subject", subject.to_string().into());
-            put("reason", reason.as_str().into());
-        }
-        What::Spared { spared, probes } => {
-            sighting(&mut put, &spared.sighting);
-            put("reason", spared.protection.to_string().into());
-            put("probes", (*probes).into());
-        }
-        What::Repeated { subject, standing, packets } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-            let why = match standing {
-                Standing::Blocked => "already blocked",
-                Standing::Logged => "only logged",
-            };
-            put("reason", why.into());
-            put("packets", (*packets).into());
-        }
-        What::Sweep(sweep) => {
-            put("reason", "distributed scan".into());
-            put("sources", sweep.sources.into());
-            put("distinct_ports", sweep.ports.into());
-        }
-        What::Capped { bans } => {
-            put("reason", "above max_new_bans_per_minute".into());
-            put("bans", (*bans).into());
-        }
-        What::Lifted { subject } => {
-            put("subject", subject.to_string().into());
-            put("reason", "gone from the kernel's set".into());
-        }
-        What::Dropped { packets } => {
-            put("reason", "capture overrun".into());
-            put("packets", (*packets).into());
-        }
-        What::Unblocked { subject, by } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-            put("reason", format!("deleted by {by}").into());
-        }
-        What::Expired { subject } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-        }
-        What::Restored { bans, way } => {
-            put("method", way.name().into());
-            put("reason", "put back from the ledger".into());
-            put("bans", (*bans).into());
-        }
-        What::ByHand { subject, expiry, by, note, .. } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-            put("reason", format!("added by {by}").into());
-            if let Some(note) = note {
-                put("note", note.as_str().into());
-            }
-            expires(&mut put, *expiry, event.time);
-        }
-        What::Healed { bans } => {
-            put("reason", "the table was gone".into());
-            put("bans", (*bans).into());
-        }
-        What::Repaired { bans, way } => {
-            put("method", way.name().into());
-            let place = match way {
-                Way::Nft | Way::Run => "missing in the kernel's sets",
-                Way::Route => "missing in the kernel's routes",
-                Way::HostsDeny => "missing in hosts.deny",
-            };
-            put("reason", place.into());
-            put("bans", (*bans).into());
-        }
-        What::Adopted { bans } => {
-            put("reason", "adopted from the kernel's sets".into());
-            put("bans", (*bans).into());
-        }
-        What::Note(text) | What::Error(text) => put("reason", text.as_str().into()),
-    }
-    Value::Object(object)
+pub fn json(figures: &Figures, host: Option<&str>) -> Value {
+    let at = |time: SystemTime| Value::from(stamp(time));
+    let hours = WEEKDAYS.iter().zip(figures.hours).map(|(day, hours)| (day.to_ascii_lowercase(), json!(hours)));
+    json!({
+        "event": "report",
+        "host": host,
+        "from": at(figures.from),
+        "to": at(figures.to),
+        "kept": figures.kept,
+        "bans": figures.bans,
+        "sources": figures.sources,
+        "in_force": figures.in_force,
+        "repeat_offenders": figures.repeaters,
+        "probes": figures.probes,
+        "over_time": {
+            "bucket_s": figures.bucket.as_secs(),
+            "bans": figures.over_time.iter().map(|(start, bans)| json!({"time": at(*start), "bans": bans})).collect::<Vec<_>>(),
+        },
+        "classes": counts(figures.classes.iter().map(|(class, bans)| (class.map_or("none", Class::key), *bans))),
+        "ports": {
+            "most": figures.ports.items.iter().map(|((protocol, port), bans)| {
+                json!({"proto": protocol.key(), "port": port, "service": super::services::name(*protocol, *port), "bans": bans})
+            }).collect::<Vec<_>>(),
+            "more": figures.ports.more,
+        },
+        "networks": {
+            "most": figures.networks.items.iter().map(|network| {
+                json!({"network": network.prefix.to_string(), "bans": network.bans, "sources": network.sources})
+            }).collect::<Vec<_>>(),
+            "more": figures.networks.more,
+        },
+        "offenders": {
+            "most": figures.offenders.items.iter().map(|offender| json!({
+                "subject": offender.subject.to_string(),
+                "strikes": offender.strikes,
+                "first": at(offender.first),
+                "last": at(offender.last),
+                "blocked_s": offender.blocked.as_secs(),
+            })).collect::<Vec<_>>(),
+            "more": figures.offenders.more,
+        },
+        "hours": hours.collect::<Map<_, _>>(),
+        "ends": {
+            "in_force": figures.ends.in_force,
+            "expired": figures.ends.expired,
+            "lifted": figures.ends.lifted,
+            "replaced": figures.ends.replaced,
+        },
+        "authors": counts(figures.authors.iter().copied()),
+        "methods": counts(figures.methods.iter().copied()),
+        "ahead": figures.ahead,
+        "unreadable": figures.unreadable,
+    })
 }
 
-fn kind(what: &What) -> &'static str {
-    match what {
-        What::Started => "start",
-        What::Probe(_) => "probe",
-        What::Scan(_) | What::Sweep(_) => "scan",
-        What::Blocked { .. } | What::Wrapped { .. } | What::ByHand { .. } => "block",
-        What::Ran { .. } => "run",
-        What::Spared { .. } => "refused",
-        What::Repeated { .. } => "repeat",
-        What::Lifted { .. } | What::Unblocked { .. } => "unblock",
-        What::Healed { .. } | What::Restored { .. } | What::Repaired { .. } => "heal",
-        What::Expired { .. } => "expire",
-        What::BlockFailed { .. } | What::Error(_) | What::Dropped { .. } => "error",
-        What::Capped { .. } | What::Disconnected { .. } | What::Adopted { .. } | What::Note(_) => "note",
-        What::Stopped => "stop",
-    }
-}
-
-fn sighting(put: &mut impl FnMut(&str, Value), sighting: &Sighting) {
-    put("source", sighting.source.to_string().into());
-    put("destination", sighting.destination.to_string().into());
-    put("class", sighting.class.key().into());
-    put("proto", sighting.protocol.key().into());
-    put("port", sighting.port.into());
-    if sighting.fragmented {
-        put("fragmented", true.into());
-    }
-}
-
-fn ban(put: &mut impl FnMut(&str, Value), ban: &Ban, at: SystemTime) {
-    sighting(put, &ban.probe.sighting);
-    put("subject", ban.probe.subject.to_string().into());
-    let ports: Vec<Value> = ban
-        .ports
-        .iter()
-        .map(|(protocol, port, class)| json!({"proto": protocol.key(), "port": port, "class": class.key()}))
-        .collect();
-    put("ports", ports.into());
-    put("probes", ban.probe.probes.into());
-    put("reason", reason(ban).into());
-    expires(put, ban.expiry, at);
-}
-
-fn expires(put: &mut impl FnMut(&str, Value), expiry: Expiry, at: SystemTime) {
-    match expiry {
-        Expiry::Never => put("expires", "never".into()),
-        Expiry::After(span) => put("expires", rfc3339(at + span).into()),
-    }
-}
-
-/// Why a ban was made, as a sentence.
-#[must_use]
-pub fn reason(ban: &Ban) -> String {
-    if ban.hosts > 1 {
-        return format!("closed ports of {} hosts were touched", ban.hosts);
-    }
-    let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
-    match (conclusive, ban.ports.iter().count()) {
-        (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
-        (None, 1) => "a closed port was touched".to_owned(),
-        (None, ports) => format!("{ports} distinct closed ports were touched"),
-    }
-}
-
-/// A time in UTC, to the microsecond.
-#[must_use]
-pub fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_micros(time).to_string()
+fn counts<'a>(items: impl Iterator<Item = (&'a str, u64)>) -> Map<String, Value> {
+    items.map(|(name, bans)| (name.to_owned(), bans.into())).collect()
 }

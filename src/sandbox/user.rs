@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::set_keep_capabilities;
 
-use super::Needs;
+use super::Policy;
 
 /// The program's own user, which its package makes.
 pub(super) const NAME: &str = "portsentry";
@@ -34,40 +34,40 @@ pub(super) fn make(folder: &Path) -> io::Result<()> {
 }
 
 /// Becomes the own user where this is root, and says where it stays root. Capabilities stay.
-pub(super) fn switch(needs: &Needs, said: &mut Vec<String>) {
+pub(super) fn switch(policy: &Policy, warnings: &mut Vec<String>) {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let stays = match (needs.root, User::from_name(NAME)) {
+    let stays = match (policy.root, User::from_name(NAME)) {
         (Some(why), _) => why.to_owned(),
         (None, Err(error)) => format!("the user {NAME} cannot be looked up ({error})"),
         (None, Ok(None)) => format!("there is no user {NAME} (the package makes one: sysusers.d)"),
-        (None, Ok(Some(user))) => match become_user(needs, &user) {
+        (None, Ok(Some(user))) => match become_user(policy, &user) {
             Ok(()) => return,
             Err(why) => why,
         },
     };
-    said.push(format!("it stays root, without root's rights: {stays}"));
+    warnings.push(format!("it stays root, without root's rights: {stays}"));
 }
 
-fn become_user(needs: &Needs, user: &User) -> Result<(), String> {
+fn become_user(policy: &Policy, user: &User) -> Result<(), String> {
     let (uid, gid) = (user.uid, user.gid);
     let unable = |error: nix::Error| format!("the user {NAME} cannot be taken on ({error})");
     let name = CString::new(NAME).map_err(|error| error.to_string())?;
     let groups = getgrouplist(&name, gid).map_err(unable)?;
     let ids: Vec<u32> = groups.iter().map(|group| group.as_raw()).collect();
-    for path in needs.own.iter().chain(&needs.write).chain(&needs.settings) {
+    for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
         if let Some(closed) = closed_to(path, uid.as_raw(), &ids) {
             return Err(format!("the user {NAME} cannot reach {} through {}", path.display(), closed.display()));
         }
     }
-    for (paths, bit, doing) in [(&needs.settings, 0o4, "read"), (&needs.write, 0o3, "write to")] {
+    for (paths, bit, doing) in [(&policy.settings, 0o4, "read"), (&policy.write, 0o3, "write to")] {
         let closed = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !may(&found, bit, uid.as_raw(), &ids));
         if let Some(path) = paths.iter().find(closed) {
             return Err(format!("the user {NAME} cannot {doing} {}", path.display()));
         }
     }
-    for folder in &needs.own {
+    for folder in &policy.own {
         give(folder, uid.as_raw(), gid.as_raw())
             .map_err(|error| format!("{} cannot be given to the user {NAME} ({error})", folder.display()))?;
     }

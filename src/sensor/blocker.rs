@@ -6,13 +6,14 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use crate::enforce::Case;
-use crate::enforce::hands::{self, Orders, Task};
+use crate::enforce::BanContext;
 use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::enforce::route::{self, Routes};
-use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{Ban, Host, Moment, Protocol};
-use crate::report::event::Way;
+use crate::enforce::slow_backends::{self, Orders, Task};
+use crate::engine::{Ban, Host, Protocol};
+use crate::events::event::Way;
+use crate::types::Timestamp;
+use crate::types::{BanTarget, Expiry};
 
 /// The ways to block.
 #[derive(Default)]
@@ -42,7 +43,7 @@ pub struct Blocker {
 /// A way that did not take a ban.
 pub(super) struct Refused {
     pub(super) way: Way,
-    pub(super) subject: Subject,
+    pub(super) subject: BanTarget,
     pub(super) reason: String,
 }
 
@@ -68,7 +69,7 @@ impl Blocker {
     }
 
     /// Lays routes for them.
-    pub(super) fn block_by_route(&mut self, bans: &[(Subject, Expiry)], now: Moment, refused: &mut Vec<Refused>) {
+    pub(super) fn block_by_route(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp, refused: &mut Vec<Refused>) {
         let Some(routes) = &mut self.routes else { return };
         let refuse = |subject, reason| Refused { way: Way::Route, subject, reason };
         match routes.block(bans, now) {
@@ -85,7 +86,7 @@ impl Blocker {
 
     /// Whom no route may cut off: all that is never blocked, and this host's own networks. Those of IPv4 are left out, since
     /// a neighbour in one is an address like any other there.
-    pub(super) fn keep_reachable(&mut self, host: &Host) -> Vec<Subject> {
+    pub(super) fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
         let Some(routes) = &mut self.routes else { return Vec::new() };
         let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
         let prefixes: Vec<IpNet> = host.allow.prefixes().chain(own).collect();
@@ -110,9 +111,9 @@ impl Blocker {
     }
 
     /// Hands a ban by hand over, likewise.
-    pub(super) fn hand_over_by_hand(&self, subject: Subject, expiry: Expiry) -> bool {
+    pub(super) fn hand_over_by_hand(&self, subject: BanTarget, expiry: Expiry) -> bool {
         let Some(hands) = &self.hands else { return true };
-        let case = Case::by_hand(subject, expiry, SystemTime::now());
+        let case = BanContext::by_hand(subject, expiry, SystemTime::now());
         hands.put(Task::Block { case, methods: self.slow(true) }).is_ok()
     }
 
@@ -127,11 +128,11 @@ impl Blocker {
     /// Only has the command run.
     pub(super) fn only_run(&self, ban: &Ban, seen: SystemTime) -> bool {
         let Some(hands) = &self.hands else { return false };
-        hands.put(Task::Block { case: self.case(ban, seen), methods: Arc::new([hands::Way::Run]) }).is_ok()
+        hands.put(Task::Block { case: self.case(ban, seen), methods: Arc::new([slow_backends::Way::Run]) }).is_ok()
     }
 
     /// What the others hold of these is to go.
-    pub(super) fn release(&self, subjects: &[Subject]) {
+    pub(super) fn release(&self, subjects: &[BanTarget]) {
         let Some(hands) = self.hands.as_ref().filter(|_| self.has_slow_ways()) else { return };
         for subject in subjects {
             // Where there is no room, a line stays until its ban would have ended.
@@ -139,18 +140,18 @@ impl Blocker {
         }
     }
 
-    fn slow(&self, run: bool) -> Arc<[hands::Way]> {
+    fn slow(&self, run: bool) -> Arc<[slow_backends::Way]> {
         let way = |way: &Way| match way {
-            Way::HostsDeny => Some(hands::Way::HostsDeny),
-            Way::Run => run.then_some(hands::Way::Run),
+            Way::HostsDeny => Some(slow_backends::Way::HostsDeny),
+            Way::Run => run.then_some(slow_backends::Way::Run),
             Way::Nft | Way::Route => None,
         };
         self.ways.iter().filter_map(way).collect()
     }
 
-    fn case(&self, ban: &Ban, seen: SystemTime) -> Case {
+    fn case(&self, ban: &Ban, seen: SystemTime) -> BanContext {
         let sighting = &ban.probe.sighting;
-        Case {
+        BanContext {
             subject: ban.probe.subject,
             source: sighting.source,
             protocol: sighting.protocol,

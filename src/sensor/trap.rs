@@ -8,24 +8,25 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::judge::Judge;
-use super::upkeep::thanks_to;
+use super::ban_maintenance::exemption_source;
+use super::controller::BanController;
 use crate::enforce::nft::{BlockError, Trap as Rules, Watched};
-use crate::engine::ports::PortSet;
-use crate::engine::subject::Subject;
-use crate::engine::{Moment, Protocol};
-use crate::report::event::What;
+use crate::engine::Protocol;
+use crate::events::event::EventKind;
+use crate::types::BanTarget;
+use crate::types::PortSet;
+use crate::types::Timestamp;
 
 /// How often the ports are compared and whom the kernel caught is looked at. Ports of listeners that come are no matter of
 /// time, because the kernel asks for the socket itself.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long somebody is blocked at most of whom the sensor knows nothing: its own verdict comes within milliseconds, under a
 /// flood within the time that its queue holds.
-const DOUBT: Duration = Duration::from_secs(2);
+const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
 /// Sources whose bans are looked at in one round; the next ones have their turn a second later. Each takes some 30 µs.
-const AT_ONCE: usize = 512;
+const MAX_PER_ROUND: usize = 512;
 
 /// What is known of the trap.
 #[derive(Default)]
@@ -33,9 +34,9 @@ pub(super) struct Trap {
     /// What the kernel has; `None` where that is not known.
     armed: Option<Armed>,
     /// When to look again; `None` where there is no trap.
-    look_at: Option<Moment>,
+    check_at: Option<Timestamp>,
     /// Caught, but not condemned here, and since when.
-    doubted: HashMap<Subject, Moment>,
+    unconfirmed: HashMap<BanTarget, Timestamp>,
     /// The last thing that went wrong, so that it is said once.
     complaint: Option<String>,
 }
@@ -55,17 +56,17 @@ impl Trap {
     }
 
     /// Whom the kernel caught is looked at now, if there is a trap.
-    pub(super) fn look_soon(&mut self, now: Moment) {
-        self.look_at = self.look_at.map(|_| now);
+    pub(super) fn check_soon(&mut self, now: Timestamp) {
+        self.check_at = self.check_at.map(|_| now);
     }
 
-    /// When [`Judge::look_at_trap`] has something to do.
-    pub(super) fn due(&self) -> Option<Moment> {
-        self.look_at
+    /// When [`BanController::check_trap`] has something to do.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.check_at
     }
 }
 
-impl Judge {
+impl BanController {
     /// True where the table has a trap.
     fn has_trap(&self) -> bool {
         self.rules().is_some()
@@ -77,13 +78,13 @@ impl Judge {
 
     /// Has the kernel watch the ports that are closed now, if it does not yet. Whoever must not be blocked is in its
     /// allow-list by then: that is set whenever the host changes, before this.
-    pub(super) fn arm(&mut self, now: Moment) {
+    pub(super) fn arm(&mut self, now: Timestamp) {
         let Some(rules) = self.rules() else {
             self.trap = Trap::default();
             self.show_ports();
             return;
         };
-        self.trap.look_at = Some(now.after(LOOK));
+        self.trap.check_at = Some(now.after(POLL_INTERVAL));
         let closed = |counts: bool, protocol| counts.then(|| self.engine.closed_ports(now, &self.host, protocol));
         let wanted = Armed {
             tcp: closed(rules.tcp, Protocol::Tcp),
@@ -113,24 +114,24 @@ impl Judge {
     fn show_ports(&self) {
         let armed = self.trap.armed.as_ref();
         let count = |ports: Option<&PortSet>| ports.map_or(0, |ports| ports.len().into());
-        self.figures.trapped.set(count(armed.and_then(|armed| armed.tcp.as_ref())));
-        self.figures.trapped_udp.set(count(armed.and_then(|armed| armed.udp.as_ref())));
+        self.metrics.trapped.set(count(armed.and_then(|armed| armed.tcp.as_ref())));
+        self.metrics.trapped_udp.set(count(armed.and_then(|armed| armed.udp.as_ref())));
     }
 
     /// Begins, also with other rules: what the kernel has counted until then the sensor may know nothing of, or judge by other
     /// settings.
-    pub(super) fn begin_trap(&mut self, now: Moment) {
+    pub(super) fn begin_trap(&mut self, now: Timestamp) {
         if let Some(rules) = self.rules()
             && let Some((nft, _)) = &mut self.blocker.nft
         {
             // Where that fails, arming fails as well and says so.
             let _ = nft.forget_everybody(rules);
         }
-        self.rearm(now);
+        self.reset_trap(now);
     }
 
-    /// As [`Judge::arm`], whatever the kernel is believed to have.
-    pub(super) fn rearm(&mut self, now: Moment) {
+    /// As [`BanController::arm`], whatever the kernel is believed to have.
+    pub(super) fn reset_trap(&mut self, now: Timestamp) {
         self.trap.armed = None;
         self.arm(now);
     }
@@ -165,8 +166,8 @@ impl Judge {
     }
 
     /// What is due about the trap.
-    pub(super) fn look_at_trap(&mut self, now: Moment) {
-        if self.trap.look_at.is_none_or(|at| at > now) {
+    pub(super) fn check_trap(&mut self, now: Timestamp) {
+        if self.trap.check_at.is_none_or(|at| at > now) {
             return;
         }
         self.arm(now);
@@ -180,25 +181,27 @@ impl Judge {
             && let Some((nft, _)) = &mut self.blocker.nft
             && let Ok(Some(filling)) = nft.filling(rules)
         {
-            self.figures.trap_touched.set(filling.touched.into());
-            self.figures.trap_suspects.set(filling.suspects.into());
+            self.metrics.trap_touched.set(filling.touched.into());
+            self.metrics.trap_suspects.set(filling.suspects.into());
         }
     }
 
     /// Compares whom the kernel caught with whom the sensor has condemned.
-    fn review(&mut self, now: Moment, caught: &[Subject]) {
+    fn review(&mut self, now: Timestamp, caught: &[BanTarget]) {
         let (mut agreed, mut wrong, mut within, mut spared) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let doubted = std::mem::take(&mut self.trap.doubted);
+        let unconfirmed = std::mem::take(&mut self.trap.unconfirmed);
         // A ban of the whole network may have come of it.
         let wide = !caught.is_empty() && self.blocker.nft.as_ref().is_some_and(|(_, spec)| spec.wide);
-        let networks: Vec<Subject> = match wide {
-            true => self.engine.bans().map(|ban| ban.subject).filter(|one| matches!(one, Subject::Wide(_))).collect(),
+        let networks: Vec<BanTarget> = match wide {
+            true => {
+                self.engine.bans().map(|ban| ban.subject).filter(|one| matches!(one, BanTarget::Prefix(_))).collect()
+            }
             false => Vec::new(),
         };
         // Condemned here as well; that it could not be carried out yet says nothing for them.
-        let waiting: HashSet<Subject> =
+        let waiting: HashSet<BanTarget> =
             if caught.is_empty() { HashSet::new() } else { self.retries.subjects().collect() };
-        for subject in caught.iter().copied().take(AT_ONCE) {
+        for subject in caught.iter().copied().take(MAX_PER_ROUND) {
             if waiting.contains(&subject) {
                 continue;
             }
@@ -214,19 +217,19 @@ impl Judge {
                 spared.push((subject, protection));
                 continue;
             }
-            let since = doubted.get(&subject).copied().unwrap_or(now);
-            if now.since(since) >= DOUBT {
+            let since = unconfirmed.get(&subject).copied().unwrap_or(now);
+            if now.since(since) >= UNCONFIRMED_FOR {
                 wrong.push(subject);
             } else {
-                self.trap.doubted.insert(subject, since);
+                self.trap.unconfirmed.insert(subject, since);
             }
         }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
         // Where a full set had no room for them, the kernel has blocked nobody, and there is nobody to let go.
-        let unheld: HashSet<Subject> = nft.missing(&wrong).unwrap_or_default().into_iter().collect();
+        let unheld: HashSet<BanTarget> = nft.missing(&wrong).unwrap_or_default().into_iter().collect();
         let (unheld, wrong): (Vec<_>, Vec<_>) = wrong.into_iter().partition(|subject| unheld.contains(subject));
         // Counted from the start again, as here: else one more port would be enough when the ban is over.
-        let protected: Vec<Subject> = spared.iter().map(|(subject, _)| *subject).collect();
+        let protected: Vec<BanTarget> = spared.iter().map(|(subject, _)| *subject).collect();
         let mut done = Ok(());
         for subjects in [&wrong, &within, &protected] {
             done = done.and(nft.lift(subjects));
@@ -234,30 +237,30 @@ impl Judge {
         for subjects in [&agreed, &wrong, &unheld, &within, &protected] {
             done = done.and(nft.forget(subjects));
         }
-        self.figures.trap_caught.add((agreed.len() + within.len()) as u64);
-        self.figures.trap_let_go.add((wrong.len() + protected.len()) as u64);
+        self.metrics.trap_caught.add((agreed.len() + within.len()) as u64);
+        self.metrics.trap_let_go.add((wrong.len() + protected.len()) as u64);
         match done {
             Ok(()) => {}
             Err(BlockError::Gone) => return,
             Err(error) => self.complain(format!("bans of the kernel's trap could not be lifted: {error}")),
         }
         for (subject, protection) in spared {
-            self.say(What::Unblocked { subject, by: thanks_to(protection) });
+            self.emit(EventKind::Unblocked { subject, by: exemption_source(protection) });
         }
         if let [first, rest @ ..] = wrong.as_slice() {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            self.say(What::Note(format!(
+            self.emit(EventKind::Note(format!(
                 "the kernel's trap had blocked {first}{more}, and nothing is held against them: let go after {} s",
-                DOUBT.as_secs()
+                UNCONFIRMED_FOR.as_secs()
             )));
         }
     }
 
     /// The trap counts the touches of these from the start again: their bans have been lifted.
-    pub(super) fn forget_touches(&mut self, subjects: &[Subject]) {
+    pub(super) fn forget_touches(&mut self, subjects: &[BanTarget]) {
         let Some(rules) = self.rules() else { return };
         let Some((nft, _)) = &mut self.blocker.nft else { return };
-        let forgotten = if subjects.len() > AT_ONCE { nft.forget_everybody(rules) } else { nft.forget(subjects) };
+        let forgotten = if subjects.len() > MAX_PER_ROUND { nft.forget_everybody(rules) } else { nft.forget(subjects) };
         match forgotten {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.complain(format!("the kernel's trap could not be made to forget: {error}")),
@@ -266,7 +269,7 @@ impl Judge {
 
     fn complain(&mut self, text: String) {
         if self.trap.complaint.as_ref() != Some(&text) {
-            self.say(What::Error(text.clone()));
+            self.emit(EventKind::Error(text.clone()));
             self.trap.complaint = Some(text);
         }
     }

@@ -5,9 +5,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{Class, Protocol};
 use portsentry::ledger::{Author, Banned, DATABASE, Ledger, Method};
+use portsentry::types::{BanTarget, Expiry};
 use rusqlite::Connection;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -16,7 +16,7 @@ use super::namespace::Namespace;
 
 const HOUR: u64 = 3_600;
 
-fn subject(text: &str) -> Subject {
+fn subject(text: &str) -> BanTarget {
     text.parse().unwrap()
 }
 

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::Case;
-use portsentry::enforce::hands::{Adopted, Left, News, Occasion, Settings, Stopped, Task, Way};
+use portsentry::enforce::BanContext;
+use portsentry::enforce::command::{Outcome, RunSettings};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::enforce::run::{Outcome, RunSettings};
-use portsentry::engine::subject::Expiry;
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, CommandPhase, Left, Settings, Stopped, Task, Way};
+use portsentry::types::Expiry;
 use tempfile::TempDir;
 
 use super::lab::{PATIENCE, slowness, within};
@@ -38,8 +38,8 @@ fn unchecked(run: RunSettings) -> Bench {
 
 /// What is told of the next command.
 struct Told {
-    case: Case,
-    occasion: Occasion,
+    case: BanContext,
+    occasion: CommandPhase,
     outcome: Outcome,
     output: String,
     took: Duration,
@@ -49,7 +49,7 @@ struct Told {
 
 fn ran(bench: &Bench) -> Told {
     match bench.next() {
-        News::Ran { case, occasion, outcome, output, took, attempt, again, .. } => {
+        BackendEvent::Ran { case, occasion, outcome, output, took, attempt, again, .. } => {
             Told { case, occasion, outcome, output, took, attempt, again }
         }
         other => panic!("no command: {other:?}"),
@@ -100,7 +100,7 @@ fn a_command_gets_its_arguments_a_clean_environment_and_nothing_else() {
     let bench = with(settings);
     // Whoever has started the tests may have left files open to all that follow; nothing of this program's comes to them.
     let inherited = inherited();
-    let case = Case { expiry: Expiry::Never, ..case("2001:db8::7", 60) };
+    let case = BanContext { expiry: Expiry::Never, ..case("2001:db8::7", 60) };
     bench.block(case, &RUN);
     let told = ran(&bench);
     assert_eq!(told.outcome, Outcome::Exited(0), "{}", told.output);
@@ -246,18 +246,18 @@ fn the_other_command_runs_when_the_ban_is_over_and_never_beside_the_first() {
     // While the first still runs.
     assert!(within(PATIENCE, || (!lines(&path).is_empty()).then_some(())).is_some(), "it never began");
     bench.put(Task::Release { subject: lifted.subject });
-    assert_eq!(ran(&bench).occasion, Occasion::Block);
+    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
     let over = ran(&bench);
-    assert_eq!((over.occasion, over.case), (Occasion::Release, lifted));
+    assert_eq!((over.occasion, over.case), (CommandPhase::Release, lifted));
     assert_eq!(lines(&path), ["begin 192.0.2.7", "end 192.0.2.7", "over 192.0.2.7 23"]);
     bench.block(case("192.0.2.8", 1), &RUN);
-    assert_eq!([ran(&bench).occasion, ran(&bench).occasion], [Occasion::Block, Occasion::Release]);
+    assert_eq!([ran(&bench).occasion, ran(&bench).occasion], [CommandPhase::Block, CommandPhase::Release]);
     // One from before the start.
     let old = case("192.0.2.9", 3_600);
     let adopted = Adopted { case: old, methods: RUN.into(), left: Expiry::After(Duration::from_millis(1_000)) };
     bench.put(Task::Adopt { bans: vec![adopted] });
     let over = ran(&bench);
-    assert_eq!((over.occasion, over.case), (Occasion::Release, old));
+    assert_eq!((over.occasion, over.case), (CommandPhase::Release, old));
 }
 
 #[test]
@@ -308,11 +308,11 @@ fn commands_that_find_no_room_are_counted_and_said() {
         bench.block(case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 600), &RUN);
     }
     // Each turn of the thread may tell its part; the rest comes within a minute or at the end.
-    assert!(matches!(bench.next(), News::Lost { tasks: 0, commands: 1.. }));
+    assert!(matches!(bench.next(), BackendEvent::Lost { tasks: 0, commands: 1.. }));
     fs::write(&path, "").unwrap();
     let (stopped, told) = bench.stop(Duration::from_millis(500) * slowness());
     assert!(matches!(stopped, Stopped::Left(Left { lines: 0, commands: 1.. })), "{stopped:?}");
-    assert!(told.iter().any(|news| matches!(news, News::Ran { .. })));
+    assert!(told.iter().any(|news| matches!(news, BackendEvent::Ran { .. })));
 }
 
 #[test]
@@ -331,9 +331,9 @@ fn methods_follow_each_other_in_the_order_that_is_given() {
     });
     bench.block(case("192.0.2.7", 60), &[Way::Run, Way::HostsDeny]);
     assert_eq!(ran(&bench).output, "open");
-    assert!(matches!(bench.next(), News::Done { way: Way::HostsDeny, .. }));
+    assert!(matches!(bench.next(), BackendEvent::Done { way: Way::HostsDeny, .. }));
     bench.block(case("192.0.2.8", 60), &[Way::HostsDeny, Way::Run]);
-    assert!(matches!(bench.next(), News::Done { way: Way::HostsDeny, .. }));
+    assert!(matches!(bench.next(), BackendEvent::Done { way: Way::HostsDeny, .. }));
     assert_eq!(ran(&bench).output, "denied");
 }
 
@@ -347,13 +347,19 @@ fn a_block_waits_for_the_command_before_it_but_not_for_ever() {
         bench.put(Task::Before { case });
         let (first, second) = (bench.next(), bench.next());
         if is_ended {
-            assert!(matches!(first, News::Ran { occasion: Occasion::Before, again: None, .. }), "{script}: {first:?}");
-            assert_eq!(second, News::Ready { case });
+            assert!(
+                matches!(first, BackendEvent::Ran { occasion: CommandPhase::Before, again: None, .. }),
+                "{script}: {first:?}"
+            );
+            assert_eq!(second, BackendEvent::Ready { case });
         } else {
             // Its limit and the wait for it are over at the same moment.
             let told = [&first, &second];
-            assert!(told.contains(&&News::Ready { case }), "{script}: {told:?}");
-            assert!(told.iter().any(|news| matches!(news, News::Ran { outcome: Outcome::TimedOut, .. })), "{told:?}");
+            assert!(told.contains(&&BackendEvent::Ready { case }), "{script}: {told:?}");
+            assert!(
+                told.iter().any(|news| matches!(news, BackendEvent::Ran { outcome: Outcome::TimedOut, .. })),
+                "{told:?}"
+            );
         }
         assert!(started.elapsed() >= if is_ended { Duration::ZERO } else { limit });
         bench.silence(Duration::from_millis(200));
@@ -370,7 +376,7 @@ fn many_sources_at_once_cannot_keep_a_block_waiting_for_their_commands() {
     }
     let mut ready = 0;
     while ready < 50 {
-        ready += usize::from(matches!(bench.next(), News::Ready { .. }));
+        ready += usize::from(matches!(bench.next(), BackendEvent::Ready { .. }));
     }
     assert!(started.elapsed() < limit * 20, "fifty commands of {limit:?} one after another: {:?}", started.elapsed());
 }
@@ -387,6 +393,6 @@ fn at_the_end_what_still_runs_is_ended_within_the_time_that_was_given() {
     let (stopped, told) = bench.stop(limit);
     assert!(started.elapsed() < limit, "{:?}", started.elapsed());
     assert_eq!(stopped, Stopped::Whole, "its end was told");
-    assert!(matches!(&told[..], [News::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{told:?}");
+    assert!(matches!(&told[..], [BackendEvent::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{told:?}");
     assert!(!is_alive(&lines(&path)[0]));
 }

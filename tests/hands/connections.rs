@@ -5,9 +5,9 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use portsentry::enforce::hands::{News, Settings};
-use portsentry::engine::subject::Subject;
+use portsentry::enforce::slow_backends::{BackendEvent, Settings};
 use portsentry::netlink::sock_diag::SockDiag;
+use portsentry::types::BanTarget;
 
 use super::lab::{Lab, PATIENCE};
 use super::{Bench, case};
@@ -61,13 +61,13 @@ fn a_blocked_sources_connections_end_at_once_and_nobody_elses() {
     let v4 = case(&lab.v4("scanner").to_string(), 60);
     bench.block(v4, &[]);
     // The IPv4 ones, of which one is in an IPv6 socket.
-    assert_eq!(bench.next(), News::Connections { subject: v4.subject, ended: 2 });
+    assert_eq!(bench.next(), BackendEvent::Connections { subject: v4.subject, ended: 2 });
     assert_eq!(condemned[0].error(), ErrorKind::ConnectionAborted);
     assert_eq!(condemned[1].error(), ErrorKind::ConnectionAborted);
     assert!(condemned[2].is_alive(), "its IPv6 subject is another one");
     let v6 = case(&lab.v6("scanner").to_string(), 60);
     bench.block(v6, &[]);
-    assert_eq!(bench.next(), News::Connections { subject: v6.subject, ended: 1 });
+    assert_eq!(bench.next(), BackendEvent::Connections { subject: v6.subject, ended: 1 });
     assert_eq!(condemned[2].error(), ErrorKind::ConnectionAborted);
     assert_eq!(
         condemned[2].client.read(&mut [0]).unwrap_err().kind(),
@@ -93,10 +93,10 @@ fn a_connection_from_this_host_to_the_source_and_one_half_closed_end_too() {
     let half = connect(&lab, "scanner", &here, v4_of(&lab));
     half.client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!((&half.server).read(&mut [0]).unwrap(), 0, "CLOSE-WAIT");
-    let subject = Subject::of(lab.v4("scanner").into());
+    let subject = BanTarget::of(lab.v4("scanner").into());
     lab.inside("victim", || {
         let mut diag = SockDiag::open().unwrap();
-        let nobody = diag.end_connections(&HashSet::from([Subject::of("192.0.2.7".parse().unwrap())])).unwrap();
+        let nobody = diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())])).unwrap();
         assert!(nobody.connections.is_empty());
         let ended = diag.end_connections(&HashSet::from([subject])).unwrap();
         assert_eq!((ended.connections[&subject], ended.more), (2, false));
@@ -114,7 +114,7 @@ fn three_hundred_connections_end_in_one_go() {
     let lab = Lab::new(&["scanner"]);
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let connections: Vec<Connection> = (0..300).map(|_| connect(&lab, "scanner", &listener, v4_of(&lab))).collect();
-    let subject = Subject::of(lab.v4("scanner").into());
+    let subject = BanTarget::of(lab.v4("scanner").into());
     let ended = lab.inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([subject])).unwrap());
     assert_eq!(ended.connections[&subject], connections.len());
 }
@@ -136,7 +136,7 @@ fn without_the_right_to_end_them_it_is_said_once_and_the_rest_goes_on() {
         Bench::start(Settings { end_connections: true, ..Settings::default() })
     });
     bench.block(case, &[]);
-    let News::Unable { reason, .. } = bench.next() else { panic!("it is said") };
+    let BackendEvent::Unable { reason, .. } = bench.next() else { panic!("it is said") };
     assert!(reason.contains("CAP_NET_ADMIN"), "{reason}");
     bench.block(case, &[]);
     bench.silence(Duration::from_millis(300));

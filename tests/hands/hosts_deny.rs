@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use portsentry::enforce::Case;
+use portsentry::enforce::BanContext;
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny, HostsDenyError};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use tempfile::TempDir;
@@ -143,7 +143,7 @@ fn nothing_to_change_leaves_the_very_file() {
     let before = inode();
     hosts_deny.apply(&[case, case], &[subject("192.0.2.9")]).unwrap();
     assert_eq!(inode(), before);
-    hosts_deny.apply(&[Case { expiry: portsentry::engine::subject::Expiry::Never, ..case }], &[]).unwrap();
+    hosts_deny.apply(&[BanContext { expiry: portsentry::types::Expiry::Never, ..case }], &[]).unwrap();
     assert_ne!(inode(), before);
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text, "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n");

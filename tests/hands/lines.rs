@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::hands::{Adopted, Left, News, Settings, Stopped, Task, Way};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, Left, Settings, Stopped, Task, Way};
+use portsentry::types::{BanTarget, Expiry};
 use tempfile::TempDir;
 
 use super::lab::slowness;
@@ -22,7 +22,7 @@ fn place() -> (TempDir, PathBuf, Settings) {
     (folder, path, Settings { hosts_deny, ..Settings::default() })
 }
 
-fn held(path: &Path) -> Vec<Subject> {
+fn held(path: &Path) -> Vec<BanTarget> {
     let mut held = HostsDeny::new(path, DEFAULT_TEMPLATE).unwrap().held().unwrap();
     held.sort();
     held
@@ -35,15 +35,15 @@ fn a_line_comes_with_its_ban_and_goes_when_it_is_over_without_a_word() {
     let started = Instant::now();
     let (short, long) = (case("192.0.2.7", 2 * u64::from(slowness())), case("2001:db8::7", 3_600));
     bench.block(short, &LINE);
-    assert_eq!(bench.next(), News::Done { case: short, way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Done { case: short, way: Way::HostsDeny });
     bench.block(long, &LINE);
-    assert_eq!(bench.next(), News::Done { case: long, way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Done { case: long, way: Way::HostsDeny });
     assert_eq!(held(&path), [short.subject, long.subject]);
-    assert_eq!(bench.next(), News::Released { subjects: vec![short.subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![short.subject], way: Way::HostsDeny });
     assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
     assert_eq!(held(&path), [long.subject]);
     bench.put(Task::Release { subject: long.subject });
-    assert_eq!(bench.next(), News::Released { subjects: vec![long.subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![long.subject], way: Way::HostsDeny });
     assert_eq!(held(&path), []);
     assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
 }
@@ -79,10 +79,10 @@ fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
     let soon = Expiry::After(Duration::from_secs(2) * slowness());
     let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
-    assert_eq!(bench.next(), News::Restored { subjects: vec![bare.subject], way: Way::HostsDeny });
-    assert_eq!(bench.next(), News::Released { subjects: vec![cases[1].subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Restored { subjects: vec![bare.subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[1].subject], way: Way::HostsDeny });
     assert_eq!(held(&path), [cases[0].subject, cases[2].subject, bare.subject]);
-    assert_eq!(bench.next(), News::Released { subjects: vec![cases[0].subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[0].subject], way: Way::HostsDeny });
     assert_eq!(held(&path), [cases[2].subject, bare.subject]);
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: .example.com\n# portsentry: 192.0.2.3"));
 }
@@ -96,7 +96,9 @@ fn a_file_that_cannot_be_written_is_tried_again_until_it_can() {
     bench.block(first, &LINE);
     let mut told = Vec::new();
     for attempt in 1..=2 {
-        let News::Failed { subjects, way, reason, attempt: count, again } = bench.next() else { panic!("it fails") };
+        let BackendEvent::Failed { subjects, way, reason, attempt: count, again } = bench.next() else {
+            panic!("it fails")
+        };
         assert_eq!((subjects, way, count), (vec![first.subject], Way::HostsDeny, attempt));
         assert!(reason.starts_with("cannot write /") && reason.contains("No such file"), "{reason}");
         told.push(again.unwrap().as_secs());
@@ -105,7 +107,7 @@ fn a_file_that_cannot_be_written_is_tried_again_until_it_can() {
     fs::create_dir(folder.path().join("etc")).unwrap();
     bench.block(second, &LINE);
     for _ in 0..2 {
-        assert!(matches!(bench.next(), News::Done { .. }));
+        assert!(matches!(bench.next(), BackendEvent::Done { .. }));
     }
     assert_eq!(held(&path), [first.subject, second.subject]);
 }
@@ -116,7 +118,7 @@ fn a_ban_that_is_over_before_it_could_be_written_is_never_written() {
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     bench.block(case("192.0.2.7", 3_600), &LINE);
-    assert!(matches!(bench.next(), News::Failed { .. }));
+    assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
     bench.put(Task::Release { subject: subject("192.0.2.7") });
     fs::create_dir(folder.path().join("etc")).unwrap();
     bench.silence(Duration::from_millis(1_500));
@@ -157,9 +159,9 @@ fn a_burst_is_written_whole_and_what_finds_no_room_is_given_back_and_told() {
     let (stopped, told) = bench.stop(super::patience());
     assert_eq!(stopped, Stopped::Whole);
     assert_eq!(held(&path), taken);
-    let lost: u64 = told.iter().map(|news| if let News::Lost { tasks, .. } = news { *tasks } else { 0 }).sum();
+    let lost: u64 = told.iter().map(|news| if let BackendEvent::Lost { tasks, .. } = news { *tasks } else { 0 }).sum();
     assert_eq!(lost, refused);
-    assert_eq!(told.iter().filter(|news| matches!(news, News::Done { .. })).count(), taken.len());
+    assert_eq!(told.iter().filter(|news| matches!(news, BackendEvent::Done { .. })).count(), taken.len());
 }
 
 #[test]
@@ -168,9 +170,9 @@ fn a_way_that_is_not_set_up_is_said_and_the_next_one_follows() {
     let bench = Bench::start(settings);
     let case = case("192.0.2.7", 3_600);
     bench.block(case, &[Way::Run, Way::HostsDeny]);
-    assert!(matches!(bench.next(), News::Failed { way: Way::Run, again: None, .. }));
-    assert_eq!(bench.next(), News::Done { case, way: Way::HostsDeny });
+    assert!(matches!(bench.next(), BackendEvent::Failed { way: Way::Run, again: None, .. }));
+    assert_eq!(bench.next(), BackendEvent::Done { case, way: Way::HostsDeny });
     assert_eq!(held(&path), [case.subject]);
     bench.put(Task::Before { case });
-    assert_eq!(bench.next(), News::Ready { case }, "nobody waits for a command that there is not");
+    assert_eq!(bench.next(), BackendEvent::Ready { case }, "nobody waits for a command that there is not");
 }

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portsentry::netlink::host::{self, HostError, HostFacts, Watcher};
-use portsentry::netlink::resolvers::ResolverFiles;
+use portsentry::host::network::{self, HostError, HostFacts, Watcher};
+use portsentry::host::resolv_conf::ResolverFiles;
 use tokio::time::timeout;
 
 use super::network;
 
 async fn read() -> HostFacts {
     let nowhere = ResolverFiles { main: "/nonexistent/resolv.conf".into(), upstream: Vec::new() };
-    host::read(&nowhere).await.unwrap()
+    network::read(&nowhere).await.unwrap()
 }
 
 fn gateways(facts: &HostFacts) -> Vec<String> {
@@ -115,9 +115,9 @@ fn resolvers_come_with_the_facts_and_an_unreadable_file_is_an_error() {
     std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
     let folder = ResolverFiles { main: folder.path().into(), upstream: Vec::new() };
     network().inside_async(async || {
-        let facts = host::read(&files).await.unwrap();
+        let facts = network::read(&files).await.unwrap();
         assert_eq!(facts.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
-        assert!(matches!(host::read(&folder).await, Err(HostError::Resolvers(..))));
+        assert!(matches!(network::read(&folder).await, Err(HostError::Resolvers(..))));
     });
 }
 

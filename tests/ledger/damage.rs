@@ -165,7 +165,7 @@ proptest! {
         };
         if let Err(error) = use_it(&mut ledger) {
             prop_assert!(error.is_damage(), "{}", error);
-            let aside = ledger.set_aside().unwrap();
+            let aside = ledger.quarantine().unwrap();
             prop_assert!(aside.exists());
             let (mut ledger, opened) = state.open();
             prop_assert_eq!(opened, Opened::Fresh);

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, InForce, Ledger, Method};
+use portsentry::types::{BanTarget, Expiry};
 use proptest::prelude::*;
 
 use super::support::{State, at, ban, source};
@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model(Vec<Entry>);
 
 impl Model {
-    fn end(&mut self, subject: Subject, how: Ending, when: SystemTime) -> bool {
+    fn end(&mut self, subject: BanTarget, how: Ending, when: SystemTime) -> bool {
         let open = self.0.iter_mut().find(|entry| entry.ban.subject == subject && entry.ended.is_none());
         let Some(open) = open else { return false };
         open.ended = Some(match open.ban.until {
@@ -48,7 +48,7 @@ impl Model {
         self.0.push(Entry { ban, strikes: strikes.try_into().unwrap(), ended: None });
     }
 
-    fn expire(&mut self, now: SystemTime) -> Vec<Subject> {
+    fn expire(&mut self, now: SystemTime) -> Vec<BanTarget> {
         let is_over = |entry: &Entry| entry.ended.is_none() && entry.ban.until.is_some_and(|until| until <= now);
         let over: Vec<_> = self.0.iter().filter(|entry| is_over(entry)).map(|entry| entry.ban.subject).collect();
         over.iter().for_each(|subject| assert!(self.end(*subject, Ending::Expired, now)));
@@ -60,7 +60,7 @@ impl Model {
         self.0.iter().filter(lasts).cloned().collect()
     }
 
-    fn strikes(&self, subject: Subject, forget: Duration, now: SystemTime) -> usize {
+    fn strikes(&self, subject: BanTarget, forget: Duration, now: SystemTime) -> usize {
         let end = |entry: &Entry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
         let lifted =
             |entry: &Entry| entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
@@ -73,7 +73,7 @@ impl Model {
     }
 }
 
-fn sorted<T>(mut items: Vec<T>, key: impl Fn(&T) -> Subject) -> Vec<T> {
+fn sorted<T>(mut items: Vec<T>, key: impl Fn(&T) -> BanTarget) -> Vec<T> {
     items.sort_by_key(key);
     items
 }

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, LastBan, Local, Moment, NoOracle, Protocol, Response, Settings, Sighting,
-    Verdict, Watch, Widest,
+    Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Protocol, Response,
+    Settings, Verdict, Watch,
 };
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Method, Opened, Retention, SLACK};
+use portsentry::types::Timestamp;
+use portsentry::types::{BanTarget, Expiry};
 
 use crate::lab::slowness;
 
@@ -204,7 +205,7 @@ fn several_changes_are_written_in_their_order() {
         Change::Banned(ban(source(2), at(3), DAY)),
     ];
     ledger.write(&changes).unwrap();
-    let active: Vec<Subject> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
+    let active: Vec<BanTarget> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
     assert_eq!(active, [source(2)]);
 }
 
@@ -278,7 +279,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             window: Duration::from_secs(1800),
             expiry: Expiry::After(Duration::from_secs(DAY)),
             escalate: Escalation::default(),
-            widest: Widest::default(),
+            widest: MaxPrefix::default(),
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,
@@ -287,7 +288,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
     );
     let host = Host::new(Local::Addresses(["2001:db8::80".parse().unwrap()].into()));
     let mut touch = |port| {
-        let sighting = Sighting {
+        let sighting = Observation {
             interface: 0,
             source: "2001:db8:1:2:3::4".parse().unwrap(),
             source_port: 40_000,
@@ -298,7 +299,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             fragmented: false,
             decoy: true,
         };
-        engine.observe_decoy(Moment::at(Duration::from_secs(60)), sighting, &host, &mut NoOracle)
+        engine.observe_decoy(Timestamp::at(Duration::from_secs(60)), sighting, &host, &mut NoLookup)
     };
     let _ = (touch(23), touch(23), touch(2323));
     let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };

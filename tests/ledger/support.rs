@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{Class, Protocol};
-use portsentry::ledger::{Author, Banned, Change, Classic, Ledger, Method, News, Opened, Writer};
+use portsentry::ledger::{Author, Banned, Change, Ledger, LegacyFiles, Method, Opened, Writer, WriterEvent};
+use portsentry::types::{BanTarget, Expiry};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -20,17 +20,17 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + NOON + Duration::from_secs(seconds)
 }
 
-pub(crate) fn subject(text: &str) -> Subject {
-    Subject::of(text.parse().unwrap())
+pub(crate) fn subject(text: &str) -> BanTarget {
+    BanTarget::of(text.parse().unwrap())
 }
 
 /// Source number `number`, out of 16 million.
-pub(crate) fn source(number: u32) -> Subject {
-    Subject::V4(Ipv4Addr::from_bits(10 << 24 | number))
+pub(crate) fn source(number: u32) -> BanTarget {
+    BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | number))
 }
 
 /// A ban on evidence: `subject`, from `since` on for `seconds`.
-pub(crate) fn ban(subject: Subject, since: SystemTime, seconds: u64) -> Banned {
+pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Udp, 161)],
@@ -82,9 +82,9 @@ pub(crate) fn intruder(directory: &Path) -> Connection {
 }
 
 /// A writer, and what it tells.
-pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<News>) {
+pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<WriterEvent>) {
     let (ledger, _) = Ledger::open(directory).unwrap();
-    let classic = texts.then(|| Classic::open(directory).unwrap());
+    let classic = texts.then(|| LegacyFiles::open(directory).unwrap());
     let (tell, told) = channel();
     let writer = Writer::start(ledger, classic, move |news| {
         let _ = tell.send(news);
@@ -111,7 +111,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The next news that `fits`; fails where it takes too long.
-pub(crate) fn await_news(told: &Receiver<News>, what: &str, fits: impl Fn(&News) -> bool) -> News {
+pub(crate) fn await_news(told: &Receiver<WriterEvent>, what: &str, fits: impl Fn(&WriterEvent) -> bool) -> WriterEvent {
     let start = Instant::now();
     loop {
         let left = soon().saturating_sub(start.elapsed());

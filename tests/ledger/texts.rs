@@ -7,8 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use portsentry::engine::Protocol;
-use portsentry::engine::subject::{Expiry, Subject};
-use portsentry::ledger::{Author, BLOCKED, Banned, Classic, HISTORY, InForce, LedgerError, Method};
+use portsentry::ledger::{Author, BLOCKED, Banned, HISTORY, InForce, LedgerError, LegacyFiles, Method};
+use portsentry::types::{BanTarget, Expiry};
 use proptest::prelude::*;
 use regex::Regex;
 
@@ -25,11 +25,11 @@ fn host(line: &str) -> Option<IpAddr> {
     filter().captures(line).map(|found| found["host"].parse().unwrap())
 }
 
-fn classic(state: &State) -> Classic {
-    Classic::open(&state.path()).unwrap()
+fn classic(state: &State) -> LegacyFiles {
+    LegacyFiles::open(&state.path()).unwrap()
 }
 
-fn append(classic: &mut Classic, bans: &[Banned]) {
+fn append(classic: &mut LegacyFiles, bans: &[Banned]) {
     bans.iter().for_each(|ban| classic.note(ban));
     classic.append().unwrap();
 }
@@ -56,7 +56,7 @@ proptest! {
         let state = State::new();
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let since = std::time::UNIX_EPOCH + Duration::from_secs(second);
-        let mut banned = ban(Subject::of(address), since, 60);
+        let mut banned = ban(BanTarget::of(address), since, 60);
         banned.source = address;
         banned.ports = vec![(protocol, port), (Protocol::Tcp, 1)];
         append(&mut classic(&state), &[banned]);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, DATABASE, Flushed, HISTORY, Ledger, News, Opened};
+use portsentry::ledger::{BLOCKED, DATABASE, Flushed, HISTORY, Ledger, Opened, WriterEvent};
 
 use super::support::{State, await_news, banned, eventually, intruder, soon, source, writer};
 use crate::lab::slowness;
@@ -60,15 +60,15 @@ fn a_full_disk_is_told_once_nobody_waits_for_it_and_nothing_is_lost() {
         assert!(recorder.put(banned(number, now, 3600)));
         slowest = slowest.max(start.elapsed());
     }
-    let news = await_news(&told, "the full disk", |news| matches!(news, News::Failing { .. }));
+    let news = await_news(&told, "the full disk", |news| matches!(news, WriterEvent::Failing { .. }));
     assert!(news.to_string().contains("blocking goes on"), "{news}");
     // A few attempts later.
     std::thread::sleep(Duration::from_secs(1));
-    let failing = told.try_iter().filter(|news| matches!(news, News::Failing { .. })).count();
+    let failing = told.try_iter().filter(|news| matches!(news, WriterEvent::Failing { .. })).count();
     assert!(failing <= 2, "{failing} times: once for the database, once for the texts");
     assert!(recorder.written() < 3_000);
     fs::remove_file(disk.filler()).unwrap();
-    await_news(&told, "that it goes on", |news| matches!(news, News::Recovered { .. }));
+    await_news(&told, "that it goes on", |news| matches!(news, WriterEvent::Recovered { .. }));
     assert_eq!(writer.stop(soon()), Flushed::Whole);
     assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
     let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
@@ -89,16 +89,16 @@ fn a_list_that_cannot_be_written_is_told_once_and_so_is_that_it_can_be_again() {
     let in_the_way = folder.path().join(format!("{BLOCKED}.new"));
     fs::create_dir(&in_the_way).unwrap();
     recorder.put(banned(0, SystemTime::now(), 3600));
-    await_news(&told, "the list", |news| matches!(news, News::Failing { .. }));
+    await_news(&told, "the list", |news| matches!(news, WriterEvent::Failing { .. }));
     // Several attempts, and more in the history, which can be written all the time.
     for number in 1..40 {
         recorder.put(banned(number, SystemTime::now(), 3600));
         std::thread::sleep(Duration::from_millis(100));
     }
-    let more: Vec<News> = told.try_iter().collect();
+    let more: Vec<WriterEvent> = told.try_iter().collect();
     assert!(more.is_empty(), "{more:?}");
     fs::remove_dir(&in_the_way).unwrap();
-    await_news(&told, "that it goes on", |news| matches!(news, News::Recovered { .. }));
+    await_news(&told, "that it goes on", |news| matches!(news, WriterEvent::Recovered { .. }));
     assert_eq!(writer.stop(soon()), Flushed::Whole);
     assert_eq!(fs::read_to_string(folder.path().join(BLOCKED)).unwrap().lines().count(), 40);
 }
@@ -117,7 +117,7 @@ fn a_disk_that_stays_full_costs_the_newest_changes_counted_and_the_end_does_not_
     }
     assert!(taken < 100_000);
     assert_eq!(recorder.dropped(), 100_000 - taken);
-    await_news(&told, "the loss", |news| matches!(news, News::Lost { changes, .. } if *changes > 0));
+    await_news(&told, "the loss", |news| matches!(news, WriterEvent::Lost { changes, .. } if *changes > 0));
     let start = Instant::now();
     assert_eq!(writer.stop(Duration::from_secs(2) * slowness()), Flushed::Left(taken));
     assert!(start.elapsed() < Duration::from_secs(10) * slowness(), "{:?}", start.elapsed());
@@ -152,12 +152,12 @@ fn a_database_that_another_program_locks_is_told_and_written_when_it_lets_go() {
     assert!(lines.any(|line| line.unwrap().contains("locked")));
     let now = SystemTime::now();
     recorder.put(banned(1, now, 3600));
-    let news = await_news(&told, "the lock", |news| matches!(news, News::Failing { .. }));
+    let news = await_news(&told, "the lock", |news| matches!(news, WriterEvent::Failing { .. }));
     assert!(news.to_string().contains("locked"), "{news}");
     assert_eq!(recorder.written(), 0);
     assert_eq!(state.ledger().count().unwrap().kept, 0, "who only reads is not locked out");
     drop(locker.stdin.take());
-    await_news(&told, "that it goes on", |news| matches!(news, News::Recovered { .. }));
+    await_news(&told, "that it goes on", |news| matches!(news, WriterEvent::Recovered { .. }));
     assert!(locker.wait().unwrap().success());
     assert_eq!(writer.stop(soon()), Flushed::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 1);
@@ -244,8 +244,8 @@ fn damage_while_it_runs_gives_a_new_ledger_that_is_written_on() {
     file.write_all_at(&vec![0xa5; usize::try_from(length).unwrap() - 4096], 4096).unwrap();
     let recorder = writer.recorder();
     recorder.put(banned(50_000, now, 3600));
-    let news = await_news(&told, "the damage", |news| matches!(news, News::Rebuilt { .. }));
-    assert!(matches!(&news, News::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{news}");
+    let news = await_news(&told, "the damage", |news| matches!(news, WriterEvent::Rebuilt { .. }));
+    assert!(matches!(&news, WriterEvent::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{news}");
     recorder.put(banned(50_001, now, 3600));
     assert_eq!(writer.stop(soon()), Flushed::Whole);
     let (ledger, opened) = state.open();
@@ -265,8 +265,8 @@ fn a_database_that_somebody_removed_is_made_again_with_the_bans_in_force() {
     for suffix in ["", "-wal", "-shm"] {
         fs::remove_file(state.file(&format!("{DATABASE}{suffix}"))).unwrap();
     }
-    let news = await_news(&told, "the removal", |news| matches!(news, News::Rebuilt { .. }));
-    assert!(matches!(news, News::Rebuilt { aside: None, carried: 10, .. }), "{news}");
+    let news = await_news(&told, "the removal", |news| matches!(news, WriterEvent::Rebuilt { .. }));
+    assert!(matches!(news, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{news}");
     recorder.put(banned(10, now, 3600));
     assert_eq!(writer.stop(soon()), Flushed::Whole);
     assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, News};
+use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, WriterEvent};
 
 use super::support::{State, await_news, banned, eventually, soon, source, writer};
 use crate::lab::slowness;
@@ -35,8 +35,8 @@ fn the_list_follows_what_is_banned_lifted_and_over() {
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
     recorder.put(Change::Ended { subject: source(1), ended: Ended { how, at: SystemTime::now() } });
-    let over = await_news(&told, "the end of the short ban", |news| matches!(news, News::Expired(_)));
-    assert!(matches!(&over, News::Expired(subjects) if *subjects == [source(3)]), "{over}");
+    let over = await_news(&told, "the end of the short ban", |news| matches!(news, WriterEvent::Expired(_)));
+    assert!(matches!(&over, WriterEvent::Expired(subjects) if *subjects == [source(3)]), "{over}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
     assert_eq!(state.read(HISTORY).lines().count(), 3, "the history forgets nothing");
     assert_eq!(writer.stop(soon()), Flushed::Whole);

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use portsentry::engine::subject::Subject;
 use portsentry::ledger::{Ending, Ledger};
+use portsentry::types::BanTarget;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, PATIENCE, slowness, within};
@@ -128,7 +128,7 @@ fn assert_spared(lab: &Lab, host: &str, culprit: &str) {
 /// How the ledger says that the last ban of `address` ended. The program must have ended.
 fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
     let (ledger, _) = Ledger::open(&lab.path("state")).expect("the ledger opens");
-    let entries = ledger.of(Subject::of(address)).expect("it can be read");
+    let entries = ledger.of(BanTarget::of(address)).expect("it can be read");
     entries.items.into_iter().next_back().and_then(|entry| entry.ended).map(|ended| ended.how)
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use portsentry::engine::subject::Subject;
 use portsentry::netlink::nft::monitor::{Change, Monitor};
+use portsentry::types::BanTarget;
 use rustix::net::sockopt;
 use tokio::time::timeout;
 
@@ -26,7 +26,7 @@ fn add_many(count: u32) -> String {
     text
 }
 
-fn element(change: Change) -> Option<Subject> {
+fn element(change: Change) -> Option<BanTarget> {
     match change {
         Change::ElementAdded(subject, _) | Change::ElementRemoved(subject) => Some(subject),
         _ => None,
@@ -34,7 +34,7 @@ fn element(change: Change) -> Option<Subject> {
 }
 
 /// Reads `MANY` changes; gives up the future again and again, and reads on.
-async fn read_many(monitor: &mut Monitor) -> HashSet<Subject> {
+async fn read_many(monitor: &mut Monitor) -> HashSet<BanTarget> {
     let mut subjects = HashSet::new();
     let end = Instant::now() + PATIENCE * slowness();
     while subjects.len() < MANY as usize && Instant::now() < end {

@@ -4,11 +4,11 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
 use portsentry::netlink::nft::monitor::Monitor;
 use portsentry::netlink::nft::{Batch, RulesetSpec, install, put_ban};
 use portsentry::netlink::socket::Socket;
+use portsentry::types::{BanTarget, Expiry};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::lab::{PATIENCE, slowness, within};
@@ -62,7 +62,7 @@ fn one_transaction_is_told_as_one_and_in_order() {
 fn a_network_is_told_whole_when_it_comes_and_when_it_goes() {
     watched(async |monitor, socket| {
         install(socket, &RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
-        let network = |text: &str| Subject::exactly(text.parse().unwrap()).unwrap();
+        let network = |text: &str| BanTarget::exactly(text.parse().unwrap()).unwrap();
         for (set, one, two) in
             [("blocked_nets", "10.0.0.0/24", "10.0.1.0/24"), ("blocked_nets6", "2001:db8::/56", "2001:db8:0:100::/56")]
         {

@@ -21,10 +21,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use namespace::Namespace;
-use portsentry::engine::subject::Subject;
 use portsentry::netlink::nft::monitor::{Change, Monitor};
 use portsentry::netlink::nft::{RulesetSpec, install};
 use portsentry::netlink::socket::Socket;
+use portsentry::types::BanTarget;
 use tokio::time::timeout;
 
 /// Runs `test` in a namespace that has the table, with a monitor that takes `Socket` for the daemon's own.
@@ -76,6 +76,6 @@ async fn assert_quiet(monitor: &mut Monitor) {
     assert_eq!(delete, [Change::ElementRemoved(subject(mark))]);
 }
 
-fn subject(text: &str) -> Subject {
-    Subject::from_element(text.parse().unwrap())
+fn subject(text: &str) -> BanTarget {
+    BanTarget::from_element(text.parse().unwrap())
 }

@@ -16,7 +16,7 @@ fn a_table_that_goes_is_told_once_whatever_was_in_it() {
             // What the daemon does about it is its own.
             assert_eq!(install(socket, &RulesetSpec::default()).unwrap(), Installed::Created);
             let mut batch = Batch::new();
-            put_ban(&mut batch, subject("192.0.2.1"), portsentry::engine::subject::Expiry::Never);
+            put_ban(&mut batch, subject("192.0.2.1"), portsentry::types::Expiry::Never);
             socket.transact(&mut batch).unwrap();
             assert_quiet(monitor).await;
         });

@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::netlink::nft::RulesetSpec;
 use portsentry::netlink::nft::monitor::Change::{ElementAdded, TableGone, Unheard};
 use portsentry::netlink::nft::monitor::Monitor;
+use portsentry::types::{BanTarget, Expiry};
 
 use super::namespace::Namespace;
 use super::{assert_quiet, next, nft, subject, told, watched};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn bans(numbers: std::ops::Range<u32>) -> Vec<(Subject, Option<Duration>, Expiry)> {
-    let source = |last: u32| Subject::V4((10 << 24 | last).into());
+fn bans(numbers: std::ops::Range<u32>) -> Vec<(BanTarget, Option<Duration>, Expiry)> {
+    let source = |last: u32| BanTarget::V4((10 << 24 | last).into());
     numbers.map(|last| (source(last), Some(HOUR), Expiry::After(HOUR))).collect()
 }
 
@@ -26,8 +26,8 @@ fn hushed(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
         nft.install(&RulesetSpec::default()).unwrap();
         let mut monitor = Monitor::open().unwrap();
         nft.hush_by(monitor.hush());
-        let mut beside = nft.beside().unwrap();
-        test(&mut monitor, &mut nft, &mut beside).await;
+        let mut try_clone = nft.try_clone().unwrap();
+        test(&mut monitor, &mut nft, &mut try_clone).await;
     });
 }
 
@@ -36,7 +36,7 @@ fn nothing_is_told_of_very_many_bans_that_are_put_back_in_silence() {
     hushed(async |monitor, one, other| {
         assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nobody came between");
         other.put_back(&bans(5_000..9_000)).unwrap();
-        let all: Vec<Subject> = bans(0..9_000).into_iter().map(|(subject, ..)| subject).collect();
+        let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(subject, ..)| subject).collect();
         assert_eq!(one.missing(&all).unwrap(), []);
         assert_quiet(monitor).await;
     });

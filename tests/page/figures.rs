@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::engine::subject::Expiry;
 use portsentry::engine::{Class, Protocol};
 use portsentry::ledger::{Author, Banned, Ending, LedgerError, Method};
-use portsentry::page::{Ends, Figures, Network, Offender, html, json};
+use portsentry::report::{Ends, Figures, Network, Offender, html, json};
+use portsentry::types::Expiry;
 use serde_json::json;
 
 use super::support::{DAY, NOW, State, ago, ban, now, source, subject};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portsentry::engine::Protocol;
 use portsentry::ledger::Banned;
-use portsentry::page::{Figures, html};
+use portsentry::report::{Figures, html};
 use regex::Regex;
 
 use super::support::{DAY, State, ago, ban, now, source, subject};

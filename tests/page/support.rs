@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::engine::{Class, Protocol};
 use portsentry::ledger::{Author, Banned, DATABASE, Ledger, Method};
+use portsentry::types::{BanTarget, Expiry};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -25,17 +25,17 @@ pub(crate) fn ago(seconds: u64) -> SystemTime {
     now() - Duration::from_secs(seconds)
 }
 
-pub(crate) fn subject(text: &str) -> Subject {
-    Subject::of(text.parse().unwrap())
+pub(crate) fn subject(text: &str) -> BanTarget {
+    BanTarget::of(text.parse().unwrap())
 }
 
 /// Source number `number`, out of 16 million.
-pub(crate) fn source(number: u32) -> Subject {
-    Subject::V4(Ipv4Addr::from_bits(10 << 24 | number))
+pub(crate) fn source(number: u32) -> BanTarget {
+    BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | number))
 }
 
 /// A ban on evidence: a SYN scan of two ports, seven probes.
-pub(crate) fn ban(subject: Subject, since: SystemTime, seconds: u64) -> Banned {
+pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],

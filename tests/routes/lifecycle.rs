@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use portsentry::enforce::route::{BlockError, Failure, Kind, RouteError, Routes};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::{BanTarget, Expiry};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::lab::Lab;
@@ -52,9 +52,9 @@ fn there_are_no_more_than_the_settings_allow() {
 #[test]
 fn ten_thousand_bans_are_laid_found_and_end_in_pieces() {
     let lab = Lab::new(&["attacker"]);
-    let v4 = (0..8_000_u32).map(|n| Subject::V4(Ipv4Addr::from_bits(0xc612_0000 + n)));
-    let v6 = (0..2_000_u128).map(|n| Subject::V6(Ipv6Addr::from_bits((0x2001_0db8_0001_0000 + n) << 64)));
-    let all: Vec<Subject> = v4.chain(v6).collect();
+    let v4 = (0..8_000_u32).map(|n| BanTarget::V4(Ipv4Addr::from_bits(0xc612_0000 + n)));
+    let v6 = (0..2_000_u128).map(|n| BanTarget::V6(Ipv6Addr::from_bits((0x2001_0db8_0001_0000 + n) << 64)));
+    let all: Vec<BanTarget> = v4.chain(v6).collect();
     let mut routes = open(&lab, Kind::Blackhole);
     routes.block(&all.iter().map(|one| (*one, seconds(60))).collect::<Vec<_>>(), at(0)).unwrap();
     assert_eq!(own(&lab).len(), all.len());

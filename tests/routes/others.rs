@@ -1,7 +1,7 @@
 //! What is not ours, and must not be cut off.
 
 use portsentry::enforce::route::{Failure, Kind, Routes};
-use portsentry::engine::subject::Expiry;
+use portsentry::types::Expiry;
 
 use crate::lab::Lab;
 use crate::support::{at, for_ever, only_failure, open, own, shown, subject};

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use portsentry::enforce::route::{Kind, Routes};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::{BanTarget, Expiry};
 use rustix::io::Errno;
 
 use crate::lab::services::Services;
@@ -42,7 +42,7 @@ fn a_blocked_attacker_gets_no_connection_until_the_ban_is_over() {
 
     for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit, Kind::Via("10.77.1.200".parse().unwrap())] {
         let mut routes = open(&lab, kind);
-        let bans = [Subject::of(lab.v4("attacker").into()), Subject::of(far)].map(|subject| (subject, seconds(60)));
+        let bans = [BanTarget::of(lab.v4("attacker").into()), BanTarget::of(far)].map(|subject| (subject, seconds(60)));
         routes.block(&bans, at(0)).unwrap();
         for target in targets {
             assert!(!lab.is_served("attacker", target, PORT, SHORTLY), "{kind}: {target} answers a blocked source");
@@ -116,7 +116,7 @@ fn a_datagram_of_a_blocked_source_still_arrives() {
     lab.run("victim", "sysctl", &["-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.attacker.rp_filter=0"]);
     let mut routes: Routes = open(&lab, Kind::Blackhole);
     let attacker = lab.v4("attacker").into();
-    routes.block(&[(Subject::of(attacker), Expiry::Never)], at(0)).unwrap();
+    routes.block(&[(BanTarget::of(attacker), Expiry::Never)], at(0)).unwrap();
 
     let victim = SocketAddr::new(lab.victim_v4("attacker").into(), 5353);
     let socket = lab.inside("victim", || UdpSocket::bind(victim)).unwrap();

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portsentry::enforce::route::{BlockError, Failed, Failure, Kind, PROTOCOL, Routes};
-use portsentry::engine::Moment;
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::Timestamp;
+use portsentry::types::{BanTarget, Expiry};
 
 use crate::lab::Lab;
 
@@ -35,16 +35,16 @@ pub(crate) fn shown(lab: &Lab, prefix: &str) -> String {
     lab.run("victim", "ip", &[family, "route", "show", "exact", prefix]).trim().to_owned()
 }
 
-pub(crate) fn subject(text: &str) -> Subject {
-    Subject::of(text.parse::<IpAddr>().unwrap())
+pub(crate) fn subject(text: &str) -> BanTarget {
+    BanTarget::of(text.parse::<IpAddr>().unwrap())
 }
 
-pub(crate) fn for_ever(subjects: &[&str]) -> Vec<(Subject, Expiry)> {
+pub(crate) fn for_ever(subjects: &[&str]) -> Vec<(BanTarget, Expiry)> {
     subjects.iter().map(|text| (subject(text), Expiry::Never)).collect()
 }
 
-pub(crate) fn at(seconds: u64) -> Moment {
-    Moment::at(Duration::from_secs(seconds))
+pub(crate) fn at(seconds: u64) -> Timestamp {
+    Timestamp::at(Duration::from_secs(seconds))
 }
 
 pub(crate) fn seconds(seconds: u64) -> Expiry {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portsentry::enforce::nft::{BlockError, Failure, RulesetSpec};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::{BanTarget, Expiry};
 
 use super::{installed, installed_with, nearly, nft, seconds, subject};
 
@@ -115,7 +115,7 @@ fn ten_thousand_in_one_call_are_all_there() {
                     IpAddr::from((u128::from(n) << 64).to_be_bytes())
                 }
             })
-            .map(|address| (Subject::of(address), seconds(3_600)))
+            .map(|address| (BanTarget::of(address), seconds(3_600)))
             .collect();
         sets.block(&bans).unwrap();
         let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();

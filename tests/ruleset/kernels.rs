@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::nft::{Kernel, Nft};
-use portsentry::engine::subject::Expiry;
+use portsentry::enforce::nft::{KernelFeatures, Nft};
+use portsentry::types::Expiry;
 
 use super::{Namespace, installed, nearly, nft, run, seconds, subject};
 
@@ -11,7 +11,7 @@ use super::{Namespace, installed, nearly, nft, run, seconds, subject};
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
     installed(test);
     installed(|sets| {
-        sets.treat_as(Kernel::oldest());
+        sets.treat_as(KernelFeatures::oldest());
         test(sets);
     });
 }
@@ -83,7 +83,7 @@ fn a_table_that_is_gone_is_said_to_be_gone() {
             let mut sets = Nft::open().unwrap();
             sets.install(&Default::default()).unwrap();
             if oldest {
-                sets.treat_as(Kernel::oldest());
+                sets.treat_as(KernelFeatures::oldest());
             }
             run("nft", &["delete", "table", "inet", "portsentry"]);
             let who = subject("192.0.2.1");

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use portsentry::enforce::nft::{Installed, Nft, RulesetSpec};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::{BanTarget, Expiry};
 use rustix::fd::AsFd;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -105,8 +105,8 @@ fn installed_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft) + Send) {
     });
 }
 
-fn subject(text: &str) -> Subject {
-    Subject::of(text.parse().unwrap())
+fn subject(text: &str) -> BanTarget {
+    BanTarget::of(text.parse().unwrap())
 }
 
 fn seconds(seconds: u64) -> Expiry {

@@ -4,15 +4,15 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use portsentry::enforce::nft::{BlockError, Failure, RulesetSpec};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::{BanTarget, Expiry};
 
 use super::{installed_with, nearly, seconds};
 
 const SIZE: u32 = 1 << 20;
 
-fn ban(number: u32) -> (Subject, Expiry) {
+fn ban(number: u32) -> (BanTarget, Expiry) {
     // Scattered, as the addresses of strangers are: the factor is odd, so that no two fall together.
-    (Subject::V4(Ipv4Addr::from_bits(number.wrapping_mul(0x9e37_79b1))), seconds(86_400))
+    (BanTarget::V4(Ipv4Addr::from_bits(number.wrapping_mul(0x9e37_79b1))), seconds(86_400))
 }
 
 #[test]

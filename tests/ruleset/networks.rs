@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use portsentry::enforce::nft::{BlockError, Failure, Installed, Nft, RulesetSpec};
-use portsentry::engine::subject::{Expiry, Subject};
+use portsentry::types::{BanTarget, Expiry};
 
 use super::{installed, installed_with, nearly, nft, seconds, subject};
 
@@ -16,8 +16,8 @@ const WIDE: RulesetSpec = RulesetSpec {
     trap: None,
 };
 
-fn network(text: &str) -> Subject {
-    Subject::exactly(text.parse().unwrap()).unwrap()
+fn network(text: &str) -> BanTarget {
+    BanTarget::exactly(text.parse().unwrap()).unwrap()
 }
 
 /// What the kernel blocks, sorted.
@@ -148,7 +148,7 @@ fn a_set_of_networks_has_an_end_and_says_so() {
     installed_with(WIDE, |sets| {
         let bans: Vec<_> = (0..9_000_u32)
             .map(|n| {
-                (Subject::exactly(ipnet::Ipv4Net::new((n << 9).into(), 24).unwrap().into()).unwrap(), seconds(600))
+                (BanTarget::exactly(ipnet::Ipv4Net::new((n << 9).into(), 24).unwrap().into()).unwrap(), seconds(600))
             })
             .filter(|(subject, _)| subject.to_string() != "0.0.0.0/24")
             .collect();

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
-use portsentry::engine::subject::Subject;
+use portsentry::types::BanTarget;
 
 use super::{Namespace, run, seconds, subject};
 
@@ -79,7 +79,7 @@ fn packets_from_a_blocked_network_are_dropped_until_it_is_lifted() {
         let ways =
             [("192.0.2.2", "192.0.2.1", "192.0.2.0/24"), ("2001:db8:0:2::2", "2001:db8:0:1::1", "2001:db8::/56")];
         for (from, to, network) in ways {
-            let who = Subject::exactly(network.parse().unwrap()).unwrap();
+            let who = BanTarget::exactly(network.parse().unwrap()).unwrap();
             assert!(arrives(stranger, from, to), "{network} before");
             sets.block(&[(who, seconds(60))]).unwrap();
             assert!(!arrives(stranger, from, to), "{network} blocked");

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portsentry::enforce::nft::{Action, Nft, RulesetSpec};
-use portsentry::engine::subject::Subject;
+use portsentry::types::BanTarget;
 
 use crate::lab::{Lab, PATIENCE, raw, slowness, within};
 use crate::{installed_with, nft, seconds, subject};
@@ -29,7 +29,7 @@ fn rejecting() -> (Lab, Nft) {
         let mut sets = Nft::open().unwrap();
         sets.install(&RulesetSpec { action: Action::Reject, ..RulesetSpec::default() }).unwrap();
         let sources: [IpAddr; 2] = [lab.v4("stranger").into(), lab.v6("stranger").into()];
-        sets.block(&sources.map(|source| (Subject::of(source), seconds(600)))).unwrap();
+        sets.block(&sources.map(|source| (BanTarget::of(source), seconds(600)))).unwrap();
         sets
     });
     (lab, sets)
@@ -84,7 +84,7 @@ fn a_rejected_source_is_refused_at_once_over_tcp_and_udp() {
         assert_eq!(told, ErrorKind::ConnectionRefused, "{source}");
         assert!(start.elapsed() < Duration::from_secs(10), "{source}: {:?}", start.elapsed());
         assert!(receiver.recv(&mut [0; 16]).is_err(), "{source}: the datagram got through");
-        sets.lift(&[Subject::of(source)]).unwrap();
+        sets.lift(&[BanTarget::of(source)]).unwrap();
         assert!(connect().is_ok(), "{source} once it is free");
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec, Trap};
-use portsentry::engine::subject::Expiry;
 use portsentry::netlink::nft::Set;
+use portsentry::types::Expiry;
 
 use super::{installed, installed_with, listing, nearly, nft, run, seconds, subject};
 
 fn mended(difference: &str, emptied: &[Set]) -> Repaired {
-    Repaired::Mended { difference: difference.to_owned(), emptied: emptied.to_vec() }
+    Repaired::Repaired { difference: difference.to_owned(), emptied: emptied.to_vec() }
 }
 
 /// Has somebody alter the table that `spec` asked for, and repairs it. It must then be as it was, bans included, and
@@ -26,15 +26,15 @@ fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
             text.split_inclusive(' ').filter(|word| !word.starts_with(char::is_numeric)).collect::<String>()
         };
         let before = now();
-        assert_eq!(sets.repair(&spec).unwrap(), Repaired::Sound);
+        assert_eq!(sets.repair(&spec).unwrap(), Repaired::Unchanged);
         alter.iter().for_each(|command| drop(nft(command)));
         assert_ne!(now(), before, "{alter:?}");
         done = Some(sets.repair(&spec).unwrap());
-        if !matches!(&done, Some(Repaired::Mended { emptied, .. }) if !emptied.is_empty()) {
+        if !matches!(&done, Some(Repaired::Repaired { emptied, .. }) if !emptied.is_empty()) {
             assert_eq!(now(), before, "{alter:?}");
             assert!(bans.iter().all(|(who, _)| nearly(sets.holds(*who).unwrap(), 600)), "{alter:?}");
         }
-        assert_eq!(sets.repair(&spec).unwrap(), Repaired::Sound, "{alter:?}");
+        assert_eq!(sets.repair(&spec).unwrap(), Repaired::Unchanged, "{alter:?}");
     });
     done.unwrap()
 }
@@ -109,7 +109,7 @@ fn every_chain_of_a_variant_is_repaired() {
             "add chain inet portsentry refuse { type filter hook forward priority 0; policy drop; }",
         ],
     ] {
-        assert!(matches!(repaired(spec, &alter), Repaired::Mended { .. }), "{alter:?}");
+        assert!(matches!(repaired(spec, &alter), Repaired::Repaired { .. }), "{alter:?}");
     }
     let trap = Trap {
         tcp: true,
@@ -136,7 +136,7 @@ fn every_chain_of_a_variant_is_repaired() {
             "add chain inet portsentry trap_asked { type filter hook forward priority 0; policy drop; }",
         ],
     ] {
-        assert!(matches!(repaired(spec, &alter), Repaired::Mended { .. }), "{alter:?}");
+        assert!(matches!(repaired(spec, &alter), Repaired::Repaired { .. }), "{alter:?}");
     }
 }
 
@@ -144,7 +144,7 @@ fn every_chain_of_a_variant_is_repaired() {
 fn the_rules_of_another_variant_are_replaced_without_a_trace() {
     let log = RulesetSpec { log_drops: "3/minute".parse().ok(), ..RulesetSpec::default() };
     installed_with(log, |sets| {
-        assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Mended { .. })));
+        assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Repaired { .. })));
         assert!(!listing().contains("refuse"));
     });
 }
@@ -160,7 +160,7 @@ fn sets_that_are_gone_are_made_anew_and_named_and_the_others_keep_what_they_hold
         assert_eq!(done, mended("no set \"allowed\"", &[Set::Blocked6, Set::Allowed]));
         assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 600));
         assert_eq!(sets.holds(subject("2001:db8::")).unwrap(), None);
-        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Sound);
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Unchanged);
     });
 }
 
@@ -169,7 +169,7 @@ fn a_table_that_is_gone_is_laid_anew() {
     installed(|sets| {
         let before = listing();
         nft("flush ruleset");
-        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Laid);
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Created);
         assert_eq!(listing(), before);
     });
 }
@@ -183,10 +183,10 @@ fn what_is_not_ours_is_left_alone_and_is_nothing_to_repair() {
         nft("add chain inet portsentry refuse");
         nft("add rule inet portsentry refuse counter");
         let theirs = listing();
-        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Sound);
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Unchanged);
         nft("insert rule inet portsentry prerouting accept");
-        assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Mended { .. })));
-        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Sound);
+        assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Repaired { .. })));
+        assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Unchanged);
         assert_eq!(listing(), theirs);
     });
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portsentry::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap};
-use portsentry::engine::subject::Expiry;
+use portsentry::types::Expiry;
 
 use super::lab::slowness;
 use super::{FILE, Namespace, installed_with, listing, load, nearly, nft, seconds, subject};
@@ -156,7 +156,7 @@ fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
                 let done = sets.install(after).unwrap();
                 let expected = match before == after {
                     true => Installed::Adopted { blocked: 131_072, blocked6: 131_072 },
-                    false => Installed::Relaid { blocked: 131_072, blocked6: 131_072 },
+                    false => Installed::Rebuilt { blocked: 131_072, blocked6: 131_072 },
                 };
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
                 assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 60));
@@ -172,7 +172,7 @@ fn another_rate_is_another_table_of_ours() {
     let spec = |rate: &str| RulesetSpec { log_drops: Some(rate.parse().unwrap()), ..RulesetSpec::default() };
     installed_with(spec("1000000/day"), |sets| {
         for rate in ["1/second", "7/hour", "1000000/second"] {
-            assert!(matches!(sets.install(&spec(rate)), Ok(Installed::Relaid { .. })), "{rate}");
+            assert!(matches!(sets.install(&spec(rate)), Ok(Installed::Rebuilt { .. })), "{rate}");
             assert!(nft("list ruleset").contains(&format!("limit rate {rate} ")), "{rate}");
         }
     });

@@ -53,7 +53,7 @@ impl Clock {
 fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
     let of = || {
         let (ledger, _) = portsentry::ledger::Ledger::open(&lab.path("state")).unwrap();
-        let found = ledger.of(portsentry::engine::subject::Subject::of(address)).unwrap().items;
+        let found = ledger.of(portsentry::types::BanTarget::of(address)).unwrap().items;
         (!found.is_empty()).then_some(found)
     };
     within(PATIENCE, of).unwrap_or_else(|| panic!("the ledger has nothing about {address}"))

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::engine::subject::Subject;
 use portsentry::ledger::Ledger;
+use portsentry::types::BanTarget;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, PATIENCE, slowness, within};
@@ -171,7 +171,7 @@ fn who_is_blocked_while_the_start_still_looks_around_is_in_the_ledger_once() {
     }
     let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     for host in hosts {
-        let rows = ledger.of(Subject::of(lab.v4(host).into())).unwrap().items;
+        let rows = ledger.of(BanTarget::of(lab.v4(host).into())).unwrap().items;
         let [row] = &rows[..] else { panic!("{rows:#?}") };
         assert!(row.ended.is_none() && row.ban.class.is_some(), "{row:?}");
     }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Class;
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::ledger::{Author, Banned, Ledger, Method};
+use portsentry::types::{BanTarget, Expiry};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, PATIENCE, slowness, within};
@@ -61,8 +61,8 @@ fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() 
         Banned { class: Some(Class::Syn), ..ban }
     };
     // Whose ban ended first is told last.
-    let others = (0..count).map(|number| ban(Subject::V4((0x0b00_0000 + number).into()), 3_600));
-    let attacker = ban(Subject::of(lab.v4("attacker").into()), 7_200);
+    let others = (0..count).map(|number| ban(BanTarget::V4((0x0b00_0000 + number).into()), 3_600));
+    let attacker = ban(BanTarget::of(lab.v4("attacker").into()), 7_200);
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     ledger.record(&others.chain([attacker]).collect::<Vec<_>>()).unwrap();
     drop(ledger);
@@ -81,7 +81,7 @@ fn strikes(ways: &[&str]) -> u32 {
     expect_nothing_left(&lab);
     daemon.stop();
     let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
-    let subject = Subject::of(IpAddr::from(lab.v4("attacker")));
+    let subject = BanTarget::of(IpAddr::from(lab.v4("attacker")));
     ledger.strikes(subject, Duration::from_secs(3_600), SystemTime::now()).unwrap()
 }
 

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::enforce::nft::Nft;
-use portsentry::engine::subject::{Expiry, Subject};
 use portsentry::ledger::{Author, Banned, Ledger, Method};
+use portsentry::types::{BanTarget, Expiry};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, within};
@@ -17,8 +17,8 @@ const BANS: u32 = 100_000;
 const BOUND: Duration = Duration::from_secs(60);
 
 /// Source number `number`.
-fn source(number: u32) -> Subject {
-    Subject::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
+fn source(number: u32) -> BanTarget {
+    BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
 }
 
 /// A ledger with that many bans in force, an hour old, of two hours and more.
@@ -34,7 +34,7 @@ fn fill_ledger(lab: &Lab) {
 
 /// Everything that the kernel holds, once that is `all`. Some are left out of a dump, without a sign of it, while the
 /// kernel's table grows behind it, as it does here.
-fn elements(lab: &Lab, all: usize) -> Option<Vec<(Subject, Option<Duration>)>> {
+fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>> {
     let read = || lab.inside("victim", || Nft::open().unwrap().elements().ok());
     within(BOUND, || read().filter(|elements| elements.len() >= all))
 }
@@ -67,10 +67,10 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
     let all = usize::try_from(BANS).unwrap() + 1;
     let elements = elements(&lab, all).expect("all are there");
     assert_eq!(elements.len(), all);
-    let held: HashSet<Subject> = elements.iter().map(|(subject, _)| *subject).collect();
+    let held: HashSet<BanTarget> = elements.iter().map(|(subject, _)| *subject).collect();
     assert!((0..BANS).all(|number| held.contains(&source(number))));
     for (subject, left) in elements {
-        let Subject::V4(address) = subject else { panic!("{subject}") };
+        let BanTarget::V4(address) = subject else { panic!("{subject}") };
         let number = u64::from(address.to_bits() & 0xf_ffff);
         let expected = 3_600 + if address == attacker { 0 } else { number % 100 * 60 };
         let left = left.unwrap().as_secs();
@@ -119,7 +119,8 @@ fn a_hundred_thousand_bans_are_put_back_after_a_flush_each_with_the_time_that_it
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let all = usize::try_from(BANS).unwrap();
-    let before: HashMap<Subject, Option<Duration>> = elements(&lab, all).expect("all are there").into_iter().collect();
+    let before: HashMap<BanTarget, Option<Duration>> =
+        elements(&lab, all).expect("all are there").into_iter().collect();
     let flushed = Instant::now();
     lab.run("victim", "nft", &["flush", "ruleset"]);
     let line = daemon.expect_line("table inet portsentry was gone and is there again");

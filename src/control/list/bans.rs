@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use crate::enforce::nft::{BlockError, Nft, Remaining};
-use crate::engine::subject::{Expiry, Subject, Wide};
 use crate::ledger::{Entry, Found, LedgerError, Method, Reader};
+use crate::types::{BanTarget, Expiry, Prefix};
 
 /// Bans up to which the kernel's sets are read: some seconds. The time grows with the square of their number.
 const DUMPED: usize = 200_000;
@@ -50,7 +50,7 @@ pub struct Bans {
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// Who is blocked.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// What the ledger has; `None` where it knows nothing of it.
     pub remembered: Option<Entry>,
     /// What the kernel has.
@@ -84,7 +84,7 @@ impl Listed {
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
         match (&self.remembered, self.subject) {
-            (_, Subject::Wide(_)) => None,
+            (_, BanTarget::Prefix(_)) => None,
             (Some(entry), _) => Some(entry.ban.source),
             (None, subject) => Some(subject.element()),
         }
@@ -96,8 +96,8 @@ impl Listed {
 /// # Errors
 /// Where neither the ledger nor the kernel tells anything.
 pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
-    match target.map(|target| (target, Subject::of_prefix(target))) {
-        Some((target, Ok(subject @ (Subject::V4(_) | Subject::V6(_))))) => one(directory, target, subject, now),
+    match target.map(|target| (target, BanTarget::of_prefix(target))) {
+        Some((target, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) => one(directory, target, subject, now),
         target => {
             let mut all = all(directory, now)?;
             if let Some((target, _)) = target {
@@ -109,16 +109,16 @@ pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<
 }
 
 /// True where they have an address in common.
-fn touch(subject: Subject, target: IpNet) -> bool {
+fn touch(subject: BanTarget, target: IpNet) -> bool {
     let network = IpNet::new(subject.element(), subject.prefix_len()).ok();
     network.is_some_and(|network| network.contains(&target) || target.contains(&network))
 }
 
 /// The bans of one source: its own, and those of the networks around it. Nothing is read as a whole.
-fn one(directory: &Path, target: IpNet, subject: Subject, now: SystemTime) -> Result<Bans, ListError> {
+fn one(directory: &Path, target: IpNet, subject: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
     let address = if target.prefix_len() > subject.prefix_len() { target.addr() } else { subject.element() };
-    let around = (0..128).filter_map(|length| Wide::of(address, length)).map(Subject::Wide);
-    let subjects: Vec<Subject> = std::iter::once(subject).chain(around).collect();
+    let around = (0..128).filter_map(|length| Prefix::of(address, length)).map(BanTarget::Prefix);
+    let subjects: Vec<BanTarget> = std::iter::once(subject).chain(around).collect();
     let remembered = Reader::read(directory, |reader| {
         let mut found = Found { items: Vec::new(), unreadable: 0 };
         for subject in &subjects {
@@ -153,7 +153,7 @@ fn is_active(entry: &Entry, now: SystemTime) -> bool {
 /// What both say, in one.
 fn join(
     remembered: Result<Found<Entry>, LedgerError>,
-    held: Result<Vec<(Subject, Remaining)>, String>,
+    held: Result<Vec<(BanTarget, Remaining)>, String>,
     kernel: &mut Kernel,
 ) -> Result<Bans, ListError> {
     let mut notes = Vec::new();
@@ -171,7 +171,7 @@ fn join(
         notes.push(format!("{} rows of the ledger cannot be read and are left out", remembered.unreadable));
     }
     let asked = held.is_ok();
-    let mut elements: HashMap<Subject, Remaining> = match held {
+    let mut elements: HashMap<BanTarget, Remaining> = match held {
         Ok(held) => held.into_iter().collect(),
         Err(why) => {
             notes.push(format!("from the ledger alone: {why}"));
@@ -214,11 +214,11 @@ impl Kernel {
         Self(Nft::open().map_err(|error| error.to_string()))
     }
 
-    fn holds(&mut self, subject: Subject) -> Result<Option<Remaining>, String> {
+    fn holds(&mut self, subject: BanTarget) -> Result<Option<Remaining>, String> {
         self.ask(|nft| nft.holds(subject))
     }
 
-    fn elements(&mut self) -> Result<Vec<(Subject, Remaining)>, String> {
+    fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, String> {
         self.ask(Nft::elements)
     }
 

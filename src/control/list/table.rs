@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use super::{Held, Listed};
-use crate::engine::subject::Expiry;
 use crate::ledger::{Author, Banned, author_key};
+use crate::types::Expiry;
 
 /// Between two columns.
 const GAP: usize = 2;
@@ -215,16 +215,16 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::engine::subject::Subject;
     use crate::engine::{Class, Protocol};
     use crate::ledger::{Entry, Method};
+    use crate::types::BanTarget;
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
     }
 
     fn listed(text: &str, author: Author, held: Held) -> Listed {
-        let subject: Subject = text.parse().unwrap();
+        let subject: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
             Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)), Method::Nft);

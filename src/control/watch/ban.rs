@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::words::compact;
 use crate::control::list::{Held, Listed};
-use crate::engine::subject::Expiry;
+use crate::types::Expiry;
 
 /// A ban on the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use super::text::{Reading, Rule, target};
-use crate::engine::subject::Subject;
+use crate::types::BanTarget;
 
 /// Reads `text`, denies somebody and takes that back. What others wrote stays as it is, byte by byte.
 pub(crate) fn edit(text: &[u8]) {
     let before = Reading::of(text);
-    let held: HashSet<Subject> = before.entries.iter().map(|entry| entry.subject).collect();
+    let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.subject).collect();
     let cleared = before.edit(&[], &held).map_or_else(|| text.to_vec(), |edit| edit.text);
     assert_eq!(cleared, before.others(), "what is not ours comes out as it went in");
     for subject in ["192.0.2.7", "2001:db8:1:2::/64", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok())
@@ -17,7 +17,7 @@ pub(crate) fn edit(text: &[u8]) {
     }
 }
 
-fn deny(before: &Reading<'_>, text: &[u8], subject: Subject) {
+fn deny(before: &Reading<'_>, text: &[u8], subject: BanTarget) {
     let rule = Rule { subject, rule: format!("ALL: {}", target(subject)), until: "2026-11-22T06:32:13Z".to_owned() };
     let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
     if before.entries.iter().any(|entry| entry.subject == subject) {

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::{BlockError, Nft, Remaining};
-use crate::engine::subject::{Expiry, Subject};
 use crate::netlink::nft::{self, Set, Trap, Watched, elements_of, kind};
+use crate::types::{BanTarget, Expiry};
 
 /// How full the trap's memory is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Filling {
+pub struct TrapUsage {
     /// Touched ports of sources, of both families and protocols. Those whose window has passed count until the kernel clears them away.
     pub touched: u32,
     /// Sources that touched any.
@@ -22,7 +22,7 @@ impl Nft {
     /// Blocks them where the packet path may have done so already: where it has, and for as long, that is left as it is. In
     /// a full set the kernel counts an element twice while it is replaced: packets that add at that moment find room that is
     /// not there (seen on Linux 6.18).
-    pub(super) fn block_beside_trap(&mut self, bans: &[(Subject, Expiry)]) -> Result<(), BlockError> {
+    pub(super) fn block_beside_trap(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         let mut remaining = mem::take(&mut self.remaining);
         remaining.clear();
         let looked = bans.iter().try_for_each(|(subject, expiry)| {
@@ -56,9 +56,9 @@ impl Nft {
     ///
     /// # Errors
     /// As [`Nft::arm`].
-    pub fn caught(&mut self) -> Result<Vec<Subject>, BlockError> {
+    pub fn caught(&mut self) -> Result<Vec<BanTarget>, BlockError> {
         let mut all = Vec::new();
-        for set in [Set::Caught, Set::Caught6] {
+        for set in [Set::TrapBanned, Set::TrapBanned6] {
             nft::put_set_dump(&mut self.request, set);
             let read = self.socket.dump(&mut self.request, Vec::new, |found, message| {
                 let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
@@ -79,17 +79,17 @@ impl Nft {
     ///
     /// # Errors
     /// As [`Nft::arm`].
-    pub fn forget(&mut self, subjects: &[Subject]) -> Result<(), BlockError> {
+    pub fn forget(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for subjects in subjects.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
-            for sets in [[Set::Caught, Set::Suspects], [Set::Caught6, Set::Suspects6]] {
-                let of_family = |subject: &Subject| match subject {
-                    Subject::V4(_) => sets.contains(&Set::Caught),
-                    Subject::V6(_) => sets.contains(&Set::Caught6),
-                    Subject::Wide(_) => false,
+            for sets in [[Set::TrapBanned, Set::Suspects], [Set::TrapBanned6, Set::Suspects6]] {
+                let of_family = |subject: &BanTarget| match subject {
+                    BanTarget::V4(_) => sets.contains(&Set::TrapBanned),
+                    BanTarget::V6(_) => sets.contains(&Set::TrapBanned6),
+                    BanTarget::Prefix(_) => false,
                 };
-                let of_family: Vec<Subject> = subjects.iter().copied().filter(of_family).collect();
+                let of_family: Vec<BanTarget> = subjects.iter().copied().filter(of_family).collect();
                 if !of_family.is_empty() {
                     sets.into_iter().for_each(|set| nft::put_forget(&mut self.batch, kernel, set, &of_family));
                 }
@@ -115,12 +115,12 @@ impl Nft {
     ///
     /// # Errors
     /// As [`Nft::arm`].
-    pub fn filling(&mut self, trap: Trap) -> Result<Option<Filling>, BlockError> {
-        let mut filling = Filling::default();
+    pub fn filling(&mut self, trap: Trap) -> Result<Option<TrapUsage>, BlockError> {
+        let mut filling = TrapUsage::default();
         for set in nft::memory(trap) {
             let sum = match set {
                 Set::Suspects | Set::Suspects6 => &mut filling.suspects,
-                Set::Caught | Set::Caught6 => continue,
+                Set::TrapBanned | Set::TrapBanned6 => continue,
                 _ => &mut filling.touched,
             };
             let counted = nft::set_count(&mut self.socket, set);

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::engine::subject::Subject;
 use crate::netlink::routes::{Refusal, RouteError};
+use crate::types::BanTarget;
 
 /// Why the routes are not as they were asked to be.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum BlockError {
 #[derive(Debug)]
 pub struct Failed {
     /// Which one.
-    pub subject: Subject,
+    pub subject: BanTarget,
     /// Why.
     pub reason: Failure,
 }

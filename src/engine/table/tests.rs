@@ -3,12 +3,12 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::subject::Subject;
+use crate::types::BanTarget;
 
 const SECRET: HashKey = HashKey(1, 2);
 
 fn key(n: u32) -> Hashed {
-    Key::new(Subject::V4(std::net::Ipv4Addr::from_bits(n)), 0).under(SECRET)
+    Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), 0).under(SECRET)
 }
 
 /// A row with a number in it.
@@ -16,7 +16,7 @@ fn key(n: u32) -> Hashed {
 struct Noted(Key, u32);
 
 impl Row for Noted {
-    const EMPTY: Self = Self(Key::NOBODY, 0);
+    const EMPTY: Self = Self(Key::NONE, 0);
 
     fn key(&self) -> Key {
         self.0

@@ -2,7 +2,7 @@
 
 use super::scene::Gist::{Block, Probe, Repeated};
 use super::scene::{Scene, subject};
-use crate::engine::{Local, NoOracle, Verdict};
+use crate::engine::{Local, NoLookup, Verdict};
 use crate::wire::{LinkType, decode};
 
 #[test]
@@ -62,9 +62,9 @@ fn prefixes_stand_for_the_host_where_its_addresses_are_not_known() {
     assert_eq!(scene.syn_to("192.0.2.77", "198.51.100.7", 22), Probe(1));
     assert_eq!(
         scene.syn_to("192.0.3.77", "198.51.100.7", 23),
-        super::scene::Gist::Innocent(crate::engine::Innocence::NotOurs)
+        super::scene::Gist::Innocent(crate::engine::IgnoreReason::NotOurs)
     );
-    scene.host.local = Local::Anybody;
+    scene.host.local = Local::Any;
     assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Probe(1), "another host, counted by itself");
 }
 
@@ -98,7 +98,7 @@ fn real_bytes_behind_extension_headers_and_in_an_atomic_fragment_are_counted() {
     let verdicts = frames.map(|frame| {
         let packet = decode(LinkType::Raw, &frame).unwrap();
         assert!(!packet.fragmented);
-        scene.engine.observe(scene.now, &packet, &scene.host, &mut NoOracle)
+        scene.engine.observe(scene.now, &packet, &scene.host, &mut NoLookup)
     });
     let [.., Verdict::Block(ban)] = verdicts else { panic!("{verdicts:?}") };
     assert_eq!((ban.probe.distinct, ban.probe.subject.to_string().as_str()), (3, "2001:db8:9::/64"));

@@ -3,7 +3,7 @@
 use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
 use crate::engine::Response;
-use crate::engine::{Class, Innocence, Protocol};
+use crate::engine::{Class, IgnoreReason, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
 const FIN: u16 = TcpFlags::FIN;
@@ -105,22 +105,22 @@ fn a_fragment_without_the_flags_or_over_them_is_enough() {
 fn a_later_fragment_and_a_protocol_without_ports_say_nothing() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for transport in [Transport::LaterFragment { protocol: 6 }, Transport::Other { protocol: 47 }] {
-        assert_eq!(scene.sees(SCANNER, transport), Innocent(Innocence::NoRequest));
+        assert_eq!(scene.sees(SCANNER, transport), Innocent(IgnoreReason::NoRequest));
     }
 }
 
 #[test]
 fn fragments_are_nothing_where_tcp_is_not_watched() {
     let mut scene = Scene::with(|settings| settings.tcp.ports.clear());
-    assert_eq!(scene.sees(SCANNER, Transport::OverlappingFragment), Innocent(Innocence::NotMonitored));
-    assert_eq!(scene.tcp(SCANNER, 23, 0), Innocent(Innocence::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, Transport::OverlappingFragment), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(scene.tcp(SCANNER, 23, 0), Innocent(IgnoreReason::NotMonitored));
 }
 
 #[test]
 fn an_answer_is_no_probe() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for flags in [SYN | ACK, RST, RST | ACK, RST | FIN] {
-        assert_eq!(scene.tcp(SCANNER, 23, flags), Innocent(Innocence::NoRequest), "{:?}", TcpFlags(flags));
+        assert_eq!(scene.tcp(SCANNER, 23, flags), Innocent(IgnoreReason::NoRequest), "{:?}", TcpFlags(flags));
     }
 }
 
@@ -154,9 +154,9 @@ fn sctp(port: u16, chunk: u8) -> Transport {
 #[test]
 fn sctp_inits_count_only_when_switched_on() {
     let mut scene = Scene::new();
-    assert_eq!(scene.sees(SCANNER, sctp(23, 1)), Innocent(Innocence::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, sctp(23, 1)), Innocent(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| settings.sctp = true);
-    assert_eq!(scene.sees(SCANNER, sctp(36_412, 2)), Innocent(Innocence::NoRequest), "an INIT ACK");
+    assert_eq!(scene.sees(SCANNER, sctp(36_412, 2)), Innocent(IgnoreReason::NoRequest), "an INIT ACK");
     assert_eq!((scene.sees(SCANNER, sctp(23, 1)), scene.sees(SCANNER, sctp(36_412, 1))), (Probe(1), Probe(2)));
     assert_eq!(scene.sees(SCANNER, sctp(2_905, 1)), Block(3));
     assert_eq!(scene.ban().probe.sighting.class, Class::Sctp);
@@ -170,7 +170,7 @@ fn ping(to: &str) -> Packet {
 #[test]
 fn pings_of_several_own_addresses_are_a_sweep_only_when_switched_on() {
     let mut scene = Scene::new();
-    assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(Innocence::NotMonitored));
+    assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 1));
     for _ in 0..100 {
         assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged for ever");
@@ -184,17 +184,17 @@ fn icmp_answers_and_errors_are_no_probes() {
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 0));
     // Echo reply, unreachable, fragmentation needed, time exceeded.
     for (kind, code) in [(0, 0), (3, 3), (3, 4), (11, 0)] {
-        assert_eq!(scene.sees(SCANNER, Transport::Icmp { kind, code }), Innocent(Innocence::NoRequest));
+        assert_eq!(scene.sees(SCANNER, Transport::Icmp { kind, code }), Innocent(IgnoreReason::NoRequest));
     }
     // Packet too big, echo reply, router and neighbour discovery.
     for kind in [2, 129, 133, 134, 135, 136] {
-        assert_eq!(scene.sees("2001:db8:9::1", Transport::Icmp { kind, code: 0 }), Innocent(Innocence::NoRequest));
+        assert_eq!(scene.sees("2001:db8:9::1", Transport::Icmp { kind, code: 0 }), Innocent(IgnoreReason::NoRequest));
     }
 }
 
 #[test]
 fn a_port_that_is_not_watched_is_nobodys_business() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
-    assert_eq!(scene.syn(SCANNER, 20_000), Innocent(Innocence::NotMonitored));
-    assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Innocent(Innocence::NotMonitored));
+    assert_eq!(scene.syn(SCANNER, 20_000), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Innocent(IgnoreReason::NotMonitored));
 }

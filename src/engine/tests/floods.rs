@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe};
 use super::scene::{DAY, SCANNER, Scene, stranger};
-use crate::engine::subject::Expiry;
 use crate::engine::{CAPPED_BAN, HashKey, Notice};
+use crate::types::Expiry;
 
 #[test]
 fn bans_above_the_ceiling_are_short_and_summed_up_in_one_line() {
@@ -154,7 +154,7 @@ fn a_scan_that_many_sources_share_is_named_and_nobody_is_blocked_for_it() {
         assert!(matches!(scene.after(1.0).syn(&source, 200 + port), Probe(1 | 2)));
     }
     let notices = scene.notices();
-    let [Notice::Sweep(sweep)] = notices.as_slice() else { panic!("{notices:?}") };
+    let [Notice::DistributedScan(sweep)] = notices.as_slice() else { panic!("{notices:?}") };
     assert!(sweep.ports >= 50 && (45..=55).contains(&sweep.sources), "{sweep:?}");
     assert!(sweep.span <= Duration::from_secs(100));
     assert_eq!(scene.engine.counters().bans, 0);

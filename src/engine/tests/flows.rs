@@ -3,8 +3,8 @@
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
 use crate::engine::Response;
-use crate::engine::ports::PortSet;
-use crate::engine::{Innocence, Protocol, Settings, Watch};
+use crate::engine::{IgnoreReason, Protocol, Settings, Watch};
+use crate::types::PortSet;
 use crate::wire::TcpFlags;
 
 const SYN: u16 = TcpFlags::SYN;
@@ -24,7 +24,7 @@ fn an_open_port_is_no_evidence_whatever_is_sent_to_it() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK, 0, FIN, SYN | FIN] {
-        assert_eq!(scene.tcp(CLIENT, 80, flags), Innocent(Innocence::Open), "{:?}", TcpFlags(flags));
+        assert_eq!(scene.tcp(CLIENT, 80, flags), Innocent(IgnoreReason::Open), "{:?}", TcpFlags(flags));
     }
 }
 
@@ -34,10 +34,10 @@ fn clients_of_a_service_that_restarts_are_not_blamed() {
     scene.listen(80);
     scene.after(3_600.0).stop_listening();
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK] {
-        assert_eq!(scene.after(10.0).tcp(CLIENT, 80, flags), Innocent(Innocence::RecentlyOpen));
+        assert_eq!(scene.after(10.0).tcp(CLIENT, 80, flags), Innocent(IgnoreReason::RecentlyOpen));
     }
     scene.after(5.0).listen(80);
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_service_that_stays_away_leaves_a_closed_port() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.after(10.0).stop_listening();
-    assert_eq!(scene.after(119.0).syn(CLIENT, 80), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.after(119.0).syn(CLIENT, 80), Innocent(IgnoreReason::RecentlyOpen));
     assert_eq!(scene.after(2.0).syn(CLIENT, 80), Probe(1));
 }
 
@@ -54,19 +54,19 @@ fn a_mangled_segment_to_a_port_that_was_open_a_moment_ago_condemns_nobody() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.after(10.0).stop_listening();
-    assert_eq!(scene.tcp(CLIENT, 80, 0x200 | ACK), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.tcp(CLIENT, 80, 0x200 | ACK), Innocent(IgnoreReason::RecentlyOpen));
     scene.accepts(CLIENT, 443);
-    assert_eq!(scene.tcp(CLIENT, 443, 0x200 | ACK), Innocent(Innocence::RecentlyOpen), "published by DNAT");
+    assert_eq!(scene.tcp(CLIENT, 443, 0x200 | ACK), Innocent(IgnoreReason::RecentlyOpen), "published by DNAT");
 }
 
 #[test]
 fn a_service_that_started_after_the_snapshot_never_costs_its_clients_anything() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.truth.in_use.insert((Protocol::Tcp, 80));
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
     assert_eq!(scene.engine.tracked(), (0, 0));
     assert_eq!(scene.engine.counters().probes, 0);
-    assert_eq!(scene.syn(&stranger(1), 80), Innocent(Innocence::RecentlyOpen), "the first question was enough");
+    assert_eq!(scene.syn(&stranger(1), 80), Innocent(IgnoreReason::RecentlyOpen), "the first question was enough");
     assert_eq!(scene.truth.asked, 1);
 }
 
@@ -75,7 +75,7 @@ fn evidence_that_proves_wrong_is_forgiven_and_the_rest_stays() {
     let mut scene = Scene::new();
     scene.truth.in_use.insert((Protocol::Tcp, 80));
     scene.syns(CLIENT, [21, 22]);
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
     assert_eq!(scene.syn(CLIENT, 21), Probe(2));
     assert_eq!(scene.syn(CLIENT, 25), Block(3));
     assert!(scene.ban().ports.iter().all(|(_, port, _)| port != 80));
@@ -111,7 +111,7 @@ fn clients_of_a_published_container_port_are_not_blamed() {
         scene.accepts(&stranger(n), 443);
     }
     assert_eq!(scene.engine.tracked(), (0, 0), "the first one's probe is forgiven");
-    assert_eq!(scene.after(80_000.0).tcp(CLIENT, 443, FIN | ACK), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.after(80_000.0).tcp(CLIENT, 443, FIN | ACK), Innocent(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -147,12 +147,12 @@ fn answers_to_own_connections_are_no_probes_also_when_their_ports_are_watched() 
     let mut scene = Scene::with(wide);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
-        assert_eq!(scene.sees(SERVER, tcp(443, port, SYN | ACK)), Innocent(Innocence::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(443, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
         scene.sends(SERVER, tcp(port, 443, FIN | ACK));
         // The last segments come after this host has forgotten the connection.
         let late = scene.after(55.0).sees(SERVER, tcp(443, port, FIN | ACK));
-        assert_eq!(late, Innocent(Innocence::RecentlyOpen));
-        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK | PSH)), Innocent(Innocence::RecentlyOpen));
+        assert_eq!(late, Innocent(IgnoreReason::RecentlyOpen));
+        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK | PSH)), Innocent(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -165,7 +165,7 @@ fn a_long_silent_connection_is_known_by_the_kernel() {
     }
     scene.after(7_200.0);
     for port in 50_000..50_010 {
-        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK)), Innocent(Innocence::Open), "a keep-alive");
+        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK)), Innocent(IgnoreReason::Open), "a keep-alive");
     }
 }
 
@@ -174,7 +174,7 @@ fn answers_of_name_servers_are_no_probes_also_when_they_come_late() {
     let mut scene = Scene::with(wide);
     for port in 40_000..40_010 {
         scene.sends(SERVER, udp(port, 53));
-        assert_eq!(scene.after(30.0).sees(SERVER, udp(53, port)), Innocent(Innocence::RecentlyOpen));
+        assert_eq!(scene.after(30.0).sees(SERVER, udp(53, port)), Innocent(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -200,7 +200,7 @@ fn passive_ftp_opens_ports_that_no_snapshot_has_seen() {
         assert!(matches!(scene.syn(CLIENT, port), Innocent(_)));
         scene.accepts(CLIENT, port);
         scene.truth.in_use.remove(&(Protocol::Tcp, port));
-        assert_eq!(scene.after(1.0).tcp(CLIENT, port, FIN | ACK), Innocent(Innocence::RecentlyOpen));
+        assert_eq!(scene.after(1.0).tcp(CLIENT, port, FIN | ACK), Innocent(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -210,7 +210,7 @@ fn active_ftp_comes_back_to_a_socket_that_waits_for_it() {
     for port in 51_000..51_010 {
         scene.sends(SERVER, tcp(50_999, 21, ACK | PSH));
         scene.truth.in_use.insert((Protocol::Tcp, port));
-        assert_eq!(scene.sees(SERVER, tcp(20, port, SYN)), Innocent(Innocence::Open));
+        assert_eq!(scene.sees(SERVER, tcp(20, port, SYN)), Innocent(IgnoreReason::Open));
     }
 }
 
@@ -219,7 +219,7 @@ fn a_udp_service_of_a_container_is_known_by_its_answers() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!(scene.udp(CLIENT, 53), Probe(1));
     scene.sends(CLIENT, udp(53, 40_000));
-    assert_eq!(scene.udp(&stranger(1), 53), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.udp(&stranger(1), 53), Innocent(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_forwarded_packet_teaches_nothing_about_this_host() {
     let mut scene = Scene::new();
     let mut forwarded = Scene::packet(SERVER, tcp(23, 40_000, SYN | ACK));
     forwarded.delivery = crate::wire::Delivery::Outgoing;
-    assert_eq!(scene.see(&forwarded), Innocent(Innocence::Own));
+    assert_eq!(scene.see(&forwarded), Innocent(IgnoreReason::Own));
     assert_eq!(scene.syn(SCANNER, 23), Probe(1));
 }
 
@@ -244,7 +244,7 @@ fn a_listener_on_loopback_opens_nothing_to_outside() {
 fn a_listener_on_one_address_does_not_open_another() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
-    assert_eq!(scene.syn(CLIENT, 25), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(CLIENT, 25), Innocent(IgnoreReason::Open));
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
 }
 
@@ -256,8 +256,8 @@ fn a_wildcard_of_one_family_does_not_open_the_other() {
         host.tcp.insert_any_v4(25);
         host.tcp.insert_any_v6(26);
     });
-    assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Innocent(Innocence::Open), Probe(1)));
-    assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Innocent(Innocence::Open)));
+    assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Innocent(IgnoreReason::Open), Probe(1)));
+    assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Innocent(IgnoreReason::Open)));
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn what_goes_on_listening_is_not_opened_wider_by_another_service_that_stops() {
         host.tcp.insert_at(HERE.parse().unwrap(), 25);
     });
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
-    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Innocent(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -281,14 +281,14 @@ fn a_service_that_gives_up_one_address_was_open_there_a_moment_ago() {
         host.tcp = Default::default();
         host.tcp.insert_at(HERE.parse().unwrap(), 25);
     });
-    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Innocent(Innocence::RecentlyOpen));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Innocent(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
 fn a_udp_socket_opens_no_tcp_port() {
     let mut scene = Scene::new();
     scene.change(|host| host.udp.insert_any_v4(53));
-    assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(Innocence::Open), Probe(1)));
+    assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(IgnoreReason::Open), Probe(1)));
     assert!(!scene.engine.lift(subject(CLIENT)), "nothing stands against a client");
 }
 

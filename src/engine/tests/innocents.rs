@@ -2,7 +2,7 @@
 
 use super::scene::Gist::{Innocent, Probe};
 use super::scene::{CLIENT, SERVER, Scene, address, tcp, udp};
-use crate::engine::Innocence;
+use crate::engine::IgnoreReason;
 use crate::engine::Response;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -16,14 +16,14 @@ fn a_browser_may_try_https_on_a_host_that_has_only_http() {
     let mut scene = Scene::new();
     scene.listen(80);
     for _ in 0..500 {
-        assert_eq!(scene.after(20.0).syn(CLIENT, 80), Innocent(Innocence::Open));
+        assert_eq!(scene.after(20.0).syn(CLIENT, 80), Innocent(IgnoreReason::Open));
         assert_eq!(scene.syn(CLIENT, 443), Probe(1));
     }
 }
 
 #[test]
 fn a_servers_question_for_ident_is_not_watched() {
-    assert_eq!(Scene::new().syn(SERVER, 113), Innocent(Innocence::NotMonitored));
+    assert_eq!(Scene::new().syn(SERVER, 113), Innocent(IgnoreReason::NotMonitored));
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn a_carriers_nat_with_many_customers_keeps_to_the_open_ports() {
 fn backscatter_of_an_attack_in_this_hosts_name_blames_no_victim() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for port in 1..=1_024 {
-        assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(Innocence::NoRequest));
-        assert_eq!(scene.sees(SERVER, tcp(80, port, RST | ACK)), Innocent(Innocence::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(80, port, RST | ACK)), Innocent(IgnoreReason::NoRequest));
     }
 }
 
@@ -81,7 +81,7 @@ fn what_is_said_to_everybody_is_no_probe_of_this_host() {
         ("DHCPv6", cast("fe80::40", "ff02::1:2", 547, Delivery::Multicast)),
         ("a flooded switch", cast("192.0.2.40", "192.0.2.1", 23, Delivery::OtherHost)),
     ] {
-        assert_eq!(scene.see(&packet), Innocent(Innocence::ForNobody), "{name}");
+        assert_eq!(scene.see(&packet), Innocent(IgnoreReason::NotUnicast), "{name}");
     }
 }
 
@@ -91,8 +91,8 @@ fn what_comes_in_at_a_port_of_a_bridge_of_this_host_is_for_this_host() {
     let at =
         |interface| Packet { interface, delivery: Delivery::OtherHost, ..Scene::packet(CLIENT, tcp(40_000, 23, SYN)) };
     scene.change(|host| host.bridge_ports = vec![(7, 3)]);
-    assert_eq!(scene.see(&at(8)), Innocent(Innocence::ForNobody));
-    assert_eq!(scene.see(&Packet { delivery: Delivery::Broadcast, ..at(7) }), Innocent(Innocence::ForNobody));
+    assert_eq!(scene.see(&at(8)), Innocent(IgnoreReason::NotUnicast));
+    assert_eq!(scene.see(&Packet { delivery: Delivery::Broadcast, ..at(7) }), Innocent(IgnoreReason::NotUnicast));
     assert!(!matches!(scene.see(&at(7)), Innocent(_)));
 }
 
@@ -100,14 +100,14 @@ fn what_comes_in_at_a_port_of_a_bridge_of_this_host_is_for_this_host() {
 fn a_directed_broadcast_that_the_link_calls_unicast_is_not_for_this_host() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     let packet = cast("192.0.2.40", "192.0.2.255", 161, Delivery::Host);
-    assert_eq!(scene.see(&packet), Innocent(Innocence::NotOurs));
+    assert_eq!(scene.see(&packet), Innocent(IgnoreReason::NotOurs));
 }
 
 #[test]
 fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in [67, 68, 137, 138, 520, 546] {
-        assert_eq!(scene.udp("192.0.2.40", port), Innocent(Innocence::NotMonitored), "{port}");
+        assert_eq!(scene.udp("192.0.2.40", port), Innocent(IgnoreReason::NotMonitored), "{port}");
     }
 }
 
@@ -115,7 +115,7 @@ fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
 fn a_traceroute_to_this_host_is_not_watched() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in 33_434..33_534 {
-        assert_eq!(scene.udp(CLIENT, port), Innocent(Innocence::NotMonitored));
+        assert_eq!(scene.udp(CLIENT, port), Innocent(IgnoreReason::NotMonitored));
     }
 }
 
@@ -123,9 +123,9 @@ fn a_traceroute_to_this_host_is_not_watched() {
 fn path_mtu_messages_and_keep_alives_are_no_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.icmp) = (0, true));
     scene.listen(22);
-    assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Innocent(Innocence::NoRequest));
+    assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Innocent(IgnoreReason::NoRequest));
     for _ in 0..100 {
-        assert_eq!(scene.after(75.0).tcp(CLIENT, 22, ACK), Innocent(Innocence::Open));
+        assert_eq!(scene.after(75.0).tcp(CLIENT, 22, ACK), Innocent(IgnoreReason::Open));
     }
 }
 
@@ -134,7 +134,7 @@ fn time_servers_answer_to_the_port_that_asked() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for _ in 0..50 {
         scene.after(64.0).sends(SERVER, udp(123, 123));
-        assert_eq!(scene.after(0.05).sees(SERVER, udp(123, 123)), Innocent(Innocence::RecentlyOpen));
+        assert_eq!(scene.after(0.05).sees(SERVER, udp(123, 123)), Innocent(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -142,12 +142,12 @@ fn time_servers_answer_to_the_port_that_asked() {
 fn what_no_host_can_have_as_its_address_is_nobody() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for source in ["0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.5", "::", "ff02::1"] {
-        assert_eq!(scene.syn(source, 23), Innocent(Innocence::NoSource), "{source}");
+        assert_eq!(scene.syn(source, 23), Innocent(IgnoreReason::NoSource), "{source}");
     }
 }
 
 #[test]
 fn what_is_routed_through_this_host_is_not_for_it() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
-    assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Innocent(Innocence::NotOurs));
+    assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Innocent(IgnoreReason::NotOurs));
 }

@@ -1,12 +1,12 @@
-//! What the engine makes of a network: [`Local::Anybody`] and [`Local::Prefixes`], where the destinations are many hosts.
+//! What the engine makes of a network: [`Local::Any`] and [`Local::Prefixes`], where the destinations are many hosts.
 
 use crate::engine::Response;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::engine::ports::PortSet;
-use crate::engine::subject::Expiry;
 use crate::engine::*;
+use crate::types::Expiry;
+use crate::types::PortSet;
 use crate::wire::{TcpFlags, Transport};
 
 fn engine() -> Engine {
@@ -20,7 +20,7 @@ fn engine() -> Engine {
         window: Duration::from_secs(60),
         expiry: Expiry::Never,
         escalate: Escalation::default(),
-        widest: Widest::default(),
+        widest: MaxPrefix::default(),
         max_sources: 1024,
         max_judged: 1024,
         max_new_bans_per_minute: 600,
@@ -52,9 +52,9 @@ fn syn(destination: IpAddr, port: u16) -> Packet {
 /// The last verdict on these packets, one a second.
 fn judge(local: Local, packets: impl IntoIterator<Item = Packet>) -> Verdict {
     let (mut engine, host) = (engine(), Host::new(local));
-    let mut last = Verdict::Innocent(Innocence::Own);
+    let mut last = Verdict::Ignored(IgnoreReason::Own);
     for (second, packet) in (1..).zip(packets) {
-        last = engine.observe(Moment::at(Duration::from_secs(second)), &packet, &host, &mut NoOracle);
+        last = engine.observe(Timestamp::at(Duration::from_secs(second)), &packet, &host, &mut NoLookup);
     }
     last
 }
@@ -68,8 +68,8 @@ fn three_ports_of_one_host_are_a_scan_and_three_ports_of_three_hosts_are_none() 
     let one = [21, 22, 23].map(|port| syn(v4(1), port));
     let three = [(1, 21), (2, 22), (3, 23)].map(|(host, port)| syn(v4(host), port));
     let prefixes = || Local::Prefixes(vec!["198.51.100.0/24".parse().unwrap()]);
-    assert!(is_block(&judge(Local::Anybody, one)) && is_block(&judge(prefixes(), one)));
-    assert!(!is_block(&judge(Local::Anybody, three)) && !is_block(&judge(prefixes(), three)));
+    assert!(is_block(&judge(Local::Any, one)) && is_block(&judge(prefixes(), one)));
+    assert!(!is_block(&judge(Local::Any, three)) && !is_block(&judge(prefixes(), three)));
     let all = Local::Addresses((1..=3).map(v4).collect());
     assert!(is_block(&judge(all, three)), "of one host with three addresses they are");
 }
@@ -77,7 +77,7 @@ fn three_ports_of_one_host_are_a_scan_and_three_ports_of_three_hosts_are_none() 
 #[test]
 fn a_host_between_others_is_counted_by_itself() {
     let mixed = [(1, 21), (2, 21), (3, 21), (1, 22), (2, 22), (1, 21), (1, 23)].map(|(host, port)| syn(v4(host), port));
-    let Verdict::Block(ban) = judge(Local::Anybody, mixed) else { panic!("three ports of host 1") };
+    let Verdict::Block(ban) = judge(Local::Any, mixed) else { panic!("three ports of host 1") };
     assert_eq!((ban.hosts, ban.probe.sighting.destination), (1, v4(1)));
     assert_eq!(ban.ports.iter().map(|(_, port, _)| port).collect::<Vec<_>>(), [21, 22, 23]);
 }
@@ -85,29 +85,29 @@ fn a_host_between_others_is_counted_by_itself() {
 #[test]
 fn one_port_of_sixteen_hosts_is_a_scan_of_the_network() {
     let hosts = |count: u8| (1..=count).map(|host| syn(v4(host), 23)).collect::<Vec<_>>();
-    assert!(!is_block(&judge(Local::Anybody, hosts(15))));
-    let Verdict::Block(ban) = judge(Local::Anybody, hosts(16)) else { panic!("sixteen hosts") };
-    assert_eq!((ban.hosts, ban.first), (16, Moment::at(Duration::from_secs(1))));
+    assert!(!is_block(&judge(Local::Any, hosts(15))));
+    let Verdict::Block(ban) = judge(Local::Any, hosts(16)) else { panic!("sixteen hosts") };
+    assert_eq!((ban.hosts, ban.first), (16, Timestamp::at(Duration::from_secs(1))));
     assert_eq!(ban.ports.iter().collect::<Vec<_>>(), [(Protocol::Tcp, 23, Class::Syn)]);
 }
 
 #[test]
 fn the_same_dead_server_again_and_again_is_one_host() {
     let again = (0..200).map(|n| syn(v4(1 + n % 4), 443));
-    assert!(!is_block(&judge(Local::Anybody, again)));
+    assert!(!is_block(&judge(Local::Any, again)));
 }
 
 #[test]
 fn ipv6_hosts_of_one_network_are_told_apart() {
     let host = |n: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, n));
-    assert!(!is_block(&judge(Local::Anybody, (1..=3).map(|n| syn(host(n), 20 + n)))));
-    assert!(is_block(&judge(Local::Anybody, (1..=3).map(|n| syn(host(1), 20 + n)))));
-    assert!(is_block(&judge(Local::Anybody, (1..=16).map(|n| syn(host(n), 23)))));
+    assert!(!is_block(&judge(Local::Any, (1..=3).map(|n| syn(host(n), 20 + n)))));
+    assert!(is_block(&judge(Local::Any, (1..=3).map(|n| syn(host(1), 20 + n)))));
+    assert!(is_block(&judge(Local::Any, (1..=16).map(|n| syn(host(n), 23)))));
 }
 
 #[test]
 fn a_judged_source_is_recognised_at_every_host() {
     let mut scan = [21, 22, 23].map(|port| syn(v4(1), port)).to_vec();
     scan.push(syn(v4(2), 80));
-    assert!(matches!(judge(Local::Anybody, scan), Verdict::Repeated(_)));
+    assert!(matches!(judge(Local::Any, scan), Verdict::Repeated(_)));
 }

@@ -1,9 +1,9 @@
 //! Who is never blocked, whatever is sent in his name.
 
-use super::scene::Gist::{Block, Innocent, Probe, Repeated, Spared};
+use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
 use super::scene::{HERE, SCANNER, Scene, stranger, subject, tcp};
-use crate::engine::subject::Expiry;
-use crate::engine::{Innocence, Protection};
+use crate::engine::{IgnoreReason, Protection};
+use crate::types::Expiry;
 use crate::wire::{Packet, TcpFlags};
 
 const GATEWAY: &str = "192.0.2.254";
@@ -22,9 +22,9 @@ fn gateway_resolver_and_listed_networks_are_spared_with_their_reason() {
         ("::1", Protection::Loopback),
     ] {
         for port in 1..100 {
-            assert_eq!(scene.syn(source, port), Spared(why), "{source}");
+            assert_eq!(scene.syn(source, port), Exempt(why), "{source}");
         }
-        assert_eq!(scene.tcp(source, 23, 0), Spared(why), "{source}, NULL");
+        assert_eq!(scene.tcp(source, 23, 0), Exempt(why), "{source}, NULL");
     }
     assert_eq!(scene.engine.tracked(), (0, 0));
 }
@@ -32,15 +32,15 @@ fn gateway_resolver_and_listed_networks_are_spared_with_their_reason() {
 #[test]
 fn a_forged_own_address_is_spared_although_no_list_names_it() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
-    assert_eq!(scene.syn(HERE, 23), Spared(Protection::OwnAddress));
-    assert_eq!(scene.tcp("2001:db8::1", 23, 0), Spared(Protection::OwnAddress));
+    assert_eq!(scene.syn(HERE, 23), Exempt(Protection::OwnAddress));
+    assert_eq!(scene.tcp("2001:db8::1", 23, 0), Exempt(Protection::OwnAddress));
 }
 
 #[test]
 fn the_neighbour_of_a_protected_address_is_not_protected() {
     let mut scene = Scene::new();
     scene.protect("10.77.0.1/32", Protection::Listed);
-    assert_eq!(scene.syn("10.77.0.1", 22), Spared(Protection::Listed));
+    assert_eq!(scene.syn("10.77.0.1", 22), Exempt(Protection::Listed));
     scene.banish("10.77.0.10");
     scene.banish("110.77.0.1");
 }
@@ -61,7 +61,7 @@ fn a_protected_source_is_said_once_and_then_once_a_minute() {
 fn a_decoy_that_a_protected_source_touches_spares_it() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.protect("192.0.2.254/32", Protection::Gateway);
-    assert_eq!(scene.decoy(GATEWAY, 23), Spared(Protection::Gateway));
+    assert_eq!(scene.decoy(GATEWAY, 23), Exempt(Protection::Gateway));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_protected_source_to_an_open_port_is_ordinary_traffic() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     scene.listen(22);
-    assert_eq!(scene.syn(GATEWAY, 22), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(GATEWAY, 22), Innocent(IgnoreReason::Open));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn who_is_protected_while_it_is_blocked_is_heard_again() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     scene.protect("198.51.100.0/24", Protection::Listed);
-    assert_eq!(scene.syn(SCANNER, 24), Spared(Protection::Listed));
+    assert_eq!(scene.syn(SCANNER, 24), Exempt(Protection::Listed));
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_protected_address_in_a_blocked_64_still_gets_through() {
     let mut scene = Scene::new();
     scene.protect("2001:db8:5::1/128", Protection::Gateway);
     scene.banish("2001:db8:5::bad");
-    assert_eq!(scene.syn("2001:db8:5::1", 23), Spared(Protection::Gateway));
+    assert_eq!(scene.syn("2001:db8:5::1", 23), Exempt(Protection::Gateway));
     assert_eq!(scene.syn("2001:db8:5::2", 23), Repeated);
 }
 
@@ -93,7 +93,7 @@ fn a_protected_address_in_a_blocked_64_still_gets_through() {
 fn an_own_address_in_a_blocked_64_is_still_this_host() {
     let mut scene = Scene::new();
     scene.adopt(subject("2001:db8::"), Expiry::Never);
-    assert_eq!(scene.syn("2001:db8::1", 23), Spared(Protection::OwnAddress));
+    assert_eq!(scene.syn("2001:db8::1", 23), Exempt(Protection::OwnAddress));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn of_a_scan_with_decoys_all_are_blocked_but_the_protected_one() {
     let crowd = [stranger(1), GATEWAY.to_owned(), stranger(2), SCANNER.to_owned(), stranger(3)];
     for (port, gist) in [(21, Probe(1)), (22, Probe(2)), (23, Block(3))] {
         for source in &crowd {
-            let expected = if source == GATEWAY { Spared(Protection::Gateway) } else { gist };
+            let expected = if source == GATEWAY { Exempt(Protection::Gateway) } else { gist };
             assert_eq!(scene.syn(source, port), expected, "{source}");
         }
     }
@@ -115,9 +115,9 @@ fn more_protected_sources_than_there_is_room_for_cost_lines_and_nothing_else() {
     let mut scene = Scene::new();
     scene.protect("11.0.0.0/8", Protection::Listed);
     for n in 0..1_000 {
-        assert_eq!(scene.syn(&stranger(n), 23), Spared(Protection::Listed));
+        assert_eq!(scene.syn(&stranger(n), 23), Exempt(Protection::Listed));
     }
-    assert_eq!(scene.syn(&stranger(999), 23), Spared(Protection::Listed));
+    assert_eq!(scene.syn(&stranger(999), 23), Exempt(Protection::Listed));
     assert_eq!(scene.report(), None);
 }
 
@@ -126,8 +126,8 @@ fn loopback_and_interfaces_that_are_not_watched_are_not_looked_at() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.change(|host| (host.loopback, host.interfaces) = (vec![1], vec![2, 3]));
     let on = |interface| Packet { interface, ..Scene::packet(SCANNER, tcp(40_000, 23, TcpFlags::SYN)) };
-    assert_eq!(scene.see(&on(1)), Innocent(Innocence::OtherInterface));
-    assert_eq!(scene.see(&on(4)), Innocent(Innocence::OtherInterface));
+    assert_eq!(scene.see(&on(1)), Innocent(IgnoreReason::OtherInterface));
+    assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface));
     assert_eq!(scene.see(&on(3)), Block(1));
-    assert_eq!(scene.see(&on(4)), Innocent(Innocence::OtherInterface), "blocked there too, and of no interest");
+    assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface), "blocked there too, and of no interest");
 }

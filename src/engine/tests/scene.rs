@@ -6,12 +6,13 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::engine::ports::PortSet;
-use crate::engine::subject::{Expiry, Subject};
 use crate::engine::{
-    Ban, Class, Engine, Escalation, HashKey, Host, Innocence, Local, Moment, Notice, PortOracle, Protection, Protocol,
-    Settings, Sighting, StandingBan, Verdict, Watch, Widest,
+    ActiveBan, Ban, Class, Engine, Escalation, HashKey, Host, IgnoreReason, Local, MaxPrefix, Notice, Observation,
+    PortLookup, Protection, Protocol, Settings, Verdict, Watch,
 };
+use crate::types::PortSet;
+use crate::types::Timestamp;
+use crate::types::{BanTarget, Expiry};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// This host.
@@ -31,10 +32,10 @@ pub(super) const DAY: Duration = Duration::from_secs(86_400);
 /// A verdict in short: what it is, and the figure or reason that most tests are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gist {
-    Innocent(Innocence),
+    Innocent(IgnoreReason),
     /// Distinct ports so far.
     Probe(u8),
-    Spared(Protection),
+    Exempt(Protection),
     /// Distinct ports that made it enough.
     Block(u8),
     Scan(u8),
@@ -44,11 +45,11 @@ pub(super) enum Gist {
 impl From<Verdict> for Gist {
     fn from(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Innocent(why) => Self::Innocent(why),
+            Verdict::Ignored(why) => Self::Innocent(why),
             Verdict::Probe(probe) => Self::Probe(probe.distinct),
-            Verdict::Spared(spared) => Self::Spared(spared.protection),
+            Verdict::Exempt(spared) => Self::Exempt(spared.protection),
             Verdict::Block(ban) => Self::Block(ban.probe.distinct),
-            Verdict::Scan(ban) => Self::Scan(ban.probe.distinct),
+            Verdict::LogOnly(ban) => Self::Scan(ban.probe.distinct),
             Verdict::Repeated(_) => Self::Repeated,
         }
     }
@@ -61,7 +62,7 @@ pub(super) struct Truth {
     pub(super) asked: u32,
 }
 
-impl PortOracle for Truth {
+impl PortLookup for Truth {
     fn in_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
         self.asked += 1;
         self.in_use.contains(&(protocol, destination.port()))
@@ -72,7 +73,7 @@ pub(super) struct Scene {
     pub(super) engine: Engine,
     pub(super) host: Host,
     pub(super) truth: Truth,
-    pub(super) now: Moment,
+    pub(super) now: Timestamp,
     /// The last verdict, whole.
     pub(super) verdict: Verdict,
 }
@@ -89,7 +90,7 @@ pub(super) fn builtin() -> Settings {
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(DAY),
         escalate: Escalation::default(),
-        widest: Widest::default(),
+        widest: MaxPrefix::default(),
         max_sources: 65_536,
         max_judged: 131_072,
         max_new_bans_per_minute: 600,
@@ -121,8 +122,8 @@ impl Scene {
             engine: Engine::new(settings, key),
             host: Host::new(Local::Addresses([HERE, HERE_TOO, HERE_V6].map(address).into())),
             truth: Truth::default(),
-            now: Moment::at(Duration::from_secs(1_000)),
-            verdict: Verdict::Innocent(Innocence::Own),
+            now: Timestamp::at(Duration::from_secs(1_000)),
+            verdict: Verdict::Ignored(IgnoreReason::Own),
         }
     }
 
@@ -207,7 +208,7 @@ impl Scene {
 
     /// A connection that a decoy accepted.
     pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
-        let sighting = Sighting {
+        let sighting = Observation {
             interface: 0,
             source: address(source),
             source_port: FROM,
@@ -227,7 +228,7 @@ impl Scene {
         let packet = Self::packet(peer, transport);
         let (source, destination) = (packet.destination, packet.source);
         let gist = self.see(&Packet { source, destination, delivery: Delivery::Outgoing, ..packet });
-        assert_eq!(gist, Gist::Innocent(Innocence::Own));
+        assert_eq!(gist, Gist::Innocent(IgnoreReason::Own));
     }
 
     /// This host answers a SYN of `peer`: `port` is open.
@@ -236,14 +237,14 @@ impl Scene {
     }
 
     /// The kernel blocks `subject`, nobody knows since when.
-    pub(super) fn adopt(&mut self, subject: Subject, left: Expiry) {
-        self.engine.adopt(self.now, &StandingBan { subject, length: None, left });
+    pub(super) fn adopt(&mut self, subject: BanTarget, left: Expiry) {
+        self.engine.adopt(self.now, &ActiveBan { subject, length: None, left });
     }
 
     /// The ban that the last verdict is.
     pub(super) fn ban(&self) -> Ban {
         match self.verdict {
-            Verdict::Block(ban) | Verdict::Scan(ban) => ban,
+            Verdict::Block(ban) | Verdict::LogOnly(ban) => ban,
             other => panic!("no ban but {other:?}"),
         }
     }
@@ -252,7 +253,7 @@ impl Scene {
     pub(super) fn report(&self) -> Option<u32> {
         match self.verdict {
             Verdict::Repeated(repeated) => repeated.report,
-            Verdict::Spared(spared) => spared.report,
+            Verdict::Exempt(spared) => spared.report,
             other => panic!("nothing to report but {other:?}"),
         }
     }
@@ -268,8 +269,8 @@ impl Scene {
     }
 }
 
-pub(super) fn subject(source: &str) -> Subject {
-    Subject::of(address(source))
+pub(super) fn subject(source: &str) -> BanTarget {
+    BanTarget::of(address(source))
 }
 
 pub(super) fn tcp(source_port: u16, destination_port: u16, flags: u16) -> Transport {

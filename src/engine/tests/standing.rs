@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, stranger, subject};
-use crate::engine::subject::{Expiry, Subject};
-use crate::engine::{HashKey, Innocence, Notice, Standing, StandingBan, Verdict};
+use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing, Verdict};
+use crate::types::{BanTarget, Expiry};
 
 fn summary(source: &str, packets: u32) -> Notice {
     Notice::Repeated { subject: subject(source), standing: Standing::Blocked, packets }
@@ -137,7 +137,7 @@ fn a_ban_for_ever_has_no_end() {
 fn who_was_blocked_before_the_start_is_recognised() {
     let mut scene = Scene::new();
     scene.adopt(subject(SCANNER), Expiry::After(Duration::from_secs(100)));
-    scene.adopt(Subject::from_element("2001:db8:9::".parse().unwrap()), Expiry::Never);
+    scene.adopt(BanTarget::from_element("2001:db8:9::".parse().unwrap()), Expiry::Never);
     assert_eq!((scene.syn(SCANNER, 22), scene.syn("2001:db8:9::77", 22)), (Repeated, Repeated));
     scene.after(101.0);
     assert_eq!((scene.syn(SCANNER, 22), scene.syn("2001:db8:9::78", 22)), (Probe(1), Repeated));
@@ -175,7 +175,7 @@ fn others_are_not_touched_by_a_ban() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(Innocence::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
     assert_eq!(scene.syn(CLIENT, 81), Probe(1));
 }
 
@@ -184,7 +184,7 @@ fn a_ban_is_put_back_with_its_whole_length_and_what_is_left_of_it() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let hours = |hours: u32| Duration::from_secs(3_600) * hours;
-    let adopted = StandingBan { subject: subject(CLIENT), length: Some(hours(48)), left: Expiry::After(hours(30)) };
+    let adopted = ActiveBan { subject: subject(CLIENT), length: Some(hours(48)), left: Expiry::After(hours(30)) };
     scene.engine.adopt(scene.now, &adopted);
     scene.adopt(subject(&stranger(1)), Expiry::After(hours(8)));
     scene.adopt(subject(&stranger(2)), Expiry::Never);

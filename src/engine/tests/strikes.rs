@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe, Repeated};
 use super::scene::{DAY, SCANNER, Scene, stranger, subject};
-use crate::engine::subject::Expiry;
-use crate::engine::{CAPPED_BAN, Escalation, LastBan, Struck};
+use crate::engine::{CAPPED_BAN, Escalation, LastBan, StrikeHistory};
+use crate::types::Expiry;
 
 /// Bans `source` and says how many days for, and after how many strikes.
 fn banish(scene: &mut Scene, source: &str) -> (u64, u32) {
@@ -20,8 +20,8 @@ fn serve(scene: &mut Scene) {
     scene.after(span.as_secs_f64() + 1.0);
 }
 
-fn struck(source: &str, strikes: u32, last: LastBan) -> Struck {
-    Struck { subject: subject(source), strikes, last }
+fn struck(source: &str, strikes: u32, last: LastBan) -> StrikeHistory {
+    StrikeHistory { subject: subject(source), strikes, last }
 }
 
 #[test]

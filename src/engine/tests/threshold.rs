@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe, Repeated};
 use super::scene::{SCANNER, Scene, stranger};
-use crate::engine::{EVIDENCE, Moment};
+use crate::engine::EVIDENCE;
+use crate::types::Timestamp;
 
 #[test]
 fn the_trigger_says_how_many_distinct_ports_are_forgiven() {
@@ -121,17 +122,17 @@ fn sources_are_counted_apart() {
 fn a_clock_that_runs_backwards_neither_forgives_nor_condemns() {
     let mut scene = Scene::new();
     scene.syns(SCANNER, [21, 22]);
-    scene.now = Moment::at(Duration::from_secs(1));
+    scene.now = Timestamp::at(Duration::from_secs(1));
     assert_eq!(scene.syn(SCANNER, 22), Probe(2));
     assert_eq!(scene.syn(SCANNER, 23), Block(3));
-    scene.now = Moment::default();
+    scene.now = Timestamp::default();
     assert_eq!(scene.syn(SCANNER, 24), Repeated);
 }
 
 #[test]
 fn the_first_moment_of_all_is_a_moment_like_any_other() {
     let mut scene = Scene::new();
-    scene.now = Moment::default();
+    scene.now = Timestamp::default();
     scene.banish(SCANNER);
     assert_eq!(scene.syn(SCANNER, 24), Repeated);
 }

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use super::scene::Gist::{Block, Innocent, Probe, Repeated, Spared};
+use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
 use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, subject};
-use crate::engine::subject::{Expiry, Subject, Wide};
-use crate::engine::{CAPPED_BAN, Host, Innocence, Local, Protection, StandingBan, Widest};
+use crate::engine::{ActiveBan, CAPPED_BAN, Host, IgnoreReason, Local, MaxPrefix, Protection};
+use crate::types::{BanTarget, Expiry, Prefix};
 
 fn scene(v4: u8, v6: u8) -> Scene {
-    Scene::with(|settings| settings.widest = Widest { v4, v6 })
+    Scene::with(|settings| settings.widest = MaxPrefix { v4, v6 })
 }
 
-fn network(text: &str) -> Subject {
-    Subject::Wide(Wide::new(text.parse().unwrap()).unwrap())
+fn network(text: &str) -> BanTarget {
+    BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap())
 }
 
 /// Bans each of them in turn, and says whom the last ban blocks.
-fn banish(scene: &mut Scene, sources: &[&str]) -> Subject {
+fn banish(scene: &mut Scene, sources: &[&str]) -> BanTarget {
     sources.iter().for_each(|source| scene.banish(source));
     scene.ban().probe.subject
 }
@@ -152,14 +152,14 @@ fn who_is_protected_later_is_let_through_a_blocked_network() {
     banish(&mut scene, &FOUR);
     banish(&mut scene, &[FIFTH]);
     scene.protect("203.0.113.40/32", Protection::Session);
-    assert_eq!(scene.syn("203.0.113.40", 21), Spared(Protection::Session));
+    assert_eq!(scene.syn("203.0.113.40", 21), Exempt(Protection::Session));
     assert_eq!(scene.syn("203.0.113.41", 21), Repeated);
 }
 
 #[test]
 fn forged_bans_above_the_ceiling_blame_nobody_for_his_neighbours() {
     let mut scene = Scene::with(|settings| {
-        settings.widest = Widest { v4: 24, v6: 48 };
+        settings.widest = MaxPrefix { v4: 24, v6: 48 };
         settings.max_new_bans_per_minute = 4;
     });
     banish(&mut scene, &["198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4"]);
@@ -207,7 +207,7 @@ fn a_network_that_was_blocked_before_the_start_is_recognised_whatever_the_settin
     let mut scene = Scene::new();
     let left = Expiry::After(Duration::from_secs(100));
     for text in ["203.0.113.8/30", "2001:db8:9::/48"] {
-        scene.engine.adopt(scene.now, &StandingBan { subject: network(text), length: None, left });
+        scene.engine.adopt(scene.now, &ActiveBan { subject: network(text), length: None, left });
     }
     assert_eq!((scene.syn("203.0.113.11", 21), scene.syn("2001:db8:9:77::1", 21)), (Repeated, Repeated));
     assert_eq!((scene.syn("203.0.113.12", 21), scene.syn("2001:db8:a::1", 21)), (Probe(1), Probe(1)));
@@ -228,5 +228,5 @@ fn link_local_neighbours_stay_each_for_himself() {
         scene.banish(&format!("fe80::{n}"));
         assert_eq!(scene.ban().probe.subject.prefix_len(), 128);
     }
-    assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Innocent(Innocence::NoSource));
+    assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Innocent(IgnoreReason::NoSource));
 }

@@ -22,9 +22,9 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::engine::subject::{Expiry, Subject};
 use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
+use crate::types::{BanTarget, Expiry};
 
 /// Writes datagrams into the corpus of one target.
 fn keep(target: &str, name: &str, datagrams: impl IntoIterator<Item = Vec<u8>>) {
@@ -61,7 +61,7 @@ fn ip(words: &str) {
     assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "ip {words}");
 }
 
-fn subject(text: &str) -> Subject {
+fn subject(text: &str) -> BanTarget {
     text.parse().unwrap()
 }
 
@@ -83,19 +83,19 @@ fn nf_tables() {
     let hour = Expiry::After(Duration::from_secs(3600));
     nft::put_bans(
         &mut batch,
-        nft::Kernel::oldest(),
+        nft::KernelFeatures::oldest(),
         &[(subject("192.0.2.7"), hour), (subject("198.51.100.1"), Expiry::Never)],
     );
-    nft::put_bans(&mut batch, nft::Kernel::oldest(), &[(subject("2001:db8:1:2::/64"), hour)]);
-    if let Subject::Wide(wide) = subject("203.0.113.0/24") {
+    nft::put_bans(&mut batch, nft::KernelFeatures::oldest(), &[(subject("2001:db8:1:2::/64"), hour)]);
+    if let BanTarget::Prefix(wide) = subject("203.0.113.0/24") {
         nft::put_network(&mut batch, wide, None, hour);
     }
     nft::put_protected(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
     nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
     socket.transact(&mut batch).unwrap();
     batch.clear();
-    nft::put_lift(&mut batch, nft::Kernel::oldest(), subject("192.0.2.7"));
-    nft::put_flush(&mut batch, nft::Set::Touched);
+    nft::put_lift(&mut batch, nft::KernelFeatures::oldest(), subject("192.0.2.7"));
+    nft::put_flush(&mut batch, nft::Set::Probed);
     socket.transact(&mut batch).unwrap();
     let mut whole = Vec::new();
     for (number, request) in nft::fuzzing::requests().into_iter().enumerate() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::backlog::Backlog;
+use crate::lazy_queue::LazyQueue;
 use crate::ledger::{Change, Ledger};
 
 /// Changes that wait for the thread at one time: what arrives while one transaction is written.
@@ -28,7 +28,7 @@ pub(super) type Question = Box<dyn FnOnce(&Ledger) + Send>;
 
 /// What the thread shares with those who have something for it.
 pub(super) struct Shared {
-    pub(super) queue: Backlog<Change>,
+    pub(super) queue: LazyQueue<Change>,
     pub(super) questions: ArrayQueue<Question>,
     pub(super) dropped: AtomicU64,
     pub(super) written: AtomicU64,
@@ -40,7 +40,7 @@ impl Default for Shared {
     fn default() -> Self {
         let (dropped, written) = (AtomicU64::new(0), AtomicU64::new(0));
         let questions = ArrayQueue::new(QUESTIONS);
-        Self { queue: Backlog::new(QUEUE), questions, dropped, written, stop: OnceLock::new() }
+        Self { queue: LazyQueue::new(QUEUE), questions, dropped, written, stop: OnceLock::new() }
     }
 }
 

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 
 use super::batch::Batch;
 use super::message::{Attributes, attributes, be_u32, put_request};
-use super::{Kernel, Set, TABLE, flag, kind};
-use crate::engine::subject::{Expiry, Subject};
+use super::{KernelFeatures, Set, TABLE, flag, kind};
+use crate::types::{BanTarget, Expiry};
 
 /// How long a ban has still to run; `None` for one that stays until somebody lifts it.
 pub type Remaining = Option<Duration>;
@@ -18,30 +18,30 @@ pub type Remaining = Option<Duration>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Element {
     /// Whom it blocks.
-    pub(crate) subject: Subject,
+    pub(crate) subject: BanTarget,
     /// How long still.
     pub(crate) remaining: Remaining,
 }
 
 /// Appends one ban, as every kernel takes it. See [`put_bans`].
-pub fn put_ban(batch: &mut Batch, subject: Subject, expiry: Expiry) {
-    put_bans(batch, Kernel::oldest(), &[(subject, expiry)]);
+pub fn put_ban(batch: &mut Batch, subject: BanTarget, expiry: Expiry) {
+    put_bans(batch, KernelFeatures::oldest(), &[(subject, expiry)]);
 }
 
 /// Appends bans, at most [`BANS_A_MESSAGE`]: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12,
 /// and deleting alone fails where the element is missing or has just expired; the three work in every case, and nobody sees
 /// a gap between them. A kernel that destroys needs no first one. A subject must not stand in it twice.
-pub(crate) fn put_bans(batch: &mut Batch, kernel: Kernel, bans: &[(Subject, Expiry)]) {
+pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[(BanTarget, Expiry)]) {
     put_anew(batch, kernel, bans, |(subject, expiry)| (*subject, Times { timeout: timeout(*expiry), left: None }));
 }
 
 /// Appends bans of whom the kernel has forgotten: as they were before, and with a third of the work of [`put_restored`]. Who
 /// is blocked there all the same stays so; only from Linux 6.12 on for as long as is said here.
-pub(crate) fn put_back(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Expiry)]) {
+pub(crate) fn put_back(batch: &mut Batch, bans: &[(BanTarget, Option<Duration>, Expiry)]) {
     for set in [Set::Blocked, Set::Blocked6] {
         let bans = || bans.iter().filter(|(subject, ..)| Set::of(*subject) == set);
         if bans().next().is_some() {
-            let element = |(subject, length, left): &(Subject, _, _)| (*subject, Times::of(*length, *left));
+            let element = |(subject, length, left): &(BanTarget, _, _)| (*subject, Times::of(*length, *left));
             batch.put(kind::NEW_ELEMENT, flag::CREATE, |list| fill(list, set, bans().map(element)));
         }
     }
@@ -49,7 +49,7 @@ pub(crate) fn put_back(batch: &mut Batch, bans: &[(Subject, Option<Duration>, Ex
 
 /// Appends bans of whom nobody has blocked yet: one message instead of three, and nothing for the kernel to clear away
 /// afterwards. Where there is one of them already the whole transaction fails.
-pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
+pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(BanTarget, Expiry)]) {
     for set in [Set::Blocked, Set::Blocked6] {
         let times = |expiry: Expiry| Times { timeout: timeout(expiry), left: None };
         let bans = bans.iter().filter(|(subject, _)| Set::of(*subject) == set);
@@ -62,11 +62,11 @@ pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(Subject, Expiry)]) {
 
 /// Appends bans as they were before, as [`put_bans`]: who, how long in all, where that is known, and how long still.
 /// `nft list set` shows both.
-pub(crate) fn put_restored(batch: &mut Batch, kernel: Kernel, bans: &[(Subject, Option<Duration>, Expiry)]) {
+pub(crate) fn put_restored(batch: &mut Batch, kernel: KernelFeatures, bans: &[(BanTarget, Option<Duration>, Expiry)]) {
     put_anew(batch, kernel, bans, |(subject, length, left)| (*subject, Times::of(*length, *left)));
 }
 
-fn put_anew<T>(batch: &mut Batch, kernel: Kernel, bans: &[T], read: impl Fn(&T) -> (Subject, Times)) {
+fn put_anew<T>(batch: &mut Batch, kernel: KernelFeatures, bans: &[T], read: impl Fn(&T) -> (BanTarget, Times)) {
     for set in [Set::Blocked, Set::Blocked6] {
         let bans = || bans.iter().map(&read).filter(|(subject, _)| Set::of(*subject) == set);
         if bans().next().is_some() {
@@ -111,17 +111,17 @@ impl Times {
 }
 
 /// Appends the deletion of a ban, which fails where there is none and the kernel does not destroy.
-pub(crate) fn put_lift(batch: &mut Batch, kernel: Kernel, subject: Subject) {
+pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, subject: BanTarget) {
     put_gone(batch, kernel, Set::of(subject), std::iter::once(subject));
 }
 
-fn put_gone(batch: &mut Batch, kernel: Kernel, set: Set, subjects: impl Iterator<Item = Subject>) {
+fn put_gone(batch: &mut Batch, kernel: KernelFeatures, set: Set, subjects: impl Iterator<Item = BanTarget>) {
     let kind = if kernel.destroys() { kind::DESTROY_ELEMENT } else { kind::DELETE_ELEMENT };
     batch.put(kind, 0, |list| fill(list, set, subjects.map(|subject| (subject, Times::default()))));
 }
 
 /// Makes `request` the question whether `subject` is blocked.
-pub(crate) fn put_one_element_query(request: &mut Vec<u8>, subject: Subject) {
+pub(crate) fn put_one_element_query(request: &mut Vec<u8>, subject: BanTarget) {
     put_request(request, kind::GET_ELEMENT, 0, |list| fill_one(list, subject));
 }
 
@@ -168,7 +168,7 @@ pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = Element> {
 
 fn read_element(element: &[u8]) -> Option<Element> {
     let Raw { address, remaining, .. } = read(element)?;
-    Some(Element { subject: Subject::from_element(address), remaining })
+    Some(Element { subject: BanTarget::from_element(address), remaining })
 }
 
 /// An element of a set of addresses, as it stands there.
@@ -202,11 +202,11 @@ fn milliseconds(value: &[u8]) -> Option<Duration> {
     value.try_into().ok().map(|bytes| Duration::from_millis(u64::from_be_bytes(bytes)))
 }
 
-fn fill_one(list: &mut Attributes<'_>, subject: Subject) {
+fn fill_one(list: &mut Attributes<'_>, subject: BanTarget) {
     fill(list, Set::of(subject), std::iter::once((subject, Times::default())));
 }
 
-fn fill(list: &mut Attributes<'_>, set: Set, bans: impl Iterator<Item = (Subject, Times)>) {
+fn fill(list: &mut Attributes<'_>, set: Set, bans: impl Iterator<Item = (BanTarget, Times)>) {
     name(list, set);
     list.nest(LIST_ELEMENTS, |elements| {
         for (subject, times) in bans {
@@ -289,8 +289,8 @@ mod tests {
     use super::super::message::Messages;
     use super::*;
 
-    fn subject(text: &str) -> Subject {
-        Subject::of(text.parse().unwrap())
+    fn subject(text: &str) -> BanTarget {
+        BanTarget::of(text.parse().unwrap())
     }
 
     #[test]
@@ -322,7 +322,9 @@ mod tests {
             messages.map(|(kind, _)| kind).collect::<Vec<_>>()
         };
         let (who, hour) = (subject("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
-        for (kernel, again, gone) in [(Kernel::oldest(), &[12, 14, 12][..], 14), (Kernel::of_later(), &[30, 12], 30)] {
+        for (kernel, again, gone) in
+            [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures::of_later(), &[30, 12], 30)]
+        {
             assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(who, hour)])), again);
             assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(who, None, hour)])), again);
             assert_eq!(kinds(&|batch| put_lift(batch, kernel, who)), [gone]);
@@ -335,7 +337,7 @@ mod tests {
         let mut batch = Batch::new();
         put_restored(
             &mut batch,
-            Kernel::oldest(),
+            KernelFeatures::oldest(),
             &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
         );
         // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
@@ -375,7 +377,7 @@ mod tests {
             (None, Expiry::Never, None, None),
         ] {
             let mut batch = Batch::new();
-            put_restored(&mut batch, Kernel::oldest(), &[(subject("fe80::1"), length, left)]);
+            put_restored(&mut batch, KernelFeatures::oldest(), &[(subject("fe80::1"), length, left)]);
             let message = Messages(batch.messages()).last().unwrap();
             let (_, list) = message.nft().unwrap();
             let (_, elements) = attributes(list).find(|(kind, _)| *kind == LIST_ELEMENTS).unwrap();
@@ -396,11 +398,11 @@ mod tests {
     fn many_bans_are_three_messages_a_set_below_the_length_of_an_attribute() {
         let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
         let bans: Vec<_> = addresses
-            .flat_map(|n| [Subject::V4(n.into()), Subject::V6(u128::from(n).into())])
+            .flat_map(|n| [BanTarget::V4(n.into()), BanTarget::V6(u128::from(n).into())])
             .map(|subject| (subject, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
             .collect();
         let mut batch = Batch::new();
-        put_restored(&mut batch, Kernel::oldest(), &bans);
+        put_restored(&mut batch, KernelFeatures::oldest(), &bans);
         let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
         assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
         for (_, list) in lists {

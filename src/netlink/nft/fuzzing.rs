@@ -1,6 +1,6 @@
 //! Any bytes as what nf_tables answers and tells, through everything that reads it. For the fuzzer and its corpus.
 
-use super::blueprint::Blueprint;
+use super::desired_ruleset::DesiredRuleset;
 use super::element::elements_of;
 use super::interval::{bounds_of, networks};
 use super::message::Messages;
@@ -8,7 +8,7 @@ use super::message::Messages;
 use super::message::{Attributes, put_request};
 use super::monitor;
 use super::rules::chosen;
-use super::shape::Shape;
+use super::snapshot::TableSnapshot;
 #[cfg(test)]
 use super::{Set, TABLE, flag, kind};
 
@@ -20,7 +20,7 @@ const PIECES: usize = 2 * 128;
 /// Reads `datagram` as the ruleset, as elements, as intervals and as notifications. What comes of it is no more than the
 /// bytes can hold, and a table that was read is one that another reading finds nothing different in.
 pub(crate) fn read(datagram: &[u8]) {
-    let mut shape = Shape::default();
+    let mut shape = TableSnapshot::default();
     let mut bounds = Vec::new();
     let mut elements = 0;
     for message in Messages(datagram) {
@@ -40,9 +40,9 @@ pub(crate) fn read(datagram: &[u8]) {
 }
 
 /// What would be done about a table like this one.
-fn mend(found: &Shape) {
+fn mend(found: &TableSnapshot) {
     let old = chosen(found, 65_536);
-    let Ok(blueprint) = Blueprint::new(&old) else { return };
+    let Ok(blueprint) = DesiredRuleset::new(&old) else { return };
     let differences = blueprint.differences(found);
     assert!(!blueprint.mend(found, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
 }

@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::element::{LIST_ELEMENT, LIST_ELEMENTS, Times, name, put_interval, put_key, read};
 use super::message::{attributes, put_request};
 use super::{Element, Remaining, Set, flag, kind};
-use crate::engine::subject::{Expiry, Subject, Wide};
+use crate::types::{BanTarget, Expiry, Prefix};
 
 /// One end of an interval as the kernel tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) struct Bound {
 /// Appends a ban of `network` that lasts so long in all, where that is known, and so long still: add, delete, add, as for
 /// every ban. It must be there, or nothing that overlaps it: where both its ends are ends of networks inside, Linux 6.1 and
 /// older take it for one that is there.
-pub(crate) fn put_network(batch: &mut Batch, network: Wide, length: Option<Duration>, left: Expiry) {
+pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
     let times = Times::of(length, left);
     put(batch, kind::NEW_ELEMENT, flag::CREATE, network, times);
     put(batch, kind::DELETE_ELEMENT, 0, network, Times::default());
@@ -35,18 +35,18 @@ pub(crate) fn put_network(batch: &mut Batch, network: Wide, length: Option<Durat
 /// The same where there is no ban of it yet, nor, once the transaction has deleted it, of anything inside; fails where there
 /// is. To delete it here as well is more than the kernel can do at once, because two dead elements and a live one then stand
 /// at one address.
-pub(crate) fn put_new_network(batch: &mut Batch, network: Wide, length: Option<Duration>, left: Expiry) {
+pub(crate) fn put_new_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
     put(batch, kind::NEW_ELEMENT, flag::CREATE | flag::EXCL, network, Times::of(length, left));
 }
 
 /// Appends the deletion of a ban of `network`, which fails where there is none of exactly this one.
-pub(crate) fn put_network_lift(batch: &mut Batch, network: Wide) {
+pub(crate) fn put_network_lift(batch: &mut Batch, network: Prefix) {
     put(batch, kind::DELETE_ELEMENT, 0, network, Times::default());
 }
 
-fn put(batch: &mut Batch, kind: u8, flags: u16, network: Wide, times: Times) {
+fn put(batch: &mut Batch, kind: u8, flags: u16, network: Prefix, times: Times) {
     batch.put(kind, flags, |list| {
-        name(list, Set::of(Subject::Wide(network)));
+        name(list, Set::of(BanTarget::Prefix(network)));
         list.nest(LIST_ELEMENTS, |elements| put_interval(elements, network.network(), times));
     });
 }
@@ -83,8 +83,8 @@ pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<Element> {
             continue;
         }
         let end = bounds.peek().filter(|next| next.is_end).map(|next| next.address);
-        let inside = pieces(start.address, end).filter_map(Wide::new);
-        found.extend(inside.map(|wide| Element { subject: Subject::Wide(wide), remaining: start.remaining }));
+        let inside = pieces(start.address, end).filter_map(Prefix::new);
+        found.extend(inside.map(|wide| Element { subject: BanTarget::Prefix(wide), remaining: start.remaining }));
     }
     found
 }
@@ -111,8 +111,8 @@ mod tests {
     use super::super::message::Messages;
     use super::*;
 
-    fn wide(text: &str) -> Wide {
-        Wide::new(text.parse().unwrap()).unwrap()
+    fn wide(text: &str) -> Prefix {
+        Prefix::new(text.parse().unwrap()).unwrap()
     }
 
     fn shown(bounds: Vec<Bound>) -> Vec<String> {
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
             let found = networks(bounds_of(lists[2].1).collect());
             let remaining = Some(Duration::from_secs(20));
-            assert_eq!(found, [Element { subject: Subject::Wide(wide(text)), remaining }]);
+            assert_eq!(found, [Element { subject: BanTarget::Prefix(wide(text)), remaining }]);
         }
     }
 

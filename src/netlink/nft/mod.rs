@@ -4,17 +4,17 @@
 //! Headers are in host order, attributes of nf_tables in network order.
 
 mod batch;
-mod blueprint;
+mod desired_ruleset;
 mod element;
+mod features;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod interval;
-mod kernel;
 mod message;
 pub mod monitor;
 mod rules;
 mod ruleset;
-mod shape;
+mod snapshot;
 mod spec;
 mod trap;
 
@@ -24,9 +24,9 @@ pub(crate) use element::{
     put_protected, put_protected_change, put_restored, put_set_dump,
 };
 pub use element::{Remaining, put_ban};
+pub use features::KernelFeatures;
+pub(crate) use features::{await_turn, generation};
 pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, put_new_network, put_place_query};
-pub use kernel::Kernel;
-pub(crate) use kernel::{await_turn, generation};
 pub(crate) use message::{Message, Messages, attributes, text};
 pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
 pub(crate) use ruleset::{set_count, set_size};
@@ -36,7 +36,7 @@ pub(crate) use trap::{memory, put_flush, put_forget, put_trapped};
 
 use ipnet::IpNet;
 
-use crate::engine::subject::Subject;
+use crate::types::BanTarget;
 
 /// The one table that is the daemon's own, in the family `inet`.
 pub const TABLE: &str = "portsentry";
@@ -69,23 +69,23 @@ pub enum Set {
     /// Interfaces on which touches count, where not all do.
     TrapInterfaces,
     /// Who touched which of them.
-    Touched,
+    Probed,
     /// The same for IPv6, by /64.
-    Touched6,
+    Probed6,
     /// Who touched which of those of UDP.
     TouchedUdp,
     /// The same for IPv6, by /64.
     TouchedUdp6,
     /// Trapped UDP ports that this host has sent from a moment ago.
-    Asked,
+    Outbound,
     /// Who touched any, and how many more it may.
     Suspects,
     /// The same for IPv6, by /64.
     Suspects6,
     /// Whom the kernel has blocked by itself a moment ago.
-    Caught,
+    TrapBanned,
     /// The same for IPv6, by /64.
-    Caught6,
+    TrapBanned6,
 }
 
 impl Set {
@@ -102,25 +102,25 @@ impl Set {
             Self::Trapped => "trapped",
             Self::TrappedUdp => "trapped_udp",
             Self::TrapInterfaces => "trap_interfaces",
-            Self::Touched => "touched",
-            Self::Touched6 => "touched6",
+            Self::Probed => "touched",
+            Self::Probed6 => "touched6",
             Self::TouchedUdp => "touched_udp",
             Self::TouchedUdp6 => "touched_udp6",
-            Self::Asked => "asked",
+            Self::Outbound => "asked",
             Self::Suspects => "suspects",
             Self::Suspects6 => "suspects6",
-            Self::Caught => "caught",
-            Self::Caught6 => "caught6",
+            Self::TrapBanned => "caught",
+            Self::TrapBanned6 => "caught6",
         }
     }
 
     /// The set in which `subject` is blocked.
     #[must_use]
-    pub const fn of(subject: Subject) -> Self {
+    pub const fn of(subject: BanTarget) -> Self {
         match subject {
-            Subject::V4(_) => Self::Blocked,
-            Subject::V6(_) => Self::Blocked6,
-            Subject::Wide(wide) => match wide.network() {
+            BanTarget::V4(_) => Self::Blocked,
+            BanTarget::V6(_) => Self::Blocked6,
+            BanTarget::Prefix(wide) => match wide.network() {
                 IpNet::V4(_) => Self::BlockedNets,
                 IpNet::V6(_) => Self::BlockedNets6,
             },

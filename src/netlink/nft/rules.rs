@@ -12,7 +12,7 @@ use rustables::expr::{
 use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily, Rule, Table};
 
 use super::message::{Attributes, be_u64, put_message};
-use super::shape::Shape;
+use super::snapshot::TableSnapshot;
 use super::spec::{Action, Rate, RulesetSpec};
 use super::{CHAIN, REFUSE, Set, TABLE, TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH, flag, kind, trap};
 
@@ -172,7 +172,7 @@ fn refusing(spec: &RulesetSpec) -> Result<Vec<Encoded>, BuilderError> {
 
 /// What was chosen when the rules that `found` holds were made, if it was this program that made them: if not, a table
 /// made by this is not like `found`.
-pub(super) fn chosen(found: &Shape, size: u32) -> RulesetSpec {
+pub(super) fn chosen(found: &TableSnapshot, size: u32) -> RulesetSpec {
     let wide = found.has_set(Set::BlockedNets.name());
     let mut spec = RulesetSpec { size, wide, trap: trap::chosen(found), ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {

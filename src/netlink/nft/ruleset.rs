@@ -4,10 +4,10 @@
 use rustix::io::Errno;
 
 use super::batch::Batch;
-use super::blueprint::{Blueprint, Work, wake};
+use super::desired_ruleset::{DesiredRuleset, Work, wake};
 use super::message::{attributes, be_u32, put_request};
 use super::rules::chosen;
-use super::shape::{Difference, Part, Shape};
+use super::snapshot::{Difference, Part, TableSnapshot};
 use super::spec::RulesetSpec;
 use super::{Set, TABLE, flag, kind};
 use crate::netlink::socket::{Socket, SocketError};
@@ -26,7 +26,7 @@ pub enum Installed {
     },
     /// It was there with the rules of another [`RulesetSpec`], and has those that were asked for now. Its sets kept their
     /// elements, and may have another size than was asked for.
-    Relaid {
+    Rebuilt {
         /// Size of `blocked`.
         blocked: u32,
         /// Size of `blocked6`.
@@ -38,11 +38,11 @@ pub enum Installed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repaired {
     /// Nothing: all that is ours is as it should be.
-    Sound,
+    Unchanged,
     /// The table was gone. It is laid anew, with empty sets.
-    Laid,
+    Created,
     /// Something of ours had been altered, and is as it should be again.
-    Mended {
+    Repaired {
         /// The first thing that was altered, as the end of the sentence "it had …".
         difference: String,
         /// Sets that were gone, and are there again without their elements.
@@ -97,7 +97,7 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     let mut last = None;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
-        let wanted = Blueprint::new(&kept(spec, &found))?;
+        let wanted = DesiredRuleset::new(&kept(spec, &found))?;
         let (blocked, blocked6) = (found.size(Set::Blocked.name()), found.size(Set::Blocked6.name()));
         let (work, done) = if found.exists() {
             let differences = wanted.differences(&found);
@@ -105,10 +105,10 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
                 return Ok(Installed::Adopted { blocked, blocked6 });
             }
             let old = chosen(&found, spec.size);
-            if let Some(Difference { text, .. }) = Blueprint::new(&old)?.differences(&found).into_iter().next() {
+            if let Some(Difference { text, .. }) = DesiredRuleset::new(&old)?.differences(&found).into_iter().next() {
                 return Err(RulesetError::Foreign { difference: text });
             }
-            (wanted.mend(&found, &differences, Some(&old)), Installed::Relaid { blocked, blocked6 })
+            (wanted.mend(&found, &differences, Some(&old)), Installed::Rebuilt { blocked, blocked6 })
         } else {
             (wanted.create(), Installed::Created)
         };
@@ -131,7 +131,7 @@ pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u
         if !found.exists() {
             return Ok(None);
         }
-        let known = Blueprint::new(&chosen(&found, spec.size))?;
+        let known = DesiredRuleset::new(&chosen(&found, spec.size))?;
         return match known.differences(&found).into_iter().next() {
             None => Ok(Some((found.size(Set::Blocked.name()), found.size(Set::Blocked6.name())))),
             Some(Difference { text, .. }) => Err(RulesetError::Foreign { difference: text }),
@@ -167,22 +167,22 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
     let mut last = None;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
-        let wanted = Blueprint::new(&kept(spec, &found))?;
+        let wanted = DesiredRuleset::new(&kept(spec, &found))?;
         if !found.exists() {
             last = carry_out(socket, wanted.create())?;
             if last.is_none() {
-                return Ok(Repaired::Laid);
+                return Ok(Repaired::Created);
             }
             continue;
         }
         let mut differences = wanted.differences(&found);
         let old = chosen(&found, spec.size);
-        let known = Blueprint::new(&old)?.differences(&found).is_empty();
+        let known = DesiredRuleset::new(&old)?.differences(&found).is_empty();
         // What is too much in a table of another kind goes with that; elsewhere it is somebody else's.
         if !known {
             differences.retain(|difference| difference.part != Part::Foreign);
         }
-        let Some(Difference { text: first, .. }) = differences.first().cloned() else { return Ok(Repaired::Sound) };
+        let Some(Difference { text: first, .. }) = differences.first().cloned() else { return Ok(Repaired::Unchanged) };
         let hopeless = |part: &Part| matches!(part, Part::OtherSet | Part::Flags(2..));
         if let Some(Difference { text, .. }) = differences.iter().find(|difference| hopeless(&difference.part)) {
             return Err(RulesetError::Foreign { difference: text.clone() });
@@ -199,13 +199,13 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
             continue;
         }
         let emptied = wanted.missing_sets(&found).collect();
-        return Ok(Repaired::Mended { difference: first, emptied });
+        return Ok(Repaired::Repaired { difference: first, emptied });
     }
     Err(given_up(last))
 }
 
 /// What is asked for, with the sets of networks where the table has them: what they hold is not to be lost.
-fn kept(spec: &RulesetSpec, found: &Shape) -> RulesetSpec {
+fn kept(spec: &RulesetSpec, found: &TableSnapshot) -> RulesetSpec {
     let has = |set: Set| found.has_set(set.name());
     RulesetSpec { wide: spec.wide || has(Set::BlockedNets) && has(Set::BlockedNets6), ..*spec }
 }
@@ -253,7 +253,7 @@ pub(crate) fn set_size(socket: &mut Socket, set: Set) -> Result<u32, SocketError
         fields.put_text(1, TABLE);
         fields.put_text(2, set.name());
     });
-    let mut shape = Shape::default();
+    let mut shape = TableSnapshot::default();
     socket.ask(&mut request, |message| shape.absorb(message))?;
     Ok(shape.size(set.name()))
 }
@@ -274,8 +274,8 @@ pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, So
 }
 
 /// What the kernel has under the table's name; `None` where it went while it was being read.
-fn read(socket: &mut Socket) -> Result<Option<Shape>, SocketError> {
-    let mut shape = Shape::default();
+fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
+    let mut shape = TableSnapshot::default();
     let mut request = Vec::new();
     put_request(&mut request, kind::GET_TABLE, 0, |fields| fields.put_text(1, TABLE));
     match socket.ask(&mut request, |message| shape.absorb(message)) {
@@ -289,7 +289,7 @@ fn read(socket: &mut Socket) -> Result<Option<Shape>, SocketError> {
     }
     for kind in [kind::GET_SET, kind::GET_CHAIN, kind::GET_RULE] {
         put_request(&mut request, kind, flag::DUMP, |fields| fields.put_text(1, TABLE));
-        shape = match socket.dump(&mut request, || shape.clone(), Shape::absorb) {
+        shape = match socket.dump(&mut request, || shape.clone(), TableSnapshot::absorb) {
             Err(error) if error.is(Errno::NOENT) => return Ok(None),
             read => read?,
         };

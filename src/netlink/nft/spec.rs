@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::engine::subject::Expiry;
+use crate::types::Expiry;
 
 /// What can be chosen about the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::reply::Record;
 use super::{Failure, Protocol, SockDiag, SockDiagError};
-use crate::engine::subject::Subject;
+use crate::types::BanTarget;
 
 /// The states in which a peer still has something of this host. Never TCP_LISTEN, which has no peer.
 const CONNECTED: [u8; 7] =
@@ -32,7 +32,7 @@ const MOST: usize = 16_384;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
     /// How many connections, by subject; only who had any.
-    pub connections: HashMap<Subject, usize>,
+    pub connections: HashMap<BanTarget, usize>,
     /// There were more than one go ends: ask again.
     pub more: bool,
 }
@@ -45,14 +45,14 @@ impl SockDiag {
     ///
     /// [`SockDiagError::NoDestroy`] where that cannot be done here at all; others as [`SockDiag::listeners`], and then some
     /// may have been ended.
-    pub fn end_connections(&mut self, subjects: &HashSet<Subject>) -> Result<Ended, SockDiagError> {
+    pub fn end_connections(&mut self, subjects: &HashSet<BanTarget>) -> Result<Ended, SockDiagError> {
         let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
         let mut ended = Ended::default();
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
             let mut keep = |record: Record| {
-                let subject = Subject::of(record.peer.to_canonical());
+                let subject = BanTarget::of(record.peer.to_canonical());
                 if !CONNECTED.contains(&record.state) || !subjects.contains(&subject) {
                     return;
                 }

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn subject(address: &str) -> Subject {
-    Subject::of(address.parse().unwrap())
+fn subject(address: &str) -> BanTarget {
+    BanTarget::of(address.parse().unwrap())
 }
 
 fn rule(address: &str) -> Rule {
@@ -35,7 +35,7 @@ fn a_target_is_written_as_hosts_access_5_wants_it() {
     assert_eq!(target(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
     assert_eq!(target(subject("fe80::1")), "[fe80::1]/128");
     // An element that somebody put into the kernel's set by hand, with bits beyond the prefix.
-    assert_eq!(target(Subject::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
+    assert_eq!(target(BanTarget::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
 }
 
 #[test]

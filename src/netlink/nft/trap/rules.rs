@@ -7,7 +7,6 @@ use super::expressions::{
     put_add, put_jump, put_lookup, put_lookup_without, put_mask, put_meta, put_payload, put_return, put_update,
 };
 use crate::engine::RECENT;
-use crate::engine::subject::Expiry;
 use crate::netlink::nft::element::timeout;
 use crate::netlink::nft::message::Attributes;
 use crate::netlink::nft::rules::{
@@ -16,6 +15,7 @@ use crate::netlink::nft::rules::{
 };
 use crate::netlink::nft::spec::Trap;
 use crate::netlink::nft::{Set, TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
+use crate::types::Expiry;
 
 /// The rules of its chains.
 pub(in super::super) fn rules(trap: &Trap) -> Vec<Encoded> {
@@ -64,7 +64,7 @@ fn entering_udp(trap: &Trap) -> Encoded {
         put_payload(list, REGISTER, TRANSPORT, 2, 2);
         put_lookup(list, Set::TrappedUdp);
         put_payload(list, REGISTER, TRANSPORT, 2, 2);
-        put_lookup_without(list, Set::Asked);
+        put_lookup_without(list, Set::Outbound);
         put_touching(list);
     })
 }
@@ -94,7 +94,7 @@ fn asking() -> Encoded {
         put_address_type(list, FIB_SOURCE);
         put_compare(list, EQUAL, &LOCAL.to_ne_bytes());
         put_payload(list, REGISTER, TRANSPORT, 0, 2);
-        put_update(list, Set::Asked, millis(RECENT));
+        put_update(list, Set::Outbound, millis(RECENT));
     })
 }
 
@@ -274,7 +274,7 @@ impl Family {
 
     fn touched(self, protocol: Protocol) -> Set {
         match protocol {
-            Protocol::Tcp => self.pick(Set::Touched, Set::Touched6),
+            Protocol::Tcp => self.pick(Set::Probed, Set::Probed6),
             Protocol::Udp => self.pick(Set::TouchedUdp, Set::TouchedUdp6),
         }
     }
@@ -284,7 +284,7 @@ impl Family {
     }
 
     fn caught(self) -> Set {
-        self.pick(Set::Caught, Set::Caught6)
+        self.pick(Set::TrapBanned, Set::TrapBanned6)
     }
 
     fn blocked(self) -> Set {

@@ -1,0 +1,136 @@
+//! The ways to block that settings name, to whether they would work here. Nothing is laid, written or run.
+
+use std::path::Path;
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::thread::CapabilitySet;
+
+use super::may;
+use crate::config::{Action, BlockPolicy, Config, ConfigError, Method, Mode, Route};
+use crate::daemon::backends;
+use crate::enforce::hosts_deny::HostsDeny;
+use crate::enforce::nft::{Nft, RulesetError};
+use crate::enforce::route::Routes;
+
+/// A way to block.
+pub(super) struct Way {
+    /// Its name in the settings.
+    pub(super) name: &'static str,
+    /// What it does, as the end of a sentence.
+    pub(super) does: String,
+    /// Whether it would work; `None` where that could not be seen.
+    pub(super) works: Option<bool>,
+}
+
+/// The ways that would be used. What is wrong with them goes to `wrong`, what could not be seen to `notes`.
+pub(super) fn look(
+    config: &Config,
+    wrong: &mut Vec<ConfigError>,
+    notes: &mut Vec<String>,
+    unfit: &dyn Fn(&str, String) -> ConfigError,
+) -> Vec<Way> {
+    let protocols = [&config.tcp, &config.udp];
+    let uses = |policy| protocols.iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy);
+    let mut methods = if uses(BlockPolicy::Yes) { config.block.method.clone() } else { Vec::new() };
+    if uses(BlockPolicy::Run) && !methods.contains(&Method::Run) {
+        methods.push(Method::Run);
+    }
+    let firewall = may(CapabilitySet::NET_ADMIN);
+    if !firewall && methods.iter().any(|method| matches!(method, Method::Nft | Method::Route)) {
+        notes.push("without CAP_NET_ADMIN: nf_tables and routes could not be looked at; try it with sudo".to_owned());
+    }
+    let mut look = |method: &Method| {
+        let (key, does, works) = match method {
+            Method::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
+            Method::Route => ("block.method", route(config), firewall.then(|| routes(config))),
+            Method::HostsDeny => {
+                let deny = &config.block.hosts_deny;
+                let does = format!("the line \"{}\" in {}", deny.line, deny.file.display());
+                ("block.hosts_deny", does, hosts_deny(config, notes))
+            }
+            Method::Run => {
+                let words: Vec<String> = config.block.run.command.iter().map(|word| format!("{word:?}")).collect();
+                ("block.run.command", format!("the command {}", words.join(" ")), Some(command(config)))
+            }
+        };
+        let (state, works) = match works {
+            None => (String::new(), None),
+            Some(Ok(state)) => (state, Some(true)),
+            Some(Err(error)) => {
+                wrong.push(unfit(key, error));
+                (String::new(), Some(false))
+            }
+        };
+        Way { name: method.name(), does: format!("{does}{state}"), works }
+    };
+    methods.iter().map(&mut look).collect()
+}
+
+fn nft(config: &Config) -> String {
+    let nft = &config.block.nft;
+    let action = match nft.action {
+        Action::Drop => "dropped",
+        Action::Reject => "rejected",
+    };
+    let logged = nft.log_drops.map_or_else(String::new, |rate| format!(", {rate} of them logged"));
+    let ended = if nft.end_connections { ", open connections end" } else { "" };
+    format!("table inet portsentry, {} bans a set; packets are {action}{logged}{ended}", nft.size)
+}
+
+fn table(config: &Config) -> Result<String, String> {
+    let spec = backends::ruleset(config);
+    let found = Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.examine(&spec));
+    match found.map_err(|error| error.to_string())? {
+        None => Ok("; it would be laid".to_owned()),
+        Some((blocked, blocked6)) if (blocked, blocked6) == (spec.size, spec.size) => Ok("; it is there".to_owned()),
+        Some((blocked, blocked6)) => Ok(format!("; it is there, with sets for {blocked} and {blocked6}")),
+    }
+}
+
+fn route(config: &Config) -> String {
+    match config.block.route {
+        Route::Blackhole => "a blackhole route".to_owned(),
+        Route::Unreachable => "a route that says unreachable".to_owned(),
+        Route::Prohibit => "a route that says prohibited".to_owned(),
+        Route::Via(gateway) => format!("a route by way of {gateway}"),
+    }
+}
+
+fn routes(config: &Config) -> Result<String, String> {
+    let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
+    Routes::open(backends::kind(config), size).map(|_| String::new()).map_err(|error| error.to_string())
+}
+
+fn command(config: &Config) -> Result<String, String> {
+    backends::commands(config).map(|_| String::new()).map_err(|error| match error {
+        // The key stands before it already.
+        crate::daemon::DaemonError::Run(error) => error.to_string(),
+        other => other.to_string(),
+    })
+}
+
+fn hosts_deny(config: &Config, notes: &mut Vec<String>) -> Option<Result<String, String>> {
+    let path = &config.block.hosts_deny.file;
+    let deny = match HostsDeny::new(path.clone(), &config.block.hosts_deny.line) {
+        Ok(deny) => deny,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    // The file is replaced, so what counts is its directory.
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let writable = accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+    match (writable, rustix::process::geteuid().is_root()) {
+        (Ok(()), _) => {}
+        (Err(error), true) => {
+            return Some(Err(format!("{} cannot be written to: {error}", directory.display())));
+        }
+        (Err(_), false) => {
+            notes.push(format!("{} is not this user's to write; try it with sudo", directory.display()));
+            return None;
+        }
+    }
+    Some(match deny.held() {
+        Err(error) => Err(error.to_string()),
+        Ok(held) if held.is_empty() => Ok(String::new()),
+        Ok(held) => Ok(format!("; {} are in it", held.len())),
+    })
+}

@@ -1,0 +1,193 @@
+//! [`Report`] to text for a person, and to one JSON object for a program. Both say the same.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use super::{Report, Watched, mode, policy};
+use crate::cli::DEFAULT_CONFIG;
+use crate::config::{BlockPolicy, ConfigError, Mode, Protocol};
+use crate::engine::Protection;
+use crate::types::Expiry;
+
+/// Protected prefixes that a person is shown.
+const SHOWN: usize = 30;
+
+/// One line: the word in a column of its own.
+fn line(out: &mut String, word: &str, rest: &str) {
+    let _ = writeln!(out, "{word:<11} {rest}");
+}
+
+pub(super) fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let config = &report.config;
+    let built_in = || format!("built-in; {DEFAULT_CONFIG} is not there");
+    line(&mut out, "settings", &report.file.clone().unwrap_or_else(built_in));
+    for (word, protocol, watched) in [("TCP", &config.tcp, &report.tcp), ("UDP", &config.udp, &report.udp)] {
+        ports(&mut out, word, protocol, watched);
+    }
+    let window = humantime::format_duration(config.detect.window);
+    let forgiven = match config.detect.scan_trigger {
+        0 => "the first touch is a scan".to_owned(),
+        1 => format!("1 port is forgiven within {window}"),
+        ports => format!("{ports} distinct ports are forgiven within {window}"),
+    };
+    line(&mut out, "threshold", &forgiven);
+    let longer = match (config.expire, config.escalate.factor) {
+        (Expiry::Never, _) | (_, 1) => String::new(),
+        (_, factor) => {
+            let max = humantime::format_duration(config.escalate.max);
+            format!(", {factor} times as long each time, up to {max}")
+        }
+    };
+    line(&mut out, "bans", &format!("for {}{longer}", config.expire));
+    if report.ways.is_empty() {
+        line(&mut out, "blocks by", "nothing");
+    }
+    for way in &report.ways {
+        let state = match way.works {
+            Some(true) => "",
+            Some(false) => "; it would not work, see below",
+            None => "; not tried",
+        };
+        line(&mut out, "blocks by", &format!("{}: {}{state}", way.name, way.does));
+    }
+    if let Some(address) = config.metrics.listen {
+        line(&mut out, "figures", &format!("at {address}"));
+    }
+    for interface in &report.interfaces {
+        let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+        let state = match (interface.unwatched, interface.up) {
+            (Some(why), _) => format!("not watched: {why}"),
+            (None, true) => "watched".to_owned(),
+            (None, false) => "watched, but it is down".to_owned(),
+        };
+        line(
+            &mut out,
+            "interface",
+            format!("{} {state}; {}", interface.name.escape_debug(), addresses.join(", ")).trim_end_matches("; "),
+        );
+    }
+    // Own addresses stand with their interfaces.
+    let others =
+        || report.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
+    for (prefix, why) in others().take(SHOWN) {
+        let whole = prefix.prefix_len() == prefix.max_prefix_len();
+        let who = if whole { prefix.addr().to_string() } else { prefix.to_string() };
+        line(&mut out, "protected", &format!("{who}: {why}"));
+    }
+    match others().count().saturating_sub(SHOWN) {
+        0 => {}
+        more => line(&mut out, "protected", &format!("{more} more, which --json lists")),
+    }
+    for (name, found) in &report.names {
+        let found = match found {
+            Ok(found) if found.is_empty() => "no address".to_owned(),
+            Ok(found) => found.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
+            Err(why) => why.clone(),
+        };
+        line(&mut out, "name", &format!("{name}: {found}"));
+    }
+    for warning in &report.warnings {
+        line(&mut out, "warning", &format!("{}: {}", warning.key, warning.message));
+    }
+    if report.wrong.is_empty() && report.warnings.is_empty() {
+        line(&mut out, "verdict", "nothing is wrong");
+    }
+    out
+}
+
+fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
+    if protocol.mode == Mode::Off {
+        return line(out, word, "off");
+    }
+    let block = match protocol.block {
+        BlockPolicy::Yes => "blocked",
+        BlockPolicy::Run => "left to the command",
+        BlockPolicy::No => "only logged",
+    };
+    let what = format!("{}, {} ports, scans are {block}", mode(protocol.mode), watched.ports.len());
+    line(out, word, &what);
+    line(out, "  ports", &watched.ports.to_string());
+    if !watched.left_out.is_empty() {
+        line(out, "  left out", &format!("{}: in use", watched.left_out));
+    }
+    if !watched.partly.is_empty() {
+        let at: Vec<String> = watched
+            .partly
+            .iter()
+            .map(|(port, address)| match address {
+                _ if !address.is_unspecified() => format!("{port} at {address}"),
+                IpAddr::V4(_) => format!("{port} by IPv4"),
+                IpAddr::V6(_) => format!("{port} by IPv6"),
+            })
+            .collect();
+        line(out, "  in use", &format!("{}; watched where they are not", at.join(", ")));
+    }
+}
+
+/// Errors as JSON.
+pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
+    let object = |error: &ConfigError| {
+        let position = error.position;
+        json!({
+            "file": error.file,
+            "line": position.map(|position| position.line),
+            "column": position.map(|position| position.column),
+            "key": error.key,
+            "message": error.message,
+        })
+    };
+    errors.map(object).collect::<Vec<_>>().into()
+}
+
+pub(super) fn json(report: &Report) -> Value {
+    let config = &report.config;
+    let watched = |protocol: &Protocol, watched: &Watched| {
+        let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
+        json!({
+            "mode": mode(protocol.mode),
+            "block": policy(protocol.block),
+            "ports": watched.ports.to_string(),
+            "count": watched.ports.len(),
+            "left_out": watched.left_out.to_string(),
+            "partly_in_use": partly.collect::<Vec<_>>(),
+        })
+    };
+    let interfaces = report.interfaces.iter().map(|interface| {
+        json!({
+            "name": interface.name,
+            "up": interface.up,
+            "watched": interface.unwatched.is_none(),
+            "addresses": interface.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    });
+    let protected =
+        report.protected.iter().map(|(prefix, why)| json!({"network": prefix.to_string(), "why": why.to_string()}));
+    let names = report.names.iter().map(|(name, found)| {
+        let addresses = found.as_ref().map(|found| found.iter().map(IpAddr::to_string).collect::<Vec<_>>());
+        json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
+    });
+    let ways = report.ways.iter().map(|way| json!({"method": way.name, "works": way.works, "does": way.does}));
+    let warnings = report.warnings.iter().map(|warning| json!({"key": warning.key, "message": warning.message}));
+    json!({
+        "ok": report.wrong.is_empty(),
+        "settings": report.file,
+        "errors": errors(report.wrong.iter()),
+        "warnings": warnings.collect::<Vec<_>>(),
+        "notes": report.notes,
+        "tcp": watched(&config.tcp, &report.tcp),
+        "udp": watched(&config.udp, &report.udp),
+        "scan_trigger": config.detect.scan_trigger,
+        "window_s": config.detect.window.as_secs(),
+        "expire": match config.expire {
+            Expiry::Never => Value::from("never"),
+            Expiry::After(span) => span.as_secs().into(),
+        },
+        "methods": ways.collect::<Vec<_>>(),
+        "interfaces": interfaces.collect::<Vec<_>>(),
+        "protected": protected.collect::<Vec<_>>(),
+        "names": names.collect::<Vec<_>>(),
+    })
+}

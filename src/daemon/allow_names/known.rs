@@ -1,0 +1,292 @@
+//! Answers to what a name stands for, over time. Asks nobody and looks at no clock.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::{INTERVAL, LIMIT};
+use crate::events::event::EventKind;
+use crate::host::file_watch::foreign;
+
+/// Addresses of one answer. Every one becomes a protected address, and whoever answers for the name could list the whole
+/// Internet, so the list has an end. The first ones in their order: of a long list always the same.
+const MAX_ADDRESSES: usize = 64;
+
+/// Addresses of one name at one time, with those of answers before the last one.
+pub(super) const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
+
+/// How long an address stays that is missing in an answer: a pool of servers shows a few of its addresses each time. One
+/// interval, and as long as the look-up may take that follows it.
+const GRACE: Duration = Duration::from_secs(INTERVAL.as_secs() + LIMIT.as_secs());
+
+/// Addresses that a line names; how many more there are, it counts.
+const SHOWN: usize = 8;
+
+/// How the last look-up went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// There was none.
+    #[default]
+    Asked,
+    /// It gave addresses.
+    Good,
+    /// It gave none that another host can have.
+    Empty,
+    /// It failed.
+    Failed,
+}
+
+/// What a name stands for.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// With `None` in the last good answer, else until when it stays all the same.
+    addresses: BTreeMap<IpAddr, Option<Instant>>,
+    state: State,
+}
+
+impl Known {
+    /// The addresses that it stands for, and did a moment ago.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.keys().copied()
+    }
+
+    /// Takes an answer over; whether the addresses are others than before, and what is to be said of it.
+    pub(super) fn learn(&mut self, name: &str, now: Instant, answer: &[SocketAddr]) -> (bool, Option<EventKind>) {
+        let (usable, left_out) = usable_ones(answer);
+        for until in self.addresses.values_mut() {
+            until.get_or_insert(now + GRACE);
+        }
+        let mut fresh = Vec::new();
+        for address in &usable {
+            if self.addresses.insert(*address, None).is_none() {
+                fresh.push(*address);
+            }
+        }
+        let crowded = self.trim();
+        let before = std::mem::replace(&mut self.state, if usable.is_empty() { State::Empty } else { State::Good });
+        let mut text = match (before, fresh.is_empty()) {
+            (State::Good | State::Empty, true) | (State::Asked, true) => String::new(),
+            (State::Failed, true) => format!("{name} on the allow-list can be resolved again"),
+            (State::Failed, false) => {
+                format!("{name} on the allow-list can be resolved again: it is {}", list(&fresh))
+            }
+            (State::Asked, false) => format!("{name} on the allow-list is {}", list(&fresh)),
+            (State::Good | State::Empty, false) => format!("{name} on the allow-list is now also {}", list(&fresh)),
+        };
+        if !fresh.is_empty() && left_out > 0 {
+            text.push_str(&format!("; {left_out} more addresses are left out"));
+        }
+        if usable.is_empty() && before != State::Empty {
+            let so = match self.addresses.is_empty() {
+                true => "nobody is protected by it".to_owned(),
+                false => format!("its last ones stay protected for {}", humantime::format_duration(GRACE)),
+            };
+            text = format!("{name} on the allow-list has no address that another host can have; {so}");
+        }
+        (!fresh.is_empty() || crowded, (!text.is_empty()).then_some(EventKind::Note(text)))
+    }
+
+    /// Takes over that there is no answer, and why: what was known stays. What is to be said, where it did not fail before.
+    pub(super) fn fail(&mut self, name: &str, why: &str) -> Option<EventKind> {
+        if std::mem::replace(&mut self.state, State::Failed) == State::Failed {
+            return None;
+        }
+        let so = if self.addresses.is_empty() {
+            "nobody is protected by it until it can"
+        } else {
+            "its last addresses stay protected"
+        };
+        Some(EventKind::Error(format!("{name} on the allow-list cannot be resolved: {why}; {so}")))
+    }
+
+    /// Lets go of the addresses whose time is over, and gives them.
+    pub(super) fn forget(&mut self, now: Instant) -> Vec<IpAddr> {
+        let over = |until: &Option<Instant>| until.is_some_and(|until| until <= now);
+        let gone = self.addresses.iter().filter(|(_, until)| over(until)).map(|(address, _)| *address).collect();
+        self.addresses.retain(|_, until| !over(until));
+        gone
+    }
+
+    /// Where there are too many, those go whose time is over first; true where any did.
+    fn trim(&mut self) -> bool {
+        let surplus = self.addresses.len().saturating_sub(MAX_KEPT);
+        let mut old: Vec<(Instant, IpAddr)> =
+            self.addresses.iter().filter_map(|(address, until)| Some(((*until)?, *address))).collect();
+        old.sort_unstable();
+        for (_, address) in old.iter().take(surplus) {
+            self.addresses.remove(address);
+        }
+        surplus > 0
+    }
+}
+
+/// What is to be said of addresses that a name no longer stands for.
+pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
+    let text = || format!("{name} on the allow-list is no longer {}, which it protects no more", list(gone));
+    (!gone.is_empty()).then(|| EventKind::Note(text()))
+}
+
+/// The addresses in an answer that other hosts can have, sorted, each once, and how many more there are than may be.
+pub(super) fn usable_ones(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
+    let mut usable: Vec<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
+    usable.sort_unstable();
+    usable.dedup();
+    let left_out = usable.len().saturating_sub(MAX_ADDRESSES);
+    usable.truncate(MAX_ADDRESSES);
+    (usable, left_out)
+}
+
+/// The address, if another host can send from it. A link-local one without its link would be anybody's on any link.
+fn usable(found: SocketAddr) -> Option<IpAddr> {
+    let address = foreign(found.ip())?;
+    let anybodys = match (address, found) {
+        // 0.0.0.0/8 is "this network" (RFC 1122).
+        (IpAddr::V4(v4), _) => v4.is_link_local() || v4.octets().starts_with(&[0]),
+        (IpAddr::V6(v6), SocketAddr::V6(scoped)) => v6.is_unicast_link_local() && scoped.scope_id() == 0,
+        (IpAddr::V6(_), SocketAddr::V4(_)) => false,
+    };
+    (!anybodys).then_some(address)
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    let shown: Vec<String> = addresses.iter().take(SHOWN).map(IpAddr::to_string).collect();
+    match addresses.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "monitor.example.org";
+
+    fn answer(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 0)).collect()
+    }
+
+    fn held(known: &Known) -> Vec<String> {
+        known.addresses().map(|address| address.to_string()).collect()
+    }
+
+    fn text(said: Option<EventKind>) -> String {
+        match said {
+            Some(EventKind::Note(text) | EventKind::Error(text)) => text,
+            _ => String::new(),
+        }
+    }
+
+    #[test]
+    fn an_address_that_an_answer_lacks_stays_for_one_interval_more() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let (changed, said) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
+        assert_eq!((changed, text(said)), (true, format!("{NAME} on the allow-list is 192.0.2.7, 2001:db8::7")));
+        let (changed, said) = known.learn(NAME, now + INTERVAL, &answer(&["192.0.2.9"]));
+        assert_eq!((changed, text(said)), (true, format!("{NAME} on the allow-list is now also 192.0.2.9")));
+        assert_eq!(held(&known), ["192.0.2.7", "192.0.2.9", "2001:db8::7"]);
+        let (changed, said) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
+        assert!(!changed && said.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
+        let gone = known.forget(now + INTERVAL + GRACE);
+        let told = format!("{NAME} on the allow-list is no longer 192.0.2.7, 2001:db8::7, which it protects no more");
+        assert_eq!(text(farewell(NAME, &gone)), told);
+        assert_eq!(held(&known), ["192.0.2.9"]);
+    }
+
+    #[test]
+    fn a_pool_that_shows_another_half_each_time_keeps_all_and_says_nothing() {
+        let (mut known, start) = (Known::default(), Instant::now());
+        let halves = [answer(&["192.0.2.1", "192.0.2.2"]), answer(&["192.0.2.3", "192.0.2.4"])];
+        let mut lines = 0;
+        for (round, half) in (0..20_u32).zip(halves.iter().cycle()) {
+            let now = start + round * INTERVAL + Duration::from_secs(u64::from(round % 5));
+            lines += usize::from(known.learn(NAME, now, half).1.is_some()) + known.forget(now).len();
+        }
+        assert_eq!((lines, known.addresses().count()), (2, 4));
+    }
+
+    #[test]
+    fn a_failure_takes_nobodys_protection_away_and_is_said_once() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
+        let told = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay protected");
+        assert_eq!(text(known.fail(NAME, "down")), told);
+        assert!(known.fail(NAME, "still down").is_none());
+        assert!(known.forget(now + 100 * INTERVAL).is_empty());
+        assert_eq!(held(&known), ["192.0.2.7"]);
+        let (changed, said) = known.learn(NAME, now + 100 * INTERVAL, &answer(&["192.0.2.7"]));
+        assert_eq!((changed, text(said)), (false, format!("{NAME} on the allow-list can be resolved again")));
+        assert!(!text(known.fail(NAME, "down")).is_empty(), "said again");
+    }
+
+    #[test]
+    fn a_name_that_never_had_an_answer_says_that_it_protects_nobody() {
+        let mut known = Known::default();
+        let told = format!("{NAME} on the allow-list cannot be resolved: down; nobody is protected by it until it can");
+        assert_eq!(text(known.fail(NAME, "down")), told);
+        let (_, said) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
+        assert_eq!(text(said), format!("{NAME} on the allow-list can be resolved again: it is 192.0.2.7"));
+    }
+
+    #[test]
+    fn addresses_that_no_other_host_can_have_protect_nobody() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let hostile = answer(&[
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.3.2.1",
+            "224.0.0.1",
+            "239.1.1.1",
+            "255.255.255.255",
+            "169.254.1.1",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "febf::1",
+            "::ffff:127.0.0.1",
+            "::ffff:0.0.0.0",
+            "::ffff:255.255.255.255",
+        ]);
+        let (changed, said) = known.learn(NAME, now, &hostile);
+        let told =
+            format!("{NAME} on the allow-list has no address that another host can have; nobody is protected by it");
+        assert_eq!((changed, text(said)), (false, told));
+        assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
+        assert!(held(&known).is_empty());
+        let scoped = SocketAddr::V6(std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 0, 0, 2));
+        let _ = known.learn(NAME, now, &[scoped, "[::ffff:192.0.2.7]:0".parse().unwrap()]);
+        assert_eq!(held(&known), ["192.0.2.7", "fe80::1"]);
+    }
+
+    #[test]
+    fn an_answer_of_nobody_is_an_answer_and_takes_the_old_one_with_it() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
+        let (_, said) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
+        assert!(text(said).ends_with("its last ones stay protected for 5m 30s"));
+        assert_eq!(known.forget(now + GRACE).len(), 1);
+        assert!(held(&known).is_empty());
+    }
+
+    #[test]
+    fn whoever_answers_with_thousands_of_addresses_protects_a_few() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let many = |block: u32| -> Vec<SocketAddr> {
+            (0..4_000)
+                .map(|n| SocketAddr::new(IpAddr::from((0x0b00_0000 + block * 0x1_0000 + n).to_be_bytes()), 0))
+                .collect()
+        };
+        let (_, said) = known.learn(NAME, now, &many(0));
+        let line = text(said);
+        assert!(line.ends_with("and 56 more; 3936 more addresses are left out") && line.len() < 300, "{line}");
+        assert_eq!(known.addresses().count(), MAX_ADDRESSES);
+        for round in 1..50 {
+            let _ = known.learn(NAME, now + Duration::from_secs(u64::from(round)), &many(round));
+            assert!(known.addresses().count() <= MAX_KEPT);
+        }
+        let first = IpAddr::from((0x0b00_0000_u32 + 49 * 0x1_0000).to_be_bytes());
+        assert!(known.addresses().any(|address| address == first), "the last answer is whole");
+    }
+}

@@ -1,0 +1,228 @@
+//! Events to the ledger, and what the ledger remembers back to the kernel at the start. A ledger that cannot be opened or
+//! written is said, and blocking goes on.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use crate::config;
+use crate::engine::{ActiveBan, Ban, StrikeHistory};
+use crate::events::channel::Sender;
+use crate::events::event::{Event, EventKind, Way};
+use crate::ledger::{
+    Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Method,
+    Methods, Opened, Recorder, Writer,
+};
+use crate::types::{BanTarget, Expiry};
+
+/// How long the disk has for what is not written yet when the program ends.
+const FLUSH: Duration = Duration::from_millis(400);
+
+/// The ledger, and what it remembers.
+#[derive(Default)]
+pub(super) struct Opening {
+    pub(super) record: BanRecorder,
+    /// The bans that it says are in force.
+    pub(super) bans: Vec<Remembered>,
+    /// Who has a route from an earlier run, and was never heard of: a crash came before the ledger.
+    pub(super) unheard: Vec<BanTarget>,
+    /// Who was banned before.
+    pub(super) strikes: Vec<StrikeHistory>,
+    /// What is to be said.
+    pub(super) said: Vec<EventKind>,
+}
+
+/// The ledger while a thread of its own opens and reads it: a full one takes some tenths of a second, in which the rest of
+/// the start goes on.
+pub(super) struct Reading {
+    directory: PathBuf,
+    thread: JoinHandle<Result<Read, LedgerError>>,
+}
+
+/// What that thread brings.
+struct Read {
+    ledger: Ledger,
+    opened: Opened,
+    recalled: LoadedState,
+    now: SystemTime,
+}
+
+impl Reading {
+    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; `most` subjects with some
+    /// are told.
+    pub(super) fn start(directory: &Path, forget: Duration, most: usize) -> io::Result<Self> {
+        let place = directory.to_owned();
+        let read = move || {
+            let now = SystemTime::now();
+            let (mut ledger, opened) = Ledger::open(&place)?;
+            ledger.begin(now)?;
+            // Marked before they are asked for: what ended while the program was down is no ban any more.
+            let _ = ledger.expire(now)?;
+            let recalled = ledger.recall(forget, now, most)?;
+            Ok(Read { ledger, opened, recalled, now })
+        };
+        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
+        Ok(Self { directory: directory.to_owned(), thread })
+    }
+}
+
+/// A ban from before the start, and what is left of it.
+pub(super) struct Remembered {
+    pub(super) ban: InForce,
+    pub(super) left: Expiry,
+}
+
+impl Remembered {
+    /// As the engine and the ways to block want it.
+    pub(super) fn standing(&self) -> ActiveBan {
+        let length = self.ban.until.and_then(|until| until.duration_since(self.ban.since).ok());
+        ActiveBan { subject: self.ban.subject, length, left: self.left }
+    }
+}
+
+/// Bans of which it is remembered that they have been recorded: they come to be in force in several ways within moments.
+const RECENT: usize = 512;
+
+/// The ledger while the program runs; of nothing where there is none.
+#[derive(Default)]
+pub(super) struct BanRecorder {
+    writer: Option<Writer>,
+    recent: VecDeque<(BanTarget, SystemTime)>,
+}
+
+impl BanRecorder {
+    /// Goes on where [`Reading::start`] began. `leftovers` have a route from an earlier run.
+    pub(super) fn open(reading: Reading, events: &Sender, leftovers: &[BanTarget]) -> Opening {
+        match Self::try_open(reading, events, leftovers) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let text =
+                    format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
+                Opening { said: vec![EventKind::Error(text)], unheard: leftovers.to_vec(), ..Opening::default() }
+            }
+        }
+    }
+
+    fn try_open(reading: Reading, events: &Sender, leftovers: &[BanTarget]) -> Result<Opening, LedgerError> {
+        let Reading { directory, thread } = reading;
+        let directory = directory.as_path();
+        let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
+        let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
+        let Read { ledger, opened, recalled, now } = read;
+        let mut said = Vec::new();
+        if let Opened::Rebuilt { aside, damage } = opened {
+            said.push(EventKind::Error(format!(
+                "the ledger was damaged ({damage}) and is kept as {}; a new one is made from the bans in the kernel",
+                aside.display()
+            )));
+        }
+        if recalled.unreadable > 0 {
+            let text = format!("{} rows of the ledger cannot be read and are left out", recalled.unreadable);
+            said.push(EventKind::Error(text));
+        }
+        let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
+        let bans = recalled.active.into_iter().filter_map(left).collect();
+        let mut unheard = Vec::new();
+        for subject in leftovers {
+            if ledger.of(*subject)?.items.is_empty() {
+                unheard.push(*subject);
+            }
+        }
+        let classic = LegacyFiles::open(directory).map_err(|error| said.push(EventKind::Error(error.to_string()))).ok();
+        let events = events.clone();
+        let tell = move |news: crate::ledger::WriterEvent| {
+            let text = news.to_string();
+            match news {
+                crate::ledger::WriterEvent::Expired(subjects) => {
+                    subjects.into_iter().for_each(|subject| events.send(Event::now(EventKind::Expired { subject })));
+                }
+                news if news.is_error() => events.send(Event::now(EventKind::Error(text))),
+                _ => events.send(Event::now(EventKind::Note(text))),
+            }
+        };
+        let writer =
+            Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
+        let record = Self { writer: Some(writer), recent: VecDeque::new() };
+        Ok(Opening { record, bans, unheard, strikes: recalled.struck, said })
+    }
+
+    /// A way to hand changes over from another thread.
+    pub(super) fn recorder(&self) -> Option<Recorder> {
+        self.writer.as_ref().map(Writer::recorder)
+    }
+
+    /// Notes what `event` says about a ban, if it does. `interface` names the interface of an index; `ways` are those that the
+    /// settings name.
+    pub(super) fn note(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>, ways: &[config::Method]) {
+        if self.writer.is_none() {
+            return;
+        }
+        let change = match &event.what {
+            EventKind::Blocked { ban, way, .. } => self.banned(ban, event.time, *way, interface),
+            EventKind::Wrapped { ban: Some(ban), .. } => self.banned(ban, event.time, Way::HostsDeny, interface),
+            EventKind::Ran { ban: Some(ban), well: true, .. } if ways.contains(&config::Method::Run) => {
+                self.banned(ban, event.time, Way::Run, interface)
+            }
+            EventKind::ByHand { subject, expiry, note, way, .. } => {
+                let methods: Methods = match way {
+                    Some(way) => method(*way).into(),
+                    None => ways.iter().map(|way| method(super::backends::way(*way))).collect(),
+                };
+                let ban = Banned::wanted_by(Author::Operator, *subject, event.time, *expiry, methods);
+                Banned { note: note.clone(), ..ban }.into()
+            }
+            EventKind::Unblocked { subject, by } => lifted(*subject, by, event.time),
+            EventKind::Lifted { subject } => lifted(*subject, "somebody", event.time),
+            _ => return,
+        };
+        if let Some(writer) = &self.writer {
+            // What finds no room is counted and said by the writer.
+            let _ = writer.recorder().put(change);
+        }
+    }
+
+    /// A ban that is in force in one way; the same ban, where it is so in another one already.
+    fn banned(&mut self, ban: &Ban, at: SystemTime, way: Way, interface: impl Fn(u32) -> Option<String>) -> Change {
+        let interface = interface(ban.probe.sighting.interface);
+        let row = Banned::from_ban(ban, at, interface.as_deref(), method(way));
+        let this = (row.subject, at);
+        if self.recent.contains(&this) {
+            return Change::Also(row);
+        }
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(this);
+        row.into()
+    }
+
+    /// Writes what is left, and ends; a sentence where that did not work.
+    pub(super) fn close(self) -> Option<EventKind> {
+        let flushed = self.writer?.stop(FLUSH);
+        match flushed {
+            Flushed::Whole => None,
+            Flushed::Left(changes) => {
+                Some(EventKind::Error(format!("{changes} changes could not be written to the ledger")))
+            }
+            Flushed::Stuck => {
+                Some(EventKind::Error("the disk did not take the ledger's last changes in time".to_owned()))
+            }
+        }
+    }
+}
+
+/// A ban that somebody lifted.
+pub(super) fn lifted(subject: BanTarget, by: &str, at: SystemTime) -> Change {
+    Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
+}
+
+fn method(way: Way) -> Method {
+    match way {
+        Way::Nft => Method::Nft,
+        Way::Route => Method::Route,
+        Way::HostsDeny => Method::HostsDeny,
+        Way::Run => Method::Run,
+    }
+}

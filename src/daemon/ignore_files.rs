@@ -1,0 +1,205 @@
+//! The files of `allow.files`, followed: read again when they change, so that nobody has to restart for a new entry. A file
+//! that cannot be read any more, or is wrong, leaves what it said before: an editor's slip must not get anybody blocked.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::config::{Allow, ConfigErrors, read_ignore_file};
+use crate::events::event::EventKind;
+use crate::host::file_watch::FileWatch;
+
+/// A file that goes on changing is read after so many looks at it all the same.
+const RESTLESS: u8 = 5;
+
+/// Errors of one file that are told one by one: it may be long, and wrong in every line.
+const TOLD: usize = 5;
+
+struct IgnoreFile {
+    watch: FileWatch<PathBuf>,
+    networks: Vec<IpNet>,
+    /// It changed, and has gone on changing for so many looks.
+    changing: Option<u8>,
+    wrong: bool,
+}
+
+/// The files.
+pub(super) struct IgnoreFiles(Vec<IgnoreFile>);
+
+impl IgnoreFiles {
+    /// Reads the files that `allow` names.
+    ///
+    /// # Errors
+    /// All that is wrong with all of them: at the start nothing is known that could hold instead.
+    pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
+        // The watches first: what changes while the files are read is noticed.
+        let watches: Vec<_> = allow.files.iter().map(|path| FileWatch::new(path.clone())).collect();
+        let read = allow.read_files()?;
+        let file = |(watch, networks)| IgnoreFile { watch, networks, changing: None, wrong: false };
+        Ok(Self(watches.into_iter().zip(read).map(file).collect()))
+    }
+
+    /// The networks of all files.
+    pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.0.iter().flat_map(|file| file.networks.iter().copied())
+    }
+
+    /// Reads the files again that changed and have come to rest; whether they hold other networks than before, and what is
+    /// to be said.
+    pub(super) fn tick(&mut self) -> (bool, Vec<EventKind>) {
+        let mut said = Vec::new();
+        let mut changed = false;
+        for file in &mut self.0 {
+            changed |= file.rests() && file.read(&mut said);
+        }
+        (changed, said)
+    }
+}
+
+impl IgnoreFile {
+    /// True where the file changed, but not since the last look: one that is just being written may be cut off anywhere.
+    fn rests(&mut self) -> bool {
+        match (self.changing, self.watch.poll()) {
+            (None, false) => false,
+            (None, true) => {
+                self.changing = Some(1);
+                false
+            }
+            (Some(looks), true) if looks < RESTLESS => {
+                self.changing = Some(looks + 1);
+                false
+            }
+            (Some(_), _) => {
+                self.changing = None;
+                true
+            }
+        }
+    }
+
+    fn read(&mut self, said: &mut Vec<EventKind>) -> bool {
+        let path = self.watch.files();
+        let name = path.display();
+        match read_ignore_file(path) {
+            Ok(networks) => {
+                let changed = networks != self.networks;
+                if changed || self.wrong {
+                    said.push(EventKind::Note(format!(
+                        "{name} is read again: it now allows {} networks",
+                        networks.len()
+                    )));
+                }
+                self.wrong = false;
+                self.networks = networks;
+                changed
+            }
+            Err(errors) => {
+                said.extend(errors.iter().take(TOLD).map(|error| EventKind::Error(error.to_string())));
+                let more = match errors.iter().count().saturating_sub(TOLD) {
+                    0 => String::new(),
+                    more => format!("{more} more lines are wrong; "),
+                };
+                let held = self.networks.len();
+                said.push(EventKind::Note(format!(
+                    "{name}: {more}the {held} networks that it allowed before stay allowed"
+                )));
+                self.wrong = true;
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn open(path: &Path) -> IgnoreFiles {
+        IgnoreFiles::open(&Allow { files: vec![path.to_owned()], ..Allow::default() }).unwrap()
+    }
+
+    fn held(files: &IgnoreFiles) -> Vec<String> {
+        files.networks().map(|network| network.to_string()).collect()
+    }
+
+    /// Two looks: the first one notices, the second one reads.
+    fn look_twice(files: &mut IgnoreFiles) -> (bool, Vec<String>) {
+        assert!(!files.tick().0, "it may be half written");
+        let (changed, said) = files.tick();
+        (changed, said.iter().map(|what| format!("{what:?}")).collect())
+    }
+
+    #[test]
+    fn what_is_written_renamed_removed_and_put_back_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ignore");
+        fs::write(&path, "192.0.2.7\n").unwrap();
+        let mut files = open(&path);
+        assert!(!files.tick().0);
+        fs::write(&path, "192.0.2.7\n192.0.2.8\n").unwrap();
+        let (changed, said) = look_twice(&mut files);
+        assert!(changed && said.len() == 1 && said[0].contains("2 networks"), "{said:?}");
+        fs::write(folder.path().join("new"), "192.0.2.9\n").unwrap();
+        fs::rename(folder.path().join("new"), &path).unwrap();
+        assert!(look_twice(&mut files).0);
+        assert_eq!(held(&files), ["192.0.2.9/32"]);
+        fs::remove_file(&path).unwrap();
+        let (changed, said) = look_twice(&mut files);
+        assert!(!changed && said.len() == 2 && said[0].contains("cannot be read: No such file"), "{said:?}");
+        assert_eq!(held(&files), ["192.0.2.9/32"], "what it said before holds");
+        assert_eq!(files.tick().1.len(), 0, "said once");
+        fs::write(&path, "192.0.2.9\n").unwrap();
+        let (changed, said) = look_twice(&mut files);
+        assert!(!changed && said.len() == 1, "it is good again: {said:?}");
+    }
+
+    #[test]
+    fn a_wrong_line_is_told_with_its_place_and_leaves_all_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ignore");
+        fs::write(&path, "192.0.2.7\n").unwrap();
+        let mut files = open(&path);
+        fs::write(&path, "192.0.2.8\nlocalhost\n").unwrap();
+        let (changed, said) = look_twice(&mut files);
+        assert!(!changed && said[0].contains("ignore:2:1: "), "{said:?}");
+        assert_eq!(held(&files), ["192.0.2.7/32"]);
+        fs::write(&path, "x\n".repeat(100_000)).unwrap();
+        let (_, said) = look_twice(&mut files);
+        assert_eq!(said.len(), TOLD + 1);
+        assert!(said[TOLD].contains("99995 more lines are wrong"), "{said:?}");
+    }
+
+    #[test]
+    fn a_change_of_comments_is_no_news() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ignore");
+        fs::write(&path, "192.0.2.7\n").unwrap();
+        let mut files = open(&path);
+        fs::write(&path, "192.0.2.7 # the monitor\n").unwrap();
+        assert_eq!(look_twice(&mut files), (false, Vec::new()));
+    }
+
+    #[test]
+    fn a_file_that_never_rests_is_read_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ignore");
+        fs::write(&path, "").unwrap();
+        let mut files = open(&path);
+        let read = (1..20).position(|round| {
+            fs::write(&path, "192.0.2.7 #".to_owned() + &"x".repeat(round)).unwrap();
+            files.tick().0
+        });
+        assert_eq!(read, Some(usize::from(RESTLESS)));
+    }
+
+    #[test]
+    fn at_the_start_everything_wrong_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let [bad, none] = ["bad", "none"].map(|name| folder.path().join(name));
+        fs::write(&bad, "localhost\n").unwrap();
+        let errors = IgnoreFiles::open(&Allow { files: vec![bad, none], ..Allow::default() }).err().unwrap();
+        assert_eq!(errors.iter().count(), 2);
+    }
+}

@@ -1,0 +1,301 @@
+//! Events to their lines and to the JSON file, in their order. Where lines name their sources, they wait for the name: at
+//! most two seconds, and at most so many of them; a ban waits for nobody, it is in force before its event comes here.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::reverse_dns::ReverseDns;
+use crate::config::{LogTarget, Report};
+use crate::events::channel::Sender;
+use crate::events::event::{Event, EventKind};
+use crate::events::json_log::{LineFile, News};
+use crate::events::log::{self, Rate, Target};
+use crate::events::{classic_log, json};
+
+/// How long a line waits for a name. Most name servers answer within a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Lines that wait. Beyond it the oldest one goes without a name.
+const MOST: usize = 1_024;
+
+/// Where `target` is.
+#[must_use]
+pub fn target(target: LogTarget) -> Target {
+    match target {
+        LogTarget::Auto => Target::Auto,
+        LogTarget::Stderr => Target::Stderr,
+        LogTarget::Journal => Target::Journal,
+        LogTarget::Syslog => Target::Syslog,
+    }
+}
+
+/// Writes what happens.
+pub(super) struct LogWriter {
+    rate: Rate,
+    /// `None` where lines name nobody.
+    naming: Option<Naming>,
+    file: Option<LineFile>,
+    events: Sender,
+}
+
+impl LogWriter {
+    /// As `report` wants it. What goes wrong is an event as well.
+    pub(super) fn new(report: &Report, events: Sender) -> Self {
+        let mut lines = Self { rate: Rate::default(), naming: None, file: None, events };
+        lines.reconfigure(report);
+        lines
+    }
+
+    /// As `report` wants it from now on; the file is opened anew in any case. Where the log goes stays as it is.
+    pub(super) fn reconfigure(&mut self, report: &Report) {
+        match (&mut self.naming, report.resolve_host) {
+            (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
+            (Some(naming), false) => {
+                naming.let_all_go();
+                self.naming = None;
+            }
+            _ => {}
+        }
+        if let Some(file) = &self.file
+            && report.json_file.as_deref() == Some(file.path())
+        {
+            file.reopen();
+            return;
+        }
+        self.file = None;
+        let Some(path) = &report.json_file else { return };
+        let events = self.events.clone();
+        let tell = move |news| {
+            events.send(Event::now(match news {
+                News::Failed(text) => EventKind::Error(text),
+                News::Better(text) => EventKind::Note(text),
+            }));
+        };
+        match LineFile::start(path, tell) {
+            Ok(file) => self.file = Some(file),
+            Err(error) => {
+                let text = format!("report.json_file: no thread can be started for it: {error}");
+                self.events.send(Event::now(EventKind::Error(text)));
+            }
+        }
+    }
+
+    /// Writes `event`, if the rate has room for it.
+    pub(super) fn write(&mut self, event: &Event) {
+        self.turn_minute();
+        if self.rate.admit(event) {
+            self.put(event);
+        }
+    }
+
+    /// Says how many events of the last minute were left out, once it is over.
+    pub(super) fn turn_minute(&mut self) {
+        if let Some(what) = self.rate.turn_minute() {
+            self.put(&Event::now(what));
+        }
+    }
+
+    /// Waits until lines can go that waited for a name, and writes them; for ever, where none is awaited. Safe to cancel.
+    pub(super) async fn named(&mut self) {
+        match &mut self.naming {
+            Some(naming) => naming.turn().await,
+            None => pending().await,
+        }
+    }
+
+    fn put(&mut self, event: &Event) {
+        if let Some(file) = &self.file {
+            file.put(json::of(event).to_string());
+        }
+        match &mut self.naming {
+            Some(naming) => naming.put(event, Instant::now()),
+            None => log::write(event, None),
+        }
+    }
+}
+
+/// Lines that wait for names.
+struct Naming {
+    hosts: ReverseDns,
+    waiting: VecDeque<Waiting>,
+    write: fn(&Event, Option<&str>),
+}
+
+struct Waiting {
+    event: Event,
+    address: Option<IpAddr>,
+    until: Instant,
+}
+
+impl Naming {
+    fn new(hosts: ReverseDns) -> Self {
+        Self { hosts, waiting: VecDeque::new(), write: log::write }
+    }
+
+    fn put(&mut self, event: &Event, now: Instant) {
+        if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
+            // It has no line, and must not take the place of one.
+            return;
+        }
+        let (address, until) = (classic_log::names(&event.what), now + PATIENCE);
+        if let Some(address) = address {
+            self.hosts.ask(address, now, until);
+        }
+        self.waiting.push_back(Waiting { event: event.clone(), address, until });
+        if matches!(event.what, EventKind::Stopped) {
+            self.let_all_go();
+            return;
+        }
+        if self.waiting.len() > MOST {
+            self.let_one_go();
+        }
+        self.go(now);
+    }
+
+    /// Waits until a name comes or a line has waited long enough.
+    async fn turn(&mut self) {
+        let until = self.waiting.front().map(|line| line.until);
+        tokio::select! {
+            () = self.hosts.answered() => {}
+            () = over(until) => {}
+        }
+        self.go(Instant::now());
+    }
+
+    /// Writes what need not wait any more, up to the first one that has to.
+    fn go(&mut self, now: Instant) {
+        let hosts = &self.hosts;
+        let ready =
+            |line: &Waiting| line.until <= now || line.address.is_none_or(|address| hosts.answer(address).is_some());
+        let ready = self.waiting.iter().take_while(|line| ready(line)).count();
+        (0..ready).for_each(|_| self.let_one_go());
+    }
+
+    fn let_one_go(&mut self) {
+        let Some(Waiting { event, address, .. }) = self.waiting.pop_front() else { return };
+        (self.write)(&event, address.and_then(|address| self.hosts.answer(address)).flatten());
+    }
+
+    fn let_all_go(&mut self) {
+        while !self.waiting.is_empty() {
+            self.let_one_go();
+        }
+    }
+}
+
+/// Waits until then; for ever, where there is no end.
+async fn over(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::engine::Standing;
+    use crate::types::BanTarget;
+
+    thread_local! {
+        static WRITTEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    fn naming(lookup: fn(IpAddr) -> Option<String>) -> Naming {
+        let write = |event: &Event, name: Option<&str>| {
+            let line = classic_log::named(&event.what, name).unwrap();
+            let part = |line: &str| line.split_whitespace().find(|word| word.contains('/')).map(str::to_owned);
+            WRITTEN.with_borrow_mut(|written| written.push(part(&line).unwrap_or(line)));
+        };
+        Naming { write, ..Naming::new(ReverseDns::with(lookup)) }
+    }
+
+    fn written() -> Vec<String> {
+        WRITTEN.with_borrow_mut(std::mem::take)
+    }
+
+    fn repeated(subject: &str) -> Event {
+        let subject: BanTarget = subject.parse().unwrap();
+        Event::now(EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 })
+    }
+
+    fn note(text: &str) -> Event {
+        Event::now(EventKind::Note(text.to_owned()))
+    }
+
+    #[test]
+    fn lines_keep_their_order_and_wait_two_seconds_at_most() {
+        static FREE: AtomicUsize = AtomicUsize::new(0);
+        let lookup = |address: IpAddr| match address.to_string().as_str() {
+            "10.0.0.1" => {
+                while FREE.load(Ordering::SeqCst) == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Some("late.example".to_owned())
+            }
+            "10.0.0.2" => Some("quick.example".to_owned()),
+            _ => None,
+        };
+        run(async {
+            let mut naming = naming(lookup);
+            let begin = Instant::now();
+            naming.put(&note("first"), begin);
+            assert_eq!(written(), ["adminalert: first"], "nothing to wait for");
+            for event in [repeated("10.0.0.1"), note("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
+                naming.put(&event, Instant::now());
+            }
+            while begin.elapsed() < Duration::from_millis(1_500) {
+                let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
+            }
+            assert_eq!(written(), [""; 0], "the quick ones wait for their turn");
+            naming.turn().await;
+            let took = begin.elapsed();
+            assert_eq!(
+                written(),
+                ["10.0.0.1/10.0.0.1", "adminalert: second", "quick.example/10.0.0.2", "10.0.0.3/10.0.0.3"]
+            );
+            assert!((PATIENCE..PATIENCE * 2).contains(&took), "{took:?}");
+            FREE.store(1, Ordering::SeqCst);
+            naming.turn().await;
+            naming.put(&repeated("10.0.0.1"), Instant::now());
+            assert_eq!(written(), ["late.example/10.0.0.1"], "an answer that came late is known the next time");
+        });
+    }
+
+    #[test]
+    fn lines_that_wait_are_bounded_and_none_is_lost() {
+        run(async {
+            let mut naming = naming(|_| {
+                std::thread::sleep(Duration::from_millis(500));
+                None
+            });
+            let now = Instant::now();
+            for number in 0..5_000_u32 {
+                naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now);
+                assert!(naming.waiting.len() <= MOST);
+            }
+            assert_eq!(written().len(), 5_000 - MOST);
+            naming.put(&Event::now(EventKind::Stopped), now);
+            let rest = written();
+            assert_eq!(rest.len(), MOST + 1, "the end waits for nobody");
+            assert!(rest.last().unwrap().starts_with("securityalert:"));
+        });
+    }
+
+    #[test]
+    fn a_network_has_no_name() {
+        run(async {
+            let mut naming = naming(|_| Some("chosen.example".to_owned()));
+            naming.put(&repeated("2001:db8::/64"), Instant::now());
+            assert_eq!(written(), ["2001:db8::/2001:db8::"]);
+        });
+    }
+}

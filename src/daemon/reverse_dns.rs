@@ -1,0 +1,287 @@
+//! Addresses to the names that their owners give them. Looked up beside the packets' way, few at one time, and kept for
+//! some minutes; nobody has to wait for an answer.
+//!
+//! Whoever owns an address chooses what its reverse look-up says. So a name counts only if it has nothing but letters,
+//! digits, ".", "-" and "_", cannot be taken for an address, and leads back to the address that it was found for.
+//!
+//! Read with: getnameinfo(3), getaddrinfo(3), RFC 1912 section 2.1.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::pending;
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use tokio::task::{Id, JoinError, JoinSet};
+
+use crate::config::parse_name;
+
+/// How long an answer counts, also that there is no name.
+const KEPT: Duration = Duration::from_secs(300);
+/// Answers that are kept; the oldest goes first.
+const MOST: usize = 4_096;
+/// Addresses that wait for a look-up.
+const MOST_WAITING: usize = 1_024;
+/// Look-ups at one time. Each takes a thread, and name servers that are down hold it for half a minute.
+const AT_ONCE: usize = 4;
+
+/// What the system says of an address.
+type Lookup = fn(IpAddr) -> Option<String>;
+
+enum State {
+    /// It waits for a look-up, or is being looked up.
+    Asked,
+    /// Its name, if it has one.
+    Known(Option<String>),
+}
+
+/// The names, as far as they are known. What is asked for is bounded, and its keys are hashed with a secret.
+pub(super) struct ReverseDns {
+    lookup: Lookup,
+    states: HashMap<IpAddr, State>,
+    /// Those that are known and until when, the oldest first.
+    known: VecDeque<(IpAddr, Instant)>,
+    /// Those that wait for a look-up, and how long anybody waits for them.
+    waiting: VecDeque<(IpAddr, Instant)>,
+    looking: Vec<(Id, IpAddr)>,
+    lookups: JoinSet<Option<String>>,
+}
+
+impl ReverseDns {
+    /// Nothing is known yet.
+    pub(super) fn new() -> Self {
+        Self::with(look_up)
+    }
+
+    pub(super) fn with(lookup: Lookup) -> Self {
+        Self {
+            lookup,
+            states: HashMap::new(),
+            known: VecDeque::new(),
+            waiting: VecDeque::new(),
+            looking: Vec::new(),
+            lookups: JoinSet::new(),
+        }
+    }
+
+    /// Has `address` looked up, unless it is known. After `until` nobody waits for the answer. Waits for nothing.
+    pub(super) fn ask(&mut self, address: IpAddr, now: Instant, until: Instant) {
+        while let Some((old, until)) = self.known.front()
+            && *until <= now
+        {
+            self.states.remove(old);
+            self.known.pop_front();
+        }
+        while let Some((late, until)) = self.waiting.front()
+            && *until <= now
+        {
+            self.states.remove(late);
+            self.waiting.pop_front();
+        }
+        if !self.states.contains_key(&address) && self.waiting.len() < MOST_WAITING {
+            self.states.insert(address, State::Asked);
+            self.waiting.push_back((address, until));
+        }
+        self.begin(now);
+    }
+
+    /// The name of `address`, or that it has none; `None` while that is not known.
+    pub(super) fn answer(&self, address: IpAddr) -> Option<Option<&str>> {
+        match self.states.get(&address) {
+            Some(State::Known(name)) => Some(name.as_deref()),
+            Some(State::Asked) | None => None,
+        }
+    }
+
+    /// Waits until a look-up ends. Safe to cancel.
+    pub(super) async fn answered(&mut self) {
+        let Some(ended) = self.lookups.join_next_with_id().await else { return pending().await };
+        let now = Instant::now();
+        self.absorb(now, ended);
+        self.begin(now);
+    }
+
+    fn begin(&mut self, now: Instant) {
+        let lookup = self.lookup;
+        while self.looking.len() < AT_ONCE
+            && let Some((address, until)) = self.waiting.pop_front()
+        {
+            if until <= now {
+                self.states.remove(&address);
+            } else {
+                let task = self.lookups.spawn_blocking(move || lookup(address));
+                self.looking.push((task.id(), address));
+            }
+        }
+    }
+
+    fn absorb(&mut self, now: Instant, ended: Result<(Id, Option<String>), JoinError>) {
+        let (id, name) = match ended {
+            Ok((id, name)) => (id, name),
+            Err(error) => (error.id(), None),
+        };
+        let Some(place) = self.looking.iter().position(|(looking, _)| *looking == id) else { return };
+        let (_, address) = self.looking.swap_remove(place);
+        if self.known.len() >= MOST
+            && let Some((oldest, _)) = self.known.pop_front()
+        {
+            self.states.remove(&oldest);
+        }
+        self.known.push_back((address, now + KEPT));
+        self.states.insert(address, State::Known(name));
+    }
+}
+
+/// Asks the system for the name, and for the addresses of that name.
+fn look_up(address: IpAddr) -> Option<String> {
+    let forward =
+        |name: &str| -> io::Result<Vec<IpAddr>> { Ok((name, 0).to_socket_addrs()?.map(|found| found.ip()).collect()) };
+    confirmed(address, &dns_lookup::lookup_addr(&address).ok()?, forward)
+}
+
+/// The name, if it is one, and if one of the addresses that `forward` finds for it is `address`.
+fn confirmed(address: IpAddr, name: &str, forward: impl Fn(&str) -> io::Result<Vec<IpAddr>>) -> Option<String> {
+    let name = clean(name)?;
+    let leads_back = forward(&name).ok()?.iter().any(|found| found.to_canonical() == address.to_canonical());
+    leads_back.then_some(name)
+}
+
+/// The name without its final dot, if a line of the log may hold it.
+pub(super) fn clean(name: &str) -> Option<String> {
+    let name = parse_name(name.strip_suffix('.').unwrap_or(name)).ok()?;
+    (!name.ends_with('.')).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    fn address(number: u32) -> IpAddr {
+        std::net::Ipv4Addr::from(0x0a00_0000 + number).into()
+    }
+
+    #[test]
+    fn only_what_a_line_may_hold_is_a_name() {
+        let long = format!("{}.example", "a.".repeat(120).trim_end_matches('.'));
+        for (given, expected) in [
+            ("Scanner-1.Example.ORG.", Some("scanner-1.example.org")),
+            ("_x.example", Some("_x.example")),
+            ("10-0-0-1.dyn.example", Some("10-0-0-1.dyn.example")),
+            (long.as_str(), Some(long.as_str())),
+            ("", None),
+            (".", None),
+            ("a..", None),
+            ("a..b", None),
+            ("1.2.3.4", None),
+            ("1.2.3.4.", None),
+            ("127.1", None),
+            ("0x7f.1", None),
+            ("2130706433", None),
+            ("::ffff:1.2.3.4", None),
+            ("a.1", None),
+            ("a/10.0.0.1", None),
+            ("a 10.0.0.1", None),
+            ("a\n b", None),
+            ("\u{1b}[2J", None),
+            ("a\\032b", None),
+            ("bücher.example", None),
+            ("$(id).example", None),
+            (&"a".repeat(64), None),
+            (&format!("{}.example", "abcdefgh.".repeat(40)), None),
+        ] {
+            assert_eq!(clean(given).as_deref(), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_does_not_lead_back_is_none() {
+        let forward = |name: &str| match name {
+            "good.example" => Ok(vec![address(9), address(1)]),
+            "mapped.example" => Ok(vec!["::ffff:10.0.0.1".parse().unwrap()]),
+            "other.example" => Ok(vec![address(2)]),
+            "empty.example" => Ok(Vec::new()),
+            _ => Err(io::Error::other("no such name")),
+        };
+        let name = |name: &str| confirmed(address(1), name, forward);
+        assert_eq!(name("good.example.").as_deref(), Some("good.example"));
+        assert_eq!(name("mapped.example").as_deref(), Some("mapped.example"));
+        for other in ["other.example", "empty.example", "none.example"] {
+            assert_eq!(name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_looked_up_once_in_five_minutes_and_a_few_at_one_time() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        static RAN: AtomicUsize = AtomicUsize::new(0);
+        let lookup = |_: IpAddr| {
+            RAN.fetch_max(RUNNING.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            ASKED.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(2));
+            RUNNING.fetch_sub(1, Ordering::SeqCst);
+            Some("a.example".to_owned())
+        };
+        run(async {
+            let now = Instant::now();
+            let until = now + Duration::from_secs(60);
+            let mut hosts = ReverseDns::with(lookup);
+            (0..64).chain(0..64).for_each(|number| hosts.ask(address(number), now, until));
+            assert_eq!(hosts.answer(address(1)), None);
+            while hosts.states.values().any(|state| matches!(state, State::Asked)) {
+                hosts.answered().await;
+            }
+            assert_eq!(hosts.answer(address(1)), Some(Some("a.example")));
+            hosts.ask(address(1), now + KEPT / 2, until);
+            assert_eq!(ASKED.load(Ordering::SeqCst), 64);
+            hosts.ask(address(1), now + KEPT * 2, now + KEPT * 3);
+            hosts.answered().await;
+            assert_eq!((ASKED.load(Ordering::SeqCst), hosts.states.len()), (65, 1), "the rest is forgotten");
+            assert!((2..=AT_ONCE).contains(&RAN.load(Ordering::SeqCst)));
+        });
+    }
+
+    #[test]
+    fn what_is_kept_has_an_end_and_nobody_is_looked_up_for_whom_no_line_waits() {
+        static FREE: AtomicUsize = AtomicUsize::new(0);
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        let lookup = |_: IpAddr| {
+            ASKED.fetch_add(1, Ordering::SeqCst);
+            while FREE.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            None
+        };
+        run(async {
+            let now = Instant::now();
+            let mut hosts = ReverseDns::with(lookup);
+            (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
+            assert_eq!(hosts.states.len(), MOST_WAITING + AT_ONCE);
+            FREE.store(1, Ordering::SeqCst);
+            // All but those that had begun are of no use any more.
+            hosts.begin(now + Duration::from_secs(2));
+            for _ in 0..AT_ONCE {
+                hosts.answered().await;
+            }
+            hosts.begin(now + Duration::from_secs(2));
+            while !hosts.looking.is_empty() {
+                hosts.answered().await;
+            }
+            assert!(hosts.waiting.is_empty());
+            let before = ASKED.load(Ordering::SeqCst);
+            for number in 0..u32::try_from(MOST).unwrap() + 10 {
+                let id = hosts.lookups.spawn_blocking(|| None).id();
+                hosts.looking.push((id, address(200_000 + number)));
+                hosts.answered().await;
+            }
+            assert_eq!((hosts.states.len(), hosts.known.len()), (MOST, MOST));
+            assert_eq!(ASKED.load(Ordering::SeqCst), before);
+        });
+    }
+}

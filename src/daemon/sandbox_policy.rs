@@ -1,0 +1,180 @@
+//! Settings to what the program needs while it runs under them: files, capabilities and calls. Whatever a part of the
+//! program reads or writes stands here, or that part finds it closed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{Places, backends};
+use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::sandbox::{Policy, Sandbox, Untrusted, only_ours};
+
+/// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::netlink`]); the kernel's
+/// settings; and randomness for SQLite. Folders, where files in them are replaced.
+const HOST: [&str; 12] = [
+    "/etc/resolv.conf",
+    "/run/systemd",
+    "/run/NetworkManager",
+    "/run/dnsmasq",
+    "/run/resolvconf",
+    "/run/utmp",
+    "/var/lib/dhcp",
+    "/var/lib/dhclient",
+    "/var/lib/NetworkManager",
+    "/proc/sys/net",
+    "/sys/class/net",
+    "/dev/urandom",
+];
+
+/// What look-ups of names read. A reload may ask for names, so these are open in any case.
+const NAMES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
+
+/// Where the libraries are that such look-ups load.
+const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
+
+/// What `config` needs.
+pub(super) fn of(config: &Config, places: &Places) -> Policy {
+    let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
+    let method = |method| backends::blocks(config) && config.block.method.contains(&method);
+    let protocols = [&config.tcp, &config.udp];
+    let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
+    let names = config.report.resolve_host || !config.allow.names.is_empty();
+    let mut needs = Policy {
+        own: [Some(places.state_dir.clone()), folder(&places.socket)].into_iter().flatten().collect(),
+        settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
+        read: HOST.iter().chain(&NAMES).map(PathBuf::from).collect(),
+        low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
+        names,
+        ..Policy::default()
+    };
+    if names {
+        needs.read.extend(LIBRARIES.map(PathBuf::from));
+    }
+    needs.write.extend(config.report.json_file.as_deref().and_then(folder));
+    if method(Method::HostsDeny) {
+        replace(&mut needs, &config.block.hosts_deny.file);
+    }
+    needs
+}
+
+/// What the process needs that runs the commands, and which they inherit: any file that its user may open, and the rights
+/// to act on the network.
+pub(super) fn of_commands() -> Policy {
+    Policy { commands: true, root: Some("commands have the user that portsentry is started as"), ..Policy::default() }
+}
+
+/// True where commands are run.
+pub(super) fn runs_commands(config: &Config) -> bool {
+    let run = backends::blocks(config) && config.block.method.contains(&Method::Run);
+    run || [&config.tcp, &config.udp].iter().any(|protocol| protocol.block == BlockPolicy::Run)
+}
+
+/// Refuses what tells this program what to do, and could be changed by somebody else: the settings, the files that they
+/// name, and the commands.
+pub(crate) fn trusted(config: &Config, settings: &Path) -> Result<(), Untrusted> {
+    let commands = [&config.block.run.command, &config.block.run.expire_command];
+    let programs = commands.into_iter().filter_map(|command| command.first()).map(Path::new);
+    let files = config.allow.files.iter().map(PathBuf::as_path);
+    std::iter::once(settings).chain(files).chain(programs).try_for_each(only_ours)
+}
+
+/// A sentence where `config` names a file that is closed since the start.
+pub(super) fn out_of_reach(config: &Config, sandbox: &Sandbox) -> Option<String> {
+    let read = config.allow.files.iter().map(|path| ("allow.files", path, false));
+    let written = config.report.json_file.iter().map(|path| ("report.json_file", path, true));
+    let closed = |(key, path, write): (_, &PathBuf, _)| Some((key, sandbox.out_of_reach(path, write)?));
+    read.chain(written).find_map(closed).map(|(key, why)| format!("{key}: {why}"))
+}
+
+/// Sentences about commands that the daemon could change, though it can choose none.
+pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
+    let run = &config.block.run;
+    let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs_commands(config));
+    let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
+    programs
+        .into_iter()
+        .filter_map(|program| Some(format!("{} {}", program.display(), why_ours(program, sandbox)?)))
+        .collect()
+}
+
+fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
+    match () {
+        () if !program.is_absolute() => None,
+        () if sandbox.reaches(program, true) => {
+            Some("lies where portsentry writes, and who takes it over could change it: move the command elsewhere")
+        }
+        () if !sandbox.owns(program) => None,
+        () if sandbox.uid == 0 => Some(
+            "is root's, as portsentry itself is here, and who takes it over could change it: on a kernel without Landlock \
+             only a user of its own keeps it from that",
+        ),
+        () => Some(
+            "belongs to the user that portsentry has, and who takes it over could change it: give it and its folder to root",
+        ),
+    }
+}
+
+/// A file of others is replaced as a whole.
+fn replace(needs: &mut Policy, file: &Path) {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    needs.write.push(folder.to_owned());
+    if fs::metadata(folder).is_ok_and(|found| found.uid() == 0) {
+        needs.root = Some("hosts.deny lies in a folder of root's");
+        needs.others_files = fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needs(text: &str) -> Policy {
+        let places = Places {
+            state_dir: "/var/lib/portsentry".into(),
+            socket: "/run/portsentry/portsentry.sock".into(),
+            config: "/etc/portsentry/portsentry.toml".into(),
+        };
+        of(&Config::parse("test", text).unwrap(), &places)
+    }
+
+    #[test]
+    fn built_in_settings_need_no_more_than_their_own_folders() {
+        let plain = needs("");
+        assert_eq!(plain.own, [Path::new("/var/lib/portsentry"), Path::new("/run/portsentry")]);
+        assert!(plain.write.is_empty() && plain.root.is_none());
+        assert!(!(plain.low_ports || plain.names || plain.commands || plain.others_files));
+    }
+
+    #[test]
+    fn each_setting_opens_what_it_needs_and_nothing_else() {
+        let plain = needs("");
+        let named = needs("[report]\nresolve_host = true");
+        assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);
+        assert!(named.names && named.read.contains(&"/usr/lib".into()));
+        let connect = needs("[tcp]\nmode = \"connect\"\nports = \"23\"");
+        assert_eq!(Policy { low_ports: false, ..connect.clone() }, plain);
+        assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);
+        let run = "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]";
+        assert_eq!(needs(run), plain, "another process runs them");
+        assert!(runs_commands(&Config::parse("test", run).unwrap()) && of_commands().root.is_some());
+        let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
+        assert_eq!(needs(only_logs), plain, "nobody is blocked, so nothing is written");
+        let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
+        assert_eq!(deny.write, [Path::new("/etc")]);
+        let json = needs("[report]\njson_file = \"/var/log/portsentry/events.json\"");
+        assert_eq!(json.write, [Path::new("/var/log/portsentry")]);
+    }
+    #[test]
+    fn without_landlock_a_command_of_the_own_user_is_named_and_one_of_another_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let hook = folder.path().join("hook");
+        fs::write(&hook, "").unwrap();
+        let sandbox = |uid| Sandbox { uid, ..Sandbox::now() };
+        let owner = fs::metadata(&hook).unwrap().uid();
+        assert_eq!(why_ours(&hook, &sandbox(owner + 1)), None);
+        let why = why_ours(&hook, &sandbox(owner)).unwrap();
+        assert!(why.contains("could change it"), "{why}");
+        assert_eq!(why_ours(Path::new("hook"), &sandbox(owner)), None);
+    }
+}

@@ -1,0 +1,350 @@
+//! Bans from before the start: what the ledger remembers against what the kernel holds, to orders for the sensor and
+//! changes for the ledger.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::ban_recorder::{Remembered, lifted};
+use super::{DaemonError, system};
+use crate::enforce::BanContext;
+use crate::enforce::nft::{BlockError, Generation, Nft};
+use crate::enforce::slow_backends::{Adopted, Orders, Task, Way as Slow};
+use crate::engine::ActiveBan;
+use crate::events::channel;
+use crate::events::event::{Event, EventKind, Way};
+use crate::ledger::{Author, Banned, Change, Method, Recorder};
+use crate::panic_guard;
+use crate::sensor::{Inbox, SensorCommand, SensorRequest};
+use crate::types::{BanTarget, Expiry};
+
+/// Bans from before the start that the sensor takes over between two looks at the packets.
+const ADOPTED_AT_ONCE: usize = 256;
+
+/// Bans from the ledger that go to the kernel between two looks at the packets: some 40 ms.
+const RESTORED_AT_ONCE: usize = 10_000;
+
+/// How often the kernel's sets are read where that fails, and how long between two attempts.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What there is to adopt, and who wants to know.
+pub(super) struct StartupReconcile {
+    pub(super) inbox: Inbox,
+    pub(super) events: channel::Sender,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) remembered: Vec<Remembered>,
+    /// The ways to block, in their order.
+    pub(super) ways: Vec<Way>,
+    /// Who has a route from an earlier run, and was never heard of.
+    pub(super) unheard: Vec<BanTarget>,
+    /// The table was not there: whom it holds has been blocked since the start.
+    pub(super) laid_anew: bool,
+    /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
+    pub(super) marker: PathBuf,
+    /// How long a ban lasts of which nobody knows the end.
+    pub(super) expire: Expiry,
+    pub(super) hands: Option<Orders>,
+    /// The kernel's sets, for this thread; `None` where nobody is blocked there.
+    pub(super) nft: Option<Nft>,
+}
+
+impl StartupReconcile {
+    /// Does it on a thread of its own: a full set takes the kernel seconds to show.
+    pub(super) fn start(mut self) -> Result<(), DaemonError> {
+        let thread = std::thread::Builder::new().name("adopt".to_owned());
+        let work = move || {
+            panic_guard::restart_on_panic(|| self.hand_over());
+            // What a panic has cut off half-way is found by the marker.
+            panic_guard::restart_on_panic(|| self.adopt());
+        };
+        thread.spawn(work).map(drop).map_err(system("start a thread"))
+    }
+
+    fn adopt(&mut self) {
+        let mut bans: Vec<ActiveBan> = self.remembered.iter().map(Remembered::standing).collect();
+        if self.ways.contains(&Way::Nft) {
+            match self.adopt_elements(&bans) {
+                Some(gone) => bans.retain(|ban| !gone.contains(&ban.subject)),
+                // What cannot be read cannot be compared; what is there goes on being enforced.
+                None => return,
+            }
+        }
+        if self.ways.contains(&Way::Route) {
+            // A crash before the ledger, or the loss of it, must free nobody. Noted, or each start would give them the whole time
+            // again.
+            for subject in &self.unheard {
+                bans.push(ActiveBan::whole(*subject, self.expire));
+                let ban = Banned::wanted_by(Author::Import, *subject, SystemTime::now(), self.expire, Method::Route);
+                if let Some(recorder) = &self.recorder {
+                    recorder.put_patiently(ban.into());
+                }
+                self.write_line(*subject, self.expire);
+            }
+            for part in bans.chunks(RESTORED_AT_ONCE) {
+                self.send(SensorCommand::Restore(part.to_vec(), &[Way::Route]));
+            }
+            self.send(SensorCommand::RemoveStaleRoutes);
+        } else if !self.ways.contains(&Way::Nft) {
+            // Those who are slow hold the bans; the sensor has to recognise the sources.
+            bans.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
+        }
+    }
+
+    /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
+    /// kernel's sets cannot be read.
+    fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
+        let (elements, swept) = match self.elements(remembered) {
+            Ok(elements) => (elements, self.laid_anew),
+            // Somebody has deleted it since it was laid; the guard has it laid again.
+            Err(BlockError::Gone) => (Vec::new(), true),
+            Err(error) => {
+                let text = format!("the bans in the kernel cannot be read: {error}");
+                self.events.send(Event::now(EventKind::Error(text)));
+                return None;
+            }
+        };
+        let bans = elements.len();
+        let interrupted = self.marker.exists();
+        let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
+        let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
+        let held = |(subject, remaining)| ActiveBan { subject, length: None, left: expiry(remaining) };
+        let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
+        held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
+        let mark = self.nft.as_mut().and_then(Nft::mark);
+        if !reconciled.restore.is_empty() {
+            // Where even this cannot be written, the next start takes what is missing for lifted, as it would without.
+            let _ = std::fs::write(&self.marker, b"");
+            for part in reconciled.restore.chunks(RESTORED_AT_ONCE) {
+                self.restore(part);
+                panic_guard::failpoint("adopt");
+            }
+            // An answer comes behind all of them.
+            let (sent, done) = oneshot::channel();
+            self.send(SensorCommand::Request(SensorRequest::Count { answer: sent }));
+            if done.blocking_recv().is_err() {
+                return None;
+            }
+            self.look_again(mark, &reconciled.restore);
+        }
+        if interrupted || !reconciled.restore.is_empty() {
+            let _ = std::fs::remove_file(&self.marker);
+        }
+        for (subject, left) in &reconciled.unknown {
+            self.write_line(*subject, *left);
+        }
+        let mut gone = HashSet::new();
+        for change in reconciled.changes {
+            if let Change::Ended { subject, .. } = &change {
+                gone.insert(*subject);
+            }
+            if let Some(recorder) = &self.recorder {
+                recorder.put_patiently(change);
+            }
+        }
+        if bans > 0 {
+            self.events.send(Event::now(EventKind::Adopted { bans }));
+        }
+        Some(gone)
+    }
+
+    /// Puts these back, and has the sensor know of them. Very many at once from here, because the sensor may not run yet; where
+    /// anything comes between, and the networks, by the sensor, which makes room for those and says what went wrong.
+    fn restore(&mut self, bans: &[ActiveBan]) {
+        let (wide, narrow): (Vec<ActiveBan>, Vec<ActiveBan>) =
+            bans.iter().partition(|ban| matches!(ban.subject, BanTarget::Prefix(_)));
+        let elements: Vec<_> = narrow.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
+            self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), way: Way::Nft }));
+            narrow.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
+            if !wide.is_empty() {
+                self.send(SensorCommand::Restore(wide, &[Way::Nft]));
+            }
+        } else {
+            self.send(SensorCommand::Restore(bans.to_vec(), &[Way::Nft]));
+        }
+    }
+
+    /// The sensor knows all of these now. Where others changed something since `mark`, they may have swept the sets before it
+    /// knew of some, and it has filled them again without those.
+    fn look_again(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
+        let Some(nft) = &mut self.nft else { return };
+        if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
+            return;
+        }
+        let subjects: Vec<BanTarget> = bans.iter().map(|ban| ban.subject).collect();
+        // A table that is gone is laid again with all whom the sensor knows.
+        let missing = nft.missing(&subjects).unwrap_or_default();
+        missing.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Repair(Way::Nft, part.to_vec())));
+    }
+
+    /// What the kernel holds, and until when. Sets that change faster than they can be read are read again.
+    fn elements(&self, remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Duration>)>, BlockError> {
+        let read = || {
+            let mut nft = Nft::open()?;
+            let mut elements = nft.elements()?;
+            // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
+            let seen: HashSet<BanTarget> = elements.iter().map(|(subject, _)| *subject).collect();
+            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.subject));
+            for ActiveBan { subject, .. } in unseen {
+                elements.extend(nft.holds(*subject)?.map(|remaining| (*subject, remaining)));
+            }
+            Ok(elements)
+        };
+        let mut attempt = 1;
+        loop {
+            match read() {
+                Err(BlockError::Socket(_)) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Tells those who are slow which bans are still in force.
+    fn hand_over(&self) {
+        let Some(hands) = &self.hands else { return };
+        let way = |way: &Way| match way {
+            Way::HostsDeny => Some(Slow::HostsDeny),
+            Way::Run => Some(Slow::Run),
+            Way::Nft | Way::Route => None,
+        };
+        let methods: Arc<[Slow]> = self.ways.iter().filter_map(way).collect();
+        if methods.is_empty() {
+            return;
+        }
+        let adopted = |Remembered { ban, left }: &Remembered| {
+            let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
+                Some(length) => Expiry::After(length),
+                None => Expiry::Never,
+            };
+            let mut case = BanContext::by_hand(ban.subject, expiry, ban.since);
+            (case.source, case.class) = (ban.source, ban.class);
+            if let Some((protocol, port)) = ban.port {
+                (case.protocol, case.port) = (protocol, port);
+            }
+            Adopted { case, methods: Arc::clone(&methods), left: *left }
+        };
+        let mut task = Task::Adopt { bans: self.remembered.iter().map(adopted).collect() };
+        while let Err(back) = hands.put(task) {
+            task = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Has a line written for a ban that a crash has kept from having one.
+    fn write_line(&self, subject: BanTarget, left: Expiry) {
+        let Some(hands) = self.hands.as_ref().filter(|_| self.ways.contains(&Way::HostsDeny)) else { return };
+        let case = BanContext::by_hand(subject, left, SystemTime::now());
+        let mut task = Task::Block { case, methods: Arc::new([Slow::HostsDeny]) };
+        while let Err(back) = hands.put(task) {
+            task = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Only this thread waits where the inbox is full.
+    fn send(&self, mut order: SensorCommand) {
+        while let Err(back) = self.inbox.put(order) {
+            order = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What the kernel holds at the start against what the ledger remembers, where the table had survived.
+struct Reconciled {
+    /// To be put back into the kernel.
+    restore: Vec<ActiveBan>,
+    /// For the ledger.
+    changes: Vec<Change>,
+    /// Held by the kernel, and unknown to the ledger.
+    unknown: Vec<(BanTarget, Expiry)>,
+}
+
+/// So many bans do not go by hand one by one: whoever put them back, or swept them away, was killed over it.
+const MANY: usize = 256;
+
+/// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
+/// lifted by somebody while the program was down, unless it is too much for that. Where it holds none, or is known to be
+/// `incomplete`, because a start was interrupted that was putting bans back or whom it holds has come back since the start,
+/// they were swept, and all come back.
+fn reconcile(
+    kernel: &[(BanTarget, Option<Duration>)],
+    remembered: &[ActiveBan],
+    incomplete: bool,
+    now: SystemTime,
+) -> Reconciled {
+    let held: HashSet<BanTarget> = kernel.iter().map(|(subject, _)| *subject).collect();
+    // After a reboot the kernel holds nobody, and nobody is looked for.
+    let sought = if kernel.is_empty() { &[] } else { remembered };
+    let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.subject).collect();
+    let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.subject)).copied().collect();
+    let swept = missing.len() == remembered.len();
+    let unknown: Vec<(BanTarget, Expiry)> = kernel
+        .iter()
+        .filter(|(subject, _)| !known.contains(subject))
+        .map(|(subject, left)| (*subject, left.map_or(Expiry::Never, Expiry::After)))
+        .collect();
+    let added = |(subject, expiry): &(BanTarget, Expiry)| {
+        Banned::wanted_by(Author::Import, *subject, now, *expiry, Method::Nft).into()
+    };
+    let mut changes: Vec<Change> = unknown.iter().map(added).collect();
+    if swept || incomplete || missing.len() >= MANY {
+        return Reconciled { restore: missing, changes, unknown };
+    }
+    let gone = |ban: &ActiveBan| lifted(ban.subject, "somebody, while portsentry was not running", now);
+    changes.extend(missing.iter().map(gone));
+    Reconciled { restore: Vec::new(), changes, unknown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(last: u8) -> BanTarget {
+        BanTarget::V4([192, 0, 2, last].into())
+    }
+
+    fn remembered() -> [ActiveBan; 2] {
+        [ActiveBan::whole(subject(1), Expiry::After(HOUR)), ActiveBan::whole(subject(2), Expiry::Never)]
+    }
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn a_table_without_any_remembered_ban_was_swept_and_gets_all_of_them() {
+        let remembered = remembered();
+        let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
+        assert_eq!(result.restore, remembered);
+        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.subject == subject(9)));
+    }
+
+    #[test]
+    fn a_ban_missing_beside_others_was_lifted() {
+        let remembered = remembered();
+        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
+        assert!(result.restore.is_empty());
+        assert!(matches!(&result.changes[..], [Change::Ended { subject: two, .. }] if *two == subject(2)));
+    }
+
+    #[test]
+    fn bans_that_an_interrupted_start_had_not_put_back_yet_come_back() {
+        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
+        assert_eq!(result.restore, remembered()[1..]);
+        assert!(result.changes.is_empty());
+    }
+
+    #[test]
+    fn nobody_lifts_hundreds_one_by_one() {
+        let ban = |n: u32| ActiveBan::whole(BanTarget::V4(n.into()), Expiry::After(HOUR));
+        let all: Vec<ActiveBan> = (1..=1_000).map(ban).collect();
+        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.subject, Some(HOUR))).collect();
+        assert_eq!(reconcile(&kernel, &all, false, SystemTime::UNIX_EPOCH).restore, all[700..]);
+    }
+}

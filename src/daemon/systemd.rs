@@ -1,0 +1,64 @@
+//! What systemd wants to hear of a service: that it is ready, that it lives, that it ends (sd_notify(3)). Silent where
+//! nobody asked.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+use crate::sensor::SensorMetrics;
+
+/// Tells systemd.
+pub(super) struct Systemd {
+    /// How often the watchdog wants to hear; `None`: never.
+    every: Option<Duration>,
+    told: Instant,
+    metrics: Arc<SensorMetrics>,
+    beats: u64,
+}
+
+impl Systemd {
+    pub(super) fn new(metrics: Arc<SensorMetrics>) -> Self {
+        // Three times as often as needed: one answer may be late.
+        let every = sd_notify::watchdog_enabled().map(|limit| limit / 3);
+        Self { every, told: Instant::now(), metrics, beats: 0 }
+    }
+
+    /// True where the sensor should give a sign of life now. It answers after everything that came before; the watchdog
+    /// hears of it with the next call, so that a sensor that hangs is noticed as one that does.
+    pub(super) fn is_due(&mut self) -> bool {
+        let Some(every) = self.every else { return false };
+        let beats = self.metrics.beats.get();
+        if beats != self.beats {
+            self.beats = beats;
+            tell(&[NotifyState::Watchdog]);
+        }
+        let due = self.told.elapsed() >= every;
+        if due {
+            self.told = Instant::now();
+        }
+        due
+    }
+}
+
+/// The program works.
+pub(super) fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// New settings are being read.
+pub(super) fn reloading() {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        tell(&[NotifyState::Reloading, now]);
+    }
+}
+
+/// The program ends.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    // Whoever started the program and does not listen has no harm of it.
+    let _ = sd_notify::notify(state);
+}

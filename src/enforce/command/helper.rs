@@ -1,0 +1,202 @@
+//! Requests of the daemon to commands, in a process that does nothing else: it reads no packet, opens no file and follows
+//! nobody's wish but the daemon's, and that one may only choose between the two commands of the settings and name a ban.
+//! What is no request ends it: a daemon that sends such a thing is not itself any more.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::process::{Outcome, Ran, run};
+use super::protocol::{Answer, LONGEST_REQUEST, Request, Which};
+use super::{RunSettings, prepare};
+
+/// Why no more commands are run.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The daemon is not itself.
+    #[error("what came from the daemon is no request: no more commands are run")]
+    NoRequest,
+    /// The operating system refused something.
+    #[error("the daemon cannot be heard: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs what the daemon at the other end of `socket` asks for, until it hangs up or is gone. Commands that still run then
+/// are told to end, and killed if they do not; when this returns, none is left.
+///
+/// # Errors
+/// For bytes that are no request, after the same.
+pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
+    let (quit, hung_up) = io::pipe()?;
+    let running = Arc::new(AtomicUsize::new(0));
+    thread::scope(|scope| {
+        // Dropped before the scope waits for the commands.
+        let _hung_up = hung_up;
+        while let Some(Request { number, which, case }) = next(socket)? {
+            let words = match which {
+                Which::Begin => &settings.command,
+                Which::End => &settings.expire_command,
+            };
+            let refuse = |why: String| answer(socket, number, words.join(" "), not_started(why));
+            // The daemon holds itself to it; this does not trust it to.
+            if running.load(Ordering::Relaxed) >= settings.at_once {
+                refuse(format!("{} commands run already", settings.at_once));
+                continue;
+            }
+            let (command, line) = match prepare(words, &case) {
+                Ok(prepared) => prepared,
+                Err(error) => {
+                    refuse(error.to_string());
+                    continue;
+                }
+            };
+            let one = One::more(&running);
+            let (quit, limit) = (&quit, settings.timeout);
+            let work = move || {
+                let ran = run(command, limit, quit);
+                // Whoever hears of it may ask for the next at once.
+                drop(one);
+                answer(socket, number, line, ran);
+            };
+            if let Err(error) = thread::Builder::new().name("command".to_owned()).spawn_scoped(scope, work) {
+                refuse(error.to_string());
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One command that runs, counted.
+struct One(Arc<AtomicUsize>);
+
+impl One {
+    fn more(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn not_started(why: String) -> Ran {
+    Ran { outcome: Outcome::NotStarted(why), output: String::new(), took: Duration::ZERO }
+}
+
+fn answer(socket: &OwnedFd, number: u64, command: String, ran: Ran) {
+    let bytes = Answer { number, command, ran }.to_bytes();
+    // Whoever is gone needs no answer.
+    while let Err(Errno::INTR) = send(socket, &bytes, SendFlags::NOSIGNAL) {}
+}
+
+/// The next request; `None` where the daemon has hung up.
+fn next(socket: &OwnedFd) -> Result<Option<Request>, Refused> {
+    let mut buffer = [0; LONGEST_REQUEST];
+    loop {
+        return match recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
+            Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
+            Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
+            Err(Errno::INTR) => continue,
+            Err(error) => Err(Refused::System(error.into())),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::helper_client::pair;
+    use super::*;
+    use crate::enforce::BanContext;
+
+    fn settings(script: &str) -> RunSettings {
+        let words = ["/bin/sh", "-c", script, "sh", "$TARGET$"].map(str::to_owned);
+        RunSettings { command: words.into(), timeout: Duration::from_secs(20), at_once: 1, ..RunSettings::default() }
+    }
+
+    fn request(number: u64, which: Which) -> Vec<u8> {
+        Request { number, which, case: BanContext::example([192, 0, 2, 7].into()) }.to_bytes().unwrap()
+    }
+
+    fn put(socket: impl AsFd, bytes: &[u8]) {
+        send(socket, bytes, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    fn read(socket: impl AsFd) -> Answer {
+        let mut buffer = vec![0; 1 << 16];
+        let (_, length) = recv(socket, buffer.as_mut_slice(), RecvFlags::TRUNC).unwrap();
+        Answer::read(&buffer[..length]).unwrap()
+    }
+
+    /// What comes of a daemon that sends these.
+    fn served(settings: &RunSettings, datagrams: &[Vec<u8>]) -> (Result<(), Refused>, Vec<Answer>) {
+        let (ours, theirs) = pair().unwrap();
+        thread::scope(|scope| {
+            let serves = scope.spawn(|| serve(&theirs, settings));
+            datagrams.iter().for_each(|bytes| put(&ours, bytes));
+            let answers =
+                datagrams.iter().filter(|bytes| Request::read(bytes).is_some()).map(|_| read(&ours)).collect();
+            rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
+            (serves.join().unwrap(), answers)
+        })
+    }
+
+    #[test]
+    fn what_is_no_request_ends_it_and_nothing_is_run_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = folder.path().join("note");
+        let settings = settings(&format!("echo $1 >> {}", note.display()));
+        let whole = request(1, Which::Begin);
+        let cut = (1..whole.len()).map(|end| whole[..end].to_vec());
+        let more = [[&whole[..], b"\0"].concat(), [&whole[..], &[0; 4_096]].concat(), b"/bin/sh\0-c\0id".to_vec()];
+        for garbage in cut.chain(more) {
+            let (result, _) = served(&settings, std::slice::from_ref(&garbage));
+            assert!(matches!(result, Err(Refused::NoRequest)), "{garbage:?}: {result:?}");
+        }
+        assert!(!note.exists());
+        let (result, answers) = served(&settings, &[whole]);
+        assert!(result.is_ok() && answers[0].ran.outcome == Outcome::Exited(0), "{answers:?}");
+        assert_eq!(std::fs::read_to_string(note).unwrap(), "192.0.2.7\n");
+    }
+
+    #[test]
+    fn only_the_commands_of_the_settings_are_run_and_no_more_at_once_than_they_say() {
+        let (result, answers) = served(&settings("exit 3"), &[request(1, Which::End)]);
+        assert!(result.is_ok());
+        assert!(matches!(&answers[0].ran.outcome, Outcome::NotStarted(why) if why.contains("is empty")), "{answers:?}");
+        let (result, mut answers) = served(&settings("sleep 1"), &[request(1, Which::Begin), request(2, Which::Begin)]);
+        assert!(result.is_ok());
+        answers.sort_by_key(|answer| answer.number);
+        assert_eq!(answers[0].ran.outcome, Outcome::Exited(0));
+        assert_eq!(answers[1].ran.outcome, Outcome::NotStarted("1 commands run already".to_owned()));
+    }
+
+    #[test]
+    fn commands_end_with_the_daemon() {
+        let (ours, theirs) = pair().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let note = folder.path().join("note");
+        let settings = settings(&format!("echo $$ > {}; exec sleep 1000", note.display()));
+        let serves = thread::spawn(move || serve(&theirs, &settings));
+        put(&ours, &request(1, Which::Begin));
+        let process = loop {
+            match std::fs::read_to_string(&note) {
+                Ok(text) if text.ends_with('\n') => break text.trim().to_owned(),
+                _ => thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        drop(ours);
+        assert!(serves.join().unwrap().is_ok());
+        assert!(!std::path::Path::new("/proc").join(process).exists());
+    }
+}

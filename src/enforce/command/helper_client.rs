@@ -1,0 +1,123 @@
+//! The daemon's end of the socket to the process that runs its commands. Starts nothing: that process was there before the
+//! daemon gave up its rights, and once it has ended there is none until the daemon is started anew.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
+};
+
+use super::protocol::{Answer, LONGEST_ANSWER, Request, Which};
+use crate::enforce::BanContext;
+
+/// How long its end may take once it has hung up.
+const END: Duration = Duration::from_secs(1);
+
+/// Between looks at whether it has ended.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The process that runs commands, as the daemon has it. Cheap to clone.
+#[derive(Clone)]
+pub struct Spawner(Arc<Shared>);
+
+struct Shared {
+    socket: OwnedFd,
+    process: u32,
+    gone: AtomicBool,
+    /// Says how the process has ended, once it has.
+    ended: Mutex<Ended>,
+}
+
+type Ended = Box<dyn FnMut() -> Option<String> + Send>;
+
+impl Spawner {
+    /// The one at the other end of `socket` (`SOCK_SEQPACKET`), which is this `process`. `ended` says how that one has
+    /// ended, and takes leave of it; `None` while it runs.
+    pub fn over(socket: OwnedFd, process: u32, ended: impl FnMut() -> Option<String> + Send + 'static) -> Self {
+        Self(Arc::new(Shared { socket, process, gone: AtomicBool::new(false), ended: Mutex::new(Box::new(ended)) }))
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.0.process
+    }
+
+    /// False once it has ended.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.0.gone.load(Ordering::Relaxed)
+    }
+
+    /// Asks for a command; [`Spawner::next`] has the answer. Never waits.
+    ///
+    /// # Errors
+    /// A sentence where it cannot be asked.
+    pub(in crate::enforce) fn ask(&self, number: u64, which: Which, case: BanContext) -> Result<(), String> {
+        if !self.is_running() {
+            return Err("the process that runs commands has ended; restart portsentry".to_owned());
+        }
+        let request = Request { number, which, case: BanContext { ban: None, ..case } };
+        let bytes = request.to_bytes().ok_or_else(|| format!("{:?} is no mode", case.mode))?;
+        match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("the process that runs commands takes no more: {error}")),
+        }
+    }
+
+    /// Waits for the next answer; `None` once there will be none, because it has ended or says what is no answer.
+    pub(in crate::enforce) fn next(&self) -> Option<Answer> {
+        let mut buffer = vec![0; LONGEST_ANSWER];
+        let answer = loop {
+            break match recv(&self.0.socket, buffer.as_mut_slice(), RecvFlags::TRUNC) {
+                Ok((_, length)) => buffer.get(..length).and_then(Answer::read),
+                Err(Errno::INTR) => continue,
+                Err(_) => None,
+            };
+        };
+        if answer.is_none() {
+            self.0.gone.store(true, Ordering::Relaxed);
+            // Where it goes on, it ends at this.
+            self.hang_up();
+        }
+        answer
+    }
+
+    /// Has it end what it runs, and then itself. Answers still come.
+    pub(in crate::enforce) fn hang_up(&self) {
+        let _: Result<(), Errno> = shutdown(&self.0.socket, Shutdown::Write);
+    }
+
+    /// How it has ended, as far as that can be said within a moment.
+    pub(in crate::enforce) fn end(&self) -> Option<String> {
+        let until = Instant::now() + END;
+        let mut ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match ended() {
+                None if Instant::now() < until => thread::sleep(LOOK),
+                end => return end,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Spawner({})", self.0.process)
+    }
+}
+
+/// Both ends of a socket for it: the daemon's, and its own.
+///
+/// # Errors
+/// Where the system has none to give.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}

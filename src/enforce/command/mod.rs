@@ -1,0 +1,263 @@
+//! Bans to commands of the administrator's, run when one begins and when it is over. Slow: a process is started, and may
+//! take its time. Nothing is blocked by a command unless somebody asked for that.
+//!
+//! An argument list, never a shell: what stands in an argument is one argument, whatever is put into it. The environment is
+//! new, input and working directory are nobody's, and the process leads a group of its own, so that the time limit ends what
+//! it has started, too. Who leaves the group (setsid(2)) or stays after the command has ended is left alone: the classic
+//! recipe puts a job for tomorrow into the background.
+//!
+//! Commands are run by a process of their own ([`helper`]), so that the daemon itself can do without the right to start a
+//! program. It is asked through a socket ([`Spawner`]), which program it runs stands in its own settings.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+use super::BanContext;
+use super::template::{NAMES, Values, expand, unknown};
+
+mod helper;
+mod helper_client;
+mod output;
+mod process;
+mod protocol;
+
+pub use helper::{Refused, serve};
+pub use helper_client::{Spawner, pair};
+pub use process::Outcome;
+pub(super) use process::Ran;
+#[cfg(any(test, fuzzing))]
+pub(crate) use protocol::fuzz;
+pub(super) use protocol::{Answer, Which};
+
+/// Where a command without a slash is looked for, and what it gets as its PATH.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The shortest and the longest time limit: what takes longer belongs into the background.
+const LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
+
+/// Commands at once at most. Each has a thread that waits for it.
+const MOST: usize = 64;
+
+/// Which commands are run, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunSettings {
+    /// Program and arguments, run when a ban begins.
+    pub command: Vec<String>,
+    /// Program and arguments, run when a ban is over; empty: none.
+    pub expire_command: Vec<String>,
+    /// The command is run before the block, which waits for it, but never longer than the time limit.
+    pub first: bool,
+    /// How long a command may run.
+    pub timeout: Duration,
+    /// How many may run at once.
+    pub at_once: usize,
+}
+
+impl Default for RunSettings {
+    /// No command; 10 seconds, four at once.
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            expire_command: Vec::new(),
+            first: false,
+            timeout: Duration::from_secs(10),
+            at_once: 4,
+        }
+    }
+}
+
+/// Why a command cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is none.
+    #[error("the command to run is empty; write for example [\"/usr/local/sbin/on-ban\", \"$TARGET$\"]")]
+    Empty,
+    /// No file of that name.
+    #[error("{0} cannot be run: there is no such file")]
+    Missing(PathBuf),
+    /// Not in the directories.
+    #[error("{0} cannot be run: it is in no directory of {PATH}; write its whole path")]
+    NotFound(String),
+    /// Its place depends on where one stands.
+    #[error("{0} cannot be run: write its whole path, from / on")]
+    Relative(String),
+    /// It is a directory, say, or lacks its mode.
+    #[error(
+        "{0} cannot be run: it is no file that may be executed; is it a program, and is its mode right? chmod 755 {0}"
+    )]
+    NotExecutable(PathBuf),
+    /// Everybody could have this program run what they like.
+    #[error("{0} can be written by everybody, who could then act with the rights of portsentry; run: chmod o-w {0}")]
+    Writable(PathBuf),
+    /// The program's name depends on the ban.
+    #[error("the program to run must be the same for every ban: {0} has a macro in it")]
+    Macro(String),
+    /// A slip.
+    #[error("{0} is no macro in the command to run; there are {NAMES}")]
+    Unknown(String),
+    /// No argument can hold it.
+    #[error("an argument of the command to run has a NUL in it")]
+    Nul,
+    /// Out of range.
+    #[error("a command to run needs a time limit from {} ms to {} s", LIMITS.0.as_millis(), LIMITS.1.as_secs())]
+    Timeout,
+    /// Out of range.
+    #[error("from 1 to {MOST} commands may run at once")]
+    AtOnce,
+}
+
+impl RunSettings {
+    /// Proves that the commands can be started, as far as that can be seen without starting them.
+    ///
+    /// # Errors
+    /// For a command that is empty, missing, not executable or not safe, and for limits out of range.
+    pub fn check(&self) -> Result<(), RunError> {
+        if self.timeout < LIMITS.0 || self.timeout > LIMITS.1 {
+            return Err(RunError::Timeout);
+        }
+        if self.at_once == 0 || self.at_once > MOST {
+            return Err(RunError::AtOnce);
+        }
+        check(&self.command)?;
+        if self.expire_command.is_empty() { Ok(()) } else { check(&self.expire_command) }
+    }
+}
+
+fn check(command: &[String]) -> Result<(), RunError> {
+    let program = command.first().filter(|program| !program.is_empty()).ok_or(RunError::Empty)?;
+    if program.contains('$') {
+        return Err(RunError::Macro(program.clone()));
+    }
+    for argument in command {
+        if argument.contains('\0') {
+            return Err(RunError::Nul);
+        }
+        if let Some(word) = unknown(argument) {
+            return Err(RunError::Unknown(word.to_owned()));
+        }
+    }
+    let path = find(program)?;
+    let found = fs::metadata(&path).map_err(|_| RunError::Missing(path.clone()))?;
+    if !is_executable(&path) {
+        return Err(RunError::NotExecutable(path));
+    }
+    if found.permissions().mode() & 0o002 != 0 {
+        return Err(RunError::Writable(path));
+    }
+    Ok(())
+}
+
+/// The file that `program` names.
+fn find(program: &str) -> Result<PathBuf, RunError> {
+    if program.starts_with('/') {
+        return Ok(program.into());
+    }
+    if program.contains('/') {
+        return Err(RunError::Relative(program.to_owned()));
+    }
+    let places = PATH.split(':').map(|directory| Path::new(directory).join(program));
+    places.into_iter().find(|path| is_executable(path)).ok_or_else(|| RunError::NotFound(program.to_owned()))
+}
+
+/// A file that this process, with the rights that it has now, may execute.
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+}
+
+/// `command` for `case`, ready to be started; and as a line for the log.
+fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), RunError> {
+    let target = case.subject.to_string();
+    let values = Values { target: &target, case };
+    let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
+    let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &values)).collect();
+    let line = std::iter::once(program).chain(&arguments).map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let mut prepared = Command::new(find(program)?);
+    prepared.args(arguments).env_clear().current_dir("/");
+    let (port, source) = (case.port.to_string(), case.source.to_string());
+    prepared.envs([
+        ("PATH", PATH),
+        ("LANG", "C"),
+        ("PORTSENTRY_TARGET", &target),
+        ("PORTSENTRY_SOURCE", &source),
+        ("PORTSENTRY_PROTOCOL", case.protocol.key()),
+        ("PORTSENTRY_PORT", &port),
+        ("PORTSENTRY_MODE", case.mode),
+        ("PORTSENTRY_REASON", case.reason()),
+        ("PORTSENTRY_EXPIRES", &case.until()),
+    ]);
+    Ok((prepared, line))
+}
+
+/// A word as it can be read in a log: in quotes where it would not be seen as one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,[]".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("\"{}\"", word.escape_debug()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    fn refusal(command: &[&str]) -> RunError {
+        RunSettings { command: words(command), ..RunSettings::default() }.check().unwrap_err()
+    }
+
+    fn file(folder: &Path, name: &str, mode: u32) -> String {
+        let path = folder.join(name);
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_before_it_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str, mode| file(folder.path(), name, mode);
+        assert!(matches!(refusal(&[]), RunError::Empty));
+        assert!(matches!(refusal(&[""]), RunError::Empty));
+        assert!(matches!(refusal(&["/no/such/program"]), RunError::Missing(_)));
+        assert!(matches!(refusal(&["no-such-program"]), RunError::NotFound(_)));
+        assert!(matches!(refusal(&["bin/true"]), RunError::Relative(_)));
+        assert!(matches!(refusal(&[&path("plain", 0o644)]), RunError::NotExecutable(_)));
+        assert!(matches!(refusal(&["/tmp"]), RunError::NotExecutable(_)));
+        assert!(matches!(refusal(&[&path("open", 0o757)]), RunError::Writable(_)));
+        assert!(matches!(refusal(&["/bin/$TARGET$"]), RunError::Macro(_)));
+        assert!(matches!(refusal(&["true", "x$TAGRET$"]), RunError::Unknown(word) if word == "$TAGRET$"));
+        assert!(matches!(refusal(&["true", "a\0b"]), RunError::Nul));
+        let good = |settings: RunSettings| RunSettings { command: words(&["true", "$TARGET$"]), ..settings }.check();
+        good(RunSettings::default()).unwrap();
+        good(RunSettings { expire_command: words(&["/bin/true"]), ..RunSettings::default() }).unwrap();
+        let missing = RunSettings { expire_command: words(&["/no/such"]), ..RunSettings::default() };
+        assert!(matches!(good(missing), Err(RunError::Missing(_))));
+        for timeout in [Duration::ZERO, Duration::from_secs(3_601)] {
+            assert!(matches!(good(RunSettings { timeout, ..RunSettings::default() }), Err(RunError::Timeout)));
+        }
+        for at_once in [0, 65] {
+            assert!(matches!(good(RunSettings { at_once, ..RunSettings::default() }), Err(RunError::AtOnce)));
+        }
+    }
+
+    #[test]
+    fn macros_are_replaced_in_each_argument_and_never_make_two_of_one() {
+        let command = words(&["true", "$TARGET$:$PORT$", "--why=$REASON$", "$MODE$ $EXPIRES$", "$$", ""]);
+        let (prepared, line) = prepare(&command, &BanContext::example("2001:db8::7".parse().unwrap())).unwrap();
+        let arguments: Vec<_> = prepared.get_args().map(|word| word.to_str().unwrap()).collect();
+        let expected = ["2001:db8::/64:23", "--why=TCP SYN/Normal scan", "atcp 2026-01-01T01:00:00Z", "$$", ""];
+        assert_eq!(arguments, expected);
+        assert_eq!(
+            line,
+            "true 2001:db8::/64:23 \"--why=TCP SYN/Normal scan\" \"atcp 2026-01-01T01:00:00Z\" \"$$\" \"\""
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! The bytes of a hosts.deny to our entries in it, and back. Total and pure: every input has a reading, and whatever is not
+//! an entry of ours comes out as it went in.
+//!
+//! An entry is two lines, a comment that names the subject and the rule that it is about:
+//!
+//! ```text
+//! # portsentry: 192.0.2.7 until 2026-11-22T06:32:13Z
+//! ALL: 192.0.2.7
+//! ```
+//!
+//! Each stands by itself, wherever an administrator moves it: between a BEGIN and an END a lost END would make the rest of
+//! the file ours. A rule without its comment is the administrator's, and so is a comment whose next line names somebody else.
+//!
+//! Read with: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use ipnet::IpNet;
+
+use crate::types::BanTarget;
+
+/// What the comment begins with.
+const MARK: &str = "# portsentry: ";
+
+/// `subject` as hosts_access(5) wants it: an IPv4 address as it is, an IPv4 network as `203.0.113.0/255.255.255.0`, an
+/// IPv6 prefix as `[2001:db8:1:2::]/64`.
+pub(super) fn target(subject: BanTarget) -> String {
+    // The wrappers mask a client's address and compare it to what is written, which must have no bits beyond the mask.
+    let masked = if let BanTarget::Prefix(_) = subject { subject } else { BanTarget::of(subject.element()) };
+    match masked {
+        BanTarget::V4(v4) => v4.to_string(),
+        BanTarget::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
+        BanTarget::Prefix(wide) => match wide.network() {
+            IpNet::V4(net) => format!("{}/{}", net.addr(), net.netmask()),
+            IpNet::V6(net) => format!("[{}]/{}", net.addr(), net.prefix_len()),
+        },
+    }
+}
+
+/// One subject to be denied: the rule, without its end of line, and until when.
+pub(super) struct Rule {
+    pub(super) subject: BanTarget,
+    pub(super) rule: String,
+    pub(super) until: String,
+}
+
+/// An entry of ours, with the bytes of its two lines.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) subject: BanTarget,
+    bytes: Range<usize>,
+}
+
+/// What a file holds.
+pub(super) struct Reading<'a> {
+    text: &'a [u8],
+    /// Our entries, as they follow each other.
+    pub(super) entries: Vec<Entry>,
+    /// Where the last whole rule ends. What follows it has no end: a line behind it would be taken for a part of it. The
+    /// wrappers refuse everybody while such a line is there, and to give it an end is the administrator's to decide.
+    end: usize,
+}
+
+/// How an edit changed a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Edit {
+    pub(super) text: Vec<u8>,
+    pub(super) removed: Vec<BanTarget>,
+}
+
+impl<'a> Reading<'a> {
+    pub(super) fn of(text: &'a [u8]) -> Self {
+        let mut reading = Self { text, entries: Vec::new(), end: 0 };
+        let (mut at, mut joined, mut marked) = (0, false, None);
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            let from = at;
+            at += line.len();
+            let joins = joins_next(line);
+            match marked.take() {
+                Some((subject, start)) if !joins && names(line, subject) => {
+                    reading.entries.push(Entry { subject, bytes: start..at });
+                }
+                _ if !joined && !joins => marked = mark(line).map(|subject| (subject, from)),
+                _ => {}
+            }
+            joined = joins;
+            if !joins {
+                reading.end = at;
+            }
+        }
+        reading
+    }
+
+    /// The file without the entries of `remove`, and with `add`: an entry that is there keeps its place, and nobody has
+    /// two. A rule that somebody else has written already is left to them. `None` where nothing changes.
+    pub(super) fn edit(&self, add: &[Rule], remove: &HashSet<BanTarget>) -> Option<Edit> {
+        let mut wanted: Vec<(&Rule, bool)> = Vec::with_capacity(add.len());
+        let mut seen = HashSet::new();
+        // The latest word on a subject counts.
+        wanted.extend(add.iter().rev().filter(|rule| seen.insert(rule.subject)).map(|rule| (rule, false)));
+        wanted.reverse();
+        let places: HashMap<BanTarget, usize> =
+            wanted.iter().enumerate().map(|(place, (rule, _))| (rule.subject, place)).collect();
+        let mut edit = Edit { text: Vec::with_capacity(self.text.len() + add.len() * 96), removed: Vec::new() };
+        let (mut at, mut ours) = (0, None);
+        for entry in &self.entries {
+            self.copy(at..entry.bytes.start, &mut edit.text);
+            at = entry.bytes.end;
+            match places.get(&entry.subject).and_then(|place| wanted.get_mut(*place)) {
+                Some((rule, written)) if !*written => {
+                    *written = true;
+                    self.put(rule, &mut edit.text);
+                }
+                Some(_) => {}
+                None if remove.contains(&entry.subject) => edit.removed.push(entry.subject),
+                None => self.copy(entry.bytes.clone(), &mut edit.text),
+            }
+            ours = Some(edit.text.len());
+        }
+        // New ones follow the last one of ours, wherever an administrator has moved them, or the last whole line.
+        let missing: Vec<&Rule> = wanted.iter().filter(|(_, written)| !written).map(|(rule, _)| *rule).collect();
+        let missing = self.not_by_others(missing);
+        if ours.is_none() {
+            self.copy(at..self.end, &mut edit.text);
+            at = self.end;
+        }
+        for rule in missing {
+            self.put(rule, &mut edit.text);
+        }
+        self.copy(at..self.text.len(), &mut edit.text);
+        (edit.text != self.text).then_some(edit)
+    }
+
+    /// The file without any entry of ours. For the fuzzer.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn others(&self) -> Vec<u8> {
+        let mut others = Vec::new();
+        let mut at = 0;
+        for entry in &self.entries {
+            self.copy(at..entry.bytes.start, &mut others);
+            at = entry.bytes.end;
+        }
+        self.copy(at..self.text.len(), &mut others);
+        others
+    }
+
+    /// Those of `rules` that no line says already that is not ours.
+    fn not_by_others<'r>(&self, mut rules: Vec<&'r Rule>) -> Vec<&'r Rule> {
+        if rules.is_empty() {
+            return rules;
+        }
+        let mut others = HashSet::new();
+        let mut at = 0;
+        for range in self.entries.iter().map(|entry| entry.bytes.clone()).chain(std::iter::once(self.end..self.end)) {
+            let mut joined = false;
+            let between = self.text.get(at..range.start).unwrap_or_default();
+            for line in between.split_inclusive(|byte| *byte == b'\n') {
+                let joins = joins_next(line);
+                if !joined && !joins {
+                    others.insert(line.trim_ascii());
+                }
+                joined = joins;
+            }
+            at = range.end;
+        }
+        rules.retain(|rule| !others.contains(rule.rule.trim().as_bytes()));
+        rules
+    }
+
+    fn copy(&self, range: Range<usize>, to: &mut Vec<u8>) {
+        to.extend_from_slice(self.text.get(range).unwrap_or_default());
+    }
+
+    /// Writes an entry, with the ends of line that the file has.
+    fn put(&self, rule: &Rule, to: &mut Vec<u8>) {
+        let first = self.text.split_inclusive(|byte| *byte == b'\n').next();
+        let end = if first.is_some_and(|line| line.ends_with(b"\r\n")) { "\r\n" } else { "\n" };
+        let Rule { subject, rule, until } = rule;
+        to.extend_from_slice(format!("{MARK}{subject} until {until}{end}{rule}{end}").as_bytes());
+    }
+}
+
+/// The wrappers take the next line for a part of this one: it has no end, a backslash before it, or a NUL, behind which they
+/// do not see the end.
+fn joins_next(line: &[u8]) -> bool {
+    !line.ends_with(b"\n") || line.ends_with(b"\\\n") || line.contains(&0)
+}
+
+/// The subject that a comment of ours names.
+fn mark(line: &[u8]) -> Option<BanTarget> {
+    let rest = std::str::from_utf8(line.strip_prefix(MARK.as_bytes())?).ok()?;
+    rest.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Whether a rule is about `subject`: it names its target as a word.
+fn names(line: &[u8], subject: BanTarget) -> bool {
+    let target = target(subject);
+    let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'[' | b']' | b'_' | b'-');
+    !line.starts_with(b"#")
+        && line.windows(target.len()).enumerate().any(|(at, window)| {
+            let before = at.checked_sub(1).and_then(|before| line.get(before));
+            let after = line.get(at + target.len());
+            window == target.as_bytes() && !before.is_some_and(part) && !after.is_some_and(part)
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! Bans to elements of the named sets in `table inet portsentry`, and back. The kernel enforces and expires them by
+//! itself; nothing here remembers why anybody is blocked.
+//!
+//! A ban is one transaction and one acknowledgement, some 6 µs in all: of one message, or of three where somebody may be blocked
+//! already. Once the buffers are warm it allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
+
+mod allow_set;
+mod bulk_restore;
+mod prefixes;
+mod transaction;
+mod trap;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::netlink::nft::monitor::MonitorPause;
+use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
+use crate::types::{BanTarget, Expiry};
+use allow_set::Protected;
+pub use bulk_restore::Generation;
+use transaction::Change;
+pub use trap::TrapUsage;
+
+pub use crate::netlink::nft::{
+    Action, Installed, KernelFeatures, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
+};
+use crate::netlink::socket::{Socket, SocketError};
+
+/// Why the sets are not as they were asked to be.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// Somebody deleted the table or one of its sets, for example with `nft flush ruleset`. Nobody is blocked.
+    #[error("table inet portsentry, or a set in it, is gone; it has to be installed again and the bans restored")]
+    Gone,
+    /// Some of the subjects were not dealt with; all others were.
+    #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
+    Failed {
+        /// How many there were.
+        asked: usize,
+        /// Which ones failed, and why; at least one.
+        failed: Vec<Failed>,
+    },
+    /// The socket failed, or the kernel refused the whole.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// One subject that could not be blocked or lifted.
+#[derive(Debug)]
+pub struct Failed {
+    /// Which one.
+    pub subject: BanTarget,
+    /// Why.
+    pub reason: Failure,
+}
+
+/// Why one subject could not be blocked or lifted.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// No room.
+    #[error(
+        "set inet portsentry {set} is full ({size}): shorten `expire`, or save the bans, delete the table and start with \
+         a larger size"
+    )]
+    Full {
+        /// The set's name.
+        set: &'static str,
+        /// How many elements it holds.
+        size: u32,
+    },
+    /// It is part of a network that is blocked for a shorter time. One set cannot hold both.
+    #[error(
+        "it is part of {around}, which is blocked for a shorter time: unblock that first, or block all of it for as long"
+    )]
+    Inside {
+        /// The network around it.
+        around: BanTarget,
+    },
+    /// What else the kernel or the socket said.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// The back end: one socket, opened in the network namespace of the thread that opens it.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+    batch: Batch,
+    request: Vec<u8>,
+    /// The sets that were full a moment ago, with their sizes.
+    full: Vec<(Set, u32, Instant)>,
+    /// Whether the table has a trap, which blocks whom it catches before anybody here does.
+    trapped: bool,
+    /// When somebody was blocked last who was blocked already.
+    blocked_anew: Option<Instant>,
+    /// Whom the trap has not blocked as it was asked here. Kept for its room.
+    remaining: Vec<(BanTarget, Expiry)>,
+    /// Whom the kernel's allow-list holds; `None` where that is not known.
+    protected: Option<Protected>,
+    /// What the kernel can do; `None` where it was not asked yet.
+    kernel: Option<KernelFeatures>,
+    /// Silences who listens to the table, for as long as very many bans are put back.
+    hush: Option<MonitorPause>,
+}
+
+impl Nft {
+    /// Opens the socket. Whether the kernel lets us is seen with [`Nft::install`].
+    ///
+    /// # Errors
+    /// Where the kernel has no netfilter netlink.
+    pub fn open() -> Result<Self, SocketError> {
+        Ok(Self {
+            socket: Socket::open()?,
+            batch: Batch::new(),
+            request: Vec::new(),
+            full: Vec::new(),
+            trapped: false,
+            blocked_anew: None,
+            remaining: Vec::new(),
+            protected: None,
+            kernel: None,
+            hush: None,
+        })
+    }
+
+    /// What the kernel can do. It is asked once; the table must be there by then.
+    pub fn kernel(&mut self) -> KernelFeatures {
+        *self.kernel.get_or_insert_with(|| KernelFeatures::probe(&mut self.socket))
+    }
+
+    /// Takes the kernel for one that can only do this, whatever it could.
+    pub fn treat_as(&mut self, kernel: KernelFeatures) {
+        self.kernel = Some(kernel);
+    }
+
+    /// The number by which the kernel names this socket in notifications of what it changed.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
+    }
+
+    /// Creates the table, or adopts one of this program's own. For the start: a table with other contents is refused.
+    ///
+    /// # Errors
+    /// As [`nft::install`].
+    pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
+        (self.protected, self.trapped) = (None, spec.trap.is_some());
+        let installed = nft::install(&mut self.socket, spec)?;
+        // Now rather than on the way of a packet: a kernel that cannot takes its time to say so.
+        self.kernel();
+        Ok(installed)
+    }
+
+    /// What [`Nft::install`] would find: the sizes of the sets for IPv4 and IPv6, `None` where there is no table. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`nft::examine`].
+    pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
+        nft::examine(&mut self.socket, spec)
+    }
+
+    /// Takes the table away, and with it every ban that it holds; false where there was none.
+    ///
+    /// # Errors
+    /// As [`nft::remove`].
+    pub fn remove(&mut self, spec: &RulesetSpec) -> Result<bool, RulesetError> {
+        self.protected = None;
+        nft::remove(&mut self.socket, spec)
+    }
+
+    /// Makes the table as it should be, whatever somebody did to it since [`Nft::install`].
+    ///
+    /// # Errors
+    /// As [`nft::repair`].
+    pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
+        (self.protected, self.trapped) = (None, spec.trap.is_some());
+        nft::repair(&mut self.socket, spec)
+    }
+
+    /// Blocks them all, each from now on for its expiry, whether it is blocked already or not.
+    ///
+    /// Networks that overlap cannot all stand in one set: one that is inside the new one goes for it, and a new one inside
+    /// one that lasts at least as long is blocked already. One inside another that ends sooner is refused.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
+    /// blocked, while the others are.
+    pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
+        if bans.iter().any(|(subject, _)| is_wide(*subject)) {
+            let whole = |(subject, expiry): &(BanTarget, Expiry)| (*subject, None, *expiry);
+            return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
+        }
+        if self.trapped {
+            return self.block_beside_trap(bans);
+        }
+        self.block_all(bans)
+    }
+
+    fn block_all(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
+        let fresh = self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
+        if bans.is_empty() || fresh && self.block_new(bans)? {
+            return Ok(());
+        }
+        let kernel = self.kernel();
+        self.change(Change::Block, bans, |batch, bans| nft::put_bans(batch, kernel, bans), |(subject, _)| *subject)
+    }
+
+    /// Blocks them if nobody has blocked one of them yet and there is room; whether they are blocked now. A third of the work
+    /// of [`Nft::change`], on the way of a packet.
+    fn block_new(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<bool, BlockError> {
+        if bans.len() > nft::BANS_A_MESSAGE || !self.full.is_empty() {
+            return Ok(false);
+        }
+        self.batch.clear();
+        nft::put_new_bans(&mut self.batch, bans);
+        match self.socket.transact(&mut self.batch) {
+            Ok(()) => return Ok(true),
+            // What else was refused is refused again, and explained, where each is looked at.
+            Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
+            Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
+                // Not a second time where there is nothing more to find out.
+                if let ([(subject, _)], true) = (bans, error.is(Errno::NFILE)) {
+                    let mut failed = Vec::new();
+                    self.judge(Change::Block, *subject, error, &mut failed)?;
+                    return Err(BlockError::Failed { asked: 1, failed });
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(false)
+    }
+
+    /// Blocks them as they were blocked before: who, how long in all where that is known, and how long still.
+    ///
+    /// # Errors
+    /// As [`Nft::block`].
+    pub fn restore(&mut self, bans: &[(BanTarget, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
+        let kernel = self.kernel();
+        self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
+    }
+
+    /// The same for those whom the kernel has forgotten. Whoever is blocked there all the same stays so.
+    ///
+    /// # Errors
+    /// As [`Nft::block`].
+    pub fn put_back(&mut self, bans: &[(BanTarget, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
+        let quiet = if bans.len() < bulk_restore::MANY { None } else { self.fall_silent() };
+        let done = self.restore_by(bans, nft::put_back);
+        // Where somebody did something meanwhile, the monitor says so.
+        quiet.map(|quiet| quiet.end(self));
+        done
+    }
+
+    fn restore_by(
+        &mut self,
+        bans: &[(BanTarget, Option<Duration>, Expiry)],
+        put: impl Fn(&mut Batch, &[(BanTarget, Option<Duration>, Expiry)]),
+    ) -> Result<(), BlockError> {
+        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(subject, ..)| is_wide(*subject));
+        let done = self.change(Change::Block, &narrow, put, |(subject, ..)| *subject);
+        if wide.is_empty() {
+            return done;
+        }
+        let failed = self.block_networks(&wide)?;
+        settled(bans.len(), done, failed)
+    }
+
+    /// Lifts the bans of these; who is not blocked is passed over.
+    ///
+    /// # Errors
+    /// As [`Nft::block`].
+    pub fn lift(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
+        let kernel = self.kernel();
+        let put = |batch: &mut Batch, subjects: &[BanTarget]| {
+            subjects.iter().for_each(|subject| nft::put_lift(batch, kernel, *subject));
+        };
+        let (wide, narrow): (Vec<_>, Vec<_>) = subjects.iter().copied().partition(|subject| is_wide(*subject));
+        let done = self.change(Change::Lift, &narrow, put, |subject| *subject);
+        if wide.is_empty() {
+            return done;
+        }
+        let failed = self.lift_networks(&wide)?;
+        settled(subjects.len(), done, failed)
+    }
+
+    /// Whether `subject` is blocked now, and for how long still. A network is also where a wider one around it is.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where there is no set to look into.
+    pub fn holds(&mut self, subject: BanTarget) -> Result<Option<Remaining>, BlockError> {
+        if let BanTarget::Prefix(network) = subject {
+            return self.holds_network(network);
+        }
+        nft::put_one_element_query(&mut self.request, subject);
+        let mut found = None;
+        let asked = self.socket.ask(&mut self.request, |message| {
+            let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
+            found = list.and_then(|(_, list)| elements_of(list).find(|element| element.subject == subject));
+        });
+        match asked {
+            Ok(()) => Ok(found.map(|element| element.remaining)),
+            // A missing element and a missing set look the same.
+            Err(error) if error.is(Errno::NOENT) => self.size(Set::of(subject)).map(|_| None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Which of these the kernel does not block. Asks for each by itself, some microseconds, however full the sets are.
+    ///
+    /// # Errors
+    /// As [`Nft::holds`].
+    pub fn missing(&mut self, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
+        let mut missing = Vec::new();
+        for subject in subjects {
+            if self.holds(*subject)?.is_none() {
+                missing.push(*subject);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// All bans that the kernel holds, ours and those that an administrator or a rule added. The time grows with the
+    /// square of their number: 100,000 take 0.2 s, a million half a minute.
+    ///
+    /// # Errors
+    /// [`SocketError::Unsteady`] where the sets change faster than they can be read.
+    pub fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
+        let mut all = Vec::new();
+        for set in [Set::Blocked, Set::Blocked6] {
+            nft::put_set_dump(&mut self.request, set);
+            // A table that grows while it is read may show an element twice.
+            let read = self.socket.dump(&mut self.request, HashMap::new, |found, message| {
+                let list =
+                    message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT).map_or(&[][..], |(_, list)| list);
+                found.extend(elements_of(list).map(|Element { subject, remaining }| (subject, remaining)));
+            });
+            match read {
+                Ok(found) => all.extend(found),
+                Err(error) if error.is(Errno::NOENT) => return Err(BlockError::Gone),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        all.extend(self.networks()?.unwrap_or_default());
+        Ok(all)
+    }
+
+    fn size(&mut self, set: Set) -> Result<u32, BlockError> {
+        nft::set_size(&mut self.socket, set)
+            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
+    }
+}
+
+fn is_wide(subject: BanTarget) -> bool {
+    matches!(subject, BanTarget::Prefix(_))
+}
+
+/// What came of single subjects and of networks together.
+fn settled(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) -> Result<(), BlockError> {
+    let mut failed = match done {
+        Ok(()) => Vec::new(),
+        Err(BlockError::Failed { failed, .. }) => failed,
+        Err(error) => return Err(error),
+    };
+    failed.extend(networks);
+    if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked, failed }) }
+}
+
+fn first(failed: &[Failed]) -> String {
+    failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
+}
+
+/// How long whoever is to be blocked may be blocked already, after one was: by hand, or from an earlier run. To
+/// find out by a refusal takes the kernel some 12 ms.
+const STILL_BLOCKED: Duration = Duration::from_secs(60);

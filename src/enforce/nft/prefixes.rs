@@ -1,0 +1,182 @@
+//! Bans of whole networks to intervals of the sets `blocked_nets` and `blocked_nets6`, and back. They are few and never
+//! urgent, so each is a transaction of its own.
+//!
+//! Such a set refuses intervals that overlap. Of two networks that do, one is always part of the other.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::io::Errno;
+
+use super::{BlockError, Failed, Failure, Nft};
+use crate::netlink::nft::{self, Element, Remaining, Set, bounds_of, kind};
+use crate::netlink::socket::SocketError;
+use crate::types::{BanTarget, Expiry, Prefix};
+
+/// A ban of a network as it was before: which, how long in all where that is known, and how long still.
+type Restored = (BanTarget, Option<Duration>, Expiry);
+
+impl Nft {
+    /// Blocks these networks, the widest first; which of them could not be.
+    pub(super) fn block_networks(&mut self, bans: &[Restored]) -> Result<Vec<Failed>, BlockError> {
+        let mut bans = bans.to_vec();
+        bans.sort_by_key(|(subject, ..)| subject.prefix_len());
+        let mut failed = Vec::new();
+        for (subject, length, left) in bans {
+            let BanTarget::Prefix(network) = subject else { continue };
+            if let Err(reason) = self.block_network(network, length, left)? {
+                failed.push(Failed { subject, reason });
+            }
+        }
+        Ok(failed)
+    }
+
+    fn block_network(
+        &mut self,
+        network: Prefix,
+        length: Option<Duration>,
+        left: Expiry,
+    ) -> Result<Result<(), Failure>, BlockError> {
+        let mut answer = Ok(());
+        let (mut inside, mut there) = (Vec::new(), false);
+        for _ in 0..ATTEMPTS {
+            self.batch.clear();
+            inside.iter().for_each(|other| nft::put_network_lift(&mut self.batch, *other));
+            let put = if there { nft::put_network } else { nft::put_new_network };
+            put(&mut self.batch, network, length, left);
+            answer = self.socket.transact(&mut self.batch);
+            match &answer {
+                Ok(()) => return Ok(Ok(())),
+                Err(SocketError::Refused { errno: Errno::EXIST | Errno::NOENT, .. }) => {}
+                Err(_) => break,
+            }
+            // Something overlaps it, or what did has just expired: see what there is now.
+            let held = self.networks()?.ok_or(BlockError::Gone)?;
+            let held = || held.iter().filter_map(|(subject, remaining)| Some((as_wide(*subject)?, *remaining)));
+            if let Some((around, remaining)) = held().find(|(other, _)| contains(*other, network) && *other != network)
+            {
+                let enough = lasts(remaining, left);
+                return Ok(if enough { Ok(()) } else { Err(Failure::Inside { around: BanTarget::Prefix(around) }) });
+            }
+            there = held().any(|(other, _)| other == network);
+            let others = held().map(|(other, _)| other);
+            inside = others.filter(|other| contains(network, *other) && *other != network).collect();
+        }
+        match answer {
+            Err(SocketError::Refused { errno: Errno::NFILE, .. }) => {
+                let set = Set::of(BanTarget::Prefix(network));
+                Ok(Err(Failure::Full { set: set.name(), size: self.size(set)? }))
+            }
+            Err(error @ SocketError::Refused { .. }) => Ok(Err(error.into())),
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(Ok(())),
+        }
+    }
+
+    /// Lifts the bans of exactly these networks; which could not be.
+    pub(super) fn lift_networks(&mut self, subjects: &[BanTarget]) -> Result<Vec<Failed>, BlockError> {
+        let mut failed = Vec::new();
+        for subject in subjects {
+            let Some(network) = as_wide(*subject) else { continue };
+            self.batch.clear();
+            nft::put_network_lift(&mut self.batch, network);
+            match self.socket.transact(&mut self.batch) {
+                Ok(()) => {}
+                // No such ban, or no such set.
+                Err(error) if error.is(Errno::NOENT) => {}
+                Err(error @ SocketError::Refused { .. }) => {
+                    failed.push(Failed { subject: *subject, reason: error.into() });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Whether all of `network` is blocked, and for how long still.
+    pub(super) fn holds_network(&mut self, network: Prefix) -> Result<Option<Remaining>, BlockError> {
+        let set = Set::of(BanTarget::Prefix(network));
+        let first = self.place(set, network.network().network())?;
+        // In one interval where its first and its last address are.
+        let last = self.place(set, network.network().broadcast())?;
+        Ok(first.zip(last).filter(|(first, last)| first.0 == last.0).map(|(first, _)| first.1))
+    }
+
+    /// Whether a ban of exactly `subject` is in force: one that can be lifted.
+    ///
+    /// # Errors
+    /// As [`Nft::holds`].
+    pub fn has(&mut self, subject: BanTarget) -> Result<bool, BlockError> {
+        match subject {
+            BanTarget::V4(_) | BanTarget::V6(_) => self.holds(subject).map(|held| held.is_some()),
+            BanTarget::Prefix(_) => {
+                Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == subject)))
+            }
+        }
+    }
+
+    /// All networks that the kernel blocks; `None` where the table has no sets for them.
+    pub(super) fn networks(&mut self) -> Result<Option<Vec<(BanTarget, Remaining)>>, BlockError> {
+        let mut all = Vec::new();
+        for set in [Set::BlockedNets, Set::BlockedNets6] {
+            nft::put_set_dump(&mut self.request, set);
+            let read = self.socket.dump(&mut self.request, Vec::new, |bounds, message| {
+                let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
+                bounds.extend(list.map(|(_, list)| bounds_of(list)).into_iter().flatten());
+            });
+            match read {
+                Ok(bounds) => {
+                    let networks = nft::networks(bounds).into_iter();
+                    all.extend(networks.map(|Element { subject, remaining }| (subject, remaining)));
+                }
+                Err(error) if error.is(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// The first address of the interval that `address` is in, and how long it still stands.
+    fn place(&mut self, set: Set, address: IpAddr) -> Result<Option<(IpAddr, Remaining)>, BlockError> {
+        nft::put_place_query(&mut self.request, set, address);
+        let mut found = None;
+        let asked = self.socket.ask(&mut self.request, |message| {
+            let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
+            let mut bounds = list.map(|(_, list)| bounds_of(list)).into_iter().flatten();
+            found = bounds.find(|bound| !bound.is_end).map(|bound| (bound.address, bound.remaining));
+        });
+        match asked {
+            Ok(()) => Ok(found),
+            Err(error) if error.is(Errno::NOENT) => self.size(set).map(|_| None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn as_wide(subject: BanTarget) -> Option<Prefix> {
+    if let BanTarget::Prefix(wide) = subject { Some(wide) } else { None }
+}
+
+fn contains(outer: Prefix, inner: Prefix) -> bool {
+    match (outer.network(), inner.network()) {
+        (IpNet::V4(outer), IpNet::V4(inner)) => outer.contains(&inner),
+        (IpNet::V6(outer), IpNet::V6(inner)) => outer.contains(&inner),
+        _ => false,
+    }
+}
+
+/// Whether what still stands so long is there for all of `wanted`, but for what the clock has moved meanwhile.
+fn lasts(remaining: Remaining, wanted: Expiry) -> bool {
+    match (remaining, wanted) {
+        (None, _) => true,
+        (Some(_), Expiry::Never) => false,
+        (Some(remaining), Expiry::After(wanted)) => remaining + SLACK >= wanted,
+    }
+}
+
+/// Of two bans put back together the one that goes first has lost some milliseconds when the other is compared with it.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Attempts while what overlaps it expires or is changed by others.
+const ATTEMPTS: u32 = 4;

@@ -1,0 +1,103 @@
+//! What is asked of the sets, carried out: in transactions of many, and one by one where the kernel refuses them.
+
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::{BlockError, Failed, Failure, Nft};
+use crate::netlink::nft::{self, Batch, Set};
+use crate::netlink::socket::SocketError;
+use crate::types::BanTarget;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Block,
+    Lift,
+}
+
+impl Nft {
+    /// Puts `items` into transactions of a bounded length. One refused message undoes its whole transaction (an element
+    /// may expire between two messages, a set may be full), so then each of its items is tried alone.
+    pub(super) fn change<T>(
+        &mut self,
+        change: Change,
+        items: &[T],
+        put: impl Fn(&mut Batch, &[T]),
+        subject: impl Fn(&T) -> BanTarget,
+    ) -> Result<(), BlockError> {
+        self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
+        let mut failed = Vec::new();
+        for chunk in items.chunks(nft::BANS_A_MESSAGE) {
+            self.batch.clear();
+            put(&mut self.batch, chunk);
+            let full = chunk.iter().any(|item| change == Change::Block && self.was_full(subject(item)).is_some());
+            if !full {
+                let Err(error) = self.socket.transact(&mut self.batch) else { continue };
+                if let [alone] = chunk {
+                    self.judge(change, subject(alone), error, &mut failed)?;
+                    continue;
+                }
+                // Lost answers leave open what happened; all that is sent here may be sent twice.
+                if !matches!(error, SocketError::Refused { .. } | SocketError::Overrun(_)) {
+                    return Err(error.into());
+                }
+            }
+            for item in chunk {
+                if change == Change::Block
+                    && let Some(reason) = self.was_full(subject(item))
+                    && self.holds(subject(item))?.is_none()
+                {
+                    failed.push(Failed { subject: subject(item), reason });
+                    continue;
+                }
+                self.batch.clear();
+                put(&mut self.batch, std::slice::from_ref(item));
+                if let Err(error) = self.socket.transact(&mut self.batch) {
+                    self.judge(change, subject(item), error, &mut failed)?;
+                }
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: items.len(), failed }) }
+    }
+
+    /// What the failure of one subject means for it, or for all.
+    pub(super) fn judge(
+        &mut self,
+        change: Change,
+        subject: BanTarget,
+        error: SocketError,
+        failed: &mut Vec<Failed>,
+    ) -> Result<(), BlockError> {
+        let set = Set::of(subject);
+        match error {
+            SocketError::Refused { errno: Errno::NOENT, .. } => {
+                // Either the set itself is gone, or there was nothing to lift. A ban adds before it deletes and never
+                // misses its element: then somebody has just replaced the table.
+                self.size(set)?;
+                if change == Change::Block {
+                    failed.push(Failed { subject, reason: error.into() });
+                }
+            }
+            SocketError::Refused { errno: Errno::NFILE, .. } => {
+                let size = self.size(set)?;
+                self.full.retain(|(known, ..)| *known != set);
+                self.full.push((set, size, Instant::now()));
+                failed.push(Failed { subject, reason: Failure::Full { set: set.name(), size } });
+            }
+            SocketError::Refused { .. } => failed.push(Failed { subject, reason: error.into() }),
+            other => return Err(other.into()),
+        }
+        Ok(())
+    }
+
+    /// That the set of `subject` had no room a moment ago.
+    fn was_full(&self, subject: BanTarget) -> Option<Failure> {
+        let set = Set::of(subject);
+        let known = self.full.iter().find(|(known, ..)| *known == set);
+        known.map(|(_, size, _)| Failure::Full { set: set.name(), size: *size })
+    }
+}
+
+/// How long a set counts as full without being asked. Undoing a transaction takes the kernel some 12 ms, so that a flood of
+/// new sources against a full set would leave no time for anything else; to ask whether one is in it takes microseconds.
+const STILL_FULL: Duration = Duration::from_millis(10);

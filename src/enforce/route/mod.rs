@@ -1,0 +1,386 @@
+//! Bans to routes that lead nowhere, and back: nothing is answered to a blocked source. What it sends still arrives, so a
+//! datagram reaches its socket; only the sets of nf_tables keep it out.
+//!
+//! A route is own by its protocol number ([`PROTOCOL`]) and stands in the table `main`. An administrator's routes are
+//! neither replaced nor removed: where there is one to exactly the prefix that is to be blocked, somebody wants to reach
+//! it in this very way (the far end of a tunnel, his own network), and the ban is refused. Longer prefixes inside, and
+//! tables that `ip rule` asks before `main`, win over a ban as over any route.
+//!
+//! The kernel ignores `expires` on such routes, so their ends are kept here: call [`Routes::due`] at [`Routes::next_due`].
+//! What a crash has left behind is found again at the start:
+//!
+//! ```text
+//! protect(own and allowed prefixes); leftovers(); block(whom the ledger remembers); sweep()
+//! ```
+//!
+//! Whatever fails to go away is tried again until it is gone, also where nobody asks for it any more.
+
+mod failure;
+mod protected;
+mod route_table;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::io::Errno;
+
+pub use crate::netlink::routes::{Kind, PROTOCOL, Refusal, RouteError};
+use crate::netlink::routes::{RouteSocket, Way};
+use crate::types::Timestamp;
+use crate::types::{BanTarget, Expiry};
+pub use failure::{BlockError, Failed, Failure};
+use protected::Protected;
+use route_table::Held;
+
+/// Who is not blocked any more.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Lifted {
+    /// These.
+    pub subjects: Vec<BanTarget>,
+    /// Why others still are, which is tried again by [`Routes::due`].
+    pub trouble: Option<BlockError>,
+}
+
+/// The back end: one socket, opened in the network namespace of the thread that opens it.
+#[derive(Debug)]
+pub struct Routes {
+    socket: RouteSocket,
+    kind: Kind,
+    size: usize,
+    held: Held,
+    protected: Protected,
+    /// Own routes from before the start that nobody has asked for yet; true where they are of the wanted kind.
+    leftovers: HashMap<IpNet, bool>,
+    /// When to try again to take away those that [`Routes::sweep`] could not.
+    sweep_again: Option<Timestamp>,
+}
+
+impl Routes {
+    /// Opens the socket; nothing is changed yet. At most `size` sources will be blocked at one time.
+    ///
+    /// # Errors
+    /// Where the kernel's routing tables cannot be reached.
+    pub fn open(kind: Kind, size: usize) -> Result<Self, RouteError> {
+        Ok(Self {
+            socket: RouteSocket::open()?,
+            kind,
+            size,
+            held: Held::new(size),
+            protected: Protected::default(),
+            leftovers: HashMap::new(),
+            sweep_again: None,
+        })
+    }
+
+    /// From now on no route may overlap with one of these prefixes; who is blocked by one that does is lifted.
+    ///
+    /// To be given: all that is allowed or protected, own addresses (alone, as /32 and /128, so that a neighbour in the
+    /// same IPv4 network can be blocked), and own IPv6 networks.
+    pub fn protect(&mut self, prefixes: &[IpNet]) -> Lifted {
+        self.protected = Protected::new(prefixes);
+        let protected = &self.protected;
+        let mut now_protected: Vec<BanTarget> =
+            self.held.wanted().filter(|subject| protected.overlapping(net(*subject)).is_some()).collect();
+        let left: Vec<IpNet> =
+            self.leftovers.keys().filter(|net| protected.overlapping(**net).is_some()).copied().collect();
+        // It is a route like any other, until a sweep knows it better.
+        now_protected.extend(left.into_iter().filter_map(subject).inspect(|subject| self.held.keep(*subject, None)));
+        now_protected.sort_unstable();
+        self.remove(&now_protected, |held, subject| held.postpone(subject, Timestamp::default()))
+    }
+
+    /// Blocks them all, each from `now` on for its expiry, whether it is blocked already or not. A route of another kind
+    /// that an earlier run left behind is replaced.
+    ///
+    /// # Errors
+    /// [`BlockError::Failed`] names those that are not blocked, while the others are; after [`BlockError::Route`] none is
+    /// that was not before.
+    pub fn block(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<(), BlockError> {
+        let mut failed = Vec::new();
+        let mut asked = Vec::with_capacity(bans.len());
+        for (subject, expiry) in bans {
+            match self.admit(*subject) {
+                Ok(net) => {
+                    let known = self.leftovers.remove(&net).unwrap_or(false) || self.held.is_wanted(*subject);
+                    let end = if let Expiry::After(span) = expiry { Some(now.after(*span)) } else { None };
+                    // Before it is laid: a route whose acknowledgement is lost ends as well.
+                    self.held.keep(*subject, end);
+                    asked.push(Asked { subject: *subject, net, known });
+                }
+                Err(reason) => failed.push(Failed { subject: *subject, reason }),
+            }
+        }
+        match self.lay(&asked) {
+            Ok(refused) => {
+                // Another's route is safe from this: only own ones are ever removed.
+                refused.iter().for_each(|Failed { subject, .. }| self.held.give_up(*subject, now));
+                failed.extend(refused);
+            }
+            Err(error) => {
+                let unsure = asked.iter().filter(|asked| !asked.known);
+                unsure.for_each(|asked| self.held.give_up(asked.subject, now));
+                return Err(error.into());
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: bans.len(), failed }) }
+    }
+
+    /// Lifts the bans of these; who is not blocked is passed over.
+    ///
+    /// # Errors
+    /// Names those whose route is still there. [`Routes::due`] tries again, and does not tell when it is gone.
+    pub fn lift(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
+        let lifted = self.remove(subjects, |held, subject| held.give_up(subject, Timestamp::default()));
+        lifted.trouble.map_or(Ok(()), Err)
+    }
+
+    /// Takes away the routes whose end has come, the earliest first. At most 1,000 at once, so that packets do not wait
+    /// long: call again while [`Routes::next_due`] is past.
+    pub fn due(&mut self, now: Timestamp) -> Lifted {
+        let again = now.after(RETRY);
+        if self.sweep_again.is_some_and(|at| at <= now) {
+            return self.sweep(now);
+        }
+        let over = self.held.over(now, OVER_AT_ONCE);
+        let (news, old): (Vec<BanTarget>, Vec<BanTarget>) =
+            over.into_iter().partition(|subject| self.held.is_wanted(*subject));
+        let lifted = self.remove(&news, |held, subject| held.postpone(subject, again));
+        // These were lifted, or never blocked, as far as anybody knows: no news, except where they still fail.
+        let rest = self.remove(&old, |held, subject| held.postpone(subject, again));
+        Lifted { trouble: lifted.trouble.or(rest.trouble), ..lifted }
+    }
+
+    /// When [`Routes::due`] is worth calling; `None` while there is nothing to wait for.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.held.next_end().into_iter().chain(self.sweep_again).min()
+    }
+
+    /// Everybody who has an own route from an earlier run, of whatever kind. Who is to stay blocked is given to
+    /// [`Routes::block`] next; [`Routes::sweep`] takes the other routes away.
+    ///
+    /// # Errors
+    /// Where the kernel's routes cannot be read.
+    pub fn leftovers(&mut self) -> Result<Vec<BanTarget>, RouteError> {
+        let own = self.socket.own()?;
+        let kind = self.kind;
+        self.leftovers = own.into_iter().map(|(net, found)| (net, found == Some(kind.toward(net)))).collect();
+        let held = &self.held;
+        self.leftovers.retain(|net, _| subject(*net).is_none_or(|subject| !held.is_wanted(subject)));
+        let mut subjects: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| subject(*net)).collect();
+        subjects.sort_unstable();
+        Ok(subjects)
+    }
+
+    /// Takes away every route from an earlier run that nobody has asked for since [`Routes::leftovers`].
+    pub fn sweep(&mut self, now: Timestamp) -> Lifted {
+        self.sweep_again = None;
+        let nets: Vec<IpNet> = self.leftovers.keys().copied().collect();
+        let mut kept = Vec::new();
+        let deleted = self.socket.delete(&nets, |place, refusal| {
+            // Somebody was faster.
+            if refusal.errno != Errno::SRCH {
+                kept.extend(nets.get(place).map(|net| (*net, refusal)));
+            }
+        });
+        let trouble = match deleted {
+            Ok(()) => {
+                let stay: HashMap<IpNet, Refusal> = kept.into_iter().collect();
+                self.leftovers.retain(|net, _| stay.contains_key(net));
+                let failed = stay.into_iter().filter_map(|(net, refusal)| {
+                    Some(Failed { subject: subject(net)?, reason: Failure::Refused(refusal) })
+                });
+                let failed: Vec<Failed> = failed.collect();
+                (!failed.is_empty()).then_some(BlockError::Failed { asked: nets.len(), failed })
+            }
+            Err(error) => Some(error.into()),
+        };
+        if !self.leftovers.is_empty() {
+            self.sweep_again = Some(now.after(RETRY));
+        }
+        let gone = nets.into_iter().filter(|net| !self.leftovers.contains_key(net));
+        Lifted { subjects: gone.filter_map(subject).collect(), trouble }
+    }
+
+    /// Which of these the kernel would answer: their route is gone, or another one is stronger. Asks for these alone, some
+    /// microseconds each, however many routes there are. A blackhole of somebody else's around them counts as well.
+    ///
+    /// # Errors
+    /// Where an answer is missing.
+    pub fn missing(&mut self, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
+        missing_routes(&mut self.socket, self.kind, subjects)
+    }
+
+    /// The number by which the kernel names this back end in notifications of what it changed.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
+    }
+
+    /// True where there should be a route to `subject`.
+    #[must_use]
+    pub fn is_wanted(&self, subject: BanTarget) -> bool {
+        self.held.is_wanted(subject)
+    }
+
+    /// Everybody who is blocked, as far as this back end knows, in no order.
+    pub fn blocked(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.held.wanted()
+    }
+
+    /// That a route may be laid to `subject`.
+    fn admit(&self, subject: BanTarget) -> Result<IpNet, Failure> {
+        let net = net(subject);
+        match net {
+            IpNet::V6(v6) if v6.addr().is_unicast_link_local() => return Err(Failure::LinkLocal),
+            IpNet::V4(v4) if v4.addr().is_broadcast() => return Err(Failure::NoHost),
+            _ if net.addr().is_unspecified() || net.addr().is_loopback() || net.addr().is_multicast() => {
+                return Err(Failure::NoHost);
+            }
+            _ => {}
+        }
+        if let Some(prefix) = self.protected.overlapping(net) {
+            return Err(Failure::Protected(prefix));
+        }
+        if self.held.has_room_for(subject) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
+    }
+
+    /// Lays the routes that are not there yet; which ones the kernel refused.
+    fn lay(&mut self, asked: &[Asked]) -> Result<Vec<Failed>, RouteError> {
+        let mut failed = Vec::new();
+        let nets: Vec<IpNet> = asked.iter().map(|asked| asked.net).collect();
+        let ways = self.socket.look_up(&nets)?;
+        let mut new = Vec::with_capacity(asked.len());
+        for (asked, way) in asked.iter().zip(ways) {
+            let (subject, kind) = (asked.subject, self.kind.toward(asked.net));
+            match way {
+                Way::Route { prefix_len, protocol, .. }
+                    if prefix_len == asked.net.prefix_len() && protocol != PROTOCOL =>
+                {
+                    failed.push(Failed { subject, reason: Failure::Taken(Some(protocol)) });
+                }
+                // An unknown one may be a blackhole of somebody else's around it, which may go.
+                _ if asked.known && way.is_closed(asked.net, kind) => {}
+                _ => new.push((subject, (asked.net, kind))),
+            }
+        }
+        let present = self.add(&new, &mut failed)?;
+        if present.is_empty() {
+            return Ok(failed);
+        }
+        // There is one with the same metric: an own one of another kind is replaced, another's is not.
+        let nets: Vec<IpNet> = present.iter().map(|(_, (net, _))| *net).collect();
+        let mut others = HashSet::new();
+        self.socket.delete(&nets, |place, _| {
+            others.insert(place);
+        })?;
+        let (mut taken, mut again) = (Vec::new(), Vec::new());
+        for (place, one) in present.into_iter().enumerate() {
+            if others.contains(&place) { taken.push(one) } else { again.push(one) }
+        }
+        taken.extend(self.add(&again, &mut failed)?);
+        failed.extend(taken.into_iter().map(|(subject, _)| Failed { subject, reason: Failure::Taken(None) }));
+        Ok(failed)
+    }
+
+    /// Lays routes; those that were there already are given back.
+    fn add(&mut self, new: &[New], failed: &mut Vec<Failed>) -> Result<Vec<New>, RouteError> {
+        let routes: Vec<(IpNet, Kind)> = new.iter().map(|(_, route)| *route).collect();
+        let mut present = Vec::new();
+        self.socket.add(&routes, |place, refusal| {
+            let Some((subject, (net, kind))) = new.get(place).copied() else { return };
+            let reason = match kind {
+                _ if refusal.errno == Errno::EXIST => return present.push((subject, (net, kind))),
+                Kind::Via(gateway) => Failure::Gateway { gateway, refusal },
+                _ => Failure::Refused(refusal),
+            };
+            failed.push(Failed { subject, reason });
+        })?;
+        Ok(present)
+    }
+
+    /// Takes away the routes to these; `again` sees to it that what fails is tried again.
+    fn remove(&mut self, subjects: &[BanTarget], again: impl Fn(&mut Held, BanTarget)) -> Lifted {
+        let nets: Vec<IpNet> = subjects.iter().copied().map(net).collect();
+        let mut failed = Vec::new();
+        let removed = self.socket.delete(&nets, |place, refusal| {
+            if refusal.errno != Errno::SRCH
+                && let Some(subject) = subjects.get(place)
+            {
+                failed.push(Failed { subject: *subject, reason: Failure::Refused(refusal) });
+            }
+        });
+        if let Err(error) = removed {
+            subjects.iter().for_each(|subject| again(&mut self.held, *subject));
+            return Lifted { subjects: Vec::new(), trouble: Some(error.into()) };
+        }
+        let stay: HashSet<BanTarget> = failed.iter().map(|one| one.subject).collect();
+        let mut lifted = Vec::with_capacity(subjects.len());
+        for subject in subjects {
+            if stay.contains(subject) {
+                again(&mut self.held, *subject);
+            } else {
+                self.held.forget(*subject);
+                self.leftovers.remove(&net(*subject));
+                lifted.push(*subject);
+            }
+        }
+        let trouble = (!failed.is_empty()).then_some(BlockError::Failed { asked: subjects.len(), failed });
+        Lifted { subjects: lifted, trouble }
+    }
+}
+
+/// [`Routes::missing`], for whoever has a socket of his own.
+///
+/// # Errors
+/// Where an answer is missing.
+pub fn missing_routes(
+    socket: &mut RouteSocket,
+    kind: Kind,
+    subjects: &[BanTarget],
+) -> Result<Vec<BanTarget>, RouteError> {
+    let nets: Vec<IpNet> = subjects.iter().copied().map(net).collect();
+    let ways = socket.look_up(&nets)?;
+    let open = nets.iter().zip(ways).zip(subjects).filter(|((net, way), _)| !way.is_closed(**net, kind.toward(**net)));
+    Ok(open.map(|(_, subject)| *subject).collect())
+}
+
+/// Which of these have no own route, of whatever kind. Reads all routes once: for many.
+///
+/// # Errors
+/// Where the kernel's routes cannot be read.
+pub fn swept_routes(socket: &mut RouteSocket, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
+    let own = socket.own()?;
+    Ok(subjects.iter().copied().filter(|subject| !own.contains_key(&net(*subject))).collect())
+}
+
+/// A ban on its way into the kernel.
+struct Asked {
+    subject: BanTarget,
+    net: IpNet,
+    /// That it is in force already, with a route of the wanted kind.
+    known: bool,
+}
+
+/// A route that is not there yet.
+type New = (BanTarget, (IpNet, Kind));
+
+/// What a route to block `subject` leads to.
+fn net(subject: BanTarget) -> IpNet {
+    let address = subject.element();
+    IpNet::new(address, subject.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
+}
+
+/// Whom a route to `net` blocks, where it is one that [`net`] gives.
+fn subject(net: IpNet) -> Option<BanTarget> {
+    BanTarget::exactly(net)
+}
+
+/// Ends that are carried out at once, so that packets do not wait long.
+const OVER_AT_ONCE: usize = 1_000;
+
+/// How long after a failure a removal is tried again. What makes it fail (memory, a lost capability) does not pass in a
+/// moment, and each try may be a line in the log.
+const RETRY: Duration = Duration::from_secs(5);

@@ -1,0 +1,130 @@
+//! Who has a route, and until when. The kernel ignores `expires` on routes that lead nowhere, so the ends are kept here.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::types::BanTarget;
+use crate::types::Timestamp;
+
+/// At most `size` of them; what has failed to go away counts too.
+#[derive(Debug)]
+pub(super) struct Held {
+    entries: HashMap<BanTarget, Entry>,
+    ends: BTreeSet<(Timestamp, BanTarget)>,
+    size: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// `None`: never.
+    end: Option<Timestamp>,
+    /// False where nobody wants the route any more, but the kernel may still have it.
+    wanted: bool,
+}
+
+impl Held {
+    pub(super) fn new(size: usize) -> Self {
+        Self { entries: HashMap::new(), ends: BTreeSet::new(), size }
+    }
+
+    pub(super) fn has_room_for(&self, subject: BanTarget) -> bool {
+        self.entries.len() < self.size || self.entries.contains_key(&subject)
+    }
+
+    /// True where `subject` is blocked, as far as is known.
+    pub(super) fn is_wanted(&self, subject: BanTarget) -> bool {
+        self.entries.get(&subject).is_some_and(|entry| entry.wanted)
+    }
+
+    /// Everybody who is blocked.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.entries.iter().filter(|(_, entry)| entry.wanted).map(|(subject, _)| *subject)
+    }
+
+    /// From now on `subject` is blocked until `end`.
+    pub(super) fn keep(&mut self, subject: BanTarget, end: Option<Timestamp>) {
+        self.set(subject, Entry { end, wanted: true });
+    }
+
+    /// Nobody wants the route, but perhaps it is there: due at `at`, and no news then.
+    pub(super) fn give_up(&mut self, subject: BanTarget, at: Timestamp) {
+        self.set(subject, Entry { end: Some(at), wanted: false });
+    }
+
+    /// The end moves to `at`.
+    pub(super) fn postpone(&mut self, subject: BanTarget, at: Timestamp) {
+        let wanted = self.is_wanted(subject);
+        self.set(subject, Entry { end: Some(at), wanted });
+    }
+
+    /// The route is gone.
+    pub(super) fn forget(&mut self, subject: BanTarget) {
+        if let Some(Entry { end: Some(end), .. }) = self.entries.remove(&subject) {
+            self.ends.remove(&(end, subject));
+        }
+    }
+
+    /// When the next end is.
+    pub(super) fn next_end(&self) -> Option<Timestamp> {
+        self.ends.first().map(|(end, _)| *end)
+    }
+
+    /// Whose end has come, the earliest first, at most `most`.
+    pub(super) fn over(&self, now: Timestamp, most: usize) -> Vec<BanTarget> {
+        self.ends.iter().take_while(|(end, _)| *end <= now).take(most).map(|(_, subject)| *subject).collect()
+    }
+
+    fn set(&mut self, subject: BanTarget, entry: Entry) {
+        self.forget(subject);
+        self.ends.extend(entry.end.map(|end| (end, subject)));
+        self.entries.insert(subject, entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    fn subject(end: u8) -> BanTarget {
+        BanTarget::of(std::net::IpAddr::from([192, 0, 2, end]))
+    }
+
+    #[test]
+    fn a_new_end_takes_the_place_of_the_old_one() {
+        let mut held = Held::new(2);
+        held.keep(subject(1), Some(at(10)));
+        held.keep(subject(2), None);
+        held.keep(subject(1), Some(at(20)));
+        assert_eq!(
+            (held.next_end(), held.over(at(19), 9), held.over(at(20), 9)),
+            (Some(at(20)), vec![], vec![subject(1)])
+        );
+        held.keep(subject(1), None);
+        assert_eq!((held.next_end(), held.entries.len(), held.ends.len()), (None, 2, 0), "no end is left over");
+    }
+
+    #[test]
+    fn a_full_one_has_room_for_whom_it_holds_only() {
+        let mut held = Held::new(1);
+        held.keep(subject(1), None);
+        assert!(held.has_room_for(subject(1)) && !held.has_room_for(subject(2)));
+        held.forget(subject(1));
+        assert!(held.has_room_for(subject(2)));
+    }
+
+    #[test]
+    fn what_is_given_up_is_due_and_no_longer_wanted_and_a_postponed_end_still_is() {
+        let mut held = Held::new(2);
+        held.keep(subject(1), Some(at(5)));
+        held.keep(subject(2), None);
+        held.postpone(subject(1), at(9));
+        held.give_up(subject(2), at(0));
+        assert_eq!(held.wanted().collect::<Vec<_>>(), [subject(1)]);
+        assert_eq!(held.over(at(9), 9), [subject(2), subject(1)], "the earliest first");
+        assert_eq!(held.over(at(9), 1), [subject(2)]);
+    }
+}

@@ -1,0 +1,148 @@
+//! The bans that the thread holds, and when each is over, by the time since boot.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use super::{MAX_BANS, Way};
+use crate::enforce::BanContext;
+use crate::types::{BanTarget, Expiry};
+
+/// A ban that something has to be done for when it is over.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) case: BanContext,
+    /// Which ban of its subject it is: what belongs to an earlier one is stale.
+    pub(super) id: u64,
+    /// What is to be done still.
+    pub(super) steps: VecDeque<Way>,
+    /// There is a line, or should be.
+    pub(super) has_line: bool,
+    /// The command was started.
+    pub(super) has_run: bool,
+    until: Option<Duration>,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Bans {
+    held: HashMap<BanTarget, Held>,
+    deadlines: BTreeSet<(Duration, BanTarget)>,
+    ids: u64,
+}
+
+impl Bans {
+    /// Holds `case` from `now` on, for as long as is `left`; what was done for an earlier ban of the subject stays known.
+    /// `None` where there is no room.
+    pub(super) fn hold(&mut self, now: Duration, case: BanContext, left: Expiry) -> Option<&mut Held> {
+        let subject = case.subject;
+        if self.held.len() >= MAX_BANS && !self.held.contains_key(&subject) {
+            return None;
+        }
+        let until = match left {
+            Expiry::Never => None,
+            Expiry::After(span) => now.checked_add(span),
+        };
+        self.ids += 1;
+        let id = self.ids;
+        let held = self.held.entry(subject).or_insert_with(|| Held {
+            case,
+            id,
+            steps: VecDeque::new(),
+            has_line: false,
+            has_run: false,
+            until: None,
+        });
+        if let Some(old) = held.until {
+            self.deadlines.remove(&(old, subject));
+        }
+        if let Some(until) = until {
+            self.deadlines.insert((until, subject));
+        }
+        (held.case, held.id, held.until) = (case, id, until);
+        held.steps.clear();
+        Some(held)
+    }
+
+    pub(super) fn get(&self, subject: BanTarget) -> Option<&Held> {
+        self.held.get(&subject)
+    }
+
+    pub(super) fn get_mut(&mut self, subject: BanTarget) -> Option<&mut Held> {
+        self.held.get_mut(&subject)
+    }
+
+    /// Whether this is the ban of its subject that is held now.
+    pub(super) fn is_current(&self, subject: BanTarget, id: u64) -> bool {
+        self.get(subject).is_some_and(|held| held.id == id)
+    }
+
+    pub(super) fn remove(&mut self, subject: BanTarget) -> Option<Held> {
+        let held = self.held.remove(&subject)?;
+        if let Some(until) = held.until {
+            self.deadlines.remove(&(until, subject));
+        }
+        Some(held)
+    }
+
+    /// Who has a line, or should have one.
+    pub(super) fn with_line(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.held.iter().filter(|(_, held)| held.has_line).map(|(subject, _)| *subject)
+    }
+
+    /// A subject whose ban is over at `now`.
+    pub(super) fn over(&self, now: Duration) -> Option<BanTarget> {
+        self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, subject)| *subject)
+    }
+
+    /// When the next one is over.
+    pub(super) fn next(&self) -> Option<Duration> {
+        self.deadlines.first().map(|(until, _)| *until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(last: u8) -> BanContext {
+        BanContext::example([192, 0, 2, last].into())
+    }
+
+    const MINUTE: Expiry = Expiry::After(Duration::from_secs(60));
+
+    #[test]
+    fn a_longer_ban_replaces_the_deadline_and_keeps_what_was_done() {
+        let (mut bans, at) = (Bans::default(), Duration::from_secs);
+        let held = bans.hold(at(100), case(1), MINUTE).unwrap();
+        held.has_run = true;
+        held.steps.push_back(Way::HostsDeny);
+        let first = held.id;
+        let held = bans.hold(at(130), case(1), MINUTE).unwrap();
+        assert!(held.has_run && held.steps.is_empty());
+        assert!(!bans.is_current(case(1).subject, first));
+        assert_eq!((bans.over(at(189)), bans.over(at(190))), (None, Some(case(1).subject)));
+        bans.hold(at(131), case(1), Expiry::Never).unwrap();
+        assert_eq!((bans.next(), bans.over(at(u64::MAX))), (None, None));
+    }
+
+    #[test]
+    fn who_is_removed_has_no_deadline_left() {
+        let (mut bans, at) = (Bans::default(), Duration::from_secs);
+        bans.hold(at(0), case(1), MINUTE).unwrap();
+        bans.hold(at(1), case(2), MINUTE).unwrap();
+        assert_eq!(bans.next(), Some(at(60)));
+        assert!(bans.remove(case(1).subject).is_some() && bans.remove(case(1).subject).is_none());
+        assert_eq!(bans.next(), Some(at(61)));
+    }
+
+    #[test]
+    fn a_full_house_takes_nobody_new_and_still_extends() {
+        let mut bans = Bans::default();
+        let number = |n: usize| BanContext::example(u32::try_from(n).unwrap().to_be_bytes().into());
+        for n in 0..MAX_BANS {
+            assert!(bans.hold(Duration::ZERO, number(n), MINUTE).is_some());
+        }
+        assert!(bans.hold(Duration::ZERO, number(MAX_BANS), MINUTE).is_none());
+        assert!(bans.hold(Duration::ZERO, number(7), Expiry::Never).is_some());
+    }
+}

@@ -1,0 +1,238 @@
+//! What the thread tells: one sentence for the log each.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::Way;
+use crate::enforce::BanContext;
+use crate::enforce::command::Outcome;
+use crate::types::BanTarget;
+
+/// When a command was run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandPhase {
+    /// Before the block.
+    Before,
+    /// When the ban began.
+    Block,
+    /// When it was over.
+    Release,
+}
+
+/// Something that an operator, or the ledger, should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendEvent {
+    /// A ban is in force in this way. Of commands [`BackendEvent::Ran`] tells.
+    Done {
+        /// The ban.
+        case: BanContext,
+        /// How.
+        way: Way,
+    },
+    /// Something could not be done.
+    Failed {
+        /// For whom.
+        subjects: Vec<BanTarget>,
+        /// How it was tried.
+        way: Way,
+        /// Why, and what to do.
+        reason: String,
+        /// How often it was tried.
+        attempt: u32,
+        /// When it is tried again; `None`: never.
+        again: Option<Duration>,
+    },
+    /// Lines of these are removed: their bans are over, or were not adopted.
+    Released {
+        /// Whose.
+        subjects: Vec<BanTarget>,
+        /// Where.
+        way: Way,
+    },
+    /// Lines that somebody took out while their bans were in force are there again.
+    Restored {
+        /// Whose.
+        subjects: Vec<BanTarget>,
+        /// Where.
+        way: Way,
+    },
+    /// A command has ended, or could not be started.
+    Ran {
+        /// The ban.
+        case: BanContext,
+        /// Which of the two it was.
+        occasion: CommandPhase,
+        /// The command, its macros replaced, on one line.
+        command: String,
+        /// How it ended.
+        outcome: Outcome,
+        /// What it wrote, the first 4 KiB on one line that may go to a terminal.
+        output: String,
+        /// How long it ran.
+        took: Duration,
+        /// How often it was run for this ban.
+        attempt: u32,
+        /// When it is run again because it failed; `None`: never.
+        again: Option<Duration>,
+    },
+    /// The command before the block has ended, or has had its time: block now.
+    Ready {
+        /// The ban.
+        case: BanContext,
+    },
+    /// Connections of a blocked source were ended.
+    Connections {
+        /// Whose.
+        subject: BanTarget,
+        /// How many.
+        ended: usize,
+    },
+    /// A back end cannot work on this system, and is not asked again.
+    Unable {
+        /// Which.
+        way: Way,
+        /// Why.
+        reason: String,
+    },
+    /// There was no room for so much.
+    Lost {
+        /// Tasks that were given back.
+        tasks: u64,
+        /// Commands that were not run, or not again.
+        commands: u64,
+    },
+}
+
+impl BackendEvent {
+    /// True where somebody has to do something.
+    #[must_use]
+    pub fn is_error(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::Unable { .. } | Self::Lost { .. } => true,
+            Self::Ran { outcome, .. } => !outcome.is_success(),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HostsDeny => "hosts.deny",
+            Self::Run => "command",
+            Self::Connections => "connections",
+        })
+    }
+}
+
+impl fmt::Display for BackendEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done { case, way } => write!(f, "{} is blocked via {way}", case.subject),
+            Self::Failed { subjects, way, reason, attempt, again } => {
+                write!(f, "{way}: {reason} ({}, attempt {attempt}", many(subjects))?;
+                next(f, *again)?;
+                f.write_str(")")
+            }
+            Self::Released { subjects, way } => write!(f, "{} released from {way}", many(subjects)),
+            Self::Restored { subjects, way } => write!(f, "{} missing in {way} and put back", many(subjects)),
+            Self::Ran { case, command, outcome, output, took, attempt, again, .. } => {
+                let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+                let took = humantime::format_duration(took);
+                write!(f, "command for {} {outcome} after {took}: {command}", case.subject)?;
+                if !output.is_empty() {
+                    write!(f, "; it says: {output}")?;
+                }
+                if *attempt > 1 || again.is_some() {
+                    write!(f, " (attempt {attempt}")?;
+                    next(f, *again)?;
+                    f.write_str(")")?;
+                }
+                Ok(())
+            }
+            Self::Ready { case } => write!(f, "{} can be blocked now", case.subject),
+            Self::Connections { subject, ended: 1 } => write!(f, "1 connection of {subject} was ended"),
+            Self::Connections { subject, ended } => write!(f, "{ended} connections of {subject} were ended"),
+            Self::Unable { way, reason } => write!(f, "{way}: {reason}; not tried again"),
+            Self::Lost { tasks, commands } => {
+                write!(f, "too much at once: {tasks} tasks and {commands} commands were dropped")
+            }
+        }
+    }
+}
+
+fn next(f: &mut fmt::Formatter<'_>, again: Option<Duration>) -> fmt::Result {
+    match again {
+        Some(pause) => write!(f, ", the next in {}", humantime::format_duration(pause)),
+        None => f.write_str(", the last"),
+    }
+}
+
+/// Whom it is about, in a few words.
+fn many(subjects: &[BanTarget]) -> String {
+    match subjects {
+        [] => "nobody".to_owned(),
+        [one] => one.to_string(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_of_news_is_one_sentence() {
+        let case = BanContext::example("192.0.2.7".parse().unwrap());
+        let other = BanContext::example("2001:db8::7".parse().unwrap()).subject;
+        let ran = |outcome, attempt, again| BackendEvent::Ran {
+            case,
+            occasion: CommandPhase::Block,
+            command: "notify 192.0.2.7".to_owned(),
+            outcome,
+            output: "no route\\n".to_owned(),
+            took: Duration::from_micros(12_345),
+            attempt,
+            again,
+        };
+        let expected = [
+            (BackendEvent::Done { case, way: Way::HostsDeny }, false, "192.0.2.7 is blocked via hosts.deny"),
+            (
+                ran(Outcome::Exited(1), 1, Some(Duration::from_secs(1))),
+                true,
+                "command for 192.0.2.7 failed with exit status 1 after 12ms: notify 192.0.2.7; it says: no route\\n \
+                 (attempt 1, the next in 1s)",
+            ),
+            (
+                ran(Outcome::Exited(0), 1, None),
+                false,
+                "command for 192.0.2.7 succeeded after 12ms: notify 192.0.2.7; it says: no route\\n",
+            ),
+            (
+                BackendEvent::Failed {
+                    subjects: vec![case.subject, other],
+                    way: Way::HostsDeny,
+                    reason: "no room".to_owned(),
+                    attempt: 3,
+                    again: Some(Duration::from_secs(4)),
+                },
+                true,
+                "hosts.deny: no room (192.0.2.7 and 1 more, attempt 3, the next in 4s)",
+            ),
+            (
+                BackendEvent::Released { subjects: vec![other], way: Way::HostsDeny },
+                false,
+                "2001:db8::/64 released from hosts.deny",
+            ),
+            (BackendEvent::Connections { subject: other, ended: 1 }, false, "1 connection of 2001:db8::/64 was ended"),
+            (
+                BackendEvent::Lost { tasks: 3, commands: 0 },
+                true,
+                "too much at once: 3 tasks and 0 commands were dropped",
+            ),
+        ];
+        for (news, is_error, text) in expected {
+            assert_eq!((news.to_string().as_str(), news.is_error()), (text, is_error));
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! What the thread does, round after round: takes tasks, notes what has ended, writes lines, ends connections, starts
+//! commands, and rests until there is more.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::ban_queue::{Bans, Held};
+use super::command_queue::{Commands, Job};
+use super::connections::Connections;
+use super::hosts_deny_queue::Lines;
+use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, Shared, Task, Way};
+use crate::enforce::BanContext;
+use crate::panic_guard;
+use crate::types::BanTarget;
+
+/// The longest rest while something has a time: after a suspend the clock of the rest is behind the clock of the bans.
+const REST: Duration = Duration::from_secs(5);
+
+/// Between looks at what still runs, when the end has come.
+const LAST_REST: Duration = Duration::from_millis(10);
+
+/// How often it is told that something was lost.
+const LOSSES: Duration = Duration::from_secs(60);
+
+/// What the thread works with.
+pub(super) struct Work {
+    lines: Option<Lines>,
+    commands: Option<Commands>,
+    connections: Connections,
+    end_connections: bool,
+    bans: Bans,
+    tell: Box<dyn FnMut(BackendEvent) + Send>,
+    shared: Arc<Shared>,
+    /// Tasks and commands whose loss was told, and when more may be.
+    told: (u64, u64),
+    losses_due: Duration,
+}
+
+impl Work {
+    pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(BackendEvent) + Send>, shared: Arc<Shared>) -> Self {
+        Self {
+            lines: settings.hosts_deny.map(Lines::new),
+            commands: settings.run.map(Commands::new),
+            connections: Connections::default(),
+            end_connections: settings.end_connections,
+            bans: Bans::default(),
+            tell,
+            shared,
+            told: (0, 0),
+            losses_due: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn run(&mut self, ended: &SyncSender<Left>) {
+        if let Some(commands) = &mut self.commands {
+            commands.listen();
+        }
+        let last = loop {
+            // Asked first: what was handed over before the order to end is then in the queue.
+            let stop = self.shared.stop.get().copied();
+            self.round();
+            match stop {
+                None => self.rest(),
+                Some((_, last)) if !self.shared.queue.is_empty() && Instant::now() < last => {}
+                Some((_, last)) => break last,
+            }
+        };
+        let now = boot_time();
+        if let Some(lines) = &mut self.lines {
+            // What waits for a better moment gets one more, and no other.
+            lines.hurry();
+            self.write(now);
+        }
+        self.end_commands(last);
+        self.losses_due = Duration::ZERO;
+        self.tell_losses(boot_time());
+        // Nobody listens any more where the time is up.
+        let _ = ended.send(Left {
+            lines: self.lines.as_ref().map_or(0, Lines::waiting),
+            commands: self.commands.as_ref().map_or(0, Commands::left),
+        });
+    }
+
+    /// Whatever can be done now.
+    fn round(&mut self) {
+        let now = boot_time();
+        for _ in 0..MAX_PENDING {
+            let Some(task) = self.shared.queue.pop() else { break };
+            panic_guard::failpoint("hands");
+            self.take(now, task);
+        }
+        while let Some(subject) = self.bans.over(now) {
+            self.release(subject);
+        }
+        self.commands_go_on(now);
+        self.write(now);
+        self.look_at_lines(now);
+        // After the lines: a connection that is ended sooner would be opened again.
+        self.connections.flush(now, &mut self.tell);
+        self.commands_go_on(now);
+        self.tell_losses(now);
+    }
+
+    fn take(&mut self, now: Duration, task: Task) {
+        match task {
+            Task::Before { case } => self.before(now, case),
+            Task::Block { case, methods } => {
+                if self.end_connections {
+                    self.connections.end(case.subject);
+                }
+                if methods.is_empty() {
+                    return;
+                }
+                match self.bans.hold(now, case, case.expiry) {
+                    Some(held) => {
+                        held.steps.extend(methods.iter());
+                        self.step(case.subject);
+                    }
+                    None => methods.iter().for_each(|way| self.refuse(case, *way, full())),
+                }
+            }
+            Task::Release { subject } => self.release(subject),
+            Task::Adopt { bans } => {
+                let there = self.lines.as_ref().and_then(Lines::held);
+                for Adopted { case, methods, left } in bans {
+                    // A ban of this very moment knows better than one from before.
+                    if self.bans.get(case.subject).is_some() {
+                        continue;
+                    }
+                    if let Some(held) = self.bans.hold(now, case, left) {
+                        held.has_line = methods.contains(&Way::HostsDeny);
+                        held.has_run = methods.contains(&Way::Run);
+                        // Blocked in another way until now, or somebody took the line out meanwhile.
+                        if held.has_line
+                            && let Some(lines) = &mut self.lines
+                            && there.as_ref().is_some_and(|there| !there.contains(&case.subject))
+                        {
+                            lines.restore(held.id, case);
+                        }
+                    }
+                }
+                if let Some(lines) = &mut self.lines {
+                    lines.sweep();
+                }
+                self.write(now);
+            }
+        }
+    }
+
+    fn before(&mut self, now: Duration, case: BanContext) {
+        match (&mut self.commands, self.bans.hold(now, case, case.expiry)) {
+            (Some(commands), Some(held)) => commands.before(now, held.id, case, &mut self.tell),
+            (None, Some(_)) => {
+                self.bans.remove(case.subject);
+                (self.tell)(BackendEvent::Ready { case });
+            }
+            (_, None) => {
+                self.refuse(case, Way::Run, full());
+                (self.tell)(BackendEvent::Ready { case });
+            }
+        }
+    }
+
+    /// Begins with what comes next for a ban.
+    fn step(&mut self, subject: BanTarget) {
+        while let Some(held) = self.bans.get_mut(subject)
+            && let Some(way) = held.steps.pop_front()
+        {
+            let (case, id) = (held.case, held.id);
+            match (way, &mut self.lines, &mut self.commands) {
+                (Way::HostsDeny, Some(lines), _) => {
+                    held.has_line = true;
+                    lines.add(id, case);
+                    return;
+                }
+                (Way::Run, _, Some(commands)) => {
+                    if commands.put(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
+                        return;
+                    }
+                }
+                (Way::Connections, ..) => self.connections.end(subject),
+                (Way::HostsDeny, None, _) => self.refuse(case, way, "no file is set up for it".to_owned()),
+                (Way::Run, _, None) => self.refuse(case, way, "none is set up".to_owned()),
+            }
+        }
+    }
+
+    fn refuse(&mut self, case: BanContext, way: Way, reason: String) {
+        (self.tell)(BackendEvent::Failed { subjects: vec![case.subject], way, reason, attempt: 1, again: None });
+    }
+
+    fn release(&mut self, subject: BanTarget) {
+        let held = self.bans.remove(subject);
+        if let Some(lines) = &mut self.lines
+            // Who is not held may have a line from before that nobody has adopted yet.
+            && held.as_ref().is_none_or(|held| held.has_line)
+        {
+            lines.remove(subject);
+        }
+        if let Some(commands) = &mut self.commands {
+            commands.forget(subject);
+            if let Some(Held { id, case, has_run: true, .. }) = held {
+                commands.undo(id, case);
+            }
+        }
+    }
+
+    /// Writes lines, and goes on with the bans whose line was tried.
+    fn write(&mut self, now: Duration) {
+        while let Some(lines) = &mut self.lines {
+            let bans = &self.bans;
+            let has_line = |subject| bans.get(subject).is_some_and(|held| held.has_line);
+            let tried = lines.flush(now, has_line, &mut self.tell);
+            if tried.is_empty() {
+                return;
+            }
+            for (subject, id) in tried {
+                if self.bans.is_current(subject, id) {
+                    self.step(subject);
+                }
+            }
+        }
+    }
+
+    /// Writes lines again that somebody took out.
+    fn look_at_lines(&mut self, now: Duration) {
+        let Some(lines) = &mut self.lines else { return };
+        let lost = lines.lost(now, self.bans.with_line());
+        if lost.is_empty() {
+            return;
+        }
+        for held in lost.into_iter().filter_map(|subject| self.bans.get(subject)) {
+            lines.restore(held.id, held.case);
+        }
+        self.write(now);
+    }
+
+    fn commands_go_on(&mut self, now: Duration) {
+        let Some(commands) = &mut self.commands else { return };
+        let ended = commands.collect(now, &self.bans, &mut self.tell);
+        ended.into_iter().for_each(|subject| self.step(subject));
+        if let Some(commands) = &mut self.commands {
+            commands.go_on(now, &mut self.bans, &mut self.tell);
+        }
+    }
+
+    /// Rests until something is due, or somebody has something.
+    fn rest(&self) {
+        let lines = self.lines.as_ref().and_then(Lines::next);
+        let commands = self.commands.as_ref().and_then(Commands::next);
+        let has_lines = self.bans.with_line().next().is_some();
+        let look = self.lines.as_ref().filter(|_| has_lines).map(Lines::next_look);
+        match [self.bans.next(), lines, look, self.connections.next(), commands].into_iter().flatten().min() {
+            Some(next) => thread::park_timeout(next.saturating_sub(boot_time()).min(REST)),
+            None if self.losses() != self.told => thread::park_timeout(LOSSES),
+            None => thread::park(),
+        }
+    }
+
+    /// Lets commands run for a while still, then ends them.
+    fn end_commands(&mut self, last: Instant) {
+        let soft = self.shared.stop.get().map_or(last, |(soft, _)| *soft);
+        while self.commands.as_ref().is_some_and(|commands| commands.left() > 0) && Instant::now() < soft {
+            thread::park_timeout(LAST_REST);
+            self.commands_go_on(boot_time());
+        }
+        // What comes after a command in a ban's methods.
+        self.write(boot_time());
+        let Some(commands) = &mut self.commands else { return };
+        commands.quit();
+        while commands.running() > 0 && Instant::now() < last {
+            thread::park_timeout(LAST_REST);
+            commands.collect(boot_time(), &self.bans, &mut self.tell);
+        }
+    }
+
+    fn losses(&self) -> (u64, u64) {
+        (self.shared.refused.load(Ordering::Relaxed), self.commands.as_ref().map_or(0, |commands| commands.lost))
+    }
+
+    fn tell_losses(&mut self, now: Duration) {
+        let (tasks, commands) = self.losses();
+        if (tasks, commands) != self.told && now >= self.losses_due {
+            (self.tell)(BackendEvent::Lost { tasks: tasks - self.told.0, commands: commands - self.told.1 });
+            self.told = (tasks, commands);
+            self.losses_due = now.saturating_add(LOSSES);
+        }
+    }
+}
+
+fn full() -> String {
+    format!("there are {MAX_BANS} bans already, and no room to remember when one more is over")
+}
+
+/// CLOCK_BOOTTIME: it counts suspended time, and nobody can set it.
+fn boot_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}

@@ -1,0 +1,106 @@
+//! `$TARGET$` and its like, in the line for hosts.deny and in the arguments of commands, to what they stand for.
+
+use super::BanContext;
+
+/// A macro's name, and what it stands for.
+type Macro = (&'static str, fn(&Values<'_>) -> String);
+
+/// Every macro.
+const MACROS: [Macro; 5] = [
+    ("$TARGET$", |values| values.target.to_owned()),
+    ("$PORT$", |values| values.case.port.to_string()),
+    ("$MODE$", |values| values.case.mode.to_owned()),
+    ("$REASON$", |values| values.case.reason().to_owned()),
+    ("$EXPIRES$", |values| values.case.until()),
+];
+
+/// What the macros stand for.
+pub(super) struct Values<'a> {
+    /// The blocked address or prefix, as the back end writes it.
+    pub(super) target: &'a str,
+    /// The ban.
+    pub(super) case: &'a BanContext,
+}
+
+/// Puts `values` in place of the macros of `text`, in one pass: what is put in is never expanded again.
+pub(super) fn expand(text: &str, values: &Values<'_>) -> String {
+    let mut whole = String::with_capacity(text.len() + 64);
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        let (before, from) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        whole.push_str(before);
+        match MACROS.iter().find_map(|(name, value)| Some((from.strip_prefix(name)?, value))) {
+            Some((after, value)) => {
+                whole.push_str(&value(values));
+                rest = after;
+            }
+            None => {
+                whole.push('$');
+                rest = from.strip_prefix('$').unwrap_or_default();
+            }
+        }
+    }
+    whole.push_str(rest);
+    whole
+}
+
+/// The first word between dollar signs that looks like a macro and is none: more likely a slip than meant as it stands.
+pub(super) fn unknown(text: &str) -> Option<&str> {
+    text.match_indices('$').find_map(|(at, _)| {
+        let from = text.get(at..)?;
+        let length = from.get(1..)?.find(|c: char| !c.is_ascii_uppercase() && c != '_')?;
+        let word = from.get(..length + 2).filter(|word| length > 0 && word.ends_with('$'))?;
+        MACROS.iter().all(|(name, _)| *name != word).then_some(word)
+    })
+}
+
+/// The names of all macros, for an error's text.
+pub(super) const NAMES: &str = "$TARGET$, $PORT$, $MODE$, $REASON$ and $EXPIRES$";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(source: &str) -> BanContext {
+        BanContext::example(source.parse().unwrap())
+    }
+
+    fn expanded(text: &str) -> String {
+        expand(text, &Values { target: "192.0.2.7", case: &case("192.0.2.7") })
+    }
+
+    #[test]
+    fn every_macro_is_replaced_wherever_it_stands() {
+        assert_eq!(expanded("$TARGET$"), "192.0.2.7");
+        assert_eq!(expanded("a$TARGET$$PORT$b$MODE$"), "a192.0.2.723batcp");
+        assert_eq!(expanded("$REASON$ until $EXPIRES$"), "TCP SYN/Normal scan until 2026-01-01T01:00:00Z");
+        for (name, _) in MACROS {
+            assert!(NAMES.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_macro_stays_as_it_is() {
+        for text in ["", "$", "$$", "$TARGET", "TARGET$", "$target$", "$TARGET $", "5 $ und 6 €$"] {
+            assert_eq!(expanded(text), text);
+        }
+        assert_eq!(expanded("$$TARGET$$"), "$192.0.2.7$");
+    }
+
+    #[test]
+    fn what_was_put_in_is_never_expanded_again() {
+        let case = case("192.0.2.7");
+        let values = Values { target: "$PORT$", case: &case };
+        assert_eq!(expand("$TARGET$", &values), "$PORT$");
+        assert_eq!(expand("$$TARGET$TARGET$", &values), "$$PORT$TARGET$");
+    }
+
+    #[test]
+    fn a_slip_in_a_name_is_found() {
+        assert_eq!(unknown("x $TARGT$ y"), Some("$TARGT$"));
+        assert_eq!(unknown("$TARGET$ $DATE$"), Some("$DATE$"));
+        for text in ["", "$", "$$", "$TARGET$", "$HOME/bin", "$1$salt$", "a$b$c", "$é$"] {
+            assert_eq!(unknown(text), None, "{text}");
+        }
+    }
+}

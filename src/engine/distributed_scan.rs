@@ -1,0 +1,139 @@
+//! A scan that many sources share: each touches a few ports, together they touch them all. No single source reaches its
+//! threshold, so the sweep is named in the log; nobody is blocked for it, because any of them may be forged.
+
+use std::time::Duration;
+
+use crate::types::PortSet;
+use crate::types::Tick;
+
+/// How long ports and sources are gathered. A sweep that takes longer is not told from the noise of the Internet.
+const SPAN: Duration = Duration::from_secs(600);
+/// The noise of the Internet goes to a few dozen popular ports; this many distinct ones within the span are sought.
+const PORTS: u32 = 50;
+/// Fewer sources than this are single scanners, and each is dealt with on its own.
+const SOURCES: u32 = 8;
+/// Bits that count sources; beyond some ten thousand sources the count is only "very many".
+const BITS: usize = 16_384;
+
+/// A sweep, as far as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DistributedScan {
+    /// Distinct ports that were touched.
+    pub ports: u32,
+    /// About how many sources took part (linear counting, Whang et al., 1990: within a few per cent).
+    pub sources: u32,
+    /// How long it has been gathered.
+    pub span: Duration,
+}
+
+pub(super) struct DistributedScans {
+    ports: PortSet,
+    sources: Vec<u64>,
+    distinct_ports: u32,
+    set_bits: u32,
+    /// Probes that touched a port for the first time, and all of them: sharers divide the ports, the crowd does not.
+    probes: u32,
+    began: Option<Tick>,
+    named: bool,
+}
+
+impl DistributedScans {
+    pub(super) fn new() -> Self {
+        Self {
+            ports: PortSet::new(),
+            sources: vec![0; BITS / 64],
+            distinct_ports: 0,
+            set_bits: 0,
+            probes: 0,
+            began: None,
+            named: false,
+        }
+    }
+
+    /// Notes that a source below its threshold touched a port that is new for it; a sweep, once, when it shows. The source is
+    /// told by its hash under the secret: with a known one, chosen addresses would look like a single source, or like many.
+    pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<DistributedScan> {
+        let began = *self.began.get_or_insert(now);
+        if now.since(began) > Tick::of(SPAN) {
+            self.restart(now);
+        }
+        self.probes = self.probes.saturating_add(1);
+        if !self.ports.contains(port) {
+            self.ports.insert(port);
+            self.distinct_ports += 1;
+        }
+        let bit = usize::try_from(hash % BITS as u64).unwrap_or(0);
+        if let Some(word) = self.sources.get_mut(bit / 64) {
+            self.set_bits += u32::from(*word >> (bit % 64) & 1 == 0);
+            *word |= 1 << (bit % 64);
+        }
+        // Half of all probes going to a port that nobody else has touched is no coincidence.
+        let shared = self.distinct_ports.saturating_mul(2) >= self.probes;
+        if self.named || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
+            return None;
+        }
+        self.named = true;
+        let began = self.began.unwrap_or(now);
+        Some(DistributedScan {
+            ports: self.distinct_ports,
+            sources: self.estimate(),
+            span: now.since(began).duration(),
+        })
+    }
+
+    fn estimate(&self) -> u32 {
+        let empty = BITS as f64 - f64::from(self.set_bits);
+        let estimate = (BITS as f64 * (BITS as f64 / empty.max(1.0)).ln()).round();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and BITS * ln(BITS)")]
+        {
+            estimate as u32
+        }
+    }
+
+    fn restart(&mut self, now: Tick) {
+        self.ports.clear();
+        self.sources.fill(0);
+        (self.distinct_ports, self.set_bits, self.probes) = (0, 0, 0);
+        (self.began, self.named) = (Some(now), false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::key::{HashKey, Key};
+    use crate::types::BanTarget;
+
+    fn hash(source: u64) -> u64 {
+        let source = u32::try_from(source).unwrap();
+        Key::new(BanTarget::V4(source.into()), 0).under(HashKey(1, 2)).hash
+    }
+
+    #[test]
+    fn thirty_sources_that_divide_the_ports_are_one_sweep_named_once() {
+        let mut sweeps = DistributedScans::new();
+        let found: Vec<DistributedScan> = (0..60_u16)
+            .filter_map(|n| sweeps.observe(hash(u64::from(n) / 2), 100 + n, Tick(1 + u32::from(n))))
+            .collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].ports, 50);
+        assert!((24..=26).contains(&found[0].sources), "{:?}", found[0]);
+    }
+
+    #[test]
+    fn a_crowd_at_the_same_few_ports_is_no_sweep() {
+        let mut sweeps = DistributedScans::new();
+        for source in 0..5_000_u64 {
+            let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
+            assert_eq!(sweeps.observe(hash(source), port, Tick(1)), None);
+        }
+    }
+
+    #[test]
+    fn what_is_spread_over_days_is_noise() {
+        let mut sweeps = DistributedScans::new();
+        for n in 0..1_000_u16 {
+            assert_eq!(sweeps.observe(hash(u64::from(n)), n + 1, Tick(u32::from(n) * 2_000)), None);
+        }
+    }
+}

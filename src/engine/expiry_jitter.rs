@@ -1,0 +1,98 @@
+//! Bans that came together need not end together: where many fell at once, each gets an end of its own. Else a flood of
+//! thousands would be let in again in the same moment, and the kernel would clear them all away at once.
+
+use std::time::Duration;
+
+use super::key::{HashKey, Key};
+use crate::types::Tick;
+
+/// This many bans within a minute are a day's work on a busy host, and each keeps exactly the time that was asked for.
+const FEW: usize = 32;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Bans last one part in so many longer at most, and short ones above the ceiling one part in so many less.
+const LONGER: u64 = 20;
+const SHORTER: u64 = 10;
+
+/// The last bans' times, and the secret: with a known hash a stranger could choose addresses whose bans end together.
+pub(super) struct ExpiryJitter {
+    secret: HashKey,
+    recent: [Tick; FEW],
+    next: usize,
+}
+
+impl ExpiryJitter {
+    pub(super) fn new(secret: HashKey) -> Self {
+        Self { secret, recent: [Tick::default(); FEW], next: 0 }
+    }
+
+    /// One more ban; true where it is one of many.
+    pub(super) fn is_one_of_many(&mut self, now: Tick) -> bool {
+        let place = self.recent.get_mut(self.next);
+        self.next = (self.next + 1) % FEW;
+        let oldest = place.map_or(Tick::default(), |place| std::mem::replace(place, now));
+        oldest != Tick::default() && now.since(oldest) < Tick::of(MINUTE)
+    }
+
+    /// `span`, and up to 5 % more, in whole seconds.
+    pub(super) fn longer(&self, span: Duration, key: Key, now: Tick) -> Duration {
+        span.saturating_add(self.share(span.as_secs() / LONGER, key, now))
+    }
+
+    /// `span`, and up to 10 % less, in whole seconds.
+    pub(super) fn shorter(&self, span: Duration, key: Key, now: Tick) -> Duration {
+        span.saturating_sub(self.share(span.as_secs() / SHORTER, key, now))
+    }
+
+    /// A number of seconds from 0 to `most`, the same for the same ban.
+    fn share(&self, most: u64, key: Key, now: Tick) -> Duration {
+        let scaled = (u128::from(key.hash_at(self.secret, now)) * (u128::from(most) + 1)) >> 64;
+        Duration::from_secs(u64::try_from(scaled).unwrap_or(most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::types::BanTarget;
+
+    #[test]
+    fn the_thirty_third_ban_within_a_minute_is_one_of_many() {
+        let mut spread = ExpiryJitter::new(HashKey(1, 2));
+        let second = |n| Tick::of(Duration::from_secs(n));
+        assert_eq!((0..40).position(|n| spread.is_one_of_many(second(100 + n))), Some(32));
+        assert!(!spread.is_one_of_many(second(300)), "and a minute later one of a few again");
+        assert!((0..1_000).all(|n| !spread.is_one_of_many(second(1_000 + 2 * n))), "thirty a minute are a few");
+    }
+
+    #[test]
+    fn ends_are_spread_evenly_over_their_range_and_never_beyond() {
+        let spread = ExpiryJitter::new(HashKey(3, 4));
+        let key = |n: u32| Key::new(BanTarget::V4(n.into()), 0);
+        let (day, short) = (Duration::from_secs(86_400), Duration::from_secs(300));
+        let longer: Vec<u64> = (0..4_000).map(|n| spread.longer(day, key(n), Tick(9)).as_secs() - 86_400).collect();
+        let shorter: HashSet<u64> =
+            (0..4_000).map(|n| 300 - spread.shorter(short, key(n), Tick(9)).as_secs()).collect();
+        assert!(longer.iter().all(|more| *more <= 4_320));
+        for part in 0..10 {
+            let there = longer.iter().filter(|more| (part * 432..(part + 1) * 432).contains(*more)).count();
+            assert!((320..480).contains(&there), "{there} of 4,000 in part {part} of 10");
+        }
+        assert_eq!(shorter, (0..=30).collect());
+        assert_eq!(spread.longer(Duration::from_secs(19), key(1), Tick(1)).as_secs(), 19, "there is nothing to spread");
+        assert_eq!(spread.longer(Duration::MAX, key(1), Tick(1)), Duration::MAX);
+    }
+
+    #[test]
+    fn the_same_ban_ends_at_the_same_time_and_another_secret_gives_another() {
+        let key = Key::new(BanTarget::V4(7.into()), 0);
+        let ends = |secret: u64, now: u32| {
+            ExpiryJitter::new(HashKey(secret, 1)).longer(Duration::from_secs(864_000), key, Tick(now))
+        };
+        assert_eq!(ends(1, 5), ends(1, 5));
+        assert!((2..12).any(|secret| ends(secret, 5) != ends(1, 5)));
+        assert!((6..16).any(|now| ends(1, now) != ends(1, 5)));
+    }
+}

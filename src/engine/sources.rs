@@ -1,0 +1,364 @@
+//! Who touched which ports, and when: the evidence against each source, in a table of fixed size.
+
+use std::time::Duration;
+
+use super::class::{Class, Protocol};
+use super::key::{HashKey, Hashed, Key};
+use super::table::{Claim, OLDEST, RANKS, Row, Table, Way};
+use crate::types::Tick;
+
+/// Distinct ports that are remembered of one source; the largest `scan_trigger` is one less.
+pub const EVIDENCE: usize = 16;
+
+/// One touched port: when, which, how. Packed into 64 bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Evidence(u64);
+
+const VERIFIED: u64 = 0x80;
+
+impl Evidence {
+    pub(super) fn new(at: Tick, protocol: Protocol, port: u16, class: Class) -> Self {
+        Self(u64::from(at.0) << 32 | u64::from(port) << 16 | (protocol as u64) << 8 | class as u64)
+    }
+
+    fn at(self) -> Tick {
+        Tick((self.0 >> 32) as u32)
+    }
+
+    pub(super) fn port(self) -> u16 {
+        #[expect(clippy::cast_possible_truncation, reason = "bits 16 to 31 are the port")]
+        {
+            (self.0 >> 16) as u16
+        }
+    }
+
+    pub(super) fn protocol(self) -> Option<Protocol> {
+        let [_, code, ..] = self.0.to_le_bytes();
+        Protocol::from_code(code)
+    }
+
+    pub(super) fn class(self) -> Option<Class> {
+        let [code, ..] = self.0.to_le_bytes();
+        Class::from_code(code & 0x7f)
+    }
+
+    /// Marks it as checked against the kernel's socket table.
+    pub(super) fn verified(self) -> Self {
+        Self(self.0 | VERIFIED)
+    }
+
+    pub(super) fn is_verified(self) -> bool {
+        self.0 & VERIFIED != 0
+    }
+
+    pub(super) fn is_about(self, protocol: Protocol, port: u16) -> bool {
+        self.protocol() == Some(protocol) && self.port() == port
+    }
+
+    fn same_port(self, other: Self) -> bool {
+        (self.0 ^ other.0) & 0xffff_ff00 == 0
+    }
+
+    fn is_conclusive(self) -> bool {
+        self.class().is_some_and(Class::is_conclusive)
+    }
+}
+
+/// What is held against a source after one more probe.
+#[derive(Clone, Copy)]
+pub(super) struct ProbeCount {
+    pub(super) slot: usize,
+    /// The port is new for this source within the window.
+    pub(super) fresh: bool,
+    /// Somebody else's evidence had to go for it.
+    pub(super) evicted: bool,
+    /// A class is among the evidence that is enough on its own.
+    pub(super) conclusive: bool,
+    /// Distinct ports within the window.
+    pub(super) distinct: u8,
+    /// Probes since the first, the same port again included.
+    pub(super) probes: u32,
+    pub(super) first: Tick,
+}
+
+/// What is held against a source, looked at from outside.
+pub(super) struct SourceSummary {
+    pub(super) slot: usize,
+    pub(super) distinct: u8,
+    pub(super) probes: u32,
+    /// How long since the last probe.
+    pub(super) silent: Tick,
+}
+
+/// What is held against one source. All but the evidence is in one cache line, and with it the first ports of every other one.
+#[derive(Clone)]
+#[repr(align(32))]
+struct SourceEntry {
+    key: Key,
+    first: Tick,
+    last: Tick,
+    probes: u32,
+    /// Distinct ports as of the last probe: so many places hold evidence, the others hold what was there before.
+    distinct: u32,
+    evidence: [Evidence; EVIDENCE],
+}
+
+impl Row for SourceEntry {
+    const EMPTY: Self = Self {
+        key: Key::NONE,
+        first: Tick(0),
+        last: Tick(0),
+        probes: 0,
+        distinct: 0,
+        evidence: [Evidence(0); EVIDENCE],
+    };
+
+    fn key(&self) -> Key {
+        self.key
+    }
+
+    fn give(&mut self, key: Key) {
+        (self.key, self.probes, self.distinct) = (key, 0, 0);
+    }
+}
+
+impl SourceEntry {
+    fn held(&self) -> &[Evidence] {
+        self.evidence.get(..self.distinct as usize).unwrap_or_default()
+    }
+
+    fn held_mut(&mut self) -> &mut [Evidence] {
+        self.evidence.get_mut(..self.distinct as usize).unwrap_or_default()
+    }
+
+    /// What it is worth to keep this rather than that of another source.
+    fn rank(&self) -> u8 {
+        u8::try_from(self.distinct.saturating_sub(1)).unwrap_or(RANKS)
+    }
+
+    /// Drops what is `old`; the rest keeps its order.
+    fn drop_where(&mut self, old: impl Fn(&Evidence) -> bool) {
+        if !self.held().iter().any(&old) {
+            return;
+        }
+        let before = self.evidence;
+        let kept = before.iter().take(self.distinct as usize).filter(|item| !old(item));
+        let places = self.evidence.iter_mut().zip(kept);
+        self.distinct = places.map(|(place, item)| *place = *item).fold(0, |count, ()| count + 1);
+    }
+
+    /// Puts `new` among what is held, and drops what is older than `window`; true where its port was not there yet.
+    fn remember(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
+        self.drop_where(|item| now.since(item.at()) > window);
+        if let Some(item) = self.held_mut().iter_mut().find(|item| item.same_port(new)) {
+            // The later time counts, and of the two classes the one that says more.
+            let class = if item.is_conclusive() { *item } else { new };
+            let checked = item.0 & VERIFIED;
+            item.0 = new.0 & !0xff | class.0 & 0x7f | checked;
+            return false;
+        }
+        if let Some(place) = self.evidence.get_mut(self.distinct as usize) {
+            *place = new;
+            self.distinct += 1;
+        } else if let Some(oldest) = self.evidence.iter_mut().min_by_key(|item| item.at()) {
+            *oldest = new;
+        }
+        true
+    }
+}
+
+/// The table.
+pub(super) struct SourceTable {
+    files: Table<SourceEntry>,
+    window: Tick,
+}
+
+impl SourceTable {
+    pub(super) fn new(sources: usize, window: Duration, secret: HashKey) -> Self {
+        Self { files: Table::new(sources, secret), window: Tick::of(window) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.files.used()
+    }
+
+    /// Touches the memory of the next sources.
+    pub(super) fn prepare(&mut self) {
+        self.files.prepare();
+    }
+
+    /// Counts ports for another span from now on.
+    pub(super) fn set_window(&mut self, window: Duration) {
+        self.window = Tick::of(window);
+    }
+
+    /// Adds `new` to what is held against `key`. Where the table is full, the source with the fewest ports and the longest
+    /// silence goes; one whose window has passed goes first.
+    pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> ProbeCount {
+        let Self { files, window } = self;
+        let silent = |file: &SourceEntry| now.since(file.last) > *window;
+        let worth = |way: Way<'_, SourceEntry>| match way.age {
+            // Where the window of any has passed, that of the oldest has.
+            OLDEST if silent(way.row) => 0,
+            age => (u64::from(way.rank) + 1) << 8 | (OLDEST - age) as u64,
+        };
+        let (slot, evicted) = match files.claim(key, worth) {
+            Ok(slot) => (slot, false),
+            Err(Claim { slot, evicted }) => (slot, evicted),
+        };
+        let Some(file) = files.get_mut(slot) else {
+            return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
+        };
+        if file.probes == 0 || silent(file) {
+            (file.first, file.probes, file.distinct) = (now, 0, 0);
+        }
+        file.last = now;
+        file.probes = file.probes.saturating_add(1);
+        let fresh = file.remember(new, now, *window);
+        let conclusive = file.held().iter().any(|item| item.is_conclusive());
+        let distinct = u8::try_from(file.distinct).unwrap_or(u8::MAX);
+        let tally = ProbeCount { slot, fresh, evicted, conclusive, distinct, probes: file.probes, first: file.first };
+        let rank = file.rank();
+        files.rank(key, slot, rank);
+        tally
+    }
+
+    /// The evidence in `slot`.
+    pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + '_ {
+        self.files.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
+    }
+
+    /// Marks the evidence about this port as checked.
+    pub(super) fn verify(&mut self, slot: usize, checked: Evidence) {
+        let held = self.files.get_mut(slot).map(SourceEntry::held_mut).unwrap_or_default();
+        held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.verified());
+    }
+
+    /// Takes back what is held against `key` about one port, because it turned out to be open.
+    pub(super) fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
+        let Some(slot) = self.files.find(key) else { return };
+        let Some(file) = self.files.get_mut(slot) else { return };
+        let open = Evidence::new(Tick(0), protocol, port, Class::Syn);
+        // A NULL or XMAS probe stays one, whatever listens behind the port.
+        file.drop_where(|item| item.same_port(open) && !item.is_conclusive());
+        let (left, rank) = (file.distinct, file.rank());
+        if left == 0 {
+            self.files.remove(key);
+        } else {
+            self.files.rank(key, slot, rank);
+        }
+    }
+
+    /// Forgets `key`.
+    pub(super) fn forget(&mut self, key: Hashed) {
+        self.files.remove(key);
+    }
+
+    /// Brings `tally` up to date after some evidence was forgiven.
+    pub(super) fn recount(&self, key: Hashed, tally: &mut ProbeCount, now: Tick) {
+        tally.distinct = self.distinct(key, now);
+        tally.conclusive = self.within(key, now).any(Evidence::is_conclusive);
+    }
+
+    /// What is held against `key` at `now`; `None` once its window has passed.
+    pub(super) fn held(&self, key: Hashed, now: Tick) -> Option<SourceSummary> {
+        let slot = self.files.find(key)?;
+        let file = self.files.get(slot)?;
+        let silent = now.since(file.last);
+        let distinct = self.distinct(key, now);
+        (distinct > 0 && silent <= self.window).then_some(SourceSummary { slot, distinct, probes: file.probes, silent })
+    }
+
+    /// How many distinct ports are held against `key` within the window.
+    pub(super) fn distinct(&self, key: Hashed, now: Tick) -> u8 {
+        u8::try_from(self.within(key, now).count()).unwrap_or(u8::MAX)
+    }
+
+    /// What is held against `key` within the window.
+    pub(super) fn within(&self, key: Hashed, now: Tick) -> impl Iterator<Item = Evidence> + '_ {
+        let held = self.files.of(key).map(SourceEntry::held).unwrap_or_default();
+        held.iter().copied().filter(move |item| now.since(item.at()) <= self.window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::BanTarget;
+
+    const SECRET: HashKey = HashKey(7, 9);
+
+    fn table(sources: usize) -> SourceTable {
+        SourceTable::new(sources, Duration::from_secs(10), SECRET)
+    }
+
+    fn key(n: u32) -> Hashed {
+        Key::new(BanTarget::V4(n.into()), 0).under(SECRET)
+    }
+
+    fn syn(at: u32, port: u16) -> Evidence {
+        Evidence::new(Tick(at), Protocol::Tcp, port, Class::Syn)
+    }
+
+    #[test]
+    fn the_same_port_again_is_one_port() {
+        let mut suspects = table(8);
+        for at in 1..100 {
+            let tally = suspects.observe(key(1), syn(at, 23), Tick(at));
+            assert_eq!((tally.distinct, tally.fresh, tally.probes), (1, at == 1, at));
+        }
+    }
+
+    #[test]
+    fn a_port_leaves_the_evidence_when_its_window_has_passed() {
+        let mut suspects = table(8);
+        let ticks = Tick::of(Duration::from_secs(10)).0;
+        let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
+        assert_eq!(suspects.observe(key(1), syn(ticks, 25), Tick(ticks)).distinct, 2);
+        assert_eq!(suspects.observe(key(1), syn(ticks + 2, 26), Tick(ticks + 2)).distinct, 2, "23 is too old");
+    }
+
+    #[test]
+    fn more_ports_than_there_is_room_push_out_the_oldest() {
+        let mut suspects = table(8);
+        for port in 1..=40 {
+            let _ = suspects.observe(key(1), syn(u32::from(port), port), Tick(u32::from(port)));
+        }
+        let tally = suspects.observe(key(1), syn(41, 99), Tick(41));
+        assert_eq!(usize::from(tally.distinct), EVIDENCE);
+        assert!(suspects.evidence(tally.slot).all(|item| item.port() > 25));
+    }
+
+    #[test]
+    fn what_turned_out_open_is_forgiven_but_an_xmas_probe_is_not() {
+        let mut suspects = table(8);
+        let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
+        suspects.forgive(key(1), Protocol::Tcp, 23);
+        assert_eq!((suspects.distinct(key(1), Tick(1)), suspects.len()), (0, 0));
+        let xmas = Evidence::new(Tick(2), Protocol::Tcp, 23, Class::Xmas);
+        let _ = suspects.observe(key(1), xmas, Tick(2));
+        suspects.forgive(key(1), Protocol::Tcp, 23);
+        assert_eq!(suspects.distinct(key(1), Tick(2)), 1);
+    }
+
+    #[test]
+    fn a_full_table_keeps_who_touched_most() {
+        let mut suspects = table(8);
+        for at in 1..=3 {
+            let _ = suspects.observe(key(1), syn(at, u16::try_from(at).unwrap()), Tick(at));
+        }
+        for n in 2..200 {
+            let _ = suspects.observe(key(n), syn(n + 2, 23), Tick(n + 2));
+        }
+        assert_eq!(suspects.len(), 8);
+        assert_eq!(suspects.distinct(key(1), Tick(50)), 3, "two hundred newcomers with one port each do not matter");
+    }
+
+    #[test]
+    fn evidence_gives_back_what_was_put_in() {
+        let item = Evidence::new(Tick(77), Protocol::Udp, 65_535, Class::Udp).verified();
+        assert_eq!((item.at(), item.port()), (Tick(77), 65_535));
+        assert_eq!((item.protocol(), item.class()), (Some(Protocol::Udp), Some(Class::Udp)));
+        assert!(item.is_verified());
+    }
+}

@@ -1,0 +1,48 @@
+//! A token bucket, fed by the engine's own time: so many a span, and no more.
+
+use std::time::Duration;
+
+use crate::types::Timestamp;
+
+/// So many tokens a span, saved up to one span's worth.
+pub(super) struct TokenBucket {
+    per_span: u32,
+    span: Duration,
+    /// Saved up, in nanoseconds of `span`: one token is `span / per_span`.
+    saved: Duration,
+    at: Timestamp,
+}
+
+impl TokenBucket {
+    /// `per_span` tokens every `span`, all of them there at the start.
+    pub(super) fn new(per_span: u32, span: Duration) -> Self {
+        Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
+    }
+
+    /// Takes one token, if there is one.
+    pub(super) fn take(&mut self, now: Timestamp) -> bool {
+        self.saved = self.saved.saturating_add(now.since(self.at)).min(self.span);
+        self.at = self.at.max(now);
+        match self.saved.checked_sub(self.span / self.per_span) {
+            Some(rest) => {
+                self.saved = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minutes_worth_may_come_at_once_and_then_one_by_one() {
+        let mut budget = TokenBucket::new(60, Duration::from_secs(60));
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        assert_eq!((0..100).filter(|_| budget.take(at(1))).count(), 60);
+        assert_eq!((0..10).filter(|_| budget.take(at(2))).count(), 1);
+        assert_eq!((0..100).filter(|_| budget.take(at(1_000))).count(), 60);
+    }
+}

@@ -1,0 +1,107 @@
+//! Events from the sensor to the shell: bounded, without a lock on the sensor's side and with one allocation in its life. When it is full,
+//! events are dropped and counted; a packet never waits for a log line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+
+use super::event::Event;
+use crate::lazy_queue::LazyQueue;
+
+struct Shared {
+    events: LazyQueue<Event>,
+    /// How many of them may be such as strangers cause.
+    strangers: usize,
+    dropped: AtomicU64,
+    arrived: Notify,
+}
+
+/// The sensor's end.
+#[derive(Clone)]
+pub struct Sender(Arc<Shared>);
+
+/// The shell's end.
+pub struct Receiver(Arc<Shared>);
+
+/// A queue that holds `length` events.
+#[must_use]
+pub fn bounded(length: usize) -> (Sender, Receiver) {
+    // A flood of probes must not cost a ban its record and its line: a quarter of the room is not for it.
+    let (events, strangers) = (LazyQueue::new(length), length - length / 4);
+    let shared = Arc::new(Shared { events, strangers, dropped: AtomicU64::new(0), arrived: Notify::new() });
+    (Sender(Arc::clone(&shared)), Receiver(shared))
+}
+
+impl Sender {
+    /// Hands `event` over, or counts it as dropped.
+    pub fn send(&self, event: Event) {
+        self.put(event);
+        self.wake();
+    }
+
+    /// The same, without a call to the kernel: it is told with [`Sender::wake`].
+    pub fn put(&self, event: Event) {
+        let no_room = event.what.is_attacker_driven() && self.0.events.len() >= self.0.strangers;
+        if no_room || self.0.events.push(event).is_err() {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the shell that there is something to take.
+    pub fn wake(&self) {
+        self.0.arrived.notify_one();
+    }
+}
+
+impl Receiver {
+    /// The next event, as soon as there is one. Safe to cancel.
+    pub async fn receive(&self) -> Event {
+        loop {
+            if let Some(event) = self.0.events.pop() {
+                return event;
+            }
+            self.0.arrived.notified().await;
+        }
+    }
+
+    /// The next event, if there is one.
+    #[must_use]
+    pub fn poll(&self) -> Option<Event> {
+        self.0.events.pop()
+    }
+
+    /// How many events were dropped since the last call.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Standing;
+    use crate::events::event::EventKind;
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let (sender, receiver) = bounded(2);
+        (0..5).for_each(|_| sender.send(Event::now(EventKind::Started)));
+        assert!(receiver.poll().is_some() && receiver.poll().is_some() && receiver.poll().is_none());
+        assert_eq!((receiver.dropped(), receiver.dropped()), (3, 0));
+    }
+
+    #[test]
+    fn what_strangers_cause_leaves_room_for_the_rest() {
+        let (sender, receiver) = bounded(8);
+        let subject = "192.0.2.7".parse().unwrap();
+        let flood = || Event::now(EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 });
+        (0..20).for_each(|_| sender.send(flood()));
+        assert_eq!(receiver.dropped(), 14);
+        (0..3).for_each(|_| sender.send(Event::now(EventKind::Started)));
+        assert_eq!(receiver.dropped(), 1, "there is an end to that as well");
+        let taken: Vec<_> = std::iter::from_fn(|| receiver.poll()).collect();
+        assert_eq!(taken.iter().filter(|event| matches!(event.what, EventKind::Started)).count(), 2);
+    }
+}

@@ -1,0 +1,176 @@
+//! Events to the lines that classic PortSentry wrote, so that logcheck rules, fail2ban filters and people's own scripts go
+//! on working. A source that is never blocked gets no `attackalert:` line: such filters would have it banned.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::event::{EventKind, Way};
+use crate::engine::{Class, Exempt, Observation, Probe, Standing};
+use crate::types::BanTarget;
+
+/// The line of an event; `None` for what is no line of its own (the same port once more).
+#[must_use]
+pub fn of(what: &EventKind) -> Option<String> {
+    named(what, None)
+}
+
+/// The address whose name the line of an event has room for. A network has no name, and a source that is never blocked
+/// is not named: its line must hold nothing that it could have chosen itself.
+#[must_use]
+pub fn names(what: &EventKind) -> Option<IpAddr> {
+    match what {
+        EventKind::Probe(probe) if probe.fresh => Some(probe.sighting.source),
+        EventKind::Scan(ban) => Some(ban.probe.sighting.source),
+        EventKind::Repeated { subject, .. } if matches!(subject.prefix_len(), 32 | 128) => Some(subject.element()),
+        _ => None,
+    }
+}
+
+/// The line of an event, with the name of the address that [`names`] gives. `name` must be clean: letters, digits, ".",
+/// "-" and "_", and no address.
+#[must_use]
+pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
+    Some(match what {
+        EventKind::Started => "adminalert: PortSentry is now active and listening.".to_owned(),
+        EventKind::Probe(probe) if probe.fresh => scan(probe, name),
+        EventKind::Probe(_) => return None,
+        EventKind::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe, name)),
+        EventKind::Blocked { ban, way, .. } => {
+            let set = if ban.probe.subject.element().is_ipv4() { "blocked" } else { "blocked6" };
+            let via = match way {
+                Way::Nft => format!("nftables set inet portsentry {set}"),
+                Way::Route => "dropped route".to_owned(),
+                Way::HostsDeny | Way::Run => way.name().to_owned(),
+            };
+            let capped = if ban.capped { " (short: more new bans than max_new_bans_per_minute)" } else { "" };
+            let again = match ban.strikes {
+                0 => String::new(),
+                strikes => format!(" (banned before: {strikes})"),
+            };
+            let who = Shown(ban.probe.subject);
+            format!("attackalert: Host {who} has been blocked via {via} for {}{capped}{again}", ban.expiry)
+        }
+        EventKind::Wrapped { subject, line, .. } => {
+            format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*subject))
+        }
+        EventKind::Ran { subject, command, outcome, .. } => format!(
+            "attackalert: External command run for host: {} using command: \"{command}\"; {outcome}",
+            Shown(*subject)
+        ),
+        EventKind::Disconnected { subject, connections } => {
+            format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*subject))
+        }
+        EventKind::BlockFailed { subject, reason, way } => {
+            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*subject), way.name())
+        }
+        EventKind::Exempt { spared: Exempt { sighting, protection, .. }, probes } => format!(
+            "adminalert: {} from {} to {} port {} is not held against it: it is {protection}, and never blocked{}",
+            sighting.class.title(),
+            sighting.source,
+            sighting.protocol.name(),
+            sighting.port,
+            Count(*probes, "probe")
+        ),
+        EventKind::Repeated { subject, standing: Standing::Blocked, packets } => format!(
+            "attackalert: Host: {} is already blocked Ignoring{}",
+            Source(name, subject.element()),
+            Count(*packets, "packet")
+        ),
+        EventKind::Repeated { subject, standing: Standing::Logged, packets } => {
+            let source = Source(name, subject.element());
+            format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
+        }
+        EventKind::DistributedScan(sweep) => format!(
+            "attackalert: Distributed scan: about {} hosts together touched {} ports within {}; none alone did enough to be \
+             blocked",
+            sweep.sources,
+            sweep.ports,
+            humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
+        ),
+        EventKind::Capped { bans } => format!(
+            "adminalert: {bans} bans above max_new_bans_per_minute were made short, because their evidence can be forged"
+        ),
+        EventKind::Lifted { subject } => {
+            format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*subject))
+        }
+        EventKind::Dropped { packets } => {
+            format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
+        }
+        EventKind::Unblocked { subject, by } => {
+            format!("adminalert: Host {} has been unblocked by {by}", Shown(*subject))
+        }
+        EventKind::Expired { subject } => {
+            format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*subject))
+        }
+        EventKind::Restored { bans, way } => {
+            let way = way.name();
+            format!("adminalert: bans put back from the ledger with the time that they had left: {bans} (via {way})")
+        }
+        EventKind::ByHand { subject, expiry, by, note, .. } => {
+            let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
+            format!("adminalert: Host {} has been blocked by {by} for {expiry}{note}", Shown(*subject))
+        }
+        EventKind::Healed { bans } => format!(
+            "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
+             {bans}"
+        ),
+        EventKind::Repaired { bans, way } => format!(
+            "adminalert: bans that were missing in {}: {bans}",
+            match way {
+                Way::Nft | Way::Run => "the kernel's sets, and are there again",
+                Way::Route => "the kernel's routes, and are there again",
+                Way::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
+            }
+        ),
+        EventKind::Adopted { bans } => {
+            format!("adminalert: {bans} bans were in the kernel's sets at the start and stay")
+        }
+        EventKind::Note(text) => format!("adminalert: {text}"),
+        EventKind::Error(text) => format!("adminalert: ERROR: {text}"),
+        EventKind::Stopped => {
+            "securityalert: PortSentry is shutting down; the bans stay in the kernel and expire by themselves"
+                .to_owned()
+        }
+    })
+}
+
+fn scan(probe: &Probe, name: Option<&str>) -> String {
+    let Observation { source, protocol, port, class, fragmented, decoy, .. } = probe.sighting;
+    let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
+    // Classic PortSentry calls whatever its listeners take a connect, datagrams too.
+    let title = if decoy { Class::Connect.title() } else { class.title() };
+    format!("attackalert: {title}{hidden} from host: {} to {} port: {port}", Source(name, source), protocol.name())
+}
+
+/// "NAME/ADDRESS"; where no name is known the address stands for both.
+struct Source<'a>(Option<&'a str>, IpAddr);
+
+impl fmt::Display for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(f, "{name}/{}", self.1),
+            None => write!(f, "{0}/{0}", self.1),
+        }
+    }
+}
+
+/// A subject as the classic lines have hosts: a bare address where it is one.
+struct Shown(BanTarget);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.prefix_len() {
+            32 | 128 => self.0.element().fmt(f),
+            _ => self.0.fmt(f),
+        }
+    }
+}
+
+/// " (214 packets)", and nothing for a single one.
+struct Count(u32, &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 > 1 { write!(f, " ({} {}s)", self.0, self.1) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,377 @@
+//! Lines to a file that others may move away: it is opened anew once its name stands for another file, at the latest a
+//! second later. A thread of its own writes, so that a disk that hangs or is full holds up nothing; what it does not take
+//! is counted and said once.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::panic_guard;
+
+/// Lines that wait for the thread.
+const QUEUE: usize = 4_096;
+/// Bytes that wait for a disk with room for them.
+const WAITING: usize = 1 << 20;
+/// Bytes that are written at once.
+const BATCH: usize = 1 << 16;
+/// How often it is looked whether the file is still the one of its name, and how often a disk that takes nothing is tried
+/// again.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often losses are said.
+const SAY: Duration = Duration::from_secs(60);
+/// How long the disk has for what is not written yet when the program ends.
+const FLUSH: Duration = Duration::from_millis(300);
+
+/// What there is to say of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing can be written.
+    Failed(String),
+    /// It works, and something was lost before.
+    Better(String),
+}
+
+/// The end that takes lines. What is left when it is dropped is written, if the disk is quick.
+pub struct LineFile {
+    path: PathBuf,
+    /// `None` only while it is dropped.
+    lines: Option<SyncSender<Order>>,
+    lost: Arc<AtomicU64>,
+    ended: Receiver<()>,
+}
+
+enum Order {
+    Line(String),
+    Reopen,
+}
+
+impl LineFile {
+    /// Appends to the file `path`, which is made with mode 0640 where it is not there. `tell` hears what goes wrong.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn start(path: &Path, tell: impl Fn(News) + Send + 'static) -> io::Result<Self> {
+        let (lines, orders) = sync_channel(QUEUE);
+        let (ending, ended) = channel();
+        let lost = Arc::new(AtomicU64::new(0));
+        let mut writer = Writer {
+            path: path.to_owned(),
+            file: None,
+            looked: Instant::now(),
+            waiting: String::new(),
+            lost: Arc::clone(&lost),
+            failing: false,
+            said: None,
+            tell: Box::new(tell),
+        };
+        let thread = std::thread::Builder::new().name("json-file".to_owned());
+        thread.spawn(move || {
+            panic_guard::restart_on_panic(|| writer.run(&orders));
+            // Nobody may wait for it any more.
+            let _ = ending.send(());
+        })?;
+        Ok(Self { path: path.to_owned(), lines: Some(lines), lost, ended })
+    }
+
+    /// The file's name.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts a line, without its end, in line for the file. Never waits: what finds no room is counted.
+    pub fn put(&self, line: String) {
+        if let Some(lines) = &self.lines
+            && lines.try_send(Order::Line(line)).is_err()
+        {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has the file opened anew.
+    pub fn reopen(&self) {
+        if let Some(lines) = &self.lines
+            && let Err(TrySendError::Full(_)) = lines.try_send(Order::Reopen)
+        {
+            // It is busy, and looks by itself within a second.
+        }
+    }
+}
+
+impl Drop for LineFile {
+    fn drop(&mut self) {
+        self.lines = None;
+        // A disk that hangs must not hold up the end.
+        let _ = self.ended.recv_timeout(FLUSH);
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    file: Option<File>,
+    /// When it was last compared with what its name stands for, or tried in vain.
+    looked: Instant,
+    waiting: String,
+    lost: Arc<AtomicU64>,
+    failing: bool,
+    said: Option<Instant>,
+    tell: Box<dyn Fn(News) + Send>,
+}
+
+impl Writer {
+    fn run(&mut self, orders: &Receiver<Order>) {
+        // What is wrong with the name is said at the start, not with the first scan.
+        self.write();
+        loop {
+            let first = match self.waiting.is_empty() {
+                true => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => orders.recv_timeout(LOOK),
+            };
+            let ended = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut reopen = false;
+            let mut next = first.ok();
+            while let Some(order) = next {
+                match order {
+                    Order::Line(line) => self.take(&line),
+                    Order::Reopen => reopen = true,
+                }
+                next = (self.waiting.len() < BATCH).then(|| orders.try_recv().ok()).flatten();
+            }
+            if reopen {
+                self.file = None;
+            }
+            if reopen || ended || !self.failing || self.looked.elapsed() >= LOOK {
+                self.write();
+            }
+            if ended {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, line: &str) {
+        if self.waiting.len() + line.len() >= WAITING {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.waiting.push_str(line);
+        self.waiting.push('\n');
+    }
+
+    fn write(&mut self) {
+        match self.try_write() {
+            Ok(()) => {
+                self.waiting.clear();
+                self.say_losses();
+                self.failing = false;
+            }
+            Err(error) => {
+                self.file = None;
+                self.looked = Instant::now();
+                if !std::mem::replace(&mut self.failing, true) {
+                    let path = self.path.display();
+                    (self.tell)(News::Failed(format!(
+                        "events cannot be written to {path}, which report.json_file names: {error}; it goes on without, \
+                         and tries again each second"
+                    )));
+                }
+            }
+        }
+    }
+
+    fn say_losses(&mut self) {
+        let due = self.said.is_none_or(|said| said.elapsed() >= SAY);
+        let lost = match self.failing || due {
+            true => self.lost.swap(0, Ordering::Relaxed),
+            false => 0,
+        };
+        let path = self.path.display();
+        if self.failing {
+            (self.tell)(News::Better(format!("events are written to {path} again; {lost} were lost")));
+        } else if lost > 0 {
+            (self.tell)(News::Better(format!("{lost} events came faster than they could be written to {path}")));
+        }
+        if lost > 0 {
+            self.said = Some(Instant::now());
+        }
+    }
+
+    fn try_write(&mut self) -> io::Result<()> {
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            self.file = self.file.take().filter(|file| is_at(file, &self.path));
+        }
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                self.looked = Instant::now();
+                open(&self.path)?
+            }
+        };
+        append_whole(&mut file, self.waiting.as_bytes())?;
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+/// Opens the file. A link could lead to any file of the system, and a FIFO would wait for its reader.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE;
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP);
+    let opened = opened.map_err(|error| match error {
+        rustix::io::Errno::LOOP => io::Error::other("it is a symbolic link; name the file itself"),
+        other => other.into(),
+    });
+    let mut file = File::from(opened?);
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    // A crash, or a disk that was full, may have left a line without its end.
+    let mut last = [b'\n'];
+    if let Some(place) = found.len().checked_sub(1) {
+        file.read_exact_at(&mut last, place)?;
+    }
+    if last != *b"\n" {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
+}
+
+/// Appends all of `text` or, where the disk has no room for it, nothing.
+fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let result = file.write_all(text);
+    if result.is_err() && file.metadata()?.len() > before {
+        file.set_len(before)?;
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    type Said = Arc<Mutex<Vec<News>>>;
+
+    fn start(path: &Path) -> (LineFile, Said) {
+        let said = Said::default();
+        let heard = Arc::clone(&said);
+        (LineFile::start(path, move |news| heard.lock().unwrap().push(news)).unwrap(), said)
+    }
+
+    fn wait<T>(mut found: impl FnMut() -> Option<T>) -> T {
+        let begin = Instant::now();
+        loop {
+            match found() {
+                Some(value) => return value,
+                None if begin.elapsed() > Duration::from_secs(10) => panic!("it never came"),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    fn text_is(path: &Path, expected: &str) {
+        wait(|| (fs::read_to_string(path).ok().as_deref() == Some(expected)).then_some(()));
+    }
+
+    #[test]
+    fn lines_are_appended_and_all_are_there_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        fs::write(&path, "of a crash").unwrap();
+        let (file, said) = start(&path);
+        (0..1_000).for_each(|number| file.put(number.to_string()));
+        drop(file);
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0], lines[1_000]), (1_001, "of a crash", "999"));
+        assert_eq!(*said.lock().unwrap(), []);
+    }
+
+    #[test]
+    fn a_new_file_is_not_for_everybody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        drop(start(&path));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o137, 0);
+    }
+
+    #[test]
+    fn a_file_that_is_moved_or_removed_is_followed_within_a_second() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, moved) = (directory.path().join("events"), directory.path().join("events.1"));
+        let (file, said) = start(&path);
+        file.put("one".to_owned());
+        text_is(&path, "one\n");
+        fs::rename(&path, &moved).unwrap();
+        std::thread::sleep(LOOK);
+        file.put("two".to_owned());
+        text_is(&path, "two\n");
+        text_is(&moved, "one\n");
+        fs::remove_file(&path).unwrap();
+        file.reopen();
+        file.put("three".to_owned());
+        text_is(&path, "three\n");
+        // copytruncate
+        fs::write(&path, "").unwrap();
+        file.put("four".to_owned());
+        text_is(&path, "four\n");
+        drop(file);
+        assert_eq!(*said.lock().unwrap(), []);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_once_and_what_waits_is_written_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("later");
+        let path = folder.join("events");
+        let (file, said) = start(&path);
+        (0..10).for_each(|number| file.put(number.to_string()));
+        wait(|| (!said.lock().unwrap().is_empty()).then_some(()));
+        std::thread::sleep(LOOK + LOOK / 2);
+        assert!(matches!(&said.lock().unwrap()[..], [News::Failed(text)] if text.contains("No such file")));
+        let line = "x".repeat(1 << 12);
+        (0..400).for_each(|_| file.put(line.clone()));
+        fs::create_dir(&folder).unwrap();
+        wait(|| fs::read_to_string(&path).ok().filter(|text| text.starts_with("0\n1\n") && text.len() > 1 << 19));
+        let text = wait(|| said.lock().unwrap().get(1).cloned());
+        let News::Better(text) = text else { panic!("{text:?}") };
+        assert!(text.contains("again; 14"), "{text}: some 145 of 400 lines of 4 KiB do not fit into 1 MiB");
+        drop(file);
+        assert_eq!(said.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn links_and_whatever_is_no_file_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
+        fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        for path in [link.as_path(), Path::new("/dev/null")] {
+            let (file, said) = start(path);
+            file.put("x".to_owned());
+            drop(file);
+            assert!(matches!(&said.lock().unwrap()[..], [News::Failed(_)]), "{}", path.display());
+        }
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,159 @@
+//! Lines to standard error, to the journal or to syslog. How many probes are told one by one is bounded: a flood of forged
+//! sources must not fill the disk.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::format;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use super::event::{Event, EventKind};
+use super::syslog::{DEV_LOG, Syslog};
+use super::{classic_log, json};
+
+/// Lines about single probes and short bans, a minute. Other verdicts are never left out; they have bounds of their own.
+const LINES_PER_MINUTE: u32 = 600;
+/// Lines about bans that failed, a minute: as many as somebody forges where the set is full. Probes must not use them up.
+const FAILURES_PER_MINUTE: u32 = 60;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Where lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To the journal where standard error is connected to it, else to standard error.
+    Auto,
+    /// To standard error.
+    Stderr,
+    /// To the journal.
+    Journal,
+    /// To the syslog daemon.
+    Syslog,
+}
+
+/// Sends what is logged from now on to `target`, and to standard error where that cannot be reached; a line says so.
+///
+/// # Errors
+/// Where lines go somewhere already.
+pub fn init(target: Target) -> Result<(), TryInitError> {
+    let mut said = None;
+    let (mut journal, mut syslog) = (None, None);
+    match target {
+        Target::Stderr => {}
+        Target::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal().ok()),
+        Target::Journal => match to_journal() {
+            Ok(layer) => journal = Some(layer),
+            Err(error) => said = Some(format!("there is no journal: {error}; the log goes to standard error")),
+        },
+        Target::Syslog => match Syslog::connect(Path::new(DEV_LOG)) {
+            Ok(layer) => syslog = Some(layer),
+            Err(error) => {
+                said = Some(format!("no syslog daemon answers at {DEV_LOG}: {error}; the log goes to standard error"));
+            }
+        },
+    }
+    let journal = journal.map(|layer| layer.with_syslog_identifier("portsentry".to_owned()).with_field_prefix(None));
+    let terminal = (journal.is_none() && syslog.is_none()).then(|| {
+        // The message alone, as classic PortSentry wrote it; the fields are for the journal.
+        let fields = format::debug_fn(|writer, field, value| match field.name() {
+            "message" => write!(writer, "{value:?}"),
+            _ => Ok(()),
+        });
+        let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).fmt_fields(fields);
+        layer.without_time().with_level(false).with_target(false).with_ansi(false).boxed()
+    });
+    tracing_subscriber::registry().with(journal).with(syslog).with(terminal).try_init()?;
+    if let Some(said) = said {
+        tracing::error!("adminalert: ERROR: {said}");
+    }
+    Ok(())
+}
+
+/// Writes the line of `event`, if it has one, with the name of its source, if that is known; the fields of the journal
+/// are those of the JSON object.
+pub fn write(event: &Event, name: Option<&str>) {
+    let Some(line) = classic_log::named(&event.what, name) else { return };
+    let json = json::of(event);
+    let text = |key| json.get(key).and_then(Value::as_str);
+    let number = |key| json.get(key).and_then(Value::as_u64);
+    // A macro, because a level is part of the place in the program. The journal has names in capitals, and makes them so.
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                portsentry_event = text("event"),
+                portsentry_source = text("source"),
+                portsentry_name = name,
+                portsentry_subject = text("subject"),
+                portsentry_destination = text("destination"),
+                portsentry_class = text("class"),
+                portsentry_proto = text("proto"),
+                portsentry_port = number("port"),
+                portsentry_method = text("method"),
+                portsentry_reason = text("reason"),
+                portsentry_expires = text("expires"),
+                portsentry_json = %json,
+                "{line}"
+            )
+        };
+    }
+    match &event.what {
+        EventKind::Error(_) | EventKind::BlockFailed { .. } | EventKind::Dropped { .. } => log!(error),
+        _ if line.starts_with("adminalert:") => log!(info),
+        _ => log!(warn),
+    }
+}
+
+/// To the journal, with the facility that classic's lines have: without one the journal hands them to a syslog daemon as
+/// messages of a user's program, where rules for `daemon.*` find nothing.
+fn to_journal() -> std::io::Result<tracing_journald::Layer> {
+    Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", "3")]))
+}
+
+/// How many events may be told: all that an operator acts on, and a bounded number of what strangers can cause.
+pub struct Rate {
+    minute: Instant,
+    lines: u32,
+    failures: u32,
+    left_out: u64,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { minute: Instant::now(), lines: LINES_PER_MINUTE, failures: FAILURES_PER_MINUTE, left_out: 0 }
+    }
+}
+
+impl Rate {
+    /// True where there is room for `event`; else it is counted.
+    pub fn admit(&mut self, event: &Event) -> bool {
+        let room = match &event.what {
+            EventKind::Probe(_) | EventKind::Repeated { .. } => take(&mut self.lines),
+            // Above the ceiling there are as many as somebody forges. A line of their own says how many.
+            EventKind::Blocked { ban, .. } if ban.capped => take(&mut self.lines),
+            EventKind::BlockFailed { .. } => take(&mut self.failures),
+            _ => true,
+        };
+        self.left_out += u64::from(!room);
+        room
+    }
+
+    /// How many events of the last minute were left out, once it is over and where there were any.
+    pub fn turn_minute(&mut self) -> Option<EventKind> {
+        if self.minute.elapsed() < MINUTE {
+            return None;
+        }
+        let left_out = std::mem::take(self).left_out;
+        let text = format!("{left_out} more lines about probes, short bans and failed ones were left out");
+        (left_out > 0).then_some(EventKind::Note(text))
+    }
+}
+
+/// Takes one of the lines that the minute has left.
+fn take(left: &mut u32) -> bool {
+    let taken = left.checked_sub(1);
+    *left = taken.unwrap_or(0);
+    taken.is_some()
+}

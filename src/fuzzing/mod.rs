@@ -1,0 +1,151 @@
+//! What fuzz targets feed: any bytes through each reader of what strangers, the kernel, operators and the disk say. Each
+//! function is total and checks that nothing grows past what the bytes can hold. The tests run them over the corpus, cut at
+//! every length and with every byte changed; `fuzz/fuzz_targets` has a program for each.
+
+use std::net::IpAddr;
+
+use crate::capture::file::Reader;
+use crate::config::{self, Config, ignore_file};
+use crate::control::protocol::{Reply, Request};
+use crate::import::{self, Source, Sources};
+use crate::{daemon, enforce, host, ledger, netlink};
+
+#[cfg(test)]
+mod tests;
+
+/// A reader of any bytes.
+pub type Target = fn(&[u8]);
+
+/// Each target by its name, which is also that of its corpus.
+pub const TARGETS: [(&str, Target); 13] = [
+    ("capture", capture),
+    ("config", config),
+    ("control", control),
+    ("files", files),
+    ("hosts_deny", hosts_deny),
+    ("ignore_file", ignore_file),
+    ("import", import),
+    ("ledger", ledger),
+    ("names", names),
+    ("nft", nft),
+    ("rtnetlink", rtnetlink),
+    ("sock_diag", sock_diag),
+    ("spawner", spawner),
+];
+
+/// A capture file, pcap or pcapng.
+pub fn capture(bytes: &[u8]) {
+    let Ok(mut reader) = Reader::new(bytes) else { return };
+    let (mut frames, mut end) = (0, 0);
+    while let Ok(Some(frame)) = reader.next_frame() {
+        frames += 1;
+        assert_eq!(frame.number, frames);
+        assert!(frame.end > end, "each frame lies behind the one before");
+        assert!(usize::try_from(frame.end).is_ok_and(|end| end <= bytes.len()) && frame.bytes.len() < bytes.len());
+        end = frame.end;
+    }
+}
+
+/// The settings.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Config::parse("portsentry.toml", text) {
+        Ok(config) => drop((config.tcp.watched(), config.udp.watched())),
+        Err(errors) => assert!(!errors.to_string().is_empty()),
+    }
+}
+
+/// A line that an operator's command sends, and one that it gets.
+pub fn control(bytes: &[u8]) {
+    if let Ok(request) = Request::parse(bytes) {
+        let line = request.to_line();
+        assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+        assert_eq!(Request::parse(line.as_bytes()).as_ref(), Ok(&request));
+        // The words in it, as they are read before anything is done.
+        match &request {
+            Request::Block { target, expire, .. } => {
+                let _ = (config::parse_network(target), expire.as_deref().map(config::parse_expiry));
+            }
+            Request::Allow { target, span } => {
+                let _ = (config::parse_network(target), span.as_deref().map(config::parse_expiry));
+            }
+            Request::Explain { address } => drop(address.parse::<IpAddr>()),
+            _ => {}
+        }
+    }
+    if let Ok(reply) = Reply::parse(bytes) {
+        // Not that it is the same: a fraction of a hundred digits is read but nearly.
+        let line = reply.to_line();
+        assert!(line.matches('\n').count() == 1 && Reply::parse(line.as_bytes()).is_ok(), "{line:?}");
+    }
+}
+
+/// What the system keeps about name servers, leases and sessions.
+pub fn files(bytes: &[u8]) {
+    host::resolv_conf::fuzz(bytes);
+    host::dhcp_leases::fuzz(bytes);
+    host::sessions::fuzz(bytes);
+}
+
+/// A hosts.deny.
+pub fn hosts_deny(bytes: &[u8]) {
+    enforce::hosts_deny::fuzzing::edit(bytes);
+}
+
+/// A file of networks that are never blocked.
+pub fn ignore_file(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(networks) = ignore_file::parse("portsentry.ignore", &text) {
+        assert!(networks.len() <= bytes.len());
+        let again = networks.iter().map(|network| format!("{network}\n")).collect::<String>();
+        assert_eq!(ignore_file::parse("portsentry.ignore", &again).ok(), Some(networks));
+    }
+}
+
+/// The files of classic PortSentry, with a zero byte between them: the settings, the defaults, the ignore file.
+pub fn import(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0).map(<[u8]>::to_vec);
+    let mut source = |name: &str| parts.next().map(|bytes| Source { name: name.to_owned(), bytes });
+    let config = source("portsentry.conf").unwrap_or_default();
+    let sources = Sources {
+        config,
+        defaults: source("portsentry.default"),
+        ignore: source("portsentry.ignore").into_iter().collect(),
+    };
+    if let Ok(import) = import::translate(&sources, &|_| false) {
+        let read = Config::parse("portsentry.toml", &import.toml);
+        assert!(read.is_ok(), "{}\n{read:?}", import.toml);
+    }
+}
+
+/// A ledger: a database file, or else a row.
+pub fn ledger(bytes: &[u8]) {
+    if bytes.starts_with(b"SQLite") { ledger::fuzzing::database(bytes) } else { ledger::fuzzing::row(bytes) }
+}
+
+/// What name servers answer.
+pub fn names(bytes: &[u8]) {
+    daemon::fuzzing::names(bytes);
+}
+
+/// What nf_tables answers and tells.
+pub fn nft(bytes: &[u8]) {
+    netlink::nft::fuzzing::read(bytes);
+    netlink::socket::fuzz(bytes);
+}
+
+/// What the kernel tells of links, addresses and routes.
+pub fn rtnetlink(bytes: &[u8]) {
+    host::network::fuzz(bytes);
+    netlink::routes::fuzz(bytes);
+}
+
+/// What the kernel tells of sockets.
+pub fn sock_diag(bytes: &[u8]) {
+    netlink::sock_diag::fuzz(bytes);
+}
+
+/// What the daemon and the process that runs its commands say to each other.
+pub fn spawner(bytes: &[u8]) {
+    enforce::command::fuzz(bytes);
+}

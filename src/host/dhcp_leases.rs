@@ -1,0 +1,268 @@
+//! The DHCP servers that gave this host its addresses, from the lease files of systemd-networkd, dhclient and
+//! NetworkManager, as far as each exists. Their answers come unasked to an open port once a lease is due. DHCPv6 servers
+//! go by an identifier that is no address, and are not told. Whether the addresses are protected is for
+//! [`crate::engine`].
+//!
+//! Read with: dhclient.leases(5), sd_dhcp_lease_save in systemd's source, and RFC 2132 section 9.7 for the identifier.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::file_watch::{Files, address, beginning, end, in_order, lines, listing};
+
+/// Servers at one time. Every one becomes a protected address, so the list has an end.
+pub const MAX_SERVERS: usize = 32;
+
+/// Lease files of one folder, one an interface and network.
+const MAX_FILES: usize = 64;
+
+/// A lease of networkd or NetworkManager has some 300 bytes.
+const MAX_LEASE: u64 = 16 << 10;
+
+/// dhclient appends each lease to its file, and begins anew only when it starts: the newest ones stand at the end.
+const MAX_HISTORY: u64 = 64 << 10;
+
+/// Interfaces in one file of dhclient.
+const MAX_INTERFACES: usize = 16;
+
+/// Where leases are written. A folder that is missing holds none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseFiles {
+    /// Folder of systemd-networkd: every file is a lease.
+    pub networkd: PathBuf,
+    /// Folders of dhclient: `dhclient*.leases`, and `dhclient-*.lease` where NetworkManager runs it.
+    pub dhclient: Vec<PathBuf>,
+    /// Folder of NetworkManager's own client: `internal-*.lease`.
+    pub network_manager: PathBuf,
+}
+
+impl Default for LeaseFiles {
+    /// /run/systemd/netif/leases, /var/lib/dhcp, /var/lib/dhclient and /var/lib/NetworkManager.
+    fn default() -> Self {
+        Self {
+            networkd: "/run/systemd/netif/leases".into(),
+            dhclient: ["/var/lib/dhcp", "/var/lib/dhclient", "/var/lib/NetworkManager"].map(PathBuf::from).into(),
+            network_manager: "/var/lib/NetworkManager".into(),
+        }
+    }
+}
+
+impl LeaseFiles {
+    /// The servers, sorted, each once, at most [`MAX_SERVERS`]. What is missing or cannot be read gives none.
+    #[must_use]
+    pub fn read(&self) -> Vec<IpAddr> {
+        self.read_at(SystemTime::now())
+    }
+
+    fn read_at(&self, now: SystemTime) -> Vec<IpAddr> {
+        let plain = self.plain();
+        let history = self.history();
+        let servers = plain.iter().filter_map(|path| server(&beginning(path, MAX_LEASE)));
+        let others = history.iter().flat_map(|path| last_servers(&end(path, MAX_HISTORY), now));
+        in_order(servers.chain(others), MAX_SERVERS)
+    }
+
+    /// Files with one lease each, as KEY=value.
+    fn plain(&self) -> Vec<PathBuf> {
+        let mut files = listing(&self.networkd, MAX_FILES, |_| true);
+        let internal = |name: &str| name.starts_with("internal-") && name.ends_with(".lease");
+        files.extend(listing(&self.network_manager, MAX_FILES, internal));
+        files
+    }
+
+    /// Files of dhclient.
+    fn history(&self) -> Vec<PathBuf> {
+        let leases =
+            |name: &str| name.starts_with("dhclient") && (name.ends_with(".leases") || name.ends_with(".lease"));
+        self.dhclient.iter().flat_map(|folder| listing(folder, MAX_FILES, leases)).collect()
+    }
+}
+
+impl Files for LeaseFiles {
+    fn paths(&self) -> Vec<PathBuf> {
+        // The folders too, for a file beyond the limit of a listing.
+        let folders = [&self.networkd, &self.network_manager].into_iter().chain(&self.dhclient).cloned();
+        folders.chain(self.plain()).chain(self.history()).collect()
+    }
+}
+
+/// The server of one lease of networkd or NetworkManager. (Newer releases of NetworkManager write ADDRESS alone: that is
+/// the address which the host was given, not who gave it.)
+fn server(text: &[u8]) -> Option<IpAddr> {
+    lines(text).filter_map(|line| line.strip_prefix("SERVER_ADDRESS=")).find_map(address)
+}
+
+/// The servers of the last lease of each interface, less those that are over.
+fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
+    let mut last: BTreeMap<String, Lease> = BTreeMap::new();
+    let mut open: Option<Lease> = None;
+    for line in lines(text) {
+        if line == "lease {" {
+            open = Some(Lease::default());
+        } else if line == "}" {
+            // The end of the file may hold the end of a lease whose beginning is cut off: that is none.
+            let Some(lease) = open.take() else { continue };
+            if last.len() < MAX_INTERFACES || last.contains_key(&lease.interface) {
+                last.insert(lease.interface.clone(), lease);
+            }
+        } else if let Some(lease) = &mut open {
+            lease.absorb(line);
+        }
+    }
+    last.into_values()
+        .filter(|lease| lease.expiry.is_none_or(|expiry| expiry > now))
+        .filter_map(|lease| lease.server)
+        .collect()
+}
+
+/// One lease of dhclient.
+#[derive(Debug, Default)]
+struct Lease {
+    interface: String,
+    server: Option<IpAddr>,
+    /// `None` where it never ends, or in a form that is not known: whoever gave it stays protected.
+    expiry: Option<SystemTime>,
+}
+
+impl Lease {
+    /// Takes in one statement: dhclient writes each on a line of its own.
+    fn absorb(&mut self, line: &str) {
+        let Some((statement, _comment)) = line.split_once(';') else { return };
+        let mut words = statement.split_whitespace();
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("interface"), Some(name), None, None) => self.interface = name.trim_matches('"').to_owned(),
+            (Some("option"), Some("dhcp-server-identifier"), Some(server), None) => self.server = address(server),
+            // `expire 3 2026/11/18 12:00:00;` in UTC, with the day of the week first; or `expire epoch 1794988800;`.
+            (Some("expire"), Some("epoch"), Some(seconds), None) => {
+                self.expiry = seconds.parse().ok().and_then(|s| UNIX_EPOCH.checked_add(Duration::from_secs(s)));
+            }
+            (Some("expire"), Some(_), Some(day), Some(time)) => {
+                self.expiry = humantime::parse_rfc3339_weak(&format!("{} {time}", day.replace('/', "-"))).ok();
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Any text as a lease. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &[u8]) {
+    let _ = server(text);
+    assert!(last_servers(text, UNIX_EPOCH).len() <= MAX_INTERFACES);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::file_watch::FileWatch;
+    use std::fs;
+    use std::path::Path;
+
+    const LEASE: &str = "lease {\n  interface \"eth0\";\n  fixed-address 192.0.2.50;\n  option subnet-mask 255.255.255.0;\n  \
+        option dhcp-lease-time 7200;\n  option dhcp-server-identifier 192.0.2.1;\n  renew 3 2026/11/18 11:00:00;\n  \
+        rebind 3 2026/11/18 11:45:00;\n  expire 3 2026/11/18 12:00:00;\n}\n";
+
+    fn in_folder(folder: &Path) -> LeaseFiles {
+        let [networkd, dhclient, network_manager] = ["networkd", "dhclient", "manager"].map(|name| folder.join(name));
+        [&networkd, &dhclient, &network_manager].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        LeaseFiles { networkd, dhclient: vec![dhclient], network_manager }
+    }
+
+    fn at(text: &str) -> SystemTime {
+        humantime::parse_rfc3339_weak(text).unwrap()
+    }
+
+    fn servers(text: &str, now: &str) -> Vec<String> {
+        last_servers(text.as_bytes(), at(now)).iter().map(IpAddr::to_string).collect()
+    }
+
+    #[test]
+    fn a_lease_of_dhclient_names_its_server_until_it_is_over() {
+        assert_eq!(servers(LEASE, "2026-11-18 11:59:59"), ["192.0.2.1"]);
+        assert!(servers(LEASE, "2026-11-18 12:00:00").is_empty());
+        let local = LEASE.replace("3 2026/11/18 12:00:00;", "epoch 1795003200; # Wed Nov 18 12:00:00 2026");
+        assert_eq!(servers(&local, "2026-11-18 11:59:59"), ["192.0.2.1"]);
+        assert!(servers(&local, "2026-11-18 12:00:00").is_empty());
+        for for_ever in ["never", "epoch x", "3 2026/99/99 12:00:00", "epoch 18446744073709551615"] {
+            let text = LEASE.replace("3 2026/11/18 12:00:00", for_ever);
+            assert_eq!(servers(&text, "2099-01-01 00:00:00"), ["192.0.2.1"], "{for_ever}");
+        }
+    }
+
+    #[test]
+    fn the_last_lease_of_an_interface_counts_and_others_are_not_its_business() {
+        let newer = LEASE.replace("192.0.2.1;", "192.0.2.2;");
+        let other = LEASE.replace("eth0", "eth1").replace("192.0.2.1;", "198.51.100.1;");
+        let now = "2026-11-18 11:00:00";
+        assert_eq!(servers(&format!("{LEASE}{newer}{other}"), now), ["192.0.2.2", "198.51.100.1"]);
+        let over = newer.replace("2026/11/18 12", "2026/11/18 10");
+        assert!(servers(&format!("{LEASE}{over}"), now).is_empty());
+    }
+
+    #[test]
+    fn a_lease_for_ipv6_has_no_address_and_hides_no_other() {
+        let v6 = "lease6 {\n  interface \"eth0\";\n  ia-na 52:54:00:12 {\n    starts 1794988800;\n    iaaddr 2001:db8::5 {\n      \
+            max-life 4000;\n    }\n  }\n  option dhcp6.server-id 0:1:0:1:2b:3c;\n}\n";
+        assert_eq!(servers(&format!("{v6}{LEASE}{v6}"), "2026-11-18 11:00:00"), ["192.0.2.1"]);
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_gives_no_half_lease() {
+        for end in 0..LEASE.len() - 2 {
+            assert!(servers(&LEASE[..end], "2026-11-18 11:00:00").is_empty(), "{end}");
+        }
+        for start in 1..LEASE.len() {
+            assert!(servers(&LEASE[start..], "2026-11-18 11:00:00").is_empty(), "{start}");
+        }
+    }
+
+    #[test]
+    fn every_client_is_read_and_each_server_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        fs::write(files.networkd.join("2"), "# This is private data.\nADDRESS=192.0.2.50\nSERVER_ADDRESS=192.0.2.3\n")
+            .unwrap();
+        fs::write(files.networkd.join("3"), b"\xff\nSERVER_ADDRESS=nobody\nSERVER_ADDRESS=127.0.0.1\n").unwrap();
+        fs::write(files.dhclient[0].join("dhclient.eth0.leases"), LEASE).unwrap();
+        fs::write(files.dhclient[0].join("dhcpd.leases"), LEASE.replace("192.0.2.1;", "192.0.2.9;")).unwrap();
+        let internal = |name: &str, text: &str| fs::write(files.network_manager.join(name), text).unwrap();
+        internal("internal-a-eth0.lease", "ADDRESS=192.0.2.50\nSERVER_ADDRESS=192.0.2.4\n");
+        internal("internal-b-eth1.lease", "ADDRESS=192.0.2.50\n");
+        internal("timestamps", "SERVER_ADDRESS=192.0.2.5\n");
+        let read: Vec<_> = files.read_at(at("2026-11-18 11:00:00")).iter().map(IpAddr::to_string).collect();
+        assert_eq!(read, ["192.0.2.1", "192.0.2.3", "192.0.2.4"]);
+    }
+
+    #[test]
+    fn a_long_history_is_read_from_its_end_and_the_list_has_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let newest = LEASE.replace("192.0.2.1;", "192.0.2.2;");
+        fs::write(files.dhclient[0].join("dhclient.leases"), LEASE.repeat(1_000) + &newest).unwrap();
+        let read = || files.read_at(at("2026-11-18 11:00:00"));
+        assert_eq!(read(), ["192.0.2.2".parse::<IpAddr>().unwrap()]);
+        for n in 0..100 {
+            fs::write(files.networkd.join(n.to_string()), format!("SERVER_ADDRESS=10.0.0.{n}\n")).unwrap();
+        }
+        assert_eq!(read().len(), MAX_SERVERS);
+    }
+
+    #[test]
+    fn a_lease_that_is_written_appended_or_removed_is_noticed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let mut watch = FileWatch::new(files.clone());
+        assert!(!watch.poll());
+        let path = files.dhclient[0].join("dhclient.leases");
+        fs::write(&path, LEASE).unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::write(&path, LEASE.repeat(2)).unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::write(files.networkd.join("2"), "SERVER_ADDRESS=192.0.2.3\n").unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::remove_file(&path).unwrap();
+        assert!(watch.poll() && !watch.poll());
+    }
+}

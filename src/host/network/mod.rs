@@ -1,0 +1,267 @@
+//! What this host is, from the kernel over rtnetlink: its addresses, gateways and interfaces, and its resolvers from
+//! resolv.conf. They are protected without being asked, and they follow the system: [`Watcher`] tells when to read again.
+//!
+//! For the shell's side. Sockets belong to the network namespace of the thread that opens them, so a tokio runtime of
+//! one thread keeps them together.
+//!
+//! Read with: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::host::resolv_conf::ResolverFiles;
+
+mod next_hops;
+mod watch;
+
+pub use watch::Watcher;
+
+/// What this host is. Every list is sorted and holds each entry once, so that two readings compare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Every address of every interface, with the interface's index and the prefix length of its network. Tentative
+    /// and deprecated IPv6 addresses are among them. A point-to-point address stands alone (/32 or /128).
+    pub addresses: Vec<(u32, IpNet)>,
+    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included.
+    pub gateways: Vec<IpAddr>,
+    /// Name servers, those behind a local stub included.
+    pub resolvers: Vec<IpAddr>,
+    /// Every interface.
+    pub interfaces: Vec<Interface>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interface {
+    /// The kernel's index, which packets and listeners carry.
+    pub index: u32,
+    /// Its name, such as "eth0".
+    pub name: String,
+    /// True where it is administratively up (IFF_UP).
+    pub up: bool,
+    /// True for a loopback device (IFF_LOOPBACK).
+    pub loopback: bool,
+    /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
+    pub bridge: Option<u32>,
+}
+
+/// Why the host could not be read or watched.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The netlink socket could not be opened.
+    #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]
+    Open(#[source] io::Error),
+    /// The connection ended before the answer did.
+    #[error("the rtnetlink connection ended before the kernel's list of {0} was complete; try again")]
+    Ended(&'static str),
+    /// The kernel refused a list.
+    #[error("the kernel refused its list of {list}: {error}")]
+    Refused {
+        /// Which list.
+        list: &'static str,
+        /// The kernel's error.
+        #[source]
+        error: io::Error,
+    },
+    /// No complete answer came in time.
+    #[error("the kernel did not list addresses, routes and links within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// A file with name servers could not be read.
+    #[error("cannot read the name servers in {path}: {error}", path = .0.display(), error = .1)]
+    Resolvers(PathBuf, #[source] io::Error),
+    /// Notifications could not be received.
+    #[error("cannot receive the kernel's notifications of addresses, routes and links: {0}")]
+    Watch(#[source] io::Error),
+}
+
+/// Enough for the routes of the whole Internet.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often lists are asked for again that changed while they were read. After that the notification of that very
+/// change makes the [`Watcher`]'s owner read once more anyway.
+const ATTEMPTS: u32 = 3;
+
+/// Reads what this host is now. To miss no change, open the [`Watcher`] first.
+///
+/// # Errors
+///
+/// Where a list cannot be had in full: half a list would leave a gateway unprotected.
+pub async fn read(resolvers: &ResolverFiles) -> Result<HostFacts, HostError> {
+    let resolvers = resolvers.read().map_err(|(path, error)| HostError::Resolvers(path, error))?;
+    let mut attempt = 1;
+    loop {
+        let mut facts = HostFacts { resolvers: resolvers.clone(), ..HostFacts::default() };
+        let consistent = tokio::time::timeout(TIMEOUT, facts.list()).await.map_err(|_| HostError::Timeout)??;
+        if consistent || attempt == ATTEMPTS {
+            return Ok(facts.in_order());
+        }
+        attempt += 1;
+    }
+}
+
+impl HostFacts {
+    /// Adds what the kernel lists; false where a list changed while it was read.
+    async fn list(&mut self) -> Result<bool, HostError> {
+        // The strict check makes the kernel filter by type of route: a hundred thousand blackholes stay where they are.
+        let (connection, mut handle, mut answers) =
+            rtnetlink::new_connection_with_strict_check().map_err(HostError::Open)?;
+        let ask = async {
+            let mut consistent = true;
+            for (list, request) in requests() {
+                let mut request = NetlinkMessage::from(request);
+                request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+                // Not `Handle::request`: its stream ends in the same way after a complete list and a broken one.
+                handle.notify(request).map_err(|_| HostError::Ended(list))?;
+                loop {
+                    let (message, _) = answers.recv().await.map_err(|_| HostError::Ended(list))?;
+                    consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
+                    match message.payload {
+                        NetlinkPayload::InnerMessage(message) => self.add(message),
+                        NetlinkPayload::Done(done) if done.code == 0 => break,
+                        NetlinkPayload::Done(done) => {
+                            let error = io::Error::from_raw_os_error(done.code.saturating_neg());
+                            return Err(HostError::Refused { list, error });
+                        }
+                        NetlinkPayload::Error(error) => return Err(refused(list, &error)),
+                        NetlinkPayload::Overrun(_) => return Err(HostError::Ended(list)),
+                        _ => {}
+                    }
+                }
+            }
+            Ok(consistent)
+        };
+        let consistent = tokio::select! {
+            answer = ask => answer?,
+            () = connection => return Err(HostError::Ended("addresses, routes and links")),
+        };
+        Ok(next_hops::list(&mut self.gateways).await? && consistent)
+    }
+
+    fn add(&mut self, message: RouteNetlinkMessage) {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => self.interfaces.push(interface(&link)),
+            RouteNetlinkMessage::NewAddress(address) => self.addresses.extend(own_address(&address)),
+            RouteNetlinkMessage::NewRoute(route) => route_gateways(&route.attributes, &mut self.gateways),
+            _ => {}
+        }
+    }
+
+    fn in_order(mut self) -> Self {
+        self.addresses.sort_unstable();
+        self.addresses.dedup();
+        self.gateways.sort_unstable();
+        self.gateways.dedup();
+        self.interfaces.sort_unstable();
+        self.interfaces.dedup();
+        self
+    }
+}
+
+fn requests() -> [(&'static str, RouteNetlinkMessage); 4] {
+    let routes = |family| {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        request.header.kind = RouteType::Unicast;
+        RouteNetlinkMessage::GetRoute(request)
+    };
+    [
+        ("links", RouteNetlinkMessage::GetLink(LinkMessage::default())),
+        ("addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default())),
+        ("IPv4 routes", routes(AddressFamily::Inet)),
+        ("IPv6 routes", routes(AddressFamily::Inet6)),
+    ]
+}
+
+fn refused(list: &'static str, error: &ErrorMessage) -> HostError {
+    HostError::Refused { list, error: error.to_io() }
+}
+
+fn interface(link: &LinkMessage) -> Interface {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    let is_port = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge)),
+        _ => false,
+    });
+    let master = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    });
+    let flags = link.header.flags;
+    Interface {
+        index: link.header.index,
+        name: name.unwrap_or_default(),
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
+        bridge: master.filter(|_| is_port),
+    }
+}
+
+/// The host's own end of an address. On a point-to-point link IFA_ADDRESS is the peer's, and the prefix length with it.
+fn own_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    let own = local.or(address)?;
+    let net = if address.is_none_or(|address| address == own) {
+        IpNet::new(own, message.header.prefix_len).ok()?
+    } else {
+        IpNet::from(own)
+    };
+    Some((message.header.index, net))
+}
+
+/// Collects the gateways of a route or of one path of it.
+fn route_gateways(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
+                gateways.push((*ip).into());
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
+                gateways.push((*ip).into());
+            }
+            // The kernel nests one level; the decoder has bounded what arrives here by the datagram.
+            RouteAttribute::MultiPath(paths) => {
+                for path in paths {
+                    route_gateways(&path.attributes, gateways);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Any datagram through the readers of links, addresses, routes and next hops. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    let mut facts = HostFacts::default();
+    let mut rest = datagram;
+    while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4).max(16);
+        rest = rest.get(length..).unwrap_or_default();
+        if let NetlinkPayload::InnerMessage(message) = message.payload {
+            facts.add(message);
+        }
+    }
+    let _ = next_hops::read(datagram, &mut facts.gateways, &mut true);
+    let facts = facts.in_order();
+    assert!(facts.addresses.len() + facts.gateways.len() + facts.interfaces.len() <= datagram.len());
+    let _ = watch::matters(datagram);
+}

@@ -1,0 +1,189 @@
+//! The name servers that this host asks, from resolv.conf and the files behind a local stub resolver. Whether they are
+//! protected is for [`crate::engine`].
+//!
+//! Read with: resolv.conf(5), and systemd-resolved.service(8) for its stub.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use super::file_watch::Files;
+
+/// A resolv.conf has a few hundred bytes; what is behind 64 KiB is no resolv.conf.
+const MAX_SIZE: u64 = 64 * 1024;
+
+/// glibc asks the first three. Every one listed here becomes a protected address, so the list has an end.
+const MAX_RESOLVERS: usize = 16;
+
+/// Where the name servers are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolverFiles {
+    /// The file that programs read.
+    pub main: PathBuf,
+    /// Files with the real servers, read when `main` names a stub on this host.
+    pub upstream: Vec<PathBuf>,
+}
+
+impl Default for ResolverFiles {
+    /// /etc/resolv.conf, and what systemd-resolved, NetworkManager and resolvconf with dnsmasq keep behind their stubs.
+    fn default() -> Self {
+        let upstream =
+            ["/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf"];
+        Self { main: "/etc/resolv.conf".into(), upstream: upstream.map(PathBuf::from).into() }
+    }
+}
+
+impl ResolverFiles {
+    /// The name servers, sorted, each once, at most 16 from a file. A missing file names none.
+    ///
+    /// # Errors
+    ///
+    /// Where a file is there and cannot be read, with its path.
+    pub fn read(&self) -> Result<Vec<IpAddr>, (PathBuf, io::Error)> {
+        let mut resolvers = servers_in(&self.main)?;
+        if resolvers.iter().any(IpAddr::is_loopback) {
+            for path in &self.upstream {
+                resolvers.extend(servers_in(path)?);
+            }
+        }
+        resolvers.sort_unstable();
+        resolvers.dedup();
+        Ok(resolvers)
+    }
+}
+
+impl Files for ResolverFiles {
+    fn paths(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.main).chain(&self.upstream).cloned().collect()
+    }
+}
+
+fn servers_in(path: &Path) -> Result<Vec<IpAddr>, (PathBuf, io::Error)> {
+    contents(path).map(|text| servers(&text)).map_err(|error| (path.to_owned(), error))
+}
+
+/// The file's beginning. What is no regular file has none: opening a FIFO would wait for its writer for ever.
+fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {
+            File::open(path)?.take(MAX_SIZE).read_to_end(&mut text)?;
+        }
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(text)
+}
+
+/// The addresses behind `nameserver` at the beginning of a line. What is no address is passed over, as glibc does.
+fn servers(text: &[u8]) -> Vec<IpAddr> {
+    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    lines.filter_map(server).take(MAX_RESOLVERS).collect()
+}
+
+fn server(line: &str) -> Option<IpAddr> {
+    let rest = line.strip_prefix("nameserver")?;
+    if !rest.starts_with([' ', '\t']) {
+        return None;
+    }
+    let address = rest.split_whitespace().next()?;
+    let address = match address.split_once('%') {
+        // A zone ("fe80::1%eth0") says where to send, not whom: packets from there carry the bare address.
+        Some((address, _zone)) => address.parse::<Ipv6Addr>().ok()?.into(),
+        None => address.parse::<IpAddr>().ok()?,
+    };
+    Some(address.to_canonical()).filter(|address| !address.is_unspecified())
+}
+
+/// Any text as a resolv.conf. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &[u8]) {
+    assert!(servers(text).len() <= MAX_RESOLVERS);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::file_watch::FileWatch;
+
+    fn in_folder(folder: &Path) -> ResolverFiles {
+        ResolverFiles {
+            main: folder.join("resolv.conf"),
+            upstream: vec![folder.join("upstream"), folder.join("other")],
+        }
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        addresses.sort_unstable();
+        addresses
+    }
+
+    #[test]
+    fn name_servers_are_read_as_glibc_reads_them() {
+        let text = b"# nameserver 192.0.2.1\n; nameserver 192.0.2.2\nsearch example.net\nnameserver 192.0.2.3\r\n\
+            nameserver\t2001:db8::53 trailing words\nnameserver fe80::1%eth0\nnameserver ::ffff:192.0.2.4\n nameserver 192.0.2.5\n\
+            nameserver192.0.2.6\nnameserver 192.0.2.256\nnameserver 192.0.2.7%eth0\nnameserver\nnameserver 0.0.0.0\nnameserver 192.0.2.8";
+        let mut read = servers(text);
+        read.sort_unstable();
+        assert_eq!(read, addresses(&["192.0.2.3", "2001:db8::53", "fe80::1", "192.0.2.4", "192.0.2.8"]));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_no_other_line() {
+        assert_eq!(servers(b"\xff\xfe\0\nnameserver \xff\nnameserver 192.0.2.1\n\0"), addresses(&["192.0.2.1"]));
+    }
+
+    #[test]
+    fn an_endless_file_is_read_to_its_limit_and_a_long_list_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let mut text = "#".repeat(64 * 1024);
+        text.push_str("\nnameserver 192.0.2.1\n");
+        fs::write(&files.main, text).unwrap();
+        assert!(files.read().unwrap().is_empty());
+        fs::write(&files.main, (0..255).map(|n| format!("nameserver 192.0.2.{n}\n")).collect::<String>()).unwrap();
+        assert_eq!(files.read().unwrap().len(), 16);
+    }
+
+    #[test]
+    fn the_servers_behind_a_local_stub_are_read_too_and_only_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        fs::write(&files.upstream[0], "nameserver 198.51.100.53\n").unwrap();
+        for stub in ["127.0.0.53", "127.0.0.54", "127.0.1.1", "::1"] {
+            fs::write(&files.main, format!("nameserver {stub}\n")).unwrap();
+            assert_eq!(files.read().unwrap(), addresses(&[stub, "198.51.100.53"]), "{stub}");
+        }
+        fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap();
+        assert_eq!(files.read().unwrap(), addresses(&["192.0.2.1"]));
+    }
+
+    #[test]
+    fn no_file_names_nobody_and_a_folder_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        assert!(files.read().unwrap().is_empty());
+        fs::create_dir(&files.main).unwrap();
+        assert_eq!(files.read().unwrap_err().0, files.main);
+    }
+
+    #[test]
+    fn a_file_that_is_written_replaced_or_removed_is_noticed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let mut watch = FileWatch::new(files.clone());
+        assert!(!watch.poll());
+        fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::write(folder.path().join("new"), "nameserver 192.0.2.2\n").unwrap();
+        fs::rename(folder.path().join("new"), &files.main).unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::write(&files.upstream[1], "").unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::remove_file(&files.main).unwrap();
+        assert!(watch.poll() && !watch.poll());
+    }
+}

@@ -1,0 +1,180 @@
+//! The remote addresses of logged-in sessions, from utmp and from the files of systemd-logind, as far as each exists.
+//! Asks no name server: a session that is only known by its host's name has no address here. Whether the addresses are
+//! protected is for [`crate::engine`].
+//!
+//! Read with: utmp(5), and sd-login(3). The files in /run/systemd/sessions are logind's own; what is read from them has
+//! been stable since systemd 30, and asking over D-Bus would need a connection that a firewall should not depend on.
+
+mod utmp;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::file_watch::{Files, address, beginning, in_order, lines, listing};
+
+/// Sessions from outside at one time, by address. Every one of them becomes a protected address, so the list has an end.
+pub const MAX_SESSIONS: usize = 256;
+
+/// Some 5,000 logins.
+const MAX_UTMP: u64 = 2 << 20;
+
+/// A session's file has some 600 bytes.
+const MAX_FILE: u64 = 16 << 10;
+
+/// Files of sessions that are looked at: most belong to no remote one.
+const MAX_FILES: usize = 4_096;
+
+/// Where sessions are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionFiles {
+    /// Files of utmp records; the same one under two names is no harm.
+    pub utmp: Vec<PathBuf>,
+    /// Folder in which logind keeps a file for each session.
+    pub logind: PathBuf,
+}
+
+impl Default for SessionFiles {
+    /// /run/utmp, /var/run/utmp and /run/systemd/sessions.
+    fn default() -> Self {
+        Self { utmp: vec!["/run/utmp".into(), "/var/run/utmp".into()], logind: "/run/systemd/sessions".into() }
+    }
+}
+
+impl SessionFiles {
+    /// The addresses, sorted, each once, at most [`MAX_SESSIONS`]. Never loopback. What is missing or cannot be read gives
+    /// none: most hosts have one of the two sources. A process that dies without a word leaves its utmp record behind,
+    /// so read them now and then also where no file changed.
+    #[must_use]
+    pub fn read(&self) -> Vec<IpAddr> {
+        let logind = self.sessions().into_iter().filter_map(|path| remote(&beginning(&path, MAX_FILE)));
+        let utmp = self.utmp.iter().flat_map(|path| utmp::sessions(&beginning(path, MAX_UTMP)));
+        in_order(logind.chain(utmp), MAX_SESSIONS)
+    }
+
+    fn sessions(&self) -> Vec<PathBuf> {
+        // A session's FIFO, "4.ref", stands beside its file.
+        listing(&self.logind, MAX_FILES, |name| !name.ends_with(".ref"))
+    }
+}
+
+impl Files for SessionFiles {
+    fn paths(&self) -> Vec<PathBuf> {
+        self.utmp.iter().chain([&self.logind]).cloned().chain(self.sessions()).collect()
+    }
+}
+
+/// The address behind a session of logind, unless it is local, or over and only waiting for its last processes.
+fn remote(text: &[u8]) -> Option<IpAddr> {
+    let (mut host, mut remote, mut over) = (None, false, false);
+    for (key, value) in lines(text).filter_map(|line| line.split_once('=')) {
+        match key {
+            "REMOTE" => remote = value == "1",
+            "REMOTE_HOST" => host = address(value.trim_matches('"')),
+            "STATE" => over = value == "closing",
+            _ => {}
+        }
+    }
+    host.filter(|_| remote && !over)
+}
+
+/// Any bytes as a list of who is logged in. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let _ = remote(bytes);
+    let _ = utmp::sessions(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::file_watch::FileWatch;
+    use std::fs;
+    use std::path::Path;
+
+    fn in_folder(folder: &Path) -> SessionFiles {
+        let logind = folder.join("sessions");
+        fs::create_dir(&logind).unwrap();
+        SessionFiles { utmp: vec![folder.join("utmp")], logind }
+    }
+
+    fn session(host: &str, state: &str) -> String {
+        format!(
+            "# This is private data. Do not parse.\nUID=0\nUSER=root\nACTIVE=1\nIS_DISPLAY=0\nSTATE={state}\nREMOTE=1\n\
+             TYPE=tty\nCLASS=user\nSCOPE=session-4.scope\nREMOTE_HOST={host}\nSERVICE=sshd\nLEADER=812\nAUDIT=4\n"
+        )
+    }
+
+    fn texts(addresses: &[IpAddr]) -> Vec<String> {
+        addresses.iter().map(IpAddr::to_string).collect()
+    }
+
+    #[test]
+    fn logind_names_whoever_is_logged_in_from_outside() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let write = |name: &str, text: String| fs::write(files.logind.join(name), text).unwrap();
+        write("1", session("203.0.113.9", "active"));
+        write("2", session("2001:db8::9", "online"));
+        write("c3", session("fe80::9%eth0", "active"));
+        write("4", session("203.0.113.10", "closing"));
+        write("5", session("admin.example.net", "active"));
+        write("6", session("203.0.113.11", "active").replace("REMOTE=1", "REMOTE=0"));
+        write("7", session("127.0.0.1", "active"));
+        write("8.ref", session("203.0.113.12", "active"));
+        write("9", "REMOTE=1\nREMOTE_HOST".to_owned());
+        assert_eq!(texts(&files.read()), ["203.0.113.9", "2001:db8::9", "fe80::9"]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_no_other_line_and_a_file_has_a_limit() {
+        let mut text = b"\xff\xfe=\0\n".to_vec();
+        text.extend_from_slice(session("203.0.113.9", "active").as_bytes());
+        assert!(remote(&text).is_some());
+        for end in 0..text.len() {
+            let cut = remote(&text[..end]);
+            // An address that is cut is another one, and a file is renamed into place when it is whole.
+            assert!(cut.is_none() || text[..end].windows(12).any(|window| window == b"REMOTE_HOST="), "{end}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        fs::write(files.logind.join("1"), "#\n".repeat(8 << 10) + &session("203.0.113.9", "active")).unwrap();
+        assert!(files.read().is_empty());
+    }
+
+    #[test]
+    fn both_sources_count_once_and_the_list_has_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let own = i32::try_from(std::process::id()).unwrap();
+        let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
+        fs::write(&files.utmp[0], [record("203.0.113.9"), record("203.0.113.8")].concat()).unwrap();
+        fs::write(files.logind.join("1"), session("203.0.113.9", "active")).unwrap();
+        assert_eq!(texts(&files.read()), ["203.0.113.8", "203.0.113.9"]);
+        let many: Vec<u8> = (0..1_000).flat_map(|n| record(&format!("10.0.{}.{}", n / 256, n % 256))).collect();
+        fs::write(&files.utmp[0], many).unwrap();
+        assert_eq!(files.read().len(), MAX_SESSIONS);
+    }
+
+    #[test]
+    fn no_files_name_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        assert!(SessionFiles { utmp: vec![missing.clone(), folder.path().into()], logind: missing }.read().is_empty());
+    }
+
+    #[test]
+    fn a_login_and_a_logout_are_noticed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let mut watch = FileWatch::new(files.clone());
+        assert!(!watch.poll());
+        fs::write(&files.utmp[0], [0; 384]).unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::write(folder.path().join(".new"), session("203.0.113.9", "active")).unwrap();
+        assert!(!watch.poll());
+        fs::rename(folder.path().join(".new"), files.logind.join("1")).unwrap();
+        assert!(watch.poll() && !watch.poll());
+        fs::remove_file(files.logind.join("1")).unwrap();
+        assert!(watch.poll() && !watch.poll());
+    }
+}

@@ -1,0 +1,115 @@
+//! A bounded queue between threads that costs little memory while it is short: most of its room is made when it is first
+//! needed, and nobody ever waits. What one thread puts in comes out in its order.
+
+use std::sync::OnceLock;
+
+use crossbeam_queue::ArrayQueue;
+
+/// Room that is there from the start. A queue writes to all of its room when it is made, so that all of it is resident.
+const AT_ONCE: usize = 256;
+
+/// The queue.
+#[derive(Debug)]
+pub struct LazyQueue<T> {
+    first: ArrayQueue<T>,
+    /// What came when the first was full. While anything is in it, nothing goes into the first, so all that is in the first is
+    /// older.
+    rest: OnceLock<ArrayQueue<T>>,
+    /// How much the rest is to hold.
+    more: usize,
+}
+
+impl<T> LazyQueue<T> {
+    /// One that holds `length` items, at least one.
+    #[must_use]
+    pub fn new(length: usize) -> Self {
+        let first = length.clamp(1, AT_ONCE);
+        Self { first: ArrayQueue::new(first), rest: OnceLock::new(), more: length.saturating_sub(first) }
+    }
+
+    /// Puts `item` in; gives it back where there is no room. Allocates once in its life.
+    pub fn push(&self, item: T) -> Result<(), T> {
+        if let Some(rest) = self.rest.get().filter(|rest| !rest.is_empty()) {
+            return rest.push(item);
+        }
+        match self.first.push(item) {
+            Err(item) if self.more > 0 => self.rest.get_or_init(|| ArrayQueue::new(self.more)).push(item),
+            done => done,
+        }
+    }
+
+    /// The oldest item, if there is one.
+    pub fn pop(&self) -> Option<T> {
+        self.first.pop().or_else(|| self.rest.get()?.pop())
+    }
+
+    /// How many items are in it.
+    pub fn len(&self) -> usize {
+        self.first.len() + self.rest.get().map_or(0, ArrayQueue::len)
+    }
+
+    /// True where there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_holds_as_many_as_it_says_and_gives_back_the_next() {
+        for length in [1, 2, AT_ONCE, AT_ONCE + 1, 1_000] {
+            let backlog = LazyQueue::new(length);
+            assert!((0..length).all(|item| backlog.push(item).is_ok()));
+            assert_eq!((backlog.push(length), backlog.len()), (Err(length), length));
+            assert!((0..length).all(|item| backlog.pop() == Some(item)) && backlog.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_put_in_while_others_are_taken_out_keeps_its_order() {
+        let backlog = LazyQueue::new(2 * AT_ONCE);
+        let (mut put, mut taken) = (0, 0);
+        // Fills and empties it again and again, across both parts and back.
+        for step in 0..50_000_usize {
+            if step / 700 % 2 == 0 || step % 3 == 0 {
+                put += usize::from(backlog.push(put).is_ok());
+            } else if let Some(item) = backlog.pop() {
+                assert_eq!(item, taken);
+                taken += 1;
+            }
+        }
+        while let Some(item) = backlog.pop() {
+            assert_eq!(item, taken);
+            taken += 1;
+        }
+        assert!(put == taken && put > 10_000, "{put} and {taken}");
+    }
+
+    #[test]
+    fn two_threads_keep_the_order_of_what_one_of_them_puts_in() {
+        let backlog = LazyQueue::new(600);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for mut item in 0..200_000_u32 {
+                    while let Err(back) = backlog.push(item) {
+                        item = back;
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            let mut next = 0;
+            while next < 200_000 {
+                match backlog.pop() {
+                    Some(item) => {
+                        assert_eq!(item, next);
+                        next += 1;
+                    }
+                    None => std::thread::yield_now(),
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,203 @@
+//! Bans to the two text files of classic PortSentry, one line a ban:
+//! `1795242733 - 11/21/2026 06:32:13 Host: 192.0.2.7/192.0.2.7 Port: 23 TCP Blocked`.
+//! Written for people's scripts and for fail2ban's filter; never read back, except by them.
+//!
+//! The date is UTC, where classic wrote local time: it says the same moment as the seconds before it all the year round,
+//! and fail2ban reads the seconds. The address stands for the name too, also where `report.resolve_host` names sources in
+//! the log: a filter must not meet what a stranger has chosen. For an IPv6 network it is the address that sent the deciding
+//! probe, because the filter takes a host. Port 0 stands for "no port": a ban by hand.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::ban::{Author, Banned, InForce};
+use super::error::LedgerError;
+use super::state_dir::{StateDir, check_file};
+use crate::engine::Protocol;
+
+/// Every ban since the file was last rotated.
+pub const HISTORY: &str = "portsentry.history";
+
+/// The bans in force.
+pub const BLOCKED: &str = "portsentry.blocked";
+
+/// Bytes of history after which it waits to be rotated: each source that a stranger forges adds some 80.
+const HISTORY_LIMIT: u64 = 256 << 20;
+
+/// Bytes that wait for a disk with room for them.
+const WAITING: usize = 1 << 20;
+
+/// The two files.
+pub struct LegacyFiles {
+    place: StateDir,
+    history: Option<File>,
+    waiting: String,
+    left_out: u64,
+}
+
+impl LegacyFiles {
+    /// The files in `directory`, which [`super::Ledger::open`] has made. Nothing is written yet.
+    pub fn open(directory: &Path) -> Result<Self, LedgerError> {
+        let place = StateDir::prepare(directory)?;
+        Ok(Self { place, history: None, waiting: String::new(), left_out: 0 })
+    }
+
+    /// Puts `ban` in line for the history. Imported bans stay out: the history that they come from has them.
+    pub fn note(&mut self, ban: &Banned) {
+        if ban.author == Author::Import {
+            return;
+        }
+        let mut line = String::with_capacity(96);
+        put_line(&mut line, &mut Date::default(), &InForce::from(ban));
+        if self.waiting.len() + line.len() > WAITING {
+            self.left_out += 1;
+        } else {
+            self.waiting.push_str(&line);
+        }
+    }
+
+    /// Lines that found no room since the last call.
+    pub fn left_out(&mut self) -> u64 {
+        std::mem::take(&mut self.left_out)
+    }
+
+    /// Appends what is in line to the history, in one write of whole lines. What cannot be written stays in line.
+    pub fn append(&mut self) -> Result<(), LedgerError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let path = self.place.file(HISTORY);
+        let mut file = match self.history.take() {
+            Some(file) if is_at(&file, &path) => file,
+            // Rotated, removed or not yet there.
+            _ => open_history(&path)?,
+        };
+        append_whole(&mut file, self.waiting.as_bytes()).map_err(LedgerError::system("append to", &path))?;
+        self.waiting.clear();
+        self.history = Some(file);
+        Ok(())
+    }
+
+    /// Puts the bans in force in place of those that the file names. A reader sees the old file or the new one.
+    pub fn rewrite(&self, active: impl IntoIterator<Item = InForce>) -> Result<(), LedgerError> {
+        let path = self.place.file(BLOCKED);
+        let fresh = self.place.file(&format!("{BLOCKED}.new"));
+        let (mut text, mut date) = (String::new(), Date::default());
+        active.into_iter().for_each(|ban| put_line(&mut text, &mut date, &ban));
+        let old = match fs::symlink_metadata(&path) {
+            Ok(found) => check_file(&path, &found).map(|()| Some(found))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(LedgerError::system("look at", &path)(error)),
+        };
+        let result = write_new(&fresh, text.as_bytes(), old.as_ref()).and_then(|()| fs::rename(&fresh, &path));
+        if result.is_err() {
+            // What is half written would only fill the disk further.
+            let _ = fs::remove_file(&fresh);
+        }
+        result.and_then(|()| self.place.sync()).map_err(LedgerError::system("rewrite", &path))
+    }
+}
+
+/// Appends the line of `ban`, with its end.
+fn put_line(text: &mut String, date: &mut Date, ban: &InForce) {
+    let (protocol, port) = ban.port.unwrap_or((Protocol::Tcp, 0));
+    let seconds = ban.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND);
+    let (date, source) = (date.of(seconds), host(ban));
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());
+}
+
+/// The last date that was written: bans that stand beside each other often begin in the same second.
+#[derive(Default)]
+struct Date {
+    seconds: u64,
+    text: String,
+}
+
+impl Date {
+    fn of(&mut self, seconds: u64) -> &str {
+        if self.text.is_empty() || self.seconds != seconds {
+            let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
+            // 2026-11-21T06:32:13Z
+            let part = |range| date.get(range).unwrap_or_default();
+            let (year, month, day, clock) = (part(0..4), part(5..7), part(8..10), part(11..19));
+            *self = Self { seconds, text: format!("{month}/{day}/{year} {clock}") };
+        }
+        &self.text
+    }
+}
+
+/// The host that a filter may take from the line. A forged ::ffff:192.0.2.1 would be 192.0.2.1 to it, whom the allow-list
+/// may protect.
+fn host(ban: &InForce) -> IpAddr {
+    match ban.source {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.subject.element(),
+        source => source,
+    }
+}
+
+/// 9999-12-31T23:59:59Z: a year has four digits.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn open_history(path: &Path) -> Result<File, LedgerError> {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        check_file(path, &found)?;
+    }
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
+    let mut file = file.map_err(LedgerError::system("open", path))?;
+    mend(&mut file).map_err(LedgerError::system("mend the last line of", path))?;
+    Ok(file)
+}
+
+/// Ends a line that a crash has left without its end, so that the next one stands by itself.
+fn mend(file: &mut File) -> io::Result<()> {
+    if file.metadata()?.len() == 0 {
+        return Ok(());
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+}
+
+/// Appends all of `text` or, where the disk has no room for it, nothing.
+fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    if before >= HISTORY_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has reached 256 MiB and waits to be rotated"));
+    }
+    let result = file.write_all(text);
+    if result.is_err() && file.metadata()?.len() > before {
+        file.set_len(before)?;
+    }
+    result
+}
+
+/// Writes `text` to the new file `path`, with the mode and the owner of `old`.
+fn write_new(path: &Path, text: &[u8], old: Option<&Metadata>) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    if let Some(old) = old {
+        // The group is what lets a reader in; the owner is this user's, or the file would have been refused.
+        // One that this user may not give leaves the file to its own group.
+        let _ = fchown(&file, None, Some(old.gid()));
+        file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
+    }
+    file.write_all(text)?;
+    file.sync_all()
+}

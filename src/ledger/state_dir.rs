@@ -1,0 +1,145 @@
+//! The state directory and the files in it: made so that nobody else can read or change them, and refused where somebody
+//! else could. Who can write to the directory can free whom they like, or have the daemon write elsewhere.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::error::LedgerError;
+
+/// Others may not write into the directory.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Others may have nothing to do with the database at all.
+const ANYTHING_BY_OTHERS: u32 = 0o077;
+/// Without this the database could only be read.
+const OWNER: u32 = 0o600;
+
+/// Damaged databases that are kept. A disk that goes on damaging them must not be filled with them.
+const KEPT_ASIDE: usize = 3;
+
+/// A state directory that has been looked at.
+#[derive(Clone, Debug)]
+pub(super) struct StateDir {
+    directory: PathBuf,
+}
+
+impl StateDir {
+    /// Makes `directory` where it is missing; refuses one that somebody else could write to.
+    pub(super) fn prepare(directory: &Path) -> Result<Self, LedgerError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        let found = fs::symlink_metadata(directory);
+        let found = match (found, made) {
+            (Ok(found), _) => found,
+            (Err(_), Err(error)) | (Err(error), Ok(())) => {
+                return Err(LedgerError::system("make the state directory", directory)(error));
+            }
+        };
+        refuse_link(directory, &found)?;
+        if !found.is_dir() {
+            return Err(LedgerError::Kind { path: directory.to_owned(), wanted: "directory" });
+        }
+        refuse_owner(directory, found.uid())?;
+        if found.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Err(LedgerError::Mode { path: directory.to_owned(), mode: found.mode() & 0o7777, wanted: 0o700 });
+        }
+        // The way to the directory is the administrator's and may hold links, which the database's opening refuses.
+        let directory = directory.canonicalize().map_err(LedgerError::system("find", directory))?;
+        Ok(Self { directory })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Makes the database's file where it is missing, so that it never exists with a looser mode; true where it is new.
+    pub(super) fn claim(&self, name: &str) -> Result<bool, LedgerError> {
+        let path = self.file(name);
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+                return made.map(|_| true).map_err(LedgerError::system("make", &path));
+            }
+            Err(error) => return Err(LedgerError::system("look at", &path)(error)),
+        };
+        check_file(&path, &found)?;
+        let mode = found.mode() & 0o7777;
+        if mode & ANYTHING_BY_OTHERS != 0 || mode & OWNER != OWNER {
+            return Err(LedgerError::Mode { path, mode, wanted: OWNER });
+        }
+        Ok(found.len() == 0)
+    }
+
+    /// Moves a damaged database out of the way, for whoever wants to look at it, and says where it is now.
+    pub(super) fn quarantine(&self, name: &str) -> Result<PathBuf, LedgerError> {
+        let stem = format!("{name}.corrupt-");
+        self.prune(&stem)?;
+        let mut stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        while self.file(&format!("{stem}{stamp}")).exists() {
+            stamp += 1;
+        }
+        let aside = self.file(&format!("{stem}{stamp}"));
+        // The log first: one that stayed behind without its database could be taken for the new one's.
+        for suffix in ["-wal", "-shm", ""] {
+            let (from, mut to) = (self.file(&format!("{name}{suffix}")), aside.clone().into_os_string());
+            to.push(suffix);
+            match fs::rename(&from, &to) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(LedgerError::system("move aside", &from)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(aside)
+    }
+
+    /// Removes the oldest of what was set aside, so that there is room for one more.
+    fn prune(&self, stem: &str) -> Result<(), LedgerError> {
+        let found = fs::read_dir(&self.directory).map_err(LedgerError::system("read", &self.directory))?;
+        let names = found.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut stamps: Vec<u64> = names.filter_map(|name| name.strip_prefix(stem)?.parse().ok()).collect();
+        stamps.sort_unstable();
+        let surplus = (stamps.len() + 1).saturating_sub(KEPT_ASIDE);
+        for stamp in stamps.into_iter().take(surplus) {
+            for suffix in ["-wal", "-shm", ""] {
+                let path = self.file(&format!("{stem}{stamp}{suffix}"));
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(LedgerError::system("remove", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a change of names in the directory to the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()
+    }
+}
+
+/// Refuses what stands at `path` unless it is a regular file of the user who runs this.
+pub(super) fn check_file(path: &Path, found: &Metadata) -> Result<(), LedgerError> {
+    refuse_link(path, found)?;
+    if !found.is_file() {
+        return Err(LedgerError::Kind { path: path.to_owned(), wanted: "regular file" });
+    }
+    refuse_owner(path, found.uid())
+}
+
+fn refuse_link(path: &Path, found: &Metadata) -> Result<(), LedgerError> {
+    if found.is_symlink() { Err(LedgerError::Link(path.to_owned())) } else { Ok(()) }
+}
+
+fn refuse_owner(path: &Path, owner: u32) -> Result<(), LedgerError> {
+    let user = rustix::process::geteuid().as_raw();
+    if owner == user { Ok(()) } else { Err(LedgerError::Owner { path: path.to_owned(), owner, user }) }
+}

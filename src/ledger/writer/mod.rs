@@ -1,0 +1,389 @@
+//! Changes to the ledger, from a thread of its own, so that whoever has one to tell never waits for a disk. What waits is
+//! written in one transaction; what a full or locked disk refuses is tried again, later and later; what finds no room is
+//! counted. It also keeps the time: bans whose time is over are marked once a second, and the text files follow. That time
+//! is the kernel's: where somebody sets the clock, the ends of the bans in force move with it.
+
+mod backoff;
+mod clock;
+mod events;
+mod recorder;
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+pub use events::WriterEvent;
+pub use recorder::Recorder;
+
+use super::ban::Change;
+use super::error::LedgerError;
+use super::legacy_files::LegacyFiles;
+use super::{Found, Ledger, Opened, Retention};
+use backoff::Backoff;
+use clock::{Step, WallClock};
+use events::Trouble;
+use recorder::Shared;
+
+use crate::panic_guard;
+
+/// Changes that the thread holds while the disk takes none; some 20 MB at most.
+const PENDING: usize = 65_536;
+
+/// Changes in one transaction at most, so that the end need not wait long for one.
+const BATCH: usize = 2_048;
+
+/// How often the time is kept, and the least time between two versions of the list of bans in force.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The list of bans in force takes at most one part in so many of the thread's time, however long it is.
+const SHARE: u32 = 20;
+
+/// Between attempts at the end, when there is little time.
+const LAST_ATTEMPTS: Duration = Duration::from_millis(20);
+
+/// How often it is told that changes were lost.
+const LOSSES: Duration = Duration::from_secs(60);
+
+/// The thread. Only [`Writer::stop`] ends it before the process does.
+pub struct Writer {
+    recorder: Recorder,
+    thread: JoinHandle<()>,
+    done: Receiver<u64>,
+}
+
+/// How the writer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Flushed {
+    /// All that was handed over and not counted as dropped is written.
+    Whole,
+    /// So many changes could not be written in time.
+    Left(u64),
+    /// The disk did not answer in time; what is still in hand may or may not be written.
+    Stuck,
+}
+
+impl Writer {
+    /// Starts the thread. `tell` is called on it with what an operator should know, and must not wait for long.
+    pub fn start(
+        ledger: Ledger,
+        classic: Option<LegacyFiles>,
+        tell: impl FnMut(WriterEvent) + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (ended, done) = sync_channel(1);
+        let mut work = Work::new(ledger, classic, Box::new(tell), Arc::clone(&shared));
+        let thread = thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || panic_guard::restart_on_panic(|| work.run(&ended)))?;
+        let recorder = Recorder::new(shared, thread.thread().clone());
+        Ok(Self { recorder, thread, done })
+    }
+
+    /// A way to hand changes over.
+    #[must_use]
+    pub fn recorder(&self) -> Recorder {
+        self.recorder.clone()
+    }
+
+    /// Writes what was handed over before this call, and ends the thread; waits for `within` at most. What fails is tried
+    /// again for half of it, so that the rest is left to say what could not be written.
+    pub fn stop(self, within: Duration) -> Flushed {
+        let now = Instant::now();
+        self.recorder.stop(now.checked_add(within / 2).unwrap_or(now));
+        match self.done.recv_timeout(within) {
+            Ok(left) => {
+                // It has nothing more to do; a panic in `tell` comes after the last write.
+                let _ = self.thread.join();
+                if left == 0 { Flushed::Whole } else { Flushed::Left(left) }
+            }
+            Err(_) => Flushed::Stuck,
+        }
+    }
+}
+
+/// What the thread works with.
+struct Work {
+    /// `None` while it is to be opened again.
+    ledger: Option<Ledger>,
+    directory: PathBuf,
+    retention: Retention,
+    classic: Option<LegacyFiles>,
+    tell: Box<dyn FnMut(WriterEvent) + Send>,
+    shared: Arc<Shared>,
+    pending: VecDeque<Change>,
+    /// Bans to carry over from a database that had to be given up.
+    saved: Vec<Change>,
+    database: (Backoff, Trouble),
+    texts: (Backoff, Trouble),
+    tick: Instant,
+    clock: WallClock,
+    /// The list of bans in force is not what the database says.
+    stale: bool,
+    list_due: Instant,
+    losses_due: Instant,
+    /// Dropped changes that were told.
+    losses: u64,
+    /// Rows in force that make no sense, at most, and how many of them were told.
+    unreadable: (u64, u64),
+}
+
+impl Work {
+    fn new(
+        ledger: Ledger,
+        classic: Option<LegacyFiles>,
+        tell: Box<dyn FnMut(WriterEvent) + Send>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            directory: ledger.directory().to_owned(),
+            retention: ledger.retention,
+            ledger: Some(ledger),
+            classic,
+            tell,
+            shared,
+            pending: VecDeque::new(),
+            saved: Vec::new(),
+            database: Default::default(),
+            texts: Default::default(),
+            tick: now,
+            clock: WallClock::new(),
+            stale: true,
+            // A start has more urgent things to do.
+            list_due: now + TICK,
+            losses_due: now,
+            losses: 0,
+            unreadable: (0, 0),
+        }
+    }
+
+    fn run(&mut self, ended: &SyncSender<u64>) {
+        loop {
+            // Asked first: what was handed over before the order to end is then in the queue.
+            let deadline = self.shared.deadline();
+            self.collect();
+            if !self.pending.is_empty() {
+                panic_guard::failpoint("ledger");
+            }
+            let now = Instant::now();
+            if deadline.is_some() || self.database.0.is_over(now) {
+                self.keep_books(now);
+            }
+            if let Some(deadline) = deadline {
+                if self.has_nothing() || Instant::now() >= deadline {
+                    break;
+                }
+                thread::sleep(if self.database.0.until().is_some() { LAST_ATTEMPTS } else { Duration::ZERO });
+                continue;
+            }
+            self.keep_texts(now);
+            self.tell_losses(now);
+            self.answer();
+            if self.has_nothing() || !self.database.0.is_over(Instant::now()) {
+                thread::park_timeout(self.rest());
+            }
+        }
+        self.stale = true;
+        self.list_due = self.tick;
+        self.texts.0 = Backoff::default();
+        self.keep_texts(Instant::now());
+        self.losses_due = self.tick;
+        self.tell_losses(Instant::now());
+        // Nobody listens any more where the time is up.
+        let _ = ended.send((self.pending.len() + self.saved.len() + self.shared.queue.len()) as u64);
+    }
+
+    /// Answers the questions that wait.
+    fn answer(&mut self) {
+        while let Some(question) = self.shared.questions.pop() {
+            if let Some(ledger) = &self.ledger {
+                question(ledger);
+            }
+        }
+    }
+
+    fn has_nothing(&self) -> bool {
+        self.pending.is_empty() && self.saved.is_empty() && self.shared.queue.is_empty()
+    }
+
+    /// How long there is nothing to do, unless a change comes.
+    fn rest(&self) -> Duration {
+        let next = self.database.0.until().unwrap_or(self.tick + TICK);
+        next.saturating_duration_since(Instant::now()).min(TICK).max(Duration::from_millis(1))
+    }
+
+    fn collect(&mut self) {
+        while self.pending.len() < PENDING
+            && let Some(change) = self.shared.queue.pop()
+        {
+            self.pending.push_back(change);
+        }
+    }
+
+    /// Writes what waits, and once a second marks what is over.
+    fn keep_books(&mut self, now: Instant) {
+        let due = now >= self.tick + TICK;
+        if self.pending.is_empty() && self.saved.is_empty() && !due && self.clock.step().is_none() {
+            return;
+        }
+        match self.try_books(due) {
+            Ok(()) => {
+                self.database.0 = Backoff::default();
+                if let Some(news) = self.database.1.over() {
+                    (self.tell)(news);
+                }
+                if due {
+                    self.tick = now;
+                }
+            }
+            Err(error) => self.suffer(error),
+        }
+    }
+
+    fn try_books(&mut self, due: bool) -> Result<(), LedgerError> {
+        if due && self.ledger.as_ref().is_some_and(|ledger| !ledger.is_in_place()) {
+            self.give_up("its file is gone from the directory".to_owned(), |_| Ok(None));
+        }
+        if let Some(step) = self.clock.step() {
+            self.follow_clock(step)?;
+        }
+        let Self { ledger, saved, pending, shared, .. } = self;
+        let ledger = match ledger {
+            Some(ledger) => ledger,
+            None => {
+                let (opened, how) = Ledger::open(&self.directory)?;
+                if let Opened::Rebuilt { aside, damage } = how {
+                    (self.tell)(WriterEvent::Rebuilt { damage, aside: Some(aside), carried: saved.len() });
+                }
+                ledger.insert(opened.with_retention(self.retention))
+            }
+        };
+        if !saved.is_empty() || !pending.is_empty() {
+            let batch = pending.len().min(BATCH);
+            ledger.write(saved.iter().chain(pending.iter().take(batch)))?;
+            shared.written.fetch_add(batch as u64, Ordering::Relaxed);
+            saved.clear();
+            self.stale = true;
+            for change in self.pending.drain(..batch) {
+                if let (Change::Banned(ban), Some(classic)) = (change, &mut self.classic) {
+                    classic.note(&ban);
+                }
+            }
+        }
+        if due {
+            let Found { items, unreadable } = ledger.expire(self.clock.now())?;
+            if unreadable > 0 {
+                (self.tell)(WriterEvent::Unreadable { rows: unreadable });
+            }
+            if !items.is_empty() {
+                self.stale = true;
+                (self.tell)(WriterEvent::Expired(items));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the ends of the bans in force with the clock, also of those that wait to be written.
+    fn follow_clock(&mut self, step: Step) -> Result<(), LedgerError> {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.clock_was_set(step.by)?;
+        }
+        for change in self.saved.iter_mut().chain(&mut self.pending) {
+            match change {
+                Change::Banned(ban) | Change::Also(ban) => {
+                    let length = ban.until.and_then(|until| until.duration_since(ban.since).ok());
+                    ban.since = step.moved(ban.since);
+                    ban.until = length.and_then(|length| ban.since.checked_add(length));
+                }
+                Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
+            }
+        }
+        self.clock.follow(step);
+        self.stale = true;
+        (self.tell)(WriterEvent::ClockSet { back: step.by < 0, by: Duration::from_micros(step.by.unsigned_abs()) });
+        Ok(())
+    }
+
+    fn suffer(&mut self, error: LedgerError) {
+        self.database.0.extend();
+        if error.is_damage() {
+            self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
+        } else if let Some(news) = self.database.1.begun(error, self.pending.len()) {
+            (self.tell)(news);
+        }
+    }
+
+    /// Leaves a database that is of no use any more, with what it can still tell of the bans in force.
+    fn give_up(&mut self, damage: String, leave: impl FnOnce(Ledger) -> Result<Option<PathBuf>, LedgerError>) {
+        let Some(ledger) = self.ledger.take() else { return };
+        if let Ok(found) = ledger.active(self.clock.now()) {
+            self.saved = found.items.into_iter().map(|entry| Change::Banned(entry.ban)).collect();
+        }
+        match leave(ledger) {
+            Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
+            Err(error) => {
+                if let Some(news) = self.database.1.begun(error, self.pending.len()) {
+                    (self.tell)(news);
+                }
+            }
+        }
+    }
+
+    fn keep_texts(&mut self, now: Instant) {
+        let (Some(classic), Some(ledger)) = (&mut self.classic, &self.ledger) else { return };
+        if !self.texts.0.is_over(now) {
+            return;
+        }
+        let started = Instant::now();
+        let mut result = classic.append();
+        // Where it could not be written before, nothing else shows that it can be now.
+        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.lasts()) {
+            let active = ledger.in_force(self.clock.now());
+            result = active.and_then(|found| {
+                self.unreadable.0 = self.unreadable.0.max(found.unreadable);
+                classic.rewrite(found.items)
+            });
+            self.stale = result.is_err();
+            self.list_due = now + TICK.max(started.elapsed() * SHARE);
+        }
+        match result {
+            Ok(()) => {
+                self.texts.0 = Backoff::default();
+                if let Some(news) = self.texts.1.over() {
+                    (self.tell)(news);
+                }
+            }
+            Err(error) => {
+                self.texts.0.extend();
+                if let Some(news) = self.texts.1.begun(error, 0) {
+                    (self.tell)(news);
+                }
+            }
+        }
+    }
+
+    fn tell_losses(&mut self, now: Instant) {
+        if now < self.losses_due {
+            return;
+        }
+        let dropped = self.shared.dropped.load(Ordering::Relaxed);
+        let changes = dropped - self.losses;
+        let lines = self.classic.as_mut().map_or(0, LegacyFiles::left_out);
+        if changes > 0 || lines > 0 {
+            (self.tell)(WriterEvent::Lost { changes, lines });
+            self.losses = dropped;
+            self.losses_due = now + LOSSES;
+        }
+        let (rows, told) = self.unreadable;
+        if rows > told {
+            (self.tell)(WriterEvent::Unreadable { rows });
+            self.unreadable.1 = rows;
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Messages to what they build: the sets, chains and rules of the table, in a form in which two of them can be compared.
+//! The same reader takes our own messages and the kernel's dumps, whoever wrote the rules that it dumps.
+//!
+//! What does not change what the rules do is left out: counts, handles, comments, which register a value passes through,
+//! and attributes that are zero, because the kernel adds new ones (flags, operations) with zero for "as before".
+
+use std::collections::BTreeMap;
+
+use super::message::{Message, attributes, be_u32, text};
+use super::{TABLE, kind};
+
+/// What the table `inet portsentry` holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TableSnapshot {
+    exists: bool,
+    flags: u32,
+    sets: BTreeMap<String, SetShape>,
+    chains: BTreeMap<String, ChainShape>,
+}
+
+/// A set: its attributes but for the size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct SetShape {
+    attributes: Flat,
+    size: u32,
+}
+
+/// A chain: where it is hooked in, and its rules in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct ChainShape {
+    attributes: Flat,
+    rules: Vec<Rule>,
+}
+
+/// A rule: its expressions by name, in order.
+pub(super) type Rule = Vec<(String, Flat)>;
+
+/// Attributes by their path of types, those of interest only.
+pub(super) type Flat = BTreeMap<Vec<u16>, Vec<u8>>;
+
+impl TableSnapshot {
+    /// Takes in one message about the table; passes over what is about others.
+    pub(crate) fn absorb(&mut self, message: &Message<'_>) {
+        let Some((kind, body)) = message.nft() else { return };
+        // In every one of these messages attribute 1 is the name of the table.
+        let field = |wanted| attributes(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+        if field(1).and_then(text) != Some(TABLE) {
+            return;
+        }
+        let name = |wanted| field(wanted).and_then(text).unwrap_or_default().to_owned();
+        match kind {
+            kind::NEW_TABLE => {
+                self.exists = true;
+                self.flags = field(TABLE_FLAGS).and_then(be_u32).unwrap_or(0);
+            }
+            kind::NEW_SET => {
+                let size = field(SET_DESCRIPTION).and_then(|description| {
+                    attributes(description)
+                        .find(|(kind, _)| *kind == DESCRIPTION_SIZE)
+                        .and_then(|(_, size)| be_u32(size))
+                });
+                let attributes = keep(body, SET_ATTRIBUTES);
+                self.sets.insert(name(SET_NAME), SetShape { attributes, size: size.unwrap_or(0) });
+            }
+            kind::NEW_CHAIN => {
+                let mut kept = keep(body, CHAIN_ATTRIBUTES);
+                for (kind, value) in field(CHAIN_HOOK).into_iter().flat_map(attributes) {
+                    kept.insert(vec![CHAIN_HOOK, kind], value.to_vec());
+                }
+                self.chains.entry(name(CHAIN_NAME)).or_default().attributes = kept;
+            }
+            kind::NEW_RULE => {
+                let list = field(RULE_EXPRESSIONS).unwrap_or_default();
+                let rule = attributes(list).map(|(_, expression)| read_expression(expression)).collect();
+                self.chains.entry(name(RULE_CHAIN)).or_default().rules.push(unnumber(rule));
+            }
+            _ => {}
+        }
+    }
+
+    /// True once the table itself was seen.
+    pub(super) fn exists(&self) -> bool {
+        self.exists
+    }
+
+    pub(super) fn has_set(&self, set: &str) -> bool {
+        self.sets.contains_key(set)
+    }
+
+    pub(super) fn has_chain(&self, chain: &str) -> bool {
+        self.chains.contains_key(chain)
+    }
+
+    /// The rules of a chain in order; none where it is not there.
+    pub(super) fn rules(&self, chain: &str) -> &[Rule] {
+        self.chains.get(chain).map_or(&[], |chain| &chain.rules)
+    }
+
+    /// The size of a set; 0 where it has none.
+    pub(crate) fn size(&self, set: &str) -> u32 {
+        self.sets.get(set).map_or(0, |set| set.size)
+    }
+
+    /// In what `found` differs from this, sizes of timed sets aside. `text` gives the rule at an index of a chain as the
+    /// reader knows it.
+    pub(super) fn differences<'a>(&self, found: &Self, text: impl Fn(&str, usize) -> &'a str) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        let mut add = |part, text| differences.push(Difference { part, text });
+        if found.flags != self.flags {
+            let text = format!("the flags {:#x} (1 dormant, 2 owned by a process, 4 persistent)", found.flags);
+            add(Part::Flags(found.flags), text);
+        }
+        for (name, set) in &self.sets {
+            match found.sets.get(name) {
+                None => add(Part::NoSet, format!("no set \"{name}\"")),
+                Some(other) if other.attributes != set.attributes => {
+                    add(Part::OtherSet, format!("a set \"{name}\" of another type or with other flags"));
+                }
+                // Without a size the packet path stops adding at 65,535 and the kernel never says that it is full.
+                Some(other) if set.size != 0 && other.size == 0 => {
+                    add(Part::OtherSet, format!("a set \"{name}\" without a size"));
+                }
+                Some(_) => {}
+            }
+        }
+        for name in found.sets.keys().filter(|name| !self.sets.contains_key(*name)) {
+            add(Part::Foreign, format!("another set \"{name}\""));
+        }
+        for (name, chain) in &self.chains {
+            match found.chains.get(name) {
+                None => add(Part::Rules, format!("no chain \"{name}\"")),
+                Some(other) if other.attributes != chain.attributes => {
+                    let text = format!("a chain \"{name}\" with another type, hook, priority or policy");
+                    add(Part::OtherChain(name.clone()), text);
+                }
+                Some(other) => {
+                    let other = differing_rule(name, &chain.rules, &other.rules, &text);
+                    other.into_iter().for_each(|text| add(Part::Rules, text));
+                }
+            }
+        }
+        for name in found.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
+            add(Part::Foreign, format!("another chain \"{name}\""));
+        }
+        differences
+    }
+}
+
+/// The first rule in which a chain differs.
+fn differing_rule<'a>(
+    chain: &str,
+    wanted: &[Rule],
+    found: &[Rule],
+    text: impl Fn(&str, usize) -> &'a str,
+) -> Option<String> {
+    for (index, rule) in wanted.iter().enumerate() {
+        let (number, text) = (index + 1, text(chain, index));
+        match found.get(index) {
+            Some(other) if other == rule => {}
+            Some(_) => return Some(format!("another rule {number} in chain \"{chain}\" than `{text}`")),
+            None => return Some(format!("no rule {number} in chain \"{chain}\": `{text}`")),
+        }
+    }
+    let (more, ours) = (found.len(), wanted.len());
+    (more > ours).then(|| format!("{more} rules in chain \"{chain}\" where {ours} are ours"))
+}
+
+/// One thing in which a table is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Difference {
+    pub(super) part: Part,
+    /// What it is, as the end of the sentence "the table has …".
+    pub(super) text: String,
+}
+
+/// What it concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The table's flags, which are these.
+    Flags(u32),
+    /// One of our sets is missing.
+    NoSet,
+    /// A set with the name of ours is no such set.
+    OtherSet,
+    /// A chain of ours is missing, or its rules are not ours.
+    Rules,
+    /// The chain with this name is hooked in elsewhere.
+    OtherChain(String),
+    /// Something that is not ours at all.
+    Foreign,
+}
+
+/// Type and attributes of one expression of a rule.
+fn read_expression(expression: &[u8]) -> (String, Flat) {
+    let (mut name, mut data) = ("", &[][..]);
+    for (kind, value) in attributes(expression) {
+        match kind {
+            EXPRESSION_NAME => name = text(value).unwrap_or("?"),
+            EXPRESSION_DATA => data = value,
+            _ => {}
+        }
+    }
+    let mut flat = Flat::new();
+    if name != "counter" {
+        flatten(name, data, &mut Vec::new(), &mut flat);
+    }
+    (name.to_owned(), flat)
+}
+
+fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat) {
+    for (kind, value) in attributes(bytes) {
+        path.push(kind);
+        // The kernel does not mark nested attributes as such; where they are is fixed: data (mask, xor), verdict, and
+        // the expression of a set's elements.
+        if matches!(
+            (expression, path.as_slice()),
+            ("cmp", [3]) | ("bitwise", [4 | 5]) | ("immediate", [2] | [2, 2]) | ("dynset", [7] | [7, 2])
+        ) {
+            flatten(expression, value, path, flat);
+        } else if matches!(
+            (expression, path.as_slice()),
+            ("lookup" | "dynset", [1]) | ("immediate", [2, 2, 2]) | ("dynset", [7, 1])
+        ) {
+            // The name of a set or chain: the kernel ends texts with a zero byte, rustables does not.
+            flat.insert(path.clone(), value.strip_suffix(&[0]).unwrap_or(value).to_vec());
+        } else if value.iter().any(|byte| *byte != 0) {
+            flat.insert(path.clone(), value.to_vec());
+        }
+        path.pop();
+    }
+}
+
+/// Numbers the registers of a rule in the order in which they first appear.
+fn unnumber(mut rule: Rule) -> Rule {
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for (name, flat) in &mut rule {
+        let registers: &[u16] = match name.as_str() {
+            "meta" | "cmp" | "payload" | "immediate" | "fib" | "exthdr" => &[1],
+            "bitwise" => &[1, 2],
+            "lookup" => &[2, 3],
+            "dynset" => &[4],
+            "socket" => &[2],
+            _ => &[],
+        };
+        for register in registers {
+            let Some(number) = flat.get_mut([*register].as_slice()) else { continue };
+            let place = seen.iter().position(|known| known == number).unwrap_or_else(|| {
+                seen.push(number.clone());
+                seen.len() - 1
+            });
+            *number = place.to_be_bytes().to_vec();
+        }
+    }
+    rule
+}
+
+/// The attributes of these types whose value is not zero.
+fn keep(body: &[u8], kinds: &[u16]) -> Flat {
+    attributes(body)
+        .filter(|(kind, value)| kinds.contains(kind) && value.iter().any(|byte| *byte != 0))
+        .map(|(kind, value)| (vec![kind], text(value).map_or_else(|| value.to_vec(), |text| text.as_bytes().to_vec())))
+        .collect()
+}
+
+// enum nft_table_attributes, nft_set_attributes, nft_set_desc_attributes, nft_chain_attributes, nft_rule_attributes,
+// nft_expr_attributes
+const TABLE_FLAGS: u16 = 2;
+const SET_NAME: u16 = 2;
+const SET_DESCRIPTION: u16 = 9;
+const DESCRIPTION_SIZE: u16 = 1;
+/// Flags, key type and length, data type and length, default timeout, object type, expressions.
+const SET_ATTRIBUTES: &[u16] = &[3, 4, 5, 6, 7, 11, 15, 17, 18];
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+/// Policy and type; the kernel's own flag "base chain" follows from the hook.
+const CHAIN_ATTRIBUTES: &[u16] = &[5, 7];
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;

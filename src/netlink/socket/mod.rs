@@ -1,0 +1,433 @@
+//! Requests and transactions to the kernel's answers, over one long-lived socket: to nf_tables, or to the routing tables.
+//! Synchronous: the thread that saw the packet waits for the acknowledgement. Knows nothing of what the messages mean.
+//!
+//! Read with: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of answers.
+
+mod requests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use netlink_sys::SocketAddr;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+
+use super::nft::{Batch, Message, Messages, attributes, text};
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// There is nobody to talk to.
+    #[error(
+        "this kernel or container has no nf_tables ({0}); load it with `modprobe nf_tables`, or run portsentry on a host \
+         whose kernel has CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
+    )]
+    NoNfTables(#[source] Errno),
+    /// The process may not change the packet filter.
+    #[error(
+        "changing nf_tables needs CAP_NET_ADMIN ({0}): run portsentry as root, or under systemd with \
+         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
+    )]
+    NotPermitted(#[source] Errno),
+    /// The kernel refused one message of a request or transaction; nothing of it took effect.
+    #[error("the kernel refused message {message}: {errno}{}", explained(text))]
+    Refused {
+        /// Which one, counted from 1; 0 where it refused the transaction as a whole.
+        message: u32,
+        /// Its reason.
+        errno: Errno,
+        /// Its reason in words, where it has any.
+        text: String,
+    },
+    /// No answer came. What was asked may have happened.
+    #[error("the kernel did not answer within {} s; if this repeats, restart portsentry", PATIENCE.as_secs())]
+    NoAnswer,
+    /// Answers were lost because the receive buffer was full. What was asked may have happened.
+    #[error("answers of the kernel were lost: the receive buffer of {0} bytes was full; raise net.core.rmem_max")]
+    Overrun(usize),
+    /// The set or ruleset changed during each attempt to read it.
+    #[error("the tables changed during each of {ATTEMPTS} attempts to read them; try again when fewer bans come in")]
+    Unsteady,
+    /// More than the kernel takes in one transaction.
+    #[error(
+        "a transaction of {bytes} bytes is more than the kernel takes at once; give fewer entries, or raise net.core.wmem_max"
+    )]
+    TooBig {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Any other failure of the socket.
+    #[error("the netlink socket failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl SocketError {
+    /// The kernel's error number, where the kernel refused.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::NoNfTables(errno) | Self::NotPermitted(errno) | Self::Refused { errno, .. } => Some(*errno),
+            Self::Io(error) => Errno::from_io_error(error),
+            Self::NoAnswer | Self::Overrun(_) | Self::Unsteady | Self::TooBig { .. } => None,
+        }
+    }
+
+    /// True where the kernel refused for this reason.
+    #[must_use]
+    pub fn is(&self, reason: Errno) -> bool {
+        matches!(self, Self::Refused { errno, .. } if *errno == reason)
+    }
+}
+
+/// One socket to the kernel, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Socket {
+    inner: netlink_sys::Socket,
+    port_id: u32,
+    sequence: u32,
+    /// Transactions that took effect, through this socket and those beside it.
+    changes: Arc<AtomicU32>,
+    replies: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens one to nf_tables. This does not yet tell whether the kernel has it, or lets this process change it.
+    pub fn open() -> Result<Self, SocketError> {
+        Self::connected(NETLINK_NETFILTER).map_err(|error| match error.errno() {
+            Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
+            _ => error,
+        })
+    }
+
+    /// Opens one to the routing tables.
+    pub(crate) fn open_route() -> Result<Self, SocketError> {
+        let socket = Self::connected(NETLINK_ROUTE)?;
+        // Makes the kernel choose what it lists. Before 4.20 it cannot; then whoever reads the list has to.
+        let _ = socket.inner.set_netlink_get_strict_chk(true);
+        Ok(socket)
+    }
+
+    fn connected(protocol: isize) -> Result<Self, SocketError> {
+        let mut inner = netlink_sys::Socket::new(protocol)?;
+        let port_id = inner.bind_auto()?.port_number();
+        // Connected to the kernel: no other process can slip an answer in.
+        inner.connect(&SocketAddr::new(KERNEL, 0))?;
+        sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(PATIENCE)).map_err(std::io::Error::from)?;
+        sockopt::set_socket_timeout(&inner, Timeout::Send, Some(PATIENCE)).map_err(std::io::Error::from)?;
+        // An error without the echo of the message that it is about, so that many of them fit; with words, if any.
+        inner.set_cap_ack(true)?;
+        inner.set_ext_ack(true)?;
+        // Past the system's limit where this process may, up to it where not: smaller buffers only mean more retries.
+        if sockopt::set_socket_send_buffer_size_force(&inner, BUFFER).is_err() {
+            sockopt::set_socket_send_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
+        }
+        if sockopt::set_socket_recv_buffer_size_force(&inner, BUFFER).is_err() {
+            sockopt::set_socket_recv_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
+        }
+        Ok(Self { inner, port_id, sequence: 1, changes: Arc::default(), replies: vec![0; REPLY] })
+    }
+
+    /// The number under which the kernel knows this socket, and names it in the notifications of what it changed. No other
+    /// socket of the network namespace has it while this one is open.
+    #[must_use]
+    pub fn port_id(&self) -> u32 {
+        self.port_id
+    }
+
+    /// Another one to nf_tables, whose transactions count as this one's.
+    pub fn try_clone(&self) -> Result<Self, SocketError> {
+        Ok(Self { changes: Arc::clone(&self.changes), ..Self::open()? })
+    }
+
+    /// How many transactions took effect through this socket and those beside it; begins again after 2^32.
+    #[must_use]
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Sends the transaction and waits until it is in force. The error tells the first message that was refused.
+    pub fn transact(&mut self, batch: &mut Batch) -> Result<(), SocketError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let first = self.sequence;
+        let (bytes, last) = batch.seal(first);
+        // The number of END is used up as well.
+        self.sequence = last.wrapping_add(2);
+        send(&self.inner, bytes)?;
+        let count = last.wrapping_sub(first);
+        let mut refused = None;
+        loop {
+            for message in Messages(receive(&self.inner, &mut self.replies)?) {
+                let place = message.sequence.wrapping_sub(first);
+                // Anything else is a late answer to an earlier request that was given up.
+                if place > count {
+                    continue;
+                }
+                let Some(answer) = Answer::read(&message) else { continue };
+                if refused.is_none() {
+                    refused = answer.refusal(place);
+                }
+                // An error about BEGIN is about the whole, and may be all that ever comes.
+                if place == count || (place == 0 && refused.is_some()) {
+                    self.changes.fetch_add(u32::from(refused.is_none()), Ordering::Relaxed);
+                    return refused.map_or(Ok(()), Err);
+                }
+            }
+        }
+    }
+
+    /// Sends a request for one object and gives its answer to `take`.
+    pub(crate) fn ask(&mut self, request: &mut [u8], mut take: impl FnMut(&Message<'_>)) -> Result<(), SocketError> {
+        let sequence = self.number(request);
+        send(&self.inner, request)?;
+        loop {
+            for message in Messages(receive(&self.inner, &mut self.replies)?) {
+                if message.sequence != sequence {
+                    continue;
+                }
+                if let Some(answer) = Answer::read(&message) {
+                    return answer.refusal(1).map_or(Ok(()), Err);
+                }
+                take(&message);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a request for a list. `start` is called before every attempt, `take` for every message: a list that changed
+    /// while it was read is read again.
+    pub(crate) fn dump<T>(
+        &mut self,
+        request: &mut [u8],
+        start: impl Fn() -> T,
+        mut take: impl FnMut(&mut T, &Message<'_>),
+    ) -> Result<T, SocketError> {
+        for _ in 0..ATTEMPTS {
+            let mut list = start();
+            let sequence = self.number(request);
+            send(&self.inner, request)?;
+            match self.read_list(sequence, |message| take(&mut list, message)) {
+                Ok(true) => return Ok(list),
+                Ok(false) | Err(SocketError::Overrun(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(SocketError::Unsteady)
+    }
+
+    /// Reads a list to its end; false where it changed meanwhile.
+    fn read_list(&mut self, sequence: u32, mut take: impl FnMut(&Message<'_>)) -> Result<bool, SocketError> {
+        let mut steady = true;
+        loop {
+            for message in Messages(receive(&self.inner, &mut self.replies)?) {
+                if message.sequence != sequence {
+                    continue;
+                }
+                steady &= message.flags & DUMP_INTERRUPTED == 0;
+                match Answer::read(&message) {
+                    // EINTR: the kernel gave up by itself.
+                    Some(answer) if answer.errno == Some(Errno::INTR) => return Ok(false),
+                    Some(answer) => return answer.refusal(1).map_or(Ok(steady), Err),
+                    None if message.kind == DONE => return Ok(steady),
+                    None => take(&message),
+                }
+            }
+        }
+    }
+
+    fn number(&mut self, request: &mut [u8]) -> u32 {
+        let sequence = self.sequence;
+        self.sequence = sequence.wrapping_add(1);
+        if let Some(field) = request.get_mut(8..12) {
+            field.copy_from_slice(&sequence.to_ne_bytes());
+        }
+        sequence
+    }
+}
+
+/// What the kernel says of one message: NLMSG_ERROR, or NLMSG_DONE with an error.
+struct Answer<'a> {
+    /// `None` where it did what was asked.
+    errno: Option<Errno>,
+    text: &'a str,
+}
+
+impl<'a> Answer<'a> {
+    /// Reads it; `None` for a message that is no such answer.
+    fn read(message: &Message<'a>) -> Option<Self> {
+        let (code, rest) = message.body.split_first_chunk::<4>()?;
+        let code = i32::from_ne_bytes(*code);
+        let words = match message.kind {
+            // After the code comes the header of the refused message; with CAP_ACK nothing else, then attributes.
+            ERROR if message.flags & CAPPED != 0 => rest.get(16..),
+            ERROR => None,
+            DONE if code < 0 => Some(rest),
+            _ => return None,
+        };
+        let words = words.filter(|_| message.flags & ACK_TLVS != 0).unwrap_or_default();
+        let text = attributes(words).find(|(kind, _)| *kind == ACK_TEXT).and_then(|(_, value)| text(value));
+        // Outside of the kernel's range of error numbers an answer makes no sense.
+        let errno = match code.saturating_neg() {
+            0 => None,
+            number @ 1..=4095 => Some(Errno::from_raw_os_error(number)),
+            _ => Some(Errno::BADMSG),
+        };
+        Some(Self { errno, text: text.unwrap_or_default() })
+    }
+
+    /// The error, if it is one, about the message at `place`.
+    fn refusal(&self, place: u32) -> Option<SocketError> {
+        self.errno.map(|errno| match errno {
+            Errno::PERM if place <= 1 => SocketError::NotPermitted(errno),
+            Errno::OPNOTSUPP if place == 0 => SocketError::NoNfTables(errno),
+            _ => SocketError::Refused { message: place, errno, text: self.text.to_owned() },
+        })
+    }
+}
+
+fn explained(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
+}
+
+fn send(socket: &netlink_sys::Socket, bytes: &[u8]) -> Result<(), SocketError> {
+    loop {
+        return match socket.send(bytes, 0) {
+            Ok(_) => Ok(()),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::INTR) => continue,
+                Some(Errno::AGAIN) => Err(SocketError::NoAnswer),
+                Some(Errno::MSGSIZE) => Err(SocketError::TooBig { bytes: bytes.len() }),
+                _ => Err(SocketError::Io(error)),
+            },
+        };
+    }
+}
+
+fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result<&'a [u8], SocketError> {
+    loop {
+        let mut room = replies.as_mut_slice();
+        match socket.recv_from(&mut room, MSG_TRUNC) {
+            // Connected, the socket takes nothing from others. Read all the same: a reply is believed for who sent it, and
+            // its sequence number is easy to guess.
+            Ok((_, sender)) if sender.port_number() != KERNEL => {}
+            Ok((length, _)) if length > replies.len() => {
+                // The rest is gone; the next attempt has room for it.
+                let had = replies.len();
+                replies.resize(length.next_multiple_of(REPLY), 0);
+                return Err(SocketError::Overrun(had));
+            }
+            Ok((length, _)) => return Ok(replies.get(..length).unwrap_or_default()),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::INTR) => {}
+                Some(Errno::AGAIN) => return Err(SocketError::NoAnswer),
+                Some(Errno::NOBUFS) => {
+                    return Err(SocketError::Overrun(sockopt::socket_recv_buffer_size(socket).unwrap_or(0)));
+                }
+                _ => return Err(SocketError::Io(error)),
+            },
+        }
+    }
+}
+
+/// Any datagram through the reader of acknowledgements. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    for message in Messages(datagram) {
+        let refusal = Answer::read(&message).and_then(|answer| answer.refusal(2));
+        assert!(refusal.is_none_or(|refusal| refusal.to_string().len() <= message.body.len() + 512));
+    }
+}
+
+/// An answer takes microseconds, a large commit milliseconds; after this long it is lost.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Attempts to read a list that keeps changing.
+const ATTEMPTS: u32 = 8;
+/// Socket buffers: one transaction of some 50,000 prefixes, or some thousands of errors.
+const BUFFER: usize = 4 << 20;
+/// The kernel fills at most 32 KiB of one datagram of a list, unless a single object is larger.
+const REPLY: usize = 64 << 10;
+/// The port id of the kernel; no other socket can have it.
+const KERNEL: u32 = 0;
+const MSG_TRUNC: i32 = 0x20;
+/// NLMSG_ERROR and NLMSG_DONE.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// NLM_F_DUMP_INTR, NLM_F_CAPPED, NLM_F_ACK_TLVS.
+const DUMP_INTERRUPTED: u16 = 0x10;
+const CAPPED: u16 = 0x100;
+const ACK_TLVS: u16 = 0x200;
+/// NLMSGERR_ATTR_MSG.
+const ACK_TEXT: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(flags: u16, code: i32, rest: &[u8]) -> Option<SocketError> {
+        let mut body = code.to_ne_bytes().to_vec();
+        body.extend_from_slice(rest);
+        Answer::read(&Message { kind: ERROR, flags, sequence: 7, body: &body }).unwrap().refusal(2)
+    }
+
+    #[test]
+    fn an_acknowledgement_is_no_error() {
+        assert!(answer(CAPPED, 0, &[0; 16]).is_none());
+    }
+
+    #[test]
+    fn a_refusal_carries_the_words_of_the_kernel() {
+        let mut rest = vec![0; 16];
+        rest.extend_from_slice(&[12, 0, 1, 0, b'b', b'a', b'd', b' ', b's', b'e', b't', 0]);
+        let refusal = answer(CAPPED | ACK_TLVS, -2, &rest).unwrap();
+        assert!(refusal.is(Errno::NOENT));
+        assert!(refusal.to_string().ends_with("(bad set)"), "{refusal}");
+        for end in 0..rest.len() {
+            assert!(answer(CAPPED | ACK_TLVS, -2, &rest[..end]).unwrap().is(Errno::NOENT));
+        }
+    }
+
+    #[test]
+    fn an_answer_cut_before_its_code_is_none() {
+        for end in 0..4 {
+            assert!(Answer::read(&Message { kind: ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
+        }
+    }
+
+    #[test]
+    fn what_another_process_sends_is_no_answer() {
+        let own = || {
+            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
+            let address = socket.bind_auto().unwrap();
+            (socket, address)
+        };
+        // Not connected, so that the kernel lets strangers in.
+        let ((socket, address), (stranger, _)) = (own(), own());
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
+        let forged = [20, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut buffer = vec![0; 1024];
+        match stranger.send_to(&forged, &address, 0) {
+            // Only who may change the network may send to others here.
+            Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM)),
+            Ok(_) => {
+                let asked = [20, 0, 0, 0, 250, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                socket.send_to(&asked, &SocketAddr::new(KERNEL, 0), 0).unwrap();
+                let answer = receive(&socket, &mut buffer).unwrap();
+                assert_eq!(Messages(answer).next().map(|message| message.sequence), Some(9), "the kernel's");
+            }
+        }
+        // And one that is connected takes nothing from a stranger at all.
+        let connected = Socket::open_route().unwrap();
+        let refused = stranger.send_to(&forged, &SocketAddr::new(connected.port_id(), 0), 0).unwrap_err();
+        assert!(matches!(Errno::from_io_error(&refused), Some(Errno::PERM | Errno::CONNREFUSED)), "{refused}");
+    }
+
+    #[test]
+    fn an_error_number_that_cannot_be_is_a_bad_message() {
+        for code in [i32::MIN, -4096, 1, i32::MAX] {
+            assert!(answer(0, code, &[]).unwrap().is(Errno::BADMSG), "{code}");
+        }
+    }
+}

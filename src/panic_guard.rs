@@ -1,0 +1,121 @@
+//! What a panic may end, and what not. A defect in what writes, tells and answers must not end the protection: the thread or
+//! the loop goes on with the next thing, and a line says what happened. A defect in the sensor ends the program, so that
+//! systemd starts it anew.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+/// How long after a panic the same is tried again: a defect that is met each time must not fill the log.
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest message of a panic that is told, in characters.
+const LONGEST: usize = 400;
+
+// With `panic = "abort"` nothing of this would hold.
+const _: () = assert!(cfg!(panic = "unwind"));
+
+/// Has every panic told by a line of the log, with its thread and its place in the program.
+pub(crate) fn tell_panics() {
+    panic::set_hook(Box::new(|panic| {
+        tracing::error!("adminalert: ERROR: {}", line(thread::current().name(), panic));
+    }));
+}
+
+fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {
+    let message = message(panic.payload());
+    let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
+    let thread = thread.unwrap_or("without a name");
+    format!("a defect in this program, thread {thread}, {place}: {message}; please report it")
+}
+
+/// What a panic says, in one line. It may quote what a stranger sent.
+fn message(payload: &(dyn Any + Send)) -> String {
+    let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    said.unwrap_or("it says nothing").chars().take(LONGEST).map(plain).collect()
+}
+
+/// Runs `work` to its end, again and again where it panics. What it had in hand then is lost.
+pub(crate) fn restart_on_panic<T>(mut work: impl FnMut() -> T) -> T {
+    loop {
+        // What a panic left half done is the work's own, and is looked at anew each time.
+        match catch_unwind(AssertUnwindSafe(&mut work)) {
+            Ok(done) => return done,
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// What comes of `work`; `None` where it panics.
+pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(done)) => Poll::Ready(Some(done)),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Panics, once, where the variable PORTSENTRY_TRIP names this `place` (several have commas between them), for tests of what
+/// then goes on. Only a build for development does.
+#[inline]
+#[expect(clippy::panic, reason = "that is what it is for")]
+pub(crate) fn failpoint(place: &str) {
+    static DONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if cfg!(debug_assertions)
+        && std::env::var("PORTSENTRY_TRIP").is_ok_and(|named| named.split(',').any(|name| name == place))
+        && DONE.lock().unwrap_or_else(PoisonError::into_inner).insert(place.to_owned())
+    {
+        panic!("tripped in the {place},\nas a test wants it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_panics_is_done_again_with_what_it_has() {
+        let mut left = vec![1, 2, 3];
+        let mut done = Vec::new();
+        let sum = restart_on_panic(|| {
+            while let Some(next) = left.pop() {
+                assert!(next != 2, "two");
+                done.push(next);
+            }
+            done.iter().sum::<i32>()
+        });
+        assert_eq!(sum, 4);
+    }
+
+    #[test]
+    fn a_panic_in_a_future_ends_it_and_nothing_else() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let after = |panics: bool| async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!panics, "after a wait");
+            7
+        };
+        runtime.block_on(async {
+            assert_eq!(catch_panic(after(false)).await, Some(7));
+            assert_eq!(catch_panic(after(true)).await, None);
+        });
+    }
+
+    #[test]
+    fn what_a_panic_says_is_one_short_line() {
+        let text: Box<dyn Any + Send> = Box::new(format!("a\nb\x1b[2J{}", "é".repeat(1000)));
+        let said = message(&*text);
+        assert!(said.starts_with("a?b?[2J") && said.chars().count() == LONGEST, "{said}");
+        assert_eq!(message(&7), "it says nothing");
+        assert_eq!(message(&"plain"), "plain");
+    }
+}

@@ -1,0 +1,124 @@
+//! Capabilities to the few that are needed, in every set, for good.
+//!
+//! Read with: capabilities(7), on the bounding set and on securebits.
+
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
+};
+
+use super::Policy;
+
+/// The numbers of all capabilities that a kernel can have (capability.h).
+const NUMBERS: std::ops::Range<u32> = 0..64;
+
+/// Capabilities of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities(CapabilitySet);
+
+impl Capabilities {
+    /// Those that the calling thread may use.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted))
+    }
+
+    /// Their names, `CAP_NET_ADMIN` for example; `None` where all of root's are there, too many to name.
+    #[must_use]
+    pub fn names(&self) -> Option<Vec<String>> {
+        let few = self.0.bits().count_ones() <= 8;
+        few.then(|| self.0.iter_names().map(|(name, _)| format!("CAP_{name}")).collect())
+    }
+}
+
+/// What stays, of what there is.
+fn needed(policy: &Policy) -> CapabilitySet {
+    let mut needed = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+    if policy.low_ports {
+        needed |= CapabilitySet::NET_BIND_SERVICE;
+    }
+    if policy.others_files {
+        needed |= CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
+    }
+    needed
+}
+
+/// Cuts all sets down. What the process does not have it does not get.
+///
+/// `nice` stays as well, until the sensor's thread has its priority ([`forget_nice`]).
+pub(super) fn cut(policy: &Policy, nice: bool, warnings: &mut Vec<String>) {
+    if let Err(error) = try_cut(policy, nice) {
+        warnings.push(format!("its capabilities cannot be cut down ({error})"));
+    }
+}
+
+/// The calling thread can give nobody another priority any more.
+pub(super) fn forget_nice() {
+    if let Ok(CapabilitySets { effective, permitted, inheritable }) = capabilities(None) {
+        let less = CapabilitySets {
+            effective: effective - CapabilitySet::SYS_NICE,
+            permitted: permitted - CapabilitySet::SYS_NICE,
+            inheritable: inheritable - CapabilitySet::SYS_NICE,
+        };
+        // Less is always permitted.
+        let _ = set_capabilities(None, less);
+    }
+}
+
+fn try_cut(policy: &Policy, nice: bool) -> rustix::io::Result<()> {
+    let has = capabilities(None)?.permitted;
+    let kept = has & needed(policy);
+    // A change of the user has emptied the effective set.
+    let last = has & (kept | CapabilitySet::SETPCAP | CapabilitySet::SYS_NICE);
+    set_capabilities(None, CapabilitySets { effective: last, permitted: last, inheritable: kept })?;
+    if last.contains(CapabilitySet::SETPCAP) {
+        for number in NUMBERS {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            if !kept.contains(one) {
+                // A number beyond what the kernel knows is no capability.
+                let _ = remove_capability_from_bounding_set(one);
+            }
+        }
+        if !policy.commands {
+            // What is executed by root is no longer root's by that alone, and nothing of this can be undone.
+            let locked = CapabilitiesSecureBits::NO_ROOT
+                | CapabilitiesSecureBits::NO_ROOT_LOCKED
+                | CapabilitiesSecureBits::NO_SETUID_FIXUP
+                | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+                | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+                | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+                | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+            let kept = capabilities_secure_bits()? - CapabilitiesSecureBits::KEEP_CAPS;
+            set_capabilities_secure_bits(kept | locked)?;
+        }
+    }
+    // A command has what the service gives it, and no more (ambient); nobody else inherits anything.
+    let inheritable = if policy.commands { kept } else { CapabilitySet::empty() };
+    if !policy.commands {
+        clear_ambient_capability_set()?;
+    }
+    let nice = if nice { has & CapabilitySet::SYS_NICE } else { CapabilitySet::empty() };
+    let now = kept | nice;
+    set_capabilities(None, CapabilitySets { effective: now, permitted: now, inheritable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_is_kept() {
+        let plain = needed(&Policy::default());
+        assert_eq!(plain, CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
+        let low = needed(&Policy { low_ports: true, ..Policy::default() });
+        assert_eq!(low - plain, CapabilitySet::NET_BIND_SERVICE);
+        assert_eq!(needed(&Policy { names: true, commands: true, ..Policy::default() }), plain);
+    }
+
+    #[test]
+    fn a_few_are_named_and_all_of_root_s_are_not() {
+        let few = Capabilities(needed(&Policy::default()));
+        assert_eq!(few.names().unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
+        assert_eq!(Capabilities(CapabilitySet::all()).names(), None);
+    }
+}

@@ -1,0 +1,197 @@
+//! One daemon for each network namespace: two would undo each other's table. Who runs holds an abstract socket, which is the
+//! namespace's own, has no file that a crash leaves behind, and goes with the process.
+//!
+//! Everybody may take such a name. A holder whom nobody would trust with the firewall keeps no daemon from starting.
+//!
+//! Read with: unix(7) on abstract addresses and SO_PEERCRED, which says who has called listen(2).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::User;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
+};
+use rustix::thread::CapabilitySet;
+
+use super::user::NAME;
+
+/// The socket's name.
+const SOCKET: &[u8] = b"portsentry";
+
+/// How long one that is starting or ending may take to say who it is, or to let go; longer than one that runs takes until it
+/// hangs up on those who ask.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// How long one waits before it looks again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Those who may ask at one time. Whoever does is hung up on, so that the queue never stays full.
+const BACKLOG: i32 = 16;
+
+/// The claim to this network namespace, until it is dropped.
+pub struct InstanceLock {
+    /// `None` where somebody holds the name who is no daemon.
+    listener: Option<OwnedFd>,
+    doubt: Option<String>,
+}
+
+/// Why this daemon must not run.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceLockError {
+    /// There is another one.
+    #[error(
+        "portsentry runs already in this network namespace{}; stop that one first, or ask it with portsentry status",
+        process.map_or(String::new(), |process| format!(", as process {process}"))
+    )]
+    Other {
+        /// Its number; `None` where it is in a process namespace that cannot be seen from here.
+        process: Option<i32>,
+    },
+    /// The operating system refused something.
+    #[error("cannot find out whether portsentry runs already: {0}")]
+    System(#[from] io::Error),
+}
+
+impl InstanceLock {
+    /// Claims the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Where another daemon has it.
+    pub fn claim() -> Result<Self, InstanceLockError> {
+        Self::claim_as(SOCKET)
+    }
+
+    fn claim_as(name: &[u8]) -> Result<Self, InstanceLockError> {
+        let address = SocketAddrUnix::new_abstract_name(name).map_err(io::Error::from)?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let listener = open().map_err(io::Error::from)?;
+            match bind(&listener, &address) {
+                Ok(()) => {
+                    listen(&listener, BACKLOG).map_err(io::Error::from)?;
+                    return Ok(Self { listener: Some(listener), doubt: None });
+                }
+                Err(Errno::ADDRINUSE) => {}
+                Err(error) => return Err(InstanceLockError::System(error.into())),
+            }
+            match holder(&address) {
+                Some((user, process)) if trusted(user) || blocks(process) => {
+                    return Err(InstanceLockError::Other { process });
+                }
+                Some((user, process)) => return Ok(Self::in_doubt(&format!("user {user}"), process)),
+                // It is just starting, or ending.
+                None if Instant::now() < until => thread::sleep(AGAIN),
+                None => return Ok(Self::in_doubt("somebody who does not say who it is", None)),
+            }
+        }
+    }
+
+    fn in_doubt(who: &str, process: Option<i32>) -> Self {
+        let process = process.map_or(String::new(), |process| format!(" (process {process})"));
+        let doubt = format!(
+            "{who}{process} holds the abstract socket @portsentry, by which a second daemon would be noticed: whether \
+             one runs is not known"
+        );
+        Self { listener: None, doubt: Some(doubt) }
+    }
+
+    /// A sentence where it is not certain that no other daemon runs.
+    #[must_use]
+    pub fn doubt(&self) -> Option<&str> {
+        self.doubt.as_deref()
+    }
+
+    /// Hangs up on those who have asked.
+    pub fn hang_up(&self) {
+        if let Some(listener) = &self.listener {
+            while accept_with(listener, SocketFlags::CLOEXEC).is_ok() {}
+        }
+    }
+}
+
+fn open() -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// User and process of who listens there; `None` where nobody does, or has no time.
+fn holder(address: &SocketAddrUnix) -> Option<(u32, Option<i32>)> {
+    let socket = open().ok()?;
+    connect(&socket, address).ok()?;
+    let credentials = getsockopt(&socket, PeerCredentials).ok()?;
+    // Of a process that is invisible from here the number is zero.
+    Some((credentials.uid(), (credentials.pid() > 0).then_some(credentials.pid())))
+}
+
+/// True for those who can be a daemon: root, the user that runs this, and the package's.
+fn trusted(user: u32) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    let package = || User::from_name(NAME).ok().flatten().is_some_and(|found| found.uid.as_raw() == user);
+    user == 0 || user == own || package()
+}
+
+/// True for a process of another user, which a service may run as, that has CAP_NET_ADMIN in our own user namespace: one of
+/// its own everybody can have. Only root can look there.
+fn blocks(process: Option<i32>) -> bool {
+    let Some(process) = process else { return false };
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
+    let ours = namespace(&process.to_string()).is_some_and(|theirs| namespace("self") == Some(theirs));
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or_default();
+    ours && CapabilitySet::from_bits_retain(effective).contains(CapabilitySet::NET_ADMIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(of: &str) -> Vec<u8> {
+        format!("portsentry-test-{of}-{}", std::process::id()).into_bytes()
+    }
+
+    #[test]
+    fn the_second_hears_of_the_first_until_it_is_gone() {
+        let name = name("two");
+        let first = InstanceLock::claim_as(&name).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        for _ in 0..3 {
+            let Err(InstanceLockError::Other { process }) = InstanceLock::claim_as(&name) else {
+                panic!("it was let in")
+            };
+            assert_eq!(process, Some(own));
+            first.hang_up();
+        }
+        drop(first);
+        assert!(InstanceLock::claim_as(&name).unwrap().doubt().is_none());
+    }
+
+    #[test]
+    fn a_holder_that_never_listens_keeps_nobody_from_starting() {
+        let name = name("silent");
+        let silent = open().unwrap();
+        bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
+        let begin = Instant::now();
+        let alone = InstanceLock::claim_as(&name).unwrap();
+        assert!(alone.doubt().unwrap().contains("is not known") && begin.elapsed() >= PATIENCE);
+    }
+
+    #[test]
+    fn one_that_ends_meanwhile_is_waited_for() {
+        let name = name("ending");
+        let silent = open().unwrap();
+        bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
+        let gone = thread::spawn(move || {
+            thread::sleep(AGAIN * 2);
+            drop(silent);
+        });
+        let alone = InstanceLock::claim_as(&name).unwrap();
+        gone.join().unwrap();
+        assert!(alone.doubt().is_none(), "{:?}", alone.doubt());
+    }
+}

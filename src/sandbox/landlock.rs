@@ -1,0 +1,123 @@
+//! Paths to the only ones that this process opens from now on, by Landlock. Looking at a file (stat) and passing through a
+//! folder are not restricted; opening, making, renaming and removing are.
+//!
+//! A rule is for what a path stands for now, so rules are for folders: a file that is replaced is another one.
+//!
+//! Read with: landlock(7).
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, LandlockStatus, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus,
+};
+
+use super::Policy;
+
+/// What is restricted, where the kernel knows it: everything up to devices' own calls. What came later (connecting to Unix
+/// sockets) would cut off the log.
+const KNOWN: ABI = ABI::V5;
+
+/// The system's settings.
+const SYSTEM: &str = "/etc";
+
+/// What can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    read: Vec<PathBuf>,
+    write: Vec<PathBuf>,
+}
+
+impl Reach {
+    fn of(policy: &Policy) -> Self {
+        let real =
+            |paths: &mut dyn Iterator<Item = &PathBuf>| paths.filter_map(|path| path.canonicalize().ok()).collect();
+        let write = real(&mut policy.own.iter().chain(&policy.write));
+        let folders: Vec<PathBuf> =
+            policy.settings.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
+        let mut read: Vec<PathBuf> = real(&mut policy.read.iter().chain(&folders));
+        if !rustix::process::geteuid().is_root() {
+            // Who is not root reads no secret there; resolv.conf is followed also where it is replaced.
+            read.push(SYSTEM.into());
+        }
+        Self { read, write }
+    }
+
+    /// True where `path` can be read, or made and written.
+    #[must_use]
+    pub fn has(&self, path: &Path, write: bool) -> bool {
+        // Where it is missing, its folder decides.
+        let real = path.canonicalize().or_else(|_| path.parent().unwrap_or(Path::new("/")).canonicalize());
+        let Ok(real) = real else { return false };
+        let mut places = self.write.iter().chain(if write { &[][..] } else { &self.read });
+        places.any(|place| real.starts_with(place))
+    }
+}
+
+/// Why the files are not restricted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unfenced {
+    /// The kernel is too old, or built without it.
+    #[error("this kernel has no Landlock (Linux 5.13)")]
+    Missing,
+    /// It is switched off.
+    #[error("Landlock is switched off (boot with lsm=landlock,...)")]
+    Off,
+    /// Something else.
+    #[error(transparent)]
+    Refused(#[from] RulesetError),
+}
+
+/// Restricts this thread and all that it starts; the version of Landlock.
+pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
+    let reach = Reach::of(policy);
+    let write = (AccessFs::from_read(KNOWN) | AccessFs::WriteFile | AccessFs::Truncate)
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+        | AccessFs::Refer;
+    let write = write & !AccessFs::Execute;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(KNOWN))?.create()?;
+    for (paths, access) in [(&reach.write, write), (&reach.read, read)] {
+        for path in paths {
+            let access = if path.is_dir() { access } else { access & AccessFs::from_file(KNOWN) };
+            // One that has gone meanwhile needs no rule.
+            if let Ok(open) = PathFd::new(path) {
+                rules = rules.add_rule(PathBeneath::new(open, access))?;
+            }
+        }
+    }
+    let version = in_force(&rules.restrict_self()?)?;
+    Ok(Some((version, reach)))
+}
+
+fn in_force(status: &RestrictionStatus) -> Result<i32, Unfenced> {
+    match status.landlock {
+        LandlockStatus::NotImplemented => Err(Unfenced::Missing),
+        LandlockStatus::NotEnabled => Err(Unfenced::Off),
+        LandlockStatus::Available { .. } if status.ruleset == RulesetStatus::NotEnforced => Err(Unfenced::Missing),
+        LandlockStatus::Available { effective_abi, kernel_abi } => Ok(kernel_abi.unwrap_or(effective_abi as i32)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beside_the_folders_is_out_of_reach() {
+        let folder = tempfile::tempdir().unwrap();
+        let [state, settings] = ["state", "settings"].map(|name| folder.path().join(name));
+        [&state, &settings].iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        let policy = Policy { own: vec![state.clone()], read: vec![settings.clone()], ..Policy::default() };
+        let reach = Reach::of(&policy);
+        assert!(reach.has(&state.join("new"), true) && reach.has(&state.join("new"), false));
+        assert!(reach.has(&settings.join("ignore"), false) && !reach.has(&settings.join("ignore"), true));
+        assert!(!reach.has(&folder.path().join("other"), false));
+        std::os::unix::fs::symlink("/etc/passwd", settings.join("link")).unwrap();
+        assert!(!reach.has(&settings.join("link"), false), "what it points to counts");
+        assert!(!reach.has(&state.join("no/such/folder"), true));
+    }
+}

@@ -1,0 +1,197 @@
+//! The process to one that may do little: what this program gives up once it knows its settings, before it reads the first
+//! byte of a stranger's. All of it comes before the first thread, so that every thread has it. Who needs what is for the
+//! caller; it decides nothing about packets and blocks nobody.
+//!
+//! A kernel that lacks a part has the others all the same, and it is said once.
+
+mod capabilities;
+mod instance_lock;
+mod landlock;
+mod ownership;
+mod seccomp;
+mod user;
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, dumpable_behavior, getrlimit, set_dumpable_behavior, setrlimit,
+};
+use rustix::thread::{no_new_privs, set_no_new_privs};
+
+pub use capabilities::Capabilities;
+pub use instance_lock::{InstanceLock, InstanceLockError};
+pub use landlock::Reach;
+pub use ownership::{Untrusted, only_ours};
+
+/// What the program needs once it is started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Folders of its own, which are made where they are missing and given to the user that it runs as.
+    pub own: Vec<PathBuf>,
+    /// Folders in which it makes, writes, renames and removes files.
+    pub write: Vec<PathBuf>,
+    /// Files that it reads again when they are replaced.
+    pub settings: Vec<PathBuf>,
+    /// Files, and folders with all that is in them, that it reads where it can.
+    pub read: Vec<PathBuf>,
+    /// Listeners on ports below 1024.
+    pub low_ports: bool,
+    /// Look-ups of names, which load libraries.
+    pub names: bool,
+    /// It runs commands of the administrator's, which inherit all of this.
+    pub commands: bool,
+    /// Files of others are replaced, and keep their owner.
+    pub others_files: bool,
+    /// Why it stays root; `None` where its own user will do.
+    pub root: Option<&'static str>,
+}
+
+/// What holds from now on, and is never taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// The user's name, if it has one.
+    pub user: Option<String>,
+    /// The user's number.
+    pub uid: u32,
+    /// What is left of root.
+    pub capabilities: Capabilities,
+    /// No program that is run gets more rights than this one.
+    pub no_new_privs: bool,
+    /// What the kernel writes nowhere when the program crashes, nor shows to others of the same user.
+    pub core_dumps: bool,
+    /// The version of Landlock that is in force; `None`: it is not.
+    pub landlock: Option<i32>,
+    /// Which system calls there are.
+    pub seccomp: Calls,
+    /// Which files it reaches; `None`: all that its user may.
+    pub reach: Option<Reach>,
+    /// What is to be said.
+    pub warnings: Vec<String>,
+}
+
+/// Which system calls the kernel carries out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// All.
+    All,
+    /// All but some that no command needs.
+    Most,
+    /// Those on the list; any other one ends the process.
+    Listed,
+}
+
+impl Calls {
+    /// As `status` has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "off",
+            Self::Most => "deny-list",
+            Self::Listed => "allow-list",
+        }
+    }
+}
+
+impl Sandbox {
+    /// Gives up all that `policy` does not name.
+    #[must_use]
+    pub fn enter(policy: &Policy) -> Self {
+        let mut warnings = Vec::new();
+        let nice = !prepare(policy, &mut warnings);
+        user::switch(policy, &mut warnings);
+        capabilities::cut(policy, nice, &mut warnings);
+        if let Err(error) = set_no_new_privs(true) {
+            warnings.push(format!("the kernel knows no no_new_privs ({error})"));
+        }
+        // After the change of user, which sets it as well.
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            warnings.push(format!("a crash may leave memory on the disk ({error})"));
+        }
+        let fenced = if policy.commands { Ok(None) } else { landlock::fence(policy) };
+        let (landlock, reach) = match fenced {
+            Ok(fenced) => fenced.unzip(),
+            Err(error) => {
+                warnings.push(format!("the files that it reaches are not restricted: {error}"));
+                (None, None)
+            }
+        };
+        let now = Self { landlock, reach, ..Self::now() };
+        let seccomp = match seccomp::filter(policy) {
+            Ok(seccomp) => seccomp,
+            Err(error) => {
+                warnings.push(format!("its system calls are not restricted: {error}"));
+                Calls::All
+            }
+        };
+        Self { seccomp, warnings, ..now }
+    }
+
+    /// Gives up what only the start of the sensor's thread takes, which has given it up already ([`forget_priority`]).
+    pub fn drop_privileges(&mut self) {
+        forget_priority();
+        self.capabilities = Capabilities::now();
+    }
+
+    /// What holds where nothing was given up.
+    #[must_use]
+    pub fn now() -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        Self {
+            user: user::name(uid),
+            uid,
+            capabilities: Capabilities::now(),
+            no_new_privs: no_new_privs().unwrap_or(false),
+            core_dumps: !matches!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable)),
+            landlock: None,
+            seccomp: Calls::All,
+            reach: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// True where it is certain that `path` can be read, or written.
+    #[must_use]
+    pub fn reaches(&self, path: &Path, write: bool) -> bool {
+        self.reach.as_ref().is_some_and(|reach| reach.has(path, write))
+    }
+
+    /// True where the files are not restricted, and `path` or what stands on the way to it belongs to the process's user.
+    #[must_use]
+    pub fn owns(&self, path: &Path) -> bool {
+        self.reach.is_none() && ownership::belongs_to(self.uid, path)
+    }
+
+    /// A sentence where `path` cannot be read, or written, since the sandbox was made for other settings.
+    #[must_use]
+    pub fn out_of_reach(&self, path: &Path, write: bool) -> Option<String> {
+        let reach = self.reach.as_ref()?;
+        (!reach.has(path, write)).then(|| {
+            let doing = if write { "written" } else { "read" };
+            format!(
+                "{} cannot be {doing} in the sandbox of the settings at the start; restart portsentry",
+                path.display()
+            )
+        })
+    }
+}
+
+/// Gives up, for the calling thread, the right to a real-time priority.
+pub fn forget_priority() {
+    capabilities::forget_nice();
+}
+
+/// What takes rights that will be gone; true where the limit allows the sensor's thread its real-time priority without any.
+fn prepare(policy: &Policy, warnings: &mut Vec<String>) -> bool {
+    for folder in policy.own.iter().chain(&policy.write).filter(|folder| !folder.exists()) {
+        // Whoever uses it says what is wrong with it.
+        let _ = user::make(folder);
+    }
+    // A crash must not leave the ledger's key or the bans of strangers behind in a file.
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+        warnings.push(format!("a crash may leave memory on the disk ({error})"));
+    }
+    let has = getrlimit(Resource::Rtprio);
+    let maximum = has.maximum.map(|most| most.max(1));
+    has.current.is_none_or(|most| most >= 1)
+        || setrlimit(Resource::Rtprio, Rlimit { current: Some(1), maximum }).is_ok()
+}

@@ -1,0 +1,173 @@
+//! Files that decide what this program does: whether somebody else could change them. Who can write to a command that is run,
+//! to the settings, or to a folder on the way to them, has the rights of this program.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::User;
+
+use super::user::NAME;
+
+/// Writable by others, unless entries can only be changed by their owners.
+const OTHERS: u32 = 0o002;
+const GROUP: u32 = 0o020;
+const STICKY: u32 = 0o1000;
+
+/// Why a file is not trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum Untrusted {
+    /// Its mode lets others in.
+    #[error(
+        "{place} can be written by {who}, who could then act with the rights of portsentry{}; run: chmod {fix} {place}",
+        on_the_way(file, place)
+    )]
+    Writable {
+        /// The file in question.
+        file: PathBuf,
+        /// What can be written: the file, or a folder on the way to it.
+        place: PathBuf,
+        /// By whom.
+        who: String,
+        /// The mode that helps.
+        fix: &'static str,
+    },
+    /// It is somebody else's.
+    #[error(
+        "{place} belongs to user {owner}, who could then act with the rights of portsentry{}; run: chown root {place}",
+        on_the_way(file, place)
+    )]
+    Owner {
+        /// The file in question.
+        file: PathBuf,
+        /// What belongs to them: the file, or a folder on the way to it.
+        place: PathBuf,
+        /// To whom.
+        owner: u32,
+    },
+}
+
+fn on_the_way(file: &Path, place: &Path) -> String {
+    if file == place { String::new() } else { format!(" by way of {}", file.display()) }
+}
+
+/// Refuses `file` where anybody but root and the user of this program could change what it says. A file that is missing
+/// is nobody's.
+///
+/// # Errors
+/// For the first place on the way to it, links included, that somebody else could change.
+pub fn only_ours(file: &Path) -> Result<(), Untrusted> {
+    let trusted = trusted();
+    for place in way_to(file) {
+        let Ok(found) = fs::symlink_metadata(&place) else { continue };
+        let (file, place) = (file.to_owned(), place);
+        if !trusted.contains(&found.uid()) {
+            return Err(Untrusted::Owner { file, place, owner: found.uid() });
+        }
+        if let Some((who, fix)) = writers(&found) {
+            return Err(Untrusted::Writable { file, place, who, fix });
+        }
+    }
+    Ok(())
+}
+
+/// True where `user` could change what `file` says: by itself, or by what stands on the way to it.
+pub(super) fn belongs_to(user: u32, file: &Path) -> bool {
+    way_to(file).iter().any(|place| fs::symlink_metadata(place).is_ok_and(|found| found.uid() == user))
+}
+
+/// The file and every folder above it, where it is named and where it is.
+fn way_to(file: &Path) -> BTreeSet<PathBuf> {
+    // Where a link stands counts as much as where it leads to.
+    let paths = [std::path::absolute(file), file.canonicalize()].into_iter().filter_map(io::Result::ok);
+    paths.flat_map(|path| path.ancestors().map(Path::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// Those who may do everything here anyway: root, who runs this, the package's user, and whoever owns the root of all
+/// files, which is another number than root's within a user namespace.
+fn trusted() -> Vec<u32> {
+    let own = rustix::process::geteuid().as_raw();
+    let top = fs::metadata("/").map(|found| found.uid()).ok();
+    let package = User::from_name(NAME).ok().flatten().map(|user| user.uid.as_raw());
+    [0, own].into_iter().chain(top).chain(package).collect()
+}
+
+fn writers(found: &Metadata) -> Option<(String, &'static str)> {
+    let mode = found.mode();
+    if found.is_symlink() || (found.is_dir() && mode & STICKY != 0) {
+        return None;
+    }
+    match () {
+        () if mode & OTHERS != 0 => Some(("everybody".to_owned(), "go-w")),
+        // Root's own group is root's.
+        () if mode & GROUP != 0 && found.gid() != 0 => Some((format!("group {}", found.gid()), "g-w")),
+        () => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    fn set(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn refusal(file: &Path) -> String {
+        only_ours(file).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_that_others_can_change_or_replace_is_refused_with_the_command_that_helps() {
+        let folder = tempfile::tempdir().unwrap();
+        let (way, file) = (folder.path().join("way"), folder.path().join("way/hook"));
+        fs::create_dir(&way).unwrap();
+        fs::write(&file, "").unwrap();
+        set(&way, 0o755);
+        set(&file, 0o755);
+        only_ours(&file).unwrap();
+        set(&file, 0o757);
+        assert!(refusal(&file).ends_with(&format!("rights of portsentry; run: chmod go-w {}", file.display())));
+        set(&file, 0o755);
+        set(&way, 0o777);
+        let warnings = refusal(&file);
+        assert!(
+            warnings.contains("by way of") && warnings.ends_with(&format!("chmod go-w {}", way.display())),
+            "{warnings}"
+        );
+        set(&way, 0o1777);
+        only_ours(&file).unwrap();
+        set(&way, 0o775);
+        chown(&way, None, Some(4_242)).unwrap();
+        assert!(refusal(&file).contains("written by group 4242"));
+        chown(&way, Some(4_242), Some(0)).unwrap();
+        assert!(refusal(&file).contains("belongs to user 4242"));
+    }
+
+    #[test]
+    fn a_link_is_followed_and_its_own_place_counts_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let [open, good] = ["open", "good"].map(|name| folder.path().join(name));
+        [&open, &good].iter().for_each(|path| fs::create_dir(path).unwrap());
+        fs::write(good.join("file"), "").unwrap();
+        fs::write(open.join("file"), "").unwrap();
+        [good.join("file"), open.join("file")].iter().for_each(|path| set(path, 0o644));
+        set(&open, 0o777);
+        symlink(good.join("file"), open.join("link")).unwrap();
+        symlink(open.join("file"), good.join("link")).unwrap();
+        only_ours(&good.join("file")).unwrap();
+        for link in [open.join("link"), good.join("link")] {
+            assert!(refusal(&link).ends_with(&format!("chmod go-w {}", open.display())), "{}", link.display());
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_nobody_s() {
+        only_ours(Path::new("/nonexistent/portsentry.toml")).unwrap();
+    }
+}

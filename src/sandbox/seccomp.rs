@@ -1,0 +1,372 @@
+//! System calls to those that the program makes. A list: whatever is not on it ends the process at once, and the service
+//! manager starts it again. A few calls are on it that can be used in a harmful way, too; there the harmful way is an error.
+//!
+//! For the process that runs commands, which inherit the filter and may be any program, it is the other way round: some
+//! calls that no command needs are errors, and all others pass.
+//!
+//! The lists come from traces of the tests, from what libc, SQLite and libpcap call in less frequent cases, and from what
+//! other versions of libc call for the same.
+//!
+//! Read with: seccomp(2), and syscalls(2) for what exists where.
+
+use std::collections::BTreeMap;
+
+use nix::libc;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+
+use super::{Calls, Policy};
+
+/// Why the calls are not restricted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unfiltered {
+    /// No lists are known for it.
+    #[error("there is no list for this processor ({})", std::env::consts::ARCH)]
+    Processor,
+    /// It cannot be put into the kernel's form.
+    #[error("the filter cannot be made ({0})")]
+    Filter(#[from] BackendError),
+    /// The kernel does not take it.
+    #[error("the kernel has no seccomp filters ({0})")]
+    Refused(#[from] seccompiler::Error),
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Installs the filters for this thread and all that it starts.
+pub(super) fn filter(policy: &Policy) -> Result<Calls, Unfiltered> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| Unfiltered::Processor)?;
+    let error = |number: i32| SeccompAction::Errno(u32::try_from(number).unwrap_or_default());
+    let install = |rules: Rules, mismatch, matches| {
+        let program: BpfProgram = SeccompFilter::new(rules, mismatch, matches, arch)?.try_into()?;
+        apply_filter(&program).map_err(Unfiltered::from)
+    };
+    let all = |calls: &mut dyn Iterator<Item = i64>| calls.map(|call| (call, Vec::new())).collect::<Rules>();
+    if policy.commands {
+        install(all(&mut DENIED.iter().copied()), SeccompAction::Allow, error(libc::EPERM))?;
+        return Ok(Calls::Most);
+    }
+    // Its arguments are in memory, where no filter sees them; without it libc takes clone(2).
+    install(all(&mut [libc::SYS_clone3].into_iter()), SeccompAction::Allow, error(libc::ENOSYS))?;
+    install(harmful(policy)?, SeccompAction::Allow, error(libc::EPERM))?;
+    // Last: installing another one is not on the list.
+    install(all(&mut listed()), SeccompAction::KillProcess, SeccompAction::Allow)?;
+    Ok(Calls::Listed)
+}
+
+fn listed() -> impl Iterator<Item = i64> {
+    LISTED.iter().chain(OLD).copied()
+}
+
+/// Listed calls with arguments that nobody here gives them.
+fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
+    let is = |index: u8, operator, value: u64| SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value);
+    let none_of = |index: u8, values: &[u64]| {
+        let each = values.iter().map(|value| is(index, SeccompCmpOp::Ne, *value));
+        SeccompRule::new(each.collect::<Result<Vec<_>, _>>()?)
+    };
+    let one = |condition: Result<SeccompCondition, BackendError>| SeccompRule::new(vec![condition?]);
+    let number = |value: i32| u64::try_from(value).unwrap_or_default();
+    let mut rules = Rules::from([
+        (libc::SYS_socket, vec![none_of(0, &FAMILIES.map(number))?]),
+        (libc::SYS_ioctl, vec![none_of(1, &REQUESTS)?]),
+        (libc::SYS_prctl, vec![none_of(0, &PRCTL.map(number))?]),
+        // Only asking whether a process lives.
+        (libc::SYS_kill, vec![one(is(1, SeccompCmpOp::Ne, 0))?]),
+        // Its own threads, of which one may abort.
+        (libc::SYS_tgkill, vec![none_of(0, &[u64::from(std::process::id())])?]),
+        // A thread, and no process.
+        (libc::SYS_clone, vec![one(is(0, SeccompCmpOp::MaskedEq(number(libc::CLONE_THREAD)), 0))?]),
+    ]);
+    if !policy.names {
+        // Libraries are loaded for names alone. No others' code can be brought in without it.
+        let code = SeccompCmpOp::MaskedEq(number(libc::PROT_EXEC));
+        for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+            rules.insert(call, vec![one(is(2, code.clone(), number(libc::PROT_EXEC)))?]);
+        }
+    }
+    Ok(rules)
+}
+
+/// The log and the control socket; blocking and the host; packets; decoys, figures, and the names that a reload may ask for.
+const FAMILIES: [i32; 5] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_INET, libc::AF_INET6];
+
+/// What is asked of devices: blocking or not, what waits, whether it is a terminal; interfaces' names, numbers, link
+/// layers, sizes, flags, abilities and times (libpcap); the time of a packet.
+const REQUESTS: [u64; 17] = [
+    0x5401, // TCGETS
+    0x5413, // TIOCGWINSZ
+    0x541b, // FIONREAD
+    0x5421, // FIONBIO
+    0x5451, // FIOCLEX
+    0x8906, // SIOCGSTAMP
+    0x8910, // SIOCGIFNAME
+    0x8912, // SIOCGIFCONF
+    0x8913, // SIOCGIFFLAGS
+    0x8915, // SIOCGIFADDR
+    0x8921, // SIOCGIFMTU
+    0x8927, // SIOCGIFHWADDR
+    0x8933, // SIOCGIFINDEX
+    0x8946, // SIOCETHTOOL
+    0x8994, // SIOCBONDINFOQUERY
+    0x89b1, // SIOCGHWTSTAMP
+    0x8b01, // SIOCGIWNAME
+];
+
+/// Names of threads and of memory, and asking what holds.
+const PRCTL: [i32; 10] = [
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
+    libc::PR_SET_VMA,
+    libc::PR_CAPBSET_READ,
+    PR_GET_AUXV,
+    libc::PR_GET_DUMPABLE,
+    libc::PR_GET_NO_NEW_PRIVS,
+    libc::PR_GET_SECCOMP,
+    // Both only give something up; they install the last filter.
+    libc::PR_SET_NO_NEW_PRIVS,
+    libc::PR_SET_SECCOMP,
+];
+
+/// What the kernel has told the process of itself (prctl(2)); libc has no name for it yet.
+const PR_GET_AUXV: i32 = 0x4155_5856;
+
+/// What the program and its libraries call.
+const LISTED: &[i64] = &[
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_mincore,
+    libc::SYS_membarrier,
+    // Threads, their scheduling, and signals.
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_get_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    libc::SYS_futex,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getcpu,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_get_priority_max,
+    libc::SYS_sched_get_priority_min,
+    libc::SYS_sched_getattr,
+    libc::SYS_sched_setattr,
+    libc::SYS_prctl,
+    libc::SYS_kill,
+    libc::SYS_tgkill,
+    // How the process that runs commands has ended.
+    libc::SYS_wait4,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    // Time and chance.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    // Descriptors.
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_close,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_fcntl,
+    libc::SYS_lseek,
+    libc::SYS_ioctl,
+    libc::SYS_pipe2,
+    libc::SYS_eventfd2,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    // Files.
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_mkdirat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_fadvise64,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchown,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_utimensat,
+    libc::SYS_umask,
+    // Sockets.
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_shutdown,
+    // Who and where this is, and its limits.
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getresuid,
+    libc::SYS_getresgid,
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_prlimit64,
+    libc::SYS_getrlimit,
+    libc::SYS_setrlimit,
+    libc::SYS_getrusage,
+];
+
+/// The same by older calls, which only older processors have.
+#[cfg(target_arch = "x86_64")]
+const OLD: &[i64] = &[
+    libc::SYS_arch_prctl,
+    libc::SYS_time,
+    libc::SYS_dup2,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_select,
+    libc::SYS_epoll_wait,
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_mkdir,
+    libc::SYS_unlink,
+    libc::SYS_rename,
+    libc::SYS_chmod,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD: &[i64] = &[];
+
+/// What no command needs: other processes' memory, the kernel's modules, mounts, keys and clocks, and namespaces.
+const DENIED: &[i64] = &[
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_starts_a_program_or_takes_over_another_is_on_the_list() {
+        let never = [libc::SYS_execve, libc::SYS_execveat, libc::SYS_ptrace, libc::SYS_mount, libc::SYS_setuid];
+        for call in never.iter().chain(DENIED) {
+            assert!(!listed().any(|listed| listed == *call), "{call}");
+        }
+    }
+
+    #[test]
+    fn filters_can_be_made_for_every_processor_that_has_a_list() {
+        for arch in [TargetArch::x86_64, TargetArch::aarch64] {
+            for policy in [Policy::default(), Policy { names: true, ..Policy::default() }] {
+                let rules = harmful(&policy).unwrap();
+                let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(1), arch).unwrap();
+                let program: BpfProgram = filter.try_into().unwrap();
+                assert!(!program.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        let mut calls: Vec<i64> = listed().collect();
+        calls.sort_unstable();
+        assert!(calls.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}

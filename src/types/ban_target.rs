@@ -1,0 +1,230 @@
+//! What a ban names, and for how long.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
+/// /64 and may send from any address in it (RFC 6177). Link-local addresses are the exception: every neighbour lives in
+/// fe80::/64, so each stands for itself. Where the operator lets bans grow wider, also a whole network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BanTarget {
+    /// One IPv4 address.
+    V4(Ipv4Addr),
+    /// The first address of an IPv6 /64, or one whole link-local address.
+    V6(Ipv6Addr),
+    /// A network, in which many sources did enough.
+    Prefix(Prefix),
+}
+
+impl BanTarget {
+    /// The subject that `address` belongs to.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::V4(v4),
+            IpAddr::V6(v6) if is_link_local(v6) => Self::V6(v6),
+            IpAddr::V6(v6) => Self::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
+        }
+    }
+
+    /// The subject that the kernel's set element `address` stands for: no mask is applied.
+    #[must_use]
+    pub fn from_element(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::V4(v4),
+            IpAddr::V6(v6) => Self::V6(v6),
+        }
+    }
+
+    /// The subject that covers `prefix`: an IPv4 address, the /64 around an IPv6 prefix in it, or a network.
+    ///
+    /// # Errors
+    /// A sentence where the prefix is wider than a subject can be.
+    pub fn of_prefix(prefix: IpNet) -> Result<Self, String> {
+        let narrow = match prefix {
+            IpNet::V4(_) => prefix.prefix_len() == 32,
+            IpNet::V6(_) => prefix.prefix_len() >= 64,
+        };
+        if narrow {
+            return Ok(Self::of(prefix.addr()));
+        }
+        let wide = Prefix::new(prefix).map(Self::Prefix);
+        wide.ok_or_else(|| format!("{prefix} is too wide to be blocked: an IPv4 /8 or an IPv6 /33 is the widest"))
+    }
+
+    /// The subject that is exactly `network`, if there is one.
+    #[must_use]
+    pub fn exactly(network: IpNet) -> Option<Self> {
+        let found = match (network, network.prefix_len()) {
+            (IpNet::V4(_), 32) => Self::of(network.addr()),
+            (IpNet::V6(_), 64 | 128) => Self::from_element(network.addr()),
+            _ => Self::Prefix(Prefix::new(network)?),
+        };
+        (found.element() == network.addr() && found.prefix_len() == network.prefix_len()).then_some(found)
+    }
+
+    /// The address that stands in the kernel's set for it.
+    #[must_use]
+    pub fn element(self) -> IpAddr {
+        match self {
+            Self::V4(v4) => v4.into(),
+            Self::V6(v6) => v6.into(),
+            Self::Prefix(wide) => wide.network().addr(),
+        }
+    }
+
+    /// Prefix length of what it covers, in bits.
+    #[must_use]
+    pub fn prefix_len(self) -> u8 {
+        match self {
+            Self::V4(_) => 32,
+            Self::V6(v6) if is_link_local(v6) => 128,
+            Self::V6(_) => 64,
+            Self::Prefix(wide) => wide.prefix_len(),
+        }
+    }
+
+    /// True where a ban of it is one of `address`.
+    #[must_use]
+    pub fn covers(self, address: IpAddr) -> bool {
+        match self {
+            Self::V4(_) | Self::V6(_) => Self::of(address) == self,
+            Self::Prefix(wide) => wide.network().contains(&address),
+        }
+    }
+}
+
+/// A network of several sources: an IPv4 /8 to /31, an IPv6 /33 to /63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix(IpNet);
+
+impl Prefix {
+    /// The network with the host's bits cleared; `None` where no ban is ever so wide, or it is no wider than one source.
+    #[must_use]
+    pub fn new(network: IpNet) -> Option<Self> {
+        let fits = match network {
+            IpNet::V4(v4) => (8..32).contains(&v4.prefix_len()),
+            // The length alone tells the family in the tables.
+            IpNet::V6(v6) => (33..64).contains(&v6.prefix_len()),
+        };
+        fits.then(|| Self(network.trunc()))
+    }
+
+    /// The network of this length that `address` is in.
+    #[must_use]
+    pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
+        Self::new(IpNet::new(address, prefix_len).ok()?)
+    }
+
+    /// Its first address and its length.
+    #[must_use]
+    pub const fn network(self) -> IpNet {
+        self.0
+    }
+
+    /// Prefix length in bits.
+    #[must_use]
+    pub fn prefix_len(self) -> u8 {
+        self.0.prefix_len()
+    }
+}
+
+/// In fe80::/64, the only part of fe80::/10 that RFC 4291 gives out.
+fn is_link_local(address: Ipv6Addr) -> bool {
+    address.to_bits() >> 64 == 0xfe80 << 48
+}
+
+/// What [`BanTarget`] shows, and nothing else: a text that reads the same only by chance is no subject.
+impl FromStr for BanTarget {
+    type Err = ParseBanTargetError;
+
+    fn from_str(text: &str) -> Result<Self, ParseBanTargetError> {
+        let network = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => text.parse::<IpNet>().map_err(|_| ParseBanTargetError)?,
+        };
+        Self::exactly(network).filter(|subject| subject.to_string() == text).ok_or(ParseBanTargetError)
+    }
+}
+
+/// A text is no subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseBanTargetError;
+
+impl fmt::Display for BanTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(v4) => v4.fmt(f),
+            Self::V6(v6) => write!(f, "{v6}/{}", self.prefix_len()),
+            Self::Prefix(wide) => wide.network().fmt(f),
+        }
+    }
+}
+
+/// How long a ban lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Until somebody lifts it.
+    Never,
+    /// This long; at least one second.
+    After(Duration),
+}
+
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => f.write_str("ever"),
+            Self::After(span) => humantime::format_duration(*span).fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_source_is_its_slash_64_and_a_link_local_one_is_itself() {
+        let of = |text: &str| BanTarget::of(text.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(of("fe80::1"), "fe80::1/128");
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
+    }
+
+    #[test]
+    fn a_network_is_wider_than_one_source_and_covers_all_of_its() {
+        let wide = |text: &str| Prefix::new(text.parse().unwrap()).map(|wide| BanTarget::Prefix(wide).to_string());
+        assert_eq!(wide("203.0.113.77/24").as_deref(), Some("203.0.113.0/24"));
+        assert_eq!(wide("203.0.113.77/31").as_deref(), Some("203.0.113.76/31"));
+        assert_eq!(wide("2001:db8:1:2fff::9/56").as_deref(), Some("2001:db8:1:2f00::/56"));
+        assert_eq!(wide("2001:db8:1:2fff::9/48").as_deref(), Some("2001:db8:1::/48"));
+        for text in ["0.0.0.0/0", "10.0.0.0/7", "203.0.113.7/32", "::/0", "2001:db8::/32", "fe80::/64"] {
+            assert_eq!(wide(text), None, "{text}");
+        }
+        for text in ["203.0.113.0/24", "192.0.2.7/32", "2001:db8:1:2::/64", "fe80::1/128", "2001:db8::/56"] {
+            let subject = BanTarget::exactly(text.parse().unwrap()).unwrap();
+            assert_eq!(IpNet::new(subject.element(), subject.prefix_len()), Ok(text.parse().unwrap()));
+            assert_eq!(subject.to_string().parse(), Ok(subject));
+        }
+        for text in ["2001:db8::1/128", "2001:db8::/32", "203.0.113.7/24", "0.0.0.0/0"] {
+            assert_eq!(BanTarget::exactly(text.parse().unwrap()), None, "{text}");
+        }
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let subject = BanTarget::Prefix(Prefix::of(address("203.0.113.77"), 24).unwrap());
+        assert_eq!((subject.element(), subject.prefix_len()), (address("203.0.113.0"), 24));
+        assert!(subject.covers(address("203.0.113.255")) && !subject.covers(address("203.0.114.0")));
+        assert!(!subject.covers(address("::cb00:7101")));
+        let one = BanTarget::of(address("2001:db8::1"));
+        assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));
+    }
+
+    #[test]
+    fn a_day_reads_as_the_classic_line_wants_it() {
+        assert_eq!(Expiry::After(Duration::from_secs(86_400)).to_string(), "1day");
+        assert_eq!(Expiry::Never.to_string(), "ever");
+    }
+}

@@ -1,0 +1,202 @@
+//! A set of ports as a bitmap: what is monitored, what listens. Parses and prints "1,7,9,11-15".
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Any subset of the ports 0 to 65535, as 8 KiB of bits: one load tells whether a port is in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PortSet(Box<[u64]>);
+
+const WORDS: usize = 65_536 / 64;
+
+impl PortSet {
+    /// No port.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(vec![0; WORDS].into_boxed_slice())
+    }
+
+    /// True where `port` is in the set.
+    #[must_use]
+    #[inline]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 == 1)
+    }
+
+    /// Puts `port` in.
+    pub fn insert(&mut self, port: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(port >> 6)) {
+            *word |= 1 << (port & 63);
+        }
+    }
+
+    /// Takes `port` out.
+    pub fn remove(&mut self, port: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(port >> 6)) {
+            *word &= !(1 << (port & 63));
+        }
+    }
+
+    /// Takes all ports out.
+    pub fn clear(&mut self) {
+        self.0.fill(0);
+    }
+
+    /// What is here and not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a & !b).collect())
+    }
+
+    /// What is here or in `other`.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a | b).collect())
+    }
+
+    /// True where no port is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// How many ports are in it.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// The ports in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        (0_u16..1024).zip(&self.0).flat_map(|(index, word)| {
+            let bits = (0..64_u16).take_while(move |_| *word != 0);
+            bits.filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+        })
+    }
+
+    /// The ports as inclusive ranges, ascending, none touching another.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<(u16, u16)> {
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for port in self.iter() {
+            match ranges.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(port) => *last = port,
+                _ => ranges.push((port, port)),
+            }
+        }
+        ranges
+    }
+}
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FromIterator<u16> for PortSet {
+    fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
+        let mut set = Self::new();
+        for port in ports {
+            set.insert(port);
+        }
+        set
+    }
+}
+
+/// Why a text is no list of ports: the piece of it that is wrong, and what to write.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortSetError {
+    /// Not a number from 1 to 65535, nor a range of such.
+    #[error("\"{0}\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"")]
+    NotAPort(String),
+    /// A range whose end comes before its start.
+    #[error("\"{0}\" runs backwards; write the smaller port first, for example \"11-15\"")]
+    Backwards(String),
+}
+
+impl FromStr for PortSet {
+    type Err = PortSetError;
+
+    /// Reads "1,7,9,11-15". Blanks around numbers are fine; an empty text is the empty set; port 0 is refused.
+    fn from_str(text: &str) -> Result<Self, PortSetError> {
+        let mut set = Self::new();
+        for item in text.split(',').map(str::trim) {
+            if item.is_empty() && text.trim().is_empty() {
+                break;
+            }
+            let (first, last) = item.split_once('-').unwrap_or((item, item));
+            let number = |part: &str| match part.trim() {
+                digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                    digits.parse::<u16>().ok().filter(|port| *port != 0)
+                }
+                _ => None,
+            };
+            let (Some(first), Some(last)) = (number(first), number(last)) else {
+                return Err(PortSetError::NotAPort(item.to_owned()));
+            };
+            if last < first {
+                return Err(PortSetError::Backwards(item.to_owned()));
+            }
+            (first..=last).for_each(|port| set.insert(port));
+        }
+        Ok(set)
+    }
+}
+
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (first, last)) in self.ranges().into_iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            if first == last {
+                write!(f, "{first}")?;
+            } else {
+                write!(f, "{first}-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PortSet({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_with_ranges_reads_and_prints_in_its_shortest_form() {
+        let set: PortSet = " 9, 1,7 ,11-15,14-16".parse().unwrap();
+        assert_eq!(set.to_string(), "1,7,9,11-16");
+        assert_eq!(set.len(), 9);
+        assert!(set.contains(16) && !set.contains(17) && !set.contains(0));
+    }
+
+    #[test]
+    fn the_whole_range_is_one_range() {
+        let set: PortSet = "1-65535".parse().unwrap();
+        assert_eq!(set.ranges(), [(1, 65_535)]);
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused_by_name() {
+        for wrong in ["0", "65536", "70000-70001", "-5", "5-", "ssh", "1,,2", "+7", "1;2", ","] {
+            assert!(matches!(wrong.parse::<PortSet>(), Err(PortSetError::NotAPort(_))), "{wrong}");
+        }
+        assert_eq!("9-3".parse::<PortSet>(), Err(PortSetError::Backwards("9-3".into())));
+        assert!("  ".parse::<PortSet>().unwrap().is_empty());
+    }
+
+    #[test]
+    fn difference_and_union_are_by_port() {
+        let (a, b): (PortSet, PortSet) = ("1-10".parse().unwrap(), "5-20".parse().unwrap());
+        assert_eq!(a.without(&b).to_string(), "1-4");
+        assert_eq!(a.with(&b).to_string(), "1-20");
+    }
+}
