@@ -9,9 +9,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use portsentry::engine::{
     ActiveBan, Engine, Escalation, HashKey, Host, Local, MaxPrefix, NoLookup, Response, Settings, Watch,
 };
-use portsentry::types::PortSet;
-use portsentry::types::Timestamp;
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::types::{BanTarget, Expiry, PortSet, Timestamp};
 use portsentry::wire::{LinkType, decode};
 
 /// Packets of one capture. More than a cache holds, as it is on a live host.

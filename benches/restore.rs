@@ -22,8 +22,8 @@ use std::time::{Duration, Instant, SystemTime};
 use lab::Lab;
 use lab::daemon::{Daemon, binary};
 use portsentry::enforce::nft::Nft;
-use portsentry::ledger::{Author, Banned, Ledger, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry};
 
 const BANS: [u32; 3] = [100, 10_000, 100_000];
 
@@ -83,7 +83,7 @@ fn source(number: u32) -> BanTarget {
 /// A ledger with so many bans in force; how long it takes to read what a start has to know.
 fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
     let now = SystemTime::now();
-    let ban = |number| Banned::wanted_by(Author::Detector, source(number), now, Expiry::After(DAY), Method::Nft);
+    let ban = |number| Banned::wanted_by(Author::Detector, source(number), now, Expiry::After(DAY), Backend::Nft);
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     let all: Vec<u32> = (0..bans).collect();
     for part in all.chunks(50_000) {

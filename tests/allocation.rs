@@ -6,10 +6,9 @@ use std::time::Duration;
 use allocation_counter::measure;
 use portsentry::engine::{
     ActiveBan, AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation,
-    Protection, Protocol, Response, Settings, StrikeHistory, Verdict, Watch,
+    Protection, Response, Settings, StrikeHistory, Verdict, Watch,
 };
-use portsentry::types::Timestamp;
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
 use portsentry::wire::{LinkType, decode};
 
 const HERE: [u8; 4] = [192, 0, 2, 1];

@@ -3,10 +3,10 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, LogTarget, Method, Mode, NftBlock, Report, Route,
-    Run, parse_expiry, parse_name,
+    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, LogTarget, Mode, NftBlock, Report, Route, Run,
+    parse_expiry, parse_name,
 };
-use portsentry::types::Expiry;
+use portsentry::types::{Backend, Expiry};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,7 +69,7 @@ fn every_key_sets_what_it_names() {
     assert_eq!(config.allow.files, [PathBuf::from("/etc/hosts.ok")]);
     let rate = LogRate { count: 3, per: Duration::from_secs(60) };
     let expected = Block {
-        method: vec![Method::Route, Method::HostsDeny, Method::Run, Method::Nft],
+        method: vec![Backend::Route, Backend::HostsDeny, Backend::Command, Backend::Nft],
         max_new_bans_per_minute: 1,
         widest_ipv4: 24,
         widest_ipv6: 48,

@@ -32,9 +32,9 @@ use std::time::{Duration, SystemTime};
 use lab::{PATIENCE, slowness};
 use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{RunSettings, Spawner, pair, serve};
-use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowBackends, Stopped, Task, Way};
-use portsentry::engine::{Class, Protocol};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowBackends, Stopped, Task};
+use portsentry::engine::Class;
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// A SYN scan from `source`, banned for `seconds` from now.
 fn case(source: &str, seconds: u64) -> BanContext {
@@ -103,7 +103,7 @@ impl Bench {
         assert!(self.hands.as_ref().unwrap().orders().put(task).is_ok(), "there is room");
     }
 
-    fn block(&self, case: BanContext, methods: &[Way]) {
+    fn block(&self, case: BanContext, methods: &[Backend]) {
         self.put(Task::Block { case, methods: methods.into() });
     }
 

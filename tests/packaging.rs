@@ -13,8 +13,8 @@ use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
 use portsentry::engine::Standing;
 use portsentry::events::classic_log;
-use portsentry::events::event::{EventKind, Way};
-use portsentry::types::BanTarget;
+use portsentry::events::event::EventKind;
+use portsentry::types::{Backend, BanTarget};
 use regex::Regex;
 
 fn path(name: &str) -> PathBuf {
@@ -265,7 +265,7 @@ fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
     let routine = [
         EventKind::Started,
         EventKind::Adopted { bans: 3 },
-        EventKind::Restored { bans: 3, way: Way::Nft },
+        EventKind::Restored { bans: 3, way: Backend::Nft },
         EventKind::Expired { subject },
         EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
         EventKind::Repeated { subject, standing: Standing::Blocked, packets: 214 },
@@ -275,7 +275,7 @@ fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
     }
     let alarm = [
         EventKind::Error("the ledger was damaged".to_owned()),
-        EventKind::BlockFailed { subject, reason: "the set is full".to_owned(), way: Way::Nft },
+        EventKind::BlockFailed { subject, reason: "the set is full".to_owned(), way: Backend::Nft },
         EventKind::Dropped { packets: 3 },
     ];
     for line in alarm.iter().flat_map(logged) {

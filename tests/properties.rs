@@ -8,11 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, PortLookup, Protection, Protocol, Response,
-    Settings, Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, PortLookup, Protection, Response, Settings,
+    Verdict, Watch,
 };
-use portsentry::types::Timestamp;
-use portsentry::types::{BanTarget, Expiry, Prefix};
+use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
 use proptest::prelude::*;

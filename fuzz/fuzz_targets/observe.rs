@@ -13,10 +13,8 @@ use std::time::Duration;
 
 use types::PortSet;
 use types::{Expiry, BanTarget};
-use engine::{
-    EVIDENCE, Engine, Escalation, HashKey, Host, Local, Timestamp, PortLookup, Protection, Protocol, Response, Settings,
-    ActiveBan, Verdict, Watch, MaxPrefix,
-};
+use crate::types::Protocol;
+use engine::{EVIDENCE, Engine, Escalation, HashKey, Host, Local, Timestamp, PortLookup, Protection, Response, Settings, ActiveBan, Verdict, Watch, MaxPrefix};
 use libfuzzer_sys::fuzz_target;
 use wire::{LinkType, decode};
 

@@ -24,8 +24,8 @@ use rustix::net::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::engine::{Class, Observation, Protocol};
-use crate::types::PortSet;
+use crate::engine::{Class, Observation};
+use crate::types::{PortSet, Protocol};
 
 /// Connections and datagrams that one turn takes: at some 30 µs each, packets wait half a millisecond for it at most.
 const TURN: usize = 16;

@@ -6,11 +6,12 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::thread::CapabilitySet;
 
 use super::may;
-use crate::config::{Action, BlockPolicy, Config, ConfigError, Method, Mode, Route};
+use crate::config::{Action, BlockPolicy, Config, ConfigError, Mode, Route};
 use crate::daemon::backends;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError};
 use crate::enforce::route::Routes;
+use crate::types::Backend;
 
 /// A way to block.
 pub(super) struct Way {
@@ -32,23 +33,23 @@ pub(super) fn look(
     let protocols = [&config.tcp, &config.udp];
     let uses = |policy| protocols.iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy);
     let mut methods = if uses(BlockPolicy::Yes) { config.block.method.clone() } else { Vec::new() };
-    if uses(BlockPolicy::Run) && !methods.contains(&Method::Run) {
-        methods.push(Method::Run);
+    if uses(BlockPolicy::Run) && !methods.contains(&Backend::Command) {
+        methods.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
-    if !firewall && methods.iter().any(|method| matches!(method, Method::Nft | Method::Route)) {
+    if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
         notes.push("without CAP_NET_ADMIN: nf_tables and routes could not be looked at; try it with sudo".to_owned());
     }
-    let mut look = |method: &Method| {
+    let mut look = |method: &Backend| {
         let (key, does, works) = match method {
-            Method::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
-            Method::Route => ("block.method", route(config), firewall.then(|| routes(config))),
-            Method::HostsDeny => {
+            Backend::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
+            Backend::Route => ("block.method", route(config), firewall.then(|| routes(config))),
+            Backend::HostsDeny => {
                 let deny = &config.block.hosts_deny;
                 let does = format!("the line \"{}\" in {}", deny.line, deny.file.display());
                 ("block.hosts_deny", does, hosts_deny(config, notes))
             }
-            Method::Run => {
+            Backend::Command => {
                 let words: Vec<String> = config.block.run.command.iter().map(|word| format!("{word:?}")).collect();
                 ("block.run.command", format!("the command {}", words.join(" ")), Some(command(config)))
             }

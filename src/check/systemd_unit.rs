@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use super::warnings::Warning;
 use crate::cli::{self, Command, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
-use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::config::{BlockPolicy, Config, Mode};
+use crate::types::Backend;
 
 /// Where systemd looks for units, the first one wins.
 const FOLDERS: [&str; 5] = [
@@ -180,7 +181,7 @@ impl Unit {
         }
         let policies = [&config.tcp, &config.udp].map(|one| (one.mode != Mode::Off).then_some(one.block));
         let used = |method| policies.contains(&Some(BlockPolicy::Yes)) && config.block.method.contains(&method);
-        if used(Method::HostsDeny) {
+        if used(Backend::HostsDeny) {
             let file = &config.block.hosts_deny.file;
             let folder = file.parent().unwrap_or(Path::new("/"));
             if !self.writes(folder) {
@@ -189,7 +190,7 @@ impl Unit {
                 warn("block.hosts_deny.file", &does, &format!("{shipped}, from {EXAMPLES}"));
             }
         }
-        if (used(Method::Run) || policies.contains(&Some(BlockPolicy::Run)))
+        if (used(Backend::Command) || policies.contains(&Some(BlockPolicy::Run)))
             && (!internet || self.is_on("MemoryDenyWriteExecute"))
         {
             let does = "commands have no way to the network, and may make no code while they run,";

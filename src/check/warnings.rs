@@ -2,9 +2,9 @@
 
 use ipnet::IpNet;
 
-use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::config::{BlockPolicy, Config, Mode};
 use crate::daemon::backends;
-use crate::types::Expiry;
+use crate::types::{Backend, Expiry};
 
 /// Something to think about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         warn("tcp.mode", "TCP is not watched, and UDP can be forged");
     }
     let methods = &config.block.method;
-    if blocks(BlockPolicy::Yes) && !methods.contains(&Method::Nft) {
-        let message = match (methods.contains(&Method::Route), methods.contains(&Method::HostsDeny)) {
+    if blocks(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
+        let message = match (methods.contains(&Backend::Route), methods.contains(&Backend::HostsDeny)) {
             (true, _) => "a route stops the answers only: the packets of a blocked source still arrive; nft stops both",
             (false, true) => "hosts-deny alone stops nobody but for services that use TCP wrappers; nft stops packets",
             (false, false) => "a command alone: nobody is blocked unless it does it; nft stops packets",

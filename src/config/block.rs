@@ -1,5 +1,6 @@
 //! How a ban is carried out: the sections `block` and `escalate`.
 
+use crate::types::Backend;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// The ways, in their order; at least one, each once.
-    pub method: Vec<Method>,
+    pub method: Vec<Backend>,
     /// Ceiling on new bans in a minute, at least 1: what a flood of forged sources can do at most.
     pub max_new_bans_per_minute: u32,
     /// Length of the widest IPv4 prefix that several scanners in it may get blocked: 24 to 30, or 32: none.
@@ -29,7 +30,7 @@ pub struct Block {
 impl Default for Block {
     fn default() -> Self {
         Self {
-            method: vec![Method::Nft],
+            method: vec![Backend::Nft],
             max_new_bans_per_minute: 600,
             widest_ipv4: 32,
             widest_ipv6: 64,
@@ -37,32 +38,6 @@ impl Default for Block {
             route: Route::Blackhole,
             hosts_deny: HostsDeny::default(),
             run: Run::default(),
-        }
-    }
-}
-
-/// A way to block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// An element in the set `blocked` of the table `inet portsentry`.
-    Nft,
-    /// A route that leads nowhere.
-    Route,
-    /// A line in /etc/hosts.deny.
-    HostsDeny,
-    /// A command.
-    Run,
-}
-
-impl Method {
-    /// As the settings have it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Route => "route",
-            Self::HostsDeny => "hosts-deny",
-            Self::Run => "run",
         }
     }
 }

@@ -13,13 +13,13 @@ mod report;
 mod settings;
 mod value;
 
-pub use block::{Action, Block, Escalate, HostsDeny, LogRate, Method, NftBlock, Route, Run};
+pub use crate::types::Backend;
+pub use block::{Action, Block, Escalate, HostsDeny, LogRate, NftBlock, Route, Run};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use report::{LogTarget, Report};
 pub use value::{is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network};
 
-use crate::types::Expiry;
-use crate::types::PortSet;
+use crate::types::{Expiry, PortSet};
 use ipnet::IpNet;
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -293,7 +293,7 @@ impl Config {
             found.push(("block.method".to_owned(), message.to_owned()));
         }
         let again =
-            |(place, method): (usize, &Method)| self.block.method.iter().take(place).any(|other| other == method);
+            |(place, method): (usize, &Backend)| self.block.method.iter().take(place).any(|other| other == method);
         if self.block.method.iter().enumerate().any(again) {
             let message = "names one way twice; write each once".to_owned();
             found.push(("block.method".to_owned(), message));
@@ -306,7 +306,7 @@ impl Config {
                 found.push((format!("block.run.{key}"), message.to_owned()));
             }
         }
-        let runs = self.block.method.contains(&Method::Run)
+        let runs = self.block.method.contains(&Backend::Command)
             || [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run);
         if runs && self.block.run.command.is_empty() {
             let message = "no command is left to run; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]";

@@ -1,8 +1,7 @@
 //! One TOML value to one setting, or a sentence that says what to write instead. No place in the file is known here.
 
-use super::{Action, BlockPolicy, LogRate, LogTarget, Method, Mode, Route};
-use crate::types::Expiry;
-use crate::types::PortSet;
+use super::{Action, BlockPolicy, LogRate, LogTarget, Mode, Route};
+use crate::types::{Backend, Expiry, PortSet};
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -215,9 +214,9 @@ pub(super) fn block_policy(value: &DeValue<'_>) -> Result<BlockPolicy, String> {
     }
 }
 
-pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
-    use Method::{HostsDeny, Nft, Route, Run};
-    let methods = [("nft", Nft), ("route", Route), ("hosts-deny", HostsDeny), ("run", Run)];
+pub(super) fn method(value: &DeValue<'_>) -> Result<Backend, String> {
+    use Backend::{Command, HostsDeny, Nft, Route};
+    let methods = [("nft", Nft), ("route", Route), ("hosts-deny", HostsDeny), ("run", Command)];
     choice(value, "a way to block", &methods)
 }
 

@@ -4,21 +4,21 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::DaemonError;
-use crate::config::{BlockPolicy, Config, Method, Mode, Protocol};
+use crate::config::{BlockPolicy, Config, Mode, Protocol};
 use crate::enforce::command::{RunSettings, Spawner};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Action, BlockError, Installed, Nft, RulesetError, RulesetSpec, Trap, Watched};
 use crate::enforce::route::{Kind, Routes};
-use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, Way as Slow};
+use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowTask};
 use crate::engine::Host;
 use crate::events::channel::Sender;
-use crate::events::event::{Event, EventKind, Way};
+use crate::events::event::{Event, EventKind};
 use crate::sensor::{Blocker, Inbox, SensorCommand, SensorMetrics};
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry};
 
 /// What was opened.
 #[derive(Default)]
-pub(super) struct Backends {
+pub(super) struct OpenBackends {
     /// For the sensor.
     pub(super) blocker: Blocker,
     /// The thread of the slow ones.
@@ -53,8 +53,8 @@ fn trap(config: &Config) -> Option<Trap> {
         matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == BlockPolicy::Yes
     };
     let (tcp, udp) = (config.trap.tcp && counts(&config.tcp), config.trap.udp && counts(&config.udp));
-    let first = config.block.run.first && config.block.method.contains(&Method::Run);
-    let blocks = config.block.method.contains(&Method::Nft) && !first;
+    let first = config.block.run.first && config.block.method.contains(&Backend::Command);
+    let blocks = config.block.method.contains(&Backend::Nft) && !first;
     let forgiven = config.detect.scan_trigger;
     ((tcp || udp) && blocks).then(|| Trap {
         tcp,
@@ -86,16 +86,16 @@ pub(super) fn open(
     host: &Host,
     spawner: Option<Spawner>,
     (events, inbox, metrics): (&Sender, &Inbox, &Arc<SensorMetrics>),
-) -> Result<Backends, DaemonError> {
+) -> Result<OpenBackends, DaemonError> {
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
-    let mut ways = Backends::default();
+    let mut ways = OpenBackends::default();
     [ways.blocker.tcp_tells, ways.blocker.udp_tells] = tells;
     if blocks(config) {
         ways.blocker.ways = config.block.method.iter().copied().map(way).collect();
     }
-    let has = |way: Way| ways.blocker.ways.contains(&way);
-    let (nft, route, hosts_deny) = (has(Way::Nft), has(Way::Route), has(Way::HostsDeny));
-    ways.blocker.first = has(Way::Run) && config.block.run.first;
+    let has = |way: Backend| ways.blocker.ways.contains(&way);
+    let (nft, route, hosts_deny) = (has(Backend::Nft), has(Backend::Route), has(Backend::HostsDeny));
+    ways.blocker.first = has(Backend::Command) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
         let (nft, spec, laid_anew) = install(config, host, &mut ways.said)?;
@@ -188,12 +188,12 @@ fn install(config: &Config, host: &Host, said: &mut Vec<EventKind>) -> Result<(N
 const ATTEMPTS: u32 = 10;
 
 /// The way that a setting names.
-pub(super) fn way(method: Method) -> Way {
+pub(super) fn way(method: Backend) -> Backend {
     match method {
-        Method::Nft => Way::Nft,
-        Method::Route => Way::Route,
-        Method::HostsDeny => Way::HostsDeny,
-        Method::Run => Way::Run,
+        Backend::Nft => Backend::Nft,
+        Backend::Route => Backend::Route,
+        Backend::HostsDeny => Backend::HostsDeny,
+        Backend::Command => Backend::Command,
     }
 }
 
@@ -254,9 +254,9 @@ fn teller(
                 }
                 return;
             }
-            BackendEvent::Done { case, way: Slow::HostsDeny } => {
+            BackendEvent::Done { case, backend: Backend::HostsDeny } => {
                 if let Some(ban) = &case.ban {
-                    metrics.blocked(Way::HostsDeny, ban.probe.sighting.class);
+                    metrics.blocked(Backend::HostsDeny, ban.probe.sighting.class);
                 }
                 let line = hosts_deny.as_ref().map_or_else(String::new, |hosts_deny| hosts_deny.line(&case));
                 let time = if case.ban.is_some() { case.since } else { SystemTime::now() };
@@ -270,9 +270,9 @@ fn teller(
                 let well = outcome.is_success();
                 match (well, occasion, &case.ban) {
                     (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
-                        metrics.blocked(Way::Run, ban.probe.sighting.class);
+                        metrics.blocked(Backend::Command, ban.probe.sighting.class);
                     }
-                    (false, ..) => metrics.failed(Way::Run),
+                    (false, ..) => metrics.failed(Backend::Command),
                     _ => {}
                 }
                 let took = humantime::format_duration(std::time::Duration::from_millis(
@@ -289,20 +289,20 @@ fn teller(
                 let what = EventKind::Ran { subject: case.subject, ban, command, outcome, well };
                 return events.send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what });
             }
-            BackendEvent::Failed { way, .. } => {
-                if way == Slow::HostsDeny {
-                    metrics.failed(Way::HostsDeny);
+            BackendEvent::Failed { task, .. } => {
+                if task == SlowTask::Ban(Backend::HostsDeny) {
+                    metrics.failed(Backend::HostsDeny);
                 }
                 EventKind::Error(text)
             }
             BackendEvent::Restored { subjects, .. } => {
                 metrics.restored_lines(subjects.len() as u64);
-                EventKind::Repaired { bans: subjects.len(), way: Way::HostsDeny }
+                EventKind::Repaired { bans: subjects.len(), way: Backend::HostsDeny }
             }
             BackendEvent::Connections { subject, ended } => EventKind::Disconnected { subject, connections: ended },
-            BackendEvent::Unable { way, .. } => {
-                if way == Slow::Run {
-                    metrics.failed(Way::Run);
+            BackendEvent::Unable { task, .. } => {
+                if task == SlowTask::Ban(Backend::Command) {
+                    metrics.failed(Backend::Command);
                 }
                 EventKind::Error(text)
             }

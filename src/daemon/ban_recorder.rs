@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use crate::config;
 use crate::engine::{ActiveBan, Ban, StrikeHistory};
 use crate::events::channel::Sender;
-use crate::events::event::{Event, EventKind, Way};
+use crate::events::event::{Event, EventKind};
 use crate::ledger::{
-    Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Method,
-    Methods, Opened, Recorder, Writer,
+    Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Opened,
+    Recorder, Writer,
 };
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// How long the disk has for what is not written yet when the program ends.
 const FLUSH: Duration = Duration::from_millis(400);
@@ -155,18 +154,18 @@ impl BanRecorder {
 
     /// Notes what `event` says about a ban, if it does. `interface` names the interface of an index; `ways` are those that the
     /// settings name.
-    pub(super) fn note(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>, ways: &[config::Method]) {
+    pub(super) fn note(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>, ways: &[Backend]) {
         if self.writer.is_none() {
             return;
         }
         let change = match &event.what {
             EventKind::Blocked { ban, way, .. } => self.banned(ban, event.time, *way, interface),
-            EventKind::Wrapped { ban: Some(ban), .. } => self.banned(ban, event.time, Way::HostsDeny, interface),
-            EventKind::Ran { ban: Some(ban), well: true, .. } if ways.contains(&config::Method::Run) => {
-                self.banned(ban, event.time, Way::Run, interface)
+            EventKind::Wrapped { ban: Some(ban), .. } => self.banned(ban, event.time, Backend::HostsDeny, interface),
+            EventKind::Ran { ban: Some(ban), well: true, .. } if ways.contains(&Backend::Command) => {
+                self.banned(ban, event.time, Backend::Command, interface)
             }
             EventKind::ByHand { subject, expiry, note, way, .. } => {
-                let methods: Methods = match way {
+                let methods: Backends = match way {
                     Some(way) => method(*way).into(),
                     None => ways.iter().map(|way| method(super::backends::way(*way))).collect(),
                 };
@@ -184,7 +183,7 @@ impl BanRecorder {
     }
 
     /// A ban that is in force in one way; the same ban, where it is so in another one already.
-    fn banned(&mut self, ban: &Ban, at: SystemTime, way: Way, interface: impl Fn(u32) -> Option<String>) -> Change {
+    fn banned(&mut self, ban: &Ban, at: SystemTime, way: Backend, interface: impl Fn(u32) -> Option<String>) -> Change {
         let interface = interface(ban.probe.sighting.interface);
         let row = Banned::from_ban(ban, at, interface.as_deref(), method(way));
         let this = (row.subject, at);
@@ -218,11 +217,11 @@ pub(super) fn lifted(subject: BanTarget, by: &str, at: SystemTime) -> Change {
     Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }
 
-fn method(way: Way) -> Method {
+fn method(way: Backend) -> Backend {
     match way {
-        Way::Nft => Method::Nft,
-        Way::Route => Method::Route,
-        Way::HostsDeny => Method::HostsDeny,
-        Way::Run => Method::Run,
+        Backend::Nft => Backend::Nft,
+        Backend::Route => Backend::Route,
+        Backend::HostsDeny => Backend::HostsDeny,
+        Backend::Command => Backend::Command,
     }
 }

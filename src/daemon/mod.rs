@@ -53,7 +53,7 @@ use crate::panic_guard;
 use crate::sandbox::{InstanceLock, InstanceLockError, Sandbox, Untrusted};
 use crate::sensor::{Inbox, Sensor, SensorCommand, SensorError, SensorMetrics};
 use crate::types::Timestamp;
-use backends::Backends;
+use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::Commands;
 use control_handler::Desk;
@@ -233,7 +233,7 @@ async fn serve(
     doubts.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
 
     let metrics = Arc::new(SensorMetrics::default());
-    let Backends { mut blocker, hands, laid_anew, leftovers, said } =
+    let OpenBackends { mut blocker, hands, laid_anew, leftovers, said } =
         backends::open(&config, &watch.host(), commands.as_ref().map(Commands::spawner), (&events, &inbox, &metrics))?;
     said.into_iter().for_each(|what| log.write(&Event::now(what)));
     let control = Server::open(&places.socket);

@@ -14,12 +14,11 @@ use tokio::time::{Instant, timeout_at};
 use super::DaemonError;
 use crate::enforce::nft::Nft;
 use crate::enforce::route::{Kind, RouteError, missing_routes, swept_routes};
-use crate::events::event::Way;
 use crate::netlink::routes::RouteSocket;
 use crate::netlink::routes::monitor::{Gone, RouteMonitor};
 use crate::panic_guard;
 use crate::sensor::{Inbox, Sample, SensorCommand, SensorRequest};
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// Bans that are looked at in one go: some 2 ms of this thread, and a set of 131,072 in 9 minutes.
 const SAMPLE: usize = 256;
@@ -89,7 +88,7 @@ async fn rounds(inbox: &Inbox, wanted: Wanted, compared: &mut Option<Compared>) 
         // Missed once, it may be about to be told of: lifted, expired, swept away. Missed twice, nobody will tell.
         elements.extend(found.elements);
         routes.extend(found.routes);
-        for (way, again) in [(Way::Nft, found.elements_again), (Way::Route, found.routes_again)] {
+        for (way, again) in [(Backend::Nft, found.elements_again), (Backend::Route, found.routes_again)] {
             if !again.is_empty() {
                 drop(inbox.put(SensorCommand::Repair(way, again)));
             }
@@ -193,7 +192,7 @@ async fn repair_all(inbox: &Inbox) -> Option<()> {
     // What cannot be read now is found by the comparison.
     let missing = missing.await.ok().and_then(Result::ok).unwrap_or_default();
     for part in missing.chunks(REPAIRED_AT_ONCE) {
-        let mut order = SensorCommand::Repair(Way::Route, part.to_vec());
+        let mut order = SensorCommand::Repair(Backend::Route, part.to_vec());
         while let Err(back) = inbox.put(order) {
             order = back;
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Places, backends};
-use crate::config::{BlockPolicy, Config, Method, Mode};
+use crate::config::{BlockPolicy, Config, Mode};
 use crate::sandbox::{Policy, Sandbox, Untrusted, only_ours};
+use crate::types::Backend;
 
 /// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::netlink`]); the kernel's
 /// settings; and randomness for SQLite. Folders, where files in them are replaced.
@@ -52,7 +53,7 @@ pub(super) fn of(config: &Config, places: &Places) -> Policy {
         needs.read.extend(LIBRARIES.map(PathBuf::from));
     }
     needs.write.extend(config.report.json_file.as_deref().and_then(folder));
-    if method(Method::HostsDeny) {
+    if method(Backend::HostsDeny) {
         replace(&mut needs, &config.block.hosts_deny.file);
     }
     needs
@@ -66,7 +67,7 @@ pub(super) fn of_commands() -> Policy {
 
 /// True where commands are run.
 pub(super) fn runs_commands(config: &Config) -> bool {
-    let run = backends::blocks(config) && config.block.method.contains(&Method::Run);
+    let run = backends::blocks(config) && config.block.method.contains(&Backend::Command);
     run || [&config.tcp, &config.udp].iter().any(|protocol| protocol.block == BlockPolicy::Run)
 }
 

@@ -12,14 +12,14 @@ use super::ban_recorder::{Remembered, lifted};
 use super::{DaemonError, system};
 use crate::enforce::BanContext;
 use crate::enforce::nft::{BlockError, Generation, Nft};
-use crate::enforce::slow_backends::{Adopted, Orders, Task, Way as Slow};
+use crate::enforce::slow_backends::{Adopted, Orders, Task};
 use crate::engine::ActiveBan;
 use crate::events::channel;
-use crate::events::event::{Event, EventKind, Way};
-use crate::ledger::{Author, Banned, Change, Method, Recorder};
+use crate::events::event::{Event, EventKind};
+use crate::ledger::{Author, Banned, Change, Recorder};
 use crate::panic_guard;
 use crate::sensor::{Inbox, SensorCommand, SensorRequest};
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry};
 
 /// Bans from before the start that the sensor takes over between two looks at the packets.
 const ADOPTED_AT_ONCE: usize = 256;
@@ -38,7 +38,7 @@ pub(super) struct StartupReconcile {
     pub(super) recorder: Option<Recorder>,
     pub(super) remembered: Vec<Remembered>,
     /// The ways to block, in their order.
-    pub(super) ways: Vec<Way>,
+    pub(super) ways: Vec<Backend>,
     /// Who has a route from an earlier run, and was never heard of.
     pub(super) unheard: Vec<BanTarget>,
     /// The table was not there: whom it holds has been blocked since the start.
@@ -66,29 +66,29 @@ impl StartupReconcile {
 
     fn adopt(&mut self) {
         let mut bans: Vec<ActiveBan> = self.remembered.iter().map(Remembered::standing).collect();
-        if self.ways.contains(&Way::Nft) {
+        if self.ways.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
                 Some(gone) => bans.retain(|ban| !gone.contains(&ban.subject)),
                 // What cannot be read cannot be compared; what is there goes on being enforced.
                 None => return,
             }
         }
-        if self.ways.contains(&Way::Route) {
+        if self.ways.contains(&Backend::Route) {
             // A crash before the ledger, or the loss of it, must free nobody. Noted, or each start would give them the whole time
             // again.
             for subject in &self.unheard {
                 bans.push(ActiveBan::whole(*subject, self.expire));
-                let ban = Banned::wanted_by(Author::Import, *subject, SystemTime::now(), self.expire, Method::Route);
+                let ban = Banned::wanted_by(Author::Import, *subject, SystemTime::now(), self.expire, Backend::Route);
                 if let Some(recorder) = &self.recorder {
                     recorder.put_patiently(ban.into());
                 }
                 self.write_line(*subject, self.expire);
             }
             for part in bans.chunks(RESTORED_AT_ONCE) {
-                self.send(SensorCommand::Restore(part.to_vec(), &[Way::Route]));
+                self.send(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
             }
             self.send(SensorCommand::RemoveStaleRoutes);
-        } else if !self.ways.contains(&Way::Nft) {
+        } else if !self.ways.contains(&Backend::Nft) {
             // Those who are slow hold the bans; the sensor has to recognise the sources.
             bans.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
         }
@@ -158,13 +158,13 @@ impl StartupReconcile {
             bans.iter().partition(|ban| matches!(ban.subject, BanTarget::Prefix(_)));
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
-            self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), way: Way::Nft }));
+            self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), way: Backend::Nft }));
             narrow.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
             if !wide.is_empty() {
-                self.send(SensorCommand::Restore(wide, &[Way::Nft]));
+                self.send(SensorCommand::Restore(wide, &[Backend::Nft]));
             }
         } else {
-            self.send(SensorCommand::Restore(bans.to_vec(), &[Way::Nft]));
+            self.send(SensorCommand::Restore(bans.to_vec(), &[Backend::Nft]));
         }
     }
 
@@ -178,7 +178,7 @@ impl StartupReconcile {
         let subjects: Vec<BanTarget> = bans.iter().map(|ban| ban.subject).collect();
         // A table that is gone is laid again with all whom the sensor knows.
         let missing = nft.missing(&subjects).unwrap_or_default();
-        missing.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Repair(Way::Nft, part.to_vec())));
+        missing.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Repair(Backend::Nft, part.to_vec())));
     }
 
     /// What the kernel holds, and until when. Sets that change faster than they can be read are read again.
@@ -209,12 +209,12 @@ impl StartupReconcile {
     /// Tells those who are slow which bans are still in force.
     fn hand_over(&self) {
         let Some(hands) = &self.hands else { return };
-        let way = |way: &Way| match way {
-            Way::HostsDeny => Some(Slow::HostsDeny),
-            Way::Run => Some(Slow::Run),
-            Way::Nft | Way::Route => None,
+        let way = |way: &Backend| match way {
+            Backend::HostsDeny => Some(Backend::HostsDeny),
+            Backend::Command => Some(Backend::Command),
+            Backend::Nft | Backend::Route => None,
         };
-        let methods: Arc<[Slow]> = self.ways.iter().filter_map(way).collect();
+        let methods: Arc<[Backend]> = self.ways.iter().filter_map(way).collect();
         if methods.is_empty() {
             return;
         }
@@ -239,9 +239,9 @@ impl StartupReconcile {
 
     /// Has a line written for a ban that a crash has kept from having one.
     fn write_line(&self, subject: BanTarget, left: Expiry) {
-        let Some(hands) = self.hands.as_ref().filter(|_| self.ways.contains(&Way::HostsDeny)) else { return };
+        let Some(hands) = self.hands.as_ref().filter(|_| self.ways.contains(&Backend::HostsDeny)) else { return };
         let case = BanContext::by_hand(subject, left, SystemTime::now());
-        let mut task = Task::Block { case, methods: Arc::new([Slow::HostsDeny]) };
+        let mut task = Task::Block { case, methods: Arc::new([Backend::HostsDeny]) };
         while let Err(back) = hands.put(task) {
             task = back;
             std::thread::sleep(Duration::from_millis(5));
@@ -292,7 +292,7 @@ fn reconcile(
         .map(|(subject, left)| (*subject, left.map_or(Expiry::Never, Expiry::After)))
         .collect();
     let added = |(subject, expiry): &(BanTarget, Expiry)| {
-        Banned::wanted_by(Author::Import, *subject, now, *expiry, Method::Nft).into()
+        Banned::wanted_by(Author::Import, *subject, now, *expiry, Backend::Nft).into()
     };
     let mut changes: Vec<Change> = unknown.iter().map(added).collect();
     if swept || incomplete || missing.len() >= MANY {

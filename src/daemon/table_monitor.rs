@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::DaemonError;
 use crate::engine::ActiveBan;
-use crate::events::event::{EventKind, Way};
+use crate::events::event::EventKind;
 use crate::netlink::nft::monitor::{Author, Change, Monitor, MonitorPause};
 use crate::sensor::SensorCommand;
-use crate::types::Expiry;
+use crate::types::{Backend, Expiry};
 
 /// Follows the table.
 pub(super) struct TableMonitor {
@@ -170,7 +170,7 @@ fn answer(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) 
         expiry: *expiry,
         by: by.to_owned(),
         note: None,
-        way: Some(Way::Nft),
+        way: Some(Backend::Nft),
     }));
     if !lifted.is_empty() {
         orders.push(SensorCommand::BansRemoved(lifted));

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::engine::{Ban, Class, Protocol};
-use crate::types::{BanTarget, Expiry};
+use crate::engine::{Ban, Class};
+use crate::types::{BanTarget, Expiry, Protocol};
 
 /// What a back end needs to know of a ban. Small and without an allocation, so that the sensor may hand it over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,7 @@ use std::time::Duration;
 use super::key::{Brief, HashKey, Hashed, Key};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
-use crate::types::Tick;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Tick};
 
 /// What stands against a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,7 @@ use super::key::Hashed;
 use super::strikes::StrikeHistory;
 use super::verdict::{Ban, Verdict};
 use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, TELLING};
-use crate::types::{BanTarget, Expiry};
-use crate::types::{Tick, Timestamp};
+use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
     /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken

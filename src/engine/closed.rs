@@ -1,10 +1,8 @@
 //! Which ports are evidence whoever touches them: for who counts touches beside the engine.
 
-use super::class::Protocol;
 use super::settings::Response;
 use super::{Engine, Host};
-use crate::types::PortSet;
-use crate::types::Timestamp;
+use crate::types::{PortSet, Protocol, Timestamp};
 
 impl Engine {
     /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, and that were not in use

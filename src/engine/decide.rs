@@ -8,11 +8,9 @@ use super::observation::is_unicast;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
     BLOCKING, Ban, Class, Engine, Exempt, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe,
-    Protection, Protocol, Verdict,
+    Protection, Verdict,
 };
-use crate::types::BanTarget;
-use crate::types::Tick;
-use crate::types::Timestamp;
+use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
 /// Closed ports of this many hosts, one each, are a scan of the network. Clients of servers that are down touch a few;
 /// scanners touch them all. As many as the table remembers.

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use crate::types::PortSet;
-use crate::types::Tick;
+use crate::types::{PortSet, Tick};
 
 /// How long ports and sources are gathered. A sweep that takes longer is not told from the noise of the Internet.
 const SPAN: Duration = Duration::from_secs(600);

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing, TELLING};
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Timestamp};
 
 /// What is known about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

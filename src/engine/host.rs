@@ -7,8 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::allow::AllowList;
-use super::class::Protocol;
-use crate::types::PortSet;
+use crate::types::{PortSet, Protocol};
 
 /// Which addresses are this host's.
 #[derive(Clone, Debug)]

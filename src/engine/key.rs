@@ -5,8 +5,7 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use crate::types::Tick;
-use crate::types::{BanTarget, Prefix};
+use crate::types::{BanTarget, Prefix, Tick};
 
 /// The secret that places subjects in buckets. With a known one, chosen source addresses would all land in one bucket
 /// and push each other out.

@@ -37,7 +37,7 @@ use std::time::Duration;
 
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
-pub use class::{Class, Protocol};
+pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
 pub use host::{Host, Listeners, Local};
@@ -50,7 +50,7 @@ pub use sources::EVIDENCE;
 pub use strikes::{Escalation, LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
 
-use crate::types::{BanTarget, Timestamp};
+use crate::types::{BanTarget, Protocol, Timestamp};
 use crate::wire::{Delivery, Packet};
 use ban_table::{BanTable, SUMMARY};
 use distributed_scan::DistributedScans;

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::class::{Class, Protocol};
+use super::class::Class;
 use super::host::Host;
+use crate::types::Protocol;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// A packet that came in, or a connection to a decoy, as the engine judges it.

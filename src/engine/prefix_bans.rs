@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::class::{Class, Protocol};
+use super::class::Class;
 use super::key::{HashKey, Hashed, Key};
 use super::sources::{Evidence, SourceTable};
-use crate::types::Tick;
-use crate::types::{BanTarget, Prefix};
+use crate::types::{BanTarget, Prefix, Protocol, Tick};
 
 /// How wide a ban may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

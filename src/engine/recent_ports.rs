@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use super::class::Protocol;
 use super::host::Host;
-use crate::types::PortSet;
-use crate::types::Tick;
+use crate::types::{PortSet, Protocol, Tick};
 
 /// How long a port counts as open after its listener has gone, or after this host was seen sending from it. TIME_WAIT is
 /// 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a

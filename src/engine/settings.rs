@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
-use crate::types::Expiry;
-use crate::types::PortSet;
+use crate::types::{Expiry, PortSet};
 
 /// What the packets of one protocol are watched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::class::{Class, Protocol};
+use super::class::Class;
 use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, OLDEST, RANKS, Row, Table, Way};
-use crate::types::Tick;
+use crate::types::{Protocol, Tick};
 
 /// Distinct ports that are remembered of one source; the largest `scan_trigger` is one less.
 pub const EVIDENCE: usize = 16;

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, Row, Table};
-use crate::types::Tick;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Tick};
 
 /// How bans of the same subject grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,12 +4,11 @@ use std::net::IpAddr;
 
 use super::allow::Protection;
 use super::ban_table::Standing;
-use super::class::{Class, Protocol};
+use super::class::Class;
 use super::distributed_scan::DistributedScan;
 use super::observation::Observation;
 use super::sources::EVIDENCE;
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 
 /// Why a packet is no evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::event::{EventKind, Way};
+use super::event::EventKind;
 use crate::engine::{Class, Exempt, Observation, Probe, Standing};
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// The line of an event; `None` for what is no line of its own (the same port once more).
 #[must_use]
@@ -38,9 +38,9 @@ pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
         EventKind::Blocked { ban, way, .. } => {
             let set = if ban.probe.subject.element().is_ipv4() { "blocked" } else { "blocked6" };
             let via = match way {
-                Way::Nft => format!("nftables set inet portsentry {set}"),
-                Way::Route => "dropped route".to_owned(),
-                Way::HostsDeny | Way::Run => way.name().to_owned(),
+                Backend::Nft => format!("nftables set inet portsentry {set}"),
+                Backend::Route => "dropped route".to_owned(),
+                Backend::HostsDeny | Backend::Command => way.name().to_owned(),
             };
             let capped = if ban.capped { " (short: more new bans than max_new_bans_per_minute)" } else { "" };
             let again = match ban.strikes {
@@ -117,9 +117,9 @@ pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
         EventKind::Repaired { bans, way } => format!(
             "adminalert: bans that were missing in {}: {bans}",
             match way {
-                Way::Nft | Way::Run => "the kernel's sets, and are there again",
-                Way::Route => "the kernel's routes, and are there again",
-                Way::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
+                Backend::Nft | Backend::Command => "the kernel's sets, and are there again",
+                Backend::Route => "the kernel's routes, and are there again",
+                Backend::HostsDeny => "hosts.deny, and are there again (portsentry unblock lifts one)",
             }
         ),
         EventKind::Adopted { bans } => {

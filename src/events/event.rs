@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{Ban, DistributedScan, Exempt, Probe, Standing};
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry};
 
 /// One event.
 #[derive(Clone, Debug)]
@@ -13,35 +13,6 @@ pub struct Event {
     pub time: SystemTime,
     /// What.
     pub what: EventKind,
-}
-
-/// A way to block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Way {
-    /// An element in a set of nftables.
-    Nft,
-    /// A route that leads nowhere.
-    Route,
-    /// A line for TCP wrappers.
-    HostsDeny,
-    /// A command.
-    Run,
-}
-
-impl Way {
-    /// Every way.
-    pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Run];
-
-    /// As the settings have it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Route => "route",
-            Self::HostsDeny => "hosts-deny",
-            Self::Run => "run",
-        }
-    }
 }
 
 /// What happened.
@@ -58,7 +29,7 @@ pub enum EventKind {
         /// Who, why and how long.
         ban: Ban,
         /// In which way.
-        way: Way,
+        way: Backend,
         /// From the capture of the packet to the kernel's acknowledgement.
         reaction: Duration,
     },
@@ -94,7 +65,7 @@ pub enum EventKind {
     /// A way did not take a ban.
     BlockFailed {
         /// Which way.
-        way: Way,
+        way: Backend,
         /// Who should have been blocked.
         subject: BanTarget,
         /// What the kernel said.
@@ -151,21 +122,21 @@ pub enum EventKind {
         /// What he says about it.
         note: Option<String>,
         /// In which way; `None`: in every one that the settings name.
-        way: Option<Way>,
+        way: Option<Backend>,
     },
     /// Bans that the kernel had forgotten were put back from the ledger.
     Restored {
         /// How many.
         bans: usize,
         /// In which way.
-        way: Way,
+        way: Backend,
     },
     /// Bans that should be in force in one way were not, and nobody had said why.
     Repaired {
         /// How many were put back.
         bans: usize,
         /// In which way.
-        way: Way,
+        way: Backend,
     },
     /// The table was gone, and is there again.
     Healed {

@@ -4,9 +4,9 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use super::event::{Event, EventKind, Way};
+use super::event::{Event, EventKind};
 use crate::engine::{Ban, Observation, Standing};
-use crate::types::Expiry;
+use crate::types::{Backend, Expiry};
 
 /// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`,
 /// `error`, `stop`, `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or
@@ -37,12 +37,12 @@ pub fn of(event: &Event) -> Value {
                 Some(ban) => self::ban(&mut put, ban, event.time),
                 None => put("subject", subject.to_string().into()),
             }
-            put("method", Way::HostsDeny.name().into());
+            put("method", Backend::HostsDeny.name().into());
             put("line", line.as_str().into());
         }
         EventKind::Ran { subject, command, outcome, well, .. } => {
             put("subject", subject.to_string().into());
-            put("method", Way::Run.name().into());
+            put("method", Backend::Command.name().into());
             put("command", command.as_str().into());
             put("reason", outcome.as_str().into());
             put("well", (*well).into());
@@ -119,9 +119,9 @@ pub fn of(event: &Event) -> Value {
         EventKind::Repaired { bans, way } => {
             put("method", way.name().into());
             let place = match way {
-                Way::Nft | Way::Run => "missing in the kernel's sets",
-                Way::Route => "missing in the kernel's routes",
-                Way::HostsDeny => "missing in hosts.deny",
+                Backend::Nft | Backend::Command => "missing in the kernel's sets",
+                Backend::Route => "missing in the kernel's routes",
+                Backend::HostsDeny => "missing in hosts.deny",
             };
             put("reason", place.into());
             put("bans", (*bans).into());

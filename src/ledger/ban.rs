@@ -2,94 +2,11 @@
 //! reboot: where somebody sets it, what is left of a ban changes with it, while the kernel's own timers run on. Whoever
 //! restores a ban that the kernel still holds takes the kernel's remaining time.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Ban, Class, Protocol};
-use crate::types::{BanTarget, Expiry};
-
-/// What blocks the subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Method {
-    /// An element in the nftables set.
-    Nft,
-    /// A route that leads nowhere.
-    Route,
-    /// A line for TCP wrappers.
-    HostsDeny,
-    /// A command, whatever it does.
-    Run,
-}
-
-impl Method {
-    /// Every method, in the order in which they are written.
-    pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Run];
-
-    /// The name as the ledger and JSON have it.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Route => "route",
-            Self::HostsDeny => "hosts-deny",
-            Self::Run => "run",
-        }
-    }
-}
-
-/// All that block a subject at the same time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Methods([bool; Method::ALL.len()]);
-
-impl Methods {
-    /// These and the others.
-    #[must_use]
-    pub fn and(self, others: Self) -> Self {
-        self.iter().chain(others.iter()).collect()
-    }
-
-    /// Each, in the order of [`Method::ALL`].
-    pub fn iter(self) -> impl Iterator<Item = Method> {
-        Method::ALL.into_iter().zip(self.0).filter_map(|(method, is_in)| is_in.then_some(method))
-    }
-}
-
-impl FromIterator<Method> for Methods {
-    fn from_iter<T: IntoIterator<Item = Method>>(methods: T) -> Self {
-        let given: Vec<Method> = methods.into_iter().collect();
-        Self(Method::ALL.map(|method| given.contains(&method)))
-    }
-}
-
-impl From<Method> for Methods {
-    fn from(method: Method) -> Self {
-        std::iter::once(method).collect()
-    }
-}
-
-/// "nft route".
-impl fmt::Display for Methods {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.iter().map(Method::key).collect::<Vec<_>>().join(" "))
-    }
-}
-
-/// Only what [`Methods`] shows.
-impl FromStr for Methods {
-    type Err = NoMethods;
-
-    fn from_str(text: &str) -> Result<Self, NoMethods> {
-        let find = |key: &str| Method::ALL.into_iter().find(|method| method.key() == key);
-        let methods: Option<Self> = text.split(' ').filter(|key| !key.is_empty()).map(find).collect();
-        methods.filter(|methods| methods.to_string() == text).ok_or(NoMethods)
-    }
-}
-
-/// A text names no methods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoMethods;
+use crate::engine::{Ban, Class};
+use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
 /// Who wanted the ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +39,7 @@ pub struct Banned {
     /// The interface that the deciding probe came in on, where it is known.
     pub interface: Option<String>,
     /// What blocks it.
-    pub methods: Methods,
+    pub methods: Backends,
     /// Who wanted it.
     pub author: Author,
     /// What its author said about it; `None` where that is nothing.
@@ -134,7 +51,7 @@ pub struct Banned {
 impl Banned {
     /// The engine's `ban`, in force since `at`.
     #[must_use]
-    pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Methods>) -> Self {
+    pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
         let sighting = &ban.probe.sighting;
         let deciding = (sighting.protocol, sighting.port);
         let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
@@ -161,7 +78,7 @@ impl Banned {
         subject: BanTarget,
         at: SystemTime,
         expiry: Expiry,
-        methods: impl Into<Methods>,
+        methods: impl Into<Backends>,
     ) -> Self {
         Self {
             subject,

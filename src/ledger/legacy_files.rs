@@ -18,7 +18,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::ban::{Author, Banned, InForce};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
-use crate::engine::Protocol;
+use crate::types::Protocol;
 
 /// Every ban since the file was last rotated.
 pub const HISTORY: &str = "portsentry.history";

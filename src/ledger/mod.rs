@@ -24,7 +24,8 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
-pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce, Method, Methods};
+pub use crate::types::{Backend, Backends};
+pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Row;
 
 use super::ban::{Author, Banned, Ended, Ending, Entry, InForce};
-use crate::engine::{Class, Protocol};
-use crate::types::BanTarget;
+use crate::engine::Class;
+use crate::types::{BanTarget, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \

@@ -3,8 +3,8 @@
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::row::{self, micros};
-use super::{Author, Banned, Ended, Ending, Methods};
-use crate::types::BanTarget;
+use super::{Author, Banned, Ended, Ending};
+use crate::types::{Backends, BanTarget};
 
 /// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
 pub(super) const NEWEST: &str = "
@@ -69,7 +69,7 @@ impl<'a> Statements<'a> {
     pub(super) fn add(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
         match self.newest(&ban.subject.to_string())? {
             Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
-                let methods = methods.parse().unwrap_or(Methods::default()).and(ban.methods);
+                let methods = methods.parse().unwrap_or(Backends::default()).and(ban.methods);
                 self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
             }
             _ => self.record(ban),

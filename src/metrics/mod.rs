@@ -14,8 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::engine::Class;
-use crate::events::event::Way;
 use crate::sensor::{REACTIONS, SensorMetrics};
+use crate::types::Backend;
 
 /// What the sensor does not count itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -125,12 +125,12 @@ impl Collector for All {
         )?;
         let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(metrics.probes_of(class))));
         put(Counter, "probes", "Probes that counted against their source", classes.to_vec())?;
-        let ways = Way::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
+        let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
         let bans = ways.map(|(way, class)| {
             (vec![("method", way.name()), ("reason", class.key())], float(metrics.bans_by(way, class)))
         });
         put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
-        let failed = Way::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
+        let failed = Backend::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
         put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
         put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(metrics.capped.get()))?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;

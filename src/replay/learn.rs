@@ -8,8 +8,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use crate::engine::{Local, Protocol};
-use crate::types::PortSet;
+use crate::engine::Local;
+use crate::types::{PortSet, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
 /// Ports that are remembered, some 40 bytes each. A capture of more answering ports is a capture of forged answers.

@@ -28,7 +28,8 @@ use crate::config::{Config, ConfigErrors};
 use crate::engine::{
     Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Notice, Protection, Repeated, Settings, Verdict,
 };
-use crate::events::event::{Event, EventKind, Way};
+use crate::events::event::{Event, EventKind};
+use crate::types::Backend;
 use crate::wire::{LinkType, Packet, Transport};
 use crate::{daemon, events};
 use progress::Progress;
@@ -203,7 +204,7 @@ impl<'a> Replay<'a> {
         let verdict = self.engine.observe(now, packet, &self.host, &mut NoLookup);
         self.summary.verdict(&verdict, SystemTime::UNIX_EPOCH + time, now);
         match verdict {
-            Verdict::Block(ban) => Some(EventKind::Blocked { ban, way: Way::Nft, reaction: Duration::ZERO }),
+            Verdict::Block(ban) => Some(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO }),
             Verdict::LogOnly(ban) => Some(EventKind::Scan(ban)),
             Verdict::Probe(probe) => probe.fresh.then_some(EventKind::Probe(probe)),
             Verdict::Exempt(spared) => spared.report.map(|probes| EventKind::Exempt { spared, probes }),

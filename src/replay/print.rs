@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use super::summary::{Judged, Summary, key};
-use crate::engine::{Class, IgnoreReason, Protocol};
+use crate::engine::{Class, IgnoreReason};
 use crate::events::json::rfc3339;
-use crate::types::Expiry;
+use crate::types::{Expiry, Protocol};
 
 /// Writes the summary for people.
 pub(super) fn text(summary: &Summary, out: &mut impl Write) -> io::Result<()> {

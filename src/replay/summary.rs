@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Protocol, Verdict};
+use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Verdict};
 use crate::events::json::reason;
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 use crate::wire::Undecoded;
 
 /// Sources of each kind that are listed one by one; a capture of a flood has millions.

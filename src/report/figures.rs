@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use super::tally::Tally;
-use crate::engine::{Class, Protocol};
+use crate::engine::Class;
 use crate::ledger::{LedgerError, Reader};
-use crate::types::BanTarget;
+use crate::types::{BanTarget, Protocol};
 
 /// The bans that began within a period, added up.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use super::figures::{Figures, Top};
 use super::html::time;
 use super::markup::{Text, counted, fraction, length, number, share, short};
 use super::services;
-use crate::engine::{Class, Protocol};
+use crate::engine::Class;
+use crate::types::Protocol;
 
 /// All of them, for a period with bans in it.
 pub(super) fn write(out: &mut String, figures: &Figures) -> fmt::Result {

@@ -1,7 +1,7 @@
 //! Ports to what people expect behind them: those that scanners ask for. A list of its own, since /etc/services is another
 //! one on every host, and has names that nobody uses.
 
-use crate::engine::Protocol;
+use crate::types::Protocol;
 
 /// What is usually behind `port`, if anything is.
 pub(super) fn name(protocol: Protocol, port: u16) -> Option<&'static str> {

@@ -9,9 +9,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::calendar::{Stretches, weekday_and_hour};
 use super::figures::{Ends, Figures, Network, Offender, Top};
-use crate::engine::{Class, Protocol};
+use crate::engine::Class;
 use crate::ledger::{Ending, Entry, author_key};
-use crate::types::BanTarget;
+use crate::types::{BanTarget, Protocol};
 
 /// Items of each list that the page holds.
 const PORTS: usize = 15;
@@ -108,7 +108,7 @@ impl Tally {
             }
             count(&mut self.figures.classes, ban.class);
             count(&mut self.figures.authors, author_key(ban.author));
-            ban.methods.iter().for_each(|method| count(&mut self.figures.methods, method.key()));
+            ban.methods.iter().for_each(|method| count(&mut self.figures.methods, method.name()));
             let ports = ban.ports.get(..EVIDENCE).unwrap_or(&ban.ports);
             for (index, port) in ports.iter().enumerate() {
                 if !ports.iter().take(index).any(|before| before == port) {

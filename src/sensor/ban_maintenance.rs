@@ -12,9 +12,8 @@ use super::blocker::Refused;
 use super::controller::BanController;
 use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetSpec};
 use crate::engine::{ActiveBan, Explanation, Host, Protection};
-use crate::events::event::{Event, EventKind, Way};
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::events::event::{Event, EventKind};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 /// Bans that are lifted at one time because their subjects are protected now: some 2 ms between two looks at the packets.
 const PROTECTED_PER_ROUND: usize = 256;
@@ -113,10 +112,10 @@ impl BanController {
     }
 
     /// Blocks those whom the kernel has forgotten, in these ways, for the time that they have left.
-    pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], ways: &[Way]) {
+    pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], ways: &[Backend]) {
         for way in self.blocker.inline_ways().filter(|way| ways.contains(way)).collect::<Vec<_>>() {
             let result = match way {
-                Way::Route => {
+                Backend::Route => {
                     let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.left)).collect();
                     let mut refused = Vec::new();
                     self.blocker.block_by_route(&bans, now, &mut refused);
@@ -143,8 +142,8 @@ impl BanController {
     }
 
     /// Puts bans back that the kernel does not hold although nobody took them out.
-    pub(super) fn repair(&mut self, now: Timestamp, way: Way, subjects: &[BanTarget]) {
-        if way == Way::Route {
+    pub(super) fn repair(&mut self, now: Timestamp, way: Backend, subjects: &[BanTarget]) {
+        if way == Backend::Route {
             return self.repair_routes(now, subjects);
         }
         let Some((nft, _)) = &mut self.blocker.nft else { return };
@@ -159,7 +158,7 @@ impl BanController {
         match nft.restore(&bans) {
             Ok(()) => {
                 self.metrics.repaired.add(bans.len() as u64);
-                self.emit(EventKind::Repaired { bans: bans.len(), way: Way::Nft });
+                self.emit(EventKind::Repaired { bans: bans.len(), way: Backend::Nft });
             }
             Err(error) => {
                 self.emit(EventKind::Error(format!("bans that the kernel had lost could not be put back: {error}")))
@@ -183,7 +182,7 @@ impl BanController {
         let laid = bans.len() - refused.len().min(bans.len());
         if laid > 0 {
             self.metrics.repaired.add(laid as u64);
-            self.emit(EventKind::Repaired { bans: laid, way: Way::Route });
+            self.emit(EventKind::Repaired { bans: laid, way: Backend::Route });
         }
         // Said once: who is refused is no longer compared.
         if let Some(first) = refused.first() {

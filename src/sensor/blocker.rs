@@ -9,20 +9,18 @@ use ipnet::IpNet;
 use crate::enforce::BanContext;
 use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::enforce::route::{self, Routes};
-use crate::enforce::slow_backends::{self, Orders, Task};
-use crate::engine::{Ban, Host, Protocol};
-use crate::events::event::Way;
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::enforce::slow_backends::{Orders, Task};
+use crate::engine::{Ban, Host};
+use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 /// The ways to block.
 #[derive(Default)]
 pub struct Blocker {
     /// The ways in their order.
-    pub ways: Vec<Way>,
-    /// The sets of nftables, for [`Way::Nft`].
+    pub ways: Vec<Backend>,
+    /// The sets of nftables, for [`Backend::Nft`].
     pub nft: Option<(Nft, RulesetSpec)>,
-    /// Routes, for [`Way::Route`].
+    /// Routes, for [`Backend::Route`].
     pub routes: Option<Routes>,
     /// The thread for all that may wait.
     pub hands: Option<Orders>,
@@ -42,7 +40,7 @@ pub struct Blocker {
 
 /// A way that did not take a ban.
 pub(super) struct Refused {
-    pub(super) way: Way,
+    pub(super) way: Backend,
     pub(super) subject: BanTarget,
     pub(super) reason: String,
 }
@@ -54,24 +52,24 @@ impl Blocker {
     }
 
     /// The way in this place, where the sensor uses it itself.
-    pub(super) fn inline(&self, place: usize) -> Option<Option<Way>> {
-        self.ways.get(place).map(|way| Some(*way).filter(|way| matches!(way, Way::Nft | Way::Route)))
+    pub(super) fn inline(&self, place: usize) -> Option<Option<Backend>> {
+        self.ways.get(place).map(|way| Some(*way).filter(|way| matches!(way, Backend::Nft | Backend::Route)))
     }
 
     /// The ways that the sensor uses itself.
-    pub(super) fn inline_ways(&self) -> impl Iterator<Item = Way> + Clone + '_ {
-        self.ways.iter().copied().filter(|way| matches!(way, Way::Nft | Way::Route))
+    pub(super) fn inline_ways(&self) -> impl Iterator<Item = Backend> + Clone + '_ {
+        self.ways.iter().copied().filter(|way| matches!(way, Backend::Nft | Backend::Route))
     }
 
     /// True where a ban is also, or only, somebody else's work.
     pub(super) fn has_slow_ways(&self) -> bool {
-        self.ways.iter().any(|way| matches!(way, Way::HostsDeny | Way::Run))
+        self.ways.iter().any(|way| matches!(way, Backend::HostsDeny | Backend::Command))
     }
 
     /// Lays routes for them.
     pub(super) fn block_by_route(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp, refused: &mut Vec<Refused>) {
         let Some(routes) = &mut self.routes else { return };
-        let refuse = |subject, reason| Refused { way: Way::Route, subject, reason };
+        let refuse = |subject, reason| Refused { way: Backend::Route, subject, reason };
         match routes.block(bans, now) {
             Ok(()) => {}
             Err(route::BlockError::Failed { failed, .. }) => {
@@ -128,7 +126,7 @@ impl Blocker {
     /// Only has the command run.
     pub(super) fn only_run(&self, ban: &Ban, seen: SystemTime) -> bool {
         let Some(hands) = &self.hands else { return false };
-        hands.put(Task::Block { case: self.case(ban, seen), methods: Arc::new([slow_backends::Way::Run]) }).is_ok()
+        hands.put(Task::Block { case: self.case(ban, seen), methods: Arc::new([Backend::Command]) }).is_ok()
     }
 
     /// What the others hold of these is to go.
@@ -140,11 +138,11 @@ impl Blocker {
         }
     }
 
-    fn slow(&self, run: bool) -> Arc<[slow_backends::Way]> {
-        let way = |way: &Way| match way {
-            Way::HostsDeny => Some(slow_backends::Way::HostsDeny),
-            Way::Run => run.then_some(slow_backends::Way::Run),
-            Way::Nft | Way::Route => None,
+    fn slow(&self, run: bool) -> Arc<[Backend]> {
+        let way = |way: &Backend| match way {
+            Backend::HostsDeny => Some(Backend::HostsDeny),
+            Backend::Command => run.then_some(Backend::Command),
+            Backend::Nft | Backend::Route => None,
         };
         self.ways.iter().filter_map(way).collect()
     }

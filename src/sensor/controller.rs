@@ -14,12 +14,11 @@ use super::trap::Trap;
 use super::{BATCH, SensorMetrics};
 use crate::capture::decoy::DecoyPorts;
 use crate::enforce::nft::BlockError;
-use crate::engine::{Ban, Engine, Host, Observation, PortLookup, Probe, Protocol, Repeated, Verdict};
+use crate::engine::{Ban, Engine, Host, Observation, PortLookup, Probe, Repeated, Verdict};
 use crate::events::channel::Sender;
-use crate::events::event::{Event, EventKind, Way};
+use crate::events::event::{Event, EventKind};
 use crate::netlink::sock_diag::{self, Owner, SockDiag};
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// Bans that wait for a command at one time; above it they do not wait.
@@ -196,7 +195,7 @@ impl BanController {
             }
             Verdict::LogOnly(ban) => {
                 if self.blocker.tells(ban.probe.sighting.protocol) && !self.blocker.only_run(&ban, time) {
-                    let (subject, way) = (ban.probe.subject, Way::Run);
+                    let (subject, way) = (ban.probe.subject, Backend::Command);
                     let reason = "more commands than can be run wait already".to_owned();
                     self.outcomes
                         .push(Outcome::Said(Event { time, what: EventKind::BlockFailed { subject, reason, way } }));
@@ -267,7 +266,10 @@ impl BanController {
         let handed = self.blocker.hand_over(ban, seen);
         if !handed && self.blocker.has_slow_ways() {
             let reason = "more bans than can be written or run wait already".to_owned();
-            self.emit_event(Event { time: seen, what: EventKind::BlockFailed { subject, reason, way: Way::Run } });
+            self.emit_event(Event {
+                time: seen,
+                what: EventKind::BlockFailed { subject, reason, way: Backend::Command },
+            });
         }
         if !(held || handed && self.blocker.has_slow_ways()) {
             // Not blocked, so not recognised as such: its next probes are evidence again.
@@ -307,12 +309,12 @@ impl BanController {
     /// Blocks them in one way.
     pub(super) fn block_by(
         &mut self,
-        way: Way,
+        way: Backend,
         now: Timestamp,
         bans: &[(BanTarget, Expiry)],
         refused: &mut Vec<Refused>,
     ) {
-        if way == Way::Route {
+        if way == Backend::Route {
             return self.blocker.block_by_route(bans, now, refused);
         }
         self.ensure_prefix_sets(bans.iter().map(|(subject, _)| *subject));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::engine::{Class, Counters};
-use crate::events::event::Way;
+use crate::types::Backend;
 
 /// Upper bounds of the classes of reaction times, in microseconds; what is longer falls into one more.
 pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
@@ -53,8 +53,8 @@ pub struct SensorMetrics {
     /// Probes that counted against somebody.
     pub probes: Metric,
     probes_of: [Metric; Class::ALL.len()],
-    bans: [[Metric; Class::ALL.len()]; Way::ALL.len()],
-    failures: [Metric; Way::ALL.len()],
+    bans: [[Metric; Class::ALL.len()]; Backend::ALL.len()],
+    failures: [Metric; Backend::ALL.len()],
     /// Bans above the ceiling, made short.
     pub capped: Metric,
     /// Sources whose evidence had to go for another's.
@@ -133,7 +133,7 @@ impl SensorMetrics {
     }
 
     /// A ban on evidence of this class came into force. Each way is counted by one thread only.
-    pub fn blocked(&self, way: Way, class: Class) {
+    pub fn blocked(&self, way: Backend, class: Class) {
         if let Some(metric) = place(class).and_then(|place| self.bans.get(way as usize)?.get(place)) {
             metric.add(1);
         }
@@ -141,7 +141,7 @@ impl SensorMetrics {
 
     /// Bans on evidence of this class that came into force in this way.
     #[must_use]
-    pub fn bans_by(&self, way: Way, class: Class) -> u64 {
+    pub fn bans_by(&self, way: Backend, class: Class) -> u64 {
         place(class).and_then(|place| self.bans.get(way as usize)?.get(place)).map_or(0, Metric::get)
     }
 
@@ -152,7 +152,7 @@ impl SensorMetrics {
     }
 
     /// A way did not take a ban. Each way is counted by one thread only.
-    pub fn failed(&self, way: Way) {
+    pub fn failed(&self, way: Backend) {
         if let Some(metric) = self.failures.get(way as usize) {
             metric.add(1);
         }
@@ -160,7 +160,7 @@ impl SensorMetrics {
 
     /// Bans that this way did not take.
     #[must_use]
-    pub fn failed_by(&self, way: Way) -> u64 {
+    pub fn failed_by(&self, way: Backend) -> u64 {
         self.failures.get(way as usize).map_or(0, Metric::get)
     }
 

@@ -28,10 +28,9 @@ use crate::capture::live::{CaptureError, Live, Ring};
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::{ActiveBan, Engine, Host, Notice, Settings};
 use crate::events::channel::Sender;
-use crate::events::event::{EventKind, Way};
+use crate::events::event::EventKind;
 use crate::netlink::sock_diag::SockDiag;
-use crate::types::BanTarget;
-use crate::types::Timestamp;
+use crate::types::{Backend, BanTarget, Timestamp};
 use crate::wire;
 use batching::Batching;
 pub use blocker::Blocker;
@@ -61,9 +60,9 @@ pub enum SensorCommand {
     /// The kernel holds these bans from before the start, or by somebody else's doing.
     Adopt(Vec<ActiveBan>),
     /// The kernel has forgotten these bans: block them again, in these ways.
-    Restore(Vec<ActiveBan>, &'static [Way]),
+    Restore(Vec<ActiveBan>, &'static [Backend]),
     /// The kernel does not hold these bans in this way, and nobody has said why: put them back.
-    Repair(Way, Vec<BanTarget>),
+    Repair(Backend, Vec<BanTarget>),
     /// Somebody took the route of this ban away, and of no other.
     RouteRemoved(BanTarget),
     /// All that should be put back has been: what an earlier run left behind beside it goes.

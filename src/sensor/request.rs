@@ -7,8 +7,7 @@ use tokio::sync::oneshot;
 use super::controller::BanController;
 use crate::engine::Explanation;
 use crate::events::event::EventKind;
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Timestamp};
 
 /// Where the sensor's answer goes. Whoever asked may have gone.
 pub type Answer<T> = oneshot::Sender<T>;

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use crate::engine::Ban;
-use crate::events::event::Way;
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 /// Bans that wait for another attempt at one time. Above it the oldest are given up: their sources, should they go on, are
 /// judged again.
@@ -23,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) struct Retry {
     pub(super) ban: Ban,
     pub(super) seen: SystemTime,
-    pub(super) way: Way,
+    pub(super) way: Backend,
     /// When the ban ends; `None`: never.
     until: Option<Timestamp>,
     next: Timestamp,
@@ -31,7 +29,7 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    pub(super) fn new(ban: Ban, seen: SystemTime, way: Way, now: Timestamp) -> Self {
+    pub(super) fn new(ban: Ban, seen: SystemTime, way: Backend, now: Timestamp) -> Self {
         let until = if let Expiry::After(span) = ban.expiry { Some(now.after(span)) } else { None };
         Self { ban, seen, way, until, next: now.after(FIRST), pause: FIRST }
     }
@@ -68,7 +66,7 @@ impl Retries {
     }
 
     /// What kept this way from taking them is over: they are due now.
-    pub(super) fn hasten(&mut self, way: Way) {
+    pub(super) fn hasten(&mut self, way: Backend) {
         for retry in self.0.iter_mut().filter(|retry| retry.way == way) {
             (retry.next, retry.pause) = (Timestamp::default(), FIRST);
         }

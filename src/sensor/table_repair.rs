@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::controller::BanController;
 use crate::enforce::nft::{BlockError, Repaired, RulesetError};
-use crate::events::event::{EventKind, Way};
+use crate::events::event::EventKind;
+use crate::types::Backend;
 
 impl BanController {
     /// The table, or a set in it, is gone: lays it again with the allow-list, and blocks again whom it blocked, for the time
@@ -54,7 +55,7 @@ impl BanController {
         // Who is not blocked must not be taken for blocked, and is judged anew.
         match &filled {
             // Who was condemned while it was gone need not wait for longer.
-            Ok(()) => self.retries.hasten(Way::Nft),
+            Ok(()) => self.retries.hasten(Backend::Nft),
             // Somebody has just deleted it again: the guard has seen that and orders the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {

@@ -11,11 +11,8 @@ use std::time::Duration;
 use super::ban_maintenance::exemption_source;
 use super::controller::BanController;
 use crate::enforce::nft::{BlockError, Trap as Rules, Watched};
-use crate::engine::Protocol;
 use crate::events::event::EventKind;
-use crate::types::BanTarget;
-use crate::types::PortSet;
-use crate::types::Timestamp;
+use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
 
 /// How often the ports are compared and whom the kernel caught is looked at. Ports of listeners that come are no matter of
 /// time, because the kernel asks for the socket itself.

@@ -1,11 +1,12 @@
-//! What a ban names, and for how long.
+//! What a ban is for: an address, an IPv6 /64, or a wider prefix.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-use std::time::Duration;
 
 use ipnet::IpNet;
+
+use super::Prefix;
 
 /// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
 /// /64 and may send from any address in it (RFC 6177). Link-local addresses are the exception: every neighbour lives in
@@ -98,41 +99,6 @@ impl BanTarget {
     }
 }
 
-/// A network of several sources: an IPv4 /8 to /31, an IPv6 /33 to /63.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Prefix(IpNet);
-
-impl Prefix {
-    /// The network with the host's bits cleared; `None` where no ban is ever so wide, or it is no wider than one source.
-    #[must_use]
-    pub fn new(network: IpNet) -> Option<Self> {
-        let fits = match network {
-            IpNet::V4(v4) => (8..32).contains(&v4.prefix_len()),
-            // The length alone tells the family in the tables.
-            IpNet::V6(v6) => (33..64).contains(&v6.prefix_len()),
-        };
-        fits.then(|| Self(network.trunc()))
-    }
-
-    /// The network of this length that `address` is in.
-    #[must_use]
-    pub fn of(address: IpAddr, prefix_len: u8) -> Option<Self> {
-        Self::new(IpNet::new(address, prefix_len).ok()?)
-    }
-
-    /// Its first address and its length.
-    #[must_use]
-    pub const fn network(self) -> IpNet {
-        self.0
-    }
-
-    /// Prefix length in bits.
-    #[must_use]
-    pub fn prefix_len(self) -> u8 {
-        self.0.prefix_len()
-    }
-}
-
 /// In fe80::/64, the only part of fe80::/10 that RFC 4291 gives out.
 fn is_link_local(address: Ipv6Addr) -> bool {
     address.to_bits() >> 64 == 0xfe80 << 48
@@ -161,24 +127,6 @@ impl fmt::Display for BanTarget {
             Self::V4(v4) => v4.fmt(f),
             Self::V6(v6) => write!(f, "{v6}/{}", self.prefix_len()),
             Self::Prefix(wide) => wide.network().fmt(f),
-        }
-    }
-}
-
-/// How long a ban lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expiry {
-    /// Until somebody lifts it.
-    Never,
-    /// This long; at least one second.
-    After(Duration),
-}
-
-impl fmt::Display for Expiry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Never => f.write_str("ever"),
-            Self::After(span) => humantime::format_duration(*span).fmt(f),
         }
     }
 }
@@ -220,11 +168,5 @@ mod tests {
         assert!(!subject.covers(address("::cb00:7101")));
         let one = BanTarget::of(address("2001:db8::1"));
         assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));
-    }
-
-    #[test]
-    fn a_day_reads_as_the_classic_line_wants_it() {
-        assert_eq!(Expiry::After(Duration::from_secs(86_400)).to_string(), "1day");
-        assert_eq!(Expiry::Never.to_string(), "ever");
     }
 }

@@ -1,10 +1,18 @@
-//! Words that every module needs: what a ban is for, how long it lasts, ports, points in time. Pure.
+//! Types that every module needs: what a ban is for, how long it lasts, where it is enforced, ports and points in time.
 
+mod backend;
 mod ban_target;
+mod expiry;
 mod port_set;
+mod prefix;
+mod protocol;
 mod timestamp;
 
-pub use ban_target::{BanTarget, Expiry, ParseBanTargetError, Prefix};
+pub use backend::{Backend, Backends, ParseBackendsError};
+pub use ban_target::{BanTarget, ParseBanTargetError};
+pub use expiry::Expiry;
 pub use port_set::{PortSet, PortSetError};
+pub use prefix::Prefix;
+pub use protocol::Protocol;
 pub(crate) use timestamp::Tick;
 pub use timestamp::Timestamp;

@@ -5,9 +5,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
-use portsentry::engine::{Class, Protocol};
-use portsentry::ledger::{Author, Banned, DATABASE, Ledger, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::engine::Class;
+use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -34,7 +34,7 @@ fn ban(text: &str, since: SystemTime, seconds: u64) -> Banned {
             subject(text),
             since,
             Expiry::After(Duration::from_secs(seconds)),
-            Method::Nft,
+            Backend::Nft,
         )
     }
 }
@@ -161,7 +161,7 @@ fn the_order_and_the_beginning_are_the_operators_choice() {
         ban("192.0.2.3", ago(3 * HOUR), 4 * HOUR),
         ban("192.0.2.1", ago(2 * HOUR), 9 * HOUR),
         again,
-        Banned::wanted_by(Author::Operator, subject("192.0.2.2"), ago(10), Expiry::Never, Method::Nft),
+        Banned::wanted_by(Author::Operator, subject("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
     ]);
     host.block(&[("192.0.2.1", 7 * HOUR), ("192.0.2.3", HOUR)]);
     assert_eq!(subjects(&host.json(&[])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{Outcome, RunSettings};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::enforce::slow_backends::{Adopted, BackendEvent, CommandPhase, Left, Settings, Stopped, Task, Way};
-use portsentry::types::Expiry;
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, CommandPhase, Left, Settings, Stopped, Task};
+use portsentry::types::{Backend, Expiry};
 use tempfile::TempDir;
 
 use super::lab::{PATIENCE, slowness, within};
 use super::{Bench, case, spawner};
 
-const RUN: [Way; 1] = [Way::Run];
+const RUN: [Backend; 1] = [Backend::Command];
 
 /// `script` for the shell, with these arguments from 1 on.
 fn shell(script: &str, arguments: &[&str]) -> Vec<String> {
@@ -329,11 +329,11 @@ fn methods_follow_each_other_in_the_order_that_is_given() {
         run: Some((run, spawner)),
         end_connections: false,
     });
-    bench.block(case("192.0.2.7", 60), &[Way::Run, Way::HostsDeny]);
+    bench.block(case("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
     assert_eq!(ran(&bench).output, "open");
-    assert!(matches!(bench.next(), BackendEvent::Done { way: Way::HostsDeny, .. }));
-    bench.block(case("192.0.2.8", 60), &[Way::HostsDeny, Way::Run]);
-    assert!(matches!(bench.next(), BackendEvent::Done { way: Way::HostsDeny, .. }));
+    assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
+    bench.block(case("192.0.2.8", 60), &[Backend::HostsDeny, Backend::Command]);
+    assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
     assert_eq!(ran(&bench).output, "denied");
 }
 

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::enforce::slow_backends::{Adopted, BackendEvent, Left, Settings, Stopped, Task, Way};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, Left, Settings, SlowTask, Stopped, Task};
+use portsentry::types::{Backend, BanTarget, Expiry};
 use tempfile::TempDir;
 
 use super::lab::slowness;
 use super::{Bench, case, subject};
 
-const LINE: [Way; 1] = [Way::HostsDeny];
+const LINE: [Backend; 1] = [Backend::HostsDeny];
 
 fn place() -> (TempDir, PathBuf, Settings) {
     let folder = tempfile::tempdir().unwrap();
@@ -35,15 +35,15 @@ fn a_line_comes_with_its_ban_and_goes_when_it_is_over_without_a_word() {
     let started = Instant::now();
     let (short, long) = (case("192.0.2.7", 2 * u64::from(slowness())), case("2001:db8::7", 3_600));
     bench.block(short, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { case: short, way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Done { case: short, backend: Backend::HostsDeny });
     bench.block(long, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { case: long, way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Done { case: long, backend: Backend::HostsDeny });
     assert_eq!(held(&path), [short.subject, long.subject]);
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![short.subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![short.subject], backend: Backend::HostsDeny });
     assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
     assert_eq!(held(&path), [long.subject]);
     bench.put(Task::Release { subject: long.subject });
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![long.subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![long.subject], backend: Backend::HostsDeny });
     assert_eq!(held(&path), []);
     assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
 }
@@ -79,10 +79,10 @@ fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
     let soon = Expiry::After(Duration::from_secs(2) * slowness());
     let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
-    assert_eq!(bench.next(), BackendEvent::Restored { subjects: vec![bare.subject], way: Way::HostsDeny });
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[1].subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Restored { subjects: vec![bare.subject], backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[1].subject], backend: Backend::HostsDeny });
     assert_eq!(held(&path), [cases[0].subject, cases[2].subject, bare.subject]);
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[0].subject], way: Way::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[0].subject], backend: Backend::HostsDeny });
     assert_eq!(held(&path), [cases[2].subject, bare.subject]);
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: .example.com\n# portsentry: 192.0.2.3"));
 }
@@ -96,10 +96,10 @@ fn a_file_that_cannot_be_written_is_tried_again_until_it_can() {
     bench.block(first, &LINE);
     let mut told = Vec::new();
     for attempt in 1..=2 {
-        let BackendEvent::Failed { subjects, way, reason, attempt: count, again } = bench.next() else {
+        let BackendEvent::Failed { subjects, task, reason, attempt: count, again } = bench.next() else {
             panic!("it fails")
         };
-        assert_eq!((subjects, way, count), (vec![first.subject], Way::HostsDeny, attempt));
+        assert_eq!((subjects, task, count), (vec![first.subject], SlowTask::Ban(Backend::HostsDeny), attempt));
         assert!(reason.starts_with("cannot write /") && reason.contains("No such file"), "{reason}");
         told.push(again.unwrap().as_secs());
     }
@@ -169,9 +169,9 @@ fn a_way_that_is_not_set_up_is_said_and_the_next_one_follows() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
     let case = case("192.0.2.7", 3_600);
-    bench.block(case, &[Way::Run, Way::HostsDeny]);
-    assert!(matches!(bench.next(), BackendEvent::Failed { way: Way::Run, again: None, .. }));
-    assert_eq!(bench.next(), BackendEvent::Done { case, way: Way::HostsDeny });
+    bench.block(case, &[Backend::Command, Backend::HostsDeny]);
+    assert!(matches!(bench.next(), BackendEvent::Failed { task: SlowTask::Ban(Backend::Command), again: None, .. }));
+    assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
     assert_eq!(held(&path), [case.subject]);
     bench.put(Task::Before { case });
     assert_eq!(bench.next(), BackendEvent::Ready { case }, "nobody waits for a command that there is not");

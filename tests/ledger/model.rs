@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, InForce, Ledger, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::ledger::{Author, Banned, Ended, Ending, Entry, InForce, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry};
 use proptest::prelude::*;
 
 use super::support::{State, at, ban, source};
@@ -123,7 +123,7 @@ proptest! {
                 Step::Ban(who, when, span, capped) => {
                     let new = match span {
                         Some(span) => Banned { capped, ..ban(source(who), at(when), span) },
-                        None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never, Method::Nft),
+                        None => Banned::wanted_by(Author::Operator, source(who), at(when), Expiry::Never, Backend::Nft),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();
                     model.record(new);

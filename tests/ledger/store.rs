@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Protocol, Response,
-    Settings, Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Response, Settings,
+    Verdict, Watch,
 };
-use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Method, Opened, Retention, SLACK};
-use portsentry::types::Timestamp;
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 use crate::lab::slowness;
 
@@ -27,8 +26,8 @@ fn a_ban_comes_back_whole_after_a_restart() {
         ban(subject("192.0.2.7"), at(0), DAY),
         ban(subject("2001:db8:1:2:3::4"), at(1), DAY),
         ban(subject("fe80::1"), at(2), DAY),
-        Banned::wanted_by(Author::Operator, subject("198.51.100.9"), at(3), Expiry::Never, Method::Nft),
-        Banned::wanted_by(Author::Import, subject("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Method::Nft),
+        Banned::wanted_by(Author::Operator, subject("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
+        Banned::wanted_by(Author::Import, subject("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
     ];
     {
         let (mut ledger, opened) = state.open();
@@ -110,8 +109,8 @@ fn a_ban_is_a_strike_until_it_has_been_over_for_as_long_as_strikes_are_remembere
 fn only_what_was_on_evidence_and_was_not_taken_back_is_a_strike() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Method::Nft);
-    let imported = Banned::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Method::Nft);
+    let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let imported = Banned::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Backend::Nft);
     let capped = Banned { capped: true, ..ban(source(3), at(0), 60) };
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
@@ -134,7 +133,7 @@ fn a_ban_that_is_found_in_the_kernel_while_its_own_row_is_on_its_way_has_that_ro
     let evidence = |number| ban(source(number), at(10), 60);
     let found = |number| {
         let left = Expiry::After(Duration::from_secs(59));
-        Banned::wanted_by(Author::Import, source(number), at(11), left, Method::Nft)
+        Banned::wanted_by(Author::Import, source(number), at(11), left, Backend::Nft)
     };
     ledger.record(&[evidence(1), found(1), found(2), evidence(2)]).unwrap();
     for number in [1, 2] {
@@ -189,7 +188,7 @@ fn what_is_left_of_a_ban_never_exceeds_the_whole_of_it() {
     assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "never less than an expiry may be");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
-    let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Method::Nft);
+    let endless = Banned::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
     assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
 }
 
@@ -303,7 +302,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
     };
     let _ = (touch(23), touch(23), touch(2323));
     let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };
-    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"), Method::Nft);
+    let banned = Banned::from_ban(&verdict, at(0), Some("eth0"), Backend::Nft);
     assert_eq!(banned.ports[0], (Protocol::Tcp, 8080));
     let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
     ports.sort_unstable();

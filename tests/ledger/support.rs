@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use portsentry::engine::{Class, Protocol};
-use portsentry::ledger::{Author, Banned, Change, Ledger, LegacyFiles, Method, Opened, Writer, WriterEvent};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::engine::Class;
+use portsentry::ledger::{Author, Banned, Change, Ledger, LegacyFiles, Opened, Writer, WriterEvent};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -40,10 +40,10 @@ pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned
             IpAddr::V6(v6) if subject.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
             address => address,
         },
-        methods: Method::Nft.into(),
+        methods: Backend::Nft.into(),
         note: None,
         author: Author::Detector,
-        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Method::Nft)
+        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
     }
 }
 

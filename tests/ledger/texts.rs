@@ -6,9 +6,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
-use portsentry::engine::Protocol;
-use portsentry::ledger::{Author, BLOCKED, Banned, HISTORY, InForce, LedgerError, LegacyFiles, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::ledger::{Author, BLOCKED, Banned, HISTORY, InForce, LedgerError, LegacyFiles};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use proptest::prelude::*;
 use regex::Regex;
 
@@ -83,7 +82,7 @@ fn a_forged_ipv4_mapped_source_cannot_have_fail2ban_block_the_ipv4_address() {
 #[test]
 fn a_ban_by_hand_has_port_0_and_an_imported_one_no_line() {
     let state = State::new();
-    let wanted = |author| Banned::wanted_by(author, subject("198.51.100.9"), at(0), Expiry::Never, Method::Nft);
+    let wanted = |author| Banned::wanted_by(author, subject("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
     append(&mut classic(&state), &[wanted(Author::Operator), wanted(Author::Import)]);
     let text = state.read(HISTORY);
     assert_eq!(text.lines().count(), 1);

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::engine::{Class, Protocol};
-use portsentry::ledger::{Author, Banned, Ending, LedgerError, Method};
+use portsentry::engine::Class;
+use portsentry::ledger::{Author, Banned, Ending, LedgerError};
 use portsentry::report::{Ends, Figures, Network, Offender, html, json};
-use portsentry::types::Expiry;
+use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
 
 use super::support::{DAY, NOW, State, ago, ban, now, source, subject};
@@ -30,8 +30,8 @@ fn scene() -> State {
     assert!(ledger.ended(lifted, Ending::Lifted { by: "alice".to_owned() }, ago(DAY)).unwrap());
     ledger.record(&[ban(v6, ago(3_600), DAY)]).unwrap();
     let expiry = Expiry::After(Duration::from_secs(DAY));
-    let by_hand = Banned::wanted_by(Author::Operator, neighbour, ago(1_800), Expiry::Never, Method::Nft);
-    let imported = Banned::wanted_by(Author::Import, source(1), ago(900), expiry, Method::Nft);
+    let by_hand = Banned::wanted_by(Author::Operator, neighbour, ago(1_800), Expiry::Never, Backend::Nft);
+    let imported = Banned::wanted_by(Author::Import, source(1), ago(900), expiry, Backend::Nft);
     ledger.record(&[by_hand, imported]).unwrap();
     drop(ledger);
     state
@@ -117,7 +117,7 @@ fn an_empty_ledger_and_a_quiet_period_are_told_apart_and_kindly() {
     let page = |state: &State| html(&figures(state, MONTH), None);
     let empty = page(&State::with(&[]));
     assert!(empty.contains("<h2>Nobody has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
-    let endless = Banned::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never, Method::Nft);
+    let endless = Banned::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never, Backend::Nft);
     let quiet = page(&State::with(&[endless]));
     assert!(quiet.contains("<h2>All quiet</h2>"), "{quiet}");
     assert!(quiet.contains("<dt>In force now</dt><dd>1</dd>"), "{quiet}");

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portsentry::engine::Protocol;
 use portsentry::ledger::Banned;
 use portsentry::report::{Figures, html};
+use portsentry::types::Protocol;
 use regex::Regex;
 
 use super::support::{DAY, State, ago, ban, now, source, subject};

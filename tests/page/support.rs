@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portsentry::engine::{Class, Protocol};
-use portsentry::ledger::{Author, Banned, DATABASE, Ledger, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::engine::Class;
+use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         interface: Some("eth0".to_owned()),
-        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Method::Nft)
+        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
     }
 }
 

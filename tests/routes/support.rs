@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portsentry::enforce::route::{BlockError, Failed, Failure, Kind, PROTOCOL, Routes};
-use portsentry::types::Timestamp;
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::types::{BanTarget, Expiry, Timestamp};
 
 use crate::lab::Lab;
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Class;
-use portsentry::ledger::{Author, Banned, Ledger, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, PATIENCE, slowness, within};
@@ -57,7 +57,7 @@ fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() 
     let ban = |subject, ago: u64| {
         let since = now - Duration::from_secs(ago);
         let ban =
-            Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(60)), Method::Nft);
+            Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
         Banned { class: Some(Class::Syn), ..ban }
     };
     // Whose ban ended first is told last.

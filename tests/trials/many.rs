@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::enforce::nft::Nft;
-use portsentry::ledger::{Author, Banned, Ledger, Method};
-use portsentry::types::{BanTarget, Expiry};
+use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry};
 
 use crate::lab::daemon::Daemon;
 use crate::lab::{Lab, within};
@@ -27,7 +27,7 @@ fn fill_ledger(lab: &Lab) {
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     let bans = (0..BANS).map(|number| {
         let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
-        Banned::wanted_by(Author::Detector, source(number), since, Expiry::After(length), Method::Nft)
+        Banned::wanted_by(Author::Detector, source(number), since, Expiry::After(length), Backend::Nft)
     });
     ledger.record(&bans.collect::<Vec<_>>()).unwrap();
 }

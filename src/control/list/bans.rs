@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use crate::enforce::nft::{BlockError, Nft, Remaining};
-use crate::ledger::{Entry, Found, LedgerError, Method, Reader};
-use crate::types::{BanTarget, Expiry, Prefix};
+use crate::ledger::{Entry, Found, LedgerError, Reader};
+use crate::types::{Backend, BanTarget, Expiry, Prefix};
 
 /// Bans up to which the kernel's sets are read: some seconds. The time grows with the square of their number.
 const DUMPED: usize = 200_000;
@@ -184,7 +184,7 @@ fn join(
         let subject = entry.ban.subject;
         let mut state = match elements.remove(&subject) {
             Some(left) => Held::For(left),
-            None if !asked || entry.ban.methods.iter().all(|method| method != Method::Nft) => Held::Unasked,
+            None if !asked || entry.ban.methods.iter().all(|method| method != Backend::Nft) => Held::Unasked,
             None => Held::No,
         };
         if state == Held::No && again > 0 {

@@ -215,9 +215,11 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::engine::{Class, Protocol};
-    use crate::ledger::{Entry, Method};
+    use crate::engine::Class;
+    use crate::ledger::Entry;
+    use crate::types::Backend;
     use crate::types::BanTarget;
+    use crate::types::Protocol;
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
@@ -227,7 +229,7 @@ mod tests {
         let subject: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
-            Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)), Method::Nft);
+            Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
         if author == Author::Detector {
             ban.class = Some(Class::Syn);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];

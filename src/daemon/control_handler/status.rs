@@ -9,15 +9,14 @@ use tokio::sync::oneshot;
 use super::super::command_helper::Commands;
 use super::super::event_loop::EventLoop;
 use super::{fields, of_sensor};
-use crate::config::{BlockPolicy, Method, Mode, Protocol};
+use crate::config::{BlockPolicy, Mode, Protocol};
 use crate::control::protocol::Reply;
 use crate::enforce::nft::Nft;
-use crate::events::event::Way;
 use crate::events::json::rfc3339;
 use crate::metrics::{self, Snapshot};
 use crate::sandbox::Sandbox;
 use crate::sensor::{SensorCommand, SensorRequest};
-use crate::types::PortSet;
+use crate::types::{Backend, PortSet};
 
 /// Bans up to which the kernel's own are counted for `status`: some 20 ms. The time grows with the square.
 const COUNTED: usize = 20_000;
@@ -26,7 +25,7 @@ impl EventLoop {
     /// Gives out the figures, as soon as the sensor has counted its bans.
     pub(in crate::daemon) fn scrape(&mut self, place: oneshot::Sender<String>) {
         let since = self.desk.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let uses_nft = self.config.block.method.contains(&Method::Nft) && self.enforces();
+        let uses_nft = self.config.block.method.contains(&Backend::Nft) && self.enforces();
         let snapshot = Snapshot {
             started: since.as_secs_f64(),
             capacity: uses_nft.then(|| self.config.block.nft.size.into()),
@@ -74,7 +73,7 @@ impl EventLoop {
                 "intended": null,
                 "enforced": null,
                 "made": metrics.bans(),
-                "failed": Way::ALL.iter().map(|way| metrics.failed_by(*way)).sum::<u64>(),
+                "failed": Backend::ALL.iter().map(|way| metrics.failed_by(*way)).sum::<u64>(),
                 "capped": metrics.capped.get(),
                 "repaired": metrics.put_back(),
             },
@@ -92,7 +91,7 @@ impl EventLoop {
         }));
         let (sent, counted) = oneshot::channel();
         self.deliver(SensorCommand::Request(SensorRequest::Count { answer: sent }));
-        let in_kernel = self.config.block.method.contains(&Method::Nft) && self.enforces();
+        let in_kernel = self.config.block.method.contains(&Backend::Nft) && self.enforces();
         tokio::spawn(async move {
             let intended = match of_sensor(counted).await {
                 Ok(intended) => intended,

@@ -27,8 +27,8 @@ use rustix::io::Errno;
 
 pub use crate::netlink::routes::{Kind, PROTOCOL, Refusal, RouteError};
 use crate::netlink::routes::{RouteSocket, Way};
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Timestamp};
+
 pub use failure::{BlockError, Failed, Failure};
 use protected::Protected;
 use route_table::Held;

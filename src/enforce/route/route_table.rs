@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::types::BanTarget;
-use crate::types::Timestamp;
+use crate::types::{BanTarget, Timestamp};
 
 /// At most `size` of them; what has failed to go away counts too.
 #[derive(Debug)]

@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::{MAX_BANS, Way};
+use super::MAX_BANS;
 use crate::enforce::BanContext;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry};
 
 /// A ban that something has to be done for when it is over.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Held {
     /// Which ban of its subject it is: what belongs to an earlier one is stale.
     pub(super) id: u64,
     /// What is to be done still.
-    pub(super) steps: VecDeque<Way>,
+    pub(super) steps: VecDeque<Backend>,
     /// There is a line, or should be.
     pub(super) has_line: bool,
     /// The command was started.
@@ -115,7 +115,7 @@ mod tests {
         let (mut bans, at) = (Bans::default(), Duration::from_secs);
         let held = bans.hold(at(100), case(1), MINUTE).unwrap();
         held.has_run = true;
-        held.steps.push_back(Way::HostsDeny);
+        held.steps.push_back(Backend::HostsDeny);
         let first = held.id;
         let held = bans.hold(at(130), case(1), MINUTE).unwrap();
         assert!(held.has_run && held.steps.is_empty());

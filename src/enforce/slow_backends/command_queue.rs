@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::ban_queue::Bans;
-use super::{BackendEvent, CommandPhase, MAX_BANS, Way, backoff};
+use super::{BackendEvent, CommandPhase, MAX_BANS, SlowTask, backoff};
 use crate::enforce::BanContext;
 use crate::enforce::command::{Answer, Outcome, Ran, RunSettings, Spawner, Which};
 use crate::panic_guard;
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// Commands for new bans that wait. Strangers make them, so there is an end.
 const WAITING: usize = 1_024;
@@ -226,7 +226,7 @@ impl Commands {
                 "process {process}, which runs commands, has ended{how}; all else goes on, and no command is run until \
                  portsentry is restarted"
             );
-            tell(BackendEvent::Unable { way: Way::Run, reason });
+            tell(BackendEvent::Unable { task: SlowTask::Ban(Backend::Command), reason });
         }
     }
 

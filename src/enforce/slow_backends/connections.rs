@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::{BackendEvent, MAX_BANS, Way};
+use super::{BackendEvent, MAX_BANS, SlowTask};
 use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError};
 use crate::types::BanTarget;
 
@@ -38,7 +38,7 @@ impl Connections {
         if self.next().is_none_or(|next| next > now) {
             return;
         }
-        let way = Way::Connections;
+        let task = SlowTask::EndConnections;
         match self.try_to_end() {
             Ok(Ended { connections, more }) => {
                 self.pause = Backoff::default();
@@ -50,14 +50,14 @@ impl Connections {
             Err(error @ SockDiagError::NoDestroy(_)) => {
                 self.unable = true;
                 self.waiting.clear();
-                tell(BackendEvent::Unable { way, reason: error.to_string() });
+                tell(BackendEvent::Unable { task, reason: error.to_string() });
             }
             Err(error) => {
                 let pause = self.pause.extend(now);
                 let attempt = self.pause.failures;
                 let again = (attempt < ATTEMPTS).then_some(pause);
                 let subjects = self.waiting.iter().copied().collect();
-                tell(BackendEvent::Failed { subjects, way, reason: error.to_string(), attempt, again });
+                tell(BackendEvent::Failed { subjects, task, reason: error.to_string(), attempt, again });
                 if again.is_none() {
                     self.waiting.clear();
                     self.pause = Backoff::default();

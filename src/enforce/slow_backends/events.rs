@@ -3,10 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Way;
 use crate::enforce::BanContext;
 use crate::enforce::command::Outcome;
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// When a command was run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +18,15 @@ pub enum CommandPhase {
     Release,
 }
 
+/// What the thread was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowTask {
+    /// Enforcing a ban in this backend, or ending one.
+    Ban(Backend),
+    /// Ending the connections of a blocked source.
+    EndConnections,
+}
+
 /// Something that an operator, or the ledger, should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEvent {
@@ -26,15 +34,15 @@ pub enum BackendEvent {
     Done {
         /// The ban.
         case: BanContext,
-        /// How.
-        way: Way,
+        /// Where.
+        backend: Backend,
     },
     /// Something could not be done.
     Failed {
         /// For whom.
         subjects: Vec<BanTarget>,
-        /// How it was tried.
-        way: Way,
+        /// What was tried.
+        task: SlowTask,
         /// Why, and what to do.
         reason: String,
         /// How often it was tried.
@@ -47,14 +55,14 @@ pub enum BackendEvent {
         /// Whose.
         subjects: Vec<BanTarget>,
         /// Where.
-        way: Way,
+        backend: Backend,
     },
     /// Lines that somebody took out while their bans were in force are there again.
     Restored {
         /// Whose.
         subjects: Vec<BanTarget>,
         /// Where.
-        way: Way,
+        backend: Backend,
     },
     /// A command has ended, or could not be started.
     Ran {
@@ -89,8 +97,8 @@ pub enum BackendEvent {
     },
     /// A back end cannot work on this system, and is not asked again.
     Unable {
-        /// Which.
-        way: Way,
+        /// What it cannot do.
+        task: SlowTask,
         /// Why.
         reason: String,
     },
@@ -115,12 +123,13 @@ impl BackendEvent {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for SlowTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::HostsDeny => "hosts.deny",
-            Self::Run => "command",
-            Self::Connections => "connections",
+            Self::Ban(Backend::HostsDeny) => "hosts.deny",
+            Self::Ban(Backend::Command) => "command",
+            Self::Ban(backend) => backend.name(),
+            Self::EndConnections => "connections",
         })
     }
 }
@@ -128,14 +137,18 @@ impl fmt::Display for Way {
 impl fmt::Display for BackendEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Done { case, way } => write!(f, "{} is blocked via {way}", case.subject),
-            Self::Failed { subjects, way, reason, attempt, again } => {
-                write!(f, "{way}: {reason} ({}, attempt {attempt}", many(subjects))?;
+            Self::Done { case, backend } => write!(f, "{} is blocked via {}", case.subject, SlowTask::Ban(*backend)),
+            Self::Failed { subjects, task, reason, attempt, again } => {
+                write!(f, "{task}: {reason} ({}, attempt {attempt}", many(subjects))?;
                 next(f, *again)?;
                 f.write_str(")")
             }
-            Self::Released { subjects, way } => write!(f, "{} released from {way}", many(subjects)),
-            Self::Restored { subjects, way } => write!(f, "{} missing in {way} and put back", many(subjects)),
+            Self::Released { subjects, backend } => {
+                write!(f, "{} released from {}", many(subjects), SlowTask::Ban(*backend))
+            }
+            Self::Restored { subjects, backend } => {
+                write!(f, "{} missing in {} and put back", many(subjects), SlowTask::Ban(*backend))
+            }
             Self::Ran { case, command, outcome, output, took, attempt, again, .. } => {
                 let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                 let took = humantime::format_duration(took);
@@ -153,7 +166,7 @@ impl fmt::Display for BackendEvent {
             Self::Ready { case } => write!(f, "{} can be blocked now", case.subject),
             Self::Connections { subject, ended: 1 } => write!(f, "1 connection of {subject} was ended"),
             Self::Connections { subject, ended } => write!(f, "{ended} connections of {subject} were ended"),
-            Self::Unable { way, reason } => write!(f, "{way}: {reason}; not tried again"),
+            Self::Unable { task, reason } => write!(f, "{task}: {reason}; not tried again"),
             Self::Lost { tasks, commands } => {
                 write!(f, "too much at once: {tasks} tasks and {commands} commands were dropped")
             }
@@ -196,7 +209,7 @@ mod tests {
             again,
         };
         let expected = [
-            (BackendEvent::Done { case, way: Way::HostsDeny }, false, "192.0.2.7 is blocked via hosts.deny"),
+            (BackendEvent::Done { case, backend: Backend::HostsDeny }, false, "192.0.2.7 is blocked via hosts.deny"),
             (
                 ran(Outcome::Exited(1), 1, Some(Duration::from_secs(1))),
                 true,
@@ -211,7 +224,7 @@ mod tests {
             (
                 BackendEvent::Failed {
                     subjects: vec![case.subject, other],
-                    way: Way::HostsDeny,
+                    task: SlowTask::Ban(Backend::HostsDeny),
                     reason: "no room".to_owned(),
                     attempt: 3,
                     again: Some(Duration::from_secs(4)),
@@ -220,7 +233,7 @@ mod tests {
                 "hosts.deny: no room (192.0.2.7 and 1 more, attempt 3, the next in 4s)",
             ),
             (
-                BackendEvent::Released { subjects: vec![other], way: Way::HostsDeny },
+                BackendEvent::Released { subjects: vec![other], backend: Backend::HostsDeny },
                 false,
                 "2001:db8::/64 released from hosts.deny",
             ),

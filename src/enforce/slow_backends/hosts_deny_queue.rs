@@ -9,11 +9,11 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::{BackendEvent, MAX_BANS, Way};
+use super::{BackendEvent, MAX_BANS, SlowTask};
 use crate::enforce::BanContext;
 use crate::enforce::hosts_deny::file::Stamp;
 use crate::enforce::hosts_deny::{HostsDeny, HostsDenyError};
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// What waits to be written.
 pub(super) struct Lines {
@@ -136,19 +136,19 @@ impl Lines {
         if self.next().is_none_or(|next| next > now) {
             return Vec::new();
         }
-        let way = Way::HostsDeny;
+        let backend = Backend::HostsDeny;
         match self.write(has_line) {
             Ok(subjects) => {
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
-                new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, way }));
+                new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend }));
                 if !again.is_empty() {
                     tell(BackendEvent::Restored {
                         subjects: again.into_iter().map(|add| add.case.subject).collect(),
-                        way,
+                        backend,
                     });
                 }
                 if !subjects.is_empty() {
-                    tell(BackendEvent::Released { subjects, way });
+                    tell(BackendEvent::Released { subjects, backend });
                 }
                 self.pause = Backoff::default();
                 self.remove.clear();
@@ -159,7 +159,13 @@ impl Lines {
                 let again = Some(self.pause.extend(now));
                 let subjects = self.add.keys().chain(&self.remove).copied().collect();
                 let attempt = self.pause.failures;
-                tell(BackendEvent::Failed { subjects, way, reason: error.to_string(), attempt, again });
+                tell(BackendEvent::Failed {
+                    subjects,
+                    task: SlowTask::Ban(backend),
+                    reason: error.to_string(),
+                    attempt,
+                    again,
+                });
                 let new = self.add.iter_mut().filter(|(_, add)| !add.tried);
                 new.map(|(subject, add)| {
                     add.tried = true;

@@ -17,7 +17,7 @@ use super::command::{RunSettings, Spawner};
 use super::hosts_deny::HostsDeny;
 use crate::lazy_queue::LazyQueue;
 use crate::panic_guard;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry};
 
 mod backoff;
 mod ban_queue;
@@ -27,7 +27,7 @@ mod events;
 mod hosts_deny_queue;
 mod worker;
 
-pub use events::{BackendEvent, CommandPhase};
+pub use events::{BackendEvent, CommandPhase, SlowTask};
 
 use worker::Work;
 
@@ -37,23 +37,12 @@ const MAX_PENDING: usize = 4_096;
 /// Bans that are held, so many as the kernel's sets hold by default.
 const MAX_BANS: usize = 131_072;
 
-/// A back end of this thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Way {
-    /// A line of hosts.deny.
-    HostsDeny,
-    /// The administrator's command.
-    Run,
-    /// The end of the connections that the source has.
-    Connections,
-}
-
 /// Which back ends there are.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// For [`Way::HostsDeny`].
+    /// For [`Backend::HostsDeny`].
     pub hosts_deny: Option<HostsDeny>,
-    /// For [`Way::Run`] and [`Task::Before`]: what the settings say of commands, and who runs them.
+    /// For [`Backend::Command`] and [`Task::Before`]: what the settings say of commands, and who runs them.
     pub run: Option<(RunSettings, Spawner)>,
     /// The connections of every blocked source are ended, in the network namespace of whoever starts the thread.
     pub end_connections: bool,
@@ -64,7 +53,7 @@ pub struct Settings {
 pub enum Task {
     /// A ban that is about to begin: runs the command, then tells [`BackendEvent::Ready`], at the latest when its time limit is
     /// over, so that many sources at once cannot keep a block waiting. The command is not run again when the block follows:
-    /// leave [`Way::Run`] out of its methods.
+    /// leave [`Backend::Command`] out of its methods.
     Before {
         /// The ban.
         case: BanContext,
@@ -74,7 +63,7 @@ pub enum Task {
         /// The ban.
         case: BanContext,
         /// What to do, one after another; the next begins when the one before has ended, well or not.
-        methods: Arc<[Way]>,
+        methods: Arc<[Backend]>,
     },
     /// A ban that is over or lifted.
     Release {
@@ -94,8 +83,8 @@ pub enum Task {
 pub struct Adopted {
     /// The ban.
     pub case: BanContext,
-    /// What was done when it began; for [`Way::Run`] the other command is run when it is over.
-    pub methods: Arc<[Way]>,
+    /// What was done when it began; for [`Backend::Command`] the other command is run when it is over.
+    pub methods: Arc<[Backend]>,
     /// What is left of it.
     pub left: Expiry,
 }

@@ -13,10 +13,10 @@ use super::ban_queue::{Bans, Held};
 use super::command_queue::{Commands, Job};
 use super::connections::Connections;
 use super::hosts_deny_queue::Lines;
-use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, Shared, Task, Way};
+use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, Shared, SlowTask, Task};
 use crate::enforce::BanContext;
 use crate::panic_guard;
-use crate::types::BanTarget;
+use crate::types::{Backend, BanTarget};
 
 /// The longest rest while something has a time: after a suspend the clock of the rest is behind the clock of the bans.
 const REST: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ impl Work {
                         held.steps.extend(methods.iter());
                         self.step(case.subject);
                     }
-                    None => methods.iter().for_each(|way| self.refuse(case, *way, full())),
+                    None => methods.iter().for_each(|backend| self.refuse(case, *backend, full())),
                 }
             }
             Task::Release { subject } => self.release(subject),
@@ -133,8 +133,8 @@ impl Work {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
-                        held.has_line = methods.contains(&Way::HostsDeny);
-                        held.has_run = methods.contains(&Way::Run);
+                        held.has_line = methods.contains(&Backend::HostsDeny);
+                        held.has_run = methods.contains(&Backend::Command);
                         // Blocked in another way until now, or somebody took the line out meanwhile.
                         if held.has_line
                             && let Some(lines) = &mut self.lines
@@ -160,7 +160,7 @@ impl Work {
                 (self.tell)(BackendEvent::Ready { case });
             }
             (_, None) => {
-                self.refuse(case, Way::Run, full());
+                self.refuse(case, Backend::Command, full());
                 (self.tell)(BackendEvent::Ready { case });
             }
         }
@@ -169,29 +169,30 @@ impl Work {
     /// Begins with what comes next for a ban.
     fn step(&mut self, subject: BanTarget) {
         while let Some(held) = self.bans.get_mut(subject)
-            && let Some(way) = held.steps.pop_front()
+            && let Some(backend) = held.steps.pop_front()
         {
             let (case, id) = (held.case, held.id);
-            match (way, &mut self.lines, &mut self.commands) {
-                (Way::HostsDeny, Some(lines), _) => {
+            match (backend, &mut self.lines, &mut self.commands) {
+                (Backend::HostsDeny, Some(lines), _) => {
                     held.has_line = true;
                     lines.add(id, case);
                     return;
                 }
-                (Way::Run, _, Some(commands)) => {
+                (Backend::Command, _, Some(commands)) => {
                     if commands.put(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
                 }
-                (Way::Connections, ..) => self.connections.end(subject),
-                (Way::HostsDeny, None, _) => self.refuse(case, way, "no file is set up for it".to_owned()),
-                (Way::Run, _, None) => self.refuse(case, way, "none is set up".to_owned()),
+                (Backend::HostsDeny, None, _) => self.refuse(case, backend, "no file is configured"),
+                (Backend::Command, _, None) => self.refuse(case, backend, "no command is configured"),
+                (Backend::Nft | Backend::Route, ..) => self.refuse(case, backend, "not a backend of this thread"),
             }
         }
     }
 
-    fn refuse(&mut self, case: BanContext, way: Way, reason: String) {
-        (self.tell)(BackendEvent::Failed { subjects: vec![case.subject], way, reason, attempt: 1, again: None });
+    fn refuse(&mut self, case: BanContext, backend: Backend, reason: impl Into<String>) {
+        let (subjects, task) = (vec![case.subject], SlowTask::Ban(backend));
+        (self.tell)(BackendEvent::Failed { subjects, task, reason: reason.into(), attempt: 1, again: None });
     }
 
     fn release(&mut self, subject: BanTarget) {

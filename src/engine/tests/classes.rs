@@ -3,7 +3,8 @@
 use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
 use crate::engine::Response;
-use crate::engine::{Class, IgnoreReason, Protocol};
+use crate::engine::{Class, IgnoreReason};
+use crate::types::Protocol;
 use crate::wire::{Packet, TcpFlags, Transport};
 
 const FIN: u16 = TcpFlags::FIN;

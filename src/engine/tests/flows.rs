@@ -3,8 +3,8 @@
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
 use crate::engine::Response;
-use crate::engine::{IgnoreReason, Protocol, Settings, Watch};
-use crate::types::PortSet;
+use crate::engine::{IgnoreReason, Settings, Watch};
+use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
 
 const SYN: u16 = TcpFlags::SYN;

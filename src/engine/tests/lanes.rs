@@ -48,7 +48,7 @@ fn datagrams_that_only_log_never_help_to_block() {
     }
     assert_eq!(scene.syn(SCANNER, 22), Probe(2), "the datagrams did not count for TCP");
     assert_eq!(scene.syn(SCANNER, 23), Block(3));
-    assert!(scene.ban().ports.iter().all(|(protocol, ..)| protocol == crate::engine::Protocol::Tcp));
+    assert!(scene.ban().ports.iter().all(|(protocol, ..)| protocol == crate::types::Protocol::Tcp));
 }
 
 #[test]

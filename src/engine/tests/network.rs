@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::engine::*;
-use crate::types::Expiry;
-use crate::types::PortSet;
+use crate::types::{Expiry, PortSet};
 use crate::wire::{TcpFlags, Transport};
 
 fn engine() -> Engine {

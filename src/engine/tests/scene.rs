@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use crate::engine::{
     ActiveBan, Ban, Class, Engine, Escalation, HashKey, Host, IgnoreReason, Local, MaxPrefix, Notice, Observation,
-    PortLookup, Protection, Protocol, Settings, Verdict, Watch,
+    PortLookup, Protection, Settings, Verdict, Watch,
 };
-use crate::types::PortSet;
-use crate::types::Timestamp;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// This host.

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::process::{Outcome, Ran};
 use crate::enforce::BanContext;
-use crate::engine::{Class, Protocol};
-use crate::types::{BanTarget, Expiry};
+use crate::engine::Class;
+use crate::types::{BanTarget, Expiry, Protocol};
 
 /// The longest request in bytes, and a little more, so that what is too long is seen to be.
 pub(super) const LONGEST_REQUEST: usize = 128;

@@ -1,0 +1,85 @@
+//! The backends that enforce a ban, as the configuration, the ledger, events and metrics name them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A backend: where a ban is enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Backend {
+    /// An element of a set in `table inet portsentry`.
+    Nft,
+    /// A blackhole, unreachable or prohibit route.
+    Route,
+    /// A line in hosts.deny, for services that use TCP wrappers (hosts_access(5)).
+    HostsDeny,
+    /// A command of the administrator's.
+    Command,
+}
+
+impl Backend {
+    /// Every backend, in the order in which a set of them is written.
+    pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Command];
+
+    /// The name in the configuration, the ledger, JSON and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Route => "route",
+            Self::HostsDeny => "hosts-deny",
+            Self::Command => "run",
+        }
+    }
+}
+
+/// The backends that enforce one ban.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Backends([bool; Backend::ALL.len()]);
+
+impl Backends {
+    /// The union of both.
+    #[must_use]
+    pub fn and(self, others: Self) -> Self {
+        self.iter().chain(others.iter()).collect()
+    }
+
+    /// Each backend, in the order of [`Backend::ALL`].
+    pub fn iter(self) -> impl Iterator<Item = Backend> {
+        Backend::ALL.into_iter().zip(self.0).filter_map(|(backend, is_in)| is_in.then_some(backend))
+    }
+}
+
+impl FromIterator<Backend> for Backends {
+    fn from_iter<T: IntoIterator<Item = Backend>>(backends: T) -> Self {
+        let given: Vec<Backend> = backends.into_iter().collect();
+        Self(Backend::ALL.map(|backend| given.contains(&backend)))
+    }
+}
+
+impl From<Backend> for Backends {
+    fn from(backend: Backend) -> Self {
+        std::iter::once(backend).collect()
+    }
+}
+
+/// Names separated by blanks: "nft route".
+impl fmt::Display for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.iter().map(Backend::name).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Reads exactly what [`Backends`] displays.
+impl FromStr for Backends {
+    type Err = ParseBackendsError;
+
+    fn from_str(text: &str) -> Result<Self, ParseBackendsError> {
+        let find = |name: &str| Backend::ALL.into_iter().find(|backend| backend.name() == name);
+        let backends: Option<Self> = text.split(' ').filter(|name| !name.is_empty()).map(find).collect();
+        backends.filter(|backends| backends.to_string() == text).ok_or(ParseBackendsError)
+    }
+}
+
+/// A text that is no list of backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseBackendsError;

@@ -1,0 +1,33 @@
+//! How long a ban lasts.
+
+use std::fmt;
+use std::time::Duration;
+
+/// How long a ban lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Until somebody lifts it.
+    Never,
+    /// This long; at least one second.
+    After(Duration),
+}
+
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => f.write_str("ever"),
+            Self::After(span) => humantime::format_duration(*span).fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_reads_as_the_classic_line_wants_it() {
+        assert_eq!(Expiry::After(Duration::from_secs(86_400)).to_string(), "1day");
+        assert_eq!(Expiry::Never.to_string(), "ever");
+    }
+}
