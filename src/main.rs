@@ -18,7 +18,7 @@ use portsentry::daemon::{self, DaemonError, Places, command_helper};
 use portsentry::events::log;
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
-use portsentry::report::{self, Figures};
+use portsentry::report::{self, ReportStats};
 
 fn main() -> ExitCode {
     if let Some(part) = command_helper::Part::of(std::env::args_os()) {
@@ -115,15 +115,15 @@ fn written(text: &str) -> std::io::Result<()> {
 }
 
 fn report(options: &ReportOptions) -> ExitCode {
-    let figures = match Figures::read(&options.state_dir, options.since, SystemTime::now()) {
-        Ok(figures) => figures,
+    let stats = match ReportStats::read(&options.state_dir, options.since, SystemTime::now()) {
+        Ok(stats) => stats,
         Err(error) => return fail(&error, cli::EXIT_FAILED),
     };
     let host = report::host_name();
     let text = if options.json {
-        format!("{}\n", report::json(&figures, host.as_deref()))
+        format!("{}\n", report::json(&stats, host.as_deref()))
     } else {
-        report::html(&figures, host.as_deref())
+        report::html(&stats, host.as_deref())
     };
     match options.output.as_deref().filter(|output| *output != Path::new("-")) {
         Some(output) => match report::save(output, &text) {

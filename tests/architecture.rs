@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 24] = [
+const MAY_NAME: [(&str, &[&str]); 25] = [
+    ("atomic_file", &[]),
     ("lazy_queue", &[]),
     ("panic_guard", &[]),
     ("types", &[]),
@@ -19,14 +20,14 @@ const MAY_NAME: [(&str, &[&str]); 24] = [
     ("netlink", &["engine", "types"]),
     ("capture", &["engine", "types", "wire"]),
     ("host", &["engine", "types"]),
-    ("ledger", &["engine", "lazy_queue", "panic_guard", "types"]),
+    ("ledger", &["atomic_file", "engine", "lazy_queue", "panic_guard", "types"]),
     ("events", &["engine", "lazy_queue", "panic_guard", "types"]),
-    ("enforce", &["engine", "lazy_queue", "netlink", "panic_guard", "types"]),
+    ("enforce", &["atomic_file", "engine", "lazy_queue", "netlink", "panic_guard", "types"]),
     ("sensor", &["capture", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"]),
     ("metrics", &["engine", "events", "sensor"]),
-    ("report", &["engine", "ledger", "types"]),
+    ("report", &["atomic_file", "engine", "ledger", "types"]),
     ("cli", &["config", "engine", "types"]),
-    ("import", &["config", "engine", "types"]),
+    ("import", &["atomic_file", "config", "engine", "types"]),
     ("control", &["cli", "enforce", "engine", "events", "ledger", "types"]),
     (
         "daemon",

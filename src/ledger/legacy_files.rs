@@ -8,7 +8,7 @@
 //! probe, because the filter takes a host. Port 0 stands for "no port": a ban by hand.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -18,6 +18,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::ban::{Author, Banned, InForce};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
+use crate::atomic_file::{AtomicFile, TemporaryName};
 use crate::types::Protocol;
 
 /// Every ban since the file was last rotated.
@@ -86,7 +87,6 @@ impl LegacyFiles {
     /// Puts the bans in force in place of those that the file names. A reader sees the old file or the new one.
     pub fn rewrite(&self, active: impl IntoIterator<Item = InForce>) -> Result<(), LedgerError> {
         let path = self.place.file(BLOCKED);
-        let fresh = self.place.file(&format!("{BLOCKED}.new"));
         let (mut text, mut date) = (String::new(), Date::default());
         active.into_iter().for_each(|ban| put_line(&mut text, &mut date, &ban));
         let old = match fs::symlink_metadata(&path) {
@@ -94,12 +94,18 @@ impl LegacyFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(LedgerError::system("look at", &path)(error)),
         };
-        let result = write_new(&fresh, text.as_bytes(), old.as_ref()).and_then(|()| fs::rename(&fresh, &path));
-        if result.is_err() {
-            // What is half written would only fill the disk further.
-            let _ = fs::remove_file(&fresh);
-        }
-        result.and_then(|()| self.place.sync()).map_err(LedgerError::system("rewrite", &path))
+        let fill = |file: &mut File| {
+            if let Some(old) = &old {
+                // The group is what lets a reader in; the owner is this user's, or the file would have been refused.
+                // One that this user may not give leaves the file to its own group.
+                let _ = fchown(&*file, None, Some(old.gid()));
+                file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
+            }
+            file.write_all(text.as_bytes())
+        };
+        let replaced =
+            AtomicFile::write(&path, TemporaryName::Suffix(".new"), 0o600, fill).and_then(AtomicFile::replace);
+        replaced.map_err(LedgerError::system("rewrite", &path))
     }
 }
 
@@ -183,21 +189,4 @@ fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
         file.set_len(before)?;
     }
     result
-}
-
-/// Writes `text` to the new file `path`, with the mode and the owner of `old`.
-fn write_new(path: &Path, text: &[u8], old: Option<&Metadata>) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    if let Some(old) = old {
-        // The group is what lets a reader in; the owner is this user's, or the file would have been refused.
-        // One that this user may not give leaves the file to its own group.
-        let _ = fchown(&file, None, Some(old.gid()));
-        file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
-    }
-    file.write_all(text)?;
-    file.sync_all()
 }

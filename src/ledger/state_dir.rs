@@ -1,7 +1,7 @@
 //! The state directory and the files in it: made so that nobody else can read or change them, and refused where somebody
 //! else could. Who can write to the directory can free whom they like, or have the daemon write elsewhere.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -118,11 +118,6 @@ impl StateDir {
             }
         }
         Ok(())
-    }
-
-    /// Brings a change of names in the directory to the disk.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()
     }
 }
 

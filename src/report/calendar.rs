@@ -1,110 +1,102 @@
-//! Seconds since 1970 to weekdays, hours, stretches of a chart and what people read of them. All UTC, since the standard
-//! library knows no other. Total: a time that no calendar has is taken for the nearest that one has.
+//! Calendar arithmetic of the report: buckets of its chart, weekdays and hours, and the texts of times and spans. All of it
+//! is UTC and total: a time outside of the years 1970 to 9999 is taken as the nearest one within.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// 9999-12-31T23:59:59Z: a year has four digits.
-const LAST_SECOND: u64 = 253_402_300_799;
+use jiff::civil::{DateTime, date};
 
-pub(super) const MINUTE: u64 = 60;
-pub(super) const HOUR: u64 = 60 * MINUTE;
-pub(super) const DAY: u64 = 24 * HOUR;
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
 
 /// 1970-01-05, the first Monday.
 const MONDAY: u64 = 4 * DAY;
 
-/// Bars of a chart at most: more are thinner than a telephone shows.
-const BARS: u64 = 62;
+/// More bars are thinner than a telephone shows.
+const MAX_BUCKETS: u64 = 62;
 
-/// What one bar may stand for: 91 days are a quarter.
+/// The possible widths of a bucket. 91 days are a quarter.
 const WIDTHS: [u64; 11] =
     [MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY, 28 * DAY, 91 * DAY, 364 * DAY, 3_640 * DAY];
 
-const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-
-/// The days of the week, as the rows of a table of seven have them.
 pub(super) const WEEKDAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// Seconds since 1970.
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().min(LAST_SECOND)
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn utc(time: SystemTime) -> DateTime {
+    date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds(time)))
 }
 
 /// Weekday, Monday being 0, and hour.
 pub(super) fn weekday_and_hour(time: SystemTime) -> (usize, usize) {
-    let seconds = seconds(time);
-    // 1970 began on a Thursday.
-    let weekday = (seconds / DAY + 3) % 7;
-    (usize::try_from(weekday).unwrap_or_default(), usize::try_from(seconds % DAY / HOUR).unwrap_or_default())
+    let time = utc(time);
+    let index = |value: i8| usize::try_from(value).unwrap_or_default();
+    (index(time.weekday().to_monday_zero_offset()), index(time.hour()))
 }
 
-/// "2026-11-21T06:32:13Z", for machines.
-pub(super) fn stamp(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds(time))).to_string()
+/// "2026-11-21T06:32:13Z".
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    utc(time).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// "2026-11-21 06:32".
 pub(super) fn minute(time: SystemTime) -> String {
-    stamp(time).get(..16).unwrap_or_default().replace('T', " ")
+    utc(time).strftime("%Y-%m-%d %H:%M").to_string()
 }
 
-/// A period cut into equal stretches, whole hours, days or weeks from Monday on.
+/// A period cut into buckets of equal width: whole hours or days, or weeks from Monday on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stretches {
+pub(super) struct Buckets {
     width: u64,
     origin: u64,
     first: u64,
     last: u64,
 }
 
-impl Stretches {
-    /// The finest that give no more bars than can be read.
-    pub(super) fn of(from: SystemTime, to: SystemTime) -> Self {
+impl Buckets {
+    /// The narrowest buckets of which no more than [`MAX_BUCKETS`] cover the period.
+    pub(super) fn new(from: SystemTime, to: SystemTime) -> Self {
         let cut = |width: u64| {
             let origin = if width >= 7 * DAY { MONDAY } else { 0 };
             let index = |time| seconds(time).saturating_sub(origin) / width;
             Self { width, origin, first: index(from), last: index(to) }
         };
         let mut cuts = WIDTHS.into_iter().map(cut);
-        let finest = cuts.find(|cut| cut.last.saturating_sub(cut.first) < BARS);
-        finest.unwrap_or_else(|| cut(LAST_SECOND))
+        let narrowest = cuts.find(|cut| cut.last.saturating_sub(cut.first) < MAX_BUCKETS);
+        narrowest.unwrap_or_else(|| cut(u64::MAX))
     }
 
     pub(super) fn width(self) -> Duration {
         Duration::from_secs(self.width)
     }
 
-    pub(super) fn count(self) -> usize {
-        usize::try_from(self.last.saturating_sub(self.first)).unwrap_or_default() + 1
-    }
-
-    /// Which one `time` lies in, counted from the first.
+    /// The index of the bucket that `time` lies in.
     pub(super) fn index(self, time: SystemTime) -> Option<usize> {
         let index = (seconds(time).saturating_sub(self.origin) / self.width).checked_sub(self.first)?;
         usize::try_from(index).ok()
     }
 
-    /// Where each begins.
+    /// Where each bucket begins.
     pub(super) fn starts(self) -> impl Iterator<Item = SystemTime> {
         (self.first..=self.last).map(move |index| UNIX_EPOCH + Duration::from_secs(self.origin + index * self.width))
     }
 }
 
-/// What a bar is labelled with: as much of the date as tells it from its neighbours.
+/// The label of a bucket: as much of its date as distinguishes it from its neighbours.
 pub(super) fn label(time: SystemTime, width: Duration) -> String {
-    let stamp = stamp(time);
-    let part = |range| stamp.get(range).unwrap_or_default();
-    let month = part(5..7).parse::<usize>().ok().and_then(|month| MONTHS.get(month.checked_sub(1)?)).unwrap_or(&"");
-    let day = part(8..10).trim_start_matches('0');
-    match width.as_secs() {
-        ..HOUR => part(11..16).to_owned(),
-        HOUR..DAY => format!("{day} {month} {}", part(11..16)),
-        width if width < 28 * DAY => format!("{day} {month}"),
-        _ => format!("{month} {}", part(0..4)),
-    }
+    let format = match width.as_secs() {
+        ..HOUR => "%H:%M",
+        HOUR..DAY => "%-d %b %H:%M",
+        width if width < 28 * DAY => "%-d %b",
+        _ => "%b %Y",
+    };
+    utc(time).strftime(format).to_string()
 }
 
-/// "one day", "5 minutes": what a bar stands for.
+/// The width of a bucket: "one day", "5 minutes".
 pub(super) fn unit(width: Duration) -> String {
     let (count, name) = match width.as_secs() {
         width if width.is_multiple_of(7 * DAY) => (width / (7 * DAY), "week"),
@@ -119,14 +111,13 @@ pub(super) fn unit(width: Duration) -> String {
 pub(super) fn span(span: Duration) -> String {
     const UNITS: [(u64, &str); 5] = [(365 * DAY, "y"), (DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")];
     let mut left = span.as_secs();
-    let parts = UNITS.into_iter().map(|(size, name)| {
+    let parts = UNITS.map(|(size, name)| {
         let count = left / size;
         left %= size;
         (count, name)
     });
-    let parts: Vec<_> = parts.skip_while(|(count, _)| *count == 0).take(2).collect();
-    let words: Vec<_> =
-        parts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
+    let largest = parts.iter().skip_while(|(count, _)| *count == 0).take(2).filter(|(count, _)| *count > 0);
+    let words: Vec<_> = largest.map(|(count, name)| format!("{count} {name}")).collect();
     if words.is_empty() { "0 s".to_owned() } else { words.join(" ") }
 }
 
@@ -147,8 +138,8 @@ mod tests {
 
     #[test]
     fn times_that_no_calendar_has_are_the_nearest_that_one_has() {
-        assert_eq!(stamp(UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
-        assert_eq!(stamp(UNIX_EPOCH + Duration::from_secs(1 << 50)), "9999-12-31T23:59:59Z");
+        assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(1 << 50)), "9999-12-31T23:59:59Z");
     }
 
     #[test]
@@ -165,17 +156,17 @@ mod tests {
             (87_660, "13 weeks", 41),
         ] {
             let from = end - Duration::from_secs(hours * HOUR);
-            let stretches = Stretches::of(from, end);
-            assert_eq!((unit(stretches.width()).as_str(), stretches.count()), (width, count), "{hours} h");
-            let starts: Vec<_> = stretches.starts().collect();
+            let buckets = Buckets::new(from, end);
+            assert_eq!((unit(buckets.width()).as_str(), buckets.starts().count()), (width, count), "{hours} h");
+            let starts: Vec<_> = buckets.starts().collect();
             assert_eq!(starts.len(), count);
-            assert_eq!((stretches.index(from), stretches.index(end)), (Some(0), Some(count - 1)));
+            assert_eq!((buckets.index(from), buckets.index(end)), (Some(0), Some(count - 1)));
             assert!(starts[0] <= from && from < starts[1], "{hours} h");
             if hours >= 365 * 24 {
                 assert!(starts.iter().all(|start| weekday_and_hour(*start) == (0, 0)), "weeks begin on Monday");
             }
         }
-        assert!(Stretches::of(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(LAST_SECOND)).count() <= 62);
+        assert!(Buckets::new(UNIX_EPOCH, at("9999-12-31T23:59:59Z")).starts().count() <= 62);
     }
 
     #[test]

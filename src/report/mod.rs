@@ -1,25 +1,25 @@
-//! The ledger's bans to one page for people, or the same figures as one JSON object. Reads nothing but the ledger, and
-//! changes nothing but the file that it is told to write.
+//! The report on the bans in the ledger, as one HTML page or one JSON object. It reads nothing but the ledger and writes
+//! nothing but the file that is named as output.
 //!
-//! [`Figures::read`] adds up, [`html`] and [`json`] say it, [`save`] puts it in a file. The page is complete in itself: no
-//! script, and nothing that it would fetch from elsewhere. Its times are UTC.
+//! [`ReportStats::read`] adds up the bans, [`html`] and [`json`] render the sums, [`save`] writes the result to a file. The
+//! page is self-contained: it has no script and fetches nothing. All times are UTC.
 
+mod aggregate;
 mod calendar;
-mod figures;
+mod format;
 mod html;
 mod json;
-mod markup;
 mod save;
 mod sections;
 mod services;
-mod tally;
+mod stats;
 
-pub use figures::{Ends, Figures, Network, Offender, Top};
 pub use html::html;
 pub use json::json;
 pub use save::{SaveError, save};
+pub use stats::{Ends, Network, Offender, OverTime, ReportStats, Top};
 
-/// The name of this host, where the kernel tells one.
+/// The name of this host as the kernel has it; `None` if none is set.
 #[must_use]
 pub fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;

@@ -1,271 +1,227 @@
-//! The parts of the page: a chart, a table of hours, and lists with a bar under each name. Every number that is drawn
-//! stands beside it or in a table, so that neither colour nor sight is needed to read it.
+//! The sections of the page: a chart, a table of hours, and lists with a bar under each name. Every number that is drawn is
+//! also written beside it or in a table, so that neither colour nor sight is needed to read it.
 
-use std::fmt::{self, Write};
+use maud::{Markup, display, html};
 
-use super::calendar::{self, WEEKDAYS, label, unit};
-use super::figures::{Figures, Top};
-use super::html::time;
-use super::markup::{Text, counted, fraction, length, number, share, short};
+use super::calendar::{WEEKDAYS, label, span, unit};
+use super::format::{counted, fraction, length, number, share, short, time};
 use super::services;
+use super::stats::{ReportStats, Top};
 use crate::engine::Class;
 use crate::types::Protocol;
 
-/// All of them, for a period with bans in it.
-pub(super) fn write(out: &mut String, figures: &Figures) -> fmt::Result {
-    over_time(out, figures)?;
-    ports(out, figures)?;
-    networks(out, figures)?;
-    offenders(out, figures)?;
-    hours(out, figures)?;
-    let all = figures.bans;
-    let classes = figures.classes.iter().map(|(class, bans)| (class_title(*class), *bans));
-    shares(out, all, ["classes", "", "Kinds of probes", "Kind", "By the probe that decided."], classes)?;
-    let ends = figures.ends;
+/// All sections, for a period with bans in it.
+pub(super) fn sections(stats: &ReportStats) -> Markup {
+    let shares = |id, class, title, head, caption, items: &[(&str, u64)]| {
+        let rows = items.iter().map(|(name, bans)| (html! { (name) }, *bans, share(*bans, stats.bans)));
+        section(id, class, title, &list(caption, [head, "Bans", "Share"], rows.collect()))
+    };
+    let classes: Vec<_> = stats.classes.iter().map(|(class, bans)| (class_title(*class), *bans)).collect();
     let ends = [
-        ("still in force", ends.in_force),
-        ("expired", ends.expired),
-        ("lifted by somebody", ends.lifted),
-        ("replaced by a newer ban", ends.replaced),
+        ("still in force", stats.ends.in_force),
+        ("expired", stats.ends.expired),
+        ("lifted by somebody", stats.ends.lifted),
+        ("replaced by a newer ban", stats.ends.replaced),
     ];
-    shares(out, all, ["ends", "third", "What became of them", "End", "Of the bans that began in this period."], ends)?;
-    let authors = figures.authors.iter().map(|(key, bans)| (author_title(key), *bans));
-    shares(out, all, ["authors", "third", "Who wanted them", "By", "Who had the source blocked."], authors)?;
-    let methods = figures.methods.iter().map(|(key, bans)| (method_title(key), *bans));
-    shares(out, all, ["methods", "third", "What blocks them", "Method", "What keeps the source out."], methods)
+    let authors: Vec<_> = stats.authors.iter().map(|(key, bans)| (author_title(key), *bans)).collect();
+    let methods: Vec<_> = stats.methods.iter().map(|(key, bans)| (method_title(key), *bans)).collect();
+    html! {
+        (section("time", "wide", "Bans over time", &over_time(stats)))
+        (section("ports", "", "Ports", &ports(stats)))
+        (section("networks", "", "Networks", &networks(stats)))
+        (section("offenders", "wide", "Who came back", &offenders(stats)))
+        (section("hours", "hours", "Hours of the week", &hours(stats)))
+        (shares("classes", "", "Kinds of probes", "Kind", "By the probe that decided.", &classes))
+        (shares("ends", "third", "What became of them", "End", "Of the bans that began in this period.", &ends))
+        (shares("authors", "third", "Who wanted them", "By", "Who had the source blocked.", &authors))
+        (shares("methods", "third", "What blocks them", "Method", "What keeps the source out.", &methods))
+    }
 }
 
-fn open_section(out: &mut String, id: &str, class: &str, title: &str) -> fmt::Result {
-    writeln!(out, "<section class=\"card {class}\" aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{title}</h2>")
+fn section(id: &str, class: &str, title: &str, content: &Markup) -> Markup {
+    html! {
+        section class={ "card " (class) } aria-labelledby=(id) { h2 id=(id) { (title) } (content) }
+    }
 }
 
-/// Height of the chart's plot and where it begins, in pixels.
+/// Height of the chart's plot and the space above it, in pixels.
 const PLOT: u64 = 150;
 const TOP: u64 = 8;
 
-fn over_time(out: &mut String, figures: &Figures) -> fmt::Result {
-    let unit = unit(figures.bucket);
-    let bars = &figures.over_time;
+fn over_time(stats: &ReportStats) -> Markup {
+    let (width, bars) = (stats.over_time.bucket, &stats.over_time.bans);
     let most = bars.iter().map(|(_, bans)| *bans).max().unwrap_or_default();
-    let (scale, count) = (round_up(most), u64::try_from(bars.len()).unwrap_or(u64::MAX));
-    open_section(out, "time", "wide", "Bans over time")?;
-    writeln!(
-        out,
-        "<p class=\"caption\">Each bar stands for {unit}; the first and the last are cut by the period.</p>"
-    )?;
-    writeln!(
-        out,
-        "<svg class=\"chart\" role=\"img\" aria-labelledby=\"chart-title chart-desc\">\n\
-         <title id=\"chart-title\">Bans over time, each bar for {unit}</title>\n\
-         <desc id=\"chart-desc\">The highest bar stands for {}. The table below has every number.</desc>",
-        counted(most, "ban", "bans")
-    )?;
-    for value in [Some(0), Some(scale / 2).filter(|half| *half > 0), Some(scale)].into_iter().flatten() {
-        let y = TOP + PLOT - fraction(value, scale, PLOT);
-        writeln!(out, "<line class=\"grid\" x1=\"0\" x2=\"100%\" y1=\"{y}\" y2=\"{y}\"/>")?;
-        writeln!(out, "<text x=\"-8\" y=\"{}\" text-anchor=\"end\">{}</text>", y + 4, short(value))?;
-    }
-    for (index, (start, bans)) in (0_u64..).zip(bars) {
-        // A bar of one ban among thousands is still to be seen.
-        let height = fraction(*bans, scale, PLOT).max(u64::from(*bans > 0) * 2);
-        writeln!(
-            out,
-            "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{height}\"><title>{}: {}</title></rect>",
-            length(index * 10 + 1, count * 10),
-            TOP + PLOT - height,
-            length(8, count * 10),
-            label(*start, figures.bucket),
-            counted(*bans, "ban", "bans"),
-        )?;
-    }
-    // Three fit on a telephone.
+    let (unit, scale, count) = (unit(width), round_up(most), u64::try_from(bars.len()).unwrap_or(u64::MAX));
+    // Three labels fit on a telephone.
     let (middle, last) = (bars.len() / 2, bars.len().saturating_sub(1));
-    for (index, anchor) in [(0, "start"), (middle, "middle"), (last, "end")] {
-        let is_apart = index == 0 && anchor == "start" || index > 0 && (anchor == "end" || index < last);
-        if let Some((start, _)) = bars.get(index).filter(|_| is_apart) {
-            let x = match anchor {
-                "start" => "0".to_owned(),
-                "end" => "100%".to_owned(),
-                _ => length(count / 2 * 2 + 1, count * 2),
-            };
-            let y = TOP + PLOT + 18;
-            writeln!(
-                out,
-                "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{}</text>",
-                label(*start, figures.bucket)
-            )?;
+    let labels = [
+        (0, "start", "0".to_owned()),
+        (middle, "middle", length(count / 2 * 2 + 1, count * 2)),
+        (last, "end", "100%".to_owned()),
+    ];
+    let is_apart = |index, anchor| anchor == "start" || index > 0 && (anchor == "end" || index < last);
+    html! {
+        p.caption { "Each bar stands for " (unit) "; the first and the last are cut by the period." }
+        svg.chart role="img" aria-labelledby="chart-title chart-desc" {
+            title #chart-title { "Bans over time, each bar for " (unit) }
+            desc #chart-desc {
+                "The highest bar stands for " (counted(most, "ban", "bans")) ". The table below has every number."
+            }
+            @for value in [Some(0), Some(scale / 2).filter(|half| *half > 0), Some(scale)].into_iter().flatten() {
+                @let y = TOP + PLOT - fraction(value, scale, PLOT);
+                line.grid x1="0" x2="100%" y1=(y) y2=(y) {}
+                text x="-8" y=(y + 4) text-anchor="end" { (short(value)) }
+            }
+            @for (index, (start, bans)) in (0_u64..).zip(bars) {
+                // A bar of one ban among thousands is still visible.
+                @let height = fraction(*bans, scale, PLOT).max(u64::from(*bans > 0) * 2);
+                rect x=(length(index * 10 + 1, count * 10)) y=(TOP + PLOT - height) width=(length(8, count * 10))
+                    height=(height) { title { (label(*start, width)) ": " (counted(*bans, "ban", "bans")) } }
+            }
+            @for (index, anchor, x) in labels {
+                @if let Some((start, _)) = bars.get(index).filter(|_| is_apart(index, anchor)) {
+                    text x=(x) y=(TOP + PLOT + 18) text-anchor=(anchor) { (label(*start, width)) }
+                }
+            }
+        }
+        details {
+            summary { "The same as a table" }
+            table {
+                caption { "Bans that began within " (unit) " from the time that is given, UTC." }
+                thead { tr { th scope="col" { "From" } th.n scope="col" { "Bans" } } }
+                tbody {
+                    @for (start, bans) in bars {
+                        tr { th scope="row" { (time(*start)) } td.n { (number(*bans)) } }
+                    }
+                }
+            }
         }
     }
-    out.write_str("</svg>\n<details>\n<summary>The same as a table</summary>\n<table>\n")?;
-    writeln!(out, "<caption>Bans that began within {unit} from the time that is given, UTC.</caption>")?;
-    out.write_str(
-        "<thead><tr><th scope=\"col\">From</th><th scope=\"col\" class=\"n\">Bans</th></tr></thead>\n<tbody>\n",
-    )?;
-    for (start, bans) in bars {
-        writeln!(out, "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td></tr>", time(*start), number(*bans))?;
-    }
-    out.write_str("</tbody>\n</table>\n</details>\n</section>\n")
 }
 
 /// The next number that an axis can end with and be halved.
 fn round_up(value: u64) -> u64 {
-    let mut unit = 1_u64;
-    loop {
-        for step in [2, 4, 6, 8, 10] {
-            let end = unit.saturating_mul(step);
-            if end >= value {
-                return end;
+    let mut ends =
+        (0..).flat_map(|power| [2, 4, 6, 8, 10].map(|step| 10_u64.saturating_pow(power).saturating_mul(step)));
+    ends.find(|end| *end >= value).unwrap_or(u64::MAX)
+}
+
+fn hours(stats: &ReportStats) -> Markup {
+    let most = stats.hours.iter().flatten().copied().max().unwrap_or_default();
+    let level = |bans| if bans == 0 { 0 } else { 1 + fraction(bans, most, 4) };
+    html! {
+        table {
+            caption { "Bans by weekday and hour (UTC): the stronger the colour, the more." }
+            thead {
+                tr {
+                    th scope="col" { "Hour" }
+                    @for day in WEEKDAYS { th scope="col" { abbr title=(day) { (day.get(..3).unwrap_or(day)) } } }
+                }
+            }
+            tbody {
+                @for hour in 0..24 {
+                    tr {
+                        th scope="row" { (format!("{hour:02}")) }
+                        @for bans in stats.hours.iter().filter_map(|hours| hours.get(hour)) {
+                            td class={ "l" (level(*bans)) } { (short(*bans)) }
+                        }
+                    }
+                }
             }
         }
-        unit = unit.saturating_mul(10);
     }
 }
 
-fn hours(out: &mut String, figures: &Figures) -> fmt::Result {
-    let most = figures.hours.iter().flatten().copied().max().unwrap_or_default();
-    open_section(out, "hours", "hours", "Hours of the week")?;
-    out.write_str(
-        "<table>\n<caption>Bans by weekday and hour (UTC): the stronger the colour, the more.</caption>\n<thead><tr>",
-    )?;
-    out.write_str("<th scope=\"col\">Hour</th>")?;
-    for day in WEEKDAYS {
-        write!(out, "<th scope=\"col\"><abbr title=\"{day}\">{}</abbr></th>", day.get(..3).unwrap_or(day))?;
-    }
-    out.write_str("</tr></thead>\n<tbody>\n")?;
-    for hour in 0..24 {
-        write!(out, "<tr><th scope=\"row\">{hour:02}</th>")?;
-        for bans in figures.hours.iter().filter_map(|hours| hours.get(hour)) {
-            let level = if *bans == 0 { 0 } else { 1 + fraction(*bans, most, 4) };
-            write!(out, "<td class=\"l{level}\">{}</td>", short(*bans))?;
-        }
-        out.write_str("</tr>\n")?;
-    }
-    out.write_str("</tbody>\n</table>\n</section>\n")
-}
-
-fn offenders(out: &mut String, figures: &Figures) -> fmt::Result {
-    let Top { items, more } = &figures.offenders;
-    open_section(out, "offenders", "wide", "Who came back")?;
+fn offenders(stats: &ReportStats) -> Markup {
+    let Top { items, more } = &stats.offenders;
     if items.is_empty() {
-        return out
-            .write_str("<p class=\"caption\">Nobody: every source was banned for the first time.</p>\n</section>\n");
+        return html! { p.caption { "Nobody: every source was banned for the first time." } };
     }
-    // The roles keep it a table for those who hear it, where the style lays its rows out as cards.
-    out.write_str(
-        "<table role=\"table\" class=\"cards\">\n<caption>Sources that were banned in this period and had been before, with all \
-         that the ledger remembers of them.</caption>\n<thead role=\"rowgroup\"><tr role=\"row\">",
-    )?;
-    let heads = ["Source", "Bans", "Blocked for", "First", "Last"];
-    for head in heads {
-        write!(out, "<th role=\"columnheader\" scope=\"col\">{head}</th>")?;
-    }
-    out.write_str("</tr></thead>\n<tbody role=\"rowgroup\">\n")?;
-    for offender in items {
-        let [_, bans, blocked, first, last] = heads;
-        let cells = [
-            (bans, number(offender.strikes)),
-            (blocked, calendar::span(offender.blocked)),
-            (first, time(offender.first)),
-            (last, time(offender.last)),
-        ];
-        let subject = Text(offender.subject);
-        write!(out, "<tr role=\"row\"><th role=\"rowheader\" scope=\"row\"><code>{subject}</code></th>")?;
-        for (head, cell) in cells {
-            write!(out, "<td role=\"cell\" data-head=\"{head}\">{cell}</td>")?;
+    // The roles keep it a table for screen readers, where the style lays its rows out as cards.
+    let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
+    html! {
+        table.cards role="table" {
+            caption {
+                "Sources that were banned in this period and had been before, with all that the ledger remembers of them."
+            }
+            thead role="rowgroup" {
+                tr role="row" {
+                    @for head in ["Source", "Bans", "Blocked for", "First", "Last"] {
+                        th role="columnheader" scope="col" { (head) }
+                    }
+                }
+            }
+            tbody role="rowgroup" {
+                @for offender in items {
+                    tr role="row" {
+                        th role="rowheader" scope="row" { code { (display(offender.subject)) } }
+                        (cell("Bans", &html! { (number(offender.strikes)) }))
+                        (cell("Blocked for", &html! { (span(offender.blocked)) }))
+                        (cell("First", &time(offender.first)))
+                        (cell("Last", &time(offender.last)))
+                    }
+                }
+            }
         }
-        out.write_str("</tr>\n")?;
+        (and_more(*more, "source", "sources"))
     }
-    out.write_str("</tbody>\n</table>\n")?;
-    and_more(out, *more, "source", "sources")?;
-    out.write_str("</section>\n")
 }
 
-fn ports(out: &mut String, figures: &Figures) -> fmt::Result {
-    let Top { items, more } = &figures.ports;
-    open_section(out, "ports", "", "Ports")?;
+fn ports(stats: &ReportStats) -> Markup {
+    let Top { items, more } = &stats.ports;
     if items.is_empty() {
-        return out
-            .write_str("<p class=\"caption\">None: no ban of this period had a probe before it.</p>\n</section>\n");
+        return html! { p.caption { "None: no ban of this period had a probe before it." } };
     }
     let caption = "Ports that were touched before a ban, and in how many of all bans. One ban may name several.";
     let rows = items.iter().map(|((protocol, port), bans)| {
-        let mut name = match protocol {
-            Protocol::Icmp => format!("{} type {port}", protocol.name()),
-            _ => format!("{} {port}", protocol.name()),
+        let name = html! {
+            (protocol.name()) @if *protocol == Protocol::Icmp { " type" } " " (port)
+            @if let Some(service) = services::name(*protocol, *port) { " " span.soft { (service) } }
         };
-        if let Some(service) = services::name(*protocol, *port) {
-            // Writing to a string cannot fail.
-            let _ = write!(name, " <span class=\"soft\">{}</span>", Text(service));
-        }
-        (name, *bans, share(*bans, figures.bans))
+        (name, *bans, share(*bans, stats.bans))
     });
-    list(out, caption, ["Port", "Bans", "Share"], rows)?;
-    and_more(out, *more, "port", "ports")?;
-    out.write_str("</section>\n")
+    html! { (list(caption, ["Port", "Bans", "Share"], rows.collect())) (and_more(*more, "port", "ports")) }
 }
 
-fn networks(out: &mut String, figures: &Figures) -> fmt::Result {
-    let Top { items, more } = &figures.networks;
-    open_section(out, "networks", "", "Networks")?;
+fn networks(stats: &ReportStats) -> Markup {
+    let Top { items, more } = &stats.networks;
     let caption = "Where they came from: /24 of IPv4, /48 of IPv6.";
     let rows = items
         .iter()
-        .map(|network| (format!("<code>{}</code>", Text(network.prefix)), network.bans, number(network.sources)));
-    list(out, caption, ["Network", "Bans", "Sources"], rows)?;
-    and_more(out, *more, "network", "networks")?;
-    out.write_str("</section>\n")
+        .map(|network| (html! { code { (display(network.prefix)) } }, network.bans, number(network.sources)));
+    html! { (list(caption, ["Network", "Bans", "Sources"], rows.collect())) (and_more(*more, "network", "networks")) }
 }
 
-/// A section of few rows, and how much each is of `all`. `words`: id, class of the section, title, head of the names,
-/// caption.
-fn shares(
-    out: &mut String,
-    all: u64,
-    words: [&str; 5],
-    items: impl IntoIterator<Item = (impl fmt::Display, u64)>,
-) -> fmt::Result {
-    let [id, class, title, head, caption] = words;
-    open_section(out, id, class, title)?;
-    let rows = items.into_iter().map(|(name, bans)| (Text(name).to_string(), bans, share(bans, all)));
-    list(out, caption, [head, "Bans", "Share"], rows)?;
-    out.write_str("</section>\n")
-}
-
-/// A table of names, markup already, each with its bans, a bar as long as they are many, and one thing more.
-fn list(
-    out: &mut String,
-    caption: &str,
-    heads: [&str; 3],
-    rows: impl Iterator<Item = (String, u64, String)>,
-) -> fmt::Result {
-    let rows: Vec<_> = rows.collect();
+/// A table of names, each with its bans, a bar of proportional length, and the text of a third column.
+fn list(caption: &str, heads: [&str; 3], rows: Vec<(Markup, u64, String)>) -> Markup {
     let most = rows.iter().map(|(_, bans, _)| *bans).max().unwrap_or_default();
     let [name, bans, last] = heads;
-    writeln!(
-        out,
-        "<table class=\"list\">\n<caption>{caption}</caption>\n<thead><tr><th scope=\"col\">{name}</th>\
-         <th scope=\"col\" class=\"n\">{bans}</th><th scope=\"col\" class=\"n\">{last}</th></tr></thead>\n<tbody>",
-    )?;
-    for (name, bans, last) in rows {
-        writeln!(
-            out,
-            "<tr><th scope=\"row\">{name}<svg class=\"bar\" aria-hidden=\"true\"><rect width=\"{}\" height=\"100%\"/></svg></th>\
-             <td class=\"n\">{}</td><td class=\"n\">{last}</td></tr>",
-            length(bans, most),
-            number(bans)
-        )?;
+    html! {
+        table.list {
+            caption { (caption) }
+            thead { tr { th scope="col" { (name) } th.n scope="col" { (bans) } th.n scope="col" { (last) } } }
+            tbody {
+                @for (name, bans, last) in rows {
+                    tr {
+                        th scope="row" {
+                            (name) svg.bar aria-hidden="true" { rect width=(length(bans, most)) height="100%" {} }
+                        }
+                        td.n { (number(bans)) }
+                        td.n { (last) }
+                    }
+                }
+            }
+        }
     }
-    out.write_str("</tbody>\n</table>\n")
 }
 
-fn and_more(out: &mut String, more: u64, one: &str, many: &str) -> fmt::Result {
-    match more {
-        0 => Ok(()),
-        more => writeln!(
-            out,
-            "<p class=\"caption more\">And {} that are not listed.</p>",
-            counted(more, &format!("more {one}"), &format!("more {many}"))
-        ),
+fn and_more(more: u64, one: &str, many: &str) -> Markup {
+    html! {
+        @if more > 0 {
+            p class="caption more" {
+                "And " (counted(more, &format!("more {one}"), &format!("more {many}"))) " that are not listed."
+            }
+        }
     }
 }
 
@@ -287,7 +243,7 @@ fn class_title(class: Option<Class>) -> &'static str {
     }
 }
 
-/// Keys that nobody has given a title here stand for themselves.
+/// A key without a title stands for itself.
 fn author_title(key: &'static str) -> &'static str {
     match key {
         "detector" => "the detector, on evidence",

@@ -1,9 +1,9 @@
-//! Ports to what people expect behind them: those that scanners ask for. A list of its own, since /etc/services is another
-//! one on every host, and has names that nobody uses.
+//! Names of the services that scanners commonly look for, by port. A built-in list, because /etc/services differs from host
+//! to host and has names that are no longer in use.
 
 use crate::types::Protocol;
 
-/// What is usually behind `port`, if anything is.
+/// The service that usually listens on `port`.
 pub(super) fn name(protocol: Protocol, port: u16) -> Option<&'static str> {
     let list: &[(u16, &str)] = match protocol {
         Protocol::Tcp => &TCP,

@@ -1,13 +1,13 @@
-//! The page of the ledger and its reader: against real databases, with and without a daemon that writes, and as an operator
-//! calls it.
+//! The report and the ledger reader under it: with real databases, with and without a daemon that writes to them, and
+//! through the command line.
 
-#[cfg(test)]
-mod figures;
 #[cfg(test)]
 mod markup;
 #[cfg(test)]
 mod program;
 #[cfg(test)]
 mod reader;
+#[cfg(test)]
+mod stats;
 #[cfg(test)]
 mod support;

@@ -1,10 +1,10 @@
-//! The page as markup: well-formed, complete in itself, and usable without seeing it.
+//! The markup of the page: well-formed, escaped, self-contained and accessible.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use portsentry::ledger::Banned;
-use portsentry::report::{Figures, html};
+use portsentry::report::{ReportStats, html};
 use portsentry::types::Protocol;
 use regex::Regex;
 
@@ -18,7 +18,7 @@ fn page(host: Option<&str>) -> String {
     });
     let again = (0..30).map(|number| ban(subject(&format!("2001:db8:{number:x}::1")), ago(3 * DAY), DAY));
     let bans: Vec<_> = many.chain(again.clone()).chain(again.map(|ban| Banned { since: ago(60), ..ban })).collect();
-    html(&Figures::read(&State::with(&bans).path(), Duration::from_secs(30 * DAY), now()).unwrap(), host)
+    html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(30 * DAY), now()).unwrap(), host)
 }
 
 /// Every tag: closes, name, attributes, closed in itself.
@@ -43,7 +43,7 @@ fn values(page: &str, attribute: &str) -> Vec<String> {
 fn what_is_opened_is_closed_in_its_order_and_every_character_is_whole() {
     let entity = Regex::new("^&(amp|lt|gt|quot|#[0-9]+);").unwrap();
     for page in
-        [page(None), html(&Figures::read(&State::with(&[]).path(), Duration::from_secs(DAY), now()).unwrap(), None)]
+        [page(None), html(&ReportStats::read(&State::with(&[]).path(), Duration::from_secs(DAY), now()).unwrap(), None)]
     {
         let mut open = Vec::new();
         for (closes, name, _, alone) in tags(&page) {

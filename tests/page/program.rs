@@ -1,4 +1,4 @@
-//! `portsentry report` as an operator calls it.
+//! `portsentry report` through the command line: its output, files and errors.
 
 use std::fs::{self, Permissions};
 use std::io::Read;

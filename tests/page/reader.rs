@@ -1,4 +1,4 @@
-//! A ledger is read as it stands, by whoever may, and is afterwards what it was.
+//! The ledger reader: every user with read access can read a ledger in any state, and reading does not change it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

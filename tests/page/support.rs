@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of these tests.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -53,14 +53,14 @@ impl State {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// One with `bans` in its ledger, which nobody has open.
+    /// One with `bans` in its ledger, which is closed again.
     pub(crate) fn with(bans: &[Banned]) -> Self {
         let state = Self::new();
         state.ledger().record(bans).unwrap();
         state
     }
 
-    /// Holds the state directory, and is everybody's to enter.
+    /// The directory that holds the state directory.
     pub(crate) fn parent(&self) -> &Path {
         self.0.path()
     }

@@ -2,15 +2,16 @@
 //! extended attributes of the old one, an access list among them.
 
 use std::ffi::CString;
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
 
 use super::HostsDenyError;
+use crate::atomic_file::{AtomicFile, TemporaryName};
 
 /// Bytes of a file that is still read and written. The wrappers read all of it for every connection.
 pub(super) const LIMIT: u64 = 16 << 20;
@@ -83,31 +84,19 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
 
 /// Puts a file of `bytes` in place of `old`; false, and nothing is changed, where somebody has changed it since.
 pub(super) fn replace(path: &Path, old: Option<&Old>, bytes: &[u8]) -> Result<bool, HostsDenyError> {
-    let fresh = beside(path)?;
-    let result = write(&fresh, old, bytes).map_err(HostsDenyError::system("write", &fresh)).and_then(|()| {
-        // Asked last: between this and the new name there is no work.
-        if !is_unchanged(path, old)? {
-            return Ok(false);
+    let fresh = AtomicFile::write(path, TemporaryName::Suffix(".portsentry-new"), 0o600, |file| {
+        file.write_all(bytes)?;
+        match old {
+            Some(old) => keep_access(file, old),
+            None => file.set_permissions(Permissions::from_mode(MODE)),
         }
-        fs::rename(&fresh, path).map(|()| true).map_err(HostsDenyError::system("replace", path))
     });
-    if !matches!(result, Ok(true)) {
-        // What is half written would only fill the disk further.
-        let _ = fs::remove_file(&fresh);
+    let fresh = fresh.map_err(HostsDenyError::system("write", path))?;
+    // Asked last: between this and the new name there is no work.
+    if !is_unchanged(path, old)? {
+        return Ok(false);
     }
-    if matches!(result, Ok(true)) {
-        let directory = fresh.parent().unwrap_or(Path::new("/"));
-        File::open(directory).and_then(|open| open.sync_all()).map_err(HostsDenyError::system("sync", directory))?;
-    }
-    result
-}
-
-/// The name under which the new file is written: in the same directory, since only there it can take the old one's place.
-fn beside(path: &Path) -> Result<PathBuf, HostsDenyError> {
-    let name = path.file_name().ok_or_else(|| HostsDenyError::Kind(path.to_owned()))?;
-    let mut fresh = name.to_owned();
-    fresh.push(".portsentry-new");
-    Ok(path.with_file_name(fresh))
+    fresh.replace().map(|()| true).map_err(HostsDenyError::system("replace", path))
 }
 
 /// The bytes are compared too: two changes within one tick of the kernel's clock have the same time.
@@ -117,21 +106,6 @@ fn is_unchanged(path: &Path, old: Option<&Old>) -> Result<bool, HostsDenyError> 
         (None, None) => true,
         _ => false,
     })
-}
-
-fn write(fresh: &Path, old: Option<&Old>, bytes: &[u8]) -> io::Result<()> {
-    match fs::remove_file(fresh) {
-        // One that a crash has left behind goes; whoever made it, the new one is a new file.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(fresh)?;
-    file.write_all(bytes)?;
-    match old {
-        Some(old) => keep_access(&file, old)?,
-        None => file.set_permissions(Permissions::from_mode(MODE))?,
-    }
-    file.sync_all()
 }
 
 /// Gives `file` what `old` had. The owner first, because changing it takes away bits of the mode; the access list last,

@@ -1,10 +1,10 @@
-//! The numbers, from ledgers whose answers are known.
+//! The numbers of the report, from ledgers with known contents.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::engine::Class;
 use portsentry::ledger::{Author, Banned, Ending, LedgerError};
-use portsentry::report::{Ends, Figures, Network, Offender, html, json};
+use portsentry::report::{Ends, Network, Offender, ReportStats, html, json};
 use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
 
@@ -12,8 +12,8 @@ use super::support::{DAY, NOW, State, ago, ban, now, source, subject};
 
 const MONTH: Duration = Duration::from_secs(30 * DAY);
 
-fn figures(state: &State, since: Duration) -> Figures {
-    Figures::read(&state.path(), since, now()).unwrap()
+fn stats(state: &State, since: Duration) -> ReportStats {
+    ReportStats::read(&state.path(), since, now()).unwrap()
 }
 
 /// Eight bans of five sources: three in force, one by hand and one imported, and one before the period.
@@ -39,30 +39,30 @@ fn scene() -> State {
 
 #[test]
 fn every_ban_of_the_period_is_counted_once_and_where_it_belongs() {
-    let figures = figures(&scene(), MONTH);
-    assert_eq!((figures.kept, figures.bans, figures.sources), (8, 7, 5));
-    assert_eq!((figures.in_force, figures.repeaters, figures.probes), (3, 1, 4 * 7 + 3));
-    assert_eq!((figures.ahead, figures.unreadable), (0, 0));
+    let stats = stats(&scene(), MONTH);
+    assert_eq!((stats.kept, stats.bans, stats.sources), (8, 7, 5));
+    assert_eq!((stats.in_force, stats.repeaters, stats.probes), (3, 1, 4 * 7 + 3));
+    assert_eq!((stats.ahead, stats.unreadable), (0, 0));
     let classes = [(Some(Class::Syn), 4), (None, 2), (Some(Class::Udp), 1)];
-    assert_eq!(figures.classes, classes);
+    assert_eq!(stats.classes, classes);
     let ports = [((Protocol::Tcp, 23), 4), ((Protocol::Tcp, 8080), 4), ((Protocol::Udp, 161), 1)];
-    assert_eq!((figures.ports.items.as_slice(), figures.ports.more), (&ports[..], 0));
-    assert_eq!(figures.ends, Ends { in_force: 3, expired: 2, lifted: 1, replaced: 1 });
-    assert_eq!(figures.authors, [("detector", 5), ("import", 1), ("operator", 1)]);
-    assert_eq!(figures.methods, [("nft", 7)]);
+    assert_eq!((stats.ports.items.as_slice(), stats.ports.more), (&ports[..], 0));
+    assert_eq!(stats.ends, Ends { in_force: 3, expired: 2, lifted: 1, replaced: 1 });
+    assert_eq!(stats.authors, [("detector", 5), ("import", 1), ("operator", 1)]);
+    assert_eq!(stats.methods, [("nft", 7)]);
 }
 
 #[test]
 fn networks_are_added_up_by_24_and_by_48_bits() {
-    let figures = figures(&scene(), MONTH);
+    let stats = stats(&scene(), MONTH);
     let network = |prefix: &str, bans, sources| Network { prefix: prefix.parse().unwrap(), bans, sources };
     let expected = [network("198.51.100.0/24", 4, 2), network("2001:db8:1::/48", 2, 2), network("10.0.0.0/24", 1, 1)];
-    assert_eq!(figures.networks.items, expected);
+    assert_eq!(stats.networks.items, expected);
 }
 
 #[test]
 fn who_came_back_is_told_with_all_that_is_known_of_it() {
-    let figures = figures(&scene(), MONTH);
+    let stats = stats(&scene(), MONTH);
     let days = |days| Duration::from_secs(days * DAY);
     let expected = Offender {
         subject: subject("198.51.100.1"),
@@ -72,30 +72,30 @@ fn who_came_back_is_told_with_all_that_is_known_of_it() {
         // The third of them lasted two days of five, until the fourth took its place.
         blocked: days(1) + days(1) + days(2) + days(1),
     };
-    assert_eq!(figures.offenders.items, [expected]);
-    let last_day = self::figures(&scene(), days(1));
+    assert_eq!(stats.offenders.items, [expected]);
+    let last_day = self::stats(&scene(), days(1));
     assert_eq!((last_day.bans, last_day.sources, last_day.repeaters), (3, 3, 0), "it was quiet in this period");
 }
 
 #[test]
 fn bans_fall_into_the_hours_and_the_stretches_in_which_they_began() {
-    let figures = figures(&scene(), MONTH);
+    let stats = stats(&scene(), MONTH);
     // Saturday, 06:32: an hour, half an hour and a quarter of an hour before.
-    assert_eq!((figures.hours[5][5], figures.hours[5][6]), (1, 2));
-    assert_eq!(figures.hours.iter().flatten().sum::<u64>(), 7);
-    assert_eq!((figures.bucket, figures.over_time.len()), (Duration::from_secs(DAY), 31));
+    assert_eq!((stats.hours[5][5], stats.hours[5][6]), (1, 2));
+    assert_eq!(stats.hours.iter().flatten().sum::<u64>(), 7);
+    assert_eq!((stats.over_time.bucket, stats.over_time.bans.len()), (Duration::from_secs(DAY), 31));
     let midnight = |days: u64| SystemTime::UNIX_EPOCH + Duration::from_secs((NOW / DAY - days) * DAY);
-    let filled: Vec<_> = figures.over_time.iter().filter(|(_, bans)| *bans > 0).copied().collect();
+    let filled: Vec<_> = stats.over_time.bans.iter().filter(|(_, bans)| *bans > 0).copied().collect();
     let expected = [(midnight(20), 1), (midnight(10), 1), (midnight(8), 1), (midnight(2), 1), (midnight(0), 3)];
     assert_eq!(filled, expected);
-    assert_eq!(figures.over_time[0].0, midnight(30));
+    assert_eq!(stats.over_time.bans[0].0, midnight(30));
 }
 
 #[test]
 fn a_ban_whose_time_is_over_has_expired_although_nobody_has_marked_it() {
     let state = State::with(&[ban(source(1), ago(2 * DAY), DAY), ban(source(2), ago(DAY), DAY)]);
-    let figures = figures(&state, MONTH);
-    assert_eq!((figures.in_force, figures.ends.expired), (0, 2), "to the moment");
+    let stats = stats(&state, MONTH);
+    assert_eq!((stats.in_force, stats.ends.expired), (0, 2), "to the moment");
 }
 
 #[test]
@@ -107,14 +107,14 @@ fn the_period_is_closed_at_its_beginning_and_at_its_end() {
         ban(source(3), now(), DAY),
         ban(source(4), now() + moment, DAY),
     ]);
-    let figures = figures(&state, Duration::from_secs(DAY));
-    assert_eq!((figures.kept, figures.bans, figures.ahead, figures.in_force), (4, 2, 1, 2));
-    assert!(html(&figures, None).contains("Left out: 1 ban begins after the time of this page."));
+    let stats = stats(&state, Duration::from_secs(DAY));
+    assert_eq!((stats.kept, stats.bans, stats.ahead, stats.in_force), (4, 2, 1, 2));
+    assert!(html(&stats, None).contains("Left out: 1 ban begins after the time of this page."));
 }
 
 #[test]
 fn an_empty_ledger_and_a_quiet_period_are_told_apart_and_kindly() {
-    let page = |state: &State| html(&figures(state, MONTH), None);
+    let page = |state: &State| html(&stats(state, MONTH), None);
     let empty = page(&State::with(&[]));
     assert!(empty.contains("<h2>Nobody has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
     let endless = Banned::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never, Backend::Nft);
@@ -125,8 +125,8 @@ fn an_empty_ledger_and_a_quiet_period_are_told_apart_and_kindly() {
 
 #[test]
 fn page_and_json_say_the_same_numbers() {
-    let figures = figures(&scene(), MONTH);
-    let page = html(&figures, Some("web1"));
+    let stats = stats(&scene(), MONTH);
+    let page = html(&stats, Some("web1"));
     for tile in [
         "Bans</dt><dd>7<",
         "Sources</dt><dd>5<",
@@ -137,7 +137,7 @@ fn page_and_json_say_the_same_numbers() {
         assert!(page.contains(tile), "{tile}");
     }
     assert!(page.contains("From <time datetime=\"2026-10-22T06:32:13Z\">2026-10-22 06:32</time>"));
-    let object = json(&figures, Some("web1"));
+    let object = json(&stats, Some("web1"));
     assert_eq!(object["from"], "2026-10-22T06:32:13Z");
     assert_eq!(object["host"], "web1");
     for (key, value) in
@@ -166,9 +166,9 @@ fn rows_that_make_no_sense_are_left_out_and_counted() {
     hostile.execute("UPDATE ban SET method = '<b>' WHERE id = 2", []).unwrap();
     hostile.execute("UPDATE ban SET interface = '</style><script>', lifted_by = '<i>'", []).unwrap();
     drop(hostile);
-    let figures = figures(&state, MONTH);
-    assert_eq!((figures.bans, figures.unreadable), (1, 2));
-    let page = html(&figures, None);
+    let stats = stats(&state, MONTH);
+    assert_eq!((stats.bans, stats.unreadable), (1, 2));
+    let page = html(&stats, None);
     assert!(page.contains("Left out: 2 rows of the ledger make no sense."), "{page}");
     assert!(!page.contains("<script") && !page.contains("<b>") && !page.contains("<i>"), "{page}");
 }
@@ -182,10 +182,10 @@ fn times_and_counts_beyond_all_measure_break_nothing() {
     hostile.execute("UPDATE ban SET until = ?1, ended = ?1, ending = 'expired' WHERE id = 2", [i64::MIN]).unwrap();
     hostile.execute("UPDATE ban SET probes = ?1, strikes = ?1, since = 0", [i64::from(u32::MAX)]).unwrap();
     drop(hostile);
-    let figures = figures(&state, Duration::from_secs(100 * 365 * DAY));
-    assert_eq!((figures.bans, figures.probes), (3, 3 * u64::from(u32::MAX)));
-    assert!(figures.over_time.len() <= 62);
-    assert!(html(&figures, None).contains("12,884,901,885"));
+    let stats = stats(&state, Duration::from_secs(100 * 365 * DAY));
+    assert_eq!((stats.bans, stats.probes), (3, 3 * u64::from(u32::MAX)));
+    assert!(stats.over_time.bans.len() <= 62);
+    assert!(html(&stats, None).contains("12,884,901,885"));
 }
 
 #[test]
@@ -202,21 +202,21 @@ fn a_hundred_thousand_bans_are_added_up_right() {
     let micros = |seconds| i64::try_from(seconds * 1_000_000).unwrap();
     state.intruder().execute(fill, rusqlite::named_params! {":now": micros(NOW), ":day": micros(DAY)}).unwrap();
     let start = Instant::now();
-    let figures = figures(&state, MONTH);
+    let stats = stats(&state, MONTH);
     let read = start.elapsed();
-    let page = html(&figures, None);
+    let page = html(&stats, None);
     println!("added up in {read:?}, written in {:?}, {} bytes", start.elapsed() - read, page.len());
-    assert_eq!((figures.bans, figures.sources, figures.repeaters), (100_000, 50_000, 50_000));
-    assert_eq!((figures.probes, figures.ends.expired), (700_000, 100_000));
-    assert_eq!((figures.offenders.items.len(), figures.offenders.more), (20, 49_980));
+    assert_eq!((stats.bans, stats.sources, stats.repeaters), (100_000, 50_000, 50_000));
+    assert_eq!((stats.probes, stats.ends.expired), (700_000, 100_000));
+    assert_eq!((stats.offenders.items.len(), stats.offenders.more), (20, 49_980));
     let first = Network { prefix: "10.0.0.0/24".parse().unwrap(), bans: 512, sources: 256 };
-    assert_eq!((figures.networks.items[0], figures.networks.more), (first, 196 - 15));
-    assert!(figures.over_time.iter().map(|(_, bans)| *bans).filter(|bans| *bans > 0).eq([50_000, 50_000]));
+    assert_eq!((stats.networks.items[0], stats.networks.more), (first, 196 - 15));
+    assert!(stats.over_time.bans.iter().map(|(_, bans)| *bans).filter(|bans| *bans > 0).eq([50_000, 50_000]));
     assert!(page.len() < 100_000, "a page for a telephone");
 }
 
 #[test]
 fn what_keeps_the_ledger_from_being_read_is_no_empty_page() {
-    let error = Figures::read(&State::new().path(), MONTH, now()).unwrap_err();
+    let error = ReportStats::read(&State::new().path(), MONTH, now()).unwrap_err();
     assert!(matches!(error, LedgerError::Absent(_)), "{error:?}");
 }

@@ -1,49 +1,31 @@
-//! Values to what may stand in a page. Whatever did not grow in this program goes through [`Text`]; numbers come out as
-//! people read them.
+//! The texts of values on the page: numbers as people read them, times that machines can read too, and untrusted text.
 
-use std::fmt::{self, Display, Write};
+use std::time::SystemTime;
 
-/// Any value as text between tags or in a quoted attribute: nothing in it is markup, and nothing in it turns the line
-/// around or rings a bell.
-pub(super) struct Text<T>(pub(super) T);
+use maud::{Markup, PreEscaped, Render, html};
 
-impl<T: Display> Display for Text<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(Escape(f), "{}", self.0)
-    }
+use super::calendar::{minute, rfc3339};
+
+/// Text from outside of this program. Characters that reverse the direction of writing or control a terminal become U+FFFD;
+/// the template escapes the others that are markup, except for the apostrophe.
+pub(super) fn untrusted(text: &str) -> Markup {
+    let deceives = |c: char| {
+        c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}')
+    };
+    PreEscaped(text.replace(deceives, "\u{fffd}").render().into_string().replace('\'', "&#39;"))
 }
 
-struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
-
-impl Write for Escape<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.chars().try_for_each(|character| match character {
-            '&' => self.0.write_str("&amp;"),
-            '<' => self.0.write_str("&lt;"),
-            '>' => self.0.write_str("&gt;"),
-            '"' => self.0.write_str("&quot;"),
-            '\'' => self.0.write_str("&#39;"),
-            // Overrides and isolates of the direction of writing can make a name look like another one.
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}' => {
-                self.0.write_char('\u{fffd}')
-            }
-            other if other.is_control() => self.0.write_char('\u{fffd}'),
-            other => self.0.write_char(other),
-        })
-    }
+/// The time to the minute, and to the second for machines.
+pub(super) fn time(time: SystemTime) -> Markup {
+    html! { time datetime=(rfc3339(time)) { (minute(time)) } }
 }
 
 /// "1,234,567".
 pub(super) fn number(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
+    match value {
+        ..1_000 => value.to_string(),
+        _ => format!("{},{:03}", number(value / 1_000), value % 1_000),
     }
-    text
 }
 
 /// "1 ban", "2 bans".
@@ -51,7 +33,7 @@ pub(super) fn counted(value: u64, one: &str, many: &str) -> String {
     format!("{} {}", number(value), if value == 1 { one } else { many })
 }
 
-/// In five characters at most: "9,999", "12k", "4M".
+/// In at most five characters: "9,999", "12k", "4M".
 pub(super) fn short(value: u64) -> String {
     match value {
         ..10_000 => number(value),
@@ -60,13 +42,13 @@ pub(super) fn short(value: u64) -> String {
     }
 }
 
-/// How much `part` is of `whole`, as a length: "12.34%". Nothing of nothing is nothing.
+/// `part` of `whole` as a length in the page: "12.34%". If both are 0, it is 0.
 pub(super) fn length(part: u64, whole: u64) -> String {
     let parts = fraction(part, whole, 10_000);
     format!("{}.{:02}%", parts / 100, parts % 100)
 }
 
-/// How much `part` is of `whole`, for people: "12.3 %".
+/// `part` of `whole` as people read it: "12.3 %".
 pub(super) fn share(part: u64, whole: u64) -> String {
     match fraction(part, whole, 1_000) {
         0 if part > 0 => "< 0.1\u{a0}%".to_owned(),
@@ -75,7 +57,7 @@ pub(super) fn share(part: u64, whole: u64) -> String {
     }
 }
 
-/// `part` of `whole`, in so many of `unit`, rounded down.
+/// `part` of `whole` in units of which `unit` are the whole, rounded down.
 pub(super) fn fraction(part: u64, whole: u64, unit: u64) -> u64 {
     let parts = u128::from(part) * u128::from(unit) / u128::from(whole.max(1));
     u64::try_from(parts).unwrap_or(u64::MAX).min(unit)
@@ -89,10 +71,10 @@ mod tests {
     fn text_is_never_markup() {
         let hostile = "<script src='x'>&\"\u{202e}\u{1b}[31m\0\n</script>";
         assert_eq!(
-            Text(hostile).to_string(),
+            untrusted(hostile).into_string(),
             "&lt;script src=&#39;x&#39;&gt;&amp;&quot;\u{fffd}\u{fffd}[31m\u{fffd}\u{fffd}&lt;/script&gt;"
         );
-        assert_eq!(Text(format_args!("{}é", '<')).to_string(), "&lt;é");
+        assert_eq!(untrusted("<é").into_string(), "&lt;é");
     }
 
     #[test]

@@ -1,0 +1,179 @@
+//! Atomic file replacement: a temporary file in the same directory is written completely and then renamed, so that a reader
+//! sees either the old file or the new one, also after a crash or on a full disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::{Builder, NamedTempFile};
+
+/// How the temporary file is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TemporaryName {
+    /// `.NAME.RANDOM`, for directories where other users may write, and for files that several processes may write at once.
+    Random,
+    /// `NAME` and this suffix, for files with a single writer: what a crash leaves behind is removed by the next write.
+    Suffix(&'static str),
+}
+
+/// A complete temporary file, synced to the disk, that is not yet in its place. Dropping it removes it.
+#[derive(Debug)]
+pub struct AtomicFile {
+    temporary: NamedTempFile,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Creates the temporary file with `mode` (less the umask), has `fill` write it and set its attributes, and syncs it.
+    ///
+    /// # Errors
+    /// What the system or `fill` reports; `path` is unchanged and nothing is left behind.
+    pub fn write(
+        path: &Path,
+        name: TemporaryName,
+        mode: u32,
+        fill: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let mut prefix = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
+        let mut random = 0;
+        match name {
+            TemporaryName::Random => {
+                prefix = [".".as_ref(), prefix.as_os_str(), ".".as_ref()].into_iter().collect();
+                random = 12;
+            }
+            TemporaryName::Suffix(suffix) => {
+                prefix.push(suffix);
+                match fs::remove_file(path.with_file_name(&prefix)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        // Opened here: the error of tempfile's own function has lost the number that the system gave it.
+        let open = |path: &Path| OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let mut temporary = Builder::new().prefix(&prefix).rand_bytes(random).make_in(directory(path), open)?;
+        fill(temporary.as_file_mut())?;
+        temporary.as_file().sync_all()?;
+        Ok(Self { temporary, path: path.to_owned() })
+    }
+
+    /// Puts the file in its place, whatever is there, and syncs the directory.
+    ///
+    /// # Errors
+    /// What the system reports; the old file is unchanged unless only the directory could not be synced.
+    pub fn replace(self) -> io::Result<()> {
+        self.temporary.persist(&self.path).map_err(|error| error.error)?;
+        sync_directory(&self.path)
+    }
+
+    /// Puts the file in its place if nothing is there, also when something appears there at the last moment, and syncs the
+    /// directory.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is something, else as [`AtomicFile::replace`].
+    pub fn create_new(self) -> io::Result<()> {
+        self.temporary.persist_noclobber(&self.path).map_err(|error| error.error)?;
+        sync_directory(&self.path)
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    match File::open(directory(path)).and_then(|directory| directory.sync_all()) {
+        // A directory that may be written but not read, and a file system that has no sync of directories.
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    const NAMES: [TemporaryName; 2] = [TemporaryName::Random, TemporaryName::Suffix(".new")];
+
+    fn write(path: &Path, name: TemporaryName, text: &str) -> io::Result<AtomicFile> {
+        AtomicFile::write(path, name, 0o640, |file| file.write_all(text.as_bytes()))
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn file_is_replaced_only_by_replace() {
+        for name in NAMES {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("file");
+            write(&path, name, "old").unwrap().replace().unwrap();
+            let inode = fs::metadata(&path).unwrap().ino();
+            let new = write(&path, name, "new").unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+            assert_eq!(names(folder.path()).len(), 2, "the temporary file is in the same directory");
+            drop(new);
+            assert_eq!(names(folder.path()), ["file"]);
+            write(&path, name, "new").unwrap().replace().unwrap();
+            let found = fs::metadata(&path).unwrap();
+            assert_eq!((fs::read_to_string(&path).unwrap().as_str(), found.ino() != inode), ("new", true));
+            assert_eq!((found.mode() & 0o7777 & !0o640, names(folder.path()).len()), (0, 1));
+        }
+    }
+
+    #[test]
+    fn failure_to_fill_leaves_old_file() {
+        for name in NAMES {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("file");
+            fs::write(&path, "old").unwrap();
+            let fill = |file: &mut File| {
+                file.write_all(b"half")?;
+                Err(io::Error::from_raw_os_error(28))
+            };
+            let error = AtomicFile::write(&path, name, 0o600, fill).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(28), "the number of the error is kept");
+            assert_eq!((names(folder.path()), fs::read_to_string(&path).unwrap()), (vec!["file".into()], "old".into()));
+            let error = write(&folder.path().join("missing/file"), name, "").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(2));
+        }
+    }
+
+    #[test]
+    fn create_new_refuses_existing_file_and_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let new = write(&path, TemporaryName::Random, "new").unwrap();
+        fs::write(&path, "made meanwhile").unwrap();
+        assert_eq!(new.create_new().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "made meanwhile");
+        let link = folder.path().join("link");
+        symlink("nowhere", &link).unwrap();
+        let new = write(&link, TemporaryName::Random, "new").unwrap();
+        assert_eq!(new.create_new().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        fs::remove_file(&path).unwrap();
+        write(&path, TemporaryName::Random, "new").unwrap().create_new().unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names(folder.path()).len()), ("new", 2));
+    }
+
+    #[test]
+    fn leftover_of_crash_is_removed_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, precious) = (folder.path().join("file"), folder.path().join("precious"));
+        fs::write(&precious, "precious").unwrap();
+        symlink(&precious, folder.path().join("file.new")).unwrap();
+        write(&path, NAMES[1], "new").unwrap().replace().unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        assert_eq!(names(folder.path()), ["file", "precious"]);
+        fs::create_dir(folder.path().join("file.new")).unwrap();
+        assert!(write(&path, NAMES[1], "new").is_err(), "a directory in the way is an error");
+    }
+}

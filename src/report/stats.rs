@@ -1,0 +1,166 @@
+//! The numbers of the report, and how they are written as JSON: spans in seconds, times in RFC 3339.
+
+#![expect(missing_docs, reason = "fields that say what they are")]
+
+use std::fmt::Display;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+use super::calendar::{WEEKDAYS, rfc3339};
+use super::services;
+use crate::engine::Class;
+use crate::types::{BanTarget, Protocol};
+
+/// The bans that began within a period, added up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReportStats {
+    #[serde(serialize_with = "time")]
+    pub from: SystemTime,
+    /// End of the period: when the report was made.
+    #[serde(serialize_with = "time")]
+    pub to: SystemTime,
+    /// Bans in the ledger, of any time.
+    pub kept: u64,
+    /// Bans that began within the period. All that follows is about these, unless it says otherwise.
+    pub bans: u64,
+    /// Distinct targets of these bans: addresses, and for IPv6 networks of 64 bits.
+    pub sources: u64,
+    /// Bans in force at the end of the period, whenever they began.
+    pub in_force: u64,
+    /// Targets that had been banned before, within the period or earlier.
+    #[serde(rename = "repeat_offenders")]
+    pub repeaters: u64,
+    pub probes: u64,
+    pub over_time: OverTime,
+    /// Bans by class of the deciding probe, most first; `None` stands for bans without a probe.
+    #[serde(serialize_with = "classes")]
+    pub classes: Vec<(Option<Class>, u64)>,
+    /// Bans by probed port.
+    #[serde(serialize_with = "ports")]
+    pub ports: Top<((Protocol, u16), u64)>,
+    /// Bans by network, /24 of IPv4 and /48 of IPv6.
+    pub networks: Top<Network>,
+    /// Targets that were banned more than once, most often first.
+    pub offenders: Top<Offender>,
+    /// Bans by weekday, Monday first, and by hour of the day.
+    #[serde(serialize_with = "hours")]
+    pub hours: [[u64; 24]; 7],
+    pub ends: Ends,
+    /// Bans by author, most first.
+    #[serde(serialize_with = "counts")]
+    pub authors: Vec<(&'static str, u64)>,
+    /// Bans by backend, most first.
+    #[serde(serialize_with = "counts")]
+    pub methods: Vec<(&'static str, u64)>,
+    /// Bans that begin after the period, because the clock was set back; they are left out.
+    pub ahead: u64,
+    /// Unreadable rows of the ledger; they are left out.
+    pub unreadable: u64,
+}
+
+/// Bans in consecutive buckets of equal width.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OverTime {
+    #[serde(rename = "bucket_s", serialize_with = "seconds")]
+    pub bucket: Duration,
+    /// Start and bans of every bucket, oldest first. The first and the last are cut off by the period.
+    #[serde(serialize_with = "buckets")]
+    pub bans: Vec<(SystemTime, u64)>,
+}
+
+/// The first items of a list, and how many it has besides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Top<T> {
+    #[serde(rename = "most")]
+    pub items: Vec<T>,
+    pub more: u64,
+}
+
+/// A network that bans were for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Network {
+    #[serde(rename = "network", serialize_with = "text")]
+    pub prefix: IpNet,
+    pub bans: u64,
+    pub sources: u64,
+}
+
+/// A target that was banned more than once, with all that the ledger keeps of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Offender {
+    #[serde(serialize_with = "text")]
+    pub subject: BanTarget,
+    /// How often it has been banned, including the last time.
+    pub strikes: u64,
+    /// Start of the oldest ban that is kept.
+    #[serde(serialize_with = "time")]
+    pub first: SystemTime,
+    #[serde(serialize_with = "time")]
+    pub last: SystemTime,
+    /// How long it has been blocked altogether.
+    #[serde(rename = "blocked_s", serialize_with = "seconds")]
+    pub blocked: Duration,
+}
+
+/// How bans ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ends {
+    pub in_force: u64,
+    pub expired: u64,
+    /// Lifted by an operator.
+    pub lifted: u64,
+    pub replaced: u64,
+}
+
+fn time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339(*time))
+}
+
+fn seconds<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(span.as_secs())
+}
+
+fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn counts<S: Serializer>(counts: &[(&str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(counts.iter().copied())
+}
+
+fn classes<S: Serializer>(classes: &[(Option<Class>, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(classes.iter().map(|(class, bans)| (class.map_or("none", Class::key), bans)))
+}
+
+fn hours<S: Serializer>(hours: &[[u64; 24]; 7], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(WEEKDAYS.iter().map(|day| day.to_ascii_lowercase()).zip(hours))
+}
+
+fn buckets<S: Serializer>(buckets: &[(SystemTime, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Bucket {
+        #[serde(serialize_with = "time")]
+        time: SystemTime,
+        bans: u64,
+    }
+    serializer.collect_seq(buckets.iter().map(|(time, bans)| Bucket { time: *time, bans: *bans }))
+}
+
+fn ports<S: Serializer>(ports: &Top<((Protocol, u16), u64)>, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Port {
+        proto: &'static str,
+        port: u16,
+        service: Option<&'static str>,
+        bans: u64,
+    }
+    let items = ports.items.iter().map(|((protocol, port), bans)| Port {
+        proto: protocol.key(),
+        port: *port,
+        service: services::name(*protocol, *port),
+        bans: *bans,
+    });
+    Top { items: items.collect(), more: ports.more }.serialize(serializer)
+}
