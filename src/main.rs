@@ -161,7 +161,7 @@ fn import(options: ImportOptions) -> Result<(), ImportError> {
     match output {
         Some(path) => import::write(&path, &import.toml, force)?,
         None => {
-            let text = if json { format!("{}\n", import.json()) } else { import.toml.clone() };
+            let text = if json { format!("{}\n", serde_json::json!(import)) } else { import.toml.clone() };
             written(&text).map_err(|error| ImportError::Write { path: "standard output".into(), error })?;
         }
     }

@@ -9,7 +9,7 @@
 mod program;
 
 use portsentry::config::{BlockPolicy, Config, Mode};
-use portsentry::import::{Import, ImportError, Source, Sources, translate};
+use portsentry::import::{Import, ImportError, ReadFile, Source, Sources, translate};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,10 +27,15 @@ fn text(text: &str) -> Source {
     Source { name: "portsentry.conf".to_owned(), bytes: text.as_bytes().to_vec() }
 }
 
+/// No file that a configuration names is there.
+fn nothing(_: &Path) -> std::io::Result<Vec<u8>> {
+    Err(std::io::ErrorKind::NotFound.into())
+}
+
 /// The translation of a configuration alone.
 fn alone(config: Source) -> Result<Import, Vec<String>> {
     let sources = Sources { config, ..Sources::default() };
-    translate(&sources, &|_| false).map_err(|error| match error {
+    translate(&sources, &nothing).map_err(|error| match error {
         ImportError::Wrong(findings) => findings.iter().map(ToString::to_string).collect(),
         other => panic!("{other}"),
     })
@@ -54,8 +59,8 @@ fn watched(toml: &str) -> Config {
 }
 
 /// Compares a translation and its notes with what is kept of them.
-fn compare(name: &str, sources: &Sources, is_there: &dyn Fn(&Path) -> bool) -> String {
-    let import = translate(sources, is_there).unwrap_or_else(|error| panic!("{error}"));
+fn compare(name: &str, sources: &Sources, read: &ReadFile) -> String {
+    let import = translate(sources, read).unwrap_or_else(|error| panic!("{error}"));
     let notes: String = import.notes.iter().map(|note| format!("{note}\n")).collect();
     for (end, found) in [("toml", &import.toml), ("notes", &notes)] {
         let path = corpus(&format!("{name}.{end}"));
@@ -73,21 +78,26 @@ fn compare(name: &str, sources: &Sources, is_there: &dyn Fn(&Path) -> bool) -> S
 fn debian_s_1_2_as_it_is_installed() {
     let (config, defaults) = (source("debian-1.2.conf"), Some(source("debian-1.2.default")));
     let sources = Sources { config, defaults, ignore: Vec::new() };
-    let toml = compare("debian-1.2", &sources, &|path| path == Path::new("/etc/portsentry/portsentry.ignore.static"));
+    let toml = compare("debian-1.2", &sources, &|path| match path.to_str() {
+        Some("/etc/portsentry/portsentry.ignore.static") => Ok(source("debian-1.2.ignore.static").bytes),
+        _ => nothing(path),
+    });
     let config = watched(&toml);
     let builtin = Config::builtin();
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Connect, Mode::Connect));
     assert_eq!((&config.tcp.ports, &config.udp.ports), (&builtin.tcp.ports, &builtin.udp.ports));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
     assert_eq!(config.detect.scan_trigger, 0);
-    assert_eq!(config.allow.files, [PathBuf::from("/etc/portsentry/portsentry.ignore.static")]);
+    let networks: Vec<String> = config.allow.networks.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["0.0.0.0/32", "127.0.0.1/32"]);
+    assert!(config.allow.files.is_empty());
     assert!(config.tcp.port_banner.starts_with("** UNAUTHORIZED") && config.udp.port_banner.is_empty());
 }
 
 #[test]
 fn the_2_0_line_as_it_is_installed() {
     let sources = Sources { config: source("stock-2.0.conf"), ..Sources::default() };
-    let config = watched(&compare("stock-2.0", &sources, &|_| false));
+    let config = watched(&compare("stock-2.0", &sources, &nothing));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Stealth, Mode::Stealth));
     assert!(config.tcp.ports.contains(514) && !config.tcp.ports.contains(22) && config.udp.ports.contains(518));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
@@ -100,7 +110,7 @@ fn what_guides_on_the_web_make_of_it() {
         defaults: Some(source("recipe.default")),
         ignore: vec![source("recipe.ignore")],
     };
-    let toml = compare("recipe", &sources, &|_| false);
+    let toml = compare("recipe", &sources, &nothing);
     let config = watched(&toml);
     assert_eq!((config.tcp.mode, config.tcp.watched().contains(443)), (Mode::Advanced, false));
     let lists = |address: &str| {
@@ -113,7 +123,7 @@ fn what_guides_on_the_web_make_of_it() {
 
 #[test]
 fn what_is_odd_and_still_has_a_meaning() {
-    compare("odd", &Sources { config: source("odd.conf"), ..Sources::default() }, &|_| false);
+    compare("odd", &Sources { config: source("odd.conf"), ..Sources::default() }, &nothing);
 }
 
 #[test]
@@ -183,6 +193,92 @@ fn a_command_that_blocks_is_no_command_to_run() {
 }
 
 #[test]
+fn dropped_kill_route_script_is_replaced_by_nft() {
+    let blocker = "KILL_ROUTE=\"/usr/local/sbin/block.sh $TARGET$\"\n";
+    for (other, methods) in [
+        ("KILL_RUN_CMD=\"/usr/local/sbin/notify.sh $TARGET$ $PORT$\"\n", "\"nft\", \"run\""),
+        (
+            "KILL_RUN_CMD=\"/usr/local/sbin/notify.sh $TARGET$\"\nKILL_HOSTS_DENY=\"ALL: $TARGET$\"\n",
+            "\"nft\", \"hosts-deny\", \"run\"",
+        ),
+    ] {
+        let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\n{blocker}{other}"))).unwrap();
+        holds(&import.toml);
+        assert!(import.toml.contains(&format!("method = [{methods}]")), "{}", import.toml);
+        assert!(
+            import.notes.iter().any(|note| note.line == Some(3) && note.message.contains("\"nft\" is in block.method"))
+        );
+    }
+    // Only the command was run here, so that nothing is lost.
+    let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\n{blocker}KILL_RUN_CMD=\"/bin/x $TARGET$\"\n"));
+    assert!(toml.contains("method = [\"run\"]"), "{toml}");
+}
+
+#[test]
+fn command_of_another_firewall_gets_its_undo() {
+    for (command, undo, expire) in [
+        ("/usr/sbin/csf -d $TARGET$ portsentry", "[\"/usr/sbin/csf\", \"-dr\", \"$TARGET$\"]", 86_400),
+        ("/usr/sbin/csf -td $TARGET$ 3600 -d in", "[\"/usr/sbin/csf\", \"-tr\", \"$TARGET$\"]", 3_600),
+        ("/usr/local/sbin/apf -d $TARGET$ {portsentry}", "[\"/usr/local/sbin/apf\", \"-u\", \"$TARGET$\"]", 86_400),
+        ("/sbin/shorewall logdrop $TARGET$", "[\"/sbin/shorewall\", \"allow\", \"$TARGET$\"]", 86_400),
+        (
+            "/usr/bin/firewall-cmd --timeout=90m --add-rich-rule='rule family=ipv4 source address=$TARGET$ drop'",
+            "[\"/usr/bin/firewall-cmd\", \"--remove-rich-rule=rule family=ipv4 source address=$TARGET$ drop\"]",
+            5_400,
+        ),
+        (
+            "/usr/bin/firewall-cmd --zone=drop --add-source $TARGET$",
+            "[\"/usr/bin/firewall-cmd\", \"--zone=drop\", \"--remove-source\", \"$TARGET$\"]",
+            86_400,
+        ),
+        (
+            "/usr/bin/fail2ban-client set portsentry banip $TARGET$",
+            "[\n    \"/usr/bin/fail2ban-client\",\n    \"set\",\n    \"portsentry\",\n    \"unbanip\",\n    \"$TARGET$\",\n]",
+            86_400,
+        ),
+        (
+            "/usr/bin/cscli decisions add --ip $TARGET$",
+            "[\n    \"/usr/bin/cscli\",\n    \"decisions\",\n    \"delete\",\n    \"--ip\",\n    \"$TARGET$\",\n]",
+            14_400,
+        ),
+    ] {
+        for (policy, key) in [("1", "KILL_ROUTE"), ("2", "KILL_RUN_CMD")] {
+            let toml = toml(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"{policy}\"\n{key}=\"{command}\"\n"));
+            assert!(toml.contains("method = [\"run\"]"), "{command}\n{toml}");
+            assert!(toml.contains(&format!("\nexpire_command = {undo}\n")), "{command}\n{toml}");
+            let expected = portsentry::types::Expiry::After(Duration::from_secs(expire));
+            assert_eq!(Config::parse("portsentry.toml", &toml).unwrap().expire, expected, "{command}");
+        }
+    }
+}
+
+#[test]
+fn set_timeout_is_asked_for_as_expiry() {
+    for command in ["/sbin/ipset add portsentry $TARGET$", "nft add element inet filter bad '{ $TARGET$ }'"] {
+        let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"{command}\"\n"))).unwrap();
+        assert!(
+            import
+                .toml
+                .contains("\n# If the timeout of its set ends the ban, write the same time here.\nexpire = \"24h\"\n")
+        );
+        assert!(
+            import.notes.iter().any(|note| note.line == Some(3) && note.message.contains("the timeout of its set"))
+        );
+        assert!(!import.notes.iter().any(|note| note.message.contains("ends no ban")), "{:?}", import.notes);
+    }
+    let import = alone(text("TCP_PORTS=\"1\"\nKILL_ROUTE=\"ipset add bad $TARGET$ timeout 180\"\n")).unwrap();
+    assert!(import.toml.contains("\nexpire = \"180s\"\n"), "{}", import.toml);
+}
+
+#[test]
+fn blocking_script_without_undo_is_noted() {
+    let import =
+        alone(text("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_ROUTE=\"/usr/local/sbin/shun $TARGET$\"\n")).unwrap();
+    let note = import.notes.iter().find(|note| note.line == Some(3)).unwrap();
+    assert!(note.message.contains("block.run.expire_command"), "{note}");
+}
+
+#[test]
 fn the_time_at_which_a_ban_ended_is_kept() {
     for (time, expire) in [("now+24hour", 86_400), ("now + 90 minutes", 5_400), ("now +1 week", 604_800)] {
         let recipe = format!("echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at {time}");
@@ -211,9 +307,27 @@ fn every_classic_mode_is_its_own() {
             Source { name: "d".to_owned(), bytes: format!("TCP_MODE={tcp}\nUDP_MODE='{udp}'\n").into_bytes() };
         let sources =
             Sources { config: text("TCP_PORTS=\"1\"\nUDP_PORTS=\"1\"\n"), defaults: Some(defaults), ignore: vec![] };
-        let config = watched(&translate(&sources, &|_| false).unwrap().toml);
+        let config = watched(&translate(&sources, &nothing).unwrap().toml);
         assert_eq!((config.tcp.mode, config.udp.mode), modes, "{tcp} {udp}");
     }
+}
+
+#[test]
+fn mode_in_portsentry_conf_is_a_fallback() {
+    let config = "TCP_MODE=\"atcp\"\nUDP_MODE=\"-audp\"\nTCP_PORTS=\"1-1024\"\nUDP_PORTS=\"1-1024\"\n";
+    let import = alone(text(config)).unwrap();
+    let read = watched(&import.toml);
+    assert_eq!((read.tcp.mode, read.udp.mode), (Mode::Advanced, Mode::Advanced), "{}", import.toml);
+    let note = import.notes.iter().find(|note| note.key.as_deref() == Some("TCP_MODE")).unwrap();
+    assert!(note.message.contains("/etc/default/portsentry only; taken"), "{note}");
+    assert!(!import.notes.iter().any(|note| note.message.contains("says no mode")), "{:?}", import.notes);
+    let defaults = Some(Source { name: "d".to_owned(), bytes: b"TCP_MODE=stcp\n".to_vec() });
+    let import = translate(&Sources { config: text(config), defaults, ignore: vec![] }, &nothing).unwrap();
+    let read = watched(&import.toml);
+    assert_eq!((read.tcp.mode, read.udp.mode), (Mode::Stealth, Mode::Off), "{}", import.toml);
+    // The other protocol is watched as where nothing says the mode.
+    let read = watched(&toml("TCP_MODE=\"tcp\"\nTCP_PORTS=\"1\"\nUDP_PORTS=\"1\"\n"));
+    assert_eq!((read.tcp.mode, read.udp.mode), (Mode::Connect, Mode::Stealth));
 }
 
 #[test]
@@ -226,7 +340,7 @@ fn every_error_is_named_with_its_line_in_one_run() {
         defaults: Some(Source { name: "default".to_owned(), bytes: b"UDP_MODE=\"$X\"\n".to_vec() }),
         ignore: vec![Source { name: "ignore".to_owned(), bytes: b"127.0.0.1\nlocalhost\n".to_vec() }],
     };
-    let error = translate(&sources, &|_| false).unwrap_err().to_string();
+    let error = translate(&sources, &nothing).unwrap_err().to_string();
     let expected = [
         "portsentry.conf:1: TCP_PORTS: \"70000\" is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"",
         "portsentry.conf:2: BLOCK_TCP: \"yes\" is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command",
@@ -247,7 +361,7 @@ fn every_error_is_named_with_its_line_in_one_run() {
 fn nothing_that_would_watch_nothing_is_written() {
     let with = |config: &str, mode: &str| {
         let defaults = Some(Source { name: "d".to_owned(), bytes: mode.as_bytes().to_vec() });
-        translate(&Sources { config: text(config), defaults, ignore: vec![] }, &|_| false)
+        translate(&Sources { config: text(config), defaults, ignore: vec![] }, &nothing)
     };
     let error = with("UDP_PORTS=\"1\"\n", "TCP_MODE=stcp\n").unwrap_err().to_string();
     assert!(error.starts_with("d:1: TCP_MODE: \"stcp\" watches the ports of TCP_PORTS, which is not set"), "{error}");
@@ -346,7 +460,7 @@ proptest! {
     ) {
         let defaults = Some(Source { name: "d\u{1b}".to_owned(), bytes: format!("TCP_MODE={mode}").into_bytes() });
         let config = Source { name: "c\n\u{1b}[2J]".to_owned(), bytes: options.concat().into_bytes() };
-        match translate(&Sources { config, defaults, ignore: vec![] }, &|_| false) {
+        match translate(&Sources { config, defaults, ignore: vec![] }, &nothing) {
             Ok(import) => {
                 holds(&import.toml);
                 prop_assert!(import.toml.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", import.toml);
@@ -369,7 +483,7 @@ proptest! {
         let mut config = text(if before { "TCP_PORTS=\"1\"\n" } else { "" });
         config.bytes.extend(&bytes);
         let sources = Sources { config, defaults: Some(Source { name: "d".into(), bytes: bytes.clone() }), ignore: vec![] };
-        if let Ok(import) = translate(&sources, &|_| false) {
+        if let Ok(import) = translate(&sources, &nothing) {
             holds(&import.toml);
         }
     }

@@ -112,7 +112,7 @@ pub fn import(bytes: &[u8]) {
         defaults: source("portsentry.default"),
         ignore: source("portsentry.ignore").into_iter().collect(),
     };
-    if let Ok(import) = import::translate(&sources, &|_| false) {
+    if let Ok(import) = import::translate(&sources, &|_| Ok(bytes.to_vec())) {
         let read = Config::parse("portsentry.toml", &import.toml);
         assert!(read.is_ok(), "{}\n{read:?}", import.toml);
     }

@@ -1,13 +1,13 @@
-//! BLOCK_ and KILL_ options to `expire`, `tcp.block`, `udp.block` and `[block]`.
+//! Translates BLOCK_ and KILL_ options to `expire`, `tcp.block`, `udp.block` and `[block]`.
 //!
 //! Classic runs shell lines to block; here the known ones become settings, and nothing is run for them. A line that
 //! needs a shell is never written into the output: the daemon has none.
 
-use super::classic::Entry;
-use super::command::{Meaning, Route, Way};
+use super::command::{Block, ParsedCommand, Route};
+use super::diagnostics::{quoted, shown};
 use super::document::Value;
-use super::finding::{quoted, shown};
-use super::translation::Translation;
+use super::options::{Entry, Options};
+use super::output::Output;
 use crate::config::{is_command_word, is_deny_line};
 
 /// BLOCK_TCP, BLOCK_UDP.
@@ -18,233 +18,259 @@ enum Policy {
     Run,
 }
 
-/// What the KILL_ options come to.
+/// What the KILL_ options come to, each with the line it comes from.
 #[derive(Default)]
-struct Plan {
-    /// Where the packet filter is from, and whether each rule answers.
-    nft: Vec<(Entry, bool)>,
-    log: Option<(Entry, String)>,
-    route: Option<(Entry, Route)>,
-    hosts_deny: Option<(Entry, String)>,
-    run: Option<(Entry, Vec<String>)>,
-    expire: Option<(Entry, String)>,
+struct Plan<'o> {
+    /// Lines that block in a packet filter; true: with an answer.
+    nft: Vec<(&'o Entry<'o>, bool)>,
+    log: Option<(&'o Entry<'o>, String)>,
+    route: Option<(&'o Entry<'o>, Route)>,
+    hosts_deny: Option<(&'o Entry<'o>, String)>,
+    run: Option<Run<'o>>,
+    expire: Option<(&'o Entry<'o>, String)>,
+    may_end: Option<(&'o Entry<'o>, &'static str)>,
+    /// KILL_RUN_CMD itself blocks.
+    run_blocks: bool,
+    /// A KILL_ROUTE that is left out although it blocks.
+    lost_blocker: Option<&'o Entry<'o>>,
+}
+
+/// The command to run.
+struct Run<'o> {
+    entry: &'o Entry<'o>,
+    words: Vec<String>,
+    /// The command that takes it back, if one is known.
+    undo: Vec<String>,
 }
 
 const SCRIPT: &str = "put it into a script of its own, and write for example command = [\"/usr/local/sbin/SCRIPT\", \
                       \"$TARGET$\", \"$PORT$\", \"$MODE$\"] and \"run\" in block.method";
 
-impl Translation {
-    pub(super) fn block(&mut self) {
-        let policies = ["BLOCK_TCP", "BLOCK_UDP"].map(|key| self.policy(key));
-        let mut plan = Plan::default();
-        let run = self.get("KILL_RUN_CMD").map(|entry| (Meaning::of(&entry.value), entry));
-        let run_blocks = run.as_ref().is_some_and(|(meaning, _)| !meaning.ways.is_empty());
-        if let Some((meaning, entry)) = self.get("KILL_ROUTE").map(|entry| (Meaning::of(&entry.value), entry)) {
-            let only_runs = policies.iter().any(|policy| matches!(policy, Some((Policy::Run, _))));
-            self.command(&mut plan, meaning, entry, !only_runs && run.is_none());
-        }
-        if let Some((meaning, entry)) = run {
-            self.command(&mut plan, meaning, entry, true);
-        }
-        self.hosts_deny(&mut plan);
-        for (table, policy) in ["tcp", "udp"].into_iter().zip(&policies) {
-            self.policy_key(table, policy.as_ref(), &plan, run_blocks);
-        }
-        self.expire(&plan);
-        let blocks = policies.iter().any(|policy| matches!(policy, Some((Policy::Block, _))));
-        self.method(&plan, blocks);
-        self.ways(plan);
+pub(super) fn translate(options: &Options, output: &mut Output) {
+    let policies = ["BLOCK_TCP", "BLOCK_UDP"].map(|key| policy(options.get(key)?, output));
+    let has_policy = |wanted| policies.iter().flatten().any(|(policy, _)| *policy == wanted);
+    let mut plan = Plan::default();
+    let run = options.get("KILL_RUN_CMD").map(|entry| (entry, ParsedCommand::parse(&entry.value)));
+    if let Some(entry) = options.get("KILL_ROUTE") {
+        let may_run = run.is_none() && !has_policy(Policy::Run);
+        plan.add(entry, ParsedCommand::parse(&entry.value), may_run, output);
     }
-
-    fn policy(&mut self, key: &str) -> Option<(Policy, Entry)> {
-        let entry = self.get(key)?;
-        let policy = match entry.value.trim() {
-            "0" => Policy::Log,
-            "1" => Policy::Block,
-            "2" => Policy::Run,
-            wrong => {
-                let message = format!(
-                    "{} is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command",
-                    quoted(wrong)
-                );
-                self.refuse(&entry, message);
-                return None;
-            }
-        };
-        Some((policy, entry))
+    if let Some((entry, command)) = run {
+        plan.run_blocks = !command.blocks.is_empty();
+        plan.add(entry, command, true, output);
     }
-
-    fn policy_key(&mut self, table: &str, policy: Option<&(Policy, Entry)>, plan: &Plan, run_blocks: bool) {
-        let Some((policy, entry)) = policy else {
-            let remark = format!("BLOCK_{} is not set: classic only logs.", table.to_uppercase());
-            return self.document.set(table, "block", &Value::Switch(false), &remark);
-        };
-        let (value, remark) = match policy {
-            Policy::Log => (Value::Switch(false), ""),
-            Policy::Block if table == "udp" => {
-                let remark = "the source of a datagram is easily forged: a stranger can have anybody blocked. Write false to \
-                              only log";
-                self.note(entry, remark);
-                (Value::Switch(true), remark)
-            }
-            Policy::Block => (Value::Switch(true), ""),
-            Policy::Run if plan.run.is_some() => (Value::text("run"), ""),
-            Policy::Run if run_blocks => {
-                let remark = "the command of KILL_RUN_CMD blocks, so this does";
-                self.note(entry, remark);
-                (Value::Switch(true), remark)
-            }
-            Policy::Run => {
-                let remark = "there is no command left to run, so this only logs; see KILL_RUN_CMD";
-                self.note(entry, remark);
-                (Value::Switch(false), remark)
-            }
-        };
-        let remark = [entry.origin(), sentence(remark)].join("\n");
-        self.document.set(table, "block", &value, remark.trim_end());
+    plan.add_hosts_deny(options, output);
+    for (table, policy) in ["tcp", "udp"].into_iter().zip(policies) {
+        plan.write_policy(table, policy, output);
     }
+    plan.write_expire(output);
+    plan.write_method(has_policy(Policy::Block), output);
+    plan.write_nft(output);
+    plan.write_route(output);
+    if let Some((entry, line)) = &plan.hosts_deny {
+        output.set("block.hosts_deny", "line", &Value::text(line), entry);
+    }
+    plan.write_run(options, output);
+}
 
-    /// Takes over what `meaning` says of the line `entry`; `may_run`: what is not known may become the command.
-    fn command(&mut self, plan: &mut Plan, meaning: Meaning, entry: Entry, may_run: bool) {
-        let understood = !meaning.ways.is_empty() || meaning.expire.is_some() || meaning.is_whole();
-        for way in &meaning.ways {
-            match way {
-                Way::Filter(answers) => plan.nft.push((entry.clone(), *answers)),
-                Way::Route(route) => plan.route = Some((entry.clone(), *route)),
-                Way::Nowhere => {
+fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(Policy, &'o Entry<'o>)> {
+    let policy = match entry.value.trim() {
+        "0" => Policy::Log,
+        "1" => Policy::Block,
+        "2" => Policy::Run,
+        wrong => {
+            let expected = "is none of its values; write \"0\" to log, \"1\" to block, \"2\" to run a command";
+            output.refuse(entry, format!("{} {expected}", quoted(wrong)));
+            return None;
+        }
+    };
+    Some((policy, entry))
+}
+
+impl<'o> Plan<'o> {
+    /// Adds the effects of `command`; `may_run`: if it is not recognised, it may become the command to run.
+    fn add(&mut self, entry: &'o Entry<'o>, command: ParsedCommand, may_run: bool, output: &mut Output) {
+        let is_recognised = !command.blocks.is_empty() || command.undo.is_empty() && command.expire.is_some();
+        for block in command.blocks {
+            match block {
+                Block::Drop => self.nft.push((entry, false)),
+                Block::Reject => self.nft.push((entry, true)),
+                Block::Route(route) => self.route = Some((entry, route)),
+                Block::DeadGateway => {
                     let why = "its gateway is no address, only classic's example of a dead host: the command has always failed";
-                    self.left_out("block.route", &entry, why);
+                    output.left_out("block.route", entry, why);
                 }
             }
         }
-        if meaning.narrow {
-            self.note(&entry, "blocks some packets of a source only; here a ban covers all of them");
+        if command.is_narrow {
+            output.note(entry, "blocks some packets of a source only; here a ban covers all of them");
         }
-        if let Some(log) = meaning.log {
-            plan.log = Some((entry.clone(), log));
-        }
-        if let Some(expire) = meaning.expire {
-            plan.expire = Some((entry.clone(), expire));
-        }
-        if meaning.rest.is_empty() {
+        self.log = command.log.map(|log| (entry, log)).or(self.log.take());
+        self.expire = command.expire.map(|expire| (entry, expire)).or(self.expire.take());
+        self.may_end = command.may_end.map(|what| (entry, what)).or(self.may_end.take());
+        if command.rest.is_empty() {
             return;
         }
-        if understood {
-            let rest = shown(&meaning.rest.join("; "));
-            return self.left_out("block.run", &entry, &format!("of this line, {rest}; {SCRIPT}"));
-        }
-        match meaning.words.filter(|words| words.first().is_some_and(|program| !program.is_empty())) {
-            Some(words) if !words.first().is_some_and(|program| program.starts_with('/')) => {
-                let why = format!("a program needs its whole path here: write it into block.run.command, or {SCRIPT}");
-                self.left_out("block.run", &entry, &why);
+        let is_path = |words: &[String]| words.first().is_some_and(|program| program.starts_with('/'));
+        let why = match command.words.filter(|words| words.first().is_some_and(|program| !program.is_empty())) {
+            _ if is_recognised => format!("of this line, {}; {SCRIPT}", shown(&command.rest.join("; "))),
+            None => format!("it needs a shell, and none is run here; {SCRIPT}"),
+            Some(words) if !is_path(&words) => {
+                format!("a program needs its whole path here: write it into block.run.command, or {SCRIPT}")
             }
-            Some(words) if !words.iter().all(|word| is_command_word(word)) => {
-                self.left_out("block.run", &entry, &format!("it is too long; {SCRIPT}"));
+            Some(words) if !words.iter().all(|word| is_command_word(word)) => format!("it is too long; {SCRIPT}"),
+            Some(_) if !may_run => format!("there is one command only; to run it beside KILL_RUN_CMD, {SCRIPT}"),
+            Some(words) => {
+                self.run = Some(Run { entry, words, undo: command.undo });
+                return;
             }
-            Some(words) if may_run => plan.run = Some((entry, words)),
-            Some(_) => {
-                let why = format!("there is one command only; to run it beside KILL_RUN_CMD, {SCRIPT}");
-                self.left_out("block.run", &entry, &why);
-            }
-            None => self.left_out("block.run", &entry, &format!("it needs a shell, and none is run here; {SCRIPT}")),
+        };
+        output.left_out("block.run", entry, &why);
+        if entry.key == "KILL_ROUTE" && !is_recognised {
+            self.lost_blocker = Some(entry);
         }
     }
 
-    fn hosts_deny(&mut self, plan: &mut Plan) {
-        let Some(entry) = self.get("KILL_HOSTS_DENY") else { return };
+    fn add_hosts_deny(&mut self, options: &'o Options, output: &mut Output) {
+        let Some(entry) = options.get("KILL_HOSTS_DENY") else { return };
         // Classic wants a backslash before a percent sign, which its printf would take.
         let line = entry.value.trim().replace("\\%", "%");
         if is_deny_line(&line) {
-            plan.hosts_deny = Some((entry, line));
+            self.hosts_deny = Some((entry, line));
         } else {
             let why = "it is no line of hosts.deny that names $TARGET$, and would deny nobody or the same for every ban; write for \
                        example \"ALL: $TARGET$\"";
-            self.left_out("block.hosts_deny", &entry, why);
+            output.left_out("block.hosts_deny", entry, why);
         }
     }
 
-    fn expire(&mut self, plan: &Plan) {
-        if let Some((entry, expire)) = &plan.expire {
-            let remark = format!("{}\nThe ban's end; the kernel brings it, and at(1) is not needed.", entry.origin());
-            return self.document.set("", "expire", &Value::text(expire), &remark);
+    fn write_policy(&self, table: &str, policy: Option<(Policy, &Entry)>, output: &mut Output) {
+        let Some((policy, entry)) = policy else {
+            let remark = format!("BLOCK_{} is not set: classic only logs.", table.to_uppercase());
+            return output.document.set(table, "block", &Value::Switch(false), &remark);
+        };
+        let (value, remark) = match policy {
+            Policy::Log => (Value::Switch(false), ""),
+            Policy::Block if table == "udp" => (
+                Value::Switch(true),
+                "the source of a datagram is easily forged: a stranger can have anybody blocked. Write false to only log",
+            ),
+            Policy::Block => (Value::Switch(true), ""),
+            Policy::Run if self.run.is_some() => (Value::text("run"), ""),
+            Policy::Run if self.run_blocks => (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so this does"),
+            Policy::Run => {
+                (Value::Switch(false), "there is no command left to run, so this only logs; see KILL_RUN_CMD")
+            }
+        };
+        if !remark.is_empty() {
+            output.note(entry, remark);
+        }
+        let remark = [entry.origin(), sentence(remark)].join("\n");
+        output.document.set(table, "block", &value, remark.trim_end());
+    }
+
+    fn write_expire(&self, output: &mut Output) {
+        if let Some((entry, expire)) = &self.expire {
+            let is_its_own = self.run.as_ref().is_some_and(|run| run.entry.line == entry.line);
+            let remark = if is_its_own {
+                "The ban's end, as this command has it."
+            } else {
+                "The ban's end; the kernel brings it, and at(1) is not needed."
+            };
+            let remark = format!("{}\n{remark}", entry.origin());
+            return output.document.set("", "expire", &Value::text(expire), &remark);
+        }
+        if let Some((entry, what)) = self.may_end {
+            let remark = format!("{}\nIf {what} ends the ban, write the same time here.", entry.origin());
+            output.document.set("", "expire", &Value::text("24h"), &remark);
+            return output
+                .note(entry, &format!("may end bans by {what}: write the same time as expire; \"24h\" is written"));
         }
         let remark = "Classic ends no ban by itself; \"never\" does that here. A time is better: addresses change hands, and \
                       behind one there may be thousands of people.";
-        self.document.set("", "expire", &Value::text("24h"), remark);
-        let message =
-            "ends no ban, as classic cannot; expire = \"24h\" is written. Write \"never\" to keep bans for ever";
-        self.notes.add(None, None, message.to_owned());
+        output.document.set("", "expire", &Value::text("24h"), remark);
+        output.note_config(
+            "ends no ban, as classic cannot; expire = \"24h\" is written. Write \"never\" to keep bans for ever",
+        );
     }
 
-    fn method(&mut self, plan: &Plan, blocks: bool) {
-        let (nft, route) = (!plan.nft.is_empty(), plan.route.is_some());
-        let all =
-            [("nft", nft), ("route", route), ("hosts-deny", plan.hosts_deny.is_some()), ("run", plan.run.is_some())];
+    fn write_method(&self, blocks: bool, output: &mut Output) {
+        let (nft, route) = (!self.nft.is_empty(), self.route.is_some());
+        let (hosts_deny, run) = (self.hosts_deny.is_some(), self.run.is_some());
+        let lost = self.lost_blocker.filter(|_| blocks && !nft && !route && (hosts_deny || run));
+        let all = [("nft", nft || lost.is_some()), ("route", route), ("hosts-deny", hosts_deny), ("run", run)];
         let names: Vec<String> = all.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (*name).to_owned()).collect();
         if names.is_empty() {
             if blocks {
-                let message = "blocks and says no way to do it, which classic only logs; nftables does it here. Write false for \
-                               tcp.block and udp.block to only log";
-                self.document.remark("block", "No option is left that says how to block: nftables it is.");
-                self.notes.add(None, None, message.to_owned());
+                output.document.remark("block", "No option is left that says how to block: nftables it is.");
+                output.note_config(
+                    "blocks and says no way to do it, which classic only logs; nftables does it here. Write false for \
+                     tcp.block and udp.block to only log",
+                );
             }
             return;
         }
         let mut remark = String::new();
-        for (entry, _) in &plan.nft {
+        for (entry, _) in &self.nft {
             remark = format!("{remark}{}: here one nftables set instead of a rule for every source.\n", entry.origin());
         }
-        if !nft {
+        if let Some(entry) = lost {
+            remark = format!("{} is left out, see below: nftables blocks in its place.", entry.origin());
+            output.note(entry, "blocks, and is left out: \"nft\" is in block.method in its place");
+        } else if !nft {
             remark.push_str(
                 "Add \"nft\", or have nothing else: it drops what a blocked source sends, before anything answers.",
             );
-            if route {
-                remark.push_str(" A route loses the answers only.");
-            }
         }
-        self.document.set("block", "method", &Value::Texts(names), remark.trim_end());
+        if !nft && route {
+            remark.push_str(" A route loses the answers only.");
+        }
+        output.document.set("block", "method", &Value::Texts(names), remark.trim_end());
     }
 
-    fn ways(&mut self, plan: Plan) {
-        if let Some((entry, _)) =
-            plan.nft.iter().find(|(_, answers)| *answers).filter(|_| plan.nft.iter().all(|(_, answers)| *answers))
-        {
-            self.set("block.nft", "action", &Value::text("reject"), entry);
+    fn write_nft(&self, output: &mut Output) {
+        if let Some((entry, _)) = self.nft.first().filter(|_| self.nft.iter().all(|(_, rejects)| *rejects)) {
+            output.set("block.nft", "action", &Value::text("reject"), entry);
         }
-        match plan.log {
-            Some((entry, rate)) if !plan.nft.is_empty() => {
-                self.set("block.nft", "log_drops", &Value::text(rate), &entry)
+        match &self.log {
+            Some((entry, _)) if self.nft.is_empty() => {
+                output.left_out("block.nft", entry, "it logs what nothing here blocks in a packet filter");
             }
-            Some((entry, _)) => {
-                self.left_out("block.nft", &entry, "it logs what nothing here blocks in a packet filter")
-            }
+            Some((entry, rate)) => output.set("block.nft", "log_drops", &Value::text(rate), entry),
             None => {}
         }
-        if let Some((entry, route)) = plan.route {
-            let (key, value) = match route {
-                Route::Blackhole => ("kind", "blackhole".to_owned()),
-                Route::Unreachable => ("kind", "unreachable".to_owned()),
-                Route::Prohibit => ("kind", "prohibit".to_owned()),
-                Route::Via(gateway) => ("via", gateway.to_string()),
-            };
-            self.set("block.route", key, &Value::text(value), &entry);
-        }
-        if let Some((entry, line)) = plan.hosts_deny {
-            self.set("block.hosts_deny", "line", &Value::text(line), &entry);
-        }
-        let first = self.switch("KILL_RUN_CMD_FIRST");
-        match (plan.run, first) {
-            (Some((entry, words)), first) => {
-                let remark = format!("{}\n$TARGET$ is an address, of IPv6 a /64. No shell is run.", entry.origin());
-                self.document.set("block.run", "command", &Value::Texts(words), &remark);
-                if let Some((first, entry)) = first {
-                    self.set("block.run", "first", &Value::Switch(first), &entry);
-                }
+    }
+
+    fn write_route(&self, output: &mut Output) {
+        let Some((entry, route)) = self.route else { return };
+        let (key, value) = match route {
+            Route::Blackhole => ("kind", "blackhole".to_owned()),
+            Route::Unreachable => ("kind", "unreachable".to_owned()),
+            Route::Prohibit => ("kind", "prohibit".to_owned()),
+            Route::Via(gateway) => ("via", gateway.to_string()),
+        };
+        output.set("block.route", key, &Value::text(value), entry);
+    }
+
+    fn write_run(self, options: &Options, output: &mut Output) {
+        let first = options.get("KILL_RUN_CMD_FIRST").and_then(|entry| Some((entry, output.switch(entry)?)));
+        if let Some(Run { entry, words, undo }) = self.run {
+            let remark = format!("{}\n$TARGET$ is an address, of IPv6 a /64. No shell is run.", entry.origin());
+            output.document.set("block.run", "command", &Value::Texts(words), &remark);
+            if !undo.is_empty() {
+                let remark = "Takes back what the command has done, when the ban is over.";
+                output.document.set("block.run", "expire_command", &Value::Texts(undo), remark);
+            } else if entry.key == "KILL_ROUTE" {
+                output.note(
+                    entry,
+                    "may block for ever: write the command that takes it back into block.run.expire_command",
+                );
             }
-            (None, Some((_, entry))) => {
-                self.document.tail(&format!("{}: there is no command to run.", entry.origin()));
+            if let Some((entry, is_first)) = first {
+                output.set("block.run", "first", &Value::Switch(is_first), entry);
             }
-            (None, None) => {}
+        } else if let Some((entry, _)) = first {
+            output.document.tail(&format!("{}: there is no command to run.", entry.origin()));
         }
     }
 }
@@ -252,8 +278,5 @@ impl Translation {
 /// A remark as a sentence of its own.
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
-    match chars.next() {
-        Some(first) => format!("{}{}.", first.to_uppercase(), chars.as_str()),
-        None => String::new(),
-    }
+    chars.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), chars.as_str()))
 }

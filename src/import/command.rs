@@ -1,20 +1,21 @@
-//! A shell line of KILL_ROUTE or KILL_RUN_CMD to what it does: blocks over a route or in a packet filter, logs, lifts the
-//! ban later, or something else. Looks at the words only; nothing is run. What is not known stays "something else".
+//! Recognises the commands that people write into KILL_ROUTE and KILL_RUN_CMD: a table of programs and words tells which
+//! block over a route or in a packet filter, log, or remove the ban later. Nothing is run, and a command that no row of the
+//! table fits stays a command of the user's own.
 
-use std::net::IpAddr;
-
-use super::shell::Line;
+use super::words::Line;
 use crate::config::{is_gateway, parse_expiry};
+use std::net::IpAddr;
 
 /// How a command blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// A packet filter; true: with an answer.
-    Filter(bool),
-    /// A route.
+pub(super) enum Block {
+    /// A packet filter drops the packets.
+    Drop,
+    /// A packet filter rejects the packets with an answer.
+    Reject,
     Route(Route),
-    /// A route to an address that is none, such as the 333.444.555.666 of the classic examples: it never worked.
-    Nowhere,
+    /// A route over an address that is none, such as the 333.444.555.666 of the classic examples: it never worked.
+    DeadGateway,
 }
 
 /// The kinds of routes that block.
@@ -26,240 +27,278 @@ pub(super) enum Route {
     Via(IpAddr),
 }
 
-/// What a line does.
+/// What a line of commands does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Meaning {
-    /// The ways it blocks.
-    pub(super) ways: Vec<Way>,
+pub(super) struct ParsedCommand {
+    pub(super) blocks: Vec<Block>,
     /// The limit at which it has blocked packets logged, "3/minute".
     pub(super) log: Option<String>,
-    /// When it lifts the ban again, "24h".
+    /// When it removes the ban again, "24h".
     pub(super) expire: Option<String>,
-    /// It takes the ban back, at once or later.
-    lifts: bool,
+    /// It removes the ban, at once or later.
+    unblocks: bool,
     /// It blocks some packets of the source only.
-    pub(super) narrow: bool,
-    /// Commands that are none of this.
+    pub(super) is_narrow: bool,
+    /// Commands that are not recognised.
     pub(super) rest: Vec<String>,
     /// The line as words, where it needs no shell.
     pub(super) words: Option<Vec<String>>,
+    /// The command that takes back what these words do, where they are known to block in another firewall.
+    pub(super) undo: Vec<String>,
+    /// What else may end the ban, at a time that the line does not tell.
+    pub(super) may_end: Option<&'static str>,
 }
 
-impl Meaning {
-    /// Reads `line`.
-    pub(super) fn of(line: &str) -> Self {
-        Self::read(line, true)
+/// What a recognised command does.
+#[derive(Clone, Copy)]
+enum Effect {
+    Blocks(Block),
+    /// A route over the gateway that the command names.
+    Gateway,
+    Logs,
+    Unblocks,
+}
+
+use Block::{Drop, Reject};
+use Effect::{Blocks, Gateway, Logs, Unblocks};
+
+const BLACKHOLE: Effect = Blocks(Block::Route(Route::Blackhole));
+const UNREACHABLE: Effect = Blocks(Block::Route(Route::Unreachable));
+const PROHIBIT: Effect = Blocks(Block::Route(Route::Prohibit));
+
+/// Programs, words that must be there, and the effect. The first row that fits counts; "|" separates alternatives, and "="
+/// an option from the word that must follow it.
+const PATTERNS: [(&str, &str, Effect); 30] = [
+    ("route", "del|delete", Unblocks),
+    ("route", "add reject|-reject", UNREACHABLE),
+    ("route", "add blackhole|-blackhole", BLACKHOLE),
+    ("route", "add", Gateway),
+    ("ip", "route|r|ro del|delete|d", Unblocks),
+    ("ip", "route|r|ro add|a|replace|append blackhole", BLACKHOLE),
+    ("ip", "route|r|ro add|a|replace|append unreachable|throw", UNREACHABLE),
+    ("ip", "route|r|ro add|a|replace|append prohibit", PROHIBIT),
+    ("ip", "route|r|ro add|a|replace|append via", Gateway),
+    (IPTABLES, "-D|--delete", Unblocks),
+    (IPTABLES, "-j|--jump=LOG|NFLOG", Logs),
+    (IPTABLES, "-j|--jump=DROP|TARPIT", Blocks(Drop)),
+    (IPTABLES, "-j|--jump=REJECT", Blocks(Reject)),
+    ("ipchains", "-D", Unblocks),
+    ("ipchains", "-j=DENY", Blocks(Drop)),
+    ("ipchains", "-j=REJECT", Blocks(Reject)),
+    ("ipfwadm", "-i|-a=deny", Blocks(Drop)),
+    ("ipfwadm", "-i|-a=reject", Blocks(Reject)),
+    ("ipfw", "add deny|drop", Blocks(Drop)),
+    ("ipfw", "add reject|reset|unreach", Blocks(Reject)),
+    ("ipfw", "delete", Unblocks),
+    (NFT, "delete|destroy", Unblocks),
+    (NFT, "add|create element", Blocks(Drop)),
+    (NFT, "rule reject", Blocks(Reject)),
+    (NFT, "rule drop", Blocks(Drop)),
+    ("ipset", "add|-A", Blocks(Drop)),
+    ("ipset", "del|-D", Unblocks),
+    ("ufw", "delete", Unblocks),
+    ("ufw", "deny", Blocks(Drop)),
+    ("ufw", "reject", Blocks(Reject)),
+];
+
+const IPTABLES: &str = "iptables|ip6tables|iptables-nft|iptables-legacy|ip6tables-nft|ip6tables-legacy";
+
+/// The examples of 2.0.x call the program "nftables".
+const NFT: &str = "nft|nftables";
+
+/// Words with which a blocking rule logs.
+const LOGGING: [(&str, &str); 4] = [("ipchains", "-l"), ("ipfwadm", "-o"), ("ipfw", "log"), (NFT, "log")];
+
+/// Words that restrict a blocking rule to some packets.
+const NARROWING: [(&str, &str); 2] =
+    [(IPTABLES, "-p|--protocol|--proto|--dport|--dports|-i|--in-interface"), (NFT, "dport|iif|iifname")];
+
+/// Commands that block in a firewall of their own, and the arguments that take it back for the target.
+const BLOCKERS: [(&str, &str, &str); 5] = [
+    ("csf", "-td|--tempdeny", "-tr"),
+    ("csf", "-d|--deny", "-dr"),
+    ("apf", "-d|--deny", "-u"),
+    ("shorewall|shorewall6|shorewall-lite|shorewall6-lite", "drop|logdrop|reject|logreject", "allow"),
+    ("cscli", "decisions add", "decisions delete --ip"),
+];
+
+const TARGET: &str = "$TARGET$";
+
+/// Where a packet filter logged without a limit: a flood must not fill the disk.
+const DEFAULT_LOG_RATE: &str = "3/minute";
+
+/// A megabyte of commands must not become as many settings.
+const MAX_BLOCKS: usize = 8;
+
+impl ParsedCommand {
+    pub(super) fn parse(line: &str) -> Self {
+        Self::parse_line(line, true)
     }
 
-    /// True where nothing of the line is left to be run.
-    pub(super) fn is_whole(&self) -> bool {
-        self.rest.is_empty() && (!self.ways.is_empty() || self.lifts || self.expire.is_some() || self.log.is_some())
-    }
-
-    fn read(text: &str, outer: bool) -> Self {
-        let mut meaning = Self::default();
-        let Some(line) = Line::of(text) else {
-            meaning.rest.push(text.to_owned());
-            return meaning;
+    /// `at_allowed`: commands for at(1) are recognised, which are not among commands for at(1).
+    fn parse_line(text: &str, at_allowed: bool) -> Self {
+        let mut parsed = Self::default();
+        let Some(line) = Line::split(text) else {
+            parsed.rest.push(text.to_owned());
+            return parsed;
         };
-        meaning.words = line.words();
-        for pipeline in line.pipelines() {
-            let known = match pipeline.as_slice() {
-                [command] => meaning.command(command),
-                [echo, filter] if matches!(program(filter), "ipf" | "pfctl") => meaning.filter_rule(echo),
-                [echo, at] if outer && program(at) == "at" => meaning.later(echo, at),
-                _ => None,
-            };
-            if known.is_none() {
-                let commands: Vec<String> = pipeline.iter().map(|words| words.join(" ")).collect();
-                meaning.rest.push(commands.join(" | "));
+        parsed.words = line.words();
+        if let Some(words) = &parsed.words {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            parsed.undo = undo(&words).unwrap_or_default();
+            if !parsed.undo.is_empty() {
+                parsed.expire = own_expiry(&words);
+                parsed.may_end = contains(&words, "banip").then_some("the bantime of its jail");
             }
         }
-        meaning
+        for pipeline in line.pipelines {
+            let recognised = match pipeline.as_slice() {
+                [command] => parsed.add_command(command),
+                [echo, filter] if matches!(program(filter), "ipf" | "pfctl") => parsed.add_filter_rule(echo),
+                [echo, at] if at_allowed && program(at) == "at" => parsed.add_later(echo, at),
+                _ => None,
+            };
+            if recognised.is_none() {
+                let commands: Vec<String> = pipeline.iter().map(|words| words.join(" ")).collect();
+                parsed.rest.push(commands.join(" | "));
+            }
+        }
+        parsed
     }
 
     /// `echo 'iptables -D …' | at now+24hour`: the ban's end.
-    fn later(&mut self, echo: &[String], at: &[String]) -> Option<()> {
-        let (name, text) = echo.split_first()?;
-        let inner = Self::read(&text.join(" "), false);
-        let lifts =
-            matches!(base(name), "echo" | "printf") && inner.lifts && inner.ways.is_empty() && inner.rest.is_empty();
-        self.expire = Some(at_time(&at.get(1..)?.concat()).filter(|_| lifts)?);
+    fn add_later(&mut self, echo: &[String], at: &[String]) -> Option<()> {
+        let text = echo.get(1..).filter(|_| matches!(program(echo), "echo" | "printf"))?.join(" ");
+        let inner = Self::parse_line(&text, false);
+        let only_unblocks = inner.unblocks && inner.blocks.is_empty() && inner.rest.is_empty();
+        self.expire = Some(at_time(&at.get(1..)?.concat()).filter(|_| only_unblocks)?);
         Some(())
     }
 
     /// `echo 'block in from …' | pfctl -f -`.
-    fn filter_rule(&mut self, echo: &[String]) -> Option<()> {
+    fn add_filter_rule(&mut self, echo: &[String]) -> Option<()> {
         let text = echo.join(" ");
         (program(echo) == "echo" && text.contains("block") && text.contains(TARGET)).then_some(())?;
-        self.way(Way::Filter(text.contains("return")));
+        self.add_block(if text.contains("return") { Reject } else { Drop });
         Some(())
     }
 
-    fn command(&mut self, words: &[String]) -> Option<()> {
+    fn add_command(&mut self, words: &[String]) -> Option<()> {
         let words = if program(words) == "sudo" { words.get(1..)? } else { words };
-        let has = |names: &[&str]| words.iter().any(|word| names.contains(&word.as_str()));
-        let after = |names: &[&str]| {
-            let mut pairs = words.windows(2);
-            pairs.find_map(|pair| match pair {
-                [name, value] if names.contains(&name.as_str()) => Some(value.as_str()),
-                _ => None,
-            })
-        };
         let name = program(words);
         if name == "sed" {
             // Takes the source out of the blocked file, or out of hosts.deny.
             let ours = words.iter().any(|word| word.contains("portsentry") || word.contains("hosts.deny"));
-            return (ours && words.iter().any(|word| word.contains("/d"))).then(|| self.lifts = true);
+            return (ours && words.iter().any(|word| word.contains("/d"))).then(|| self.unblocks = true);
         }
+        // Arguments of nft may be one quoted word.
+        let text = words.join(" ").replace(['{', '}', ',', ';'], " ");
+        let words = if is_one_of(NFT, name) {
+            text.split_whitespace().collect()
+        } else {
+            words.iter().map(String::as_str).collect::<Vec<_>>()
+        };
         words.iter().any(|word| word.contains("$TARGET")).then_some(())?;
-        match name {
-            "route" if has(&["del", "delete"]) => self.lifts = true,
-            "route" if has(&["add"]) => self.way(old_route(words)?),
-            "ip" if has(&["route", "r", "ro"]) => match () {
-                () if has(&["del", "delete", "d"]) => self.lifts = true,
-                () if has(&["add", "a", "replace", "append"]) => self.way(new_route(words)?),
-                () => return None,
-            },
-            "iptables" | "ip6tables" | "iptables-nft" | "iptables-legacy" | "ip6tables-nft" | "ip6tables-legacy" => {
-                if has(&["-D", "--delete"]) {
-                    self.lifts = true;
-                    return Some(());
-                }
-                match after(&["-j", "--jump"])? {
-                    "DROP" | "TARPIT" => self.way(Way::Filter(false)),
-                    "REJECT" => self.way(Way::Filter(true)),
-                    "LOG" | "NFLOG" => {
-                        self.log = Some(after(&["--limit"]).and_then(rate).unwrap_or_else(|| RATE.to_owned()))
-                    }
-                    _ => return None,
-                }
-                self.narrow |= has(&["-p", "--protocol", "--proto", "--dport", "--dports", "-i", "--in-interface"]);
+        let has = |rows: &[(&str, &str)]| {
+            rows.iter().any(|(programs, any)| is_one_of(programs, name) && contains(&words, any))
+        };
+        let fits = |(programs, all, _): &&(&str, &str, Effect)| {
+            is_one_of(programs, name) && all.split(' ').all(|any| contains(&words, any))
+        };
+        match PATTERNS.iter().find(fits)?.2 {
+            Unblocks => self.unblocks = true,
+            Logs => {
+                self.log = Some(after(&words, "--limit").and_then(rate).unwrap_or_else(|| DEFAULT_LOG_RATE.to_owned()))
             }
-            "ipchains" => match (has(&["-D"]), after(&["-j"])) {
-                (true, _) => self.lifts = true,
-                (false, Some("DENY")) => self.filter(false, has(&["-l"])),
-                (false, Some("REJECT")) => self.filter(true, has(&["-l"])),
-                _ => return None,
-            },
-            "ipfwadm" => match after(&["-i", "-a"])? {
-                "deny" => self.filter(false, has(&["-o"])),
-                "reject" => self.filter(true, has(&["-o"])),
-                _ => return None,
-            },
-            "ipfw" if has(&["add"]) => match () {
-                () if has(&["deny", "drop"]) => self.filter(false, has(&["log"])),
-                () if has(&["reject", "reset", "unreach"]) => self.filter(true, has(&["log"])),
-                () => return None,
-            },
-            "ipfw" if has(&["delete"]) => self.lifts = true,
-            // "nftables" is what the examples of 2.0.x call it.
-            "nft" | "nftables" => self.nft(&words.join(" "))?,
-            "ipset" => match () {
-                () if has(&["add", "-A"]) => {
-                    self.way(Way::Filter(false));
-                    self.expire =
-                        after(&["timeout"]).and_then(|seconds| span(&format!("{seconds}s"))).or(self.expire.take());
+            Gateway => self.add_block(gateway(&words)?),
+            Blocks(block) => {
+                self.add_block(block);
+                self.is_narrow |= has(&NARROWING);
+                if has(&LOGGING) {
+                    self.log = Some(DEFAULT_LOG_RATE.to_owned());
                 }
-                () if has(&["del", "-D"]) => self.lifts = true,
-                () => return None,
-            },
-            "ufw" => match () {
-                () if has(&["delete"]) => self.lifts = true,
-                () if has(&["deny"]) => self.way(Way::Filter(false)),
-                () if has(&["reject"]) => self.way(Way::Filter(true)),
-                () => return None,
-            },
-            _ => return None,
+                if let Some(timeout) = after(&words, "timeout").and_then(timeout) {
+                    self.expire = Some(timeout);
+                } else if name == "ipset" || contains(&words, "element") {
+                    self.may_end = Some("the timeout of its set");
+                }
+            }
         }
         Some(())
     }
 
-    /// Notes a way once. A megabyte of commands must not become as many settings.
-    fn way(&mut self, way: Way) {
-        const MOST: usize = 8;
-        if self.ways.len() < MOST && !self.ways.contains(&way) {
-            self.ways.push(way);
+    fn add_block(&mut self, block: Block) {
+        if self.blocks.len() < MAX_BLOCKS && !self.blocks.contains(&block) {
+            self.blocks.push(block);
         }
     }
-
-    fn filter(&mut self, answers: bool, logs: bool) {
-        self.way(Way::Filter(answers));
-        if logs {
-            self.log = Some(RATE.to_owned());
-        }
-    }
-
-    /// `nft add rule … saddr $TARGET$ drop`, `nft add element … { $TARGET$ timeout 1d }`: quoted or not.
-    fn nft(&mut self, text: &str) -> Option<()> {
-        let text = text.replace(['{', '}', ',', ';'], " ");
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let has = |name: &str| words.contains(&name);
-        match () {
-            () if has("delete") || has("destroy") => self.lifts = true,
-            () if has("element") && (has("add") || has("create")) => {
-                let timeout = words.iter().skip_while(|word| **word != "timeout").nth(1);
-                self.expire = timeout.and_then(|timeout| span(timeout)).or(self.expire.take());
-                self.way(Way::Filter(false));
-            }
-            () if has("rule") && (has("drop") || has("reject")) => {
-                self.filter(has("reject"), has("log"));
-                self.narrow |= has("dport") || has("iif") || has("iifname");
-            }
-            () => return None,
-        }
-        Some(())
-    }
 }
 
-/// What stands for the source.
-const TARGET: &str = "$TARGET$";
-
-/// Where a packet filter logged without a limit: a flood must not fill the disk.
-const RATE: &str = "3/minute";
-
-fn program(words: &[String]) -> &str {
-    words.first().map_or("", |word| base(word))
+/// The program of a command, without its path.
+fn program<W: AsRef<str>>(words: &[W]) -> &str {
+    words.first().and_then(|path| path.as_ref().rsplit('/').next()).unwrap_or("")
 }
 
-fn base(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
-}
-
-/// `route add -host $TARGET$ reject`, `… gw 192.0.2.254`, `… 127.0.0.1 -blackhole`.
-fn old_route(words: &[String]) -> Option<Way> {
-    let has = |names: &[&str]| words.iter().any(|word| names.contains(&word.as_str()));
-    if has(&["reject", "-reject"]) {
-        return Some(Way::Route(Route::Unreachable));
+/// The command that takes back what `words` do in a firewall of their own.
+fn undo(words: &[&str]) -> Option<Vec<String>> {
+    let (path, name) = (*words.first()?, program(words));
+    words.iter().any(|word| word.contains(TARGET)).then_some(())?;
+    if name == "fail2ban-client" && contains(words, "banip") {
+        return Some(words.iter().map(|word| if *word == "banip" { "unbanip" } else { word }.to_owned()).collect());
     }
-    if has(&["blackhole", "-blackhole"]) {
-        return Some(Way::Route(Route::Blackhole));
+    if name == "firewall-cmd" && words.iter().any(|word| word.starts_with("--add-")) {
+        let timeout = after(words, "--timeout");
+        let kept = words.iter().filter(|word| !word.starts_with("--timeout") && Some(**word) != timeout);
+        return Some(kept.map(|word| word.replacen("--add-", "--remove-", 1)).collect());
     }
-    // The gateway is named, or what follows the target, its mask aside.
-    let behind = words.iter().skip_while(|word| !word.contains(TARGET)).skip(1);
-    let mut behind = behind.filter(|word| !word.starts_with('-') && *word != "netmask" && !word.starts_with("255."));
-    let named = words.iter().skip_while(|word| *word != "gw" && *word != "gateway").nth(1);
-    named.or_else(|| behind.next()).and_then(|word| gateway(word))
+    let fits = |(programs, all, _): &&(&str, &str, &str)| {
+        is_one_of(programs, name) && all.split(' ').all(|any| contains(words, any))
+    };
+    let arguments = BLOCKERS.iter().find(fits)?.2;
+    Some([path].into_iter().chain(arguments.split(' ')).chain([TARGET]).map(str::to_owned).collect())
 }
 
-/// `ip route add blackhole $TARGET$`, `ip route add $TARGET$ via 192.0.2.254`.
-fn new_route(words: &[String]) -> Option<Way> {
-    let kind = words.iter().find_map(|word| match word.as_str() {
-        "blackhole" => Some(Route::Blackhole),
-        "unreachable" | "throw" => Some(Route::Unreachable),
-        "prohibit" => Some(Route::Prohibit),
+/// The time after which such a firewall itself ends the ban.
+fn own_expiry(words: &[&str]) -> Option<String> {
+    let option = |names| {
+        let joined = words.iter().filter_map(|word| word.split_once('='));
+        joined.filter(|(name, _)| is_one_of(names, name)).map(|(_, value)| value).next().or_else(|| after(words, names))
+    };
+    let text = match program(words) {
+        "csf" => words.iter().skip_while(|word| !is_one_of("-td|--tempdeny", word)).nth(2).copied(),
+        "cscli" => option("-d|--duration").or(Some("4h")),
+        "firewall-cmd" => option("--timeout"),
         _ => None,
-    });
-    let via = || words.iter().skip_while(|word| *word != "via").nth(1).and_then(|word| gateway(word));
-    kind.map(Way::Route).or_else(via)
+    };
+    text.and_then(timeout)
 }
 
-fn gateway(word: &str) -> Option<Way> {
+fn is_one_of(alternatives: &str, word: &str) -> bool {
+    alternatives.split('|').any(|alternative| alternative == word)
+}
+
+fn contains(words: &[&str], pattern: &str) -> bool {
+    match pattern.split_once('=') {
+        Some((option, values)) => after(words, option).is_some_and(|word| is_one_of(values, word)),
+        None => words.iter().any(|word| is_one_of(pattern, word)),
+    }
+}
+
+/// The word behind one of `names`.
+fn after<'w>(words: &[&'w str], names: &str) -> Option<&'w str> {
+    words.iter().skip_while(|word| !is_one_of(names, word)).nth(1).copied()
+}
+
+/// `… gw 192.0.2.254`, `… via 192.0.2.254`, `… $TARGET$ 127.0.0.1`: the gateway is named, or follows the target and its mask.
+fn gateway(words: &[&str]) -> Option<Block> {
+    let mut behind = words.iter().skip_while(|word| !word.contains(TARGET)).skip(1).copied();
+    let unnamed = || behind.find(|word| !word.starts_with('-') && *word != "netmask" && !word.starts_with("255."));
+    let word = after(words, "gw|gateway|via").or_else(unnamed)?;
     match word.parse::<IpAddr>() {
         // To this host itself is nowhere: the answers are lost, as in a blackhole.
-        Ok(address) if address.is_loopback() => Some(Way::Route(Route::Blackhole)),
-        Ok(address) if is_gateway(&address) => Some(Way::Route(Route::Via(address))),
-        Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => Some(Way::Nowhere),
+        Ok(address) if address.is_loopback() => Some(Block::Route(Route::Blackhole)),
+        Ok(address) if is_gateway(&address) => Some(Block::Route(Route::Via(address))),
+        Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => Some(Block::DeadGateway),
         Ok(_) | Err(_) => None,
     }
 }
@@ -273,25 +312,30 @@ fn rate(text: &str) -> Option<String> {
     Some(format!("{number}/{unit}"))
 }
 
+/// A time after which a firewall ends a block: seconds, or a span.
+fn timeout(text: &str) -> Option<String> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    span(&if is_number { format!("{text}s") } else { text.to_owned() })
+}
+
 /// The words behind `at`, without blanks: "now+24hour" to "24h".
 fn at_time(words: &str) -> Option<String> {
     // Options of at (-m, -M) come first.
     let (_, time) = words.split_once("now")?;
     let time = time.trim_start().strip_prefix('+')?.trim_start();
-    let digits = time.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = time.split_at_checked(digits)?;
+    let (number, unit) = time.split_at(time.bytes().take_while(u8::is_ascii_digit).count());
     let number: u32 = number.parse().ok()?;
     let unit = unit.trim_start();
-    let (number, unit) = match unit.strip_suffix('s').unwrap_or(unit) {
-        "min" | "minute" => (number, "m"),
-        "hour" => (number, "h"),
-        "day" => (number, "d"),
-        "week" => (number.checked_mul(7)?, "d"),
-        "month" => (number.checked_mul(30)?, "d"),
-        "year" => (number.checked_mul(365)?, "d"),
+    let (factor, unit) = match unit.strip_suffix('s').unwrap_or(unit) {
+        "min" | "minute" => (1, "m"),
+        "hour" => (1, "h"),
+        "day" => (1, "d"),
+        "week" => (7, "d"),
+        "month" => (30, "d"),
+        "year" => (365, "d"),
         _ => return None,
     };
-    span(&format!("{number}{unit}"))
+    span(&format!("{}{unit}", number.checked_mul(factor)?))
 }
 
 /// `text`, if it is a ban's length.
@@ -305,35 +349,35 @@ mod tests {
 
     #[test]
     fn every_known_way_to_block_is_recognised() {
-        let via = |text: &str| Way::Route(Route::Via(text.parse().unwrap()));
-        for (line, way) in [
-            ("/sbin/route add -host $TARGET$ reject", Way::Route(Route::Unreachable)),
-            ("/sbin/route add -host $TARGET$ gw 333.444.555.666", Way::Nowhere),
-            ("/sbin/route add $TARGET$ 333.444.555.666", Way::Nowhere),
-            ("/usr/sbin/route add $TARGET$ 333.444.555.666 1", Way::Nowhere),
+        let via = |text: &str| Block::Route(Route::Via(text.parse().unwrap()));
+        for (line, block) in [
+            ("/sbin/route add -host $TARGET$ reject", Block::Route(Route::Unreachable)),
+            ("/sbin/route add -host $TARGET$ gw 333.444.555.666", Block::DeadGateway),
+            ("/sbin/route add $TARGET$ 333.444.555.666", Block::DeadGateway),
+            ("/usr/sbin/route add $TARGET$ 333.444.555.666 1", Block::DeadGateway),
             ("/sbin/route add -host $TARGET$ gw 192.0.2.254", via("192.0.2.254")),
-            ("/usr/etc/route add $TARGET$ 127.0.0.1 1", Way::Route(Route::Blackhole)),
-            ("route add -net $TARGET$ -netmask 255.255.255.255 127.0.0.1 -blackhole", Way::Route(Route::Blackhole)),
-            ("/usr/sbin/route add net $TARGET$ netmask 255.255.255.0 127.0.0.1", Way::Route(Route::Blackhole)),
-            ("ip route add blackhole $TARGET$/32", Way::Route(Route::Blackhole)),
-            ("/sbin/ip -4 route replace prohibit $TARGET$", Way::Route(Route::Prohibit)),
+            ("/usr/etc/route add $TARGET$ 127.0.0.1 1", Block::Route(Route::Blackhole)),
+            ("route add -net $TARGET$ -netmask 255.255.255.255 127.0.0.1 -blackhole", Block::Route(Route::Blackhole)),
+            ("/usr/sbin/route add net $TARGET$ netmask 255.255.255.0 127.0.0.1", Block::Route(Route::Blackhole)),
+            ("ip route add blackhole $TARGET$/32", Block::Route(Route::Blackhole)),
+            ("/sbin/ip -4 route replace prohibit $TARGET$", Block::Route(Route::Prohibit)),
             ("ip r add $TARGET$ via 192.0.2.254", via("192.0.2.254")),
-            ("/sbin/iptables -I INPUT -s $TARGET$ -j DROP", Way::Filter(false)),
-            ("sudo iptables -w -t raw -I PREROUTING --source $TARGET$/32 --jump DROP", Way::Filter(false)),
-            ("/sbin/iptables -I INPUT -s $TARGET$ -j REJECT --reject-with tcp-reset", Way::Filter(true)),
-            ("/sbin/ipchains -I input -s $TARGET$ -j DENY", Way::Filter(false)),
-            ("/sbin/ipfwadm -I -i deny -S $TARGET$", Way::Filter(false)),
-            ("/sbin/ipfw add 1 deny all from $TARGET$:255.255.255.255 to any", Way::Filter(false)),
-            ("/bin/echo 'block in log on eth0 from $TARGET$/32 to any' | /sbin/ipf -f -", Way::Filter(false)),
-            ("nftables add rule ip filter input ip saddr $TARGET$ drop", Way::Filter(false)),
-            ("nft add rule inet filter input ip saddr $TARGET$ reject", Way::Filter(true)),
-            ("nft add element inet filter bad '{ $TARGET$ }'", Way::Filter(false)),
-            ("ipset add bad $TARGET$ -exist", Way::Filter(false)),
-            ("ufw insert 1 deny from $TARGET$ to any", Way::Filter(false)),
+            ("/sbin/iptables -I INPUT -s $TARGET$ -j DROP", Block::Drop),
+            ("sudo iptables -w -t raw -I PREROUTING --source $TARGET$/32 --jump DROP", Block::Drop),
+            ("/sbin/iptables -I INPUT -s $TARGET$ -j REJECT --reject-with tcp-reset", Block::Reject),
+            ("/sbin/ipchains -I input -s $TARGET$ -j DENY", Block::Drop),
+            ("/sbin/ipfwadm -I -i deny -S $TARGET$", Block::Drop),
+            ("/sbin/ipfw add 1 deny all from $TARGET$:255.255.255.255 to any", Block::Drop),
+            ("/bin/echo 'block in log on eth0 from $TARGET$/32 to any' | /sbin/ipf -f -", Block::Drop),
+            ("nftables add rule ip filter input ip saddr $TARGET$ drop", Block::Drop),
+            ("nft add rule inet filter input ip saddr $TARGET$ reject", Block::Reject),
+            ("nft add element inet filter bad '{ $TARGET$ }'", Block::Drop),
+            ("ipset add bad $TARGET$ -exist", Block::Drop),
+            ("ufw insert 1 deny from $TARGET$ to any", Block::Drop),
         ] {
-            let meaning = Meaning::of(line);
-            assert_eq!(meaning.ways, [way], "{line}");
-            assert!(meaning.is_whole() && meaning.expire.is_none() && meaning.log.is_none(), "{line}: {meaning:?}");
+            let parsed = ParsedCommand::parse(line);
+            assert_eq!(parsed.blocks, [block], "{line}");
+            assert!(parsed.rest.is_empty() && parsed.expire.is_none() && parsed.log.is_none(), "{line}: {parsed:?}");
         }
     }
 
@@ -343,14 +387,11 @@ mod tests {
         let log = "/sbin/iptables -I INPUT -s $TARGET$ -m limit --limit LIMIT --limit-burst 5 -j LOG --log-level debug \
                    --log-prefix 'Portsentry: dropping: '";
         for (limit, rate) in [("3/minute", "3/minute"), ("10/s", "10/second"), ("1/h", "1/hour"), ("0/m", "3/minute")] {
-            let meaning = Meaning::of(&format!("{drop} && {}", log.replace("LIMIT", limit)));
-            assert_eq!(
-                (meaning.ways.as_slice(), meaning.log.as_deref()),
-                ([Way::Filter(false)].as_slice(), Some(rate))
-            );
-            assert!(meaning.is_whole());
+            let parsed = ParsedCommand::parse(&format!("{drop} && {}", log.replace("LIMIT", limit)));
+            assert_eq!((parsed.blocks.as_slice(), parsed.log.as_deref()), ([Block::Drop].as_slice(), Some(rate)));
+            assert!(parsed.rest.is_empty());
         }
-        assert_eq!(Meaning::of("ipchains -I input -s $TARGET$ -j DENY -l").log.as_deref(), Some("3/minute"));
+        assert_eq!(ParsedCommand::parse("ipchains -I input -s $TARGET$ -j DENY -l").log.as_deref(), Some("3/minute"));
     }
 
     #[test]
@@ -364,14 +405,17 @@ mod tests {
             ("now+ 2weeks", "14d"),
             ("now + 1 month", "30d"),
         ] {
-            let meaning = Meaning::of(&format!("{lift} | /usr/bin/at {time} >/dev/null 2>&1"));
-            assert_eq!(meaning.expire.as_deref(), Some(expire), "{time}");
-            assert!(meaning.is_whole() && meaning.ways.is_empty());
+            let parsed = ParsedCommand::parse(&format!("{lift} | /usr/bin/at {time} >/dev/null 2>&1"));
+            assert_eq!(parsed.expire.as_deref(), Some(expire), "{time}");
+            assert!(parsed.rest.is_empty() && parsed.blocks.is_empty());
         }
-        let both = Meaning::of(&format!("iptables -I INPUT -s $TARGET$ -j DROP && {lift} | at now+24hour"));
-        assert_eq!((both.ways.as_slice(), both.expire.as_deref()), ([Way::Filter(false)].as_slice(), Some("24h")));
-        assert_eq!(Meaning::of("ipset add bad $TARGET$ timeout 3600").expire.as_deref(), Some("3600s"));
-        assert_eq!(Meaning::of("nft add element ip f b { $TARGET$ timeout 1d2h }").expire.as_deref(), Some("1d2h"));
+        let both = ParsedCommand::parse(&format!("iptables -I INPUT -s $TARGET$ -j DROP && {lift} | at now+24hour"));
+        assert_eq!((both.blocks.as_slice(), both.expire.as_deref()), ([Block::Drop].as_slice(), Some("24h")));
+        assert_eq!(ParsedCommand::parse("ipset add bad $TARGET$ timeout 3600").expire.as_deref(), Some("3600s"));
+        assert_eq!(
+            ParsedCommand::parse("nft add element ip f b { $TARGET$ timeout 1d2h }").expire.as_deref(),
+            Some("1d2h")
+        );
     }
 
     #[test]
@@ -389,11 +433,14 @@ mod tests {
             "it's unclosed $TARGET$",
             "nft list ruleset $TARGET$",
         ] {
-            let meaning = Meaning::of(line);
-            assert!(!meaning.is_whole() && meaning.expire.is_none() && meaning.rest.len() == 1, "{line}: {meaning:?}");
+            let parsed = ParsedCommand::parse(line);
+            assert!(
+                parsed.blocks.is_empty() && parsed.expire.is_none() && parsed.rest.len() == 1,
+                "{line}: {parsed:?}"
+            );
         }
-        let mixed = Meaning::of("iptables -I INPUT -s $TARGET$ -j DROP && mail -s $TARGET$ root < /dev/null");
-        assert_eq!((mixed.ways.len(), mixed.rest.as_slice()), (1, ["mail -s $TARGET$ root".to_owned()].as_slice()));
-        assert!(Meaning::of("iptables -I INPUT -s $TARGET$ -p tcp --dport 22 -j DROP").narrow);
+        let mixed = ParsedCommand::parse("iptables -I INPUT -s $TARGET$ -j DROP && mail -s $TARGET$ root < /dev/null");
+        assert_eq!((mixed.blocks.len(), mixed.rest.as_slice()), (1, ["mail -s $TARGET$ root".to_owned()].as_slice()));
+        assert!(ParsedCommand::parse("iptables -I INPUT -s $TARGET$ -p tcp --dport 22 -j DROP").is_narrow);
     }
 }

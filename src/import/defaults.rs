@@ -1,76 +1,70 @@
-//! The text of Debian's `/etc/default/portsentry` to the modes. It is a shell script of assignments; nothing of it is run.
+//! Parses Debian's `/etc/default/portsentry` to the modes. It is a shell script of assignments; nothing of it is run.
 
-use super::classic::{Entry, is_name, lines};
-use super::finding::{Findings, shown};
-use super::shell::{Line, Token};
-use super::{LARGEST, Source};
+use super::diagnostics::shown;
+use super::options::{Entry, Options, lines, name};
+use super::output::Output;
+use super::words::Line;
+use super::{MAX_LEN, Source};
 
-/// The modes that it says; Debian starts the program once for each that is not empty.
-#[derive(Debug, Default)]
-pub(super) struct Modes {
-    pub(super) tcp: Option<Entry>,
-    pub(super) udp: Option<Entry>,
-}
-
-impl Modes {
-    /// Reads `source`; the last assignment counts, as in a shell.
-    pub(super) fn read(source: &Source, errors: &mut Findings, notes: &mut Findings) -> Self {
-        let mut modes = Self::default();
-        if source.bytes.len() > LARGEST {
-            errors.add(None, None, "is larger than 1 MiB; name /etc/default/portsentry".to_owned());
-            return modes;
-        }
-        for (line, text) in lines(source) {
-            let text = String::from_utf8_lossy(text);
-            let text = text.strip_prefix("export ").map_or(&*text, str::trim_start);
-            let Some((key, value)) = text.split_once('=').filter(|(key, _)| is_name(key)) else {
-                notes.add(Some(line), None, format!("\"{}\" sets no mode; left out", shown(text)));
-                continue;
-            };
-            let (place, example) = match key {
-                "TCP_MODE" => (&mut modes.tcp, "atcp"),
-                "UDP_MODE" => (&mut modes.udp, "audp"),
-                _ => {
-                    notes.add(Some(line), Some(key), "is no mode; left out".to_owned());
-                    continue;
-                }
-            };
-            match word(value) {
-                Some(value) => {
-                    *place = Some(Entry { key: key.to_owned(), value, line }).filter(|mode| !mode.value.is_empty());
-                }
-                None => {
-                    let message = format!("{} is no plain word; write {key}=\"{example}\"", shown(value));
-                    errors.add(Some(line), Some(key), message);
-                }
-            }
-        }
-        modes
+/// Parses `source` to `TCP_MODE` and `UDP_MODE`; the last assignment counts, as in a shell.
+pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> {
+    let file = source.name.as_str();
+    let mut modes = Options::new(source);
+    if source.bytes.len() > MAX_LEN {
+        output.errors.add(file, None, None, "is larger than 1 MiB; name /etc/default/portsentry");
+        return modes;
     }
+    for (line, text) in lines(source) {
+        let text = String::from_utf8_lossy(text);
+        let text = text.trim_start();
+        let text = text.strip_prefix("export ").map_or(text, str::trim_start);
+        let Some((key, value)) = text.split_once('=').filter(|(key, _)| name(text) == Some(key)) else {
+            output.notes.add(file, Some(line), None, format!("\"{}\" sets no mode; left out", shown(text)));
+            continue;
+        };
+        let example = match key {
+            "TCP_MODE" => "atcp",
+            "UDP_MODE" => "audp",
+            _ => {
+                output.notes.add(file, Some(line), Some(key), "is no mode; left out");
+                continue;
+            }
+        };
+        if let Some(value) = word(value) {
+            modes.replace(Entry { file, line, key: key.to_owned(), value });
+        } else {
+            let message = format!("{} is no plain word; write {key}=\"{example}\"", shown(value));
+            output.errors.add(file, Some(line), Some(key), message);
+        }
+    }
+    modes
 }
 
 /// The value that the shell would assign, where it need not run anything to know it.
 fn word(value: &str) -> Option<String> {
     // A comment behind it is the shell's, and fine.
-    let value = value.split(" #").next().unwrap_or("");
-    let line = Line::of(value).filter(|line| !line.needs_shell)?;
-    match line.tokens.as_slice() {
+    let words = Line::split(value.split(" #").next()?)?.words()?;
+    match words.as_slice() {
         [] => Some(String::new()),
-        [Token::Word(word)] => Some(word.trim().trim_start_matches('-').to_owned()),
+        [word] => Some(word.trim().trim_start_matches('-').to_owned()),
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Sources;
+    use super::super::diagnostics::Diagnostics;
     use super::*;
 
     fn read(text: &str) -> (Option<String>, Option<String>, Vec<String>, Vec<String>) {
-        let source = Source { name: "d".to_owned(), bytes: text.as_bytes().to_vec() };
-        let (mut errors, mut notes) = (Findings::about("d"), Findings::about("d"));
-        let modes = Modes::read(&source, &mut errors, &mut notes);
-        let texts = |findings: Findings| findings.into_vec().iter().map(ToString::to_string).collect();
-        (modes.tcp.map(|mode| mode.value), modes.udp.map(|mode| mode.value), texts(errors), texts(notes))
+        let config = Source { name: "d".to_owned(), bytes: text.as_bytes().to_vec() };
+        let sources = Sources { config, ..Sources::default() };
+        let mut output = Output::new(&sources);
+        let modes = parse(&sources.config, &mut output);
+        let texts = |list: Diagnostics| list.into_vec().iter().map(ToString::to_string).collect();
+        let value = |key| modes.get(key).map(|mode| mode.value.clone());
+        (value("TCP_MODE"), value("UDP_MODE"), texts(output.errors), texts(output.notes))
     }
 
     #[test]

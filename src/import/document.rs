@@ -1,9 +1,9 @@
-//! Keys, values and comments to the text of a TOML file. Whatever goes in, TOML comes out: texts are escaped, comments
-//! stay comments.
+//! Formats keys, values and comments as a TOML file. Whatever goes in, TOML comes out: texts are escaped, comments stay
+//! comments.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
-use super::finding::Printable;
+use super::diagnostics::Printable;
 
 /// A value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,43 +23,30 @@ impl Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text(text) => {
-                text.chars().try_fold(f.write_char('"')?, |(), c| escape(f, c)).and_then(|()| f.write_char('"'))
-            }
+            Self::Text(text) => write!(f, "\"{}\"", text.chars().map(escape).collect::<String>()),
             Self::Switch(switch) => switch.fmt(f),
             Self::Number(number) => number.fmt(f),
             Self::Texts(texts) => {
-                f.write_char('[')?;
+                let texts: Vec<String> = texts.iter().map(|text| Self::text(text).to_string()).collect();
                 // A long list gets a line an item.
-                let long = texts.len() > 4;
-                for (index, text) in texts.iter().enumerate() {
-                    f.write_str(if long {
-                        "\n    "
-                    } else if index > 0 {
-                        ", "
-                    } else {
-                        ""
-                    })?;
-                    Self::text(text).fmt(f)?;
-                    f.write_str(if long { "," } else { "" })?;
+                if texts.len() > 4 {
+                    write!(f, "[\n    {},\n]", texts.join(",\n    "))
+                } else {
+                    write!(f, "[{}]", texts.join(", "))
                 }
-                f.write_str(if long { "\n]" } else { "]" })
             }
         }
     }
 }
 
-fn escape(f: &mut fmt::Formatter<'_>, c: char) -> fmt::Result {
+fn escape(c: char) -> String {
     match c {
-        '"' | '\\' => write!(f, "\\{c}"),
-        '\n' => f.write_str("\\n"),
-        '\r' => f.write_str("\\r"),
-        '\t' => f.write_str("\\t"),
-        c if Printable(c).to_string().starts_with('\\') => {
-            let code = u32::from(c);
-            if code > 0xffff { write!(f, "\\U{code:08x}") } else { write!(f, "\\u{code:04x}") }
-        }
-        c => f.write_char(c),
+        '"' | '\\' => format!("\\{c}"),
+        '\n' => "\\n".to_owned(),
+        '\r' => "\\r".to_owned(),
+        '\t' => "\\t".to_owned(),
+        c if Printable(c).to_string().starts_with('\\') => format!("\\U{:08x}", u32::from(c)),
+        c => c.to_string(),
     }
 }
 
@@ -78,18 +65,12 @@ const TABLES: [&str; 11] = [
     "report",
 ];
 
-/// A file in the making.
+/// A TOML file in progress.
 #[derive(Debug, Default)]
 pub(super) struct Document {
     head: String,
-    tables: [Table; TABLES.len()],
+    tables: [String; TABLES.len()],
     tail: String,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    text: String,
-    keys: usize,
 }
 
 impl Document {
@@ -105,39 +86,33 @@ impl Document {
 
     /// `key = value` in `table`, with a comment before it.
     pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, remark: &str) {
-        if let Some(table) = self.table(table) {
-            comment(&mut table.text, remark);
-            // Writing to a string cannot fail.
-            let _ = writeln!(table.text, "{key} = {value}\n");
-            table.keys += 1;
+        let text = self.table(table);
+        // The first key gives the table its header; comments need none.
+        if !table.is_empty() && !text.starts_with('[') {
+            text.insert_str(0, &format!("[{table}]\n"));
         }
+        comment(text, remark);
+        text.push_str(&format!("{key} = {value}\n\n"));
     }
 
-    /// A comment in `table`, for what has become of no key.
+    /// A comment in `table`, for an option that becomes of no key.
     pub(super) fn remark(&mut self, table: &str, remark: &str) {
-        if let Some(table) = self.table(table) {
-            comment(&mut table.text, remark);
-            table.text.push('\n');
-        }
+        let text = self.table(table);
+        comment(text, remark);
+        text.push('\n');
     }
 
-    fn table(&mut self, name: &str) -> Option<&mut Table> {
-        let index = TABLES.iter().position(|table| *table == name);
-        debug_assert!(index.is_some(), "{name}");
-        self.tables.get_mut(index?)
+    fn table(&mut self, name: &str) -> &mut String {
+        let mut tables = TABLES.iter().zip(&mut self.tables);
+        let table = tables.find_map(|(table, text)| (*table == name).then_some(text));
+        debug_assert!(table.is_some(), "{name}");
+        table.unwrap_or(&mut self.tail)
     }
 }
 
 impl fmt::Display for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = format!("{}\n", self.head);
-        for (name, table) in TABLES.iter().zip(&self.tables) {
-            if table.keys > 0 && !name.is_empty() {
-                let _ = writeln!(text, "[{name}]");
-            }
-            text.push_str(&table.text);
-        }
-        text.push_str(&self.tail);
+        let text = format!("{}\n{}{}", self.head, self.tables.concat(), self.tail);
         writeln!(f, "{}", text.trim_end())
     }
 }

@@ -1,12 +1,12 @@
-//! Which files there are to translate, and where the result goes. All that touches the system.
+//! Reads the files to translate and writes the result: the only part that touches the system.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::finding::{Finding, ImportError};
-use super::{Import, LARGEST, Source, Sources, translate};
-use crate::config::Allow;
+use super::diagnostics::ImportError;
+use super::{Import, MAX_LEN, Source, Sources, translate};
+use crate::atomic_file::{AtomicFile, TemporaryName};
 
 /// The files that an operator names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,15 +15,14 @@ pub struct Files {
     pub config: Option<PathBuf>,
     /// `/etc/default/portsentry`.
     pub defaults: Option<PathBuf>,
-    /// Ignore files whose networks are written into the result.
+    /// Ignore files instead of the one that the configuration names.
     pub ignore: Vec<PathBuf>,
 }
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";
 const DEFAULTS: &str = "/etc/default/portsentry";
 
-/// Reads `files` and translates them. A look at the ignore file that the result names is part of it: the daemon would
-/// not start with one that it cannot read.
+/// Reads `files` and translates them.
 ///
 /// # Errors
 /// A file that cannot be read, and as [`translate`].
@@ -35,62 +34,36 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
         (None, _) => None,
     };
     let ignore = files.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
-    let mut import = translate(&Sources { config, defaults, ignore }, &|path| path.is_file())?;
-    import.notes.extend(ignored(&import));
-    Ok(import)
-}
-
-/// What is wrong with the ignore files that the translation names.
-fn ignored(import: &Import) -> Vec<Finding> {
-    let document = toml::de::DeTable::parse(&import.toml).ok();
-    let files = document
-        .as_ref()
-        .and_then(|document| document.get_ref().get("allow")?.get_ref().get("files")?.get_ref().as_array());
-    let files = files.into_iter().flatten().filter_map(|file| file.get_ref().as_str()).map(PathBuf::from).collect();
-    let allow = Allow { files, ..Allow::default() };
-    let Err(errors) = allow.read() else { return Vec::new() };
-    let findings = errors.iter().map(|error| Finding {
-        file: error.file.clone(),
-        line: error.position.map(|position| position.line),
-        key: None,
-        message: format!("{}; the daemon does not start before that", error.message),
-    });
-    findings.take(100).collect()
+    translate(&Sources { config, defaults, ignore }, &|path| {
+        // Opening a FIFO would wait for its writer for ever.
+        let is_file = path.metadata()?.is_file();
+        if is_file { bytes(path) } else { Err(io::Error::other("it is no regular file")) }
+    })
 }
 
 fn source(path: &Path) -> Result<Source, ImportError> {
-    let wrong = |error| ImportError::Read { path: path.to_owned(), error };
-    // One byte more than is taken tells that there is more.
-    let most = u64::try_from(LARGEST).unwrap_or(u64::MAX).saturating_add(1);
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)).map_err(wrong)?;
+    let bytes = bytes(path).map_err(|error| ImportError::Read { path: path.to_owned(), error })?;
     Ok(Source { name: path.display().to_string(), bytes })
 }
 
-/// Writes `text` to `path`, which must not be there unless `force` says to replace it; a reader sees the old file or the
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    // One byte more than is taken tells that there is more.
+    let limit = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes `text` to `path`, which must not exist unless `force` says to replace it; a reader sees the old file or the
 /// new one, whole.
 ///
 /// # Errors
-/// What the system says, and nothing is left behind.
+/// The system's error; nothing is left behind.
 pub fn write(path: &Path, text: &str, force: bool) -> Result<(), ImportError> {
-    let wrong = |error| ImportError::Write { path: path.to_owned(), error };
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}.new", std::process::id()));
-    let fresh = PathBuf::from(fresh);
-    if !force && fs::symlink_metadata(path).is_ok() {
-        return Err(wrong(io::Error::from(io::ErrorKind::AlreadyExists)));
-    }
-    let put = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        // A link, unlike a renaming, never replaces what somebody else has put there meanwhile.
-        if force { fs::rename(&fresh, path) } else { fs::hard_link(&fresh, path) }
+    // Readable as the umask has it, and not only by its owner.
+    let write = || -> io::Result<()> {
+        let file = AtomicFile::write(path, TemporaryName::Random, 0o666, |file| file.write_all(text.as_bytes()))?;
+        if force { file.replace() } else { file.create_new() }
     };
-    let result = put();
-    if !force || result.is_err() {
-        // Also where it is not there.
-        let _ = fs::remove_file(&fresh);
-    }
-    result.map_err(wrong)
+    write().map_err(|error| ImportError::Write { path: path.to_owned(), error })
 }

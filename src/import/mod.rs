@@ -1,38 +1,46 @@
-//! A classic `portsentry.conf` to this program's TOML: every option translated, or left as a comment that says why. Text
-//! to text; only `files` touches the system, and nothing here asks the network or runs anything.
+//! Translates a classic `portsentry.conf` to this program's TOML. Every option becomes a key, or a comment that says why not.
 //!
-//! The input was written by people and scripts over twenty years: syntaxes of 1.2, 2.0b1 and 2.0.x, and of the shell in
-//! /etc/default/portsentry. It is at most 1 MiB, and whatever it holds, what comes out is TOML. Where the classic program
-//! and the sense of a line differ, the sense is written and a note says so; where the sense is not clear, nothing is
-//! written but the reason.
+//! The steps: read the files, parse their options, translate each option, and return the document with notes about what
+//! its owner should know. The translation is text to text; only `files` touches the system, and no command is run.
+//!
+//! The input was written by people and scripts over twenty years: the syntaxes of 1.2, 2.0b1 and 2.0.x, and of the shell in
+//! /etc/default/portsentry. Whatever it holds, the result is TOML that the daemon reads. Where the classic program and the
+//! evident intention of a line differ, the intention is written and a note says so; where it is not clear, the line
+//! becomes a comment.
 //!
 //! Read with: docs/moving-over.md.
 
+mod allow;
 mod block;
-mod classic;
 mod command;
 mod defaults;
+mod diagnostics;
 mod document;
 mod files;
-mod finding;
-mod shell;
-mod translation;
-mod watch;
+mod general;
+mod options;
+mod output;
+mod ports;
+mod words;
 
+pub use diagnostics::{Diagnostic, ImportError};
 pub use files::{Files, read, write};
-pub use finding::{Finding, ImportError};
 
+use options::Options;
+use output::Output;
+use serde::Serialize;
+use std::io;
 use std::path::Path;
 
 /// The largest text that is read. The longest configurations that people share have some 20 KiB.
-pub const LARGEST: usize = 1 << 20;
+const MAX_LEN: usize = 1 << 20;
 
 /// A text to translate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
-    /// What it holds: UTF-8 outside of comments.
+    /// Its contents: UTF-8 outside of comments.
     pub bytes: Vec<u8>,
 }
 
@@ -41,37 +49,39 @@ pub struct Source {
 pub struct Sources {
     /// `portsentry.conf`.
     pub config: Source,
-    /// `/etc/default/portsentry`, which says the modes on Debian.
+    /// `/etc/default/portsentry`, which has the modes on Debian.
     pub defaults: Option<Source>,
-    /// Ignore files whose networks go into the output. Without any, it names the file of `IGNORE_FILE`.
+    /// Ignore files; without any, the file of `IGNORE_FILE` is read.
     pub ignore: Vec<Source>,
 }
 
-/// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The result; as JSON it is what `portsentry import --json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Import {
-    /// The configuration, with where each line comes from.
+    /// The configuration, with comments that name the origin of each line.
     pub toml: String,
     /// What its owner should know, in the order of the input.
-    pub notes: Vec<Finding>,
+    pub notes: Vec<Diagnostic>,
 }
 
-impl Import {
-    /// The same as one JSON object: `toml`, and `notes` with `file`, `line`, `key` and `message`.
-    #[must_use]
-    pub fn json(&self) -> serde_json::Value {
-        let notes = self.notes.iter().map(
-            |note| serde_json::json!({"file": note.file, "line": note.line, "key": note.key, "message": note.message}),
-        );
-        serde_json::json!({"toml": self.toml, "notes": notes.collect::<Vec<_>>()})
-    }
-}
+/// Reads a file that the configuration names.
+pub type ReadFile<'r> = dyn Fn(&Path) -> io::Result<Vec<u8>> + 'r;
 
-/// Translates `sources`. `is_there` is asked for one thing: whether beside the ignore file lies the one that Debian makes
-/// it of.
+/// Translates `sources`; `read` reads the ignore file that they name.
 ///
 /// # Errors
-/// [`ImportError::Wrong`]: no option of PortSentry in it, or values that mean nothing, all of them at once.
-pub fn translate(sources: &Sources, is_there: &dyn Fn(&Path) -> bool) -> Result<Import, ImportError> {
-    translation::Translation::of(sources)?.finish(sources, is_there)
+/// [`ImportError::Wrong`] with all errors at once: no option of PortSentry in it, or values without a meaning.
+pub fn translate(sources: &Sources, read: &ReadFile) -> Result<Import, ImportError> {
+    let mut output = Output::new(sources);
+    if let Some(options) = Options::parse(&sources.config, &mut output) {
+        let modes = sources.defaults.as_ref().map(|source| defaults::parse(source, &mut output));
+        ports::translate(&options, modes.as_ref(), &mut output);
+        block::translate(&options, &mut output);
+        general::banner(&options, &mut output);
+        general::scan_trigger(&options, &mut output);
+        allow::translate(&options, &sources.ignore, read, &mut output);
+        general::resolve_host(&options, &mut output);
+        general::leave_out(&options, &mut output);
+    }
+    output.finish()
 }

@@ -77,3 +77,26 @@ fn an_ignore_file_that_the_daemon_would_refuse_is_said_at_once() {
     std::fs::remove_file(&ignore).unwrap();
     assert!(said().contains("cannot be read: No such file"));
 }
+
+#[test]
+fn ignore_entries_survive_purge_of_classic() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, ignore) = (dir.path().join("portsentry.conf"), dir.path().join("portsentry.ignore"));
+    std::fs::write(&config, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", ignore.display())).unwrap();
+    std::fs::write(&ignore, "127.0.0.1\nlocalhost\n192.0.2.7\n0.0.0.0/0\n").unwrap();
+    let networks = || {
+        let output = cargo_bin_cmd!("portsentry").arg("import").arg(&config).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let toml = String::from_utf8(output.stdout).unwrap();
+        holds(&toml);
+        assert!(!toml.contains("\nfiles"), "{toml}");
+        toml.lines().find(|line| line.starts_with("networks")).map(str::to_owned)
+    };
+    assert_eq!(networks().as_deref(), Some("networks = [\"127.0.0.1\", \"192.0.2.7\"]"));
+    // Debian makes the ignore file of this one.
+    std::fs::write(dir.path().join("portsentry.ignore.static"), "198.51.100.0/24").unwrap();
+    assert_eq!(networks().as_deref(), Some("networks = [\"198.51.100.0/24\"]"));
+    std::fs::remove_file(dir.path().join("portsentry.ignore.static")).unwrap();
+    std::fs::remove_file(&ignore).unwrap();
+    assert_eq!(networks(), None);
+}

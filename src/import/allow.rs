@@ -1,0 +1,94 @@
+//! Translates ignore files to `[allow]`: their entries are copied, because the package of the classic program removes its
+//! files when it is purged.
+
+use super::diagnostics::{Printable, shown};
+use super::document::Value;
+use super::options::{Entry, Options};
+use super::output::Output;
+use super::{MAX_LEN, ReadFile, Source};
+use crate::config::ignore_file;
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, output: &mut Output) {
+    let entry = options.get("IGNORE_FILE");
+    if !ignore.is_empty() {
+        if let Some(entry) = entry {
+            output.document.remark("allow", &format!("{}: its place take the networks below.", entry.origin()));
+        }
+        return write_networks(ignore, None, output);
+    }
+    let Some(entry) = entry else { return };
+    let path = entry.value.trim();
+    if !Path::new(path).is_absolute() {
+        let why =
+            "it depends on where classic was started; write its whole path into allow.files, or name it with --ignore";
+        return output.left_out("allow", entry, why);
+    }
+    // Debian makes the file of this one and of the host's own addresses, which need no entry here.
+    let made_of = format!("{path}.static");
+    let (path, result) = match read(Path::new(&made_of)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (path, read(Path::new(path))),
+        result => (made_of.as_str(), result),
+    };
+    match result {
+        Ok(bytes) => {
+            let name = path.chars().map(|c| Printable(c).to_string()).collect();
+            write_networks(&[Source { name, bytes }], Some(entry), output);
+        }
+        Err(error) => {
+            let why = format!("{} cannot be read: {error}; name a copy of it with --ignore", shown(path));
+            output.left_out("allow", entry, &why);
+        }
+    }
+}
+
+/// Writes the entries of `ignore`, which the option `named_by` names, or else the operator.
+fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Output) {
+    let networks: BTreeSet<IpNet> =
+        ignore.iter().flat_map(|source| networks(source, named_by.is_some(), output)).collect();
+    let texts = networks.iter().map(|network| {
+        let is_host = network.prefix_len() == network.max_prefix_len();
+        if is_host { network.addr().to_string() } else { network.to_string() }
+    });
+    let names: Vec<&str> = ignore.iter().map(|source| source.name.as_str()).collect();
+    let origin = named_by.map_or_else(String::new, |entry| format!("{}\n", entry.origin()));
+    let remark = format!("{origin}The entries of {}. Own addresses and loopback need none.", names.join(", "));
+    output.document.set("allow", "networks", &Value::Texts(texts.collect()), &remark);
+}
+
+/// The networks of an ignore file. `skips_wrong`: a wrong line is left out with a note, and is no error.
+fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNet> {
+    if source.bytes.len() > MAX_LEN {
+        output.errors.add(&source.name, None, None, "is larger than 1 MiB; name a portsentry.ignore");
+        return Vec::new();
+    }
+    // Bytes that are not UTF-8 can only be in a comment; elsewhere they are no network.
+    let text = String::from_utf8_lossy(&source.bytes);
+    let parsed = ignore_file::parse(&source.name, &text).or_else(|errors| {
+        let mut wrong = BTreeSet::new();
+        for error in errors.iter() {
+            let line = error.position.map(|position| position.line);
+            wrong.extend(line);
+            if skips_wrong {
+                output.notes.add(&source.name, line, None, format!("{}; left out", error.message));
+            } else {
+                output.errors.add(&source.name, line, None, &error.message);
+            }
+        }
+        let kept = text.lines().zip(1..).filter(|(_, line)| !wrong.contains(line)).map(|(text, _)| format!("{text}\n"));
+        ignore_file::parse(&source.name, &kept.collect::<String>())
+    });
+    let mut networks = parsed.unwrap_or_default();
+    networks.retain(|network| {
+        if network.prefix_len() == 0 {
+            let message =
+                "is left out: it means everyone, and nobody would be blocked; classic takes it for one address";
+            output.notes.add(&source.name, None, None, format!("{network} {message}"));
+        }
+        network.prefix_len() > 0
+    });
+    networks
+}

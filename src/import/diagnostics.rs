@@ -1,0 +1,160 @@
+//! Errors and notes about the files that are translated, each with file, line and option. Bounded per file, because a
+//! megabyte of junk has half a million wrong lines.
+
+use super::Sources;
+use serde::Serialize;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// An error or a note.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    /// The file, as the operator named it.
+    pub file: String,
+    /// Line, from 1; `None` where it is about the file as a whole.
+    pub line: Option<usize>,
+    /// The option; `None` where it is about none.
+    pub key: Option<String>,
+    /// A sentence: what, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, ": {key}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// Why there is no translation.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A file cannot be read.
+    #[error("{}: cannot be read: {error}; name a file that is there and that you may read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The result cannot be written.
+    #[error("{}: cannot be written: {error}{}", path.display(), remedy(error))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The text is no configuration of PortSentry, or has errors: at least one, in the order of the text.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Wrong(Vec<Diagnostic>),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AlreadyExists { "; name another one, or add --force to replace it" } else { "" }
+}
+
+/// Diagnostics of one severity, kept by file in the order of the files; beyond the first hundred of a file they are
+/// only counted.
+pub(super) struct Diagnostics(Vec<FileDiagnostics>);
+
+#[derive(Default)]
+struct FileDiagnostics {
+    name: String,
+    list: Vec<Diagnostic>,
+    more: usize,
+}
+
+const MAX_PER_FILE: usize = 100;
+
+impl Diagnostics {
+    pub(super) fn new(sources: &Sources) -> Self {
+        let files = std::iter::once(&sources.config).chain(&sources.defaults).chain(&sources.ignore);
+        Self(files.map(|file| FileDiagnostics { name: file.name.clone(), ..FileDiagnostics::default() }).collect())
+    }
+
+    pub(super) fn add(&mut self, name: &str, line: Option<usize>, key: Option<&str>, message: impl Into<String>) {
+        let index = self.0.iter().position(|file| file.name == name).unwrap_or_else(|| {
+            self.0.push(FileDiagnostics { name: name.to_owned(), ..FileDiagnostics::default() });
+            self.0.len() - 1
+        });
+        let Some(file) = self.0.get_mut(index) else { return };
+        if file.list.len() < MAX_PER_FILE {
+            let (file_name, key) = (name.to_owned(), key.map(shown));
+            file.list.push(Diagnostic { file: file_name, line, key, message: message.into() });
+        } else {
+            file.more += 1;
+        }
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Diagnostic> {
+        let mut all = Vec::new();
+        for FileDiagnostics { name: file, mut list, more } in self.0 {
+            list.sort_by_key(|diagnostic| diagnostic.line);
+            all.append(&mut list);
+            if more > 0 {
+                all.push(Diagnostic { file, line: None, key: None, message: format!("{more} more of this kind") });
+            }
+        }
+        all
+    }
+}
+
+/// `text` for a terminal and for a comment: unprintable characters are escaped, a long text is cut.
+pub(super) fn shown(text: &str) -> String {
+    const MAX_SHOWN: usize = 80;
+    let mut shown: String = text.chars().take(MAX_SHOWN).map(|c| Printable(c).to_string()).collect();
+    if text.chars().nth(MAX_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// [`shown`], in quotes.
+pub(super) fn quoted(text: &str) -> String {
+    format!("\"{}\"", shown(text))
+}
+
+/// A character that stays on its line and moves nothing: controls, direction marks and the like as `\u{202e}`.
+pub(super) struct Printable(pub(super) char);
+
+impl fmt::Display for Printable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            '"' | '\'' | '\\' => write!(f, "{}", self.0),
+            c if c.is_control() || c.is_whitespace() && c != ' ' => write!(f, "{}", c.escape_unicode()),
+            c => write!(f, "{}", c.escape_debug()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::Source;
+
+    #[test]
+    fn what_does_not_print_is_escaped_and_what_is_long_is_cut() {
+        assert_eq!(quoted("a\x1b[2J\t\"b\\"), "\"a\\u{1b}[2J\\u{9}\"b\\\"");
+        assert_eq!(shown("\u{202e}\u{2028}é"), "\\u{202e}\\u{2028}é");
+        assert_eq!(shown(&"x".repeat(81)), format!("{}…", "x".repeat(80)));
+    }
+
+    #[test]
+    fn a_flood_of_findings_is_counted() {
+        let config = Source { name: "f".to_owned(), bytes: Vec::new() };
+        let mut diagnostics = Diagnostics::new(&Sources { config, ..Sources::default() });
+        (0..1_000).for_each(|line| diagnostics.add("f", Some(1_000 - line), Some("KEY"), "is wrong"));
+        let list = diagnostics.into_vec();
+        assert_eq!(list.len(), 101);
+        assert_eq!(list[0].to_string(), "f:901: KEY: is wrong");
+        assert_eq!(list[100].to_string(), "f: 900 more of this kind");
+    }
+}

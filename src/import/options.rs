@@ -1,0 +1,273 @@
+//! Parses a `portsentry.conf` to its options: `KEY="value"`, blanks around `=` allowed, `#` comments. It does not interpret the
+//! values.
+//!
+//! PortSentry 1.2 searches the file for each option and takes the first line that begins with it, without a blank before;
+//! 2.0.x reads line by line, so that the last one holds, and refuses unknown options. Both end a value at the first quote
+//! that follows.
+
+use super::diagnostics::quoted;
+use super::output::Output;
+use super::{MAX_LEN, Source};
+
+/// Every option of 1.2, 2.0b1 and 2.0.x.
+const KEYS: &str = "TCP_PORTS UDP_PORTS ADVANCED_PORTS_TCP ADVANCED_PORTS_UDP ADVANCED_EXCLUDE_TCP ADVANCED_EXCLUDE_UDP \
+                    INTERFACE_ADDRESS IGNORE_FILE HISTORY_FILE BLOCKED_FILE RESOLVE_HOST BLOCK_TCP BLOCK_UDP KILL_ROUTE \
+                    KILL_HOSTS_DENY KILL_RUN_CMD KILL_RUN_CMD_FIRST SCAN_TRIGGER PORT_BANNER";
+
+/// What Debian reads from /etc/default/portsentry, and people write here too.
+pub(super) const MODES: [&str; 2] = ["TCP_MODE", "UDP_MODE"];
+
+/// The beginning of the options that 2.0.x has dropped: a file with one of them is for 1.2.
+const ONLY_1_2: &str = "ADVANCED_";
+
+/// Commands and templates, in which a quote may be meant.
+const COMMANDS: [&str; 3] = ["KILL_ROUTE", "KILL_HOSTS_DENY", "KILL_RUN_CMD"];
+
+/// One option as it stands in its file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<'s> {
+    pub(super) file: &'s str,
+    pub(super) line: usize,
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl Entry<'_> {
+    /// Its origin, for a comment.
+    pub(super) fn origin(&self) -> String {
+        format!("{}={} (line {})", self.key, quoted(&self.value), self.line)
+    }
+}
+
+/// The options of one file, in the order of the file.
+#[derive(Debug, Default)]
+pub(super) struct Options<'s> {
+    pub(super) file: &'s str,
+    known: Vec<Entry<'s>>,
+    /// Options that no PortSentry has.
+    pub(super) unknown: Vec<Entry<'s>>,
+}
+
+impl<'s> Options<'s> {
+    pub(super) fn new(source: &'s Source) -> Self {
+        Self { file: &source.name, ..Self::default() }
+    }
+
+    /// Adds an option that is known; of several lines the last counts.
+    pub(super) fn replace(&mut self, entry: Entry<'s>) {
+        self.known.retain(|known| known.key != entry.key);
+        self.known.push(entry);
+    }
+
+    /// The option, unless it is absent, or empty, which classic takes for absent.
+    pub(super) fn get(&self, key: &str) -> Option<&Entry<'s>> {
+        self.known.iter().find(|entry| entry.key == key).filter(|entry| !entry.value.trim().is_empty())
+    }
+
+    /// Parses `source`; `None` where it is no configuration of PortSentry, which is then the only error.
+    pub(super) fn parse(source: &'s Source, output: &mut Output) -> Option<Self> {
+        let names_an_option = |text| name(text).is_some_and(is_known);
+        if source.bytes.len() > MAX_LEN {
+            output.errors.add(&source.name, None, None, "is larger than 1 MiB; name a portsentry.conf");
+            return None;
+        }
+        if !lines(source).any(|(_, text)| std::str::from_utf8(text).is_ok_and(names_an_option)) {
+            let message = "is no configuration of PortSentry: it has none of its options, such as \
+                           TCP_PORTS=\"1,11,15\"; name a portsentry.conf";
+            output.errors.add(&source.name, None, None, message);
+            return None;
+        }
+        let mut entries = Vec::new();
+        for (line, text) in lines(source) {
+            match entry(&source.name, line, text.trim_ascii_start(), output) {
+                Ok(entry) => entries.push((entry, text.starts_with(b" ") || text.starts_with(b"\t"))),
+                Err((key, message)) => output.errors.add(&source.name, Some(line), key, message),
+            }
+        }
+        let is_1_2 = entries.iter().any(|(entry, _)| is_known(&entry.key) && entry.key.starts_with(ONLY_1_2));
+        let mut options = Self::new(source);
+        for (entry, is_indented) in entries {
+            let key = entry.key.as_str();
+            if is_1_2 && is_indented && is_known(key) {
+                output.note(&entry, "begins with a blank, and PortSentry 1.2 skips such a line; left out");
+            } else if is_known(key) || MODES.contains(&key) {
+                options.insert(entry, is_1_2, output);
+            } else {
+                options.unknown.push(entry);
+            }
+        }
+        if is_1_2 && options.known.is_empty() {
+            let message = "has a blank before every option, and PortSentry 1.2 refuses such a file; remove the blanks";
+            output.errors.add(&source.name, None, None, message);
+        }
+        Some(options)
+    }
+
+    fn insert(&mut self, entry: Entry<'s>, is_1_2: bool, output: &mut Output) {
+        let before = self.known.iter().find(|known| known.key == entry.key);
+        if let Some(before) = before.filter(|before| before.value != entry.value) {
+            let taken = if is_1_2 {
+                "that one, the first, is taken, as PortSentry 1.2 does. 2.0 takes the last"
+            } else {
+                "this one, the last, is taken, as PortSentry 2.0 does. 1.2 takes the first"
+            };
+            let message = format!("stands in line {} too; {taken}: delete the line that you do not mean", before.line);
+            output.note(&entry, &message);
+        }
+        if before.is_none() || !is_1_2 {
+            self.replace(entry);
+        }
+    }
+}
+
+fn is_known(key: &str) -> bool {
+    KEYS.split(' ').any(|known| known == key)
+}
+
+/// The lines that are neither blank nor a comment, numbered from 1; blanks at their beginning are kept.
+pub(super) fn lines(source: &Source) -> impl Iterator<Item = (usize, &[u8])> {
+    let bytes = source.bytes.get(..MAX_LEN).unwrap_or(&source.bytes);
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let numbered = (1..).zip(bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end));
+    numbered.filter(|(_, line)| !matches!(line.trim_ascii_start(), [] | [b'#', ..]))
+}
+
+/// The name before the `=` of a line.
+pub(super) fn name(text: &str) -> Option<&str> {
+    let name = text.split_once('=')?.0.trim();
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    (starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).then_some(name)
+}
+
+/// Parses a line; the error is the option, if it can be told, and a sentence.
+fn entry<'s>(
+    file: &'s str,
+    line: usize,
+    text: &'s [u8],
+    output: &mut Output,
+) -> Result<Entry<'s>, (Option<&'s str>, String)> {
+    let Ok(text) = std::str::from_utf8(text) else {
+        return Err((None, "is not UTF-8; save the file as UTF-8".to_owned()));
+    };
+    let Some((key, (_, rest))) = name(text).zip(text.split_once('=')) else {
+        return Err((None, format!("{} is not KEY=\"value\"; write it so, or put # before it", quoted(text))));
+    };
+    let rest = rest.trim_start();
+    let entry = |value: &str| Entry { file, line, key: key.to_owned(), value: value.to_owned() };
+    let Some(quote) = rest.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
+        let entry = entry(rest.split(" #").next().unwrap_or("").trim_end());
+        output.note(&entry, "has no quotes, and classic skips it; taken as it is meant");
+        return Ok(entry);
+    };
+    let inner = rest.get(1..).unwrap_or("");
+    let Some((value, after)) = inner.split_once(quote) else {
+        return Err((Some(key), format!("has no closing quote; write {key}=\"value\" on one line")));
+    };
+    if after.trim_start().is_empty() || after.trim_start().starts_with('#') {
+        return Ok(entry(value));
+    }
+    // A quote within a command, as in `sed -e "/x/d"`: the last one on the line is the closing one.
+    if COMMANDS.contains(&key)
+        && !value.trim().is_empty()
+        && let Some(value) = inner.strip_suffix(quote)
+    {
+        let entry = entry(&value.replace("\\\"", "\""));
+        output.note(&entry, "has quotes within its quotes, and classic ends it at the second one; taken as a whole");
+        return Ok(entry);
+    }
+    let after = quoted(after);
+    Err((
+        Some(key),
+        format!("{after} follows the closing quote; write {key}=\"value\", with no quote like that within"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Sources;
+    use super::super::diagnostics::Diagnostics;
+    use super::*;
+
+    fn read(bytes: &[u8]) -> (Options<'static>, Vec<String>, Vec<String>) {
+        let config = Source { name: "f".to_owned(), bytes: bytes.to_vec() };
+        let sources: &Sources = Box::leak(Box::new(Sources { config, ..Sources::default() }));
+        let mut output = Output::new(sources);
+        let options = Options::parse(&sources.config, &mut output).unwrap_or_default();
+        let texts = |list: Diagnostics| list.into_vec().iter().map(ToString::to_string).collect();
+        (options, texts(output.errors), texts(output.notes))
+    }
+
+    #[test]
+    fn the_syntaxes_of_every_version_are_read() {
+        for text in [
+            "SCAN_TRIGGER=\"1\"",
+            "SCAN_TRIGGER = \"1\"\n",
+            "\u{feff}SCAN_TRIGGER\t=\t\"1\"  \r\n",
+            "# a comment\n\n  SCAN_TRIGGER=\"1\" # and one behind it\n",
+            "#SCAN_TRIGGER=\"5\"\nSCAN_TRIGGER='1'\n",
+        ] {
+            let (options, errors, notes) = read(text.as_bytes());
+            assert_eq!(options.get("SCAN_TRIGGER").map(|entry| entry.value.as_str()), Some("1"), "{text:?}");
+            assert!(errors.is_empty() && notes.is_empty(), "{errors:?} {notes:?}");
+        }
+    }
+
+    #[test]
+    fn what_classic_skips_is_taken_as_meant_and_said() {
+        let (options, errors, notes) = read(b"BLOCK_TCP=1 # yes\nKILL_ROUTE=\"sed -e \\\"/x/d\\\" -i \"f\" \"\n");
+        assert!(errors.is_empty());
+        assert_eq!(options.get("BLOCK_TCP").unwrap().value, "1");
+        assert_eq!(options.get("KILL_ROUTE").unwrap().value, "sed -e \"/x/d\" -i \"f\" ");
+        assert_eq!(notes.len(), 2);
+    }
+
+    #[test]
+    fn an_option_that_stands_twice_is_said_unless_both_say_the_same() {
+        let (options, _, notes) = read(b"BLOCK_TCP=\"1\"\nBLOCK_TCP=\"0\"\nBLOCK_UDP=\"1\"\nBLOCK_UDP=\"1\"\n");
+        assert_eq!(options.get("BLOCK_TCP").unwrap().value, "0");
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].starts_with("f:2: BLOCK_TCP: stands in line 1 too"), "{notes:?}");
+    }
+
+    #[test]
+    fn first_unindented_line_counts_in_1_2() {
+        let (options, errors, notes) = read(
+            b"ADVANCED_PORTS_TCP=\"1024\"\n KILL_ROUTE=\"a\"\nKILL_ROUTE=\"b\"\nKILL_ROUTE=\"c\"\n\tBLOCK_TCP=\"1\"\n",
+        );
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(options.get("KILL_ROUTE").unwrap().value, "b");
+        assert!(options.get("BLOCK_TCP").is_none());
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        assert!(notes[0].starts_with("f:2: KILL_ROUTE: begins with a blank"), "{notes:?}");
+        assert!(notes[1].starts_with("f:4: KILL_ROUTE: stands in line 3 too; that one, the first"), "{notes:?}");
+    }
+
+    #[test]
+    fn every_wrong_line_is_named_in_one_run() {
+        let bytes = b"BLOCK_TCP=\"1\"\nBLOCK_UDP=\"1\nnonsense\n# caf\xe9 is fine here\nPORT_BANNER=\"caf\xe9\"\n\
+                      TCP_PORTS=\"1\"2\"\nKILL_RUN_CMD=\"\"/bin/x\"\n";
+        let (_, errors, _) = read(bytes);
+        assert_eq!(
+            errors,
+            [
+                "f:2: BLOCK_UDP: has no closing quote; write BLOCK_UDP=\"value\" on one line",
+                "f:3: \"nonsense\" is not KEY=\"value\"; write it so, or put # before it",
+                "f:5: is not UTF-8; save the file as UTF-8",
+                "f:6: TCP_PORTS: \"2\"\" follows the closing quote; write TCP_PORTS=\"value\", with no quote like that within",
+                "f:7: KILL_RUN_CMD: \"/bin/x\"\" follows the closing quote; write KILL_RUN_CMD=\"value\", with no quote like \
+                 that within",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_something_else_gets_one_sentence() {
+        for text in ["", "# nothing\n", "expire = \"24h\"\n[tcp]\nmode = \"off\"\n", "\0\u{1}\u{2}\n\u{7f}ELF\n"] {
+            let (_, errors, _) = read(text.as_bytes());
+            assert_eq!(errors.len(), 1, "{text:?}");
+            assert!(errors[0].starts_with("f: is no configuration of PortSentry"), "{errors:?}");
+        }
+        let (_, errors, _) = read("x\n".repeat(600_000).as_bytes());
+        assert_eq!(errors, ["f: is larger than 1 MiB; name a portsentry.conf"]);
+    }
+}

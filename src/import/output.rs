@@ -1,0 +1,70 @@
+//! The output of a translation in progress: the document, and the errors and notes about the lines it comes from.
+
+use super::diagnostics::{Diagnostics, quoted};
+use super::document::{Document, Value};
+use super::options::Entry;
+use super::{Import, ImportError, Sources};
+
+pub(super) struct Output<'s> {
+    config: &'s str,
+    pub(super) document: Document,
+    pub(super) errors: Diagnostics,
+    pub(super) notes: Diagnostics,
+}
+
+impl<'s> Output<'s> {
+    pub(super) fn new(sources: &'s Sources) -> Self {
+        let config = &sources.config.name;
+        let mut document = Document::default();
+        document.head(&format!(
+            "Translated from {config} by \"portsentry import\"; the comments say what each line comes from. A key that is \
+             not here has its built-in value. To try it: portsentry --config FILE --log-only"
+        ));
+        Self { config, document, errors: Diagnostics::new(sources), notes: Diagnostics::new(sources) }
+    }
+
+    pub(super) fn finish(self) -> Result<Import, ImportError> {
+        match self.errors.into_vec() {
+            errors if errors.is_empty() => Ok(Import { toml: self.document.to_string(), notes: self.notes.into_vec() }),
+            errors => Err(ImportError::Wrong(errors)),
+        }
+    }
+
+    /// Adds a note about the configuration as a whole.
+    pub(super) fn note_config(&mut self, message: &str) {
+        self.notes.add(self.config, None, None, message);
+    }
+
+    /// Adds a note about the line of `entry`.
+    pub(super) fn note(&mut self, entry: &Entry, message: &str) {
+        self.notes.add(entry.file, Some(entry.line), Some(&entry.key), message);
+    }
+
+    /// Refuses the line of `entry`.
+    pub(super) fn refuse(&mut self, entry: &Entry, message: impl Into<String>) {
+        self.errors.add(entry.file, Some(entry.line), Some(&entry.key), message);
+    }
+
+    /// Leaves a comment in `table` instead of a key, and adds a note.
+    pub(super) fn left_out(&mut self, table: &str, entry: &Entry, why: &str) {
+        self.document.remark(table, &format!("{}\nLeft out: {why}", entry.origin()));
+        self.note(entry, &format!("left out: {why}"));
+    }
+
+    /// `key = value` in `table`, with its origin.
+    pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, entry: &Entry) {
+        self.document.set(table, key, value, &entry.origin());
+    }
+
+    /// The value of an option that is 0 or 1.
+    pub(super) fn switch(&mut self, entry: &Entry) -> Option<bool> {
+        match entry.value.trim() {
+            "0" => Some(false),
+            "1" => Some(true),
+            wrong => {
+                self.refuse(entry, format!("{} is no switch; write \"0\" or \"1\"", quoted(wrong)));
+                None
+            }
+        }
+    }
+}

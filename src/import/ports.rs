@@ -1,0 +1,176 @@
+//! Translates modes, ports and interfaces to `[tcp]`, `[udp]` and `interfaces`.
+
+use super::diagnostics::quoted;
+use super::document::Value;
+use super::options::{Entry, MODES, Options};
+use super::output::Output;
+use crate::config::{Config, parse_interface};
+use crate::types::{PortSet, PortSetError};
+use std::net::IpAddr;
+
+/// What -atcp and -audp watch where no option names their ports.
+const CLASSIC_ADVANCED: &str = "1-1024";
+
+/// Where Linux begins to take the ports of its own outgoing connections.
+const FIRST_EPHEMERAL: u16 = 32_768;
+
+pub(super) fn translate(options: &Options, modes: Option<&Options>, output: &mut Output) {
+    let modes = modes.filter(|modes| MODES.iter().any(|key| modes.get(key).is_some()));
+    let misplaced: Vec<&Entry> = MODES.iter().filter_map(|key| options.get(key)).collect();
+    for entry in &misplaced {
+        let fate = if modes.is_some() {
+            "left out, because that file says the modes"
+        } else {
+            "taken, because nothing else says the mode"
+        };
+        output.note(entry, &format!("is read by classic from /etc/default/portsentry only; {fate}"));
+    }
+    let says_mode = modes.is_some() || !misplaced.is_empty();
+    let lists = ["TCP_PORTS", "UDP_PORTS", "ADVANCED_PORTS_TCP", "ADVANCED_PORTS_UDP"];
+    if !says_mode && lists.iter().all(|key| options.get(key).is_none()) {
+        output.document.remark("", "No option names a port: what is watched is what this program watches by itself.");
+        output.note_config("names no port; what is watched is what this program watches by itself");
+        return interface(options, false, output);
+    }
+    if !says_mode {
+        output.note_config(
+            "says no mode: classic has it from its command line or from /etc/default/portsentry. \"stealth\" is \
+             written; if it ran with -atcp or -audp, write \"advanced\", or name that file with --defaults",
+        );
+    }
+    protocol("tcp", options, modes, output);
+    let udp_mode = protocol("udp", options, modes, output);
+    interface(options, udp_mode == Some("connect"), output);
+}
+
+/// Translates the options of one protocol and returns its mode, unless that is refused.
+fn protocol(
+    table: &'static str,
+    options: &Options,
+    modes: Option<&Options>,
+    output: &mut Output,
+) -> Option<&'static str> {
+    let name = table.to_uppercase();
+    let (ports_key, advanced_key) = (format!("{name}_PORTS"), format!("ADVANCED_PORTS_{name}"));
+    let listed = port_set(&ports_key, false, options, output);
+    let advanced = port_set(&advanced_key, true, options, output);
+    let exclude = port_set(&format!("ADVANCED_EXCLUDE_{name}"), false, options, output);
+
+    let mode_entry = modes.unwrap_or(options).get(&format!("{name}_MODE"));
+    let is_set = [&ports_key, &advanced_key].map(|key| options.get(key).is_some());
+    let (mode, remark) = match (modes, mode_entry) {
+        (_, Some(entry)) => (named_mode(table, entry, output)?, format!("{} of {}", entry.origin(), entry.file)),
+        (Some(modes), None) => {
+            ("off", format!("{} says no {name}_MODE, so that classic does not watch it.", modes.file))
+        }
+        (None, None) => match is_set {
+            [true, _] => {
+                let remark = format!(
+                    "Nothing says the mode. \"stealth\" is classic's -s{table}, and what 2.0 does by itself; write \
+                     \"connect\" for -{table}, \"advanced\" for -a{table}."
+                );
+                ("stealth", remark)
+            }
+            [false, true] => ("advanced", format!("Nothing says the mode, and {ports_key} is not set.")),
+            [false, false] => ("off", format!("{ports_key} is not set.")),
+        },
+    };
+    output.document.set(table, "mode", &Value::text(mode), &remark);
+
+    let is_advanced = mode == "advanced";
+    if let Some((entry, listed)) = listed {
+        output.set(table, "ports", &port_list(table, &listed), entry);
+    } else if let (Some(entry), [false, _], false) = (mode_entry, is_set, is_advanced) {
+        let remedy = format!("which is not set; list them there, or write \"a{table}\"");
+        output.refuse(entry, format!("{} watches the ports of {ports_key}, {remedy}", quoted(&entry.value)));
+    }
+    let mut watched = PortSet::new();
+    if let Some((entry, ports)) = advanced {
+        output.set(table, "advanced_ports", &Value::text(ports.to_string()), entry);
+        if is_advanced && ports.iter().any(|port| port >= FIRST_EPHEMERAL) {
+            let message = "reaches into the ports of this host's own connections, from 32768 on: late answers to them \
+                           would look like probes; write a smaller one";
+            output.note(entry, message);
+        }
+        watched = ports;
+    } else if is_advanced {
+        let remark = format!("{advanced_key} is not set; this is what classic does then.");
+        output.document.set(table, "advanced_ports", &Value::text(CLASSIC_ADVANCED), &remark);
+        watched = CLASSIC_ADVANCED.parse().unwrap_or_default();
+    }
+    if let Some((entry, exclude)) = exclude {
+        output.set(table, "advanced_exclude", &Value::text(exclude.to_string()), entry);
+        if is_advanced && !watched.is_empty() && watched.without(&exclude).is_empty() {
+            output.refuse(entry, format!("leaves no port of {advanced_key} to watch; take some out of it"));
+        }
+    }
+    Some(mode)
+}
+
+/// The mode that the line `entry` names; `None` where it is refused.
+fn named_mode(table: &str, entry: &Entry, output: &mut Output) -> Option<&'static str> {
+    let mode = match entry.value.trim().trim_start_matches('-').strip_suffix(table) {
+        Some("") => "connect",
+        Some("s") => "stealth",
+        Some("a") => "advanced",
+        _ => {
+            let (value, name) = (quoted(&entry.value), table.to_uppercase());
+            output.refuse(entry, format!("{value} is no mode of {name}; write {table}, s{table} or a{table}"));
+            return None;
+        }
+    };
+    Some(mode)
+}
+
+/// Parses a list of ports; `None` where it is not set or refused. `is_limit`: a number stands for all ports up to it.
+fn port_set<'o>(
+    key: &str,
+    is_limit: bool,
+    options: &'o Options,
+    output: &mut Output,
+) -> Option<(&'o Entry<'o>, PortSet)> {
+    let entry = options.get(key)?;
+    let value = entry.value.trim();
+    let is_limit = is_limit && value.bytes().all(|byte| byte.is_ascii_digit());
+    let text = if is_limit { format!("1-{value}") } else { value.to_owned() };
+    let (wrong, remedy) = match text.parse() {
+        Ok(ports) => return Some((entry, ports)),
+        Err(PortSetError::NotAPort(_)) if is_limit => (value.to_owned(), "is no port; write a number from 1 to 65535"),
+        Err(PortSetError::NotAPort(wrong)) => {
+            (wrong, "is no port; write numbers from 1 to 65535, as in \"1,7,9,11-15\"")
+        }
+        Err(PortSetError::Backwards(wrong)) => (wrong, "runs backwards; write the smaller port first"),
+    };
+    output.refuse(entry, format!("{} {remedy}", quoted(&wrong)));
+    None
+}
+
+/// A classic list by its name, any other as it is.
+fn port_list(table: &str, ports: &PortSet) -> Value {
+    let is_named = |name: &&str| {
+        let config = Config::parse("", &format!("{table}.ports = \"{name}\""));
+        config.is_ok_and(|config| *ports == if table == "tcp" { config.tcp.ports } else { config.udp.ports })
+    };
+    let name = ["bare-bones", "aware", "everything"].into_iter().find(is_named);
+    name.map_or_else(|| Value::text(ports.to_string()), Value::text)
+}
+
+/// 2.0b1 takes the address of the one interface to watch.
+fn interface(options: &Options, connects_udp: bool, output: &mut Output) {
+    let Some(entry) = options.get("INTERFACE_ADDRESS") else { return };
+    let value = entry.value.trim();
+    if value.parse::<IpAddr>().is_ok() {
+        let why = "interfaces are named here, not their addresses; without it every one is watched, or write for example \
+                   interfaces = [\"eth0\"]";
+        return output.left_out("", entry, why);
+    }
+    match parse_interface(value) {
+        Ok(_) if connects_udp => {
+            let why = "UDP's connect mode hears every interface and cannot tell which; write udp.mode = \"stealth\" to \
+                       watch only one";
+            output.left_out("", entry, why);
+        }
+        Ok(name) => output.set("", "interfaces", &Value::Texts(vec![name]), entry),
+        Err(_) => output.refuse(entry, format!("{} is no address; write one, or put # before it", quoted(value))),
+    }
+}
