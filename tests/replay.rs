@@ -4,9 +4,11 @@
 
 #![cfg(test)]
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use etherparse::{IcmpEchoHeader, Icmpv4Type, PacketBuilder};
 use serde_json::{Value, json};
 
 fn capture(name: &str) -> PathBuf {
@@ -16,8 +18,7 @@ fn capture(name: &str) -> PathBuf {
 fn replay(file: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
     // Settings of this machine must not change what the tests see.
-    let empty = tempfile::NamedTempFile::new().unwrap();
-    command.arg("replay").arg(file).arg("--config").arg(empty.path()).args(arguments).output().unwrap()
+    command.arg("replay").arg(file).args(["--config", "/dev/null"]).args(arguments).output().unwrap()
 }
 
 /// Every JSON object that a replay prints; the last one is the summary.
@@ -75,10 +76,14 @@ fn every_kind_of_scan_is_found_in_its_capture() {
 
 #[test]
 fn one_port_of_a_whole_network_is_a_scan_of_it() {
-    let bans = blocked(&capture("zmap"), &[]);
+    // Nothing answers in this capture: that the ports are closed says who names the network.
+    let local = ["--local", "10.88.0.0/24"];
+    let bans = blocked(&capture("zmap"), &local);
     assert_eq!(bans, [("10.77.1.2".to_owned(), vec!["syn".to_owned()])]);
-    let summary = summary(&capture("zmap"), &[]);
+    let summary = summary(&capture("zmap"), &local);
     assert_eq!(summary["blocked"][0]["reason"], "closed ports of 16 hosts were touched");
+    assert_eq!(summary["blocked"][0]["victims"].as_array().unwrap().len(), 16);
+    assert!(blocked(&capture("zmap"), &[]).is_empty());
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn who_stays_below_the_threshold_is_named_with_its_ports() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
     let output = command.args(["replay", "--config"]).arg(config.path()).arg(capture("nmap-sS")).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("\n0 would have been blocked\n"), "{text}");
+    assert!(text.contains("\n0 would be banned\n"), "{text}");
     assert!(
         text.contains("\n1 below the threshold of 16 ports:\n  10.77.1.2: tcp 21, tcp 22, tcp 23, tcp 24, tcp 25"),
         "{text}"
@@ -154,9 +159,9 @@ fn events_carry_the_captures_time_in_both_forms() {
     assert_eq!(events[3]["blocked"][0]["time"], time);
     let text = String::from_utf8(replay(&capture("nmap-sS"), &[]).stdout).unwrap();
     let line = format!(
-        "{time} attackalert: Host 10.77.1.2 has been blocked via nftables set inet portsentry blocked for 1day\n"
+        "{time} attackalert: Host 10.77.1.2 would be banned via nftables set inet portsentry blocked for 1day\n"
     );
-    assert!(text.contains(&line), "{text}");
+    assert!(text.contains(&line) && !text.contains("has been blocked"), "{text}");
     assert!(time.starts_with("2026-11-21T06:25:03.89"), "{time}");
 }
 
@@ -254,8 +259,12 @@ fn a_capture_without_packets_or_of_an_unknown_link_is_read_to_its_end() {
     let mut bytes = std::fs::read(capture("web")).unwrap();
     bytes[20] = 147;
     std::fs::write(file.path(), &bytes).unwrap();
-    let links = summary(file.path(), &[]);
+    let output = replay(file.path(), &["--json"]);
+    let links: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(links["unknown_links"]["147"], links["packets"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "a capture of which nothing was judged is no success");
+    assert!(error.contains("link type 147, which is not read"), "{error}");
     std::fs::write(file.path(), &bytes[..24]).unwrap();
     assert_eq!(summary(file.path(), &[])["packets"], 0);
 }
@@ -272,4 +281,210 @@ fn a_reader_that_leaves_early_is_no_error() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// A port of a host, behind a link address of which this is the last byte.
+type End<'a> = (u8, &'a str, u16);
+
+#[derive(Clone, Copy)]
+enum Carries<'a> {
+    Syn,
+    SynAck,
+    Reset,
+    Datagram,
+    Ping,
+    /// An error of ICMPv6, with its code and the frame that it quotes.
+    Unreachable(u8, &'a [u8]),
+}
+
+fn frame(from: End, to: End, carries: Carries) -> Vec<u8> {
+    let link = |last| [2, 0, 0, 0, 0, last];
+    let ethernet = PacketBuilder::ethernet2(link(from.0), link(to.0));
+    let ip = match (from.1.parse().unwrap(), to.1.parse().unwrap()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ethernet.ipv4(source.octets(), destination.octets(), 64),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => ethernet.ipv6(source.octets(), destination.octets(), 64),
+        _ => panic!("two families"),
+    };
+    let mut frame = Vec::new();
+    match carries {
+        Carries::Syn => ip.tcp(from.2, to.2, 1, 1024).syn().write(&mut frame, &[]),
+        Carries::SynAck => ip.tcp(from.2, to.2, 1, 1024).syn().ack(2).write(&mut frame, &[]),
+        Carries::Reset => ip.tcp(from.2, to.2, 1, 0).rst().ack(2).write(&mut frame, &[]),
+        Carries::Datagram => ip.udp(from.2, to.2).write(&mut frame, b"x"),
+        Carries::Ping => {
+            let echo = IcmpEchoHeader { id: 1, seq: 1 };
+            ip.icmpv4(Icmpv4Type::EchoRequest(echo)).write(&mut frame, b"x")
+        }
+        Carries::Unreachable(code, quoted) => ip.icmpv6_raw(1, code, [0; 4]).write(&mut frame, &quoted[14..]),
+    }
+    .unwrap();
+    frame
+}
+
+/// A capture of Ethernet with these frames, ten in a second.
+fn written(frames: &[Vec<u8>]) -> tempfile::NamedTempFile {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let mut bytes = words(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]);
+    for (number, frame) in (0_u32..).zip(frames) {
+        let length = u32::try_from(frame.len()).unwrap();
+        bytes.extend(words(&[1_700_000_000 + number / 10, number % 10 * 100_000, length, length]));
+        bytes.extend(frame);
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+const NOBODY: [(String, Vec<String>); 0] = [];
+
+#[test]
+fn unanswered_client_of_many_servers_is_innocent() {
+    let servers: Vec<_> = (1..=20).map(|last| format!("198.51.{last}.80")).collect();
+    let ask = |server: &String| frame((2, "10.22.22.2", 40_000), (1, server, 443), Carries::Syn);
+    let silent: Vec<_> = servers.iter().map(ask).collect();
+    let file = written(&silent);
+    assert_eq!(blocked(file.path(), &[]), NOBODY, "a phone whose uplink is down");
+    let summary = summary(file.path(), &[]);
+    assert_eq!((&summary["innocent"]["unanswered"], &summary["suspects"]), (&json!(20), &json!([])));
+    let refuse = |server: &String| frame((1, server, 443), (2, "10.22.22.2", 40_000), Carries::Reset);
+    let refused: Vec<_> = servers.iter().flat_map(|server| [ask(server), refuse(server)]).collect();
+    assert_eq!(blocked(written(&refused).path(), &[])[0].0, "10.22.22.2", "a scan of the network");
+}
+
+#[test]
+fn icmpv6_refusal_counts_and_missing_route_does_not() {
+    let scanned = |code| {
+        let frames = (1..=20).flat_map(|net| {
+            let (client, server) = ((2, "fd00:3::9035", 40_000), format!("2a00:{net}::71"));
+            let ask = frame(client, (1, &server, 443), Carries::Syn);
+            let error = frame((1, "fd00:3::1", 0), client, Carries::Unreachable(code, &ask));
+            [ask, error]
+        });
+        blocked(written(&frames.collect::<Vec<_>>()).path(), &[]).len()
+    };
+    assert_eq!(scanned(0), 0, "no route");
+    assert_eq!(scanned(3), 0, "no such host");
+    assert_eq!(scanned(1), 1, "prohibited");
+    assert_eq!(scanned(4), 1, "port unreachable");
+}
+
+#[test]
+fn silent_ports_count_half_unless_host_is_named() {
+    let probe = |port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Carries::Syn);
+    let file = |ports: u16| written(&(20..20 + ports).map(probe).collect::<Vec<_>>());
+    assert_eq!(blocked(file(5).path(), &[]), NOBODY);
+    assert_eq!(blocked(file(6).path(), &[])[0].0, "192.168.1.100");
+    assert_eq!(blocked(file(3).path(), &["--local", "10.0.0.1"])[0].0, "192.168.1.100");
+    let file = written(
+        &[192, 5_351, 1_900].map(|port| frame((2, "10.3.31.108", 64_779), (1, "10.3.31.1", port), Carries::Datagram)),
+    );
+    assert_eq!(summary(file.path(), &[])["logged"], json!([]), "a client that looks for services of its router");
+}
+
+#[test]
+fn gateway_is_inferred_from_link_addresses() {
+    const HOST: End = (1, "192.168.1.46", 40_000);
+    let ask = |port| {
+        [
+            frame((2, "192.168.1.1", 36_643), (1, HOST.1, port), Carries::Syn),
+            frame((1, HOST.1, port), (2, "192.168.1.1", 36_643), Carries::Reset),
+        ]
+    };
+    let printers = [80, 515, 9_100].into_iter().flat_map(ask).collect::<Vec<_>>();
+    assert_eq!(blocked(written(&printers).path(), &[])[0].0, "192.168.1.1");
+    let visit = |server| [frame(HOST, (2, server, 443), Carries::Syn), frame((2, server, 443), HOST, Carries::SynAck)];
+    let routed: Vec<_> =
+        ["198.51.100.1", "203.0.113.1", "8.8.8.8"].into_iter().flat_map(visit).chain(printers).collect();
+    let file = written(&routed);
+    for arguments in [&[][..], &["--local", HOST.1]] {
+        let summary = summary(file.path(), arguments);
+        assert_eq!((&summary["blocked"], &summary["gateways"]), (&json!([]), &json!(["192.168.1.1"])));
+        assert_eq!(summary["spared"][0]["reason"], "a gateway of this host");
+    }
+}
+
+#[test]
+fn pings_of_some_servers_are_no_sweep() {
+    let ping = |server| frame((2, "192.168.43.9", 0), (1, server, 0), Carries::Ping);
+    let file = written(&["8.8.8.8", "8.8.4.4", "4.2.2.2", "174.137.42.65"].map(ping));
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, "[detect]\nicmp = true\n").unwrap();
+    let logged = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+        let command = command.args(["replay", "--json", "--config"]).arg(config.path()).arg(file.path());
+        let text = String::from_utf8(command.args(arguments).output().unwrap().stdout).unwrap();
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        last["logged"].as_array().unwrap().len()
+    };
+    assert_eq!(logged(&[]), 0);
+    assert_eq!(
+        logged(&["--local", "8.0.0.0/8", "--local", "4.2.2.2", "--local", "174.137.42.65"]),
+        1,
+        "one's own hosts"
+    );
+}
+
+#[test]
+fn scan_is_found_in_scanners_own_capture() {
+    let cooked = convert(
+        "nmap-sS",
+        |file, seconds, micros, frame| {
+            let from_scanner = frame[26..30] == [10, 77, 1, 2];
+            let kind = if from_scanner { 4 } else { 0 };
+            let length = u32::try_from(frame.len() + 2).unwrap();
+            file.extend([seconds, micros, length, length].iter().flat_map(|word| word.to_le_bytes()));
+            file.extend([0, kind, 0, 1, 0, 6]);
+            file.extend(&frame[6..12]);
+            file.extend([0, 0]);
+            file.extend(&frame[12..]);
+        },
+        &[0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 113]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect::<Vec<_>>(),
+    );
+    for arguments in [&[][..], &["--local", "10.77.1.1"], &["--local", "10.77.1.0/24"]] {
+        assert_eq!(blocked(cooked.path(), arguments)[0].0, "10.77.1.2", "{arguments:?}");
+    }
+    assert_eq!(blocked(cooked.path(), &["--local", "10.77.1.2"]), NOBODY, "what a host sends is no probe of it");
+}
+
+#[test]
+fn scan_in_broadcast_frames_is_found() {
+    let mut probes: Vec<_> =
+        (20..26).map(|port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Carries::Syn)).collect();
+    probes.iter_mut().for_each(|frame| frame[..6].fill(0xff));
+    assert_eq!(blocked(written(&probes).path(), &[])[0].0, "192.168.1.100");
+}
+
+#[test]
+fn summary_says_what_was_judged_and_how() {
+    let file = capture("nmap-sS");
+    let found = summary(&file, &["--local", "10.77.1.1"]);
+    assert_eq!(found["local"], json!(["10.77.1.1"]));
+    assert_eq!(found["blocked"][0]["victims"], json!(["10.77.1.1"]));
+    let open = &summary(&capture("web"), &[])["open"];
+    let server = open.as_array().unwrap().iter().find(|open| open["port"] == 80).unwrap();
+    assert_eq!(
+        (&server["address"], &server["proto"], &server["reason"]),
+        (&json!("10.77.1.1"), &json!("tcp"), &json!("sends"))
+    );
+    let text = String::from_utf8(replay(&file, &[]).stdout).unwrap();
+    for part in [
+        "\nconfiguration: /dev/null\n",
+        "\njudged: the ports of every address",
+        "(syn) of 10.77.1.1",
+        "\n1 would be banned:\n",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn fifo_is_refused_without_waiting_for_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = String::from_utf8(replay(&path, &[]).stderr).unwrap();
+    assert!(error.contains("is no regular file, and it has to be read twice"), "{error}");
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use etherparse::{
     LaxSlicedPacket, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, VlanId, ether_type,
 };
-use portsentry::wire::{Delivery, LinkType, Packet, TcpFlags, Transport, Undecoded, decode};
+use portsentry::wire::{Delivery, LinkType, Packet, Quote, TcpFlags, Transport, Undecoded, decode, quoted};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -170,11 +170,32 @@ proptest! {
     ) {
         let longer = [bytes.as_slice(), &more].concat();
         for link in LINKS {
+            let _ = quoted(link, &bytes);
             if let Ok(packet) = decode(link, &bytes) {
                 let seen = decode(link, &longer).map(|packet| without_payload(&packet));
                 prop_assert_eq!(seen, Ok(without_payload(&packet)));
             }
         }
+    }
+
+    #[test]
+    fn icmp_error_quotes_what_it_is_about(wanted in wanted(), cut in any::<prop::sample::Index>()) {
+        let (failed, v4) = (wanted.frame(), matches!(wanted.addresses, Addresses::V4(..)));
+        let packet = &failed[if wanted.vlan.is_some() { 18 } else { 14 }..];
+        let (router, mut frame) = (PacketBuilder::ethernet2([2; 6], [4; 6]), Vec::new());
+        match v4 {
+            true => router.ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).icmpv4_raw(3, 3, [0; 4]).write(&mut frame, packet),
+            false => router.ipv6([1; 16], [2; 16], 64).icmpv6_raw(1, 4, [0; 4]).write(&mut frame, packet),
+        }
+        .unwrap();
+        let expected = wanted.packet();
+        let quote = quoted(LinkType::Ethernet, &frame).unwrap();
+        prop_assert_eq!((quote.source, quote.destination), (expected.source, expected.destination));
+        if matches!(wanted.carries, Carries::Tcp { .. } | Carries::Udp) {
+            prop_assert_eq!(quote.ports, wanted.ports);
+        }
+        let part: Option<Quote> = quoted(LinkType::Ethernet, &frame[..cut.index(frame.len())]);
+        prop_assert!(part.is_none_or(|part| part == quote));
     }
 
     #[test]

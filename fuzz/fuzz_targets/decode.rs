@@ -13,7 +13,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 #[path = "../../src/wire/mod.rs"]
 mod wire;
 
-use wire::{LinkType, Packet, Transport, Undecoded, decode};
+use wire::{LinkType, Packet, Transport, Undecoded, decode, quoted};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((&selector, frame)) = input.split_first() else { return Corpus::Reject };
@@ -26,7 +26,11 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         _ => return Corpus::Reject,
     };
     let decoded = decode(link, frame);
-    let longer = decode(link, &[frame, &[0xa5; 64]].concat());
+    let more = [frame, &[0xa5; 64]].concat();
+    let longer = decode(link, &more);
+    if let Some(quote) = quoted(link, frame) {
+        assert_eq!(quoted(link, &more), Some(quote));
+    }
     match decoded {
         Ok(packet) => assert_eq!(longer.map(without_payload), Ok(without_payload(packet))),
         Err(Undecoded::NotIp) => assert_eq!(longer, Err(Undecoded::NotIp)),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Ban, DistributedScan, Exempt, Probe, Standing};
+use crate::engine::{Ban, DistributedScan, Exempt, Notice, Probe, Repeated, Standing, Verdict};
 use crate::types::{Backend, BanTarget, Expiry};
 
 /// One event.
@@ -162,6 +162,20 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// The event that reports `verdict`; `None` where none is due. A ban is reported by the ways that enforce it.
+    #[must_use]
+    pub fn from_verdict(verdict: Verdict) -> Option<Self> {
+        match verdict {
+            Verdict::Probe(probe) => probe.fresh.then_some(Self::Probe(probe)),
+            Verdict::LogOnly(ban) => Some(Self::Scan(ban)),
+            Verdict::Exempt(spared) => spared.report.map(|probes| Self::Exempt { spared, probes }),
+            Verdict::Repeated(Repeated { subject, standing, report, .. }) => {
+                report.map(|packets| Self::Repeated { subject, standing, packets })
+            }
+            Verdict::Block(_) | Verdict::Ignored(_) => None,
+        }
+    }
+
     /// True for what strangers cause as often as they send packets, in whose name they like.
     #[must_use]
     pub fn is_attacker_driven(&self) -> bool {
@@ -169,6 +183,16 @@ impl EventKind {
             Self::Probe(_) | Self::Repeated { .. } | Self::Exempt { .. } | Self::BlockFailed { .. } => true,
             Self::Blocked { ban, .. } => ban.capped,
             _ => false,
+        }
+    }
+}
+
+impl From<Notice> for EventKind {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::DistributedScan(sweep) => Self::DistributedScan(sweep),
+            Notice::Repeated { subject, standing, packets } => Self::Repeated { subject, standing, packets },
+            Notice::Capped { bans } => Self::Capped { bans },
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A capture's times to the engine's [`Timestamp`]. Captures come from several interfaces, were merged, or were damaged:
+//! Converts a capture's times to the engine's [`Timestamp`]. Captures come from several interfaces, were merged, or were damaged:
 //! their times may step back a little, jump, or begin anew.
 
 use std::time::Duration;

@@ -1,38 +1,39 @@
-//! A capture file through the engine: what the program would have done, with the capture's clock, without privileges and
-//! without touching anything. Two passes: the first learns which ports are in use, the second judges.
+//! Replays a capture file through the engine and reports what the daemon would have done, with the capture's clock and
+//! without privileges. The first of two passes infers what a running host knows: ports in use, refusals, gateways. The
+//! second pass judges.
 //!
 //! Results go to the writer that the caller gives, as they come; the summary follows the last packet, also where the
 //! file breaks before its end.
 
 mod clock;
-mod learn;
+mod gateway_inference;
 mod packet;
-mod print;
+mod port_inference;
 mod progress;
+mod refusals;
 mod summary;
+mod text;
 
-use std::collections::HashSet;
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub use clock::Clock;
-pub use learn::{Learner, Used};
-pub use packet::decode;
-pub use summary::{Judged, Left, Protected, Summary};
 
 use crate::capture::file::{FileError, Reader};
-use crate::cli::ReplayOptions;
+use crate::cli::{DEFAULT_CONFIG, ReplayOptions};
 use crate::config::{Config, ConfigErrors};
-use crate::engine::{
-    Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Notice, Protection, Repeated, Settings, Verdict,
-};
+use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events::event::{Event, EventKind};
-use crate::types::Backend;
-use crate::wire::{LinkType, Packet, Transport};
+use crate::types::{Backend, BanTarget, Protocol};
+use crate::wire::{self, Delivery, LinkType, Packet, Transport};
 use crate::{daemon, events};
+use gateway_inference::GatewayInference;
+use packet::LinkAddresses;
+use port_inference::{PortInference, Used};
 use progress::Progress;
+use refusals::Refusals;
+use summary::{NoEvidence, Summary};
 
 /// Why a replay did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,14 @@ pub enum ReplayError {
         path: PathBuf,
         /// What is wrong with it.
         error: FileError,
+    },
+    /// Nothing in the capture can be judged.
+    #[error("{}: holds only frames of link type {link}, which is not read; capture Ethernet, \"any\" or bare IP", path.display())]
+    UnreadLink {
+        /// The capture.
+        path: PathBuf,
+        /// The numbers of its link types.
+        link: String,
     },
     /// A file that the settings name is wrong.
     #[error(transparent)]
@@ -77,10 +86,13 @@ struct Replay<'a> {
     engine: Engine,
     clock: Clock,
     summary: Summary,
-    sctp: HashSet<(IpAddr, u16)>,
+    used: Used,
+    /// What the capture shows of closed ports; `None` where `--local` says which hosts are meant, and closed is what is
+    /// not in use.
+    refusals: Option<Refusals>,
 }
 
-/// Fixed: a replay gives the same answer each time, and who made the capture cannot harm anybody by filling a bucket.
+/// Fixed, so that a replay gives the same answer each time. A crafted capture that fills one bucket harms only itself.
 const HASH_KEY: HashKey = HashKey(0x706f_7274_7365_6e74, 0x7265_706c_6179_2121);
 
 impl<'a> Replay<'a> {
@@ -94,24 +106,25 @@ impl<'a> Replay<'a> {
             host.allow.insert(network, Protection::Listed);
         }
         let engine = Engine::new(settings.clone(), HASH_KEY);
-        let summary = Summary::new(settings.scan_trigger);
-        let clock = Clock::default();
+        let summary = Summary::new(settings.scan_trigger, configuration(options), &options.local);
+        let refusals = options.local.is_empty().then(|| Refusals::new(settings.scan_trigger));
         Ok(Self {
             path: &options.file,
             json: options.json,
             settings,
             host,
             engine,
-            clock,
+            clock: Clock::default(),
             summary,
-            sctp: HashSet::new(),
+            used: Used::default(),
+            refusals,
         })
     }
 
     fn run(&mut self, out: &mut impl Write) -> Result<(), ReplayError> {
         let mut progress = Progress::over(self.path);
-        let learned = self.learn(&mut progress);
-        if let Err(error @ (FileError::Open(_) | FileError::NotAFile | FileError::Empty)) = learned {
+        let inferred = self.infer(&mut progress);
+        if let Err(error @ (FileError::Open(_) | FileError::NotAFile | FileError::Empty)) = inferred {
             return Err(self.about(error));
         }
         let judged = self.judge(&mut progress, out)?;
@@ -121,12 +134,17 @@ impl<'a> Replay<'a> {
             Err(error) if self.summary.packets == 0 => Err(self.about(error)),
             judged => {
                 if self.json {
-                    writeln!(out, "{}", print::object(&self.summary))?;
+                    serde_json::to_writer(&mut *out, &self.summary).map_err(io::Error::from)?;
+                    writeln!(out)?;
                 } else {
-                    print::text(&self.summary, out)?;
+                    text::write(&self.summary, out)?;
                 }
                 out.flush()?;
-                judged.map_err(|error| self.about(error))
+                judged.map_err(|error| self.about(error))?;
+                match self.summary.unread_link() {
+                    Some(link) => Err(ReplayError::UnreadLink { path: self.path.to_owned(), link }),
+                    None => Ok(()),
+                }
             }
         }
     }
@@ -135,29 +153,45 @@ impl<'a> Replay<'a> {
         ReplayError::File { path: self.path.to_owned(), error }
     }
 
-    /// The first pass. Where the file breaks, what was learned until there holds: the second one comes no further.
-    fn learn(&mut self, progress: &mut Progress) -> Result<(), FileError> {
-        let mut learner = Learner::new(&self.host.local, &self.settings.tcp.ports, &self.settings.udp.ports);
+    /// The first pass: what a running host knows and a capture has to show. Where the file breaks, what was inferred until
+    /// there holds: the second pass comes no further.
+    fn infer(&mut self, progress: &mut Progress) -> Result<(), FileError> {
+        let mut ports = PortInference::new(&self.host.local, &self.settings.tcp.ports, &self.settings.udp.ports);
+        let mut gateways = GatewayInference::default();
         let result = Reader::open(self.path).and_then(|mut reader| {
             while let Some(frame) = reader.next_frame()? {
                 progress.first_pass(frame.end);
-                if let Some(link) = LinkType::from_dlt(frame.link)
-                    && let Ok(packet) = packet::decode(link, frame.bytes)
-                {
-                    learner.look(&packet);
+                let Some(link) = LinkType::from_dlt(frame.link) else { continue };
+                let Ok(packet) = packet::decode(link, frame.bytes) else { continue };
+                ports.inspect(&packet);
+                if let Some(addresses) = LinkAddresses::from_frame(link, frame.bytes) {
+                    gateways.inspect(addresses, &packet);
+                }
+                if let Some(refusals) = &mut self.refusals {
+                    let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
+                    let quote = is_icmp.then(|| wire::quoted(link, frame.bytes)).flatten();
+                    let probe = Observation::of(&packet).filter(|probe| is_watched(&self.settings, probe));
+                    refusals.inspect(&packet, probe, quote, ports.used());
                 }
             }
             Ok(())
         });
-        let used = learner.finish();
-        for (address, port) in used.tcp {
-            self.host.tcp.insert_at(address, port);
+        self.used = ports.finish();
+        if let Some(refusals) = &mut self.refusals {
+            refusals.settle(&self.used);
         }
-        for (address, port) in used.udp {
-            self.host.udp.insert_at(address, port);
+        for (protocol, address, port) in self.used.iter() {
+            match protocol {
+                Protocol::Tcp => self.host.tcp.insert_at(address, port),
+                Protocol::Udp => self.host.udp.insert_at(address, port),
+                Protocol::Sctp | Protocol::Icmp => {}
+            }
         }
-        self.sctp = used.sctp;
-        self.summary.forgot_ports = used.overflowed;
+        for gateway in gateways.finish() {
+            self.host.allow.insert(gateway.into(), Protection::Gateway);
+            self.summary.gateways.insert(gateway);
+        }
+        self.summary.forgot_ports = self.used.overflowed;
         result
     }
 
@@ -175,18 +209,19 @@ impl<'a> Replay<'a> {
             };
             progress.second_pass(frame.end);
             let time = SystemTime::UNIX_EPOCH + frame.time;
-            self.summary.packet(time);
+            self.summary.count_packet(time);
             let Some(link) = LinkType::from_dlt(frame.link) else {
-                self.summary.unknown_link(frame.link);
+                self.summary.count_unknown_link(frame.link);
                 continue;
             };
             match packet::decode(link, frame.bytes) {
-                Ok(packet) => {
+                Ok(mut packet) => {
+                    packet::deliver(&mut packet, &self.host.local);
                     if let Some(what) = self.observe(frame.time, &packet) {
                         progress.hide(|| self.say(out, time, what))?;
                     }
                 }
-                Err(why) => self.summary.undecoded(why),
+                Err(why) => self.summary.count_undecoded(why),
             }
             self.notices(out, time)?;
         }
@@ -195,37 +230,56 @@ impl<'a> Replay<'a> {
     /// Judges one packet; what there is to say about it.
     fn observe(&mut self, time: Duration, packet: &Packet) -> Option<EventKind> {
         let now = self.clock.tick(time);
+        let sighting = Observation::of(packet);
         if let Transport::Sctp { destination_port, chunk: INIT, .. } = packet.transport
-            && self.sctp.contains(&(packet.destination, destination_port))
+            && self.used.contains((Protocol::Sctp, packet.destination, destination_port))
         {
-            self.summary.innocent(IgnoreReason::Open);
+            self.note_open(sighting);
+            self.summary.count_no_evidence(NoEvidence::Engine(IgnoreReason::Open));
+            return None;
+        }
+        if sighting.is_some_and(|sighting| self.is_unconfirmed(packet, &sighting)) {
+            self.summary.count_no_evidence(NoEvidence::Unanswered);
             return None;
         }
         let verdict = self.engine.observe(now, packet, &self.host, &mut NoLookup);
-        self.summary.verdict(&verdict, SystemTime::UNIX_EPOCH + time, now);
+        self.summary.add_verdict(&verdict, SystemTime::UNIX_EPOCH + time, now);
         match verdict {
-            Verdict::Block(ban) => Some(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO }),
-            Verdict::LogOnly(ban) => Some(EventKind::Scan(ban)),
-            Verdict::Probe(probe) => probe.fresh.then_some(EventKind::Probe(probe)),
-            Verdict::Exempt(spared) => spared.report.map(|probes| EventKind::Exempt { spared, probes }),
-            Verdict::Repeated(Repeated { subject, standing, report, .. }) => {
-                report.map(|packets| EventKind::Repeated { subject, standing, packets })
+            Verdict::Ignored(IgnoreReason::Open) => {
+                self.note_open(sighting);
+                None
             }
-            Verdict::Ignored(_) => None,
+            Verdict::Block(ban) => Some(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO }),
+            verdict => EventKind::from_verdict(verdict),
         }
     }
-}
 
-impl Replay<'_> {
+    /// True for a probe that would count, where the capture does not show that it found a closed port.
+    fn is_unconfirmed(&self, packet: &Packet, sighting: &Observation) -> bool {
+        let Some(refusals) = &self.refusals else { return false };
+        let Observation { source, destination, protocol, port, .. } = *sighting;
+        let to_one_host = !matches!(packet.delivery, Delivery::Broadcast | Delivery::Multicast);
+        is_watched(&self.settings, sighting)
+            && to_one_host
+            && !destination.is_multicast()
+            && !self.used.contains((protocol, destination, port))
+            && self.host.allow.protects(source).is_none()
+            && !self.summary.has_judged(BanTarget::of(source))
+            && !refusals.confirm(sighting)
+    }
+
+    /// Notes that a packet to this port was no evidence, because the port was taken to be open.
+    fn note_open(&mut self, sighting: Option<Observation>) {
+        let Some(Observation { protocol, destination, port, .. }) = sighting else { return };
+        if let Some(sign) = self.used.sign((protocol, destination, port)) {
+            self.summary.add_open((protocol, destination, port), sign);
+        }
+    }
+
     fn notices(&mut self, out: &mut impl Write, time: SystemTime) -> io::Result<()> {
         let now = self.clock.now();
         while let Some(notice) = self.engine.notice(now) {
-            let what = match notice {
-                Notice::DistributedScan(sweep) => EventKind::DistributedScan(sweep),
-                Notice::Repeated { subject, standing, packets } => EventKind::Repeated { subject, standing, packets },
-                Notice::Capped { bans } => EventKind::Capped { bans },
-            };
-            self.say(out, time, what)?;
+            self.say(out, time, notice.into())?;
         }
         Ok(())
     }
@@ -233,12 +287,12 @@ impl Replay<'_> {
     fn say(&self, out: &mut impl Write, time: SystemTime, what: EventKind) -> io::Result<()> {
         let event = Event { time, what };
         if !self.json {
-            let Some(line) = events::classic_log::of(&event.what) else { return Ok(()) };
+            let Some(line) = text::line(&event.what) else { return Ok(()) };
             return writeln!(out, "{} {line}", events::json::rfc3339(time));
         }
         let mut object = events::json::of(&event);
         if let Some(object) = object.as_object_mut() {
-            // Nobody was blocked, so nothing took any time.
+            // Nothing was blocked, so nothing took any time.
             object.remove("reaction_us");
         }
         writeln!(out, "{object}")
@@ -252,5 +306,24 @@ fn local(options: &ReplayOptions) -> Local {
         [] => Local::Any,
         hosts if hosts.iter().all(is_host) => Local::Addresses(hosts.iter().map(ipnet::IpNet::addr).collect()),
         prefixes => Local::Prefixes(prefixes.to_vec()),
+    }
+}
+
+/// True for a probe of what the configuration watches.
+fn is_watched(settings: &Settings, probe: &Observation) -> bool {
+    match probe.protocol {
+        Protocol::Tcp => settings.tcp.ports.contains(probe.port),
+        Protocol::Udp => settings.udp.ports.contains(probe.port),
+        Protocol::Sctp => settings.sctp,
+        Protocol::Icmp => settings.icmp,
+    }
+}
+
+/// The configuration that is in force, for people.
+fn configuration(options: &ReplayOptions) -> String {
+    let default = Path::new(DEFAULT_CONFIG);
+    match options.config.as_deref().or_else(|| default.exists().then_some(default)) {
+        Some(path) => path.display().to_string(),
+        None => "built-in defaults".to_owned(),
     }
 }

@@ -1,8 +1,8 @@
 //! A frame of a capture to the packet that a host would have received. Captures hold what a host never sees: damaged
 //! packets, on which one flipped bit looks like a probe, and headers that tools have made up.
 
-use crate::engine::Class;
-use crate::wire::{self, LinkType, Packet, TcpFlags, Transport, Undecoded};
+use crate::engine::{Class, Local};
+use crate::wire::{self, Delivery, LinkType, Packet, TcpFlags, Transport, Undecoded};
 
 /// Decodes a frame.
 ///
@@ -10,7 +10,7 @@ use crate::wire::{self, LinkType, Packet, TcpFlags, Transport, Undecoded};
 /// As [`wire::decode`], and [`Undecoded::Malformed`] for strange TCP flags under a wrong checksum. An ordinary segment
 /// with one is only the capturing host's own, before its network card filled the checksum in.
 #[inline]
-pub fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> {
+pub(super) fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> {
     let mut packet = wire::decode(link, bytes)?;
     let strange = match packet.transport {
         Transport::Tcp { flags, .. } => Class::of_tcp(flags).is_some_and(Class::is_conclusive),
@@ -33,6 +33,45 @@ pub fn decode(link: LinkType, bytes: &[u8]) -> Result<Packet, Undecoded> {
 }
 
 const NONE: TcpFlags = TcpFlags(0);
+
+/// What the link layer says of a packet's delivery is said to the host that captured it. To the hosts of `local` a packet
+/// that it sent, or saw on the way to another host, is one that arrives.
+///
+/// So is a TCP segment to one host in a frame to all: tools that do not ask for a link address (scapy) leave it so.
+pub(super) fn deliver(packet: &mut Packet, local: &Local) {
+    let own = local.is_exact() && local.contains(packet.source);
+    let arrives = match packet.delivery {
+        Delivery::Outgoing => !own,
+        Delivery::OtherHost => local.contains(packet.destination),
+        Delivery::Broadcast => matches!(packet.transport, Transport::Tcp { .. }),
+        Delivery::Host | Delivery::Multicast | Delivery::Unknown => false,
+    };
+    if arrives {
+        packet.delivery = Delivery::Unknown;
+    }
+}
+
+/// The link addresses of an Ethernet frame.
+#[derive(Clone, Copy)]
+pub(super) struct LinkAddresses {
+    pub(super) destination: [u8; 6],
+    pub(super) source: [u8; 6],
+}
+
+impl LinkAddresses {
+    /// `None` where the link layer does not have both.
+    pub(super) fn from_frame(link: LinkType, bytes: &[u8]) -> Option<Self> {
+        let (destination, rest) = bytes.split_first_chunk()?;
+        let source = rest.first_chunk()?;
+        (link == LinkType::Ethernet).then_some(Self { destination: *destination, source: *source })
+    }
+
+    /// True for a frame to more than one host.
+    pub(super) fn is_group(&self) -> bool {
+        let [first, ..] = self.destination;
+        first & 1 == 1
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Bytes between two looks at the bar: the bar costs more than a packet.
 const STEP: u64 = 1 << 20;
 
-/// Smaller captures are done before anybody could read a bar.
+/// Smaller captures are done before a bar could be read.
 const WORTH_A_BAR: u64 = 32 << 20;
 
 /// The bar of both passes.
@@ -34,7 +34,7 @@ impl Progress {
     #[inline]
     pub(super) fn first_pass(&mut self, offset: u64) {
         if offset >= self.next {
-            self.show("learning", offset);
+            self.show("reading", offset);
             self.next = offset + STEP;
         }
     }

@@ -1,11 +1,17 @@
-//! Verdicts to what a replay says at its end: whom it would have blocked, whom it left alone, and why.
+//! The summary of a replay: which sources would be banned, which were left alone, and why. Its serde form is the
+//! last JSON object that a replay prints.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Verdict};
-use crate::events::json::reason;
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+use super::port_inference::{self, Sign};
+use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Standing, Verdict};
+use crate::events::json::{reason, rfc3339};
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 use crate::wire::Undecoded;
 
@@ -15,181 +21,217 @@ const LISTED: usize = 10_000;
 /// Ports of a suspect that are listed.
 const PORTS: usize = 32;
 
-/// A source that was judged: blocked, or only logged.
-#[derive(Clone, Debug)]
-pub struct Judged {
-    /// Who.
-    pub subject: BanTarget,
-    /// When it was judged.
-    pub time: SystemTime,
-    /// When its first probe came.
-    pub first: SystemTime,
-    /// For how long; `None` where it was only logged.
-    pub expiry: Option<Expiry>,
-    /// Why, as a sentence.
-    pub reason: String,
-    /// The evidence.
-    pub ports: Vec<(Protocol, u16, Class)>,
-    /// Packets that it sent afterwards, while the judgement stood.
-    pub later: u64,
-}
-
-/// A source below the threshold.
-#[derive(Clone, Debug, Default)]
-pub struct Left {
-    /// The most distinct ports that counted at one time.
-    pub distinct: u8,
-    /// Its probes, the same port again included.
-    pub probes: u64,
-    /// The ports, as many as are listed.
-    pub ports: BTreeSet<u16>,
-}
-
-/// A source that is never blocked.
-#[derive(Clone, Debug)]
-pub struct Protected {
-    /// Why.
-    pub protection: Protection,
-    /// Its probes.
-    pub probes: u64,
-    /// The ports, as many as are listed.
-    pub ports: BTreeSet<(Protocol, u16)>,
-}
-
-/// What has been seen so far.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// How many distinct ports are forgiven.
-    pub scan_trigger: u8,
+/// What has been seen so far. The fields stand in the order of the JSON keys.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Summary {
+    event: Tag,
+    #[serde(rename = "time", skip_serializing_if = "Option::is_none")]
+    pub(super) last: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) first: Option<Time>,
     /// Frames of any kind.
-    pub packets: u64,
-    /// Times of the first frame and of the last.
-    pub span: Option<(SystemTime, SystemTime)>,
-    /// Who would have been blocked, in this order; the same source once for each ban.
-    pub blocked: Vec<Judged>,
-    /// Who was only logged.
-    pub logged: Vec<Judged>,
-    /// Who stayed below the threshold.
-    pub suspects: BTreeMap<(BanTarget, Protocol), Left>,
-    /// Who is never blocked.
-    pub spared: BTreeMap<IpAddr, Protected>,
+    pub(super) packets: u64,
+    pub(super) configuration: String,
+    /// The addresses and networks whose ports were judged; empty: all of them, each as a host by itself.
+    pub(super) local: Vec<String>,
+    /// Hosts that were taken for gateways.
+    pub(super) gateways: BTreeSet<IpAddr>,
+    /// Sources that would be banned, in this order; the same source once for each ban.
+    pub(super) blocked: Vec<Judged>,
+    /// Sources that were only logged.
+    pub(super) logged: Vec<Judged>,
+    /// Sources below the threshold.
+    #[serde(serialize_with = "values")]
+    pub(super) suspects: BTreeMap<(BanTarget, Protocol), Suspect>,
+    /// Sources that are never blocked.
+    #[serde(serialize_with = "values")]
+    pub(super) spared: BTreeMap<IpAddr, Protected>,
     /// Sources beyond those that are listed.
-    pub unlisted: u64,
-    /// Packets that were no evidence, by reason.
-    pub innocent: BTreeMap<IgnoreReason, u64>,
+    pub(super) unlisted: u64,
     /// Packets from sources that had been judged.
-    pub repeated: u64,
-    /// Frames that hold no IP, end too early, or contradict themselves.
-    pub undecoded: [u64; 3],
+    pub(super) repeated: u64,
+    /// Packets that were no evidence, by reason.
+    #[serde(serialize_with = "by_reason")]
+    pub(super) innocent: BTreeMap<NoEvidence, u64>,
+    /// Ports that were taken to be open, where packets came to them.
+    #[serde(serialize_with = "values")]
+    pub(super) open: BTreeMap<port_inference::Port, Open>,
+    /// Frames that gave no packet.
+    pub(super) undecoded: UndecodedFrames,
     /// Frames of link types that are not read, by their number.
-    pub unknown_links: BTreeMap<i32, u64>,
+    pub(super) unknown_links: BTreeMap<i32, u64>,
     /// More ports were in use than could be remembered.
-    pub forgot_ports: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) forgot_ports: bool,
+    /// Distinct ports that make a scan.
+    #[serde(skip)]
+    pub(super) needed: u16,
     /// Where each subject's latest judgement is listed.
+    #[serde(skip)]
     latest: HashMap<(BanTarget, bool), usize>,
 }
 
-impl Summary {
-    pub(super) fn new(scan_trigger: u8) -> Self {
-        Self { scan_trigger, ..Self::default() }
-    }
+/// `"event": "summary"`.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Tag {
+    #[default]
+    Summary,
+}
 
-    pub(super) fn packet(&mut self, time: SystemTime) {
-        self.packets += 1;
-        let (first, _) = self.span.unwrap_or((time, time));
-        self.span = Some((first, time));
-    }
+/// A source that was judged: blocked, or only logged.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Judged {
+    #[serde(serialize_with = "shown")]
+    pub(super) subject: BanTarget,
+    source: IpAddr,
+    pub(super) time: Time,
+    pub(super) first: Time,
+    pub(super) reason: String,
+    pub(super) ports: Vec<Port>,
+    /// The hosts whose ports it touched, as many as are listed.
+    pub(super) victims: BTreeSet<IpAddr>,
+    /// Packets that it sent afterwards, while the judgement stood.
+    #[serde(rename = "later_packets")]
+    pub(super) later: u64,
+    /// When the ban ends; `None` where it was only logged.
+    #[serde(rename = "expires", skip_serializing_if = "Option::is_none")]
+    pub(super) end: Option<End>,
+}
 
-    pub(super) fn unknown_link(&mut self, link: i32) {
-        *self.unknown_links.entry(link).or_default() += 1;
-    }
+/// A source below the threshold.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Suspect {
+    /// The target that a ban would have.
+    #[serde(serialize_with = "shown")]
+    pub(super) subject: BanTarget,
+    #[serde(rename = "proto", serialize_with = "protocol")]
+    pub(super) protocol: Protocol,
+    /// The ports, as many as are listed.
+    pub(super) ports: BTreeSet<u16>,
+    /// The most distinct ports that counted at one time.
+    #[serde(rename = "distinct_ports")]
+    pub(super) distinct: u8,
+    needed: u16,
+    /// The hosts whose ports it touched, as many as are listed.
+    pub(super) victims: BTreeSet<IpAddr>,
+    /// Its probes, the same port again included.
+    pub(super) probes: u64,
+}
 
-    pub(super) fn undecoded(&mut self, why: Undecoded) {
-        let [not_ip, truncated, malformed] = &mut self.undecoded;
-        *match why {
-            Undecoded::NotIp => not_ip,
-            Undecoded::Truncated => truncated,
-            Undecoded::Malformed => malformed,
-        } += 1;
-    }
+/// A source that is never blocked.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Protected {
+    pub(super) source: IpAddr,
+    #[serde(rename = "reason", serialize_with = "shown")]
+    pub(super) protection: Protection,
+    /// The ports, as many as are listed.
+    pub(super) ports: BTreeSet<Port>,
+    pub(super) probes: u64,
+}
 
-    pub(super) fn innocent(&mut self, why: IgnoreReason) {
-        *self.innocent.entry(why).or_default() += 1;
-    }
+/// A port that was taken to be open.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Open {
+    pub(super) address: IpAddr,
+    #[serde(flatten)]
+    pub(super) port: Port,
+    pub(super) reason: Sign,
+    pub(super) packets: u64,
+}
 
-    pub(super) fn verdict(&mut self, verdict: &Verdict, time: SystemTime, now: Timestamp) {
-        match verdict {
-            Verdict::Ignored(why) => self.innocent(*why),
-            Verdict::Probe(probe) => self.suspect(probe),
-            Verdict::Exempt(spared) => self.spare(spared),
-            Verdict::Block(ban) => self.judge(ban, true, time, now),
-            Verdict::LogOnly(ban) => self.judge(ban, false, time, now),
-            Verdict::Repeated(repeated) => {
-                self.repeated += 1;
-                let blocked = repeated.standing == crate::engine::Standing::Blocked;
-                let list = if blocked { &mut self.blocked } else { &mut self.logged };
-                let judged = self.latest.get(&(repeated.subject, blocked)).and_then(|index| list.get_mut(*index));
-                if let Some(judged) = judged {
-                    judged.later += 1;
-                }
-            }
-        }
-    }
+/// Why a packet is no evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum NoEvidence {
+    Engine(IgnoreReason),
+    /// Nothing in the capture answers it, so that its port need not be closed.
+    Unanswered,
+}
 
-    fn suspect(&mut self, probe: &Probe) {
-        let key = (probe.subject, probe.sighting.protocol);
-        if self.suspects.len() >= LISTED && !self.suspects.contains_key(&key) {
-            self.unlisted += u64::from(probe.probes == 1);
-            return;
-        }
-        let left = self.suspects.entry(key).or_default();
-        left.distinct = left.distinct.max(probe.distinct);
-        left.probes += 1;
-        if left.ports.len() < PORTS {
-            left.ports.insert(probe.sighting.port);
-        }
-    }
+/// A port, and where it is evidence its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Port {
+    #[serde(rename = "proto", serialize_with = "protocol")]
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+    #[serde(serialize_with = "class", skip_serializing_if = "Option::is_none")]
+    pub(super) class: Option<Class>,
+}
 
-    fn spare(&mut self, spared: &Exempt) {
-        let source = spared.sighting.source;
-        if self.spared.len() >= LISTED && !self.spared.contains_key(&source) {
-            self.unlisted += u64::from(spared.report == Some(1));
-            return;
-        }
-        let fresh = Protected { protection: spared.protection, probes: 0, ports: BTreeSet::new() };
-        let protected = self.spared.entry(source).or_insert(fresh);
-        protected.probes += 1;
-        if protected.ports.len() < PORTS {
-            protected.ports.insert((spared.sighting.protocol, spared.sighting.port));
-        }
-    }
-
-    fn judge(&mut self, ban: &Ban, blocked: bool, time: SystemTime, now: Timestamp) {
-        let subject = ban.probe.subject;
-        for (protocol, ..) in ban.ports.iter() {
-            self.suspects.remove(&(subject, protocol));
-        }
-        let list = if blocked { &mut self.blocked } else { &mut self.logged };
-        if list.len() >= LISTED {
-            self.unlisted += 1;
-            return;
-        }
-        self.latest.insert((subject, blocked), list.len());
-        list.push(Judged {
-            subject,
-            time,
-            first: time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH),
-            expiry: blocked.then_some(ban.expiry),
-            reason: reason(ban),
-            ports: ban.ports.iter().collect(),
-            later: 0,
-        });
+impl Ord for Port {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.protocol, self.port).cmp(&(other.protocol, other.port))
     }
 }
 
-/// An innocence as JSON has it.
-#[must_use]
-pub(super) fn key(why: IgnoreReason) -> &'static str {
+impl PartialOrd for Port {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Frames that hold no IP, end too early, or contradict themselves.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct UndecodedFrames {
+    pub(super) not_ip: u64,
+    pub(super) truncated: u64,
+    pub(super) malformed: u64,
+}
+
+/// A time of the capture, in UTC.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time(pub SystemTime);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&rfc3339(self.0))
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// When a ban begins and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    begin: SystemTime,
+    pub(super) expiry: Expiry,
+}
+
+impl Serialize for End {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.expiry {
+            Expiry::Never => serializer.serialize_str("never"),
+            Expiry::After(span) => Time(self.begin.checked_add(span).unwrap_or(self.begin)).serialize(serializer),
+        }
+    }
+}
+
+fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn protocol<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(protocol.key())
+}
+
+fn class<S: Serializer>(class: &Option<Class>, serializer: S) -> Result<S::Ok, S::Error> {
+    class.map(Class::key).serialize(serializer)
+}
+
+fn values<K, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(map.values())
+}
+
+fn by_reason<S: Serializer>(counts: &BTreeMap<NoEvidence, u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(counts.iter().map(|(why, count)| (key(*why), count)))
+}
+
+fn key(why: NoEvidence) -> &'static str {
+    let NoEvidence::Engine(why) = why else { return "unanswered" };
     match why {
         IgnoreReason::Own => "own",
         IgnoreReason::NoRequest => "no_request",
@@ -200,5 +242,138 @@ pub(super) fn key(why: IgnoreReason) -> &'static str {
         IgnoreReason::Open => "open",
         IgnoreReason::RecentlyOpen => "recently_open",
         IgnoreReason::OtherInterface => "other_interface",
+    }
+}
+
+impl Summary {
+    pub(super) fn new(scan_trigger: u8, configuration: String, local: &[IpNet]) -> Self {
+        let shown = |prefix: &IpNet| match prefix.prefix_len() == prefix.max_prefix_len() {
+            true => prefix.addr().to_string(),
+            false => prefix.to_string(),
+        };
+        let local = local.iter().map(shown).collect();
+        Self { needed: u16::from(scan_trigger) + 1, configuration, local, ..Self::default() }
+    }
+
+    /// True where `subject` is listed as judged.
+    pub(super) fn has_judged(&self, subject: BanTarget) -> bool {
+        [true, false].iter().any(|blocked| self.latest.contains_key(&(subject, *blocked)))
+    }
+
+    /// The link types of the frames, where none of them is read.
+    pub(super) fn unread_link(&self) -> Option<String> {
+        let unread: u64 = self.unknown_links.values().sum();
+        let links: Vec<_> = self.unknown_links.keys().map(ToString::to_string).collect();
+        (unread > 0 && unread == self.packets).then(|| links.join(", "))
+    }
+
+    pub(super) fn add_open(&mut self, port: port_inference::Port, sign: Sign) {
+        if self.open.len() < LISTED || self.open.contains_key(&port) {
+            let (protocol, address, number) = port;
+            let fresh = Open { address, port: Port { protocol, port: number, class: None }, reason: sign, packets: 0 };
+            self.open.entry(port).or_insert(fresh).packets += 1;
+        }
+    }
+
+    pub(super) fn count_packet(&mut self, time: SystemTime) {
+        self.packets += 1;
+        self.first.get_or_insert(Time(time));
+        self.last = Some(Time(time));
+    }
+
+    pub(super) fn count_unknown_link(&mut self, link: i32) {
+        *self.unknown_links.entry(link).or_default() += 1;
+    }
+
+    pub(super) fn count_undecoded(&mut self, why: Undecoded) {
+        *match why {
+            Undecoded::NotIp => &mut self.undecoded.not_ip,
+            Undecoded::Truncated => &mut self.undecoded.truncated,
+            Undecoded::Malformed => &mut self.undecoded.malformed,
+        } += 1;
+    }
+
+    pub(super) fn count_no_evidence(&mut self, why: NoEvidence) {
+        *self.innocent.entry(why).or_default() += 1;
+    }
+
+    pub(super) fn add_verdict(&mut self, verdict: &Verdict, time: SystemTime, now: Timestamp) {
+        match verdict {
+            Verdict::Ignored(why) => self.count_no_evidence(NoEvidence::Engine(*why)),
+            Verdict::Probe(probe) => self.add_suspect(probe),
+            Verdict::Exempt(spared) => self.add_protected(spared),
+            Verdict::Block(ban) => self.add_judged(ban, true, time, now),
+            Verdict::LogOnly(ban) => self.add_judged(ban, false, time, now),
+            Verdict::Repeated(repeated) => {
+                self.repeated += 1;
+                let blocked = repeated.standing == Standing::Blocked;
+                let list = if blocked { &mut self.blocked } else { &mut self.logged };
+                let judged = self.latest.get(&(repeated.subject, blocked)).and_then(|index| list.get_mut(*index));
+                if let Some(judged) = judged {
+                    judged.later += 1;
+                }
+            }
+        }
+    }
+
+    fn add_suspect(&mut self, probe: &Probe) {
+        let (subject, protocol) = (probe.subject, probe.sighting.protocol);
+        if self.suspects.len() >= LISTED && !self.suspects.contains_key(&(subject, protocol)) {
+            self.unlisted += u64::from(probe.probes == 1);
+            return;
+        }
+        let needed = self.needed;
+        let (ports, victims) = (BTreeSet::new(), BTreeSet::new());
+        let fresh = || Suspect { subject, protocol, ports, distinct: 0, needed, victims, probes: 0 };
+        let suspect = self.suspects.entry((subject, protocol)).or_insert_with(fresh);
+        suspect.distinct = suspect.distinct.max(probe.distinct);
+        suspect.probes += 1;
+        if suspect.ports.len() < PORTS {
+            suspect.ports.insert(probe.sighting.port);
+        }
+        if suspect.victims.len() < PORTS {
+            suspect.victims.insert(probe.sighting.destination);
+        }
+    }
+
+    fn add_protected(&mut self, spared: &Exempt) {
+        let source = spared.sighting.source;
+        if self.spared.len() >= LISTED && !self.spared.contains_key(&source) {
+            self.unlisted += u64::from(spared.report == Some(1));
+            return;
+        }
+        let fresh = Protected { source, protection: spared.protection, ports: BTreeSet::new(), probes: 0 };
+        let protected = self.spared.entry(source).or_insert(fresh);
+        protected.probes += 1;
+        if protected.ports.len() < PORTS {
+            let (protocol, port) = (spared.sighting.protocol, spared.sighting.port);
+            protected.ports.insert(Port { protocol, port, class: None });
+        }
+    }
+
+    fn add_judged(&mut self, ban: &Ban, blocked: bool, time: SystemTime, now: Timestamp) {
+        let subject = ban.probe.subject;
+        let mut victims = BTreeSet::from([ban.probe.sighting.destination]);
+        for (protocol, ..) in ban.ports.iter() {
+            victims.extend(self.suspects.remove(&(subject, protocol)).into_iter().flat_map(|suspect| suspect.victims));
+        }
+        let list = if blocked { &mut self.blocked } else { &mut self.logged };
+        if list.len() >= LISTED {
+            self.unlisted += 1;
+            return;
+        }
+        self.latest.insert((subject, blocked), list.len());
+        let ports = ban.ports.iter().map(|(protocol, port, class)| Port { protocol, port, class: Some(class) });
+        list.push(Judged {
+            subject,
+            source: subject.element(),
+            time: Time(time),
+            first: Time(time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH)),
+            reason: reason(ban),
+            ports: ports.collect(),
+            victims,
+            later: 0,
+            end: blocked.then_some(End { begin: time, expiry: ban.expiry }),
+        });
     }
 }

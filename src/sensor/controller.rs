@@ -181,7 +181,7 @@ impl BanController {
         {
             self.metrics.probed(probe.sighting.class);
         }
-        let what = match verdict {
+        match verdict {
             Verdict::Block(ban) => {
                 // What it did comes before what is done about it, as people's filters have always read it. It is a line
                 // also where the port is an old one, and only the class was enough.
@@ -193,26 +193,17 @@ impl BanController {
                 }
                 return self.outcomes.push(Outcome::Condemned(ban, time));
             }
-            Verdict::LogOnly(ban) => {
-                if self.blocker.tells(ban.probe.sighting.protocol) && !self.blocker.only_run(&ban, time) {
-                    let (subject, way) = (ban.probe.subject, Backend::Command);
-                    let reason = "more commands than can be run wait already".to_owned();
-                    self.outcomes
-                        .push(Outcome::Said(Event { time, what: EventKind::BlockFailed { subject, reason, way } }));
-                }
-                EventKind::Scan(ban)
+            Verdict::LogOnly(ban)
+                if self.blocker.tells(ban.probe.sighting.protocol) && !self.blocker.only_run(&ban, time) =>
+            {
+                let (subject, way) = (ban.probe.subject, Backend::Command);
+                let reason = "more commands than can be run wait already".to_owned();
+                self.outcomes
+                    .push(Outcome::Said(Event { time, what: EventKind::BlockFailed { subject, reason, way } }));
             }
-            Verdict::Probe(probe) if probe.fresh => EventKind::Probe(probe),
-            Verdict::Exempt(spared) => match spared.report {
-                Some(probes) => EventKind::Exempt { spared, probes },
-                None => return,
-            },
-            Verdict::Repeated(Repeated { subject, standing, report: Some(packets), .. }) => {
-                EventKind::Repeated { subject, standing, packets }
-            }
-            Verdict::Probe(_) | Verdict::Repeated(_) | Verdict::Ignored(_) => return,
-        };
-        self.outcomes.push(Outcome::Said(Event { time, what }));
+            _ => {}
+        }
+        self.outcomes.extend(EventKind::from_verdict(verdict).map(|what| Outcome::Said(Event { time, what })));
     }
 
     /// Has the bans of the batch carried out, each way in one go where possible, and tells what happened in the order in

@@ -26,7 +26,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live, Ring};
 use crate::enforce::nft::RulesetSpec;
-use crate::engine::{ActiveBan, Engine, Host, Notice, Settings};
+use crate::engine::{ActiveBan, Engine, Host, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
 use crate::netlink::sock_diag::SockDiag;
@@ -368,11 +368,7 @@ impl Sensor {
     fn take_notices(&mut self) {
         let now = self.now();
         while let Some(notice) = self.judge.engine.notice(now) {
-            self.judge.emit(match notice {
-                Notice::DistributedScan(sweep) => EventKind::DistributedScan(sweep),
-                Notice::Repeated { subject, standing, packets } => EventKind::Repeated { subject, standing, packets },
-                Notice::Capped { bans } => EventKind::Capped { bans },
-            });
+            self.judge.emit(EventKind::from(notice));
         }
         self.judge.metrics.take(self.judge.engine.tracked(), self.judge.engine.counters());
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {

@@ -9,11 +9,13 @@ mod ipv4;
 mod ipv6;
 mod link;
 mod piece;
+mod quote;
 mod transport;
 
 use std::net::IpAddr;
 
 pub use checksum::is_damaged;
+pub use quote::{Quote, quoted};
 
 /// Decodes one captured frame. Lengths come from the headers, so it does not matter how much of the payload was
 /// captured, as long as the headers are there (128 bytes hold them in all but contrived packets).

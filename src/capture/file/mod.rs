@@ -1,19 +1,20 @@
-//! Frames from a capture file: pcap in all its dialects and pcapng, read as a stream, so that memory does not depend on
+//! Reads frames from a capture file: pcap in all its dialects and pcapng, as a stream, so that memory does not depend on
 //! the file's size. Gives every frame with its time and link type; decodes nothing. A broken file gives all frames before
-//! the break and then an error that says where it is.
+//! the break and then an error that says where it is. docs/dependencies.md says why no library does this.
 //!
 //! Read with: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng, and `pcap/dlt.h`.
 
+mod input;
 mod pcap;
 mod pcapng;
-mod source;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use source::Source;
+use input::Input;
 
 /// One captured frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +86,8 @@ pub enum FileError {
 
 /// A capture that is being read.
 pub struct Reader<R> {
-    source: Source<R>,
+    input: Input<R>,
     format: Format,
-    frames: u64,
 }
 
 enum Format {
@@ -104,11 +104,11 @@ impl Reader<File> {
     /// # Errors
     /// What cannot be opened, and what is no capture or begins with half a header.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let file = File::open(path).map_err(FileError::Open)?;
-        if !file.metadata().map_err(FileError::Open)?.is_file() {
+        // Before it is opened: that of a FIFO waits for a writer.
+        if !std::fs::metadata(path).map_err(FileError::Open)?.is_file() {
             return Err(FileError::NotAFile);
         }
-        Self::new(file)
+        Self::new(File::open(path).map_err(FileError::Open)?)
     }
 }
 
@@ -117,22 +117,23 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// As [`Reader::open`].
-    pub fn new(reader: R) -> Result<Self, FileError> {
-        let mut source = Source::new(reader);
-        let Some(magic) = source.array::<4>(0)? else {
-            return Err(match source.peek(1)? {
-                None => FileError::Empty,
-                Some(_) => FileError::NotACapture,
-            });
+    pub fn new(mut reader: R) -> Result<Self, FileError> {
+        let mut head = Vec::new();
+        reader.by_ref().take(4).read_to_end(&mut head).map_err(|error| FileError::Read { offset: 0, error })?;
+        let magic = match *head.as_slice() {
+            [] => return Err(FileError::Empty),
+            [a, b, c, d] => [a, b, c, d],
+            _ => return Err(FileError::NotACapture),
         };
-        let format = match magic {
-            pcapng::SECTION => Format::Pcapng(pcapng::Section::default()),
-            _ => match pcap::Dialect::of(magic) {
-                Some(dialect) => Format::Pcap(dialect.header(&mut source)?),
-                None => return Err(compression(magic).map_or(FileError::NotACapture, FileError::Compressed)),
-            },
+        let mut input = Input::new(head, reader);
+        let format = if magic == pcapng::SECTION {
+            Format::Pcapng(pcapng::Section::default())
+        } else if let Some(dialect) = pcap::Dialect::from_magic(magic) {
+            Format::Pcap(dialect.read_header(&mut input)?)
+        } else {
+            return Err(compression(magic).map_or(FileError::NotACapture, FileError::Compressed));
         };
-        Ok(Self { source, format, frames: 0 })
+        Ok(Self { input, format })
     }
 
     /// The next frame; `None` at the end of the file.
@@ -140,40 +141,23 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// Where the file breaks or cannot be read. Nothing can be read behind that.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FileError> {
-        let number = self.frames + 1;
         let found = match &mut self.format {
-            Format::Pcap(dialect) => dialect.next(&mut self.source),
-            Format::Pcapng(section) => section.next(&mut self.source),
+            Format::Pcap(dialect) => dialect.next(&mut self.input),
+            Format::Pcapng(section) => section.next(&mut self.input),
         };
-        let found = found.map_err(|error| error.after(self.frames))?;
-        let Some(Found { time, link, skip, length, record }) = found else { return Ok(None) };
-        self.frames = number;
-        let end = self.source.offset() + record as u64;
-        let bytes = self.source.take(record)?.get(skip..).and_then(|rest| rest.get(..length)).unwrap_or_default();
-        Ok(Some(Frame { number, time: time.min(LATEST), link, bytes, end }))
+        let Some(Found { time, link, bytes }) = found? else { return Ok(None) };
+        self.input.packets += 1;
+        let Input { packets: number, record, .. } = &self.input;
+        let bytes = record.get(bytes).unwrap_or_default();
+        Ok(Some(Frame { number: *number, time: time.min(LATEST), link, bytes, end: self.input.end() }))
     }
 }
 
-/// Where a frame lies in what the source holds.
+/// A frame and where its bytes lie in the record that the input holds.
 struct Found {
     time: Duration,
     link: i32,
-    /// Bytes of headers before it.
-    skip: usize,
-    /// Its bytes.
-    length: usize,
-    /// Bytes of the whole record; all of them are at hand.
-    record: usize,
-}
-
-impl FileError {
-    /// The formats do not count frames; this puts in how many there were.
-    fn after(mut self, count: u64) -> Self {
-        if let Self::Truncated { frames, .. } | Self::Broken { frames, .. } = &mut self {
-            *frames = count;
-        }
-        self
-    }
+    bytes: Range<usize>,
 }
 
 fn compression(magic: [u8; 4]) -> Option<&'static str> {
@@ -195,27 +179,6 @@ enum Order {
     #[default]
     Little,
     Big,
-}
-
-impl Order {
-    fn u16(self, bytes: [u8; 2]) -> u16 {
-        match self {
-            Self::Little => u16::from_le_bytes(bytes),
-            Self::Big => u16::from_be_bytes(bytes),
-        }
-    }
-
-    fn u32(self, bytes: [u8; 4]) -> u32 {
-        match self {
-            Self::Little => u32::from_le_bytes(bytes),
-            Self::Big => u32::from_be_bytes(bytes),
-        }
-    }
-}
-
-/// A length in a file, as one in memory.
-fn length(value: u32) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

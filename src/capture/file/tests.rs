@@ -251,6 +251,26 @@ fn what_is_broken_is_named_with_its_place() {
 }
 
 #[test]
+fn a_length_that_lies_takes_no_more_memory_than_there_are_bytes() {
+    const LIE: usize = 128 << 20;
+    for length in [100, 3 * 256 * 1024 + 5] {
+        let bytes = vec![7; length];
+        let mut input = Input::new(bytes[..4].to_vec(), &bytes[4..]);
+        assert!(matches!(input.read_to(LIE), Err(FileError::Truncated { .. })));
+        assert_eq!((&input.record, input.end()), (&bytes, length as u64));
+        assert!(input.record.capacity() <= 2 * bytes.len().max(128));
+    }
+}
+
+#[test]
+fn fifo_without_writer_is_refused_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert!(matches!(Reader::open(&path), Err(FileError::NotAFile)));
+}
+
+#[test]
 fn libpcap_reads_the_same_from_the_same_files() {
     let directory = tempfile::tempdir().unwrap();
     for (number, bytes) in samples().into_iter().enumerate() {

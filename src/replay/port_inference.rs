@@ -1,39 +1,46 @@
-//! The first pass over a capture: packets to the ports that are in use. There is no socket table to ask, so the packets
-//! themselves have to say it.
+//! Infers from the packets of a capture which ports are in use: there is no socket table to ask.
 //!
 //! A port is in use where its address was seen sending from it (TCP: anything but a reset), or where one flow towards it
 //! goes on as only a connection does. The second rule is for captures of one direction, and for those that begin in the
 //! middle: there, a client's port that receives data would look like the target of an ACK scan.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
+
+use serde::Serialize;
 
 use crate::engine::Local;
 use crate::types::{PortSet, Protocol};
 use crate::wire::{Packet, TcpFlags, Transport};
 
 /// Ports that are remembered, some 40 bytes each. A capture of more answering ports is a capture of forged answers.
-const PORTS: usize = 1 << 20;
+pub(super) const PORTS: usize = 1 << 20;
 
 /// Flows that are followed at one time. A flood of SYNs begins millions; then all are forgotten, and those that go on are
 /// followed again.
-const FLOWS: usize = 1 << 17;
+pub(super) const FLOWS: usize = 1 << 17;
 
 /// Segments with data on one flow that make it a connection at once. A single one does so when the capture ends and
-/// nobody has reset it: scanners put data into probes now and then, but seldom into ACKs, and closed ports answer those.
+/// no reset answered it: scanners put data into probes now and then, but seldom into ACKs, and closed ports answer those.
 const DATA: u8 = 2;
 
 /// Segments of any kind on one flow that make it a connection.
 const SEGMENTS: u8 = 6;
 
-/// SCTP's ABORT, which says that nobody is there (RFC 9260).
-const ABORT: u8 = 6;
+/// SCTP's ABORT, which refuses an association (RFC 9260).
+pub(super) const ABORT: u8 = 6;
 
-/// Who sends to whom, with ports.
+/// One direction of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Flow {
     source: (IpAddr, u16),
     destination: (IpAddr, u16),
+}
+
+impl Flow {
+    fn port(&self) -> Port {
+        (Protocol::Tcp, self.destination.0, self.destination.1)
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -46,8 +53,8 @@ struct Seen {
     refused: bool,
 }
 
-/// What has been learned so far.
-pub struct Learner<'a> {
+/// The first pass over a capture.
+pub(super) struct PortInference<'a> {
     local: &'a Local,
     tcp: &'a PortSet,
     udp: &'a PortSet,
@@ -55,45 +62,63 @@ pub struct Learner<'a> {
     used: Used,
 }
 
+/// A port of a host.
+pub(super) type Port = (Protocol, IpAddr, u16);
+
+/// Why a port is taken to be in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Sign {
+    /// Its host sends from it.
+    Sends,
+    /// A flow towards it goes on as only a connection does.
+    Connection,
+}
+
 /// The ports in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Used {
-    /// TCP.
-    pub tcp: HashSet<(IpAddr, u16)>,
-    /// UDP.
-    pub udp: HashSet<(IpAddr, u16)>,
-    /// SCTP.
-    pub sctp: HashSet<(IpAddr, u16)>,
+pub(super) struct Used {
+    ports: HashMap<Port, Sign>,
     /// There were more than can be remembered; those may look closed.
-    pub overflowed: bool,
+    pub(super) overflowed: bool,
 }
 
 impl Used {
-    fn insert(&mut self, protocol: Protocol, address: IpAddr, port: u16) {
-        let full = self.tcp.len() + self.udp.len() + self.sctp.len() >= PORTS;
-        let set = match protocol {
-            Protocol::Tcp => &mut self.tcp,
-            Protocol::Udp => &mut self.udp,
-            Protocol::Sctp => &mut self.sctp,
-            Protocol::Icmp => return,
-        };
-        if !full {
-            set.insert((address, port));
-        } else if !set.contains(&(address, port)) {
+    fn insert(&mut self, port: Port, sign: Sign) {
+        if self.ports.len() < PORTS {
+            self.ports.entry(port).or_insert(sign);
+        } else if !self.contains(port) {
             self.overflowed = true;
         }
     }
+
+    /// True where `port` is in use.
+    #[must_use]
+    pub(super) fn contains(&self, port: Port) -> bool {
+        self.ports.contains_key(&port)
+    }
+
+    /// Why `port` is taken to be in use; `None` where it is not.
+    #[must_use]
+    pub(super) fn sign(&self, port: Port) -> Option<Sign> {
+        self.ports.get(&port).copied()
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Port> + '_ {
+        self.ports.keys().copied()
+    }
 }
 
-impl<'a> Learner<'a> {
+impl<'a> PortInference<'a> {
     /// Learns about these ports of these addresses; SCTP's are few, and all of interest.
     #[must_use]
-    pub fn new(local: &'a Local, tcp: &'a PortSet, udp: &'a PortSet) -> Self {
+    pub(super) fn new(local: &'a Local, tcp: &'a PortSet, udp: &'a PortSet) -> Self {
         Self { local, tcp, udp, flows: HashMap::new(), used: Used::default() }
     }
 
     /// Looks at one packet.
-    pub fn look(&mut self, packet: &Packet) {
+    pub(super) fn inspect(&mut self, packet: &Packet) {
         let Packet { source, destination, .. } = *packet;
         match packet.transport {
             Transport::Tcp { source_port, destination_port, flags, payload } => {
@@ -102,7 +127,7 @@ impl<'a> Learner<'a> {
                         let flow = Flow { source: (destination, destination_port), destination: (source, source_port) };
                         self.flows.entry(flow).and_modify(|seen| seen.refused = true);
                     } else if is_sent_by_a_stack(flags) {
-                        self.used.insert(Protocol::Tcp, source, source_port);
+                        self.used.insert((Protocol::Tcp, source, source_port), Sign::Sends);
                     }
                 }
                 if self.tcp.contains(destination_port) && self.local.contains(destination) {
@@ -111,26 +136,32 @@ impl<'a> Learner<'a> {
                 }
             }
             Transport::Udp { source_port, .. } if self.udp.contains(source_port) && self.local.contains(source) => {
-                self.used.insert(Protocol::Udp, source, source_port);
+                self.used.insert((Protocol::Udp, source, source_port), Sign::Sends);
             }
             Transport::Sctp { source_port, chunk, .. } if chunk != ABORT && self.local.contains(source) => {
-                self.used.insert(Protocol::Sctp, source, source_port);
+                self.used.insert((Protocol::Sctp, source, source_port), Sign::Sends);
             }
             _ => {}
         }
     }
 
-    /// What has been learned.
+    /// The ports that are known to be in use so far.
     #[must_use]
-    pub fn finish(mut self) -> Used {
+    pub(super) fn used(&self) -> &Used {
+        &self.used
+    }
+
+    /// The ports in use.
+    #[must_use]
+    pub(super) fn finish(mut self) -> Used {
         for (flow, _) in self.flows.iter().filter(|(_, seen)| seen.data > 0 && !seen.refused) {
-            self.used.insert(Protocol::Tcp, flow.destination.0, flow.destination.1);
+            self.used.insert(flow.port(), Sign::Connection);
         }
         self.used
     }
 
     fn follow(&mut self, flow: Flow, flags: TcpFlags, payload: u16) {
-        if flags.has(TcpFlags::RST) || !is_sent_by_a_stack(flags) || self.used.tcp.contains(&flow.destination) {
+        if flags.has(TcpFlags::RST) || !is_sent_by_a_stack(flags) || self.used.contains(flow.port()) {
             return;
         }
         if self.flows.len() >= FLOWS {
@@ -138,7 +169,7 @@ impl<'a> Learner<'a> {
         }
         let seen = self.flows.entry(flow).or_default();
         if flags.has(TcpFlags::SYN) {
-            // Sent again and again to somebody who is not there: that is no connection.
+            // Repeated towards a host that does not answer: that is no connection.
             seen.began = true;
             return;
         }
@@ -146,7 +177,7 @@ impl<'a> Learner<'a> {
         seen.data = seen.data.saturating_add(u8::from(payload > 0));
         if !seen.refused && (seen.began || seen.data >= DATA || seen.segments >= SEGMENTS) {
             self.flows.remove(&flow);
-            self.used.insert(Protocol::Tcp, flow.destination.0, flow.destination.1);
+            self.used.insert(flow.port(), Sign::Connection);
         }
     }
 }
@@ -182,9 +213,9 @@ mod tests {
     /// The TCP ports, of those in `1-2000`, that these packets show to be in use.
     fn used(packets: &[Packet]) -> Vec<u16> {
         let ports: PortSet = "1-2000".parse().unwrap();
-        let mut learner = Learner::new(&Local::Any, &ports, &ports);
-        packets.iter().for_each(|packet| learner.look(packet));
-        let mut used: Vec<_> = learner.finish().tcp.into_iter().map(|(_, port)| port).collect();
+        let mut inference = PortInference::new(&Local::Any, &ports, &ports);
+        packets.iter().for_each(|packet| inference.inspect(packet));
+        let mut used: Vec<_> = inference.finish().iter().map(|(_, _, port)| port).collect();
         used.sort_unstable();
         used
     }
@@ -223,12 +254,12 @@ mod tests {
     #[test]
     fn a_flood_of_forged_flows_is_forgotten_and_not_kept() {
         let ports: PortSet = "1-2000".parse().unwrap();
-        let mut learner = Learner::new(&Local::Any, &ports, &ports);
+        let mut inference = PortInference::new(&Local::Any, &ports, &ports);
         for source_port in 0..u16::MAX {
             for from in [3, 4, 5] {
-                learner.look(&tcp((from, 2_001 + source_port % 60_000), (2, source_port % 2_000 + 1), SYN, 0));
+                inference.inspect(&tcp((from, 2_001 + source_port % 60_000), (2, source_port % 2_000 + 1), SYN, 0));
             }
         }
-        assert!(learner.flows.len() <= FLOWS && learner.finish().tcp.is_empty());
+        assert!(inference.flows.len() <= FLOWS && inference.finish().ports.is_empty());
     }
 }

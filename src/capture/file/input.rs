@@ -1,0 +1,113 @@
+//! The bytes of a capture file, taken record by record, with the position that an error names.
+
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+
+use super::{FileError, Order};
+
+/// Bytes that are asked for at once. Large, so that the system's part in reading a gigabyte is small.
+const CHUNK: usize = 256 * 1024;
+
+/// A reader and the record that is being read from it.
+pub(super) struct Input<R> {
+    reader: BufReader<Chain<Cursor<Vec<u8>>, R>>,
+    /// The bytes of the record that have been read.
+    pub(super) record: Vec<u8>,
+    /// Where the record begins.
+    start: u64,
+    /// Packets before it.
+    pub(super) packets: u64,
+}
+
+impl<R: Read> Input<R> {
+    /// The bytes `head`, which have been read from it before, and all of `reader`.
+    pub(super) fn new(head: Vec<u8>, reader: R) -> Self {
+        let reader = BufReader::with_capacity(CHUNK, Cursor::new(head).chain(reader));
+        Self { reader, record: Vec::new(), start: 0, packets: 0 }
+    }
+
+    /// Begins the next record with its `N` bytes of header; `None` at the end of the file.
+    #[inline]
+    pub(super) fn next<const N: usize>(&mut self) -> Result<Option<[u8; N]>, FileError> {
+        self.start = self.end();
+        self.record.clear();
+        match self.read_to(N) {
+            Ok(()) => Ok(self.record.first_chunk().copied()),
+            Err(FileError::Truncated { .. }) if self.record.is_empty() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads on until the record has `length` bytes. A length that lies takes no more memory than there are bytes.
+    #[inline]
+    pub(super) fn read_to(&mut self, length: usize) -> Result<(), FileError> {
+        let missing = length.saturating_sub(self.record.len());
+        let buffered = self.reader.buffer();
+        if let Some(bytes) = buffered.get(..missing) {
+            self.record.extend_from_slice(bytes);
+            self.reader.consume(missing);
+            return Ok(());
+        }
+        let read = self.reader.by_ref().take(missing as u64).read_to_end(&mut self.record);
+        match read.map_err(|error| FileError::Read { offset: self.end(), error })? {
+            read if read < missing => Err(self.truncated(0)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes over the rest of a record of `length` bytes.
+    pub(super) fn skip_to(&mut self, length: usize) -> Result<(), FileError> {
+        let missing = length.saturating_sub(self.record.len()) as u64;
+        let skipped = io::copy(&mut self.reader.by_ref().take(missing), &mut io::sink())
+            .map_err(|error| FileError::Read { offset: self.end(), error })?;
+        if skipped < missing {
+            return Err(self.truncated(skipped));
+        }
+        self.start += skipped;
+        Ok(())
+    }
+
+    /// Bytes of the file up to the end of what has been read.
+    #[inline]
+    pub(super) fn end(&self) -> u64 {
+        self.start + self.record.len() as u64
+    }
+
+    /// The file ends inside the record, `skipped` bytes after those that were kept.
+    fn truncated(&self, skipped: u64) -> FileError {
+        FileError::Truncated { frames: self.packets, start: self.start, offset: self.end() + skipped }
+    }
+
+    /// The record is wrong.
+    pub(super) fn broken(&self, what: impl Into<String>) -> FileError {
+        FileError::Broken { frames: self.packets, offset: self.start, what: what.into() }
+    }
+}
+
+/// Fields that are read one after the other; `None` where they end too early.
+pub(super) struct Fields<'a> {
+    pub(super) order: Order,
+    pub(super) rest: &'a [u8],
+}
+
+impl Fields<'_> {
+    pub(super) fn u16(&mut self) -> Option<u16> {
+        let big = u16::from_be_bytes(self.array()?);
+        Some(if self.order == Order::Big { big } else { big.swap_bytes() })
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        let big = u32::from_be_bytes(self.array()?);
+        Some(if self.order == Order::Big { big } else { big.swap_bytes() })
+    }
+
+    /// A length in the file as one in memory.
+    pub(super) fn length(&mut self) -> Option<usize> {
+        usize::try_from(self.u32()?).ok()
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (array, rest) = self.rest.split_first_chunk()?;
+        self.rest = rest;
+        Some(*array)
+    }
+}

@@ -1,0 +1,162 @@
+//! Infers from the link addresses of a capture which hosts are gateways, which a running host knows from its routes.
+//!
+//! A link address belongs to a router where addresses of other networks are reached through it and send through it, or
+//! accept connections (SYN/ACK) through it, in a capture of one direction. Forged senders alone (decoys) are not enough: what
+//! answers them goes to the real router.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::packet::LinkAddresses;
+use crate::wire::{Packet, TcpFlags, Transport};
+
+/// Other networks of one family that a router has to serve: more than a host with several addresses has itself.
+const ROUTED_NETWORKS: usize = 3;
+
+/// Link addresses that are remembered, and addresses for each.
+const LINK_ADDRESSES: usize = 4_096;
+const ADDRESSES: usize = 256;
+
+/// The first pass over a capture.
+#[derive(Default)]
+pub(super) struct GatewayInference {
+    stations: HashMap<[u8; 6], Station>,
+}
+
+#[derive(Default)]
+struct Station {
+    /// Senders behind this link address that are in the network of the host that they send to.
+    neighbours: HashSet<IpAddr>,
+    /// Destinations in other networks than the sender's that are reached through it.
+    reached: HashSet<IpAddr>,
+    /// Networks of addresses that are reached through it and send through it, or that accept connections through it.
+    networks: HashSet<IpNet>,
+}
+
+impl GatewayInference {
+    /// Inspects a packet and its link addresses.
+    pub(super) fn inspect(&mut self, link: LinkAddresses, packet: &Packet) {
+        let Packet { source, destination, transport, .. } = *packet;
+        let skipped = |address: IpAddr| address.is_multicast() || address.is_unspecified();
+        if link.is_group() || skipped(source) || skipped(destination) {
+            return;
+        }
+        if network(source) == network(destination) {
+            insert(&mut self.station(link.source).neighbours, source);
+            return;
+        }
+        insert(&mut self.station(link.destination).reached, destination);
+        let station = self.station(link.source);
+        let accepts = matches!(transport, Transport::Tcp { flags, .. } if flags.has(TcpFlags::SYN | TcpFlags::ACK));
+        if accepts || station.reached.contains(&source) {
+            insert(&mut station.networks, network(source));
+        }
+    }
+
+    /// The gateways.
+    pub(super) fn finish(self) -> HashSet<IpAddr> {
+        let gateways = self.stations.into_values().flat_map(|Station { neighbours, networks, .. }| {
+            let own: HashSet<_> = neighbours.iter().map(|address| network(*address)).collect();
+            let routed = move |address: &IpAddr| {
+                let other = |net: &&IpNet| net.addr().is_ipv4() == address.is_ipv4() && !own.contains(*net);
+                networks.iter().filter(other).count() >= ROUTED_NETWORKS
+            };
+            neighbours.into_iter().filter(routed)
+        });
+        gateways.collect()
+    }
+
+    /// What is known of a link address. Made-up ones in their thousands make it forget the others.
+    fn station(&mut self, address: [u8; 6]) -> &mut Station {
+        if self.stations.len() >= LINK_ADDRESSES && !self.stations.contains_key(&address) {
+            self.stations.clear();
+        }
+        self.stations.entry(address).or_default()
+    }
+}
+
+fn insert<T: Eq + std::hash::Hash>(set: &mut HashSet<T>, value: T) {
+    if set.len() < ADDRESSES {
+        set.insert(value);
+    }
+}
+
+/// The network that an address is taken to be in, as the capture does not say: a /24 or a /64.
+fn network(address: IpAddr) -> IpNet {
+    let length = if address.is_ipv4() { 24 } else { 64 };
+    IpNet::new(address, length).map_or(address.into(), |network| network.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Delivery;
+
+    const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const HOST: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const SCANNER: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
+    /// The gateways after TCP segments between addresses, each given with its link addresses and flags.
+    fn gateways_after(flags: u16, packets: &[([u8; 6], &str, [u8; 6], &str)]) -> Vec<String> {
+        let mut inference = GatewayInference::default();
+        for (from, source, to, destination) in packets {
+            let link = LinkAddresses { destination: *to, source: *from };
+            let flags = TcpFlags(flags);
+            inference.inspect(
+                link,
+                &Packet {
+                    source: source.parse().unwrap(),
+                    destination: destination.parse().unwrap(),
+                    delivery: Delivery::Unknown,
+                    interface: 0,
+                    fragmented: false,
+                    transport: Transport::Tcp { source_port: 4_000, destination_port: 23, flags, payload: 0 },
+                },
+            );
+        }
+        inference.finish().into_iter().map(|address| address.to_string()).collect()
+    }
+
+    fn gateways(packets: &[([u8; 6], &str, [u8; 6], &str)]) -> Vec<String> {
+        gateways_after(TcpFlags::SYN, packets)
+    }
+
+    #[test]
+    fn one_direction_shows_gateway_by_its_answers() {
+        let incoming = ["192.168.1.1", "8.8.8.8", "203.0.113.5", "198.51.100.9"];
+        let packets = incoming.map(|source| (ROUTER, source, HOST, "192.168.1.46"));
+        assert_eq!(gateways_after(TcpFlags::SYN | TcpFlags::ACK, &packets), ["192.168.1.1"]);
+        assert!(gateways_after(TcpFlags::SYN, &packets).is_empty(), "senders that may be forged");
+    }
+
+    #[test]
+    fn router_of_several_networks_is_gateway() {
+        let mut packets =
+            vec![(ROUTER, "192.168.1.1", HOST, "192.168.1.46"), (HOST, "192.168.1.46", ROUTER, "192.168.1.1")];
+        for far in ["8.8.8.8", "203.0.113.5", "198.51.100.9"] {
+            assert!(gateways(&packets).is_empty());
+            packets.extend([(HOST, "192.168.1.46", ROUTER, far), (ROUTER, far, HOST, "192.168.1.46")]);
+        }
+        assert_eq!(gateways(&packets), ["192.168.1.1"]);
+    }
+
+    #[test]
+    fn scanner_with_decoys_is_no_gateway() {
+        let mut packets = vec![(SCANNER, "192.168.1.7", HOST, "192.168.1.46")];
+        for decoy in ["8.8.8.8", "203.0.113.5", "198.51.100.9", "192.0.2.1"] {
+            packets.extend([(SCANNER, decoy, HOST, "192.168.1.46"), (HOST, "192.168.1.46", ROUTER, decoy)]);
+        }
+        assert!(gateways(&packets).is_empty());
+    }
+
+    #[test]
+    fn host_with_several_addresses_is_no_gateway() {
+        let mut packets = vec![(HOST, "fe80::2", ROUTER, "fe80::1")];
+        for own in ["2001:db8::2", "2001:db8::3", "fd00::2"] {
+            packets.extend([(HOST, own, ROUTER, "2001:db8:9::9"), (ROUTER, "2001:db8:9::9", HOST, own)]);
+        }
+        assert!(gateways(&packets).is_empty());
+    }
+}

@@ -1,0 +1,168 @@
+//! A replay's results as text for people: the lines of events and the [`Summary`].
+
+use std::fmt;
+use std::io::{self, Write};
+
+use super::port_inference::Sign;
+use super::summary::{Judged, NoEvidence, Open, Port, Summary};
+use crate::engine::IgnoreReason;
+use crate::events::{self, event::EventKind};
+
+/// Open ports that are listed.
+const OPEN: usize = 32;
+
+/// The classic line of an event, which must not say that anything was done.
+pub(super) fn line(what: &EventKind) -> Option<String> {
+    let line = report::classic_log::of(what)?;
+    Some(match what {
+        EventKind::Blocked { .. } => line.replacen(" has been blocked via ", " would be banned via ", 1),
+        EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would be banned already", 1),
+        _ => line,
+    })
+}
+
+/// Writes the summary for people.
+pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out)?;
+    match (summary.first, summary.last) {
+        (Some(first), Some(last)) => writeln!(out, "{} packets, from {first} to {last}", summary.packets)?,
+        _ => writeln!(out, "no packets")?,
+    }
+    writeln!(out, "configuration: {}", summary.configuration)?;
+    match summary.local.as_slice() {
+        [] => {
+            writeln!(out, "judged: the ports of every address, each as a host by itself; --local names your own hosts")?
+        }
+        local => writeln!(out, "judged: the ports of {}", Joined(local.iter()))?,
+    }
+    if !summary.gateways.is_empty() {
+        writeln!(out, "taken to be gateways: {}", Joined(summary.gateways.iter()))?;
+    }
+    write_judged(out, "would be banned", &summary.blocked)?;
+    write_judged(out, "would be logged, not banned", &summary.logged)?;
+    if !summary.suspects.is_empty() {
+        writeln!(out, "{} below the threshold of {} ports:", summary.suspects.len(), summary.needed)?;
+    }
+    for suspect in summary.suspects.values() {
+        let ports =
+            Ports(suspect.ports.iter().map(|port| Port { protocol: suspect.protocol, port: *port, class: None }));
+        let (probes, distinct) = (suspect.probes, suspect.distinct);
+        let (subject, victims) = (suspect.subject, Joined(suspect.victims.iter()));
+        writeln!(out, "  {subject}: {ports} of {victims} ({probes} probes, at most {distinct} ports at one time)")?;
+    }
+    if !summary.spared.is_empty() {
+        writeln!(out, "{} never blocked:", summary.spared.len())?;
+    }
+    for protected in summary.spared.values() {
+        let ports = Ports(protected.ports.iter().copied());
+        let (source, protection, probes) = (protected.source, protected.protection, protected.probes);
+        writeln!(out, "  {source}: {protection}; {ports} ({probes} probes)")?;
+    }
+    if summary.unlisted > 0 {
+        writeln!(out, "{} more sources are not listed", summary.unlisted)?;
+    }
+    write_open(summary, out)?;
+    write_counts(summary, out)
+}
+
+fn write_open(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
+    if !summary.open.is_empty() {
+        writeln!(out, "ports taken to be open, because of what was seen: {}", summary.open.len())?;
+    }
+    for Open { address, port, reason, packets } in summary.open.values().take(OPEN) {
+        let reason = match reason {
+            Sign::Sends => "packets from it",
+            Sign::Connection => "a connection to it that went on",
+        };
+        writeln!(out, "  {address} {}: {reason} ({packets} packets)", Ports([*port].into_iter()))?;
+    }
+    if summary.open.len() > OPEN {
+        writeln!(out, "  and {} more", summary.open.len() - OPEN)?;
+    }
+    Ok(())
+}
+
+fn write_judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result<()> {
+    writeln!(out, "{} {what}{}", list.len(), if list.is_empty() { "" } else { ":" })?;
+    for judged in list {
+        write!(out, "  {}: at {}", judged.subject, judged.time)?;
+        if let Some(end) = judged.end {
+            write!(out, " for {}", end.expiry)?;
+        }
+        let (ports, victims) = (Ports(judged.ports.iter().copied()), Joined(judged.victims.iter()));
+        write!(out, ", because {}: {ports} of {victims}", judged.reason)?;
+        if judged.later > 0 {
+            write!(out, "; {} packets came later", judged.later)?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn write_counts(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
+    if !summary.innocent.is_empty() {
+        writeln!(out, "packets that are no evidence:")?;
+    }
+    for (why, count) in &summary.innocent {
+        writeln!(out, "  {count:>10}  {}", sentence(*why))?;
+    }
+    let undecoded = [
+        (summary.undecoded.not_ip, "not IP"),
+        (summary.undecoded.truncated, "captured too short to judge"),
+        (summary.undecoded.malformed, "malformed"),
+    ];
+    for (count, what) in undecoded.into_iter().filter(|(count, _)| *count > 0) {
+        writeln!(out, "  {count:>10}  {what}")?;
+    }
+    for (link, count) in &summary.unknown_links {
+        writeln!(out, "  {count:>10}  of link type {link}, which is not read")?;
+    }
+    if summary.forgot_ports {
+        writeln!(out, "more ports were in use than can be remembered: some of the above may be no scan")?;
+    }
+    Ok(())
+}
+
+fn sentence(why: NoEvidence) -> &'static str {
+    let NoEvidence::Engine(why) = why else {
+        return "without an answer in the capture: their ports need not be closed (--local judges them)";
+    };
+    match why {
+        IgnoreReason::Own => "the host's own",
+        IgnoreReason::NoRequest => "answers, or without a port",
+        IgnoreReason::NotUnicast => "broadcast, multicast, or for another host on the link",
+        IgnoreReason::NotOurs => "for an address that is not --local",
+        IgnoreReason::NoSource => "from an address that no host can have",
+        IgnoreReason::NotMonitored => "for ports that are not watched",
+        IgnoreReason::Open => "for ports in use",
+        IgnoreReason::RecentlyOpen => "for ports in use a moment ago",
+        IgnoreReason::OtherInterface => "of an interface that is not watched",
+    }
+}
+
+/// "10.0.0.1, 10.0.0.2".
+struct Joined<I>(I);
+
+impl<I: Iterator<Item: fmt::Display> + Clone> fmt::Display for Joined<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, item) in self.0.clone().enumerate() {
+            write!(f, "{}{item}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// "tcp 23 (syn), tcp 25 (syn)".
+struct Ports<I>(I);
+
+impl<I: Iterator<Item = Port> + Clone> fmt::Display for Ports<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Port { protocol, port, class }) in self.0.clone().enumerate() {
+            write!(f, "{}{} {port}", if index == 0 { "" } else { ", " }, protocol.key())?;
+            if let Some(class) = class {
+                write!(f, " ({class})")?;
+            }
+        }
+        Ok(())
+    }
+}

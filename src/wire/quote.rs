@@ -1,0 +1,49 @@
+//! The flow that an ICMP error is about: it quotes the IP header of the packet that failed and at least the 8 bytes behind
+//! it (RFC 792, RFC 4443).
+
+use std::net::IpAddr;
+
+use super::{LinkType, link};
+
+/// The head of a quoted packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quote {
+    /// Sender of the packet that failed.
+    pub source: IpAddr,
+    /// The address that it was sent to.
+    pub destination: IpAddr,
+    /// Its IP protocol number.
+    pub protocol: u8,
+    /// The first four bytes that it carried, as two ports.
+    pub ports: (u16, u16),
+}
+
+/// What the ICMP error in `frame` quotes; `None` where `frame` is no ICMP directly behind an IP header, or ends too early.
+#[must_use]
+pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
+    const ICMP_HEADER: usize = 8;
+    let (outer, icmp) = open(link::open(link, frame).ok()?.packet)?;
+    if !matches!((outer.source, outer.protocol), (IpAddr::V4(_), 1) | (IpAddr::V6(_), 58)) {
+        return None;
+    }
+    let (quote, carried) = open(icmp.get(ICMP_HEADER..)?)?;
+    let [s0, s1, d0, d1] = *carried.first_chunk()?;
+    Some(Quote { ports: (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])), ..quote })
+}
+
+/// Addresses and protocol of an IP header, and what is behind it.
+fn open(packet: &[u8]) -> Option<(Quote, &[u8])> {
+    let (source, destination, protocol, length): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
+        4 => {
+            let [first, .., s0, s1, s2, s3, d0, d1, d2, d3] = *packet.first_chunk::<20>()?;
+            let length = usize::from(first & 0x0f) * 4;
+            ([s0, s1, s2, s3].into(), [d0, d1, d2, d3].into(), *packet.get(9)?, length)
+        }
+        6 => {
+            let (source, rest) = packet.get(8..)?.split_first_chunk::<16>()?;
+            ((*source).into(), (*rest.first_chunk::<16>()?).into(), *packet.get(6)?, 40)
+        }
+        _ => return None,
+    };
+    Some((Quote { source, destination, protocol, ports: (0, 0) }, packet.get(length..)?))
+}
