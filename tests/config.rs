@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogRate, LogTarget, Mode, NftBlock, Report, Route, Run,
+    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogTarget, Mode, NftBlock, Report, Route, Run,
     parse_expiry, parse_name,
 };
 use portsentry::types::{Backend, Expiry};
@@ -67,7 +67,7 @@ fn every_key_sets_what_it_names() {
     assert_eq!(networks, ["10.0.0.0/24", "192.0.2.7/32", "2001:db8::1/128", "0.0.0.0/0"]);
     assert_eq!(config.allow.names, ["monitor.example.org", "_x-1.example."]);
     assert_eq!(config.allow.files, [PathBuf::from("/etc/hosts.ok")]);
-    let rate = LogRate { count: 3, per: Duration::from_secs(60) };
+    let rate = "3/minute".parse().unwrap();
     let expected = Block {
         method: vec![Backend::Route, Backend::HostsDeny, Backend::Command, Backend::Nft],
         max_new_bans_per_minute: 1,
@@ -233,6 +233,7 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
         ("escalate.factor = 0", "1:19: escalate.factor: 0 does not fit; write a number from 1 to 100"),
         ("escalate.max = \"11y\"", "1:16: escalate.max: \"11y\" is longer than ten years; write less"),
         ("tcp = true", "1:7: tcp: true is not a table; write [tcp] on a line of its own"),
+        ("allow = []", "1:9: allow: a list is not a table; write [allow] on a line of its own"),
         ("[[block.nft]]", "1:1: block.nft: a list is not a table; write [block.nft] on a line of its own"),
         (
             "expire = \"\\u001b[2J\"",
@@ -256,6 +257,15 @@ fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
         refused("udp.port_banner = \"go\""),
         ["1:19: udp.port_banner: \"go\" would answer datagrams, whose source is easily forged; write \"\""]
     );
+}
+
+#[test]
+fn log_rate_has_the_bounds_of_the_ruleset() {
+    let rate = |text: &str| read(&format!("block.nft.log_drops = \"{text}\"")).block.nft.log_drops;
+    assert_eq!(rate(" 3 / hour "), "3/hour".parse().ok());
+    assert_eq!(rate("1000000/second").map(|rate| rate.to_string()).as_deref(), Some("1000000/second"));
+    assert_eq!(rate(" "), None);
+    assert_eq!(refused("block.nft.log_drops = \"1000001/second\"").len(), 1);
 }
 
 #[test]

@@ -1,9 +1,50 @@
-//! A classic `portsentry.ignore` to networks: one address or address/mask a line, `#` begins a comment anywhere. Read as
-//! meant, or refused with the line: an entry that silently matched nothing would let its owner be blocked.
+//! Reads classic `portsentry.ignore` files: one address or address/mask a line, `#` begins a comment anywhere. A line is
+//! read as meant or refused: an entry that silently matched nothing would let a trusted host be blocked.
 
 use super::error::{ConfigError, ConfigErrors, Position};
-use super::value::parse_network;
+use super::parse::parse_network;
+use super::{Allow, read_text};
 use ipnet::IpNet;
+use std::path::Path;
+
+impl Allow {
+    /// All networks: those listed, then those of the files, which are read now.
+    ///
+    /// # Errors
+    /// As [`Allow::read_files`].
+    pub fn read(&self) -> Result<Vec<IpNet>, ConfigErrors> {
+        let files = self.read_files()?.into_iter().flatten();
+        Ok(self.networks.iter().copied().chain(files).collect())
+    }
+
+    /// The networks of each file, in their order.
+    ///
+    /// # Errors
+    /// Every file that cannot be read, and every line of the files that is no network.
+    pub fn read_files(&self) -> Result<Vec<Vec<IpNet>>, ConfigErrors> {
+        let (mut read, mut errors) = (Vec::new(), Vec::new());
+        for file in &self.files {
+            match read_ignore_file(file) {
+                Ok(networks) => read.push(networks),
+                Err(wrong) => errors.extend(wrong.into_vec()),
+            }
+        }
+        ConfigErrors::unless_empty(errors, read)
+    }
+}
+
+/// Reads the networks of a classic ignore file.
+///
+/// # Errors
+/// Where it cannot be read, and every line that is no network.
+pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
+    let name = path.display().to_string();
+    // Opening a FIFO would wait for its writer for ever, and this is read while the program runs.
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return Err(ConfigErrors::about(&name, None, "is no regular file; name a text file".to_owned()));
+    }
+    parse(&name, &read_text(path, "create it, or take it out of allow.files")?)
+}
 
 /// Reads `text`, the contents of the file `name`. A mask is a prefix length or dotted; CRLF, a last line without its end
 /// and capital letters in IPv6 addresses are fine.

@@ -40,8 +40,7 @@ pub(crate) fn ruleset(config: &Config) -> RulesetSpec {
             crate::config::Action::Drop => Action::Drop,
             crate::config::Action::Reject => Action::Reject,
         },
-        // Both take the same words and bounds.
-        log_drops: nft.log_drops.and_then(|rate| rate.to_string().parse().ok()),
+        log_drops: nft.log_drops,
         trap: trap(config),
         wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
     }

@@ -6,14 +6,15 @@ use std::io::{self, Write};
 use super::port_inference::Sign;
 use super::summary::{Judged, NoEvidence, Open, Port, Summary};
 use crate::engine::IgnoreReason;
-use crate::events::{self, event::EventKind};
+use crate::events::classic_log;
+use crate::events::event::EventKind;
 
 /// Open ports that are listed.
 const OPEN: usize = 32;
 
 /// The classic line of an event, which must not say that anything was done.
 pub(super) fn line(what: &EventKind) -> Option<String> {
-    let line = report::classic_log::of(what)?;
+    let line = classic_log::of(what)?;
     Some(match what {
         EventKind::Blocked { .. } => line.replacen(" has been blocked via ", " would be banned via ", 1),
         EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would be banned already", 1),

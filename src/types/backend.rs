@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Deserialize;
+
 /// A backend: where a ban is enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// An element of a set in `table inet portsentry`.
     Nft,
@@ -13,6 +16,7 @@ pub enum Backend {
     /// A line in hosts.deny, for services that use TCP wrappers (hosts_access(5)).
     HostsDeny,
     /// A command of the administrator's.
+    #[serde(rename = "run")]
     Command,
 }
 

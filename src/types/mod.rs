@@ -6,6 +6,7 @@ mod expiry;
 mod port_set;
 mod prefix;
 mod protocol;
+mod rate;
 mod timestamp;
 
 pub use backend::{Backend, Backends, ParseBackendsError};
@@ -14,5 +15,6 @@ pub use expiry::Expiry;
 pub use port_set::{PortSet, PortSetError};
 pub use prefix::Prefix;
 pub use protocol::Protocol;
+pub use rate::{Rate, RateError};
 pub(crate) use timestamp::Tick;
 pub use timestamp::Timestamp;

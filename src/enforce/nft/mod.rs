@@ -24,7 +24,7 @@ use transaction::Change;
 pub use trap::TrapUsage;
 
 pub use crate::netlink::nft::{
-    Action, Installed, KernelFeatures, Rate, RateError, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
+    Action, Installed, KernelFeatures, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

@@ -30,7 +30,7 @@ pub(crate) use interval::{bounds_of, networks, put_network, put_network_lift, pu
 pub(crate) use message::{Message, Messages, attributes, text};
 pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
 pub(crate) use ruleset::{set_count, set_size};
-pub use spec::{Action, Rate, RateError, RulesetSpec, Trap};
+pub use spec::{Action, RulesetSpec, Trap};
 pub use trap::Watched;
 pub(crate) use trap::{memory, put_flush, put_forget, put_trapped};
 

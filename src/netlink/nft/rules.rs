@@ -13,8 +13,9 @@ use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, Protoco
 
 use super::message::{Attributes, be_u64, put_message};
 use super::snapshot::TableSnapshot;
-use super::spec::{Action, Rate, RulesetSpec};
+use super::spec::{Action, RulesetSpec};
 use super::{CHAIN, REFUSE, Set, TABLE, TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH, flag, kind, trap};
+use crate::types::Rate;
 
 /// A rule, ready to be sent.
 pub(super) struct Encoded {

@@ -1,4 +1,4 @@
-//! Which ports are watched unless somebody says otherwise, and the classic lists that have a name. TCP and UDP differ.
+//! The ports that are watched without a configuration, and the classic port lists that have a name. TCP and UDP differ.
 
 use crate::types::PortSet;
 

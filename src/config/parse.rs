@@ -1,0 +1,352 @@
+//! Reads single values: one function for `deserialize_with` per kind of value, and the parsers of texts that the command
+//! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
+//! in quotes, `document` puts the value in front of it.
+
+use super::{Action, BlockPolicy, LogTarget, Mode, Route, port_lists};
+use crate::types::Rate;
+use crate::types::{Backend, Expiry, PortSet};
+use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+use serde::de::value::{Error as PlainError, StrDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, Error};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::Value;
+
+/// A source is rarely remembered for longer than a few days; a month bounds what a table of sources has to hold on to.
+const MAX_WINDOW: Duration = Duration::from_secs(30 * 86_400);
+/// Ten Julian years, as `humantime` reads "10 years".
+const MAX_EXPIRY: Duration = Duration::from_secs(315_576_000);
+/// A command that takes longer is stuck, and delays others.
+const MAX_RUN_TIME: Duration = Duration::from_secs(600);
+/// What fits into one segment on every link, so that it is sent at once and as a whole.
+const MAX_BANNER_LEN: usize = 1_024;
+/// Far above what people write; several of them still fit where a command line or a line of hosts.deny must.
+const MAX_LINE_LEN: usize = 1_024;
+
+// What a value should be, and an example.
+const EXPIRY: &str = "a duration; write for example \"24h\", or \"never\"";
+const NETWORK: &str = "an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"";
+const NAME: &str = "the name of a host; write for example \"monitor.example.org\"";
+const FILE: &str = "a file with its whole path; write for example";
+
+/// Reads how long a ban lasts: "24h", "7d", "1h 30m" or "never"; from one second to ten years.
+pub fn parse_expiry(text: &str) -> Result<Expiry, String> {
+    if text.trim() == "never" {
+        return Ok(Expiry::Never);
+    }
+    duration(text, EXPIRY, MAX_EXPIRY, "ten years; write \"never\"").map(Expiry::After)
+}
+
+/// A duration from one second to `longest`, which messages call `bound`.
+fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
+    let wrong = match humantime::parse_duration(text) {
+        Err(_) => format!("is not {expected}"),
+        Ok(span) if span > longest => format!("is longer than {bound}"),
+        Ok(span) if span < Duration::from_secs(1) => "is shorter than one second; write \"1s\" or more".to_owned(),
+        Ok(span) => return Ok(span),
+    };
+    Err(format!("{} {wrong}", quoted(text)))
+}
+
+/// Reads an address or network as it is meant: host bits are dropped, an address stands for itself, a mask may be
+/// dotted, and an IPv4-mapped IPv6 address (::ffff:192.0.2.1) is the IPv4 address.
+pub fn parse_network(text: &str) -> Result<IpNet, String> {
+    let wrong = || format!("{} is not {NETWORK}", quoted(text));
+    let (address, mask) = match text.split_once('/') {
+        Some((address, mask)) => (address.trim(), Some(mask.trim())),
+        None => (text.trim(), None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    let network = match (mask, address) {
+        (None, _) => Some(IpNet::from(address)),
+        (Some(mask), IpAddr::V4(_)) if mask.contains('.') => {
+            mask.parse().ok().and_then(|mask| IpNet::with_netmask(address, mask).ok())
+        }
+        (Some(digits), _) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            digits.parse().ok().and_then(|length| IpNet::new(address, length).ok())
+        }
+        _ => None,
+    };
+    network.map(|network| unmapped(network.trunc())).ok_or_else(wrong)
+}
+
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let inner = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    match inner.and_then(|(address, length)| Ipv4Net::new(address, length).ok()) {
+        Some(v4) => v4.into(),
+        None => network,
+    }
+}
+
+/// Reads the name of a network interface: 1 to 15 bytes, as the kernel's `dev_valid_name` takes it.
+pub fn parse_interface(text: &str) -> Result<String, String> {
+    // libpcap's pseudo-device: taken for an interface it would be one that never has an address to watch.
+    if text == "any" {
+        return Err("\"any\" is no interface; name none, and every one is watched".to_owned());
+    }
+    let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
+    if fits && !text.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{} is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
+        quoted(text)
+    ))
+}
+
+/// Reads the name of a host, as RFC 1123 has it and with the underscores that people use: labels of letters, digits, "-"
+/// and "_", none longer than 63 bytes, 253 in all. In small letters; a final dot stays, because it keeps the resolver's
+/// search list out.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    if parse_network(text).is_ok() {
+        return Err(format!("{} is no name; list it under allow.networks", quoted(text)));
+    }
+    if !text.is_ascii() {
+        let shown = quoted(text);
+        return Err(format!("{shown} has other letters than a to z; write the name as DNS has it, \"xn--...\""));
+    }
+    let labels: Vec<&str> = text.strip_suffix('.').unwrap_or(text).split('.').collect();
+    let fits = |label: &&str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let length: usize = labels.iter().map(|label| label.len() + 1).sum();
+    // The resolver takes "127.1", "2130706433" and "0x7f.1" for addresses; no top-level domain is a number (RFC 3696).
+    let number =
+        |label: &&str| label.bytes().all(|byte| byte.is_ascii_digit()) || label.to_ascii_lowercase().starts_with("0x");
+    if labels.iter().all(fits) && length <= 254 && !labels.last().is_some_and(number) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(format!("{} is not {NAME}", quoted(text)))
+}
+
+/// True for an address that a gateway can have.
+#[must_use]
+pub fn is_gateway(address: &IpAddr) -> bool {
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
+}
+
+/// True for one line of TCP wrappers (hosts_access(5)) that names the source.
+#[must_use]
+pub fn is_deny_line(line: &str) -> bool {
+    let names = line.contains("$TARGET$") && line.contains(':') && line.len() <= MAX_LINE_LEN;
+    names && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control)
+}
+
+/// True for what can be a word of a command.
+#[must_use]
+pub fn is_command_word(word: &str) -> bool {
+    !word.contains('\0') && word.len() <= MAX_LINE_LEN
+}
+
+/// `text` in quotes, escaped and cut short: it goes to a terminal and into logs.
+pub(super) fn quoted(text: &str) -> String {
+    const MAX_CHARS: usize = 60;
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{:?}", format!("{}…", text.get(..end).unwrap_or(""))),
+        None => format!("{text:?}"),
+    }
+}
+
+/// The names in backticks that serde's messages about unknown fields and variants end with.
+pub(super) fn expected_names(message: &str) -> Vec<&str> {
+    let names = message.rsplit_once(", expected ").map_or("", |(_, names)| names);
+    names.split('`').skip(1).step_by(2).collect()
+}
+
+/// What `parse` makes of a text. Values of other types are not `expected`.
+fn text<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+    value.as_str().map_or_else(|| Err(format!("is not {expected}")), parse)
+}
+
+/// As [`text`]; neither are the texts of which `parse` makes nothing.
+fn like<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, String> {
+    text(value, expected, |text| parse(text).ok_or_else(|| format!("is not {expected}")))
+}
+
+/// One of the variants of `T`, by its name.
+fn choice<T: DeserializeOwned>(value: &Value, what: &str) -> Result<T, String> {
+    T::deserialize(StrDeserializer::<PlainError>::new(value.as_str().unwrap_or_default())).map_err(|error| {
+        let message = error.to_string();
+        let names: Vec<String> = expected_names(&message).iter().map(|name| format!("\"{name}\"")).collect();
+        let (last, others) = names.split_last().map_or(("", &[][..]), |(last, others)| (last.as_str(), others));
+        format!("is not {what}; write {} or {last}", others.join(", "))
+    })
+}
+
+/// The items of a list, each read by `item`; `example` is one.
+fn list<T>(value: &Value, example: &str, item: impl FnMut(&Value) -> Result<T, String>) -> Result<Vec<T>, String> {
+    let items = value.as_array().ok_or_else(|| format!("is not a list; write {example}"))?;
+    items.iter().map(item).collect()
+}
+
+/// A list of ports, by its name in `lists` or written out.
+fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet, String> {
+    if let Some(number) = value.as_integer() {
+        return Err(format!("is a number; write the list as text: \"{number}\""));
+    }
+    text(value, "a list of ports; write for example \"1,7,9,11-15\"", |text| {
+        let named = lists.and_then(|lists| lists.named(text));
+        named.map_or_else(|| text.parse().map_err(|error| format!("{error}")), Ok)
+    })
+}
+
+/// A whole number from `least` to `most`.
+fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
+    let found = value.as_integer().filter(|number| (least..=most).contains(number));
+    let found = found.and_then(|number| T::try_from(number).ok());
+    found.ok_or_else(|| format!("does not fit; write a number from {least} to {most}"))
+}
+
+/// A duration from one second to `longest`, which messages call `bound`.
+fn span(value: &Value, expected: &str, longest: Duration, bound: &str) -> Result<Duration, String> {
+    text(value, expected, |text| duration(text, expected, longest, bound))
+}
+
+/// A relative path would depend on where the daemon was started.
+fn whole_path(text: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(text)).filter(|path| path.is_absolute())
+}
+
+pub(super) fn number<'de, const LEAST: i64, const MOST: i64, D: Deserializer<'de>, T: TryFrom<i64>>(
+    source: D,
+) -> Result<T, D::Error> {
+    within(&any(source), LEAST, MOST).map_err(D::Error::custom)
+}
+
+/// Any value. A number that `Value` cannot hold becomes a list of a table, which is wrong for every key and every list.
+fn any<'de, D: Deserializer<'de>>(source: D) -> Value {
+    Value::deserialize(source).unwrap_or_else(|_| vec![toml::Table::new()].into())
+}
+
+/// Defines functions for `deserialize_with`.
+macro_rules! values {
+    ($($name:ident($value:ident) -> $type:ty $read:block)*) => {$(
+        pub(super) fn $name<'de, D: Deserializer<'de>>(source: D) -> Result<$type, D::Error> {
+            let read = |$value: &Value| -> Result<$type, String> { $read };
+            read(&any(source)).map_err(D::Error::custom)
+        }
+    )*};
+}
+
+values! {
+    expiry(value) -> Expiry { text(value, EXPIRY, parse_expiry) }
+    window(value) -> Duration {
+        span(value, "a duration; write for example \"90s\"", MAX_WINDOW, "30 days; write \"30d\" or less")
+    }
+    time_limit(value) -> Duration {
+        span(value, "a duration; write for example \"30s\"", MAX_RUN_TIME, "ten minutes; write \"10m\" or less")
+    }
+    long_span(value) -> Duration {
+        span(value, "a duration; write for example \"30d\"", MAX_EXPIRY, "ten years; write less")
+    }
+    interfaces(value) -> Vec<String> {
+        let expected = "the name of an interface; write for example \"eth0\"";
+        list(value, "for example [\"eth0\"]", |item| text(item, expected, parse_interface))
+    }
+    networks(value) -> Vec<IpNet> {
+        list(value, "for example [\"198.51.100.0/24\"]", |item| text(item, NETWORK, parse_network))
+    }
+    names(value) -> Vec<String> {
+        list(value, "for example [\"monitor.example.org\"]", |item| text(item, NAME, parse_name))
+    }
+    files(value) -> Vec<PathBuf> {
+        let example = "\"/etc/portsentry/portsentry.ignore\"";
+        list(value, &format!("for example [{example}]"), |item| like(item, &format!("{FILE} {example}"), whole_path))
+    }
+    deny_file(value) -> PathBuf { like(value, &format!("{FILE} \"/etc/hosts.deny\""), whole_path) }
+    json_file(value) -> Option<PathBuf> {
+        like(value, &format!("{FILE} \"/var/log/portsentry/events.json\", or \"\" for none"), |text| match text {
+            "" => Some(None),
+            path => whole_path(path).map(Some),
+        })
+    }
+    listen(value) -> Option<SocketAddr> {
+        let example = "\"127.0.0.1:9777\" or \"[::1]:9777\", or \"\" for none";
+        like(value, &format!("an address with a port; write for example {example}"), |text| match text {
+            "" => Some(None),
+            address => address.parse().ok().map(Some),
+        })
+    }
+    ports(value) -> PortSet { port_set(value, None) }
+    tcp_ports(value) -> PortSet { port_set(value, Some(&port_lists::TCP)) }
+    udp_ports(value) -> PortSet { port_set(value, Some(&port_lists::UDP)) }
+    advanced_ports(value) -> PortSet {
+        match value.as_integer() {
+            // The classic ADVANCED_PORTS_TCP=1024 meant 1 to 1024.
+            Some(most) => Err(format!("is a number; write \"1-{most}\" for the ports 1 to {most}")),
+            None => port_set(value, None),
+        }
+    }
+    widest_ipv4(value) -> u8 {
+        match within(value, 24, 32)? {
+            // Two addresses are never four scanners.
+            31 => Err("does not fit; write 24 to 30, or 32".to_owned()),
+            length => Ok(length),
+        }
+    }
+    widest_ipv6(value) -> u8 {
+        match within(value, 48, 64)? {
+            length @ (48 | 56 | 64) => Ok(length),
+            _ => Err("does not fit; write 48, 56 or 64".to_owned()),
+        }
+    }
+    switch(value) -> bool {
+        value.as_bool().ok_or_else(|| "is not a switch; write true or false".to_owned())
+    }
+    block_policy(value) -> BlockPolicy {
+        match value {
+            Value::Boolean(true) => Ok(BlockPolicy::Yes),
+            Value::Boolean(false) => Ok(BlockPolicy::No),
+            Value::String(text) if text == "run" => Ok(BlockPolicy::Run),
+            _ => Err("is not a switch; write true, false or \"run\"".to_owned()),
+        }
+    }
+    mode(value) -> Mode { choice(value, "a mode") }
+    methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a way to block")) }
+    action(value) -> Action { choice(value, "an action") }
+    route_kind(value) -> Route { choice(value, "a kind of route") }
+    log_target(value) -> LogTarget { choice(value, "a place for the log") }
+    route_via(value) -> Option<IpAddr> {
+        let expected = "the address of a gateway; write for example \"192.0.2.254\", one that does not exist";
+        like(value, expected, |text| text.parse().ok().filter(is_gateway).map(Some))
+    }
+    deny_line(value) -> String {
+        let expected = "a line for TCP wrappers; write for example \"ALL: $TARGET$\"";
+        like(value, expected, |text| is_deny_line(text).then(|| text.to_owned()))
+    }
+    command(value) -> Vec<String> {
+        let expected = "a word of a command; write for example \"/usr/local/sbin/on-scan\" or \"$TARGET$\"";
+        list(value, "for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]", |item| {
+            text(item, expected, |word| match is_command_word(word) {
+                true => Ok(word.to_owned()),
+                false => Err(format!("is not a word of a command; write at most {MAX_LINE_LEN} bytes without NUL")),
+            })
+        })
+    }
+    log_rate(value) -> Option<Rate> {
+        let expected = "a rate; write for example \"3/minute\" (second, minute, hour, day), or \"\" for none";
+        like(value, expected, |text| match text.split('/').map(str::trim).collect::<Vec<_>>().join("/").as_str() {
+            "" => Some(None),
+            rate => rate.parse().ok().map(Some),
+        })
+    }
+    port_banner(value) -> String {
+        text(value, "a text; write for example \"Go away.\\r\\n\", or \"\" for none", |banner| match banner.len() {
+            0..=MAX_BANNER_LEN => Ok(banner.to_owned()),
+            length => Err(format!("has {length} bytes; write {MAX_BANNER_LEN} or fewer")),
+        })
+    }
+    no_port_banner(value) -> String {
+        text(value, "a text; write \"\"", |banner| match banner {
+            "" => Ok(String::new()),
+            // A forged source would have this host send the banner to an address of the sender's choice.
+            _ => Err("would answer datagrams, whose source is easily forged; write \"\"".to_owned()),
+        })
+    }
+}

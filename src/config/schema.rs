@@ -1,0 +1,319 @@
+//! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
+//! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
+
+#![expect(missing_docs, reason = "docs/settings.md and examples/portsentry.toml describe each key")]
+
+use super::{parse, port_lists};
+use crate::types::Rate;
+use crate::types::{Backend, Expiry, PortSet};
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Defines the struct of a table, and its built-in values. A line without a function is a table in this table.
+macro_rules! table {
+    ($(#[$about:meta])* $table:ident {
+        $($(#[$note:meta])* $key:ident: $type:ty = $builtin:expr $(, $read:literal)?;)*
+    }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $table {
+            $($(#[$note])* $(#[serde(deserialize_with = $read)])? pub $key: $type,)*
+        }
+
+        impl Default for $table {
+            fn default() -> Self {
+                // Made once: where a long list has a mistake, a configuration is read for each of its items.
+                static BUILTIN: LazyLock<$table> = LazyLock::new(|| $table { $($key: $builtin),* });
+                BUILTIN.clone()
+            }
+        }
+    };
+}
+
+table! {
+    /// The whole configuration.
+    Config {
+        expire: Expiry = Expiry::After(DAY), "parse::expiry";
+        /// Empty: every interface that carries addresses, also those that come later.
+        interfaces: Vec<String> = Vec::new(), "parse::interfaces";
+        tcp: Protocol = Protocol::tcp(), "tcp::Keys::deserialize";
+        udp: Protocol = Protocol::udp(), "udp::Keys::deserialize";
+        detect: Detect = Detect::default();
+        allow: Allow = Allow::default();
+        block: Block = Block::default();
+        escalate: Escalate = Escalate::default();
+        trap: Trap = Trap::default();
+        metrics: Metrics = Metrics::default();
+        report: Report = Report::default();
+    }
+}
+
+table! {
+    /// When probes become a scan.
+    Detect {
+        /// Distinct ports that are forgiven; 0: the first probe is a scan.
+        scan_trigger: u8 = 2, "parse::number::<0, 15, _, _>";
+        window: Duration = Duration::from_secs(1_800), "parse::window";
+        max_sources: u32 = 65_536, "parse::number::<1_024, 16_777_216, _, _>";
+        sctp: bool = false, "parse::switch";
+        icmp: bool = false, "parse::switch";
+    }
+}
+
+table! {
+    /// Which sources are never blocked, besides those that are protected without being asked.
+    Allow {
+        /// Host bits are zero. 0.0.0.0/0 or ::/0: no source of that family is blocked.
+        networks: Vec<IpNet> = Vec::new(), "parse::networks";
+        /// In small letters, not resolved yet.
+        names: Vec<String> = Vec::new(), "parse::names";
+        files: Vec<PathBuf> = Vec::new(), "parse::files";
+    }
+}
+
+table! {
+    /// How a ban is carried out.
+    Block {
+        /// In the order in which they are tried; at least one, each once.
+        method: Vec<Backend> = vec![Backend::Nft], "parse::methods";
+        max_new_bans_per_minute: u32 = 600, "parse::number::<1, 4_294_967_295, _, _>";
+        /// Length of the widest IPv4 prefix that is banned for several scanners in it; 32: none is.
+        widest_ipv4: u8 = 32, "parse::widest_ipv4";
+        /// The same for IPv6; 64: none is.
+        widest_ipv6: u8 = 64, "parse::widest_ipv6";
+        nft: NftBlock = NftBlock::default();
+        route: Route = Route::Blackhole, "route";
+        hosts_deny: HostsDeny = HostsDeny::default();
+        run: Run = Run::default();
+    }
+}
+
+table! {
+    /// The nftables backend.
+    NftBlock {
+        action: Action = Action::Drop, "parse::action";
+        /// Whether the TCP connections that a blocked source has with this host are ended, also those to its services.
+        end_connections: bool = true, "parse::switch";
+        /// How many dropped packets the kernel logs; `None`: none.
+        log_drops: Option<Rate> = None, "parse::log_rate";
+        /// Bans in each of the two sets.
+        size: u32 = 131_072, "parse::number::<1, 16_777_216, _, _>";
+    }
+}
+
+table! {
+    /// The hosts.deny backend.
+    HostsDeny {
+        file: PathBuf = PathBuf::from("/etc/hosts.deny"), "parse::deny_file";
+        line: String = "ALL: $TARGET$".to_owned(), "parse::deny_line";
+    }
+}
+
+table! {
+    /// The command backend: no shell is involved.
+    Run {
+        command: Vec<String> = Vec::new(), "parse::command";
+        /// Run when the ban is over; empty: none.
+        expire_command: Vec<String> = Vec::new(), "parse::command";
+        /// Whether the other backends wait for the end of `command`.
+        first: bool = false, "parse::switch";
+        timeout: Duration = Duration::from_secs(30), "parse::time_limit";
+        at_once: u32 = 4, "parse::number::<1, 64, _, _>";
+    }
+}
+
+table! {
+    /// Longer bans for repeat offenders: the n-th ban lasts `factor` times as long as the one before.
+    Escalate {
+        /// 1: every ban lasts as long as the first.
+        factor: u32 = 2, "parse::number::<1, 100, _, _>";
+        /// The longest that a ban gets by this.
+        max: Duration = 30 * DAY, "parse::long_span";
+        /// How long after its end a ban still counts.
+        forget: Duration = 90 * DAY, "parse::long_span";
+    }
+}
+
+table! {
+    /// For which protocols the kernel counts probes and blocks by itself.
+    Trap {
+        tcp: bool = true, "parse::switch";
+        udp: bool = false, "parse::switch";
+    }
+}
+
+table! {
+    /// Metrics for Prometheus.
+    Metrics {
+        /// `None`: not served.
+        listen: Option<SocketAddr> = None, "parse::listen";
+    }
+}
+
+table! {
+    /// What is logged, and where.
+    Report {
+        /// Whether lines name their source, as classic PortSentry's did. The owner of the address chooses that name.
+        resolve_host: bool = false, "parse::switch";
+        /// `None`: no file gets events as JSON.
+        json_file: Option<PathBuf> = None, "parse::json_file";
+        log: LogTarget = LogTarget::Auto, "parse::log_target";
+    }
+}
+
+/// What is monitored of one protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protocol {
+    pub mode: Mode,
+    /// Ports of the modes connect and stealth.
+    pub ports: PortSet,
+    pub advanced_ports: PortSet,
+    pub advanced_exclude: PortSet,
+    pub block: BlockPolicy,
+    /// Sent to clients in connect mode; always empty for UDP.
+    pub port_banner: String,
+}
+
+/// Defines how serde reads [`Protocol`] from the table of one protocol: the keys are the same, the built-in values, the
+/// named port lists and the banner are not.
+macro_rules! protocol_table {
+    ($table:ident, $builtin:path, $ports:literal, $port_banner:literal) => {
+        mod $table {
+            use super::*;
+
+            fn builtin() -> Protocol {
+                $builtin()
+            }
+
+            #[derive(Deserialize)]
+            #[serde(remote = "Protocol", default = "builtin", deny_unknown_fields)]
+            pub(super) struct Keys {
+                #[serde(deserialize_with = "parse::mode")]
+                mode: Mode,
+                #[serde(deserialize_with = $ports)]
+                ports: PortSet,
+                #[serde(deserialize_with = "parse::advanced_ports")]
+                advanced_ports: PortSet,
+                #[serde(deserialize_with = "parse::ports")]
+                advanced_exclude: PortSet,
+                #[serde(deserialize_with = "parse::block_policy")]
+                block: BlockPolicy,
+                #[serde(deserialize_with = $port_banner)]
+                port_banner: String,
+            }
+        }
+    };
+}
+
+protocol_table!(tcp, Protocol::tcp, "parse::tcp_ports", "parse::port_banner");
+protocol_table!(udp, Protocol::udp, "parse::udp_ports", "parse::no_port_banner");
+
+impl Protocol {
+    fn tcp() -> Self {
+        Self::builtin(&port_lists::TCP, BlockPolicy::Yes)
+    }
+
+    /// Only logged: the source of a datagram is easily forged, and the ban would hit the forged address.
+    fn udp() -> Self {
+        Self::builtin(&port_lists::UDP, BlockPolicy::No)
+    }
+
+    fn builtin(lists: &port_lists::Lists, block: BlockPolicy) -> Self {
+        Self {
+            mode: Mode::Advanced,
+            ports: port_lists::set(lists.aware),
+            advanced_ports: port_lists::set(lists.advanced),
+            advanced_exclude: port_lists::set(lists.advanced_exclude),
+            block,
+            port_banner: String::new(),
+        }
+    }
+
+    /// The ports that this mode watches, in use or not.
+    #[must_use]
+    pub fn watched(&self) -> PortSet {
+        match self.mode {
+            Mode::Off => PortSet::new(),
+            Mode::Connect | Mode::Stealth => self.ports.clone(),
+            Mode::Advanced => self.advanced_ports.without(&self.advanced_exclude),
+        }
+    }
+}
+
+/// How a protocol is watched: the classic modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    Off,
+    /// Opens the listed ports; a connection to one of them is a probe (classic `-tcp`, `-udp`).
+    Connect,
+    /// Captures packets to the listed ports, also those that open no connection (classic `-stcp`, `-sudp`).
+    Stealth,
+    /// A whole range less what is in use and what is excluded (classic `-atcp`, `-audp`).
+    Advanced,
+}
+
+/// What happens to the source of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockPolicy {
+    /// Blocked and logged.
+    Yes,
+    /// Logged.
+    No,
+    /// Left to the command of `block.run`, and logged.
+    Run,
+}
+
+/// What the ruleset does with packets of a blocked source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    Drop,
+    /// Answered with a reset or an ICMP error.
+    Reject,
+}
+
+/// What a blocking route does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Route {
+    #[default]
+    Blackhole,
+    Unreachable,
+    Prohibit,
+    /// Leads to a gateway that does not exist.
+    #[serde(skip)]
+    Via(IpAddr),
+}
+
+/// The table `block.route`: a gateway is instead of a kind.
+fn route<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Route, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Keys {
+        #[serde(deserialize_with = "parse::route_kind")]
+        kind: Route,
+        #[serde(deserialize_with = "parse::route_via")]
+        via: Option<IpAddr>,
+    }
+    Keys::deserialize(source).map(|keys| keys.via.map_or(keys.kind, Route::Via))
+}
+
+/// Where the lines of the log go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogTarget {
+    /// To the journal where systemd has connected standard error to it, else to standard error.
+    Auto,
+    Stderr,
+    Journal,
+    /// To the syslog daemon at /dev/log.
+    Syslog,
+}

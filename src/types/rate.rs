@@ -1,0 +1,129 @@
+//! A rate of packets, as configuration and nft write it ("3/minute") and as the kernel has it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Packets in a span of time: 1 to 1,000,000 of them. Up to five more may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    packets: u32,
+    unit: Unit,
+}
+
+impl Rate {
+    /// `packets` in `seconds`, as the kernel has it; `None` for a rate that no text can say.
+    #[must_use]
+    pub fn from_kernel(packets: u64, seconds: u64) -> Option<Self> {
+        let (.., unit) = *UNITS.iter().find(|(_, length, _)| *length == seconds)?;
+        let packets = u32::try_from(packets).ok().filter(|packets| (1..=MOST).contains(packets))?;
+        Some(Self { packets, unit })
+    }
+
+    /// Packets, and the seconds in which they may come.
+    #[must_use]
+    pub fn for_kernel(self) -> (u64, u64) {
+        let seconds = UNITS.iter().find(|(.., unit)| *unit == self.unit).map_or(1, |(_, seconds, _)| *seconds);
+        (self.packets.into(), seconds)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = UNITS.iter().find(|(.., unit)| *unit == self.unit).map_or("second", |(name, ..)| name);
+        write!(f, "{}/{name}", self.packets)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        let refused = || RateError(text.chars().take(40).collect());
+        let (packets, name) = text.split_once('/').ok_or_else(refused)?;
+        let (.., unit) = *UNITS.iter().find(|(known, ..)| *known == name).ok_or_else(refused)?;
+        // `parse` takes a sign, nft does not.
+        let digits = packets.bytes().all(|byte| byte.is_ascii_digit());
+        let packets = packets.parse().ok().filter(|packets| digits && (1..=MOST).contains(packets));
+        Ok(Self { packets: packets.ok_or_else(refused)?, unit })
+    }
+}
+
+/// A text that is no rate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no rate: write a number of packets from 1 to {MOST}, a slash, and second, minute, hour or day, for example \
+     \"3/minute\""
+)]
+pub struct RateError(String);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Second,
+    Minute,
+    Hour,
+    Day,
+}
+
+/// As nft writes them, and their seconds.
+const UNITS: [(&str, u64, Unit); 4] = [
+    ("second", 1, Unit::Second),
+    ("minute", 60, Unit::Minute),
+    ("hour", 3_600, Unit::Hour),
+    ("day", 86_400, Unit::Day),
+];
+
+/// Far more than any log takes, and far from where the kernel's own arithmetic in nanoseconds ends.
+const MOST: u32 = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_reads_back_as_it_was_written() {
+        for text in ["1/second", "3/minute", "12/hour", "1000000/day"] {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!(rate.to_string(), text);
+            let (packets, seconds) = rate.for_kernel();
+            assert_eq!(Rate::from_kernel(packets, seconds), Some(rate));
+        }
+    }
+
+    #[test]
+    fn what_is_no_rate_is_refused_with_an_example() {
+        for text in [
+            "",
+            "3",
+            "/",
+            "/minute",
+            "3/",
+            "3/min",
+            "3/week",
+            "0/minute",
+            "-1/minute",
+            "+3/minute",
+            "3 /minute",
+            "3/minute ",
+            "1000001/day",
+            "99999999999/day",
+            "3/Minute",
+            "3//minute",
+            "٣/minute",
+        ] {
+            let error = text.parse::<Rate>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{text:?} is no rate")) && error.ends_with("\"3/minute\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_not_repeated_in_full() {
+        assert!("9".repeat(10_000).parse::<Rate>().unwrap_err().to_string().len() < 250);
+    }
+
+    #[test]
+    fn a_limit_that_no_setting_can_say_is_no_rate() {
+        for (packets, seconds) in [(0, 60), (1_000_001, 60), (u64::MAX, 60), (3, 604_800), (3, 0)] {
+            assert_eq!(Rate::from_kernel(packets, seconds), None, "{packets} in {seconds}");
+        }
+    }
+}
