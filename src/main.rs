@@ -8,12 +8,10 @@ use std::time::SystemTime;
 
 use portsentry::check::{self, CheckError};
 use portsentry::cli::{
-    self, CheckOptions, Command, ImportOptions, ListOptions, Question, ReplayOptions, ReportOptions, RunOptions,
+    self, CheckOptions, Command, ControlCommand, ImportOptions, ListOptions, ReplayOptions, ReportOptions, RunOptions,
 };
 use portsentry::config::Config;
-use portsentry::control::client::ClientError;
-use portsentry::control::protocol::Refusal;
-use portsentry::control::{commands, list, watch};
+use portsentry::control::{commands, list, live_view};
 use portsentry::daemon::{self, DaemonError, Places, command_helper};
 use portsentry::events::log;
 use portsentry::import::{self, ImportError};
@@ -44,7 +42,7 @@ fn main() -> ExitCode {
             Ok(config) => replay(&options, &config),
             Err(errors) => fail(&errors, cli::EXIT_CONFIG),
         },
-        Command::Ask(question) => ask(&question),
+        Command::Ask(command) => ask(&command),
         Command::Import(options) => match import(options) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error @ ImportError::Wrong(_)) => fail(&error, cli::EXIT_CONFIG),
@@ -54,19 +52,17 @@ fn main() -> ExitCode {
         Command::Complete(shell) => print(&shell.completions()),
         Command::List(options) => list(&options),
         Command::Check(options) => check(&options),
-        Command::Watch(options) => match watch::run(&options) {
+        Command::Watch(options) => match live_view::run(&options) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         },
     }
 }
 
-fn ask(question: &Question) -> ExitCode {
-    match commands::run(question, &mut std::io::stdout().lock()) {
+fn ask(command: &ControlCommand) -> ExitCode {
+    match commands::run(command, &mut std::io::stdout().lock()) {
         Ok(()) => cli::EXIT_DONE.into(),
-        Err(ClientError::Not { kind: Refusal::Usage, error }) => fail(&error, cli::EXIT_USAGE),
-        Err(ClientError::Not { kind: Refusal::Configuration, error }) => fail(&error, cli::EXIT_CONFIG),
-        Err(error) => fail(&error, cli::EXIT_FAILED),
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 

@@ -12,6 +12,8 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
+use crate::types::printable::masked;
+
 /// How long after a panic the same is tried again: a defect that is met each time must not fill the log.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,8 +40,7 @@ fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {
 /// What a panic says, in one line. It may quote what a stranger sent.
 fn message(payload: &(dyn Any + Send)) -> String {
     let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let plain = |c: char| if c.is_control() { '?' } else { c };
-    said.unwrap_or("it says nothing").chars().take(LONGEST).map(plain).collect()
+    masked(said.unwrap_or("it says nothing"), '?').take(LONGEST).collect()
 }
 
 /// Runs `work` to its end, again and again where it panics. What it had in hand then is lost.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: [(&str, &[&str]); 25] = [
     ("atomic_file", &[]),
     ("lazy_queue", &[]),
-    ("panic_guard", &[]),
+    ("panic_guard", &["types"]),
     ("types", &[]),
     ("sandbox", &[]),
     ("wire", &[]),
@@ -28,7 +28,7 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
     ("report", &["atomic_file", "engine", "ledger", "types"]),
     ("cli", &["config", "engine", "types"]),
     ("import", &["atomic_file", "config", "engine", "types"]),
-    ("control", &["cli", "enforce", "engine", "events", "ledger", "types"]),
+    ("control", &["cli", "enforce", "engine", "events", "ledger", "sandbox", "types"]),
     (
         "daemon",
         &[

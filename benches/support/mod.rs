@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 use pcap::{Active, Capture};
 use portsentry::control::client::Client;
-use portsentry::control::protocol::Request;
 
 use crate::lab::Lab;
 use crate::lab::daemon::Daemon;
@@ -134,8 +133,7 @@ pub(crate) struct Used {
 
 /// Asks the program and the kernel.
 pub(crate) fn used(lab: &Lab, daemon: &Daemon) -> Used {
-    let told = Client::connect(&lab.path("socket")).and_then(|mut client| client.ask(&Request::Status)).unwrap();
-    let number = |outer: &str, inner: &str| told[outer][inner].as_u64().unwrap();
+    let told = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
     let place = format!("/proc/{}", daemon.id());
     let status = fs::read_to_string(format!("{place}/status")).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -146,9 +144,9 @@ pub(crate) fn used(lab: &Lab, daemon: &Daemon) -> Used {
     Used {
         processor: Duration::from_millis(10 * ticks),
         peak: peak.trim().trim_end_matches(" kB").parse().unwrap(),
-        seen: number("packets", "seen"),
-        dropped: number("packets", "dropped"),
-        bans: number("bans", "made"),
+        seen: told.packets.seen,
+        dropped: told.packets.dropped,
+        bans: told.bans.made,
     }
 }
 

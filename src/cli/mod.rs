@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use completions::Shell;
 pub use console::{CheckOptions, ListOptions, Order, WatchOptions};
-pub use operator::{AllowOptions, BlockOptions, Connection, ExplainOptions, Question, UnblockOptions};
+pub use operator::{AllowOptions, BlockOptions, Connection, ControlCommand, ExplainOptions, UnblockOptions};
 
 /// Exit code: all done.
 pub const EXIT_DONE: u8 = 0;
@@ -65,7 +65,7 @@ pub enum Command {
     /// Judge the packets of a capture file.
     Replay(ReplayOptions),
     /// Ask the running daemon.
-    Ask(Question),
+    Ask(ControlCommand),
     /// Translate a classic configuration.
     Import(ImportOptions),
     /// Make a page of the ledger.
@@ -213,7 +213,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Subcommands {
     #[command(flatten)]
-    Ask(Question),
+    Ask(ControlCommand),
     /// Judge the packets of a capture file, block nobody
     Replay(ReplayOptions),
     /// Translate a classic portsentry.conf to TOML

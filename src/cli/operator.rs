@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What the running daemon is asked.
+/// A command that asks the running daemon.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum ControlCommand {
     /// How the running daemon is
     Status(Connection),
     /// Block an address or prefix

@@ -1,45 +1,43 @@
-//! A request to the running daemon, and its reply. Blocks, but never for long.
+//! The client side of the control socket: sends a request to the running daemon and reads its reply, with a timeout.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
-use super::protocol::{LONGEST_LINE, Refusal, Reply, Request};
+use super::protocol::{Answer, ErrorKind, Failure, MAX_LINE_LEN, Request, parse_reply};
+use super::status::Status;
+use crate::cli;
+use crate::events::json::EventRecord;
 
 /// How long the daemon may take to answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
     #[error("portsentry is not running: nobody answers at {0}. Start it, or name its socket with --socket")]
     NotRunning(PathBuf),
-    /// The socket is not ours to use.
     #[error("{0} may not be used by this user; try it with sudo")]
     NotPermitted(PathBuf),
-    /// The connection broke.
     #[error("the connection to {path} broke: {error}")]
-    Broken {
-        /// The socket.
-        path: PathBuf,
-        /// What came back.
-        error: io::Error,
-    },
-    /// What came back is no reply.
+    Broken { path: PathBuf, error: io::Error },
     #[error("{0}")]
     Unreadable(String),
-    /// The daemon said no.
-    #[error("{error}")]
-    Not {
-        /// What kind of failure it is.
-        kind: Refusal,
-        /// Its sentence.
-        error: String,
-    },
+    #[error(transparent)]
+    Failure(#[from] Failure),
+}
+
+impl ClientError {
+    /// The exit code of a command that failed with this.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failure(Failure { kind: ErrorKind::Usage, .. }) => cli::EXIT_USAGE,
+            Self::Failure(Failure { kind: ErrorKind::Configuration, .. }) => cli::EXIT_CONFIG,
+            _ => cli::EXIT_FAILED,
+        }
+    }
 }
 
 /// A connection to the daemon.
@@ -52,7 +50,7 @@ impl Client {
     /// Connects to the daemon that listens at `path`.
     ///
     /// # Errors
-    /// Where nobody listens there.
+    /// Where no daemon listens there.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path.to_owned()),
@@ -60,37 +58,39 @@ impl Client {
             _ => ClientError::Broken { path: path.to_owned(), error },
         })?;
         let client = Self { path: path.to_owned(), stream: BufReader::new(stream) };
-        let set = client.stream.get_ref().set_read_timeout(Some(PATIENCE));
-        set.and_then(|()| client.stream.get_ref().set_write_timeout(Some(PATIENCE))).map_err(client.broken())?;
+        let set = client.stream.get_ref().set_read_timeout(Some(ANSWER_TIMEOUT));
+        set.and_then(|()| client.stream.get_ref().set_write_timeout(Some(ANSWER_TIMEOUT))).map_err(client.broken())?;
         Ok(client)
     }
 
-    /// What the daemon says to `request`.
+    /// The daemon's answer to `request`.
     ///
     /// # Errors
-    /// [`ClientError::Not`] where it says no, and a broken connection.
-    pub fn ask(&mut self, request: &Request) -> Result<Map<String, Value>, ClientError> {
+    /// [`ClientError::Failure`] where it was not carried out, and a broken connection.
+    pub fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         let line = request.to_line();
         let written = self.stream.get_mut().write_all(line.as_bytes());
-        // Whoever is hung up on at once, because there are too many, has been told why.
+        // A client above the limit is disconnected at once, and a line says why.
         let line = match (self.line(), written) {
             (Ok(Some(line)), _) => line,
             (_, Err(error)) => return Err(self.broken()(error)),
             (Ok(None), Ok(())) => return Err(self.broken()(io::ErrorKind::UnexpectedEof.into())),
             (Err(error), Ok(())) => return Err(error),
         };
-        match Reply::parse(&line).map_err(ClientError::Unreadable)? {
-            Reply::Done(fields) => Ok(fields),
-            Reply::Not { kind, error } => Err(ClientError::Not { kind, error }),
+        Ok(parse_reply(&line, request).map_err(ClientError::Unreadable)??)
+    }
+
+    /// The daemon's status.
+    pub fn status(&mut self) -> Result<Box<Status>, ClientError> {
+        match self.ask(&Request::Status)? {
+            Answer::Status(status) => Ok(status),
+            other => Err(ClientError::Unreadable(format!("the daemon's answer is no status: {other}"))),
         }
     }
 
-    /// Every event from now on, as the daemon writes it.
-    ///
-    /// # Errors
-    /// As [`Client::ask`].
-    pub fn watch(mut self) -> Result<Events, ClientError> {
-        self.ask(&Request::Watch)?;
+    /// Every event from now on.
+    pub fn subscribe(mut self) -> Result<Events, ClientError> {
+        self.ask(&Request::Subscribe)?;
         // Events come when they come.
         self.stream.get_ref().set_read_timeout(None).map_err(self.broken())?;
         Ok(Events(self))
@@ -98,7 +98,7 @@ impl Client {
 
     fn line(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
         let mut line = Vec::new();
-        let read = (&mut self.stream).take(LONGEST_LINE as u64).read_until(b'\n', &mut line);
+        let read = (&mut self.stream).take(MAX_LINE_LEN as u64).read_until(b'\n', &mut line);
         match read.map_err(self.broken())? {
             0 => Ok(None),
             _ if line.ends_with(b"\n") => Ok(Some(line)),
@@ -116,7 +116,7 @@ impl Client {
 pub struct Events(Client);
 
 impl Iterator for Events {
-    type Item = Result<Value, ClientError>;
+    type Item = Result<EventRecord, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let line = self.0.line().transpose()?;

@@ -1,9 +1,13 @@
-//! The operator's side: a socket on which a running daemon answers one JSON object a line, and the commands that ask it.
-//! Nothing here decides anything about a packet.
+//! The control socket, on which a running daemon answers one JSON object a line, and the commands that use it. Changes no
+//! verdict about a packet.
+#![allow(missing_docs, reason = "docs/control.md documents the messages, and errors say what they are")]
 
+pub mod address_info;
 pub mod client;
 pub mod commands;
+mod format;
 pub mod list;
+pub mod live_view;
 pub mod protocol;
 pub mod server;
-pub mod watch;
+pub mod status;

@@ -1,64 +1,59 @@
-//! What the operator's commands and the daemon say to each other: one JSON object a line, a request and its reply in
-//! turns. `docs/control.md` is the same for people. Carries out nothing.
+//! Messages on the control socket: one JSON object a line, requests and their replies in turns. Both sides use these types.
+//! `docs/control.md` documents them for users.
+
+use std::fmt;
+use std::ops::Not;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-/// The longest line that either side takes, in bytes.
-pub const LONGEST_LINE: usize = 64 << 10;
+use super::address_info::AddressInfo;
+use super::format::{nullable, to_seconds};
+use super::status::Status;
 
-/// What the operator wants.
+/// The longest line that either side accepts, in bytes.
+pub const MAX_LINE_LEN: usize = 64 << 10;
+
+/// What an operator asks of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    /// How the daemon is.
     Status,
-    /// Block an address or a prefix.
+    /// Ban an address or a prefix.
     Block {
-        /// Whom.
         target: String,
-        /// For how long, as `--expire` has it; what the settings say where it is left out.
+        /// As `--expire` has it; the configured time where it is left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expire: Option<String>,
-        /// Why, for the ledger.
+        /// A note for the ledger.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
-        /// Also one that is protected; own addresses never.
-        #[serde(default, skip_serializing_if = "is_false")]
+        /// Also a protected one; own addresses are refused always.
+        #[serde(default, skip_serializing_if = "Not::not")]
         force: bool,
     },
-    /// Lift the ban of an address or prefix, or all of them.
+    /// Lift the ban of `target`, or every ban with `all`.
     Unblock {
-        /// Whose; `None` with `all`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         target: Option<String>,
-        /// Everybody's.
-        #[serde(default, skip_serializing_if = "is_false")]
+        #[serde(default, skip_serializing_if = "Not::not")]
         all: bool,
     },
-    /// Never block an address or network, until the daemon ends or for a time.
+    /// Never block an address or network, for `span` or until the daemon ends.
     Allow {
-        /// Whom.
         target: String,
-        /// For how long; until the daemon ends where it is left out.
         #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
         span: Option<String>,
     },
-    /// Everything that is known about an address.
     Explain {
-        /// Which one.
         address: String,
     },
-    /// The settings may stay: ends the trial that `--confirm` began.
+    /// End the trial that `--confirm` began: the configuration stays.
     Confirm,
-    /// Read the settings again.
+    /// Read the configuration again.
     Reload,
-    /// Every event from now on, one a line.
-    Watch,
-}
-
-fn is_false(flag: &bool) -> bool {
-    !flag
+    /// Send every event from now on, one a line.
+    #[serde(rename = "watch")]
+    Subscribe,
 }
 
 impl Request {
@@ -73,103 +68,180 @@ impl Request {
     /// The request as one line.
     #[must_use]
     pub fn to_line(&self) -> String {
-        // Only strings and switches in it: there is nothing that could not be written.
-        let mut line = serde_json::to_string(self).unwrap_or_default();
-        line.push('\n');
-        line
+        to_line(self)
     }
 
-    /// True for what changes anything: only root and the daemon's own user may ask for it.
+    /// True for a request that changes anything: only root and the daemon's own user may send it.
     #[must_use]
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Status | Self::Explain { .. } | Self::Watch)
+        !matches!(self, Self::Status | Self::Explain { .. } | Self::Subscribe)
+    }
+
+    /// Reads the answer to this request.
+    fn parse_answer(&self, line: &[u8]) -> serde_json::Result<Answer> {
+        Ok(match self {
+            Self::Status => Answer::Status(serde_json::from_slice(line)?),
+            Self::Block { .. } => Answer::Blocked(serde_json::from_slice(line)?),
+            Self::Unblock { .. } => Answer::Unblocked(serde_json::from_slice(line)?),
+            Self::Allow { .. } => Answer::Allowed(serde_json::from_slice(line)?),
+            Self::Explain { .. } => Answer::Explained(serde_json::from_slice(line)?),
+            Self::Reload => Answer::Reloaded(serde_json::from_slice(line)?),
+            Self::Confirm => Answer::Confirmed {},
+            Self::Subscribe => Answer::Subscribed {},
+        })
+    }
+}
+
+/// What the daemon answers to a request that it carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    Status(Box<Status>),
+    Blocked(Blocked),
+    Unblocked(Unblocked),
+    Allowed(Allowed),
+    Explained(Box<AddressInfo>),
+    Reloaded(Reloaded),
+    Confirmed {},
+    Subscribed {},
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    pub subject: String,
+    /// A time, or "never".
+    pub expires: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unblocked {
+    pub unblocked: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    pub allowed: String,
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    pub changed: Vec<String>,
+    pub needs_restart: Vec<String>,
+}
+
+/// The answer for a person; `--json` prints the object itself.
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::Blocked(Blocked { subject, expires }) => match expires.as_str() {
+                "never" => writeln!(f, "{subject} is blocked for ever"),
+                end => writeln!(f, "{subject} is blocked until {}", to_seconds(end)),
+            },
+            Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
+            Self::Allowed(Allowed { allowed, until: Some(until) }) => {
+                writeln!(f, "{allowed} is allowed until {}", to_seconds(until))
+            }
+            Self::Allowed(Allowed { allowed, until: None }) => {
+                writeln!(f, "{allowed} is allowed until the daemon ends")
+            }
+            Self::Explained(info) => info.fmt(f),
+            Self::Reloaded(Reloaded { changed, needs_restart }) => {
+                let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
+                match (changed.as_str(), restart.as_str()) {
+                    ("", "") => writeln!(f, "read again: nothing has changed"),
+                    (changed, "") => writeln!(f, "read again; changed: {changed}"),
+                    (changed, restart) => {
+                        writeln!(f, "read again; changed: {changed}; only after a restart: {restart}")
+                    }
+                }
+            }
+            Self::Confirmed {} => writeln!(f, "confirmed: blocking goes on"),
+            Self::Subscribed {} => Ok(()),
+        }
     }
 }
 
 /// Why a request was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Refusal {
-    /// It makes no sense.
+pub enum ErrorKind {
+    /// The request makes no sense.
     Usage,
-    /// It is not the asking user's to ask for.
+    /// The user may not send it.
     Denied,
-    /// The address is protected, or something else stands against it.
+    /// Something stands against it: a protected address, for example.
     Refused,
-    /// It was tried.
+    /// It was tried and did not work.
     Failed,
-    /// The settings are wrong.
+    /// The configuration is wrong.
     Configuration,
 }
 
-/// The daemon's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// Done, with what there is to tell.
-    Done(Map<String, Value>),
-    /// Not done.
-    Not {
-        /// What kind of failure it is.
-        kind: Refusal,
-        /// A sentence for the operator.
-        error: String,
-    },
+/// A request was not carried out, with a sentence for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    pub kind: ErrorKind,
+    pub error: String,
 }
 
-impl Reply {
-    /// Done, and nothing to tell.
-    #[must_use]
-    pub fn done() -> Self {
-        Self::Done(Map::new())
+impl Failure {
+    pub fn new(kind: ErrorKind, error: impl ToString) -> Self {
+        Self { kind, error: error.to_string() }
     }
+}
 
-    /// Not done, because of `error`.
-    #[must_use]
-    pub fn not(kind: Refusal, error: impl ToString) -> Self {
-        Self::Not { kind, error: error.to_string() }
-    }
+/// The daemon's reply to one request.
+pub type Reply = Result<Answer, Failure>;
 
-    /// Reads one line.
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong with it.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        let unreadable = |error: &dyn std::fmt::Display| format!("the daemon's answer cannot be read: {error}");
-        let mut fields: Map<String, Value> = serde_json::from_slice(line).map_err(|error| unreadable(&error))?;
-        match fields.remove("ok") {
-            Some(Value::Bool(true)) => Ok(Self::Done(fields)),
-            Some(Value::Bool(false)) => {
-                let kind = fields.remove("kind").map(serde_json::from_value).and_then(Result::ok);
-                let error = fields.remove("error").and_then(|error| error.as_str().map(str::to_owned));
-                Ok(Self::Not { kind: kind.unwrap_or(Refusal::Failed), error: error.unwrap_or_default() })
-            }
-            _ => Err(unreadable(&"it does not say whether it is ok")),
-        }
-    }
+/// A reply as it is written: the fields of the answer or failure behind `ok`.
+#[derive(Serialize)]
+struct Envelope<T> {
+    ok: bool,
+    #[serde(flatten)]
+    content: T,
+}
 
-    /// The reply as one line.
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        let mut object = Map::new();
-        match self {
-            Self::Done(fields) => {
-                object.insert("ok".to_owned(), true.into());
-                object.extend(fields.clone());
-            }
-            Self::Not { kind, error } => {
-                object.insert("ok".to_owned(), false.into());
-                object.insert("kind".to_owned(), serde_json::to_value(kind).unwrap_or_default());
-                object.insert("error".to_owned(), error.as_str().into());
-            }
-        }
-        format!("{}\n", Value::Object(object))
+#[derive(Deserialize)]
+struct Outcome {
+    ok: bool,
+}
+
+/// The reply as one line.
+#[must_use]
+pub fn reply_to_line(reply: &Reply) -> String {
+    match reply {
+        Ok(content) => to_line(&Envelope { ok: true, content }),
+        Err(content) => to_line(&Envelope { ok: false, content }),
     }
+}
+
+/// Reads the reply to `request`.
+///
+/// # Errors
+/// A sentence that says what is wrong with it; a field that is missing is named.
+pub fn parse_reply(line: &[u8], request: &Request) -> Result<Reply, String> {
+    let reply = serde_json::from_slice(line).and_then(|Outcome { ok }| {
+        Ok(if ok { Ok(request.parse_answer(line)?) } else { Err(serde_json::from_slice(line)?) })
+    });
+    reply.map_err(|error| {
+        let hint = "the daemon may be of another version than this program; restart portsentry after an upgrade";
+        format!("the daemon's answer cannot be read: {error}; {hint}")
+    })
+}
+
+fn to_line(message: &impl Serialize) -> String {
+    // Numbers, strings and switches: there is nothing that could not be written.
+    let mut line = serde_json::to_string(message).unwrap_or_default();
+    line.push('\n');
+    line
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn reads(line: &str, request: &Request) {
@@ -191,7 +263,9 @@ mod tests {
         let allow = Request::Allow { target: target(), span: Some("1h".to_owned()) };
         reads(r#"{"command":"allow","target":"192.0.2.7","for":"1h"}"#, &allow);
         reads(r#"{"command":"explain","address":"192.0.2.7"}"#, &Request::Explain { address: target() });
-        for (word, request) in [("confirm", Request::Confirm), ("reload", Request::Reload), ("watch", Request::Watch)] {
+        for (word, request) in
+            [("confirm", Request::Confirm), ("reload", Request::Reload), ("watch", Request::Subscribe)]
+        {
             reads(&format!("{{\"command\":\"{word}\"}}"), &request);
         }
     }
@@ -208,20 +282,42 @@ mod tests {
 
     #[test]
     fn a_reply_is_read_back_whatever_stands_in_it() {
-        let Value::Object(fields) = json!({"bans": 3, "text": "two\nlines"}) else { panic!() };
-        for reply in [Reply::done(), Reply::Done(fields), Reply::not(Refusal::Denied, "no\nway")] {
-            let line = reply.to_line();
+        let reloaded = Reloaded { changed: vec!["two\nlines".to_owned()], needs_restart: Vec::new() };
+        for (request, reply) in [
+            (Request::Confirm, Ok(Answer::Confirmed {})),
+            (Request::Reload, Ok(Answer::Reloaded(reloaded))),
+            (Request::Status, Ok(Answer::Status(Box::default()))),
+            (Request::Explain { address: String::new() }, Ok(Answer::Explained(Box::default()))),
+            (Request::Reload, Err(Failure::new(ErrorKind::Denied, "no\nway"))),
+        ] {
+            let line = reply_to_line(&reply);
             assert_eq!(line.matches('\n').count(), 1, "{line}");
-            assert_eq!(Reply::parse(line.as_bytes()), Ok(reply));
+            assert_eq!(parse_reply(line.as_bytes(), &request), Ok(reply));
         }
         for line in ["", "{}", "{\"ok\":1}", "[]"] {
-            assert!(Reply::parse(line.as_bytes()).is_err(), "{line}");
+            assert!(parse_reply(line.as_bytes(), &Request::Confirm).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn missing_reply_field_is_an_error_naming_it() {
+        let status = reply_to_line(&Ok(Answer::Status(Box::default())));
+        for (part, key) in [
+            ("\"seen\":0,", "seen"),
+            ("\"probes\":0,", "probes"),
+            ("\"trial_left_s\":null,", "trial_left_s"),
+            (",\"last_event\":null", "last_event"),
+        ] {
+            let line = status.replacen(part, "", 1);
+            assert_ne!(line, status, "{key}");
+            let error = parse_reply(line.as_bytes(), &Request::Status).unwrap_err();
+            assert!(error.contains(&format!("missing field `{key}`")) && error.contains("version"), "{error}");
         }
     }
 
     #[test]
     fn only_looking_is_for_everybody() {
-        assert!(!Request::Status.changes() && !Request::Watch.changes());
+        assert!(!Request::Status.changes() && !Request::Subscribe.changes());
         assert!(Request::Confirm.changes() && Request::Unblock { target: None, all: true }.changes());
     }
 }

@@ -22,11 +22,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_type;
 use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{DaemonError, backends, control_handler, sandbox_policy, system};
+use super::{DaemonError, backends, sandbox_policy, system};
 use crate::config::Config;
+use crate::control::status::{CommandHelper, SandboxState};
 use crate::enforce::command::{RunSettings, Spawner, pair, serve};
 use crate::sandbox::Sandbox;
 
@@ -49,7 +50,7 @@ const LONGEST: usize = 32 << 10;
 pub(super) struct Commands {
     spawner: Spawner,
     /// What it has given up, as `status` has it.
-    sandbox: Value,
+    sandbox: SandboxState,
     /// What is to be said.
     pub(super) said: Vec<String>,
 }
@@ -61,12 +62,9 @@ impl Commands {
     }
 
     /// For `status`.
-    pub(super) fn told(&self) -> Value {
-        json!({
-            "process": self.spawner.process(),
-            "running": self.spawner.is_running(),
-            "sandbox": self.sandbox,
-        })
+    pub(super) fn status(&self) -> CommandHelper {
+        let (process, running) = (self.spawner.process(), self.spawner.is_running());
+        CommandHelper { process, running, sandbox: self.sandbox.clone() }
     }
 }
 
@@ -102,18 +100,24 @@ fn ended(child: &mut Child) -> Option<String> {
     child.try_wait().ok().flatten().map(|status| status.to_string())
 }
 
-/// The first that it says: what it has given up, and what there is to be said; or why it cannot run commands.
-fn greeting(socket: &OwnedFd) -> Result<(Value, Vec<String>), String> {
+/// The first message of the process that runs commands.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Greeting {
+    /// What it has given up, and what there is to be said.
+    Ready { sandbox: SandboxState, said: Vec<String> },
+    /// Why it cannot run commands.
+    Failed { error: String },
+}
+
+fn greeting(socket: &OwnedFd) -> Result<(SandboxState, Vec<String>), String> {
     let bytes =
         within(socket, PATIENCE).map_err(|error| format!("the process that runs commands cannot be heard: {error}"))?;
-    let mut told: Value =
-        serde_json::from_slice(&bytes).map_err(|_| "the process that runs commands ended without a word".to_owned())?;
-    if let Some(error) = told.get("error").and_then(Value::as_str) {
-        return Err(error.to_owned());
+    match serde_json::from_slice(&bytes) {
+        Ok(Greeting::Ready { sandbox, said }) => Ok((sandbox, said)),
+        Ok(Greeting::Failed { error }) => Err(error),
+        Err(_) => Err("the process that runs commands ended without a word".to_owned()),
     }
-    let said = told.get("said").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let said = said.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-    Ok((told.get_mut("sandbox").map(Value::take).unwrap_or_default(), said))
 }
 
 /// The next datagram; empty where there is none any more.
@@ -174,11 +178,12 @@ pub fn play(part: &Part) -> Result<(), String> {
     let caught = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let _caught = caught.into_iter().collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
     let ready = ready(part);
-    let told = match &ready {
-        Ok((_, sandbox)) => json!({ "sandbox": control_handler::sandbox(sandbox), "said": sandbox.warnings }),
-        Err(error) => json!({ "error": error }),
+    let greeting = match &ready {
+        Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
+        Err(error) => Greeting::Failed { error: error.clone() },
     };
-    let greeted = send(&socket, told.to_string().as_bytes(), SendFlags::NOSIGNAL);
+    let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
+    let greeted = send(&socket, &greeting, SendFlags::NOSIGNAL);
     // Who cannot run them has said so; the daemon tells.
     let Ok((settings, _)) = ready else { return Ok(()) };
     greeted.map_err(|error| error.to_string())?;
@@ -231,7 +236,9 @@ mod tests {
         assert!(said(None).unwrap_err().contains("without a word"));
         assert!(said(Some(b"\x02garbage")).unwrap_err().contains("without a word"));
         assert_eq!(said(Some(br#"{"error": "block.run: no"}"#)).unwrap_err(), "block.run: no");
-        let (sandbox, said) = said(Some(br#"{"sandbox": {"uid": 0}, "said": ["one"]}"#)).unwrap();
-        assert_eq!((sandbox, said), (json!({"uid": 0}), vec!["one".to_owned()]));
+        let sandbox = SandboxState { uid: 7, ..SandboxState::default() };
+        let ready = Greeting::Ready { sandbox: sandbox.clone(), said: vec!["one".to_owned()] };
+        let ready = said(Some(&serde_json::to_vec(&ready).unwrap())).unwrap();
+        assert_eq!(ready, (sandbox, vec!["one".to_owned()]));
     }
 }

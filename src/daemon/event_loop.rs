@@ -9,18 +9,17 @@ use tokio::sync::oneshot;
 
 use super::ban_recorder::BanRecorder;
 use super::command_helper::Commands;
-use super::control_handler::Desk;
 use super::host_state::HostState;
 use super::log_writer::LogWriter;
+use super::run_state::RunState;
 use super::systemd::{self, Systemd};
 use super::table_monitor::TableMonitor;
 use super::{DaemonError, Reread, system};
 use crate::config::{BlockPolicy, Config};
-use crate::control::protocol::{Refusal, Reply};
-use crate::control::server::{Asked, Server};
+use crate::control::protocol::{Answer, ErrorKind, Failure, Reply};
+use crate::control::server::{IncomingRequest, Server};
 use crate::events::channel::{Receiver, Sender};
 use crate::events::event::{Event, EventKind};
-use crate::events::json;
 use crate::metrics::http::Scrapes;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox};
@@ -63,7 +62,7 @@ pub(super) struct EventLoop {
     pub(super) received: Receiver,
     pub(super) control: Option<Server>,
     pub(super) scrapes: Option<Scrapes>,
-    pub(super) desk: Desk,
+    pub(super) run_state: RunState,
     pub(super) supervisor: Systemd,
     pub(super) alone: InstanceLock,
     pub(super) sandbox: Sandbox,
@@ -85,7 +84,7 @@ enum Next {
     Event(Event),
     Orders(Result<Vec<SensorCommand>, DaemonError>),
     Table(Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>),
-    Asked(Asked),
+    Request(IncomingRequest),
     Scraped(oneshot::Sender<String>),
     TrialOver,
     Named,
@@ -123,11 +122,11 @@ impl EventLoop {
                 event = self.received.receive() => Next::Event(event),
                 changed = self.watch.changed() => Next::Orders(changed),
                 changed = self.guard.changed() => Next::Table(changed),
-                asked = asked(&mut self.control) => Next::Asked(asked),
+                request = next_request(&mut self.control) => Next::Request(request),
                 place = scraped(&mut self.scrapes) => Next::Scraped(place),
                 () = over(self.trial) => Next::TrialOver,
                 () = self.log.named() => Next::Named,
-                () = self.desk.metrics().flood.notified() => {
+                () = self.run_state.metrics.flood.notified() => {
                     self.watch.crowded();
                     Next::RingSizer
                 }
@@ -156,9 +155,9 @@ impl EventLoop {
                     self.follow(orders);
                     said.into_iter().for_each(|what| self.say(what));
                 }
-                Next::Asked(asked) => {
+                Next::Request(request) => {
                     panic_guard::failpoint("shell");
-                    self.answer(asked).await;
+                    self.handle_request(request).await;
                 }
                 Next::Scraped(place) => self.scrape(place),
                 Next::TrialOver => self.end_trial(),
@@ -171,7 +170,7 @@ impl EventLoop {
 
     /// Gives the capture the room that it needs.
     async fn ensure_prefix_sets(&mut self) {
-        let room = self.watch.ensure_prefix_sets(self.desk.metrics()).await;
+        let room = self.watch.ensure_prefix_sets(&self.run_state.metrics).await;
         room.into_iter().for_each(|order| self.deliver(order));
     }
 
@@ -213,12 +212,10 @@ impl EventLoop {
         let watch = &self.watch;
         self.record.note(event, |index| watch.interface(index), &self.config.block.method);
         self.log.write(event);
-        if let Some(control) = &self.control
-            && control.is_watched()
-        {
-            control.tell(&json::of(event));
+        if let Some(control) = &self.control {
+            control.publish(event);
         }
-        self.desk.note(event);
+        self.run_state.last_event = Some(event.clone());
     }
 
     /// Has everybody know of `what`, now.
@@ -236,16 +233,14 @@ impl EventLoop {
     pub(super) fn confirm(&mut self, by: &str) -> Reply {
         if self.logs_only {
             let error = "the trial is over, and nobody is blocked any more: restart it to try again";
-            return Reply::not(Refusal::Refused, error);
+            return Err(Failure::new(ErrorKind::Refused, error));
         }
         if self.trial.take().is_none() {
-            return Reply::not(
-                Refusal::Refused,
-                "there is no trial to end: it runs without --confirm, or is confirmed already",
-            );
+            let error = "there is no trial to end: it runs without --confirm, or is confirmed already";
+            return Err(Failure::new(ErrorKind::Refused, error));
         }
         self.say(EventKind::Note(format!("{by} has confirmed: blocking goes on")));
-        Reply::done()
+        Ok(Answer::Confirmed {})
     }
 
     /// Nobody confirmed: whoever started this may be locked out by it.
@@ -262,7 +257,7 @@ impl EventLoop {
     fn say_losses(&mut self) {
         self.log.turn_minute();
         let lost = self.received.dropped();
-        self.desk.lost += lost;
+        self.run_state.lost += lost;
         if lost > 0 {
             self.say(EventKind::Error(format!("{lost} events came faster than they could be logged")));
         }
@@ -290,9 +285,9 @@ fn gone(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> D
 }
 
 /// The next request of an operator; never, where there is no socket.
-async fn asked(control: &mut Option<Server>) -> Asked {
+async fn next_request(control: &mut Option<Server>) -> IncomingRequest {
     match control {
-        Some(control) => control.asked().await,
+        Some(control) => control.next_request().await,
         None => std::future::pending().await,
     }
 }

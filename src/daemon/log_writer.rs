@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use super::reverse_dns::ReverseDns;
 use crate::config::{LogTarget, Report};
 use crate::events::channel::Sender;
+use crate::events::classic_log;
 use crate::events::event::{Event, EventKind};
+use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log::{self, Rate, Target};
-use crate::events::{classic_log, json};
 
 /// How long a line waits for a name. Most name servers answer within a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -106,7 +107,7 @@ impl LogWriter {
 
     fn put(&mut self, event: &Event) {
         if let Some(file) = &self.file {
-            file.put(json::of(event).to_string());
+            file.put(EventRecord::from(event).to_json());
         }
         match &mut self.naming {
             Some(naming) => naming.put(event, Instant::now()),

@@ -17,6 +17,7 @@ mod reconciler;
 mod reload;
 mod reverse_dns;
 mod ring_size;
+mod run_state;
 pub(crate) mod sandbox_policy;
 mod sensor_thread;
 mod startup_reconcile;
@@ -56,11 +57,11 @@ use crate::types::Timestamp;
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::Commands;
-use control_handler::Desk;
 use event_loop::{EventLoop, Signals};
 use host_state::HostState;
 use log_writer::LogWriter;
 use reconciler::{Compared, Wanted};
+use run_state::RunState;
 use sensor_thread::SensorThread;
 use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
@@ -306,7 +307,7 @@ async fn serve(
         settings: places.config,
         trial: confirm.and_then(|span| Instant::now().checked_add(span)),
         supervisor: Systemd::new(Arc::clone(&metrics)),
-        desk: Desk::new(metrics),
+        run_state: RunState::new(metrics),
         alone,
         sandbox,
         commands,

@@ -1,13 +1,11 @@
 //! New settings for a running daemon, whole or not at all: what can be taken over is, the rest waits for a restart and is
 //! named.
 
-use serde_json::{Map, Value};
-
 use super::backends::ruleset;
 use super::event_loop::EventLoop;
 use super::{sandbox_policy, systemd};
 use crate::config::{Config, Mode};
-use crate::control::protocol::{Refusal, Reply};
+use crate::control::protocol::{Answer, ErrorKind, Failure, Reloaded, Reply};
 use crate::events::event::EventKind;
 use crate::sensor::SensorCommand;
 
@@ -16,7 +14,7 @@ impl EventLoop {
     pub(super) async fn reload(&mut self, by: &str) -> Reply {
         systemd::reloading();
         let reply = self.take_over(by).await;
-        if let Reply::Not { error, .. } = &reply {
+        if let Err(error) = &reply {
             self.say(EventKind::Error(format!("the settings stay as they were: {error}")));
         }
         systemd::ready("watching");
@@ -24,23 +22,15 @@ impl EventLoop {
     }
 
     async fn take_over(&mut self, by: &str) -> Reply {
-        let wanted = match (self.reread)() {
-            Ok(wanted) => wanted,
-            Err(errors) => return Reply::not(Refusal::Configuration, errors),
-        };
-        if let Err(error) = sandbox_policy::trusted(&wanted, &self.settings) {
-            return Reply::not(Refusal::Configuration, error);
-        }
+        let wanted = (self.reread)().map_err(wrong)?;
+        sandbox_policy::trusted(&wanted, &self.settings).map_err(wrong)?;
         if let Some(error) = sandbox_policy::out_of_reach(&wanted, &self.sandbox) {
-            return Reply::not(Refusal::Configuration, error);
+            return Err(wrong(error));
         }
         let changed = changes(&self.config, &wanted);
         let needs_restart: Vec<&str> = needs_restart(&self.config, &wanted);
         let config = with_old(&self.config, wanted);
-        let orders = match self.watch.reconfigure(&config).await {
-            Ok(orders) => orders,
-            Err(error) => return Reply::not(Refusal::Configuration, error),
-        };
+        let orders = self.watch.reconfigure(&config).await.map_err(wrong)?;
         // The settings before the host: a port that is watched from now on must not be judged by the old list.
         self.deliver(SensorCommand::Settings(Box::new(super::settings(&config))));
         orders.into_iter().for_each(|order| self.deliver(order));
@@ -62,12 +52,14 @@ impl EventLoop {
             ),
         };
         self.say(EventKind::Note(said));
-        let list = |words: Vec<&str>| Value::from(words);
-        let mut told = Map::new();
-        told.insert("changed".to_owned(), list(changed));
-        told.insert("needs_restart".to_owned(), list(needs_restart));
-        Reply::Done(told)
+        let [changed, needs_restart] =
+            [changed, needs_restart].map(|keys| keys.into_iter().map(str::to_owned).collect());
+        Ok(Answer::Reloaded(Reloaded { changed, needs_restart }))
     }
+}
+
+fn wrong(error: impl ToString) -> Failure {
+    Failure::new(ErrorKind::Configuration, error)
 }
 
 /// What differs, by the names of sections and keys.

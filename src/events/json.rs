@@ -1,138 +1,220 @@
-//! Events to JSON: one object an event, the same shape in the live log, in a replay and on the control socket.
+//! The JSON object of an event: the same shape in the live log, in a replay, in `status` and on the control socket.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
-use crate::engine::{Ban, Observation, Standing};
-use crate::types::{Backend, Expiry};
+use crate::engine::{Ban, Class, Observation, Standing};
+use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
-/// The JSON object of an event. Keys: `event` (`start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`,
-/// `error`, `stop`, `note`), `time` (RFC 3339, UTC), and where they apply `source`, `subject`, `class`, `proto`, `port` or
-/// `ports`, `reason`, `expires`.
-#[must_use]
-pub fn of(event: &Event) -> Value {
-    let mut object = Map::new();
-    let mut put = |key: &str, value: Value| {
-        object.insert(key.to_owned(), value);
-    };
-    put("event", kind(&event.what).into());
-    put("time", rfc3339(event.time).into());
-    match &event.what {
-        EventKind::Started | EventKind::Stopped => {}
-        EventKind::Probe(probe) => {
-            sighting(&mut put, &probe.sighting);
-            put("subject", probe.subject.to_string().into());
-            put("distinct_ports", probe.distinct.into());
-        }
-        EventKind::Scan(ban) => self::ban(&mut put, ban, event.time),
-        EventKind::Blocked { ban, reaction, way } => {
-            self::ban(&mut put, ban, event.time);
-            put("method", way.name().into());
-            put("reaction_us", u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX).into());
-        }
-        EventKind::Wrapped { subject, ban, line } => {
-            match ban {
-                Some(ban) => self::ban(&mut put, ban, event.time),
-                None => put("subject", subject.to_string().into()),
-            }
-            put("method", Backend::HostsDeny.name().into());
-            put("line", line.as_str().into());
-        }
-        EventKind::Ran { subject, command, outcome, well, .. } => {
-            put("subject", subject.to_string().into());
-            put("method", Backend::Command.name().into());
-            put("command", command.as_str().into());
-            put("reason", outcome.as_str().into());
-            put("well", (*well).into());
-        }
-        EventKind::Disconnected { subject, connections } => {
-            put("subject", subject.to_string().into());
-            put("reason", "connections ended".into());
-            put("connections", (*connections).into());
-        }
-        EventKind::BlockFailed { subject, reason, way } => {
-            put("method", way.name().into());
-            put("subject", subject.to_string().into());
-            put("reason", reason.as_str().into());
-        }
-        EventKind::Exempt { spared, probes } => {
-            sighting(&mut put, &spared.sighting);
-            put("reason", spared.protection.to_string().into());
-            put("probes", (*probes).into());
-        }
-        EventKind::Repeated { subject, standing, packets } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-            let why = match standing {
-                Standing::Blocked => "already blocked",
-                Standing::Logged => "only logged",
-            };
-            put("reason", why.into());
-            put("packets", (*packets).into());
-        }
-        EventKind::DistributedScan(sweep) => {
-            put("reason", "distributed scan".into());
-            put("sources", sweep.sources.into());
-            put("distinct_ports", sweep.ports.into());
-        }
-        EventKind::Capped { bans } => {
-            put("reason", "above max_new_bans_per_minute".into());
-            put("bans", (*bans).into());
-        }
-        EventKind::Lifted { subject } => {
-            put("subject", subject.to_string().into());
-            put("reason", "gone from the kernel's set".into());
-        }
-        EventKind::Dropped { packets } => {
-            put("reason", "capture overrun".into());
-            put("packets", (*packets).into());
-        }
-        EventKind::Unblocked { subject, by } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-            put("reason", format!("deleted by {by}").into());
-        }
-        EventKind::Expired { subject } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-        }
-        EventKind::Restored { bans, way } => {
-            put("method", way.name().into());
-            put("reason", "put back from the ledger".into());
-            put("bans", (*bans).into());
-        }
-        EventKind::ByHand { subject, expiry, by, note, .. } => {
-            put("source", subject.element().to_string().into());
-            put("subject", subject.to_string().into());
-            put("reason", format!("added by {by}").into());
-            if let Some(note) = note {
-                put("note", note.as_str().into());
-            }
-            expires(&mut put, *expiry, event.time);
-        }
-        EventKind::Healed { bans } => {
-            put("reason", "the table was gone".into());
-            put("bans", (*bans).into());
-        }
-        EventKind::Repaired { bans, way } => {
-            put("method", way.name().into());
-            let place = match way {
-                Backend::Nft | Backend::Command => "missing in the kernel's sets",
-                Backend::Route => "missing in the kernel's routes",
-                Backend::HostsDeny => "missing in hosts.deny",
-            };
-            put("reason", place.into());
-            put("bans", (*bans).into());
-        }
-        EventKind::Adopted { bans } => {
-            put("reason", "adopted from the kernel's sets".into());
-            put("bans", (*bans).into());
-        }
-        EventKind::Note(text) | EventKind::Error(text) => put("reason", text.as_str().into()),
+/// An event on the wire. Fields that do not apply to an event are left out. Both sides of the control socket use this type:
+/// a reader accepts kinds, classes and methods that it does not know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the JSON keys are documented in the manual")]
+pub struct EventRecord {
+    /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`, `note`;
+    /// on the control socket also `lost`.
+    pub event: Cow<'static, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fragmented: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<PortRecord>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distinct_ports: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reaction_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub well: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bans: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+}
+
+/// A port with what probed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the JSON keys are documented in the manual")]
+pub struct PortRecord {
+    pub proto: Cow<'static, str>,
+    pub port: u16,
+    pub class: Cow<'static, str>,
+}
+
+impl From<(Protocol, u16, Class)> for PortRecord {
+    fn from((protocol, port, class): (Protocol, u16, Class)) -> Self {
+        Self { proto: protocol.key().into(), port, class: class.key().into() }
     }
-    Value::Object(object)
+}
+
+impl From<&Event> for EventRecord {
+    fn from(event: &Event) -> Self {
+        let base = Self { event: kind(&event.what).into(), time: Some(rfc3339(event.time)), ..Self::default() };
+        match &event.what {
+            EventKind::Started | EventKind::Stopped => base,
+            EventKind::Probe(probe) => Self {
+                subject: Some(probe.subject.to_string()),
+                distinct_ports: Some(probe.distinct.into()),
+                ..base.sighting(&probe.sighting)
+            },
+            EventKind::Scan(ban) => base.ban(ban, event.time),
+            EventKind::Blocked { ban, reaction, way } => Self {
+                reaction_us: Some(u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX)),
+                ..base.ban(ban, event.time).method(*way)
+            },
+            EventKind::Wrapped { subject, ban, line } => {
+                let base = match ban {
+                    Some(ban) => base.ban(ban, event.time),
+                    None => Self { subject: Some(subject.to_string()), ..base },
+                };
+                Self { line: Some(line.clone()), ..base.method(Backend::HostsDeny) }
+            }
+            EventKind::Ran { subject, command, outcome, well, .. } => Self {
+                subject: Some(subject.to_string()),
+                command: Some(command.clone()),
+                well: Some(*well),
+                ..base.method(Backend::Command).reason(outcome.clone())
+            },
+            EventKind::Disconnected { subject, connections } => Self {
+                subject: Some(subject.to_string()),
+                connections: u64::try_from(*connections).ok(),
+                ..base.reason("connections ended")
+            },
+            EventKind::BlockFailed { subject, reason, way } => {
+                Self { subject: Some(subject.to_string()), ..base.method(*way).reason(reason.clone()) }
+            }
+            EventKind::Exempt { spared, probes } => {
+                Self { probes: Some(*probes), ..base.sighting(&spared.sighting).reason(spared.protection.to_string()) }
+            }
+            EventKind::Repeated { subject, standing, packets } => {
+                let why = match standing {
+                    Standing::Blocked => "already blocked",
+                    Standing::Logged => "only logged",
+                };
+                Self { packets: Some((*packets).into()), ..base.subject(*subject).reason(why) }
+            }
+            EventKind::DistributedScan(sweep) => Self {
+                sources: Some(sweep.sources),
+                distinct_ports: Some(sweep.ports),
+                ..base.reason("distributed scan")
+            },
+            EventKind::Capped { bans } => base.reason("above max_new_bans_per_minute").bans(*bans),
+            EventKind::Lifted { subject } => {
+                Self { subject: Some(subject.to_string()), ..base.reason("gone from the kernel's set") }
+            }
+            EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
+            EventKind::Unblocked { subject, by } => base.subject(*subject).reason(format!("deleted by {by}")),
+            EventKind::Expired { subject } => base.subject(*subject),
+            EventKind::Restored { bans, way } => base.method(*way).reason("put back from the ledger").bans(*bans),
+            EventKind::ByHand { subject, expiry, by, note, .. } => Self {
+                note: note.clone(),
+                expires: Some(expires(*expiry, event.time)),
+                ..base.subject(*subject).reason(format!("added by {by}"))
+            },
+            EventKind::Healed { bans } => base.reason("the table was gone").bans(*bans),
+            EventKind::Repaired { bans, way } => {
+                let place = match way {
+                    Backend::Nft | Backend::Command => "missing in the kernel's sets",
+                    Backend::Route => "missing in the kernel's routes",
+                    Backend::HostsDeny => "missing in hosts.deny",
+                };
+                base.method(*way).reason(place).bans(*bans)
+            }
+            EventKind::Adopted { bans } => base.reason("adopted from the kernel's sets").bans(*bans),
+            EventKind::Note(text) | EventKind::Error(text) => base.reason(text.clone()),
+        }
+    }
+}
+
+impl EventRecord {
+    /// The object on one line, without a line feed.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Strings and numbers: there is nothing that could not be written.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    fn reason(self, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    fn method(self, way: Backend) -> Self {
+        Self { method: Some(way.name().into()), ..self }
+    }
+
+    fn bans(self, bans: impl TryInto<u64>) -> Self {
+        Self { bans: bans.try_into().ok(), ..self }
+    }
+
+    fn subject(self, subject: BanTarget) -> Self {
+        Self { source: Some(subject.element().to_string()), subject: Some(subject.to_string()), ..self }
+    }
+
+    fn sighting(self, sighting: &Observation) -> Self {
+        Self {
+            source: Some(sighting.source.to_string()),
+            destination: Some(sighting.destination.to_string()),
+            class: Some(sighting.class.key().into()),
+            proto: Some(sighting.protocol.key().into()),
+            port: Some(sighting.port),
+            fragmented: sighting.fragmented.then_some(true),
+            ..self
+        }
+    }
+
+    fn ban(self, ban: &Ban, at: SystemTime) -> Self {
+        Self {
+            subject: Some(ban.probe.subject.to_string()),
+            ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
+            probes: Some(ban.probe.probes),
+            expires: Some(expires(ban.expiry, at)),
+            ..self.sighting(&ban.probe.sighting).reason(reason(ban))
+        }
+    }
+}
+
+/// The end of a ban that begins `at` this time: RFC 3339, or "never".
+#[must_use]
+pub fn expires(expiry: Expiry, at: SystemTime) -> String {
+    match expiry {
+        Expiry::Never => "never".to_owned(),
+        Expiry::After(span) => rfc3339(at + span),
+    }
 }
 
 fn kind(what: &EventKind) -> &'static str {
@@ -152,38 +234,6 @@ fn kind(what: &EventKind) -> &'static str {
             "note"
         }
         EventKind::Stopped => "stop",
-    }
-}
-
-fn sighting(put: &mut impl FnMut(&str, Value), sighting: &Observation) {
-    put("source", sighting.source.to_string().into());
-    put("destination", sighting.destination.to_string().into());
-    put("class", sighting.class.key().into());
-    put("proto", sighting.protocol.key().into());
-    put("port", sighting.port.into());
-    if sighting.fragmented {
-        put("fragmented", true.into());
-    }
-}
-
-fn ban(put: &mut impl FnMut(&str, Value), ban: &Ban, at: SystemTime) {
-    sighting(put, &ban.probe.sighting);
-    put("subject", ban.probe.subject.to_string().into());
-    let ports: Vec<Value> = ban
-        .ports
-        .iter()
-        .map(|(protocol, port, class)| json!({"proto": protocol.key(), "port": port, "class": class.key()}))
-        .collect();
-    put("ports", ports.into());
-    put("probes", ban.probe.probes.into());
-    put("reason", reason(ban).into());
-    expires(put, ban.expiry, at);
-}
-
-fn expires(put: &mut impl FnMut(&str, Value), expiry: Expiry, at: SystemTime) {
-    match expiry {
-        Expiry::Never => put("expires", "never".into()),
-        Expiry::After(span) => put("expires", rfc3339(at + span).into()),
     }
 }
 

@@ -5,15 +5,15 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
+use super::classic_log;
 use super::event::{Event, EventKind};
+use super::json::EventRecord;
 use super::syslog::{DEV_LOG, Syslog};
-use super::{classic_log, json};
 
 /// Lines about single probes and short bans, a minute. Other verdicts are never left out; they have bounds of their own.
 const LINES_PER_MINUTE: u32 = 600;
@@ -76,25 +76,23 @@ pub fn init(target: Target) -> Result<(), TryInitError> {
 /// are those of the JSON object.
 pub fn write(event: &Event, name: Option<&str>) {
     let Some(line) = classic_log::named(&event.what, name) else { return };
-    let json = json::of(event);
-    let text = |key| json.get(key).and_then(Value::as_str);
-    let number = |key| json.get(key).and_then(Value::as_u64);
+    let record = EventRecord::from(event);
     // A macro, because a level is part of the place in the program. The journal has names in capitals, and makes them so.
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
-                portsentry_event = text("event"),
-                portsentry_source = text("source"),
+                portsentry_event = record.event.as_ref(),
+                portsentry_source = record.source.as_deref(),
                 portsentry_name = name,
-                portsentry_subject = text("subject"),
-                portsentry_destination = text("destination"),
-                portsentry_class = text("class"),
-                portsentry_proto = text("proto"),
-                portsentry_port = number("port"),
-                portsentry_method = text("method"),
-                portsentry_reason = text("reason"),
-                portsentry_expires = text("expires"),
-                portsentry_json = %json,
+                portsentry_subject = record.subject.as_deref(),
+                portsentry_destination = record.destination.as_deref(),
+                portsentry_class = record.class.as_deref(),
+                portsentry_proto = record.proto.as_deref(),
+                portsentry_port = record.port,
+                portsentry_method = record.method.as_deref(),
+                portsentry_reason = record.reason.as_deref(),
+                portsentry_expires = record.expires.as_deref(),
+                portsentry_json = %record.to_json(),
                 "{line}"
             )
         };

@@ -17,6 +17,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::types::printable::masked_to;
+
 /// Where syslog daemons listen.
 pub const DEV_LOG: &str = "/dev/log";
 
@@ -120,14 +122,9 @@ fn open(path: &Path) -> io::Result<UnixDatagram> {
 
 /// The datagram of a line. What could end it, or drive a terminal, becomes a blank.
 fn message(severity: Severity, line: &str) -> String {
-    let mut message = format!("<{}>portsentry[{}]: ", DAEMON | severity.code(), std::process::id());
-    for letter in line.chars().map(|letter| if letter.is_control() { ' ' } else { letter }) {
-        if message.len() + letter.len_utf8() > LONGEST {
-            break;
-        }
-        message.push(letter);
-    }
-    message
+    let head = format!("<{}>portsentry[{}]: ", DAEMON | severity.code(), std::process::id());
+    let line = masked_to(line, ' ', LONGEST.saturating_sub(head.len()));
+    head + &line
 }
 
 impl<S: Subscriber> Layer<S> for Syslog {

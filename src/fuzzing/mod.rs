@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::capture::file::Reader;
 use crate::config::{self, Config, ignore_file};
-use crate::control::protocol::{Reply, Request};
+use crate::control::protocol::{Request, parse_reply, reply_to_line};
 use crate::import::{self, Source, Sources};
 use crate::{daemon, enforce, host, ledger, netlink};
 
@@ -73,10 +73,13 @@ pub fn control(bytes: &[u8]) {
             _ => {}
         }
     }
-    if let Ok(reply) = Reply::parse(bytes) {
-        // Not that it is the same: a fraction of a hundred digits is read but nearly.
-        let line = reply.to_line();
-        assert!(line.matches('\n').count() == 1 && Reply::parse(line.as_bytes()).is_ok(), "{line:?}");
+    let address = String::new();
+    for request in [Request::Status, Request::Explain { address }, Request::Reload, Request::Confirm] {
+        if let Ok(reply) = parse_reply(bytes, &request) {
+            let line = reply_to_line(&reply);
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            assert_eq!(parse_reply(line.as_bytes(), &request), Ok(reply));
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::types::printable::is_hidden;
+
 /// An error or a note.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
@@ -129,7 +131,7 @@ impl fmt::Display for Printable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             '"' | '\'' | '\\' => write!(f, "{}", self.0),
-            c if c.is_control() || c.is_whitespace() && c != ' ' => write!(f, "{}", c.escape_unicode()),
+            c if is_hidden(c) || c.is_whitespace() && c != ' ' => write!(f, "{}", c.escape_unicode()),
             c => write!(f, "{}", c.escape_debug()),
         }
     }

@@ -290,12 +290,9 @@ impl<'a> Replay<'a> {
             let Some(line) = text::line(&event.what) else { return Ok(()) };
             return writeln!(out, "{} {line}", events::json::rfc3339(time));
         }
-        let mut object = events::json::of(&event);
-        if let Some(object) = object.as_object_mut() {
-            // Nothing was blocked, so nothing took any time.
-            object.remove("reaction_us");
-        }
-        writeln!(out, "{object}")
+        // Nobody was blocked, so nothing took any time.
+        let record = events::json::EventRecord { reaction_us: None, ..(&event).into() };
+        writeln!(out, "{}", record.to_json())
     }
 }
 

@@ -5,14 +5,12 @@ use std::time::SystemTime;
 use maud::{Markup, PreEscaped, Render, html};
 
 use super::calendar::{minute, rfc3339};
+use crate::types::printable::is_hidden;
 
 /// Text from outside of this program. Characters that reverse the direction of writing or control a terminal become U+FFFD;
 /// the template escapes the others that are markup, except for the apostrophe.
 pub(super) fn untrusted(text: &str) -> Markup {
-    let deceives = |c: char| {
-        c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}')
-    };
-    PreEscaped(text.replace(deceives, "\u{fffd}").render().into_string().replace('\'', "&#39;"))
+    PreEscaped(text.replace(is_hidden, "\u{fffd}").render().into_string().replace('\'', "&#39;"))
 }
 
 /// The time to the minute, and to the second for machines.

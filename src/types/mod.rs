@@ -1,10 +1,11 @@
-//! Types that every module needs: what a ban is for, how long it lasts, where it is enforced, ports and points in time.
+//! Vocabulary that every other module may use. Depends on nothing else in the crate.
 
 mod backend;
 mod ban_target;
 mod expiry;
 mod port_set;
 mod prefix;
+pub mod printable;
 mod protocol;
 mod rate;
 mod timestamp;

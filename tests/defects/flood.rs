@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use portsentry::control::client::Client;
-use portsentry::control::protocol::Request;
 
 use crate::lab::daemon::Daemon;
 use crate::lab::raw::{self, SYN};
@@ -87,9 +86,8 @@ fn ring(lab: &Lab) -> u64 {
 
 /// Frames that the program has seen or has said to be lost.
 fn accounted(lab: &Lab) -> u64 {
-    let told = Client::connect(&lab.path("socket")).and_then(|mut client| client.ask(&Request::Status)).unwrap();
-    let number = |key: &str| told["packets"][key].as_u64().unwrap();
-    number("seen") + number("dropped")
+    let status = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
+    status.packets.seen + status.packets.dropped
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The kernel's sets and the ledger to the bans in force, each with who of the two knows of it. Asks a daemon nothing.
+//! Joins the kernel's sets with the ledger: the bans in force, each with which of the two has it.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,42 +14,33 @@ use crate::ledger::{Entry, Found, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix};
 
 /// Bans up to which the kernel's sets are read: some seconds. The time grows with the square of their number.
-const DUMPED: usize = 200_000;
+const MAX_DUMPED: usize = 200_000;
 
 /// Bans that the two disagree about are asked for once more, this many at most: one may have begun or ended in between.
-const ASKED_AGAIN: usize = 1_000;
+const MAX_RECHECKED: usize = 1_000;
 
 /// Why there is no list.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// Neither the ledger nor the kernel tells anything.
+    /// Neither the ledger nor the kernel can be read.
     #[error("{ledger}; and {kernel}")]
-    Nothing {
-        /// What is wrong with the ledger.
-        ledger: Box<LedgerError>,
-        /// Why the kernel says nothing.
-        kernel: String,
-    },
-    /// It cannot be written.
+    Nothing { ledger: Box<LedgerError>, kernel: String },
     #[error("the list cannot be written: {0}")]
     Write(io::Error),
 }
 
-/// The bans that were found.
+/// The bans that were found, in no order, and notes for the reader.
 #[derive(Debug)]
 pub struct Bans {
-    /// Each, in no order.
     pub bans: Vec<Listed>,
     /// Whether the kernel was asked.
     pub kernel: bool,
-    /// What a reader of the list should know.
     pub notes: Vec<String>,
 }
 
 /// A ban that is in force, as far as the kernel or the ledger knows.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    /// Who is blocked.
     pub subject: BanTarget,
     /// What the ledger has; `None` where it knows nothing of it.
     pub remembered: Option<Entry>,
@@ -57,19 +48,18 @@ pub struct Listed {
     pub held: Held,
 }
 
-/// What the kernel's set says of somebody.
+/// The kernel's state of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
     /// It was not asked, or the ban needs no set.
     Unasked,
-    /// Not blocked.
     No,
     /// Blocked, and for how long still.
     For(Remaining),
 }
 
 impl Listed {
-    /// How much of it is left; the kernel's word counts, because it is the kernel that blocks.
+    /// How much of it is left; the kernel's time counts, because the kernel enforces it.
     #[must_use]
     pub fn left(&self, now: SystemTime) -> Expiry {
         match (self.held, &self.remembered) {
@@ -80,7 +70,7 @@ impl Listed {
         }
     }
 
-    /// The address that has a name: the one that probed, where it is known.
+    /// The address whose name is looked up: the one that probed, where it is known.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
         match (&self.remembered, self.subject) {
@@ -94,14 +84,14 @@ impl Listed {
 /// The bans in force at `now`, all of them or those that `target` has to do with.
 ///
 /// # Errors
-/// Where neither the ledger nor the kernel tells anything.
+/// Where neither the ledger nor the kernel can be read.
 pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
     match target.map(|target| (target, BanTarget::of_prefix(target))) {
         Some((target, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) => one(directory, target, subject, now),
         target => {
             let mut all = all(directory, now)?;
             if let Some((target, _)) = target {
-                all.bans.retain(|ban| touch(ban.subject, target));
+                all.bans.retain(|ban| overlaps(ban.subject, target));
             }
             Ok(all)
         }
@@ -109,7 +99,7 @@ pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<
 }
 
 /// True where they have an address in common.
-fn touch(subject: BanTarget, target: IpNet) -> bool {
+fn overlaps(subject: BanTarget, target: IpNet) -> bool {
     let network = IpNet::new(subject.element(), subject.prefix_len()).ok();
     network.is_some_and(|network| network.contains(&target) || target.contains(&network))
 }
@@ -129,7 +119,7 @@ fn one(directory: &Path, target: IpNet, subject: BanTarget, now: SystemTime) -> 
         Ok(found)
     });
     let mut kernel = Kernel::open();
-    let held = kernel.holds(subject);
+    let held = kernel.ask(|nft| nft.holds(subject));
     let held = held.map(|held| held.map_or_else(Vec::new, |left| vec![(subject, left)]));
     join(remembered, held, &mut kernel)
 }
@@ -139,9 +129,9 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
     // A look first: reading a set of a million elements takes half a minute.
     let remembered = Reader::read(directory, |reader| reader.active(now));
     let many = remembered.as_ref().map_or(0, |found| found.items.len());
-    let held = match many > DUMPED {
+    let held = match many > MAX_DUMPED {
         true => Err(format!("{many} bans are too many to read the kernel's sets as well; ask for one address")),
-        false => kernel.elements(),
+        false => kernel.ask(Nft::elements),
     };
     join(remembered, held, &mut kernel)
 }
@@ -150,7 +140,7 @@ fn is_active(entry: &Entry, now: SystemTime) -> bool {
     entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now)
 }
 
-/// What both say, in one.
+/// Joins both; bans that they disagree about are asked for once more.
 fn join(
     remembered: Result<Found<Entry>, LedgerError>,
     held: Result<Vec<(BanTarget, Remaining)>, String>,
@@ -178,31 +168,29 @@ fn join(
             HashMap::new()
         }
     };
-    let mut again = ASKED_AGAIN;
-    let mut bans: Vec<Listed> = Vec::with_capacity(remembered.items.len());
-    for entry in remembered.items {
+    let listed = |entry: Entry| {
         let subject = entry.ban.subject;
-        let mut state = match elements.remove(&subject) {
+        let held = match elements.remove(&subject) {
             Some(left) => Held::For(left),
             None if !asked || entry.ban.methods.iter().all(|method| method != Backend::Nft) => Held::Unasked,
             None => Held::No,
         };
-        if state == Held::No && again > 0 {
-            again -= 1;
-            state = kernel.holds(subject).ok().flatten().map_or(Held::No, Held::For);
+        Listed { subject, remembered: Some(entry), held }
+    };
+    let mut bans: Vec<Listed> = remembered.items.into_iter().map(listed).collect();
+    bans.extend(elements.into_iter().map(|(subject, left)| Listed {
+        subject,
+        remembered: None,
+        held: Held::For(left),
+    }));
+    let disagree = |ban: &&mut Listed| ban.held == Held::No || ban.remembered.is_none();
+    for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
+        if let Ok(left) = kernel.ask(|nft| nft.holds(ban.subject)) {
+            ban.held = left.map_or(Held::No, Held::For);
         }
-        bans.push(Listed { subject, remembered: Some(entry), held: state });
     }
-    for (subject, left) in elements {
-        let left = match again.checked_sub(1) {
-            Some(rest) => {
-                again = rest;
-                kernel.holds(subject).unwrap_or(Some(left))
-            }
-            None => Some(left),
-        };
-        bans.extend(left.map(|left| Listed { subject, remembered: None, held: Held::For(left) }));
-    }
+    // Neither has it any more.
+    bans.retain(|ban| ban.held != Held::No || ban.remembered.is_some());
     Ok(Bans { bans, kernel: asked, notes })
 }
 
@@ -212,14 +200,6 @@ struct Kernel(Result<Nft, String>);
 impl Kernel {
     fn open() -> Self {
         Self(Nft::open().map_err(|error| error.to_string()))
-    }
-
-    fn holds(&mut self, subject: BanTarget) -> Result<Option<Remaining>, String> {
-        self.ask(|nft| nft.holds(subject))
-    }
-
-    fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, String> {
-        self.ask(Nft::elements)
     }
 
     fn ask<T>(&mut self, question: impl FnOnce(&mut Nft) -> Result<T, BlockError>) -> Result<T, String> {

@@ -1,5 +1,5 @@
-//! The bans in force, from the kernel's sets and the ledger, to a table or to JSON. Needs no running daemon and changes
-//! nothing. In a process of its own: the ledger's reader must not be in the daemon's.
+//! `portsentry list`: the bans in force, from the kernel's sets and the ledger, as a table or as JSON. Needs no running
+//! daemon, changes nothing, and runs in a process of its own: the ledger's reader must not be in the daemon's.
 
 mod bans;
 mod names;
@@ -11,21 +11,23 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 pub use bans::{Bans, Held, ListError, Listed, read};
 
-pub(crate) use table::{brief, shortened};
+pub(super) use table::{brief, compact_ports, shortened};
 
+use super::address_info::port_list;
 use crate::cli::{ListOptions, Order};
-use crate::events::json::rfc3339;
-use crate::ledger::{Banned, author_key};
+use crate::engine::Class;
+use crate::events::json::{expires, rfc3339};
+use crate::ledger::author_key;
 use crate::types::Expiry;
 
-/// Columns where there is no terminal that has any.
-const COLUMNS: u16 = 80;
+/// The width where standard output is no terminal.
+const DEFAULT_WIDTH: u16 = 80;
 
-/// Writes the list that `options` ask for; what has to be said besides.
+/// Writes the list that `options` ask for and returns notes for standard error.
 ///
 /// # Errors
 /// Where neither the kernel nor the ledger tells anything, and where the list cannot be written.
@@ -41,17 +43,15 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         }
     }
     sort(&mut bans, options.sort, now);
-    let names = match options.names {
-        true => names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes),
-        false => HashMap::new(),
-    };
+    let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
     let text = if options.json {
-        let bans: Vec<Value> = bans.iter().map(|ban| object(ban, &names, options.names, now)).collect();
-        format!("{}\n", json!({"time": rfc3339(now), "kernel": kernel, "notes": notes, "bans": bans}))
+        let bans = bans.iter().map(|ban| Item::new(ban, names.as_ref(), now)).collect();
+        let document = Document { time: rfc3339(now), kernel, notes: &notes, bans };
+        serde_json::to_string(&document).unwrap_or_default() + "\n"
     } else {
         let columns = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col);
-        let columns = columns.filter(|columns| *columns > 0).unwrap_or(COLUMNS);
-        table::text(&bans, options.names.then_some(&names), columns.into(), now)
+        let columns = columns.filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH);
+        table::text(&bans, names.as_ref(), columns.into(), now)
     };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // A reader that has had enough is no error.
@@ -60,7 +60,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     }
 }
 
-/// The bans in this order; those that are alike in it by address.
+/// Sorts the bans in this order, and by address where it makes no difference.
 fn sort(bans: &mut [Listed], order: Order, now: SystemTime) {
     let span = |ban: &Listed| match ban.left(now) {
         Expiry::Never => Duration::MAX,
@@ -75,38 +75,65 @@ fn sort(bans: &mut [Listed], order: Order, now: SystemTime) {
     }
 }
 
-fn object(listed: &Listed, names: &HashMap<IpAddr, String>, named: bool, now: SystemTime) -> Value {
-    let ban = listed.remembered.as_ref().map(|entry| &entry.ban);
-    let left = match listed.left(now) {
-        Expiry::Never => None,
-        Expiry::After(left) => Some(left),
-    };
-    let ports = |ban: &Banned| -> Vec<String> {
-        ban.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect()
-    };
-    let mut object = json!({
-        "subject": listed.subject.to_string(),
-        "source": ban.map(|ban| ban.source.to_string()),
-        "class": ban.and_then(|ban| ban.class).map(|class| class.key()),
-        "ports": ban.map(ports),
-        "probes": ban.map(|ban| ban.probes),
-        "since": ban.map(|ban| rfc3339(ban.since)),
-        "expires": left.and_then(|left| now.checked_add(left)).map_or("never".to_owned(), rfc3339),
-        "left_s": left.map(|left| left.as_secs()),
-        "strikes": listed.remembered.as_ref().map(|entry| entry.strikes),
-        "author": ban.map(|ban| author_key(ban.author)),
-        "method": ban.map(|ban| ban.methods.to_string()),
-        "capped": ban.map(|ban| ban.capped),
-        "in_kernel": match listed.held {
-            Held::Unasked => Value::Null,
-            Held::No => false.into(),
-            Held::For(_) => true.into(),
-        },
-        "in_ledger": ban.is_some(),
-    });
-    if named && let Some(fields) = object.as_object_mut() {
-        let name = listed.source().and_then(|source| names.get(&source));
-        fields.insert("name".to_owned(), name.map(String::as_str).into());
+/// The list as JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    time: String,
+    kernel: bool,
+    notes: &'a [String],
+    bans: Vec<Item<'a>>,
+}
+
+/// A ban of the list; what only the ledger knows is null where it does not know the ban.
+#[derive(Serialize)]
+struct Item<'a> {
+    subject: String,
+    source: Option<String>,
+    class: Option<&'static str>,
+    ports: Option<Vec<String>>,
+    probes: Option<u32>,
+    since: Option<String>,
+    expires: String,
+    left_s: Option<u64>,
+    strikes: Option<u32>,
+    author: Option<&'static str>,
+    method: Option<String>,
+    capped: Option<bool>,
+    in_kernel: Option<bool>,
+    in_ledger: bool,
+    /// Only with `--names`; null where the address has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<Option<&'a str>>,
+}
+
+impl<'a> Item<'a> {
+    fn new(listed: &Listed, names: Option<&'a HashMap<IpAddr, String>>, now: SystemTime) -> Self {
+        let entry = listed.remembered.as_ref();
+        let ban = entry.map(|entry| &entry.ban);
+        let left = listed.left(now);
+        Self {
+            subject: listed.subject.to_string(),
+            source: ban.map(|ban| ban.source.to_string()),
+            class: ban.and_then(|ban| ban.class).map(Class::key),
+            ports: ban.map(port_list),
+            probes: ban.map(|ban| ban.probes),
+            since: ban.map(|ban| rfc3339(ban.since)),
+            expires: expires(left, now),
+            left_s: match left {
+                Expiry::Never => None,
+                Expiry::After(left) => Some(left.as_secs()),
+            },
+            strikes: entry.map(|entry| entry.strikes),
+            author: ban.map(|ban| author_key(ban.author)),
+            method: ban.map(|ban| ban.methods.to_string()),
+            capped: ban.map(|ban| ban.capped),
+            in_kernel: match listed.held {
+                Held::Unasked => None,
+                Held::No => Some(false),
+                Held::For(_) => Some(true),
+            },
+            in_ledger: ban.is_some(),
+            name: names.map(|names| listed.source().and_then(|source| names.get(&source)).map(String::as_str)),
+        }
     }
-    object
 }

@@ -1,5 +1,5 @@
-//! Addresses to names, many at once and never for long. A name is the word of whoever serves the address's zone: nothing
-//! but letters, digits, dots and hyphens of it reaches a terminal.
+//! Looks up the names of addresses, many at once and within a time limit. The owner of an address chooses its name: only
+//! letters, digits, dots and hyphens of it reach a terminal.
 //!
 //! Read with: RFC 1035 section 2.3.1 for what is in a host's name, getnameinfo(3).
 
@@ -10,20 +10,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long all look-ups together may take.
-const LIMIT: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Look-ups at one time.
-const AT_ONCE: usize = 32;
+const MAX_CONCURRENT: usize = 32;
 
-/// Addresses that are looked up: what no name server answers in the time, and nobody reads.
-const MOST: usize = 2_000;
+/// Addresses that are looked up: more could not be answered in the time.
+const MAX_ADDRESSES: usize = 2_000;
 
-/// The longest name that there is.
-const LONGEST: usize = 253;
+/// The longest domain name (RFC 1035, section 2.3.4).
+const MAX_NAME_LEN: usize = 253;
 
-/// The names of these addresses, of those that have any and whose name servers answer in time. What is missing is said.
+/// The names of these addresses, as far as name servers answer in time; a note says how many are missing.
 pub(super) fn look_up(addresses: BTreeSet<IpAddr>, notes: &mut Vec<String>) -> HashMap<IpAddr, String> {
-    look_up_with(addresses, notes, LIMIT, |address| dns_lookup::lookup_addr(&address).ok())
+    look_up_with(addresses, notes, TIMEOUT, |address| dns_lookup::lookup_addr(&address).ok())
 }
 
 fn look_up_with(
@@ -32,14 +32,14 @@ fn look_up_with(
     limit: Duration,
     name_of: fn(IpAddr) -> Option<String>,
 ) -> HashMap<IpAddr, String> {
-    let wanted: Vec<IpAddr> = addresses.iter().copied().take(MOST).collect();
-    if addresses.len() > MOST {
-        notes.push(format!("the names of {} addresses were not looked up", addresses.len() - MOST));
+    let wanted: Vec<IpAddr> = addresses.iter().copied().take(MAX_ADDRESSES).collect();
+    if addresses.len() > MAX_ADDRESSES {
+        notes.push(format!("the names of {} addresses were not looked up", addresses.len() - MAX_ADDRESSES));
     }
     let (count, until) = (wanted.len(), Instant::now() + limit);
     let queue = Arc::new(Mutex::new(wanted));
     let (answers, answered) = mpsc::channel();
-    for _ in 0..AT_ONCE.min(count) {
+    for _ in 0..MAX_CONCURRENT.min(count) {
         let (queue, answers) = (Arc::clone(&queue), answers.clone());
         // Not waited for: a look-up cannot be broken off, and the program is about to end.
         let _ = thread::Builder::new().name("names".to_owned()).spawn(move || {
@@ -66,14 +66,14 @@ fn look_up_with(
     names
 }
 
-/// `name` as it may be shown; `None` where it is none, or only the address once more.
+/// `name` as it may be shown; `None` where it is empty or an address.
 fn plain(name: &str, address: IpAddr) -> Option<String> {
     let name = name.trim_end_matches('.');
     if name.is_empty() || name.parse::<IpAddr>().is_ok() || name == address.to_string() {
         return None;
     }
     let shown = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c.to_ascii_lowercase() } else { '?' };
-    Some(name.chars().take(LONGEST).map(shown).collect())
+    Some(name.chars().take(MAX_NAME_LEN).map(shown).collect())
 }
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ mod tests {
         for none in ["", ".", "192.0.2.7", "198.51.100.1", "::1"] {
             assert_eq!(shown(none), None, "{none:?}");
         }
-        assert_eq!(shown(&"a".repeat(10_000)).map(|name| name.len()), Some(LONGEST));
+        assert_eq!(shown(&"a".repeat(10_000)).map(|name| name.len()), Some(MAX_NAME_LEN));
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn nobody_is_asked_about_nobody() {
         let mut notes = Vec::new();
-        assert!(look_up_with(BTreeSet::new(), &mut notes, LIMIT, |_| None).is_empty());
+        assert!(look_up_with(BTreeSet::new(), &mut notes, TIMEOUT, |_| None).is_empty());
         assert!(notes.is_empty());
     }
 }

@@ -1,16 +1,16 @@
-//! Bans to lines of a table that is no wider than the terminal: long fields are cut short with "…", and where that is not
-//! enough, the least important columns go. No line is ever wrapped.
+//! Formats bans as a table that is no wider than the terminal: long fields are cut with "…", and where that is not enough,
+//! the least important columns are left out. No line is ever wrapped.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use super::{Held, Listed};
+use super::bans::{Held, Listed};
 use crate::ledger::{Author, Banned, author_key};
 use crate::types::Expiry;
 
-/// Between two columns.
+/// Between two columns, and for the mark in front of them.
 const GAP: usize = 2;
 
 struct Column {
@@ -19,6 +19,8 @@ struct Column {
     /// It is not cut below this.
     least: usize,
     right: bool,
+    /// 0 where it is left out.
+    width: usize,
 }
 
 /// The table of `bans` for a terminal of `width` columns; with names where there are some.
@@ -26,22 +28,19 @@ pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, wid
     if bans.is_empty() {
         return "nobody is blocked\n".to_owned();
     }
-    let mut out = String::new();
-    let columns = columns(bans, names, now);
-    let (widths, marks) = (fit(&columns, width), bans.iter().map(mark).collect::<Vec<_>>());
-    line(&mut out, ' ', columns.iter().map(|column| (column.head, column)).zip(&widths));
+    let mut columns = columns(bans, names, now);
+    fit(&mut columns, width);
+    let marks: Vec<char> = bans.iter().map(mark).collect();
+    let mut out = line(' ', &columns, |column| column.head);
     for (row, mark) in marks.iter().enumerate() {
-        let cells = columns.iter().map(|column| (column.cells.get(row).map_or("", String::as_str), column));
-        line(&mut out, *mark, cells.zip(&widths));
+        out += &line(*mark, &columns, |column| column.cells.get(row).map_or("", String::as_str));
     }
     let kinds = [
         (NOT_HELD, "the ledger has it, but the kernel does not block it"),
         (UNKNOWN, "the kernel blocks it, but the ledger does not know it"),
     ];
-    for (mark, meaning) in kinds {
-        if marks.contains(&mark) {
-            let _ = writeln!(out, "{}", shortened(&format!("{mark} {meaning}"), width));
-        }
+    for (mark, meaning) in kinds.iter().filter(|(mark, _)| marks.contains(mark)) {
+        let _ = writeln!(out, "{}", shortened(&format!("{mark} {meaning}"), width));
     }
     out
 }
@@ -61,12 +60,12 @@ fn mark(ban: &Listed) -> char {
 fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
     let column = |head, least, right, cell: &dyn Fn(&Listed) -> String| {
         let cells = bans.iter().map(cell).collect();
-        Column { head, cells, least, right }
+        Column { head, cells, least, right, width: 0 }
     };
     let known = |ban: &Listed, tell: fn(&Banned) -> String| {
         ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| tell(&entry.ban))
     };
-    let mut columns = vec![column("ADDRESS", 12, false, &|ban| ban.subject.to_string())];
+    let mut columns = vec![column("ADDRESS", usize::MAX, false, &|ban| ban.subject.to_string())];
     if let Some(names) = names {
         let name = |ban: &Listed| ban.source().and_then(|source| names.get(&source)).cloned();
         columns.push(column("NAME", 12, false, &|ban| name(ban).unwrap_or_else(|| "-".to_owned())));
@@ -74,15 +73,15 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
     columns.extend([
         column("REASON", 6, false, &|ban| known(ban, reason)),
         column("PORTS", 8, false, &|ban| known(ban, ports)),
-        column("SINCE", 3, true, &|ban| match &ban.remembered {
+        column("SINCE", usize::MAX, true, &|ban| match &ban.remembered {
             Some(entry) => brief(now.duration_since(entry.ban.since).unwrap_or_default()),
             None => "-".to_owned(),
         }),
-        column("LEFT", 3, true, &|ban| match ban.left(now) {
+        column("LEFT", usize::MAX, true, &|ban| match ban.left(now) {
             Expiry::Never => "ever".to_owned(),
             Expiry::After(left) => brief(left),
         }),
-        column("STRIKES", 7, true, &|ban| {
+        column("STRIKES", usize::MAX, true, &|ban| {
             ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| entry.strikes.to_string())
         }),
         column("BY", 4, false, &|ban| known(ban, |ban| author_key(ban.author).to_owned())),
@@ -102,79 +101,62 @@ fn reason(ban: &Banned) -> String {
     }
 }
 
-/// "tcp/23,8080 udp/53".
 fn ports(ban: &Banned) -> String {
-    let mut text = String::new();
-    let mut last = None;
-    for (protocol, port) in &ban.ports {
-        let _ = match last == Some(*protocol) {
-            true => write!(text, ",{port}"),
-            false if last.is_none() => write!(text, "{}/{port}", protocol.key()),
-            false => write!(text, " {}/{port}", protocol.key()),
-        };
-        last = Some(*protocol);
-    }
+    let text = compact_ports(ban.ports.iter().map(|(protocol, port)| (protocol.key(), *port)));
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// Which are cut first, and which go first.
-const CUT: [&str; 5] = ["PORTS", "NAME", "REASON", "METHOD", "BY"];
-const GO: [&str; 8] = ["METHOD", "BY", "STRIKES", "SINCE", "PORTS", "NAME", "REASON", "LEFT"];
-
-/// How wide each column is in `width`; 0: it is left out.
-fn fit(columns: &[Column], width: usize) -> Vec<usize> {
-    let wide = |column: &Column| column.cells.iter().map(|cell| count(cell)).max().unwrap_or(0).max(count(column.head));
-    let mut widths: Vec<usize> = columns.iter().map(wide).collect();
-    // The mark and the blank behind it.
-    let excess = |widths: &[usize]| {
-        let shown = widths.iter().filter(|width| **width > 0);
-        let (sum, number) = shown.fold((0, 0_usize), |(sum, number), width| (sum + width, number + 1));
-        (2 + sum + GAP * number.saturating_sub(1)).saturating_sub(width)
-    };
-    let place = |head: &str| columns.iter().position(|column| column.head == head);
-    for head in CUT {
-        let over = excess(&widths);
-        if let Some((column, width)) = place(head).and_then(|at| columns.get(at).zip(widths.get_mut(at))) {
-            *width = width.saturating_sub(over).max(column.least.min(*width));
-        }
+/// "tcp/23,8080 udp/53".
+pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> String {
+    let mut text = String::new();
+    let mut last = None;
+    for (protocol, port) in ports {
+        let _ = match last {
+            Some(last) if last == protocol => write!(text, ",{port}"),
+            None => write!(text, "{protocol}/{port}"),
+            Some(_) => write!(text, " {protocol}/{port}"),
+        };
+        last = Some(protocol);
     }
-    for head in GO {
-        if excess(&widths) > 0
-            && let Some(width) = place(head).and_then(|at| widths.get_mut(at))
-        {
-            *width = 0;
-        }
-    }
-    let over = excess(&widths);
-    if let Some(address) = widths.first_mut() {
-        *address = address.saturating_sub(over).max(1);
-    }
-    // What went may have left more room than it took: the ones that were cut get it back.
-    for (at, column) in columns.iter().enumerate() {
-        let room =
-            (2 + widths.iter().filter(|width| **width > 0).map(|width| width + GAP).sum::<usize>()).saturating_sub(GAP);
-        if let Some(shown) = widths.get_mut(at).filter(|shown| **shown > 0) {
-            *shown = wide(column).min(*shown + width.saturating_sub(room));
-        }
-    }
-    widths
+    text
 }
 
-fn line<'a>(out: &mut String, mark: char, cells: impl Iterator<Item = ((&'a str, &'a Column), &'a usize)>) {
-    let mut text = format!("{mark} ");
-    let mut first = true;
-    for ((cell, column), width) in cells.filter(|(_, width)| **width > 0) {
-        if !first {
-            text.push_str("  ");
+/// Columns get room in this order, each as much as it needs at least; from the first that finds none on they are left out.
+const PRIORITY: [&str; 9] = ["ADDRESS", "LEFT", "REASON", "NAME", "PORTS", "SINCE", "STRIKES", "BY", "METHOD"];
+/// In this order the rest of the room goes to those that are cut.
+const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
+
+/// Sets how wide each column is in `width`.
+fn fit(columns: &mut [Column], width: usize) {
+    let wanted = |column: &Column| column.cells.iter().map(|cell| count(cell)).fold(count(column.head), usize::max);
+    let mut room = width.saturating_sub(GAP).max(1) + GAP;
+    for head in PRIORITY {
+        let Some(column) = columns.iter_mut().find(|column| column.head == head) else { continue };
+        let mut least = column.least.min(wanted(column));
+        if head == "ADDRESS" {
+            least = least.min(room - GAP);
         }
-        first = false;
-        let cell = shortened(cell, *width);
-        let blanks = " ".repeat(width.saturating_sub(count(&cell)));
-        let (before, after) = if column.right { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
-        let _ = write!(text, "{before}{cell}{after}");
+        if least + GAP > room {
+            break;
+        }
+        column.width = least;
+        room -= least + GAP;
     }
-    out.push_str(text.trim_end());
-    out.push('\n');
+    for head in WIDEN {
+        let Some(column) = columns.iter_mut().find(|column| column.head == head && column.width > 0) else { continue };
+        let more = room.min(wanted(column) - column.width);
+        column.width += more;
+        room -= more;
+    }
+}
+
+fn line<'a>(mark: char, columns: &'a [Column], cell: impl Fn(&'a Column) -> &'a str) -> String {
+    let cells = columns.iter().filter(|column| column.width > 0).map(|column| {
+        let (cell, width) = (shortened(cell(column), column.width), column.width);
+        if column.right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+    });
+    let text = format!("{mark} {}", cells.collect::<Vec<_>>().join("  "));
+    format!("{}\n", text.trim_end())
 }
 
 /// What is shown is one column a character: addresses, and names without anything else than letters and digits.

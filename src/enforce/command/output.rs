@@ -1,6 +1,8 @@
 //! What a command has written to text for one line of a log. A command may show what a stranger has sent; here it can
 //! neither end the line nor drive the terminal of whoever reads it.
 
+use crate::types::printable::push_escaped;
+
 /// Bytes of a command's output that are kept.
 pub(super) const KEPT: usize = 4 << 10;
 
@@ -10,22 +12,12 @@ pub(super) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.get(..KEPT).unwrap_or(bytes));
     let mut line = String::new();
     for c in text.trim_end().chars().take(KEPT) {
-        match c {
-            // A backslash stands for itself; the others are quotes to escape_debug.
-            '\\' | '"' | '\'' => line.push(c),
-            c if is_invisible(c) => line.extend(c.escape_unicode()),
-            c => line.extend(c.escape_debug()),
-        }
+        push_escaped(&mut line, c);
     }
     match line.char_indices().nth(KEPT) {
         Some((end, _)) => line.get(..end).unwrap_or_default().to_owned(),
         None => line,
     }
-}
-
-/// Direction marks and overrides, which make a text read other than it is, and separators of lines.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::process::{Outcome, Ran};
 use crate::enforce::BanContext;
 use crate::engine::Class;
+use crate::types::printable::{is_hidden, masked_to};
 use crate::types::{BanTarget, Expiry, Protocol};
 
 /// The longest request in bytes, and a little more, so that what is too long is seen to be.
@@ -185,13 +186,7 @@ fn put_span(bytes: &mut Vec<u8>, span: Duration) {
 
 /// Whatever drives a terminal is replaced; a reason may quote a name that somebody has chosen.
 fn put_text(bytes: &mut Vec<u8>, text: &str, longest: usize) {
-    let mut plain = String::new();
-    for c in text.chars().map(|c| if c.is_control() { '?' } else { c }) {
-        if plain.len() + c.len_utf8() > longest {
-            break;
-        }
-        plain.push(c);
-    }
+    let plain = masked_to(text, '?', longest);
     bytes.extend(u32::try_from(plain.len()).unwrap_or_default().to_be_bytes());
     bytes.extend(plain.as_bytes());
 }
@@ -236,7 +231,7 @@ impl Rest<'_> {
         let (text, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         let text = std::str::from_utf8(text).ok()?;
-        (!text.chars().any(char::is_control)).then(|| text.to_owned())
+        (!text.chars().any(is_hidden)).then(|| text.to_owned())
     }
 }
 

@@ -1,27 +1,26 @@
-//! How often something was seen, for the most frequent of it. Bounded: whatever strangers send, it holds no more than so
-//! many kinds, and lets the rare ones go.
+//! Counts the most frequent ports and sources. Bounded: above [`MAX_KINDS`] the rare ones are forgotten (Misra and Gries,
+//! 1982).
 
 use std::collections::HashMap;
 
 /// Kinds that are counted at one time.
-const KINDS: usize = 4_096;
+const MAX_KINDS: usize = 4_096;
 
-/// Counts of texts.
 #[derive(Debug, Default)]
-pub(super) struct Tally(HashMap<String, u64>);
+pub(super) struct TopCounts(HashMap<String, u64>);
 
-impl Tally {
+impl TopCounts {
     /// Counts one.
     pub(super) fn add(&mut self, kind: &str) {
         if let Some(count) = self.0.get_mut(kind) {
             *count += 1;
             return;
         }
-        if self.0.len() >= KINDS {
-            // All lose as much, so that a flood of kinds seen once drives nobody out who is seen again and again.
+        if self.0.len() >= MAX_KINDS {
+            // All lose as much: a flood of kinds that are seen once does not displace those that are seen again and again.
             let mut counts: Vec<u64> = self.0.values().copied().collect();
             counts.sort_unstable();
-            let middle = counts.get(KINDS / 2).copied().unwrap_or(1);
+            let middle = counts.get(MAX_KINDS / 2).copied().unwrap_or(1);
             self.0.retain(|_, count| {
                 *count = count.saturating_sub(middle);
                 *count > 0
@@ -45,19 +44,19 @@ mod tests {
 
     #[test]
     fn the_most_frequent_come_first() {
-        let mut tally = Tally::default();
-        ["b", "a", "c", "b", "b", "a"].iter().for_each(|kind| tally.add(kind));
-        assert_eq!(tally.top(2), [("b", 3), ("a", 2)]);
+        let mut counts = TopCounts::default();
+        ["b", "a", "c", "b", "b", "a"].iter().for_each(|kind| counts.add(kind));
+        assert_eq!(counts.top(2), [("b", 3), ("a", 2)]);
     }
 
     #[test]
     fn a_flood_of_kinds_stays_bounded_and_drives_nobody_frequent_out() {
-        let mut tally = Tally::default();
-        (0..100).for_each(|_| tally.add("23"));
+        let mut counts = TopCounts::default();
+        (0..100).for_each(|_| counts.add("23"));
         for kind in 0..100_000 {
-            tally.add(&format!("forged {kind}"));
-            assert!(tally.0.len() <= KINDS);
+            counts.add(&format!("forged {kind}"));
+            assert!(counts.0.len() <= MAX_KINDS);
         }
-        assert_eq!(tally.top(1).first().map(|(kind, _)| *kind), Some("23"));
+        assert_eq!(counts.top(1).first().map(|(kind, _)| *kind), Some("23"));
     }
 }

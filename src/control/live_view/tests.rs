@@ -1,19 +1,21 @@
-//! Screens as they are painted, held against files of text, and what keys and messages do to them.
+//! Painted screens, compared with text files, and what keys and messages do to them.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
+use ratatui::crossterm::event::{KeyCode as Key, KeyEvent, KeyModifiers};
 use ratatui::style::{Color, Modifier};
 use serde_json::{Map, Value, json};
 
 use super::ban::Ban;
-use super::draw::{Palette, draw};
-use super::feed::Message;
-use super::keys::{Action, Key};
-use super::view::{Mode, View};
-use crate::control::protocol::Request;
+use super::draw::draw;
+use super::poller::Message;
+use super::view::{Action, Mode, View};
+use crate::control::address_info::{AddressInfo, Ended, PastBan, Remaining};
+use crate::control::protocol::{Answer, Request};
+use crate::control::status::{BanCounts, PacketCounts, Status};
 
 /// 2026-11-21T06:32:13Z.
 fn now() -> SystemTime {
@@ -32,22 +34,20 @@ fn fields(value: Value) -> Map<String, Value> {
 }
 
 fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
-    Message::Status(fields(json!({
-        "version": "0.1.0", "state": "blocking", "ledger": "/var/lib/portsentry", "probes": probes,
-        "uptime_s": second, "sources_tracked": 41, "packets": {"seen": packets, "dropped": 0}, "bans": {"made": bans},
-    })))
+    Message::Status(Box::new(Status {
+        version: "0.1.0".to_owned(),
+        probes,
+        uptime_s: second,
+        sources_tracked: 41,
+        packets: PacketCounts { seen: packets, ..PacketCounts::default() },
+        bans: BanCounts { made: bans, ..BanCounts::default() },
+        ..Status::default()
+    }))
 }
 
 fn ban(subject: &str, class: &str, ports: &str, left: Option<u64>) -> Ban {
-    let until = left.map(at);
-    Ban {
-        subject: subject.to_owned(),
-        class: class.to_owned(),
-        ports: ports.to_owned(),
-        strikes: 0,
-        until,
-        lacking: false,
-    }
+    let [subject, class, ports] = [subject, class, ports].map(str::to_owned);
+    Ban { subject, class, ports, strikes: 0, until: left.map(at), lacking: false }
 }
 
 fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Message {
@@ -55,8 +55,14 @@ fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Messa
     let mut event = json!({"event": kind, "time": time, "source": source, "subject": source, "class": "syn", "proto": "tcp",
         "port": port});
     event.as_object_mut().unwrap().extend(fields(rest));
-    Message::Event(event)
+    received(event)
 }
+
+fn received(event: Value) -> Message {
+    Message::Event(Box::new(serde_json::from_value(event).unwrap()))
+}
+
+const INTERRUPT: KeyEvent = KeyEvent::new(Key::Char('c'), KeyModifiers::CONTROL);
 
 fn block(second: u64, source: &str, port: u16, expires: &str) -> Message {
     let ports = json!([{"proto": "tcp", "port": port, "class": "syn"}, {"proto": "tcp", "port": 23, "class": "syn"}]);
@@ -84,20 +90,20 @@ fn scene() -> View {
     }
     view.absorb(event(9, "probe", "2001:db8:1234:5678::1", 3389, json!({"distinct_ports": 2})));
     view.absorb(block(10, "192.0.2.200", 8080, "2026-11-22T06:32:23.000000Z"));
-    view.absorb(Message::Event(
+    view.absorb(received(
         json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was gone"}),
     ));
     view
 }
 
-fn paint(view: &View, width: u16, height: u16, palette: Palette) -> Terminal<TestBackend> {
+fn paint(view: &View, width: u16, height: u16, colours: bool) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal.draw(|frame| draw(frame, view, palette)).unwrap();
+    terminal.draw(|frame| draw(frame, view, colours)).unwrap();
     terminal
 }
 
 fn screen(view: &View, width: u16, height: u16) -> String {
-    let terminal = paint(view, width, height, Palette::of(true));
+    let terminal = paint(view, width, height, true);
     let buffer = terminal.backend().buffer();
     let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned() + "\n";
     (0..height).map(row).collect()
@@ -109,7 +115,7 @@ fn press(view: &mut View, keys: &[Key]) {
 
 /// Compares with a file beside this one; `SCREENS=write` in the environment writes it anew, to be looked at.
 fn is_as_in(name: &str, painted: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/watch/tests").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/live_view/screens").join(name);
     if std::env::var("SCREENS").is_ok_and(|value| value == "write") {
         std::fs::write(&path, painted).unwrap();
     }
@@ -125,17 +131,33 @@ fn the_screens_are_those_in_the_files() {
     is_as_in("120x40.txt", &screen(&view, 120, 40));
     press(&mut view, &[Key::Down, Key::Down, Key::Char('u')]);
     is_as_in("unblock-80x24.txt", &screen(&view, 80, 24));
-    press(&mut view, &[Key::Escape, Key::Char('?')]);
+    press(&mut view, &[Key::Esc, Key::Char('?')]);
     is_as_in("help-80x24.txt", &screen(&view, 80, 24));
     is_as_in("help-40x20.txt", &screen(&view, 40, 20));
-    view.press(Key::Escape);
-    let told = json!({"address": "203.0.113.77", "subject": "203.0.113.77", "protected": null, "strikes": 1, "bans": 2,
-        "blocked": {"left": "10m", "until": "2026-11-21T06:42:13Z"}, "logged": null, "suspected": [], "history": [
-        {"since": "2026-11-20T06:32:13Z", "class": "syn", "ports": ["tcp/23"], "ended": {"at": "2026-11-21T06:32:13Z", "how": "expired"}}]});
-    view.absorb(Message::Answer(Request::Explain { address: "203.0.113.77".to_owned() }, Ok(fields(told))));
+    view.press(Key::Esc);
+    let address = "203.0.113.77".to_owned();
+    let ban = PastBan {
+        subject: address.clone(),
+        since: "2026-11-20T06:32:13Z".to_owned(),
+        class: Some("syn".to_owned()),
+        ports: vec!["tcp/23".to_owned()],
+        ended: Some(Ended { at: "2026-11-21T06:32:13Z".to_owned(), how: "expired".to_owned() }),
+        ..PastBan::default()
+    };
+    let until = Some("2026-11-21T06:42:13Z".to_owned());
+    let info = AddressInfo {
+        address: address.clone(),
+        subject: address.clone(),
+        blocked: Some(Remaining { left: "10m".to_owned(), until, ..Remaining::default() }),
+        strikes: 1,
+        bans: Some(2),
+        history: Some(vec![ban]),
+        ..AddressInfo::default()
+    };
+    view.absorb(Message::Answer(Request::Explain { address }, Ok(Answer::Explained(Box::new(info)))));
     is_as_in("explain-80x24.txt", &screen(&view, 80, 24));
     is_as_in("explain-40x20.txt", &screen(&view, 40, 20));
-    view.press(Key::Escape);
+    view.press(Key::Esc);
     press(&mut view, &[Key::Char('/'), Key::Char('2'), Key::Char('0'), Key::Char('0')]);
     is_as_in("filter-80x24.txt", &screen(&view, 80, 24));
     let mut fresh = View::new(now());
@@ -149,18 +171,18 @@ fn the_screens_are_those_in_the_files() {
 #[test]
 fn every_size_can_be_painted_and_nothing_is_written_outside() {
     let mut view = scene();
-    for mode in [Key::Escape, Key::Char('?'), Key::Char('/')] {
-        view.press(Key::Escape);
+    for mode in [Key::Esc, Key::Char('?'), Key::Char('/')] {
+        view.press(Key::Esc);
         view.press(Key::Down);
         view.press(mode);
         for width in (0..100).step_by(7) {
             for height in (0..30).step_by(3) {
-                paint(&view, width, height, Palette::of(true));
+                paint(&view, width, height, true);
             }
         }
     }
     for size in [(1, 1), (500, 200), (20, 8), (19, 7), (71, 17), (72, 14), (73, 13)] {
-        paint(&view, size.0, size.1, Palette::of(true));
+        paint(&view, size.0, size.1, true);
     }
 }
 
@@ -168,8 +190,8 @@ fn every_size_can_be_painted_and_nothing_is_written_outside() {
 fn a_colour_never_says_what_no_word_says_and_may_be_left_out() {
     let mut view = scene();
     view.press(Key::Down);
-    let plain = paint(&view, 80, 24, Palette::of(false));
-    let colourful = paint(&view, 80, 24, Palette::of(true));
+    let plain = paint(&view, 80, 24, false);
+    let colourful = paint(&view, 80, 24, true);
     let (plain, colourful) = (plain.backend().buffer(), colourful.backend().buffer());
     let texts = |buffer: &ratatui::buffer::Buffer| {
         buffer.content().iter().map(|cell| cell.symbol().to_owned()).collect::<Vec<_>>()
@@ -198,7 +220,7 @@ fn keys_ask_for_what_they_say_and_only_after_a_yes() {
     view.press(Key::Char('a'));
     let allow = Request::Allow { target: "198.51.100.9".to_owned(), span: None };
     assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(allow)));
-    view.press(Key::Last);
+    view.press(Key::End);
     view.press(Key::Char('k'));
     view.press(Key::Char('k'));
     let explain = Request::Explain { address: "2001:db8:1234:5678::".to_owned() };
@@ -206,8 +228,20 @@ fn keys_ask_for_what_they_say_and_only_after_a_yes() {
     assert_eq!(view.press(Key::Char('q')), Some(Action::Quit));
     for key in ['u', '/', '?'] {
         view.press(Key::Char(key));
-        assert_eq!(view.press(Key::Interrupt), Some(Action::Quit), "from everywhere");
+        assert_eq!(view.press(INTERRUPT), Some(Action::Quit), "from everywhere");
     }
+}
+
+#[test]
+fn letter_with_control_or_alt_is_no_command() {
+    let mut view = scene();
+    view.press(Key::Down);
+    for modifiers in [KeyModifiers::ALT, KeyModifiers::CONTROL] {
+        assert_eq!(view.press(KeyEvent::new(Key::Char('u'), modifiers)), None);
+        assert_eq!(view.mode, Mode::Bans, "{modifiers}");
+    }
+    view.press(KeyEvent::new(Key::Char('?'), KeyModifiers::SHIFT));
+    assert_eq!(view.mode, Mode::Help);
 }
 
 #[test]
@@ -217,15 +251,15 @@ fn a_letter_in_the_filter_is_no_command() {
     for c in "quNULL".chars() {
         assert_eq!(view.press(Key::Char(c)), None);
     }
-    press(&mut view, &[Key::First; 3]);
+    press(&mut view, &[Key::Home; 3]);
     assert_eq!((view.filter.as_str(), view.bans().count()), ("quNULL", 0));
-    view.press(Key::Escape);
+    view.press(Key::Esc);
     view.press(Key::Char('/'));
     "null".chars().for_each(|c| drop(view.press(Key::Char(c))));
     view.press(Key::Enter);
     assert_eq!(view.bans().map(|ban| ban.subject.as_str()).collect::<Vec<_>>(), ["198.51.100.9"]);
     assert_eq!((view.press(Key::Char('j')), view.selected()), (None, Some(0)));
-    view.press(Key::Escape);
+    view.press(Key::Esc);
     assert_eq!(view.bans().count(), 5);
 }
 
@@ -288,16 +322,20 @@ fn nothing_that_a_stranger_wrote_reaches_the_terminal_as_it_is() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
     view.absorb(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));
-    let times = json!({"event": "block", "time": "x", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1}]});
-    view.absorb(Message::Event(times));
+    let times = json!({"event": "block", "time": "x", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}]});
+    view.absorb(received(times));
     view.absorb(Message::Answer(Request::Confirm, Err(evil.to_owned())));
-    view.absorb(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(fields(json!({"address": evil})))));
+    let info = AddressInfo { address: evil.to_owned(), ..AddressInfo::default() };
+    let explained = Answer::Explained(Box::new(info));
+    view.absorb(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(explained)));
     let painted = screen(&view, 80, 24);
     assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
     // Whatever is no object, or one of something else, is no reason to end.
     for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöüäöüäöüäöü"})]
     {
-        view.absorb(Message::Event(value));
+        if let Ok(event) = serde_json::from_value(value) {
+            view.absorb(Message::Event(Box::new(event)));
+        }
     }
     screen(&view, 80, 24);
 }

@@ -1,13 +1,11 @@
-//! A ban as it is on the screen, from what kernel and ledger hold. Pure.
+//! A ban as the screen shows it.
 
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::words::compact;
-use crate::control::list::{Held, Listed};
+use crate::control::list::{Held, Listed, compact_ports};
 use crate::types::Expiry;
 
-/// A ban on the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ban {
     pub(super) subject: String,
@@ -21,7 +19,7 @@ pub(super) struct Ban {
 }
 
 impl Ban {
-    pub(super) fn of(listed: &Listed, now: SystemTime) -> Self {
+    pub(super) fn new(listed: &Listed, now: SystemTime) -> Self {
         let entry = listed.remembered.as_ref();
         let ban = entry.map(|entry| &entry.ban);
         let class = match ban {
@@ -29,11 +27,10 @@ impl Ban {
             Some(ban) => ban.class.map_or("by hand", crate::engine::Class::key),
         };
         let ports = ban.map_or(&[][..], |ban| &ban.ports);
-        let ports: Vec<String> = ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect();
         Self {
             subject: listed.subject.to_string(),
             class: class.to_owned(),
-            ports: compact(&ports),
+            ports: compact_ports(ports.iter().map(|(protocol, port)| (protocol.key(), *port))),
             strikes: entry.map_or(0, |entry| entry.strikes),
             until: match listed.left(now) {
                 Expiry::Never => None,
@@ -43,7 +40,7 @@ impl Ban {
         }
     }
 
-    /// The next to end first, those that never do last.
+    /// The next to expire first, permanent ones last.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let end = |ban: &Self| (ban.until.is_none(), ban.until);
         end(self).cmp(&end(other)).then_with(|| self.subject.cmp(&other.subject))

@@ -1,0 +1,234 @@
+//! The answer to `explain`: what the sensor and the ledger know about one address, as JSON and as text.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::format::{line, nullable, span, to_seconds};
+use crate::engine::{self, Explanation};
+use crate::events::json::{PortRecord, rfc3339};
+use crate::ledger::{Banned, Ending, Entry, author_key};
+use crate::types::Expiry;
+
+/// The latest bans of an address that are told.
+const MAX_HISTORY: usize = 20;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressInfo {
+    pub address: String,
+    pub subject: String,
+    /// Why it is never blocked.
+    #[serde(deserialize_with = "nullable")]
+    pub protected: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub blocked: Option<Remaining>,
+    #[serde(deserialize_with = "nullable")]
+    pub logged: Option<Remaining>,
+    pub strikes: u32,
+    pub suspected: Vec<Suspicion>,
+    /// Bans in the ledger; none where there is no ledger.
+    #[serde(deserialize_with = "nullable")]
+    pub bans: Option<usize>,
+    /// The last of them, the newest first.
+    #[serde(deserialize_with = "nullable")]
+    pub history: Option<Vec<PastBan>>,
+}
+
+/// How much is left of a verdict.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remaining {
+    pub left: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// The network that is blocked with the address in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspicion {
+    pub blocks: bool,
+    pub distinct_ports: u8,
+    pub forgiven: u8,
+    pub probes: u32,
+    pub last_s_ago: u64,
+    pub ports: Vec<PortRecord>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastBan {
+    pub subject: String,
+    pub since: String,
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub class: Option<String>,
+    pub ports: Vec<String>,
+    pub probes: u32,
+    pub method: String,
+    pub by: String,
+    #[serde(deserialize_with = "nullable")]
+    pub note: Option<String>,
+    pub strikes: u32,
+    #[serde(deserialize_with = "nullable")]
+    pub ended: Option<Ended>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub at: String,
+    pub how: String,
+}
+
+impl AddressInfo {
+    /// What is known about `address` at `now`; `history` is what the ledger has, the oldest first.
+    #[must_use]
+    pub fn new(address: IpAddr, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
+        let remaining = |expiry| Remaining::new(expiry, now);
+        Self {
+            address: address.to_string(),
+            subject: known.subject.to_string(),
+            protected: known.protection.map(|protection| protection.to_string()),
+            blocked: known.blocked.map(|expiry| Remaining {
+                network: known.network.map(|network| network.to_string()),
+                ..remaining(expiry)
+            }),
+            logged: known.logged.map(remaining),
+            strikes: known.strikes,
+            suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
+            bans: history.map(<[_]>::len),
+            history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
+        }
+    }
+}
+
+impl Remaining {
+    fn new(expiry: Expiry, now: SystemTime) -> Self {
+        match expiry {
+            Expiry::Never => Self { left: "for ever".to_owned(), ..Self::default() },
+            Expiry::After(span) => Self {
+                left: humantime::format_duration(Duration::from_secs(span.as_secs())).to_string(),
+                left_s: Some(span.as_secs()),
+                until: Some(rfc3339(now + span)),
+                network: None,
+            },
+        }
+    }
+}
+
+impl From<&engine::Suspicion> for Suspicion {
+    fn from(known: &engine::Suspicion) -> Self {
+        Self {
+            blocks: known.blocks,
+            distinct_ports: known.distinct,
+            forgiven: known.forgiven,
+            probes: known.probes,
+            last_s_ago: known.silent.as_secs(),
+            ports: known.ports.iter().map(PortRecord::from).collect(),
+        }
+    }
+}
+
+impl From<&Entry> for PastBan {
+    fn from(Entry { ban, strikes, ended }: &Entry) -> Self {
+        let ended = ended.as_ref().map(|ended| Ended {
+            at: rfc3339(ended.at),
+            how: match &ended.how {
+                Ending::Expired => "expired".to_owned(),
+                Ending::Replaced => "replaced by another".to_owned(),
+                Ending::Lifted { by } => format!("lifted by {by}"),
+            },
+        });
+        Self {
+            subject: ban.subject.to_string(),
+            since: rfc3339(ban.since),
+            until: ban.until.map(rfc3339),
+            class: ban.class.map(|class| class.key().to_owned()),
+            ports: port_list(ban),
+            probes: ban.probes,
+            method: ban.methods.to_string(),
+            by: author_key(ban.author).to_owned(),
+            note: ban.note.clone(),
+            strikes: *strikes,
+            ended,
+        }
+    }
+}
+
+/// "tcp/23" for each port of a ban.
+pub(super) fn port_list(ban: &Banned) -> Vec<String> {
+    ban.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect()
+}
+
+impl fmt::Display for AddressInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, subject, .. } = self;
+        match address == subject {
+            true => line!(f, "address", "{address}")?,
+            false => line!(f, "address", "{address}, judged as {subject}")?,
+        }
+        line!(f, "protected", "{}", self.protected.as_deref().unwrap_or("no"))?;
+        match &self.blocked {
+            Some(remaining) => line!(f, "blocked", "{remaining}")?,
+            None => line!(f, "blocked", "no")?,
+        }
+        if let Some(remaining) = &self.logged {
+            line!(f, "only logged", "{remaining}")?;
+        }
+        if self.suspected.is_empty() {
+            line!(f, "suspected", "no")?;
+        }
+        self.suspected.iter().try_for_each(|suspicion| line!(f, "suspected", "{suspicion}"))?;
+        line!(f, "strikes", "{}", self.strikes)?;
+        line!(f, "bans", "{} in the ledger", self.bans.unwrap_or(0))?;
+        for ban in self.history.iter().flatten() {
+            let end = match (&ban.ended, &ban.until) {
+                (Some(Ended { at, how }), _) => format!("{how} {}", to_seconds(at)),
+                (None, Some(until)) => format!("until {}", to_seconds(until)),
+                (None, None) => "for ever".to_owned(),
+            };
+            let mut details = vec![end];
+            // A ban of the network around it.
+            details.extend((ban.subject != *subject).then(|| ban.subject.clone()));
+            details.extend((!ban.ports.is_empty()).then(|| ban.ports.join(", ")));
+            details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
+            let class = ban.class.as_deref().unwrap_or("by hand");
+            writeln!(f, "  {}  {class:<10} {}", to_seconds(&ban.since), details.join("  "))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Remaining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.until {
+            Some(until) => {
+                let left = self.left_s.map_or_else(|| self.left.clone(), span);
+                write!(f, "yes, until {} ({left} left)", to_seconds(until))?;
+            }
+            None => f.write_str("yes, for ever")?,
+        }
+        self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))
+    }
+}
+
+impl fmt::Display for Suspicion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ports: Vec<String> =
+            self.ports.iter().map(|PortRecord { proto, port, class }| format!("{proto}/{port} {class}")).collect();
+        write!(
+            f,
+            "{} distinct ports of {} that are forgiven ({}), {} probes, the last {} ago: {}",
+            self.distinct_ports,
+            self.forgiven,
+            if self.blocks { "the next one blocks" } else { "only logged" },
+            self.probes,
+            span(self.last_s_ago),
+            ports.join(", ")
+        )
+    }
+}

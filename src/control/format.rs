@@ -1,0 +1,29 @@
+//! What the answers on the control socket have in common: nullable fields, and lines, times and durations as text.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+/// Reads a field that may be null but not missing: serde takes a missing `Option` for `None`.
+pub(super) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(field)
+}
+
+/// One line of text: the label in a column of its own.
+macro_rules! line {
+    ($f:expr, $label:expr, $($text:tt)+) => {
+        writeln!($f, "{:<11} {}", $label, format_args!($($text)+))
+    };
+}
+pub(super) use line;
+
+/// A duration in its two largest units: "3days 4h".
+pub(super) fn span(seconds: u64) -> String {
+    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A time to the second: what is left of a ban is known no better.
+pub(super) fn to_seconds(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
+}

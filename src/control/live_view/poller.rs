@@ -1,0 +1,171 @@
+//! Collects what the live view shows, in one thread each: the daemon's status and answers, its events, the bans of kernel and
+//! ledger, and signals. Reconnects to a daemon that went away.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::ban::Ban;
+use crate::control::client::{Client, ClientError};
+use crate::control::list;
+use crate::control::protocol::{Answer, Request};
+use crate::control::status::Status;
+use crate::events::json::EventRecord;
+
+/// Between two requests for the status, and between two attempts to connect.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Bans are read this often, and less often where that takes long: at most a twentieth of the time goes into it.
+const BANS_INTERVAL: Duration = Duration::from_secs(5);
+const SHARE: u32 = 20;
+
+/// Bans that are shown: those that expire first.
+const MAX_BANS: usize = 10_000;
+
+/// Messages that wait for the screen. A full queue blocks the thread; the daemon then drops events for this subscriber.
+const MAX_PENDING: usize = 4_096;
+
+/// An update of the view.
+#[derive(Debug)]
+pub(super) enum Message {
+    Status(Box<Status>),
+    Event(Box<EventRecord>),
+    /// The bans in force, and how many there are in all.
+    Bans(Vec<Ban>, usize),
+    /// A note about the bans.
+    Note(String),
+    Answer(Request, Result<Answer, String>),
+    /// The daemon cannot be reached.
+    Lost(String),
+    /// A signal ends the program.
+    End,
+}
+
+/// The threads and their queues.
+pub(super) struct Poller {
+    pub(super) messages: Receiver<Message>,
+    pub(super) requests: Sender<Request>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Poller {
+    /// True where a thread has ended, which none does by itself.
+    pub(super) fn is_broken(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+}
+
+pub(super) fn start(socket: &Path) -> io::Result<Poller> {
+    let (messages, received) = mpsc::sync_channel(MAX_PENDING);
+    let (requests, wanted) = mpsc::channel();
+    let (directories, directory) = mpsc::channel();
+    let thread = |name: &str| thread::Builder::new().name(name.to_owned());
+    // None is joined: they end with the program.
+    let (at, out) = (socket.to_owned(), messages.clone());
+    let mut threads = vec![thread("requests").spawn(move || ask(&at, &wanted, &out, &directories))?];
+    let (at, out) = (socket.to_owned(), messages.clone());
+    threads.push(thread("events").spawn(move || events(&at, &out))?);
+    let out = messages.clone();
+    threads.push(thread("bans").spawn(move || bans(&directory, &out))?);
+    // That one ends with a signal.
+    thread("signals").spawn(move || signals(&messages))?;
+    Ok(Poller { messages: received, requests, threads })
+}
+
+/// Asks for the status every second, hands on where the ledger is, and sends the operator's requests in between.
+fn ask(socket: &Path, requests: &Receiver<Request>, out: &SyncSender<Message>, directories: &Sender<PathBuf>) {
+    let mut client: Option<Client> = None;
+    loop {
+        let asked = match &mut client {
+            Some(client) => client.status(),
+            None => Client::connect(socket).and_then(|new| client.insert(new).status()),
+        };
+        let mut message = match asked {
+            Ok(status) => {
+                let _ = directories.send(PathBuf::from(&status.ledger));
+                Message::Status(status)
+            }
+            Err(error) => {
+                client = None;
+                Message::Lost(error.to_string())
+            }
+        };
+        let next = Instant::now() + POLL_INTERVAL;
+        loop {
+            if out.send(message).is_err() {
+                return;
+            }
+            let left = next.saturating_duration_since(Instant::now());
+            let Ok(request) = requests.recv_timeout(left) else { break };
+            let answer = Client::connect(socket).and_then(|mut client| client.ask(&request));
+            message = Message::Answer(request, answer.map_err(|error| error.to_string()));
+        }
+    }
+}
+
+fn events(socket: &Path, out: &SyncSender<Message>) {
+    loop {
+        // The other thread reports a daemon that cannot be reached.
+        if let Ok(events) = Client::connect(socket).and_then(Client::subscribe) {
+            // An event that cannot be read is skipped: the next one may be.
+            let events = events.take_while(|event| !matches!(event, Err(ClientError::Broken { .. })));
+            for event in events.flatten() {
+                if out.send(Message::Event(Box::new(event))).is_err() {
+                    return;
+                }
+            }
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Reads the bans from time to time: events do not tell of those that began before.
+fn bans(directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
+    let mut last_note = None;
+    while let Ok(mut directory) = directories.recv() {
+        while let Ok(newer) = directories.try_recv() {
+            directory = newer;
+        }
+        let (begin, now) = (Instant::now(), SystemTime::now());
+        let note = match list::read(&directory, None, now) {
+            Ok(found) => {
+                let all = found.bans.len();
+                let mut bans: Vec<Ban> = found.bans.iter().map(|listed| Ban::new(listed, now)).collect();
+                bans.sort_by(Ban::order);
+                bans.truncate(MAX_BANS);
+                if out.send(Message::Bans(bans, all)).is_err() {
+                    return;
+                }
+                found.notes.into_iter().next()
+            }
+            Err(error) => Some(format!("only bans from now on: {error}")),
+        };
+        if note != last_note {
+            last_note.clone_from(&note);
+            if let Some(note) = note
+                && out.send(Message::Note(note)).is_err()
+            {
+                return;
+            }
+        }
+        thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(SHARE)));
+    }
+}
+
+fn signals(out: &SyncSender<Message>) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
+    runtime.block_on(async {
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds else { return };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        let _ = out.send(Message::End);
+    });
+}

@@ -1,0 +1,405 @@
+//! The state of the screen, and how keys and messages change it. Pure: the time comes in, requests go out.
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::ban::Ban;
+use super::poller::Message;
+use super::text::{clock, matches, plain};
+use super::top_counts::TopCounts;
+use crate::control::list::compact_ports;
+use crate::control::protocol::{Answer, Request};
+use crate::control::status::Status;
+use crate::events::json::EventRecord;
+use crate::types::printable::is_hidden;
+
+/// Events that are kept: some screens of them.
+const MAX_EVENTS: usize = 500;
+
+/// Messages that wait while the view is paused; above it the oldest are dropped and counted.
+const MAX_HELD: usize = 2_000;
+
+/// Samples of the counters, one a second: rates are over a minute at most.
+const MAX_SAMPLES: usize = 61;
+
+/// How long an answer stays on the last line.
+const ANSWER_SPAN: Duration = Duration::from_secs(8);
+
+/// The longest filter, in bytes.
+const MAX_FILTER_LEN: usize = 64;
+
+/// An event on the screen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    /// "06:32:13".
+    pub(super) time: String,
+    pub(super) kind: String,
+    pub(super) text: String,
+}
+
+/// What a key asks the program to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Quit,
+    Ask(Request),
+}
+
+/// What keys are for at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Bans,
+    /// A question, and the request that is sent on a yes.
+    Confirm(String, Request),
+    /// The filter is typed.
+    Filter,
+    Help,
+    /// What is known about an address: the title, the lines, and the first one that is shown.
+    Explained(String, Vec<String>, usize),
+}
+
+/// The daemon's counters at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: SystemTime,
+    packets: u64,
+    probes: u64,
+    bans: u64,
+}
+
+pub(super) struct View {
+    pub(super) now: SystemTime,
+    pub(super) mode: Mode,
+    pub(super) filter: String,
+    pub(super) status: Option<Box<Status>>,
+    /// Why the daemon cannot be reached, while it cannot.
+    pub(super) lost: Option<String>,
+    pub(super) events: VecDeque<Line>,
+    pub(super) ports: TopCounts,
+    pub(super) sources: TopCounts,
+    pub(super) paused: bool,
+    /// The result of the last request, and whether it was carried out.
+    pub(super) answer: Option<(String, bool)>,
+    /// A note about the bans.
+    pub(super) note: Option<String>,
+    /// Bans in all, of which the view may hold fewer.
+    pub(super) all: usize,
+    /// Whether they have been read, or only those are known that began since.
+    pub(super) known: bool,
+    bans: Vec<Ban>,
+    selected: Option<String>,
+    held: VecDeque<Message>,
+    /// Messages that were dropped while the view was paused.
+    skipped: usize,
+    samples: VecDeque<Sample>,
+    answered_at: SystemTime,
+    changed: bool,
+}
+
+impl View {
+    pub(super) fn new(now: SystemTime) -> Self {
+        Self {
+            now,
+            mode: Mode::Bans,
+            filter: String::new(),
+            status: None,
+            lost: None,
+            events: VecDeque::new(),
+            ports: TopCounts::default(),
+            sources: TopCounts::default(),
+            paused: false,
+            answer: None,
+            note: None,
+            all: 0,
+            known: false,
+            bans: Vec::new(),
+            selected: None,
+            held: VecDeque::new(),
+            skipped: 0,
+            samples: VecDeque::new(),
+            answered_at: now,
+            changed: true,
+        }
+    }
+
+    /// True where the view has changed since the last call.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Moves the time to `now`: drops an old answer and the bans that have expired.
+    pub(super) fn tick(&mut self, now: SystemTime) {
+        self.now = now;
+        if self.answer.is_some() && now.duration_since(self.answered_at).is_ok_and(|age| age >= ANSWER_SPAN) {
+            self.answer = None;
+            self.changed = true;
+        }
+        if !self.paused {
+            self.keep_bans(|ban| ban.until.is_none_or(|until| until > now));
+        }
+    }
+
+    fn keep_bans(&mut self, keep: impl FnMut(&Ban) -> bool) {
+        let before = self.bans.len();
+        self.bans.retain(keep);
+        self.all = self.all.saturating_sub(before - self.bans.len());
+    }
+
+    /// The bans that the filter lets through.
+    pub(super) fn bans(&self) -> impl Iterator<Item = &Ban> {
+        self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.subject, &ban.class, &ban.ports]))
+    }
+
+    /// The index of the selected ban among them.
+    pub(super) fn selected(&self) -> Option<usize> {
+        let selected = self.selected.as_ref()?;
+        self.bans().position(|ban| ban.subject == *selected)
+    }
+
+    /// How many messages wait while the view is paused.
+    pub(super) fn waiting(&self) -> usize {
+        self.held.len() + self.skipped
+    }
+
+    /// Packets a second, probes a second and bans a minute; `None` before there are two samples of the counters.
+    pub(super) fn rates(&self) -> Option<[f64; 3]> {
+        let last = self.samples.back()?;
+        let over = |span: usize, value: fn(&Sample) -> u64| {
+            let first = self.samples.get(self.samples.len().saturating_sub(span + 1))?;
+            let time = last.at.duration_since(first.at).ok().filter(|time| !time.is_zero())?;
+            let count = u32::try_from(value(last).saturating_sub(value(first))).unwrap_or(u32::MAX);
+            Some(f64::from(count) / time.as_secs_f64())
+        };
+        let [packets, probes] = [over(5, |one| one.packets)?, over(5, |one| one.probes)?];
+        Some([packets, probes, over(MAX_SAMPLES, |one| one.bans)? * 60.0])
+    }
+
+    /// Probes in each second of the last minute, the oldest first.
+    pub(super) fn probes(&self) -> Vec<u64> {
+        let pairs = self.samples.iter().zip(self.samples.iter().skip(1));
+        pairs.map(|(before, after)| after.probes.saturating_sub(before.probes)).collect()
+    }
+
+    /// Takes a message, or holds it back while the view is paused.
+    pub(super) fn absorb(&mut self, message: Message) {
+        self.changed = true;
+        match message {
+            Message::Status(status) => self.sample(status),
+            Message::Lost(why) => self.lost = Some(plain(&why)),
+            Message::Note(note) => self.note = Some(plain(&note)),
+            Message::Answer(request, answer) => self.take_answer(&request, answer),
+            Message::Event(_) | Message::Bans(..) if self.paused => {
+                self.skipped += usize::from(push_bounded(&mut self.held, message, MAX_HELD));
+            }
+            Message::Event(event) => self.take_event(&event),
+            Message::Bans(bans, all) => (self.bans, self.all, self.known) = (bans, all, true),
+            Message::End => {}
+        }
+    }
+
+    fn sample(&mut self, status: Box<Status>) {
+        let Status { packets, probes, bans, .. } = *status;
+        let sample = Sample { at: self.now, packets: packets.seen, probes, bans: bans.made };
+        // Counters that run backwards are another daemon's.
+        if self.samples.back().is_some_and(|last| last.packets > sample.packets || last.at >= sample.at) {
+            self.samples.clear();
+        }
+        push_bounded(&mut self.samples, sample, MAX_SAMPLES);
+        self.status = Some(status);
+        self.lost = None;
+    }
+
+    fn take_event(&mut self, event: &EventRecord) {
+        let text = |field: Option<&str>| field.map(plain).unwrap_or_default();
+        let kind = plain(&event.event);
+        let (subject, source) = (text(event.subject.as_deref()), text(event.source.as_deref()));
+        let port = event.proto.as_ref().zip(event.port).map(|(protocol, port)| format!("{}/{port}", plain(protocol)));
+        if matches!(kind.as_str(), "probe" | "scan" | "block") && !source.is_empty() {
+            self.sources.add(&source);
+            port.iter().for_each(|port| self.ports.add(port));
+        }
+        match kind.as_str() {
+            "block" if !subject.is_empty() => self.begin(event, &subject),
+            "unblock" | "expire" if !subject.is_empty() => self.keep_bans(|ban| ban.subject != subject),
+            _ => {}
+        }
+        let target = if subject.is_empty() { source } else { subject };
+        let lost = event.events.map(|lost| format!("{lost} events came too fast"));
+        let (class, reason) = (text(event.class.as_deref()), text(event.reason.as_deref()));
+        let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
+        parts.retain(|part| !part.is_empty());
+        let time = event.time.as_deref().and_then(|time| time.get(11..19)).map_or_else(|| clock(self.now), plain);
+        push_bounded(&mut self.events, Line { time, kind, text: parts.join(" ") }, MAX_EVENTS);
+    }
+
+    /// Adds the ban that an event reports.
+    fn begin(&mut self, event: &EventRecord, subject: &str) {
+        let until = match event.expires.as_deref() {
+            Some("never") => None,
+            Some(time) => humantime::parse_rfc3339(time).ok(),
+            // A second backend that blocks the same source: the first one's event has it.
+            None => return,
+        };
+        let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto.as_ref(), port.port)));
+        let known = self.bans.iter().position(|ban| ban.subject == subject).map(|at| self.bans.remove(at));
+        self.all += usize::from(known.is_none());
+        let ban = Ban {
+            subject: subject.to_owned(),
+            class: event.class.as_deref().map_or("by hand".to_owned(), plain),
+            ports: plain(&ports),
+            strikes: known.map_or(0, |known| known.strikes),
+            until,
+            lacking: false,
+        };
+        let place = self.bans.partition_point(|other| other.order(&ban) == Ordering::Less);
+        self.bans.insert(place, ban);
+    }
+
+    fn take_answer(&mut self, request: &Request, answer: Result<Answer, String>) {
+        let (text, done) = match (request, answer) {
+            (Request::Explain { address }, Ok(answer)) => {
+                let lines = answer.to_string().lines().map(plain).collect();
+                self.mode = Mode::Explained(plain(address), lines, 0);
+                return;
+            }
+            (Request::Unblock { target: Some(target), .. }, Ok(_)) => (format!("{target} is free again"), true),
+            (Request::Allow { target, .. }, Ok(_)) => (format!("{target} is allowed until the daemon ends"), true),
+            (_, Ok(_)) => ("done".to_owned(), true),
+            (_, Err(error)) => (error, false),
+        };
+        self.show_answer(&text, done);
+    }
+
+    fn show_answer(&mut self, text: &str, done: bool) {
+        self.answered_at = self.now;
+        self.answer = Some((plain(text), done));
+    }
+
+    /// Handles a key; what the program has to do about it.
+    pub(super) fn press(&mut self, key: impl Into<KeyEvent>) -> Option<Action> {
+        let KeyEvent { code, modifiers, .. } = key.into();
+        self.changed = true;
+        match (code, modifiers) {
+            (KeyCode::Char('c'), KeyModifiers::CONTROL) => return Some(Action::Quit),
+            (KeyCode::Char(_), KeyModifiers::NONE | KeyModifiers::SHIFT) => {}
+            // A letter with Control or Alt is none.
+            (KeyCode::Char(_), _) => return None,
+            _ => {}
+        }
+        match std::mem::replace(&mut self.mode, Mode::Bans) {
+            Mode::Bans => self.press_in_bans(code),
+            Mode::Confirm(question, request) => match code {
+                KeyCode::Char('y' | 'Y') => Some(Action::Ask(request)),
+                KeyCode::Char('n' | 'N' | 'q') | KeyCode::Esc => None,
+                // Neither yes nor no: the question stays.
+                _ => {
+                    self.mode = Mode::Confirm(question, request);
+                    None
+                }
+            },
+            Mode::Filter => {
+                self.mode = Mode::Filter;
+                match code {
+                    KeyCode::Enter => self.mode = Mode::Bans,
+                    KeyCode::Esc => (self.mode, self.filter) = (Mode::Bans, String::new()),
+                    KeyCode::Backspace => drop(self.filter.pop()),
+                    KeyCode::Char(c) if self.filter.len() < MAX_FILTER_LEN && !is_hidden(c) => self.filter.push(c),
+                    _ => {}
+                }
+                None
+            }
+            Mode::Help => None,
+            Mode::Explained(title, lines, first) => {
+                let last = lines.len().saturating_sub(1);
+                let first = match code {
+                    KeyCode::Down | KeyCode::Char('j') => (first + 1).min(last),
+                    KeyCode::Up | KeyCode::Char('k') => first.saturating_sub(1),
+                    KeyCode::PageDown => (first + 10).min(last),
+                    KeyCode::PageUp => first.saturating_sub(10),
+                    KeyCode::Home => 0,
+                    KeyCode::End => last,
+                    _ => return None,
+                };
+                self.mode = Mode::Explained(title, lines, first);
+                None
+            }
+        }
+    }
+
+    fn press_in_bans(&mut self, key: KeyCode) -> Option<Action> {
+        match key {
+            KeyCode::Char('q') => return Some(Action::Quit),
+            KeyCode::Down | KeyCode::Char('j') => self.select(1),
+            KeyCode::Up | KeyCode::Char('k') => self.select(-1),
+            KeyCode::PageDown => self.select(10),
+            KeyCode::PageUp => self.select(-10),
+            KeyCode::Home | KeyCode::Char('g') => self.select(isize::MIN),
+            KeyCode::End | KeyCode::Char('G') => self.select(isize::MAX),
+            KeyCode::Char('/') => self.mode = Mode::Filter,
+            KeyCode::Char('?') => self.mode = Mode::Help,
+            KeyCode::Esc => (self.selected, self.answer, self.filter) = (None, None, String::new()),
+            KeyCode::Char('p') => self.pause(),
+            KeyCode::Char('u' | 'a' | 'e') | KeyCode::Enter => {
+                let Some(target) = self.selected().and_then(|at| Some(self.bans().nth(at)?.subject.clone())) else {
+                    self.show_answer("select a ban first, with the arrows or j and k", false);
+                    return None;
+                };
+                let (question, request) = match key {
+                    KeyCode::Char('u') => {
+                        (format!("Unblock {target}? y/n"), Request::Unblock { target: Some(target), all: false })
+                    }
+                    KeyCode::Char('a') => (
+                        format!("Never block {target} until the daemon ends? y/n"),
+                        Request::Allow { target, span: None },
+                    ),
+                    _ => {
+                        let address = target.split('/').next().unwrap_or_default().to_owned();
+                        return Some(Action::Ask(Request::Explain { address }));
+                    }
+                };
+                self.mode = Mode::Confirm(question, request);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// Selects the ban `by` places further; the first one where none is selected.
+    fn select(&mut self, by: isize) {
+        let last = self.bans().count().saturating_sub(1);
+        let place = match self.selected() {
+            None if by == isize::MAX => last,
+            None => 0,
+            Some(at) => at.saturating_add_signed(by).min(last),
+        };
+        let chosen = self.bans().nth(place).map(|ban| ban.subject.clone());
+        self.selected = chosen;
+    }
+
+    fn pause(&mut self) {
+        self.paused = !self.paused;
+        if !self.paused {
+            if std::mem::take(&mut self.skipped) > 0 {
+                let text = "some events came while it was paused and are not shown".to_owned();
+                self.events.push_back(Line { time: clock(self.now), kind: "note".to_owned(), text });
+            }
+            for message in std::mem::take(&mut self.held) {
+                self.absorb(message);
+            }
+            self.tick(self.now);
+        }
+    }
+
+    /// The events that the filter lets through, the newest first.
+    pub(super) fn newest(&self) -> impl Iterator<Item = &Line> {
+        self.events.iter().rev().filter(|line| matches(&self.filter, &[&line.kind, &line.text]))
+    }
+}
+
+/// Appends to a queue of at most `max`; true where that drops the oldest item.
+fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, max: usize) -> bool {
+    queue.push_back(item);
+    queue.len() > max && queue.pop_front().is_some()
+}

@@ -1,0 +1,254 @@
+//! The answer to `status`: what the daemon is and has done, as JSON and as text.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::format::{line, nullable, span, to_seconds};
+use crate::events::json::EventRecord;
+use crate::sandbox::Sandbox;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub running: bool,
+    pub version: String,
+    pub process: u32,
+    pub since: String,
+    pub uptime_s: u64,
+    pub state: State,
+    #[serde(deserialize_with = "nullable")]
+    pub trial_left_s: Option<u64>,
+    pub expire: String,
+    pub methods: Vec<String>,
+    pub interfaces: Vec<String>,
+    pub tcp: MonitoredPorts,
+    pub udp: MonitoredPorts,
+    pub packets: PacketCounts,
+    pub probes: u64,
+    pub sources_tracked: u64,
+    pub bans: BanCounts,
+    pub trap: TrapCounts,
+    pub allowed: usize,
+    /// The directory that the ledger is in.
+    pub ledger: String,
+    pub sandbox: SandboxState,
+    #[serde(deserialize_with = "nullable")]
+    pub commands: Option<CommandHelper>,
+    #[serde(deserialize_with = "nullable")]
+    pub last_event: Option<EventRecord>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    #[default]
+    #[serde(rename = "blocking")]
+    Blocking,
+    #[serde(rename = "only logging")]
+    OnlyLogging,
+    #[serde(rename = "on trial")]
+    OnTrial,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// The monitored ports of one protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitoredPorts {
+    pub mode: String,
+    pub block: BlockState,
+    pub ports: String,
+    pub count: usize,
+    /// Configured ports that are not monitored, because a service uses them.
+    pub left_out: String,
+}
+
+/// What happens to a source that scans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockState {
+    #[default]
+    #[serde(rename = "yes")]
+    Yes,
+    #[serde(rename = "only logged")]
+    OnlyLogged,
+    #[serde(rename = "run")]
+    Run,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketCounts {
+    pub seen: u64,
+    pub dropped: u64,
+    pub malformed: u64,
+    pub from_judged: u64,
+    pub connections: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanCounts {
+    pub intended: usize,
+    /// Elements in the kernel's sets; none where there are too many to count.
+    #[serde(deserialize_with = "nullable")]
+    pub enforced: Option<usize>,
+    pub made: u64,
+    pub failed: u64,
+    pub capped: u64,
+    pub repaired: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrapCounts {
+    pub ports: u64,
+    pub udp_ports: u64,
+    pub condemned: u64,
+    pub let_go: u64,
+}
+
+/// The process that runs commands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandHelper {
+    pub process: u32,
+    pub running: bool,
+    pub sandbox: SandboxState,
+}
+
+/// What a process has given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxState {
+    #[serde(deserialize_with = "nullable")]
+    pub user: Option<String>,
+    pub uid: u32,
+    /// None where the process has all of root's.
+    #[serde(deserialize_with = "nullable")]
+    pub capabilities: Option<Vec<String>>,
+    pub no_new_privs: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub landlock_abi: Option<i32>,
+    pub seccomp: String,
+    pub core_dumps: bool,
+}
+
+impl From<&Sandbox> for SandboxState {
+    fn from(sandbox: &Sandbox) -> Self {
+        Self {
+            user: sandbox.user.clone(),
+            uid: sandbox.uid,
+            capabilities: sandbox.capabilities.names(),
+            no_new_privs: sandbox.no_new_privs,
+            landlock_abi: sandbox.landlock,
+            seccomp: sandbox.seccomp.name().to_owned(),
+            core_dumps: sandbox.core_dumps,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.trial_left_s {
+            Some(left) => format!("on trial: {} left for `portsentry confirm`", span(left)),
+            None => self.state.to_string(),
+        };
+        line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
+        line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;
+        match self.state {
+            State::OnlyLogging => line!(f, "blocks", "nobody")?,
+            _ => line!(f, "blocks", "for {}, by {}", self.expire, self.methods.join(", "))?,
+        }
+        match self.interfaces.as_slice() {
+            [] => line!(f, "interfaces", "all")?,
+            interfaces => line!(f, "interfaces", "{}", interfaces.join(", "))?,
+        }
+        line!(f, "TCP", "{}", self.tcp)?;
+        line!(f, "UDP", "{}", self.udp)?;
+        let PacketCounts { seen, dropped, malformed, from_judged, .. } = self.packets;
+        line!(
+            f,
+            "packets",
+            "{seen} seen, {from_judged} of them from judged sources, {malformed} malformed; {dropped} dropped by the capture"
+        )?;
+        line!(f, "evidence", "{} probes so far, {} sources tracked", self.probes, self.sources_tracked)?;
+        line!(f, "bans", "{}", self.bans)?;
+        line!(f, "trap", "{}", self.trap)?;
+        line!(f, "allow-list", "{} entries", self.allowed)?;
+        line!(f, "ledger", "{}", self.ledger)?;
+        line!(f, "sandbox", "{}", self.sandbox)?;
+        match &self.commands {
+            Some(CommandHelper { process, running: true, sandbox }) => {
+                line!(f, "commands", "run by process {process}: {sandbox}")?;
+            }
+            Some(CommandHelper { process, running: false, .. }) => {
+                line!(f, "commands", "none is run, because process {process} has ended: restart portsentry")?;
+            }
+            None => {}
+        }
+        let Some(last) = &self.last_event else { return Ok(()) };
+        let target = last.subject.as_ref().or(last.source.as_ref());
+        let target = target.map_or(String::new(), |target| format!(" {target}"));
+        line!(f, "last event", "{} {}{target}", to_seconds(last.time.as_deref().unwrap_or("?")), last.event)
+    }
+}
+
+impl fmt::Display for MonitoredPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.mode)?;
+        if self.mode == "off" {
+            return Ok(());
+        }
+        let block = match self.block {
+            BlockState::Yes => "blocked",
+            BlockState::Run => "left to the command",
+            BlockState::OnlyLogged => "only logged",
+        };
+        write!(f, ", {} ports, scans are {block}", self.count)?;
+        match self.left_out.as_str() {
+            "" => Ok(()),
+            in_use => write!(f, "; left out, because in use: {in_use}"),
+        }
+    }
+}
+
+impl fmt::Display for BanCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { intended, enforced, made, failed, repaired, .. } = self;
+        let enforced = enforced.map_or("not counted".to_owned(), |enforced| enforced.to_string());
+        write!(f, "{intended} now, {enforced} in the kernel; {made} made, {failed} failed since the start")?;
+        match repaired {
+            0 => Ok(()),
+            repaired => write!(f, ", {repaired} were missing and put back"),
+        }
+    }
+}
+
+impl fmt::Display for TrapCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = match (self.ports, self.udp_ports) {
+            (0, 0) => return f.write_str("the kernel counts nothing by itself"),
+            (ports, 0) => format!("{ports} TCP ports"),
+            (0, udp) => format!("{udp} UDP ports"),
+            (ports, udp) => format!("{ports} TCP and {udp} UDP ports"),
+        };
+        write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)
+    }
+}
+
+impl fmt::Display for SandboxState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.clone().unwrap_or_else(|| self.uid.to_string());
+        let capabilities = match self.capabilities.as_deref() {
+            None => "all capabilities".to_owned(),
+            Some([]) => "no capabilities".to_owned(),
+            Some(kept) => kept.join(", "),
+        };
+        let no_new_privs = if self.no_new_privs { "on" } else { "off" };
+        let landlock = self.landlock_abi.map_or("off".to_owned(), |abi| format!("version {abi}"));
+        let core_dumps = if self.core_dumps { "possible" } else { "off" };
+        write!(
+            f,
+            "user {user}, {capabilities}; no_new_privs {no_new_privs}, Landlock {landlock}, seccomp {}, core dumps {core_dumps}",
+            self.seccomp
+        )
+    }
+}

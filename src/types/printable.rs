@@ -1,0 +1,64 @@
+//! Makes text of untrusted origin safe for a terminal, a log line and a page.
+//!
+//! A name, a command's output or a quoted packet may contain anything. Control characters end lines and drive terminals
+//! (CVE-2003-0063 and its successors); bidirectional formatting makes a line read differently from what it is
+//! (CVE-2021-42574).
+
+/// True for a character that cannot be seen by itself: controls, line and paragraph separators, zero-width characters, and
+/// marks, overrides and isolates of the writing direction.
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    let formats = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
+    c.is_control() || formats
+}
+
+/// `text` with `mark` in place of every hidden character.
+pub fn masked(text: &str, mark: char) -> impl Iterator<Item = char> {
+    text.chars().map(move |c| if is_hidden(c) { mark } else { c })
+}
+
+/// [`masked`], cut at a character boundary to at most `max_len` bytes.
+#[must_use]
+pub fn masked_to(text: &str, mark: char, max_len: usize) -> String {
+    let mut out = String::new();
+    for c in masked(text, mark) {
+        if out.len() + c.len_utf8() > max_len {
+            break;
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Appends `c` as it is, or escaped as in a Rust literal where it is hidden. Quotes and backslashes stay as they are.
+pub fn push_escaped(out: &mut String, c: char) {
+    match c {
+        '\\' | '"' | '\'' => out.push(c),
+        c if is_hidden(c) && !c.is_control() => out.extend(c.escape_unicode()),
+        c => out.extend(c.escape_debug()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_characters_are_masked_others_stay() {
+        let text = "a\u{1b}[2J\u{7}\n\u{9b}1m \u{202e}x\u{2028}\u{200b}\u{2066}\u{feff} Zürich ✓";
+        assert_eq!(masked(text, '?').collect::<String>(), "a?[2J???1m ?x???? Zürich ✓");
+    }
+
+    #[test]
+    fn masked_text_is_cut_between_characters() {
+        assert_eq!(masked_to("ééé", '?', 5), "éé");
+        assert_eq!(masked_to("\u{202e}\u{202e}\u{202e}", ' ', 2), "  ");
+    }
+
+    #[test]
+    fn hidden_characters_are_escaped_quotes_stay() {
+        let mut out = String::new();
+        "\"'\\\n\0\u{202e}é".chars().for_each(|c| push_escaped(&mut out, c));
+        assert_eq!(out, "\"'\\\\n\\0\\u{202e}é");
+    }
+}
