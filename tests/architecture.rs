@@ -24,7 +24,7 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
     ("events", &["engine", "lazy_queue", "panic_guard", "types"]),
     ("enforce", &["atomic_file", "engine", "lazy_queue", "netlink", "panic_guard", "types"]),
     ("sensor", &["capture", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"]),
-    ("metrics", &["engine", "events", "sensor"]),
+    ("metrics", &["engine", "events", "sensor", "types"]),
     ("report", &["atomic_file", "engine", "ledger", "types"]),
     ("cli", &["config", "engine", "types"]),
     ("import", &["atomic_file", "config", "engine", "types"]),
@@ -62,6 +62,7 @@ const PURE: [(&str, &[&str]); 3] = [
         "types",
         &[
             "ipnet::",
+            "serde::Deserialize",
             "std::fmt",
             "std::net::IpAddr",
             "std::net::Ipv4Addr",
