@@ -1,14 +1,15 @@
 # make run [ARGS=…]   build what is needed and run the program, as root: make run ARGS="--log-only"
 # make test           every test; the last line says how many ran (ARGS goes to cargo test)
+# make test-fast      those of them that need neither root nor namespaces, in less than a minute
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
-# make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench leak": one of them)
+# make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench ports_learned": one of them)
 # make test-kernels   the tests that talk to the kernel, on Debian's 5.10, 6.1 and 6.12 in QEMU (ARGS="6.1": that one)
 # make fuzz           each fuzz target for 10 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
 # make reproducible   makes the package twice at different places, and compares: 10 to 30 minutes
 # make audit          licences, advisories, sources and duplicates of the crates
 # make msrv           whether the oldest Rust that Cargo.toml promises takes it
-# make beside         the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
+# make interop        the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
 
@@ -19,8 +20,8 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test test-kernels demo bench fuzz deb reproducible audit msrv beside man lint fmt setup setup-build \
-    setup-test setup-lint setup-deb setup-audit setup-beside setup-kernels
+.PHONY: run build test test-fast test-kernels demo bench fuzz deb reproducible audit msrv interop man lint fmt setup setup-build \
+    setup-test setup-lint setup-deb setup-audit setup-interop setup-kernels
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
@@ -30,6 +31,9 @@ build: setup-build
 
 test: setup-test
 	@tests/run.sh --locked $(ARGS)
+
+test-fast: setup-test
+	@tests/run.sh --fast --locked $(ARGS)
 
 test-kernels: setup-kernels
 	@tests/kernels.sh $(ARGS)
@@ -55,22 +59,22 @@ audit: setup-audit
 msrv: setup-build
 	@tests/msrv.sh
 
-beside: setup-beside setup-deb
-	@tests/beside.sh
+interop: setup-interop setup-deb
+	@tests/interop.sh
 
 man:
 	LC_ALL=C awk -f packaging/settings-page.awk docs/portsentry.8 docs/settings.md >docs/portsentry.toml.5
 
 lint: setup-lint
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postrm packaging/examples/mail-on-ban
 
 fmt:
-	cargo fmt
+	cargo fmt --all
 
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint setup-deb setup-audit setup-beside setup-kernels: setup-%:
+setup-build setup-test setup-lint setup-deb setup-audit setup-interop setup-kernels: setup-%:
 	@tests/packages.sh $*

@@ -4,30 +4,18 @@
 //! rest, so each flood also meets one whose own firewall drops it, without and with the kernel's trap.
 //!
 //! `cargo bench --bench flood -- forged 240000` measures only the rows with all of these words, and the real scanner.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark stops at what goes wrong and prints figures"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
 
-#[path = "../tests/lab/mod.rs"]
-mod lab;
 mod support;
 
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use lab::daemon::Daemon;
-use lab::raw::SYN;
-use lab::services::{EIGHT, Services};
-use lab::{Lab, PATIENCE};
-use portsentry::enforce::nft::Nft;
-use portsentry::types::BanTarget;
-use support::{Frames, stranger};
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::SYN;
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT};
+use support::{Frames, Scanner, stranger};
 
 /// Packets of a flood.
 const PACKETS: u32 = 1_000_000;
@@ -52,12 +40,11 @@ const WITH_TRAP: &str = "expire = \"24h\"\n[trap]\ntcp = true\n";
 
 fn main() {
     let runs = support::runs(RUNS);
-    println!("\nA flood of {PACKETS} SYNs; median of {runs} runs, the memory and the losses of the worst\n");
-    println!(
-        "| flood | packets/s, no program | packets/s | lost by the capture | processor time for a million packets, s | \
-         resident at most, MiB | bans of full length | afterwards as before |"
+    support::table(
+        &format!("A flood of {PACKETS} SYNs; median of {runs} runs, the memory and the losses of the worst"),
+        "flood | packets/s, no program | packets/s | lost by the capture | processor time for a million packets, s | \
+         resident at most, MiB | bans of full length | afterwards as before",
     );
-    println!("|---|---|---|---|---|---|---|---|");
     let forgers = format!("{FORGED} forged sources");
     let floods: [(&str, Packets); 2] = [("one source", one), (&forgers, forged)];
     let paces = [("as fast as it goes".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
@@ -89,11 +76,11 @@ fn main() {
             if runs.iter().all(|run| run.sound) { "yes" } else { "no" }
         );
     }
-    println!(
-        "\nA real scanner (`nmap -sS`) among {AROUND} forged SYNs a second: from its start to its ban, ms; each run\n"
+    let hidden_among = format!("among {AROUND} forged SYNs a second: from its start to its ban, ms; each run");
+    support::table(
+        &format!("A real scanner (`nmap -sS`) {hidden_among}"),
+        "first closed ports to ban | others blocked",
     );
-    println!("| first closed ports to ban | others blocked |");
-    println!("|---|---|");
     for _ in 0..runs {
         hidden();
     }
@@ -179,22 +166,12 @@ fn hidden() {
     let took = std::thread::scope(|scope| {
         scope.spawn(|| frames.send(Some(AROUND)));
         std::thread::sleep(Duration::from_secs(1));
-        let mut scanner = lab.command("scanner", "nmap");
-        let target = lab.victim_v4("scanner").to_string();
-        let mut scanner = scanner.args(["-sS", "-n", "-Pn", &target]).stdout(Stdio::null()).spawn().unwrap();
+        let _scanner = Scanner::start(&lab, "scanner", lab.victim_v4("scanner").into(), &["-sS"]);
         let begin = Instant::now();
-        let source = BanTarget::V4(lab.v4("scanner"));
-        lab.inside("victim", || {
-            let mut nft = Nft::open().unwrap();
-            while nft.holds(source).unwrap().is_none() {
-                assert!(begin.elapsed() < PATIENCE, "the real scanner is never blocked");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let took = begin.elapsed();
-        let _ = scanner.kill();
-        scanner.wait().unwrap();
-        took
+        let patient = || begin.elapsed() < TIMEOUT;
+        let banned = support::wait_for_ban(&lab, lab.v4("scanner").into(), Duration::from_millis(1), patient);
+        assert!(banned, "the real scanner is never blocked");
+        begin.elapsed()
     });
     println!("| {:.0} | {} |", took.as_secs_f64() * 1e3, lab.banned().len() - 1);
     daemon.stop();

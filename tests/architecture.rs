@@ -1,9 +1,10 @@
-//! The arrows between the folders of `src`, read from the sources: who may know whom, and what the pure ones must not
-//! touch. A test fails where an import breaks a direction, so that the core stays a function of its input.
+//! The arrows between the modules of `src`, read from the sources: which folder may use which, that modules beside each
+//! other make no circle, and what the pure ones must not touch. A test fails where an import breaks a direction, so that
+//! the core stays a function of its input.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking, in its helpers too")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
@@ -53,6 +54,50 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
     ("replay", &["capture", "cli", "config", "daemon", "engine", "events", "types", "wire"]),
     ("fuzzing", &["capture", "config", "control", "daemon", "enforce", "host", "import", "ledger", "netlink"]),
     ("main", &["check", "cli", "config", "control", "daemon", "events", "import", "portsentry", "replay", "report"]),
+];
+
+/// The folders of `src` in the order in which a packet's way is wired: a module uses only what stands after it.
+const LAYOUT: [&str; 25] = [
+    "fuzzing",
+    "main",
+    "cli",
+    "daemon",
+    "check",
+    "import",
+    "replay",
+    "control",
+    "report",
+    "metrics",
+    "sensor",
+    "enforce",
+    "events",
+    "ledger",
+    "host",
+    "capture",
+    "netlink",
+    "engine",
+    "wire",
+    "config",
+    "sandbox",
+    "atomic_file",
+    "lazy_queue",
+    "panic_guard",
+    "types",
+];
+
+/// What still uses something before it. A list that only shrinks: it has to be exactly what is found.
+const KNOWN_UPWARD: [(&str, &str); 5] =
+    [("check", "cli"), ("check", "daemon"), ("control", "cli"), ("replay", "cli"), ("replay", "daemon")];
+
+/// Modules that still need each other, by the module that they belong to. A list that only shrinks: it has to be exactly
+/// what is found.
+const KNOWN_CIRCLES: [(&str, &[&str]); 6] = [
+    ("config", &["parse", "schema"]),
+    ("import", &["options", "output"]),
+    ("netlink", &["nft", "socket"]),
+    ("netlink::nft", &["desired_ruleset", "rules", "trap"]),
+    ("netlink::nft", &["element", "features"]),
+    ("sensor", &["ban_maintenance", "controller", "table_repair", "trap"]),
 ];
 
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a
@@ -151,15 +196,26 @@ fn code(text: &str) -> String {
 
 /// Every path that a `use` of this text brings in, its braces spread out.
 fn imports(text: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for statement in text.split(['\n', ';']).map(str::trim).filter(|line| is_use(line)) {
-        // A statement may run over several lines: from its first one to the semicolon.
-        let rest = text.get(statement.as_ptr().addr() - text.as_ptr().addr()..).unwrap_or_default();
-        let whole = rest.split(';').next().unwrap_or_default();
-        let (_, tree) = whole.split_once("use ").unwrap_or_default();
-        spread("", &tree.replace(['\n', ' '], ""), &mut found);
+    bindings(text).into_values().collect()
+}
+
+/// The names that the `use` statements of this text bring in, each with its path.
+fn bindings(text: &str) -> BTreeMap<String, String> {
+    let mut paths = BTreeSet::new();
+    for statement in uses(text) {
+        let (_, tree) = statement.split_once("use ").unwrap_or_default();
+        spread("", &tree.replace(" as ", "=").replace(['\n', ' '], ""), &mut paths);
     }
-    found
+    let name = |path: &str| path.rsplit(['=', ':']).next().unwrap_or_default().to_owned();
+    // Traits that are only there for their methods have no name: they keep their path.
+    let key = |path: &str| if path.ends_with("=_") { path.to_owned() } else { name(path) };
+    paths.iter().map(|path| (key(path), path.split('=').next().unwrap_or_default().to_owned())).collect()
+}
+
+/// The `use` statements of this text, each from its first line to its semicolon.
+fn uses(text: &str) -> impl Iterator<Item = &str> {
+    let starts = text.split(['\n', ';']).map(str::trim).filter(|line| is_use(line));
+    starts.filter_map(|start| text.get(start.as_ptr().addr() - text.as_ptr().addr()..)?.split(';').next())
 }
 
 fn is_use(line: &str) -> bool {
@@ -236,6 +292,195 @@ fn the_directions_make_no_circle() {
         left.remove(free);
     }
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// The library's files by the path of their module: `engine::suspects`, and nothing for `lib.rs`.
+struct Modules(BTreeMap<String, Module>);
+
+struct Module {
+    bindings: BTreeMap<String, String>,
+    /// All but the `use` statements.
+    body: String,
+}
+
+impl Module {
+    fn of(text: &str) -> Self {
+        let body = uses(text).fold(text.to_owned(), |body, statement| body.replacen(statement, "", 1));
+        Self { bindings: bindings(text), body }
+    }
+}
+
+impl Modules {
+    fn read() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let tops = MAY_NAME.iter().filter(|(name, _)| *name != "main");
+        let files = tops.flat_map(|(name, _)| sources(name)).chain([(root.join("lib.rs"), String::new())]);
+        let named = files.map(|(path, text)| {
+            let path = path.strip_prefix(&root).unwrap().with_extension("");
+            let parts = path.iter().map(|part| part.to_str().unwrap()).filter(|part| !["mod", "lib"].contains(part));
+            (parts.collect::<Vec<_>>().join("::"), Module::of(&text))
+        });
+        Self(named.collect())
+    }
+
+    /// The module that defines what `path` means in the module `from`, re-exports followed; nothing for other crates.
+    fn resolve(&self, from: &str, path: &str) -> Option<String> {
+        let mut parts: VecDeque<&str> = path.split("::").collect();
+        let mut module = match parts.front()? {
+            &"crate" => String::new(),
+            &"self" | &"super" => from.to_owned(),
+            first => self.0.contains_key(&below(from, first)).then(|| from.to_owned())?,
+        };
+        while let Some(part) = parts.pop_front() {
+            match part {
+                "crate" | "self" => {}
+                "super" => module = parent(&module).to_owned(),
+                _ if self.0.contains_key(&below(&module, part)) => module = below(&module, part),
+                _ => {
+                    let exported = self.0.get(&module)?.bindings.get(part);
+                    return exported.and_then(|path| self.resolve(&module, path)).or(Some(module));
+                }
+            }
+        }
+        Some(module)
+    }
+
+    /// The modules that a module needs: by its imports, and by full paths in its text.
+    fn needs(&self, from: &str) -> BTreeSet<String> {
+        let Module { bindings, body } = &self.0[from];
+        let mut paths: Vec<String> = Vec::new();
+        for (name, path) in bindings {
+            let within: Vec<_> =
+                paths_after(body, &format!("{name}::")).map(|rest| format!("{path}::{rest}")).collect();
+            // Of a module that is imported as a whole counts what is used of it.
+            paths.extend(if within.is_empty() { vec![path.clone()] } else { within });
+        }
+        for prefix in ["crate::", "super::"] {
+            paths.extend(paths_after(body, prefix).map(|rest| format!("{prefix}{rest}")));
+        }
+        paths.iter().filter_map(|path| self.resolve(from, path)).filter(|module| module != from).collect()
+    }
+
+    /// Which children of a module need which: a child is a file, or a folder with all that is in it. What a child takes
+    /// from the file of the folder that it lies in, or that file from it, is no arrow: they are one thing.
+    fn arrows(&self) -> BTreeMap<String, BTreeSet<(String, String)>> {
+        let mut arrows: BTreeMap<String, BTreeSet<_>> = BTreeMap::new();
+        for from in self.0.keys() {
+            for to in self.needs(from) {
+                let shared = from.split("::").zip(to.split("::")).take_while(|(a, b)| a == b).count();
+                let child =
+                    |path: &str| path.split("::").nth(shared).filter(|part| !part.is_empty()).map(str::to_owned);
+                if let (Some(one), Some(other)) = (child(from), child(&to)) {
+                    let parent = from.split("::").take(shared).collect::<Vec<_>>().join("::");
+                    arrows.entry(parent).or_default().insert((one, other));
+                }
+            }
+        }
+        arrows
+    }
+}
+
+fn below(module: &str, child: &str) -> String {
+    if module.is_empty() { child.to_owned() } else { format!("{module}::{child}") }
+}
+
+fn parent(module: &str) -> &str {
+    module.rsplit_once("::").map_or("", |(parent, _)| parent)
+}
+
+/// What follows `prefix` as a path, wherever it begins a word.
+fn paths_after<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    text.match_indices(prefix).filter_map(move |(at, _)| {
+        let before = text.get(..at)?.chars().next_back();
+        let rest = text.get(at + prefix.len()..)?;
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
+        let starts = !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
+        starts.then(|| rest.get(..end).unwrap_or_default().trim_end_matches(':'))
+    })
+}
+
+/// Groups of two and more that reach each other.
+fn circles(arrows: &BTreeSet<(String, String)>) -> BTreeSet<Vec<&str>> {
+    let reached = |from: &str| {
+        let (mut reached, mut ahead) = (BTreeSet::new(), vec![from.to_owned()]);
+        while let Some(next) = ahead.pop() {
+            let found = arrows.iter().filter(|(one, _)| *one == next).map(|(_, other)| other);
+            ahead.extend(found.filter(|other| reached.insert((*other).clone())).cloned());
+        }
+        reached
+    };
+    let all: BTreeMap<&str, BTreeSet<String>> = arrows.iter().map(|(one, _)| (one.as_str(), reached(one))).collect();
+    let group = |one: &str| {
+        all.iter()
+            .filter(|(other, back)| all[one].contains(**other) && back.contains(one))
+            .map(|(name, _)| *name)
+            .collect()
+    };
+    all.keys().map(|one| group(one)).filter(|group: &Vec<_>| group.len() > 1).collect()
+}
+
+#[test]
+fn sibling_modules_make_no_circle() {
+    let arrows = Modules::read().arrows();
+    assert!(arrows.len() > 10, "{:?}", arrows.keys());
+    let found: Vec<(&str, Vec<&str>)> = arrows
+        .iter()
+        .flat_map(|(parent, arrows)| circles(arrows).into_iter().map(move |group| (parent.as_str(), group)))
+        .collect();
+    let known: Vec<_> = KNOWN_CIRCLES.iter().map(|(parent, group)| (*parent, group.to_vec())).collect();
+    let why: Vec<_> = found
+        .iter()
+        .map(|(parent, group)| {
+            let within = arrows[*parent]
+                .iter()
+                .filter(|(one, other)| group.contains(&one.as_str()) && group.contains(&other.as_str()));
+            (parent, within.map(|(one, other)| format!("{one} -> {other}")).collect::<Vec<_>>())
+        })
+        .collect();
+    assert!(found == known, "found: {found:#?}\nby {why:#?}");
+}
+
+#[test]
+fn circles_are_found_through_exports_names_and_full_paths() {
+    let found = |files: &[(&str, &str)]| {
+        let modules = files.iter().map(|(path, text)| ((*path).to_owned(), Module::of(text)));
+        let arrows = Modules(modules.collect()).arrows();
+        arrows
+            .iter()
+            .flat_map(|(parent, arrows)| circles(arrows).into_iter().map(move |one| format!("{parent}: {one:?}")))
+            .collect::<Vec<_>>()
+    };
+    let folder = ("a", "mod b;\nmod c;\npub use b::Thing;\nfn f() { c::g() }");
+    // `c` takes from `b` what the file of the folder exports; a child and that file are one thing.
+    let export = "use super::Thing;\nuse super::f;";
+    assert_eq!(
+        found(&[("", ""), folder, ("a::b", "use super::c as d;\nfn h() { d::g() }"), ("a::c", export)]),
+        [r#"a: ["b", "c"]"#]
+    );
+    assert_eq!(found(&[("", ""), folder, ("a::b", "fn h() { super::f() }"), ("a::c", export)]), [""; 0]);
+    // Folders, whichever of their files it is.
+    let inner = ("a::b", "fn h() { crate::z::k() }");
+    assert_eq!(found(&[("", ""), folder, inner, ("z", "pub mod y;"), ("z::y", "fn k() {}")]), [""; 0]);
+    assert_eq!(
+        found(&[("", ""), folder, inner, ("z", "pub use y::k;\nmod y;"), ("z::y", "use crate::a::{Thing, f};")]),
+        [r#": ["a", "z"]"#]
+    );
+}
+
+#[test]
+fn folders_use_only_what_stands_after_them() {
+    let place = |name: &str| {
+        LAYOUT.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name}: where is it in the layout?"))
+    };
+    let mut upward: BTreeSet<(String, String)> = BTreeSet::new();
+    for (module, _) in MAY_NAME {
+        let needed = sources(module).into_iter().flat_map(|(_, text)| named(&text));
+        let known = needed
+            .filter(|name| name != module && name != "portsentry" && MAY_NAME.iter().any(|(known, _)| known == name));
+        upward.extend(known.filter(|name| place(name) < place(module)).map(|name| (module.to_owned(), name)));
+    }
+    let known: BTreeSet<_> = KNOWN_UPWARD.iter().map(|(one, other)| ((*one).to_owned(), (*other).to_owned())).collect();
+    assert_eq!(upward, known);
 }
 
 #[test]

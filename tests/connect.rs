@@ -2,9 +2,6 @@
 //! accept counts. Each test has a network of its own.
 
 #[cfg(test)]
-mod lab;
-
-#[cfg(test)]
 mod tests {
     use std::io::{ErrorKind, Read as _};
     use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -13,9 +10,9 @@ mod tests {
 
     use rustix::process::Signal;
 
-    use crate::lab::daemon::Daemon;
-    use crate::lab::services::Services;
-    use crate::lab::{AT_ONCE, Lab, PATIENCE, enter, raw, slowness};
+    use netns_lab::daemon::Daemon;
+    use netns_lab::services::Services;
+    use netns_lab::{AT_ONCE, Lab, TIMEOUT, enter, raw, slowness};
 
     const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
     const BANNER: &str = "Go away.\r\n";
@@ -23,8 +20,8 @@ mod tests {
     /// Completes a connection to each port and reads until its end; what was read.
     fn connect(lab: &Lab, host: &str, target: IpAddr, ports: &[u16]) -> Vec<String> {
         let read = |port: &u16| {
-            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(target, *port), PATIENCE).expect("it is open");
-            stream.set_read_timeout(Some(PATIENCE)).expect("more than zero");
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(target, *port), TIMEOUT).expect("it is open");
+            stream.set_read_timeout(Some(TIMEOUT)).expect("more than zero");
             let mut said = String::new();
             stream.read_to_string(&mut said).expect("it is closed in order");
             said
@@ -35,7 +32,7 @@ mod tests {
     /// Has a host connect to a port for which it is blocked: the connection ends with it, whatever was said by then.
     fn connect_once_too_often(lab: &Lab, host: &str, port: u16) -> IpAddr {
         let target = SocketAddr::new(lab.victim_v4(host).into(), port);
-        drop(lab.inside(host, || TcpStream::connect_timeout(&target, PATIENCE)));
+        drop(lab.inside(host, || TcpStream::connect_timeout(&target, TIMEOUT)));
         lab.expect_ban(lab.v4(host).into()).address
     }
 
@@ -248,7 +245,7 @@ mod tests {
         connect(&lab, "unwatched", lab.victim_v4("unwatched").into(), &[7001, 7002, 7003, 7004]);
         lab.victim_ip("addr add 10.77.2.99/24 dev attacker");
         let attacker = IpAddr::from(lab.v4("attacker"));
-        let banned = crate::lab::within(PATIENCE, || {
+        let banned = netns_lab::within(TIMEOUT, || {
             // The address is new: the program has to hear of it from the kernel first.
             let late = SocketAddr::new([10, 77, 2, 99].into(), 7001);
             for port in 7001..=7003 {
@@ -298,7 +295,7 @@ mod tests {
             for port in [7001, 7002] {
                 let (lab, done, connections) = (&lab, &done, &connections);
                 scope.spawn(move || {
-                    enter(&lab.namespace("friend"));
+                    enter(lab.namespace("friend").name());
                     while !done.load(Ordering::Relaxed) && connections.load(Ordering::Relaxed) < 20_000 {
                         let stream =
                             TcpStream::connect_timeout(&(target, port).into(), Duration::from_secs(1) * slowness());
@@ -306,7 +303,7 @@ mod tests {
                     }
                 });
             }
-            let flooded = crate::lab::within(PATIENCE, || (connections.load(Ordering::Relaxed) > 500).then_some(()));
+            let flooded = netns_lab::within(TIMEOUT, || (connections.load(Ordering::Relaxed) > 500).then_some(()));
             assert!(flooded.is_some(), "there is no flood");
             connect_until_banned(&lab, "attacker", [7003, 7004, 7005]);
             connect_until_banned(&lab, "late", [7001, 7002, 7003]);

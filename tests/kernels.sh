@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 
-programs=${TESTS:-host sandbox ruleset monitor routes trap connect hands portsentry main_job ledger trials faults defects}
+programs=${TESTS:-host sandbox ruleset monitor routes trap connect slow_backends portsentry end_to_end ledger scenarios fault_injection classic_regressions}
 manifest=$PWD
 work=${CARGO_TARGET_DIR:-$PWD/target}/kernels
 mkdir -p "$work"
@@ -25,13 +25,13 @@ data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf 
 declare -A chosen=(
     [portsentry]="netlink:: capture:: enforce:: sandbox:: daemon:: sensor:: control::"
     [ledger]="trouble::"
-    [trials]="clock:: crashes:: escalation::the_second flush:: kernel_log:: removed:: ways::"
+    [scenarios]="clock:: crashes:: escalation::the_second flush:: kernel_log:: removed:: ways::"
 )
 declare -A left_out=(
     [ruleset]="million::"
-    [main_job]="report:: reverse:: refusals:: allow::a_name allow::whoever"
-    [faults]="flood::a_forged_flood flood::forged_datagrams"
-    [defects]="flood::a_flood"
+    [end_to_end]="report:: reverse:: refusals:: allow::a_name allow::whoever"
+    [fault_injection]="flood::a_forged_flood flood::forged_datagrams"
+    [classic_regressions]="flood::a_flood"
 )
 
 # suite VERSION: where Debian keeps the kernel of this version.
@@ -141,8 +141,8 @@ build_root() {
     echo "$slowness" >"$root/slowness"
     # What a test has the C compiler build is built here.
     mkdir -p "$root/built"
-    cc -O2 -o "$root/built/no-ipv6.c" tests/faults/no-ipv6.c
-    cc -shared -fPIC -O2 -o "$root/built/clock.c" tests/trials/clock.c
+    cc -O2 -o "$root/built/no-ipv6.c" tests/fault_injection/no-ipv6.c
+    cc -shared -fPIC -O2 -o "$root/built/clock.c" tests/scenarios/clock.c
     cp tests/kernels/cc "$root/usr/bin/cc"
     cp tests/kernels/init "$root/init"
     chmod 755 "$root/init" "$root/usr/bin/cc"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what is missing of the Debian or Ubuntu packages that a target needs:
-# packages.sh build|test|lint|deb|audit|beside|kernels|all
+# packages.sh build|test|lint|deb|audit|interop|kernels|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
@@ -11,8 +11,8 @@ test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping 
 lint=(shellcheck)
 # dpkg-shlibdeps, the compressor, and what writes the list of parts.
 deb=(dpkg-dev binutils xz-utils jq)
-# What makes a Debian of its own: for tests/beside.sh, tests/deb.sh and tests/quick-start.sh.
-beside=(mmdebstrap)
+# What makes a Debian of its own: for tests/interop.sh, tests/deb.sh and tests/quick-start.sh.
+interop=(mmdebstrap)
 # The machine that boots other kernels, and what makes its root.
 kernels=(qemu-system-x86 cpio kmod binutils e2fsprogs)
 cargo_deb=3.8.0
@@ -24,10 +24,10 @@ case "${1:-all}" in
     lint) wanted=("${build[@]}" "${lint[@]}") ;;
     deb) wanted=("${build[@]}" "${deb[@]}") ;;
     audit) wanted=("${build[@]}") ;;
-    beside) wanted=("${beside[@]}") ;;
+    interop) wanted=("${interop[@]}") ;;
     kernels) wanted=("${build[@]}" "${test[@]}" "${kernels[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|deb|audit|beside|kernels|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|lint|deb|audit|interop|kernels|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then

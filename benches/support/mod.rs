@@ -1,21 +1,24 @@
-//! What the benchmarks of the whole program share: how often to measure, what is in the middle of what was measured, many
-//! packets at a known pace, and what the program used for them.
+//! What the benchmarks of the whole program share: how often to measure, tables of the results, many packets at a known
+//! pace, a scanner, the wait for its ban, and what the program used for all of it.
 #![allow(dead_code, reason = "each benchmark uses its own part of it")]
 
 use std::fs;
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd as _;
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 use pcap::{Active, Capture};
 use portsentry::control::client::Client;
+use portsentry::enforce::nft::Nft;
+use portsentry::types::BanTarget;
 
-use crate::lab::Lab;
-use crate::lab::daemon::Daemon;
-use crate::lab::raw;
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+use netns_lab::raw;
 
 /// How often each thing is measured: what the environment's `RUNS` says, or else `usual`.
 pub(crate) fn runs(usual: usize) -> usize {
@@ -25,6 +28,11 @@ pub(crate) fn runs(usual: usize) -> usize {
 /// Whether a row of this name is asked for: one with all the words of the command line.
 pub(crate) fn is_asked_for(name: &str) -> bool {
     std::env::args().skip(1).filter(|word| !word.starts_with("--")).all(|word| name.contains(&word))
+}
+
+/// Prints the head of a table; the names of its columns have a bar between them.
+pub(crate) fn table(title: &str, columns: &str) {
+    println!("\n{title}\n\n| {columns} |\n|{}", "---|".repeat(columns.split(" | ").count()));
 }
 
 /// The figure below which this share of them lies; not a number where there is none.
@@ -39,6 +47,49 @@ pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
 /// The one in the middle.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     quantile(figures, 0.5)
+}
+
+/// Asks the kernel for a ban of `source` again and again, as long as `goes_on` does; whether there is one.
+pub(crate) fn wait_for_ban(
+    lab: &Lab,
+    source: IpAddr,
+    pause: Duration,
+    mut goes_on: impl FnMut() -> bool + Send,
+) -> bool {
+    let subject = BanTarget::of(source);
+    lab.inside("victim", || {
+        let mut nft = Nft::open().unwrap();
+        // Where there is no table there is no program.
+        while !matches!(nft.holds(subject), Ok(Some(_))) {
+            if !goes_on() {
+                return false;
+            }
+            std::thread::sleep(pause);
+        }
+        true
+    })
+}
+
+/// nmap on a host of the lab, against the victim; killed when dropped.
+pub(crate) struct Scanner(Child);
+
+impl Scanner {
+    pub(crate) fn start(lab: &Lab, host: &str, target: IpAddr, arguments: &[&str]) -> Self {
+        let mut nmap = lab.command(host, "nmap");
+        nmap.args(if target.is_ipv6() { &["-6"][..] } else { &[] }).args(["-n", "-Pn"]).args(arguments);
+        Self(nmap.arg(target.to_string()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Scanner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Addresses that only the lab knows: this one of very many.

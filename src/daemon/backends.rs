@@ -90,7 +90,7 @@ pub(super) fn open(
     let mut ways = OpenBackends::default();
     [ways.blocker.tcp_tells, ways.blocker.udp_tells] = tells;
     if blocks(config) {
-        ways.blocker.ways = config.block.method.iter().copied().map(way).collect();
+        ways.blocker.ways = config.block.method.clone();
     }
     let has = |way: Backend| ways.blocker.ways.contains(&way);
     let (nft, route, hosts_deny) = (has(Backend::Nft), has(Backend::Route), has(Backend::HostsDeny));
@@ -185,16 +185,6 @@ fn install(config: &Config, host: &Host, said: &mut Vec<EventKind>) -> Result<(N
 
 /// How often the table is laid where somebody deletes it at once.
 const ATTEMPTS: u32 = 10;
-
-/// The way that a setting names.
-pub(super) fn way(method: Backend) -> Backend {
-    match method {
-        Backend::Nft => Backend::Nft,
-        Backend::Route => Backend::Route,
-        Backend::HostsDeny => Backend::HostsDeny,
-        Backend::Command => Backend::Command,
-    }
-}
 
 pub(crate) fn kind(config: &Config) -> Kind {
     use crate::config::Route;

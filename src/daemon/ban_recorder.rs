@@ -166,8 +166,8 @@ impl BanRecorder {
             }
             EventKind::ByHand { subject, expiry, note, way, .. } => {
                 let methods: Backends = match way {
-                    Some(way) => method(*way).into(),
-                    None => ways.iter().map(|way| method(super::backends::way(*way))).collect(),
+                    Some(way) => (*way).into(),
+                    None => ways.iter().copied().collect(),
                 };
                 let ban = Banned::wanted_by(Author::Operator, *subject, event.time, *expiry, methods);
                 Banned { note: note.clone(), ..ban }.into()
@@ -185,7 +185,7 @@ impl BanRecorder {
     /// A ban that is in force in one way; the same ban, where it is so in another one already.
     fn banned(&mut self, ban: &Ban, at: SystemTime, way: Backend, interface: impl Fn(u32) -> Option<String>) -> Change {
         let interface = interface(ban.probe.sighting.interface);
-        let row = Banned::from_ban(ban, at, interface.as_deref(), method(way));
+        let row = Banned::from_ban(ban, at, interface.as_deref(), way);
         let this = (row.subject, at);
         if self.recent.contains(&this) {
             return Change::Also(row);
@@ -215,13 +215,4 @@ impl BanRecorder {
 /// A ban that somebody lifted.
 pub(super) fn lifted(subject: BanTarget, by: &str, at: SystemTime) -> Change {
     Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
-}
-
-fn method(way: Backend) -> Backend {
-    match way {
-        Backend::Nft => Backend::Nft,
-        Backend::Route => Backend::Route,
-        Backend::HostsDeny => Backend::HostsDeny,
-        Backend::Command => Backend::Command,
-    }
 }

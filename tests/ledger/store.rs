@@ -9,7 +9,7 @@ use portsentry::engine::{
 use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
-use crate::lab::slowness;
+use netns_lab::slowness;
 
 use super::support::{State, at, ban, source, subject};
 

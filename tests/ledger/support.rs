@@ -11,7 +11,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::lab::slowness;
+use netns_lab::slowness;
 
 /// 2026-11-21T06:32:13.5Z.
 pub(crate) const NOON: Duration = Duration::from_millis(1_795_242_733_500);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use portsentry::ledger::{BLOCKED, DATABASE, Flushed, HISTORY, Ledger, Opened, WriterEvent};
 
 use super::support::{State, await_news, banned, eventually, intruder, soon, source, writer};
-use crate::lab::slowness;
+use netns_lab::slowness;
 
 /// A small file system of its own.
 struct Disk(tempfile::TempDir);

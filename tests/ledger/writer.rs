@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use portsentry::ledger::{BLOCKED, Change, Ended, Ending, Flushed, HISTORY, WriterEvent};
 
 use super::support::{State, await_news, banned, eventually, soon, source, writer};
-use crate::lab::slowness;
+use netns_lab::slowness;
 
 #[test]
 fn what_was_handed_over_is_written_when_the_writer_has_stopped() {

@@ -10,8 +10,8 @@ use portsentry::types::BanTarget;
 use rustix::net::sockopt;
 use tokio::time::timeout;
 
-use super::lab::{PATIENCE, slowness};
 use super::{assert_quiet, next, nft, watched};
+use netns_lab::{TIMEOUT, slowness};
 
 const MANY: u32 = 100_000;
 
@@ -36,7 +36,7 @@ fn element(change: Change) -> Option<BanTarget> {
 /// Reads `MANY` changes; gives up the future again and again, and reads on.
 async fn read_many(monitor: &mut Monitor) -> HashSet<BanTarget> {
     let mut subjects = HashSet::new();
-    let end = Instant::now() + PATIENCE * slowness();
+    let end = Instant::now() + TIMEOUT * slowness();
     while subjects.len() < MANY as usize && Instant::now() < end {
         let Ok(changes) = timeout(Duration::from_micros(100), monitor.next()).await else { continue };
         let changes = changes.unwrap();

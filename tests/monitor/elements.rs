@@ -11,8 +11,8 @@ use portsentry::netlink::socket::Socket;
 use portsentry::types::{BanTarget, Expiry};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::lab::{PATIENCE, slowness, within};
 use super::{assert_quiet, subject, told, watched};
+use netns_lab::{TIMEOUT, slowness, within};
 
 const HOUR: Option<Duration> = Some(super::HOUR);
 
@@ -176,7 +176,7 @@ fn an_element_that_a_rule_adds_and_that_expires_is_not_told() {
         assert_eq!(told(monitor, &rule).await, [RulesetChanged]);
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap();
         assert!(blocked().contains("127.0.0.1"));
-        let gone = within(PATIENCE, || (!blocked().contains("127.0.0.1")).then_some(()));
+        let gone = within(TIMEOUT, || (!blocked().contains("127.0.0.1")).then_some(()));
         assert!(gone.is_some(), "it never expired");
         assert_quiet(monitor).await;
     });

@@ -3,14 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot build its network has failed")]
 
-#[cfg(test)]
-#[path = "../lab/mod.rs"]
-mod lab;
-
-#[path = "../host/namespace.rs"]
-#[expect(dead_code, reason = "these tests need no interfaces")]
-mod namespace;
-
 mod bursts;
 mod elements;
 mod ruleset;
@@ -20,7 +12,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use namespace::Namespace;
+use netns_lab::Namespace;
 use portsentry::netlink::nft::monitor::{Change, Monitor};
 use portsentry::netlink::nft::{RulesetSpec, install};
 use portsentry::netlink::socket::Socket;
@@ -49,8 +41,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the monitor tells next. The kernel tells the time that is left, and a moment of an hour may have passed by then.
 async fn next(monitor: &mut Monitor) -> Vec<Change> {
-    let mut changes = timeout(lab::PATIENCE * lab::slowness(), monitor.next()).await.unwrap().unwrap();
-    let moment = Duration::from_millis(50) * lab::slowness();
+    let mut changes = timeout(netns_lab::TIMEOUT * netns_lab::slowness(), monitor.next()).await.unwrap().unwrap();
+    let moment = Duration::from_millis(50) * netns_lab::slowness();
     for change in &mut changes {
         if let Change::ElementAdded(_, Some(left)) = change
             && (HOUR - moment..HOUR).contains(left)

@@ -8,8 +8,8 @@ use portsentry::netlink::nft::monitor::Change::{ElementAdded, TableGone, Unheard
 use portsentry::netlink::nft::monitor::Monitor;
 use portsentry::types::{BanTarget, Expiry};
 
-use super::namespace::Namespace;
 use super::{assert_quiet, next, nft, subject, told, watched};
+use netns_lab::Namespace;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 

@@ -7,8 +7,8 @@ use portsentry::enforce::route::{BlockError, Failure, Kind, RouteError, Routes};
 use portsentry::types::{BanTarget, Expiry};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::lab::Lab;
 use crate::support::{at, for_ever, only_failure, open, own, seconds, subject};
+use netns_lab::Lab;
 
 /// Runs `work` in the victim, on a thread that may not change routes.
 fn without_capability<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> T {

@@ -3,8 +3,8 @@
 use portsentry::enforce::route::{Failure, Kind, Routes};
 use portsentry::types::Expiry;
 
-use crate::lab::Lab;
 use crate::support::{at, for_ever, only_failure, open, own, shown, subject};
+use netns_lab::Lab;
 
 #[test]
 fn an_administrators_route_to_the_same_prefix_stays_and_the_ban_is_refused() {

@@ -8,9 +8,9 @@ use portsentry::enforce::route::{Kind, Routes};
 use portsentry::types::{BanTarget, Expiry};
 use rustix::io::Errno;
 
-use crate::lab::services::Services;
-use crate::lab::{Lab, PATIENCE};
 use crate::support::{at, for_ever, open, own, seconds, subject};
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT};
 
 const SHORTLY: Duration = Duration::from_millis(500);
 const PORT: u16 = 80;
@@ -38,7 +38,7 @@ fn a_blocked_attacker_gets_no_connection_until_the_ban_is_over() {
     let (far, victim_v6) = from_afar(&lab);
     let victim_v4 = lab.victim_v4("attacker").into();
     let targets = [victim_v4, victim_v6];
-    assert!(targets.iter().all(|target| lab.is_served("attacker", *target, PORT, PATIENCE)), "before");
+    assert!(targets.iter().all(|target| lab.is_served("attacker", *target, PORT, TIMEOUT)), "before");
 
     for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit, Kind::Via("10.77.1.200".parse().unwrap())] {
         let mut routes = open(&lab, kind);
@@ -47,7 +47,7 @@ fn a_blocked_attacker_gets_no_connection_until_the_ban_is_over() {
         for target in targets {
             assert!(!lab.is_served("attacker", target, PORT, SHORTLY), "{kind}: {target} answers a blocked source");
         }
-        assert!(lab.is_served("third", lab.victim_v4("third").into(), PORT, PATIENCE), "{kind}: the others");
+        assert!(lab.is_served("third", lab.victim_v4("third").into(), PORT, TIMEOUT), "{kind}: the others");
 
         assert_eq!(routes.next_due(), Some(at(60)));
         assert!(routes.due(at(59)).subjects.is_empty());
@@ -55,7 +55,7 @@ fn a_blocked_attacker_gets_no_connection_until_the_ban_is_over() {
         over.subjects.sort();
         assert_eq!((over.subjects, routes.next_due()), (bans.map(|(subject, _)| subject).to_vec(), None));
         for target in targets {
-            assert!(lab.is_served("attacker", target, PORT, PATIENCE), "{kind}: {target} after the ban");
+            assert!(lab.is_served("attacker", target, PORT, TIMEOUT), "{kind}: {target} after the ban");
         }
     }
 }
@@ -120,7 +120,7 @@ fn a_datagram_of_a_blocked_source_still_arrives() {
 
     let victim = SocketAddr::new(lab.victim_v4("attacker").into(), 5353);
     let socket = lab.inside("victim", || UdpSocket::bind(victim)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     lab.inside("attacker", || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"hello", victim)).unwrap();
     let (_, from) = socket.recv_from(&mut [0; 16]).unwrap();
     assert_eq!(from.ip(), attacker);

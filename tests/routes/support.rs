@@ -6,7 +6,7 @@ use std::time::Duration;
 use portsentry::enforce::route::{BlockError, Failed, Failure, Kind, PROTOCOL, Routes};
 use portsentry::types::{BanTarget, Expiry, Timestamp};
 
-use crate::lab::Lab;
+use netns_lab::Lab;
 
 /// A back end in the victim, which belongs to its namespace wherever it is used.
 pub(crate) fn open(lab: &Lab, kind: Kind) -> Routes {

@@ -3,11 +3,13 @@
 use portsentry::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
 use std::net::UdpSocket;
 
-use super::{FILE, Namespace, installed, listing, load, nearly, nft, seconds, subject};
+use netns_lab::Namespace;
+
+use super::{FILE, installed, listing, load, nearly, nft, seconds, subject};
 
 #[test]
 fn what_the_daemon_creates_is_what_the_file_creates() {
-    let from_file = Namespace::new().within(|| {
+    let from_file = Namespace::with_loopback().inside(|| {
         load(FILE);
         listing()
     });
@@ -25,7 +27,7 @@ fn elements_print_the_same_in_both() {
         let text = listing();
         text.split_inclusive('\n').filter(|line| !line.contains("expires")).collect::<String>()
     };
-    let from_file = Namespace::new().within(|| {
+    let from_file = Namespace::with_loopback().inside(|| {
         load(FILE);
         add()
     });
@@ -46,7 +48,7 @@ fn a_table_of_its_own_is_adopted_with_its_bans() {
 
 #[test]
 fn a_table_loaded_from_the_file_is_adopted_whatever_size_is_asked_for() {
-    Namespace::new().within(|| {
+    Namespace::with_loopback().inside(|| {
         load(FILE);
         let installed = Nft::open().unwrap().install(&RulesetSpec { size: 10, ..RulesetSpec::default() }).unwrap();
         assert_eq!(installed, Installed::Adopted { blocked: 131_072, blocked6: 131_072 });
@@ -104,7 +106,7 @@ fn a_file_with_one_thing_changed_is_refused() {
         ("        ip6 saddr @blocked6 counter drop\n", ""),
     ];
     for (from, to) in changes {
-        Namespace::new().within(|| {
+        Namespace::with_loopback().inside(|| {
             assert!(FILE.contains(from), "{from}");
             load(&FILE.replacen(from, to, 1));
             let result = Nft::open().unwrap().install(&RulesetSpec::default());
@@ -115,17 +117,17 @@ fn a_file_with_one_thing_changed_is_refused() {
 
 #[test]
 fn many_that_install_at_once_end_with_one_table() {
-    let namespace = Namespace::new();
+    let namespace = Namespace::with_loopback();
     let results: Vec<Installed> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
             .map(|_| {
-                scope.spawn(|| namespace.within(|| Nft::open().unwrap().install(&RulesetSpec::default()).unwrap()))
+                scope.spawn(|| namespace.inside(|| Nft::open().unwrap().install(&RulesetSpec::default()).unwrap()))
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(results.iter().filter(|result| **result == Installed::Created).count(), 1, "{results:?}");
-    assert_eq!(namespace.within(listing).matches("table inet portsentry").count(), 1);
+    assert_eq!(namespace.inside(listing).matches("table inet portsentry").count(), 1);
 }
 
 #[test]
@@ -146,7 +148,7 @@ fn a_deleted_table_is_told_and_can_be_installed_again() {
 
 #[test]
 fn whoever_lacks_the_capability_is_told_which_one() {
-    Namespace::new().within(|| {
+    Namespace::with_loopback().inside(|| {
         // The capability is dropped from this thread alone.
         let none = rustix::thread::CapabilitySet::empty();
         let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };

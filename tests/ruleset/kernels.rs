@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use portsentry::enforce::nft::{KernelFeatures, Nft};
 use portsentry::types::Expiry;
 
-use super::{Namespace, installed, nearly, nft, run, seconds, subject};
+use netns_lab::Namespace;
+
+use super::{installed, nearly, nft, run, seconds, subject};
 
 /// Runs `test` with a table each of its own, for each way that this kernel takes.
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
@@ -78,7 +80,7 @@ fn who_is_lifted_may_be_blocked_or_not() {
 
 #[test]
 fn a_table_that_is_gone_is_said_to_be_gone() {
-    Namespace::new().within(|| {
+    Namespace::with_loopback().inside(|| {
         for oldest in [false, true] {
             let mut sets = Nft::open().unwrap();
             sets.install(&Default::default()).unwrap();

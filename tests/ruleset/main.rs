@@ -2,10 +2,6 @@
 //! `nft` serves as the second opinion.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail by panicking, as tests do")]
 
-#[cfg(test)]
-#[path = "../lab/mod.rs"]
-mod lab;
-
 mod bans;
 mod install;
 mod kernels;
@@ -17,48 +13,13 @@ mod refused;
 mod repair;
 mod variants;
 
-use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use netns_lab::Namespace;
 use portsentry::enforce::nft::{Installed, Nft, RulesetSpec};
 use portsentry::types::{BanTarget, Expiry};
-use rustix::fd::AsFd;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-/// A network namespace that lives as long as this.
-struct Namespace(String);
-
-impl Namespace {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("psnft{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        run("ip", &["netns", "add", &name]);
-        let namespace = Self(name);
-        run("ip", &["-n", &namespace.0, "link", "set", "lo", "up"]);
-        namespace
-    }
-
-    /// Runs `test` on a thread inside; the processes that it starts are inside as well.
-    fn within<T: Send>(&self, test: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let file = File::open(format!("/run/netns/{}", self.0)).unwrap();
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                test()
-            });
-            thread.join().unwrap_or_else(|failure| std::panic::resume_unwind(failure))
-        })
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
 
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
@@ -98,7 +59,7 @@ fn installed(test: impl FnOnce(&mut Nft) + Send) {
 }
 
 fn installed_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft) + Send) {
-    Namespace::new().within(|| {
+    Namespace::with_loopback().inside(|| {
         let mut nft = Nft::open().unwrap();
         assert_eq!(nft.install(&spec).unwrap(), Installed::Created);
         test(&mut nft);
@@ -115,6 +76,6 @@ fn seconds(seconds: u64) -> Expiry {
 
 /// True where `remaining` is a little less than `seconds`.
 fn nearly(remaining: Option<Option<Duration>>, seconds: u64) -> bool {
-    let slack = 5 * u64::from(lab::slowness());
+    let slack = 5 * u64::from(netns_lab::slowness());
     remaining.flatten().is_some_and(|left| (seconds.saturating_sub(slack)..=seconds).contains(&left.as_secs()))
 }

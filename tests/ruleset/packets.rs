@@ -6,24 +6,29 @@ use std::time::Duration;
 use portsentry::enforce::nft::{Nft, RulesetSpec};
 use portsentry::types::BanTarget;
 
-use super::{Namespace, run, seconds, subject};
+use netns_lab::Namespace;
+
+use super::{run, seconds, subject};
 
 /// Two namespaces joined by a cable: the host, with the table installed, and a stranger.
 fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
-    let (host, stranger) = (Namespace::new(), Namespace::new());
-    run("ip", &["-n", &host.0, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", &stranger.0]);
+    let (host, stranger) = (Namespace::with_loopback(), Namespace::with_loopback());
+    run(
+        "ip",
+        &["-n", host.name(), "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", stranger.name()],
+    );
     for (namespace, link, addresses) in [
         (&host, "v0", ["192.0.2.1/24", "2001:db8:0:1::1/32", "fe80::a/64"]),
         (&stranger, "v1", ["192.0.2.2/24", "2001:db8:0:2::2/32", "fe80::b/64"]),
     ] {
-        run("ip", &["-n", &namespace.0, "link", "set", link, "addrgenmode", "none"]);
-        run("ip", &["-n", &namespace.0, "link", "set", link, "up"]);
+        run("ip", &["-n", namespace.name(), "link", "set", link, "addrgenmode", "none"]);
+        run("ip", &["-n", namespace.name(), "link", "set", link, "up"]);
         for address in addresses {
             let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
-            run("ip", &[&["-n", &namespace.0, "addr", "add", address, "dev", link], nodad].concat());
+            run("ip", &[&["-n", namespace.name(), "addr", "add", address, "dev", link], nodad].concat());
         }
     }
-    host.within(|| {
+    host.inside(|| {
         let mut nft = Nft::open().unwrap();
         nft.install(&RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
         test(&mut nft, &stranger);
@@ -46,7 +51,7 @@ fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
     let port = receiver.local_addr().unwrap().port();
     // Neighbours that are just coming to know each other lose the first packets.
     (0..3).any(|_| {
-        stranger.within(|| {
+        stranger.inside(|| {
             UdpSocket::bind(local(from, "v1", 0)).unwrap().send_to(b"probe", local(to, "v1", port)).unwrap();
         });
         receiver.recv(&mut [0; 16]).is_ok()

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use portsentry::enforce::nft::{Action, Nft, RulesetSpec};
 use portsentry::types::BanTarget;
 
-use crate::lab::{Lab, PATIENCE, raw, slowness, within};
 use crate::{installed_with, nft, seconds, subject};
+use netns_lab::{Lab, TIMEOUT, raw, slowness, within};
 
 /// A victim that rejects the packets of `stranger`, over IPv4 and IPv6.
 fn rejecting() -> (Lab, Nft) {
@@ -98,7 +98,7 @@ fn a_flood_from_a_rejected_source_gets_no_more_answers_than_are_harmless() {
     let mut wire = lab.wire("stranger");
     let start = Instant::now();
     (0..FLOOD).for_each(|_| wire.send(&raw::tcp(source, victim, 9, raw::SYN)));
-    assert!(within(PATIENCE, || (refused(&lab) >= FLOOD).then_some(())).is_some(), "the packets did not arrive");
+    assert!(within(TIMEOUT, || (refused(&lab) >= FLOOD).then_some(())).is_some(), "the packets did not arrive");
     let most = 100 + 100 * (start.elapsed().as_secs() + 1);
     let answers = resets(&lab);
     assert!(most < FLOOD / 2, "this machine is too slow for this test: {:?}", start.elapsed());
@@ -120,7 +120,7 @@ fn what_is_not_sent_to_the_host_itself_is_never_answered() {
     }
     wire.send(&raw::tcp(source, lab.victim_v4("stranger").into(), 9, raw::SYN));
     let sent = 2 * others.len() as u64 + 1;
-    assert!(within(PATIENCE, || (refused(&lab) == sent).then_some(())).is_some(), "{} of {sent}", refused(&lab));
+    assert!(within(TIMEOUT, || (refused(&lab) == sent).then_some(())).is_some(), "{} of {sent}", refused(&lab));
     assert_eq!(resets(&lab), 1, "only the last one is for this host");
 }
 

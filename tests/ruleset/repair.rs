@@ -221,7 +221,7 @@ fn what_cannot_be_repaired_is_said_and_nothing_is_changed() {
 
 #[test]
 fn a_table_that_a_process_owns_is_left_to_it() {
-    super::Namespace::new().within(|| {
+    netns_lab::Namespace::with_loopback().inside(|| {
         // One that goes with its process at once; before Linux 5.12 there are none.
         let owned = std::process::Command::new("nft").arg("add table inet probe { flags owner; }").status().unwrap();
         if !owned.success() {

@@ -5,8 +5,10 @@ use std::time::Duration;
 use portsentry::enforce::nft::{Action, Installed, Nft, RulesetError, RulesetSpec, Trap};
 use portsentry::types::Expiry;
 
-use super::lab::slowness;
-use super::{FILE, Namespace, installed_with, listing, load, nearly, nft, seconds, subject};
+use netns_lab::Namespace;
+use netns_lab::slowness;
+
+use super::{FILE, installed_with, listing, load, nearly, nft, seconds, subject};
 
 /// The specification of a table that rejects and logs.
 const REJECT_LOG: &str = include_str!("../../nft/portsentry-reject-log.nft");
@@ -118,7 +120,7 @@ fn variants() -> [(RulesetSpec, String); 13] {
 fn each_variant_is_what_its_file_creates() {
     let mut seen = Vec::new();
     for (spec, text) in variants() {
-        let from_file = Namespace::new().within(|| {
+        let from_file = Namespace::with_loopback().inside(|| {
             load(&text);
             sorted(&listing())
         });
@@ -142,14 +144,14 @@ fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
             // Whom the sets of networks block is not to be set free.
             let after = &RulesetSpec { wide: before.wide || after.wide, ..*after };
             if laid.iter().all(|(spec, _)| spec != after) {
-                let listed = Namespace::new().within(|| {
+                let listed = Namespace::with_loopback().inside(|| {
                     Nft::open().unwrap().install(after).unwrap();
                     sorted(&nft("list table inet portsentry"))
                 });
                 laid.push((*after, listed));
             }
             let wanted = laid.iter().find_map(|(spec, listed)| (spec == after).then_some(listed)).unwrap();
-            Namespace::new().within(|| {
+            Namespace::with_loopback().inside(|| {
                 load(text);
                 let mut sets = Nft::open().unwrap();
                 sets.block(&[(subject("192.0.2.1"), seconds(60))]).unwrap();
@@ -198,7 +200,7 @@ fn a_variant_with_one_thing_changed_is_refused_and_left_alone() {
         ("        reject with", "        counter reject with"),
         ("    chain refuse {", "    chain other { }\n    chain refuse {"),
     ] {
-        Namespace::new().within(|| {
+        Namespace::with_loopback().inside(|| {
             assert!(REJECT_LOG.contains(from), "{from}");
             load(&REJECT_LOG.replacen(from, to, 1));
             let before = listing();

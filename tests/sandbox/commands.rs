@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::lab::daemon::Daemon;
-use crate::lab::{Lab, PATIENCE, within};
-use crate::rights::{NONE, TWO, WITH_USER, field, status, threads};
+use crate::rights::{NONE, TWO, field, status, threads};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
 
 /// A command that is this script for the shell, and settings that have it run.
 fn hook(lab: &Lab, script: &str) -> PathBuf {
@@ -33,7 +33,7 @@ fn scan(lab: &Lab) {
 }
 
 fn expect_banned(lab: &Lab) {
-    within(PATIENCE, || lab.banned().contains(&lab.v4("attacker").into()).then_some(())).expect("it blocks");
+    lab.expect_ban(lab.v4("attacker").into());
 }
 
 /// The process that runs commands, by what `status` says.
@@ -53,12 +53,12 @@ fn expect_gone(process: i32) {
         let status = of(process);
         (status.is_empty() || field(&status, "State").starts_with('Z')).then_some(())
     };
-    within(PATIENCE, gone).unwrap_or_else(|| panic!("{}", of(process)));
+    within(TIMEOUT, gone).unwrap_or_else(|| panic!("{}", of(process)));
 }
 
 /// Waits for a whole line of a file.
 fn line_of(path: &Path) -> String {
-    let line = within(PATIENCE, || fs::read_to_string(path).ok().filter(|text| text.ends_with('\n')));
+    let line = within(TIMEOUT, || fs::read_to_string(path).ok().filter(|text| text.ends_with('\n')));
     line.unwrap_or_else(|| panic!("{} has no line", path.display())).trim().to_owned()
 }
 
@@ -137,9 +137,11 @@ fn with_commands_the_daemon_gives_up_as_much_as_without_and_they_have_the_rights
 
 #[test]
 fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
+    if !netns_lab::has_other_users() {
+        return;
+    }
     let lab = Lab::new(&["attacker"]);
-    let passwd = lab.write("passwd", "root:x:0:0::/root:/bin/sh\nportsentry:x:4242:4243::/:/usr/sbin/nologin\n");
-    let group = lab.write("group", "root:x:0:\nportsentry:x:4243:\n");
+    lab.add_service_user(4242, 4243);
     let state = lab.path("state");
     fs::create_dir(&state).unwrap();
     fs::set_permissions(state.parent().unwrap(), Permissions::from_mode(0o711)).unwrap();
@@ -151,9 +153,8 @@ fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
     let text = settings(&hook, "");
     let configuration = lab.write("portsentry.toml", &text);
     fs::set_permissions(&configuration, Permissions::from_mode(0o644)).unwrap();
-    let wrapper = ["sh", "-ec", WITH_USER, "sh", passwd.to_str().unwrap(), group.to_str().unwrap()];
     let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap()];
-    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    let daemon = Daemon::start(&lab, &arguments);
     for (name, status) in threads(&daemon) {
         assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");
     }

@@ -5,8 +5,8 @@ use std::os::unix::fs::symlink;
 
 use rustix::process::Signal;
 
-use crate::lab::daemon::Daemon;
-use crate::lab::{Lab, PATIENCE, within};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
 
 #[test]
 fn new_settings_are_read_and_a_file_that_is_rotated_is_made_anew() {
@@ -14,14 +14,14 @@ fn new_settings_are_read_and_a_file_that_is_rotated_is_made_anew() {
     let (events, moved) = (lab.path("events"), lab.path("events.1"));
     let report = format!("[report]\njson_file = {events:?}\n");
     let daemon = Daemon::start_configured(&lab, &report, &["--scan-trigger", "0"]);
-    within(PATIENCE, || fs::metadata(&events).ok()).expect("it is made");
+    within(TIMEOUT, || fs::metadata(&events).ok()).expect("it is made");
     fs::rename(&events, &moved).unwrap();
     // As an editor does it: another file of the same name.
     let fresh = lab.write("fresh", &format!("expire = \"2h\"\n{report}"));
     fs::rename(fresh, lab.path("portsentry.toml")).unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line("new settings are in force: expire");
-    let text = within(PATIENCE, || fs::read_to_string(&events).ok().filter(|text| text.contains("new settings")));
+    let text = within(TIMEOUT, || fs::read_to_string(&events).ok().filter(|text| text.contains("new settings")));
     assert!(text.is_some(), "{:?}", fs::read_to_string(&moved));
     lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     daemon.expect_line("has been blocked via nftables set inet portsentry blocked for 2h");
@@ -65,7 +65,7 @@ fn the_kernel_itself_keeps_other_files_from_it_root_or_not() {
     let daemon = Daemon::start_configured(&lab, &configuration, &[]);
     for target in ["/etc/shadow".as_ref(), secret.path().join("secret").as_path()] {
         swap(target);
-        within(PATIENCE, || (!daemon.lines_with("ignore: cannot be read: Permission denied").is_empty()).then_some(()))
+        within(TIMEOUT, || (!daemon.lines_with("ignore: cannot be read: Permission denied").is_empty()).then_some(()))
             .unwrap_or_else(|| panic!("{:?}", daemon.lines_with("ignore")));
         fs::remove_file(&ignore).unwrap();
         lab.write("ignore", "192.0.2.7\n");

@@ -14,7 +14,10 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 fn run_alone(test: &str) -> Output {
     let name = format!("lacking::{test}");
     let own = std::env::current_exe().unwrap();
-    Command::new(own).args(["--exact", &name, "--ignored", "--nocapture", "--test-threads=1"]).output().unwrap()
+    netns_lab::command_with_users(&own)
+        .args(["--exact", &name, "--ignored", "--nocapture", "--test-threads=1"])
+        .output()
+        .unwrap()
 }
 
 fn assert_passes(test: &str) {

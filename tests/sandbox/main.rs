@@ -2,9 +2,6 @@
 
 #![cfg(test)]
 
-#[path = "../lab/mod.rs"]
-mod lab;
-
 mod commands;
 mod files;
 mod lacking;

@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use serde_json::{Value, json};
 
-use crate::lab::daemon::{Daemon, binary};
-use crate::lab::{Lab, PATIENCE, within};
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
 
 /// CAP_NET_ADMIN and CAP_NET_RAW, as the kernel writes them.
 pub(super) const TWO: &str = "0000000000003000";
@@ -33,12 +33,7 @@ pub(super) fn told(lab: &Lab) -> Value {
 
 /// All that `status` tells.
 pub(super) fn status(lab: &Lab) -> Value {
-    let text = lab.run(
-        "victim",
-        binary().to_str().unwrap(),
-        &["status", "--json", "--socket", lab.path("socket").to_str().unwrap()],
-    );
-    serde_json::from_str(&text).unwrap()
+    lab.ask(&["status"])
 }
 
 #[test]
@@ -48,7 +43,7 @@ fn every_thread_has_two_capabilities_and_no_way_to_more() {
     let configuration = format!("[report]\njson_file = {events:?}\n");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--scan-trigger", "0"]);
     lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
-    within(PATIENCE, || lab.banned().contains(&lab.v4("attacker").into()).then_some(())).expect("it blocks");
+    lab.expect_ban(lab.v4("attacker").into());
     let threads = threads(&daemon);
     let names: BTreeSet<&str> = threads.iter().map(|(name, _)| name.trim()).collect();
     for name in ["portsentry", "sensor", "ledger", "json-file"] {
@@ -112,32 +107,30 @@ fn without_the_sandbox_all_is_kept_and_status_says_so() {
     daemon.stop();
 }
 
-/// Runs what follows on a host that has the user, and no user else that would have its number.
-pub(super) const WITH_USER: &str = r#"mount --bind "$1" /etc/passwd; mount --bind "$2" /etc/group; shift 2; exec "$@""#;
-
 #[test]
 fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
+    if !netns_lab::has_other_users() {
+        return;
+    }
     let lab = Lab::new(&["attacker"]);
-    let passwd = lab.write("passwd", "root:x:0:0::/root:/bin/sh\nportsentry:x:4242:4243::/:/usr/sbin/nologin\n");
-    let group = lab.write("group", "root:x:0:\nportsentry:x:4243:\n");
     let state = lab.path("state");
     fs::create_dir(&state).unwrap();
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
     // An earlier run as root has left a ledger.
     Daemon::start(&lab, &["--expire", "1h"]).stop();
+    lab.add_service_user(4242, 4243);
     let folder = state.parent().unwrap();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
     let configuration = lab.write("portsentry.toml", "expire = \"1h\"\n");
-    let wrapper = ["sh", "-ec", WITH_USER, "sh", passwd.to_str().unwrap(), group.to_str().unwrap()];
     let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap()];
 
     // The user cannot pass through the folder: it stays root, and says why.
-    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    let daemon = Daemon::start(&lab, &arguments);
     daemon.expect_line("the user portsentry cannot reach");
     daemon.stop();
 
     fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();
-    let daemon = Daemon::start_under(&lab, &wrapper, &arguments);
+    let daemon = Daemon::start(&lab, &arguments);
     for (name, status) in threads(&daemon) {
         assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");
         assert_eq!(field(&status, "Gid"), "4243\t4243\t4243\t4243", "{name}");
@@ -146,7 +139,7 @@ fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
     assert_eq!(fs::metadata(&state).unwrap().uid(), 4_242);
     assert_eq!(daemon.lines_with("ledger"), [""; 0], "it is the user's now");
     lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
-    within(PATIENCE, || lab.banned().contains(&lab.v4("attacker").into()).then_some(())).expect("it blocks");
+    lab.expect_ban(lab.v4("attacker").into());
     lab.write("portsentry.toml", "expire = \"2h\"\n");
     daemon.signal(rustix::process::Signal::HUP);
     daemon.expect_line("new settings are in force: expire");

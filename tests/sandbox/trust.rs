@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use rustix::process::Signal;
 
-use crate::lab::Lab;
-use crate::lab::daemon::Daemon;
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
 
 #[test]
 fn settings_and_commands_that_others_could_change_stop_the_start_with_what_to_do() {

@@ -1,7 +1,7 @@
 //! The program on a kernel that lacks an expression of the trap's rules.
 
-use crate::lab::Lab;
-use crate::lab::daemon::Daemon;
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
 
 #[test]
 #[ignore = "for a kernel that finds no module nft_socket, as tests/kernels.sh boots one"]

@@ -3,36 +3,22 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::lab::daemon::Daemon;
-use crate::lab::services::Services;
-use crate::lab::{Lab, PATIENCE, slowness, within};
-
-/// Runs `portsentry` as an operator on the victim: whether it did it, and what it said.
-fn operate(lab: &Lab, arguments: &[&str]) -> (bool, String) {
-    let mut command = lab.command("victim", env!("CARGO_BIN_EXE_portsentry"));
-    let output = command.args(arguments).arg("--socket").arg(lab.path("socket")).output().expect("ip runs");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
-}
-
-fn done(lab: &Lab, arguments: &[&str]) -> String {
-    let (success, said) = operate(lab, arguments);
-    assert!(success, "{arguments:?}: {said}");
-    said
-}
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
 
 fn served(lab: &Lab, target: IpAddr) -> bool {
     lab.is_served("other", target, 80, Duration::from_millis(400) * slowness())
 }
 
 fn served_at_last(lab: &Lab, target: IpAddr) -> bool {
-    lab.is_served("other", target, 80, PATIENCE)
+    lab.is_served("other", target, 80, TIMEOUT)
 }
 
 /// Waits until `wanted` is, or is not, among the networks that the kernel blocks.
 fn expect_network(lab: &Lab, wanted: &str, there: bool) {
     let sets = || [lab.set_text("blocked_nets"), lab.set_text("blocked_nets6")].concat();
-    let found = within(PATIENCE, || (sets().contains(&format!("{wanted} ")) == there).then_some(()));
+    let found = within(TIMEOUT, || (sets().contains(&format!("{wanted} ")) == there).then_some(()));
     assert!(found.is_some(), "{wanted} {there}: {}", sets());
 }
 
@@ -49,7 +35,7 @@ fn an_operator_blocks_and_unblocks_a_network_and_it_outlives_flush_and_restart()
     assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("nets"), "nobody needs them yet");
     for (network, target) in ways {
         assert!(served_at_last(&lab, target), "{network} before");
-        done(&lab, &["block", network, "--expire", "2h"]);
+        lab.succeed(&["block", network, "--expire", "2h"]);
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} blocked");
     }
@@ -74,7 +60,7 @@ fn an_operator_blocks_and_unblocks_a_network_and_it_outlives_flush_and_restart()
     for (network, target) in ways {
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} from the ledger alone");
-        done(&lab, &["unblock", network]);
+        lab.succeed(&["unblock", network]);
         expect_network(&lab, network, false);
         assert!(served_at_last(&lab, target), "{network} unblocked");
     }
@@ -85,13 +71,14 @@ fn an_operator_blocks_and_unblocks_a_network_and_it_outlives_flush_and_restart()
 fn networks_that_overlap_are_one_ban_and_the_operator_hears_of_it() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    done(&lab, &["block", "198.51.100.0/25", "--expire", "1h"]);
-    done(&lab, &["block", "198.51.100.0/24", "--expire", "2h"]);
+    lab.succeed(&["block", "198.51.100.0/25", "--expire", "1h"]);
+    lab.succeed(&["block", "198.51.100.0/24", "--expire", "2h"]);
     daemon.expect_line("198.51.100.0/25 has been unblocked by the ban of 198.51.100.0/24 around it");
     expect_network(&lab, "198.51.100.0/25", false);
-    done(&lab, &["block", "198.51.100.64/26", "--expire", "1h"]);
-    let (success, said) = operate(&lab, &["block", "198.51.100.64/26", "--expire", "1d"]);
-    assert!(!success && said.contains("it is part of 198.51.100.0/24, which is blocked for a shorter time"), "{said}");
+    lab.succeed(&["block", "198.51.100.64/26", "--expire", "1h"]);
+    let answer = lab.operate(&["block", "198.51.100.64/26", "--expire", "1d"]);
+    let why = "it is part of 198.51.100.0/24, which is blocked for a shorter time";
+    assert!(answer.code != Some(0) && answer.err.contains(why), "{answer:?}");
     daemon.stop();
 }
 
@@ -99,7 +86,7 @@ fn networks_that_overlap_are_one_ban_and_the_operator_hears_of_it() {
 fn what_an_administrator_does_to_the_networks_by_hand_is_known_and_said() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    done(&lab, &["block", "198.51.100.0/24"]);
+    lab.succeed(&["block", "198.51.100.0/24"]);
     lab.run("victim", "nft", &["delete element inet portsentry blocked_nets { 198.51.100.0/24 }"]);
     daemon.expect_line("198.51.100.0/24 has been unblocked by nft (process ");
     lab.run("victim", "nft", &["add element inet portsentry blocked_nets { 203.0.113.0/24 timeout 1h }"]);

@@ -2,7 +2,7 @@
 //! itself; nothing here remembers why anybody is blocked.
 //!
 //! A ban is one transaction and one acknowledgement, some 6 µs in all: of one message, or of three where somebody may be blocked
-//! already. Once the buffers are warm it allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/enforce.rs).
+//! already. Once the buffers are warm it allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/nft_encoding.rs).
 
 mod allow_set;
 mod bulk_restore;

@@ -1,0 +1,137 @@
+//! How many sources the program blocks in a second, each by a packet of its own, and whether one of them gets away; and what
+//! a packet of a source that is blocked already costs. Against a forked `nft add element` and one `nft -f` of them all in
+//! the same run. Needs root.
+#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+
+mod support;
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::SYN;
+use portsentry::enforce::nft::Nft;
+use portsentry::types::BanTarget;
+use support::{Frames, stranger};
+
+/// Sources of one measurement.
+const SOURCES: u32 = 100_000;
+/// Sources that come at once.
+const BURST: u32 = 2_000;
+/// Packets of the source that is blocked already.
+const PACKETS: u32 = 1_000_000;
+/// Runs of each measurement.
+const RUNS: usize = 3;
+/// So that every ban has its whole length, and all of them find room.
+const SETTINGS: &str =
+    "expire = \"1h\"\n[block]\nmax_new_bans_per_minute = 4000000000\n[block.nft]\nsize = 262144\n[trap]\ntcp = false\n";
+/// The same with the kernel's trap, at the first SYN.
+const WITH_TRAP: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[block]\nmax_new_bans_per_minute = 4000000000\n\
+                         [block.nft]\nsize = 262144\n[trap]\ntcp = true\n";
+
+fn main() {
+    let runs = support::runs(RUNS);
+    let (forked, whole): (Vec<f64>, Vec<f64>) = (0..runs).map(|_| baseline()).unzip();
+    let base = support::median(&forked);
+    support::table(
+        &format!("Blocks a second, each source by one packet; median of {runs} runs"),
+        "what | blocks/s | times a forked nft | lost, at most",
+    );
+    println!("| `nft add element`, forked for each | {base:.0} | 1 | 0 |");
+    let all = support::median(&whole);
+    println!("| `nft -f` of a file with {SOURCES} elements | {all:.0} | {:.0} | 0 |", all / base);
+    // No flag at all: one packet is enough for the sensor, and the trap knows nothing of it.
+    let (alone, trap) = ((SETTINGS, 0), (WITH_TRAP, SYN));
+    for (name, count, pace, who) in [
+        (format!("{BURST} sources at once"), BURST, None, alone),
+        (format!("{SOURCES} sources, 25,000 packets/s"), SOURCES, Some(25_000), alone),
+        (format!("{SOURCES} sources, 60,000 packets/s"), SOURCES, Some(60_000), alone),
+        (format!("{SOURCES} sources, as fast as the link carries them"), SOURCES, None, alone),
+        (format!("trap, {BURST} sources at once"), BURST, None, trap),
+        (format!("trap, {SOURCES} sources, as fast as the link carries them"), SOURCES, None, trap),
+    ] {
+        let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace, who)).collect();
+        let rate = support::median(&runs.iter().map(|run| run.0).collect::<Vec<_>>());
+        let lost = runs.iter().map(|run| run.1).max().unwrap();
+        println!("| portsentry, {name} | {rate:.0} | {:.0} | {lost} |", rate / base);
+    }
+    support::table(
+        &format!("One source that is blocked already, {PACKETS} packets as fast as the link carries them; each run"),
+        "packets/s | lost by the capture | processor time a packet, µs | lines in the log",
+    );
+    for _ in 0..runs {
+        blocked_already();
+    }
+}
+
+/// Blocks a second by a process each, and by one process for all.
+fn baseline() -> (f64, f64) {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let count = 100;
+    let begin = Instant::now();
+    for number in 0..count {
+        let element = format!("{{ {} timeout 1h }}", stranger(number));
+        lab.inside("victim", || {
+            let mut nft = std::process::Command::new("nft");
+            assert!(
+                nft.args(["add", "element", "inet", "portsentry", "blocked", &element]).status().unwrap().success()
+            );
+        });
+    }
+    let forked = f64::from(count) / begin.elapsed().as_secs_f64();
+    daemon.stop();
+    let mut text = "add element inet portsentry blocked {".to_owned();
+    (0..SOURCES).for_each(|number| write!(text, "{} timeout 2h,", stranger(count + number)).unwrap());
+    let file = lab.write("bans.nft", &(text + "}\n"));
+    let begin = Instant::now();
+    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+    (forked, f64::from(SOURCES) / begin.elapsed().as_secs_f64())
+}
+
+/// Blocks a second from the first packet to the last element, and how many sources got away.
+fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64, usize) {
+    let lab = Lab::new(&["forger"]);
+    let daemon = Daemon::start_configured(&lab, settings, &[]);
+    let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (stranger(number), 23)));
+    let subjects: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(stranger(number))).collect();
+    let begin = Instant::now();
+    frames.send(pace);
+    let (took, lost) = lab.inside("victim", || {
+        let mut nft = Nft::open().unwrap();
+        // Bans come in the order of the packets; the last of them may be among those that were lost.
+        let end = &subjects[subjects.len() - 100..];
+        let mut last = (Instant::now(), nft.missing(end).unwrap().len());
+        while last.1 > 0 && last.0.elapsed() < Duration::from_secs(1) {
+            let missing = nft.missing(end).unwrap().len();
+            if missing != last.1 {
+                last = (Instant::now(), missing);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        (last.0 - begin, nft.missing(&subjects).unwrap().len())
+    });
+    daemon.kill();
+    ((subjects.len() - lost) as f64 / took.as_secs_f64(), lost)
+}
+
+fn blocked_already() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let mut frames = Frames::new(&lab, "forger", 0, (0..PACKETS).map(|_| (stranger(1), 23)));
+    lab.wire("forger").send(&netns_lab::raw::tcp(stranger(1), lab.victim_v4("forger").into(), 23, 0));
+    lab.expect_ban(stranger(1));
+    let before = support::rest(&lab, &daemon);
+    let took = frames.send(None);
+    let after = support::rest(&lab, &daemon);
+    let judged = (after.seen - before.seen) as f64;
+    let cost = (after.processor - before.processor).as_secs_f64() * 1e6 / judged;
+    let lines = daemon.lines_with("10.128.0.1").len();
+    println!(
+        "| {:.0} | {} | {cost:.2} | {lines} |",
+        f64::from(PACKETS) / took.as_secs_f64(),
+        after.dropped - before.dropped
+    );
+    daemon.stop();
+}

@@ -1,0 +1,68 @@
+//! How long a service that has just started stays in the kernel's set of trapped ports, and what that does to its first
+//! client: twenty services one after the other, each with a client that is there at once, from a source that is blocked at its
+//! first touch of a closed port. Needs root.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints figures"
+)]
+
+mod support;
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+
+/// Services, each on a port of its own.
+const RUNS: usize = 20;
+/// The first of the ports, which the program watches and traps.
+const FIRST: u16 = 700;
+const SETTINGS: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[trap]\ntcp = true\n";
+
+fn main() {
+    let runs = support::runs(RUNS);
+    let lab = Lab::new(&["client", "attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let ports: Vec<u16> = (FIRST..).take(runs).collect();
+    for port in &ports {
+        netns_lab::within(netns_lab::TIMEOUT, || trapped(&lab, *port).then_some(())).expect("the trap is armed");
+    }
+    let mut services = Vec::new();
+    let (mut untrapped, mut served) = (Vec::new(), Vec::new());
+    for (number, port) in (0_u32..).zip(&ports) {
+        // At another moment of each second, since the program looks once in each.
+        std::thread::sleep(Duration::from_millis(700) + Duration::from_millis(137) * (number % 10));
+        services.push(Services::open(&lab, &[*port]));
+        let begin = Instant::now();
+        let target = SocketAddr::new(lab.victim_v4("client").into(), *port);
+        lab.inside("client", || TcpStream::connect_timeout(&target, netns_lab::TIMEOUT)).expect("the service answers");
+        served.push(begin.elapsed().as_secs_f64() * 1e3);
+        netns_lab::within(netns_lab::TIMEOUT, || (!trapped(&lab, *port)).then_some(()))
+            .expect("the port leaves the set");
+        untrapped.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    let blamed = lab.banned().len();
+    assert_eq!(lab.provoke_ban("attacker"), std::net::IpAddr::from(lab.v4("attacker")), "the trap is not armed");
+    daemon.stop();
+    let title = format!("A service that has just started, {runs} of them, in milliseconds");
+    support::table(&title, "what | median | worst");
+    for (what, spans) in
+        [("until its first client is connected", &served), ("until its port has left `trapped`", &untrapped)]
+    {
+        println!("| {what} | {:.1} | {:.1} |", support::median(spans), support::quantile(spans, 1.0));
+    }
+    println!("\nClients blamed for it: {blamed} of {runs}");
+}
+
+/// Whether the kernel traps who touches this port.
+fn trapped(lab: &Lab, port: u16) -> bool {
+    let element = format!("{{ {port} }}");
+    let mut nft = lab.command("victim", "nft");
+    let output = nft.args(["get", "element", "inet", "portsentry", "trapped", &element]).output().expect("nft runs");
+    output.status.success()
+}

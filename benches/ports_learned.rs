@@ -1,0 +1,214 @@
+//! What a scanner still learns: of eight open ports, on how many it knows at the end that something listens there. nmap in one
+//! namespace against the program in another, over IPv4 and IPv6, with and without the trap, at two thresholds, and
+//! against no program at all. Needs root.
+//!
+//! Counted is what reaches the scanner, which is never less than what it prints: a SYN/ACK, an answer over UDP; for `-sF`,
+//! where an open port is silent, a port that was asked before another one that has answered with a reset. A scan is ended
+//! shortly after its source is blocked: nothing comes through any more, and nmap would take minutes to believe it.
+//!
+//! `cargo bench --bench ports_learned -- default trap` measures only the rows with all of these words.
+#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark prints figures")]
+
+mod support;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+use netns_lab::services::{EIGHT, Services};
+use pcap::{Active, Capture};
+use portsentry::wire::{self, LinkType, TcpFlags, Transport};
+use support::Scanner;
+
+/// Runs of each cell, and of those against no program, where little varies.
+const RUNS: usize = 9;
+const UNGUARDED: usize = 3;
+/// The eight services over UDP: all of them among the hundred ports of `-F`.
+const UDP: [u16; 8] = [53, 123, 137, 161, 500, 514, 1900, 5353];
+/// How long answers may be on their way after the ban.
+const AFTER: Duration = Duration::from_millis(150);
+/// The longest that a scan may take, ban or none.
+const LIMIT: Duration = Duration::from_secs(8);
+const SCANS: [(&str, &[&str]); 5] = [
+    ("`-sS -T5 -p1-10000 --max-retries 0`", &["-sS", "-T5", "-p1-10000", "--max-retries", "0"]),
+    ("`-sS`", &["-sS"]),
+    ("`-sT`", &["-sT"]),
+    ("`-sF`", &["-sF"]),
+    ("`-sU -F`", &["-sU", "-F"]),
+];
+const SETTINGS: [(&str, Option<(u8, bool)>); 5] = [
+    ("no program", None),
+    ("`scan_trigger = 0`", Some((0, false))),
+    ("`scan_trigger = 2` (default)", Some((2, false))),
+    ("`scan_trigger = 0`, trap", Some((0, true))),
+    ("`scan_trigger = 2` (default), trap", Some((2, true))),
+];
+
+fn main() {
+    let runs = support::runs(RUNS);
+    let wanted = SETTINGS.iter().filter(|(name, _)| support::is_asked_for(name));
+    let tables: Vec<_> = wanted.map(|(name, setting)| (*name, guarded(*setting, runs))).collect();
+    for (_, cells) in tables.iter().filter(|(name, _)| *name == SETTINGS[0].0) {
+        let known = cells.iter().flatten().all(|learned| support::median(learned) == 8.0);
+        assert!(known, "nmap does not find what nobody guards: {cells:?}");
+    }
+    println!("\nOpen ports that nmap learns, of eight: median [least to most] of {runs} runs");
+    for (number, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
+        println!("\n| {family} | {} |", SCANS.map(|(name, _)| name).join(" | "));
+        println!("|---|{}", "---|".repeat(SCANS.len()));
+        for (name, cells) in &tables {
+            let cells: Vec<_> = cells.iter().map(|families| cell(&families[number])).collect();
+            println!("| {name} | {} |", cells.join(" | "));
+        }
+    }
+    println!("\nAgainst no program {} runs.", runs.min(UNGUARDED));
+}
+
+fn cell(learned: &[f64]) -> String {
+    let [least, median, most] = [0.0, 0.5, 1.0].map(|share| support::quantile(learned, share));
+    format!("{median:.0} [{least:.0} to {most:.0}]")
+}
+
+/// What each scan learned in each run, over IPv4 and over IPv6.
+fn guarded(setting: Option<(u8, bool)>, runs: usize) -> Vec<[Vec<f64>; 2]> {
+    let runs = if setting.is_none() { runs.min(UNGUARDED) } else { runs };
+    let names: Vec<String> = (0..runs * SCANS.len()).map(|number| format!("s{number}")).collect();
+    // A scanner of its own for each run, because nobody is blocked twice.
+    let lab = Lab::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    // A kernel that tells of one closed UDP port a second would protect the host by itself.
+    lab.run("victim", "sysctl", &["-q", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = setting.map(|(trigger, trap)| {
+        let text =
+            format!("expire = \"1h\"\n[detect]\nscan_trigger = {trigger}\n[trap]\ntcp = {trap}\n[udp]\nblock = true\n");
+        Daemon::start_configured(&lab, &text, &[])
+    });
+    let stop = AtomicBool::new(false);
+    let learned = std::thread::scope(|scope| {
+        scope.spawn(|| lab.inside("victim", || echo(&stop)));
+        let one = |(place, (_, arguments)): (usize, &(&str, &[&str]))| {
+            let mut families = [Vec::new(), Vec::new()];
+            for run in 0..runs {
+                let host = &names[place * runs + run];
+                let ends: [(IpAddr, IpAddr); 2] = [
+                    (lab.v4(host).into(), lab.victim_v4(host).into()),
+                    (lab.v6(host).into(), lab.victim_v6(host).into()),
+                ];
+                for (family, (source, target)) in families.iter_mut().zip(ends) {
+                    family.push(once(&lab, host, (source, target), arguments) as f64);
+                }
+            }
+            families
+        };
+        let learned = SCANS.iter().enumerate().map(one).collect();
+        stop.store(true, Ordering::Release);
+        learned
+    });
+    if let Some(daemon) = daemon {
+        daemon.stop();
+    }
+    learned
+}
+
+/// One scan from `source`; how many open ports it learned.
+fn once(lab: &Lab, host: &str, (source, target): (IpAddr, IpAddr), arguments: &[&str]) -> usize {
+    let over = AtomicBool::new(false);
+    let mut tap = lab.inside(host, || tap(source));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut seen = Seen::default();
+            // Once more after the end, for what waits in the ring.
+            loop {
+                let last = over.load(Ordering::Acquire);
+                let read = tap.dispatch(None, |packet| seen.take(source, packet.data));
+                assert!(matches!(read, Ok(_) | Err(pcap::Error::TimeoutExpired)), "{read:?}");
+                if last {
+                    return seen.learned();
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let mut scanner = Scanner::start(lab, host, target, arguments);
+        let begin = Instant::now();
+        let goes_on = || scanner.is_running() && begin.elapsed() <= LIMIT;
+        let banned = support::wait_for_ban(lab, source, Duration::from_millis(5), goes_on);
+        if banned {
+            std::thread::sleep(AFTER);
+        }
+        drop(scanner);
+        over.store(true, Ordering::Release);
+        reader.join().unwrap()
+    })
+}
+
+fn tap(source: IpAddr) -> Capture<Active> {
+    let tap = Capture::from_device("uplink").unwrap().immediate_mode(true).snaplen(128).buffer_size(16 << 20);
+    let mut tap = tap.open().unwrap().setnonblock().unwrap();
+    // libpcap's expressions look for a transport header behind IPv6 where there are no extension headers.
+    tap.filter(&format!("host {source} and (tcp or udp)"), true).unwrap();
+    tap
+}
+
+/// What went out to a target's ports and what came back from them.
+#[derive(Default)]
+struct Seen {
+    /// The ports that were asked with a FIN, and which one in order each was.
+    asked: HashMap<u16, usize>,
+    /// Those that answered with a reset.
+    closed: HashSet<u16>,
+    /// Those that said that they are open.
+    open: BTreeSet<(bool, u16)>,
+}
+
+impl Seen {
+    fn take(&mut self, source: IpAddr, frame: &[u8]) {
+        let Ok(packet) = wire::decode(LinkType::Ethernet, frame) else { return };
+        let outgoing = packet.source == source;
+        match packet.transport {
+            Transport::Tcp { destination_port, flags, .. } if outgoing => {
+                let order = self.asked.len();
+                if flags.has(TcpFlags::FIN) {
+                    self.asked.entry(destination_port).or_insert(order);
+                }
+            }
+            Transport::Tcp { source_port, flags, .. } if flags.has(TcpFlags::SYN | TcpFlags::ACK) => {
+                self.open.insert((true, source_port));
+            }
+            Transport::Tcp { source_port, flags, .. } if flags.has(TcpFlags::RST) => {
+                self.closed.insert(source_port);
+            }
+            Transport::Udp { source_port, .. } if !outgoing => {
+                self.open.insert((false, source_port));
+            }
+            _ => {}
+        }
+    }
+
+    fn learned(&self) -> usize {
+        let last = self.closed.iter().filter_map(|port| self.asked.get(port)).max();
+        let silent = |port: &&u16| self.asked.get(port) < last && self.asked.contains_key(port);
+        self.open.len() + EIGHT.iter().filter(|port| !self.open.contains(&(true, **port))).filter(silent).count()
+    }
+}
+
+/// Eight services over UDP, which say back what they are told.
+fn echo(stop: &AtomicBool) {
+    let sockets = UDP.map(|port| {
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    });
+    let mut buffer = [0; 2048];
+    while !stop.load(Ordering::Acquire) {
+        for socket in &sockets {
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                let said = if length == 0 { &b"?"[..] } else { &buffer[..length] };
+                let _ = socket.send_to(said, peer);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,118 @@
+//! Floods that would fill any memory that a stranger can fill, and what is left of them afterwards.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use portsentry::control::client::Client;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+/// Sources that ask for one port each, more than the table of suspects holds (65,536), and sources that do enough to be
+/// blocked at once, fewer than the set holds (131,072).
+const SUSPECTS: u32 = 250_000;
+const SCANNERS: u32 = 60_000;
+/// What `block.max_new_bans_per_minute` is, built in, and how long a ban above it lasts at most.
+const CEILING: usize = 600;
+const SHORT: Duration = Duration::from_secs(300);
+/// What may be resident of what the program has allocated, in KiB.
+const MOST: u64 = 64 << 10;
+
+fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
+    (0..count).map(|number| Ipv4Addr::from_bits(0x0a80_0000 + number).into())
+}
+
+/// Memory of its own that is resident, in KiB: without the program's code, which lies in a file.
+fn resident(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_flood_from_a_quarter_of_a_million_sources_takes_bounded_memory_and_leaves_all_as_it_was() {
+    let lab = Lab::new(&["forger", "scanner", "client"]);
+    let services = Services::open(&lab, &[80]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    let mut wire = lab.wire("forger");
+    let begin = Instant::now();
+    wire.pace(50_000, forged(SUSPECTS).map(|source| raw::tcp(source, target, 23, SYN)));
+    wire.pace(50_000, forged(SCANNERS).map(|source| raw::tcp(source, target, 23, 0)));
+    assert!(resident(&daemon) < MOST, "{} KiB after the flood", resident(&daemon));
+    // Everybody is judged in the order of coming: this scanner after all of them.
+    let scanner = lab.provoke_ban("scanner");
+    let bans = lab.set("blocked");
+    let long = bans.iter().filter(|ban| ban.timeout.is_none_or(|timeout| timeout > SHORT)).count();
+    // The flood may lie in more than one minute.
+    let minutes = usize::try_from(begin.elapsed().as_secs() / 60).unwrap();
+    assert!(long <= (4 + minutes) * CEILING, "{long} long bans of {}", bans.len());
+    assert!(bans.len() > CEILING, "{} of those who were to be blocked", bans.len());
+    assert!(bans.iter().any(|ban| ban.address == scanner));
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
+    drop(services);
+    let quiet = within(TIMEOUT, || (resident(&daemon) < MOST).then_some(()));
+    assert!(quiet.is_some(), "{} KiB at rest", resident(&daemon));
+    daemon.stop();
+}
+
+#[test]
+fn a_source_that_is_blocked_already_has_one_line_however_much_it_sends() {
+    let lab = Lab::new(&["forger", "scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let source = IpAddr::from(Ipv4Addr::new(10, 128, 0, 1));
+    let target = lab.victim_v4("forger").into();
+    let mut wire = lab.wire("forger");
+    wire.pace(50_000, (0..100_000 / slowness()).map(|_| raw::tcp(source, target, 23, 0)));
+    lab.expect_ban(source);
+    lab.provoke_ban("scanner");
+    let lines = daemon.stop().lines().filter(|line| line.contains(&source.to_string())).count();
+    // What it did, its ban, and a sum for each of the minutes in which it went on, of which there are at most two.
+    assert!((2..=4).contains(&lines), "{lines} lines");
+}
+
+/// Bytes that the kernel holds for the program's capture.
+fn ring(lab: &Lab) -> u64 {
+    let sockets = lab.run("victim", "ss", &["--packet", "--extended"]);
+    let number = |name: &str| {
+        let (_, rest) = sockets.split_once(name)?;
+        rest.split(|sign: char| !sign.is_ascii_digit()).next()?.parse::<u64>().ok()
+    };
+    number("ring_rx(blk_size:").unwrap() * number("blk_nr:").unwrap()
+}
+
+/// Frames that the program has seen or has said to be lost.
+fn accounted(lab: &Lab) -> u64 {
+    let status = Client::connect(&lab.path("socket")).and_then(|mut client| client.status()).unwrap();
+    status.packets.seen + status.packets.dropped
+}
+
+#[test]
+fn a_flood_gets_a_larger_ring_and_no_packet_is_unaccounted_for_when_it_comes() {
+    let lab = Lab::new(&["forger", "scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let usual = ring(&lab);
+    assert!(usual <= 4 << 20, "{usual} bytes at rest");
+    let target = lab.victim_v4("forger").into();
+    let source = IpAddr::from(Ipv4Addr::new(10, 128, 0, 1));
+    let mut wire = lab.wire("forger");
+    let packet = raw::tcp(source, target, 23, SYN);
+    let mut sent = 0;
+    // How fast it goes is the machine's matter, so it goes on until it was fast enough for long enough.
+    let begin = Instant::now();
+    while ring(&lab) < 16 << 20 {
+        assert!(begin.elapsed() < TIMEOUT, "{} bytes after {sent} packets", ring(&lab));
+        (0..20_000).for_each(|_| wire.send(&packet));
+        sent += 20_000;
+    }
+    (0..20_000).for_each(|_| wire.send(&packet));
+    sent += 20_000;
+    let all = within(TIMEOUT, || (accounted(&lab) >= sent).then_some(()));
+    assert!(all.is_some(), "{} of {sent}", accounted(&lab));
+    assert_eq!(daemon.lines_with("ring of another size"), Vec::<String>::new());
+    lab.provoke_ban("scanner");
+    daemon.stop();
+}

@@ -1,0 +1,231 @@
+//! Floods from sources that are none.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const PER_SECOND: u32 = 1_000;
+/// What `block.max_new_bans_per_minute` is, built in.
+const CEILING: usize = 600;
+/// Lines about bans that failed which a minute may have.
+const FAILURES_A_MINUTE: usize = 60;
+/// How long a ban above the ceiling lasts at most.
+const SHORT: Duration = Duration::from_secs(300);
+
+/// Sources that only this lab knows.
+fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
+    (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0101 + number).into())
+}
+
+#[test]
+fn among_a_thousand_forged_syns_a_second_the_real_scanner_is_blocked_and_nobody_else() {
+    let lab = Lab::new(&["forger", "scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    let mut wire = lab.wire("forger");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let packets = forged(3 * PER_SECOND).zip((1..=1_000).cycle());
+            wire.pace(PER_SECOND, packets.map(|(source, port)| raw::tcp(source, target, port, SYN)));
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        lab.provoke_ban("scanner");
+    });
+    assert_eq!(lab.banned(), [IpAddr::from(lab.v4("scanner"))]);
+    let lines = daemon.stop().lines().count();
+    assert!(lines < 700, "3,000 strangers are no reason for {lines} lines");
+}
+
+#[test]
+fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_short() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    let begin = Instant::now();
+    // No flag at all: one packet is enough.
+    lab.wire("forger").pace(100_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
+    let all = within(TIMEOUT, || (lab.set("blocked").len() == 2_000).then_some(()));
+    assert!(all.is_some(), "{} of 2,000; {:?}", lab.set("blocked").len(), daemon.lines_with("could not keep up"));
+    // With all that there is to be told of them, the end may take its time.
+    let (ended, _) = daemon.end_by(Signal::TERM);
+    assert!(ended.status.success(), "{ended:?}");
+    let log = ended.log;
+    // As many bans as the ceiling lets last, and as many lines about single events as a minute may have; more of both as the
+    // time passes.
+    let lines = log.lines().count();
+    let seconds = usize::try_from(begin.elapsed().as_secs()).unwrap();
+    let most = 2 * CEILING + 2 * CEILING * seconds / 60 + 20;
+    assert!((CEILING..=most).contains(&lines), "{lines} lines");
+}
+
+#[test]
+fn a_full_set_under_a_flood_is_said_in_a_bounded_number_of_lines() {
+    let lab = Lab::new(&["forger"]);
+    let start = Instant::now();
+    let daemon = Daemon::start_configured(&lab, "[block.nft]\nsize = 4\n", &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    // Fewer than a minute may have lines about probes, so that the last one has its own.
+    lab.wire("forger").pace(10_000, forged(500).map(|source| raw::tcp(source, target, 23, 0)));
+    daemon.expect_line("set inet portsentry blocked is full (4)");
+    // A refused ban is slow, but it must not keep the sensor from what comes after.
+    let begin = Instant::now();
+    let last = forged(501).last().unwrap();
+    lab.wire("forger").send(&raw::tcp(last, target, 24, SYN));
+    daemon.expect_line(&format!("from host: {last}/{last} to TCP port: 24"));
+    assert!(begin.elapsed() < Duration::from_secs(10) * slowness(), "it took {:?} to get there", begin.elapsed());
+    assert_eq!(lab.set("blocked").len(), 4);
+    let log = daemon.stop();
+    // So many a minute, and what was begun is told of before the end.
+    let most = FAILURES_A_MINUTE * (1 + usize::try_from(start.elapsed().as_secs()).unwrap() / 60);
+    let failures = log.matches("could not be blocked").count();
+    assert!((1..=most).contains(&failures), "{failures} lines, at most {most}");
+}
+
+#[test]
+fn a_forged_flood_that_does_enough_to_be_blocked_gets_short_bans_above_the_ceiling() {
+    let lab = Lab::new(&["forger", "scanner"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("forger").into();
+    let begin = Instant::now();
+    let probes = forged(1_500).flat_map(|source| [23, 79, 111].map(|port| raw::tcp(source, target, port, SYN)));
+    lab.wire("forger").pace(3 * PER_SECOND, probes);
+    lab.expect_ban(lab.provoke_ban("scanner"));
+    let bans = lab.set("blocked");
+    let long = bans.iter().filter(|ban| ban.timeout.is_none_or(|timeout| timeout > SHORT)).count();
+    // The bucket of the ceiling fills up again by and by.
+    let more = CEILING * usize::try_from(begin.elapsed().as_secs()).unwrap() / 60;
+    assert!(long <= CEILING + (CEILING / 10).max(more), "{long} long bans of {}", bans.len());
+    assert!(bans.len() > CEILING, "the flood goes on being blocked, {} sources", bans.len());
+}
+
+/// Gives the program files that say who is logged in, which DHCP server gave this host its address, and which names have
+/// which address. In its own mount namespace, so that nobody else sees them.
+const SYSTEM: &str = r#"
+set -e
+target=$(readlink -m /etc/resolv.conf)
+mount -t tmpfs tmpfs /run
+case $target in /run/*) mkdir -p "${target%/*}"; cp "$1/resolv.conf" "$target" ;; esac
+cp "$1/utmp" /run/utmp
+mount -t tmpfs tmpfs /var/lib
+mkdir /var/lib/dhcp
+cp "$1/leases" /var/lib/dhcp/dhclient.leases
+mount --bind "$1/hosts" /etc/hosts
+shift
+exec "$@"
+"#;
+
+/// A record of utmp (glibc's bits/utmp.h) for somebody who is logged in from `host`, with this process as his.
+fn session(host: &str) -> Vec<u8> {
+    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
+    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
+    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
+    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
+    record
+}
+
+#[test]
+fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_names_each() {
+    innocents_are_spared(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
+}
+
+#[test]
+fn it_neither_cuts_them_off_by_a_route_nor_writes_them_down_nor_has_a_command_run_for_them() {
+    let lab = Lab::new(&["forger", "attacker"]);
+    let (deny, calls) = (lab.path("hosts.deny"), lab.path("calls"));
+    let script = lab.write("on-ban", &format!("#!/bin/sh\necho \"$1\" >>'{}'\n", calls.display()));
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let settings = format!(
+        "[block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\n[block.hosts_deny]\nfile = \"{}\"\n\
+         [block.run]\ncommand = [\"{}\", \"$TARGET$\"]\n",
+        deny.display(),
+        script.display()
+    );
+    innocents_are_spared(&lab, &settings, |innocents, strangers| {
+        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let routes = || {
+            let shown = |family| lab.run("victim", "ip", &[family, "route", "show", "table", "all", "proto", "112"]);
+            shown("-4") + &shown("-6")
+        };
+        let held = || [routes(), text(&deny), text(&calls)];
+        let words = |text: &str| text.split([' ', '\n', '[', ']']).map(str::to_owned).collect::<Vec<_>>();
+        let all =
+            || held().iter().all(|text| strangers.iter().all(|stranger| words(text).contains(&stranger.to_string())));
+        assert!(within(TIMEOUT, || all().then_some(())).is_some(), "{:?}", held());
+        for text in held() {
+            let named: Vec<_> = innocents.iter().filter(|innocent| words(&text).contains(*innocent)).collect();
+            assert!(
+                named.is_empty() && !text.contains("fd77:") && !text.contains("2001:db8:9:"),
+                "{named:?} in {text}"
+            );
+        }
+        assert_eq!(routes().lines().count(), strangers.len(), "{}", routes());
+    });
+}
+
+/// Forges packets in the name of all whom the host needs, and sees to it that the kernel's sets hold strangers alone and
+/// that the log names each of the others; `and` is given both.
+fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpAddr])) {
+    let (own, own6) = (lab.victim_v4("forger"), lab.victim_v6("forger"));
+    let innocents = [
+        ("10.77.1.250", "a gateway of this host"),
+        ("fd77:0:0:1::250", "a gateway of this host"),
+        ("198.51.100.53", "a resolver of this host"),
+        ("10.77.1.67", "a DHCP server of this host"),
+        ("203.0.113.9", "where somebody is logged in from"),
+        ("2001:db8:9::9", "where somebody is logged in from"),
+        ("192.0.2.77", "on the allow-list"),
+        ("192.0.2.78", "the address of a name on the allow-list"),
+        ("127.9.9.9", "a loopback address"),
+        (&own.to_string(), "an address of this host"),
+        (&own6.to_string(), "an address of this host"),
+    ];
+    lab.victim_ip("route add default via 10.77.1.250");
+    lab.victim_ip("route add default via fd77:0:0:1::250");
+    lab.set_resolver("198.51.100.53".parse().unwrap());
+    std::fs::write(lab.path("utmp"), [session("203.0.113.9"), session("2001:db8:9::9")].concat()).unwrap();
+    let lease = "interface \"forger\";\n  option dhcp-server-identifier 10.77.1.67;\n  expire epoch 32503680000;";
+    lab.write("leases", &format!("lease {{\n  {lease}\n}}\n"));
+    lab.write("hosts", "192.0.2.78 monitor.lab.example\n");
+    let settings = "[udp]\nblock = true\n[allow]\nnetworks = [\"192.0.2.77\"]\nnames = [\"monitor.lab.example\"]\n";
+    let settings = lab.write("portsentry.toml", &format!("{settings}{ways}"));
+    let folder = lab.path("");
+    let wrapper = ["sh", "-c", SYSTEM, "sh", folder.to_str().unwrap()];
+    let arguments = ["--expire", "24h", "--scan-trigger", "0", "--config", settings.to_str().unwrap()];
+    let daemon = Daemon::start_under(lab, &wrapper, &arguments);
+    daemon.expect_line("monitor.lab.example on the allow-list is 192.0.2.78");
+
+    let mut wire = lab.wire("forger");
+    type Forge = fn(IpAddr, IpAddr) -> Vec<u8>;
+    let kinds: [(&str, Forge); 3] = [
+        ("10.99.0.1", |source, target| raw::tcp(source, target, 23, SYN)),
+        ("10.99.0.2", |source, target| raw::tcp(source, target, 79, 0)),
+        ("10.99.0.3", |source, target| raw::udp(source, target, (53, 161))),
+    ];
+    let mut strangers = Vec::new();
+    for (stranger, forge) in kinds {
+        for (innocent, _) in innocents {
+            let source: IpAddr = innocent.parse().unwrap();
+            let target = if source.is_ipv4() { own.into() } else { own6.into() };
+            wire.send(&forge(source, target));
+        }
+        // Each of these is enough for a ban where nothing protects its source.
+        strangers.push(stranger.parse().unwrap());
+        wire.send(&forge(*strangers.last().unwrap(), own.into()));
+        lab.expect_ban(*strangers.last().unwrap());
+    }
+    assert_eq!(lab.banned(), strangers);
+    for (innocent, why) in innocents {
+        let lines = || daemon.lines_with(&format!(" from {innocent} to "));
+        let reason = format!("is not held against it: it is {why}, and never");
+        // The kernel may have blocked the strangers by itself before the program came to it.
+        let told = within(TIMEOUT, || lines().iter().any(|line| line.contains(&reason)).then_some(()));
+        assert!(told.is_some(), "{innocent}: {:?}", lines());
+    }
+    and(&innocents.map(|(innocent, _)| innocent.to_owned()), &strangers);
+    daemon.stop();
+}

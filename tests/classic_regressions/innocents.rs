@@ -1,0 +1,239 @@
+//! Traffic that looks like a scan to a careless eye. Each test ends with the ban of a culprit, whose packets come last.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, ACK, RST, SYN};
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT, enter};
+
+const STRICT: [&str; 4] = ["--expire", "24h", "--scan-trigger", "0"];
+const UDP_BLOCKS: &str = "[udp]\nblock = true\n";
+
+fn assert_nobody_but_the_culprit(lab: &Lab) {
+    let culprit = lab.provoke_ban("culprit");
+    assert_eq!(lab.banned(), [culprit]);
+}
+
+#[test]
+fn an_active_ftp_server_that_connects_from_port_20_is_no_scanner() {
+    let lab = Lab::new(&["server", "culprit"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (server, victim) = (lab.v4("server"), lab.victim_v4("server"));
+    for port in 700..710 {
+        // The client here opens a port for the data, and the server connects to it at once.
+        let listener = lab.inside("victim", || TcpListener::bind((victim, port)).unwrap());
+        lab.inside("server", || {
+            let flags = SocketFlags::CLOEXEC;
+            let data = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+            sockopt::set_socket_reuseaddr(&data, true).unwrap();
+            rustix::net::bind(&data, &SocketAddr::from((server, 20))).unwrap();
+            rustix::net::connect(&data, &SocketAddr::from((victim, port))).unwrap();
+            TcpStream::from(data).write_all(b"data").unwrap();
+        });
+        let (mut data, _) = listener.accept().unwrap();
+        let mut said = String::new();
+        data.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "data");
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn a_client_of_passive_ftp_is_no_scanner() {
+    let lab = Lab::new(&["client", "culprit"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for port in 710..720 {
+        let _data = Services::open(&lab, &[port]);
+        assert_eq!(lab.served("client", lab.victim_v4("client").into(), &[port], 1), 1);
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn clients_of_ports_published_by_dnat_are_no_scanners_from_the_first() {
+    let lab = Lab::new(&["client", "container", "culprit"]);
+    let ports = [8000, 8080, 8081, 8088];
+    let container = lab.v4("container");
+    lab.run("victim", "sh", &["-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]);
+    let rules = format!(
+        "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; \
+         tcp dport {{ 8000, 8080, 8081, 8088 }} dnat to {container}:80; }}; }}"
+    );
+    lab.run("victim", "nft", &[&rules]);
+    let _service = serve_at(&lab, "container", 80);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for round in 0..2 {
+        for port in ports {
+            let service = SocketAddr::from((lab.victim_v4("client"), port));
+            let answered = lab.inside("client", || say(service));
+            assert_eq!(answered, b"hello", "port {port}, round {round}");
+        }
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn a_client_that_tries_web_and_is_asked_for_ident_is_no_scanner() {
+    let lab = Lab::new(&["client", "culprit"]);
+    let _services = Services::open(&lab, &[80]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (client, victim) = (lab.v4("client").into(), lab.victim_v4("client").into());
+    for _ in 0..5 {
+        assert!(lab.is_served("client", victim, 80, TIMEOUT));
+        lab.touch("client", client, victim, &[443, 8443, 113]);
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn an_answer_that_comes_after_its_socket_has_closed_is_no_probe() {
+    let lab = Lab::new(&["server", "culprit"]);
+    let _daemon = Daemon::start_configured(&lab, UDP_BLOCKS, &STRICT);
+    let (server, victim) = (lab.v4("server").into(), lab.victim_v4("server").into());
+    lab.inside("victim", || {
+        for port in 720..730 {
+            let socket = UdpSocket::bind((lab.victim_v4("server"), port)).unwrap();
+            socket.send_to(b"question", (lab.v4("server"), 53)).unwrap();
+        }
+    });
+    let mut wire = lab.wire("server");
+    for port in 720..730 {
+        wire.send(&raw::udp(server, victim, (53, port)));
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn answers_to_own_connections_from_a_wide_port_range_are_no_probes() {
+    let lab = Lab::new(&["server", "culprit"]);
+    let range = "echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && \
+                 echo 600 1000 >/proc/sys/net/ipv4/ip_local_port_range";
+    lab.run("victim", "sh", &["-c", range]);
+    let _service = serve_at(&lab, "server", 80);
+    let _daemon = Daemon::start(&lab, &STRICT);
+    let server = SocketAddr::from((lab.v4("server"), 80));
+    let mut used = std::collections::BTreeSet::new();
+    lab.inside("victim", || {
+        for _ in 0..100 {
+            let mut stream = TcpStream::connect_timeout(&server, TIMEOUT).unwrap();
+            used.insert(stream.local_addr().unwrap().port());
+            stream.write_all(b"hello").unwrap();
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer).unwrap();
+        }
+    });
+    assert!(used.iter().all(|port| (600..=1000).contains(port)), "{used:?}");
+    // What comes when the connection is long forgotten: the last FIN/ACK again, a late ACK, a reset.
+    let (from, to) = (lab.v4("server").into(), lab.victim_v4("server").into());
+    let mut wire = lab.wire("server");
+    for port in used {
+        for flags in [ACK, ACK | raw::FIN, ACK | RST, RST] {
+            wire.send(&raw::packet(from, to, raw::TCP, &raw::segment(from, to, (80, port), flags)));
+        }
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn broadcast_and_multicast_are_not_meant_for_this_host() {
+    let lab = Lab::new(&["neighbour", "culprit"]);
+    let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\nadvanced_exclude = \"\"\n", &STRICT);
+    let source = lab.v4("neighbour").into();
+    let mut wire = lab.wire("neighbour");
+    for (group, port) in [([224, 0, 0, 251], 5353), ([239, 255, 255, 250], 1900), ([224, 0, 0, 9], 520)] {
+        let group = Ipv4Addr::from(group);
+        wire.multicast(group, &raw::udp(source, group.into(), (port, port)));
+    }
+    for (target, port) in [([255, 255, 255, 255], 67), ([10, 77, 1, 255], 137), ([10, 77, 1, 255], 138)] {
+        wire.broadcast(&raw::udp(source, IpAddr::from(target), (port, port)));
+        // Some send what is for everybody in an own frame to each.
+        wire.send(&raw::udp(source, IpAddr::from(target), (port, port)));
+    }
+    // What everybody on the link gets is not aimed at one, even where it names one.
+    wire.broadcast(&raw::udp(source, lab.victim_v4("neighbour").into(), (137, 137)));
+    let source = lab.v6("neighbour").into();
+    wire.send(&raw::udp(source, "ff02::fb".parse().unwrap(), (5353, 5353)));
+    assert_nobody_but_the_culprit(&lab);
+    for neighbour in [IpAddr::from(lab.v4("neighbour")), source] {
+        let lines = daemon.lines_with(&neighbour.to_string());
+        assert!(lines.is_empty(), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_traceroute_is_no_scan() {
+    let lab = Lab::new(&["tracer", "culprit"]);
+    let _daemon = Daemon::start_configured(&lab, UDP_BLOCKS, &STRICT);
+    lab.inside("tracer", || {
+        let socket = UdpSocket::bind((lab.v4("tracer"), 0)).unwrap();
+        for (ttl, port) in (1..=30).zip(33_434_u16..) {
+            socket.set_ttl(ttl).unwrap();
+            // The kernel reports the refusals of earlier probes here.
+            let _ = socket.send_to(b"traceroute", (lab.victim_v4("tracer"), port));
+        }
+    });
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn backscatter_of_an_attack_in_this_hosts_name_is_no_scan() {
+    let lab = Lab::new(&["victim2", "culprit"]);
+    let _daemon = Daemon::start(&lab, &STRICT);
+    for (source, target) in [
+        (IpAddr::from(lab.v4("victim2")), IpAddr::from(lab.victim_v4("victim2"))),
+        (lab.v6("victim2").into(), lab.victim_v6("victim2").into()),
+    ] {
+        let answers = (1..=100).flat_map(|port| [SYN | ACK, RST, RST | ACK].map(|flags| (port, flags)));
+        lab.wire("victim2").pace(5_000, answers.map(|(port, flags)| raw::tcp(source, target, port, flags)));
+    }
+    assert_nobody_but_the_culprit(&lab);
+}
+
+#[test]
+fn clients_that_go_on_while_their_service_restarts_are_no_scanners() {
+    let lab = Lab::new(&["client", "culprit"]);
+    let ports = [800, 801, 802];
+    let services = Services::open(&lab, &ports);
+    let _daemon = Daemon::start(&lab, &STRICT);
+    let (client, victim) = (lab.v4("client").into(), lab.victim_v4("client").into());
+    assert_eq!(lab.served("client", victim, &ports, 1), 3);
+    drop(services);
+    for _ in 0..20 {
+        lab.touch("client", client, victim, &ports);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let _services = Services::open(&lab, &ports);
+    assert_eq!(lab.served("client", victim, &ports, 1), 3);
+    let _others = Services::open(&lab, &EIGHT);
+    assert_nobody_but_the_culprit(&lab);
+}
+
+/// A service in any host that says back what it is told first.
+fn serve_at(lab: &Lab, host: &str, port: u16) -> std::thread::JoinHandle<()> {
+    let namespace = lab.namespace(host).name().to_owned();
+    let listener = lab.inside(host, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    // It ends with the test's process: a listener keeps its namespace, and nobody waits for it.
+    std::thread::spawn(move || {
+        enter(&namespace);
+        for mut stream in listener.incoming().flatten() {
+            let mut said = [0; 5];
+            if stream.read_exact(&mut said).is_ok() {
+                let _ = stream.write_all(&said);
+            }
+        }
+    })
+}
+
+fn say(service: SocketAddr) -> Vec<u8> {
+    let mut stream = TcpStream::connect_timeout(&service, TIMEOUT).expect("somebody answers");
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(b"hello").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    answer
+}

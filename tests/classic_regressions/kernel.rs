@@ -1,0 +1,87 @@
+//! What the log says is what the kernel holds.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const SHORTLY: Duration = Duration::from_millis(300);
+
+#[test]
+fn who_was_blocked_once_is_blocked_again_really_after_expiry_and_after_deletion() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 2 * slowness())]);
+    let victim = lab.victim_v4("attacker").into();
+    let attacker = lab.provoke_ban("attacker");
+    lab.expect_banned(&[]);
+    assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
+    lab.touch_until_banned("attacker", victim);
+    assert!(!lab.is_served("attacker", victim, 80, SHORTLY), "blocked again, not only in the log");
+
+    lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
+    assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
+    lab.touch_until_banned("attacker", victim);
+    assert!(!lab.is_served("attacker", victim, 80, SHORTLY));
+    let said = || (daemon.lines_with(&format!("Host {attacker} has been blocked")).len() >= 3).then_some(());
+    assert!(within(TIMEOUT, said).is_some());
+}
+
+#[test]
+fn ten_thousand_packets_of_a_blocked_source_are_a_handful_of_lines() {
+    let lab = Lab::new(&["attacker", "culprit"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (source, target) = (lab.provoke_ban("attacker"), lab.victim_v4("attacker").into());
+    let ports = (1..=100).cycle().take(10_000);
+    lab.wire("attacker").pace(10_000, ports.map(|port| raw::tcp(source, target, port, SYN)));
+    lab.provoke_ban("culprit");
+    // The sum of all lines' counts is every packet: `(214 packets)`, and none where there was one.
+    let said = format!("Host: {source}/{source} is already blocked Ignoring");
+    let count = |line: &String| {
+        let number = line.split_once("Ignoring (").and_then(|(_, rest)| rest.split_once(' '));
+        number.map_or(1, |(number, _)| number.parse::<u32>().expect("a number of packets"))
+    };
+    let all = within(TIMEOUT, || {
+        let sum = daemon.lines_with(&said).iter().map(count).sum::<u32>();
+        (sum >= 10_000).then_some(sum)
+    });
+    let lines = daemon.lines_with(&source.to_string());
+    assert!(all.is_some(), "not all packets are accounted for: {lines:#?}");
+    assert!(lines.len() < 12, "{lines:#?}");
+}
+
+#[test]
+fn a_table_deleted_in_the_middle_is_laid_again_by_the_next_ban() {
+    let lab = Lab::new(&["attacker", "gateway"]);
+    let _services = Services::open(&lab, &[80]);
+    lab.victim_ip(&format!("route add default via {}", lab.v4("gateway")));
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker]);
+    daemon.expect_line("table inet portsentry was gone and is there again");
+    assert!(lab.set_text("allowed").contains(&lab.v4("gateway").to_string()), "with whom it protects");
+    assert!(!lab.is_served("attacker", lab.victim_v4("attacker").into(), 80, SHORTLY));
+}
+
+#[test]
+fn a_ban_that_the_kernel_refuses_is_said_counted_as_none_and_tried_again() {
+    let lab = Lab::new(&["attacker"]);
+    let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    // Somebody puts another table in the place of ours: its set takes no IPv4 address.
+    let foreign = "delete table inet portsentry; add table inet portsentry; \
+                   add set inet portsentry blocked { type ether_addr; flags timeout; }";
+    lab.run("victim", "nft", &[foreign]);
+    let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
+    lab.touch("attacker", attacker, victim, &[901, 902, 903]);
+    daemon.expect_line(&format!("ERROR: Host {attacker} could not be blocked via nft: "));
+    assert!(daemon.lines_with("has been blocked").is_empty());
+    assert!(daemon.is_running());
+
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.touch_until_banned("attacker", victim);
+    daemon.expect_line(&format!("Host {attacker} has been blocked"));
+}

@@ -1,0 +1,30 @@
+//! Interfaces that go and come back.
+
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+
+#[test]
+fn an_interface_that_goes_and_comes_back_is_watched_again_and_the_others_all_the_time() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.cut("attacker");
+    lab.provoke_ban("other");
+    lab.link("attacker");
+    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    assert!(daemon.is_running());
+}
+
+#[test]
+fn a_named_interface_that_comes_back_under_its_name_is_watched_again_and_no_other() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let mut daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
+    let touch = || lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    touch();
+    lab.cut("attacker");
+    touch();
+    lab.link("attacker");
+    touch();
+    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    assert_eq!(lab.banned(), [std::net::IpAddr::from(lab.v4("attacker"))]);
+    assert!(daemon.is_running());
+}

@@ -1,0 +1,105 @@
+//! What slipped by unseen.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, DESTINATION, FRAGMENT, SYN, TCP};
+use netns_lab::scan::fetch;
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT};
+
+const STRICT: [&str; 4] = ["--expire", "24h", "--scan-trigger", "0"];
+const QUICK: [&str; 6] = ["-p1-60", "--max-retries", "0", "--max-rtt-timeout", "100ms", "-T4"];
+
+#[test]
+fn a_fragmented_scan_learns_nothing_and_is_blocked() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &[22]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("attacker").into();
+    let closed = [&["-sS", "-f"][..], &QUICK].concat();
+    lab.nmap("attacker", target, &closed);
+    lab.expect_ban(lab.v4("attacker").into());
+    let service = lab.nmap("attacker", target, &["-sS", "-f", "-p22", "--max-retries", "0"]);
+    assert!(service.open.is_empty(), "{service:?}");
+}
+
+#[test]
+fn ack_maimon_and_window_scans_are_blocked() {
+    let kinds = [("ack", "-sA"), ("maimon", "-sM"), ("window", "-sW")];
+    let lab = Lab::new(&kinds.map(|(name, _)| name));
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for (name, kind) in kinds {
+        lab.nmap(name, lab.victim_v4(name).into(), &[&[kind][..], &QUICK].concat());
+        lab.expect_ban(lab.v4(name).into());
+    }
+}
+
+#[test]
+fn ipv6_extension_headers_hide_nothing() {
+    type Wrap = fn(&[u8]) -> (u8, Vec<u8>);
+    let wraps: [(&str, Wrap); 2] = [
+        ("atomic", |segment| (FRAGMENT, raw::fragment(TCP, 0, false, segment))),
+        ("options", |segment| (DESTINATION, raw::options(TCP, segment))),
+    ];
+    let lab = Lab::new(&wraps.map(|(name, _)| name));
+    let _daemon = Daemon::start(&lab, &STRICT);
+    for (name, wrap) in wraps {
+        let (source, target) = (lab.v6(name).into(), lab.victim_v6(name).into());
+        let (next, payload) = wrap(&raw::segment(source, target, (40_404, 23), SYN));
+        lab.wire(name).send(&raw::packet(source, target, next, &payload));
+        lab.expect_ban(lab.v6_network(name).into());
+    }
+}
+
+#[test]
+fn a_link_local_scanner_is_blocked_alone_and_its_neighbours_are_served() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &[80]);
+    lab.victim_ip("addr add fe80::1/64 dev attacker nodad");
+    lab.run("attacker", "ip", &["addr", "add", "fe80::77/64", "dev", "uplink", "nodad"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let scanner: Ipv6Addr = "fe80::66".parse().unwrap();
+    let target: Ipv6Addr = "fe80::1".parse().unwrap();
+    let mut wire = lab.wire("attacker");
+    for port in [23, 79, 111] {
+        wire.send(&raw::tcp(scanner.into(), target.into(), port, SYN));
+    }
+    lab.expect_ban(scanner.into());
+    assert_eq!(lab.banned(), [IpAddr::from(scanner)], "the address itself, not fe80::/64");
+    daemon.expect_line("Host fe80::66 has been blocked via nftables set inet portsentry blocked6");
+
+    let scope = lab.run("attacker", "cat", &["/sys/class/net/uplink/ifindex"]).trim().parse().unwrap();
+    let service = SocketAddr::V6(SocketAddrV6::new(target, 80, 0, scope));
+    assert!(lab.inside("attacker", || fetch(service, TIMEOUT)), "fe80::77 is another neighbour");
+}
+
+#[test]
+fn five_hundred_addresses_of_one_64_are_one_scanner_and_one_element() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let network = lab.v6_network("attacker");
+    let target = lab.victim_v6("attacker").into();
+    let sources = (0..500).map(|number| Ipv6Addr::from_bits(network.to_bits() + 0x1_0000 + number));
+    let packets = sources.zip((1..=100_u16).cycle()).map(|(source, port)| raw::tcp(source.into(), target, port, SYN));
+    lab.wire("attacker").pace(5_000, packets);
+    lab.expect_ban(network.into());
+    assert_eq!(lab.banned(), [IpAddr::from(network)]);
+    assert_eq!(daemon.lines_with("has been blocked").len(), 1);
+}
+
+#[test]
+fn an_address_that_begins_like_another_is_a_different_one() {
+    let lab = Lab::new(&["attacker", "other"]);
+    lab.victim_ip("addr add 10.77.1.10/24 dev attacker");
+    let sources = [20, 200].map(|end| lab.add_addresses("attacker", end..end + 1)[0].into());
+    let _daemon = Daemon::start(&lab, &STRICT);
+    // As text 10.77.1.1 begins 10.77.1.10, and 10.77.1.20 begins 10.77.1.200.
+    let target = "10.77.1.10".parse().unwrap();
+    for (number, source) in sources.into_iter().enumerate() {
+        assert_eq!(lab.banned().len(), number, "{source} has done nothing yet");
+        lab.touch("attacker", source, target, &[23]);
+        lab.expect_ban(source);
+    }
+    assert_eq!(lab.banned(), sources);
+}

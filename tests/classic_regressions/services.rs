@@ -1,0 +1,95 @@
+//! Real services inside the monitored range: never in their way, and their clients never blamed.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT, enter};
+
+const PER_SECOND: u32 = 20_000;
+const SECONDS: u32 = 2;
+
+#[test]
+fn a_service_can_start_while_its_port_is_probed_20000_times_a_second_and_closed_ports_stay_silent() {
+    let lab = Lab::new(&["attacker", "third"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    // Whatever answers for a closed port is counted by the kernel itself.
+    lab.run(
+        "victim",
+        "nft",
+        &["table inet count { chain leaving { type filter hook output priority 0; \
+           tcp sport 809 tcp flags & (syn | ack) == syn | ack counter; }; }"],
+    );
+    let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));
+    let mut wire = lab.wire("attacker");
+    let victim = lab.namespace("victim");
+    let (over, starts) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            enter(victim.name());
+            while !over.load(Ordering::Relaxed) {
+                // A process that another test is just starting holds the one before it for a moment.
+                let patience = Instant::now() + TIMEOUT;
+                let service = loop {
+                    match TcpListener::bind((Ipv4Addr::UNSPECIFIED, 808)) {
+                        Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < patience => {}
+                        bound => break bound,
+                    }
+                };
+                drop(service.expect("nothing of the program's ever holds the port"));
+                starts.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // Two ports are forgiven, so that nobody is blocked and every probe arrives.
+        let packets = [808, 809].into_iter().cycle().map(|port| raw::tcp(source, target, port, SYN));
+        wire.pace(PER_SECOND, packets.take((PER_SECOND * SECONDS) as usize));
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(starts.load(Ordering::Relaxed) > 100, "{starts:?} starts");
+    let counted = lab.run("victim", "nft", &["list", "table", "inet", "count"]);
+    assert!(counted.contains("counter packets 0 "), "{counted}");
+    assert_eq!(lab.provoke_ban("third"), IpAddr::from(lab.v4("third")));
+    assert_eq!(lab.banned().len(), 1);
+}
+
+#[test]
+fn the_first_clients_of_a_service_that_starts_under_probing_are_not_blamed() {
+    let lab = Lab::new(&["attacker", "client", "culprit"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));
+    let mut wire = lab.wire("attacker");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let packets = [700, 701].into_iter().cycle().map(|port| raw::tcp(source, target, port, SYN));
+            wire.pace(PER_SECOND, packets.take((PER_SECOND * SECONDS) as usize));
+        });
+        // More services than are forgiven, one after another, each asked the moment that it is there.
+        for port in 700..708 {
+            let _service = Services::open(&lab, &[port]);
+            assert_eq!(lab.served("client", lab.victim_v4("client").into(), &[port], 3), 3);
+        }
+    });
+    let culprit = lab.provoke_ban("culprit");
+    assert_eq!(lab.banned(), [culprit]);
+    assert!(daemon.lines_with(&lab.v4("client").to_string()).is_empty());
+}
+
+#[test]
+fn connections_to_real_services_in_the_monitored_range_log_nothing() {
+    let lab = Lab::new(&["client", "culprit"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
+    for target in [IpAddr::from(lab.victim_v4("client")), lab.victim_v6("client").into()] {
+        assert_eq!(lab.served("client", target, &EIGHT, 20), 160);
+    }
+    lab.provoke_ban("culprit");
+    for client in [IpAddr::from(lab.v4("client")), lab.v6("client").into()] {
+        let lines = daemon.lines_with(&client.to_string());
+        assert!(lines.is_empty(), "{lines:?}");
+    }
+}

@@ -1,0 +1,293 @@
+//! `portsentry check`: what is wrong with settings, and what they come to on a host.
+
+use std::fs::{self, Permissions};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use portsentry::enforce::nft::{Nft, RulesetSpec};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use netns_lab::Namespace;
+
+/// A host with one interface, a gateway, and a folder for its files.
+struct Host {
+    folder: TempDir,
+    units: TempDir,
+    namespace: Namespace,
+}
+
+impl Host {
+    fn new() -> Self {
+        let namespace = Namespace::new();
+        namespace.ip_batch(
+            "link set lo up
+            link add out type veth peer name far
+            address add 192.0.2.1/24 dev out
+            address add 2001:db8::1/64 dev out nodad
+            link set far addrgenmode none
+            link set out addrgenmode none
+            link set far up
+            link set out up
+            route add default via 192.0.2.254\n",
+        );
+        let host = Self { folder: tempfile::tempdir().unwrap(), units: tempfile::tempdir().unwrap(), namespace };
+        for folder in ["lib", "etc"] {
+            fs::create_dir(host.units.path().join(folder)).unwrap();
+        }
+        host
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A unit or a drop-in: `lib` holds those of packages, `etc` the administrator's.
+    fn unit(&self, place: &str, text: &str) {
+        let file = self.units.path().join(place);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+
+    /// `program` inside, with the units of this host instead of this machine's: `ip netns exec` has mounts of its own.
+    fn command(&self, program: &str) -> Command {
+        const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && exec \"$@\"";
+        let mut command = self.namespace.command("sh");
+        command.args(["-c", MOUNT]).arg(self.units.path()).arg(program);
+        command.env_remove("SSH_CONNECTION").env_remove("SSH_CLIENT");
+        command
+    }
+
+    /// The program with these settings, and nothing in its environment that this machine would say.
+    fn check(&self, settings: &str, arguments: &[&str]) -> Output {
+        let file = self.file("portsentry.toml", settings);
+        self.command(env!("CARGO_BIN_EXE_portsentry")).arg("check").arg(file).args(arguments).output().unwrap()
+    }
+
+    fn json(&self, settings: &str, code: i32) -> Value {
+        let output = self.check(settings, &["--json"]);
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_in_one_run() {
+    let host = Host::new();
+    let settings = "expire = 5\n[detect]\nwindow = \"x\"\n[block]\nmethods = [\"nft\"]\n";
+    let output = host.check(settings, &[]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(78), 0));
+    let text = stderr(&output);
+    let places: Vec<&str> = text.lines().map(|line| line.rsplit_once("portsentry.toml:").unwrap().1).collect();
+    assert_eq!(places.len(), 3, "{text}");
+    for (place, start) in places.iter().zip(["1:10: expire: ", "3:10: detect.window: ", "5:1: block.methods: "]) {
+        assert!(place.starts_with(start), "{text}");
+    }
+    let told = host.json(settings, 78);
+    assert_eq!(told["ok"], false);
+    let keys: Vec<_> = told["errors"].as_array().unwrap().iter().map(|error| (&error["key"], &error["line"])).collect();
+    let expected =
+        [("expire", 1), ("detect.window", 3), ("block.methods", 5)].map(|(key, line)| (json!(key), json!(line)));
+    assert_eq!(keys, expected.iter().map(|(key, line)| (key, line)).collect::<Vec<_>>());
+    let ignore = host.file("ignore", "192.0.2.7\nlocalhost\n10.0.0.0/33\n");
+    let output = host.check(&format!("[allow]\nfiles = [\"{}\", \"/nowhere\"]\n", ignore.display()), &[]);
+    assert_eq!((output.status.code(), stderr(&output).lines().count()), (Some(78), 3), "{}", stderr(&output));
+    let missing =
+        host.namespace.command(env!("CARGO_BIN_EXE_portsentry")).args(["check", "/nowhere"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(78), "a file that is named and missing never means the built-in settings");
+}
+
+#[test]
+fn what_would_be_watched_and_who_protected_is_this_host_s() {
+    let host = Host::new();
+    let _listeners = host.namespace.inside(|| {
+        let tcp = ["0.0.0.0:22", "[::]:80", "127.0.0.1:25"].map(|address| TcpListener::bind(address).unwrap());
+        (tcp, UdpSocket::bind("[::]:53").unwrap())
+    });
+    let ignore = host.file("ignore", "198.51.100.0/24\n");
+    let settings = format!(
+        "[tcp]\nadvanced_ports = \"22-25,80\"\n[udp]\nmode = \"stealth\"\nports = \"53,69\"\n\
+         [allow]\nnetworks = [\"10.0.0.0/8\"]\nfiles = [\"{}\"]\n",
+        ignore.display()
+    );
+    let told = host.json(&settings, 0);
+    assert_eq!((&told["ok"], &told["errors"], &told["warnings"]), (&json!(true), &json!([]), &json!([])));
+    let tcp = json!({"mode": "advanced", "block": true, "ports": "22-25", "count": 4, "left_out": "80",
+        "partly_in_use": [{"port": 22, "address": "0.0.0.0"}, {"port": 25, "address": "127.0.0.1"}]});
+    assert_eq!(told["tcp"], tcp);
+    let udp =
+        json!({"mode": "stealth", "block": false, "ports": "69", "count": 1, "left_out": "53", "partly_in_use": []});
+    assert_eq!(told["udp"], udp);
+    let why = |network: &str| {
+        let all = told["protected"].as_array().unwrap();
+        all.iter().find(|one| one["network"] == network).map(|one| one["why"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(why("192.0.2.1/32").as_deref(), Some("an address of this host"));
+    assert_eq!(why("192.0.2.254/32").as_deref(), Some("a gateway of this host"));
+    assert_eq!(why("10.0.0.0/8").as_deref(), Some("on the allow-list"));
+    assert_eq!(why("198.51.100.0/24").as_deref(), Some("on the allow-list"));
+    let interfaces: Vec<_> =
+        told["interfaces"].as_array().unwrap().iter().map(|one| (&one["name"], &one["watched"])).collect();
+    let expected = [("lo", false), ("far", false), ("out", true)].map(|(name, watched)| (json!(name), json!(watched)));
+    assert_eq!(interfaces, expected.iter().map(|(name, watched)| (name, watched)).collect::<Vec<_>>());
+    let text = stdout(&host.check(&settings, &[]));
+    for line in [
+        "TCP         advanced, 4 ports, scans are blocked",
+        "  left out  80: in use",
+        "  in use    22 by IPv4, 25 at 127.0.0.1; watched where they are not",
+        "interface   out watched; 192.0.2.1/24, 2001:db8::1/64",
+        "interface   far not watched: no address",
+        "protected   192.0.2.254: a gateway of this host",
+        "verdict     nothing is wrong",
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "{line} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn what_is_right_in_itself_and_cannot_work_here_is_wrong() {
+    let host = Host::new();
+    let program = host.file("on-scan", "#!/bin/sh\n");
+    let settings = |mode: u32| {
+        fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+        let file = host.folder.path().join("missing/hosts.deny");
+        format!(
+            "interfaces = [\"eth9\"]\n[block]\nmethod = [\"nft\", \"hosts-deny\", \"run\"]\n[block.hosts_deny]\nfile = \"{}\"\n\
+             [block.run]\ncommand = [\"{}\", \"$TARGET$\"]\n",
+            file.display(),
+            program.display()
+        )
+    };
+    let output = host.check(&settings(0o644), &[]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(78));
+    for part in [
+        "interfaces: there is no interface eth9; this host has lo, far, out",
+        "block.hosts_deny: ",
+        "block.run.command: ",
+        "it is no file that may be executed",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(stdout(&output).contains("blocks by   run: the command "), "all the same it says what it would do");
+    let told = host.json(&settings(0o755), 78);
+    let works: Vec<_> = told["methods"].as_array().unwrap().iter().map(|way| (&way["method"], &way["works"])).collect();
+    let expected =
+        [("nft", true), ("hosts-deny", false), ("run", true)].map(|(name, works)| (json!(name), json!(works)));
+    assert_eq!(works, expected.iter().map(|(name, works)| (name, works)).collect::<Vec<_>>());
+    assert_eq!(told["errors"].as_array().unwrap().len(), 2, "{}", told["errors"]);
+}
+
+#[test]
+fn what_others_could_change_is_wrong_as_it_is_at_the_start() {
+    let host = Host::new();
+    let list = host.file("ignore", "192.0.2.9\n");
+    let settings = format!("[allow]\nfiles = [{list:?}]\n");
+    assert_eq!(host.check(&settings, &[]).status.code(), Some(0));
+    fs::set_permissions(&list, Permissions::from_mode(0o666)).unwrap();
+    let output = host.check(&settings, &[]);
+    assert_eq!(output.status.code(), Some(78));
+    let text = stderr(&output);
+    assert!(text.contains(&format!("; run: chmod go-w {}", list.display())), "{text}");
+}
+
+#[test]
+fn the_kernel_is_looked_at_and_left_as_it_is() {
+    let host = Host::new();
+    let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
+    let does = |told: &Value| told["methods"][0]["does"].as_str().unwrap().to_owned();
+    assert!(does(&host.json("", 0)).ends_with("; it would be laid"));
+    assert!(ruleset().is_empty());
+    host.namespace.inside(|| Nft::open().unwrap().install(&RulesetSpec { size: 5, ..RulesetSpec::default() }).unwrap());
+    let before = ruleset();
+    assert!(does(&host.json("", 0)).ends_with("; it is there, with sets for 5 and 5"));
+    assert!(does(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it is there"));
+    assert_eq!(ruleset(), before);
+    host.namespace.run("nft", "add chain inet portsentry mine");
+    let output = host.check("", &[]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(stderr(&output).contains("portsentry changes nothing that it did not create"), "{}", stderr(&output));
+    assert_eq!(fs::read_dir(host.folder.path()).unwrap().count(), 1, "only the settings");
+}
+
+#[test]
+fn names_are_looked_up_and_what_is_not_wise_is_a_warning() {
+    let host = Host::new();
+    let settings =
+        "expire = \"never\"\n[udp]\nblock = true\n[allow]\nnetworks = [\"0.0.0.0/0\"]\nnames = [\"localhost\"]\n";
+    let told = host.json(settings, 0);
+    assert_eq!(told["names"], json!([{"name": "localhost", "addresses": [], "error": null}]));
+    let keys: Vec<_> =
+        told["warnings"].as_array().unwrap().iter().map(|warning| warning["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["udp.block", "expire", "allow.networks", "allow.names"]);
+    let file = host.file("portsentry.toml", "");
+    let mut command = host.command(env!("CARGO_BIN_EXE_portsentry"));
+    let from = |address: &str| format!("{address} 51234 192.0.2.1 22");
+    let output = command.env("SSH_CONNECTION", from("203.0.113.9")).arg("check").arg(&file).output().unwrap();
+    assert!(stdout(&output).contains("warning     allow.networks: you come from 203.0.113.9, "), "{}", stdout(&output));
+    let output = command.env("SSH_CONNECTION", from("192.0.2.254")).output().unwrap();
+    assert!(!stdout(&output).contains("warning"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_the_installed_service_forbids_is_a_warning_until_its_drop_in_is_there() {
+    let host = Host::new();
+    let settings = "[metrics]\nlisten = \"127.0.0.1:9777\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n\
+        [report]\njson_file = \"/srv/portsentry/events.json\"\n[trap]\nudp = true\n";
+    let warned = || -> Vec<String> {
+        let told = host.json(settings, 0);
+        let all = told["warnings"].as_array().unwrap();
+        all.iter().map(|warning| warning["key"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(warned(), ["trap.udp"], "no service is installed");
+    host.unit("lib/portsentry.service", include_str!("../../packaging/portsentry.service"));
+    assert_eq!(warned(), ["trap.udp", "metrics.listen", "block.hosts_deny.file", "report.json_file"]);
+    let text = stdout(&host.check(settings, &[]));
+    let line = text.lines().find(|line| line.starts_with("warning     metrics.listen: ")).unwrap();
+    assert!(line.contains("its drop-in internet.conf"), "{line}");
+    let folder = "etc/portsentry.service.d";
+    let internet = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
+    host.unit(&format!("{folder}/internet.conf"), internet);
+    assert_eq!(warned(), ["trap.udp", "block.hosts_deny.file", "report.json_file"]);
+    host.unit(&format!("{folder}/places.conf"), "[Service]\nReadWritePaths=/srv/portsentry /etc\n");
+    assert_eq!(warned(), ["trap.udp"]);
+    // The administrator's own unit stands for the packaged one, and a drop-in that only looks like one does not count.
+    host.unit(&format!("{folder}/internet.conf"), "");
+    host.unit(&format!("{folder}/internet.conf.bak"), internet);
+    assert_eq!(warned(), ["trap.udp", "metrics.listen"]);
+    host.unit("etc/portsentry.service", "[Service]\nExecStart=/usr/sbin/portsentry\n");
+    assert_eq!(warned(), ["trap.udp"]);
+}
+
+#[test]
+fn somebody_without_rights_is_told_what_was_not_tried() {
+    let host = Host::new();
+    fs::set_permissions(host.folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let file = host.file("portsentry.toml", "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n");
+    // Not from the build directory, which another user may not be let into.
+    let program = host.folder.path().join("portsentry");
+    fs::copy(env!("CARGO_BIN_EXE_portsentry"), &program).unwrap();
+    let mut command = host.namespace.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).arg("check").arg(file);
+    let output = command.env_remove("SSH_CONNECTION").current_dir("/").output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in ["without CAP_NET_RAW", "without CAP_NET_ADMIN", "/etc is not this user's to write"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let told = stdout(&output);
+    assert!(told.contains("blocks by   nft: ") && told.matches("; not tried").count() == 2, "{told}");
+}

@@ -1,0 +1,277 @@
+//! `portsentry list`: the ledger and the kernel's sets, joined.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+use portsentry::enforce::nft::{Nft, RulesetSpec};
+use portsentry::engine::Class;
+use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
+use rusqlite::Connection;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use netns_lab::Namespace;
+
+const HOUR: u64 = 3_600;
+
+fn subject(text: &str) -> BanTarget {
+    text.parse().unwrap()
+}
+
+fn ago(seconds: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_secs(seconds)
+}
+
+fn ban(text: &str, since: SystemTime, seconds: u64) -> Banned {
+    Banned {
+        class: Some(Class::Syn),
+        ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
+        probes: 7,
+        ..Banned::wanted_by(
+            Author::Detector,
+            subject(text),
+            since,
+            Expiry::After(Duration::from_secs(seconds)),
+            Backend::Nft,
+        )
+    }
+}
+
+/// A ledger, and a network namespace whose kernel sets it is about.
+struct Host {
+    state: TempDir,
+    namespace: Namespace,
+}
+
+impl Host {
+    fn with(bans: &[Banned]) -> Self {
+        let host = Self { state: tempfile::tempdir().unwrap(), namespace: Namespace::new() };
+        Ledger::open(&host.directory()).unwrap().0.record(bans).unwrap();
+        host
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.state.path().join("portsentry")
+    }
+
+    /// Repeats the ledger's first ban for this many addresses from 10.0.0.1 on.
+    fn multiply(&self, bans: u32) {
+        let connection = Connection::open(self.directory().join(DATABASE)).unwrap();
+        let mut names = connection.prepare("SELECT name FROM pragma_table_info('ban') WHERE name != 'id'").unwrap();
+        let names: Vec<String> = names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        let address = "'10.' || (n >> 16) || '.' || (n >> 8 & 255) || '.' || (n & 255)";
+        let value =
+            |name: &String| if name == "subject" || name == "source" { address.to_owned() } else { name.clone() };
+        let (columns, values) = (names.join(", "), names.iter().map(value).collect::<Vec<_>>().join(", "));
+        let all = format!(
+            "WITH RECURSIVE series(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {bans})
+            INSERT INTO ban ({columns}) SELECT {values} FROM series, ban WHERE ban.id = 1"
+        );
+        assert_eq!(connection.execute(&all, []).unwrap(), usize::try_from(bans).unwrap());
+    }
+
+    /// Has the kernel block these.
+    fn block(&self, bans: &[(&str, u64)]) {
+        let span = |seconds: u64| Expiry::After(Duration::from_secs(seconds));
+        let bans: Vec<_> = bans.iter().map(|(text, seconds)| (subject(text), span(*seconds))).collect();
+        self.namespace.inside(|| {
+            let mut nft = Nft::open().unwrap();
+            nft.install(&RulesetSpec::default()).unwrap();
+            nft.block(&bans).unwrap();
+        });
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
+        command.args(["list", "--state-dir"]).arg(self.directory()).args(arguments);
+        command
+    }
+
+    fn list(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn text(&self, arguments: &[&str]) -> String {
+        let output = self.list(arguments);
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.list(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The subjects in their order.
+fn subjects(list: &Value) -> Vec<&str> {
+    list["bans"].as_array().unwrap().iter().map(|ban| ban["subject"].as_str().unwrap()).collect()
+}
+
+/// The lines of the table without its head, each with its mark and first word.
+fn rows(text: &str) -> Vec<(char, &str)> {
+    let rows = text.lines().skip(1).filter(|line| line.contains("  "));
+    rows.map(|line| (line.chars().next().unwrap(), line[2..].split_whitespace().next().unwrap())).collect()
+}
+
+#[test]
+fn what_kernel_and_ledger_hold_is_joined_and_what_only_one_holds_is_marked() {
+    let host = Host::with(&[
+        ban("192.0.2.1", ago(60), HOUR),
+        ban("192.0.2.2", ago(120), 2 * HOUR),
+        ban("2001:db8:1:2::/64", ago(60), 3 * HOUR),
+        ban("192.0.2.99", ago(2 * HOUR), HOUR),
+    ]);
+    host.block(&[("192.0.2.1", HOUR / 2), ("2001:db8:1:2::/64", 3 * HOUR), ("198.51.100.9", 4 * HOUR)]);
+    let text = host.text(&[]);
+    let expected = [(' ', "192.0.2.1"), ('!', "192.0.2.2"), (' ', "2001:db8:1:2::/64"), ('?', "198.51.100.9")];
+    assert_eq!(rows(&text), expected, "what is over is not listed:\n{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(text.contains("\n! the ledger has it, ") && text.contains("\n? the kernel blocks it, "), "{text}");
+
+    let list = host.json(&[]);
+    assert_eq!(list["kernel"], true);
+    let of = |text: &str| list["bans"].as_array().unwrap().iter().find(|ban| ban["subject"] == text).unwrap().clone();
+    let both = of("192.0.2.1");
+    assert!((1_790..=1_800).contains(&both["left_s"].as_u64().unwrap()), "the kernel's time counts: {both}");
+    assert_eq!((&both["in_kernel"], &both["in_ledger"]), (&true.into(), &true.into()));
+    assert_eq!(both["ports"], serde_json::json!(["tcp/23", "tcp/8080"]));
+    assert_eq!([&both["class"], &both["author"], &both["method"]], ["syn", "detector", "nft"]);
+    assert_eq!((&both["probes"], &both["strikes"], both.get("name")), (&7.into(), &0.into(), None));
+    assert_eq!(of("192.0.2.2")["in_kernel"], false);
+    let unknown = of("198.51.100.9");
+    assert_eq!(
+        (&unknown["in_ledger"], &unknown["class"], &unknown["since"]),
+        (&false.into(), &Value::Null, &Value::Null)
+    );
+}
+
+#[test]
+fn the_order_and_the_beginning_are_the_operators_choice() {
+    let again = ban("192.0.2.3", ago(30), HOUR);
+    let host = Host::with(&[
+        ban("192.0.2.3", ago(3 * HOUR), 4 * HOUR),
+        ban("192.0.2.1", ago(2 * HOUR), 9 * HOUR),
+        again,
+        Banned::wanted_by(Author::Operator, subject("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
+    ]);
+    host.block(&[("192.0.2.1", 7 * HOUR), ("192.0.2.3", HOUR)]);
+    assert_eq!(subjects(&host.json(&[])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
+    assert_eq!(subjects(&host.json(&["--sort", "since"])), ["192.0.2.2", "192.0.2.3", "192.0.2.1"]);
+    assert_eq!(subjects(&host.json(&["--sort", "hits"])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
+    assert_eq!(subjects(&host.json(&["--since", "1h"])), ["192.0.2.3", "192.0.2.2"]);
+    let never = &host.json(&["192.0.2.2"])["bans"][0];
+    assert_eq!((&never["expires"], &never["left_s"]), (&"never".into(), &Value::Null));
+    for wrong in [&["--sort", "name"][..], &["--since", "soon"], &["nobody"], &["192.0.2.1", "192.0.2.2"]] {
+        assert_eq!(host.list(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn one_address_or_network_is_asked_for_by_itself() {
+    let wide = subject("10.0.0.0/24");
+    let host = Host::with(&[
+        ban("10.0.0.7", ago(60), HOUR),
+        ban("10.0.1.7", ago(60), HOUR),
+        ban("2001:db8:1:2::/64", ago(60), HOUR),
+        Banned { subject: wide, ..ban("10.0.0.9", ago(60), 2 * HOUR) },
+    ]);
+    host.block(&[("10.0.0.7", HOUR), ("10.0.1.7", HOUR), ("2001:db8:1:2::/64", HOUR)]);
+    assert_eq!(subjects(&host.json(&["10.0.0.7"])), ["10.0.0.7", "10.0.0.0/24"], "with the network around it");
+    assert_eq!(subjects(&host.json(&["10.0.0.8"])), ["10.0.0.0/24"]);
+    assert_eq!(subjects(&host.json(&["10.0.0.0/24"])), ["10.0.0.7", "10.0.0.0/24"]);
+    assert_eq!(subjects(&host.json(&["10.0.0.0/16"])).len(), 3);
+    assert_eq!(subjects(&host.json(&["2001:db8:1:2::77"])), ["2001:db8:1:2::/64"]);
+    assert_eq!(host.text(&["192.0.2.7"]), "nobody is blocked\n");
+}
+
+#[test]
+fn without_a_table_or_without_root_the_ledger_alone_speaks() {
+    let host = Host::with(&[ban("192.0.2.1", ago(60), HOUR)]);
+    let output = host.list(&[]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!((output.status.code(), rows(&text)), (Some(0), vec![(' ', "192.0.2.1")]));
+    assert!(stderr(&output).starts_with("portsentry: from the ledger alone: there is no table inet portsentry"));
+    assert_eq!(host.json(&[])["bans"][0]["in_kernel"], Value::Null);
+
+    host.block(&[("192.0.2.1", HOUR)]);
+    let weak = host
+        .namespace
+        .command("setpriv")
+        .args(["--bounding-set=-all", "--inh-caps=-all"])
+        .arg(env!("CARGO_BIN_EXE_portsentry"))
+        .args(["list", "--state-dir"])
+        .arg(host.directory())
+        .output()
+        .unwrap();
+    assert_eq!(weak.status.code(), Some(0), "{}", stderr(&weak));
+    assert!(
+        stderr(&weak).contains("from the ledger alone: the kernel shows its sets to root alone"),
+        "{}",
+        stderr(&weak)
+    );
+}
+
+#[test]
+fn without_a_ledger_the_kernel_alone_speaks_and_without_both_nobody() {
+    let host = Host::with(&[]);
+    host.block(&[("192.0.2.1", HOUR)]);
+    std::fs::remove_dir_all(host.directory()).unwrap();
+    let output = host.list(&[]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!((output.status.code(), rows(&text)), (Some(0), vec![('?', "192.0.2.1")]));
+    assert!(stderr(&output).starts_with("portsentry: from the kernel alone: there is no ledger in "));
+    let other = Host::with(&[]);
+    std::fs::remove_dir_all(other.directory()).unwrap();
+    let output = other.list(&["--json"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(stderr(&output).contains("there is no ledger in ") && stderr(&output).contains("no table inet portsentry"));
+}
+
+#[test]
+fn more_bans_than_can_be_read_in_a_moment_come_from_the_ledger() {
+    let host = Host::with(&[ban("10.0.0.0", ago(60), HOUR)]);
+    host.multiply(200_000);
+    host.block(&[("10.0.0.1", HOUR), ("192.0.2.1", HOUR)]);
+    let list = host.json(&["10.0.0.0/24"]);
+    assert_eq!((list["bans"].as_array().unwrap().len(), &list["kernel"]), (256, &false.into()));
+    assert!(list["notes"][0].as_str().unwrap().contains("200001 bans are too many"), "{}", list["notes"]);
+    let one = host.json(&["10.0.0.1"]);
+    assert_eq!((&one["kernel"], &one["bans"][0]["in_kernel"]), (&true.into(), &true.into()));
+    assert_eq!(host.json(&["10.0.0.2"])["bans"][0]["in_kernel"], false);
+}
+
+#[test]
+fn names_are_looked_up_where_they_are_wanted() {
+    let host = Host::with(&[ban("127.0.0.1", ago(60), HOUR), ban("192.0.2.1", ago(60), HOUR)]);
+    // Nothing answers in the namespace but /etc/hosts.
+    let list = host.json(&["--names"]);
+    let of = |text: &str| list["bans"].as_array().unwrap().iter().find(|ban| ban["subject"] == text).unwrap().clone();
+    assert_eq!((&of("127.0.0.1")["name"], &of("192.0.2.1")["name"]), (&"localhost".into(), &Value::Null));
+    let output = host.list(&["--names"]);
+    assert!(String::from_utf8_lossy(&output.stdout).lines().next().unwrap().contains("  NAME "));
+}
+
+#[test]
+fn a_terminal_gets_a_table_of_its_own_width_and_who_has_read_enough_may_go() {
+    let host = Host::with(&[ban("192.0.2.1", ago(60), HOUR)]);
+    host.block(&[("192.0.2.1", HOUR)]);
+    let portsentry = env!("CARGO_BIN_EXE_portsentry");
+    let line = format!("stty cols 30; {portsentry} list --state-dir {}", host.directory().display());
+    let output = host.namespace.command("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap().replace('\r', "");
+    assert!(text.contains("192.0.2.1") && text.lines().all(|line| line.chars().count() <= 30), "{text}");
+    let mut child =
+        host.command(&[]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}

@@ -1,0 +1,227 @@
+//! `portsentry watch` in a terminal of its own, with a daemon in a network namespace.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use netns_lab::Namespace;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_portsentry");
+
+/// To the terminal's other screen, and back.
+const ENTER: &str = "\u{1b}[?1049h";
+const LEAVE: &str = "\u{1b}[?1049l";
+
+/// A daemon that blocks nobody by itself: nothing reaches its namespace.
+pub(super) struct Daemon {
+    pub(super) folder: TempDir,
+    pub(super) namespace: Namespace,
+    child: Child,
+}
+
+impl Daemon {
+    pub(super) fn start() -> Self {
+        let (folder, namespace) = (tempfile::tempdir().unwrap(), Namespace::new());
+        let mut command = namespace.command(PROGRAM);
+        command.arg("--state-dir").arg(folder.path().join("state")).arg("--socket").arg(folder.path().join("socket"));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let daemon = Self { folder, namespace, child };
+        assert!(within(|| daemon.ask(&["status"]).status.success()), "the daemon does not answer");
+        daemon
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn ask(&self, words: &[&str]) -> Output {
+        self.namespace.command(PROGRAM).args(words).arg("--socket").arg(self.socket()).output().unwrap()
+    }
+
+    fn watch(&self) -> Terminal {
+        let line = format!("exec {PROGRAM} watch --socket {}", self.socket().display());
+        Terminal::run(self.namespace.command("script"), &self.folder, &line)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program in a terminal of 80 columns and 24 rows.
+struct Terminal {
+    child: Child,
+    process: PathBuf,
+    written: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Terminal {
+    fn run(mut script: Command, folder: &TempDir, line: &str) -> Self {
+        let process = folder.path().join("process");
+        let line = format!("stty cols 80 rows 24; echo $$ >{}; {line}", process.display());
+        script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm-256color");
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let (mut out, kept) = (child.stdout.take().unwrap(), Arc::clone(&written));
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = out.read(&mut bytes) {
+                kept.lock().unwrap().extend_from_slice(&bytes[..length]);
+            }
+        });
+        Self { child, process, written }
+    }
+
+    fn written(&self) -> String {
+        String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned()
+    }
+
+    fn expect(&self, part: &str) {
+        let shows = within(|| screen(&self.written()).iter().any(|row| row.contains(part)));
+        assert!(shows, "{part:?} never came:\n{}", screen(&self.written()).join("\n"));
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn terminate(&self) {
+        let process: i32 = fs::read_to_string(&self.process).unwrap().trim().parse().unwrap();
+        kill_process(Pid::from_raw(process).unwrap(), Signal::TERM).unwrap();
+    }
+
+    /// Its exit code, and all that it wrote.
+    fn end(mut self) -> (Option<i32>, String) {
+        assert!(within(|| self.child.try_wait().unwrap().is_some()), "it goes on: {:?}", self.written());
+        let code = self.child.wait().unwrap().code();
+        (code, self.written())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn within(mut holds: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(20) {
+        if holds() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// What a terminal shows that was sent this: only what changes is sent, and where the cursor goes.
+fn screen(written: &str) -> Vec<String> {
+    let mut cells = vec![vec![' '; 80]; 24];
+    let (mut row, mut column) = (0, 0);
+    let mut rest = written.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' if rest.next() == Some('[') => {
+                let mut numbers = String::new();
+                let mut last = rest.next();
+                while let Some(c) = last.filter(|c| !c.is_ascii_alphabetic()) {
+                    numbers.push(c);
+                    last = rest.next();
+                }
+                let mut numbers = numbers.split(';').map(|number| number.parse().unwrap_or(1));
+                match last {
+                    Some('H') => (row, column) = (numbers.next().unwrap() - 1, numbers.next().unwrap_or(1) - 1),
+                    Some('J') => cells.iter_mut().for_each(|row| row.fill(' ')),
+                    _ => {}
+                }
+            }
+            c if c.is_control() => {}
+            c => {
+                if let Some(cell) = cells.get_mut(row).and_then(|row: &mut Vec<char>| row.get_mut(column)) {
+                    *cell = c;
+                }
+                column += 1;
+            }
+        }
+    }
+    cells.into_iter().map(|row| row.into_iter().collect()).collect()
+}
+
+/// The terminal is as it was before: its first screen, with its cursor.
+fn given_back(written: &str) -> bool {
+    let (enter, leave) = (written.rfind(ENTER), written.rfind(LEAVE));
+    enter.is_some() && leave > enter && written.rfind("\u{1b}[?25h") > enter
+}
+
+#[test]
+fn without_a_terminal_or_a_daemon_it_says_so_and_touches_no_screen() {
+    let output = Command::new(PROGRAM).arg("watch").stdin(Stdio::null()).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "portsentry: watch needs a terminal; `portsentry events` gives events to programs\n");
+    let folder = tempfile::tempdir().unwrap();
+    let line = format!("exec {PROGRAM} watch --socket {}", folder.path().join("none").display());
+    let (code, written) = Terminal::run(Command::new("script"), &folder, &line).end();
+    assert_eq!(code, Some(1), "{written}");
+    assert!(written.contains("portsentry: portsentry is not running: nobody answers at ") && !written.contains(ENTER));
+    let (code, written) = Terminal::run(Command::new("script"), &folder, &format!("export TERM=dumb; {line}")).end();
+    assert_eq!((code, written.contains("TERM is \"dumb\"")), (Some(1), true), "{written}");
+}
+
+#[test]
+fn a_ban_is_seen_and_lifted_with_three_keys() {
+    let daemon = Daemon::start();
+    let mut terminal = daemon.watch();
+    terminal.expect("nobody is blocked");
+    assert!(daemon.ask(&["block", "192.0.2.77", "--expire", "1h"]).status.success());
+    terminal.expect("192.0.2.77");
+    terminal.press("j");
+    terminal.press("u");
+    terminal.expect("Unblock 192.0.2.77? y/n");
+    terminal.press("y");
+    terminal.expect("192.0.2.77 is free again");
+    assert!(!daemon.ask(&["unblock", "192.0.2.77"]).status.success(), "nobody is blocked there any more");
+    terminal.press("q");
+    let (code, written) = terminal.end();
+    assert_eq!(code, Some(0));
+    assert!(given_back(&written), "{written:?}");
+    assert!(written.contains("\u{1b}[38;5;"), "in colour");
+}
+
+#[test]
+fn a_signal_and_a_daemon_that_goes_leave_the_terminal_as_it_was() {
+    let mut daemon = Daemon::start();
+    let terminal = daemon.watch();
+    terminal.expect("nobody is blocked");
+    daemon.child.kill().unwrap();
+    terminal.expect("not reached");
+    terminal.terminate();
+    let (code, written) = terminal.end();
+    assert_eq!(code, Some(0));
+    assert!(given_back(&written), "{written:?}");
+}
+
+#[test]
+fn no_colour_is_written_where_none_is_wanted() {
+    let daemon = Daemon::start();
+    let line = format!("export NO_COLOR=1; exec {PROGRAM} watch --socket {}", daemon.socket().display());
+    let mut terminal = Terminal::run(daemon.namespace.command("script"), &daemon.folder, &line);
+    terminal.expect("nobody is blocked");
+    assert!(daemon.ask(&["block", "192.0.2.77", "--expire", "1h"]).status.success());
+    terminal.expect("192.0.2.77");
+    terminal.press("q");
+    let (code, written) = terminal.end();
+    assert_eq!((code, written.contains("[38;5;")), (Some(0), false), "{written:?}");
+}

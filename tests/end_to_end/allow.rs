@@ -1,0 +1,337 @@
+//! Names and files of the allow-list: whom they protect, since when, and who loses the protection again.
+
+use std::net::{IpAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use portsentry::ledger::{Ending, Ledger};
+use portsentry::types::BanTarget;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
+const NAME: &str = "monitor.lab.example";
+const NAMES: &str = "[allow]\nnames = [\"monitor.lab.example.\"]\n";
+
+/// What a name server says to every question.
+#[derive(Clone)]
+enum Reply {
+    Addresses(Vec<IpAddr>),
+    /// That it cannot find out (SERVFAIL).
+    Fails,
+    Nothing,
+}
+
+/// A name server on a host, until dropped. Read with: RFC 1035, section 4.
+struct NameServer {
+    reply: Arc<Mutex<Reply>>,
+    asked: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NameServer {
+    /// Serves on `host`, which becomes the victim's resolver.
+    fn start(lab: &Lab, host: &str, reply: Reply) -> Self {
+        let address = lab.v4(host);
+        let socket = lab.inside(host, || UdpSocket::bind((address, 53)).expect("port 53 is free"));
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("more than zero");
+        lab.set_resolver(address.into());
+        let (reply, asked, stop) = (Arc::new(Mutex::new(reply)), Arc::default(), Arc::default());
+        let thread = std::thread::spawn({
+            let (reply, asked, stop) = (Arc::clone(&reply), Arc::clone(&asked), Arc::clone(&stop));
+            move || serve(&socket, &reply, &asked, &stop)
+        });
+        Self { reply, asked, stop, thread: Some(thread) }
+    }
+
+    /// Says something else from now on, and has the victim ask anew: it does where its resolv.conf changes.
+    fn say(&self, lab: &Lab, host: &str, reply: Reply) {
+        *self.reply.lock().unwrap() = reply;
+        let text = format!("# {:?}\nnameserver {}\n", Instant::now(), lab.v4(host));
+        lab.write("resolv.conf", &text);
+    }
+
+    /// Waits until it has been asked once more.
+    fn expect_question(&self) {
+        let before = self.asked.load(Ordering::Relaxed);
+        let asked = within(TIMEOUT, || (self.asked.load(Ordering::Relaxed) > before).then_some(()));
+        assert!(asked.is_some(), "nobody asked the name server");
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, reply: &Mutex<Reply>, asked: &AtomicUsize, stop: &AtomicBool) {
+    let mut query = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
+        asked.fetch_add(1, Ordering::Relaxed);
+        let reply = reply.lock().unwrap().clone();
+        if let Some(answer) = answer(&query[..length], &reply) {
+            let _ = socket.send_to(&answer, client);
+        }
+    }
+}
+
+fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
+    let (header, rest) = query.split_at(12);
+    // The name ends at its empty label; type and class follow.
+    let name = rest.iter().position(|byte| *byte == 0)? + 1;
+    let question = &rest[..name + 4];
+    let kind = u16::from_be_bytes([question[name], question[name + 1]]);
+    let (code, addresses) = match reply {
+        Reply::Addresses(addresses) => (0, addresses.as_slice()),
+        Reply::Fails => (2, &[][..]),
+        Reply::Nothing => return None,
+    };
+    let data = addresses.iter().filter_map(|address| match (address, kind) {
+        (IpAddr::V4(v4), 1) => Some(v4.octets().to_vec()),
+        (IpAddr::V6(v6), 28) => Some(v6.octets().to_vec()),
+        _ => None,
+    });
+    let records: Vec<Vec<u8>> = data
+        .map(|data| {
+            let length = u16::try_from(data.len()).expect("4 or 16").to_be_bytes();
+            [&[0xc0, 12][..], &kind.to_be_bytes(), &[0, 1, 0, 0, 0, 1], &length, &data].concat()
+        })
+        .collect();
+    let count = u16::try_from(records.len()).expect("a few").to_be_bytes();
+    let flags = [0x81, 0x80 | code];
+    Some([&header[..2], &flags, &[0, 1], &count, &[0; 4], question, &records.concat()].concat())
+}
+
+/// `host` touches many closed ports, and whoever comes after it is blocked, but not `host`.
+fn assert_spared(lab: &Lab, host: &str, culprit: &str) {
+    // A line of the log may be a moment ahead of the kernel.
+    for (set, address) in [("allowed", lab.v4(host).to_string()), ("allowed6", lab.v6(host).to_string())] {
+        let known = within(TIMEOUT, || lab.set_text(set).contains(&address).then_some(()));
+        assert!(known.is_some(), "{}", lab.set_text(set));
+    }
+    lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &CLOSED);
+    lab.touch(host, lab.v6(host).into(), lab.victim_v6(host).into(), &CLOSED);
+    lab.provoke_ban(culprit);
+    let banned = lab.banned();
+    assert!(!banned.contains(&lab.v4(host).into()) && !banned.contains(&lab.v6_network(host).into()), "{banned:?}");
+}
+
+/// How the ledger says that the last ban of `address` ended. The program must have ended.
+fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
+    let (ledger, _) = Ledger::open(&lab.path("state")).expect("the ledger opens");
+    let entries = ledger.of(BanTarget::of(address)).expect("it can be read");
+    entries.items.into_iter().next_back().and_then(|entry| entry.ended).map(|ended| ended.how)
+}
+
+#[test]
+fn whoever_has_the_address_of_an_allowed_name_is_never_blocked_and_the_log_says_why() {
+    let lab = Lab::new(&["dns", "friend", "attacker", "other"]);
+    let (v4, v6) = (lab.v4("friend"), lab.v6("friend"));
+    let _server = NameServer::start(&lab, "dns", Reply::Addresses(vec![v4.into(), v6.into()]));
+    let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
+    daemon.expect_line(&format!("adminalert: {NAME}. on the allow-list is {v4}, {v6}"));
+    assert_spared(&lab, "friend", "attacker");
+    let why = "it is the address of a name on the allow-list, and never blocked";
+    for address in [v4.to_string(), v6.to_string()] {
+        let said = || daemon.lines_with(&address).iter().any(|line| line.ends_with(why)).then_some(());
+        assert!(within(TIMEOUT, said).is_some(), "{:?}", daemon.lines_with(&address));
+    }
+    assert!(lab.set_text("allowed").contains(&v4.to_string()) && lab.set_text("allowed6").contains(&v6.to_string()));
+    daemon.stop();
+}
+
+#[test]
+fn a_name_server_that_never_answers_delays_neither_the_start_nor_the_end() {
+    let lab = Lab::new(&["dns", "attacker"]);
+    let server = NameServer::start(&lab, "dns", Reply::Nothing);
+    let begin = Instant::now();
+    let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
+    // One question alone takes glibc five seconds to give up.
+    assert!(begin.elapsed() < Duration::from_secs(5) * slowness(), "it took {:?} to start", begin.elapsed());
+    let asked = || (server.asked.load(Ordering::Relaxed) > 0).then_some(());
+    assert!(within(TIMEOUT, asked).is_some(), "the look-up is under way");
+    lab.provoke_ban("attacker");
+    // This holds it to a second.
+    daemon.stop();
+}
+
+#[test]
+fn a_name_that_cannot_be_resolved_any_more_keeps_its_addresses_and_that_is_said_once() {
+    let lab = Lab::new(&["dns", "friend", "attacker", "other"]);
+    let friend = IpAddr::from(lab.v4("friend"));
+    let server = NameServer::start(&lab, "dns", Reply::Fails);
+    let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
+    let failed = format!("adminalert: ERROR: {NAME}. on the allow-list cannot be resolved: ");
+    assert!(daemon.expect_line(&failed).ends_with("nobody is protected by it until it can"));
+    let both = Reply::Addresses(vec![friend, lab.v6("friend").into()]);
+    server.say(&lab, "dns", both.clone());
+    daemon.expect_line(&format!("{NAME}. on the allow-list can be resolved again: it is {friend}"));
+    for _ in 0..2 {
+        server.say(&lab, "dns", Reply::Fails);
+        server.expect_question();
+    }
+    daemon.expect_line("its last addresses stay protected");
+    assert_spared(&lab, "friend", "attacker");
+    server.say(&lab, "dns", both);
+    let again =
+        || (daemon.lines_with("can be resolved again").len() == 2).then(|| daemon.lines_with("can be resolved again"));
+    let lines = within(TIMEOUT, again).expect("it works again");
+    assert!(lines[1].ends_with("can be resolved again"), "no address is new: {lines:?}");
+    assert_eq!(daemon.lines_with(&failed).len(), 2, "each outage once");
+    daemon.stop();
+}
+
+#[test]
+fn a_name_that_moves_protects_the_new_address_at_once_and_the_old_one_a_while() {
+    let lab = Lab::new(&["dns", "old", "new", "attacker", "other"]);
+    let server = NameServer::start(&lab, "dns", Reply::Addresses(vec![lab.v4("old").into(), lab.v6("old").into()]));
+    let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
+    daemon.expect_line(&format!("on the allow-list is {}", lab.v4("old")));
+    // It is blocked until the name moves to it.
+    let new = lab.provoke_ban("new");
+    server.say(&lab, "dns", Reply::Addresses(vec![new, lab.v6("new").into()]));
+    daemon.expect_line(&format!("{NAME}. on the allow-list is now also {new}"));
+    daemon.expect_line(&format!("adminalert: Host {new} has been unblocked by the allow-list"));
+    lab.expect_banned(&[]);
+    assert_spared(&lab, "new", "attacker");
+    assert_spared(&lab, "old", "other");
+    daemon.stop();
+    assert_eq!(ending(&lab, new), Some(Ending::Lifted { by: "the allow-list".to_owned() }));
+}
+
+#[test]
+fn a_name_whose_addresses_are_nobodys_protects_nobody() {
+    let lab = Lab::new(&["dns", "attacker"]);
+    let hostile = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.7.7", "::", "ff02::1", "fe80::1"];
+    // The victim's own address is protected as such, and for nothing else.
+    let own = IpAddr::from(lab.victim_v4("attacker"));
+    let answer = hostile.iter().map(|text| text.parse().unwrap()).chain([own]).collect();
+    let _server = NameServer::start(&lab, "dns", Reply::Addresses(answer));
+    let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
+    daemon.expect_line(&format!("{NAME}. on the allow-list is {own}"));
+    lab.provoke_ban("attacker");
+    let allowed = [lab.set_text("allowed"), lab.set_text("allowed6")].concat();
+    let words: Vec<&str> = allowed.split(|letter: char| letter.is_whitespace() || letter == ',').collect();
+    assert!(words.contains(&own.to_string().as_str()), "{allowed}");
+    for text in ["0.0.0.0", "224.0.0.1", "255.255.255.255", "169.254.7.7", "ff02::1", "fe80::1"] {
+        assert!(!words.contains(&text), "{text}: {allowed}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_name_in_etc_hosts_needs_no_name_server_and_is_followed() {
+    let lab = Lab::new(&["friend", "attacker", "other"]);
+    let line = |addresses: &[String]| addresses.iter().map(|one| format!("{one} {NAME}\n")).collect::<String>();
+    let hosts = lab.write("hosts", "127.0.0.1 localhost\n");
+    let config = lab.write("portsentry.toml", &format!("[allow]\nnames = [\"{NAME}\"]\n"));
+    let wrapper = ["sh", "-c", "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"", "sh", hosts.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &wrapper, &["--config", config.to_str().unwrap()]);
+    daemon.expect_line("cannot be resolved");
+    lab.write("hosts", &line(&[lab.v4("friend").to_string(), lab.v6("friend").to_string()]));
+    daemon.expect_line(&format!("can be resolved again: it is {}", lab.v4("friend")));
+    assert_spared(&lab, "friend", "attacker");
+    daemon.stop();
+}
+
+#[test]
+fn an_ignore_file_is_followed_and_lifts_the_bans_of_those_who_come_into_it() {
+    let lab = Lab::new(&["friend", "attacker", "other"]);
+    let file = lab.write("ignore", "# nobody yet\n");
+    let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
+    let friend = lab.provoke_ban("friend");
+    lab.write("ignore", &format!("{friend}\n{}\n", lab.v6("friend")));
+    daemon.expect_line("ignore is read again: it now allows 2 networks");
+    daemon.expect_line(&format!("adminalert: Host {friend} has been unblocked by the allow-list"));
+    lab.expect_banned(&[]);
+    assert_spared(&lab, "friend", "attacker");
+
+    lab.write("ignore", "nobody in particular\n");
+    daemon.expect_line(&format!("{}:1:1: \"nobody in particular\" is not an address", file.display()));
+    daemon.expect_line("the 2 networks that it allowed before stay allowed");
+    assert_spared(&lab, "friend", "attacker");
+
+    // Replaced as editors do it.
+    let new = lab.write("new", "192.0.2.7\n");
+    std::fs::rename(new, &file).unwrap();
+    daemon.expect_line("ignore is read again: it now allows 1 networks");
+    lab.touch_until_banned("friend", lab.victim_v4("friend").into());
+    assert_eq!(daemon.lines_with("nobody in particular").len(), 1, "said once");
+    daemon.stop();
+}
+
+#[test]
+fn who_is_allowed_at_the_next_start_is_unblocked_by_it() {
+    let lab = Lab::new(&["friend", "attacker"]);
+    let (friend, attacker) = {
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        let banned = (lab.provoke_ban("friend"), lab.provoke_ban("attacker"));
+        daemon.stop();
+        banned
+    };
+    let configuration = format!("[allow]\nnetworks = [\"{friend}/31\"]\n");
+    for swept in [false, true] {
+        if swept {
+            // As after a reboot: what comes back from the ledger is looked through, too.
+            lab.run("victim", "nft", &["delete table inet portsentry"]);
+        }
+        let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "24h"]);
+        if !swept {
+            daemon.expect_line(&format!("adminalert: Host {friend} has been unblocked by the allow-list"));
+        }
+        lab.expect_ban(attacker);
+        lab.expect_banned(&[attacker]);
+        daemon.stop();
+        assert_eq!(ending(&lab, friend), Some(Ending::Lifted { by: "the allow-list".to_owned() }));
+        assert_eq!(ending(&lab, attacker), None);
+    }
+}
+
+#[test]
+fn one_allowed_address_in_a_blocked_64_passes_and_frees_nobody_else() {
+    let lab = Lab::new(&["friend", "attacker"]);
+    let file = lab.write("ignore", "");
+    let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
+    let (friend, network) = (lab.v6("friend"), IpAddr::from(lab.v6_network("friend")));
+    lab.touch("friend", friend.into(), lab.victim_v6("friend").into(), &CLOSED);
+    lab.expect_ban(network);
+    lab.write("ignore", &format!("{friend}\n"));
+    let passes = || lab.set_text("allowed6").contains(&friend.to_string()).then_some(());
+    assert!(within(TIMEOUT, passes).is_some());
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker, network]);
+    lab.write("ignore", &format!("{network}/64\n"));
+    daemon.expect_line("has been unblocked by the allow-list");
+    lab.expect_banned(&[attacker]);
+    daemon.stop();
+}
+
+#[test]
+fn a_thousand_bans_are_lifted_for_one_line_in_an_ignore_file_and_each_is_noted() {
+    let lab = Lab::new(&["attacker"]);
+    let file = lab.write("ignore", "");
+    let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
+    let elements: Vec<String> = (0..1_000).map(|n| format!("10.99.{}.{} timeout 1h", n / 250, n % 250 + 1)).collect();
+    let commands = format!("add element inet portsentry blocked {{ {} }}\n", elements.join(", "));
+    let commands = lab.write("bans.nft", &commands);
+    lab.run("victim", "nft", &["-f", commands.to_str().unwrap()]);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned().len(), 1_001);
+    daemon.expect_line("Host 10.99.3.250 has been blocked by nft");
+    lab.write("ignore", "10.99.0.0/16\n");
+    let lifted = within(TIMEOUT, || (lab.banned() == [attacker]).then_some(()));
+    assert!(lifted.is_some(), "{} are left", lab.banned().len());
+    let told = || (daemon.lines_with("has been unblocked by the allow-list").len() == 1_000).then_some(());
+    assert!(within(TIMEOUT, told).is_some());
+    daemon.stop();
+    assert_eq!(ending(&lab, "10.99.0.1".parse().unwrap()), Some(Ending::Lifted { by: "the allow-list".to_owned() }));
+}

@@ -1,0 +1,171 @@
+//! Who scans is blocked: how soon, for how long, and what the log says of it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const SHORTLY: Duration = Duration::from_millis(500);
+
+#[test]
+fn an_nmap_scan_puts_its_source_into_the_kernels_set_for_a_day_and_the_log_says_so() {
+    let lab = Lab::new(&["attacker", "third"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (attacker, victim) = (lab.v4("attacker"), lab.victim_v4("attacker").into());
+
+    let ban = lab.nmap_until_banned("attacker", victim, attacker.into());
+    assert_eq!(ban.timeout, Some(DAY), "{ban:?}");
+    assert!(ban.expires.is_some_and(|left| left > DAY - Duration::from_secs(300)), "{ban:?}");
+
+    let scan =
+        daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: "));
+    let port: u16 = scan.rsplit(' ').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{scan}"));
+    assert!((1..=1024).contains(&port) && !EIGHT.contains(&port), "{scan}");
+    daemon.expect_line(&format!(
+        "attackalert: Host {attacker} has been blocked via nftables set inet portsentry blocked for 1day"
+    ));
+
+    let quick = ["-sS", "-p1-1024", "--max-retries", "0", "--max-rtt-timeout", "100ms"];
+    let again = lab.nmap("attacker", victim, &quick);
+    assert_eq!(again.count("filtered"), 1024, "a blocked scanner learns nothing: {again:?}");
+    assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8, "the services serve everyone else");
+    assert_eq!(lab.banned(), [IpAddr::from(attacker)]);
+    daemon.stop();
+}
+
+#[test]
+fn over_ipv6_the_scanners_whole_64_is_blocked_as_one_element() {
+    let lab = Lab::new(&["attacker", "third"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let victim = lab.victim_v6("attacker").into();
+
+    let network = lab.v6_network("attacker");
+    assert_eq!(lab.nmap_until_banned("attacker", victim, network.into()).timeout, Some(DAY));
+    assert_eq!(lab.banned(), [IpAddr::from(network)]);
+    daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {0}/{0} to", lab.v6("attacker")));
+    daemon.expect_line("has been blocked via nftables set inet portsentry blocked6 for 1day");
+
+    assert!(!lab.is_served("attacker", victim, EIGHT[0], SHORTLY));
+    assert_eq!(lab.served("third", lab.victim_v6("third").into(), &EIGHT, 1), 8);
+}
+
+#[test]
+fn every_kind_of_tcp_scan_is_seen_and_blocked() {
+    let kinds: [(&str, &[&str]); 8] = [
+        ("connect", &["-sT"]),
+        ("null", &["-sN"]),
+        ("fin", &["-sF"]),
+        ("xmas", &["-sX"]),
+        ("maimon", &["-sM"]),
+        ("ack", &["-sA"]),
+        ("window", &["-sW"]),
+        ("pieces", &["-sS", "-f"]),
+    ];
+    let lab = Lab::new(&kinds.map(|(name, _)| name));
+    let _services = Services::open(&lab, &EIGHT);
+    let _daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    for (name, arguments) in kinds {
+        let quick = ["-p1-100", "--max-retries", "0", "--max-rtt-timeout", "100ms"];
+        lab.nmap(name, lab.victim_v4(name).into(), &[arguments, &quick].concat());
+        lab.expect_ban(lab.v4(name).into());
+    }
+}
+
+#[test]
+fn a_ban_of_five_seconds_is_over_after_five_seconds() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &EIGHT);
+    // More of them where it takes that long to look.
+    let five = Duration::from_secs(5) * slowness();
+    let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", five.as_secs())]);
+    let attacker = lab.provoke_ban("attacker");
+    let victim = lab.victim_v4("attacker").into();
+    assert!(!lab.is_served("attacker", victim, EIGHT[0], SHORTLY), "blocked means blocked");
+    assert_eq!(lab.set("blocked").first().and_then(|ban| ban.timeout), Some(five));
+    lab.expect_banned(&[]);
+    assert_eq!(lab.served("attacker", victim, &EIGHT, 1), 8, "and it may come in again");
+
+    assert_eq!(lab.provoke_ban("attacker"), attacker, "who scans again is blocked again");
+    let said = || daemon.lines_with(&format!("Host {attacker} has been blocked"));
+    assert!(within(TIMEOUT, || (said().len() == 2).then_some(())).is_some(), "{:?}", said());
+}
+
+#[test]
+fn two_ports_are_forgiven_however_often_and_a_third_is_not() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (attacker, victim) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    for _ in 0..50 {
+        lab.touch("attacker", attacker, victim, &[23, 79]);
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other], "two ports are a mistake, not a scan");
+    lab.touch("attacker", attacker, victim, &[111]);
+    lab.expect_ban(attacker);
+    daemon.expect_line(&format!("Host {attacker} has been blocked"));
+}
+
+#[test]
+fn with_scan_trigger_zero_the_first_port_is_enough() {
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
+    let attacker = lab.v4("attacker").into();
+    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[23]);
+    lab.expect_ban(attacker);
+}
+
+#[test]
+fn a_blocked_source_that_goes_on_is_summed_up_in_a_few_lines() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let said = format!("attackalert: Host: {attacker}/{attacker} is already blocked Ignoring");
+    let ports: Vec<u16> = (1..=1000).collect();
+    for _ in 0..5 {
+        lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &ports);
+    }
+    lab.provoke_ban("other");
+    let counts = |line: &String| line.split_once("Ignoring").is_some_and(|(_, rest)| rest.contains(char::is_numeric));
+    let counted = within(TIMEOUT, || daemon.lines_with(&said).into_iter().find(counts));
+    assert!(counted.is_some(), "no line says how many packets there were: {:?}", daemon.lines_with(&said));
+    let log = daemon.stop();
+    let lines = log.matches(&said).count();
+    assert!(lines <= 10, "5000 packets, {lines} lines");
+    assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "{log}");
+}
+
+#[test]
+fn a_full_set_is_said_and_the_program_goes_on() {
+    let lab = Lab::new(&["attacker", "third"]);
+    let _services = Services::open(&lab, &EIGHT);
+    // Where packets and transactions add at once, the kernel's own account of the size is off by a few.
+    let settings = "[trap]\ntcp = false\n[block.nft]\nsize = 4\n";
+    let mut daemon = Daemon::start_configured(&lab, settings, &["--expire", "1h"]);
+    for source in lab.add_addresses("attacker", 10..15) {
+        lab.touch("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    }
+    daemon.expect_line("set inet portsentry blocked is full (4)");
+    assert_eq!(lab.set("blocked").len(), 4);
+    assert!(daemon.is_running());
+    assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8);
+
+    lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
+    assert_eq!(lab.provoke_ban("third"), IpAddr::from(lab.v4("third")), "with room again it blocks again");
+    daemon.stop();
+}
+
+#[test]
+fn an_interface_and_an_address_that_come_later_are_watched() {
+    let mut lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.join("late");
+    lab.victim_ip("addr add 10.77.1.77/24 dev attacker");
+
+    lab.touch_until_banned("late", lab.victim_v4("late").into());
+    lab.touch_until_banned("attacker", "10.77.1.77".parse().unwrap());
+}

@@ -1,0 +1,217 @@
+//! What others do to the table while the program runs.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const HEALED: &str = "adminalert: table inet portsentry was gone and is there again";
+
+fn nft(lab: &Lab, command: &str) {
+    lab.run("victim", "nft", &[command]);
+}
+
+/// Waits until the table is there again with a ban of `address`; panics where it is not.
+fn wait_for_ban(lab: &Lab, address: IpAddr) {
+    let table = || lab.command("victim", "nft").args(["list", "set", "inet", "portsentry", "blocked"]).output().ok();
+    let there = || table().filter(|output| String::from_utf8_lossy(&output.stdout).contains(&address.to_string()));
+    assert!(within(TIMEOUT, there).is_some(), "{address} is not blocked again");
+}
+
+#[test]
+fn after_a_flush_of_the_ruleset_the_bans_are_back_with_the_time_that_they_had_left() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let before = lab.expect_ban(attacker);
+    for (round, sweep) in ["flush ruleset", "delete table inet portsentry"].into_iter().enumerate() {
+        nft(&lab, sweep);
+        let swept = Instant::now();
+        wait_for_ban(&lab, attacker);
+        // Far more than it takes; what it takes is for a benchmark.
+        assert!(swept.elapsed() < Duration::from_secs(20) * slowness(), "{sweep}: {:?}", swept.elapsed());
+        let after = lab.expect_ban(attacker);
+        let (before, after) = (before.expires.unwrap(), after.expires.unwrap());
+        assert!(after.abs_diff(before) < Duration::from_secs(30) * slowness(), "{before:?} became {after:?}");
+        assert!(within(TIMEOUT, || (daemon.lines_with(HEALED).len() == round + 1).then_some(())).is_some());
+    }
+    lab.touch_until_banned("other", lab.victim_v4("other").into());
+    daemon.stop();
+}
+
+#[test]
+fn a_ruleset_that_is_loaded_anew_with_the_table_in_it_gets_its_bans_back() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let own = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/nft/portsentry-trap.nft")).unwrap();
+    let file = lab.write("ruleset.nft", &format!("flush ruleset\n{own}"));
+    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+    wait_for_ban(&lab, attacker);
+    daemon.expect_line(HEALED);
+    daemon.stop();
+}
+
+#[test]
+fn what_an_administrator_does_by_hand_is_known_and_said() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    nft(&lab, &format!("delete element inet portsentry blocked {{ {attacker} }}"));
+    daemon.expect_line(&format!("adminalert: Host {attacker} has been unblocked by nft (process "));
+    assert!(lab.banned().is_empty(), "and stays so");
+
+    nft(&lab, &format!("add element inet portsentry blocked {{ {attacker} timeout 1h }}"));
+    daemon.expect_line(&format!("adminalert: Host {attacker} has been blocked by nft (process "));
+    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
+    assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(3600)), "his ban is not overruled");
+    daemon.stop();
+}
+
+#[test]
+fn the_kernels_allow_list_is_put_back() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let own = lab.victim_v4("attacker").to_string();
+    assert!(lab.set_text("allowed").contains(&own));
+    nft(&lab, "flush set inet portsentry allowed");
+    daemon.expect_line("changed the kernel's allow-list; it is put back");
+    assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
+    daemon.stop();
+}
+
+const MENDED: &str = "adminalert: table inet portsentry had been changed (by nft (process ";
+
+/// The table's rules without their counts, by the names of their chains.
+fn rules(lab: &Lab) -> Option<String> {
+    let output = lab.command("victim", "nft").args(["-s", "list", "table", "inet", "portsentry"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    // What stands before the chain are the sets, and the times in them run.
+    let (sets, rules) = text.split_once("\tchain ")?;
+    let mut chains: Vec<&str> =
+        rules.split("\tchain ").map(str::trim_end).map(|chain| chain.trim_end_matches(['}', '\n'])).collect();
+    chains.sort_unstable();
+    Some(format!("{} chain {}", sets.contains("dormant"), chains.join("chain ")))
+}
+
+/// Waits until the rules are `wanted` again.
+fn expect_rules(lab: &Lab, wanted: &str, after: &str) {
+    let same = || rules(lab).filter(|rules| rules == wanted);
+    assert!(within(TIMEOUT, same).is_some(), "after {after:?}: {:?}, not {wanted:?}", rules(lab));
+}
+
+#[test]
+fn whatever_is_done_to_the_rules_is_undone_and_said_and_the_bans_stay() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let ban = lab.expect_ban(attacker);
+    let wanted = rules(&lab).unwrap();
+    let accept = format!("insert rule inet portsentry prerouting ip saddr {attacker} accept");
+    let altered = [
+        (accept.as_str(), "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`"),
+        ("flush chain inet portsentry prerouting", "no rule 1 in chain \"prerouting\": `ip saddr @allowed accept`"),
+        ("delete chain inet portsentry prerouting", "no chain \"prerouting\""),
+        ("add table inet portsentry { flags dormant; }", "the flags 0x1"),
+    ];
+    for (said, (command, what)) in altered.into_iter().enumerate() {
+        nft(&lab, command);
+        let line = within(TIMEOUT, || daemon.lines_with(MENDED).into_iter().nth(said));
+        let line = line.unwrap_or_else(|| panic!("nothing is said of {command:?}"));
+        assert!(line.contains(what) && line.ends_with(") and is as it should be again"), "{line}");
+        expect_rules(&lab, &wanted, command);
+    }
+    let after = lab.expect_ban(attacker);
+    assert_eq!(after.timeout, ban.timeout);
+    assert!(after.expires.unwrap() <= ban.expires.unwrap(), "the ban was never touched: {ban:?}, {after:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_set_that_is_deleted_comes_back_with_its_bans_and_the_allow_list() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let own = lab.victim_v4("attacker").to_string();
+    let wanted = rules(&lab).unwrap();
+    let sets = "delete set inet portsentry blocked; delete set inet portsentry allowed";
+    // The rules that name them keep them.
+    let chains = ["prerouting", "trap_touch", "trap_ban"].map(|chain| format!("flush chain inet portsentry {chain}"));
+    nft(&lab, &format!("{}; {sets}", chains.join("; ")));
+    wait_for_ban(&lab, attacker);
+    expect_rules(&lab, &wanted, sets);
+    assert!(lab.set_text("allowed").contains(&own));
+    daemon.expect_line("and is as it should be again; bans put back with the time that they had left: 1");
+    daemon.stop();
+}
+
+#[test]
+fn what_others_add_beside_our_chain_is_theirs() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    nft(&lab, "add chain inet portsentry mine { type filter hook input priority 0; }");
+    nft(&lab, "add rule inet portsentry mine ip saddr @blocked counter");
+    nft(&lab, "add set inet portsentry mine { type inet_service; }");
+    let theirs = rules(&lab).unwrap();
+    // What comes after it is dealt with after it.
+    nft(&lab, "add element inet portsentry blocked { 192.0.2.99 timeout 1h }");
+    daemon.expect_line("Host 192.0.2.99 has been blocked by nft");
+    nft(&lab, "insert rule inet portsentry prerouting accept");
+    daemon.expect_line(MENDED);
+    expect_rules(&lab, &theirs, "insert rule");
+    assert_eq!(daemon.lines_with("portsentry had been").len(), 1, "only what is ours was repaired");
+    lab.provoke_ban("attacker");
+    daemon.stop();
+}
+
+#[test]
+fn somebody_who_changes_the_table_in_a_loop_is_outlasted_in_a_few_lines() {
+    let lab = Lab::new(&["attacker"]);
+    let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let wanted = rules(&lab).unwrap();
+    let script = format!(
+        "for n in $(seq {}); do
+            nft insert rule inet portsentry prerouting accept
+            nft flush set inet portsentry allowed
+            [ $((n % 10)) -ne 0 ] || nft flush ruleset
+        done 2>/dev/null; true",
+        300 / slowness()
+    );
+    let start = Instant::now();
+    lab.run("victim", "sh", &["-c", &script]);
+    let took = start.elapsed();
+    wait_for_ban(&lab, attacker);
+    expect_rules(&lab, &wanted, &script);
+    assert!(daemon.is_running());
+    let own = lab.victim_v4("attacker").to_string();
+    assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
+    let minutes = usize::try_from(took.as_secs() / 60).unwrap() + 1;
+    let lines = daemon.lines_with("table inet portsentry").len() + daemon.lines_with("allow-list").len();
+    assert!(lines <= 20 * minutes, "{lines} lines in {took:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_ban_that_vanishes_without_a_word_is_missed_and_put_back() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    // A rule that takes an element out on a packet's way notifies nobody.
+    let chain = "add chain inet portsentry thief { type filter hook prerouting priority -400; }";
+    let steal = "add rule inet portsentry thief tcp dport 4242 counter delete @blocked { ip saddr }";
+    nft(&lab, &format!("{chain}; {steal}"));
+    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[4242]);
+    // It may be back before anybody has looked.
+    let thief = || lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "thief"]);
+    let stolen = within(TIMEOUT, || thief().contains("counter packets 1 ").then_some(()));
+    assert!(stolen.is_some(), "the rule does not work: {}", thief());
+    nft(&lab, "flush chain inet portsentry thief");
+    daemon.expect_line("adminalert: bans that were missing in the kernel's sets, and are there again: 1");
+    let ban = lab.expect_ban(attacker);
+    assert_eq!(ban.timeout, Some(Duration::from_secs(86_400)), "as it was");
+    assert!(ban.expires < ban.timeout);
+    daemon.stop();
+}

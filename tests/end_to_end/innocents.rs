@@ -1,0 +1,212 @@
+//! Who is never blocked, however it looks. Each test ends with a ban of a known culprit: packets are judged in order,
+//! so the innocents' packets have been judged by then.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::BindToDevice;
+use rustix::net::{AddressFamily, SocketType};
+
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::services::{EIGHT, Services};
+
+/// Closed ports that everyone who is not protected would be blocked for.
+const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
+
+#[test]
+fn a_thousand_connections_to_each_of_eight_services_are_no_scan() {
+    let lab = Lab::new(&["attacker", "fourth"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert_eq!(lab.served("fourth", lab.victim_v4("fourth").into(), &EIGHT, 1000), 8000);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker]);
+    let fourth = lab.v4("fourth").to_string();
+    assert!(daemon.lines_with(&fourth).is_empty(), "a real service's clients are not worth a line");
+}
+
+#[test]
+fn the_victims_own_gateway_is_never_blocked_and_the_log_says_why() {
+    let lab = Lab::new(&["gateway", "attacker"]);
+    let gateway = lab.v4("gateway");
+    lab.victim_ip(&format!("route add default via {gateway}"));
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert_protected(&lab, &daemon, "gateway", gateway.into(), "gateway");
+}
+
+#[test]
+fn the_ipv6_gateway_is_never_blocked_not_even_for_what_a_neighbour_in_its_64_does() {
+    let lab = Lab::new(&["gateway", "attacker", "other"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let (gateway, victim) = (lab.v6("gateway"), lab.victim_v6("gateway").into());
+    lab.victim_ip(&format!("route add default via {gateway}"));
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert_protected(&lab, &daemon, "gateway", gateway.into(), "gateway");
+
+    let neighbour = lab.add_neighbour("gateway");
+    lab.touch("gateway", neighbour.into(), victim, &CLOSED);
+    lab.provoke_ban("other");
+    let text = lab.set_text("allowed6");
+    assert!(text.contains(&gateway.to_string()), "the kernel lets the gateway pass whatever else is banned: {text}");
+    // The neighbour's address is removed, so that the gateway's own is the one that connects.
+    lab.run("gateway", "ip", &["addr", "del", &format!("{neighbour}/64"), "dev", "uplink"]);
+    assert_eq!(lab.served("gateway", victim, &EIGHT, 1), 8);
+}
+
+#[test]
+fn a_gateway_that_is_set_later_is_protected_from_then_on() {
+    let lab = Lab::new(&["gateway", "attacker"]);
+    let gateway = lab.v4("gateway");
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.victim_ip(&format!("route add default via {gateway}"));
+    // The kernel's list of who is never dropped follows the routes: once the gateway is in it, the daemon knows.
+    let known = || lab.set_text("allowed").contains(&gateway.to_string()).then_some(());
+    netns_lab::within(netns_lab::TIMEOUT, known).expect("the new gateway enters the kernel's `allowed`");
+    assert_protected(&lab, &daemon, "gateway", gateway.into(), "gateway");
+}
+
+#[test]
+fn the_victims_resolver_is_never_blocked_and_the_log_says_why() {
+    let lab = Lab::new(&["resolver", "attacker"]);
+    let resolver = lab.v4("resolver").into();
+    lab.set_resolver(resolver);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert_protected(&lab, &daemon, "resolver", resolver, "resolver");
+}
+
+#[test]
+fn allowed_networks_are_never_blocked() {
+    let lab = Lab::new(&["friend", "attacker", "other"]);
+    let configuration = "[allow]\nnetworks = [\"10.77.1.0/24\", \"fd77:0:0:1::/64\"]\n";
+    let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
+    assert_protected(&lab, &daemon, "friend", lab.v4("friend").into(), "allow");
+    let banned = lab.banned();
+    lab.touch("friend", lab.v6("friend").into(), lab.victim_v6("friend").into(), &CLOSED);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [&banned[..], &[other]].concat());
+}
+
+#[test]
+fn with_log_only_everything_is_said_and_nobody_is_blocked() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = Daemon::start(&lab, &["--log-only"]);
+    let attacker = lab.v4("attacker");
+    let scan = lab.nmap("attacker", lab.victim_v4("attacker").into(), &["-sS", "-p1-1024"]);
+    assert_eq!(scan.open, EIGHT.into(), "{scan:?}");
+    daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: "));
+    assert_eq!(lab.banned(), [] as [IpAddr; 0]);
+    let log = daemon.stop();
+    assert!(!log.contains("has been blocked"), "{log}");
+}
+
+#[test]
+fn clients_of_a_service_that_starts_after_the_daemon_are_no_scanners() {
+    let lab = Lab::new(&["third", "attacker"]);
+    // With the sharpest trigger a single port taken for closed would give it away.
+    let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
+    for port in [808, 809, 810, 811, 812] {
+        let _service = Services::open(&lab, &[port]);
+        assert_eq!(lab.served("third", lab.victim_v4("third").into(), &[port], 1), 1);
+        assert_eq!(lab.served("third", lab.victim_v6("third").into(), &[port], 1), 1);
+    }
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker]);
+}
+
+#[test]
+fn clients_that_retry_while_a_service_restarts_are_no_scanners() {
+    let lab = Lab::new(&["third", "attacker"]);
+    let services = Services::open(&lab, &[808, 809, 810]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
+    let (third, victim) = (lab.v4("third").into(), lab.victim_v4("third").into());
+    assert_eq!(lab.served("third", victim, &[808, 809, 810], 1), 3);
+    drop(services);
+    lab.touch("third", third, victim, &[808, 809, 810]);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker], "what listened a moment ago is no closed port");
+}
+
+#[test]
+fn a_single_interface_that_is_asked_for_is_the_only_one_watched() {
+    let lab = Lab::new(&["attacker", "third"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
+    lab.touch("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker]);
+}
+
+#[test]
+fn udp_alone_blocks_nobody_unless_asked() {
+    let lab = Lab::new(&["attacker", "culprit"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.v4("attacker");
+    let quick = ["-sU", "-p1-60", "--max-retries", "0", "--max-rtt-timeout", "100ms"];
+    lab.nmap("attacker", lab.victim_v4("attacker").into(), &quick);
+    daemon.expect_line(&format!("attackalert: UDP scan from host: {attacker}/{attacker} to UDP port: "));
+    let culprit = lab.provoke_ban("culprit");
+    assert_eq!(lab.banned(), [culprit], "a UDP source can be forged");
+}
+
+#[test]
+fn clients_of_a_listener_on_one_device_or_link_that_has_just_started_are_no_scanners() {
+    let lab = Lab::new(&["third", "attacker"]);
+    lab.victim_ip("addr add fe80::1/64 dev third nodad");
+    let index = lab.run("victim", "cat", &["/sys/class/net/third/ifindex"]).trim().parse().unwrap();
+    let strict = ["--expire", "24h", "--scan-trigger", "0"];
+    let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\n", &strict);
+    let link: Ipv6Addr = "fe80::1".parse().unwrap();
+    // Nobody has the clients' addresses, so that no answer of the victim can show that the port is open.
+    let (client, neighbour): (IpAddr, IpAddr) = ("10.77.1.66".parse().unwrap(), "fe80::66".parse().unwrap());
+    let target = lab.victim_v4("third").into();
+    let mut wire = lab.wire("third");
+    for port in 808..816 {
+        let open = || {
+            let on_device = |socket: &OwnedFd| setsockopt(socket, BindToDevice, &"third".into()).expect("a device");
+            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let tcp = socket(any, SocketType::STREAM, on_device);
+            let udp = socket(any, SocketType::DGRAM, on_device);
+            let local = socket(SocketAddrV6::new(link, port, 0, index).into(), SocketType::STREAM, |_| ());
+            for listener in [&tcp, &local] {
+                rustix::net::listen(listener, 8).expect("it listens");
+            }
+            [tcp, udp, local]
+        };
+        let _sockets = lab.inside("victim", open);
+        wire.send(&raw::tcp(client, target, port, SYN));
+        wire.send(&raw::udp(client, target, (40_404, port)));
+        wire.send(&raw::tcp(neighbour, link.into(), port, SYN));
+        // The next ones come when these have been judged, and perhaps the list of listeners has been read again.
+        std::thread::sleep(Duration::from_millis(150) * netns_lab::slowness());
+    }
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker], "{:?}", daemon.lines_with("blocked"));
+}
+
+fn socket(address: SocketAddr, kind: SocketType, prepare: impl FnOnce(&OwnedFd)) -> OwnedFd {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, kind, None).expect("a socket");
+    prepare(&socket);
+    rustix::net::bind(&socket, &address).expect("the port is free");
+    socket
+}
+
+/// `host`, at `address`, touches many closed ports; it must not be blocked, and the log must name it with `reason`,
+/// in no line that a filter like fail2ban's would ban it for.
+fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, reason: &str) {
+    let target = if address.is_ipv4() { lab.victim_v4(host).into() } else { lab.victim_v6(host).into() };
+    lab.touch(host, address, target, &CLOSED);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker]);
+    let named = netns_lab::within(netns_lab::TIMEOUT, || {
+        let lines = daemon.lines_with(&address.to_string());
+        lines.iter().any(|line| line.to_lowercase().contains(reason)).then_some(())
+    });
+    let lines = daemon.lines_with(&address.to_string());
+    assert!(named.is_some(), "no line says {address} and {reason}: {lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("attackalert") || line.contains("Blocked")), "{lines:?}");
+}

@@ -1,0 +1,92 @@
+//! The lab is worth nothing where it lies: these tests hold it to its word without the program.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use netns_lab::scan::Ban;
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT};
+
+#[test]
+fn without_the_program_nmap_sees_all_eight_services_over_both_families() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &EIGHT);
+    for target in [IpAddr::from(lab.victim_v4("attacker")), lab.victim_v6("attacker").into()] {
+        let scan = lab.nmap("attacker", target, &["-sS", "-p1-1024"]);
+        assert_eq!(scan.open, EIGHT.into(), "{scan:?}");
+        assert_eq!(scan.count("closed"), 1016, "{scan:?}");
+    }
+}
+
+#[test]
+fn every_host_and_every_extra_address_reaches_the_services() {
+    let lab = Lab::new(&["attacker", "third"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let extra = lab.add_addresses("attacker", 10..12);
+    assert_eq!(lab.served("attacker", lab.victim_v4("attacker").into(), &EIGHT, 3), 24);
+    assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8);
+    assert_eq!(lab.served("third", lab.victim_v6("third").into(), &EIGHT, 1), 8);
+    let ping = lab.run("victim", "ping", &["-c1", "-W5", &extra[1].to_string()]);
+    assert!(ping.contains("1 received"), "{ping}");
+}
+
+#[test]
+fn a_set_made_by_hand_reads_as_nft_prints_it() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &[80]);
+    let victim = lab.victim_v4("attacker").into();
+    assert_eq!(lab.set("blocked"), [], "no table yet");
+    let rules = "table inet portsentry {
+        set blocked { type ipv4_addr; flags dynamic,timeout; size 16; }
+        set blocked6 { type ipv6_addr; flags dynamic,timeout; size 16; }
+        chain prerouting { type filter hook prerouting priority raw - 10; ip saddr @blocked drop; }
+    }
+    add element inet portsentry blocked { 10.77.1.2 timeout 24h, 10.77.9.9 }
+    add element inet portsentry blocked6 { fd77:0:0:1:: timeout 90m }";
+    lab.run("victim", "nft", &[rules]);
+    let v4 = lab.set("blocked");
+    assert_eq!(
+        v4.iter().find(|ban| ban.address == lab.v4("attacker")).and_then(|ban| ban.timeout),
+        Some(Duration::from_secs(86_400))
+    );
+    assert!(v4.contains(&Ban { address: "10.77.9.9".parse().unwrap(), timeout: None, expires: None }), "{v4:?}");
+    let v6 = lab.expect_ban(lab.v6_network("attacker").into());
+    assert!(v6.expires < v6.timeout && v6.expires > Some(Duration::from_secs(5000)), "{v6:?}");
+    assert!(!lab.is_served("attacker", victim, 80, Duration::from_millis(300)));
+    lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
+    assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
+}
+
+#[test]
+fn a_touch_is_one_packet_from_the_chosen_address() {
+    let lab = Lab::new(&["attacker"]);
+    let source = lab.add_addresses("attacker", 20..21)[0];
+    let rules = format!(
+        "table inet count {{
+            chain arriving {{
+                type filter hook prerouting priority raw;
+                ip saddr {source} tcp flags & (syn | ack) == syn counter
+            }}
+        }}"
+    );
+    lab.run("victim", "nft", &[&rules]);
+    lab.touch("attacker", source.into(), lab.victim_v4("attacker").into(), &[1, 2, 3]);
+    let counted = lab.run("victim", "nft", &["list", "table", "inet", "count"]);
+    assert!(counted.contains("counter packets 3 "), "{counted}");
+}
+
+#[test]
+fn a_lab_that_is_dropped_leaves_nothing_behind_even_by_a_panic() {
+    let names = std::sync::Mutex::new(Vec::new());
+    let outcome = std::panic::catch_unwind(|| {
+        let lab = Lab::new(&["attacker"]);
+        *names.lock().unwrap() = ["victim", "attacker"].map(|host| lab.namespace(host).name().to_owned()).into();
+        let exist = names.lock().unwrap().iter().all(|name| Path::new("/run/netns").join(name).exists());
+        std::panic::resume_unwind(Box::new(exist));
+    });
+    assert!(*outcome.unwrap_err().downcast::<bool>().unwrap(), "the namespaces were there");
+    for name in names.into_inner().unwrap() {
+        assert!(!Path::new("/run/netns").join(&name).exists(), "{name} is still there");
+    }
+}

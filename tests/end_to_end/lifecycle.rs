@@ -1,0 +1,145 @@
+//! Start, end, crash and start again: what the kernel goes on enforcing, and what the next start finds.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use netns_lab::daemon::{Daemon, trace_file};
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+/// Holds it to a second, which others on the machine may take from it once or twice.
+fn within_a_second(end: impl Fn() -> Duration) {
+    let mut all = Vec::new();
+    while all.len() < 5 {
+        all.push(end());
+        if all.last().is_some_and(|took| *took < Duration::from_secs(1) * slowness()) {
+            return;
+        }
+    }
+    panic!("it took {all:?}");
+}
+
+#[test]
+fn term_and_int_end_it_within_a_second_with_success_and_the_bans_stay() {
+    for signal in [Signal::TERM, Signal::INT] {
+        within_a_second(|| {
+            let lab = Lab::new(&["attacker"]);
+            let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+            let attacker = lab.provoke_ban("attacker");
+            let (ended, took) = daemon.end_by(signal);
+            assert_eq!(ended.status.code(), Some(0), "{signal:?}: {ended:?}");
+            assert_eq!(lab.banned(), [attacker], "the kernel goes on protecting");
+            took
+        });
+    }
+}
+
+#[test]
+fn it_ends_within_a_second_in_the_middle_of_a_flood() {
+    within_a_second(end_in_a_flood);
+}
+
+fn end_in_a_flood() -> Duration {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.provoke_ban("attacker");
+    let (source, target) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let ports: Vec<u16> = (1..=1000).collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                lab.touch("attacker", source, target, &ports);
+            }
+        });
+        daemon.expect_line("is already blocked Ignoring");
+        let (ended, took) = daemon.end_by(Signal::TERM);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        took
+    })
+}
+
+#[test]
+fn killed_in_the_middle_of_a_scan_it_leaves_working_rules_and_the_next_start_goes_on() {
+    let lab = Lab::new(&["first", "second", "third"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let bystander = lab.victim_v4("third").into();
+    for host in ["first", "second"] {
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        let before = lab.banned();
+        let (source, target) = (lab.v4(host).into(), lab.victim_v4(host).to_string());
+        let mut scanner = lab.command(host, "nmap");
+        scanner.args(["-n", "-Pn", "-sS", "-p1-1024", "--max-retries", "1", &target]);
+        let mut scanner = scanner.stdout(std::process::Stdio::null()).spawn().expect("nmap runs");
+        daemon.expect_line(&format!("scan from host: {source}/{source}"));
+        daemon.kill();
+
+        let after = lab.banned();
+        assert!(before.iter().all(|address| after.contains(address)), "{before:?} became {after:?}");
+        assert!(!lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "prerouting"]).is_empty());
+        assert_eq!(lab.served("third", bystander, &EIGHT, 1), 8);
+        if after.contains(&source) {
+            assert!(!lab.is_served(host, target.parse().unwrap(), EIGHT[0], Duration::from_millis(300)));
+        }
+        scanner.kill().expect("it is our child");
+        scanner.wait().expect("nmap ends");
+
+        let next = Daemon::start(&lab, &["--expire", "24h"]);
+        assert!(lab.banned().starts_with(&after), "the next start keeps {after:?}");
+        lab.touch(host, source, target.parse().unwrap(), &[901, 902, 903, 904]);
+        lab.expect_ban(source);
+        assert_eq!(lab.served("third", bystander, &EIGHT, 1), 8);
+        next.stop();
+    }
+}
+
+#[test]
+fn a_second_start_keeps_the_bans_with_the_time_that_they_have_left() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let attacker = {
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        let attacker = lab.provoke_ban("attacker");
+        daemon.stop();
+        attacker
+    };
+    let before = lab.expect_ban(attacker);
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    let after = lab.expect_ban(attacker);
+    assert_eq!(after.timeout, before.timeout);
+    assert!(after.expires <= before.expires, "{before:?} became {after:?}");
+
+    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.expect_ban(other).timeout, Some(Duration::from_secs(3600)), "new bans get the new expiry");
+}
+
+#[test]
+fn a_ban_lifted_by_hand_is_lifted_and_a_new_scan_is_blocked_again() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    lab.run("victim", "nft", &["delete", "element", "inet", "portsentry", "blocked", &format!("{{ {attacker} }}")]);
+    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    assert_eq!(lab.banned(), [attacker]);
+    daemon.stop();
+}
+
+#[test]
+fn it_runs_no_other_program() {
+    let lab = Lab::new(&["attacker"]);
+    let trace = trace_file(&lab);
+    // -D: the tracer steps aside, so that the process that is signalled is the program itself.
+    let tracer = ["strace", "-D", "-f", "-e", "trace=execve,execveat", "-o", trace.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &tracer, &["--expire", "24h"]);
+    lab.provoke_ban("attacker");
+    let (ended, _) = daemon.end_by(Signal::TERM);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+
+    let read = || std::fs::read_to_string(&trace).ok().filter(|text| text.contains("+++ exited with 0 +++"));
+    let text = within(TIMEOUT, read).expect("the trace reaches the end");
+    let executed: Vec<_> = text.lines().filter(|line| line.contains("exec")).collect();
+    assert_eq!(executed.len(), 1, "its own start and nothing else: {executed:#?}");
+}

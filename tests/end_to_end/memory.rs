@@ -1,0 +1,107 @@
+//! What the program remembers of its bans: the ledger, over restarts and what stands for a reboot.
+
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+fn text(lab: &Lab, name: &str) -> String {
+    std::fs::read_to_string(lab.path("state").join(name)).unwrap_or_default()
+}
+
+#[test]
+fn after_a_reboot_the_bans_come_back_with_the_time_that_they_have_left() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let attacker = {
+        let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+        let attacker = lab.provoke_ban("attacker");
+        daemon.stop();
+        attacker
+    };
+    // What the kernel held is gone, as after a reboot.
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line("adminalert: bans put back from the ledger with the time that they had left: 1");
+    let left = lab.expect_ban(attacker).expires.unwrap();
+    let hour = Duration::from_secs(3_600);
+    assert!(left <= hour && left > hour - Duration::from_secs(100) * slowness(), "{left:?}");
+    lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
+    daemon.stop();
+}
+
+#[test]
+fn a_ban_that_is_over_does_not_come_back_and_its_end_is_said() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 3 * slowness())]);
+    let attacker = lab.provoke_ban("attacker");
+    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its time is over"));
+    daemon.stop();
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.provoke_ban("attacker");
+    let log = daemon.stop();
+    assert!(!log.contains("put back from the ledger"), "{log}");
+}
+
+#[test]
+fn a_ban_that_was_lifted_by_hand_does_not_come_back() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    let (attacker, other) = (lab.provoke_ban("attacker"), lab.provoke_ban("other"));
+    lab.run("victim", "nft", &[&format!("delete element inet portsentry blocked {{ {attacker} }}")]);
+    daemon.expect_line(&format!("adminalert: Host {attacker} has been unblocked by nft"));
+    daemon.stop();
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    daemon.expect_line("bans put back from the ledger with the time that they had left: 1");
+    assert_eq!(lab.banned(), [other]);
+    daemon.stop();
+}
+
+#[test]
+fn the_classic_files_name_the_ban() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let named = format!(" Host: {attacker}/{attacker} Port: ");
+    for name in ["portsentry.history", "portsentry.blocked"] {
+        let line = || text(&lab, name).lines().find(|line| line.contains(&named)).map(str::to_owned);
+        let line = within(TIMEOUT, line).unwrap_or_else(|| panic!("{name} does not name {attacker}"));
+        assert!(line.ends_with(" TCP Blocked"), "{line}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn without_a_ledger_it_says_so_and_blocks_all_the_same() {
+    let lab = Lab::new(&["attacker"]);
+    std::fs::create_dir(lab.path("state")).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(lab.path("state"), open).unwrap();
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    daemon.expect_line("Blocking goes on, but bans do not outlive a reboot");
+    lab.provoke_ban("attacker");
+    daemon.stop();
+}
+
+#[test]
+fn killed_again_and_again_it_loses_no_ban() {
+    let hosts = ["first", "second", "third"];
+    let lab = Lab::new(&hosts);
+    let mut banned = Vec::new();
+    for host in hosts {
+        let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+        banned.push(lab.provoke_ban(host));
+        let written = || (text(&lab, "portsentry.history").lines().count() >= banned.len()).then_some(());
+        assert!(within(TIMEOUT, written).is_some());
+        daemon.kill();
+    }
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = Daemon::start(&lab, &[]);
+    daemon.expect_line("bans put back from the ledger with the time that they had left: 3");
+    for address in banned {
+        lab.expect_ban(address);
+    }
+    daemon.stop();
+}

@@ -1,0 +1,76 @@
+//! What the program cannot or must not run with: it says so in a sentence, names the remedy, and ends.
+
+use netns_lab::Lab;
+use netns_lab::daemon::{Daemon, Ended};
+
+#[test]
+fn a_foreign_table_of_the_same_name_is_left_alone_and_the_remedy_is_named() {
+    let lab = Lab::new(&["attacker"]);
+    lab.run("victim", "nft", &["table inet portsentry {\n chain mine {\n counter accept\n }\n }"]);
+    let before = lab.run("victim", "nft", &["list", "ruleset"]);
+    let ended = Daemon::run_to_end(&lab, &[], &["--expire", "24h"]);
+    assert_refused(&ended);
+    assert!(ended.log.contains("nft delete table inet portsentry"), "{ended:?}");
+    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
+}
+
+#[test]
+fn without_cap_net_admin_it_says_so_and_ends() {
+    assert_refused_without("net_admin", "CAP_NET_ADMIN");
+}
+
+#[test]
+fn without_cap_net_raw_it_says_so_and_ends() {
+    assert_refused_without("net_raw", "CAP_NET_RAW");
+}
+
+#[test]
+fn a_configuration_error_ends_it_with_78_and_names_file_line_and_column() {
+    let lab = Lab::new(&[]);
+    let path = lab.write("bad.toml", "[detect]\nscan_trigger = 2\nwindow = \"90x\"\n");
+    let path = path.to_str().unwrap();
+    let ended = Daemon::run_to_end(&lab, &[], &["--config", path]);
+    assert_eq!(ended.status.code(), Some(78), "{ended:?}");
+    assert!(ended.log.contains(&format!("{path}:3:10: detect.window: \"90x\"")), "{ended:?}");
+    assert!(lab.set("blocked").is_empty());
+}
+
+#[test]
+fn an_unreadable_configuration_ends_it_with_78_and_names_the_file() {
+    let lab = Lab::new(&[]);
+    let ended = Daemon::run_to_end(&lab, &[], &["--config", "/nonexistent/portsentry.toml"]);
+    assert_eq!(ended.status.code(), Some(78), "{ended:?}");
+    assert!(ended.log.contains("/nonexistent/portsentry.toml"), "{ended:?}");
+}
+
+#[test]
+fn an_unknown_flag_ends_it_with_2() {
+    let lab = Lab::new(&[]);
+    let ended = Daemon::run_to_end(&lab, &[], &["--exipre", "24h"]);
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.log.contains("--expire"), "it suggests what was meant: {ended:?}");
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_refused_by_name() {
+    let lab = Lab::new(&["attacker"]);
+    let ended = Daemon::run_to_end(&lab, &[], &["--interface", "nosuch0"]);
+    assert_refused(&ended);
+    assert!(ended.log.contains("nosuch0"), "{ended:?}");
+}
+
+fn assert_refused_without(capability: &str, name: &str) {
+    let lab = Lab::new(&["attacker"]);
+    let bounding = format!("--bounding-set=-{capability}");
+    let ended = Daemon::run_to_end(&lab, &["setpriv", &bounding], &["--expire", "24h"]);
+    assert_refused(&ended);
+    assert!(ended.log.contains(name), "{ended:?}");
+}
+
+/// It has failed of its own will, has never claimed to watch, and has said a sentence rather than panicked.
+fn assert_refused(ended: &Ended) {
+    assert!(ended.status.code().is_some_and(|code| code != 0 && code != 101), "{ended:?}");
+    assert!(!ended.log.contains("now active and listening"), "{ended:?}");
+    assert!(!ended.log.contains("panicked"), "{ended:?}");
+    assert!(!ended.log.trim().is_empty(), "an error must be said");
+}

@@ -1,0 +1,233 @@
+//! Where the program tells what happens: the JSON file, syslog and the journal.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
+
+/// Gives the program a /dev of its own, in which `log` leads to the path that follows.
+const OWN_DEV_LOG: &str = r#"
+set -e
+mkdir "$0"
+mount -t tmpfs tmpfs "$0"
+for node in null zero random urandom; do : >"$0/$node"; mount --bind "/dev/$node" "$0/$node"; done
+ln -s "$1" "$0/log"
+mount --move "$0" /dev
+shift
+exec "$@"
+"#;
+
+/// Gives the program a /run of its own, in which the journal's socket is the path that follows.
+const OWN_JOURNAL: &str = r#"
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal
+ln -s "$0" /run/systemd/journal/socket
+exec "$@"
+"#;
+
+/// Mounts a disk of 16 KiB, half of it in use.
+const SMALL_DISK: &str = r#"
+set -e
+mkdir "$0"
+mount -t tmpfs -o size=16k tmpfs "$0"
+head -c 8192 /dev/zero >"$0/ballast"
+exec "$@"
+"#;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are text")
+}
+
+fn events(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+/// Waits for an event of this kind about `source`.
+fn expect(path: &Path, kind: &str, source: Option<&str>) -> Value {
+    let wanted = |event: &Value| event["event"] == kind && source.is_none_or(|source| event["source"] == source);
+    let found = within(TIMEOUT, || events(path).into_iter().find(wanted));
+    found.unwrap_or_else(|| panic!("no {kind} of {source:?} in {:?}", std::fs::read_to_string(path)))
+}
+
+#[test]
+fn the_json_file_has_every_event_and_follows_logrotate() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let (path, moved) = (lab.path("events.json"), lab.path("events.json.1"));
+    let daemon = Daemon::start_configured(&lab, &format!("[report]\njson_file = {path:?}\n"), &[]);
+    let attacker = lab.provoke_ban("attacker").to_string();
+    expect(&path, "start", None);
+    let probe = expect(&path, "probe", Some(&attacker));
+    assert_eq!((&probe["proto"], &probe["port"]), (&"tcp".into(), &901.into()), "{probe}");
+    let ban = expect(&path, "block", Some(&attacker));
+    assert!(ban["expires"].is_string() && ban["reason"].is_string(), "{ban}");
+
+    std::fs::rename(&path, &moved).unwrap();
+    daemon.signal(Signal::HUP);
+    expect(&path, "note", None);
+    let before = std::fs::read(&moved).unwrap();
+    let other = lab.provoke_ban("other").to_string();
+    expect(&path, "block", Some(&other));
+    daemon.stop();
+    expect(&path, "stop", None);
+    assert_eq!(std::fs::read(&moved).unwrap(), before);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o137, 0, "{mode:o}");
+}
+
+#[test]
+fn a_full_disk_is_said_once_and_holds_up_nothing() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let disk = lab.path("disk");
+    let path = disk.join("events.json");
+    let config = lab.write("portsentry.toml", &format!("[report]\njson_file = {path:?}\n"));
+    let wrapper = ["sh", "-c", SMALL_DISK, text(&disk)];
+    let daemon = Daemon::start_under(&lab, &wrapper, &["--config", text(&config)]);
+    let sources = lab.add_addresses("attacker", 10..110);
+    for source in &sources {
+        lab.touch("attacker", (*source).into(), lab.victim_v4("attacker").into(), &[23]);
+    }
+    let line = daemon.expect_line("events cannot be written to");
+    assert!(line.contains("No space left on device") && line.contains("report.json_file"), "{line}");
+    let other = lab.provoke_ban("other");
+    // Its mounts are its own.
+    let inside = PathBuf::from(format!("/proc/{}/root{}", daemon.id(), disk.display()));
+    let kept = events(&inside.join("events.json"));
+    assert!(!kept.is_empty() && kept.len() < sources.len(), "{} events fit", kept.len());
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(daemon.lines_with("events cannot be written to").len(), 1);
+
+    std::fs::remove_file(inside.join("ballast")).unwrap();
+    std::fs::remove_file(inside.join("events.json")).unwrap();
+    let line = daemon.expect_line("events are written to");
+    assert!(line.contains("again; 0 were lost"), "{line}");
+    expect(&inside.join("events.json"), "block", Some(&other.to_string()));
+    daemon.stop();
+}
+
+fn next(socket: &UnixDatagram) -> Vec<u8> {
+    let mut bytes = vec![0; 65_536];
+    let length = socket.recv(&mut bytes).expect("something comes");
+    bytes.truncate(length);
+    bytes
+}
+
+fn receive_until(socket: &UnixDatagram, part: &str) -> String {
+    loop {
+        let line = String::from_utf8(next(socket)).expect("lines are text");
+        if line.contains(part) {
+            return line;
+        }
+    }
+}
+
+fn listen(path: &Path) -> UnixDatagram {
+    let _ = std::fs::remove_file(path);
+    let socket = UnixDatagram::bind(path).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket
+}
+
+#[test]
+fn syslog_gets_the_classic_lines_also_after_its_daemon_was_started_anew() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let path = lab.path("log");
+    let syslog = listen(&path);
+    let config = lab.write("portsentry.toml", "[report]\nlog = \"syslog\"\n");
+    let dev = lab.path("dev");
+    let wrapper = ["sh", "-c", OWN_DEV_LOG, text(&dev), text(&path)];
+    let daemon = Daemon::start_elsewhere(&lab, &wrapper, &["--config", text(&config)]);
+    let id = daemon.id();
+    let line = receive_until(&syslog, "is now active");
+    assert_eq!(line, format!("<29>portsentry[{id}]: adminalert: PortSentry is now active and listening."));
+    let attacker = lab.provoke_ban("attacker");
+    let line = receive_until(&syslog, "scan from host");
+    let expected = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
+    assert_eq!(line, format!("<28>portsentry[{id}]: {expected}"));
+    receive_until(&syslog, "has been blocked via");
+    drop(syslog);
+    let syslog = listen(&path);
+    let other = lab.provoke_ban("other");
+    receive_until(&syslog, &format!("attackalert: Host {other} has been blocked"));
+    daemon.stop();
+    let line = receive_until(&syslog, "shutting down");
+    assert!(line.starts_with(&format!("<28>portsentry[{id}]: securityalert: ")), "{line}");
+}
+
+#[test]
+fn without_a_syslog_daemon_the_lines_go_to_standard_error_and_that_is_said() {
+    let lab = Lab::new(&["attacker"]);
+    let config = lab.write("portsentry.toml", "[report]\nlog = \"syslog\"\n");
+    let (dev, nobody) = (lab.path("dev"), lab.path("nobody"));
+    let wrapper = ["sh", "-c", OWN_DEV_LOG, text(&dev), text(&nobody)];
+    let daemon = Daemon::start_under(&lab, &wrapper, &["--config", text(&config)]);
+    let said = daemon.lines_with("no syslog daemon answers at /dev/log");
+    assert!(said.len() == 1 && said[0].starts_with("adminalert: ERROR: "), "{said:?}");
+    let attacker = lab.provoke_ban("attacker");
+    daemon.expect_line(&format!("Host {attacker} has been blocked via"));
+    daemon.stop();
+}
+
+/// The fields of a message in the journal's own protocol: `NAME=value`, or the name, its length and the value.
+fn fields(mut message: &[u8]) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    while let Some(end) = message.iter().position(|byte| *byte == b'\n') {
+        let line = String::from_utf8_lossy(&message[..end]).into_owned();
+        let rest = &message[end + 1..];
+        if let Some((name, value)) = line.split_once('=') {
+            fields.insert(name.to_owned(), value.to_owned());
+            message = rest;
+        } else {
+            let (length, rest) = rest.split_at(8);
+            let length = usize::try_from(u64::from_le_bytes(length.try_into().unwrap())).unwrap();
+            fields.insert(line, String::from_utf8_lossy(&rest[..length]).into_owned());
+            message = &rest[length + 1..];
+        }
+    }
+    fields
+}
+
+#[test]
+fn the_journal_gets_the_line_and_fields_to_search_for() {
+    let lab = Lab::new(&["attacker"]);
+    let path = lab.path("journal");
+    let journal = listen(&path);
+    let config = lab.write("portsentry.toml", "[report]\nlog = \"journal\"\n");
+    let wrapper = ["sh", "-c", OWN_JOURNAL, text(&path)];
+    let daemon = Daemon::start_elsewhere(&lab, &wrapper, &["--config", text(&config)]);
+    let receive = |kind: &str| loop {
+        let found = fields(&next(&journal));
+        if found.get("PORTSENTRY_EVENT").is_some_and(|event| event == kind) {
+            return found;
+        }
+    };
+    receive("start");
+    let attacker = lab.provoke_ban("attacker").to_string();
+    let probe = receive("probe");
+    let line = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
+    for (name, value) in [
+        ("MESSAGE", line.as_str()),
+        ("SYSLOG_IDENTIFIER", "portsentry"),
+        ("SYSLOG_FACILITY", "3"),
+        ("PRIORITY", "4"),
+        ("PORTSENTRY_SOURCE", &attacker),
+        ("PORTSENTRY_PROTO", "tcp"),
+        ("PORTSENTRY_PORT", "901"),
+    ] {
+        assert_eq!(probe.get(name).map(String::as_str), Some(value), "{name} in {probe:?}");
+    }
+    assert!(!probe.contains_key("PORTSENTRY_EXPIRES") && !probe.contains_key("PORTSENTRY_NAME"), "{probe:?}");
+    let ban = receive("block");
+    assert!(ban["PORTSENTRY_EXPIRES"].ends_with('Z') && !ban["PORTSENTRY_REASON"].is_empty(), "{ban:?}");
+    let json: Value = serde_json::from_str(&ban["PORTSENTRY_JSON"]).unwrap();
+    assert_eq!(json["source"], attacker);
+    daemon.stop();
+}

@@ -1,0 +1,288 @@
+//! Names in the log: they belong to strangers, and so does the name server that says them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use regex::Regex;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const NAMED: &str = "[report]\nresolve_host = true\n";
+const PTR: u16 = 12;
+const CNAME: u16 = 5;
+const A: u16 = 1;
+
+/// What a name server says of an address.
+#[derive(Clone)]
+enum Reply {
+    /// A name, as the bytes of its labels.
+    Name(Vec<Vec<u8>>),
+    /// The same, after this time.
+    Late(Duration, Vec<Vec<u8>>),
+    /// Another name, which is an alias of itself.
+    Loop,
+    /// Raw data of a record of type PTR.
+    Raw(Vec<u8>),
+    /// A header, and nothing after it.
+    Cut,
+    Nothing,
+}
+
+fn name(text: &str) -> Reply {
+    Reply::Name(labels(text))
+}
+
+fn labels(text: &str) -> Vec<Vec<u8>> {
+    text.split('.').map(|label| label.as_bytes().to_vec()).collect()
+}
+
+fn encoded(labels: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes: Vec<u8> =
+        labels.iter().flat_map(|label| [&[u8::try_from(label.len()).unwrap()][..], label].concat()).collect();
+    bytes.push(0);
+    bytes
+}
+
+/// A name server that lies. Whatever name it is asked for stands for all of `addresses`, but `victim.lab.example`, which is
+/// somebody else. Read with: RFC 1035, section 4.
+struct Liar {
+    asked: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Liar {
+    /// Serves on `host`, which becomes the victim's resolver.
+    fn start(lab: &Lab, host: &str, replies: BTreeMap<Ipv4Addr, Reply>) -> Self {
+        let address = lab.v4(host);
+        let socket = lab.inside(host, || UdpSocket::bind((address, 53)).expect("port 53 is free"));
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("more than zero");
+        lab.set_resolver(address.into());
+        let (asked, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let thread = std::thread::spawn({
+            let (asked, stop) = (Arc::clone(&asked), Arc::clone(&stop));
+            move || serve(&socket, &replies, &asked, &stop)
+        });
+        Self { asked, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, replies: &BTreeMap<Ipv4Addr, Reply>, asked: &AtomicUsize, stop: &AtomicBool) {
+    let late = Mutex::new(Vec::new());
+    let mut query = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        late.lock().unwrap().retain(|(when, answer, client): &(Instant, Vec<u8>, _)| {
+            let wait = Instant::now() < *when;
+            if !wait {
+                let _ = socket.send_to(answer, client);
+            }
+            wait
+        });
+        let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
+        asked.fetch_add(1, Ordering::Relaxed);
+        let Some((after, answer)) = answer(&query[..length], replies) else { continue };
+        late.lock().unwrap().push((Instant::now() + after, answer, client));
+    }
+}
+
+fn answer(query: &[u8], replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration, Vec<u8>)> {
+    let (header, rest) = query.split_at(12);
+    let end = rest.iter().position(|byte| *byte == 0)? + 1;
+    let question = &rest[..end + 4];
+    let kind = u16::from_be_bytes([question[end], question[end + 1]]);
+    let asked = text(&question[..end]);
+    let message = |records: &[(Vec<u8>, u16, Vec<u8>)]| {
+        let records: Vec<u8> = records
+            .iter()
+            .flat_map(|(owner, kind, data)| {
+                let length = u16::try_from(data.len()).unwrap().to_be_bytes();
+                [owner, &kind.to_be_bytes()[..], &[0, 1, 0, 0, 0, 1], &length, data].concat()
+            })
+            .collect();
+        records
+    };
+    let whole = |records: &[(Vec<u8>, u16, Vec<u8>)]| {
+        let count = u16::try_from(records.len()).unwrap().to_be_bytes();
+        [&header[..2], &[0x81, 0x80, 0, 1], &count, &[0; 4], question, &message(records)].concat()
+    };
+    let itself = vec![0xc0, 12];
+    let now = Duration::ZERO;
+    let Some(reverse) = asked.strip_suffix(".in-addr.arpa") else {
+        let addresses: Vec<Ipv4Addr> = match asked.as_str() {
+            "victim.lab.example" => vec![Ipv4Addr::new(10, 0, 0, 1)],
+            _ => replies.keys().copied().collect(),
+        };
+        let records = addresses.iter().filter(|_| kind == A);
+        let records: Vec<_> = records.map(|address| (itself.clone(), A, address.octets().to_vec())).collect();
+        return Some((now, whole(&records)));
+    };
+    let octets: Vec<u8> = reverse.split('.').rev().map(|octet| octet.parse().unwrap()).collect();
+    let address = Ipv4Addr::from(<[u8; 4]>::try_from(octets).unwrap());
+    Some(match replies.get(&address)? {
+        Reply::Name(labels) => (now, whole(&[(itself, PTR, encoded(labels))])),
+        Reply::Late(after, labels) => (*after, whole(&[(itself, PTR, encoded(labels))])),
+        Reply::Loop => {
+            let looped = encoded(&labels("loop.lab.example"));
+            (now, whole(&[(itself, CNAME, looped.clone()), (looped.clone(), CNAME, looped)]))
+        }
+        Reply::Raw(data) => (now, whole(&[(itself, PTR, data.clone())])),
+        Reply::Cut => (now, [&header[..2], &[0x81, 0x80, 0, 1, 0, 9, 0, 0, 0, 0]].concat()),
+        Reply::Nothing => return None,
+    })
+}
+
+fn text(labels: &[u8]) -> String {
+    let (mut rest, mut found) = (labels, Vec::new());
+    while let Some((length, after)) = rest.split_first().filter(|(length, _)| **length > 0) {
+        let (label, others) = after.split_at(usize::from(*length));
+        found.push(String::from_utf8_lossy(label).to_ascii_lowercase());
+        rest = others;
+    }
+    found.join(".")
+}
+
+/// What fail2ban's `<HOST>` stands for: an address or, since it resolves names, a name.
+const HOST: &str = r"(?:::f{4,6}:)?(?P<host>[\w\-.^_:]*\w)";
+
+/// fail2ban's stock filters for both lines of PortSentry, and what people write for its log.
+fn filters() -> Vec<Regex> {
+    let filters = [
+        r"\/<HOST> Port\: [0-9]+ (TCP|UDP) Blocked$",
+        r"Scan from: \[<HOST>\] .* protocol: \[(TCP|UDP)\] port: \[\d+\] type: \[.+\]",
+        r"attackalert: .* from host: .*/<HOST> to (TCP|UDP) port: \d+",
+        r"attackalert: Host: \S+/<HOST> is already blocked",
+        r"attackalert: Host <HOST> has been blocked",
+        r"[Hh]ost: \S*/<HOST>(?:\s|$)",
+    ];
+    filters.iter().map(|filter| Regex::new(&filter.replace("<HOST>", HOST)).unwrap()).collect()
+}
+
+#[test]
+fn hostile_names_neither_reach_the_log_nor_have_anybody_else_banned_by_it() {
+    let lab = Lab::new(&["attacker", "names"]);
+    let cases: Vec<(Reply, Option<&str>)> = vec![
+        // The first two addresses themselves, as getaddrinfo(3) reads them: such a name does lead back.
+        (name("0x0a4d010a"), None),
+        (name("172818699"), None),
+        (name("scanner.lab.example"), Some("scanner.lab.example")),
+        (name("Under_Score-1.LAB.example"), Some("under_score-1.lab.example")),
+        (Reply::Late(Duration::from_secs(1) / slowness(), labels("slow.lab.example")), Some("slow.lab.example")),
+        (name("victim.lab.example"), None),
+        (name("localhost"), None),
+        (name("10.0.0.1"), None),
+        (name("127.1"), None),
+        (Reply::Name(vec![b"10.0.0.1".to_vec()]), None),
+        (name("a/10"), None),
+        (Reply::Name(vec![b"a/10.0.0.1 Port: 23 TCP Blocked".to_vec()]), None),
+        (Reply::Name(vec![b"x/10.0.0.1 to TCP port: 1".to_vec(), b"example".to_vec()]), None),
+        (Reply::Name(vec![b"\x1b[2J\x1b]0;owned\x07".to_vec()]), None),
+        (Reply::Name(vec![b"a\nattackalert: TCP SYN/Normal scan from host: b".to_vec()]), None),
+        (Reply::Name(vec![b"nul\0nul".to_vec(), b"example".to_vec()]), None),
+        (Reply::Name(vec![b"b\xffc".to_vec(), b"example".to_vec()]), None),
+        (Reply::Name(vec![b"$(reboot)".to_vec(), b"example".to_vec()]), None),
+        (Reply::Name(vec![vec![b'a'; 63]; 4]), None),
+        (Reply::Name(vec![vec![b'a'; 63]; 8]), None),
+        (Reply::Raw([&[255][..], &[b'a'; 255], &[0]].concat()), None),
+        (Reply::Raw(vec![0xc0, 0xff]), None),
+        (Reply::Raw(Vec::new()), None),
+        (Reply::Raw(vec![0]), None),
+        (Reply::Loop, None),
+        (Reply::Cut, None),
+        (Reply::Nothing, None),
+    ];
+    let end = u8::try_from(10 + cases.len()).unwrap();
+    let sources = lab.add_addresses("attacker", 10..end);
+    let replies = sources.iter().copied().zip(cases.iter().map(|(reply, _)| reply.clone())).collect();
+    let names = Liar::start(&lab, "names", replies);
+    let daemon = Daemon::start_configured(&lab, NAMED, &[]);
+
+    let target: IpAddr = lab.victim_v4("attacker").into();
+    // Protected, because it is the resolver.
+    lab.touch("names", lab.v4("names").into(), lab.victim_v4("names").into(), &[23, 79, 111, 512]);
+    for source in &sources {
+        let before = daemon.lines_with("attackalert:").len();
+        lab.touch("attacker", (*source).into(), target, &[23]);
+        daemon.expect_line(&format!("/{source} to TCP port: 23"));
+        assert_eq!(daemon.lines_with("attackalert:").len(), before + 1, "{:?}", daemon.lines_with(""));
+    }
+    assert!(names.asked.load(Ordering::Relaxed) >= cases.len());
+    for (source, (_, expected)) in sources.iter().zip(&cases) {
+        let shown = expected.map_or_else(|| source.to_string(), ToString::to_string);
+        let line = format!("attackalert: TCP SYN/Normal scan from host: {shown}/{source} to TCP port: 23");
+        assert_eq!(daemon.lines_with(&format!("/{source} ")), [line]);
+    }
+    let attacker = lab.provoke_ban("attacker");
+    daemon.expect_line(&format!("Host {attacker} has been blocked via"));
+    let log = daemon.stop();
+    assert!(log.lines().any(|line| line.contains(&format!("from {} to TCP port", lab.v4("names")))), "{log}");
+    let tags = ["adminalert: ", "attackalert: ", "securityalert: "];
+    let clean = |line: &str| {
+        tags.iter().any(|tag| line.starts_with(tag)) && line.bytes().all(|byte| (0x20..0x7f).contains(&byte))
+    };
+    assert!(log.lines().all(clean), "{log:?}");
+    let attackers: Vec<String> = sources.iter().map(ToString::to_string).chain([attacker.to_string()]).collect();
+    let mut found = 0;
+    for filter in filters() {
+        for host in log.lines().filter_map(|line| filter.captures(line)) {
+            found += 1;
+            assert!(attackers.contains(&host["host"].to_owned()), "{filter} finds {host:?}");
+        }
+    }
+    assert!(found > cases.len(), "the filters see something at all");
+}
+
+#[test]
+fn a_name_server_that_never_answers_delays_a_line_by_two_seconds_and_a_ban_not_at_all() {
+    let lab = Lab::new(&["attacker", "names"]);
+    let names = Liar::start(&lab, "names", BTreeMap::new());
+    let daemon = Daemon::start_configured(&lab, NAMED, &[]);
+    let begin = Instant::now();
+    let attacker = lab.provoke_ban("attacker");
+    // The question alone takes two.
+    assert!(begin.elapsed() < Duration::from_secs(2) * slowness(), "{:?}", begin.elapsed());
+    let blocked = daemon.expect_line(&format!("Host {attacker} has been blocked via"));
+    assert!(begin.elapsed() < Duration::from_secs(15) * slowness(), "{:?}", begin.elapsed());
+    assert!(names.asked.load(Ordering::Relaxed) > 0);
+    let lines = daemon.lines_with(&attacker.to_string());
+    let scan = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
+    let place = |line: &str| lines.iter().position(|other| other == line).unwrap_or_else(|| panic!("{lines:?}"));
+    assert!(place(&scan) < place(&blocked), "{lines:?}");
+    // The look-up still runs.
+    daemon.stop();
+}
+
+#[test]
+fn where_names_are_not_wanted_nobody_is_asked_and_a_reload_turns_them_on() {
+    let lab = Lab::new(&["attacker", "names"]);
+    let sources = lab.add_addresses("attacker", 10..12);
+    let replies = sources.iter().map(|source| (*source, name("scanner.lab.example"))).collect();
+    let names = Liar::start(&lab, "names", replies);
+    let daemon = Daemon::start_configured(&lab, "", &[]);
+    let target: IpAddr = lab.victim_v4("attacker").into();
+    let [first, second] = sources[..] else { unreachable!() };
+    lab.touch("attacker", first.into(), target, &[23]);
+    daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {first}/{first} to TCP port: 23"));
+    assert_eq!(names.asked.load(Ordering::Relaxed), 0);
+    lab.write("portsentry.toml", NAMED);
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.expect_line("new settings are in force: report");
+    lab.touch("attacker", second.into(), target, &[23]);
+    let asked = within(TIMEOUT, || (names.asked.load(Ordering::Relaxed) > 0).then_some(()));
+    assert!(asked.is_some());
+    daemon.expect_line(&format!("from host: scanner.lab.example/{second} to TCP port: 23"));
+    daemon.stop();
+}

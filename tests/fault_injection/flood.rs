@@ -1,0 +1,272 @@
+//! The kernel's trap under those who mean it harm: its memory filled with forged sources, bans provoked in the name of
+//! somebody else, services that come and go.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::support::{CLOSED, SHORTLY, forge, recorded, scan, start};
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness};
+
+/// `size` of the set `suspects` in nft/portsentry-trap.nft.
+const SUSPECTS: u32 = 65_536;
+
+/// `size` of the set `touched_udp` in nft/portsentry-trap-udp.nft.
+const TOUCHED_UDP: u32 = 65_536;
+
+/// Sources that only this lab knows.
+fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
+    (0..count).map(|number| Ipv4Addr::from_bits(0x0a63_0000 + number).into())
+}
+
+/// Some 132,000 packets: as many sources as the kernel remembers, each below the threshold.
+#[test]
+fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and_passes() {
+    let _alone = alone();
+    let lab = Lab::new(&["forger", "scanner", "client", "late"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = start(&lab, &format!("[detect]\nwindow = \"{}s\"\n", 20 * slowness()));
+    let target = lab.victim_v4("forger").into();
+    let packets = [901, 902].into_iter().flat_map(|port| forged(SUSPECTS + 400).map(move |source| (source, port)));
+    let scanner = daemon.frozen(|| {
+        let packets = packets.map(|(source, port)| raw::tcp(source, target, port, SYN));
+        lab.wire("forger").pace(1_000_000, packets);
+        let suspects = || lab.set_text("suspects").matches("expires").count();
+        eventually("the kernel's memory is full", || suspects() == usize::try_from(SUSPECTS).unwrap());
+        // The kernel counts nobody new, and lets through whom it cannot count.
+        let scanner = scan(&lab, "scanner");
+        assert_eq!(lab.served("client", lab.victim_v4("client").into(), &EIGHT, 1), EIGHT.len());
+        assert!(lab.banned().is_empty(), "{:?}", lab.banned());
+        scanner
+    });
+    // The program works as it does without a trap.
+    lab.touch_until_banned("scanner", lab.victim_v4("scanner").into());
+    eventually("the ledger has it, whatever comes beside it", || recorded(&lab) == [scanner]);
+    daemon.expect_line(&format!("attackalert: Host {scanner} has been blocked"));
+    assert_eq!(lab.banned(), [scanner], "nobody was blocked whose name was forged below the threshold");
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 22, TIMEOUT));
+    // And when the window has passed there is room again.
+    let late = IpAddr::from(lab.v4("late"));
+    eventually("the kernel alone blocks again", || {
+        daemon.frozen(|| {
+            lab.touch("late", late, lab.victim_v4("late").into(), &[905, 906, 907, 908]);
+            std::thread::sleep(Duration::from_millis(300) * slowness());
+            lab.banned().contains(&late)
+        })
+    });
+    assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
+}
+
+/// What the program says in figures of how full the kernel's memory is.
+fn filling(lab: &Lab, set: &str) -> u32 {
+    let text = lab.inside("victim", || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 9777)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let name = format!("portsentry_trap_elements{{set=\"{set}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or_else(|| panic!("{text}"));
+    value.split('.').next().unwrap().parse().unwrap()
+}
+
+/// One flood at a time: two would wait for each other until what the kernel remembers is over.
+fn alone() -> MutexGuard<'static, ()> {
+    static FLOOD: Mutex<()> = Mutex::new(());
+    FLOOD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the kernel says how many elements a set has (Linux 6.15).
+fn counts_elements() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(15))
+}
+
+/// One datagram to each of more closed ports than are forgiven.
+fn ask(lab: &Lab, host: &str) -> IpAddr {
+    lab.inside(host, || {
+        let socket = UdpSocket::bind((lab.v4(host), 0)).unwrap();
+        for port in CLOSED {
+            assert_eq!(socket.send_to(b"portscan", (lab.victim_v4(host), port)).unwrap(), 8);
+        }
+    });
+    lab.v4(host).into()
+}
+
+/// The same with datagrams, whose sources anybody can forge, below the threshold and far above what is remembered.
+#[test]
+fn forged_datagrams_fill_no_more_of_the_kernel_than_its_sets_hold_block_nobody_and_hide_no_scanner() {
+    let _alone = alone();
+    let lab = Lab::new(&["forger", "scanner", "client"]);
+    let _services = Services::open(&lab, &EIGHT);
+    // Longer than all of this takes: that there is room again after a window is shown with segments.
+    let settings = "[detect]\nwindow = \"10m\"\n[udp]\nblock = true\n[trap]\nudp = true\n\
+                    [metrics]\nlisten = \"127.0.0.1:9777\"\n";
+    let daemon = start(&lab, settings);
+    eventually("datagrams are counted", || lab.set_text("trapped_udp").contains("elements"));
+    let target = lab.victim_v4("forger").into();
+    let held = |set| u32::try_from(lab.set_text(set).matches("expires").count()).unwrap();
+    let packets = [901, 902].into_iter().flat_map(|port| forged(SUSPECTS + 400).map(move |source| (source, port)));
+    let scanner = daemon.frozen(|| {
+        let packets = packets.map(|(source, port)| raw::udp(source, target, (40_000, port)));
+        lab.wire("forger").pace(1_000_000, packets);
+        eventually("the kernel's memory is full", || held("suspects") == SUSPECTS);
+        assert_eq!((held("touched_udp"), held("touched")), (TOUCHED_UDP, 0));
+        // What the host itself asks is remembered by the port alone: no stranger adds to it.
+        assert_eq!(held("asked"), 0);
+        let scanner = ask(&lab, "scanner");
+        assert_eq!(lab.served("client", lab.victim_v4("client").into(), &EIGHT, 1), EIGHT.len());
+        assert!(lab.banned().is_empty(), "{:?}", lab.banned());
+        scanner
+    });
+    // The program works as it does without a trap, and says how full the kernel's memory is.
+    let mut fullest = 0;
+    eventually("the scanner is blocked", || {
+        fullest = fullest.max(filling(&lab, "suspects"));
+        ask(&lab, "scanner");
+        lab.banned().contains(&scanner)
+    });
+    eventually("the ledger has it, whatever comes beside it", || recorded(&lab) == [scanner]);
+    daemon.expect_line(&format!("attackalert: Host {scanner} has been blocked"));
+    assert_eq!(lab.banned(), [scanner], "nobody was blocked whose name was forged below the threshold");
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 22, TIMEOUT));
+    eventually("its filling is a figure", || {
+        fullest = fullest.max(filling(&lab, "suspects"));
+        fullest > 0 || !counts_elements()
+    });
+    assert!(fullest <= SUSPECTS, "{fullest}");
+    assert!(daemon.stop().lines().count() < 1_300, "some 130,000 strangers are no reason for as many lines");
+}
+
+/// Where the kernel cannot block, it has not blocked; the program has something against them, and says what.
+#[test]
+fn of_whom_a_full_set_never_held_nobody_is_said_to_have_been_let_go() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = start(&lab, "[block.nft]\nsize = 64\n");
+    let target = lab.victim_v4("forger").into();
+    let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
+    lab.wire("forger").pace(10_000, probes);
+    daemon.expect_line("set inet portsentry blocked is full (64)");
+    // Twice as long as the program doubts the kernel.
+    std::thread::sleep(Duration::from_secs(4) * slowness());
+    // Where packets and transactions add at once, the kernel's own account of the size is off by a few.
+    let held = lab.set("blocked").len();
+    assert!((64..100).contains(&held), "{held}");
+    let untrue = daemon.lines_with("nothing is held against them");
+    assert!(untrue.is_empty(), "{untrue:?}");
+    daemon.stop();
+}
+
+/// Gives the program a file that says who is logged in, in its own mount namespace.
+const LOGGED_IN: &str = r#"mount -t tmpfs tmpfs /run && cp "$1" /run/utmp && shift && exec "$@""#;
+
+/// A record of utmp (glibc's bits/utmp.h) for somebody who is logged in from `host`, with this process as his.
+fn session(host: &str) -> Vec<u8> {
+    let mut record = vec![0; if cfg!(target_arch = "aarch64") { 400 } else { 384 }];
+    record[..2].copy_from_slice(&7_i16.to_ne_bytes());
+    record[4..8].copy_from_slice(&std::process::id().to_ne_bytes());
+    record[76..76 + host.len()].copy_from_slice(host.as_bytes());
+    record
+}
+
+/// The program judges nothing meanwhile: that they are spared is the kernel's own doing.
+#[test]
+fn the_kernel_alone_blocks_nobody_whom_the_host_needs_whoever_forges_their_names() {
+    let lab = Lab::new(&["forger"]);
+    let own = lab.victim_v4("forger");
+    lab.victim_ip("route add default via 10.77.1.250");
+    lab.set_resolver("198.51.100.53".parse().unwrap());
+    std::fs::write(lab.path("utmp"), session("203.0.113.9")).unwrap();
+    let settings = lab.write("portsentry.toml", "[allow]\nnetworks = [\"192.0.2.77\"]\n");
+    let utmp = lab.path("utmp");
+    let wrapper = ["sh", "-c", LOGGED_IN, "sh", utmp.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &wrapper, &["--expire", "24h", "--config", settings.to_str().unwrap()]);
+    eventually("the trap is armed", || lab.ports("trapped").contains(&901));
+    let own = own.to_string();
+    let needed = ["10.77.1.250", "198.51.100.53", "203.0.113.9", "192.0.2.77", "127.9.9.9", &own];
+    let stranger = "10.99.0.1";
+    daemon.frozen(|| {
+        let mut wire = lab.wire("forger");
+        for source in needed.into_iter().chain([stranger]) {
+            let source = source.parse().unwrap();
+            forge(&mut wire, source, own.parse().unwrap());
+        }
+        lab.expect_ban(stranger.parse().unwrap());
+        assert_eq!(lab.banned(), [stranger.parse::<IpAddr>().unwrap()]);
+        assert_eq!(lab.set("suspects").len(), 1, "the others are not even counted: {}", lab.set_text("suspects"));
+    });
+    daemon.expect_line(&format!("attackalert: Host {stranger} has been blocked"));
+    assert_eq!(lab.banned(), [stranger.parse::<IpAddr>().unwrap()]);
+    daemon.stop();
+}
+
+/// Whoever can provoke bans in another's name gets as many as the ceiling lets him, and no more for trying for longer; what
+/// is above it is short, and no strike.
+#[test]
+fn a_victim_of_choice_is_one_of_as_many_as_the_ceiling_allows_and_is_free_when_an_operator_says_so() {
+    let lab = Lab::new(&["forger"]);
+    let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
+    let target = lab.victim_v4("forger").into();
+    let mut wire = lab.wire("forger");
+    let victims: Vec<_> = forged(30).collect();
+    let mut provoke = |victims: &[IpAddr]| {
+        for source in victims {
+            forge(&mut wire, *source, target);
+        }
+        let last = *victims.last().unwrap();
+        lab.expect_ban(last);
+    };
+    provoke(&victims);
+    let long = || lab.set("blocked").iter().filter(|ban| ban.timeout > Some(Duration::from_secs(300))).count();
+    daemon.expect_line(&format!("attackalert: Host {} has been blocked", victims.last().unwrap()));
+    // The kernel's ceiling and the program's are two buckets over the same bans, and both fill up again by and by.
+    eventually("each has been judged", || long() <= 4);
+    // Who was taken back is blocked the next time as if it were the first.
+    let chosen = victims[0];
+    lab.succeed(&["unblock", &chosen.to_string()]);
+    assert!(!lab.banned().contains(&chosen));
+    provoke(&[chosen]);
+    let line = daemon.lines_with(&format!("attackalert: Host {chosen} has been blocked")).pop().unwrap();
+    assert!(!line.contains("banned before"), "{line}");
+    daemon.stop();
+}
+
+/// Half a second up, half a second down: the kernel knows which ports are shut, but not which were open just now.
+#[test]
+fn clients_of_services_that_start_and_stop_in_a_loop_are_not_blocked_for_it() {
+    let lab = Lab::new(&["client", "scanner"]);
+    let daemon = start(&lab, "");
+    let (client, target) = (IpAddr::from(lab.v4("client")), IpAddr::from(lab.victim_v4("client")));
+    let ports = [901, 902, 903, 904, 905];
+    for _ in 0..5 {
+        let services = Services::open(&lab, &ports);
+        for _ in 0..5 {
+            lab.touch("client", client, target, &ports);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        drop(services);
+        for _ in 0..5 {
+            lab.touch("client", client, target, &ports);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let _services = Services::open(&lab, &ports);
+    eventually("the trap leaves these ports alone", || ports.iter().all(|port| !lab.ports("trapped").contains(port)));
+    // What the kernel did by itself in the first moments is taken back.
+    eventually("whom the kernel caught is let go", || !lab.banned().contains(&client));
+    assert_eq!(lab.served("client", target, &ports, 1), ports.len());
+    let blamed = daemon.lines_with(&format!("attackalert: Host {client} has been blocked"));
+    assert!(blamed.is_empty(), "{blamed:?}");
+    lab.touch("scanner", lab.v4("scanner").into(), lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    let scanner = lab.v4("scanner").into();
+    lab.expect_ban(scanner);
+    assert!(!lab.is_served("scanner", lab.victim_v4("scanner").into(), 901, SHORTLY));
+    daemon.stop();
+}

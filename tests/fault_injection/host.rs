@@ -1,0 +1,131 @@
+//! A host that changes under the program: interfaces, addresses, and a kernel without IPv6.
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use crate::support::{forge, scan, start};
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, eventually, slowness};
+
+/// The kernel's trap knows interfaces by their index, and each new one has another.
+#[test]
+fn a_named_interface_that_vanishes_and_comes_back_is_trapped_again_and_no_other_meanwhile() {
+    let lab = Lab::new(&["named", "other"]);
+    let daemon = start(&lab, "interfaces = [\"named\"]\n");
+    // What nft prints is no name, but another one for each interface.
+    let trap = || lab.set_text("trap_interfaces").split_once("elements = ").map(|(_, rest)| rest.to_owned());
+    eventually("the interface is among the trap's", || trap().is_some());
+    let before = trap();
+    lab.cut("named");
+    eventually("it is no longer", || trap().is_some() && trap() != before);
+    let without = trap();
+    daemon.frozen(|| {
+        scan(&lab, "other");
+        std::thread::sleep(std::time::Duration::from_millis(300) * slowness());
+        assert!(lab.banned().is_empty() && lab.set("suspects").is_empty(), "no interface is not every interface");
+    });
+    lab.link("named");
+    eventually("the interface is back in the trap", || trap().is_some() && trap() != without && trap() != before);
+    let named = daemon.frozen(|| {
+        scan(&lab, "other");
+        let named = scan(&lab, "named");
+        lab.expect_ban(named);
+        named
+    });
+    daemon.expect_line(&format!("attackalert: Host {named} has been blocked"));
+    assert_eq!(lab.banned(), [named]);
+    daemon.stop();
+}
+
+/// A host that moves: nothing of what it was called before means anything any more.
+#[test]
+fn when_all_addresses_change_the_new_ones_are_watched_and_spared_and_the_old_ones_are_strangers() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = start(&lab, "");
+    let banned = lab.provoke_ban("other");
+    for host in ["attacker", "other"] {
+        lab.victim_ip(&format!("addr flush dev {host}"));
+    }
+    lab.victim_ip("addr add 10.88.1.1/24 dev attacker");
+    lab.victim_ip("addr add fd88::1/64 dev attacker nodad");
+    for address in ["10.88.1.2/24", "fd88::2/64"] {
+        lab.run("attacker", "ip", &["addr", "add", address, "dev", "uplink", "nodad"]);
+    }
+    eventually("the new addresses are known", || {
+        lab.set_text("allowed").contains("10.88.1.1") && !lab.set_text("allowed").contains("10.77.1.1")
+    });
+    assert_eq!(lab.banned(), [banned], "bans stay");
+    let (own, old): (IpAddr, IpAddr) = ("10.88.1.1".parse().unwrap(), "10.77.1.1".parse().unwrap());
+    let mut wire = lab.wire("attacker");
+    for source in [own, old] {
+        forge(&mut wire, source, own);
+    }
+    lab.expect_ban(old);
+    daemon.expect_line(&format!("attackalert: Host {old} has been blocked"));
+    for (source, target) in [("10.88.1.2", "10.88.1.1"), ("fd88::2", "fd88::1")] {
+        lab.touch("attacker", source.parse().unwrap(), target.parse().unwrap(), &[901, 902, 903]);
+    }
+    for wanted in ["10.88.1.2", "fd88::"] {
+        lab.expect_ban(wanted.parse().unwrap());
+    }
+    assert!(!lab.banned().contains(&own));
+    daemon.stop();
+}
+
+/// Runs the program where there is no IPv6: see no-ipv6.c. What the namespace can do without, it does.
+fn without_ipv6(lab: &Lab, settings: &str) -> Daemon {
+    let (source, wrapper) =
+        (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fault_injection/no-ipv6.c"), lab.path("no-ipv6"));
+    // What builds SQLite is there to build this.
+    let built = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&wrapper).arg(source).status();
+    assert!(built.expect("there is a C compiler").success());
+    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"]);
+    let settings = lab.write("portsentry.toml", settings);
+    let arguments = ["--expire", "24h", "--config", settings.to_str().unwrap()];
+    Daemon::start_under(lab, &[wrapper.to_str().unwrap()], &arguments)
+}
+
+#[test]
+fn without_ipv6_the_rest_is_watched_and_blocked_as_ever() {
+    let lab = Lab::new(&["attacker", "client"]);
+    let daemon = without_ipv6(&lab, "");
+    eventually("the trap is armed", || lab.ports("trapped").contains(&901));
+    let attacker = daemon.frozen(|| {
+        let attacker = scan(&lab, "attacker");
+        lab.expect_ban(attacker);
+        attacker
+    });
+    daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked"));
+    assert_eq!(lab.ask(&["status"])["running"], true);
+    let log = daemon.stop();
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[test]
+fn without_ipv6_decoys_and_routes_do_their_work_for_ipv4() {
+    let lab = Lab::new(&["attacker"]);
+    let settings = "[tcp]\nmode = \"connect\"\nports = \"901-904\"\n[block]\nmethod = [\"route\", \"nft\"]\n";
+    let daemon = without_ipv6(&lab, settings);
+    lab.touch_until_banned("attacker", lab.victim_v4("attacker").into());
+    daemon.expect_line(&format!("attackalert: Host {} has been blocked via dropped route", lab.v4("attacker")));
+    daemon.stop();
+}
+
+#[test]
+fn an_interface_that_comes_and_goes_twenty_times_costs_neither_bans_nor_services() {
+    let lab = Lab::new(&["attacker", "flapping", "client"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = start(&lab, "");
+    let attacker = lab.provoke_ban("attacker");
+    for _ in 0..20 {
+        lab.cut("flapping");
+        lab.link("flapping");
+    }
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
+    assert_eq!(lab.banned(), [attacker]);
+    lab.touch_until_banned("flapping", lab.victim_v4("flapping").into());
+    let errors = daemon.lines_with("ERROR");
+    assert!(errors.is_empty(), "{errors:?}");
+    daemon.stop();
+}

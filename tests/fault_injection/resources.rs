@@ -1,0 +1,78 @@
+//! What the system has no more of: descriptors, and a database that somebody else holds.
+
+use std::time::Duration;
+
+use portsentry::ledger::DATABASE;
+use rusqlite::Connection;
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+
+use crate::support::{process, recorded, scan, start};
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+use netns_lab::{Lab, eventually};
+
+/// Lets the program have no descriptor above these, whatever it has already.
+fn limit(daemon: &Daemon, descriptors: Option<u64>) {
+    let own = getrlimit(Resource::Nofile);
+    let new = Rlimit { current: descriptors.or(own.current), maximum: own.maximum };
+    prlimit(Some(process(daemon)), Resource::Nofile, new).unwrap();
+}
+
+#[test]
+fn out_of_descriptors_it_goes_on_blocking_says_so_and_catches_up_by_itself() {
+    let mut lab = Lab::new(&["before", "during"]);
+    let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
+    let before = lab.provoke_ban("before");
+    eventually("the ledger has it", || recorded(&lab) == [before]);
+    limit(&daemon, Some(3));
+    // A service, a host and a gateway that come now cannot be read.
+    let services = Services::open(&lab, &[901, 902, 903]);
+    lab.join("late");
+    lab.victim_ip("route add default via 10.77.2.66");
+    daemon.expect_line("Too many open files");
+    let during = {
+        lab.touch("during", lab.v4("during").into(), lab.victim_v4("during").into(), &[904, 905, 906]);
+        lab.expect_ban(lab.v4("during").into()).address
+    };
+    daemon.expect_line(&format!("attackalert: Host {during} has been blocked"));
+    assert_eq!(lab.served("late", lab.victim_v4("late").into(), &[901, 902, 903], 2), 6, "no client is a scanner");
+    std::thread::sleep(Duration::from_secs(4));
+    let said = daemon.lines_with("Too many open files");
+    // Once for the host, and once for each file that should have been written.
+    assert!(said.len() <= 3, "not every second: {said:#?}");
+
+    limit(&daemon, None);
+    daemon.expect_line("this host's addresses, routes and services can be read again");
+    eventually("the service is known", || !lab.ports("trapped").contains(&901));
+    eventually("the gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));
+    eventually("operators are answered", || lab.operate(&["status"]).code == Some(0));
+    lab.touch("late", lab.v4("late").into(), lab.victim_v4("late").into(), &[911, 912, 913]);
+    lab.expect_ban(lab.v4("late").into());
+    let mut all = vec![before, during, lab.v4("late").into()];
+    all.sort();
+    assert_eq!(lab.banned(), all);
+    eventually("the ledger has them all", || recorded(&lab) == all);
+    drop(services);
+    daemon.stop();
+}
+
+/// Another program holds the database's lock: a backup that hangs, say.
+#[test]
+fn while_somebody_holds_the_ledgers_lock_it_blocks_at_once_and_writes_afterwards() {
+    let lab = Lab::new(&["first", "second"]);
+    let daemon = start(&lab, "");
+    let first = lab.provoke_ban("first");
+    eventually("the ledger has it", || recorded(&lab) == [first]);
+    let other = Connection::open(lab.path("state").join(DATABASE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let second = scan(&lab, "second");
+    lab.expect_ban(second);
+    daemon.expect_line(&format!("attackalert: Host {second} has been blocked"));
+    daemon.expect_line("changes to the ledger wait and are tried again, and blocking goes on");
+    assert_eq!(lab.ask(&["status"])["running"], true);
+    assert_eq!(recorded(&lab), [first]);
+    other.execute_batch("ROLLBACK").unwrap();
+    daemon.expect_line("the ledger is written again");
+    eventually("the ledger has both", || recorded(&lab) == [first, second]);
+    daemon.stop();
+}

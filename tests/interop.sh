@@ -1,0 +1,285 @@
+#!/bin/bash
+# Runs the packaged service beside other programs that touch the firewall: interop.sh [PACKAGE]. In a Debian of its own (see
+# tests/debian.sh): nftables.service, iptables, ufw, firewalld, Docker, fail2ban, Prometheus, each started, reloaded and stopped while
+# bans stand. Takes some minutes and 600 MB, so that `make test` leaves it out. PARTS="ufw docker" runs those only.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
+# shellcheck source=tests/debian.sh
+. tests/debian.sh
+
+parts=${PARTS:-nftables iptables ufw firewalld docker fail2ban prometheus}
+others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,prometheus,netcat-openbsd,busybox-static
+
+# The next port that nobody serves: the kernel counts one that was touched within half an hour only once, also when the ban
+# that it led to has been lifted.
+next=200
+service=8080
+
+banned() { inside nft list set inet portsentry blocked | seen -F "$1 "; }
+not_banned() { ! banned "$1"; }
+touches() { local who=$1 to=$2; shift 2; for port in "$@"; do at "$who" timeout 1 bash -c "exec 3<>/dev/tcp/$to/$port" 2>/dev/null || true; done; }
+reaches() { at "$1" timeout 3 bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null; }
+never_reaches() { ! at "$1" timeout 1 bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null; }
+# How many sources the kernel has condemned by itself.
+condemned() { inside portsentry status --json | sed 's/.*"condemned":\([0-9]*\).*/\1/'; }
+# The kernel's number of the table: another one once it has been made anew.
+handle() { inside nft -a list tables | sed -n 's/^table inet portsentry # handle //p'; }
+left() { inside nft list set inet portsentry blocked | grep -o "$1 timeout [^ ]* expires [^ ,]*" | sed 's/.* //'; }
+
+# After whatever was done: the bans stand, and are enforced; nobody innocent is blocked; who may reaches the service. The
+# table is the one that was there, unless somebody flushes it.
+stands() {
+    until_true banned 203.0.113.7
+    until_true banned 10.97.3.2
+    never_reaches banned 10.97.3.1 "$service" || fail "$1: who is banned reaches the service"
+    [ -n "${flushes:-}" ] || [ "$(handle)" = "$table" ] || fail "$1: the table is another one"
+    until_true reaches client 10.97.2.1 "$service"
+    not_banned 10.97.2.2 || fail "$1: the client is blocked"
+    say "  $1: bans stand"
+}
+
+# Touches one port more than are forgiven, and one to be sure.
+touches_closed() { touches "$1" "$2" "$next" $((next + 1)) $((next + 2)) $((next + 3)); next=$((next + 4)); }
+
+# A scan of closed ports is seen by the trap and blocked, and so is what came through before.
+scan() {
+    local before
+    before=$(condemned)
+    touches_closed scanner 10.97.1.1
+    until_true banned 10.97.1.2
+    more_condemned() { [ "$(condemned)" -gt "$before" ]; }
+    until_true more_condemned
+    never_reaches scanner 10.97.1.1 "$service" || fail "$1: the scanner reaches the service"
+    inside portsentry unblock 10.97.1.2 >/dev/null
+    until_true reaches scanner 10.97.1.1 "$service"
+    say "  $1: a scan is blocked by the kernel"
+}
+
+say "a Debian"
+prepare() { systemctl --quiet --root="$root" disable firewalld ufw docker docker.socket containerd fail2ban nftables \
+    prometheus prometheus-node-exporter 2>/dev/null || true; }
+debian "$others"
+cp "$package" "$root/root/portsentry.deb"
+neighbour scanner 1
+neighbour client 2
+neighbour banned 3
+inside dpkg -i /root/portsentry.deb >/dev/null
+inside systemd-run --quiet --unit=listener nc -lk -p "$service"
+until_true reaches client 10.97.2.1 "$service"
+touches_closed banned 10.97.3.1
+until_true banned 10.97.3.2
+inside portsentry block 203.0.113.7 --expire 2h --reason "by hand" >/dev/null
+table=$(handle)
+stands "alone"
+scan "alone"
+
+nftables() {
+    # As Debian's own file does, this one flushes the ruleset.
+    cat >"$root/etc/nftables.conf" <<RULES
+#!/usr/sbin/nft -f
+flush ruleset
+table inet filter {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        iif lo accept
+        tcp dport $service accept
+    }
+}
+RULES
+    flushes=yes
+    before=$(left 203.0.113.7)
+    inside systemctl start nftables
+    stands "start"
+    scan "start"
+    for _ in $(seq 100); do inside nft -f /etc/nftables.conf; done
+    stands "a hundred flushes"
+    scan "a hundred flushes"
+    inside systemctl reload nftables
+    stands "reload"
+    inside systemctl stop nftables
+    stands "stop"
+    echo "   203.0.113.7 had $before, has $(left 203.0.113.7)"
+    flushes=
+    table=$(handle)
+}
+
+iptables() {
+    local program
+    for program in iptables-nft iptables-legacy; do
+        inside "$program" -P INPUT DROP
+        inside "$program" -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+        inside "$program" -A INPUT -p tcp --dport "$service" -j ACCEPT
+        stands "$program rules"
+        scan "$program rules"
+        inside "$program-save" >"$root/root/rules"
+        inside sh -c "$program-restore </root/rules"
+        stands "$program-restore"
+        inside "$program" -P INPUT ACCEPT
+        inside "$program" -F
+        inside "$program" -X
+        stands "$program -F"
+    done
+}
+
+ufw() {
+    inside ufw default deny incoming >/dev/null
+    inside ufw allow "$service/tcp" >/dev/null
+    inside ufw --force enable >/dev/null
+    stands "enable"
+    scan "enable"
+    inside ufw limit 2222/tcp >/dev/null
+    inside ufw reload >/dev/null
+    stands "reload"
+    inside systemctl restart ufw
+    stands "restart"
+    inside ufw --force reset >/dev/null
+    stands "reset"
+    inside ufw disable >/dev/null
+    stands "disable"
+    scan "disable"
+}
+
+firewalld() {
+    local backend
+    for backend in nftables iptables; do
+        inside sed -i "s/^FirewallBackend=.*/FirewallBackend=$backend/" /etc/firewalld/firewalld.conf
+        inside systemctl start firewalld
+        until_true inside firewall-cmd --state
+        inside firewall-cmd --quiet --add-port="$service/tcp" --permanent
+        inside firewall-cmd --quiet --reload
+        stands "$backend, reload"
+        scan "$backend, reload"
+        inside firewall-cmd --quiet --complete-reload
+        stands "$backend, --complete-reload"
+        inside firewall-cmd --quiet --panic-on
+        inside firewall-cmd --quiet --panic-off
+        stands "$backend, panic on and off"
+        inside systemctl restart firewalld
+        until_true inside firewall-cmd --state
+        stands "$backend, restart"
+        scan "$backend, restart"
+        inside systemctl stop firewalld
+        stands "$backend, stop"
+    done
+}
+
+# The ports that the container serves; more than are forgiven, and all of them watched.
+published=(8081 8443 9000 9100 10000)
+
+docker() {
+    local proxy port container
+    mkdir -p "$work/image/bin"
+    cp "$root/bin/busybox" "$work/image/bin/"
+    for proxy in true false; do
+        mkdir -p "$root/etc/docker"
+        echo "{\"userland-proxy\": $proxy}" >"$root/etc/docker/daemon.json"
+        inside systemctl restart docker
+        stands "start, userland-proxy $proxy"
+        tar -C "$work/image" -c . | inside docker import - busybox >/dev/null
+        # shellcheck disable=SC2046  # words
+        inside docker run -d --name web $(printf -- '-p %s:80 ' "${published[@]}") busybox \
+            /bin/busybox httpd -f -p 80 -h / >/dev/null
+        # A new client's first packets, at once: none of these ports has answered yet.
+        # shellcheck disable=SC2016  # the inner shell expands it
+        at client bash -c 'for port in "$@"; do timeout 5 bash -c "exec 3<>/dev/tcp/10.97.2.1/$port" & done; wait' sh "${published[@]}"
+        for port in "${published[@]}"; do reaches client 10.97.2.1 "$port" || fail "the client does not reach port $port"; done
+        stands "published ports, userland-proxy $proxy"
+        for port in "${published[@]}"; do
+            never_reaches banned 10.97.3.1 "$port" || fail "who is banned reaches the container at $port"
+        done
+        scan "published ports, userland-proxy $proxy"
+        # A container that scans the host is blocked, and not let go: Docker has the firewall asked at its bridge.
+        container=$(inside docker inspect -f '{{.NetworkSettings.IPAddress}}' web)
+        # shellcheck disable=SC2016  # the inner shell expands it
+        inside docker exec web /bin/busybox sh -c 'for port in "$@"; do /bin/busybox nc -w 1 172.17.0.1 "$port" </dev/null; done' \
+            sh $((next++)) $((next++)) $((next++)) 2>/dev/null || true
+        until_true banned "$container"
+        # shellcheck disable=SC2317  # until_true calls it
+        blamed() { inside journalctl -t portsentry | seen -F "attackalert: Host $container has been blocked"; }
+        until_true blamed
+        inside portsentry unblock "$container" >/dev/null
+        inside systemctl restart docker
+        stands "restart, userland-proxy $proxy"
+        inside docker start web >/dev/null
+        until_true reaches client 10.97.2.1 "${published[0]}"
+        inside docker stop -t 0 web >/dev/null
+        # Clients come again to what has just gone.
+        for _ in 1 2 3; do touches client 10.97.2.1 "${published[@]}"; done
+        stands "the container stopped, userland-proxy $proxy"
+        inside docker rm -f web >/dev/null
+        inside systemctl stop docker.socket docker
+        stands "stop, userland-proxy $proxy"
+    done
+}
+
+fail2ban() {
+    local examples=/usr/share/doc/portsentry-nft/examples/fail2ban
+    # Debian's sshd jail needs a log file or another backend, and ends the service without.
+    printf '[sshd]\nenabled = false\n' >"$root/etc/fail2ban/jail.d/defaults-debian.conf"
+    inside cp "$examples/jail.conf" /etc/fail2ban/jail.d/portsentry.conf
+    inside cp "$examples/filter.conf" /etc/fail2ban/filter.d/portsentry-journal.conf
+    printf '[portsentry-journal]\nenabled = true\nfilter = portsentry-journal\nbackend = systemd\nmaxretry = 1\nbanaction = nftables-allports\n' \
+        >"$root/etc/fail2ban/jail.d/portsentry-journal.conf"
+    inside systemctl start fail2ban
+    until_true inside fail2ban-client status portsentry
+    stands "start"
+    local jail
+    touches_closed scanner 10.97.1.1
+    until_true banned 10.97.1.2
+    for jail in portsentry portsentry-journal; do
+        # shellcheck disable=SC2317  # until_true calls it
+        takes_over() { inside fail2ban-client status "$jail" | seen -F 10.97.1.2; }
+        until_true takes_over
+        say "  the jail $jail has the ban"
+        ! inside fail2ban-client status "$jail" | seen -F 10.97.2.2 || fail "$jail has the client"
+    done
+    inside fail2ban-client reload >/dev/null
+    stands "reload"
+    inside portsentry unblock 10.97.1.2 >/dev/null
+    inside fail2ban-client unban 10.97.1.2 >/dev/null
+    until_true reaches scanner 10.97.1.1 "$service"
+    inside systemctl stop fail2ban
+    stands "stop"
+}
+
+prometheus() {
+    printf '[metrics]\nlisten = "127.0.0.1:9777"\n' >"$root/etc/portsentry/portsentry.toml"
+    inside install -D -m 644 -t /etc/systemd/system/portsentry.service.d \
+        /usr/share/doc/portsentry-nft/examples/portsentry.service.d/internet.conf
+    inside systemctl daemon-reload
+    inside systemctl restart portsentry
+    cp examples/grafana-dashboard.json examples/prometheus-alerts.yml "$root/root/"
+    cat >"$root/etc/prometheus/prometheus.yml" <<'CONFIG'
+global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: ["/etc/prometheus/portsentry-alerts.yml"]
+scrape_configs:
+  - job_name: portsentry
+    static_configs:
+      - targets: ["127.0.0.1:9777"]
+CONFIG
+    cp examples/prometheus-alerts.yml "$root/etc/prometheus/portsentry-alerts.yml"
+    inside promtool check config /etc/prometheus/prometheus.yml
+    inside systemctl start prometheus
+    stands "start"
+    scan "start"
+    # What the program gives, as Prometheus' own tool judges it, and each question of the dashboard and of the alerts.
+    inside python3 -c 'import sys, urllib.request as u; sys.stdout.write(u.urlopen("http://127.0.0.1:9777/metrics").read().decode())' \
+        >"$root/root/metrics"
+    # It reads the older format only, where the name of a counter ends in _total in its help as well.
+    inside sh -c 'promtool check metrics </root/metrics' >"$work/lint" 2>&1 || true
+    ! grep -v '_total no help text$' "$work/lint" || fail "promtool complains"
+    # shellcheck disable=SC2317  # until_true calls it
+    answered() { inside python3 - <tests/dashboard.py; }
+    TRIES=300 until_true answered
+    answered
+}
+
+for part in $parts; do
+    say "$part"
+    "$part"
+done
+[ "$(inside systemctl is-active portsentry)" = active ] || fail "it does not run any more"
+inside portsentry list
+say "all of it went well"

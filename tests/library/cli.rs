@@ -1,0 +1,308 @@
+//! The command line as it is read, without a daemon: flags, classic modes, help, and the manual that specifies them.
+
+use clap::error::ErrorKind;
+use portsentry::cli::{
+    self, CheckOptions, Command, ImportOptions, ListOptions, Order, ReplayOptions, ReportOptions, RunOptions,
+    WatchOptions,
+};
+use portsentry::config::{BlockPolicy, Config, Mode};
+use portsentry::types::Expiry;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    cli::parse(format!("portsentry {line}").split_whitespace().map(OsString::from))
+}
+
+fn run(line: &str) -> RunOptions {
+    match parse(line) {
+        Ok(Command::Run(options)) => options,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn wrong(line: &str) -> ErrorKind {
+    let error = parse(line).expect_err(line);
+    assert!(error.use_stderr() && error.exit_code() == i32::from(cli::EXIT_USAGE), "{line}");
+    error.kind()
+}
+
+/// What `line` configures over the file `text`.
+fn configured(line: &str, text: &str) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("portsentry.toml");
+    std::fs::write(&file, text).unwrap();
+    let mut options = run(line);
+    options.config = Some(file);
+    options.configure().map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn without_a_word_the_daemon_runs_as_configured() {
+    assert_eq!(run(""), RunOptions::default());
+}
+
+#[test]
+fn flags_are_read() {
+    let options = run(
+        "--expire 90m --config /etc/p.toml --interface eth0 --interface wg0 --scan-trigger 0 --log-only --state-dir /srv/p \
+         --socket /run/p.sock --confirm 5m --no-sandbox",
+    );
+    let expected = RunOptions {
+        expire: Some(Expiry::After(Duration::from_secs(5_400))),
+        config: Some(PathBuf::from("/etc/p.toml")),
+        interfaces: vec!["eth0".into(), "wg0".into()],
+        scan_trigger: Some(0),
+        log_only: true,
+        tcp_mode: None,
+        udp_mode: None,
+        state_dir: Some(PathBuf::from("/srv/p")),
+        socket: Some(PathBuf::from("/run/p.sock")),
+        confirm: Some(Duration::from_secs(300)),
+        no_sandbox: true,
+    };
+    assert_eq!(options, expected);
+    assert_eq!(run("--expire=never").expire, Some(Expiry::Never));
+}
+
+#[test]
+fn the_six_classic_words_set_the_mode_of_their_protocol_only() {
+    for (line, tcp, udp) in [
+        ("-tcp", Some(Mode::Connect), None),
+        ("-udp", None, Some(Mode::Connect)),
+        ("-stcp", Some(Mode::Stealth), None),
+        ("-sudp", None, Some(Mode::Stealth)),
+        ("-atcp", Some(Mode::Advanced), None),
+        ("-audp", None, Some(Mode::Advanced)),
+        ("-stcp --expire 1h -audp", Some(Mode::Stealth), Some(Mode::Advanced)),
+    ] {
+        let options = run(line);
+        assert_eq!((options.tcp_mode, options.udp_mode), (tcp, udp), "{line}");
+    }
+}
+
+#[test]
+fn two_modes_of_one_protocol_are_a_usage_error() {
+    for line in ["-tcp -stcp", "-atcp -tcp", "-sudp -audp", "-tcp -udp -sudp"] {
+        assert_eq!(wrong(line), ErrorKind::ArgumentConflict, "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
+    for (line, kind) in [
+        ("--expire", ErrorKind::InvalidValue),
+        ("--expire 90x", ErrorKind::ValueValidation),
+        ("--expire 10ms", ErrorKind::ValueValidation),
+        ("--interface a/b", ErrorKind::ValueValidation),
+        ("--scan-trigger 16", ErrorKind::ValueValidation),
+        ("--scan-trigger -1", ErrorKind::UnknownArgument),
+        ("-btcp", ErrorKind::UnknownArgument),
+        ("-tcp=1", ErrorKind::UnknownArgument),
+        ("nonsense", ErrorKind::InvalidSubcommand),
+        ("replay", ErrorKind::MissingRequiredArgument),
+        ("replay f --local 1.2.3", ErrorKind::ValueValidation),
+        ("replay f --log-only", ErrorKind::UnknownArgument),
+        ("--expire 1h replay f", ErrorKind::ArgumentConflict),
+        ("import a b", ErrorKind::UnknownArgument),
+        ("import --force", ErrorKind::MissingRequiredArgument),
+        ("import --json -o f", ErrorKind::ArgumentConflict),
+        ("import --expire 1h", ErrorKind::UnknownArgument),
+        ("check a b", ErrorKind::UnknownArgument),
+        ("check --config f", ErrorKind::UnknownArgument),
+        ("list a", ErrorKind::ValueValidation),
+        ("list --sort name", ErrorKind::InvalidValue),
+        ("list --since 0s", ErrorKind::ValueValidation),
+        ("report --since 30x", ErrorKind::ValueValidation),
+        ("report --since 59s", ErrorKind::ValueValidation),
+        ("report --since 11years", ErrorKind::ValueValidation),
+        ("report -o", ErrorKind::InvalidValue),
+        ("report file", ErrorKind::UnknownArgument),
+        ("report --config f", ErrorKind::UnknownArgument),
+    ] {
+        assert_eq!(wrong(line), kind, "{line}");
+    }
+}
+
+#[test]
+fn replay_has_its_own_options() {
+    let expected = ReplayOptions {
+        file: PathBuf::from("scan.pcap"),
+        config: Some(PathBuf::from("p.toml")),
+        local: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
+        json: true,
+    };
+    let line = "replay scan.pcap --config p.toml --local 192.0.2.9/24 --local 2001:db8::1 --json";
+    assert_eq!(parse(line).unwrap(), Command::Replay(expected));
+    let Ok(Command::Replay(options)) = parse("replay -- -tcp") else { panic!("a file may be named like a mode") };
+    assert_eq!(options.file, Path::new("-tcp"));
+}
+
+#[test]
+fn import_has_its_own_options() {
+    assert_eq!(parse("import").unwrap(), Command::Import(ImportOptions::default()));
+    let expected = ImportOptions {
+        file: Some(PathBuf::from("p.conf")),
+        defaults: Some(PathBuf::from("d")),
+        ignore: vec![PathBuf::from("i"), PathBuf::from("j")],
+        json: false,
+        output: Some(PathBuf::from("p.toml")),
+        force: true,
+    };
+    let line = "import p.conf --defaults d --ignore i --ignore j -o p.toml --force";
+    assert_eq!(parse(line).unwrap(), Command::Import(expected));
+}
+
+#[test]
+fn list_has_its_own_options_and_shows_the_next_to_end_first() {
+    let state_dir = PathBuf::from(cli::DEFAULT_STATE_DIR);
+    let plain = ListOptions { target: None, sort: Order::Expires, since: None, names: false, json: false, state_dir };
+    assert_eq!(parse("list").unwrap(), Command::List(plain));
+    let expected = ListOptions {
+        target: Some("10.0.0.0/24".parse().unwrap()),
+        sort: Order::Hits,
+        since: Some(Duration::from_secs(3_600)),
+        names: true,
+        json: true,
+        state_dir: PathBuf::from("/srv/p"),
+    };
+    let line = "list 10.0.0.9/24 --sort hits --since 1h --names --json --state-dir /srv/p";
+    assert_eq!(parse(line).unwrap(), Command::List(expected));
+}
+
+#[test]
+fn watch_asks_the_usual_socket_or_another_one() {
+    assert_eq!(parse("watch").unwrap(), Command::Watch(WatchOptions { socket: PathBuf::from(cli::DEFAULT_SOCKET) }));
+    assert_eq!(parse("watch --socket s").unwrap(), Command::Watch(WatchOptions { socket: PathBuf::from("s") }));
+    assert_eq!(wrong("watch --json"), ErrorKind::UnknownArgument);
+}
+
+#[test]
+fn check_takes_a_file_or_the_usual_one() {
+    assert_eq!(parse("check").unwrap(), Command::Check(CheckOptions::default()));
+    let expected = CheckOptions { file: Some(PathBuf::from("p.toml")), json: true };
+    assert_eq!(parse("check p.toml --json").unwrap(), Command::Check(expected));
+}
+
+#[test]
+fn report_has_its_own_options_and_looks_back_thirty_days() {
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let plain =
+        ReportOptions { since: days(30), output: None, state_dir: PathBuf::from(cli::DEFAULT_STATE_DIR), json: false };
+    assert_eq!(parse("report").unwrap(), Command::Report(plain));
+    let (output, state_dir) = (Some(PathBuf::from("r.html")), PathBuf::from("/srv/p"));
+    let expected = ReportOptions { since: days(7), output, state_dir, json: true };
+    let line = "report --since 7d -o r.html --state-dir /srv/p --json";
+    assert_eq!(parse(line).unwrap(), Command::Report(expected));
+}
+
+#[test]
+fn flags_override_the_file_and_leave_the_rest_to_it() {
+    let file =
+        "expire = \"2h\"\ninterfaces = [\"lo\"]\n[udp]\nmode = \"stealth\"\nblock = true\n[detect]\nscan_trigger = 5\n";
+    let config = configured("--expire 1h -tcp", file).unwrap();
+    assert_eq!(config.expire, Expiry::After(Duration::from_secs(3_600)));
+    assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Connect, Mode::Stealth));
+    assert_eq!((config.interfaces.as_slice(), config.detect.scan_trigger), (["lo".to_owned()].as_slice(), 5));
+    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::Yes, BlockPolicy::Yes));
+    let config = configured("--log-only --interface eth1 --scan-trigger 0", file).unwrap();
+    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
+    assert_eq!((config.interfaces.as_slice(), config.detect.scan_trigger), (["eth1".to_owned()].as_slice(), 0));
+}
+
+#[test]
+fn flags_and_file_together_must_leave_something_to_watch() {
+    let error = configured("-stcp", "[tcp]\nports = \"\"\n").unwrap_err();
+    let expected = "command line: tcp.ports: no port is left to watch; list one, or write mode = \"off\" under [tcp]";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn a_wrong_or_missing_file_is_an_error_and_never_the_built_in_settings() {
+    let error = configured("--expire 1h", "expire = 5\n").unwrap_err();
+    assert!(
+        error.ends_with("portsentry.toml:1:10: expire: 5 is not a duration; write for example \"24h\", or \"never\"")
+    );
+    let options = run("--config /nonexistent/portsentry.toml");
+    assert!(options.configure().unwrap_err().to_string().contains("No such file"));
+}
+
+#[test]
+fn help_fits_one_screen_and_names_every_flag_and_mode() {
+    let help = parse("--help").unwrap_err();
+    assert_eq!((help.kind(), help.use_stderr()), (ErrorKind::DisplayHelp, false));
+    let text = help.to_string();
+    assert!(text.lines().count() <= 24, "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let mut grammar = cli::grammar();
+    grammar.build();
+    for word in flags_of(&[&grammar]) {
+        assert!(text.contains(&word), "{word} is missing:\n{text}");
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    for command in grammar.get_subcommands() {
+        assert!(words.contains(&command.get_name()), "{} is missing:\n{text}", command.get_name());
+    }
+    assert_eq!(text, parse("-h").unwrap_err().to_string());
+}
+
+#[test]
+fn version_is_the_package_s() {
+    let version = parse("--version").unwrap_err();
+    assert_eq!(version.kind(), ErrorKind::DisplayVersion);
+    assert_eq!(version.to_string().trim(), concat!("portsentry ", env!("CARGO_PKG_VERSION")));
+}
+
+/// Every flag as it is typed: long ones with two dashes, the classic modes with one.
+fn documented_flags() -> Vec<String> {
+    let mut grammar = cli::grammar();
+    grammar.build();
+    flags_of(&std::iter::once(&grammar).chain(grammar.get_subcommands()).collect::<Vec<_>>())
+}
+
+fn flags_of(commands: &[&clap::Command]) -> Vec<String> {
+    let flags = commands.iter().flat_map(|command| command.get_arguments().cloned().collect::<Vec<_>>());
+    let typed = flags.filter_map(|flag| {
+        let dashes = if flag.is_hide_set() { "-" } else { "--" };
+        flag.get_long().map(|long| format!("{dashes}{long}"))
+    });
+    let flags: Vec<String> = typed.collect();
+    assert!(flags.len() >= 14, "{flags:?}");
+    flags
+}
+
+#[test]
+fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/portsentry.8")).unwrap();
+    let page = page.replace("\\-", "-");
+    // In mdoc, ".Fl -expire" prints as "--expire"; modes follow their ".Fl" one by one.
+    let described: Vec<&str> = page.lines().filter(|line| line.starts_with(".It Fl ")).collect();
+    for flag in documented_flags() {
+        let name = flag.strip_prefix('-').unwrap();
+        let stands =
+            |line: &&str| line.split([' ', ',']).collect::<Vec<_>>().windows(2).any(|pair| pair == ["Fl", name]);
+        assert!(described.iter().any(stands), "{flag} has no entry");
+    }
+    let mut grammar = cli::grammar();
+    grammar.build();
+    for command in grammar.get_subcommands() {
+        let name = command.get_name();
+        let stands = page.lines().any(|line| line == format!(".Cm {name}") || line == format!(".It Cm {name}"));
+        assert!(stands, "{name}");
+    }
+    for code in [cli::EXIT_DONE, cli::EXIT_FAILED, cli::EXIT_USAGE, cli::EXIT_CONFIG] {
+        assert!(page.contains(&format!("\n.It {code}\n")), "{code}");
+    }
+}
+
+#[test]
+fn the_settings_page_names_every_flag_that_overrides_a_key() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
+    let own = ["--help", "--version", "--confirm", "--no-sandbox"];
+    let mut grammar = cli::grammar();
+    grammar.build();
+    for flag in flags_of(&[&grammar]).iter().filter(|flag| !own.contains(&flag.as_str())) {
+        assert!(page.contains(&format!("`{flag}`")), "{flag}");
+    }
+}

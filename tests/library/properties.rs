@@ -1,0 +1,441 @@
+//! What holds for the engine whatever arrives: arbitrary packets, times and changes of the host, and a model of the
+//! threshold that is too simple to be wrong.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use portsentry::engine::{
+    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, PortLookup, Protection, Response, Settings,
+    Verdict, Watch,
+};
+use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
+use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+const OWN: [&str; 3] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
+const PROTECTED: [&str; 5] = ["192.0.2.1", "127.0.0.1", "192.0.2.254", "198.18.7.7", "2001:db8::fe"];
+/// Few, so that thresholds are reached; the last three are one source.
+const OTHERS: [&str; 8] = [
+    "198.51.100.1",
+    "198.51.100.10",
+    "203.0.113.5",
+    "0.0.0.0",
+    "fe80::1",
+    "2001:db8:9::1",
+    "2001:db8:9::2",
+    "2001:db8:9:0:ffff::3",
+];
+const PORTS: [u16; 12] = [0, 21, 22, 23, 25, 53, 80, 110, 443, 3389, 40_000, 65_535];
+const WINDOW: Duration = Duration::from_secs(60);
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
+    let watch = |response| Watch { ports: "1-1024,3389,65535".parse().unwrap(), response };
+    Settings {
+        tcp: watch(Response::Block),
+        udp: watch(if udp_blocks { Response::Block } else { Response::Log }),
+        sctp: true,
+        icmp: true,
+        scan_trigger,
+        window: WINDOW,
+        expiry: Expiry::After(Duration::from_secs(300)),
+        escalate: Escalation::default(),
+        widest: MaxPrefix::default(),
+        max_sources: 1_024,
+        max_judged: 1_024,
+        max_new_bans_per_minute: 3,
+    }
+}
+
+fn host() -> Host {
+    let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
+    host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
+    host.allow.insert("2001:db8::fe/128".parse().unwrap(), Protection::Resolver);
+    host.allow.insert("198.18.0.0/15".parse().unwrap(), Protection::Listed);
+    host.tcp.insert_any_v4(80);
+    host.loopback.push(1);
+    host
+}
+
+/// The socket table says that these ports are in use, whatever the snapshot says.
+struct InUse(HashSet<u16>);
+
+impl PortLookup for InUse {
+    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
+        self.0.contains(&destination.port())
+    }
+}
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A packet, so many milliseconds after the one before; the clock may run backwards.
+    Packet(i64, Packet),
+    /// A service on this port begins or ends, by the snapshot.
+    Listener(u16, bool),
+    /// The kernel lets this source go.
+    Lift(IpAddr),
+}
+
+fn transport() -> impl Strategy<Value = Transport> {
+    let tcp = |flags: BoxedStrategy<u16>| {
+        (any::<u16>(), select(&PORTS), flags).prop_map(|(source_port, destination_port, flags)| Transport::Tcp {
+            source_port,
+            destination_port,
+            flags: TcpFlags(flags),
+            payload: 0,
+        })
+    };
+    prop_oneof![
+        6 => tcp(select(&[0x002, 0x0c2, 0x010, 0x011, 0x012, 0x014, 0x018]).boxed()),
+        1 => tcp((0..0x1000_u16).boxed()),
+        2 => (any::<u16>(), select(&PORTS))
+            .prop_map(|(source_port, destination_port)| Transport::Udp { source_port, destination_port }),
+        1 => (select(&PORTS), 0..3_u8)
+            .prop_map(|(port, chunk)| Transport::Sctp { source_port: 9, destination_port: port, chunk }),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(kind, code)| Transport::Icmp { kind, code }),
+        1 => proptest::option::of((any::<u16>(), select(&PORTS)))
+            .prop_map(|ports| Transport::TinyFragment { ports }),
+        1 => Just(Transport::OverlappingFragment),
+        1 => any::<u8>().prop_map(|protocol| Transport::LaterFragment { protocol }),
+        1 => any::<u8>().prop_map(|protocol| Transport::Other { protocol }),
+    ]
+}
+
+fn packet() -> impl Strategy<Value = Packet> {
+    let addresses: Vec<&str> = [&OTHERS[..], &OTHERS, &OTHERS, &PROTECTED, &["255.255.255.255", "ff02::1"]].concat();
+    let to: Vec<&str> = [&OWN[..], &OWN, &OWN, &["192.0.2.255", "203.0.113.5", "ff02::1"]].concat();
+    let delivery = prop_oneof![
+        8 => Just(Delivery::Host),
+        2 => Just(Delivery::Unknown),
+        2 => Just(Delivery::Outgoing),
+        1 => select(&[Delivery::Broadcast, Delivery::Multicast, Delivery::OtherHost]),
+    ];
+    (select(addresses), select(to), delivery, 0..4_u32, any::<bool>(), transport()).prop_map(
+        |(source, destination, delivery, interface, fragmented, transport)| {
+            let (source, destination) = (address(source), address(destination));
+            // What this host sends comes from itself.
+            let (source, destination) =
+                if delivery == Delivery::Outgoing { (destination, source) } else { (source, destination) };
+            Packet { source, destination, delivery, interface, fragmented, transport }
+        },
+    )
+}
+
+fn packets() -> impl Strategy<Value = Vec<(i64, Packet)>> {
+    vec((prop_oneof![5 => 0..2_000_i64, 1 => -5_000..120_000_i64], packet()), 0..300)
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let wait = prop_oneof![5 => 0..2_000_i64, 1 => -5_000..120_000_i64];
+    let step = prop_oneof![
+        20 => (wait, packet()).prop_map(|(wait, packet)| Step::Packet(wait, packet)),
+        1 => (select(&PORTS), any::<bool>()).prop_map(|(port, open)| Step::Listener(port, open)),
+        1 => select(&OTHERS).prop_map(|text| Step::Lift(address(text))),
+    ];
+    vec(step, 0..300)
+}
+
+/// A clock that can be turned back.
+fn turn(clock: &mut Timestamp, millis: i64) {
+    let span = Duration::from_millis(millis.unsigned_abs());
+    let at = clock.since_origin();
+    *clock = Timestamp::at(if millis < 0 { at.saturating_sub(span) } else { at.saturating_add(span) });
+}
+
+struct Run {
+    engine: Engine,
+    host: Host,
+    clock: Timestamp,
+}
+
+impl Run {
+    fn new(settings: Settings, key: HashKey) -> Self {
+        Self { engine: Engine::new(settings, key), host: host(), clock: Timestamp::at(Duration::from_secs(10)) }
+    }
+
+    fn step(&mut self, step: &Step) -> Option<Verdict> {
+        match step {
+            Step::Packet(wait, packet) => {
+                turn(&mut self.clock, *wait);
+                let mut truth = InUse([110].into());
+                Some(self.engine.observe(self.clock, packet, &self.host, &mut truth))
+            }
+            Step::Listener(port, open) => {
+                let mut new = host();
+                if *open {
+                    new.tcp.insert_any_v4(*port);
+                    new.udp.insert_any_v6(*port);
+                }
+                self.engine.host_changed(self.clock, &self.host, &new);
+                self.host = new;
+                None
+            }
+            Step::Lift(address) => {
+                self.engine.lift(BanTarget::of(*address));
+                None
+            }
+        }
+    }
+
+    fn packets(&mut self, notices: &mut u32) {
+        while let Some(notice) = self.engine.notice(self.clock) {
+            if let Notice::Repeated { packets, .. } = notice {
+                *notices += packets;
+            }
+        }
+    }
+}
+
+/// The verdict without what depends on when somebody asked for notices.
+fn without_report(verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Repeated(repeated) => Verdict::Repeated(portsentry::engine::Repeated { report: None, ..repeated }),
+        other => other,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_input_gives_the_same_output(steps in steps(), trigger in 0..16_u8, key in any::<(u64, u64)>()) {
+        let key = HashKey(key.0, key.1);
+        let (mut one, mut two) = (Run::new(settings(trigger, true), key), Run::new(settings(trigger, true), key));
+        for step in &steps {
+            prop_assert_eq!(one.step(step), two.step(step));
+            prop_assert_eq!(one.engine.wake(), two.engine.wake());
+        }
+        prop_assert_eq!(one.engine.counters(), two.engine.counters());
+    }
+
+    #[test]
+    fn a_key_moves_sources_about_and_changes_no_verdict(steps in steps(), keys in any::<[(u64, u64); 2]>()) {
+        let [mut one, mut two] = keys.map(|(a, b)| Run::new(settings(2, false), HashKey(a, b)));
+        for step in &steps {
+            prop_assert_eq!(one.step(step), two.step(step));
+        }
+    }
+
+    /// However the sensor cuts the stream into batches, and whenever it asks for notices, the judgement is the same and
+    /// no repeated packet goes unmentioned.
+    #[test]
+    fn verdicts_do_not_depend_on_batches(packets in packets(), batch in 1..40_usize) {
+        let forever = Settings { expiry: Expiry::Never, max_new_bans_per_minute: 10_000, ..settings(2, true) };
+        let [mut whole, mut cut] = [0; 2].map(|_| Run::new(forever.clone(), HashKey(1, 2)));
+        let (mut said_whole, mut said_cut) = (0, 0);
+        for (index, (wait, packet)) in packets.iter().enumerate() {
+            let step = Step::Packet(*wait, *packet);
+            let (a, b) = (whole.step(&step).unwrap(), cut.step(&step).unwrap());
+            prop_assert_eq!(without_report(a), without_report(b));
+            for (verdict, said) in [(a, &mut said_whole), (b, &mut said_cut)] {
+                if let Verdict::Repeated(repeated) = verdict {
+                    *said += repeated.report.unwrap_or(0);
+                }
+            }
+            if index % batch == 0 {
+                cut.packets(&mut said_cut);
+            }
+        }
+        for run in [&mut whole, &mut cut] {
+            turn(&mut run.clock, 3_600_000);
+        }
+        whole.packets(&mut said_whole);
+        cut.packets(&mut said_cut);
+        prop_assert_eq!(said_whole, said_cut);
+        prop_assert_eq!(u64::from(said_whole), whole.engine.counters().repeated);
+    }
+
+    #[test]
+    fn whoever_is_protected_is_never_judged(steps in steps(), trigger in 0..3_u8) {
+        let mut run = Run::new(settings(trigger, true), HashKey(5, 6));
+        let protected: Vec<IpAddr> = PROTECTED.into_iter().chain(OWN).map(address).collect();
+        for step in &steps {
+            let verdict = run.step(step);
+            if let Step::Packet(_, packet) = step
+                && protected.contains(&packet.source)
+            {
+                let spared = matches!(verdict, Some(Verdict::Ignored(_) | Verdict::Exempt(_)));
+                prop_assert!(spared, "{:?}", verdict);
+            }
+        }
+    }
+
+    /// Whoever is blocked has sent what no stack sends, or touched more distinct ports than are forgiven.
+    #[test]
+    fn below_the_threshold_nobody_is_blocked(steps in steps(), trigger in 0..8_u8, udp in any::<bool>()) {
+        let mut run = Run::new(settings(trigger, udp), HashKey(7, 8));
+        let mut touched: HashMap<BanTarget, HashSet<(u8, IpAddr, u16)>> = HashMap::new();
+        for step in &steps {
+            let verdict = run.step(step);
+            let Step::Packet(_, packet) = step else { continue };
+            let subject = BanTarget::of(packet.source);
+            let at = packet.destination;
+            let (port, conclusive) = match packet.transport {
+                // ICMP has no ports; what counts there is the address.
+                Transport::Icmp { .. } => ((1, at, 0), false),
+                Transport::Udp { destination_port, .. } => ((2, address(OWN[0]), destination_port), false),
+                Transport::Sctp { destination_port, .. } => ((3, address(OWN[0]), destination_port), false),
+                Transport::Tcp { destination_port, flags, .. } => {
+                    ((4, address(OWN[0]), destination_port), Class::of_tcp(flags).is_some_and(Class::is_conclusive))
+                }
+                Transport::TinyFragment { .. } | Transport::OverlappingFragment => ((5, at, 0), true),
+                Transport::LaterFragment { .. } | Transport::Other { .. } => continue,
+            };
+            touched.entry(subject).or_default().insert(port);
+            let (Some(Verdict::Block(ban)) | Some(Verdict::LogOnly(ban))) = verdict else { continue };
+            prop_assert_eq!(ban.probe.subject, subject);
+            prop_assert!(conclusive || touched[&subject].len() > usize::from(trigger), "{:?}", ban);
+            prop_assert!(ban.probe.distinct > trigger || conclusive);
+        }
+    }
+
+    /// A model: who is blocked until when, and which neighbours were banned when.
+    #[test]
+    fn networks_are_blocked_for_what_their_members_did_and_for_nothing_else(
+        steps in vec((prop_oneof![30 => 0..30_u32, 1 => 0..9_000_u32], 0..2_u8, 0..3_u8, 0..5_u8, prop::bool::weighted(0.05)), 1..400),
+        widest in (select(&[24, 29, 30, 32]), select(&[48, 56, 64])),
+        ceiling in select(&[2, 10_000]),
+        protected in subsequence(vec!["198.51.100.2", "2001:db8:9:202::7"], 0..=2),
+    ) {
+        let span = |ticks: u32| Duration::from_millis(50) * ticks;
+        let widest = MaxPrefix { v4: widest.0, v6: widest.1 };
+        let once = Escalation { factor: 1, ..Escalation::default() };
+        let settings = Settings { widest, escalate: once, max_new_bans_per_minute: ceiling, ..settings(2, false) };
+        let mut engine = Engine::new(settings, HashKey(11, 12));
+        let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
+        let protected: Vec<IpAddr> = protected.into_iter().map(address).collect();
+        protected.iter().for_each(|address| host.allow.insert((*address).into(), Protection::Session));
+        let mut standing: HashMap<BanTarget, Duration> = HashMap::new();
+        let mut banned: HashMap<BanTarget, Duration> = HashMap::new();
+        let mut now = span(20);
+        for (wait, family, block, number, lift) in steps {
+            now += span(wait);
+            let source = match family {
+                0 => IpAddr::from([198, 51, 100, 8 * block + number]),
+                _ => IpAddr::from([0x2001, 0xdb8, 9, u16::from(block) << 8 | u16::from(number), 0, 0, 0, 9]),
+            };
+            let narrow = BanTarget::of(source);
+            if lift {
+                // One second on, so that the engine knows what time it is.
+                let _ = engine.notice(Timestamp::at(now));
+                engine.lift(narrow);
+                standing.remove(&narrow);
+                banned.remove(&narrow);
+                continue;
+            }
+            let packet = Packet {
+                source,
+                destination: address(if family == 0 { OWN[0] } else { OWN[2] }),
+                delivery: Delivery::Host,
+                interface: 0,
+                fragmented: false,
+                // NULL: one is enough.
+                transport: Transport::Tcp { source_port: 9, destination_port: 21, flags: TcpFlags(0), payload: 0 },
+            };
+            let verdict = engine.observe(Timestamp::at(now), &packet, &host, &mut InUse(HashSet::new()));
+            standing.retain(|_, until| now < *until);
+            banned.retain(|_, at| now - *at <= WINDOW);
+            if protected.contains(&source) {
+                prop_assert!(matches!(verdict, Verdict::Exempt(_)), "{:?}", verdict);
+                continue;
+            }
+            let around = standing.keys().any(|subject| subject.covers(source));
+            prop_assert_eq!(matches!(verdict, Verdict::Repeated(_)), around, "{:?}", verdict);
+            let Verdict::Block(ban) = verdict else { continue };
+            let inside = |length: u8| {
+                let network = BanTarget::Prefix(Prefix::of(source, length)?);
+                let members = banned.keys().filter(|subject| network.covers(subject.element())).count();
+                Some((network, members)).filter(|_| !protected.iter().any(|address| network.covers(*address)))
+            };
+            let wide = |length: u8, members: usize| inside(length).filter(|(_, found)| *found >= members);
+            let expected = match (family, widest.v6) {
+                _ if ban.capped => None,
+                (0, _) if widest.v4 <= 30 => wide(widest.v4, 4),
+                (1, 56) => wide(56, 4),
+                (1, 48) => {
+                    let blocks: HashSet<Option<Prefix>> =
+                        banned.keys().filter(|subject| subject.prefix_len() == 64).map(|subject| Prefix::of(subject.element(), 56)).collect();
+                    wide(48, 8).filter(|_| blocks.len() > 1).or_else(|| wide(56, 4))
+                }
+                _ => None,
+            };
+            let expected = expected.map(|(network, _)| network);
+            prop_assert_eq!(ban.probe.subject, expected.unwrap_or(narrow), "{:?}", banned);
+            let Expiry::After(lasts) = ban.expiry else { panic!("a ban that ends") };
+            standing.insert(ban.probe.subject, now + lasts);
+            match expected {
+                // All of the widest network are forgotten with the ban of a part of it.
+                Some(_) => banned.retain(|subject, _| {
+                    let length = if family == 0 { widest.v4 } else { widest.v6 };
+                    !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(subject.element()))
+                }),
+                None if !ban.capped => drop(banned.insert(narrow, now)),
+                None => {}
+            }
+        }
+    }
+
+    /// A model: for each source, when each port was touched last.
+    #[test]
+    fn closed_ports_are_counted_as_a_plain_table_counts_them(
+        probes in vec((0..400_u32, 0..5_u8, 1..30_u16), 1..400),
+        trigger in 0..16_u8,
+    ) {
+        let span = |ticks: u32| Duration::from_millis(50) * ticks;
+        let (window, ban) = (span(1_200), span(6_000));
+        let mut engine = Engine::new(settings(trigger, false), HashKey(9, 10));
+        let host = Host::new(Local::Addresses(OWN.map(address).into()));
+        let mut touched: HashMap<u8, HashMap<u16, Duration>> = HashMap::new();
+        let mut banned: HashMap<u8, Duration> = HashMap::new();
+        let mut strikes: HashMap<u8, u32> = HashMap::new();
+        let mut now = span(20);
+        for (wait, source, port) in probes {
+            now += span(wait);
+            let flags = TcpFlags(TcpFlags::SYN);
+            let packet = Packet {
+                source: IpAddr::from([198, 51, 100, source]),
+                destination: address(OWN[0]),
+                delivery: Delivery::Host,
+                interface: 0,
+                fragmented: false,
+                transport: Transport::Tcp { source_port: 9, destination_port: port, flags, payload: 0 },
+            };
+            let verdict = engine.observe(Timestamp::at(now), &packet, &host, &mut InUse(HashSet::new()));
+            if banned.get(&source).is_some_and(|until| now < *until) {
+                prop_assert!(matches!(verdict, Verdict::Repeated(_)), "{:?}", verdict);
+                continue;
+            }
+            let ports = touched.entry(source).or_default();
+            ports.retain(|_, at| now - *at <= window);
+            let fresh = ports.insert(port, now).is_none();
+            let distinct = ports.len();
+            match verdict {
+                Verdict::Probe(probe) => {
+                    prop_assert!(distinct <= usize::from(trigger));
+                    prop_assert_eq!((usize::from(probe.distinct), probe.fresh), (distinct, fresh));
+                }
+                Verdict::Block(verdict) => {
+                    prop_assert_eq!(distinct, usize::from(trigger) + 1);
+                    let held: HashSet<u16> = verdict.ports.iter().map(|(_, port, _)| port).collect();
+                    prop_assert_eq!(held, ports.keys().copied().collect::<HashSet<u16>>());
+                    // Each one twice as long as the one before, but for the short ones above the ceiling.
+                    let struck = strikes.entry(source).or_default();
+                    prop_assert_eq!(verdict.strikes, *struck);
+                    let Expiry::After(span) = verdict.expiry else { panic!("a ban that ends") };
+                    prop_assert_eq!(span, if verdict.capped { ban } else { ban * 2_u32.pow(*struck) });
+                    *struck += u32::from(!verdict.capped);
+                    banned.insert(source, now + span);
+                    touched.remove(&source);
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The program under test, as a process in the victim.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{AT_ONCE, Lab, TIMEOUT, eventually, slowness, within};
+
+/// What the program says when it watches.
+const READY: &str = "adminalert: PortSentry is now active and listening.";
+
+/// Gives the program the lab's own resolver and users and no configuration of this machine. It runs in the mount
+/// namespace that `ip netns exec` has made, so no other process sees it. `exec` keeps the process id, for signals.
+const WRAPPER: &str = r#"
+set -e
+target=$(readlink -m /etc/resolv.conf)
+case $target in /run/*) mkdir -p "${target%/*}"; [ -e "$target" ] || : >"$target" ;; esac
+mount --bind "$1/resolv.conf" "$target"
+for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done
+[ ! -d /etc/portsentry ] || mount -t tmpfs tmpfs /etc/portsentry
+shift
+exec "$@"
+"#;
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    log: Log,
+}
+
+/// How a program ended, and what it wrote to standard error.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// All of standard error.
+    pub log: String,
+}
+
+impl Daemon {
+    /// Starts the program in the victim and waits until it says that it watches.
+    pub fn start(lab: &Lab, arguments: &[&str]) -> Self {
+        Self::start_under(lab, &[], arguments)
+    }
+
+    /// Starts it under another program that executes it in its own place, such as `strace -D`.
+    pub fn start_under(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        let daemon = Self::spawn(lab, wrapper, arguments);
+        daemon.expect_line(READY);
+        daemon
+    }
+
+    /// Starts it where it writes its log elsewhere, and so never says on standard error that it watches.
+    pub fn start_elsewhere(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        Self::spawn(lab, wrapper, arguments)
+    }
+
+    /// Starts it with a configuration file of this text.
+    pub fn start_configured(lab: &Lab, configuration: &str, arguments: &[&str]) -> Self {
+        let path = lab.write("portsentry.toml", configuration);
+        let path = path.to_str().expect("temporary paths are text");
+        Self::start(lab, &[&["--config", path], arguments].concat())
+    }
+
+    /// Runs it where it is expected to end by itself, at once.
+    pub fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
+        let mut daemon = Self::spawn(lab, wrapper, arguments);
+        let status = daemon.wait(TIMEOUT).unwrap_or_else(|| panic!("it goes on running; {}", daemon.log.text()));
+        Ended { status, log: daemon.log.to_end() }
+    }
+
+    /// Starts it and does not wait for anything.
+    pub fn spawn(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Self {
+        let mut command: Command = lab.command("victim", "sh");
+        command.args(["-c", WRAPPER, "sh"]).arg(lab.path("")).args(wrapper).arg(binary()).args(arguments);
+        // A ledger for each lab; it outlives a daemon, so that the next one in the same lab finds it.
+        command.arg("--state-dir").arg(lab.path("state")).arg("--socket").arg(lab.path("socket"));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ip runs");
+        let log = Log::follow(child.stderr.take().expect("piped"));
+        Self { child, log }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains `part`; a panic with the whole log where none comes.
+    pub fn expect_line(&self, part: &str) -> String {
+        let line = self.log.wait_for(part, TIMEOUT);
+        line.unwrap_or_else(|| panic!("the log never said {part:?}; {}", self.log.text()))
+    }
+
+    /// The lines so far that contain `part`.
+    pub fn lines_with(&self, part: &str) -> Vec<String> {
+        self.log.lines().into_iter().filter(|line| line.contains(part)).collect()
+    }
+
+    /// True while the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
+    /// Sends a signal and waits for the end; with how long that took.
+    pub fn end_by(mut self, signal: Signal) -> (Ended, Duration) {
+        let begin = Instant::now();
+        self.signal(signal);
+        let status =
+            self.wait(TIMEOUT * slowness()).unwrap_or_else(|| panic!("{signal:?} did not end it; {}", self.log.text()));
+        (Ended { status, log: self.log.to_end() }, begin.elapsed())
+    }
+
+    /// Ends it the way an administrator does: at once, with exit code 0.
+    pub fn stop(self) -> String {
+        let (ended, took) = self.end_by(Signal::TERM);
+        assert!(took < AT_ONCE * slowness(), "it took {took:?} to end; {}", ended.log);
+        assert!(ended.status.success(), "{}; {}", ended.status, ended.log);
+        ended.log
+    }
+
+    /// Ends it the way a crash does: at once, without a word.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// Does `work` while the program stands still, as it does under a debugger or in a frozen container.
+    pub fn frozen<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.id());
+        eventually("each of its threads stands still", || {
+            let tasks = std::fs::read_dir(&tasks).expect("it runs").flatten();
+            let states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+            // After the name, which stands in brackets.
+            states.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        self.signal(Signal::CONT);
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(id, signal).expect("it is our child");
+    }
+
+    fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        within(limit, || self.child.try_wait().expect("it is our child"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program under test: the one that `PORTSENTRY` names, say an installed package's, or the one that cargo has built
+/// for this test program. Cargo names it from 1.94 on; before, and where a test program is started by itself, it lies
+/// beside the folder of the test programs.
+pub fn binary() -> PathBuf {
+    let named = ["PORTSENTRY", "CARGO_BIN_EXE_portsentry"].into_iter().find_map(std::env::var_os);
+    let binary = named.map_or_else(
+        || {
+            let own = std::env::current_exe().expect("the test program has a path");
+            own.ancestors().nth(2).expect("it lies in a folder of cargo's").join("portsentry")
+        },
+        PathBuf::from,
+    );
+    assert!(binary.exists(), "there is no program {}; name it in PORTSENTRY", binary.display());
+    binary
+}
+
+/// Lines of a stream as they come.
+struct Log(Arc<(Mutex<Lines>, Condvar)>);
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn follow(stream: ChildStderr) -> Self {
+        let shared = Arc::new((Mutex::new(Lines::default()), Condvar::new()));
+        let writer = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                writer.0.lock().unwrap_or_else(PoisonError::into_inner).lines.push(line);
+                writer.1.notify_all();
+            }
+            writer.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+            writer.1.notify_all();
+        });
+        Self(shared)
+    }
+
+    /// The first line with `part` in it, now or within `limit`; not later than the stream's end.
+    fn wait_for(&self, part: &str, limit: Duration) -> Option<String> {
+        let found = |lines: &Lines| lines.lines.iter().find(|line| line.contains(part)).cloned();
+        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait =
+            self.0.1.wait_timeout_while(guard, limit * slowness(), |lines| found(lines).is_none() && !lines.ended);
+        found(&wait.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
+    }
+
+    fn text(&self) -> String {
+        format!("it wrote:\n{}", self.lines().join("\n"))
+    }
+
+    /// Everything, once the stream has ended; bounded, since a child of the program could hold it open.
+    fn to_end(&self) -> String {
+        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.0.1.wait_timeout_while(guard, TIMEOUT * slowness(), |lines| !lines.ended);
+        wait.unwrap_or_else(PoisonError::into_inner).0.lines.join("\n")
+    }
+}
+
+/// Where `strace -o` writes for a test that traces the program.
+pub fn trace_file(lab: &Lab) -> PathBuf {
+    lab.path("trace")
+}

@@ -1,0 +1,232 @@
+//! Networks of namespaces for black-box tests. A [`Lab`] is one `victim`, where the program under test runs, and any
+//! number of other hosts, each joined to it by its own veth pair with its own IPv4 and IPv6 subnet; a [`Namespace`] is a
+//! single host without a network. No packet leaves the machine, nothing touches the machine's own network, and
+//! everything is removed when the value is dropped, a panic included.
+//!
+//! Host number i (from 1) is 10.77.i.2 and fd77:0:0:i::2, and the victim is 10.77.i.1 and fd77:0:0:i::1 to it. The
+//! victim's interface is named like the host behind it, the host's own is `uplink`.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+pub mod daemon;
+mod namespace;
+mod operator;
+pub mod raw;
+pub mod scan;
+pub mod services;
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub use namespace::{Namespace, command_with_users, enter};
+pub use operator::Answer;
+
+/// How long anything that must happen may take on a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is done at once has been done by then, also on a machine that others use.
+pub const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// One victim and the hosts around it.
+pub struct Lab {
+    victim: Namespace,
+    hosts: Vec<(String, Namespace)>,
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A victim and one host for each name, in this order.
+    pub fn new(hosts: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut lab = Self { victim: Namespace::with_loopback(), hosts: Vec::new(), directory };
+        lab.set_resolver(Ipv4Addr::new(10, 77, 255, 53).into());
+        lab.write("passwd", include_str!("../etc/passwd"));
+        lab.write("group", include_str!("../etc/group"));
+        for host in hosts {
+            lab.join(host);
+        }
+        lab
+    }
+
+    /// Adds a host with its own link to the victim; also while the program runs.
+    pub fn join(&mut self, host: &str) {
+        self.hosts.push((host.to_owned(), Namespace::with_loopback()));
+        self.link(host);
+    }
+
+    /// Deletes the link between a host and the victim.
+    pub fn cut(&self, host: &str) {
+        self.victim_ip(&format!("link del {host}"));
+    }
+
+    /// Makes a host's link to the victim: for the first time, or anew and under the same names after [`Lab::cut`].
+    pub fn link(&self, host: &str) {
+        let number = self.number(host);
+        let other = self.namespace(host);
+        self.victim.ip(&format!("link add {host} type veth peer name uplink netns {}", other.name()));
+        let side = |interface: &str, end: u8| {
+            format!(
+                "link set {interface} up\n\
+                 addr add 10.77.{number}.{end}/24 dev {interface}\n\
+                 addr add fd77:0:0:{number:x}::{end}/64 dev {interface} nodad\n"
+            )
+        };
+        self.victim.ip_batch(&side(host, 1));
+        other.ip_batch(&side("uplink", 2));
+        let routes = format!("route add default via 10.77.{number}.1\nroute add default via fd77:0:0:{number:x}::1\n");
+        other.ip_batch(&routes);
+    }
+
+    /// More IPv4 addresses for a host: `10.77.i.END` for each of `ends`, in the subnet that it has.
+    pub fn add_addresses(&self, host: &str, ends: std::ops::Range<u8>) -> Vec<Ipv4Addr> {
+        let addresses: Vec<_> = ends.map(|end| Ipv4Addr::new(10, 77, self.number(host), end)).collect();
+        let batch = addresses.iter().fold(String::new(), |mut batch, address| {
+            let _ = writeln!(batch, "addr add {address}/24 dev uplink");
+            batch
+        });
+        self.namespace(host).ip_batch(&batch);
+        addresses
+    }
+
+    /// One more IPv6 address for a host, in the /64 that it has.
+    pub fn add_neighbour(&self, host: &str) -> Ipv6Addr {
+        let address = Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 0x66);
+        self.namespace(host).ip(&format!("addr add {address}/64 dev uplink nodad"));
+        address
+    }
+
+    /// Runs `ip` in the victim, for what a single test needs there: a route, an address.
+    pub fn victim_ip(&self, line: &str) {
+        self.victim.ip(line);
+    }
+
+    /// A host's IPv4 address.
+    pub fn v4(&self, host: &str) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number(host), 2)
+    }
+
+    /// A host's IPv6 address.
+    pub fn v6(&self, host: &str) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 2)
+    }
+
+    /// The first address of a host's IPv6 /64, which is what a ban of it is keyed on.
+    pub fn v6_network(&self, host: &str) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 0)
+    }
+
+    /// The victim's IPv4 address on the link to `host`.
+    pub fn victim_v4(&self, host: &str) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number(host), 1)
+    }
+
+    /// The victim's IPv6 address on the link to `host`.
+    pub fn victim_v6(&self, host: &str) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 1)
+    }
+
+    /// A host's namespace; `victim` is one of them.
+    pub fn namespace(&self, host: &str) -> &Namespace {
+        if host == "victim" { &self.victim } else { &self.hosts[self.position(host)].1 }
+    }
+
+    /// A command that will run inside a host, and die with the thread that starts it.
+    pub fn command(&self, host: &str, program: &str) -> Command {
+        let mut command = self.namespace(host).enter_by_ip(&["setpriv", "--pdeathsig", "KILL", program]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command inside a host; its standard output, and a panic with its standard error where it fails.
+    pub fn run(&self, host: &str, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(host, program).args(arguments).output().expect("ip runs");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?} in {host} failed: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `work` on a thread of this process that has moved into a host.
+    pub fn inside<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace(host).inside(work)
+    }
+
+    /// Writes a file into the lab's own directory; its path.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("the lab's directory can be written");
+        path
+    }
+
+    /// A path in the lab's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The resolver in the `/etc/resolv.conf` of the programs that [`daemon`] starts.
+    pub fn set_resolver(&self, resolver: IpAddr) {
+        self.write("resolv.conf", &format!("nameserver {resolver}\n"));
+    }
+
+    /// Gives the programs that [`daemon`] starts a user and a group `portsentry`.
+    pub fn add_service_user(&self, user: u32, group: u32) {
+        let add = |name: &str, line: String| {
+            let text = std::fs::read_to_string(self.path(name)).expect("the lab has written it");
+            self.write(name, &(text + &line));
+        };
+        add("passwd", format!("portsentry:x:{user}:{group}::/:/usr/sbin/nologin\n"));
+        add("group", format!("portsentry:x:{group}:\n"));
+    }
+
+    fn position(&self, host: &str) -> usize {
+        let position = self.hosts.iter().position(|(known, _)| known == host);
+        position.unwrap_or_else(|| panic!("the lab has no host {host}"))
+    }
+
+    fn number(&self, host: &str) -> u8 {
+        u8::try_from(self.position(host) + 1).expect("fewer than 255 hosts")
+    }
+}
+
+/// Waits until `condition` gives something, looking every few milliseconds, for at most `limit`.
+pub fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit * slowness();
+    loop {
+        if let Some(value) = condition() {
+            return Some(value);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until `so` holds; a panic with `what` where it takes too long.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    assert!(within(TIMEOUT, || so().then_some(())).is_some(), "never: {what}");
+}
+
+/// Whether a process here can become any other user. Not where the tests run as root of a user namespace of one user.
+pub fn has_other_users() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").expect("proc is mounted");
+    let found = map.lines().any(|line| line.split_whitespace().nth(2).is_some_and(|count| count.len() >= 5));
+    if !found {
+        println!("skipped: this user namespace has no other users");
+    }
+    found
+}
+
+/// How many times as long everything may take: 1, and more in a machine that is made by software (tests/kernels.sh).
+pub fn slowness() -> u32 {
+    std::env::var("TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}

@@ -1,0 +1,144 @@
+//! One named network namespace, removed when it is dropped. Needs root, or `unshare -Urnm` with a writable /run/netns.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+const PREFIX: &str = "pslab";
+/// Shows the program whose name follows no user but root and nobody, whatever this machine has. It has to run in a mount
+/// namespace, so that no other process is shown the same; `exec` keeps the process id, for signals.
+const WITH_USERS: [&str; 5] = [
+    "sh",
+    "-ec",
+    r#"for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done; shift; exec "$@""#,
+    "sh",
+    concat!(env!("CARGO_MANIFEST_DIR"), "/etc"),
+];
+
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    #[expect(clippy::new_without_default, reason = "making one is no small thing")]
+    pub fn new() -> Self {
+        static SWEEP: Once = Once::new();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        SWEEP.call_once(sweep);
+        let name = format!("{PREFIX}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let output = Command::new("ip").args(["netns", "add", &name]).output().expect("iproute2 is installed");
+        assert!(
+            output.status.success(),
+            "this test did not run: no network namespace can be made here ({}). Run `make test`, as root or where \
+             user namespaces are allowed",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Self { name }
+    }
+
+    /// One whose loopback interface is up.
+    pub fn with_loopback() -> Self {
+        let namespace = Self::new();
+        namespace.ip_batch("link set lo up\n");
+        namespace
+    }
+
+    /// As `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` inside with these words.
+    pub fn ip(&self, words: &str) {
+        let output = Command::new("ip").args(["-n", &self.name]).args(words.split_whitespace()).output();
+        let output = output.expect("iproute2 is installed");
+        assert!(output.status.success(), "ip refused {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs `commands` inside as one batch of `ip`: one process, however many lines.
+    pub fn ip_batch(&self, commands: &str) {
+        let mut ip = Command::new("ip");
+        ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = ip.spawn().expect("iproute2 is installed");
+        child.stdin.take().expect("piped").write_all(commands.as_bytes()).expect("ip reads its batch");
+        let output = child.wait_with_output().expect("ip ends");
+        assert!(output.status.success(), "ip refused {commands:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs a program inside.
+    pub fn run(&self, program: &str, words: &str) {
+        let status = self.enter_by_ip(&[program]).args(words.split(' ')).status().expect("ip runs");
+        assert!(status.success(), "{program} {words} failed");
+    }
+
+    /// A program that is to be run inside, as on a host whose only users are root and nobody.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.enter_by_ip(&WITH_USERS);
+        command.arg(program);
+        command
+    }
+
+    pub(crate) fn enter_by_ip(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).args(words);
+        command
+    }
+
+    /// Runs `work` on a thread of its own inside; the processes that it starts are inside as well.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            enter(&self.name);
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+
+    /// Runs `work` inside, in a tokio runtime.
+    pub fn inside_async<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
+        self.inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(work())
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // A failure to remove must not hide the panic that is perhaps under way; the next run sweeps it away.
+        remove(&self.name);
+    }
+}
+
+/// A program that is to be run in this process's network, as on a host whose only users are root and nobody.
+pub fn command_with_users(program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("--mount").args(WITH_USERS).arg(program);
+    command
+}
+
+/// Moves the calling thread into a named namespace.
+pub fn enter(name: &str) {
+    let file = File::open(Path::new("/run/netns").join(name)).expect("the namespace exists");
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter it");
+}
+
+fn remove(name: &str) {
+    let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
+}
+
+/// Removes what a killed test run left behind: namespaces named for a process that is no more.
+fn sweep() {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else { return };
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').nth(1));
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove(&name);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The program's own commands, as an operator runs them in the victim.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::Lab;
+use crate::daemon::binary;
+
+/// What a command of the program answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Lab {
+    /// The program with these words, for the daemon that listens on the lab's control socket.
+    pub fn operator(&self, words: &[&str]) -> Command {
+        let mut command = self.command("victim", binary().to_str().expect("paths are text"));
+        command.args(words).arg("--socket").arg(self.path("socket"));
+        command
+    }
+
+    /// Runs the program with these words.
+    pub fn operate(&self, words: &[&str]) -> Answer {
+        let output = self.operator(words).output().expect("ip runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Answer { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    /// The same where it has to succeed.
+    pub fn succeed(&self, words: &[&str]) -> String {
+        let answer = self.operate(words);
+        assert_eq!(answer.code, Some(0), "{words:?}: {answer:?}");
+        answer.out
+    }
+
+    /// The same with `--json`; the one object that it writes.
+    pub fn ask(&self, words: &[&str]) -> Value {
+        let out = self.succeed(&[words, &["--json"]].concat());
+        assert_eq!(out.lines().count(), 1, "{words:?}: {out}");
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    }
+
+    /// Gives the daemon that [`crate::daemon::Daemon::start_configured`] has started other settings.
+    pub fn reload(&self, configuration: &str) {
+        self.write("portsentry.toml", configuration);
+        self.succeed(&["reload"]);
+    }
+}

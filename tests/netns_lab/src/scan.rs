@@ -1,0 +1,203 @@
+//! What strangers and clients do to the victim, and what the kernel then holds against them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::services::BANNER;
+use crate::{Lab, TIMEOUT, within};
+
+/// One element of a set in the table `inet portsentry`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// The address.
+    pub address: IpAddr,
+    /// For how long it was added; `None` is for ever.
+    pub timeout: Option<Duration>,
+    /// How long it has yet to stay.
+    pub expires: Option<Duration>,
+}
+
+/// What nmap learned of one target.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Ports that it calls open.
+    pub open: BTreeSet<u16>,
+    /// How many ports it puts in each state: `open`, `closed`, `filtered`, …
+    pub states: BTreeMap<String, usize>,
+}
+
+impl Scan {
+    /// How many ports are in `state`.
+    pub fn count(&self, state: &str) -> usize {
+        self.states.get(state).copied().unwrap_or(0)
+    }
+
+    /// Reads nmap's greppable output of one target: `Ports: 21/open/tcp//ftp///, …` and, for the bulk, `Ignored State:
+    /// closed (1016)`.
+    fn parse(output: &str) -> Self {
+        let mut scan = Self::default();
+        for field in output.lines().flat_map(|line| line.split('\t')) {
+            if let Some(ports) = field.strip_prefix("Ports: ") {
+                for port in ports.split(", ") {
+                    let mut parts = port.split('/');
+                    let (Some(number), Some(state)) = (parts.next(), parts.next()) else { continue };
+                    *scan.states.entry(state.to_owned()).or_default() += 1;
+                    if state == "open" {
+                        scan.open.insert(number.trim().parse().expect("nmap prints port numbers"));
+                    }
+                }
+            } else if let Some(ignored) = field.strip_prefix("Ignored State: ") {
+                let (state, count) = ignored.split_once(" (").expect("nmap prints a state and its count");
+                let count: usize = count.trim_end().trim_end_matches(')').parse().expect("a number");
+                *scan.states.entry(state.to_owned()).or_default() += count;
+            }
+        }
+        scan
+    }
+}
+
+impl Lab {
+    /// Runs nmap on a host against one of the victim's addresses, without ping and name look-ups.
+    pub fn nmap(&self, host: &str, target: IpAddr, arguments: &[&str]) -> Scan {
+        let target = target.to_string();
+        let family: &[&str] = if target.contains(':') { &["-6"] } else { &[] };
+        Scan::parse(&self.run(host, "nmap", &[family, &["-n", "-Pn", "-oG", "-"], arguments, &[&target]].concat()))
+    }
+
+    /// Runs nmap until its host is in the kernel's set, and gives that element. A blocked scanner's own end is not worth
+    /// waiting for: one that got answers first takes minutes to believe that there are no more.
+    pub fn nmap_until_banned(&self, host: &str, target: IpAddr, banned: IpAddr) -> Ban {
+        let mut scanner = self.command(host, "nmap");
+        scanner.args(if target.is_ipv6() { &["-6"][..] } else { &[] });
+        scanner.args(["-sS", "-Pn", "-n", "-p1-1024", &target.to_string()]).stdout(Stdio::null());
+        let mut scanner = scanner.spawn().expect("nmap runs");
+        let ban = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.expect_ban(banned)));
+        let _ = scanner.kill();
+        let _ = scanner.wait();
+        ban.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Sends exactly one SYN from `source` to each of `ports`: the socket is gone before any answer comes.
+    pub fn touch(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
+        self.inside(host, || {
+            let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            for port in ports {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
+                rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
+                // In progress, refused, or dropped on the way: the SYN has gone out in each case.
+                let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
+            }
+        });
+    }
+
+    /// True where a host gets the banner of a service of the victim.
+    pub fn is_served(&self, host: &str, target: IpAddr, port: u16, patience: Duration) -> bool {
+        self.inside(host, || fetch(SocketAddr::new(target, port), patience))
+    }
+
+    /// How many of `ports` a host gets served on, asking each `times` times.
+    pub fn served(&self, host: &str, target: IpAddr, ports: &[u16], times: usize) -> usize {
+        self.inside(host, || {
+            let asked = ports.iter().flat_map(|port| std::iter::repeat_n(*port, times));
+            asked.filter(|port| fetch(SocketAddr::new(target, *port), TIMEOUT)).count()
+        })
+    }
+
+    /// The elements of a set of `inet portsentry` in the victim; none where there is no such set.
+    pub fn set(&self, name: &str) -> Vec<Ban> {
+        parse_set(&self.set_text(name))
+    }
+
+    /// A set of `inet portsentry` as `nft` prints it; nothing where there is no such set.
+    pub fn set_text(&self, name: &str) -> String {
+        let output = self.command("victim", "nft").args(["list", "set", "inet", "portsentry", name]).output();
+        String::from_utf8_lossy(&output.expect("nft runs").stdout).into_owned()
+    }
+
+    /// The ports in a set of `inet portsentry`.
+    pub fn ports(&self, name: &str) -> BTreeSet<u16> {
+        let text = self.set_text(name);
+        let (_, elements) = text.split_once("elements = {").unwrap_or_default();
+        let ranges = elements.split('}').next().unwrap_or_default().split(',').map(str::trim);
+        ranges
+            .filter(|range| !range.is_empty())
+            .flat_map(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                let port = |text: &str| text.parse::<u16>().unwrap_or_else(|_| panic!("{text:?} in {elements}"));
+                port(first)..=port(last)
+            })
+            .collect()
+    }
+
+    /// The addresses in `blocked` and `blocked6`, sorted.
+    pub fn banned(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<_> = ["blocked", "blocked6"].iter().flat_map(|name| self.set(name)).collect();
+        addresses.sort_by_key(|ban| ban.address);
+        addresses.into_iter().map(|ban| ban.address).collect()
+    }
+
+    /// Waits until exactly these addresses, sorted, are in `blocked` and `blocked6`.
+    pub fn expect_banned(&self, addresses: &[IpAddr]) {
+        let found = within(TIMEOUT, || (self.banned() == addresses).then_some(()));
+        assert!(found.is_some(), "{:?}, and not {addresses:?}", self.banned());
+    }
+
+    /// Waits for an address to be in `blocked` or `blocked6`, and gives its element.
+    pub fn expect_ban(&self, address: IpAddr) -> Ban {
+        let name = if address.is_ipv4() { "blocked" } else { "blocked6" };
+        let ban = within(TIMEOUT, || self.set(name).into_iter().find(|ban| ban.address == address));
+        ban.unwrap_or_else(|| panic!("{address} never came into {name}, which holds {:?}", self.set(name)))
+    }
+
+    /// Has a host do what is always blocked and waits for its ban. Packets are judged in the order of their coming, so
+    /// whoever came earlier has been judged when this returns: this is how a test proves that somebody is NOT blocked.
+    pub fn provoke_ban(&self, host: &str) -> IpAddr {
+        let (source, target) = (self.v4(host).into(), self.victim_v4(host).into());
+        self.touch(host, source, target, &[901, 902, 903, 904, 905, 906]);
+        self.expect_ban(source).address
+    }
+
+    /// Has a host touch closed ports of `target` again and again until it is blocked: for what the program has to hear
+    /// of from the kernel first. The promise there is to notice, not to foresee.
+    pub fn touch_until_banned(&self, host: &str, target: IpAddr) {
+        let source = self.v4(host).into();
+        let banned = within(TIMEOUT, || {
+            self.touch(host, source, target, &[901, 902, 903, 904]);
+            self.banned().contains(&source).then_some(())
+        });
+        assert!(banned.is_some(), "{host} was never blocked for touching {target}");
+    }
+}
+
+/// Connects and reads until the end; true where that was the banner.
+pub fn fetch(service: SocketAddr, patience: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&service, patience) else { return false };
+    stream.set_read_timeout(Some(patience)).expect("more than zero");
+    let mut said = String::new();
+    stream.read_to_string(&mut said).is_ok() && said == BANNER
+}
+
+/// Reads `elements = { 10.77.1.2 timeout 1d expires 23h59m59s980ms, … }`.
+fn parse_set(text: &str) -> Vec<Ban> {
+    let Some((_, elements)) = text.split_once("elements = {") else { return Vec::new() };
+    let elements = elements.split('}').next().unwrap_or_default();
+    elements.split(',').map(str::trim).filter(|element| !element.is_empty()).map(parse_element).collect()
+}
+
+fn parse_element(element: &str) -> Ban {
+    let mut words = element.split_whitespace();
+    let address = words.next().and_then(|word| word.parse().ok());
+    let words: Vec<_> = words.collect();
+    let span = |key: &str| {
+        let value = words.iter().skip_while(|word| **word != key).nth(1)?;
+        Some(humantime::parse_duration(value).unwrap_or_else(|error| panic!("{element}: {error}")))
+    };
+    let address = address.unwrap_or_else(|| panic!("{element} begins with no address"));
+    Ban { address, timeout: span("timeout"), expires: span("expires") }
+}

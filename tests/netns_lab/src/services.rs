@@ -1,0 +1,89 @@
+//! What the victim serves: TCP listeners that say a line and hang up, like the daytime service of old.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::{Lab, enter};
+
+/// Eight services that scanners ask for first.
+pub const EIGHT: [u16; 8] = [21, 22, 25, 80, 110, 143, 443, 993];
+
+/// What each service says before it hangs up.
+pub const BANNER: &str = "at your service\r\n";
+
+/// Listeners on every address of the victim, IPv4 and IPv6, until dropped.
+pub struct Services {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Services {
+    /// Opens `ports` in the victim; they are open when this returns.
+    pub fn open(lab: &Lab, ports: &[u16]) -> Self {
+        let namespace = lab.namespace("victim").name().to_owned();
+        let stop = Arc::new(AtomicBool::new(false));
+        let listeners: Vec<_> = lab.inside("victim", || ports.iter().flat_map(|port| pair(*port)).collect());
+        let thread = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                enter(&namespace);
+                serve(&listeners, &stop);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pair(port: u16) -> [TcpListener; 2] {
+    [listen(Ipv4Addr::UNSPECIFIED.into(), port), listen(Ipv6Addr::UNSPECIFIED.into(), port)]
+}
+
+/// A listener with a long queue: the standard library's 128 would drop connections under a thousand at once. The IPv6
+/// one is for IPv6 alone, so that both can be open side by side.
+fn listen(address: IpAddr, port: u16) -> TcpListener {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
+    sockopt::set_socket_reuseaddr(&socket, true).expect("SO_REUSEADDR");
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true).expect("IPV6_V6ONLY");
+    }
+    rustix::net::bind(&socket, &SocketAddr::new(address, port)).expect("the port is free");
+    rustix::net::listen(&socket, 1024).expect("it listens");
+    socket.into()
+}
+
+fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
+    let tick = Timespec::try_from(Duration::from_millis(50)).expect("50 ms is a time");
+    while !stop.load(Ordering::Relaxed) {
+        let mut waiting: Vec<_> =
+            listeners.iter().map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)).collect();
+        if poll(&mut waiting, Some(&tick)).is_err() {
+            continue;
+        }
+        let ready = waiting.iter().zip(listeners).filter(|(poll, _)| !poll.revents().is_empty());
+        for (_, listener) in ready {
+            while let Ok((mut client, _)) = listener.accept() {
+                // A client that has gone already is its own business.
+                let _ = client.write_all(BANNER.as_bytes());
+            }
+        }
+    }
+}

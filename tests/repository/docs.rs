@@ -1,0 +1,369 @@
+//! The documents as a reader uses them: their links lead somewhere, their commands are commands, their settings are read, the
+//! tests that they name are there, and the dashboard and the alerts ask for figures that there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use portsentry::cli;
+use portsentry::config::Config;
+use portsentry::metrics::{self, Snapshot};
+use portsentry::sensor::SensorMetrics;
+use regex::Regex;
+use serde_json::Value;
+
+use super::{path, text};
+
+/// README.md and every page of docs, with its name and text.
+fn pages() -> Vec<(String, String)> {
+    let found = std::fs::read_dir(path("docs")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = found.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
+    names.sort();
+    names.push("README.md".to_owned());
+    assert!(names.len() >= 13, "{names:?}");
+    names.into_iter().map(|name| (name.clone(), text(&name))).collect()
+}
+
+/// A fenced block: the line that it begins at, its language, and what is in it.
+struct Block<'a> {
+    line: usize,
+    language: &'a str,
+    lines: Vec<&'a str>,
+}
+
+/// The fenced blocks of a page, and the page without them.
+fn blocks(page: &str) -> (Vec<Block<'_>>, String) {
+    let (mut blocks, mut prose, mut open) = (Vec::new(), String::new(), None::<Block<'_>>);
+    for (number, line) in page.lines().enumerate() {
+        match (&mut open, line.trim_start().strip_prefix("```")) {
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(block), None) => block.lines.push(line),
+            (None, Some(language)) => open = Some(Block { line: number + 1, language, lines: Vec::new() }),
+            (None, None) => {
+                prose.push_str(line);
+                prose.push('\n');
+            }
+        }
+    }
+    assert!(open.is_none(), "a block has no end");
+    (blocks, prose)
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let (_, prose) = blocks(page);
+    let headings = prose.lines().filter_map(|line| line.strip_prefix('#'));
+    let plain = |heading: &str| {
+        let kept = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(plain).collect()
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_a_heading_that_are_there() {
+    let link = Regex::new(r"\]\(([^() ]+)\)").unwrap();
+    let mut followed = 0;
+    for (name, page) in pages() {
+        let (_, prose) = blocks(&page);
+        for found in link.captures_iter(&prose).map(|found| found.get(1).unwrap().as_str()) {
+            if found.contains("://") {
+                continue;
+            }
+            let (file, anchor) = found.split_once('#').unwrap_or((found, ""));
+            let here = path(&name);
+            let target = if file.is_empty() { here } else { here.parent().unwrap().join(file) };
+            assert!(target.exists(), "{name}: {found} leads nowhere");
+            if !anchor.is_empty() {
+                let headings = anchors(&std::fs::read_to_string(&target).unwrap());
+                assert!(headings.contains(anchor), "{name}: {found}: no such heading among {headings:?}");
+            }
+            followed += 1;
+        }
+    }
+    assert!(followed > 20, "{followed}");
+}
+
+#[test]
+fn every_page_can_be_reached_from_the_readme() {
+    let link = Regex::new(r"\]\(([^() #]+\.md)").unwrap();
+    let (mut reached, mut ahead) = (BTreeSet::new(), vec![path("README.md")]);
+    while let Some(page) = ahead.pop() {
+        let page = page.canonicalize().unwrap();
+        let text = std::fs::read_to_string(&page).unwrap();
+        if reached.insert(page.clone()) {
+            let links = link.captures_iter(&text).map(|found| found.get(1).unwrap().as_str());
+            let near = links.filter(|link| !link.contains("://")).map(|link| page.parent().unwrap().join(link));
+            ahead.extend(near);
+        }
+    }
+    for (name, _) in pages() {
+        assert!(reached.contains(&path(&name).canonicalize().unwrap()), "no link leads to {name}");
+    }
+}
+
+/// The words of a command line as a shell makes them, as far as documents need it; `None` behind a comment's sign.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for letter in line.chars() {
+        match (quote, letter) {
+            (None, '#') if word.is_none() => break,
+            (None, '"' | '\'') => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            (Some(open), _) if open == letter => quote = None,
+            (None, ' ') => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// The command lines of `portsentry` in a line of a shell, program name first.
+fn invocations(line: &str) -> Vec<Vec<String>> {
+    let words = words(line);
+    let commands = words.split(|word| ["|", "||", "&&", ";", "&"].contains(&word.as_str()));
+    let own = commands.filter_map(|command| {
+        let start = command.iter().position(|word| word != "sudo")?;
+        let (program, rest) = command.get(start..)?.split_first()?;
+        (program == "portsentry" || program.ends_with("/portsentry")).then(|| {
+            let until = rest.iter().position(|word| word.contains(['>', '<'])).unwrap_or(rest.len());
+            [&["portsentry".to_owned()], &rest[..until]].concat()
+        })
+    });
+    own.collect()
+}
+
+#[test]
+fn every_command_in_a_block_is_one_that_the_program_takes() {
+    let mut tried = BTreeSet::new();
+    for (name, page) in pages() {
+        for block in blocks(&page).0.iter().filter(|block| ["sh", "console"].contains(&block.language)) {
+            let prompted = |line: &'_ &str| block.language == "sh" || line.starts_with("# ") || line.starts_with("$ ");
+            for line in block.lines.iter().filter(|line| prompted(line)) {
+                let line = if block.language == "sh" { line } else { &line[2..] };
+                for command in invocations(line) {
+                    tried.extend(command.get(1).cloned());
+                    if let Err(error) = cli::parse(command.iter().map(OsString::from)) {
+                        assert!(!error.use_stderr(), "{name}, block at line {}: {line}\n{error}", block.line);
+                    }
+                }
+            }
+        }
+    }
+    for word in ["status", "list", "explain", "unblock", "report", "replay", "import", "--log-only", "--expire"] {
+        assert!(tried.contains(word), "{word} is shown nowhere, or not found: {tried:?}");
+    }
+}
+
+#[test]
+fn every_command_and_flag_in_the_running_text_is_one_of_the_program() {
+    let span = Regex::new(r"`portsentry ([^`]+)`").unwrap();
+    let grammar = cli::grammar();
+    let longs = |command: &clap::Command| -> BTreeSet<String> {
+        let flags = command.get_arguments().filter_map(|argument| argument.get_long());
+        flags.map(str::to_owned).chain(["help", "version"].map(str::to_owned)).collect()
+    };
+    let mut seen = 0;
+    for (name, page) in pages() {
+        for found in span.captures_iter(&blocks(&page).1) {
+            let words = words(&found[1].replace('\n', " "));
+            let Some(first) = words.first() else { continue };
+            let command = match first.starts_with('-') || first.chars().all(char::is_uppercase) {
+                true => &grammar,
+                false => grammar.find_subcommand(first).unwrap_or_else(|| panic!("{name}: `portsentry {first}`")),
+            };
+            for flag in words.iter().filter_map(|word| word.strip_prefix("--")) {
+                assert!(longs(command).contains(flag), "{name}: `portsentry {}`: --{flag}", &found[1]);
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 12, "{seen}");
+}
+
+#[test]
+fn all_settings_in_the_documents_are_read_by_the_program() {
+    let mut read = 0;
+    for (name, page) in pages() {
+        for block in blocks(&page).0.iter().filter(|block| block.language == "toml") {
+            let place = format!("{name}, block at line {}", block.line);
+            if let Err(errors) = Config::parse(&place, &block.lines.join("\n")) {
+                panic!("{errors}");
+            }
+            read += 1;
+        }
+    }
+    assert!(read >= 3, "{read}");
+}
+
+/// Names of functions in a folder's sources.
+fn functions(folder: &Path, found: &mut BTreeSet<String>) {
+    let function = Regex::new(r"fn ([a-z0-9_]+)").unwrap();
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            functions(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&entry).unwrap();
+            found.extend(function.captures_iter(&text).map(|found| found[1].to_owned()));
+        }
+    }
+}
+
+#[test]
+fn the_tests_that_the_threat_model_names_are_there() {
+    let mut there = BTreeSet::new();
+    functions(&path("src"), &mut there);
+    functions(&path("tests"), &mut there);
+    // A test's name is a sentence: four words and more.
+    let sentence = Regex::new(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
+    let page = text("docs/threat-model.md");
+    let named: BTreeSet<&str> = sentence.captures_iter(&page).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(named.len() > 60, "{}", named.len());
+    let missing: Vec<_> = named.iter().filter(|name| !there.contains(**name)).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    // And so are the files.
+    let file = Regex::new(r"`((?:src|tests|fuzz|packaging|nft)/[^` ]+)`").unwrap();
+    for found in file.captures_iter(&page) {
+        assert!(path(&found[1]).exists(), "{}", &found[1]);
+    }
+}
+
+#[test]
+fn every_threat_has_a_number_of_its_own_and_says_where_it_is_tested() {
+    let page = text("docs/threat-model.md");
+    let numbers = |pattern: &str| -> Vec<u32> {
+        let regex = Regex::new(pattern).unwrap();
+        regex.captures_iter(&page).map(|found| found[1].parse().unwrap()).collect()
+    };
+    let (rows, tested) = (numbers(r"(?m)^\| ([0-9]+) \|"), numbers(r"(?m)^- \*\*([0-9]+)\*\*"));
+    let wanted: Vec<u32> = (1..).take(rows.len()).collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    assert_eq!(rows, wanted);
+    assert_eq!(tested, wanted);
+}
+
+/// The families of figures with the names of their series.
+fn families() -> BTreeMap<String, Vec<String>> {
+    let snapshot = Snapshot { capacity: Some(1), ..Snapshot::default() };
+    let text = metrics::text(&Arc::new(SensorMetrics::default()), snapshot);
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let series = |name: &str, kind: &str| match kind {
+        "counter" => vec![format!("{name}_total")],
+        "histogram" => ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).to_vec(),
+        "gauge" => vec![name.to_owned()],
+        other => panic!("{name} is a {other}"),
+    };
+    types.map(|(name, kind)| (name.to_owned(), series(name, kind))).collect()
+}
+
+/// The names of series in an expression.
+fn queried(expression: &str) -> Vec<String> {
+    let name = Regex::new(r"portsentry_[a-z0-9_]+").unwrap();
+    name.find_iter(expression).map(|found| found.as_str().to_owned()).collect()
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&text("examples/grafana-dashboard.json")).unwrap()
+}
+
+fn panels(dashboard: &Value) -> Vec<&Value> {
+    let panels: Vec<_> = dashboard["panels"].as_array().unwrap().iter().collect();
+    assert!(panels.len() > 15, "{}", panels.len());
+    panels
+}
+
+fn targets(panel: &Value) -> impl Iterator<Item = &Value> {
+    panel["targets"].as_array().into_iter().flatten()
+}
+
+#[test]
+fn the_dashboard_shows_every_figure_and_none_that_does_not_exist() {
+    let (dashboard, families) = (dashboard(), families());
+    assert!(families.len() > 15, "{families:?}");
+    let known: BTreeSet<&String> = families.values().flatten().collect();
+    let mut used = BTreeSet::new();
+    for panel in panels(&dashboard) {
+        for target in targets(panel) {
+            let names = queried(target["expr"].as_str().unwrap());
+            assert!(!names.is_empty(), "{}: a question about nothing", panel["title"]);
+            for name in names {
+                assert!(known.contains(&name), "{}: there is no {name}", panel["title"]);
+                used.insert(name);
+            }
+        }
+    }
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        for name in queried(&variable["query"].to_string()) {
+            assert!(known.contains(&name), "{name}");
+        }
+    }
+    for (family, series) in &families {
+        assert!(
+            series.iter().all(|name| used.contains(name)),
+            "{family} is not on the dashboard as a whole: {series:?}"
+        );
+    }
+}
+
+#[test]
+fn the_dashboard_can_be_imported_for_any_data_source() {
+    let dashboard = dashboard();
+    // 39 is that of Grafana 10 and 11; later ones bring it up to theirs.
+    assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
+    assert!(dashboard.get("id").is_none(), "an id belongs to one Grafana");
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let sources = variables.iter().filter(|one| one["type"] == "datasource" && one["query"] == "prometheus");
+    assert_eq!(sources.map(|one| &one["name"]).collect::<Vec<_>>(), ["datasource"]);
+    let (mut ids, mut taken) = (BTreeSet::new(), BTreeSet::new());
+    for panel in panels(&dashboard) {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}", panel["id"]);
+        let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24, "{}", panel["title"]);
+        for (x, y) in (0..place("w")).flat_map(|x| (0..place("h")).map(move |y| (x, y))) {
+            assert!(taken.insert((place("x") + x, place("y") + y)), "{} lies over another", panel["title"]);
+        }
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert!(!panel["description"].as_str().unwrap().is_empty(), "{}", panel["title"]);
+        assert!(targets(panel).count() > 0, "{}", panel["title"]);
+        for source in targets(panel).map(|target| &target["datasource"]).chain([&panel["datasource"]]) {
+            assert_eq!(source["uid"], "${datasource}", "{}", panel["title"]);
+        }
+    }
+}
+
+#[test]
+fn every_alert_asks_for_figures_that_there_are() {
+    let families = families();
+    let known: BTreeSet<&String> = families.values().flatten().collect();
+    let rules = text("examples/prometheus-alerts.yml");
+    let mut used = BTreeSet::new();
+    let mut alerts = BTreeSet::new();
+    let mut open = None;
+    for line in rules.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        if let Some(alert) = line.strip_prefix("- alert: ") {
+            assert_eq!(open, None, "an alert without an expression");
+            assert!(alerts.insert(alert), "{alert} is there twice");
+            open = Some(alert);
+        } else if let Some(expression) = line.strip_prefix("expr: ") {
+            let alert = open.take().expect(expression);
+            let names = queried(expression);
+            assert!(!names.is_empty(), "{alert}: {expression}");
+            for name in names {
+                assert!(known.contains(&name), "{alert}: there is no {name}");
+                used.insert(name);
+            }
+        }
+    }
+    assert_eq!(open, None);
+    let needed = ["ban_failures_total", "packets_dropped_total", "bans_missing", "start_time_seconds"];
+    for name in needed.map(|name| format!("portsentry_{name}")) {
+        assert!(used.contains(&name), "no alert asks for {name}");
+    }
+}

@@ -1,0 +1,351 @@
+//! What is packaged beside the program: the unit, its drop-ins, the manual's second page, completions, the rules for other
+//! programs. Whether the package installs is for tests/deb.sh, which takes longer.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use portsentry::cli::{self, Shell};
+use portsentry::config::Config;
+use portsentry::engine::Standing;
+use portsentry::events::classic_log;
+use portsentry::events::event::EventKind;
+use portsentry::types::{Backend, BanTarget};
+use regex::Regex;
+
+use super::{path, text};
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let mut found: Vec<_> = std::fs::read_dir(path(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+/// Runs a program to its end; both outputs with its status.
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; `make setup` installs what is missing"))
+}
+
+fn shown(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The values of a key in a unit, in the order of their lines.
+fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+    unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+}
+
+/// The unit with drop-ins, in a folder of its own, its program replaced by one that is there.
+fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = folder.path().join("portsentry.service");
+    std::fs::write(&unit, text("packaging/portsentry.service").replace("/usr/sbin/portsentry", "/bin/true")).unwrap();
+    let try_clone = folder.path().join("portsentry.service.d");
+    std::fs::create_dir(&try_clone).unwrap();
+    for drop_in in drop_ins {
+        std::fs::copy(drop_in, try_clone.join(drop_in.file_name().unwrap())).unwrap();
+    }
+    (folder, unit)
+}
+
+fn drop_ins() -> Vec<PathBuf> {
+    let found = files("packaging/examples/portsentry.service.d");
+    found.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "conf")).collect()
+}
+
+/// In tenths, as systemd-analyze counts: its exit code says whether the unit is at most as exposed as that.
+fn is_exposed_at_most(unit: &Path, tenths: u32) -> bool {
+    let mut command = Command::new("systemd-analyze");
+    command.args(["security", "--offline=yes", "--no-pager", &format!("--threshold={tenths}")]).arg(unit);
+    let output = run(&mut command);
+    assert!(shown(&output).contains("Overall exposure level"), "{}", shown(&output));
+    output.status.success()
+}
+
+#[test]
+fn the_unit_is_rated_below_two_and_the_rating_can_fail() {
+    let (_folder, unit) = laid_out(&[]);
+    assert!(is_exposed_at_most(&unit, 19));
+    std::fs::write(&unit, "[Service]\nExecStart=/bin/true\n").unwrap();
+    assert!(!is_exposed_at_most(&unit, 19), "an open service passes too");
+}
+
+#[test]
+fn systemd_understands_the_unit_and_every_drop_in() {
+    let all = drop_ins();
+    assert!(all.len() >= 4, "{all:?}");
+    let sets = all.iter().map(|one| vec![one.as_path()]).chain([vec![], all.iter().map(PathBuf::as_path).collect()]);
+    for set in sets {
+        let (_folder, unit) = laid_out(&set);
+        let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit));
+        assert!(output.status.success() && shown(&output).is_empty(), "{set:?}: {}", shown(&output));
+    }
+    let (_folder, unit) = laid_out(&[]);
+    std::fs::write(&unit, text("packaging/portsentry.service").replace("ProtectHome=yes", "ProtectHouse=yes")).unwrap();
+    let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit));
+    assert!(shown(&output).contains("ProtectHouse"), "a slip is not noticed");
+}
+
+#[test]
+fn the_unit_keeps_what_the_program_reads_and_asks_for() {
+    let unit = text("packaging/portsentry.service");
+    // The ports of own connections stand in /proc/sys.
+    assert_eq!(values(&unit, "ProcSubset"), [""; 0]);
+    // The sensor's thread raises itself: neither a filter nor the missing limit may be in its way.
+    assert_eq!((values(&unit, "RestrictRealtime"), values(&unit, "LimitRTPRIO")), (vec!["no"], vec!["1"]));
+    assert!(values(&unit, "SystemCallFilter").last().unwrap().contains("sched_setscheduler"));
+    for set in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+        assert_eq!(values(&unit, set), ["CAP_NET_ADMIN CAP_NET_RAW"]);
+    }
+    // Where the program looks if nothing else is said.
+    for (key, folder, place) in [
+        ("StateDirectory", "/var/lib", Path::new(cli::DEFAULT_STATE_DIR)),
+        ("RuntimeDirectory", "/run", Path::new(cli::DEFAULT_SOCKET).parent().unwrap()),
+        ("ConfigurationDirectory", "/etc", Path::new(cli::DEFAULT_CONFIG).parent().unwrap()),
+    ] {
+        let [name] = values(&unit, key)[..] else { panic!("{key}") };
+        assert_eq!(Path::new(folder).join(name), place);
+    }
+    // A mistake in the settings is no reason to start again and again.
+    let forgiven: Vec<_> = values(&unit, "RestartPreventExitStatus")[0].split(' ').collect();
+    assert_eq!(forgiven, [cli::EXIT_USAGE.to_string(), cli::EXIT_CONFIG.to_string()]);
+    assert!(text("packaging/portsentry.sysusers").lines().any(|line| line.starts_with("u portsentry ")));
+    for key in ["User", "Group"] {
+        assert_eq!(values(&unit, key), ["portsentry"]);
+    }
+}
+
+#[test]
+fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
+    let manifest = text("Cargo.toml");
+    let asset = Regex::new(r#"(?m)^    \["([^"]+)", "[^"]+", "[0-7]+"\],$"#).unwrap();
+    let sources: BTreeSet<&str> = asset.captures_iter(&manifest).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(sources.len() > 20, "{sources:?}");
+    for source in &sources {
+        let fixed = source.split('*').next().unwrap();
+        assert!(fixed.starts_with("target/") || path(fixed).exists(), "{source} is not there");
+    }
+    let listed = |file: &str| {
+        sources.contains(file)
+            || sources.iter().any(|source| source.strip_suffix('*').is_some_and(|s| file.starts_with(s)))
+    };
+    for folder in ["packaging", "packaging/examples", "packaging/examples/fail2ban", "packaging/logcheck"] {
+        for file in files(folder).iter().filter(|file| file.is_file()) {
+            let name = file.strip_prefix(path("")).unwrap().to_str().unwrap();
+            // These make the package.
+            assert!(
+                listed(name) || ["sh", "awk", "jq"].iter().any(|tool| name.ends_with(tool)),
+                "{name} is not packaged"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_page_of_the_settings_is_what_its_generator_makes_of_them() {
+    let mut awk = Command::new("awk");
+    awk.env("LC_ALL", "C")
+        .arg("-f")
+        .args(["packaging/settings-page.awk", "docs/portsentry.8", "docs/settings.md"].map(path));
+    let made = run(&mut awk);
+    assert!(made.status.success(), "{}", shown(&made));
+    assert!(
+        text("docs/portsentry.toml.5") == shown(&made),
+        "docs/settings.md has changed; `make man` makes the page anew"
+    );
+}
+
+#[test]
+fn the_page_of_the_settings_names_every_key() {
+    let page = text("docs/portsentry.toml.5");
+    let (mut section, mut keys) = (String::new(), Vec::new());
+    for line in text("examples/portsentry.toml").lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = format!("{}.", name.trim_end_matches(']'));
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            keys.push(format!("{section}{key}"));
+        }
+    }
+    assert!(keys.len() > 30, "{keys:?}");
+    for key in keys {
+        assert!(page.contains(&format!("\n.It Li {key}\n")), "{key}");
+    }
+}
+
+#[test]
+fn both_manual_pages_are_clean_mdoc() {
+    for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
+        let output = run(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(path(page)));
+        assert!(output.status.success(), "{}", shown(&output));
+    }
+    let broken = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(broken.path(), text("docs/portsentry.toml.5").replace(".El\n", "")).unwrap();
+    assert!(!run(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(broken.path())).status.success());
+}
+
+#[test]
+fn completions_name_every_flag_and_command_as_it_is_typed() {
+    let mut grammar = cli::grammar();
+    grammar.build();
+    for (shell, option, classic) in [(Shell::Bash, "--", "-"), (Shell::Zsh, "--", "-"), (Shell::Fish, "-l ", "-o ")] {
+        let script = shell.completions();
+        // A word ends where no letter or dash goes on.
+        let has = |word: &str| {
+            Regex::new(&format!(r"(?m)[\s'*\x22]{}([^\w-]|$)", regex::escape(word))).unwrap().is_match(&script)
+        };
+        for flag in grammar.get_arguments().filter_map(|argument| Some((argument.get_long()?, argument.is_hide_set())))
+        {
+            let (long, hidden) = flag;
+            assert!(has(&format!("{}{long}", if hidden { classic } else { option })), "{shell:?}: {long}");
+            assert!(!hidden || !has(&format!("{option}{long}")), "{shell:?}: {long} with two dashes");
+        }
+        for command in grammar.get_subcommands() {
+            assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
+        }
+    }
+    assert!(has_syntax("bash", &Shell::Bash.completions()));
+    assert!(!has_syntax("bash", "case x in"));
+}
+
+fn has_syntax(shell: &str, script: &str) -> bool {
+    let mut child = Command::new(shell).arg("-n").stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    child.wait().unwrap().success()
+}
+
+#[test]
+fn the_program_prints_completions_and_refuses_other_shells() {
+    let program = || Command::new(assert_cmd::cargo::cargo_bin!("portsentry"));
+    let output = run(program().args(["completions", "zsh"]));
+    assert_eq!((output.status.code(), shown(&output)), (Some(0), Shell::Zsh.completions()));
+    assert_eq!(run(program().args(["completions", "csh"])).status.code(), Some(i32::from(cli::EXIT_USAGE)));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = program().args(["completions", "bash"]).stdout(full).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(i32::from(cli::EXIT_FAILED)));
+}
+
+/// Lines as logcheck gets them, for what the program writes.
+fn logged(what: &EventKind) -> [String; 2] {
+    let line = classic_log::of(what).unwrap();
+    [
+        format!("Nov 21 06:32:13 gate-1.example.net portsentry[4711]: {line}"),
+        format!("2026-11-21T06:32:13.123456+01:00 gate portsentry[4711]: {line}"),
+    ]
+}
+
+/// True where a rule of the file matches, as `grep -E` sees it.
+fn matches(rules: &str, line: &str) -> bool {
+    let mut grep = Command::new("grep");
+    grep.args(["-qE", "-f"]).arg(path(rules)).stdin(Stdio::piped());
+    let mut child = grep.spawn().unwrap();
+    // It may end at the first match without reading the end of a line.
+    let _ = child.stdin.take().unwrap().write_all(format!("{line}\n").as_bytes());
+    match child.wait().unwrap().code() {
+        Some(0) => true,
+        Some(1) => false,
+        code => panic!("grep refuses {rules}: {code:?}"),
+    }
+}
+
+#[test]
+fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
+    const ROUTINE: &str = "packaging/logcheck/ignore";
+    const ALARM: &str = "packaging/logcheck/violations";
+    let subject: BanTarget = BanTarget::V4("192.0.2.7".parse().unwrap());
+    let routine = [
+        EventKind::Started,
+        EventKind::Adopted { bans: 3 },
+        EventKind::Restored { bans: 3, way: Backend::Nft },
+        EventKind::Expired { subject },
+        EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
+        EventKind::Repeated { subject, standing: Standing::Blocked, packets: 214 },
+    ];
+    for line in routine.iter().flat_map(logged) {
+        assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
+    }
+    let alarm = [
+        EventKind::Error("the ledger was damaged".to_owned()),
+        EventKind::BlockFailed { subject, reason: "the set is full".to_owned(), way: Backend::Nft },
+        EventKind::Dropped { packets: 3 },
+    ];
+    for line in alarm.iter().flat_map(logged) {
+        assert!(matches(ALARM, &line) && !matches(ROUTINE, &line), "{line}");
+    }
+    // Neither: the reader sees them as they are.
+    let ordinary = [EventKind::Stopped, EventKind::Note("eth7 is gone".to_owned()), EventKind::Healed { bans: 2 }];
+    for line in ordinary.iter().flat_map(logged) {
+        assert!(!matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
+    }
+    // Who can have a line written must not be able to hide another one behind it.
+    let forged = "Nov 21 06:32:13 gate sshd[1]: portsentry[1]: adminalert: PortSentry is now active and listening.";
+    assert!(!matches(ROUTINE, forged));
+}
+
+#[test]
+fn the_example_ruleset_loads_with_the_table_that_it_includes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("firewall.nft");
+    let included = path("nft/portsentry.nft");
+    let rules = text("packaging/examples/firewall.nft");
+    assert!(rules.contains("/usr/share/portsentry/portsentry.nft"));
+    std::fs::write(&file, rules.replace("/usr/share/portsentry/portsentry.nft", included.to_str().unwrap())).unwrap();
+    // In a namespace of its own: the first line flushes every table.
+    let output =
+        run(Command::new("unshare").args(["--net", "sh", "-c", "nft -f \"$1\" && nft list tables", "sh"]).arg(&file));
+    assert!(output.status.success(), "{}", shown(&output));
+    assert_eq!(shown(&output), "table inet portsentry\ntable inet filter\n");
+}
+
+#[test]
+fn the_mailing_hook_bundles_what_comes_while_it_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mails, spool) = (folder.path().join("mails"), folder.path().join("spool"));
+    let script = text("packaging/examples/mail-on-ban");
+    let script = script.replace("'msmtp -t'", &format!("'tee -a {}'", mails.display()));
+    let script = script.replace("/var/lib/portsentry/mail", spool.to_str().unwrap());
+    let hook = folder.path().join("mail-on-ban");
+    std::fs::write(&hook, &script).unwrap();
+    let ban = |address: &str| {
+        let output = run(Command::new("sh").arg(&hook).args([address, "23", "TCP SYN/Normal scan"]));
+        assert!(output.status.success(), "{}", shown(&output));
+    };
+    let mailed = || std::fs::read_to_string(&mails).unwrap();
+    ban("192.0.2.1");
+    assert!(mailed().contains("192.0.2.1 port 23 TCP SYN/Normal scan"), "{}", mailed());
+    ban("192.0.2.2");
+    ban("192.0.2.3");
+    assert!(!mailed().contains("192.0.2.2"), "a mail for every ban");
+    std::fs::write(spool.join("last"), "0\n").unwrap();
+    ban("192.0.2.4");
+    assert_eq!(mailed().matches("Subject: ").count(), 2);
+    assert!(["192.0.2.2", "192.0.2.3", "192.0.2.4"].iter().all(|address| mailed().contains(address)), "{}", mailed());
+
+    // A mailer that fails loses nothing, and a flood fills no disk.
+    std::fs::write(&hook, script.replace("mailer='tee", "mailer='false")).unwrap();
+    std::fs::write(spool.join("last"), "0\n").unwrap();
+    assert!(!run(Command::new("sh").arg(&hook).arg("192.0.2.5")).status.success());
+    assert!(std::fs::read_to_string(spool.join("waiting")).unwrap().contains("192.0.2.5"));
+    std::fs::write(spool.join("waiting"), "x\n".repeat(1_000)).unwrap();
+    let _ = run(Command::new("sh").arg(&hook).arg("192.0.2.6"));
+    assert_eq!(std::fs::read_to_string(spool.join("waiting")).unwrap().lines().count(), 1_000);
+}
+
+#[test]
+fn shell_scripts_of_the_package_have_no_known_mistakes() {
+    let packaged =
+        ["packaging/deb.sh", "packaging/sbom.sh", "packaging/debian/postrm", "packaging/examples/mail-on-ban"];
+    let tests =
+        ["tests/debian.sh", "tests/deb.sh", "tests/interop.sh", "tests/quick-start.sh", "tests/reproducible.sh"];
+    // By these names one finds the other.
+    let output = run(Command::new("shellcheck").current_dir(path("")).args(packaged).args(tests));
+    assert!(output.status.success(), "{}", shown(&output));
+}
+
+#[test]
+fn the_packaged_settings_are_the_built_in_ones() {
+    let config = Config::load(&path("examples/portsentry.toml")).unwrap();
+    assert_eq!(config, Config::builtin());
+    assert!(config.detect.window > Duration::ZERO);
+}

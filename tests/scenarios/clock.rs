@@ -1,0 +1,214 @@
+//! A clock on the wall that somebody sets while the program runs, or between two runs: the kernel's timers do not follow
+//! it, and the ledger, whose times are that clock's, neither loses a ban to it nor makes one longer than it was given.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use portsentry::ledger::Entry;
+
+use crate::support::{expect_held, expect_nothing_left, ledger, scan, scene, settings};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+
+/// The clock of the programs that it starts: see clock.c.
+struct Clock {
+    offset: File,
+    environment: [String; 2],
+}
+
+impl Clock {
+    fn new(lab: &Lab) -> Self {
+        let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios/clock.c"), lab.path("clock.so"));
+        // What builds SQLite is there to build this.
+        let built =
+            Command::new("cc").args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(&library).arg(source).status();
+        assert!(built.expect("there is a C compiler").success());
+        let path = lab.write("clock", "");
+        let offset = File::options().write(true).open(&path).unwrap();
+        offset.write_all_at(&0_i64.to_ne_bytes(), 0).unwrap();
+        let environment = [format!("LD_PRELOAD={}", library.display()), format!("CLOCK_OFFSET={}", path.display())];
+        Self { offset, environment }
+    }
+
+    /// From now on the clock is so many seconds beside the real one.
+    fn set(&self, seconds: i64) {
+        self.offset.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
+    }
+
+    fn start(&self, lab: &Lab, text: &str, expire: &str) -> Daemon {
+        let path = lab.write("portsentry.toml", text);
+        let [preload, offset] = &self.environment;
+        let arguments = ["--expire", expire, "--config", path.to_str().unwrap()];
+        Daemon::start_under(lab, &["env", preload, offset], &arguments)
+    }
+}
+
+/// All that the ledger holds about an address, once there is something; the newest last.
+fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
+    let of = || {
+        let (ledger, _) = portsentry::ledger::Ledger::open(&lab.path("state")).unwrap();
+        let found = ledger.of(portsentry::types::BanTarget::of(address)).unwrap().items;
+        (!found.is_empty()).then_some(found)
+    };
+    within(TIMEOUT, of).unwrap_or_else(|| panic!("the ledger has nothing about {address}"))
+}
+
+/// How far `time` is from what the clock says that is set by `offset`.
+fn distance(time: SystemTime, offset: i64) -> Duration {
+    let span = Duration::from_secs(offset.unsigned_abs());
+    let said = if offset < 0 { SystemTime::now() - span } else { SystemTime::now() + span };
+    time.duration_since(said).unwrap_or_else(|error| error.duration())
+}
+
+/// What is left of a ban in the kernel.
+fn left(lab: &Lab, address: IpAddr) -> Duration {
+    lab.expect_ban(address).expires.expect("it has an end")
+}
+
+/// How many seconds a test may take.
+fn slack() -> u64 {
+    100 * u64::from(slowness())
+}
+
+#[test]
+fn set_forward_and_back_while_it_runs_the_clock_changes_no_ban_in_the_kernel() {
+    let lab = Lab::new(&["first", "second", "third"]);
+    let clock = Clock::new(&lab);
+    let daemon = clock.start(&lab, "", "1h");
+    let mut banned = Vec::new();
+    for (host, offset) in [("first", 0), ("second", 2 * HOUR), ("third", -DAY)] {
+        clock.set(offset);
+        let address = lab.provoke_ban(host);
+        banned.push(address);
+        let entry = history(&lab, address).pop().unwrap();
+        assert!(
+            distance(entry.ban.since, offset) < Duration::from_secs(60) * slowness(),
+            "{offset}: the clock is not that of {entry:?}"
+        );
+        for address in &banned {
+            let left = left(&lab, *address).as_secs();
+            assert!((3_600 - slack()..=3_600).contains(&left), "{offset}: {address} has {left} s left");
+        }
+        // Long enough for whoever looks at the clock every second.
+        std::thread::sleep(Duration::from_millis(1_500));
+        lab.touch("first", banned[0], lab.victim_v4("first").into(), &[901, 902, 903, 904]);
+    }
+    assert_eq!(lab.banned(), banned);
+    assert_eq!(daemon.lines_with("has been blocked via").len(), 3, "who is blocked is not blocked again");
+    daemon.stop();
+
+    // The next start, at the real time, believes the kernel.
+    clock.set(0);
+    let daemon = clock.start(&lab, "", "1h");
+    daemon.expect_line("adminalert: 3 bans were in the kernel's sets at the start and stay");
+    let agree = || (ledger(&lab.path("state")).len() == 3).then_some(());
+    assert!(within(TIMEOUT, agree).is_some(), "{:?}", ledger(&lab.path("state")));
+    assert_eq!(lab.banned(), banned);
+    for address in banned {
+        assert!(left(&lab, address) <= Duration::from_secs(3_600));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn after_a_reboot_with_another_time_a_ban_has_what_is_left_of_it_by_that_clock_and_never_more_than_all() {
+    for (offset, passed, most) in [(0, 100, 3_600), (HOUR / 2, 100, 1_800), (-DAY, 10, 3_600)] {
+        let lab = Lab::new(&["attacker"]);
+        let clock = Clock::new(&lab);
+        let daemon = clock.start(&lab, "", "1h");
+        let attacker = lab.provoke_ban("attacker");
+        history(&lab, attacker);
+        daemon.stop();
+        lab.run("victim", "nft", &["delete table inet portsentry"]);
+        clock.set(offset);
+        let daemon = clock.start(&lab, "", "24h");
+        daemon.expect_line("bans put back from the ledger with the time that they had left: 1");
+        let ban = lab.expect_ban(attacker);
+        let left = ban.expires.unwrap().as_secs();
+        let least = most - passed * u64::from(slowness());
+        assert!((least..=most).contains(&left), "{offset}: {ban:?}");
+        assert_eq!(ban.timeout, Some(Duration::from_secs(3_600)), "{offset}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_clock_set_back_keeps_no_ban_alive_in_any_way() {
+    let lab = scene();
+    let clock = Clock::new(&lab);
+    let ways = ["nft", "route", "hosts-deny"];
+    let configuration = settings(&lab, &ways, "[escalate]\nfactor = 1\n");
+    let time = format!("{}s", 3 * slowness());
+    let daemon = clock.start(&lab, &configuration, &time);
+    scan(&lab, false);
+    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    clock.set(-DAY);
+    expect_nothing_left(&lab);
+    // And who scans again is blocked again, as if nothing had been.
+    scan(&lab, false);
+    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    expect_nothing_left(&lab);
+    daemon.stop();
+    // At the next start the ledger may believe, by that clock, that it lasts: then for its own length at most.
+    clock.set(-2 * DAY);
+    let daemon = clock.start(&lab, &configuration, &time);
+    std::thread::sleep(Duration::from_secs(1));
+    expect_nothing_left(&lab);
+    daemon.stop();
+}
+
+#[test]
+fn a_clock_set_forward_by_hours_ends_no_ban_in_the_ledger_either() {
+    let lab = Lab::new(&["attacker", "second"]);
+    let clock = Clock::new(&lab);
+    let daemon = clock.start(&lab, "", "1h");
+    let attacker = lab.provoke_ban("attacker");
+    history(&lab, attacker);
+    clock.set(5 * HOUR);
+    daemon.expect_line("adminalert: the clock was set forward by 5h; bans in force end when they would have");
+    // One more, by the new clock: it is in force like the first.
+    let second = lab.provoke_ban("second");
+    history(&lab, second);
+    // Longer than it takes to look at the clock once more.
+    std::thread::sleep(Duration::from_secs(3));
+    for address in [attacker, second] {
+        let [entry] = &history(&lab, address)[..] else { panic!("one ban is one entry") };
+        assert_eq!(entry.ended, None, "{entry:?}");
+        let end = entry.ban.until.unwrap();
+        assert!(
+            distance(end, 6 * HOUR) < Duration::from_secs(120) * slowness(),
+            "it ends when the kernel lets go: {entry:?}"
+        );
+        lab.expect_ban(address);
+    }
+    assert!(daemon.lines_with("its time is over").is_empty(), "{:?}", daemon.lines_with("adminalert"));
+    daemon.stop();
+    // A reboot by the right time that the clock has now.
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = clock.start(&lab, "", "1h");
+    daemon.expect_line("bans put back from the ledger with the time that they had left: 2");
+    let left = left(&lab, attacker).as_secs();
+    assert!((3_600 - 2 * slack()..=3_600).contains(&left), "{left}");
+    daemon.stop();
+}
+
+#[test]
+fn a_clock_set_back_by_a_day_holds_nobody_in_the_ledger_for_longer() {
+    let lab = Lab::new(&["attacker"]);
+    let clock = Clock::new(&lab);
+    let daemon = clock.start(&lab, "", &format!("{}s", 8 * slowness()));
+    let attacker = lab.provoke_ban("attacker");
+    history(&lab, attacker);
+    clock.set(-DAY);
+    daemon.expect_line("adminalert: the clock was set back by 1day; bans in force end when they would have");
+    daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its time is over"));
+    assert!(lab.banned().is_empty());
+    assert!(history(&lab, attacker).iter().all(|entry| entry.ended.is_some()), "{:?}", history(&lab, attacker));
+    daemon.stop();
+}

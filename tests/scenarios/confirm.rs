@@ -1,0 +1,91 @@
+//! `--confirm`: settings on trial. Whoever locks himself out has only to wait.
+
+use std::time::Duration;
+
+use crate::support::{
+    expect_held, expect_nothing_left, held, is_served_at_last, run_settings, scan, scene, settings, text,
+};
+use netns_lab::daemon::Daemon;
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{TIMEOUT, slowness, within};
+
+const EVERY_WAY: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
+
+const OVER: &str = "nobody confirmed in time: all bans are lifted, and from now on scans are only logged";
+
+#[test]
+fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_then_on() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let limit = 5 * slowness();
+    let time = format!("{limit}s");
+    let arguments = ["--expire", "1h", "--confirm", &time];
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &EVERY_WAY, ""), &arguments);
+    let status = lab.ask(&["status"]);
+    assert_eq!(status["state"], "on trial", "{status}");
+    assert!(status["trial_left_s"].as_u64().is_some_and(|left| left <= limit.into()), "{status}");
+    for v6 in [false, true] {
+        scan(&lab, v6);
+        EVERY_WAY.iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+    }
+    daemon.expect_line(OVER);
+    expect_nothing_left(&lab);
+    let ended = within(TIMEOUT, || (text(&lab, "calls").matches("end|").count() == 2).then_some(()));
+    assert!(ended.is_some(), "{}", text(&lab, "calls"));
+    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true));
+
+    scan(&lab, false);
+    daemon.expect_line("; only logged, not blocked");
+    assert!(is_served_at_last(&lab, false));
+    let (status, said) = (lab.ask(&["status"]), lab.operate(&["confirm"]));
+    assert_eq!(status["state"], "only logging", "{status}");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("the trial is over"), "{said:?}");
+    let said = lab.operate(&["block", "192.0.2.7"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.expect_line("SIGHUP: the settings were read again");
+    scan(&lab, true);
+    expect_nothing_left(&lab);
+    assert!(is_served_at_last(&lab, true), "reading the settings again is no confirmation");
+    daemon.stop();
+    expect_nothing_left(&lab);
+}
+
+#[test]
+fn a_trial_that_somebody_confirms_stays() {
+    let lab = scene();
+    let limit = Duration::from_secs(4) * slowness();
+    let time = format!("{}s", limit.as_secs());
+    let arguments = ["--expire", "1h", "--confirm", &time];
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &arguments);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    let said = lab.operate(&["confirm"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "confirmed: blocking goes on\n"), "{said:?}");
+    assert_eq!(lab.operate(&["confirm"]).code, Some(1), "there is nothing more to confirm");
+    std::thread::sleep(limit + Duration::from_millis(500));
+    scan(&lab, true);
+    expect_held(&lab, "nft", true, &daemon);
+    expect_held(&lab, "nft", false, &daemon);
+    let log = daemon.stop();
+    assert!(!log.contains(OVER), "{log}");
+}
+
+#[test]
+fn a_ban_that_waits_for_its_command_when_the_trial_ends_never_comes() {
+    let lab = scene();
+    let (time, longer) = (format!("{}s", 2 * slowness()), 4 * slowness());
+    let more = run_settings(&lab, &format!("first = true\ntimeout = \"{}s\"\n", 5 * longer));
+    std::fs::write(lab.path("on-ban"), format!("#!/bin/sh\n[ \"$1\" = end ] || sleep {longer}\n")).unwrap();
+    let arguments = ["--expire", "1h", "--confirm", &time];
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft", "hosts-deny"], &more), &arguments);
+    scan(&lab, false);
+    daemon.expect_line(OVER);
+    daemon.expect_line(" before the block");
+    // What the command's end would set off has a moment for it.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(held(&lab, "nft").is_empty(), "{}", daemon.lines_with("").join("\n"));
+    expect_nothing_left(&lab);
+    daemon.stop();
+}

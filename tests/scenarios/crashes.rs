@@ -1,0 +1,178 @@
+//! `kill -9` at moments that nobody chose: no ban is lost, and none is left for ever.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use portsentry::ledger::Ledger;
+use portsentry::types::BanTarget;
+
+use crate::support::{CLOSED, DENY, expect_nothing_left, ledger, routes, scan, scene, settings, text};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+/// Numbers that look random and come again with the same seed (Vigna's splitmix64).
+struct Chance(u64);
+
+impl Chance {
+    /// A new one each time, printed, or the one that `SEED` names.
+    fn new() -> Self {
+        let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        let new = || SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| u64::from(since.subsec_nanos()));
+        let seed = given.unwrap_or_else(new);
+        println!("SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, bound: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let micros = u64::try_from(bound.as_micros()).unwrap();
+        Duration::from_micros((mixed ^ mixed >> 31) % micros)
+    }
+}
+
+/// Rounds of a start, a scan from an address of its own, and a kill, whose moment is drawn: so many of them, and where those ban
+/// hardly anybody, up to as many more that take longer. After each `check` sees what is there, and says how many are banned.
+fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usize) {
+    let count = (count / u8::try_from(slowness()).unwrap()).max(5);
+    let enough = usize::from(count / 10 + 1);
+    let path = lab.write("portsentry.toml", text);
+    let arguments = ["--expire", "1h", "--config", path.to_str().unwrap()];
+    let sources = lab.add_addresses("attacker", 10..10 + 2 * count);
+    let begin = Instant::now();
+    Daemon::start(lab, &arguments).kill();
+    // From the very beginning to somewhat later than the first ban.
+    let longest = begin.elapsed() * 3 / 2 + Duration::from_millis(50);
+    let mut chance = Chance::new();
+    let target = lab.victim_v4("attacker").into();
+    let mut banned = 0;
+    for (round, source) in sources.into_iter().enumerate() {
+        if round >= count.into() && banned >= enough {
+            break;
+        }
+        let longest = if round < count.into() { longest } else { 3 * longest };
+        let daemon = Daemon::spawn(lab, &[], &arguments);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    lab.touch("attacker", source.into(), target, &CLOSED);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            std::thread::sleep(chance.below(longest));
+            daemon.kill();
+            done.store(true, Ordering::Relaxed);
+        });
+        banned = check(round);
+    }
+    assert!(banned >= enough, "{banned} bans in {count} rounds and as many more prove little");
+}
+
+fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
+    ledger(&lab.path("state")).iter().map(|entry| entry.ban.subject.element()).collect()
+}
+
+#[test]
+fn a_hundred_kills_lose_no_element_and_leave_none_for_ever() {
+    let lab = Lab::new(&["attacker"]);
+    let mut known = BTreeSet::new();
+    rounds(&lab, "", 100, |round| {
+        let held: BTreeSet<IpAddr> = lab.banned().into_iter().collect();
+        let lost: Vec<_> = known.difference(&held).collect();
+        assert!(lost.is_empty(), "round {round}: {lost:?}");
+        known = held;
+        known.len()
+    });
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    daemon.expect_line("bans were in the kernel's sets at the start and stay");
+    daemon.stop();
+    let held: BTreeSet<IpAddr> = lab.banned().into_iter().collect();
+    assert_eq!(held, known);
+    assert_eq!(recorded(&lab), known, "the ledger and the kernel agree");
+    let hour = Duration::from_secs(3_600);
+    for ban in lab.set("blocked") {
+        let sound = ban.timeout.is_some_and(|timeout| timeout <= hour) && ban.expires <= ban.timeout;
+        assert!(sound, "{ban:?}");
+    }
+    assert!(ledger(&lab.path("state")).iter().all(|entry| entry.ban.until.is_some()));
+
+    // What stands for a reboot.
+    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    daemon.expect_line(&format!("bans put back from the ledger with the time that they had left: {}", known.len()));
+    assert_eq!(lab.banned().into_iter().collect::<BTreeSet<_>>(), known);
+    daemon.stop();
+}
+
+/// Whom routes hold, and whom lines of hosts.deny.
+fn held_by_routes_and_lines(lab: &Lab) -> [BTreeSet<IpAddr>; 2] {
+    let (routes, lines) = (routes(lab), text(lab, "hosts.deny"));
+    let routes = routes.lines().filter_map(|line| line.split_whitespace().find_map(|word| word.parse().ok()));
+    let lines = lines.lines().filter_map(|line| line.strip_prefix("ALL: ")?.parse().ok());
+    [routes.collect(), lines.collect()]
+}
+
+#[test]
+fn twenty_kills_leave_routes_and_lines_for_whom_the_ledger_knows_and_for_nobody_else() {
+    let lab = scene();
+    let configuration = settings(&lab, &["route", "hosts-deny"], "");
+    let mut known = BTreeSet::new();
+    rounds(&lab, &configuration, 20, |round| {
+        let recorded = recorded(&lab);
+        let lost: Vec<_> = known.difference(&recorded).collect();
+        assert!(lost.is_empty(), "round {round}: the ledger has lost {lost:?}");
+        known = recorded;
+        known.len()
+    });
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
+    // Whose route came just before the last kill, and its row not any more, has one now.
+    let agree = within(TIMEOUT, || {
+        let recorded = recorded(&lab);
+        (held_by_routes_and_lines(&lab) == [recorded.clone(), recorded.clone()]).then_some(recorded)
+    });
+    let said = || daemon.lines_with("").join("\n");
+    let agreed = agree.unwrap_or_else(|| panic!("{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), said()));
+    assert!(known.is_subset(&agreed) && agreed.len() <= known.len() + 1, "{known:?}\n{agreed:?}\n{}", said());
+    assert!(text(&lab, "hosts.deny").starts_with(DENY));
+    daemon.stop();
+    assert_eq!(recorded(&lab), agreed);
+}
+
+#[test]
+fn who_was_blocked_by_route_when_it_was_killed_is_free_when_the_time_is_over() {
+    let lab = scene();
+    let configuration = settings(&lab, &["route", "hosts-deny"], "");
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", &format!("{}s", 2 * slowness())]);
+    scan(&lab, false);
+    crate::support::expect_held(&lab, "route", false, &daemon);
+    crate::support::expect_held(&lab, "hosts-deny", false, &daemon);
+    let written = || recorded(&lab).contains(&lab.v4("attacker").into()).then_some(());
+    assert!(within(TIMEOUT, written).is_some());
+    daemon.kill();
+    std::thread::sleep(Duration::from_secs(3) * slowness());
+    assert!(!routes(&lab).is_empty(), "nobody has taken it away, as nobody was there");
+    let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "1h"]);
+    expect_nothing_left(&lab);
+    daemon.stop();
+}
+
+#[test]
+fn who_is_blocked_while_the_start_still_looks_around_is_in_the_ledger_once() {
+    let hosts = ["first", "second", "third", "fourth", "fifth", "sixth"];
+    let lab = Lab::new(&hosts);
+    for host in hosts {
+        let daemon = Daemon::start(&lab, &["--expire", "1h"]);
+        lab.provoke_ban(host);
+        daemon.stop();
+    }
+    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    for host in hosts {
+        let rows = ledger.of(BanTarget::of(lab.v4(host).into())).unwrap().items;
+        let [row] = &rows[..] else { panic!("{rows:#?}") };
+        assert!(row.ended.is_none() && row.ban.class.is_some(), "{row:?}");
+    }
+}

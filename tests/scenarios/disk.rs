@@ -1,0 +1,161 @@
+//! A disk that is full and a ledger that is damaged, under the running program: it says so, goes on blocking, and what the
+//! kernel holds is in the ledger again as soon as there is one.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use portsentry::ledger::DATABASE;
+
+use crate::support::ledger;
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
+
+/// A small file system in the place of the state directory; before the program starts, which sees it from then on.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn under(lab: &Lab) -> Self {
+        let path = lab.path("state");
+        std::fs::create_dir(&path).unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(&path).status();
+        assert!(mounted.unwrap().success(), "a test may mount");
+        Self(path)
+    }
+
+    /// Leaves no room at all.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        while file.write_all(&[b'x'; 512]).is_ok() {}
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Whose bans the ledger has, in force now.
+fn recorded(lab: &Lab) -> Vec<IpAddr> {
+    let mut addresses: Vec<_> = ledger(&lab.path("state")).iter().map(|entry| entry.ban.subject.element()).collect();
+    addresses.sort();
+    addresses
+}
+
+fn expect_recorded(lab: &Lab, addresses: &[IpAddr]) {
+    let agree = within(TIMEOUT, || (recorded(lab) == addresses).then_some(()));
+    assert!(agree.is_some(), "{:?}, not {addresses:?}", recorded(lab));
+}
+
+fn start(lab: &Lab) -> Daemon {
+    Daemon::start_configured(lab, "expire = \"1h\"\n", &[])
+}
+
+#[test]
+fn a_disk_that_gets_full_is_said_once_blocking_goes_on_and_it_is_all_written_later() {
+    let lab = Lab::new(&["first", "second", "third"]);
+    let disk = Disk::under(&lab);
+    let daemon = start(&lab);
+    let first = lab.provoke_ban("first");
+    expect_recorded(&lab, &[first]);
+    disk.fill();
+    let second = lab.provoke_ban("second");
+    let line = daemon.expect_line("adminalert: ERROR: cannot write to ");
+    assert!(line.contains("disk is full") && line.contains("blocking goes on"), "{line}");
+    let third = lab.provoke_ban("third");
+    assert_eq!(lab.banned(), [first, second, third]);
+    disk.empty();
+    expect_recorded(&lab, &[first, second, third]);
+    daemon.stop();
+}
+
+#[test]
+fn on_a_disk_that_is_full_from_the_start_it_blocks_and_the_next_start_knows_the_bans() {
+    let lab = Lab::new(&["first"]);
+    let disk = Disk::under(&lab);
+    disk.fill();
+    let daemon = start(&lab);
+    daemon.expect_line("Blocking goes on, but bans do not outlive a reboot");
+    let first = lab.provoke_ban("first");
+    daemon.stop();
+    disk.empty();
+    let daemon = start(&lab);
+    daemon.expect_line("adminalert: 1 bans were in the kernel's sets at the start and stay");
+    expect_recorded(&lab, &[first]);
+    daemon.stop();
+}
+
+#[test]
+fn a_ledger_of_random_bytes_or_cut_short_is_kept_aside_and_made_anew_from_the_kernel() {
+    for cut in [false, true] {
+        let lab = Lab::new(&["first", "second"]);
+        let daemon = start(&lab);
+        let first = lab.provoke_ban("first");
+        expect_recorded(&lab, &[first]);
+        daemon.stop();
+        let path = lab.path("state").join(DATABASE);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let length = file.metadata().unwrap().len();
+        if cut {
+            file.set_len(length / 2 - 100).unwrap();
+        } else {
+            let mut noise = vec![0; usize::try_from(length).unwrap()];
+            getrandom::fill(&mut noise).unwrap();
+            file.write_all_at(&noise, 0).unwrap();
+        }
+        let daemon = start(&lab);
+        daemon.expect_line("adminalert: ERROR: the ledger was damaged (");
+        daemon.expect_line("ledger.sqlite.corrupt-");
+        assert_eq!(lab.banned(), [first]);
+        let second = lab.provoke_ban("second");
+        expect_recorded(&lab, &[first, second]);
+        daemon.stop();
+        // It is good enough for a reboot.
+        lab.run("victim", "nft", &["delete table inet portsentry"]);
+        let daemon = start(&lab);
+        daemon.expect_line("bans put back from the ledger with the time that they had left: 2");
+        assert_eq!(lab.banned(), [first, second]);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_ledger_that_is_damaged_or_removed_while_it_runs_is_said_and_the_bans_are_in_the_next() {
+    for removed in [false, true] {
+        let lab = Lab::new(&["first", "second", "third"]);
+        let daemon = start(&lab);
+        let first = lab.provoke_ban("first");
+        expect_recorded(&lab, &[first]);
+        let path = lab.path("state");
+        if removed {
+            for suffix in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(path.join(format!("{DATABASE}{suffix}")));
+            }
+        } else {
+            for suffix in ["", "-wal"] {
+                let file = std::fs::File::options().write(true).open(path.join(format!("{DATABASE}{suffix}"))).unwrap();
+                let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+                file.write_all_at(&vec![0xa5; length], 0).unwrap();
+            }
+        }
+        let second = lab.provoke_ban("second");
+        assert_eq!(lab.banned(), [first, second], "blocking does not wait for it");
+        let third = lab.provoke_ban("third");
+        if removed {
+            daemon.expect_line("the ledger");
+        }
+        daemon.stop();
+        let daemon = start(&lab);
+        expect_recorded(&lab, &[first, second, third]);
+        assert_eq!(lab.banned(), [first, second, third]);
+        daemon.stop();
+    }
+}

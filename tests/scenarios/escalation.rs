@@ -1,0 +1,97 @@
+//! Longer bans for who comes back, in the kernel and from one run of the program to the next.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use portsentry::engine::Class;
+use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry};
+
+use crate::support::{expect_held, expect_nothing_left, scan, scene, settings};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, slowness};
+
+/// How many seconds the first ban lasts.
+fn first() -> u64 {
+    2 * u64::from(slowness())
+}
+
+fn escalating() -> String {
+    format!("expire = \"{}s\"\n[escalate]\nfactor = 3\n", first())
+}
+
+/// The attacker is blocked for `seconds`, and then not any more.
+fn blocked_for(lab: &Lab, seconds: u64) {
+    let attacker = lab.provoke_ban("attacker");
+    let timeout = lab.expect_ban(attacker).timeout;
+    assert_eq!(timeout, Some(Duration::from_secs(seconds)));
+    lab.expect_banned(&[]);
+}
+
+#[test]
+fn the_second_ban_lasts_three_times_as_long_as_the_first() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
+    blocked_for(&lab, first());
+    blocked_for(&lab, 3 * first());
+    daemon.expect_line(&format!("for {}s (banned before: 1)", 3 * first()));
+    daemon.stop();
+}
+
+#[test]
+fn the_second_ban_is_longer_also_where_the_program_was_restarted_in_between() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
+    blocked_for(&lab, first());
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
+    blocked_for(&lab, 3 * first());
+    daemon.stop();
+}
+
+#[test]
+fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() {
+    let count = 50_000 / slowness();
+    let lab = Lab::new(&["attacker"]);
+    let now = SystemTime::now();
+    let ban = |subject, ago: u64| {
+        let since = now - Duration::from_secs(ago);
+        let ban =
+            Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
+        Banned { class: Some(Class::Syn), ..ban }
+    };
+    // Whose ban ended first is told last.
+    let others = (0..count).map(|number| ban(BanTarget::V4((0x0b00_0000 + number).into()), 3_600));
+    let attacker = ban(BanTarget::of(lab.v4("attacker").into()), 7_200);
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    ledger.record(&others.chain([attacker]).collect::<Vec<_>>()).unwrap();
+    drop(ledger);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n[escalate]\nfactor = 3\n", &[]);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(3 * 3_600)));
+    daemon.stop();
+}
+
+/// One ban over IPv4, and the strikes that the ledger then holds.
+fn strikes(ways: &[&str]) -> u32 {
+    let lab = scene();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &format!("{}s", first())]);
+    scan(&lab, false);
+    ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    expect_nothing_left(&lab);
+    daemon.stop();
+    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let subject = BanTarget::of(IpAddr::from(lab.v4("attacker")));
+    ledger.strikes(subject, Duration::from_secs(3_600), SystemTime::now()).unwrap()
+}
+
+#[test]
+fn a_ban_is_one_strike_in_the_ledger_however_many_ways_carry_it_out() {
+    let sets: [&[&str]; 5] =
+        [&["nft"], &["nft", "route"], &["hosts-deny"], &["run"], &["nft", "hosts-deny", "run", "route"]];
+    let counted = std::thread::scope(|scope| {
+        let trials: Vec<_> = sets.iter().map(|ways| scope.spawn(|| (*ways, strikes(ways)))).collect();
+        trials.into_iter().map(|trial| trial.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(counted.iter().all(|(_, strikes)| *strikes == 1), "{counted:?}");
+}

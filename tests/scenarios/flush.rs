@@ -1,0 +1,53 @@
+//! What is swept away while it is needed.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+use netns_lab::{Lab, slowness};
+
+/// The last ports that the scanner comes to.
+const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
+
+#[test]
+fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_anything() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &SERVED);
+    let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    assert_eq!(
+        lab.nmap("attacker", target, &["-sS", "-p1001-1008"]).open.len(),
+        8,
+        "without it the scanner learns all"
+    );
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    // In the order of the ports, and slow enough for what happens meanwhile.
+    let (rate, wait) = (format!("{}", 100 / slowness()), format!("{}ms", 100 * slowness()));
+    let pace = ["--min-rate", &rate, "--max-rate", &rate, "--max-rtt-timeout", &wait, "--max-retries", "0"];
+    let slow = [&["-sS", "-r", "-p1-1008"], &pace[..]].concat();
+    let scan = std::thread::scope(|scope| {
+        let scan = scope.spawn(|| lab.nmap("attacker", target, &slow));
+        let begin = Instant::now();
+        let mut before = lab.expect_ban(attacker);
+        for flush in ["flush ruleset", "delete table inet portsentry", "flush table inet portsentry"] {
+            std::thread::sleep(Duration::from_millis(200));
+            lab.run("victim", "nft", &[flush]);
+            let after = lab.expect_ban(attacker);
+            assert!(after.timeout == before.timeout && after.expires <= before.expires, "{before:?} became {after:?}");
+            before = after;
+        }
+        // The served ports are the last, after ten seconds: on a machine where all of that takes longer nothing is proved.
+        assert!(
+            !scan.is_finished() && begin.elapsed() < Duration::from_secs(9) * slowness(),
+            "it took {:?}",
+            begin.elapsed()
+        );
+        scan.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    assert!(scan.open.is_empty(), "{scan:?}");
+    daemon.expect_line(
+        "table inet portsentry was gone and is there again; bans put back with the time that they had left: 1",
+    );
+    let log = daemon.stop();
+    assert_eq!(log.matches(&format!("Host {attacker} has been blocked")).count(), 1, "one scan is one ban: {log}");
+}

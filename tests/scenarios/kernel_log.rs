@@ -1,0 +1,61 @@
+//! `block.nft.log_drops`: what the kernel itself writes of packets that it drops.
+
+use std::time::Instant;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
+
+/// Whether the kernel's log takes lines of other network namespaces than the first: one switch for the whole machine, put
+/// back when this is dropped.
+struct AllNamespaces(String);
+
+const SWITCH: &str = "/proc/sys/net/netfilter/nf_log_all_netns";
+
+impl AllNamespaces {
+    /// `None` where it cannot be switched, as in a container.
+    fn log() -> Option<Self> {
+        let before = std::fs::read_to_string(SWITCH).ok()?;
+        std::fs::write(SWITCH, "1").ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for AllNamespaces {
+    fn drop(&mut self) {
+        let _ = std::fs::write(SWITCH, &self.0);
+    }
+}
+
+#[test]
+fn dropped_packets_are_logged_by_the_kernel_with_their_prefix_and_no_more_often_than_asked() {
+    let Some(_switched) = AllNamespaces::log() else {
+        return eprintln!("not looked at: {SWITCH} cannot be written here, so the kernel logs no packet of a lab");
+    };
+    // The interface has its host's name, and so the lines of this trial are told from those of others.
+    let host = format!("log{}", std::process::id());
+    let lab = Lab::new(&[&host]);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n[block.nft]\nlog_drops = \"3/minute\"\n", &[]);
+    let begin = Instant::now();
+    let attacker = lab.provoke_ban(&host);
+    let ports: Vec<u16> = (2_000..2_100).collect();
+    lab.touch(&host, attacker, lab.victim_v4(&host).into(), &ports);
+    let prefix = format!("Portsentry: dropping: IN={host} ");
+    let logged = || {
+        let log = lab.run("victim", "dmesg", &[]);
+        log.lines().filter(|line| line.contains(&prefix)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let source = format!("SRC={attacker} ");
+    assert!(within(TIMEOUT, || (!logged().is_empty()).then_some(())).is_some(), "the kernel logged nothing");
+    let dropped = || {
+        let rules = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
+        let counts = rules.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+        (counts.sum::<u32>() >= 100).then_some(())
+    };
+    assert!(within(TIMEOUT, dropped).is_some(), "{}", lab.run("victim", "nft", &["list", "ruleset"]));
+    let lines = logged();
+    // Five at once, and one more for each twenty seconds that it took.
+    let most = 5 + usize::try_from(begin.elapsed().as_secs() / 20).unwrap() + 1;
+    assert!(lines.iter().all(|line| line.contains(&source)), "{lines:?}");
+    assert!(lines.len() <= most, "{} lines of a hundred packets: {lines:?}", lines.len());
+    daemon.stop();
+}

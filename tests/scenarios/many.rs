@@ -1,0 +1,138 @@
+//! As many bans as a busy host gathers in months, put back after a reboot.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant, SystemTime};
+
+use portsentry::enforce::nft::Nft;
+use portsentry::ledger::{Author, Banned, Ledger};
+use portsentry::types::{Backend, BanTarget, Expiry};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, within};
+
+const BANS: u32 = 100_000;
+
+/// How long all of it may take on a busy machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Source number `number`.
+fn source(number: u32) -> BanTarget {
+    BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | 1 << 20 | number))
+}
+
+/// A ledger with that many bans in force, an hour old, of two hours and more.
+fn fill_ledger(lab: &Lab) {
+    let since = SystemTime::now() - Duration::from_secs(3_600);
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let bans = (0..BANS).map(|number| {
+        let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
+        Banned::wanted_by(Author::Detector, source(number), since, Expiry::After(length), Backend::Nft)
+    });
+    ledger.record(&bans.collect::<Vec<_>>()).unwrap();
+}
+
+/// Everything that the kernel holds, once that is `all`. Some are left out of a dump, without a sign of it, while the
+/// kernel's table grows behind it, as it does here.
+fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>> {
+    let read = || lab.inside("victim", || Nft::open().unwrap().elements().ok());
+    within(BOUND, || read().filter(|elements| elements.len() >= all))
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_meanwhile() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
+    let begin = Instant::now();
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let started = begin.elapsed();
+    // The scanner does not wait for them.
+    let attacker = lab.v4("attacker");
+    lab.touch("attacker", attacker.into(), lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
+    daemon.expect_line(&format!("Host {attacker} has been blocked"));
+    let blocked = begin.elapsed();
+    let restored = || {
+        let lines = daemon.lines_with("bans put back from the ledger with the time that they had left: ");
+        let counts =
+            lines.iter().filter_map(|line| line.split("left: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
+        (counts.sum::<u32>() == BANS).then_some(())
+    };
+    assert!(within(BOUND, restored).is_some(), "{:?}", daemon.lines_with("adminalert"));
+    println!(
+        "{BANS} bans put back {:.1} s after the start ({:.1} s until it watches; a scanner blocked at {:.1} s)",
+        begin.elapsed().as_secs_f64(),
+        started.as_secs_f64(),
+        blocked.as_secs_f64()
+    );
+    let all = usize::try_from(BANS).unwrap() + 1;
+    let elements = elements(&lab, all).expect("all are there");
+    assert_eq!(elements.len(), all);
+    let held: HashSet<BanTarget> = elements.iter().map(|(subject, _)| *subject).collect();
+    assert!((0..BANS).all(|number| held.contains(&source(number))));
+    for (subject, left) in elements {
+        let BanTarget::V4(address) = subject else { panic!("{subject}") };
+        let number = u64::from(address.to_bits() & 0xf_ffff);
+        let expected = 3_600 + if address == attacker { 0 } else { number % 100 * 60 };
+        let left = left.unwrap().as_secs();
+        assert!(left <= expected && left + 120 > expected, "{subject}: {left} s of {expected}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_start_that_is_killed_while_it_puts_bans_back_loses_none_of_them() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    daemon.expect_line("bans put back from the ledger with the time that they had left: ");
+    daemon.kill();
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let all = usize::try_from(BANS).unwrap();
+    let found = elements(&lab, all);
+    assert!(found.is_some(), "{:?}", daemon.lines_with("adminalert"));
+    daemon.stop();
+    assert_eq!(crate::support::ledger(&lab.path("state")).len(), all);
+}
+
+#[test]
+fn a_ruleset_flushed_while_a_hundred_thousand_bans_are_put_back_has_all_of_them_in_the_end() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let holds = |number: u32| lab.inside("victim", || Nft::open().unwrap().holds(source(number)));
+    // Others write other tables all the time; then everything goes, when the first are there and mostly not the last.
+    lab.run("victim", "nft", &["add table ip another; delete table ip another"]);
+    assert!(within(BOUND, || holds(0).ok().flatten()).is_some(), "{:?}", daemon.lines_with("adminalert"));
+    lab.run("victim", "nft", &["flush ruleset"]);
+    assert!(
+        elements(&lab, usize::try_from(BANS).unwrap()).is_some(),
+        "not all are there: {:?}",
+        daemon.lines_with("adminalert")
+    );
+    assert_eq!(crate::support::ledger(&lab.path("state")).len(), usize::try_from(BANS).unwrap());
+    daemon.stop();
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_put_back_after_a_flush_each_with_the_time_that_it_had_left() {
+    let lab = Lab::new(&["attacker"]);
+    fill_ledger(&lab);
+    let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
+    let all = usize::try_from(BANS).unwrap();
+    let before: HashMap<BanTarget, Option<Duration>> =
+        elements(&lab, all).expect("all are there").into_iter().collect();
+    let flushed = Instant::now();
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    let line = daemon.expect_line("table inet portsentry was gone and is there again");
+    println!("{all} bans put back {:.2} s after a flush", flushed.elapsed().as_secs_f64());
+    assert!(line.ends_with(&format!(": {all}")), "not all of {all} came back: {line}");
+    let took = flushed.elapsed();
+    let after = elements(&lab, all).expect("all are there again");
+    assert_eq!(after.len(), all);
+    for (subject, left) in after {
+        let (was, is) = (before[&subject].unwrap(), left.unwrap());
+        // What is left is reckoned before all of them go to the kernel, and runs from when the kernel reads it.
+        assert!(is <= was + took && was < is + BOUND, "{subject}: {was:?} became {is:?}");
+    }
+    daemon.stop();
+}

@@ -1,0 +1,298 @@
+//! The operator's commands as programs of their own against the running daemon: what they do, what they write for people
+//! and for programs, and their exit codes.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::CLOSED;
+use netns_lab::daemon::{Daemon, binary};
+use netns_lab::{Lab, TIMEOUT, within};
+
+const SETTINGS: &str = "expire = \"1h\"\n";
+
+#[test]
+fn status_says_what_it_does_and_how_it_is() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let attacker = lab.provoke_ban("attacker");
+    daemon.expect_line(&format!("Host {attacker} has been blocked"));
+    let status = lab.ask(&["status"]);
+    assert_eq!(status["running"], true);
+    assert_eq!(status["process"], daemon.id());
+    assert_eq!(status["state"], "blocking");
+    assert_eq!(status["methods"], serde_json::json!(["nft"]));
+    assert_eq!(
+        (&status["bans"]["intended"], &status["bans"]["enforced"], &status["bans"]["made"]),
+        (&1.into(), &1.into(), &1.into())
+    );
+    assert!(status["probes"].as_u64().is_some_and(|probes| probes >= 3), "{status}");
+    let said = lab.operate(&["status"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    for part in ["blocking", "blocks      for 1h, by nft", "1 now, 1 in the kernel; 1 made, 0 failed since the start"] {
+        assert!(said.out.contains(part), "{part} in {}", said.out);
+    }
+    daemon.stop();
+    let said = lab.operate(&["status", "--json"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let told: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(told["running"], false);
+    assert!(said.err.contains("portsentry is not running"), "{said:?}");
+}
+
+#[test]
+fn block_and_unblock_do_in_the_kernel_what_they_say() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let said = lab.operate(&["block", "192.0.2.7", "--expire", "2h", "--reason", "a\nhunch"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.starts_with("192.0.2.7 is blocked until 2"), "{said:?}");
+    let ban = lab.expect_ban("192.0.2.7".parse().unwrap());
+    assert_eq!(ban.timeout, Some(Duration::from_secs(7_200)));
+    daemon.expect_line("adminalert: Host 192.0.2.7 has been blocked by root");
+    assert!(!daemon.lines_with(" for 2h: a hunch").is_empty(), "{:?}", daemon.lines_with("192.0.2.7"));
+
+    let told = lab.ask(&["block", "2001:db8:7::7"]);
+    assert_eq!(told["subject"], "2001:db8:7::/64");
+    assert_eq!(lab.expect_ban("2001:db8:7::".parse().unwrap()).timeout, Some(Duration::from_secs(3_600)));
+    assert_eq!(lab.ask(&["block", "192.0.2.8", "--expire", "never"])["expires"], "never");
+    assert_eq!(lab.expect_ban("192.0.2.8".parse().unwrap()).timeout, None);
+
+    let said = lab.operate(&["unblock", "192.0.2.7"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "bans lifted: 1\n"), "{said:?}");
+    daemon.expect_line("adminalert: Host 192.0.2.7 has been unblocked by root");
+    let said = lab.operate(&["unblock", "192.0.2.7"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("192.0.2.7 is not blocked"), "{said:?}");
+    assert_eq!(lab.ask(&["unblock", "--all"])["unblocked"], 2);
+    assert!(lab.banned().is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn nobody_who_is_protected_is_blocked_by_hand_unless_that_is_forced_and_itself_never() {
+    let lab = Lab::new(&["attacker"]);
+    // That a network around it is allowed makes an own address no less an own one.
+    let daemon = Daemon::start_configured(&lab, "[allow]\nnetworks = [\"192.0.2.0/24\", \"10.77.1.0/24\"]\n", &[]);
+    let own = lab.victim_v4("attacker").to_string();
+    for words in [&["block", "192.0.2.7"][..], &["block", &own], &["block", &own, "--force"], &["block", "10.0.0.0/8"]]
+    {
+        let said = lab.operate(words);
+        assert!(matches!(said.code, Some(1 | 2)), "{words:?}: {said:?}");
+        assert!(!said.err.is_empty(), "{words:?}");
+    }
+    assert!(lab.banned().is_empty());
+    assert_eq!(lab.operate(&["block", "192.0.2.7", "--force"]).code, Some(0));
+    lab.expect_ban("192.0.2.7".parse().unwrap());
+    assert_eq!(lab.operate(&["unblock", "192.0.2.7"]).code, Some(0));
+    assert_eq!(lab.operate(&["block", "192.0.2.7"]).code, Some(1), "protected as before");
+    daemon.stop();
+}
+
+#[test]
+fn explain_and_allow_follow_an_address_through_its_life() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let text = attacker.to_string();
+    lab.touch("attacker", attacker, target, &CLOSED[..1]);
+    daemon.expect_line("to TCP port: 901");
+    let told = lab.ask(&["explain", &text]);
+    assert_eq!((&told["blocked"], &told["protected"]), (&serde_json::Value::Null, &serde_json::Value::Null), "{told}");
+    assert_eq!(told["suspected"][0]["distinct_ports"], 1, "{told}");
+    assert_eq!(told["suspected"][0]["ports"][0], serde_json::json!({"proto": "tcp", "port": 901, "class": "syn"}));
+
+    lab.provoke_ban("attacker");
+    let told = lab.ask(&["explain", &text]);
+    assert!(told["blocked"]["left_s"].as_u64().is_some_and(|left| (3_500..=3_600).contains(&left)), "{told}");
+    let said = lab.operate(&["explain", &text]);
+    assert!(said.code == Some(0) && said.out.contains("blocked     yes, until 2"), "{said:?}");
+
+    let said = lab.operate(&["allow", &text, "--for", "1h"]);
+    assert!(said.code == Some(0) && said.out.starts_with(&format!("{text} is allowed until 2")), "{said:?}");
+    daemon.expect_line(&format!("Host {attacker} has been unblocked by the allow-list"));
+    lab.expect_banned(&[]);
+    lab.touch("attacker", attacker, target, &CLOSED);
+    daemon.expect_line(&format!(" from {attacker} to TCP port 901 is not held against it: it is on the allow-list"));
+    assert!(lab.banned().is_empty());
+    let told = lab.ask(&["explain", &text]);
+    assert_eq!(told["protected"], "on the allow-list", "{told}");
+    assert_eq!(told["blocked"], serde_json::Value::Null, "{told}");
+    daemon.stop();
+}
+
+#[test]
+fn an_address_in_a_blocked_network_is_said_to_be_blocked_with_it() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    assert_eq!(lab.operate(&["block", "203.0.113.0/24", "--reason", "a rack of them"]).code, Some(0));
+    let told = lab.ask(&["explain", "203.0.113.9"]);
+    assert_eq!((&told["subject"], &told["blocked"]["network"]), (&"203.0.113.9".into(), &"203.0.113.0/24".into()));
+    assert!(told["blocked"]["left_s"].as_u64().is_some_and(|left| left <= 3_600), "{told}");
+    let said = within(TIMEOUT, || {
+        let said = lab.operate(&["explain", "203.0.113.9"]);
+        said.out.contains("a rack of them").then_some(said)
+    });
+    assert!(said.is_some_and(|said| said.out.contains(" left), with all of 203.0.113.0/24")));
+    let said = lab.operate(&["unblock", "203.0.113.9"]);
+    let way_out = "is blocked with all of 203.0.113.0/24: unblock that network, or let 203.0.113.9 alone through";
+    assert!(said.code == Some(1) && said.err.contains(way_out), "{said:?}");
+    assert_eq!(lab.operate(&["unblock", "203.0.113.0/24"]).code, Some(0));
+    assert_eq!(lab.ask(&["explain", "203.0.113.9"])["blocked"], serde_json::Value::Null);
+    daemon.stop();
+}
+
+#[test]
+fn explain_tells_the_bans_of_the_past() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let attacker = lab.provoke_ban("attacker").to_string();
+    lab.operate(&["unblock", &attacker]);
+    let told = within(TIMEOUT, || {
+        let told = lab.ask(&["explain", &attacker]);
+        (told["history"][0]["ended"]["how"].is_string()).then_some(told)
+    });
+    let told = told.unwrap_or_else(|| panic!("{}", lab.ask(&["explain", &attacker])));
+    assert_eq!(told["bans"], 1, "{told}");
+    assert_eq!(told["history"][0]["class"], "syn", "{told}");
+    assert!(told["history"][0]["ended"]["how"].as_str().is_some_and(|how| how.starts_with("lifted by root")), "{told}");
+    daemon.stop();
+}
+
+#[test]
+fn wrong_words_are_exit_code_2_and_wrong_settings_78() {
+    let lab = Lab::new(&["attacker"]);
+    let path = lab.write("portsentry.toml", SETTINGS);
+    let daemon = Daemon::start(&lab, &["--config", path.to_str().unwrap()]);
+    for words in [
+        &["block", "nonsense"][..],
+        &["block", "192.0.2.7", "--expire", "soon"],
+        &["unblock"],
+        &["explain", "192.0.2.0/24"],
+        &["allow", "192.0.2.7", "--for", "never-ever"],
+        &["status", "--loud"],
+    ] {
+        let said = lab.operate(words);
+        assert_eq!(said.code, Some(2), "{words:?}: {said:?}");
+        assert!(said.out.is_empty() && !said.err.is_empty(), "{words:?}: {said:?}");
+    }
+    let said = lab.operate(&["reload"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "read again: nothing has changed\n"), "{said:?}");
+    std::fs::write(&path, "expire = \"2h\"\n[block.nft]\nsize = 1000\n").unwrap();
+    let told = lab.ask(&["reload"]);
+    assert_eq!(told["changed"], serde_json::json!(["expire", "block"]));
+    assert_eq!(told["needs_restart"], serde_json::json!(["block.nft.size"]));
+    std::fs::write(&path, "expire = \"soon\"\n").unwrap();
+    let said = lab.operate(&["reload"]);
+    assert_eq!(said.code, Some(78), "{said:?}");
+    assert!(said.err.contains("portsentry.toml:1:10: expire: \"soon\""), "{said:?}");
+    assert_eq!(lab.ask(&["status"])["expire"], "2h", "the old ones stay");
+    daemon.stop();
+    let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(78), "{ended:?}");
+    let mut nowhere = std::process::Command::new(binary());
+    let nowhere = nowhere.args(["unblock", "--all", "--socket"]).arg(lab.path("nowhere")).output().unwrap();
+    assert_eq!(nowhere.status.code(), Some(1));
+}
+
+#[test]
+fn hangup_takes_new_settings_over_and_leaves_the_old_ones_where_they_are_wrong() {
+    let lab = Lab::new(&["attacker", "friend"]);
+    let path = lab.write("portsentry.toml", "expire = \"1h\"\n[detect]\nscan_trigger = 10\n");
+    let daemon = Daemon::start(&lab, &["--config", path.to_str().unwrap()]);
+    let ends = |host: &str| (IpAddr::from(lab.v4(host)), IpAddr::from(lab.victim_v4(host)));
+    let (attacker, target) = ends("attacker");
+    let friend = lab.v4("friend");
+    lab.touch("attacker", attacker, target, &CLOSED);
+    daemon.expect_line("to TCP port: 904");
+    assert!(lab.banned().is_empty(), "ten ports are forgiven");
+
+    std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_trigger = 0\n").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.expect_line("adminalert: SIGHUP: new settings are in force: expire, detect");
+    lab.touch("attacker", attacker, target, &[23]);
+    assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(7_200)));
+    lab.provoke_ban("friend");
+
+    std::fs::write(&path, format!("expire = \"2h\"\n[detect]\nscan_trigger = 0\n[allow]\nnetworks = [\"{friend}\"]\n"))
+        .unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.expect_line(&format!("Host {friend} has been unblocked by the allow-list"));
+    lab.expect_banned(&[attacker]);
+
+    std::fs::write(&path, "expire = \"2h\"\n[detect]\nscan_triger = 0\n").unwrap();
+    daemon.signal(Signal::HUP);
+    let line = daemon.expect_line("adminalert: ERROR: the settings stay as they were: ");
+    assert!(line.contains("did you mean \"detect.scan_trigger\"?"), "{line}");
+    let (source, target) = ends("friend");
+    lab.touch("friend", source, target, &[23]);
+    daemon.expect_line(&format!(" from {friend} to TCP port 23 is not held against it: it is on the allow-list"));
+    assert_eq!(lab.banned(), [attacker]);
+    daemon.stop();
+}
+
+#[test]
+fn events_shows_what_happens_as_one_object_a_line() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let mut command = lab.command("victim", binary().to_str().unwrap());
+    command.arg("events").arg("--socket").arg(lab.path("socket")).stdout(std::process::Stdio::piped());
+    let mut watcher = command.spawn().unwrap();
+    let output = watcher.stdout.take().unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok);
+        lines.for_each(|line| sender.send(serde_json::from_str(&line).unwrap()).unwrap_or_default());
+    });
+    // It watches as soon as it has something to tell.
+    let mut ends = 1..;
+    let watches = within(TIMEOUT, || {
+        let said = lab.operate(&["block", &format!("192.0.2.{}", ends.next().unwrap())]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        told.recv_timeout(Duration::from_millis(200)).ok()
+    });
+    assert!(watches.is_some_and(|event: serde_json::Value| event["event"] == "block"));
+    let attacker = lab.provoke_ban("attacker").to_string();
+    daemon.expect_line("has been blocked");
+    daemon.stop();
+    // Its output ends with it.
+    let events: Vec<serde_json::Value> = told.iter().collect();
+    let of = |name: &str| {
+        let found = events.iter().find(|event| event["event"] == name && event["source"] == attacker);
+        found.unwrap_or_else(|| panic!("{name}: {events:?}"))
+    };
+    assert_eq!(of("probe")["proto"], "tcp");
+    assert!(of("block")["expires"].is_string());
+    watcher.wait().unwrap();
+}
+
+#[test]
+fn the_ban_of_a_network_is_listed_as_one_that_the_kernel_holds() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let networks = ["203.0.113.0/24", "203.0.112.0/24", "198.51.100.6/31", "2001:db8:5::/48"];
+    for network in networks {
+        assert_eq!(lab.operate(&["block", network]).code, Some(0), "{network}");
+    }
+    let state = lab.path("state").display().to_string();
+    let list = |words: &[&str]| {
+        let out = lab.run("victim", binary().to_str().unwrap(), &[&["list", "--state-dir", &state], words].concat());
+        (!out.is_empty()).then_some(out)
+    };
+    let known = || list(&["--json"]).filter(|out| networks.iter().all(|network| out.contains(network)));
+    let told: serde_json::Value = serde_json::from_str(&within(TIMEOUT, known).expect("all are listed")).unwrap();
+    let bans = told["bans"].as_array().unwrap();
+    assert_eq!(bans.len(), networks.len(), "{told}");
+    let both = |ban: &serde_json::Value| ban["in_kernel"] == true && ban["in_ledger"] == true;
+    let known = || {
+        let told: serde_json::Value = serde_json::from_str(&list(&["--json"]).unwrap()).unwrap();
+        told["bans"].as_array().unwrap().iter().all(both).then_some(())
+    };
+    assert!(within(TIMEOUT, known).is_some(), "{told}");
+    for words in [&[][..], &["203.0.113.9"], &["2001:db8:5::1"]] {
+        let table = list(words).unwrap();
+        assert!(table.lines().count() > 1 && !table.contains('!') && !table.contains('?'), "{table}");
+    }
+    daemon.stop();
+}

@@ -1,0 +1,127 @@
+//! A defect in what writes, tells and answers does not end the protection; one in the sensor ends the program, so that
+//! systemd starts it anew. The program panics where PORTSENTRY_TRIP says, as only a build for development does.
+#![cfg(debug_assertions)]
+
+use crate::support::{expect_held, ledger, routes, scan, scene, settings, text};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, eventually};
+
+fn tripping(lab: &Lab, place: &str, ways: &[&str]) -> Daemon {
+    let path = lab.write("portsentry.toml", &settings(lab, ways, ""));
+    let variable = format!("PORTSENTRY_TRIP={place}");
+    Daemon::start_under(lab, &["env", &variable], &["--expire", "1h", "--config", path.to_str().unwrap()])
+}
+
+fn expect_told(daemon: &Daemon, place: &str, thread: &str) {
+    let line = daemon.expect_line("a defect in this program");
+    assert!(line.contains(&format!("thread {thread}, src/")), "{line}");
+    assert!(line.contains(&format!("tripped in the {place},?as a test wants it; please report it")), "{line}");
+}
+
+#[test]
+fn a_panic_in_an_answer_to_an_operator_ends_neither_the_sensor_nor_the_control_socket() {
+    let lab = scene();
+    let daemon = tripping(&lab, "shell", &["nft"]);
+    let said = lab.operate(&["status"]);
+    assert_ne!(said.code, Some(0), "{said:?}");
+    expect_told(&daemon, "shell", "main");
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    daemon.expect_line("has been blocked");
+    let said = lab.operate(&["status"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.contains("1 now, 1 in the kernel"), "{said:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_of_the_ledger_costs_no_ban_and_the_next_are_remembered() {
+    let lab = scene();
+    let daemon = tripping(&lab, "ledger", &["nft"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    expect_told(&daemon, "ledger", "ledger");
+    scan(&lab, true);
+    expect_held(&lab, "nft", true, &daemon);
+    eventually("two bans in the ledger", || ledger(&lab.path("state")).len() == 2);
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_of_the_hands_costs_no_ban_in_the_kernel_and_the_next_lines_are_written() {
+    let lab = scene();
+    let daemon = tripping(&lab, "hands", &["nft", "hosts-deny"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    expect_told(&daemon, "hands", "hands");
+    scan(&lab, true);
+    expect_held(&lab, "nft", true, &daemon);
+    expect_held(&lab, "hosts-deny", true, &daemon);
+    assert!(text(&lab, "hosts.deny").contains("203.0.113.5"));
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_while_bans_are_put_back_costs_none_of_them() {
+    let lab = scene();
+    let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
+    let first = Daemon::start(&lab, &["--expire", "1h", "--config", path.to_str().unwrap()]);
+    for v6 in [false, true] {
+        scan(&lab, v6);
+        expect_held(&lab, "nft", v6, &first);
+    }
+    eventually("two bans in the ledger", || ledger(&lab.path("state")).len() == 2);
+    first.stop();
+    // As a reboot does.
+    lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
+    let daemon = tripping(&lab, "adopt", &["nft"]);
+    expect_told(&daemon, "adopt", "adopt");
+    for v6 in [false, true] {
+        expect_held(&lab, "nft", v6, &daemon);
+    }
+    eventually("the mark of an interrupted start is taken away", || !lab.path("state").join("restoring").exists());
+    assert_eq!(ledger(&lab.path("state")).len(), 2, "nobody was taken for lifted");
+    daemon.stop();
+}
+
+#[test]
+fn after_panics_of_what_compares_and_of_what_follows_routes_both_go_on() {
+    let lab = scene();
+    let daemon = tripping(&lab, "comparison,routes", &["route"]);
+    scan(&lab, false);
+    expect_held(&lab, "route", false, &daemon);
+    let told = |place: &str| {
+        let line = format!("tripped in the {place},?");
+        eventually("the panic is told", || !daemon.lines_with(&line).is_empty());
+    };
+    told("comparison");
+    let address = lab.v4("attacker").to_string();
+    let delete = || lab.run("victim", "ip", &["route", "del", "blackhole", &address, "proto", "112"]);
+    // Of the first it is told only to what panics over it, and then it is missed by what has panicked before.
+    delete();
+    told("routes");
+    expect_held(&lab, "route", false, &daemon);
+    eventually("it is counted", || lab.ask(&["status"])["bans"]["repaired"] == 1);
+    assert_eq!(daemon.lines_with("unblocked"), [""; 0]);
+    // The second is told to what has panicked, too.
+    delete();
+    daemon.expect_line(&format!("adminalert: Host {address} has been unblocked by somebody who deleted its route"));
+    assert_eq!(routes(&lab), "");
+    daemon.stop();
+}
+
+#[test]
+fn a_panic_of_the_sensor_ends_the_program_with_a_line_and_leaves_the_bans() {
+    let lab = scene();
+    let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
+    let arguments = ["--expire", "1h", "--config", path.to_str().unwrap()];
+    let first = Daemon::start(&lab, &arguments);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &first);
+    first.kill();
+    let ended = Daemon::run_to_end(&lab, &["env", "PORTSENTRY_TRIP=sensor"], &arguments);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+    assert!(ended.log.contains("thread sensor, src/"), "{}", ended.log);
+    assert!(ended.log.contains("portsentry: the sensor ended by a defect of its own"), "{}", ended.log);
+    assert_eq!(lab.banned().len(), 1);
+}

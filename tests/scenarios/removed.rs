@@ -1,0 +1,117 @@
+//! What somebody takes away by hand: one route is a ban that he lifts; all of them, or a line of hosts.deny, come back.
+
+use std::net::IpAddr;
+
+use crate::support::{DENY, FAR_NETWORK, expect_held, expect_nothing_left, held, routes, scan, scene, settings, text};
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
+
+/// Addresses that an operator has blocked, in both families.
+fn block_some(lab: &Lab) -> Vec<String> {
+    let v4 = (1..=12).map(|end| format!("198.51.100.{end}"));
+    let some: Vec<String> = v4.chain((1..=4).map(|end| format!("2001:db8:{end}::"))).collect();
+    for one in &some {
+        let said = lab.operate(&["block", one]);
+        assert_eq!(said.code, Some(0), "{one}: {said:?}");
+    }
+    some
+}
+
+#[test]
+fn who_deletes_one_route_lifts_the_ban_in_every_way_and_who_scans_again_is_blocked_again() {
+    for v6 in [false, true] {
+        let lab = scene();
+        let daemon =
+            Daemon::start_configured(&lab, &settings(&lab, &["route", "nft", "hosts-deny"], ""), &["--expire", "1h"]);
+        assert_eq!(lab.operate(&["block", "192.0.2.77"]).code, Some(0));
+        scan(&lab, v6);
+        ["route", "nft", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+        let (family, net) = match v6 {
+            false => ("-4", lab.v4("attacker").to_string()),
+            true => ("-6", format!("{FAR_NETWORK}/64")),
+        };
+        lab.run("victim", "ip", &[family, "route", "del", "blackhole", &net, "proto", "112"]);
+        daemon.expect_line(&format!("adminalert: Host {net} has been unblocked by somebody who deleted its route"));
+        let other: IpAddr = "192.0.2.77".parse().unwrap();
+        let lifted = || lab.banned() == [other] && !text(&lab, "hosts.deny").contains(net.trim_end_matches("/64"));
+        assert!(
+            within(TIMEOUT, || lifted().then_some(())).is_some(),
+            "{:?} {}",
+            lab.banned(),
+            text(&lab, "hosts.deny")
+        );
+        assert!(routes(&lab).contains("192.0.2.77"), "the other one stays: {}", routes(&lab));
+        scan(&lab, v6);
+        expect_held(&lab, "route", v6, &daemon);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn routes_that_are_flushed_are_laid_again_within_moments_and_the_difference_is_a_figure() {
+    let lab = scene();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
+    let some = block_some(&lab);
+    let there = || some.iter().all(|one| routes(&lab).contains(one.as_str()));
+    assert!(there(), "{}", routes(&lab));
+    for family in ["-4", "-6"] {
+        lab.run("victim", "ip", &[family, "route", "flush", "proto", "112"]);
+        assert!(within(TIMEOUT, || there().then_some(())).is_some(), "{family}: {}", routes(&lab));
+    }
+    daemon.expect_line("adminalert: bans that were missing in the kernel's routes, and are there again: ");
+    let counted = || (lab.ask(&["status"])["bans"]["repaired"] == some.len()).then_some(());
+    assert!(within(TIMEOUT, counted).is_some(), "{}", lab.ask(&["status"]));
+    assert!(daemon.lines_with("unblocked").is_empty(), "{:?}", daemon.lines_with("unblocked"));
+    assert_eq!(lab.ask(&["unblock", "--all"])["unblocked"], some.len());
+    expect_nothing_left(&lab);
+    daemon.stop();
+}
+
+#[test]
+fn a_route_of_the_administrators_in_the_place_of_a_ban_stays_and_is_said_once() {
+    let lab = scene();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
+    scan(&lab, false);
+    expect_held(&lab, "route", false, &daemon);
+    let attacker = lab.v4("attacker");
+    lab.victim_ip(&format!("route replace {attacker}/32 dev attacker proto static"));
+    daemon.expect_line(&format!(
+        "adminalert: ERROR: a route that was gone could not be laid again: {attacker}: there is already a route to"
+    ));
+    assert!(held(&lab, "route").is_empty(), "{}", held(&lab, "route"));
+    daemon.stop();
+}
+
+#[test]
+fn a_line_that_an_old_copy_of_hosts_deny_has_not_is_written_again_and_all_else_stays_as_it_was_saved() {
+    let lab = scene();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["hosts-deny"], ""), &["--expire", "1h"]);
+    scan(&lab, false);
+    expect_held(&lab, "hosts-deny", false, &daemon);
+    let blocked = text(&lab, "hosts.deny");
+    let changed = format!("{DENY}# and another line\n");
+    // Written over, and a new file in its place, as editors do.
+    for way in ["over", "anew"] {
+        match way {
+            "over" => drop(lab.write("hosts.deny", &changed)),
+            _ => {
+                let copy = lab.write("hosts.deny~", &changed);
+                std::fs::rename(copy, lab.path("hosts.deny")).unwrap();
+            }
+        }
+        expect_held(&lab, "hosts-deny", false, &daemon);
+        assert_eq!(text(&lab, "hosts.deny"), changed.clone() + blocked.strip_prefix(DENY).unwrap(), "{way}");
+    }
+    std::fs::remove_file(lab.path("hosts.deny")).unwrap();
+    expect_held(&lab, "hosts-deny", false, &daemon);
+    daemon.expect_line(
+        "adminalert: bans that were missing in hosts.deny, and are there again (portsentry unblock lifts one): 1",
+    );
+    let counted = || (lab.ask(&["status"])["bans"]["repaired"] == 3).then_some(());
+    assert!(within(TIMEOUT, counted).is_some(), "{}", lab.ask(&["status"]));
+    assert_eq!(daemon.lines_with("has been blocked via wrappers").len(), 1, "one ban is one line in the log");
+    assert_eq!(lab.ask(&["unblock", &lab.v4("attacker").to_string()])["unblocked"], 1);
+    let gone = || (!text(&lab, "hosts.deny").contains(&lab.v4("attacker").to_string())).then_some(());
+    assert!(within(TIMEOUT, gone).is_some(), "{}", text(&lab, "hosts.deny"));
+    daemon.stop();
+}

@@ -1,0 +1,262 @@
+//! Every way to block, alone and with others: it blocks, says so, ends when the ban does, and leaves nothing behind.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, scan, scene,
+    settings, text,
+};
+use netns_lab::daemon::Daemon;
+use netns_lab::services::{EIGHT, Services};
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+/// One way on its own: the attacker is blocked over both families, each with its line in the log, and then is not.
+fn alone(way: &str, more: &str, lines: [&str; 2]) {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let time = format!("{}s", 6 * slowness());
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &[way], more), &["--expire", &time]);
+    let keeps_out = matches!(way, "nft" | "route");
+    for (v6, line) in [(false, lines[0]), (true, lines[1])] {
+        assert!(is_served_at_last(&lab, v6), "{way}: nobody is blocked yet");
+        scan(&lab, v6);
+        expect_held(&lab, way, v6, &daemon);
+        if keeps_out {
+            assert!(!is_served(&lab, v6), "{way} {more:?} {v6}: {:?}", held(&lab, way));
+        }
+        let who = if v6 { format!("{FAR_NETWORK}/64") } else { ends(&lab, v6).0.to_string() };
+        daemon.expect_line(&line.replace("WHO", &who).replace("TIME", &time));
+    }
+    expect_nothing_left(&lab);
+    assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true), "{way}: what is over is over");
+    if way == "run" {
+        commands_were_run(&lab);
+    }
+    daemon.stop();
+    expect_nothing_left(&lab);
+}
+
+#[test]
+fn a_ban_by_nftables_drops_or_rejects_and_goes_by_itself() {
+    std::thread::scope(|scope| {
+        let lines = [
+            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked for TIME",
+            "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked6 for TIME",
+        ];
+        for more in ["", "[block.nft]\naction = \"reject\"\nlog_drops = \"3/minute\"\nend_connections = false\n"] {
+            scope.spawn(move || alone("nft", more, lines));
+        }
+    });
+}
+
+#[test]
+fn a_ban_by_route_of_each_kind_leaves_no_answer_and_no_route_behind() {
+    std::thread::scope(|scope| {
+        let lines = ["attackalert: Host WHO has been blocked via dropped route for TIME"; 2];
+        for kind in ["kind = \"blackhole\"", "kind = \"unreachable\"", "kind = \"prohibit\"", "via = \"10.77.1.254\""] {
+            scope.spawn(move || alone("route", &format!("[block.route]\n{kind}\n"), lines));
+        }
+    });
+}
+
+#[test]
+fn a_ban_by_hosts_deny_is_a_line_that_goes_and_leaves_every_other_byte() {
+    let v6 = format!("attackalert: Host WHO has been blocked via wrappers with string: \"ALL: [{FAR_NETWORK}]/64\"");
+    alone("hosts-deny", "", ["attackalert: Host WHO has been blocked via wrappers with string: \"ALL: WHO\"", &v6]);
+}
+
+#[test]
+fn a_ban_by_command_runs_it_with_what_it_should_know_and_another_at_the_end() {
+    let line = "attackalert: External command run for host: WHO using command: \"";
+    alone("run", "", [line; 2]);
+}
+
+/// The command ran once for each of the two bans, and the other one when each was over.
+fn commands_were_run(lab: &Lab) {
+    let ended = within(TIMEOUT, || (text(lab, "calls").lines().count() == 4).then_some(()));
+    let calls = text(lab, "calls");
+    assert!(ended.is_some(), "{calls}");
+    for (target, source) in
+        [(lab.v4("attacker").to_string(), ends(lab, false).0), (format!("{FAR_NETWORK}/64"), ends(lab, true).0)]
+    {
+        for (occasion, line) in
+            ["begin", "end"].map(|word| (word, format!("{word}|{target}|903|atcp|TCP SYN/Normal scan|")))
+        {
+            let line =
+                calls.lines().find(|call| call.starts_with(&line)).unwrap_or_else(|| panic!("{occasion}: {calls}"));
+            for variable in [
+                format!("|PORTSENTRY_TARGET={target}|"),
+                format!("|PORTSENTRY_SOURCE={source}|"),
+                "|PORTSENTRY_PORT=903|".to_owned(),
+                "|PORTSENTRY_PROTOCOL=tcp|".to_owned(),
+                "|PORTSENTRY_MODE=atcp|".to_owned(),
+                "|PORTSENTRY_REASON=TCP SYN/Normal scan|".to_owned(),
+                "|LANG=C|".to_owned(),
+            ] {
+                assert!(line.contains(&variable), "{variable} in {line}");
+            }
+            assert!(!line.contains("|HOME=") && !line.contains("CARGO"), "the environment is a new one: {line}");
+        }
+    }
+}
+
+#[test]
+fn several_ways_all_hold_a_ban_and_all_let_go() {
+    let sets: [&[&str]; 3] = [&["nft", "route"], &["hosts-deny", "run"], &["run", "hosts-deny", "route", "nft"]];
+    std::thread::scope(|scope| {
+        for ways in sets {
+            scope.spawn(move || {
+                let lab = scene();
+                let time = format!("{}s", 6 * slowness());
+                let daemon = Daemon::start_configured(&lab, &settings(&lab, ways, ""), &["--expire", &time]);
+                for v6 in [false, true] {
+                    scan(&lab, v6);
+                    ways.iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+                }
+                expect_nothing_left(&lab);
+                let log = daemon.stop();
+                assert!(!log.contains("ERROR"), "{log}");
+                expect_nothing_left(&lab);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_is_bounded() {
+    std::thread::scope(|scope| {
+        // One that says whether its source was blocked when it ran.
+        scope.spawn(|| {
+            let lab = scene();
+            let (path, notes) = (lab.path("on-ban"), lab.path("notes"));
+            // Time enough for it on any machine, and read by a shell: what has just been written may not be run while
+            // another thread starts a process.
+            let command = format!("[\"/bin/sh\", \"{}\"]", path.display());
+            let more = format!("[block.run]\ncommand = {command}\nfirst = true\ntimeout = \"60s\"\n");
+            let script =
+                format!("#!/bin/sh\nsleep 0.3\nnft list set inet portsentry blocked >>'{}'\n", notes.display());
+            std::fs::write(&path, script).unwrap();
+            let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], &more), &["--expire", "1h"]);
+            scan(&lab, false);
+            expect_held(&lab, "nft", false, &daemon);
+            let (notes, attacker) = (text(&lab, "notes"), lab.v4("attacker").to_string());
+            assert!(notes.contains("set blocked") && !notes.contains(&attacker), "{notes}");
+            daemon.expect_line(" before the block");
+            daemon.stop();
+        });
+        // One that hangs.
+        scope.spawn(|| {
+            let lab = scene();
+            let more = "[block.run]\ncommand = [\"/bin/sleep\", \"600\"]\nfirst = true\ntimeout = \"1s\"\n";
+            let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], more), &["--expire", "1h"]);
+            let begin = Instant::now();
+            scan(&lab, false);
+            expect_held(&lab, "nft", false, &daemon);
+            let took = begin.elapsed();
+            assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(60) * slowness(), "{took:?}");
+            daemon.expect_line("was ended at its time limit");
+            daemon.stop();
+        });
+    });
+}
+
+/// Whoever looks whether the kernel has all bans, or puts them back, knows of those that wait for their command.
+#[test]
+fn nothing_blocks_who_waits_for_a_command_before_it_has_ended_and_unblocking_him_holds() {
+    let lab = scene();
+    let more = "[block.run]\ncommand = [\"/bin/sleep\", \"8\"]\nfirst = true\ntimeout = \"60s\"\n";
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], more), &["--expire", "1h"]);
+    let begin = Instant::now();
+    scan(&lab, false);
+    daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("attacker")));
+    lab.run("victim", "nft", &["flush ruleset"]);
+    daemon.expect_line("table inet portsentry was gone and is there again");
+    while begin.elapsed() < Duration::from_millis(7_500) {
+        let banned = lab.banned();
+        assert!(
+            banned.is_empty() || begin.elapsed() >= Duration::from_secs(8),
+            "{banned:?} after {:?}",
+            begin.elapsed()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    expect_held(&lab, "nft", false, &daemon);
+
+    scan(&lab, true);
+    let source = ends(&lab, true).0;
+    daemon.expect_line(&format!("from host: {source}/{source}"));
+    let said = lab.operate(&["unblock", &source.to_string()]);
+    assert_eq!(said.code, Some(0), "{} {}", said.out, said.err);
+    let ran = within(TIMEOUT, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
+    assert!(ran.is_some(), "{:?}", daemon.lines_with(""));
+    // What would come of it comes at once.
+    std::thread::sleep(Duration::from_secs(1) * slowness());
+    assert!(!held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "{}", held(&lab, "nft"));
+    assert_eq!(lab.banned(), [IpAddr::from(lab.v4("attacker"))]);
+    daemon.stop();
+}
+
+#[test]
+fn rejecting_answers_at_once_where_dropping_says_nothing() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let more = "[block.nft]\naction = \"reject\"\n";
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], more), &["--expire", "1h"]);
+    for v6 in [false, true] {
+        scan(&lab, v6);
+        expect_held(&lab, "nft", v6, &daemon);
+        let (_, target) = ends(&lab, v6);
+        let begin = Instant::now();
+        assert!(!lab.is_served("attacker", target, EIGHT[0], TIMEOUT * slowness()));
+        assert!(begin.elapsed() < TIMEOUT / 2 * slowness(), "{v6}: it waited for {:?}", begin.elapsed());
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_connection_of_who_is_blocked_ends_where_that_is_wanted() {
+    let lab = scene();
+    let banned: IpAddr = lab.v4("attacker").into();
+    // A service that never says anything, so that the connection stays.
+    let service = lab.inside("victim", || std::net::TcpListener::bind((lab.victim_v4("attacker"), 22)).unwrap());
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    let client = lab.inside("attacker", || std::net::TcpStream::connect((lab.victim_v4("attacker"), 22)).unwrap());
+    let (mut server, _) = service.accept().unwrap();
+    scan(&lab, false);
+    lab.expect_ban(banned);
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let read = std::io::Read::read(&mut server, &mut [0]);
+    let error = read.expect_err("nothing was sent");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted, "{error}");
+    daemon.expect_line(&format!("adminalert: connections of Host {banned} that were ended: 1"));
+    drop(client);
+    std::thread::sleep(SHORTLY);
+    daemon.stop();
+}
+
+#[test]
+fn where_nftables_is_no_longer_a_way_its_table_goes_and_its_bans_go_on_by_the_others() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "hosts-deny"], ""), &["--expire", "1h"]);
+    daemon.expect_line(
+        "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method",
+    );
+    ["route", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, false, &daemon));
+    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "");
+    assert!(!is_served(&lab, false));
+    assert_eq!(lab.operate(&["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));
+    expect_nothing_left(&lab);
+    assert!(is_served_at_last(&lab, false));
+    // Somebody else's table is somebody else's.
+    daemon.stop();
+    lab.run("victim", "nft", &["table inet portsentry { chain theirs { }; }"]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
+    assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("chain theirs"));
+    daemon.stop();
+}

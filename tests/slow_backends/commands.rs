@@ -1,0 +1,398 @@
+//! Commands as real processes: what they get, how they end, and what the thread does about it.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use portsentry::enforce::BanContext;
+use portsentry::enforce::command::{Outcome, RunSettings};
+use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, CommandPhase, Left, Settings, Stopped, Task};
+use portsentry::types::{Backend, Expiry};
+use tempfile::TempDir;
+
+use super::{Bench, case, spawner};
+use netns_lab::{TIMEOUT, slowness, within};
+
+const RUN: [Backend; 1] = [Backend::Command];
+
+/// `script` for the shell, with these arguments from 1 on.
+fn shell(script: &str, arguments: &[&str]) -> Vec<String> {
+    let words = ["/bin/sh", "-c", script, "sh"].into_iter().chain(arguments.iter().copied());
+    words.map(str::to_owned).collect()
+}
+
+fn run(script: &str) -> RunSettings {
+    RunSettings { command: shell(script, &["$TARGET$"]), ..RunSettings::default() }
+}
+
+fn with(run: RunSettings) -> Bench {
+    run.check().unwrap();
+    unchecked(run)
+}
+
+fn unchecked(run: RunSettings) -> Bench {
+    let spawner = spawner(&run);
+    Bench::start(Settings { run: Some((run, spawner)), ..Settings::default() })
+}
+
+/// What is told of the next command.
+struct Told {
+    case: BanContext,
+    occasion: CommandPhase,
+    outcome: Outcome,
+    output: String,
+    took: Duration,
+    attempt: u32,
+    again: Option<Duration>,
+}
+
+fn ran(bench: &Bench) -> Told {
+    match bench.next() {
+        BackendEvent::Ran { case, occasion, outcome, output, took, attempt, again, .. } => {
+            Told { case, occasion, outcome, output, took, attempt, again }
+        }
+        other => panic!("no command: {other:?}"),
+    }
+}
+
+/// A file that commands write to.
+fn note() -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("note").to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+fn lines(path: &str) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// Whether a process with this number is there and no zombie.
+fn is_alive(process: &str) -> bool {
+    let status = fs::read_to_string(Path::new("/proc").join(process.trim()).join("stat")).unwrap_or_default();
+    status.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
+/// The numbers of the open files that go to every program that is started.
+fn inherited() -> Vec<String> {
+    let mut numbers: Vec<u32> = fs::read_dir("/proc/self/fdinfo")
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let info = fs::read_to_string(&path).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim().to_owned();
+            // O_CLOEXEC.
+            let stays = u32::from_str_radix(&flags, 8).unwrap() & 0o2_000_000 == 0;
+            stays.then(|| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        })
+        .collect();
+    numbers.sort_unstable();
+    numbers.iter().map(u32::to_string).collect()
+}
+
+#[test]
+fn a_command_gets_its_arguments_a_clean_environment_and_nothing_else() {
+    let mut settings = run("");
+    let script = "printf '<%s>' \"$@\"; echo; env | sort; pwd; readlink /proc/self/fd/0; ls -1v /proc/$$/fd; \
+                  test $(cut -d ' ' -f 5 /proc/$$/stat) = $$ && echo leads its group";
+    let arguments = ["$TARGET$", "$PORT$ $MODE$", "a;b `c` $(d) $REASON$", "$$TARGET$"];
+    settings.command = shell(script, &arguments);
+    let bench = with(settings);
+    // Whoever has started the tests may have left files open to all that follow; nothing of this program's comes to them.
+    let inherited = inherited();
+    let case = BanContext { expiry: Expiry::Never, ..case("2001:db8::7", 60) };
+    bench.block(case, &RUN);
+    let told = ran(&bench);
+    assert_eq!(told.outcome, Outcome::Exited(0), "{}", told.output);
+    let lines: Vec<&str> = told.output.split("\\n").collect();
+    assert_eq!(lines[0], "<2001:db8::/64><23 atcp><a;b `c` $(d) TCP SYN/Normal scan><$2001:db8::/64>");
+    let environment: Vec<&str> = lines[1..].iter().copied().take_while(|line| line.contains('=')).collect();
+    let expected = [
+        "LANG=C",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PORTSENTRY_EXPIRES=never",
+        "PORTSENTRY_MODE=atcp",
+        "PORTSENTRY_PORT=23",
+        "PORTSENTRY_PROTOCOL=tcp",
+        "PORTSENTRY_REASON=TCP SYN/Normal scan",
+        "PORTSENTRY_SOURCE=2001:db8::7",
+        "PORTSENTRY_TARGET=2001:db8::/64",
+        // The shell's own.
+        "PWD=/",
+    ];
+    let environment: Vec<&str> = environment.into_iter().filter(|line| !line.starts_with("_=")).collect();
+    assert_eq!(environment, expected);
+    let rest = lines[lines.len() - inherited.len() - 3..].join(" ");
+    assert_eq!(rest, format!("/ /dev/null {} leads its group", inherited.join(" ")));
+}
+
+#[test]
+fn a_command_that_fails_is_said_and_tried_again_and_the_next_ban_does_not_wait() {
+    let (_folder, path) = note();
+    // Fails once for 192.0.2.7.
+    let script =
+        format!("echo $1 >> {path}; echo oops >&2; test $1 != 192.0.2.7 -o $(grep -c 2.7 {path}) -gt 1 || exit 3");
+    let bench = with(RunSettings { at_once: 1, ..run(&script) });
+    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(case("192.0.2.8", 60), &RUN);
+    let first = ran(&bench);
+    assert_eq!((first.outcome, first.attempt, first.again), (Outcome::Exited(3), 1, Some(Duration::from_secs(1))));
+    assert_eq!(first.output, "oops");
+    assert_eq!(ran(&bench).outcome, Outcome::Exited(0));
+    let second = ran(&bench);
+    assert_eq!((second.outcome, second.attempt, second.again), (Outcome::Exited(0), 2, None));
+    assert_eq!(lines(&path), ["192.0.2.7", "192.0.2.8", "192.0.2.7"]);
+}
+
+#[test]
+fn a_command_is_not_tried_again_once_the_ban_is_over() {
+    let bench = with(run("exit 1"));
+    bench.block(case("192.0.2.7", 60), &RUN);
+    assert_eq!(ran(&bench).again, Some(Duration::from_secs(1)));
+    bench.put(Task::Release { subject: case("192.0.2.7", 60).subject });
+    bench.silence(Duration::from_millis(1_500));
+}
+
+#[test]
+fn a_command_that_hangs_is_ended_with_all_that_it_has_started() {
+    let (_folder, path) = note();
+    let script =
+        format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
+    let timeout = Duration::from_millis(500) * slowness();
+    let bench = with(RunSettings { timeout, ..run(&script) });
+    bench.block(case("192.0.2.7", 60), &RUN);
+    let told = ran(&bench);
+    assert_eq!(told.outcome, Outcome::TimedOut);
+    assert!(told.took >= timeout && told.took < timeout * 20, "{:?}", told.took);
+    let processes = lines(&path);
+    assert_eq!(processes.len(), 3);
+    // A grandchild is reaped by whoever adopts it.
+    let gone = within(TIMEOUT, || (!processes.iter().any(|process| is_alive(process))).then_some(()));
+    assert!(gone.is_some(), "{processes:?}");
+}
+
+#[test]
+fn who_ignores_the_request_to_end_is_killed() {
+    let (_folder, path) = note();
+    let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
+    let timeout = Duration::from_millis(300) * slowness();
+    let bench = with(RunSettings { timeout, ..run(&script) });
+    bench.block(case("192.0.2.7", 60), &RUN);
+    let told = ran(&bench);
+    assert_eq!(told.outcome, Outcome::TimedOut);
+    assert!(told.took >= timeout + Duration::from_secs(2), "it had its two seconds: {:?}", told.took);
+    assert!(!is_alive(&lines(&path)[0]));
+}
+
+#[test]
+fn a_leader_that_obeys_leaves_nobody_behind_who_does_not() {
+    let (_folder, path) = note();
+    let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
+    let bench = with(RunSettings { timeout: Duration::from_millis(500) * slowness(), ..run(&script) });
+    bench.block(case("192.0.2.7", 60), &RUN);
+    assert_eq!(ran(&bench).outcome, Outcome::TimedOut);
+    let process = lines(&path).remove(0);
+    let gone = within(TIMEOUT, || (!is_alive(&process)).then_some(()));
+    assert!(gone.is_some(), "{process}");
+}
+
+#[test]
+fn what_a_command_leaves_in_the_background_is_neither_waited_for_nor_ended() {
+    let (_folder, path) = note();
+    let script = format!("(sleep {}; echo done >> {path}) & echo started", 5 * slowness());
+    let bench = with(run(&script));
+    bench.block(case("192.0.2.7", 60), &RUN);
+    let told = ran(&bench);
+    assert_eq!((told.outcome, told.output.as_str()), (Outcome::Exited(0), "started"));
+    assert!(told.took < Duration::from_secs(4) * slowness(), "{:?}", told.took);
+    assert!(within(TIMEOUT, || (lines(&path) == ["done"]).then_some(())).is_some());
+}
+
+#[test]
+fn a_flood_of_output_is_cut_and_the_command_with_it() {
+    let bench = with(run("exec yes \"$(printf '\\033[31mred')\""));
+    bench.block(case("192.0.2.7", 60), &RUN);
+    let told = ran(&bench);
+    // Its pipe is closed after a while.
+    assert_eq!(told.outcome, Outcome::Killed(13));
+    assert!(told.took < Duration::from_secs(30) * slowness(), "{:?}", told.took);
+    assert!(told.output.starts_with("\\u{1b}[31mred\\n\\u{1b}[31mred\\n") && told.output.len() == 4_096);
+    assert!(!told.output.chars().any(char::is_control));
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_an_outcome() {
+    let (folder, _) = note();
+    let program = folder.path().join("gone");
+    let settings = RunSettings { command: vec![program.to_str().unwrap().to_owned()], ..RunSettings::default() };
+    let bench = unchecked(settings);
+    bench.block(case("192.0.2.7", 60), &RUN);
+    let told = ran(&bench);
+    assert!(matches!(&told.outcome, Outcome::NotStarted(error) if error.contains("No such file")), "{}", told.outcome);
+    assert_eq!(told.again, Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn the_other_command_runs_when_the_ban_is_over_and_never_beside_the_first() {
+    let (_folder, path) = note();
+    let settings = RunSettings {
+        command: shell(&format!("echo begin $1 >> {path}; sleep 0.7; echo end $1 >> {path}"), &["$TARGET$"]),
+        expire_command: shell(&format!("echo over $1 $2 >> {path}"), &["$TARGET$", "$PORT$"]),
+        ..RunSettings::default()
+    };
+    let bench = with(settings);
+    let lifted = case("192.0.2.7", 3_600);
+    bench.block(lifted, &RUN);
+    // While the first still runs.
+    assert!(within(TIMEOUT, || (!lines(&path).is_empty()).then_some(())).is_some(), "it never began");
+    bench.put(Task::Release { subject: lifted.subject });
+    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
+    let over = ran(&bench);
+    assert_eq!((over.occasion, over.case), (CommandPhase::Release, lifted));
+    assert_eq!(lines(&path), ["begin 192.0.2.7", "end 192.0.2.7", "over 192.0.2.7 23"]);
+    bench.block(case("192.0.2.8", 1), &RUN);
+    assert_eq!([ran(&bench).occasion, ran(&bench).occasion], [CommandPhase::Block, CommandPhase::Release]);
+    // One from before the start.
+    let old = case("192.0.2.9", 3_600);
+    let adopted = Adopted { case: old, methods: RUN.into(), left: Expiry::After(Duration::from_millis(1_000)) };
+    bench.put(Task::Adopt { bans: vec![adopted] });
+    let over = ran(&bench);
+    assert_eq!((over.occasion, over.case), (CommandPhase::Release, old));
+}
+
+#[test]
+fn a_ban_whose_command_never_began_needs_none_at_its_end() {
+    let (_folder, path) = note();
+    let settings = RunSettings {
+        command: shell("sleep 1.5", &[]),
+        expire_command: shell(&format!("echo $1 >> {path}"), &["$TARGET$"]),
+        at_once: 1,
+        ..RunSettings::default()
+    };
+    let bench = with(settings);
+    let (first, second) = (case("192.0.2.7", 60), case("192.0.2.8", 60));
+    bench.block(first, &RUN);
+    bench.block(second, &RUN);
+    std::thread::sleep(Duration::from_millis(100));
+    bench.put(Task::Release { subject: second.subject });
+    assert_eq!(ran(&bench).case, first);
+    bench.silence(Duration::from_millis(300));
+    assert_eq!(lines(&path), [""; 0]);
+}
+
+#[test]
+fn no_more_than_so_many_run_at_once_and_none_is_forgotten() {
+    let (_folder, path) = note();
+    // The first three wait for each other, however slowly they start.
+    let script = format!(
+        "echo + >> {path}; while test $(grep -c + {path}) -lt 3; do sleep 0.05; done; sleep 0.1; echo - >> {path}"
+    );
+    let bench = with(RunSettings { at_once: 3, ..run(&script) });
+    for last in 1..=20 {
+        bench.block(case(&format!("192.0.2.{last}"), 60), &RUN);
+    }
+    for _ in 0..20 {
+        assert_eq!(ran(&bench).outcome, Outcome::Exited(0));
+    }
+    let mut running = 0_i32;
+    let most = lines(&path).iter().map(|line| (running += if line == "+" { 1 } else { -1 }, running).1).max();
+    assert_eq!((most, running), (Some(3), 0));
+}
+
+#[test]
+fn commands_that_find_no_room_are_counted_and_said() {
+    let (_folder, path) = note();
+    let script = format!("while ! test -e {path}; do sleep 0.05; done");
+    let bench = with(RunSettings { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
+    for n in 0..1_100_u32 {
+        bench.block(case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 600), &RUN);
+    }
+    // Each turn of the thread may tell its part; the rest comes within a minute or at the end.
+    assert!(matches!(bench.next(), BackendEvent::Lost { tasks: 0, commands: 1.. }));
+    fs::write(&path, "").unwrap();
+    let (stopped, told) = bench.stop(Duration::from_millis(500) * slowness());
+    assert!(matches!(stopped, Stopped::Left(Left { lines: 0, commands: 1.. })), "{stopped:?}");
+    assert!(told.iter().any(|news| matches!(news, BackendEvent::Ran { .. })));
+}
+
+#[test]
+fn methods_follow_each_other_in_the_order_that_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts.deny");
+    let script =
+        format!("sleep 0.2; grep -qx 'ALL: $1' {path} 2>/dev/null && echo denied || echo open", path = path.display());
+    let script = script.replace("'ALL: $1'", "\"ALL: $1\"");
+    let run = run(&script);
+    let spawner = spawner(&run);
+    let bench = Bench::start(Settings {
+        hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
+        run: Some((run, spawner)),
+        end_connections: false,
+    });
+    bench.block(case("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
+    assert_eq!(ran(&bench).output, "open");
+    assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
+    bench.block(case("192.0.2.8", 60), &[Backend::HostsDeny, Backend::Command]);
+    assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
+    assert_eq!(ran(&bench).output, "denied");
+}
+
+#[test]
+fn a_block_waits_for_the_command_before_it_but_not_for_ever() {
+    let limit = Duration::from_millis(1_500) * slowness();
+    for (script, is_ended) in [("exit 0", true), ("exit 1", true), ("sleep 0.2", true), ("sleep 1000", false)] {
+        let bench = with(RunSettings { first: true, timeout: limit, ..run(script) });
+        let case = case("192.0.2.7", 60);
+        let started = Instant::now();
+        bench.put(Task::Before { case });
+        let (first, second) = (bench.next(), bench.next());
+        if is_ended {
+            assert!(
+                matches!(first, BackendEvent::Ran { occasion: CommandPhase::Before, again: None, .. }),
+                "{script}: {first:?}"
+            );
+            assert_eq!(second, BackendEvent::Ready { case });
+        } else {
+            // Its limit and the wait for it are over at the same moment.
+            let told = [&first, &second];
+            assert!(told.contains(&&BackendEvent::Ready { case }), "{script}: {told:?}");
+            assert!(
+                told.iter().any(|news| matches!(news, BackendEvent::Ran { outcome: Outcome::TimedOut, .. })),
+                "{told:?}"
+            );
+        }
+        assert!(started.elapsed() >= if is_ended { Duration::ZERO } else { limit });
+        bench.silence(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn many_sources_at_once_cannot_keep_a_block_waiting_for_their_commands() {
+    let limit = Duration::from_millis(500) * slowness();
+    let bench = with(RunSettings { first: true, timeout: limit, at_once: 1, ..run("sleep 1000") });
+    let started = Instant::now();
+    for last in 1..=50 {
+        bench.put(Task::Before { case: case(&format!("192.0.2.{last}"), 60) });
+    }
+    let mut ready = 0;
+    while ready < 50 {
+        ready += usize::from(matches!(bench.next(), BackendEvent::Ready { .. }));
+    }
+    assert!(started.elapsed() < limit * 20, "fifty commands of {limit:?} one after another: {:?}", started.elapsed());
+}
+
+#[test]
+fn at_the_end_what_still_runs_is_ended_within_the_time_that_was_given() {
+    let (_folder, path) = note();
+    let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
+    let bench = with(run(&script));
+    bench.block(case("192.0.2.7", 60), &RUN);
+    assert!(within(TIMEOUT, || lines(&path).first().map(|_| ())).is_some());
+    let started = Instant::now();
+    let limit = Duration::from_secs(2) * slowness();
+    let (stopped, told) = bench.stop(limit);
+    assert!(started.elapsed() < limit, "{:?}", started.elapsed());
+    assert_eq!(stopped, Stopped::Whole, "its end was told");
+    assert!(matches!(&told[..], [BackendEvent::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{told:?}");
+    assert!(!is_alive(&lines(&path)[0]));
+}

@@ -1,0 +1,178 @@
+//! The thread and its file: lines come, go when their bans are over, survive the end, and are tried again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, Left, Settings, SlowTask, Stopped, Task};
+use portsentry::types::{Backend, BanTarget, Expiry};
+use tempfile::TempDir;
+
+use super::{Bench, case, subject};
+use netns_lab::slowness;
+
+const LINE: [Backend; 1] = [Backend::HostsDeny];
+
+fn place() -> (TempDir, PathBuf, Settings) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("etc/hosts.deny");
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    let hosts_deny = Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap());
+    (folder, path, Settings { hosts_deny, ..Settings::default() })
+}
+
+fn held(path: &Path) -> Vec<BanTarget> {
+    let mut held = HostsDeny::new(path, DEFAULT_TEMPLATE).unwrap().held().unwrap();
+    held.sort();
+    held
+}
+
+#[test]
+fn a_line_comes_with_its_ban_and_goes_when_it_is_over_without_a_word() {
+    let (_folder, path, settings) = place();
+    let bench = Bench::start(settings);
+    let started = Instant::now();
+    let (short, long) = (case("192.0.2.7", 2 * u64::from(slowness())), case("2001:db8::7", 3_600));
+    bench.block(short, &LINE);
+    assert_eq!(bench.next(), BackendEvent::Done { case: short, backend: Backend::HostsDeny });
+    bench.block(long, &LINE);
+    assert_eq!(bench.next(), BackendEvent::Done { case: long, backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [short.subject, long.subject]);
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![short.subject], backend: Backend::HostsDeny });
+    assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
+    assert_eq!(held(&path), [long.subject]);
+    bench.put(Task::Release { subject: long.subject });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![long.subject], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), []);
+    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
+}
+
+#[test]
+fn a_ban_that_is_extended_keeps_its_line_until_the_new_end() {
+    let (_folder, path, settings) = place();
+    let bench = Bench::start(settings);
+    bench.block(case("192.0.2.7", 1), &LINE);
+    bench.block(case("192.0.2.7", 3_600), &LINE);
+    bench.next();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(held(&path), [subject("192.0.2.7")]);
+}
+
+#[test]
+fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
+    let (_folder, path, settings) = place();
+    fs::write(&path, "sshd: .example.com\n").unwrap();
+    let bench = Bench::start(settings.clone());
+    let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| case(source, 3_600));
+    cases.iter().for_each(|case| bench.block(*case, &LINE));
+    // Handed over just before the end, and done all the same.
+    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
+    assert_eq!(held(&path), cases.map(|case| case.subject));
+
+    let bench = Bench::start(settings);
+    let adopted = |case, left| Adopted { case, methods: LINE.into(), left };
+    // A new ban while the old ones are not sorted yet; one that is adopted for two seconds; one that has no line, and gets one.
+    bench.block(cases[2], &LINE);
+    bench.next();
+    let bare = case("192.0.2.9", 3_600);
+    let soon = Expiry::After(Duration::from_secs(2) * slowness());
+    let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
+    bench.put(Task::Adopt { bans });
+    assert_eq!(bench.next(), BackendEvent::Restored { subjects: vec![bare.subject], backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[1].subject], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [cases[0].subject, cases[2].subject, bare.subject]);
+    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[0].subject], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [cases[2].subject, bare.subject]);
+    assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: .example.com\n# portsentry: 192.0.2.3"));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_tried_again_until_it_can() {
+    let (folder, path, settings) = place();
+    fs::remove_dir(folder.path().join("etc")).unwrap();
+    let bench = Bench::start(settings);
+    let (first, second) = (case("192.0.2.7", 3_600), case("192.0.2.8", 3_600));
+    bench.block(first, &LINE);
+    let mut told = Vec::new();
+    for attempt in 1..=2 {
+        let BackendEvent::Failed { subjects, task, reason, attempt: count, again } = bench.next() else {
+            panic!("it fails")
+        };
+        assert_eq!((subjects, task, count), (vec![first.subject], SlowTask::Ban(Backend::HostsDeny), attempt));
+        assert!(reason.starts_with("cannot write /") && reason.contains("No such file"), "{reason}");
+        told.push(again.unwrap().as_secs());
+    }
+    assert_eq!(told, [1, 2]);
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    bench.block(second, &LINE);
+    for _ in 0..2 {
+        assert!(matches!(bench.next(), BackendEvent::Done { .. }));
+    }
+    assert_eq!(held(&path), [first.subject, second.subject]);
+}
+
+#[test]
+fn a_ban_that_is_over_before_it_could_be_written_is_never_written() {
+    let (folder, path, settings) = place();
+    fs::remove_dir(folder.path().join("etc")).unwrap();
+    let bench = Bench::start(settings);
+    bench.block(case("192.0.2.7", 3_600), &LINE);
+    assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
+    bench.put(Task::Release { subject: subject("192.0.2.7") });
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    bench.silence(Duration::from_millis(1_500));
+    assert!(!path.exists());
+    assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
+}
+
+#[test]
+fn what_cannot_be_written_at_the_end_is_counted_and_the_end_comes() {
+    let (folder, _path, settings) = place();
+    fs::remove_dir(folder.path().join("etc")).unwrap();
+    let bench = Bench::start(settings);
+    for last in 1..=3 {
+        bench.block(case(&format!("192.0.2.{last}"), 3_600), &LINE);
+    }
+    let (stopped, _) = bench.stop(Duration::from_secs(5) * slowness());
+    assert_eq!(stopped, Stopped::Left(Left { lines: 3, commands: 0 }));
+}
+
+#[test]
+fn a_burst_is_written_whole_and_what_finds_no_room_is_given_back_and_told() {
+    let (_folder, path, settings) = place();
+    let bench = Bench::start(settings);
+    let orders = bench.hands.as_ref().unwrap().orders();
+    let mut taken = Vec::new();
+    let mut refused = 0;
+    for n in 0..20_000_u32 {
+        let case = case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
+        match orders.put(Task::Block { case, methods: LINE.into() }) {
+            Ok(()) => taken.push(case.subject),
+            Err(Task::Block { case: back, .. }) => {
+                assert_eq!(back, case);
+                refused += 1;
+            }
+            Err(other) => panic!("another task comes back: {other:?}"),
+        }
+    }
+    let (stopped, told) = bench.stop(super::patience());
+    assert_eq!(stopped, Stopped::Whole);
+    assert_eq!(held(&path), taken);
+    let lost: u64 = told.iter().map(|news| if let BackendEvent::Lost { tasks, .. } = news { *tasks } else { 0 }).sum();
+    assert_eq!(lost, refused);
+    assert_eq!(told.iter().filter(|news| matches!(news, BackendEvent::Done { .. })).count(), taken.len());
+}
+
+#[test]
+fn a_way_that_is_not_set_up_is_said_and_the_next_one_follows() {
+    let (_folder, path, settings) = place();
+    let bench = Bench::start(settings);
+    let case = case("192.0.2.7", 3_600);
+    bench.block(case, &[Backend::Command, Backend::HostsDeny]);
+    assert!(matches!(bench.next(), BackendEvent::Failed { task: SlowTask::Ban(Backend::Command), again: None, .. }));
+    assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [case.subject]);
+    bench.put(Task::Before { case });
+    assert_eq!(bench.next(), BackendEvent::Ready { case }, "nobody waits for a command that there is not");
+}

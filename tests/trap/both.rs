@@ -1,0 +1,183 @@
+//! What holds for TCP ports and UDP ports alike: the kernel alone counts them, with the program's judgement beside it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netns_lab::{Lab, slowness};
+
+use crate::Protocol::{self, Tcp, Udp};
+use crate::{banned_at_last, is_banned};
+
+#[test]
+fn the_kernel_alone_counts_distinct_ports_and_not_packets() {
+    for protocol in [Tcp, Udp] {
+        let lab = Lab::new(&["other"]);
+        let daemon = protocol.start(&lab, "");
+        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        if protocol == Udp {
+            let status = lab.succeed(&["status"]);
+            let count = protocol.watched(&lab).len();
+            assert!(status.contains(&format!(" TCP and {count} UDP ports; 0 caught by it")), "{status}");
+        }
+        daemon.frozen(|| {
+            protocol.touch(&lab, "other", source, target, &[901, 902, 901, 902, 902, 901, 901, 902]);
+            assert!(banned_at_last(&lab).is_empty(), "two are forgiven, however often");
+            protocol.touch(&lab, "other", source, target, &[903]);
+            assert!(is_banned(&lab, source), "at once, and without the program");
+            assert_eq!(lab.expect_ban(source).timeout, Some(Duration::from_secs(86_400)));
+        });
+        daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
+        daemon.stop();
+    }
+}
+
+#[test]
+fn the_kernel_alone_blocks_an_ipv6_scanner_by_its_64() {
+    for protocol in [Tcp, Udp] {
+        let lab = Lab::new(&["other"]);
+        let daemon = protocol.start(&lab, "");
+        let neighbour = lab.add_neighbour("other");
+        let (source, target) = (lab.v6("other").into(), lab.victim_v6("other").into());
+        daemon.frozen(|| {
+            protocol.touch(&lab, "other", source, target, &[901, 902]);
+            assert!(banned_at_last(&lab).is_empty());
+            protocol.touch(&lab, "other", neighbour.into(), target, &[903]);
+            let network = IpAddr::from(lab.v6_network("other"));
+            assert!(is_banned(&lab, network), "two addresses of one /64 are one source");
+            assert_eq!(lab.banned(), [network]);
+        });
+        daemon.expect_line("has been blocked");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn the_first_touch_blocks_where_none_is_forgiven() {
+    for protocol in [Tcp, Udp] {
+        let lab = Lab::new(&["other"]);
+        let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
+        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        daemon.frozen(|| {
+            protocol.touch(&lab, "other", source, target, &[901]);
+            assert!(is_banned(&lab, source));
+        });
+        daemon.stop();
+    }
+}
+
+/// As Docker does without its proxy: no socket on the host ever listens there.
+#[test]
+fn a_port_that_is_published_by_dnat_is_none_of_this_hosts() {
+    for (protocol, name) in [(Tcp, "tcp"), (Udp, "udp")] {
+        let lab = Lab::new(&["other", "container"]);
+        let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
+        lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        let container = lab.v4("container");
+        let rules = format!(
+            "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+             add rule ip nat prerouting iif other {name} dport 901-905 dnat to {container}:8080"
+        );
+        lab.run("victim", "nft", &[&rules]);
+        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        assert!(protocol.watched(&lab).contains(&901));
+        daemon.frozen(|| {
+            protocol.touch(&lab, "other", source, target, &[901, 902, 903]);
+            assert!(banned_at_last(&lab).is_empty(), "what it is sent on to is no address of this host");
+            protocol.touch(&lab, "other", source, target, &[906]);
+            assert!(is_banned(&lab, source));
+        });
+        daemon.stop();
+    }
+}
+
+#[test]
+fn only_the_interfaces_count_that_the_settings_name() {
+    for protocol in [Tcp, Udp] {
+        let lab = Lab::new(&["other", "quiet"]);
+        let daemon = protocol.start(&lab, "interfaces = [\"other\"]\n");
+        daemon.frozen(|| {
+            for host in ["quiet", "other"] {
+                let (source, target) = (lab.v4(host).into(), lab.victim_v4(host).into());
+                protocol.touch(&lab, host, source, target, &[901, 902, 903, 904]);
+            }
+            assert!(is_banned(&lab, lab.v4("other")));
+            assert_eq!(banned_at_last(&lab), [IpAddr::from(lab.v4("other"))]);
+        });
+        daemon.stop();
+    }
+}
+
+/// Ports that one source touches: of TCP, and of UDP.
+type Pattern = (&'static [u16], &'static [u16]);
+
+/// Of each twelve the kernel blocks five.
+const PATTERNS: [(Protocol, [Pattern; 12]); 2] = [
+    (
+        Tcp,
+        [
+            (&[901], &[]),
+            (&[901, 901, 901, 901, 901], &[]),
+            (&[901, 902], &[]),
+            (&[901, 902, 901, 902], &[]),
+            (&[901, 902, 903], &[]),
+            (&[901, 901, 902, 902, 903], &[]),
+            (&[113, 139, 901, 902], &[]),
+            (&[113, 139, 901, 902, 903], &[]),
+            (&[20_001, 20_002, 20_003, 20_004], &[]),
+            (&[1, 2, 20_001, 20_002], &[]),
+            (&[1024, 1023, 1022], &[]),
+            (&[901, 902, 903, 904, 905, 906, 907, 908, 909, 910], &[]),
+        ],
+    ),
+    (
+        Udp,
+        [
+            (&[], &[901]),
+            (&[], &[901, 901, 901, 901, 901]),
+            (&[901, 902], &[]),
+            (&[901], &[901]),
+            (&[901, 901], &[902, 902]),
+            (&[901], &[901, 902]),
+            (&[901, 902], &[901]),
+            (&[], &[901, 902, 901, 902, 903]),
+            (&[113, 139], &[67, 68, 137, 901, 902]),
+            (&[113, 139], &[67, 68, 137, 901, 902, 903]),
+            (&[20_001, 20_002], &[20_001, 20_002, 20_003]),
+            (&[1, 2, 3, 4], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ],
+    ),
+];
+
+/// For many patterns of touches: whom the kernel alone blocks the program blocks as well, and the other way round.
+#[test]
+fn kernel_and_program_agree_on_the_evidence() {
+    for (protocol, patterns) in PATTERNS {
+        let lab = Lab::new(&["other"]);
+        let daemon = protocol.start(&lab, "");
+        let sources = lab.add_addresses("other", 100..100 + u8::try_from(patterns.len()).unwrap());
+        let target = lab.victim_v4("other").into();
+        let by_kernel = daemon.frozen(|| {
+            for (source, (tcp, udp)) in sources.iter().zip(patterns) {
+                Tcp.touch(&lab, "other", (*source).into(), target, tcp);
+                Udp.touch(&lab, "other", (*source).into(), target, udp);
+            }
+            let last = *sources.last().unwrap();
+            assert!(is_banned(&lab, last), "and so all have been counted");
+            banned_at_last(&lab)
+        });
+        lab.provoke_ban("other");
+        // All of them have been judged by now; whom the kernel alone had blocked is let go after two seconds.
+        std::thread::sleep(Duration::from_secs(4) * slowness());
+        let mut by_both = lab.banned();
+        by_both.retain(|address| *address != IpAddr::from(lab.v4("other")));
+        assert_eq!(by_both, by_kernel);
+        assert_eq!(by_kernel.len(), 5, "{by_kernel:?}");
+        for source in &by_both {
+            let blocked = daemon.lines_with(&format!("attackalert: Host {source} has been blocked"));
+            assert_eq!(blocked.len(), 1, "{source}");
+        }
+        assert!(daemon.lines_with("nothing is held against them").is_empty());
+        assert!(lab.set("caught").len() <= 1 && lab.set("suspects").iter().all(|one| !by_both.contains(&one.address)));
+        daemon.stop();
+    }
+}

@@ -1,0 +1,121 @@
+//! What the kernel counts of UDP ports by itself, with the program's judgement beside it.
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
+
+use crate::Protocol::Udp;
+use crate::{BLOCKING, banned_at_last, is_banned};
+
+/// The table as nft prints it; nothing where it is just being laid again.
+fn table(lab: &Lab) -> String {
+    lab.run("victim", "nft", &["list", "ruleset"])
+}
+
+/// As the program does: both protocols block, and so they are one account.
+#[test]
+fn ports_of_tcp_and_udp_are_counted_together_and_the_same_number_is_two() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Udp.start(&lab, "");
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    daemon.frozen(|| {
+        lab.touch("other", source, target, &[901]);
+        Udp.touch(&lab, "other", source, target, &[901]);
+        assert!(banned_at_last(&lab).is_empty());
+        lab.touch("other", source, target, &[901, 902]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.expect_line(&format!("attackalert: Host {source} has been blocked"));
+    assert!(daemon.lines_with("nothing is held against them").is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn udp_can_be_counted_where_tcp_is_not() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Daemon::start_configured(&lab, &format!("{BLOCKING}tcp = false\n"), &["--expire", "24h"]);
+    assert!(within(TIMEOUT, || (!Udp.watched(&lab).is_empty()).then_some(())).is_some());
+    assert!(!table(&lab).contains("tcp"));
+    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    daemon.frozen(|| {
+        lab.touch("other", source, target, &[901, 902, 903, 904]);
+        assert!(banned_at_last(&lab).is_empty());
+        Udp.touch(&lab, "other", source, target, &[901, 902, 903]);
+        assert!(is_banned(&lab, source));
+    });
+    daemon.stop();
+}
+
+/// In order, so that what it learns is no matter of luck: closed ports answer with an ICMP error, and only what is forgiven
+/// answers at all.
+#[test]
+fn nmap_learns_of_no_more_closed_ports_than_are_forgiven() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Udp.start(&lab, "");
+    let target = lab.victim_v4("other").into();
+    let arguments = [
+        "-sU",
+        "-r",
+        "-T5",
+        "-p901-930",
+        "--max-retries",
+        "0",
+        "--min-parallelism",
+        "30",
+        "--max-rtt-timeout",
+        "200ms",
+    ];
+    // Else the kernel itself would tell of few, whatever blocks.
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.icmp_ratelimit=0"]);
+    let scan = daemon.frozen(|| lab.nmap("other", target, &arguments));
+    assert!(scan.count("closed") <= 2, "of 30, and by the kernel alone: {scan:?}");
+    lab.expect_ban(lab.v4("other").into());
+    daemon.stop();
+}
+
+#[test]
+fn datagrams_are_in_no_table_where_they_are_not_counted_or_block_nobody() {
+    let lab = Lab::new(&["other"]);
+    for text in [
+        "[udp]\nblock = true\n",
+        "[trap]\nudp = true\n",
+        "[udp]\nblock = true\nmode = \"connect\"\n[trap]\nudp = true\n",
+    ] {
+        let daemon = Daemon::start_configured(&lab, text, &[]);
+        assert!(within(TIMEOUT, || (!lab.ports("trapped").is_empty()).then_some(())).is_some());
+        assert!(!table(&lab).contains("udp") && !table(&lab).contains("asked"), "{text}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn new_settings_a_crash_and_the_end_are_followed() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Udp.start(&lab, "");
+    let reload = |text: &str, wanted: &dyn Fn() -> bool| {
+        lab.reload(text);
+        assert!(within(TIMEOUT, || wanted().then_some(())).is_some(), "{text}: {}", table(&lab));
+    };
+    let lists = |udp: &str| table(&lab).contains(&format!("elements = {{ {udp} }}"));
+    reload("[udp]\nblock = true\n", &|| !table(&lab).contains("udp"));
+    reload(&BLOCKING.replace("[udp]\n", "[udp]\nadvanced_ports = \"901-903\"\n"), &|| lists("901-903"));
+    reload(BLOCKING, &|| Udp.watched(&lab).contains(&904));
+    let before = Udp.watched(&lab);
+    for harm in [
+        "flush ruleset",
+        "flush set inet portsentry trapped_udp",
+        "flush chain inet portsentry trap_asked",
+        "flush chain inet portsentry trap; flush chain inet portsentry trap_asked; delete set inet portsentry trapped_udp",
+    ] {
+        lab.run("victim", "nft", &[harm]);
+        let whole = || table(&lab).contains("update @asked") && Udp.watched(&lab) == before;
+        assert!(within(TIMEOUT, || whole().then_some(())).is_some(), "{harm}");
+    }
+    daemon.kill();
+    assert!(!Udp.watched(&lab).is_empty(), "a crash leaves it as it is");
+    let daemon = Daemon::start(&lab, &["--log-only"]);
+    assert!(Udp.watched(&lab).is_empty() && lab.ports("trapped").is_empty());
+    daemon.stop();
+    let daemon = Udp.start(&lab, "");
+    daemon.stop();
+    assert!(Udp.watched(&lab).is_empty(), "nobody would look at what it catches");
+}
