@@ -6,10 +6,12 @@ mod render;
 mod systemd_unit;
 mod warnings;
 
+use clap::Args;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::cli::{CheckOptions, DEFAULT_CONFIG};
+use crate::config::DEFAULT_CONFIG;
 use crate::config::{BlockPolicy, Config, ConfigError, ConfigErrors, Mode};
 use crate::daemon::{allow_names, host_state, sandbox_policy};
 use crate::engine::{Host, Listeners, Protection};
@@ -29,6 +31,26 @@ use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag, SockDiagErr
 use crate::types::PortSet;
 use backends::Way;
 use warnings::Warning;
+
+/// Options of `check`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// The settings to check [/etc/portsentry/portsentry.toml]
+    pub file: Option<PathBuf>,
+    /// Write one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CheckOptions {
+    /// The file's settings, or the built-in ones where none is named and none is there.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub fn configure(&self) -> Result<Config, ConfigErrors> {
+        Config::load_or_builtin(self.file.as_deref())
+    }
+}
 
 /// How long the look-ups of all names together may take.
 const LIMIT: Duration = Duration::from_secs(5);

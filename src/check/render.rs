@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{Report, Watched, mode, policy};
-use crate::cli::DEFAULT_CONFIG;
+use crate::config::DEFAULT_CONFIG;
 use crate::config::{BlockPolicy, ConfigError, Mode, Protocol};
 use crate::engine::Protection;
 use crate::types::Expiry;

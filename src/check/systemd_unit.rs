@@ -12,8 +12,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::warnings::Warning;
-use crate::cli::{self, Command, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use crate::config::flags::RunOptions;
 use crate::config::{BlockPolicy, Config, Mode};
+use crate::control::DEFAULT_SOCKET;
+use crate::ledger::DEFAULT_STATE_DIR;
 use crate::types::Backend;
 
 /// Where systemd looks for units, the first one wins.
@@ -216,7 +218,7 @@ impl Unit {
         let mut line = self.value("ExecStart").trim_start_matches(['@', '-', ':', '+', '!']).split_whitespace();
         // Quotes, variables and specifiers are left as they are: what then does not parse says nothing here.
         let words = line.by_ref().map(OsString::from).collect::<Vec<_>>();
-        let Ok(Command::Run(options)) = cli::parse(words) else { return Vec::new() };
+        let Some(options) = RunOptions::parse(words) else { return Vec::new() };
         let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
         let socket = options.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         let folder = socket.parent().map(Path::to_owned);

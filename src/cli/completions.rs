@@ -1,6 +1,7 @@
 //! The command line's grammar to a script with which a shell completes it. Writes nothing.
 
-use super::{CLASSIC_MODES, grammar};
+use super::grammar;
+use crate::config::flags::CLASSIC_MODES;
 use clap::{Args, ValueEnum};
 
 /// Options of `completions`.

@@ -7,6 +7,7 @@
 mod consistency;
 mod document;
 mod error;
+pub mod flags;
 pub mod ignore_file;
 mod parse;
 mod port_lists;
@@ -14,7 +15,9 @@ mod schema;
 
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ignore_file::read_ignore_file;
-pub use parse::{is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network};
+pub use parse::{
+    is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
+};
 pub use schema::{
     Action, Allow, Block, BlockPolicy, Config, Detect, Escalate, HostsDeny, LogTarget, Metrics, Mode, NftBlock,
     Protocol, Report, Route, Run, Trap,
@@ -22,6 +25,9 @@ pub use schema::{
 
 use std::io::{self, Read};
 use std::path::Path;
+
+/// The file that is read where none is named. Where it does not exist, the built-in configuration holds.
+pub const DEFAULT_CONFIG: &str = "/etc/portsentry/portsentry.toml";
 
 impl Config {
     /// The configuration of a host without a file.
@@ -45,6 +51,20 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let text = read_text(path, "create it, or leave --config out to run with the built-in settings")?;
         Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// Reads the named file, or [`DEFAULT_CONFIG`], or takes the built-in configuration where neither is there.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_or_builtin(named: Option<&Path>) -> Result<Self, ConfigErrors> {
+        let default = Path::new(DEFAULT_CONFIG);
+        match named {
+            Some(file) => Self::load(file),
+            // Only a file that is surely absent: one that cannot be looked at must not turn into defaults in silence.
+            None if matches!(default.try_exists(), Ok(false)) => Ok(Self::builtin()),
+            None => Self::load(default),
+        }
     }
 
     /// Every key that a file may hold, dotted (`detect.window`), in alphabetical order.

@@ -350,3 +350,14 @@ values! {
         })
     }
 }
+
+/// Reads a span of at least a second, as humantime writes it.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    match parse_expiry(text)? {
+        Expiry::After(span) => Ok(span),
+        Expiry::Never => Err("\"never\" is no duration here; write for example \"5m\"".to_owned()),
+    }
+}

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::protocol::{Answer, ErrorKind, Failure, MAX_LINE_LEN, Request, parse_reply};
 use super::status::Status;
-use crate::cli;
 use crate::events::json::EventRecord;
+use crate::types::exit_code;
 
 /// How long the daemon may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -33,9 +33,9 @@ impl ClientError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Failure(Failure { kind: ErrorKind::Usage, .. }) => cli::EXIT_USAGE,
-            Self::Failure(Failure { kind: ErrorKind::Configuration, .. }) => cli::EXIT_CONFIG,
-            _ => cli::EXIT_FAILED,
+            Self::Failure(Failure { kind: ErrorKind::Usage, .. }) => exit_code::USAGE,
+            Self::Failure(Failure { kind: ErrorKind::Configuration, .. }) => exit_code::CONFIG,
+            _ => exit_code::FAILED,
         }
     }
 }

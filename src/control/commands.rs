@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use serde_json::json;
 
 use super::client::{Client, ClientError};
+use super::options::{Connection, ControlCommand};
 use super::protocol::Request;
-use crate::cli::{Connection, ControlCommand};
 
 /// Asks the daemon and writes the answer.
 ///

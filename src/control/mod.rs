@@ -8,6 +8,10 @@ pub mod commands;
 mod format;
 pub mod list;
 pub mod live_view;
+pub mod options;
 pub mod protocol;
 pub mod server;
 pub mod status;
+
+/// Where the running daemon answers where no other place is named.
+pub const DEFAULT_SOCKET: &str = "/run/portsentry/portsentry.sock";

@@ -26,11 +26,35 @@ mod words;
 pub use diagnostics::{Diagnostic, ImportError};
 pub use files::{Files, read, write};
 
+use clap::Args;
 use options::Options;
 use output::Output;
 use serde::Serialize;
 use std::io;
 use std::path::Path;
+use std::path::PathBuf;
+
+/// Options of `import`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// The portsentry.conf to translate [/etc/portsentry/portsentry.conf]
+    pub file: Option<PathBuf>,
+    /// Take the modes from this file [/etc/default/portsentry, if FILE is not given]
+    #[arg(long, value_name = "FILE")]
+    pub defaults: Option<PathBuf>,
+    /// Write the networks of this ignore file into the result (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub ignore: Vec<PathBuf>,
+    /// Write one JSON object: the result and the notes
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+    /// Write the result to this file, which must not be there
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the file of --output
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
 
 /// The largest text that is read. The longest configurations that people share have some 20 KiB.
 const MAX_LEN: usize = 1 << 20;

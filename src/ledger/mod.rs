@@ -38,6 +38,9 @@ use row::micros;
 use state_dir::StateDir;
 use statements::{ALSO, DROP, END, INSERT, NEWEST, Statements};
 
+/// Where the ledger is kept where no other place is named.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
+
 /// The database's name in the state directory.
 pub const DATABASE: &str = "ledger.sqlite";
 

@@ -14,6 +14,8 @@ mod refusals;
 mod summary;
 mod text;
 
+use clap::Args;
+use ipnet::IpNet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -21,8 +23,8 @@ use std::time::{Duration, SystemTime};
 pub use clock::Clock;
 
 use crate::capture::file::{FileError, Reader};
-use crate::cli::{DEFAULT_CONFIG, ReplayOptions};
 use crate::config::{Config, ConfigErrors};
+use crate::config::{DEFAULT_CONFIG, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Protocol};
@@ -34,6 +36,32 @@ use port_inference::{PortInference, Used};
 use progress::Progress;
 use refusals::Refusals;
 use summary::{NoEvidence, Summary};
+
+/// Options of `replay`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ReplayOptions {
+    /// The capture to read (pcap or pcapng)
+    pub file: PathBuf,
+    /// Read settings from this file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Take this address or network as the host's own (repeatable)
+    #[arg(long, value_name = "PREFIX", value_parser = parse_network)]
+    pub local: Vec<IpNet>,
+    /// Write events as JSON, one a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ReplayOptions {
+    /// The file's settings, or the built-in ones.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub fn configure(&self) -> Result<Config, ConfigErrors> {
+        Config::load_or_builtin(self.config.as_deref())
+    }
+}
 
 /// Why a replay did not come to its end.
 #[derive(Debug, thiserror::Error)]

@@ -19,6 +19,37 @@ pub use json::json;
 pub use save::{SaveError, save};
 pub use stats::{Ends, Network, Offender, OverTime, ReportStats, Top};
 
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+/// Options of `report`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ReportOptions {
+    /// Look back this far: 24h, 30d, 1y
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_since)]
+    pub since: Duration,
+    /// Write to this file instead of standard output
+    #[arg(short = 'o', value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Read the ledger in this directory
+    #[arg(long, value_name = "DIR", default_value = crate::ledger::DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Write the figures as a JSON object instead of a page
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How far back a report may look: a minute is its finest bar, ten years are more than the ledger keeps.
+const SINCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(315_576_000);
+
+fn parse_since(text: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text).ok().filter(|span| SINCE.contains(span));
+    span.ok_or_else(|| "write a span from one minute to ten years, for example \"24h\", \"30d\" or \"1y\"".to_owned())
+}
+
 /// The name of this host as the kernel has it; `None` if none is set.
 #[must_use]
 pub fn host_name() -> Option<String> {

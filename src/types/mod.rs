@@ -2,6 +2,7 @@
 
 mod backend;
 mod ban_target;
+pub mod exit_code;
 mod expiry;
 mod port_set;
 mod prefix;

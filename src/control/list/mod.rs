@@ -5,10 +5,14 @@ mod bans;
 mod names;
 mod table;
 
+use crate::config::{parse_network, parse_span};
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -18,11 +22,44 @@ pub use bans::{Bans, Held, ListError, Listed, read};
 pub(super) use table::{brief, compact_ports, shortened};
 
 use super::address_info::port_list;
-use crate::cli::{ListOptions, Order};
 use crate::engine::Class;
 use crate::events::json::{expires, rfc3339};
 use crate::ledger::author_key;
 use crate::types::Expiry;
+
+/// Options of `list`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ListOptions {
+    /// Only the bans of this address, or in this network
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    pub target: Option<IpNet>,
+    /// What comes first: the next to end, the newest, or who was banned most often
+    #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
+    pub sort: Order,
+    /// Only bans that began within this time: 1h, 7d
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub since: Option<Duration>,
+    /// Look the names of the addresses up
+    #[arg(long)]
+    pub names: bool,
+    /// Write one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Read the ledger in this directory
+    #[arg(long, value_name = "DIR", default_value = crate::ledger::DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+}
+
+/// The order of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// The next to end first.
+    Expires,
+    /// The newest first.
+    Since,
+    /// Who was banned most often first.
+    Hits,
+}
 
 /// The width where standard output is no terminal.
 const DEFAULT_WIDTH: u16 = 80;

@@ -11,7 +11,10 @@ mod text;
 mod top_counts;
 mod view;
 
+use crate::types::exit_code;
+use clap::Args;
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, SystemTime};
 
@@ -19,9 +22,16 @@ use ratatui::crossterm::event::{self, Event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::client::{Client, ClientError};
-use crate::cli::WatchOptions;
 use poller::Message;
 use view::{Action, View};
+
+/// Options of `watch`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// The daemon's socket
+    #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
 
 /// How long a message may wait for the screen.
 const FRAME_INTERVAL: Duration = Duration::from_millis(100);
@@ -107,7 +117,7 @@ fn end_with_terminal() {
         let [terminal] = fds.map(|fd| fd.revents());
         if looked.is_ok() && terminal.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
             // There is nothing left to restore.
-            std::process::exit(i32::from(crate::cli::EXIT_FAILED));
+            std::process::exit(i32::from(exit_code::FAILED));
         }
     }
 }

@@ -1,11 +1,13 @@
-//! The words of the commands that ask a running daemon.
+//! The options of the commands that ask a running daemon.
 
-use crate::config::{parse_expiry, parse_network};
-use clap::{Args, Subcommand};
-use ipnet::IpNet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+
+use crate::config::{parse_expiry, parse_network, parse_span};
 
 /// A command that asks the running daemon.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
@@ -104,15 +106,6 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     let wrong =
         "it is not one address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows a network's bans";
     text.parse().map_err(|_| wrong.to_owned())
-}
-
-/// Reads a span of at least a second.
-pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
-    use crate::types::Expiry;
-    match parse_expiry(text)? {
-        Expiry::After(span) => Ok(span),
-        Expiry::Never => Err("\"never\" is no duration here; write for example \"5m\"".to_owned()),
-    }
 }
 
 /// Checks it here, where a usage error can be one; the daemon reads the same words again.

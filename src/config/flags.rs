@@ -1,0 +1,165 @@
+//! The flags of the daemon's command line, and the configuration that they give over the file's.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+
+use super::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_span};
+use crate::types::Expiry;
+
+/// The classic modes, as words: clap has no long flags with one dash, so these six become hidden ones with two.
+pub(crate) const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
+
+/// Options of the daemon. What is `None`, empty or false leaves the file's word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How long a ban lasts.
+    pub expire: Option<Expiry>,
+    /// The file to read; `None`: [`super::DEFAULT_CONFIG`] if it exists.
+    pub config: Option<PathBuf>,
+    /// Interfaces to watch.
+    pub interfaces: Vec<String>,
+    /// How many distinct ports are forgiven.
+    pub scan_trigger: Option<u8>,
+    /// Nothing is blocked.
+    pub log_only: bool,
+    /// Mode of TCP, from a classic word.
+    pub tcp_mode: Option<Mode>,
+    /// Mode of UDP, from a classic word.
+    pub udp_mode: Option<Mode>,
+    /// Where the ledger is kept; `None`: the ledger's default.
+    pub state_dir: Option<PathBuf>,
+    /// Where operators' commands are answered; `None`: the default socket.
+    pub socket: Option<PathBuf>,
+    /// Nothing is blocked any more after this time, unless somebody confirms.
+    pub confirm: Option<Duration>,
+    /// No rights are given up.
+    pub no_sandbox: bool,
+}
+
+/// The flags as clap reads them.
+#[derive(Args)]
+pub(crate) struct RunFlags {
+    /// Block for this long: 24h, 7d, 90m, or never
+    #[arg(long, value_name = "SPAN", value_parser = parse_expiry)]
+    expire: Option<Expiry>,
+    /// The settings [/etc/portsentry/portsentry.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Watch only this interface (repeatable)
+    #[arg(long, value_name = "NAME", value_parser = parse_interface)]
+    interface: Vec<String>,
+    /// Forgive this many distinct ports, 0 to 15
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=15))]
+    scan_trigger: Option<u8>,
+    /// Log scans, block nobody
+    #[arg(long)]
+    log_only: bool,
+    /// The ledger's directory [/var/lib/portsentry]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The control socket [/run/portsentry/portsentry.sock]
+    #[arg(long, value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// Only log after SPAN unless `portsentry confirm` comes
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    confirm: Option<Duration>,
+    /// Keep all rights, for debugging
+    #[arg(long)]
+    no_sandbox: bool,
+    #[arg(long, hide = true, group = "tcp_mode")]
+    tcp: bool,
+    #[arg(long, hide = true, group = "tcp_mode")]
+    stcp: bool,
+    #[arg(long, hide = true, group = "tcp_mode")]
+    atcp: bool,
+    #[arg(long, hide = true, group = "udp_mode")]
+    udp: bool,
+    #[arg(long, hide = true, group = "udp_mode")]
+    sudp: bool,
+    #[arg(long, hide = true, group = "udp_mode")]
+    audp: bool,
+}
+
+impl From<RunFlags> for RunOptions {
+    fn from(flags: RunFlags) -> Self {
+        Self {
+            expire: flags.expire,
+            config: flags.config,
+            interfaces: flags.interface,
+            scan_trigger: flags.scan_trigger,
+            log_only: flags.log_only,
+            tcp_mode: mode(flags.tcp, flags.stcp, flags.atcp),
+            udp_mode: mode(flags.udp, flags.sudp, flags.audp),
+            state_dir: flags.state_dir,
+            socket: flags.socket,
+            confirm: flags.confirm,
+            no_sandbox: flags.no_sandbox,
+        }
+    }
+}
+
+/// The words with the classic modes in the form that clap takes: two dashes instead of one, up to a `--`.
+pub(crate) fn with_long_modes(words: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut options_ended = false;
+    words.into_iter().map(move |word| {
+        options_ended |= word == "--";
+        if options_ended { word } else { long_mode(word) }
+    })
+}
+
+fn long_mode(word: OsString) -> OsString {
+    if !CLASSIC_MODES.iter().any(|mode| word == *mode) {
+        return word;
+    }
+    let mut long = OsString::from("-");
+    long.push(word);
+    long
+}
+
+fn mode(connect: bool, stealth: bool, advanced: bool) -> Option<Mode> {
+    let modes = [(connect, Mode::Connect), (stealth, Mode::Stealth), (advanced, Mode::Advanced)];
+    modes.into_iter().find_map(|(given, mode)| given.then_some(mode))
+}
+
+impl RunOptions {
+    /// Reads the command line of a daemon, program name first; `None` where it is no such line.
+    #[must_use]
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            flags: RunFlags,
+        }
+        Line::try_parse_from(with_long_modes(words)).ok().map(|line| line.flags.into())
+    }
+
+    /// The file's settings, or the built-in ones, with the flags over them.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, and flags that leave nothing to watch.
+    pub fn configure(&self) -> Result<Config, ConfigErrors> {
+        let mut config = Config::load_or_builtin(self.config.as_deref())?;
+        if let Some(expire) = self.expire {
+            config.expire = expire;
+        }
+        if !self.interfaces.is_empty() {
+            config.interfaces.clone_from(&self.interfaces);
+        }
+        if let Some(scan_trigger) = self.scan_trigger {
+            config.detect.scan_trigger = scan_trigger;
+        }
+        self.set_mode(&mut config.tcp, self.tcp_mode);
+        self.set_mode(&mut config.udp, self.udp_mode);
+        config.consistent("command line")
+    }
+
+    fn set_mode(&self, protocol: &mut Protocol, mode: Option<Mode>) {
+        protocol.mode = mode.unwrap_or(protocol.mode);
+        if self.log_only {
+            protocol.block = BlockPolicy::No;
+        }
+    }
+}

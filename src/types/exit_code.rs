@@ -1,0 +1,10 @@
+//! Exit codes of the program.
+
+/// All done.
+pub const DONE: u8 = 0;
+/// Something failed while running.
+pub const FAILED: u8 = 1;
+/// The command line is wrong.
+pub const USAGE: u8 = 2;
+/// The configuration is wrong (`EX_CONFIG` of sysexits.h).
+pub const CONFIG: u8 = 78;
