@@ -90,9 +90,7 @@ const KNOWN_UPWARD: [(&str, &str); 2] = [("check", "daemon"), ("replay", "daemon
 
 /// Modules that still need each other, by the module that they belong to. A list that only shrinks: it has to be exactly
 /// what is found.
-const KNOWN_CIRCLES: [(&str, &[&str]); 6] = [
-    ("config", &["parse", "schema"]),
-    ("import", &["options", "output"]),
+const KNOWN_CIRCLES: [(&str, &[&str]); 4] = [
     ("netlink", &["nft", "socket"]),
     ("netlink::nft", &["desired_ruleset", "rules", "trap"]),
     ("netlink::nft", &["element", "features"]),

@@ -4,6 +4,7 @@
 //!
 //! The keys are documented in docs/settings.md and examples/portsentry.toml, which tests compare with `schema`.
 
+mod choices;
 mod consistency;
 mod document;
 mod error;
@@ -13,15 +14,13 @@ mod parse;
 mod port_lists;
 mod schema;
 
+pub use choices::{Action, BlockPolicy, LogTarget, Mode, Route};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ignore_file::read_ignore_file;
 pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
 };
-pub use schema::{
-    Action, Allow, Block, BlockPolicy, Config, Detect, Escalate, HostsDeny, LogTarget, Metrics, Mode, NftBlock,
-    Protocol, Report, Route, Run, Trap,
-};
+pub use schema::{Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Protocol, Report, Run, Trap};
 
 use std::io::{self, Read};
 use std::path::Path;

@@ -2,9 +2,9 @@
 //! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
 //! in quotes, `document` puts the value in front of it.
 
-use super::{Action, BlockPolicy, LogTarget, Mode, Route, port_lists};
-use crate::types::Rate;
-use crate::types::{Backend, Expiry, PortSet};
+use super::choices::{Action, BlockPolicy, LogTarget, Mode, Route};
+use super::port_lists;
+use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};

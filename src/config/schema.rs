@@ -3,9 +3,9 @@
 
 #![expect(missing_docs, reason = "docs/settings.md and examples/portsentry.toml describe each key")]
 
+use super::choices::{Action, BlockPolicy, LogTarget, Mode, Route};
 use super::{parse, port_lists};
-use crate::types::Rate;
-use crate::types::{Backend, Expiry, PortSet};
+use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
@@ -247,52 +247,6 @@ impl Protocol {
     }
 }
 
-/// How a protocol is watched: the classic modes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    Off,
-    /// Opens the listed ports; a connection to one of them is a probe (classic `-tcp`, `-udp`).
-    Connect,
-    /// Captures packets to the listed ports, also those that open no connection (classic `-stcp`, `-sudp`).
-    Stealth,
-    /// A whole range less what is in use and what is excluded (classic `-atcp`, `-audp`).
-    Advanced,
-}
-
-/// What happens to the source of a scan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockPolicy {
-    /// Blocked and logged.
-    Yes,
-    /// Logged.
-    No,
-    /// Left to the command of `block.run`, and logged.
-    Run,
-}
-
-/// What the ruleset does with packets of a blocked source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    Drop,
-    /// Answered with a reset or an ICMP error.
-    Reject,
-}
-
-/// What a blocking route does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Route {
-    #[default]
-    Blackhole,
-    Unreachable,
-    Prohibit,
-    /// Leads to a gateway that does not exist.
-    #[serde(skip)]
-    Via(IpAddr),
-}
-
 /// The table `block.route`: a gateway is instead of a kind.
 fn route<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Route, D::Error> {
     #[derive(Default, Deserialize)]
@@ -304,16 +258,4 @@ fn route<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Route, D::Error>
         via: Option<IpAddr>,
     }
     Keys::deserialize(source).map(|keys| keys.via.map_or(keys.kind, Route::Via))
-}
-
-/// Where the lines of the log go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogTarget {
-    /// To the journal where systemd has connected standard error to it, else to standard error.
-    Auto,
-    Stderr,
-    Journal,
-    /// To the syslog daemon at /dev/log.
-    Syslog,
 }

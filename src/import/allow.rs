@@ -3,7 +3,8 @@
 
 use super::diagnostics::{Printable, shown};
 use super::document::Value;
-use super::options::{Entry, Options};
+use super::entry::Entry;
+use super::options::Options;
 use super::output::Output;
 use super::{MAX_LEN, ReadFile, Source};
 use crate::config::ignore_file;

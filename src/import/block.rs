@@ -6,7 +6,8 @@
 use super::command::{Block, ParsedCommand, Route};
 use super::diagnostics::{quoted, shown};
 use super::document::Value;
-use super::options::{Entry, Options};
+use super::entry::Entry;
+use super::options::Options;
 use super::output::Output;
 use crate::config::{is_command_word, is_deny_line};
 

@@ -1,7 +1,8 @@
 //! Parses Debian's `/etc/default/portsentry` to the modes. It is a shell script of assignments; nothing of it is run.
 
 use super::diagnostics::shown;
-use super::options::{Entry, Options, lines, name};
+use super::entry::Entry;
+use super::options::{Options, lines, name};
 use super::output::Output;
 use super::words::Line;
 use super::{MAX_LEN, Source};

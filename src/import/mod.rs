@@ -16,6 +16,7 @@ mod command;
 mod defaults;
 mod diagnostics;
 mod document;
+mod entry;
 mod files;
 mod general;
 mod options;

@@ -6,6 +6,7 @@
 //! that follows.
 
 use super::diagnostics::quoted;
+use super::entry::Entry;
 use super::output::Output;
 use super::{MAX_LEN, Source};
 
@@ -22,22 +23,6 @@ const ONLY_1_2: &str = "ADVANCED_";
 
 /// Commands and templates, in which a quote may be meant.
 const COMMANDS: [&str; 3] = ["KILL_ROUTE", "KILL_HOSTS_DENY", "KILL_RUN_CMD"];
-
-/// One option as it stands in its file.
-#[derive(Clone, Debug)]
-pub(super) struct Entry<'s> {
-    pub(super) file: &'s str,
-    pub(super) line: usize,
-    pub(super) key: String,
-    pub(super) value: String,
-}
-
-impl Entry<'_> {
-    /// Its origin, for a comment.
-    pub(super) fn origin(&self) -> String {
-        format!("{}={} (line {})", self.key, quoted(&self.value), self.line)
-    }
-}
 
 /// The options of one file, in the order of the file.
 #[derive(Debug, Default)]

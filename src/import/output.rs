@@ -2,7 +2,7 @@
 
 use super::diagnostics::{Diagnostics, quoted};
 use super::document::{Document, Value};
-use super::options::Entry;
+use super::entry::Entry;
 use super::{Import, ImportError, Sources};
 
 pub(super) struct Output<'s> {

@@ -2,7 +2,8 @@
 
 use super::diagnostics::quoted;
 use super::document::Value;
-use super::options::{Entry, MODES, Options};
+use super::entry::Entry;
+use super::options::{MODES, Options};
 use super::output::Output;
 use crate::config::{Config, parse_interface};
 use crate::types::{PortSet, PortSetError};

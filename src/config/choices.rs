@@ -1,0 +1,65 @@
+//! The values of keys that name one of a few things.
+
+#![expect(missing_docs, reason = "docs/settings.md describes each value")]
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+/// How a protocol is watched: the classic modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    Off,
+    /// Opens the listed ports; a connection to one of them is a probe (classic `-tcp`, `-udp`).
+    Connect,
+    /// Captures packets to the listed ports, also those that open no connection (classic `-stcp`, `-sudp`).
+    Stealth,
+    /// A whole range less what is in use and what is excluded (classic `-atcp`, `-audp`).
+    Advanced,
+}
+
+/// What happens to the source of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockPolicy {
+    /// Blocked and logged.
+    Yes,
+    /// Logged.
+    No,
+    /// Left to the command of `block.run`, and logged.
+    Run,
+}
+
+/// What the ruleset does with packets of a blocked source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    Drop,
+    /// Answered with a reset or an ICMP error.
+    Reject,
+}
+
+/// What a blocking route does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Route {
+    #[default]
+    Blackhole,
+    Unreachable,
+    Prohibit,
+    /// Leads to a gateway that does not exist.
+    #[serde(skip)]
+    Via(IpAddr),
+}
+
+/// Where the lines of the log go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogTarget {
+    /// To the journal where systemd has connected standard error to it, else to standard error.
+    Auto,
+    Stderr,
+    Journal,
+    /// To the syslog daemon at /dev/log.
+    Syslog,
+}

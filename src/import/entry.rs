@@ -1,0 +1,19 @@
+//! One option as it stands in a file: the unit that is translated.
+
+use super::diagnostics::quoted;
+
+/// One option as it stands in its file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<'s> {
+    pub(super) file: &'s str,
+    pub(super) line: usize,
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl Entry<'_> {
+    /// Its origin, for a comment.
+    pub(super) fn origin(&self) -> String {
+        format!("{}={} (line {})", self.key, quoted(&self.value), self.line)
+    }
+}
