@@ -90,11 +90,10 @@ const KNOWN_UPWARD: [(&str, &str); 2] = [("check", "daemon"), ("replay", "daemon
 
 /// Modules that still need each other, by the module that they belong to. A list that only shrinks: it has to be exactly
 /// what is found.
-const KNOWN_CIRCLES: [(&str, &[&str]); 4] = [
+const KNOWN_CIRCLES: [(&str, &[&str]); 3] = [
     ("netlink", &["nft", "socket"]),
     ("netlink::nft", &["desired_ruleset", "rules", "trap"]),
     ("netlink::nft", &["element", "features"]),
-    ("sensor", &["ban_maintenance", "controller", "table_repair", "trap"]),
 ];
 
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a

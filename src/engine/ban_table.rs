@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use super::key::{Brief, HashKey, Hashed, Key};
+use super::key::{Brief, HashKey, Hashed, Key, Track};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Tick};
@@ -126,24 +126,24 @@ impl BanEntry {
 
 /// The table.
 pub(super) struct BanTable {
-    judgements: Table<BanEntry>,
+    entries: Table<BanEntry>,
     /// The slot that is sampled next.
     cursor: usize,
-    pending: BinaryHeap<Reverse<(Tick, BanTarget, u8)>>,
+    pending: BinaryHeap<Reverse<(Tick, BanTarget, Track)>>,
 }
 
 impl BanTable {
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
-        Self { judgements: Table::new(entries, secret), cursor: 0, pending: BinaryHeap::with_capacity(PENDING) }
+        Self { entries: Table::new(entries, secret), cursor: 0, pending: BinaryHeap::with_capacity(PENDING) }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.judgements.used()
+        self.entries.used()
     }
 
     /// Touches the memory of the next sources.
     pub(super) fn prepare(&mut self) {
-        self.judgements.prepare();
+        self.entries.prepare();
     }
 
     /// Notes what stands against `key` from `now` on, for `expiry`. A ban in force stays, because who is not known here is not
@@ -165,8 +165,8 @@ impl BanTable {
 
     fn put(&mut self, key: Hashed, standing: Standing, expiry: Expiry, length: Tick, now: Tick) {
         let stands = |row: &BanEntry| row.standing == Standing::Blocked && row.until > now;
-        let (Ok(slot) | Err(Claim { slot, .. })) = self.judgements.claim_beside(key, |row| row.until.0, stands);
-        if let Some(row) = self.judgements.get_mut(slot) {
+        let (Ok(slot) | Err(Claim { slot, .. })) = self.entries.claim_beside(key, |row| row.until.0, stands);
+        if let Some(row) = self.entries.get_mut(slot) {
             let (until, next) = (now.end(expiry), now.plus(Tick::of(FIRST_SUMMARY)));
             *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, standing };
         }
@@ -175,14 +175,14 @@ impl BanTable {
     /// What stands against `key` at `now`.
     #[inline]
     pub(super) fn get(&self, key: Hashed, now: Tick) -> Option<(usize, Standing)> {
-        let slot = self.judgements.find(key)?;
-        let row = self.judgements.get(slot)?;
+        let slot = self.entries.find(key)?;
+        let row = self.entries.get(slot)?;
         (row.until > now).then_some((slot, row.standing))
     }
 
     /// Counts one more packet of the source in `slot`.
-    pub(super) fn repeat(&mut self, slot: usize, standing: Standing, who: (BanTarget, u8), now: Tick) -> Repeat {
-        let Some(row) = self.judgements.get_mut(slot) else {
+    pub(super) fn repeat(&mut self, slot: usize, standing: Standing, who: (BanTarget, Track), now: Tick) -> Repeat {
+        let Some(row) = self.entries.get_mut(slot) else {
             return Repeat { report: None, verify: false };
         };
         row.hits = row.hits.saturating_add(1);
@@ -202,13 +202,13 @@ impl BanTable {
 
     /// A source whose summary is due although it has fallen silent: who, and how many packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, u32)> {
-        while let Some(Reverse((at, subject, lane))) = self.pending.peek().copied() {
+        while let Some(Reverse((at, subject, track))) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
             self.pending.pop();
-            let key = self.judgements.hashed(Key::new(subject, lane));
-            let Some(row) = self.judgements.of_mut(key) else { continue };
+            let key = self.entries.hashed(Key::new(subject, track));
+            let Some(row) = self.entries.of_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::of(SUMMARY));
                 return Some((subject, row.standing, std::mem::replace(&mut row.hits, 0)));
@@ -224,19 +224,19 @@ impl BanTable {
 
     /// Who is blocked, for how long, and for how much longer.
     pub(super) fn blocked(&self, now: Tick) -> impl Iterator<Item = ActiveBan> + '_ {
-        self.judgements.iter().filter_map(move |row| row.ban(now))
+        self.entries.iter().filter_map(move |row| row.ban(now))
     }
 
     /// The ban of `key`.
     pub(super) fn ban_of(&self, key: Hashed, now: Tick) -> Option<ActiveBan> {
-        self.judgements.of(key)?.ban(now)
+        self.entries.of(key)?.ban(now)
     }
 
     /// Gives `out` the next `n` of those who are blocked, at most; begins where the last call ended, and at the beginning
     /// again after the end. Takes time for `n`, not for the whole table: one that is nearly empty gives fewer.
     pub(super) fn sample(&mut self, now: Tick, n: usize, out: &mut impl FnMut(BanTarget)) {
-        let slots = self.judgements.begun();
-        let mut wanted = if self.judgements.used() == 0 { 0 } else { n };
+        let slots = self.entries.begun();
+        let mut wanted = if self.entries.used() == 0 { 0 } else { n };
         for _ in 0..n.saturating_mul(LOOKED_AT).min(slots) {
             if wanted == 0 {
                 return;
@@ -244,7 +244,7 @@ impl BanTable {
             let slot = if self.cursor < slots { self.cursor } else { 0 };
             self.cursor = slot + 1;
             // Which of two clocks is ahead is no difference between them that matters.
-            if let Some(ActiveBan { subject, left, .. }) = self.judgements.at(slot).and_then(|row| row.ban(now))
+            if let Some(ActiveBan { subject, left, .. }) = self.entries.at(slot).and_then(|row| row.ban(now))
                 && !matches!(left, Expiry::After(left) if left <= LAST_SECONDS)
             {
                 out(subject);
@@ -255,17 +255,17 @@ impl BanTable {
 
     /// For how much longer what stands in `slot` holds at `now`.
     pub(super) fn left(&self, slot: usize, now: Tick) -> Expiry {
-        self.judgements.get(slot).map_or(Expiry::After(Duration::ZERO), |row| row.left(now))
+        self.entries.get(slot).map_or(Expiry::After(Duration::ZERO), |row| row.left(now))
     }
 
     /// Takes back what stands against `key`.
     pub(super) fn lift(&mut self, key: Hashed) -> bool {
-        self.judgements.remove(key).is_some()
+        self.entries.remove(key).is_some()
     }
 
     /// Takes back everything.
     pub(super) fn clear(&mut self) {
-        self.judgements.clear();
+        self.entries.clear();
         self.pending.clear();
     }
 }

@@ -1,29 +1,30 @@
 //! Condemned sources to bans and back: how long each lasts, who is blocked now, and what becomes of a ban that the kernel
 //! does not hold. The evidence is the rest of the engine's business.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::ban_table::{ActiveBan, Standing};
-use super::key::Hashed;
+use super::key::{Hashed, Track};
 use super::strikes::StrikeHistory;
 use super::verdict::{Ban, Verdict};
-use super::{BLOCKING, CAPPED_BAN, Class, Engine, Host, TELLING};
+use super::{CAPPED_BAN, Class, Engine, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
     /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken
     /// back before its time is no strike.
     pub fn lift(&mut self, subject: BanTarget) -> bool {
-        let key = self.named(subject, BLOCKING);
+        let key = self.key_of(subject, Track::Block);
         self.strikes.take_back(key, self.latest.tick());
-        self.networks.forgive(subject);
-        self.judged.lift(key)
+        self.prefix_bans.forgive(subject);
+        self.ban_table.lift(key)
     }
 
     /// The kernel blocks nobody any more: its set was flushed or its table is gone. Their strikes stay.
     pub fn lift_all(&mut self) {
-        self.judged.clear();
-        self.networks.clear();
+        self.ban_table.clear();
+        self.prefix_bans.clear();
     }
 
     /// The kernel holds `ban`, by somebody else's doing or from before the start.
@@ -40,27 +41,33 @@ impl Engine {
     /// The ban of `subject`, if one should be in force.
     #[must_use]
     pub fn standing_of(&self, now: Timestamp, subject: BanTarget) -> Option<ActiveBan> {
-        self.judged.ban_of(self.named(subject, BLOCKING), self.latest.max(now).tick())
+        self.ban_table.ban_of(self.key_of(subject, Track::Block), self.latest.max(now).tick())
     }
 
     /// True where `subject` is recognised as blocked.
     #[must_use]
     pub fn is_blocked(&self, now: Timestamp, subject: BanTarget) -> bool {
-        let standing = self.judged.get(self.named(subject, BLOCKING), self.latest.max(now).tick());
+        let standing = self.ban_table.get(self.key_of(subject, Track::Block), self.latest.max(now).tick());
         standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
+    }
+
+    /// True if a ban of a network around `address` is in force.
+    #[must_use]
+    pub fn is_in_blocked_network(&self, now: Timestamp, address: IpAddr) -> bool {
+        self.recognise_network(self.latest.max(now), address).is_some()
     }
 
     /// How often a subject had been banned before the start; once for each. Where the table has no room for all, who has
     /// the fewest strikes goes.
     pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
         let now = self.clock(now);
-        let key = self.named(struck.subject, BLOCKING);
+        let key = self.key_of(struck.subject, Track::Block);
         self.strikes.remember(key, struck.strikes, struck.last, now.tick());
     }
 
     /// Whom the kernel should be blocking now: to put them back where they were swept away.
     pub fn bans(&self) -> impl Iterator<Item = ActiveBan> + '_ {
-        self.judged.blocked(self.latest.tick())
+        self.ban_table.blocked(self.latest.tick())
     }
 
     /// Gives `out` some of those whom the kernel should be blocking now, at most `n`, others at each call until all had
@@ -68,29 +75,29 @@ impl Engine {
     /// last ten seconds are left out. Bans that the caller has not carried out yet are not.
     pub fn sample(&mut self, now: Timestamp, out: &mut impl FnMut(BanTarget), n: usize) {
         let now = self.clock(now);
-        self.judged.sample(now.tick(), n, out);
+        self.ban_table.sample(now.tick(), n, out);
     }
 
     fn block(&mut self, ban: &ActiveBan, now: Tick) {
-        let key = self.named(ban.subject, BLOCKING);
-        self.judged.block(key, ban, now);
+        let key = self.key_of(ban.subject, Track::Block);
+        self.ban_table.block(key, ban, now);
         if let BanTarget::Prefix(network) = ban.subject {
-            self.networks.stands(network, now.end(ban.left), now);
+            self.prefix_bans.stands(network, now.end(ban.left), now);
         }
     }
 
-    /// Blocks, or only says so where the lane only logs.
-    pub(super) fn condemn(&mut self, now: Timestamp, lane: u8, mut ban: Ban, host: &Host) -> Verdict {
+    /// Blocks, or only says so where the track only logs.
+    pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, host: &Host) -> Verdict {
         let tick = now.tick();
-        let key = self.named(ban.probe.subject, lane);
-        if lane != BLOCKING {
+        let key = self.key_of(ban.probe.subject, track);
+        if track != Track::Block {
             // Said once a window, or told once a ban; what follows is summed up.
-            let expiry = if lane == TELLING { ban.expiry } else { Expiry::After(self.settings.window) };
-            self.judged.set(key, Standing::Logged, expiry, tick);
+            let expiry = if track == Track::Tell { ban.expiry } else { Expiry::After(self.settings.window) };
+            self.ban_table.set(key, Standing::Logged, expiry, tick);
             return Verdict::LogOnly(ban);
         }
         self.counters.bans += 1;
-        let many = self.spread.is_one_of_many(tick);
+        let many = self.jitter.is_one_of_many(tick);
         let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
         ban.strikes = self.strikes.count(key, tick);
         ban.capped = forgeable && !self.ceiling.take(now);
@@ -104,9 +111,9 @@ impl Engine {
                 Expiry::After(span) => span.min(CAPPED_BAN),
                 Expiry::Never => CAPPED_BAN,
             };
-            ban.expiry = Expiry::After(if many { self.spread.shorter(span, key.key, tick) } else { span });
+            ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
-        } else if let Some(network) = self.networks.widen(ban.probe.subject, tick, may) {
+        } else if let Some(network) = self.prefix_bans.widen(ban.probe.subject, tick, may) {
             // It takes in people whom nobody has seen doing anything: each time as short as the first.
             (ban.probe.subject, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.spread_out(ban.expiry, many, key, tick);
@@ -114,7 +121,7 @@ impl Engine {
             let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
             ban.expiry = self.spread_out(expiry, many, key, tick);
             self.strikes.note(key, ban.expiry, tick);
-            self.networks.note(ban.probe.subject, tick);
+            self.prefix_bans.note(ban.probe.subject, tick);
         }
         self.block(&ActiveBan::whole(ban.probe.subject, ban.expiry), tick);
         Verdict::Block(ban)
@@ -122,7 +129,7 @@ impl Engine {
 
     fn spread_out(&self, expiry: Expiry, many: bool, key: Hashed, now: Tick) -> Expiry {
         match expiry {
-            Expiry::After(span) if many => Expiry::After(self.spread.longer(span, key.key, now)),
+            Expiry::After(span) if many => Expiry::After(self.jitter.longer(span, key.key, now)),
             expiry => expiry,
         }
     }

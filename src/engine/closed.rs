@@ -22,7 +22,7 @@ impl Engine {
             return PortSet::new();
         }
         let now = self.latest.max(now).tick();
-        let closed = watch.ports.without(&listeners.anywhere()).without(&self.memory.ports(protocol, now));
+        let closed = watch.ports.without(&listeners.anywhere()).without(&self.recent_ports.ports(protocol, now));
         if protocol == Protocol::Udp { closed.without(&host.ephemeral) } else { closed }
     }
 }

@@ -1,31 +1,30 @@
-//! One probe to a verdict: whether anybody has a reason for it, what it says together with what is held against its source, and
-//! whether the kernel knows better.
+//! Decides what one probe means: whether it counts as evidence, whether its source now has enough evidence for a ban, and
+//! whether the kernel's socket table contradicts that evidence.
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::key::{Hashed, Key, fold};
+use super::key::{Hashed, Key, Track, fold};
 use super::observation::is_unicast;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    BLOCKING, Ban, Class, Engine, Exempt, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe,
-    Protection, Verdict,
+    Ban, Class, Engine, Exempt, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
-/// Closed ports of this many hosts, one each, are a scan of the network. Clients of servers that are down touch a few;
-/// scanners touch them all. As many as the table remembers.
+/// Closed ports of this many hosts, one each, are a scan of the network. Clients of servers that are down probe a few;
+/// scanners probe them all. The limit is what the source table remembers.
 const SWEPT_HOSTS: u8 = 16;
 const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 
 impl Engine {
-    /// Judges a probe of somebody whom nothing stands against; `known` is his key in the lane that blocks.
+    /// Judges a packet of a source without a ban; `known` is the source's key in [`Track::Block`].
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
         sighting: Observation,
         known: Hashed,
         host: &Host,
-        oracle: &mut impl PortLookup,
+        lookup: &mut impl PortLookup,
     ) -> Verdict {
         let Observation { destination, protocol, port, .. } = sighting;
         if !is_unicast(sighting.source) {
@@ -43,100 +42,103 @@ impl Engine {
         if !monitored {
             return Verdict::Ignored(IgnoreReason::NotMonitored);
         }
-        // This holds for what no stack sends too: the segments of a real connection may be mangled on their way.
+        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way.
         if host.listens(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
-        if self.memory.holds(protocol, port, now.tick()) {
+        if self.recent_ports.holds(protocol, port, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
-        self.count(now, sighting, known, host, oracle)
+        self.count(now, sighting, known, host, lookup)
     }
 
     fn hides_port(&self, sighting: &Observation) -> bool {
         !sighting.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
-    /// Counts `sighting` against its source, whose key in the lane that blocks is `known`.
+    /// Counts `sighting` against its source; `known` is the source's key in [`Track::Block`].
     pub(super) fn count(
         &mut self,
         now: Timestamp,
         sighting: Observation,
         known: Hashed,
         host: &Host,
-        oracle: &mut impl PortLookup,
+        lookup: &mut impl PortLookup,
     ) -> Verdict {
         let own = host.local.is_exact() && host.local.contains(sighting.source);
         let protection = if own { Some(Protection::OwnAddress) } else { host.allow.protects(sighting.source) };
         if let Some(protection) = protection {
-            let report = self.spared.observe(now, sighting.source);
+            let report = self.exempt.observe(now, sighting.source);
             return Verdict::Exempt(Exempt { sighting, protection, report });
         }
         let subject = BanTarget::of(sighting.source);
-        let lane = self.lane(sighting.protocol);
-        let key = if lane == BLOCKING { known } else { self.named(subject, lane) };
-        if lane != BLOCKING
-            && let Some((slot, standing)) = self.judged.get(key, now.tick())
+        let track = self.track(sighting.protocol);
+        let key = if track == Track::Block { known } else { self.key_of(subject, track) };
+        if track != Track::Block
+            && let Some((slot, standing)) = self.ban_table.get(key, now.tick())
         {
-            return Verdict::Repeated(self.repeat(now, slot, standing, sighting.source, subject, lane));
+            return Verdict::Repeated(self.repeat(now, slot, standing, sighting.source, subject, track));
         }
         let port = evidence_port(&sighting);
         let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
-        // Where the addresses are many hosts', a client that fails at one port here and another there is no scanner.
+        // Where the addresses belong to many hosts, a client that fails at one port on each of them is no scanner.
         let apart = !host.local.is_exact() && sighting.protocol != Protocol::Icmp;
         let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
-        let mut tally = self.suspects.observe(held, evidence, now.tick());
-        self.counters.evicted += u64::from(tally.evicted);
+        let mut counted = self.sources.observe(held, evidence, now.tick());
+        self.counters.evicted += u64::from(counted.evicted);
         let trigger = self.settings.scan_trigger;
-        let enough = |tally: &ProbeCount| tally.conclusive || tally.distinct > trigger;
-        let mut condemned = enough(&tally);
-        if (condemned || tally.fresh) && !self.confirm(now, held, tally.slot, &sighting, condemned, oracle) {
-            // Some of the evidence was none: what is left counts.
-            self.suspects.recount(held, &mut tally, now.tick());
-            if !self.suspects.evidence(tally.slot).any(|item| item.is_about(sighting.protocol, port)) {
+        let enough = |counted: &ProbeCount| counted.conclusive || counted.distinct > trigger;
+        let mut enough_evidence = enough(&counted);
+        if (enough_evidence || counted.fresh)
+            && !self.confirm(now, held, counted.slot, &sighting, enough_evidence, lookup)
+        {
+            // Some of it was refuted; the rest still counts.
+            self.sources.recount(held, &mut counted, now.tick());
+            if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
                 return Verdict::Ignored(IgnoreReason::Open);
             }
-            condemned = enough(&tally);
+            enough_evidence = enough(&counted);
         }
         self.counters.probes += 1;
-        let probe = Probe { sighting, subject, distinct: tally.distinct, probes: tally.probes, fresh: tally.fresh };
-        if !condemned {
-            // Other segments than these also come from connections that began before the capture did.
+        let probe =
+            Probe { sighting, subject, distinct: counted.distinct, probes: counted.probes, fresh: counted.fresh };
+        if !enough_evidence {
+            // Other segments may belong to connections that began before the capture.
             if apart
-                && tally.fresh
+                && counted.fresh
                 && matches!(sighting.class, Class::Syn | Class::Sctp)
                 && let Some(first) = self.swept_hosts(now, key.key, &sighting)
             {
                 let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
-                return self.condemn(now, lane, ban, host);
+                return self.condemn(now, track, ban, host);
             }
-            if tally.fresh
-                && let Some(sweep) = self.sweeps.observe(known.hash, port, now.tick())
+            if counted.fresh
+                && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
                 && self.notices.len() < self.notices.capacity()
             {
                 self.notices.push_back(Notice::DistributedScan(sweep));
             }
             return Verdict::Probe(probe);
         }
-        let items = self.suspects.evidence(tally.slot);
+        let items = self.sources.evidence(counted.slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
-        self.suspects.forget(held);
-        self.condemn(now, lane, self.ban(probe, ports, tally.first), host)
+        self.sources.forget(held);
+        self.condemn(now, track, self.ban(probe, ports, counted.first), host)
     }
 
-    /// Where the addresses are many hosts', one port each is a scan, too, once it was enough of them: when the first of
-    /// [`SWEPT_HOSTS`] was touched.
+    /// Counts one more host that the source probed. At [`SWEPT_HOSTS`] it is a scan of the network: returns when its first
+    /// host was probed.
     fn swept_hosts(&mut self, now: Timestamp, key: Key, sighting: &Observation) -> Option<Tick> {
         let host = Evidence::new(now.tick(), sighting.protocol, fold(sighting.destination), sighting.class);
         let key = key.over_hosts().under(self.secret);
-        let tally = self.suspects.observe(key, host, now.tick());
-        self.counters.evicted += u64::from(tally.evicted);
-        if tally.distinct < SWEPT_HOSTS {
+        let counted = self.sources.observe(key, host, now.tick());
+        self.counters.evicted += u64::from(counted.evicted);
+        if counted.distinct < SWEPT_HOSTS {
             return None;
         }
-        self.suspects.forget(key);
-        Some(tally.first)
+        self.sources.forget(key);
+        Some(counted.first)
     }
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
@@ -144,8 +146,8 @@ impl Engine {
         Ban { probe, ports, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Asks the kernel about evidence that nobody has checked: all of it before a source is condemned, and a fresh probe
-    /// where the budget allows. False where some of it was none.
+    /// Looks unchecked evidence up in the kernel's socket table: `all` of it before a ban, otherwise as far as the token
+    /// bucket allows. False if some of it was refuted.
     fn confirm(
         &mut self,
         now: Timestamp,
@@ -153,13 +155,13 @@ impl Engine {
         slot: usize,
         sighting: &Observation,
         all: bool,
-        oracle: &mut impl PortLookup,
+        lookup: &mut impl PortLookup,
     ) -> bool {
         if !all && !self.lookups.take(now) {
             return true;
         }
         let mut unchecked = [None; EVIDENCE];
-        let items = self.suspects.evidence(slot).filter(|item| !item.is_verified());
+        let items = self.sources.evidence(slot).filter(|item| !item.is_verified());
         unchecked.iter_mut().zip(items).for_each(|(place, item)| *place = Some(item));
         let mut sound = true;
         for item in unchecked.into_iter().flatten() {
@@ -169,20 +171,20 @@ impl Engine {
                 self.counters.lookups += 1;
                 let source = SocketAddr::new(sighting.source, sighting.source_port);
                 let destination = SocketAddr::new(sighting.destination, item.port());
-                if oracle.in_use(protocol, source, destination, sighting.interface) {
-                    self.memory.used(protocol, item.port(), now.tick());
-                    self.suspects.forgive(key, protocol, item.port());
+                if lookup.in_use(protocol, source, destination, sighting.interface) {
+                    self.recent_ports.used(protocol, item.port(), now.tick());
+                    self.sources.forgive(key, protocol, item.port());
                     sound = false;
                     continue;
                 }
             }
-            self.suspects.verify(slot, item);
+            self.sources.verify(slot, item);
         }
         sound
     }
 }
 
-/// ICMP has no ports: what counts there is how many own addresses are asked, so the address stands for the port.
+/// ICMP has no ports. There the number of own addresses that were probed counts, so the address takes the port's place.
 fn evidence_port(sighting: &Observation) -> u16 {
     if sighting.protocol != Protocol::Icmp {
         return sighting.port;

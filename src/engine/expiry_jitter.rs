@@ -56,6 +56,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::engine::key::Track;
     use crate::types::BanTarget;
 
     #[test]
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn ends_are_spread_evenly_over_their_range_and_never_beyond() {
         let spread = ExpiryJitter::new(HashKey(3, 4));
-        let key = |n: u32| Key::new(BanTarget::V4(n.into()), 0);
+        let key = |n: u32| Key::new(BanTarget::V4(n.into()), Track::Block);
         let (day, short) = (Duration::from_secs(86_400), Duration::from_secs(300));
         let longer: Vec<u64> = (0..4_000).map(|n| spread.longer(day, key(n), Tick(9)).as_secs() - 86_400).collect();
         let shorter: HashSet<u64> =
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_same_ban_ends_at_the_same_time_and_another_secret_gives_another() {
-        let key = Key::new(BanTarget::V4(7.into()), 0);
+        let key = Key::new(BanTarget::V4(7.into()), Track::Block);
         let ends = |secret: u64, now: u32| {
             ExpiryJitter::new(HashKey(secret, 1)).longer(Duration::from_secs(864_000), key, Tick(now))
         };

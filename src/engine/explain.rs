@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{BLOCKING, Engine, Host, LOGGING, Ports, Protection, Standing, TELLING};
+use super::key::Track;
+use super::{Engine, Host, Ports, Protection, Standing};
 use crate::types::{BanTarget, Expiry, Timestamp};
 
 /// What is known about an address.
@@ -49,26 +50,26 @@ impl Engine {
         let now = self.latest.max(now);
         let subject = BanTarget::of(address);
         let own = host.local.is_exact() && host.local.contains(address);
-        let standing = |lane, wanted| {
-            let (slot, standing) = self.judged.get(self.named(subject, lane), now.tick())?;
-            (standing == wanted).then(|| self.judged.left(slot, now.tick()))
+        let standing = |track, wanted| {
+            let (slot, standing) = self.ban_table.get(self.key_of(subject, track), now.tick())?;
+            (standing == wanted).then(|| self.ban_table.left(slot, now.tick()))
         };
-        let suspicion = |lane| {
-            let held = self.suspects.held(self.named(subject, lane), now.tick())?;
+        let suspicion = |track| {
+            let held = self.sources.held(self.key_of(subject, track), now.tick())?;
             Some(Suspicion {
-                blocks: lane == BLOCKING,
+                blocks: track == Track::Block,
                 distinct: held.distinct,
                 forgiven: self.settings.scan_trigger,
                 probes: held.probes,
                 silent: held.silent.duration(),
                 ports: Ports::collect(
-                    self.suspects
+                    self.sources
                         .evidence(held.slot)
                         .filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))),
                 ),
             })
         };
-        let blocked = standing(BLOCKING, Standing::Blocked);
+        let blocked = standing(Track::Block, Standing::Blocked);
         let around = match blocked {
             None => self.recognise_network(now, address).filter(|(_, _, held)| *held == Standing::Blocked),
             Some(_) => None,
@@ -76,11 +77,11 @@ impl Engine {
         Explanation {
             subject,
             protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
-            blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.judged.left(slot, now.tick()))),
+            blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.ban_table.left(slot, now.tick()))),
             network: around.map(|(network, ..)| network),
-            logged: standing(LOGGING, Standing::Logged).or_else(|| standing(TELLING, Standing::Logged)),
-            strikes: self.strikes.count(self.named(subject, BLOCKING), now.tick()),
-            suspicions: [BLOCKING, LOGGING, TELLING].map(suspicion),
+            logged: standing(Track::Log, Standing::Logged).or_else(|| standing(Track::Tell, Standing::Logged)),
+            strikes: self.strikes.count(self.key_of(subject, Track::Block), now.tick()),
+            suspicions: [Track::Block, Track::Log, Track::Tell].map(suspicion),
         }
     }
 }

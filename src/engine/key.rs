@@ -12,10 +12,22 @@ use crate::types::{BanTarget, Prefix, Tick};
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
 
+/// What evidence and bans are counted for. Each track counts by itself: UDP, which is only logged by default, must not help
+/// to block a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Track {
+    /// Sources of protocols that block.
+    Block,
+    /// Sources of protocols that are only logged.
+    Log,
+    /// Sources that only the administrator's command is run for.
+    Tell,
+}
+
 /// Marks a network; its prefix length stands beside it.
 const NETWORK: u64 = 0x80;
 
-/// A subject in 16 bytes, with the lane that it is counted in; the second half is zero for nobody.
+/// A subject in 16 bytes, with the track that it is counted in; the second half is zero for nobody.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key([u64; 2]);
 
@@ -23,7 +35,7 @@ impl Key {
     /// Of a row that has never been anybody's.
     pub(super) const NONE: Self = Self([0; 2]);
 
-    pub(super) fn new(subject: BanTarget, lane: u8) -> Self {
+    pub(super) fn new(subject: BanTarget, track: Track) -> Self {
         let (tag, bits) = match subject {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
@@ -41,7 +53,7 @@ impl Key {
                 (NETWORK | u64::from(wide.prefix_len()), bits)
             }
         };
-        Self([bits, tag | u64::from(lane) << 8])
+        Self([bits, tag | (track as u64) << 8])
     }
 
     /// The subject that the key was made of; `None` for one that counts something apart.
@@ -130,7 +142,7 @@ impl Brief {
 
     /// Nothing of what is counted apart is kept: for tables that hold no such thing.
     pub(super) fn of(Key([bits, tag]): Key) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "the lower 16 bits are the subject's kind and the lane")]
+        #[expect(clippy::cast_possible_truncation, reason = "the lower 16 bits are the subject's kind and the track")]
         Self { bits, tag: tag as u16 }
     }
 
@@ -172,14 +184,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_and_families_do_not_meet() {
+    fn tracks_and_families_do_not_meet() {
         let v4 = BanTarget::V4("0.0.0.1".parse().unwrap());
         let v6 = BanTarget::of("::1".parse().unwrap());
         let local = BanTarget::of("fe80::1".parse().unwrap());
         let wide = |text: &str| BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap());
         let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
         let subjects = [&[v4, v6, local][..], &networks.map(wide)].concat();
-        let keys: Vec<_> = subjects.iter().map(|subject| Key::new(*subject, 0)).chain([Key::new(v4, 1)]).collect();
+        let keys: Vec<_> =
+            subjects.iter().map(|subject| Key::new(*subject, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
         let back: Vec<_> = keys.iter().map_while(|key| key.subject()).collect();
         assert_eq!(back, [&subjects[..], &[v4]].concat(), "and each gives back its subject");
         for (i, a) in keys.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! Packets to verdicts: who scans this host, and who only looks so. Pure: no I/O, no clock, no randomness; time and hash
-//! keys come in, the same input gives the same output. After [`Engine::new`] nothing here allocates.
+//! The detector: turns packets into verdicts on their sources. Pure: no I/O, no clock, no randomness; time and hash keys are
+//! arguments, and the same input gives the same output. Nothing here allocates after [`Engine::new`].
 //!
 //! A packet counts against its source only if all of this holds: it is unicast to an address of this host; the port is
-//! monitored; nothing listens there now, and nothing did a moment ago; it answers nothing that this host began; the
-//! source is not this host and not protected. A flag combination that no TCP stack sends is enough on its own; anything
-//! else needs distinct ports within a window.
+//! monitored; nothing listens there or did a moment ago; it is not an answer to a flow that this host began; the source is
+//! not this host and not protected. A flag combination that no TCP stack sends is enough for a ban; anything else needs
+//! distinct ports within a window.
 
 mod allow;
 mod ban_table;
@@ -27,7 +27,7 @@ mod sources;
 mod strikes;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token_bucket;
 mod verdict;
 
@@ -56,7 +56,7 @@ use ban_table::{BanTable, SUMMARY};
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use expiry_jitter::ExpiryJitter;
-use key::{Hashed, Key};
+use key::{Hashed, Key, Track};
 use observation::{OwnUse, is_not_unicast, is_unicast, own_use};
 use prefix_bans::PrefixBans;
 use recent_ports::RecentPorts;
@@ -64,32 +64,26 @@ use sources::SourceTable;
 use strikes::Strikes;
 use token_bucket::TokenBucket;
 
-/// How long a ban above the ceiling lasts at most.
+/// The longest ban above the ceiling of new bans.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 
-/// Look-ups in the kernel's socket table to confirm a fresh probe, a second. Each takes a few microseconds; above this
-/// only what is about to be condemned is confirmed.
+/// Socket look-ups per second to confirm a fresh probe. Each takes a few microseconds; above this rate evidence is only
+/// confirmed before a ban.
 const LOOKUPS_PER_SECOND: u32 = 1_000;
 
-/// Questions to the kernel, a second, whether it still blocks a source that goes on sending. Many blocked sources at once
-/// must not cost more than that; each has its turn within the next seconds.
+/// Set look-ups per second to verify the bans of sources that keep sending. Bounds the cost of many blocked sources; each
+/// has its turn within a few seconds.
 const VERIFIED_PER_SECOND: u32 = 500;
 
-/// The lane of sources that are blocked, that of sources that are only logged, and that of sources of which somebody is told:
-/// what counts in one does not in the others, so that UDP, which only logs until asked, cannot help to block anybody.
-const BLOCKING: u8 = 0;
-const LOGGING: u8 = 1;
-const TELLING: u8 = 2;
-
-/// The truth about a port at this moment, from the kernel's socket table. Asked before a source is condemned, because a
-/// snapshot of the listeners is always a little old.
+/// Looks a port up in the kernel's socket table. Used before a ban, because a snapshot of the listeners is always a little
+/// old.
 pub trait PortLookup {
     /// True where a packet of `protocol` from `source` to `destination` that came in on `interface` (0: not known) finds a
     /// listener or a connection.
     fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool;
 }
 
-/// An oracle that knows no more than the snapshot does, for captures.
+/// Finds nothing beyond the snapshot of the listeners; for captures.
 pub struct NoLookup;
 
 impl PortLookup for NoLookup {
@@ -102,14 +96,14 @@ impl PortLookup for NoLookup {
 pub struct Engine {
     settings: Settings,
     secret: HashKey,
-    suspects: SourceTable,
-    judged: BanTable,
+    sources: SourceTable,
+    ban_table: BanTable,
     strikes: Strikes,
-    spread: ExpiryJitter,
-    networks: PrefixBans,
-    memory: RecentPorts,
-    sweeps: DistributedScans,
-    spared: ExemptSources,
+    jitter: ExpiryJitter,
+    prefix_bans: PrefixBans,
+    recent_ports: RecentPorts,
+    distributed_scans: DistributedScans,
+    exempt: ExemptSources,
     ceiling: TokenBucket,
     lookups: TokenBucket,
     verifications: TokenBucket,
@@ -121,19 +115,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with empty tables. `secret` must be unknown to strangers.
+    /// An engine with empty tables. `secret` must be unpredictable to attackers.
     #[must_use]
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
             secret,
-            suspects: SourceTable::new(settings.max_sources, settings.window, secret),
-            judged: BanTable::new(settings.max_judged, secret),
+            sources: SourceTable::new(settings.max_sources, settings.window, secret),
+            ban_table: BanTable::new(settings.max_judged, secret),
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
-            spread: ExpiryJitter::new(secret),
-            networks: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
-            memory: RecentPorts::new(),
-            sweeps: DistributedScans::new(),
-            spared: ExemptSources::new(),
+            jitter: ExpiryJitter::new(secret),
+            prefix_bans: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
+            recent_ports: RecentPorts::new(),
+            distributed_scans: DistributedScans::new(),
+            exempt: ExemptSources::new(),
             ceiling: TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
             verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
@@ -146,8 +140,8 @@ impl Engine {
         }
     }
 
-    /// Judges one packet. `now` never runs backwards here: an earlier moment counts as the latest one.
-    pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, oracle: &mut impl PortLookup) -> Verdict {
+    /// Judges one packet. A `now` that is earlier than the latest one counts as the latest one.
+    pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
         if packet.interface != 0 && !is_watched(packet.interface, host) {
@@ -157,49 +151,48 @@ impl Engine {
             self.learn(now, packet, host);
             return Verdict::Ignored(IgnoreReason::Own);
         }
-        let known = self.named(BanTarget::of(packet.source), BLOCKING);
+        let known = self.key_of(BanTarget::of(packet.source), Track::Block);
         if let Some(repeated) = self.recognise(now, packet.source, known, host) {
             return Verdict::Repeated(repeated);
         }
         let Some(mut sighting) = Observation::of(packet) else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
-        // Sockets that are bound to an interface are bound to the bridge.
+        // Sockets bound to an interface are bound to the bridge, not to its port.
         sighting.interface = host.bridge(packet.interface).unwrap_or(packet.interface);
         if is_not_unicast(packet, host) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        self.judge(now, sighting, known, host, oracle)
+        self.judge(now, sighting, known, host, lookup)
     }
 
-    /// Judges a connection or datagram that a decoy listener accepted: whatever else touched its port found nobody. The
-    /// oracle is asked about other evidence, and must say of a decoy's port that it is not in use.
+    /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in use.
     pub fn observe_decoy(
         &mut self,
         now: Timestamp,
         sighting: Observation,
         host: &Host,
-        oracle: &mut impl PortLookup,
+        lookup: &mut impl PortLookup,
     ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
-        let known = self.named(BanTarget::of(sighting.source), BLOCKING);
+        let known = self.key_of(BanTarget::of(sighting.source), Track::Block);
         if let Some(repeated) = self.recognise(now, sighting.source, known, host) {
             return Verdict::Repeated(repeated);
         }
         if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        self.count(now, sighting, known, host, oracle)
+        self.count(now, sighting, known, host, lookup)
     }
 
     /// The host's snapshot is about to change from `old` to `new`.
     pub fn host_changed(&mut self, now: Timestamp, old: &Host, new: &Host) {
         let now = self.clock(now);
-        self.memory.listeners_changed(old, new, now.tick());
+        self.recent_ports.listeners_changed(old, new, now.tick());
     }
 
-    /// What there is to say without a packet's cause. Call until `None`, after packets and when [`Engine::wake`] is due.
+    /// The next notice that no single packet causes. Call until `None`, after packets and when [`Engine::wake`] is due.
     pub fn notice(&mut self, now: Timestamp) -> Option<Notice> {
         let now = self.clock(now);
         if let Some(since) = self.capped_since
@@ -209,15 +202,15 @@ impl Engine {
             return Some(Notice::Capped { bans: std::mem::take(&mut self.capped) });
         }
         self.notices.pop_front().or_else(|| {
-            let (subject, standing, packets) = self.judged.due(now.tick())?;
+            let (subject, standing, packets) = self.ban_table.due(now.tick())?;
             Some(Notice::Repeated { subject, standing, packets })
         })
     }
 
-    /// When [`Engine::notice`] is worth calling again without a packet; `None` while there is nothing to wait for.
+    /// When to call [`Engine::notice`] without a packet; `None` if nothing is pending.
     #[must_use]
     pub fn wake(&self) -> Option<Timestamp> {
-        let summary = self.judged.next_due().map(|tick| Timestamp::at(tick.duration()));
+        let summary = self.ban_table.next_due().map(|tick| Timestamp::at(tick.duration()));
         let capped = self.capped_since.map(|since| since.after(SUMMARY));
         summary.into_iter().chain(capped).min()
     }
@@ -228,23 +221,22 @@ impl Engine {
         self.counters
     }
 
-    /// Sources with evidence against them, and judged ones, as the tables hold them now.
+    /// Current number of sources with evidence, and of sources with a verdict.
     #[must_use]
     pub fn tracked(&self) -> (usize, usize) {
-        (self.suspects.len(), self.judged.len())
+        (self.sources.len(), self.ban_table.len())
     }
 
-    /// Touches the memory that the next sources will need, so that this is done before their packets come. To be called when
-    /// there is time, again and again.
+    /// Faults in the memory that the next sources will need. Call it repeatedly while the sensor is idle.
     pub fn prepare(&mut self) {
-        self.suspects.prepare();
-        self.judged.prepare();
+        self.sources.prepare();
+        self.ban_table.prepare();
         self.strikes.prepare();
     }
 
-    /// The key of `subject` in a lane.
-    fn named(&self, subject: BanTarget, lane: u8) -> Hashed {
-        Key::new(subject, lane).under(self.secret)
+    /// The key of `subject` in `track`.
+    fn key_of(&self, subject: BanTarget, track: Track) -> Hashed {
+        Key::new(subject, track).under(self.secret)
     }
 
     fn clock(&mut self, now: Timestamp) -> Timestamp {
@@ -252,7 +244,7 @@ impl Engine {
         self.latest
     }
 
-    /// An own packet shows that its port is in use.
+    /// Records the port of an outgoing packet as in use.
     fn learn(&mut self, now: Timestamp, packet: &Packet, host: &Host) {
         if !host.local.is_exact() || !host.local.contains(packet.source) {
             return;
@@ -260,35 +252,35 @@ impl Engine {
         let Some((protocol, port, use_)) = own_use(packet) else { return };
         match use_ {
             OwnUse::Answered if !host.listens(protocol, packet.source, port) => {
-                self.memory.published(port, now.tick());
-                // Whoever was answered was no prober of this port.
-                let peer = self.named(BanTarget::of(packet.destination), self.lane(protocol));
-                self.suspects.forgive(peer, protocol, port);
+                self.recent_ports.published(port, now.tick());
+                // An answered SYN was no probe of this port.
+                let peer = self.key_of(BanTarget::of(packet.destination), self.track(protocol));
+                self.sources.forgive(peer, protocol, port);
             }
             OwnUse::Answered => {}
-            OwnUse::Originated => self.memory.used(protocol, port, now.tick()),
+            OwnUse::Originated => self.recent_ports.used(protocol, port, now.tick()),
         }
     }
 
-    /// A source that is judged already, unless it is one that the kernel lets pass all the same.
+    /// The standing verdict on a source, unless the kernel lets it pass all the same.
     #[inline]
     fn recognise(&mut self, now: Timestamp, source: IpAddr, known: Hashed, host: &Host) -> Option<Repeated> {
-        let (subject, slot, standing) = match self.judged.get(known, now.tick()) {
+        let (subject, slot, standing) = match self.ban_table.get(known, now.tick()) {
             Some((slot, standing)) => (BanTarget::of(source), slot, standing),
-            None if self.networks.are_free(now.tick()) => return None,
+            None if self.prefix_bans.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
         if host.allow.protects(source).is_some() || host.local.is_exact() && host.local.contains(source) {
             return None;
         }
-        Some(self.repeat(now, slot, standing, source, subject, BLOCKING))
+        Some(self.repeat(now, slot, standing, source, subject, Track::Block))
     }
 
-    /// The blocked network that `source` is in. Apart, so that who has none pays nothing for it.
+    /// The blocked network that contains `source`. Separate and cold, so that hosts without prefix bans pay nothing for it.
     #[cold]
     fn recognise_network(&self, now: Timestamp, source: IpAddr) -> Option<(BanTarget, usize, Standing)> {
-        self.networks.around(source).map(BanTarget::Prefix).find_map(|network| {
-            let (slot, standing) = self.judged.get(self.named(network, BLOCKING), now.tick())?;
+        self.prefix_bans.around(source).map(BanTarget::Prefix).find_map(|network| {
+            let (slot, standing) = self.ban_table.get(self.key_of(network, Track::Block), now.tick())?;
             Some((network, slot, standing))
         })
     }
@@ -300,23 +292,23 @@ impl Engine {
         standing: Standing,
         source: IpAddr,
         subject: BanTarget,
-        lane: u8,
+        track: Track,
     ) -> Repeated {
         self.counters.repeated += 1;
-        let repeat = self.judged.repeat(slot, standing, (subject, lane), now.tick());
+        let repeat = self.ban_table.repeat(slot, standing, (subject, track), now.tick());
         let verify = repeat.verify && self.verifications.take(now);
         Repeated { source, subject, standing, report: repeat.report, verify }
     }
 
-    fn lane(&self, protocol: Protocol) -> u8 {
+    fn track(&self, protocol: Protocol) -> Track {
         let watch = match protocol {
             Protocol::Tcp | Protocol::Sctp => &self.settings.tcp,
             Protocol::Udp | Protocol::Icmp => &self.settings.udp,
         };
         match watch.response {
-            Response::Block => BLOCKING,
-            Response::Log => LOGGING,
-            Response::Tell => TELLING,
+            Response::Block => Track::Block,
+            Response::Log => Track::Log,
+            Response::Tell => Track::Tell,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::class::Class;
-use super::key::{HashKey, Hashed, Key};
+use super::key::{HashKey, Hashed, Key, Track};
 use super::sources::{Evidence, SourceTable};
 use crate::types::{BanTarget, Prefix, Protocol, Tick};
 
@@ -72,7 +72,7 @@ impl PrefixBans {
     }
 
     fn key(&self, network: Prefix) -> Hashed {
-        Key::new(BanTarget::Prefix(network), 0).under(self.secret)
+        Key::new(BanTarget::Prefix(network), Track::Block).under(self.secret)
     }
 
     /// Where the ban of `subject` is remembered: its widest network, and its number in there.

@@ -8,7 +8,7 @@ use super::{Engine, Response, Settings};
 impl Engine {
     /// Goes on with other settings. The sizes of the tables stay as they are; a ban in force keeps its end.
     pub fn reconfigure(&mut self, settings: Settings) {
-        self.suspects.set_window(settings.window);
+        self.sources.set_window(settings.window);
         self.strikes.set_forget(settings.escalate.forget);
         if settings.max_new_bans_per_minute != self.settings.max_new_bans_per_minute {
             self.ceiling = TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60));

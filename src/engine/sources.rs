@@ -284,6 +284,7 @@ impl SourceTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::key::Track;
     use crate::types::BanTarget;
 
     const SECRET: HashKey = HashKey(7, 9);
@@ -293,7 +294,7 @@ mod tests {
     }
 
     fn key(n: u32) -> Hashed {
-        Key::new(BanTarget::V4(n.into()), 0).under(SECRET)
+        Key::new(BanTarget::V4(n.into()), Track::Block).under(SECRET)
     }
 
     fn syn(at: u32, port: u16) -> Evidence {

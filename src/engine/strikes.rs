@@ -192,13 +192,14 @@ impl Strikes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::key::Track;
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
     const SECRET: HashKey = HashKey(5, 6);
 
     fn key(n: u32) -> Hashed {
-        Key::new(BanTarget::V4(n.into()), 0).under(SECRET)
+        Key::new(BanTarget::V4(n.into()), Track::Block).under(SECRET)
     }
 
     fn table(entries: usize) -> Strikes {

@@ -1,49 +1,50 @@
-//! When packets come so fast that being woken for each costs more than judging it: then they are let gather for a moment.
+//! Adaptive batching: above 32,000 packets/s the sensor sleeps 200 µs between batches, because being woken for a packet
+//! costs more than judging it.
 
 use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// How long packets are counted.
+/// The span in which packets are counted.
 const SPAN: Duration = Duration::from_millis(2);
 
-/// Packets in a span that are a crowd: 32,000 a second. Noise and real scanners stay far below it.
+/// Packets per span that make a wake-up for each too expensive: 32,000 a second. Background noise and real scanners stay far
+/// below it.
 const MANY: usize = 64;
 
-/// Spans with a crowd, one after the other, that are a flood: a tenth of a second.
-const LASTING: u32 = 50;
+/// Such spans in a row that are a flood: a tenth of a second.
+const FLOOD_SPANS: u32 = 50;
 
-/// How long a crowd gathers: two hundred packets at a million a second, and the capture's ring holds thousands.
+/// The sleep: two hundred packets at a million a second, while the capture's ring buffer holds thousands.
 pub(super) const COALESCE_DELAY: Duration = Duration::from_micros(200);
 
-/// The packets of the last moments.
 #[derive(Debug, Default)]
 pub(super) struct Batching {
     since: Timestamp,
     packets: usize,
-    is_here: bool,
-    /// Spans in a row in which it was here.
+    is_fast: bool,
+    /// Spans in a row with many packets.
     spans: u32,
 }
 
 impl Batching {
-    /// So many have come until `now`; true where the next ones should gather.
+    /// Counts the packets of a batch; true if the next ones should gather for [`COALESCE_DELAY`].
     pub(super) fn count(&mut self, now: Timestamp, packets: usize) -> bool {
         self.packets += packets;
         let span = now.since(self.since);
         if span >= SPAN {
-            // A wait that was longer has thinned them.
-            self.is_here = span < 4 * SPAN && self.packets >= MANY;
-            self.spans = if self.is_here { self.spans.saturating_add(1) } else { 0 };
+            // After a longer wait the rate was lower.
+            self.is_fast = span < 4 * SPAN && self.packets >= MANY;
+            self.spans = if self.is_fast { self.spans.saturating_add(1) } else { 0 };
             (self.since, self.packets) = (now, 0);
         }
-        self.is_here
+        self.is_fast
     }
 
-    /// True once for each flood, as soon as it is one.
+    /// True once for each flood.
     pub(super) fn begins_to_flood(&mut self) -> bool {
-        let begins = self.spans == LASTING;
-        // The span is counted, and not asked for again.
+        let begins = self.spans == FLOOD_SPANS;
+        // The same span is not reported twice.
         self.spans += u32::from(begins);
         begins
     }

@@ -1,5 +1,5 @@
-//! Which ways carry a ban out, in their order: those that take microseconds are held here and used between two packets;
-//! the others are handed over to a thread that may wait. Says nothing and judges nobody.
+//! The backends that enforce bans, in the configured order. Those that take microseconds (nftables, routes) are used by the
+//! sensor itself; the others get tasks for their own thread.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,83 +7,180 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use crate::enforce::BanContext;
-use crate::enforce::nft::{Nft, RulesetSpec};
+use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError, RulesetSpec, Trap};
 use crate::enforce::route::{self, Routes};
 use crate::enforce::slow_backends::{Orders, Task};
-use crate::engine::{Ban, Host};
+use crate::engine::{ActiveBan, Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
-/// The ways to block.
+/// The configured backends.
 #[derive(Default)]
 pub struct Blocker {
-    /// The ways in their order.
+    /// All backends in their order.
     pub ways: Vec<Backend>,
-    /// The sets of nftables, for [`Backend::Nft`].
+    /// The sets of nftables and the ruleset around them, for [`Backend::Nft`].
     pub nft: Option<(Nft, RulesetSpec)>,
     /// Routes, for [`Backend::Route`].
     pub routes: Option<Routes>,
-    /// The thread for all that may wait.
+    /// The task queue of the slow backends' thread.
     pub hands: Option<Orders>,
-    /// The command is run before the other ways, which wait for its end.
+    /// The command runs before the other backends, which wait until it has ended.
     pub first: bool,
-    /// The connections of who is blocked are ended.
+    /// Connections of blocked sources are ended.
     pub end_connections: bool,
-    /// Who scans TCP is left to the command.
+    /// Scans of TCP only run the command.
     pub tcp_tells: bool,
-    /// Who scans UDP is.
+    /// Scans of UDP only run the command.
     pub udp_tells: bool,
-    /// How TCP is watched, in the classic words.
+    /// The classic name of the mode for TCP.
     pub tcp_mode: &'static str,
-    /// How UDP is watched.
+    /// The classic name of the mode for UDP.
     pub udp_mode: &'static str,
 }
 
-/// A way that did not take a ban.
+/// A ban that a backend did not take.
 pub(super) struct Refused {
-    pub(super) way: Backend,
-    pub(super) subject: BanTarget,
+    pub(super) backend: Backend,
+    pub(super) target: BanTarget,
     pub(super) reason: String,
 }
 
+impl Refused {
+    fn new(backend: Backend, target: BanTarget, reason: &impl ToString) -> Self {
+        Self { backend, target, reason: reason.to_string() }
+    }
+
+    /// Which of `bans` nftables refused.
+    pub(super) fn by_nft(result: Result<(), BlockError>, bans: &[(BanTarget, Expiry)]) -> Vec<Self> {
+        match result {
+            Ok(()) => Vec::new(),
+            Err(BlockError::Failed { failed, .. }) => {
+                failed.iter().map(|one| Self::new(Backend::Nft, one.subject, &one.reason)).collect()
+            }
+            Err(error) => bans.iter().map(|(target, _)| Self::new(Backend::Nft, *target, &error)).collect(),
+        }
+    }
+}
+
 impl Blocker {
-    /// True where anybody is blocked in any way.
-    pub(super) fn blocks(&self) -> bool {
+    /// True where sources are blocked, with any backend.
+    pub(super) fn is_enabled(&self) -> bool {
         !self.ways.is_empty()
     }
 
-    /// The way in this place, where the sensor uses it itself.
-    pub(super) fn inline(&self, place: usize) -> Option<Option<Backend>> {
-        self.ways.get(place).map(|way| Some(*way).filter(|way| matches!(way, Backend::Nft | Backend::Route)))
+    /// The backends that the sensor uses itself, in their order. There are two at most.
+    pub(super) fn inline(&self) -> impl Iterator<Item = Backend> + use<> {
+        let mut inline = self.ways.iter().copied().filter(|backend| matches!(backend, Backend::Nft | Backend::Route));
+        [inline.next(), inline.next()].into_iter().flatten()
     }
 
-    /// The ways that the sensor uses itself.
-    pub(super) fn inline_ways(&self) -> impl Iterator<Item = Backend> + Clone + '_ {
-        self.ways.iter().copied().filter(|way| matches!(way, Backend::Nft | Backend::Route))
+    /// True where bans are also, or only, enforced by the slow backends.
+    pub(super) fn has_slow_backends(&self) -> bool {
+        self.ways.iter().any(|backend| matches!(backend, Backend::HostsDeny | Backend::Command))
     }
 
-    /// True where a ban is also, or only, somebody else's work.
-    pub(super) fn has_slow_ways(&self) -> bool {
-        self.ways.iter().any(|way| matches!(way, Backend::HostsDeny | Backend::Command))
+    /// The sets of nftables and the rules of the kernel's trap, where the table has one.
+    pub(super) fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
+        let (nft, spec) = self.nft.as_mut()?;
+        Some((nft, spec.trap?))
     }
 
-    /// Lays routes for them.
-    pub(super) fn block_by_route(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp, refused: &mut Vec<Refused>) {
-        let Some(routes) = &mut self.routes else { return };
-        let refuse = |subject, reason| Refused { way: Backend::Route, subject, reason };
-        match routes.block(bans, now) {
-            Ok(()) => {}
-            Err(route::BlockError::Failed { failed, .. }) => {
-                refused.extend(failed.into_iter().map(|failed| refuse(failed.subject, failed.reason.to_string())));
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                refused.extend(bans.iter().map(|(subject, _)| refuse(*subject, reason.clone())));
-            }
+    /// Applies `change` to the sets of nftables; does nothing where that is no backend.
+    pub(super) fn change_sets(
+        &mut self,
+        change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
+    ) -> Result<(), BlockError> {
+        self.nft.as_mut().map_or(Ok(()), |(nft, _)| change(nft))
+    }
+
+    /// Whether the sets of nftables block `target`; always without them.
+    pub(super) fn is_in_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+        self.nft.as_mut().map_or(Ok(true), |(nft, _)| Ok(nft.holds(target)?.is_some()))
+    }
+
+    /// Removes the element of exactly `target` from the sets of nftables; false if there was none.
+    pub(super) fn remove_from_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+        let Some((nft, _)) = &mut self.nft else { return Ok(false) };
+        let found = match nft.has(target) {
+            Err(BlockError::Gone) => false,
+            found => found?,
+        };
+        if found {
+            nft.lift(&[target])?;
+        }
+        Ok(found)
+    }
+
+    /// Adds the sets for prefixes to the table, unless it has them; true if the table was missing and is empty now.
+    pub(super) fn add_prefix_sets(&mut self) -> bool {
+        let Some((nft, spec)) = self.nft.as_mut().filter(|(_, spec)| !spec.wide) else { return false };
+        spec.wide = true;
+        // An error here is one of the bans as well, and reported with them.
+        matches!(nft.repair(spec), Ok(Repaired::Created))
+    }
+
+    /// Has the table include sets for prefixes whenever it is created again.
+    pub(super) fn plan_prefix_sets(&mut self) {
+        if let Some((_, spec)) = &mut self.nft {
+            spec.wide = true;
         }
     }
 
-    /// Whom no route may cut off: all that is never blocked, and this host's own networks. Those of IPv4 are left out, since
-    /// a neighbour in one is an address like any other there.
+    /// Replaces the rules of the table and keeps its sets; false without a table.
+    pub(super) fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<bool, RulesetError> {
+        let Some((nft, spec)) = &mut self.nft else { return Ok(false) };
+        let wide = spec.wide || wanted.wide;
+        *spec = RulesetSpec { wide, ..wanted };
+        nft.repair(spec).map(|_| true)
+    }
+
+    /// Blocks what the kernel has forgotten, for the time that is left; which of the bans were refused.
+    pub(super) fn put_back(&mut self, backend: Backend, bans: &[ActiveBan], now: Timestamp) -> Vec<Refused> {
+        let left: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.left)).collect();
+        if backend == Backend::Route {
+            return self.add_routes(&left, now);
+        }
+        let elements: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        Refused::by_nft(self.change_sets(|nft| nft.put_back(&elements)), &left)
+    }
+
+    /// Adds routes for `bans`; which of them were refused.
+    pub(super) fn add_routes(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Vec<Refused> {
+        let Some(routes) = &mut self.routes else { return Vec::new() };
+        match routes.block(bans, now) {
+            Ok(()) => Vec::new(),
+            Err(route::BlockError::Failed { failed, .. }) => {
+                failed.iter().map(|one| Refused::new(Backend::Route, one.subject, &one.reason)).collect()
+            }
+            Err(error) => bans.iter().map(|(target, _)| Refused::new(Backend::Route, *target, &error)).collect(),
+        }
+    }
+
+    /// When routes expire, or one that could not be removed is to be tried again.
+    pub(super) fn next_route_due(&self) -> Option<Timestamp> {
+        self.routes.as_ref().and_then(Routes::next_due)
+    }
+
+    /// True where there should be a route for `target`.
+    pub(super) fn wants_route(&self, target: BanTarget) -> bool {
+        self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
+    }
+
+    /// Which of `targets` should be enforced with `backend`, as far as it knows, and are not.
+    pub(super) fn missing(&mut self, backend: Backend, targets: &[BanTarget]) -> Vec<BanTarget> {
+        let missing = match (backend, &mut self.nft, &mut self.routes) {
+            (Backend::Nft, Some((nft, _)), _) => nft.missing(targets).ok(),
+            (Backend::Route, _, Some(routes)) => {
+                let wanted: Vec<BanTarget> = targets.iter().copied().filter(|one| routes.is_wanted(*one)).collect();
+                routes.missing(&wanted).ok()
+            }
+            _ => None,
+        };
+        missing.unwrap_or_default()
+    }
+
+    /// Keeps routes clear of everything that is never blocked and of this host's own networks; returns the targets whose
+    /// routes were removed for that. Own IPv4 networks are left out: a neighbour there is an address like any other.
     pub(super) fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
         let Some(routes) = &mut self.routes else { return Vec::new() };
         let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
@@ -91,77 +188,94 @@ impl Blocker {
         routes.protect(&prefixes).subjects
     }
 
-    /// Has the command run that comes before the block; false where nobody is there to run it, or there is no room.
+    /// Starts the command that has to run before the ban; false if there is none, or no room in the queue.
     pub(super) fn run_first(&self, ban: &Ban, seen: SystemTime) -> bool {
-        let Some(hands) = self.hands.as_ref().filter(|_| self.first) else { return false };
-        hands.put(Task::Before { case: self.case(ban, seen) }).is_ok()
+        let Some(tasks) = self.hands.as_ref().filter(|_| self.first) else { return false };
+        tasks.put(Task::Before { case: self.context(ban, seen) }).is_ok()
     }
 
-    /// Hands a ban over to the ways that may wait; false where there was no room.
-    pub(super) fn hand_over(&self, ban: &Ban, seen: SystemTime) -> bool {
-        let Some(hands) = &self.hands else { return true };
-        let methods = self.slow(!self.first);
-        // The end of a connection is for good; a ban above the ceiling is not.
+    /// Queues a ban for the slow backends; false if there was no room.
+    pub(super) fn queue_ban(&self, ban: &Ban, seen: SystemTime) -> bool {
+        let Some(tasks) = &self.hands else { return true };
+        let methods = self.slow_backends(!self.first);
+        // An ended connection stays ended, a ban above the ceiling is short.
         if methods.is_empty() && (ban.capped || !self.end_connections) {
             return true;
         }
-        hands.put(Task::Block { case: self.case(ban, seen), methods }).is_ok()
+        tasks.put(Task::Block { case: self.context(ban, seen), methods }).is_ok()
     }
 
-    /// Hands a ban by hand over, likewise.
-    pub(super) fn hand_over_by_hand(&self, subject: BanTarget, expiry: Expiry) -> bool {
-        let Some(hands) = &self.hands else { return true };
-        let case = BanContext::by_hand(subject, expiry, SystemTime::now());
-        hands.put(Task::Block { case, methods: self.slow(true) }).is_ok()
+    /// Queues a ban that an operator asked for, likewise.
+    pub(super) fn queue_manual_ban(&self, target: BanTarget, expiry: Expiry) -> bool {
+        let Some(tasks) = &self.hands else { return true };
+        let case = BanContext::by_hand(target, expiry, SystemTime::now());
+        tasks.put(Task::Block { case, methods: self.slow_backends(true) }).is_ok()
     }
 
-    /// True where who scans this protocol is left to the command.
-    pub(super) fn tells(&self, protocol: Protocol) -> bool {
+    /// True where scans of `protocol` only run the command.
+    pub(super) fn only_runs_command(&self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
             Protocol::Udp | Protocol::Icmp => self.udp_tells,
         }
     }
 
-    /// Only has the command run.
-    pub(super) fn only_run(&self, ban: &Ban, seen: SystemTime) -> bool {
-        let Some(hands) = &self.hands else { return false };
-        hands.put(Task::Block { case: self.case(ban, seen), methods: Arc::new([Backend::Command]) }).is_ok()
+    /// Queues the command alone; false if there was no room.
+    pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> bool {
+        let Some(tasks) = &self.hands else { return false };
+        let methods = Arc::new([Backend::Command]);
+        tasks.put(Task::Block { case: self.context(ban, seen), methods }).is_ok()
     }
 
-    /// What the others hold of these is to go.
-    pub(super) fn release(&self, subjects: &[BanTarget]) {
-        let Some(hands) = self.hands.as_ref().filter(|_| self.has_slow_ways()) else { return };
-        for subject in subjects {
-            // Where there is no room, a line stays until its ban would have ended.
-            let _ = hands.put(Task::Release { subject: *subject });
+    /// Ends the bans of `targets` with every backend but nftables. Routes that cannot be removed are retried by the backend.
+    pub(super) fn release(&mut self, targets: &[BanTarget]) -> Result<(), route::BlockError> {
+        if let Some(tasks) = self.hands.as_ref().filter(|_| self.has_slow_backends()) {
+            for target in targets {
+                // Without room in the queue, a line stays until its ban would have ended.
+                let _ = tasks.put(Task::Release { subject: *target });
+            }
         }
+        self.routes.as_mut().map_or(Ok(()), |routes| routes.lift(targets))
     }
 
-    fn slow(&self, run: bool) -> Arc<[Backend]> {
-        let way = |way: &Backend| match way {
+    fn slow_backends(&self, run: bool) -> Arc<[Backend]> {
+        let slow = |backend: &Backend| match backend {
             Backend::HostsDeny => Some(Backend::HostsDeny),
             Backend::Command => run.then_some(Backend::Command),
             Backend::Nft | Backend::Route => None,
         };
-        self.ways.iter().filter_map(way).collect()
+        self.ways.iter().filter_map(slow).collect()
     }
 
-    fn case(&self, ban: &Ban, seen: SystemTime) -> BanContext {
-        let sighting = &ban.probe.sighting;
+    fn context(&self, ban: &Ban, seen: SystemTime) -> BanContext {
+        let observation = &ban.probe.sighting;
         BanContext {
             subject: ban.probe.subject,
-            source: sighting.source,
-            protocol: sighting.protocol,
-            port: sighting.port,
-            mode: match sighting.protocol {
+            source: observation.source,
+            protocol: observation.protocol,
+            port: observation.port,
+            mode: match observation.protocol {
                 Protocol::Tcp | Protocol::Sctp => self.tcp_mode,
                 Protocol::Udp | Protocol::Icmp => self.udp_mode,
             },
-            class: Some(sighting.class),
+            class: Some(observation.class),
             expiry: ban.expiry,
             since: seen,
             ban: Some(*ban),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inline_backends_keep_their_order() {
+        let ways = vec![Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
+        let blocker = Blocker { ways, ..Blocker::default() };
+        assert!(blocker.inline().eq([Backend::Route, Backend::Nft]));
+        assert_eq!(*blocker.slow_backends(true), [Backend::Command, Backend::HostsDeny]);
+        assert_eq!(*blocker.slow_backends(false), [Backend::HostsDeny]);
     }
 }

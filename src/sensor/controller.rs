@@ -1,420 +1,629 @@
-//! From packets and connections to verdicts that are carried out: the engine, the socket that blocks, and the events of
-//! both in the order in which things happened. Waits for nobody but the kernel's acknowledgement.
+//! Coordinates engine and backends. A packet goes observe -> decide into a batch, and a batch goes apply -> commit: its bans
+//! into the kernel, its events to the log, in the order of the packets.
 
-use std::cell::Cell;
-use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
+
+use super::batch::{Batch, Outcome};
 use super::blocker::{Blocker, Refused};
-use super::retries::{Retries, Retry};
+use super::metrics::SensorMetrics;
+use super::observer::Observer;
+use super::pending_bans::{PendingBans, Retry};
+use super::reporter::Reporter;
 use super::table_repair::TableRepair;
-use super::trap::Trap;
-use super::{BATCH, SensorMetrics};
-use crate::capture::decoy::DecoyPorts;
-use crate::enforce::nft::BlockError;
-use crate::engine::{Ban, Engine, Host, Observation, PortLookup, Probe, Repeated, Verdict};
-use crate::events::channel::Sender;
+use super::trap::TrapControl;
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
+use crate::enforce::route;
+use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Verdict};
 use crate::events::event::{Event, EventKind};
-use crate::netlink::sock_diag::{self, Owner, SockDiag};
-use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
-use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+use crate::wire::Packet;
 
-/// Bans that wait for a command at one time; above it they do not wait.
-const MAX_PENDING: usize = 4_096;
+/// Bans of exempt targets that are removed at one time: some 2 ms between two batches.
+const EXEMPT_PER_ROUND: usize = 256;
 
-/// What came of one packet, until the bans of its batch are in the kernel.
-enum Outcome {
-    Said(Event),
-    /// To be blocked; seen at this time.
-    Condemned(Ban, SystemTime),
-}
+/// Until the next round of them. Each has its line in the log, and the event queue must not overflow.
+const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 
-impl Outcome {
-    /// True for the ban of `subject` and the probe that it is for.
-    fn is_about(&self, subject: BanTarget) -> bool {
-        match self {
-            Self::Condemned(ban, _) => ban.probe.subject == subject,
-            Self::Said(event) => matches!(&event.what, EventKind::Probe(probe) if probe.subject == subject),
-        }
-    }
-}
+/// Retries of refused bans between two batches.
+const RETRIES_PER_ROUND: usize = 16;
 
-/// Whose ban is not to be: `packet` is this host's SYN/ACK from a port that the ban's evidence calls closed. A listener
-/// that lives for milliseconds, and a port that is published by DNAT, are in no socket table when it is asked.
-fn cleared_by_answer(outcomes: &[Outcome], packet: &Packet) -> Option<BanTarget> {
-    let Transport::Tcp { source_port, flags, .. } = packet.transport else { return None };
-    if outcomes.is_empty() || packet.delivery != Delivery::Outgoing || !flags.has(TcpFlags::SYN | TcpFlags::ACK) {
-        return None;
-    }
-    let wrong = |ban: &Ban| {
-        let mut evidence = ban.ports.iter();
-        // What no stack sends is a probe whatever listens there.
-        ban.probe.subject.covers(packet.destination)
-            && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
-            && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
-    };
-    outcomes.iter().find_map(|outcome| match outcome {
-        Outcome::Condemned(ban, _) if wrong(ban) => Some(ban.probe.subject),
-        _ => None,
-    })
-}
-
-/// The engine and what carries out its verdicts.
+/// Owns the parts of the sensor behind the capture, and hands each what it needs of the others.
 pub(super) struct BanController {
-    pub(super) engine: Engine,
-    pub(super) host: Arc<Host>,
-    lookup: SocketLookup,
-    pub(super) blocker: Blocker,
-    events: Sender,
-    /// There are events that the shell was not woken for.
-    pending: Cell<bool>,
-    pub(super) metrics: Arc<SensorMetrics>,
-    outcomes: Vec<Outcome>,
-    elements: Vec<(BanTarget, Expiry)>,
-    /// Bans that wait for the end of a command that comes first: the engine has them already, the kernel must not.
-    pub(super) waiting: HashMap<BanTarget, (Ban, SystemTime)>,
-    pub(super) retries: Retries,
-    /// When to look for bans whose subjects are protected; `None` while there are none.
-    pub(super) lift_protected_at: Option<Timestamp>,
-    pub(super) table_repair: TableRepair,
-    pub(super) trap: Trap,
+    observer: Observer,
+    batch: Batch,
+    blocker: Blocker,
+    pending: PendingBans,
+    table_repair: TableRepair,
+    trap: TrapControl,
+    /// When to remove bans of targets that have become exempt; `None` while there are none.
+    exempt_check_at: Option<Timestamp>,
+    reporter: Reporter,
+}
+
+/// Bans that should be in force.
+#[derive(Debug, Default)]
+pub struct Sample {
+    /// Some of them.
+    pub fresh: Vec<BanTarget>,
+    /// Those that were asked about and still should be.
+    pub again: Vec<BanTarget>,
+    /// Those of `fresh` that should have a route.
+    pub routes: Vec<BanTarget>,
+    /// Those that were asked about and still should have a route.
+    pub routes_again: Vec<BanTarget>,
+}
+
+impl Sample {
+    /// True if there is nothing to compare with the kernel.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
+    }
 }
 
 impl BanController {
-    pub(super) fn new(
-        engine: Engine,
-        host: Arc<Host>,
-        sockets: SockDiag,
-        decoys: DecoyPorts,
-        blocker: Blocker,
-        events: Sender,
-        metrics: Arc<SensorMetrics>,
-    ) -> Self {
+    pub(super) fn new(observer: Observer, blocker: Blocker, reporter: Reporter) -> Self {
         Self {
-            engine,
-            host,
-            lookup: SocketLookup { sockets, decoys },
+            observer,
+            batch: Batch::new(),
             blocker,
-            events,
-            pending: Cell::new(false),
-            metrics,
-            // Some outcomes are two: a ban that has gone from the kernel, and the verdict that follows.
-            outcomes: Vec::with_capacity(2 * BATCH),
-            elements: Vec::with_capacity(BATCH),
-            waiting: HashMap::new(),
-            retries: Retries::default(),
-            lift_protected_at: None,
+            pending: PendingBans::default(),
             table_repair: TableRepair::default(),
-            trap: Trap::default(),
+            trap: TrapControl::default(),
+            exempt_check_at: None,
+            reporter,
         }
     }
 
-    pub(super) fn emit(&self, what: EventKind) {
-        self.emit_event(Event::now(what));
+    pub(super) fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
-    /// Puts `event` into the queue. The shell is woken for it by [`BanController::wake_shell`].
-    pub(super) fn emit_event(&self, event: Event) {
-        self.events.put(event);
-        self.pending.set(true);
+    pub(super) fn metrics(&self) -> &SensorMetrics {
+        self.reporter.metrics()
     }
 
-    /// True where the shell should be woken.
-    pub(super) fn has_pending(&self) -> bool {
-        self.pending.get()
+    pub(super) fn observer(&mut self) -> &mut Observer {
+        &mut self.observer
     }
+}
 
-    /// Wakes the shell, if there is a reason to.
-    pub(super) fn wake_shell(&self) {
-        if self.pending.take() {
-            self.events.wake();
+/// The way of a packet.
+impl BanController {
+    /// Observes a packet that was captured at `time`. What follows from it waits for [`BanController::commit`].
+    pub(super) fn observe_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
+        if let Some(target) = self.batch.drop_refuted(packet) {
+            self.observer.lift(target);
         }
+        self.observe(time, |observer| observer.observe(now, packet));
     }
 
-    /// Judges a packet that was captured at `time`. What comes of it waits for [`BanController::commit`].
-    pub(super) fn packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
-        if let Some(subject) = cleared_by_answer(&self.outcomes, packet) {
-            self.outcomes.retain(|outcome| !outcome.is_about(subject));
-            self.engine.lift(subject);
-        }
-        let mut verdict = self.engine.observe(now, packet, &self.host, &mut self.lookup);
+    /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
+    pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
+        self.metrics().connections.add(1);
+        self.observe(time, |observer| observer.observe_decoy(now, observation));
+    }
+
+    fn observe(&mut self, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) {
+        let mut verdict = judge(&mut self.observer);
         if self.ban_vanished(&verdict, time) {
-            verdict = self.engine.observe(now, packet, &self.host, &mut self.lookup);
+            verdict = judge(&mut self.observer);
         }
-        self.record_verdict(verdict, time);
+        self.decide(verdict, time);
     }
 
-    /// Judges what a decoy took at `time`, likewise.
-    pub(super) fn decoy(&mut self, now: Timestamp, sighting: Observation, time: SystemTime) {
-        let mut verdict = self.engine.observe_decoy(now, sighting, &self.host, &mut self.lookup);
-        if self.ban_vanished(&verdict, time) {
-            verdict = self.engine.observe_decoy(now, sighting, &self.host, &mut self.lookup);
-        }
-        self.record_verdict(verdict, time);
-    }
-
-    /// True where somebody took a ban out of the kernel's set: what the log says must be what the kernel does. The source
-    /// is then to be judged anew.
+    /// True if the ban of a source that keeps sending was removed from the kernel's set without a notification. The source
+    /// is then to be judged anew: the log must say what the kernel does.
     fn ban_vanished(&mut self, verdict: &Verdict, time: SystemTime) -> bool {
         let Verdict::Repeated(Repeated { subject, verify: true, .. }) = *verdict else { return false };
-        let Some((nft, _)) = &mut self.blocker.nft else { return false };
-        match nft.holds(subject) {
-            Ok(None) => {}
+        match self.blocker.is_in_sets(subject) {
+            Ok(false) => {}
             Err(BlockError::Gone) => {
-                self.reinstall_now();
+                self.repair_missing_table();
                 return false;
             }
-            // Nothing is known, so what was said stands.
-            Ok(Some(_)) | Err(_) => return false,
+            Ok(true) | Err(_) => return false,
         }
-        self.engine.lift(subject);
-        self.forget_touches(&[subject]);
-        self.outcomes.push(Outcome::Said(Event { time, what: EventKind::Lifted { subject } }));
+        self.observer.lift(subject);
+        self.trap.forget_probes(&[subject], &mut self.blocker, &self.reporter);
+        self.batch.report(time, EventKind::Lifted { subject });
         true
     }
 
-    fn record_verdict(&mut self, verdict: Verdict, time: SystemTime) {
+    /// Adds what follows from `verdict` to the batch.
+    fn decide(&mut self, verdict: Verdict, time: SystemTime) {
         if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::LogOnly(Ban { probe, .. }) =
             &verdict
         {
-            self.metrics.probed(probe.sighting.class);
+            self.metrics().probed(probe.sighting.class);
         }
         match verdict {
             Verdict::Block(ban) => {
-                // What it did comes before what is done about it, as people's filters have always read it. It is a line
-                // also where the port is an old one, and only the class was enough.
-                let probe = Probe { fresh: true, ..ban.probe };
-                self.outcomes.push(Outcome::Said(Event { time, what: EventKind::Probe(probe) }));
-                if self.waiting.len() < MAX_PENDING && self.blocker.run_first(&ban, time) {
-                    self.waiting.insert(ban.probe.subject, (ban, time));
-                    return;
+                // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
+                self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
+                if self.pending.has_room_for_command() && self.blocker.run_first(&ban, time) {
+                    self.pending.await_command(ban, time);
+                } else {
+                    self.batch.block(ban, time);
                 }
-                return self.outcomes.push(Outcome::Condemned(ban, time));
+                return;
             }
-            Verdict::LogOnly(ban)
-                if self.blocker.tells(ban.probe.sighting.protocol) && !self.blocker.only_run(&ban, time) =>
-            {
-                let (subject, way) = (ban.probe.subject, Backend::Command);
-                let reason = "more commands than can be run wait already".to_owned();
-                self.outcomes
-                    .push(Outcome::Said(Event { time, what: EventKind::BlockFailed { subject, reason, way } }));
+            Verdict::LogOnly(ban) => {
+                let runs_command = self.blocker.only_runs_command(ban.probe.sighting.protocol);
+                if runs_command && !self.blocker.queue_command(&ban, time) {
+                    let reason = "the command queue is full".to_owned();
+                    let subject = ban.probe.subject;
+                    self.batch.report(time, EventKind::BlockFailed { subject, reason, way: Backend::Command });
+                }
             }
             _ => {}
         }
-        self.outcomes.extend(EventKind::from_verdict(verdict).map(|what| Outcome::Said(Event { time, what })));
+        if let Some(kind) = EventKind::from_verdict(verdict) {
+            self.batch.report(time, kind);
+        }
     }
 
-    /// Has the bans of the batch carried out, each way in one go where possible, and tells what happened in the order in
-    /// which it did.
+    /// Applies the bans of the batch, in one transaction per backend, and reports its outcomes.
     pub(super) fn commit(&mut self, now: Timestamp) {
-        if self.outcomes.is_empty() {
+        if self.batch.is_empty() {
             return;
         }
-        let refused = self.block(now);
-        let done = SystemTime::now();
-        let mut outcomes = std::mem::take(&mut self.outcomes);
-        for outcome in outcomes.drain(..) {
+        let mut batch = std::mem::take(&mut self.batch);
+        let refused = self.apply(now, batch.bans());
+        let applied = SystemTime::now();
+        for outcome in batch.drain() {
             match outcome {
-                Outcome::Said(event) => self.emit_event(event),
-                Outcome::Condemned(ban, seen) => self.conclude(now, &ban, (seen, done), &refused),
+                Outcome::Report(event) => self.reporter.emit_event(event),
+                Outcome::Block(ban, seen) => self.commit_ban(now, &ban, seen, applied, &refused),
             }
         }
-        // The room is used again.
-        self.outcomes = outcomes;
+        // Keeps the allocated room.
+        self.batch = batch;
     }
 
-    /// Tells how `ban` fared in every way, hands it over to those that take their time, and has tried again what failed.
-    fn conclude(&mut self, now: Timestamp, ban: &Ban, (seen, done): (SystemTime, SystemTime), refused: &[Refused]) {
-        let subject = ban.probe.subject;
-        let mut held = false;
-        for place in 0.. {
-            let way = match self.blocker.inline(place) {
-                None => break,
-                Some(None) => continue,
-                Some(Some(way)) => way,
-            };
-            let what = match refused.iter().find(|refused| (refused.way, refused.subject) == (way, subject)) {
+    /// Reports how `ban` fared with every inline backend, schedules retries, and queues it for the slow backends.
+    fn commit_ban(&mut self, now: Timestamp, ban: &Ban, seen: SystemTime, applied: SystemTime, refused: &[Refused]) {
+        let target = ban.probe.subject;
+        let mut in_force = false;
+        for backend in self.blocker.inline() {
+            match refused.iter().find(|refused| (refused.backend, refused.target) == (backend, target)) {
                 None => {
-                    held = true;
-                    let reaction = done.duration_since(seen).unwrap_or_default();
-                    self.metrics.reacted(reaction);
-                    self.metrics.blocked(way, ban.probe.sighting.class);
-                    EventKind::Blocked { ban: *ban, reaction, way }
+                    in_force = true;
+                    self.metrics().reacted(applied.duration_since(seen).unwrap_or_default());
+                    self.report_blocked(ban, backend, seen, applied);
                 }
                 Some(Refused { reason, .. }) => {
-                    self.metrics.failed(way);
-                    self.retries.put(Retry::new(*ban, seen, way, now));
-                    EventKind::BlockFailed { subject, reason: reason.clone(), way }
+                    self.metrics().failed(backend);
+                    self.pending.retry(*ban, seen, backend, now);
+                    self.report_failed(seen, target, backend, reason.clone());
                 }
-            };
-            self.emit_event(Event { time: seen, what });
+            }
         }
-        if held {
-            self.replace(subject);
+        if in_force {
+            self.replace_inner_bans(target);
         }
-        let handed = self.blocker.hand_over(ban, seen);
-        if !handed && self.blocker.has_slow_ways() {
-            let reason = "more bans than can be written or run wait already".to_owned();
-            self.emit_event(Event {
-                time: seen,
-                what: EventKind::BlockFailed { subject, reason, way: Backend::Command },
-            });
+        let queued = self.blocker.queue_ban(ban, seen);
+        let has_slow_backends = self.blocker.has_slow_backends();
+        if !queued && has_slow_backends {
+            self.report_failed(
+                seen,
+                target,
+                Backend::Command,
+                "the queue of hosts.deny lines and commands is full".to_owned(),
+            );
         }
-        if !(held || handed && self.blocker.has_slow_ways()) {
-            // Not blocked, so not recognised as such: its next probes are evidence again.
-            self.engine.lift(subject);
+        if !(in_force || queued && has_slow_backends) {
+            // Not blocked: the next probes are evidence again.
+            self.observer.lift(target);
         }
     }
 
-    /// Blocks whom the batch condemned, in the ways that take no time; who could not be blocked, and why.
-    fn block(&mut self, now: Timestamp) -> Vec<Refused> {
-        self.elements.clear();
-        self.elements.extend(self.outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Condemned(ban, _) => Some((ban.probe.subject, ban.expiry)),
-            Outcome::Said(_) => None,
-        }));
-        if self.elements.is_empty() {
+    fn report_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
+        self.metrics().blocked(backend, ban.probe.sighting.class);
+        let reaction = applied.duration_since(seen).unwrap_or_default();
+        let what = EventKind::Blocked { ban: *ban, reaction, way: backend };
+        self.reporter.emit_event(Event { time: seen, what });
+    }
+
+    fn report_failed(&self, time: SystemTime, subject: BanTarget, backend: Backend, reason: String) {
+        self.reporter.emit_event(Event { time, what: EventKind::BlockFailed { subject, reason, way: backend } });
+    }
+
+    /// Blocks `bans` with every inline backend; which of them were refused, and why.
+    fn apply(&mut self, now: Timestamp, bans: &[(BanTarget, Expiry)]) -> Vec<Refused> {
+        if bans.is_empty() {
             return Vec::new();
         }
-        let bans = std::mem::take(&mut self.elements);
-        let refused = self.apply(now, &bans);
-        self.elements = bans;
-        refused
+        self.blocker.inline().flat_map(|backend| self.apply_with(backend, now, bans)).collect()
     }
 
-    /// Blocks them in every way that takes no time, in their order; who could not be blocked, and why.
-    pub(super) fn apply(&mut self, now: Timestamp, bans: &[(BanTarget, Expiry)]) -> Vec<Refused> {
-        let mut refused = Vec::new();
-        for place in 0.. {
-            match self.blocker.inline(place) {
-                None => break,
-                Some(Some(way)) => self.block_by(way, now, bans, &mut refused),
-                Some(None) => {}
-            }
+    fn apply_with(&mut self, backend: Backend, now: Timestamp, bans: &[(BanTarget, Expiry)]) -> Vec<Refused> {
+        if backend == Backend::Route {
+            return self.blocker.add_routes(bans, now);
         }
-        refused
-    }
-
-    /// Blocks them in one way.
-    pub(super) fn block_by(
-        &mut self,
-        way: Backend,
-        now: Timestamp,
-        bans: &[(BanTarget, Expiry)],
-        refused: &mut Vec<Refused>,
-    ) {
-        if way == Backend::Route {
-            return self.blocker.block_by_route(bans, now, refused);
-        }
-        self.ensure_prefix_sets(bans.iter().map(|(subject, _)| *subject));
-        let send = |judge: &mut Self| judge.blocker.nft.as_mut().map_or(Ok(()), |(nft, _)| nft.block(bans));
-        let mut result = send(self);
+        self.ensure_prefix_sets(bans.iter().map(|(target, _)| *target));
+        let mut result = self.blocker.change_sets(|nft| nft.block(bans));
         if matches!(result, Err(BlockError::Gone)) {
-            self.reinstall_now();
-            result = send(self);
+            self.repair_missing_table();
+            result = self.blocker.change_sets(|nft| nft.block(bans));
         }
-        match result {
-            Ok(()) => {}
-            Err(BlockError::Failed { failed, .. }) => refused.extend(failed.into_iter().map(|failed| Refused {
-                way,
-                subject: failed.subject,
-                reason: failed.reason.to_string(),
-            })),
-            Err(error) => {
-                let reason = error.to_string();
-                let all = bans.iter().map(|(subject, _)| Refused { way, subject: *subject, reason: reason.clone() });
-                refused.extend(all);
-            }
-        }
+        Refused::by_nft(result, bans)
     }
 
-    /// The command that was to be run before the block of `subject` has ended: block it now.
-    pub(super) fn ready(&mut self, now: Timestamp, subject: BanTarget) {
-        if let Some((ban, seen)) = self.waiting.remove(&subject) {
-            self.outcomes.push(Outcome::Condemned(ban, seen));
+    /// Applies the ban of `target`, whose command has ended.
+    pub(super) fn command_ended(&mut self, now: Timestamp, target: BanTarget) {
+        if let Some((ban, seen)) = self.pending.command_ended(target) {
+            self.batch.block(ban, seen);
             self.commit(now);
         }
     }
 }
 
-/// The kernel's socket table as the engine's oracle.
-struct SocketLookup {
-    sockets: SockDiag,
-    /// Sockets of our own, which are no service.
-    decoys: DecoyPorts,
+/// Work that is due beside packets.
+impl BanController {
+    /// When [`BanController::run_maintenance`] has something to do.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        let (engine, pending, trap) = (self.observer.engine().wake(), self.pending.next_retry(), self.trap.next_due());
+        [engine, pending, trap, self.blocker.next_route_due(), self.exempt_check_at].into_iter().flatten().min()
+    }
+
+    /// Removes bans of exempt targets, reviews the trap, removes expired routes, retries refused bans, reports the engine's
+    /// notices: as far as each is due.
+    pub(super) fn run_maintenance(&mut self, now: Timestamp) {
+        if self.exempt_check_at.is_some_and(|at| at <= now) {
+            self.remove_exempt_bans(now);
+        }
+        self.trap.check(now, &mut self.blocker, &self.observer, &self.pending, &self.reporter);
+        if let Some(routes) = &mut self.blocker.routes
+            && routes.next_due().is_some_and(|due| due <= now)
+        {
+            let removed = routes.due(now);
+            self.report_routes(removed.trouble);
+        }
+        for _ in 0..RETRIES_PER_ROUND {
+            let Some(retry) = self.pending.due_retry(now) else { break };
+            self.retry_ban(now, retry);
+        }
+        while let Some(notice) = self.observer.engine_mut().notice(now) {
+            self.reporter.emit(notice.into());
+        }
+        self.metrics().update(self.observer.engine().tracked(), self.observer.engine().counters());
+    }
+
+    fn retry_ban(&mut self, now: Timestamp, retry: Retry) {
+        let Some(left) = retry.left(now) else { return };
+        let Retry { ban, seen, backend, .. } = retry;
+        let target = ban.probe.subject;
+        if !self.apply_with(backend, now, &[(target, left)]).is_empty() {
+            self.metrics().failed(backend);
+            return self.pending.retry_again(retry, now);
+        }
+        if !self.observer.engine().is_blocked(now, target) {
+            self.observer.engine_mut().adopt(now, &ActiveBan::whole(target, left));
+        }
+        self.report_blocked(&ban, backend, seen, SystemTime::now());
+    }
+
+    /// Removes bans of targets that are exempt by now. The kernel lets them pass in any case; but such a ban would mislead
+    /// readers of the set, and would be back in force when the exemption ends.
+    fn remove_exempt_bans(&mut self, now: Timestamp) {
+        // From the engine first, so that a table that has to be repaired is filled without them.
+        let exempt = self.observer.lift_exempt(EXEMPT_PER_ROUND);
+        self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
+        let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
+        self.change_sets("bans of protected sources could not be lifted", |nft| nft.lift(&targets));
+        self.release(&targets);
+        for (target, protection) in exempt {
+            self.reporter.emit_exempt(target, protection);
+        }
+    }
+
+    fn report_routes(&self, failure: Option<route::BlockError>) {
+        if let Some(error) = failure {
+            self.reporter.error(format!("routes could not be taken away, which is tried again: {error}"));
+        }
+    }
 }
 
-impl PortLookup for SocketLookup {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool {
-        if self.decoys.contains(protocol, destination.port()) {
-            return false;
+/// Changes of the host and of the configuration.
+impl BanController {
+    pub(super) fn start(&mut self, now: Timestamp) {
+        self.start_trap(now);
+        self.reporter.emit(EventKind::Started);
+    }
+
+    /// Has the kernel block nothing by itself while no sensor reviews it.
+    pub(super) fn stop(&mut self) {
+        self.trap.suspend(&mut self.blocker, &self.reporter);
+    }
+
+    /// Replaces the snapshot of the host.
+    pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) {
+        let more_exempt = self.observer.change_host(now, host);
+        self.update_allow_list(Nft::follow_protected);
+        self.arm_trap(now);
+        if more_exempt {
+            self.exempt_check_at = Some(now);
+            // The trap may have caught one of them just before.
+            self.trap.check_soon(now);
         }
-        let protocol = match protocol {
-            Protocol::Tcp => sock_diag::Protocol::Tcp,
-            Protocol::Udp => sock_diag::Protocol::Udp,
-            Protocol::Sctp | Protocol::Icmp => return false,
-        };
-        // No answer proves nothing, and the evidence stands: the snapshot of the listeners has been asked before.
-        self.sockets.owner(protocol, source, destination, interface).is_ok_and(|owner| owner != Owner::Nobody)
+    }
+
+    /// Updates the kernel's allow-list from the host's, and keeps routes clear of it. The `update` is [`Nft::protect`], which
+    /// replaces the list whatever others made of it, or [`Nft::follow_protected`], which sends the difference.
+    fn update_allow_list(&mut self, update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
+        for target in self.blocker.keep_reachable(self.observer.host()) {
+            let text = format!("the route that blocked {target} was removed: it would cut off protected addresses");
+            self.reporter.note(text);
+        }
+        let allowed = self.observer.allowed();
+        self.change_sets("the kernel's allow-list could not be set", |nft| update(nft, &allowed));
+    }
+
+    pub(super) fn restore_allow_list(&mut self) {
+        self.update_allow_list(Nft::protect);
+    }
+
+    pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
+        self.observer.engine_mut().reconfigure(settings);
+        self.arm_trap(now);
+    }
+
+    /// Blocks no source from now on.
+    pub(super) fn log_only(&mut self) {
+        self.observer.engine_mut().log_only();
+        self.trap.disarm(&mut self.blocker, &self.reporter);
+    }
+
+    /// Gives the table other rules; its sets keep their elements.
+    pub(super) fn replace_ruleset(&mut self, now: Timestamp, wanted: RulesetSpec) {
+        match self.blocker.replace_rules(wanted) {
+            Ok(true) => self.reporter.note("table inet portsentry has the rules of the new settings"),
+            Ok(false) => {}
+            Err(error) => self.reporter.error(format!("the rules of the new settings could not be laid: {error}")),
+        }
+        self.start_trap(now);
+    }
+
+    /// Arms the trap, which counts from zero: the sensor may not have seen what was counted before, or judges it otherwise.
+    fn start_trap(&mut self, now: Timestamp) {
+        TrapControl::forget_all_probes(&mut self.blocker);
+        self.reset_trap(now);
+    }
+
+    /// Arms the trap again, whatever others made it watch.
+    pub(super) fn reset_trap(&mut self, now: Timestamp) {
+        self.trap.forget_ports();
+        self.arm_trap(now);
+    }
+
+    fn arm_trap(&mut self, now: Timestamp) {
+        self.trap.arm(now, &mut self.blocker, &self.observer, &self.reporter);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::engine::{Escalation, HashKey, Local, MaxPrefix, NoLookup, Response, Settings, Watch};
-
-    const HERE: [u8; 4] = [192, 0, 2, 1];
-    const THERE: [u8; 4] = [198, 51, 100, 7];
-
-    fn packet(outgoing: bool, flags: u16, port: u16) -> Packet {
-        let (source, destination) = if outgoing { (HERE, THERE) } else { (THERE, HERE) };
-        let (source_port, destination_port) = if outgoing { (port, 40_000) } else { (40_000, port) };
-        Packet {
-            source: source.into(),
-            destination: destination.into(),
-            delivery: if outgoing { Delivery::Outgoing } else { Delivery::Host },
-            interface: 2,
-            fragmented: false,
-            transport: Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 },
+/// Reconciliation of the kernel with the engine.
+impl BanController {
+    /// Takes over bans that the kernel holds and that this run did not make.
+    pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
+        bans.iter().for_each(|ban| self.observer.engine_mut().adopt(now, ban));
+        if bans.iter().any(|ban| matches!(ban.subject, BanTarget::Prefix(_))) {
+            self.blocker.plan_prefix_sets();
+        }
+        if bans.iter().any(|ban| self.observer.exemption(ban.subject).is_some()) {
+            self.exempt_check_at = Some(now);
         }
     }
 
-    /// What comes of one packet where the first touch blocks.
-    fn condemned(flags: u16) -> Vec<Outcome> {
-        let settings = Settings {
-            tcp: Watch { ports: "1-1024".parse().unwrap(), response: Response::Block },
-            udp: Watch::default(),
-            sctp: false,
-            icmp: false,
-            scan_trigger: 0,
-            window: Duration::from_secs(60),
-            expiry: Expiry::Never,
-            escalate: Escalation::default(),
-            widest: MaxPrefix::default(),
-            max_sources: 1024,
-            max_judged: 1024,
-            max_new_bans_per_minute: 600,
-        };
-        let mut engine = Engine::new(settings, HashKey(1, 2));
-        let host = Host::new(Local::Addresses([HERE.into()].into()));
-        let verdict = engine.observe(Timestamp::default(), &packet(false, flags, 21), &host, &mut NoLookup);
-        let Verdict::Block(ban) = verdict else { panic!("{verdict:?}") };
-        vec![Outcome::Condemned(ban, SystemTime::UNIX_EPOCH)]
+    /// Adds bans to the engine and to these backends, for the time that is left.
+    pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], backends: &[Backend]) {
+        for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {
+            match summary(&self.put_back(backend, now, bans)) {
+                None => self.reporter.emit(EventKind::Restored { bans: bans.len(), way: backend }),
+                Some(error) => {
+                    let name = backend.name();
+                    self.reporter.error(format!("bans could not be put back from the ledger ({name}): {error}"));
+                }
+            }
+        }
+        self.adopt(now, bans);
     }
 
-    #[test]
-    fn a_port_that_answers_in_the_same_batch_was_not_closed() {
-        let answer = TcpFlags::SYN | TcpFlags::ACK;
-        let outcomes = condemned(TcpFlags::SYN);
-        assert_eq!(cleared_by_answer(&outcomes, &packet(true, answer, 21)), Some(BanTarget::V4(THERE.into())));
-        assert_eq!(cleared_by_answer(&outcomes, &packet(true, answer, 22)), None, "another port");
-        assert_eq!(cleared_by_answer(&outcomes, &packet(true, TcpFlags::RST, 21)), None, "a closed port answers so");
-        assert_eq!(cleared_by_answer(&outcomes, &packet(false, answer, 21)), None, "anybody can send that");
-        assert_eq!(cleared_by_answer(&condemned(0), &packet(true, answer, 21)), None, "a NULL probe stays one");
+    /// Puts bans back that `backend` lost without a notification. The kernel is asked once more, because the comparison was a
+    /// moment ago; a missing table is repaired as a whole.
+    pub(super) fn repair(&mut self, now: Timestamp, backend: Backend, targets: &[BanTarget]) {
+        let missing = self.blocker.missing(backend, targets).into_iter();
+        let missing = missing.filter(|target| !self.pending.awaits_command(*target));
+        let bans: Vec<_> = missing.filter_map(|target| self.observer.engine().standing_of(now, target)).collect();
+        if bans.is_empty() {
+            return;
+        }
+        let refused = self.put_back(backend, now, &bans);
+        let repaired = bans.len().saturating_sub(refused.len());
+        if repaired > 0 {
+            self.metrics().repaired.add(repaired as u64);
+            self.reporter.emit(EventKind::Repaired { bans: repaired, way: backend });
+        }
+        if let Some(error) = summary(&refused) {
+            let what = match backend {
+                Backend::Route => "a route that was gone could not be laid again",
+                _ => "bans that the kernel had lost could not be put back",
+            };
+            self.reporter.error(format!("{what}: {error}"));
+        }
     }
+
+    fn put_back(&mut self, backend: Backend, now: Timestamp, bans: &[ActiveBan]) -> Vec<Refused> {
+        if backend == Backend::Nft {
+            self.ensure_prefix_sets(bans.iter().map(|ban| ban.subject));
+        }
+        self.blocker.put_back(backend, bans, now)
+    }
+
+    /// Some of the bans that should be in force, others each time, for a comparison with the kernel; and which of the targets
+    /// in `again` and `routes_again`, missing at the last comparison, still should be.
+    pub(super) fn sample(
+        &mut self,
+        now: Timestamp,
+        most: usize,
+        mut again: Vec<BanTarget>,
+        mut routes_again: Vec<BanTarget>,
+    ) -> Sample {
+        let mut fresh = Vec::new();
+        self.observer.engine_mut().sample(now, &mut |target| fresh.push(target), most);
+        fresh.retain(|target| !self.pending.awaits_command(*target));
+        let routes = fresh.iter().copied().filter(|target| self.blocker.wants_route(*target)).collect();
+        again.retain(|target| self.observer.engine().is_blocked(now, *target));
+        routes_again
+            .retain(|target| self.observer.engine().is_blocked(now, *target) && self.blocker.wants_route(*target));
+        self.metrics().missing.set((again.len() + routes_again.len()) as u64);
+        Sample { fresh, again, routes, routes_again }
+    }
+
+    /// Ends the ban of `target`, whose route was deleted: like a deleted element, that is how an administrator unblocks.
+    pub(super) fn route_removed(&mut self, now: Timestamp, target: BanTarget) {
+        // Another route may have taken its place, or the same one again.
+        if !self.observer.engine().is_blocked(now, target)
+            || self.blocker.missing(Backend::Route, &[target]) != [target]
+        {
+            return;
+        }
+        match self.unblock(&[target]) {
+            Ok(_) => self.reporter.emit_unblocked(target, "somebody who deleted its route"),
+            Err(error) => self.reporter.error(format!("the ban of {target}, whose route is gone, stays: {error}")),
+        }
+    }
+
+    /// Removes routes of an earlier run that belong to no ban.
+    pub(super) fn remove_stale_routes(&mut self, now: Timestamp) {
+        let Some(routes) = &mut self.blocker.routes else { return };
+        let removed = routes.sweep(now);
+        if !removed.subjects.is_empty() {
+            let count = removed.subjects.len();
+            self.reporter.note(format!("routes of an earlier run without a ban were removed: {count}"));
+        }
+        self.report_routes(removed.trouble);
+    }
+
+    /// Repairs the table. If `changed_by` names a process that changed its rules, they are restored; otherwise it was deleted,
+    /// as a whole or in part, and is filled again.
+    pub(super) fn repair_table(&mut self, changed_by: Option<&str>) {
+        let Some(table) = &mut self.blocker.nft else { return };
+        if self.table_repair.repair(table, changed_by, &mut self.observer, &mut self.pending, &self.reporter) {
+            self.trap.forget_ports();
+        }
+    }
+
+    /// Creates the table again, unless that was just done.
+    fn repair_missing_table(&mut self) {
+        if self.table_repair.may_repair_now() {
+            self.repair_table(None);
+        }
+    }
+
+    /// Applies `change` to the sets of nftables. A missing table is repaired as a whole; other errors are logged after `failure`.
+    fn change_sets(&mut self, failure: &str, change: impl FnOnce(&mut Nft) -> Result<(), BlockError>) {
+        match self.blocker.change_sets(change) {
+            Ok(()) => {}
+            Err(BlockError::Gone) => self.repair_missing_table(),
+            Err(error) => self.reporter.error(format!("{failure}: {error}")),
+        }
+    }
+
+    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) {
+        if targets.any(|target| matches!(target, BanTarget::Prefix(_))) && self.blocker.add_prefix_sets() {
+            self.repair_table(None);
+        }
+    }
+}
+
+/// Bans that begin and end without a packet.
+impl BanController {
+    /// Blocks `target` because an operator asked for it.
+    pub(super) fn block(&mut self, now: Timestamp, target: BanTarget, expiry: Expiry) -> Result<(), String> {
+        if !self.blocker.is_enabled() {
+            return Err("blocking is disabled: scans are only logged".to_owned());
+        }
+        let refused = self.apply(now, &[(target, expiry)]);
+        let queued = self.blocker.queue_manual_ban(target, expiry) && self.blocker.has_slow_backends();
+        // In force with one backend is in force.
+        if let Some(first) = refused.first()
+            && refused.len() == self.blocker.inline().count()
+            && !queued
+        {
+            return Err(first.reason.clone());
+        }
+        for Refused { backend, target, reason } in refused {
+            self.report_failed(SystemTime::now(), target, backend, reason);
+        }
+        self.replace_inner_bans(target);
+        self.observer.engine_mut().adopt(now, &ActiveBan::whole(target, expiry));
+        Ok(())
+    }
+
+    /// Ends the bans of `targets`; which of them were blocked.
+    pub(super) fn unblock(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
+        let mut unblocked = Vec::new();
+        for target in targets {
+            let in_set = self.blocker.remove_from_sets(*target).map_err(|error| error.to_string())?;
+            if self.observer.lift(*target) || in_set {
+                unblocked.push(*target);
+            }
+        }
+        self.release(targets);
+        Ok(unblocked)
+    }
+
+    /// Ends all bans; which there were.
+    pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
+        let targets: Vec<BanTarget> = self.observer.engine().bans().map(|ban| ban.subject).collect();
+        match self.blocker.change_sets(|nft| nft.lift(&targets)) {
+            Ok(()) | Err(BlockError::Gone) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        self.release(&targets);
+        self.observer.engine_mut().lift_all();
+        Ok(targets)
+    }
+
+    /// Ends the bans of `targets`, which were removed from the kernel's sets.
+    pub(super) fn bans_removed(&mut self, targets: &[BanTarget]) {
+        for target in targets {
+            self.observer.lift(*target);
+        }
+        self.release(targets);
+    }
+
+    /// Ends the bans of `targets` everywhere but in the engine and in the sets of nftables.
+    fn release(&mut self, targets: &[BanTarget]) {
+        self.trap.forget_probes(targets, &mut self.blocker, &self.reporter);
+        self.pending.remove(targets);
+        if let Err(error) = self.blocker.release(targets) {
+            self.reporter.error(format!("a route could not be taken away, which is tried again: {error}"));
+        }
+    }
+
+    /// Ends the bans of prefixes inside `target`: its set holds no overlapping intervals, so its ban has replaced them.
+    fn replace_inner_bans(&mut self, target: BanTarget) {
+        let (BanTarget::Prefix(outer), true) = (target, self.blocker.nft.is_some()) else { return };
+        let is_inside = |inner: &BanTarget| match inner {
+            BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
+            BanTarget::V4(_) | BanTarget::V6(_) => false,
+        };
+        let inner: Vec<_> = self.observer.engine().bans().map(|ban| ban.subject).filter(is_inside).collect();
+        for subject in inner {
+            self.observer.lift(subject);
+            self.reporter.emit_unblocked(subject, format!("the ban of {target} around it"));
+        }
+    }
+}
+
+/// The first of `refused` and the number of the others, for the log.
+fn summary(refused: &[Refused]) -> Option<String> {
+    let [Refused { target, reason, .. }, others @ ..] = refused else { return None };
+    let others = if others.is_empty() { String::new() } else { format!(", and {} others", others.len()) };
+    Some(format!("{target}{others}: {reason}"))
 }

@@ -1,44 +1,43 @@
-//! What the kernel could not hand over, because the ring was full.
+//! Counts the packets that the kernel dropped because the ring buffer was full.
 
 use std::time::Duration;
 
 use crate::capture::live::Live;
 use crate::types::Timestamp;
 
-/// How often it is asked.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Packets that were lost, by the captures that there have been.
+/// Drops of the present capture and of those before it.
 #[derive(Debug, Default)]
 pub(super) struct DropCounter {
-    asked: Timestamp,
-    /// Of the present capture, when it was asked last.
-    before: u32,
-    unsaid: u64,
+    read_at: Timestamp,
+    /// The counter of the present capture when it was read last.
+    last: u32,
+    unreported: u64,
 }
 
 impl DropCounter {
-    /// How many were lost since the last time that there were any to tell of; nothing where it is too early to ask again.
+    /// Packets dropped since the last report, if there are any; read once per [`REPORT_INTERVAL`].
     pub(super) fn due(&mut self, now: Timestamp, live: &mut Live) -> Option<u64> {
-        if now.since(self.asked) < REPORT_INTERVAL {
+        if now.since(self.read_at) < REPORT_INTERVAL {
             return None;
         }
-        self.asked = now;
-        self.count(live);
-        Some(std::mem::take(&mut self.unsaid)).filter(|packets| *packets > 0)
+        self.read_at = now;
+        self.read(live);
+        Some(std::mem::take(&mut self.unreported)).filter(|packets| *packets > 0)
     }
 
-    /// Another capture takes the place of this one; what this one has lost is told of next time.
+    /// Reads the counter of a capture that is about to be replaced.
     pub(super) fn replace(&mut self, live: &mut Live) {
-        self.count(live);
-        self.before = 0;
+        self.read(live);
+        self.last = 0;
     }
 
-    fn count(&mut self, live: &mut Live) {
-        // Where it does not say, it does so the next time.
+    fn read(&mut self, live: &mut Live) {
+        // After an error, the next reading includes these drops.
         if let Ok(dropped) = live.dropped() {
-            self.unsaid += u64::from(dropped.wrapping_sub(self.before));
-            self.before = dropped;
+            self.unreported += u64::from(dropped.wrapping_sub(self.last));
+            self.last = dropped;
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Figures for whoever asks while the sensor runs: written by the sensor alone, read by anybody. Nobody waits for
-//! anybody, and a reader may see one figure a little older than another.
+//! Counters and gauges of the sensor. Each has one writing thread; readers wait for nothing and may see one metric a little
+//! older than another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,16 +9,16 @@ use tokio::sync::Notify;
 use crate::engine::{Class, Counters};
 use crate::types::Backend;
 
-/// Upper bounds of the classes of reaction times, in microseconds; what is longer falls into one more.
+/// Upper bounds of the buckets of reaction times, in microseconds; one more bucket holds what is longer.
 pub const REACTIONS: [u64; 10] = [50, 100, 200, 300, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
 
-/// One figure.
+/// A counter or gauge.
 #[derive(Debug, Default)]
 pub struct Metric(AtomicU64);
 
 impl Metric {
     pub(super) fn add(&self, more: u64) {
-        // One writer: no locked instruction is needed on the packet's way.
+        // With one writer the packet path needs no locked instruction.
         self.set(self.get().wrapping_add(more));
     }
 
@@ -26,7 +26,7 @@ impl Metric {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// The figure as it is now.
+    /// The current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -36,69 +36,69 @@ impl Metric {
 /// What the sensor counts since its start.
 #[derive(Debug, Default)]
 pub struct SensorMetrics {
-    /// Frames that came through the filter.
+    /// Frames that came through the BPF filter.
     pub frames: Metric,
-    /// Frames that the kernel could not hand over in time.
+    /// Frames lost because the ring buffer was full.
     pub dropped: Metric,
-    /// Connections and datagrams that decoys took.
+    /// Connections and datagrams that decoys accepted.
     pub connections: Metric,
     /// Frames that could not be decoded.
     pub undecoded: Metric,
-    /// Sources with evidence against them, now.
+    /// Gauge: sources with evidence against them.
     pub suspects: Metric,
-    /// Sources that are recognised as judged, now.
+    /// Gauge: sources with a standing verdict.
     pub judged: Metric,
-    /// Packets from judged sources.
+    /// Packets from sources with a standing verdict.
     pub repeated: Metric,
-    /// Probes that counted against somebody.
+    /// Probes that counted as evidence.
     pub probes: Metric,
     probes_of: [Metric; Class::ALL.len()],
     bans: [[Metric; Class::ALL.len()]; Backend::ALL.len()],
     failures: [Metric; Backend::ALL.len()],
-    /// Bans above the ceiling, made short.
+    /// Bans above the ceiling of new bans, which are short.
     pub capped: Metric,
-    /// Sources whose evidence had to go for another's.
+    /// Sources evicted from the full source table.
     pub evicted: Metric,
     /// Look-ups in the kernel's socket table.
     pub lookups: Metric,
-    /// Bans that the last look at the kernel did not find, and that should be there.
+    /// Gauge: bans that the last comparison with the kernel missed there.
     pub missing: Metric,
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Metric,
-    /// Lines of hosts.deny that were missing and were written again; by the thread that writes them.
+    /// Missing lines of hosts.deny that were written again. Written by the thread of the slow backends.
     pub relined: Metric,
-    /// TCP ports that the kernel's trap watches, now.
+    /// Gauge: TCP ports that the kernel's trap watches.
     pub trapped: Metric,
-    /// UDP ports that it watches, now.
+    /// Gauge: UDP ports that the kernel's trap watches.
     pub trapped_udp: Metric,
-    /// Touched ports of sources in the trap's memory, now.
+    /// Gauge: probed ports of sources that the trap remembers.
     pub trap_touched: Metric,
-    /// Sources in the trap's memory, now.
+    /// Gauge: sources that the trap remembers.
     pub trap_suspects: Metric,
-    /// Sources that the trap blocked and that were condemned here as well.
+    /// Sources that the trap blocked and the sensor as well.
     pub trap_caught: Metric,
-    /// Sources that the trap blocked and that were let go.
+    /// Sources that the trap blocked and the sensor unblocked.
     pub trap_let_go: Metric,
-    /// Signs of life that it was asked for.
+    /// Heartbeats answered, for the watchdog.
     pub beats: Metric,
-    /// Rung when a flood begins.
+    /// Notified when a flood begins.
     pub flood: Notify,
     reactions: [Metric; REACTIONS.len() + 1],
     reaction_sum: Metric,
 }
 
-/// Reaction times as they were read.
+/// A histogram of reaction times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// How many took at most as long as the bound of the same place in [`REACTIONS`] and longer than the one before.
+    /// Number of reaction times in each bucket.
     pub counts: [u64; REACTIONS.len() + 1],
-    /// All of them together, in microseconds.
+    /// Their sum in microseconds.
     pub sum: u64,
 }
 
 impl SensorMetrics {
-    /// Takes over what the engine counts.
-    pub(super) fn take(&self, (suspects, judged): (usize, usize), counters: Counters) {
+    /// Copies the metrics of the engine.
+    pub(super) fn update(&self, (suspects, judged): (usize, usize), counters: Counters) {
         self.suspects.set(suspects as u64);
         self.judged.set(judged as u64);
         self.repeated.set(counters.repeated);
@@ -108,84 +108,78 @@ impl SensorMetrics {
         self.lookups.set(counters.lookups);
     }
 
-    /// So many lines of hosts.deny were missing and are there again. For one thread only.
+    /// Counts missing lines of hosts.deny that were written again.
     pub fn restored_lines(&self, lines: u64) {
         self.relined.add(lines);
     }
 
-    /// Bans that were missing, in whatever way, and were put back.
+    /// Bans that were missing with any backend and were put back.
     #[must_use]
     pub fn put_back(&self) -> u64 {
         self.repaired.get() + self.relined.get()
     }
 
-    /// Another probe of this class counts.
     pub(super) fn probed(&self, class: Class) {
-        if let Some(metric) = place(class).and_then(|place| self.probes_of.get(place)) {
-            metric.add(1);
-        }
+        increment(of_class(&self.probes_of, class));
     }
 
     /// Probes of this class.
     #[must_use]
     pub fn probes_of(&self, class: Class) -> u64 {
-        place(class).and_then(|place| self.probes_of.get(place)).map_or(0, Metric::get)
+        of_class(&self.probes_of, class).map_or(0, Metric::get)
     }
 
-    /// A ban on evidence of this class came into force. Each way is counted by one thread only.
+    /// Counts a ban that came into force. One thread per backend.
     pub fn blocked(&self, way: Backend, class: Class) {
-        if let Some(metric) = place(class).and_then(|place| self.bans.get(way as usize)?.get(place)) {
-            metric.add(1);
-        }
+        increment(self.bans.get(way as usize).and_then(|bans| of_class(bans, class)));
     }
 
-    /// Bans on evidence of this class that came into force in this way.
+    /// Bans on evidence of this class that came into force with this backend.
     #[must_use]
     pub fn bans_by(&self, way: Backend, class: Class) -> u64 {
-        place(class).and_then(|place| self.bans.get(way as usize)?.get(place)).map_or(0, Metric::get)
+        self.bans.get(way as usize).and_then(|bans| of_class(bans, class)).map_or(0, Metric::get)
     }
 
-    /// Bans that came into force; one that several ways carry out counts once for each.
+    /// Bans that came into force, counted once for each backend.
     #[must_use]
     pub fn bans(&self) -> u64 {
         self.bans.iter().flatten().map(Metric::get).sum()
     }
 
-    /// A way did not take a ban. Each way is counted by one thread only.
+    /// Counts a ban that a backend refused. One thread per backend.
     pub fn failed(&self, way: Backend) {
-        if let Some(metric) = self.failures.get(way as usize) {
-            metric.add(1);
-        }
+        increment(self.failures.get(way as usize));
     }
 
-    /// Bans that this way did not take.
+    /// Bans that this backend refused.
     #[must_use]
     pub fn failed_by(&self, way: Backend) -> u64 {
         self.failures.get(way as usize).map_or(0, Metric::get)
     }
 
-    /// A ban came into force so long after the packet that it is for.
+    /// Records the time from the capture of a packet to the ban on it.
     pub(super) fn reacted(&self, reaction: Duration) {
         let micros = u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX);
-        let class = REACTIONS.iter().position(|bound| micros <= *bound).unwrap_or(REACTIONS.len());
-        if let Some(count) = self.reactions.get(class) {
-            count.add(1);
-        }
+        let bucket = REACTIONS.iter().position(|bound| micros <= *bound).unwrap_or(REACTIONS.len());
+        increment(self.reactions.get(bucket));
         self.reaction_sum.add(micros);
     }
 
     /// The reaction times.
     #[must_use]
     pub fn reactions(&self) -> Read {
-        let mut read = Read { sum: self.reaction_sum.get(), ..Read::default() };
-        read.counts.iter_mut().zip(&self.reactions).for_each(|(count, metric)| *count = metric.get());
-        read
+        Read { counts: self.reactions.each_ref().map(Metric::get), sum: self.reaction_sum.get() }
     }
 }
 
-/// The place of a class among all.
-fn place(class: Class) -> Option<usize> {
-    Class::ALL.iter().position(|one| *one == class)
+fn of_class(metrics: &[Metric], class: Class) -> Option<&Metric> {
+    metrics.get(Class::ALL.iter().position(|one| *one == class)?)
+}
+
+fn increment(metric: Option<&Metric>) {
+    if let Some(metric) = metric {
+        metric.add(1);
+    }
 }
 
 #[cfg(test)]

@@ -1,69 +1,97 @@
-//! A table that somebody altered or deleted to the table as it should be, with whom it blocks and whom it spares.
+//! Repairs `table inet portsentry` after others changed or deleted it, and fills its sets again.
 //!
-//! Whoever may alter the table may do it in a loop. What that costs is bounded: orders come at a bounded rate (see the
-//! guard), a packet that finds the table gone repairs it only where nobody has just done so, and the log gets a few lines a
-//! minute.
+//! A process that may change the table may do so in a loop. The cost of that is bounded: repair commands arrive at a bounded
+//! rate (see the table monitor), a packet that finds the table missing repairs it only if that was not just done, and the
+//! log gets a few lines a minute.
 
 use std::time::{Duration, Instant};
 
-use super::controller::BanController;
-use crate::enforce::nft::{BlockError, Repaired, RulesetError};
+use super::observer::Observer;
+use super::pending_bans::PendingBans;
+use super::reporter::Reporter;
+use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError, RulesetSpec};
 use crate::events::event::EventKind;
 use crate::types::Backend;
 
-impl BanController {
-    /// The table, or a set in it, is gone: lays it again with the allow-list, and blocks again whom it blocked, for the time
-    /// that is left.
-    pub(super) fn reinstall_table(&mut self) {
-        let Some((nft, spec)) = &mut self.blocker.nft else { return };
+/// How long a packet that finds the table missing leaves the repair to the table monitor.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+const MINUTE: Duration = Duration::from_secs(60);
+const MAX_LINES_PER_MINUTE: u32 = 5;
+
+/// When the table was filled last, and what the log says of repairs.
+#[derive(Debug, Default)]
+pub(super) struct TableRepair {
+    filled_at: Option<Instant>,
+    /// The last error that was logged, so that it is not repeated.
+    last_error: Option<String>,
+    minute: Option<Instant>,
+    /// Lines in this minute, and repairs without one.
+    logged: u32,
+    suppressed: u32,
+}
+
+impl TableRepair {
+    /// True if a packet that finds the table missing may repair it. The table monitor sees every deletion and orders the
+    /// repairs that are left out here.
+    pub(super) fn may_repair_now(&self) -> bool {
+        self.filled_at.is_none_or(|at| at.elapsed() >= RETRY_DELAY)
+    }
+
+    /// Makes the table what it should be. If `changed_by` names a process that changed only rules, the sets keep their
+    /// elements; otherwise they are filled again, with the allow-list and with bans for the rest of their time. True if they
+    /// were.
+    pub(super) fn repair(
+        &mut self,
+        (nft, spec): &mut (Nft, RulesetSpec),
+        changed_by: Option<&str>,
+        observer: &mut Observer,
+        pending: &mut PendingBans,
+        reporter: &Reporter,
+    ) -> bool {
         let repaired = nft.repair(spec);
-        self.refill(repaired);
-    }
-
-    /// The same, for whoever finds it gone on a packet's way: not again and again where somebody keeps deleting it. The
-    /// guard sees every deletion, and orders what is left out here.
-    pub(super) fn reinstall_now(&mut self) {
-        if self.table_repair.healed.is_none_or(|healed| healed.elapsed() >= PAUSE) {
-            self.reinstall_table();
-        }
-    }
-
-    /// Somebody, by these words, altered the table: undoes it where it concerns what is ours. The sets keep what they hold.
-    pub(super) fn repair_rules(&mut self, by: &str) {
-        let Some((nft, spec)) = &mut self.blocker.nft else { return };
-        match nft.repair(spec) {
-            Ok(Repaired::Unchanged) => self.table_repair.complaint = None,
-            Ok(Repaired::Repaired { difference, emptied }) if emptied.is_empty() => {
-                self.tell_repair(EventKind::Note(format!(
+        match (repaired, changed_by) {
+            (Ok(Repaired::Unchanged), Some(_)) => self.last_error = None,
+            (Ok(Repaired::Repaired { difference, emptied }), Some(by)) if emptied.is_empty() => {
+                let text = format!(
                     "table inet portsentry had been changed (by {by}: {difference}) and is as it should be again"
-                )));
+                );
+                self.report(EventKind::Note(text), reporter);
             }
-            repaired => self.refill(repaired),
+            (repaired, _) => {
+                if let Some(event) = self.fill(nft, repaired, observer, pending) {
+                    self.report(event, reporter);
+                }
+                return true;
+            }
         }
+        false
     }
 
-    /// Fills the sets after a repair. A table that could not be repaired is used as far as its sets still do their work.
-    fn refill(&mut self, repaired: Result<Repaired, RulesetError>) {
-        let Some((nft, _)) = &mut self.blocker.nft else { return };
-        self.table_repair.healed = Some(Instant::now());
-        self.trap.forget_ports();
-        let bans = self.engine.bans().filter(|ban| !self.waiting.contains_key(&ban.subject));
+    /// Fills the sets after a repair, and says what came of it. A table that could not be repaired is used as far as its sets
+    /// still work.
+    fn fill(
+        &mut self,
+        nft: &mut Nft,
+        repaired: Result<Repaired, RulesetError>,
+        observer: &mut Observer,
+        pending: &mut PendingBans,
+    ) -> Option<EventKind> {
+        self.filled_at = Some(Instant::now());
+        let bans = observer.engine().bans().filter(|ban| !pending.awaits_command(ban.subject));
         let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
-        let prefixes: Vec<_> = self.host.allow.prefixes().collect();
-        // The allow-list first: at no moment is a protected source without it.
-        let filled = nft.protect(&prefixes).and_then(|()| nft.put_back(&bans));
-        // Who is not blocked must not be taken for blocked, and is judged anew.
+        // The allow-list first: an exempt source must never be without it.
+        let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
+        // The engine must not take a source for blocked that is not.
         match &filled {
-            // Who was condemned while it was gone need not wait for longer.
-            Ok(()) => self.retries.hasten(Backend::Nft),
-            // Somebody has just deleted it again: the guard has seen that and orders the next repair, with all bans.
-            Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return,
+            Ok(()) => pending.expedite(Backend::Nft),
+            // It was deleted again: the table monitor has seen that and orders the next repair, with all bans.
+            Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return None,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
-                self.engine.lift(one.subject);
+                observer.lift(one.subject);
             }),
-            Err(BlockError::Gone | BlockError::Socket(_)) => self.engine.lift_all(),
+            Err(BlockError::Gone | BlockError::Socket(_)) => observer.engine_mut().lift_all(),
         }
-        let what = match (repaired, filled) {
+        Some(match (repaired, filled) {
             (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },
             (Ok(Repaired::Repaired { difference, .. }), Ok(())) => EventKind::Note(format!(
                 "table inet portsentry had been changed ({difference}) and is as it should be again; bans put back with \
@@ -75,88 +103,67 @@ impl BanController {
             }
             (Err(error), _) => EventKind::Error(format!("the table could not be laid again: {error}")),
             (Ok(_), Err(error)) => EventKind::Error(format!("the bans could not be put back: {error}")),
-        };
-        self.tell_repair(what);
+        })
     }
 
-    fn tell_repair(&mut self, what: EventKind) {
-        for what in self.table_repair.heard(what, Instant::now()) {
-            self.emit(what);
-        }
+    fn report(&mut self, event: EventKind, reporter: &Reporter) {
+        self.limit(event, Instant::now()).into_iter().for_each(|event| reporter.emit(event));
     }
-}
 
-/// What has been repaired of late, and said of it.
-#[derive(Debug, Default)]
-pub(super) struct TableRepair {
-    healed: Option<Instant>,
-    /// The last thing that was said about a table that could not be repaired.
-    complaint: Option<String>,
-    minute: Option<Instant>,
-    said: u32,
-    unsaid: u32,
-}
-
-impl TableRepair {
-    /// What is to be said where `what` is to be told at `now`.
-    fn heard(&mut self, what: EventKind, now: Instant) -> Vec<EventKind> {
+    /// The events to emit for `event` at `now`, within the limit for a minute.
+    fn limit(&mut self, event: EventKind, now: Instant) -> Vec<EventKind> {
         let mut emit = Vec::new();
         if self.minute.is_none_or(|minute| now.duration_since(minute) >= MINUTE) {
-            (self.minute, self.said) = (Some(now), 0);
-            let unsaid = std::mem::take(&mut self.unsaid);
-            if unsaid > 0 {
+            (self.minute, self.logged) = (Some(now), 0);
+            let suppressed = std::mem::take(&mut self.suppressed);
+            if suppressed > 0 {
                 emit.push(EventKind::Note(format!(
-                    "table inet portsentry was repaired {unsaid} more times, unsaid here"
+                    "table inet portsentry was repaired {suppressed} more times, unsaid here"
                 )));
             }
         }
-        let text = format!("{what:?}");
-        if let EventKind::Error(_) = what {
-            if self.complaint.as_deref() == Some(&text) {
+        if let EventKind::Error(text) = &event {
+            if self.last_error.as_ref() == Some(text) {
                 return emit;
             }
-            self.complaint = Some(text);
+            self.last_error = Some(text.clone());
         } else {
-            self.complaint = None;
+            self.last_error = None;
         }
-        self.said += 1;
-        match self.said {
-            1..MAX_LINES_PER_MINUTE => emit.push(what),
+        self.logged += 1;
+        match self.logged {
+            1..MAX_LINES_PER_MINUTE => emit.push(event),
             MAX_LINES_PER_MINUTE => emit.extend([
-                what,
+                event,
                 EventKind::Note(
                     "somebody keeps changing table inet portsentry; repairs are summed up from here on".to_owned(),
                 ),
             ]),
-            _ => self.unsaid += 1,
+            _ => self.suppressed += 1,
         }
         emit
     }
 }
 
-/// How long a packet that finds the table gone leaves the repair to the guard.
-const PAUSE: Duration = Duration::from_millis(250);
-const MINUTE: Duration = Duration::from_secs(60);
-/// Lines about repairs in a minute.
-const MAX_LINES_PER_MINUTE: u32 = 5;
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn heard(table_repair: &mut TableRepair, what: EventKind, now: Instant) -> Vec<String> {
-        table_repair.heard(what, now).into_iter().map(|what| crate::events::classic_log::of(&what).unwrap()).collect()
+    fn limited(table_repair: &mut TableRepair, event: EventKind, now: Instant) -> Vec<String> {
+        table_repair.limit(event, now).iter().map(|event| crate::events::classic_log::of(event).unwrap()).collect()
     }
 
     #[test]
     fn a_loop_of_repairs_is_a_few_lines_a_minute_and_their_sum() {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
-            .map(|quarter| heard(&mut table_repair, EventKind::Healed { bans: 1 }, start + PAUSE * quarter).len())
+            .map(|quarter| {
+                limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + RETRY_DELAY * quarter).len()
+            })
             .collect();
         assert_eq!(lines[..6], [1, 1, 1, 1, 2, 0]);
         assert_eq!(lines[6..].iter().sum::<usize>(), 0);
-        let next = heard(&mut table_repair, EventKind::Healed { bans: 1 }, start + MINUTE);
+        let next = limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + MINUTE);
         assert_eq!(next.len(), 2);
         assert_eq!(next[0], "adminalert: table inet portsentry was repaired 235 more times, unsaid here");
     }
@@ -164,11 +171,11 @@ mod tests {
     #[test]
     fn the_same_complaint_is_said_once_and_again_after_something_else() {
         let (mut table_repair, now) = (TableRepair::default(), Instant::now());
-        let mut said = |what: EventKind| heard(&mut table_repair, what, now).len();
-        assert_eq!(said(EventKind::Error("a".into())), 1);
-        assert_eq!(said(EventKind::Error("a".into())), 0);
-        assert_eq!(said(EventKind::Error("b".into())), 1);
-        assert_eq!(said(EventKind::Healed { bans: 1 }), 1);
-        assert_eq!(said(EventKind::Error("b".into())), 1);
+        let mut lines = |event: EventKind| limited(&mut table_repair, event, now).len();
+        assert_eq!(lines(EventKind::Error("a".into())), 1);
+        assert_eq!(lines(EventKind::Error("a".into())), 0);
+        assert_eq!(lines(EventKind::Error("b".into())), 1);
+        assert_eq!(lines(EventKind::Healed { bans: 1 }), 1);
+        assert_eq!(lines(EventKind::Error("b".into())), 1);
     }
 }

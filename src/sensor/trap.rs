@@ -1,44 +1,44 @@
-//! The kernel trap, kept in step: which ports it watches, and whom it caught.
+//! Controls the kernel's trap: arms it with the closed ports, and reviews the sources that it blocked.
 //!
-//! The kernel reflects; the sensor judges. Both see the same packets, so whoever the kernel blocks by itself is condemned
-//! here as well within milliseconds, with a reason, a record and the right length. Where that does not come (the port turned
-//! out to be in use, the source is protected by now, packets were lost), the kernel's ban is lifted again: nobody stays
-//! blocked of whom nobody can say why.
+//! The trap blocks by itself, and the sensor sees the same packets: within milliseconds it reaches the same verdict, with a
+//! reason, a record and the right length. Where it does not (the port turned out to be in use, the source is exempt by now,
+//! packets were lost), the trap's ban is removed again, so that every standing ban has a reason.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::ban_maintenance::exemption_source;
-use super::controller::BanController;
-use crate::enforce::nft::{BlockError, Trap as Rules, Watched};
-use crate::events::event::EventKind;
+use super::blocker::Blocker;
+use super::observer::Observer;
+use super::pending_bans::PendingBans;
+use super::reporter::Reporter;
+use crate::enforce::nft::{BlockError, Nft, Watched};
+use crate::engine::Protection;
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
 
-/// How often the ports are compared and whom the kernel caught is looked at. Ports of listeners that come are no matter of
-/// time, because the kernel asks for the socket itself.
+/// How often the ports are compared and the caught sources reviewed. New listeners need no faster round: the trap's rules
+/// check for a socket themselves.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long somebody is blocked at most of whom the sensor knows nothing: its own verdict comes within milliseconds, under a
-/// flood within the time that its queue holds.
+/// The longest time that a source stays blocked without the sensor's own verdict, which takes milliseconds, or under a flood
+/// as long as its ring buffer is deep.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
-/// Sources whose bans are looked at in one round; the next ones have their turn a second later. Each takes some 30 µs.
+/// Sources reviewed in one round, at some 30 µs each; the rest follows in the next rounds.
 const MAX_PER_ROUND: usize = 512;
 
-/// What is known of the trap.
 #[derive(Default)]
-pub(super) struct Trap {
-    /// What the kernel has; `None` where that is not known.
+pub(super) struct TrapControl {
+    /// What the kernel watches; `None` if that is not known.
     armed: Option<Armed>,
-    /// When to look again; `None` where there is no trap.
+    /// The next review; `None` without a trap.
     check_at: Option<Timestamp>,
-    /// Caught, but not condemned here, and since when.
+    /// Sources that the trap caught and the sensor has no verdict on, and since when.
     unconfirmed: HashMap<BanTarget, Timestamp>,
-    /// The last thing that went wrong, so that it is said once.
-    complaint: Option<String>,
+    /// The last error that was logged, so that it is not repeated.
+    last_error: Option<String>,
 }
 
-/// What the kernel watches: TCP and UDP ports, where those count, and interfaces.
+/// What the kernel watches: ports of the protocols that count, and interfaces.
 #[derive(PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
@@ -46,228 +46,234 @@ struct Armed {
     interfaces: Vec<u32>,
 }
 
-impl Trap {
-    /// The table is another: at the next look the kernel is told again what to watch.
+/// The sources that the trap caught, by the sensor's view of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Review {
+    /// Blocked by the sensor as well.
+    confirmed: Vec<BanTarget>,
+    /// Covered by a prefix ban.
+    in_prefix: Vec<BanTarget>,
+    exempt: Vec<(BanTarget, Protection)>,
+    /// Without a verdict for [`UNCONFIRMED_FOR`].
+    unfounded: Vec<BanTarget>,
+}
+
+impl TrapControl {
+    /// Has the next [`TrapControl::arm`] set the ports, whatever the kernel is believed to watch.
     pub(super) fn forget_ports(&mut self) {
         self.armed = None;
     }
 
-    /// Whom the kernel caught is looked at now, if there is a trap.
+    /// Has the next [`TrapControl::check`] review the caught sources, if there is a trap.
     pub(super) fn check_soon(&mut self, now: Timestamp) {
         self.check_at = self.check_at.map(|_| now);
     }
 
-    /// When [`BanController::check_trap`] has something to do.
-    pub(super) fn due(&self) -> Option<Timestamp> {
+    /// When [`TrapControl::check`] has something to do.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.check_at
     }
-}
 
-impl BanController {
-    /// True where the table has a trap.
-    fn has_trap(&self) -> bool {
-        self.rules().is_some()
-    }
-
-    fn rules(&self) -> Option<Rules> {
-        self.blocker.nft.as_ref().and_then(|(_, spec)| spec.trap)
-    }
-
-    /// Has the kernel watch the ports that are closed now, if it does not yet. Whoever must not be blocked is in its
-    /// allow-list by then: that is set whenever the host changes, before this.
-    pub(super) fn arm(&mut self, now: Timestamp) {
-        let Some(rules) = self.rules() else {
-            self.trap = Trap::default();
-            self.show_ports();
-            return;
-        };
-        self.trap.check_at = Some(now.after(POLL_INTERVAL));
-        let closed = |counts: bool, protocol| counts.then(|| self.engine.closed_ports(now, &self.host, protocol));
+    /// Has the kernel watch the ports that are closed now. The kernel's allow-list must be up to date before.
+    pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
+        let Some((nft, rules)) = blocker.trap() else { return self.reset(reporter) };
+        self.check_at = Some(now.after(POLL_INTERVAL));
+        let closed = |counts: bool, protocol| counts.then(|| observer.closed_ports(now, protocol));
         let wanted = Armed {
             tcp: closed(rules.tcp, Protocol::Tcp),
             udp: closed(rules.udp, Protocol::Udp),
-            interfaces: self.host.interfaces.clone(),
+            interfaces: observer.host().interfaces.clone(),
         };
-        if self.trap.armed.as_ref() == Some(&wanted) {
+        if self.armed.as_ref() == Some(&wanted) {
             return;
         }
-        let Some((nft, _)) = &mut self.blocker.nft else { return };
         let [tcp, udp] = [&wanted.tcp, &wanted.udp].map(|ports| ports.as_ref().map(PortSet::ranges));
+        self.armed = None;
         match nft.arm(Watched { tcp: tcp.as_deref(), udp: udp.as_deref(), interfaces: &wanted.interfaces }) {
             Ok(()) => {
-                (self.trap.armed, self.trap.complaint) = (Some(wanted), None);
-                self.show_ports();
+                (self.armed, self.last_error) = (Some(wanted), None);
+                self.update_metrics(reporter);
             }
-            // Whoever lays it again arms it.
-            Err(BlockError::Gone) => self.trap.armed = None,
-            Err(error) => {
-                self.trap.armed = None;
-                self.complain(format!("the kernel's trap could not be set: {error}; scans are seen all the same"));
-            }
+            // Armed again once the table is there.
+            Err(BlockError::Gone) => {}
+            Err(error) => self
+                .report(format!("the kernel's trap could not be set: {error}; scans are seen all the same"), reporter),
         }
     }
 
-    /// Has the figures say what the kernel watches.
-    fn show_ports(&self) {
-        let armed = self.trap.armed.as_ref();
-        let count = |ports: Option<&PortSet>| ports.map_or(0, |ports| ports.len().into());
-        self.metrics.trapped.set(count(armed.and_then(|armed| armed.tcp.as_ref())));
-        self.metrics.trapped_udp.set(count(armed.and_then(|armed| armed.udp.as_ref())));
+    fn reset(&mut self, reporter: &Reporter) {
+        *self = Self::default();
+        self.update_metrics(reporter);
     }
 
-    /// Begins, also with other rules: what the kernel has counted until then the sensor may know nothing of, or judge by other
-    /// settings.
-    pub(super) fn begin_trap(&mut self, now: Timestamp) {
-        if let Some(rules) = self.rules()
-            && let Some((nft, _)) = &mut self.blocker.nft
-        {
-            // Where that fails, arming fails as well and says so.
-            let _ = nft.forget_everybody(rules);
-        }
-        self.reset_trap(now);
+    fn update_metrics(&self, reporter: &Reporter) {
+        let ports = self.armed.as_ref().map_or([None; 2], |armed| [armed.tcp.as_ref(), armed.udp.as_ref()]);
+        let [tcp, udp] = ports.map(|ports| ports.map_or(0, |ports| ports.len().into()));
+        reporter.metrics().trapped.set(tcp);
+        reporter.metrics().trapped_udp.set(udp);
     }
 
-    /// As [`BanController::arm`], whatever the kernel is believed to have.
-    pub(super) fn reset_trap(&mut self, now: Timestamp) {
-        self.trap.armed = None;
-        self.arm(now);
-    }
-
-    /// The trap watches nothing from now on, and has no rules any more.
-    pub(super) fn disarm(&mut self) {
-        self.empty_trap();
-        if !self.has_trap() {
-            return;
-        }
-        let Some((nft, spec)) = &mut self.blocker.nft else { return };
+    /// Removes the trap and its rules.
+    pub(super) fn disarm(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
+        self.suspend(blocker, reporter);
+        let Some((nft, spec)) = blocker.nft.as_mut().filter(|(_, spec)| spec.trap.is_some()) else { return };
         spec.trap = None;
         if let Err(error) = nft.repair(spec) {
-            self.complain(format!(
-                "the rules of the kernel's trap could not be taken away: {error}; it watches nothing"
-            ));
+            let text = "the rules of the kernel's trap could not be taken away";
+            self.report(format!("{text}: {error}; it watches nothing"), reporter);
         }
-        self.trap = Trap::default();
-        self.show_ports();
+        self.reset(reporter);
     }
 
-    /// The trap watches nothing, until it is armed again.
-    pub(super) fn empty_trap(&mut self) {
-        let Some(rules) = self.rules() else { return };
-        let Some((nft, _)) = &mut self.blocker.nft else { return };
-        self.trap.armed = None;
+    /// Has the trap watch nothing until it is armed again.
+    pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
+        let Some((nft, rules)) = blocker.trap() else { return };
+        self.armed = None;
         let none: &[(u16, u16)] = &[];
         match nft.arm(Watched { tcp: rules.tcp.then_some(none), udp: rules.udp.then_some(none), interfaces: &[] }) {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.complain(format!("the kernel's trap could not be emptied: {error}")),
+            Err(error) => self.report(format!("the kernel's trap could not be emptied: {error}"), reporter),
         }
     }
 
-    /// What is due about the trap.
-    pub(super) fn check_trap(&mut self, now: Timestamp) {
-        if self.trap.check_at.is_none_or(|at| at > now) {
+    /// Arms the trap with the ports of now and reviews what it caught, if that is due.
+    pub(super) fn check(
+        &mut self,
+        now: Timestamp,
+        blocker: &mut Blocker,
+        observer: &Observer,
+        pending: &PendingBans,
+        reporter: &Reporter,
+    ) {
+        if self.check_at.is_none_or(|at| at > now) {
             return;
         }
-        self.arm(now);
-        let caught = self.blocker.nft.as_mut().map_or(Ok(Vec::new()), |(nft, _)| nft.caught());
-        match caught {
-            Ok(caught) => self.review(now, &caught),
+        self.arm(now, blocker, observer, reporter);
+        let Some((nft, rules)) = blocker.trap() else { return };
+        match nft.caught() {
+            Ok(caught) => {
+                let caught = caught.get(..MAX_PER_ROUND).unwrap_or(&caught);
+                let review = self.review(now, caught, observer, pending);
+                self.apply(review, nft, reporter);
+            }
             Err(BlockError::Gone) => {}
-            Err(error) => self.complain(format!("whom the kernel's trap has caught cannot be read: {error}")),
+            Err(error) => {
+                self.report(format!("the sources that the kernel's trap caught cannot be read: {error}"), reporter)
+            }
         }
-        if let Some(rules) = self.rules()
-            && let Some((nft, _)) = &mut self.blocker.nft
-            && let Ok(Some(filling)) = nft.filling(rules)
-        {
-            self.metrics.trap_touched.set(filling.touched.into());
-            self.metrics.trap_suspects.set(filling.suspects.into());
+        if let Ok(Some(usage)) = nft.filling(rules) {
+            reporter.metrics().trap_touched.set(usage.touched.into());
+            reporter.metrics().trap_suspects.set(usage.suspects.into());
         }
     }
 
-    /// Compares whom the kernel caught with whom the sensor has condemned.
-    fn review(&mut self, now: Timestamp, caught: &[BanTarget]) {
-        let (mut agreed, mut wrong, mut within, mut spared) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let unconfirmed = std::mem::take(&mut self.trap.unconfirmed);
-        // A ban of the whole network may have come of it.
-        let wide = !caught.is_empty() && self.blocker.nft.as_ref().is_some_and(|(_, spec)| spec.wide);
-        let networks: Vec<BanTarget> = match wide {
-            true => {
-                self.engine.bans().map(|ban| ban.subject).filter(|one| matches!(one, BanTarget::Prefix(_))).collect()
-            }
-            false => Vec::new(),
-        };
-        // Condemned here as well; that it could not be carried out yet says nothing for them.
-        let waiting: HashSet<BanTarget> =
-            if caught.is_empty() { HashSet::new() } else { self.retries.subjects().collect() };
-        for subject in caught.iter().copied().take(MAX_PER_ROUND) {
-            if waiting.contains(&subject) {
-                continue;
-            }
-            if self.engine.is_blocked(now, subject) {
-                agreed.push(subject);
-                continue;
-            }
-            if networks.iter().any(|network| network.covers(subject.element())) {
-                within.push(subject);
-                continue;
-            }
-            if let Some(protection) = self.protection(subject) {
-                spared.push((subject, protection));
-                continue;
-            }
-            let since = unconfirmed.get(&subject).copied().unwrap_or(now);
-            if now.since(since) >= UNCONFIRMED_FOR {
-                wrong.push(subject);
+    /// Compares the sources that the trap caught with the sensor's verdicts.
+    fn review(&mut self, now: Timestamp, caught: &[BanTarget], observer: &Observer, pending: &PendingBans) -> Review {
+        let mut review = Review::default();
+        let unconfirmed = std::mem::take(&mut self.unconfirmed);
+        // The sensor decided to block these as well, although a backend has refused so far.
+        let refused: HashSet<BanTarget> = pending.refused().collect();
+        for target in caught.iter().copied().filter(|target| !refused.contains(target)) {
+            let since = unconfirmed.get(&target).copied().unwrap_or(now);
+            if observer.engine().is_blocked(now, target) {
+                review.confirmed.push(target);
+            } else if observer.engine().is_in_blocked_network(now, target.element()) {
+                review.in_prefix.push(target);
+            } else if let Some(protection) = observer.exemption(target) {
+                review.exempt.push((target, protection));
+            } else if now.since(since) >= UNCONFIRMED_FOR {
+                review.unfounded.push(target);
             } else {
-                self.trap.unconfirmed.insert(subject, since);
+                self.unconfirmed.insert(target, since);
             }
         }
-        let Some((nft, _)) = &mut self.blocker.nft else { return };
-        // Where a full set had no room for them, the kernel has blocked nobody, and there is nobody to let go.
-        let unheld: HashSet<BanTarget> = nft.missing(&wrong).unwrap_or_default().into_iter().collect();
-        let (unheld, wrong): (Vec<_>, Vec<_>) = wrong.into_iter().partition(|subject| unheld.contains(subject));
-        // Counted from the start again, as here: else one more port would be enough when the ban is over.
-        let protected: Vec<BanTarget> = spared.iter().map(|(subject, _)| *subject).collect();
-        let mut done = Ok(());
-        for subjects in [&wrong, &within, &protected] {
-            done = done.and(nft.lift(subjects));
+        review
+    }
+
+    /// Removes the trap's bans that a review does not uphold, and has the trap count all reviewed sources from zero:
+    /// otherwise one more port would be enough when their bans are over.
+    fn apply(&mut self, review: Review, nft: &mut Nft, reporter: &Reporter) {
+        let Review { confirmed, in_prefix, exempt, unfounded } = review;
+        // A full set had no room for these: they are not blocked.
+        let missing: HashSet<BanTarget> = nft.missing(&unfounded).unwrap_or_default().into_iter().collect();
+        let (missing, unfounded): (Vec<_>, Vec<_>) = unfounded.into_iter().partition(|one| missing.contains(one));
+        let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
+        let mut applied = Ok(());
+        for targets in [&unfounded, &in_prefix, &exempt_targets] {
+            applied = applied.and(nft.lift(targets));
         }
-        for subjects in [&agreed, &wrong, &unheld, &within, &protected] {
-            done = done.and(nft.forget(subjects));
+        for targets in [&confirmed, &unfounded, &missing, &in_prefix, &exempt_targets] {
+            applied = applied.and(nft.forget(targets));
         }
-        self.metrics.trap_caught.add((agreed.len() + within.len()) as u64);
-        self.metrics.trap_let_go.add((wrong.len() + protected.len()) as u64);
-        match done {
+        reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
+        reporter.metrics().trap_let_go.add((unfounded.len() + exempt.len()) as u64);
+        match applied {
             Ok(()) => {}
             Err(BlockError::Gone) => return,
-            Err(error) => self.complain(format!("bans of the kernel's trap could not be lifted: {error}")),
+            Err(error) => self.report(format!("bans of the kernel's trap could not be lifted: {error}"), reporter),
         }
-        for (subject, protection) in spared {
-            self.emit(EventKind::Unblocked { subject, by: exemption_source(protection) });
+        for (target, protection) in exempt {
+            reporter.emit_exempt(target, protection);
         }
-        if let [first, rest @ ..] = wrong.as_slice() {
+        if let [first, rest @ ..] = unfounded.as_slice() {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            self.emit(EventKind::Note(format!(
+            reporter.note(format!(
                 "the kernel's trap had blocked {first}{more}, and nothing is held against them: let go after {} s",
                 UNCONFIRMED_FOR.as_secs()
-            )));
+            ));
         }
     }
 
-    /// The trap counts the touches of these from the start again: their bans have been lifted.
-    pub(super) fn forget_touches(&mut self, subjects: &[BanTarget]) {
-        let Some(rules) = self.rules() else { return };
-        let Some((nft, _)) = &mut self.blocker.nft else { return };
-        let forgotten = if subjects.len() > MAX_PER_ROUND { nft.forget_everybody(rules) } else { nft.forget(subjects) };
+    /// Has the trap count the probes of every source from zero.
+    pub(super) fn forget_all_probes(blocker: &mut Blocker) {
+        if let Some((nft, rules)) = blocker.trap() {
+            // If this fails, arming fails as well and is reported.
+            let _ = nft.forget_everybody(rules);
+        }
+    }
+
+    /// Has the trap count the probes of `targets` from zero: their bans have been removed.
+    pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
+        let Some((nft, rules)) = blocker.trap() else { return };
+        let forgotten = if targets.len() > MAX_PER_ROUND { nft.forget_everybody(rules) } else { nft.forget(targets) };
         match forgotten {
             Ok(()) | Err(BlockError::Gone) => {}
-            Err(error) => self.complain(format!("the kernel's trap could not be made to forget: {error}")),
+            Err(error) => self.report(format!("the kernel's trap could not be made to forget: {error}"), reporter),
         }
     }
 
-    fn complain(&mut self, text: String) {
-        if self.trap.complaint.as_ref() != Some(&text) {
-            self.emit(EventKind::Error(text.clone()));
-            self.trap.complaint = Some(text);
+    /// Logs an error, unless it is the one that was logged last.
+    fn report(&mut self, error: String, reporter: &Reporter) {
+        if self.last_error.as_ref() != Some(&error) {
+            reporter.error(error.clone());
+            self.last_error = Some(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::decoy::DecoyPorts;
+    use crate::engine::ActiveBan;
+    use crate::netlink::sock_diag::SockDiag;
+    use crate::sensor::fixtures::{engine, host};
+    use crate::types::Expiry;
+
+    #[test]
+    fn caught_source_needs_verdict_within_limit() {
+        let (mut trap, mut host) = (TrapControl::default(), host());
+        let [blocked, exempt, unknown] = ["192.0.2.7", "192.0.2.8", "192.0.2.9"].map(|text| text.parse().unwrap());
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
+        let mut observer = Observer::new(engine(), host.into(), SockDiag::open().unwrap(), DecoyPorts::default());
+        observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
+        let caught = [blocked, exempt, unknown];
+        let mut review = |now| trap.review(now, &caught, &observer, &PendingBans::default());
+        let first = review(at(1));
+        assert_eq!((&first.confirmed[..], &first.exempt[..]), (&[blocked][..], &[(exempt, Protection::Listed)][..]));
+        assert_eq!(first.unfounded, [], "the verdict may be under way");
+        assert_eq!(review(at(2)).unfounded, []);
+        assert_eq!(review(at(3)).unfounded, [unknown]);
     }
 }

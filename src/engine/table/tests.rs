@@ -3,12 +3,13 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::key::Track;
 use crate::types::BanTarget;
 
 const SECRET: HashKey = HashKey(1, 2);
 
 fn key(n: u32) -> Hashed {
-    Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), 0).under(SECRET)
+    Key::new(BanTarget::V4(std::net::Ipv4Addr::from_bits(n)), Track::Block).under(SECRET)
 }
 
 /// A row with a number in it.

@@ -77,7 +77,7 @@ pub(super) struct Scene {
 }
 
 /// The built-in settings, with fewer ports above 1024.
-pub(super) fn builtin() -> Settings {
+pub(crate) fn builtin() -> Settings {
     let ports = |list: &str| list.parse::<PortSet>().unwrap();
     Settings {
         tcp: Watch { ports: ports("1-112,114-138,140-1024,3389,5900,8080,31337"), response: Response::Block },

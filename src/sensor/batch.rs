@@ -1,0 +1,111 @@
+//! What the frames of one batch led to, in the order of the frames, until its bans are in the kernel. One batch is one
+//! transaction per backend.
+
+use std::time::SystemTime;
+use std::vec::Drain;
+
+use crate::engine::Ban;
+use crate::events::event::{Event, EventKind};
+use crate::types::{BanTarget, Expiry, Protocol};
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+
+/// Frames per batch. A ban waits for at most so many packets of some 100 ns, and a burst of scanners shares a transaction.
+pub(super) const BATCH_SIZE: usize = 64;
+
+/// What one packet led to.
+pub(super) enum Outcome {
+    Report(Event),
+    /// A ban to apply, and when its last probe was seen.
+    Block(Ban, SystemTime),
+}
+
+#[derive(Default)]
+pub(super) struct Batch {
+    outcomes: Vec<Outcome>,
+    bans: Vec<(BanTarget, Expiry)>,
+}
+
+impl Batch {
+    /// An empty batch with room for all outcomes: adding to it does not allocate.
+    pub(super) fn new() -> Self {
+        // A packet may have two: a ban has vanished from the kernel, and the verdict that follows.
+        Self { outcomes: Vec::with_capacity(2 * BATCH_SIZE), bans: Vec::with_capacity(BATCH_SIZE) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.outcomes.is_empty()
+    }
+
+    pub(super) fn report(&mut self, time: SystemTime, what: EventKind) {
+        self.outcomes.push(Outcome::Report(Event { time, what }));
+    }
+
+    pub(super) fn block(&mut self, ban: Ban, seen: SystemTime) {
+        self.outcomes.push(Outcome::Block(ban, seen));
+    }
+
+    /// The bans of the batch, as backends take them.
+    pub(super) fn bans(&mut self) -> &[(BanTarget, Expiry)] {
+        self.bans.clear();
+        self.bans.extend(self.outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Block(ban, _) => Some((ban.probe.subject, ban.expiry)),
+            Outcome::Report(_) => None,
+        }));
+        &self.bans
+    }
+
+    pub(super) fn drain(&mut self) -> Drain<'_, Outcome> {
+        self.outcomes.drain(..)
+    }
+
+    /// Drops the ban that `packet` refutes, and its probe; returns the target. The packet is this host's SYN/ACK from a port that the
+    /// ban's evidence calls closed. A listener that lives for milliseconds, and a port that is published by DNAT, are in no
+    /// socket table when it is looked up.
+    pub(super) fn drop_refuted(&mut self, packet: &Packet) -> Option<BanTarget> {
+        let Transport::Tcp { source_port, flags, .. } = packet.transport else { return None };
+        if self.is_empty() || packet.delivery != Delivery::Outgoing || !flags.has(TcpFlags::SYN | TcpFlags::ACK) {
+            return None;
+        }
+        let is_refuted = |ban: &Ban| {
+            let mut evidence = ban.ports.iter();
+            // Flags that no TCP stack sends are a probe whatever listens there.
+            ban.probe.subject.covers(packet.destination)
+                && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
+                && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
+        };
+        let target = self.outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Block(ban, _) if is_refuted(ban) => Some(ban.probe.subject),
+            _ => None,
+        })?;
+        self.outcomes.retain(|outcome| match outcome {
+            Outcome::Block(ban, _) => ban.probe.subject != target,
+            Outcome::Report(event) => !matches!(&event.what, EventKind::Probe(probe) if probe.subject == target),
+        });
+        Some(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sensor::fixtures::{SCANNER, ban, packet};
+
+    /// Whether `packet` drops the ban that a packet with these flags caused.
+    fn refutes(packet: &Packet, flags: u16) -> Option<BanTarget> {
+        let mut batch = Batch::new();
+        batch.block(ban(flags), SystemTime::UNIX_EPOCH);
+        let target = batch.drop_refuted(packet);
+        assert_eq!(batch.bans().is_empty(), target.is_some());
+        target
+    }
+
+    #[test]
+    fn a_port_that_answers_in_the_same_batch_was_not_closed() {
+        let answer = TcpFlags::SYN | TcpFlags::ACK;
+        assert_eq!(refutes(&packet(true, answer, 21), TcpFlags::SYN), Some(BanTarget::V4(SCANNER.into())));
+        assert_eq!(refutes(&packet(true, answer, 22), TcpFlags::SYN), None, "another port");
+        assert_eq!(refutes(&packet(true, TcpFlags::RST, 21), TcpFlags::SYN), None, "a closed port answers so");
+        assert_eq!(refutes(&packet(false, answer, 21), TcpFlags::SYN), None, "anybody can send that");
+        assert_eq!(refutes(&packet(true, answer, 21), 0), None, "a NULL probe stays one");
+    }
+}

@@ -1,0 +1,39 @@
+//! A host, a scanner and a ban for the unit tests of the sensor.
+
+use crate::engine::tests::scene::builtin;
+use crate::engine::{Ban, Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};
+use crate::types::Timestamp;
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+
+pub(super) const HERE: [u8; 4] = [192, 0, 2, 1];
+pub(super) const SCANNER: [u8; 4] = [198, 51, 100, 7];
+
+/// A TCP packet between the scanner and `port` of this host.
+pub(super) fn packet(outgoing: bool, flags: u16, port: u16) -> Packet {
+    let (source, destination) = if outgoing { (HERE, SCANNER) } else { (SCANNER, HERE) };
+    let (source_port, destination_port) = if outgoing { (port, 40_000) } else { (40_000, port) };
+    Packet {
+        source: source.into(),
+        destination: destination.into(),
+        delivery: if outgoing { Delivery::Outgoing } else { Delivery::Host },
+        interface: 2,
+        fragmented: false,
+        transport: Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 },
+    }
+}
+
+pub(super) fn host() -> Host {
+    Host::new(Local::Addresses([HERE.into()].into()))
+}
+
+/// An engine for which the first probe is enough for a ban.
+pub(super) fn engine() -> Engine {
+    Engine::new(Settings { scan_trigger: 0, ..builtin() }, HashKey(1, 2))
+}
+
+/// The ban of the scanner after one packet with these flags to port 21.
+pub(super) fn ban(flags: u16) -> Ban {
+    let verdict = engine().observe(Timestamp::default(), &packet(false, flags, 21), &host(), &mut NoLookup);
+    let Verdict::Block(ban) = verdict else { panic!("{verdict:?}") };
+    ban
+}

@@ -1,0 +1,108 @@
+//! Observes packets: the engine, with the snapshot of the host and the socket look-up that its verdicts rest on.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::capture::decoy::DecoyPorts;
+use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, Protection, Verdict};
+use crate::netlink::sock_diag::{self, Owner, SockDiag};
+use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
+use crate::wire::Packet;
+
+pub(super) struct Observer {
+    engine: Engine,
+    host: Arc<Host>,
+    lookup: SocketLookup,
+}
+
+impl Observer {
+    pub(super) fn new(engine: Engine, host: Arc<Host>, sockets: SockDiag, decoys: DecoyPorts) -> Self {
+        Self { engine, host, lookup: SocketLookup { sockets, decoys } }
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(super) fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// Takes `target` for unblocked from now on; false if it was not blocked.
+    pub(super) fn lift(&mut self, target: BanTarget) -> bool {
+        self.engine.lift(target)
+    }
+
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(super) fn observe(&mut self, now: Timestamp, packet: &Packet) -> Verdict {
+        self.engine.observe(now, packet, &self.host, &mut self.lookup)
+    }
+
+    pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation) -> Verdict {
+        self.engine.observe_decoy(now, observation, &self.host, &mut self.lookup)
+    }
+
+    /// Replaces the snapshot of the host; true if more targets are exempt than before.
+    pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) -> bool {
+        self.engine.host_changed(now, &self.host, &host);
+        let more_exempt = host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none());
+        self.host = host;
+        more_exempt
+    }
+
+    pub(super) fn allowed(&self) -> Vec<IpNet> {
+        self.host.allow.prefixes().collect()
+    }
+
+    pub(super) fn closed_ports(&self, now: Timestamp, protocol: Protocol) -> PortSet {
+        self.engine.closed_ports(now, &self.host, protocol)
+    }
+
+    pub(super) fn explain(&self, now: Timestamp, address: IpAddr) -> Explanation {
+        self.engine.explain(now, address, &self.host)
+    }
+
+    /// Why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not enough: the kernel's
+    /// allow-list lets it pass whatever the ban says.
+    pub(super) fn exemption(&self, target: BanTarget) -> Option<Protection> {
+        let network = IpNet::new(target.element(), target.prefix_len()).ok()?;
+        self.host.allow.covers(network)
+    }
+
+    /// Removes from the engine bans of targets that are exempt by now, at most so many; which they were.
+    pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
+        let exempt = |ban: ActiveBan| Some((ban.subject, self.exemption(ban.subject)?));
+        let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
+        for (target, _) in &exempt {
+            self.engine.lift(*target);
+        }
+        exempt
+    }
+}
+
+/// The kernel's socket table.
+struct SocketLookup {
+    sockets: SockDiag,
+    /// Sockets of the decoys, which are no services.
+    decoys: DecoyPorts,
+}
+
+impl PortLookup for SocketLookup {
+    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool {
+        if self.decoys.contains(protocol, destination.port()) {
+            return false;
+        }
+        let protocol = match protocol {
+            Protocol::Tcp => sock_diag::Protocol::Tcp,
+            Protocol::Udp => sock_diag::Protocol::Udp,
+            Protocol::Sctp | Protocol::Icmp => return false,
+        };
+        // A failed look-up leaves the evidence as it is: the snapshot of the listeners was checked before.
+        self.sockets.owner(protocol, source, destination, interface).is_ok_and(|owner| owner != Owner::Nobody)
+    }
+}

@@ -1,0 +1,153 @@
+//! Bans that the engine has decided and that are not in force yet: they wait for the command that has to run before them, or
+//! for another attempt of a backend that refused them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use crate::engine::Ban;
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+
+/// Bans that wait for a command at one time; above it they do not wait.
+const MAX_AWAITING_COMMAND: usize = 4_096;
+
+/// Bans that wait for another attempt at one time. Above it the oldest are dropped; if their sources go on, they are judged
+/// again.
+const MAX_RETRIES: usize = 1_024;
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// A ban that one backend refused.
+#[derive(Clone, Copy)]
+pub(super) struct Retry {
+    pub(super) ban: Ban,
+    pub(super) seen: SystemTime,
+    pub(super) backend: Backend,
+    /// The end of the ban; `None`: never.
+    until: Option<Timestamp>,
+    next: Timestamp,
+    backoff: Duration,
+}
+
+impl Retry {
+    /// What is left of the ban; `None` if less than a second.
+    pub(super) fn left(&self, now: Timestamp) -> Option<Expiry> {
+        match self.until {
+            None => Some(Expiry::Never),
+            Some(until) => Some(until.since(now)).filter(|left| *left >= Duration::from_secs(1)).map(Expiry::After),
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct PendingBans {
+    awaiting_command: HashMap<BanTarget, (Ban, SystemTime)>,
+    retries: VecDeque<Retry>,
+}
+
+impl PendingBans {
+    pub(super) fn has_room_for_command(&self) -> bool {
+        self.awaiting_command.len() < MAX_AWAITING_COMMAND
+    }
+
+    /// Keeps a ban until the command that was started for it has ended.
+    pub(super) fn await_command(&mut self, ban: Ban, seen: SystemTime) {
+        self.awaiting_command.insert(ban.probe.subject, (ban, seen));
+    }
+
+    pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
+        self.awaiting_command.contains_key(&target)
+    }
+
+    /// The ban of `target` that waited for its command, which has ended.
+    pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
+        self.awaiting_command.remove(&target)
+    }
+
+    /// Schedules the first retry of a ban that `backend` refused.
+    pub(super) fn retry(&mut self, ban: Ban, seen: SystemTime, backend: Backend, now: Timestamp) {
+        let until = if let Expiry::After(span) = ban.expiry { Some(now.after(span)) } else { None };
+        self.push(Retry { ban, seen, backend, until, next: now.after(FIRST_BACKOFF), backoff: FIRST_BACKOFF });
+    }
+
+    /// Schedules another retry, after twice the last delay.
+    pub(super) fn retry_again(&mut self, mut retry: Retry, now: Timestamp) {
+        retry.backoff = (retry.backoff * 2).min(MAX_BACKOFF);
+        retry.next = now.after(retry.backoff);
+        self.push(retry);
+    }
+
+    fn push(&mut self, retry: Retry) {
+        let same = |other: &Retry| (other.ban.probe.subject, other.backend) == (retry.ban.probe.subject, retry.backend);
+        self.retries.retain(|other| !same(other));
+        if self.retries.len() >= MAX_RETRIES {
+            self.retries.pop_front();
+        }
+        self.retries.push_back(retry);
+    }
+
+    /// Makes all retries of `backend` due, because it works again.
+    pub(super) fn expedite(&mut self, backend: Backend) {
+        for retry in self.retries.iter_mut().filter(|retry| retry.backend == backend) {
+            (retry.next, retry.backoff) = (Timestamp::default(), FIRST_BACKOFF);
+        }
+    }
+
+    /// Takes one retry that is due.
+    pub(super) fn due_retry(&mut self, now: Timestamp) -> Option<Retry> {
+        let place = self.retries.iter().position(|retry| retry.next <= now)?;
+        self.retries.remove(place)
+    }
+
+    pub(super) fn next_retry(&self) -> Option<Timestamp> {
+        self.retries.iter().map(|retry| retry.next).min()
+    }
+
+    /// The targets of all retries.
+    pub(super) fn refused(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.retries.iter().map(|retry| retry.ban.probe.subject)
+    }
+
+    /// Drops the bans of `targets`, which were removed.
+    pub(super) fn remove(&mut self, targets: &[BanTarget]) {
+        let removed: HashSet<BanTarget> = targets.iter().copied().collect();
+        self.awaiting_command.retain(|target, _| !removed.contains(target));
+        self.retries.retain(|retry| !removed.contains(&retry.ban.probe.subject));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sensor::fixtures::ban;
+    use crate::wire::TcpFlags;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn refused_ban_is_retried_with_backoff() {
+        let (mut pending, ban) = (PendingBans::default(), ban(TcpFlags::SYN));
+        pending.retry(ban, SystemTime::UNIX_EPOCH, Backend::Nft, at(10));
+        assert!(pending.due_retry(at(10)).is_none());
+        let retry = pending.due_retry(at(11)).unwrap();
+        pending.retry_again(retry, at(11));
+        assert_eq!(pending.next_retry(), Some(at(13)));
+        pending.expedite(Backend::Route);
+        assert!(pending.due_retry(at(12)).is_none(), "another backend works again");
+        pending.expedite(Backend::Nft);
+        assert!(pending.due_retry(at(12)).is_some());
+    }
+
+    #[test]
+    fn removed_ban_waits_for_nothing() {
+        let (mut pending, ban) = (PendingBans::default(), ban(TcpFlags::SYN));
+        let target = ban.probe.subject;
+        pending.retry(ban, SystemTime::UNIX_EPOCH, Backend::Nft, at(10));
+        pending.await_command(ban, SystemTime::UNIX_EPOCH);
+        assert!(pending.awaits_command(target) && pending.refused().eq([target]));
+        pending.remove(&[target]);
+        assert!(!pending.awaits_command(target) && pending.next_retry().is_none());
+    }
+}

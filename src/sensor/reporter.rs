@@ -1,0 +1,70 @@
+//! Reports the sensor's events and metrics. Events go into a bounded queue; waking the thread that reads them takes longer
+//! than judging a packet, so the sensor does it when no packet is waiting.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::metrics::SensorMetrics;
+use crate::engine::Protection;
+use crate::events::channel::Sender;
+use crate::events::event::{Event, EventKind};
+use crate::types::BanTarget;
+
+/// The sending end of the event queue, and the metrics.
+pub(super) struct Reporter {
+    events: Sender,
+    /// The queue holds events that the reader was not woken for.
+    pending: Cell<bool>,
+    metrics: Arc<SensorMetrics>,
+}
+
+impl Reporter {
+    pub(super) fn new(events: Sender, metrics: Arc<SensorMetrics>) -> Self {
+        Self { events, pending: Cell::new(false), metrics }
+    }
+
+    pub(super) fn metrics(&self) -> &SensorMetrics {
+        &self.metrics
+    }
+
+    pub(super) fn emit(&self, what: EventKind) {
+        self.emit_event(Event::now(what));
+    }
+
+    /// Queues `event`; the reader learns of it with [`Reporter::wake_reader`].
+    pub(super) fn emit_event(&self, event: Event) {
+        self.events.put(event);
+        self.pending.set(true);
+    }
+
+    pub(super) fn note(&self, text: impl Into<String>) {
+        self.emit(EventKind::Note(text.into()));
+    }
+
+    pub(super) fn error(&self, text: impl Into<String>) {
+        self.emit(EventKind::Error(text.into()));
+    }
+
+    pub(super) fn emit_unblocked(&self, subject: BanTarget, by: impl Into<String>) {
+        self.emit(EventKind::Unblocked { subject, by: by.into() });
+    }
+
+    /// Reports that `target` was unblocked because it is exempt.
+    pub(super) fn emit_exempt(&self, target: BanTarget, protection: Protection) {
+        match protection {
+            Protection::Listed | Protection::Named => self.emit_unblocked(target, "the allow-list"),
+            other => self.emit_unblocked(target, format!("portsentry, because it is {other}")),
+        }
+    }
+
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending.get()
+    }
+
+    /// Wakes the reader if there are events that it was not woken for.
+    pub(super) fn wake_reader(&self) {
+        if self.pending.take() {
+            self.events.wake();
+        }
+    }
+}
