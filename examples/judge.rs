@@ -9,8 +9,7 @@ use std::path::Path;
 
 use portsentry::capture::file::Reader;
 use portsentry::config::Config;
-use portsentry::daemon;
-use portsentry::engine::{Engine, HashKey, Host, Local, NoLookup, Verdict};
+use portsentry::engine::{Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};
 use portsentry::events::json;
 use portsentry::replay::Clock;
 use portsentry::wire::{self, LinkType};
@@ -18,7 +17,7 @@ use portsentry::wire::{self, LinkType};
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("name a capture")?;
     let mut reader = Reader::open(Path::new(&path))?;
-    let mut engine = Engine::new(daemon::settings(&Config::builtin()), HashKey(1, 2));
+    let mut engine = Engine::new(Settings::from_config(&Config::builtin()), HashKey(1, 2));
     let mut host = Host::new(Local::Any);
     // A program that knows its host says so here; ports in use are no evidence.
     host.tcp.insert_any_v4(80);

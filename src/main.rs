@@ -19,8 +19,8 @@ use portsentry::replay::{self, ReplayError};
 use portsentry::report::{self, ReportStats};
 
 fn main() -> ExitCode {
-    if let Some(part) = command_helper::Part::of(std::env::args_os()) {
-        return match command_helper::play(&part) {
+    if let Some(args) = command_helper::HelperArgs::parse(std::env::args_os()) {
+        return match command_helper::run(&args) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         };
@@ -75,7 +75,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     };
     let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
-    if let Err(error) = log::init(daemon::target(config.report.log)) {
+    if let Err(error) = log::init(config.report.log) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
     match daemon::run(config, places, (confirm, sandboxed), Box::new(move || options.configure())) {

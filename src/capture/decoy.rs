@@ -24,6 +24,7 @@ use rustix::net::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::config::{self, Config, Mode};
 use crate::engine::{Class, Observation};
 use crate::types::{PortSet, Protocol};
 
@@ -49,6 +50,16 @@ pub struct DecoyPorts {
 }
 
 impl DecoyPorts {
+    /// The ports that connect mode opens.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Self {
+        let ports = |protocol: &config::Protocol| match protocol.mode {
+            Mode::Connect => protocol.watched(),
+            Mode::Off | Mode::Stealth | Mode::Advanced => PortSet::new(),
+        };
+        Self { tcp: ports(&config.tcp), udp: ports(&config.udp) }
+    }
+
     /// True where `port` of `protocol` is among them.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {

@@ -5,6 +5,7 @@
 //! by its own offsets, and what carries extension headers goes to the decoder as it is. And a load beyond the end of a
 //! packet rejects it, so that fragments too short to hold the flags are asked for before the flags are looked at.
 
+use crate::engine::{Host, Settings};
 use crate::types::PortSet;
 
 /// What the filter is to let through.
@@ -33,6 +34,21 @@ pub struct Wanted {
 const RANGES: usize = 100;
 
 impl Wanted {
+    /// The packets that are worth looking at on `host`. Ports that listen on every address are left out: nothing sent there
+    /// is ever evidence, and it may be a busy service.
+    #[must_use]
+    pub fn new(settings: &Settings, host: &Host) -> Self {
+        Self {
+            tcp: settings.tcp.ports.without(&host.tcp.everywhere()),
+            udp: settings.udp.ports.without(&host.udp.everywhere()),
+            ephemeral: host.ephemeral.clone(),
+            sctp: settings.sctp,
+            icmp: settings.icmp,
+            interfaces: host.interfaces.clone(),
+            without: host.loopback.clone(),
+        }
+    }
+
     /// The filter's text, for a cooked capture (LINKTYPE_LINUX_SLL2), which alone knows directions and interfaces.
     #[must_use]
     pub fn to_filter(&self) -> String {

@@ -1,21 +1,18 @@
-//! The ways to block that settings name, to whether they would work here. Nothing is laid, written or run.
+//! Checks whether the configured backends would work here. Nothing is created, written or run.
 
 use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::thread::CapabilitySet;
 
-use super::may;
-use crate::config::{Action, BlockPolicy, Config, ConfigError, Mode, Route};
-use crate::daemon::backends;
+use crate::config::{Action, BlockPolicy, Config, ConfigError, Route};
+use crate::enforce::command::RunSettings;
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{Nft, RulesetError};
+use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
 use crate::types::Backend;
 
-/// A way to block.
 pub(super) struct Way {
-    /// Its name in the settings.
     pub(super) name: &'static str,
     /// What it does, as the end of a sentence.
     pub(super) does: String,
@@ -30,10 +27,8 @@ pub(super) fn look(
     notes: &mut Vec<String>,
     unfit: &dyn Fn(&str, String) -> ConfigError,
 ) -> Vec<Way> {
-    let protocols = [&config.tcp, &config.udp];
-    let uses = |policy| protocols.iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy);
-    let mut methods = if uses(BlockPolicy::Yes) { config.block.method.clone() } else { Vec::new() };
-    if uses(BlockPolicy::Run) && !methods.contains(&Backend::Command) {
+    let mut methods = if config.uses(BlockPolicy::Yes) { config.block.method.clone() } else { Vec::new() };
+    if config.uses(BlockPolicy::Run) && !methods.contains(&Backend::Command) {
         methods.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
@@ -79,7 +74,7 @@ fn nft(config: &Config) -> String {
 }
 
 fn table(config: &Config) -> Result<String, String> {
-    let spec = backends::ruleset(config);
+    let spec = RulesetSpec::from_config(config);
     let found = Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.examine(&spec));
     match found.map_err(|error| error.to_string())? {
         None => Ok("; it would be laid".to_owned()),
@@ -99,20 +94,16 @@ fn route(config: &Config) -> String {
 
 fn routes(config: &Config) -> Result<String, String> {
     let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    Routes::open(backends::kind(config), size).map(|_| String::new()).map_err(|error| error.to_string())
+    Routes::open(config.block.route.into(), size).map(|_| String::new()).map_err(|error| error.to_string())
 }
 
 fn command(config: &Config) -> Result<String, String> {
-    backends::commands(config).map(|_| String::new()).map_err(|error| match error {
-        // The key stands before it already.
-        crate::daemon::DaemonError::Run(error) => error.to_string(),
-        other => other.to_string(),
-    })
+    RunSettings::from(&config.block.run).check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
 fn hosts_deny(config: &Config, notes: &mut Vec<String>) -> Option<Result<String, String>> {
     let path = &config.block.hosts_deny.file;
-    let deny = match HostsDeny::new(path.clone(), &config.block.hosts_deny.line) {
+    let deny = match HostsDeny::try_from(&config.block.hosts_deny) {
         Ok(deny) => deny,
         Err(error) => return Some(Err(error.to_string())),
     };
@@ -134,4 +125,9 @@ fn hosts_deny(config: &Config, notes: &mut Vec<String>) -> Option<Result<String,
         Ok(held) if held.is_empty() => Ok(String::new()),
         Ok(held) => Ok(format!("; {} are in it", held.len())),
     })
+}
+
+/// Whether this process has the right now.
+pub(super) fn may(capability: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }

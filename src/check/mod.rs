@@ -1,8 +1,9 @@
-//! Settings to what they come to on this host: everything that is wrong with them, in one run; what would be watched, who
-//! would be protected and how would be blocked; and what is allowed but not wise. Reads, and changes nothing.
+//! Checks a configuration against this host: reports every error in one run, which ports would be monitored, which addresses
+//! protected and how bans would be enforced, and warns of what is allowed but unwise. Changes nothing.
 
 mod backends;
 mod render;
+mod report;
 mod systemd_unit;
 mod warnings;
 
@@ -10,26 +11,23 @@ use clap::Args;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
+use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::config::DEFAULT_CONFIG;
-use crate::config::{BlockPolicy, Config, ConfigError, ConfigErrors, Mode};
-use crate::daemon::{allow_names, host_state, sandbox_policy};
-use crate::engine::{Host, Listeners, Protection};
+use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, Mode};
+use crate::engine::{Host, Listeners, Protection, Settings};
+use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts};
 use crate::host::resolv_conf::ResolverFiles;
+use crate::host::snapshot::{missing_interfaces, snapshot};
 use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag, SockDiagError};
-use crate::types::PortSet;
-use backends::Way;
+use report::{Interface, Report, Watched};
 use warnings::Warning;
 
 /// Options of `check`.
@@ -56,62 +54,23 @@ impl CheckOptions {
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the settings could not be held against this host.
+#[expect(missing_docs, reason = "each message says what it is about")]
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// They are wrong.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
-    /// They are right in themselves, but the program could not run with them here.
     #[error("{}", lines(.0))]
     Unfit(Vec<ConfigError>),
-    /// The host's addresses and routes cannot be read.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The listeners cannot be read.
     #[error(transparent)]
     Listeners(#[from] SockDiagError),
-    /// The operating system refused something.
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
 }
 
 fn lines(errors: &[ConfigError]) -> String {
     errors.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n")
-}
-
-/// What the settings come to.
-struct Report {
-    /// The file; `None` for the built-in settings.
-    file: Option<String>,
-    config: Config,
-    tcp: Watched,
-    udp: Watched,
-    interfaces: Vec<Interface>,
-    protected: Vec<(IpNet, Protection)>,
-    names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
-    ways: Vec<Way>,
-    warnings: Vec<Warning>,
-    /// What keeps the program from running here.
-    wrong: Vec<ConfigError>,
-    /// What could not be seen.
-    notes: Vec<String>,
-}
-
-/// What is watched of a protocol.
-struct Watched {
-    ports: PortSet,
-    /// In use, and so no evidence.
-    left_out: PortSet,
-    /// In use at some addresses only, and watched at the others; 0.0.0.0 and :: stand for all of a family.
-    partly: Vec<(u16, IpAddr)>,
-}
-
-struct Interface {
-    name: String,
-    up: bool,
-    /// `None`: yes; else why not.
-    unwatched: Option<&'static str>,
-    addresses: Vec<IpNet>,
 }
 
 /// Checks the settings that `options` name and writes what they come to; what could not be seen comes back.
@@ -153,11 +112,11 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let runtime = runtime.map_err(|error| CheckError::System("start the event loop", error))?;
     let facts = runtime.block_on(network::read(&ResolverFiles::default()))?;
     let listeners = SockDiag::open()?.listeners()?;
-    let names = look_up(&config.allow.names);
+    let names = look_up(&config.allow.names)?;
 
     let named = names.values().flatten().flatten().map(|address| (IpNet::from(*address), Protection::Named));
     let allowed: Vec<_> = ignored.into_iter().map(|network| (network, Protection::Listed)).chain(named).collect();
-    let host = host_state::snapshot(&config, &allowed, &facts, &listeners);
+    let host = snapshot(&config.interfaces, &allowed, &facts, &listeners);
     let mut protected: Vec<_> =
         host.allow.prefixes().filter_map(|prefix| Some((prefix, host.allow.covers(prefix)?))).collect();
     protected.sort_by_key(|(prefix, why)| (*why, *prefix));
@@ -172,15 +131,11 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let (mut wrong, mut notes) = (Vec::new(), Vec::new());
     // The program would not start with them.
     if let Some(path) = &file
-        && let Err(error) = sandbox_policy::trusted(&config, Path::new(path))
+        && let Err(error) = config.check_ownership(Path::new(path))
     {
         wrong.push(ConfigError { key: None, ..unfit("", error.to_string()) });
     }
-    for name in config.interfaces.iter().filter(|name| facts.interfaces.iter().all(|one| one.name != **name)) {
-        let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
-        let message = format!("there is no interface {name}; this host has {}", present.join(", "));
-        wrong.push(unfit("interfaces", message));
-    }
+    wrong.extend(missing_interfaces(&config.interfaces, &facts).map(|error| unfit("interfaces", error.to_string())));
     capture(&config, &host, &mut wrong, &mut notes, &unfit);
     let ways = backends::look(&config, &mut wrong, &mut notes, &unfit);
     let mut warnings = warnings::of(&config);
@@ -254,41 +209,27 @@ fn capture(
     notes: &mut Vec<String>,
     unfit: &dyn Fn(&str, String) -> ConfigError,
 ) {
-    if !may(CapabilitySet::NET_RAW) {
+    if !backends::may(CapabilitySet::NET_RAW) {
         notes.push("without CAP_NET_RAW: whether packets can be captured was not tried; try it with sudo".to_owned());
         return;
     }
-    match Live::open(&host_state::wanted(config, host).to_filter(), Ring::Usual) {
+    match Live::open(&Wanted::new(&Settings::from_config(config), host).to_filter(), Ring::Usual) {
         Ok(_) => {}
         Err(error @ CaptureError::Filter { .. }) => wrong.push(unfit("tcp.ports", error.to_string())),
         Err(error) => wrong.push(unfit("interfaces", error.to_string())),
     }
 }
 
-/// Whether this process has the right now.
-fn may(capability: CapabilitySet) -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
-}
-
-/// Looks all names up at once; who has no answer in time has none.
-fn look_up(names: &[String]) -> BTreeMap<String, Result<Vec<IpAddr>, String>> {
-    let until = Instant::now() + LIMIT;
-    let (answers, answered) = mpsc::channel();
+/// Looks all names up at once; one that has no answer in time has none.
+fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, String>>, CheckError> {
     let late = || Err(format!("no answer within {} s", LIMIT.as_secs()));
     let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
-    for name in found.keys() {
-        let (name, answers) = (name.clone(), answers.clone());
-        // Not waited for: a look-up cannot be broken off, and the program is about to end.
-        let _ = thread::Builder::new().name("names".to_owned()).spawn(move || {
-            let answer = allow_names::look_up(&name).map_err(|error| error.to_string());
-            let _ = answers.send((name, answer));
-        });
+    let answers = lookup::look_up_all(names.to_vec(), (names.len(), LIMIT), |name| lookup::resolve(name));
+    for (name, answer) in answers.map_err(|error| CheckError::System("look names up", error))? {
+        let usable = answer.map(|answer| lookup::usable_addresses(&answer).0);
+        found.insert(name, usable.map_err(|error| error.to_string()));
     }
-    drop(answers);
-    while let Ok((name, answer)) = answered.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        found.insert(name, answer);
-    }
-    found
+    Ok(found)
 }
 
 /// Whoever runs this over the network and would not be protected: the first whom a mistake would lock out.
@@ -300,23 +241,4 @@ fn own_session(host: &Host) -> Option<Warning> {
     }
     let message = format!("you come from {address}, which nothing protects; list it before you start over the network");
     Some(Warning::new("allow.networks", message))
-}
-
-/// The mode as the settings have it.
-fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Off => "off",
-        Mode::Connect => "connect",
-        Mode::Stealth => "stealth",
-        Mode::Advanced => "advanced",
-    }
-}
-
-/// The policy as the settings have it.
-fn policy(policy: BlockPolicy) -> Value {
-    match policy {
-        BlockPolicy::Yes => true.into(),
-        BlockPolicy::No => false.into(),
-        BlockPolicy::Run => "run".into(),
-    }
 }

@@ -1,13 +1,12 @@
-//! [`Report`] to text for a person, and to one JSON object for a program. Both say the same.
+//! Renders the [`Report`] as text, and as one JSON object with the same content.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{Report, Watched, mode, policy};
-use crate::config::DEFAULT_CONFIG;
-use crate::config::{BlockPolicy, ConfigError, Mode, Protocol};
+use super::report::{Report, Watched};
+use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Protocol};
 use crate::engine::Protection;
 use crate::types::Expiry;
 
@@ -107,7 +106,7 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
         BlockPolicy::Run => "left to the command",
         BlockPolicy::No => "only logged",
     };
-    let what = format!("{}, {} ports, scans are {block}", mode(protocol.mode), watched.ports.len());
+    let what = format!("{}, {} ports, scans are {block}", protocol.mode.name(), watched.ports.len());
     line(out, word, &what);
     line(out, "  ports", &watched.ports.to_string());
     if !watched.left_out.is_empty() {
@@ -147,7 +146,7 @@ pub(super) fn json(report: &Report) -> Value {
     let watched = |protocol: &Protocol, watched: &Watched| {
         let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
         json!({
-            "mode": mode(protocol.mode),
+            "mode": protocol.mode.name(),
             "block": policy(protocol.block),
             "ports": watched.ports.to_string(),
             "count": watched.ports.len(),
@@ -190,4 +189,13 @@ pub(super) fn json(report: &Report) -> Value {
         "protected": protected.collect::<Vec<_>>(),
         "names": names.collect::<Vec<_>>(),
     })
+}
+
+/// The policy as the settings have it.
+fn policy(policy: BlockPolicy) -> Value {
+    match policy {
+        BlockPolicy::Yes => true.into(),
+        BlockPolicy::No => false.into(),
+        BlockPolicy::Run => "run".into(),
+    }
 }

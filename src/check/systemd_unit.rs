@@ -1,7 +1,7 @@
-//! The installed service to what it does not let these settings do. A unit of systemd and its drop-ins restrict more than
-//! the program knows of itself: without a word here the first sign is a line in the log after the restart.
+//! Warns where the installed systemd unit forbids what the configuration needs. Without it the first sign would be an error
+//! in the log after the restart.
 //!
-//! Only what the packaged drop-ins are about is looked at, and a unit that restricts nothing has no warnings.
+//! Only what the packaged drop-ins allow is checked, and a unit that restricts nothing has no warnings.
 //!
 //! Read with: systemd.unit(5), systemd.exec(5).
 
@@ -94,7 +94,6 @@ impl Unit {
         found
     }
 
-    /// The last word of a key.
     fn value(&self, key: &str) -> &str {
         self.words.iter().rev().find(|(word, _)| word == key).map_or("", |(_, value)| value)
     }
@@ -181,8 +180,7 @@ impl Unit {
         for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
             warn(key, "name servers cannot be asked", &drop_in("internet.conf"));
         }
-        let policies = [&config.tcp, &config.udp].map(|one| (one.mode != Mode::Off).then_some(one.block));
-        let used = |method| policies.contains(&Some(BlockPolicy::Yes)) && config.block.method.contains(&method);
+        let used = |method| config.uses(BlockPolicy::Yes) && config.block.method.contains(&method);
         if used(Backend::HostsDeny) {
             let file = &config.block.hosts_deny.file;
             let folder = file.parent().unwrap_or(Path::new("/"));
@@ -192,7 +190,7 @@ impl Unit {
                 warn("block.hosts_deny.file", &does, &format!("{shipped}, from {EXAMPLES}"));
             }
         }
-        if (used(Backend::Command) || policies.contains(&Some(BlockPolicy::Run)))
+        if (used(Backend::Command) || config.uses(BlockPolicy::Run))
             && (!internet || self.is_on("MemoryDenyWriteExecute"))
         {
             let does = "commands have no way to the network, and may make no code while they run,";

@@ -1,15 +1,13 @@
-//! Settings to what is allowed in them and not wise. Pure.
+//! Warns of what is allowed in a configuration and unwise. Pure.
 
 use ipnet::IpNet;
 
 use crate::config::{BlockPolicy, Config, Mode};
-use crate::daemon::backends;
+use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
-/// Something to think about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Warning {
-    /// The setting.
     pub(super) key: &'static str,
     /// What it does, and what would be wiser.
     pub(super) message: String,
@@ -25,16 +23,14 @@ impl Warning {
 pub(super) fn of(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
-    let blocks =
-        |policy| [&config.tcp, &config.udp].into_iter().any(|one| one.mode != Mode::Off && one.block == policy);
-    if !blocks(BlockPolicy::Yes) && !blocks(BlockPolicy::Run) {
+    if !config.uses(BlockPolicy::Yes) && !config.uses(BlockPolicy::Run) {
         warn("tcp.block", "nobody is blocked: scans are only logged");
     }
     if config.udp.mode != Mode::Off && config.udp.block != BlockPolicy::No {
         let message = "anybody can forge the source of a datagram and have somebody else blocked; false only logs";
         warn("udp.block", message);
     }
-    if config.trap.udp && backends::ruleset(config).trap.is_none_or(|trap| !trap.udp) {
+    if config.trap.udp && RulesetSpec::from_config(config).trap.is_none_or(|trap| !trap.udp) {
         let message = match (config.udp.mode, config.udp.block) {
             (Mode::Off | Mode::Connect, _) => "of no effect: udp.mode is neither \"stealth\" nor \"advanced\"",
             (_, BlockPolicy::No | BlockPolicy::Run) => "of no effect: it needs udp.block = true",
@@ -59,7 +55,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         warn("tcp.mode", "TCP is not watched, and UDP can be forged");
     }
     let methods = &config.block.method;
-    if blocks(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
+    if config.uses(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
         let message = match (methods.contains(&Backend::Route), methods.contains(&Backend::HostsDeny)) {
             (true, _) => "a route stops the answers only: the packets of a blocked source still arrive; nft stops both",
             (false, true) => "hosts-deny alone stops nobody but for services that use TCP wrappers; nft stops packets",

@@ -6,6 +6,7 @@
 
 mod choices;
 mod consistency;
+mod derived;
 mod document;
 mod error;
 pub mod flags;

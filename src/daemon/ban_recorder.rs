@@ -1,5 +1,5 @@
-//! Events to the ledger, and what the ledger remembers back to the kernel at the start. A ledger that cannot be opened or
-//! written is said, and blocking goes on.
+//! Records bans from events in the ledger, and reads at the start which of them are still in force. Where the ledger cannot
+//! be opened or written, an event says so and blocking goes on.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,25 +12,21 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{
     Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Opened,
-    Recorder, Writer,
+    Recorder, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 /// How long the disk has for what is not written yet when the program ends.
-const FLUSH: Duration = Duration::from_millis(400);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// The ledger, and what it remembers.
 #[derive(Default)]
 pub(super) struct Opening {
-    pub(super) record: BanRecorder,
-    /// The bans that it says are in force.
+    pub(super) ban_recorder: BanRecorder,
     pub(super) bans: Vec<Remembered>,
     /// Who has a route from an earlier run, and was never heard of: a crash came before the ledger.
     pub(super) unheard: Vec<BanTarget>,
-    /// Who was banned before.
     pub(super) strikes: Vec<StrikeHistory>,
-    /// What is to be said.
-    pub(super) said: Vec<EventKind>,
+    pub(super) messages: Vec<EventKind>,
 }
 
 /// The ledger while a thread of its own opens and reads it: a full one takes some tenths of a second, in which the rest of
@@ -40,7 +36,6 @@ pub(super) struct Reading {
     thread: JoinHandle<Result<Read, LedgerError>>,
 }
 
-/// What that thread brings.
 struct Read {
     ledger: Ledger,
     opened: Opened,
@@ -82,44 +77,51 @@ impl Remembered {
 }
 
 /// Bans of which it is remembered that they have been recorded: they come to be in force in several ways within moments.
-const RECENT: usize = 512;
+const MAX_RECENT: usize = 512;
 
 /// The ledger while the program runs; of nothing where there is none.
 #[derive(Default)]
 pub(super) struct BanRecorder {
     writer: Option<Writer>,
+    /// The ways to block that are configured.
+    ways: Vec<Backend>,
     recent: VecDeque<(BanTarget, SystemTime)>,
 }
 
 impl BanRecorder {
     /// Goes on where [`Reading::start`] began. `leftovers` have a route from an earlier run.
-    pub(super) fn open(reading: Reading, events: &Sender, leftovers: &[BanTarget]) -> Opening {
-        match Self::try_open(reading, events, leftovers) {
+    pub(super) fn open(reading: Reading, events: &Sender, leftovers: &[BanTarget], ways: &[Backend]) -> Opening {
+        match Self::try_open(reading, events, leftovers, ways) {
             Ok(opened) => opened,
             Err(error) => {
                 let text =
                     format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
-                Opening { said: vec![EventKind::Error(text)], unheard: leftovers.to_vec(), ..Opening::default() }
+                Opening { messages: vec![EventKind::Error(text)], unheard: leftovers.to_vec(), ..Opening::default() }
             }
         }
     }
 
-    fn try_open(reading: Reading, events: &Sender, leftovers: &[BanTarget]) -> Result<Opening, LedgerError> {
+    fn try_open(
+        reading: Reading,
+        events: &Sender,
+        leftovers: &[BanTarget],
+        ways: &[Backend],
+    ) -> Result<Opening, LedgerError> {
         let Reading { directory, thread } = reading;
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
         let Read { ledger, opened, recalled, now } = read;
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
-            said.push(EventKind::Error(format!(
+            messages.push(EventKind::Error(format!(
                 "the ledger was damaged ({damage}) and is kept as {}; a new one is made from the bans in the kernel",
                 aside.display()
             )));
         }
         if recalled.unreadable > 0 {
             let text = format!("{} rows of the ledger cannot be read and are left out", recalled.unreadable);
-            said.push(EventKind::Error(text));
+            messages.push(EventKind::Error(text));
         }
         let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
         let bans = recalled.active.into_iter().filter_map(left).collect();
@@ -129,12 +131,13 @@ impl BanRecorder {
                 unheard.push(*subject);
             }
         }
-        let classic = LegacyFiles::open(directory).map_err(|error| said.push(EventKind::Error(error.to_string()))).ok();
+        let classic =
+            LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();
         let events = events.clone();
-        let tell = move |news: crate::ledger::WriterEvent| {
+        let tell = move |news: WriterEvent| {
             let text = news.to_string();
             match news {
-                crate::ledger::WriterEvent::Expired(subjects) => {
+                WriterEvent::Expired(subjects) => {
                     subjects.into_iter().for_each(|subject| events.send(Event::now(EventKind::Expired { subject })));
                 }
                 news if news.is_error() => events.send(Event::now(EventKind::Error(text))),
@@ -143,8 +146,8 @@ impl BanRecorder {
         };
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
-        let record = Self { writer: Some(writer), recent: VecDeque::new() };
-        Ok(Opening { record, bans, unheard, strikes: recalled.struck, said })
+        let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
+        Ok(Opening { ban_recorder, bans, unheard, strikes: recalled.struck, messages })
     }
 
     /// A way to hand changes over from another thread.
@@ -152,22 +155,21 @@ impl BanRecorder {
         self.writer.as_ref().map(Writer::recorder)
     }
 
-    /// Notes what `event` says about a ban, if it does. `interface` names the interface of an index; `ways` are those that the
-    /// settings name.
-    pub(super) fn note(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>, ways: &[Backend]) {
+    /// Records what `event` says about a ban, if it does. `interface` names the interface of an index.
+    pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) {
         if self.writer.is_none() {
             return;
         }
         let change = match &event.what {
             EventKind::Blocked { ban, way, .. } => self.banned(ban, event.time, *way, interface),
             EventKind::Wrapped { ban: Some(ban), .. } => self.banned(ban, event.time, Backend::HostsDeny, interface),
-            EventKind::Ran { ban: Some(ban), well: true, .. } if ways.contains(&Backend::Command) => {
+            EventKind::Ran { ban: Some(ban), well: true, .. } if self.ways.contains(&Backend::Command) => {
                 self.banned(ban, event.time, Backend::Command, interface)
             }
             EventKind::ByHand { subject, expiry, note, way, .. } => {
                 let methods: Backends = match way {
                     Some(way) => (*way).into(),
-                    None => ways.iter().copied().collect(),
+                    None => self.ways.iter().copied().collect(),
                 };
                 let ban = Banned::wanted_by(Author::Operator, *subject, event.time, *expiry, methods);
                 Banned { note: note.clone(), ..ban }.into()
@@ -177,7 +179,7 @@ impl BanRecorder {
             _ => return,
         };
         if let Some(writer) = &self.writer {
-            // What finds no room is counted and said by the writer.
+            // What finds no room is counted and messages by the writer.
             let _ = writer.recorder().put(change);
         }
     }
@@ -190,7 +192,7 @@ impl BanRecorder {
         if self.recent.contains(&this) {
             return Change::Also(row);
         }
-        if self.recent.len() >= RECENT {
+        if self.recent.len() >= MAX_RECENT {
             self.recent.pop_front();
         }
         self.recent.push_back(this);
@@ -199,7 +201,7 @@ impl BanRecorder {
 
     /// Writes what is left, and ends; a sentence where that did not work.
     pub(super) fn close(self) -> Option<EventKind> {
-        let flushed = self.writer?.stop(FLUSH);
+        let flushed = self.writer?.stop(FLUSH_TIMEOUT);
         match flushed {
             Flushed::Whole => None,
             Flushed::Left(changes) => {

@@ -1,14 +1,13 @@
-//! The process that runs commands, from both sides. Commands may be any program, and need rights that whatever reads
-//! packets must not have. So before the daemon gives up its own, it starts this program once more, which reads the settings
-//! by itself, gives up all that no command needs, and then does nothing but run the commands in them when the daemon says
-//! for which ban. The daemon can start no program from then on, and can choose none.
+//! The command helper, from both sides: the process that runs commands. Commands may be any program, and need rights that
+//! whatever reads packets must not have. So before the daemon drops its privileges, it starts this program once more. The
+//! helper reads the configuration itself, gives up all that no command needs, and then only runs the configured commands
+//! for the bans that the daemon names. From then on the daemon can start no program, and can choose none.
 //!
-//! Both hold an end of a socket. When the daemon's is closed, in whatever way it ends, the other one ends what it runs, and
-//! itself. The other way round the daemon goes on without commands: it could start another such process only if it had kept
-//! the right to.
+//! Both hold an end of a socket. When the daemon's end is closed, in whatever way it ends, the helper ends what it runs, and
+//! itself. When the helper ends, the daemon goes on without commands: it has not kept the right to start another one.
 //!
-//! New settings of commands take a restart of the daemon. That the settings were read twice does no harm: what is run stands
-//! in each answer, and both times they were checked to be nobody else's.
+//! Changed commands take a restart of the daemon. That the configuration is read twice does no harm: each answer says what
+//! was run, and both times no other user could change it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -25,74 +24,85 @@ use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{DaemonError, backends, sandbox_policy, system};
+use super::error::DaemonError;
+use super::sandbox_policy;
 use crate::config::Config;
-use crate::control::status::{CommandHelper, SandboxState};
+use crate::control::status::{self, SandboxState};
 use crate::enforce::command::{RunSettings, Spawner, pair, serve};
 use crate::sandbox::Sandbox;
 
-/// The first word of its command line. Nobody else says it, so no help and no manual has it.
+/// The helper's first argument. Only the daemon passes it, so it is in no help and no manual.
 const WORD: &str = "--run-commands-of";
 
-/// Behind the file of settings, where it keeps all rights.
+/// Behind the configuration file, where the helper keeps all rights.
 const FREE: &str = "--no-sandbox";
 
 /// The program itself, whatever has become of its file meanwhile.
 const ITSELF: &str = "/proc/self/exe";
 
-/// How long it may take to say that it is ready. It looks at a handful of files.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the helper may take to be ready. It looks at a handful of files.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest first word of it, in bytes.
-const LONGEST: usize = 32 << 10;
+/// The longest greeting, in bytes.
+const MAX_GREETING_LEN: usize = 32 << 10;
 
-/// The process that runs commands, as the daemon has it.
-pub(super) struct Commands {
+pub(super) struct CommandHelper {
     spawner: Spawner,
     /// What it has given up, as `status` has it.
     sandbox: SandboxState,
-    /// What is to be said.
-    pub(super) said: Vec<String>,
+    warnings: Vec<String>,
 }
 
-impl Commands {
-    /// Who takes requests.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Greeting {
+    /// Why it cannot run commands.
+    Failed { error: String },
+    /// What it has given up, and what is to be reported.
+    Ready { sandbox: SandboxState, said: Vec<String> },
+}
+
+impl CommandHelper {
+    /// Starts the helper, with the rights that this process has now.
+    ///
+    /// # Errors
+    /// Where it cannot be started, or reports that the commands cannot be run.
+    pub(super) fn start(config_path: &Path, sandboxed: bool) -> Result<Self, DaemonError> {
+        let unable = DaemonError::system("start the process that runs commands");
+        let (ours, theirs) = pair().map_err(&unable)?;
+        let mut command = Command::new(ITSELF);
+        command.arg0("portsentry").arg(WORD).arg(config_path).args((!sandboxed).then_some(FREE));
+        command.env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        let mut child = command.spawn().map_err(&unable)?;
+        // Its copy of the other end would keep the socket open.
+        drop(command);
+        let process = child.id();
+        match greeting(&ours) {
+            Ok((sandbox, said)) => {
+                let named = |text| format!("process {process}, which runs commands: {text}");
+                let warnings = said.into_iter().map(named).collect();
+                Ok(Self { spawner: Spawner::over(ours, process, move || ended(&mut child)), sandbox, warnings })
+            }
+            Err(error) => {
+                drop(ours);
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(DaemonError::NoSpawner(error))
+            }
+        }
+    }
+
     pub(super) fn spawner(&self) -> Spawner {
         self.spawner.clone()
     }
 
-    /// For `status`.
-    pub(super) fn status(&self) -> CommandHelper {
-        let (process, running) = (self.spawner.process(), self.spawner.is_running());
-        CommandHelper { process, running, sandbox: self.sandbox.clone() }
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
-}
 
-/// Starts it, with the rights that this process has now.
-///
-/// # Errors
-/// Where it cannot be started, or says that the commands cannot be run.
-pub(super) fn start(settings: &Path, sandboxed: bool) -> Result<Commands, DaemonError> {
-    let unable = system("start the process that runs commands");
-    let (ours, theirs) = pair().map_err(&unable)?;
-    let mut command = Command::new(ITSELF);
-    command.arg0("portsentry").arg(WORD).arg(settings).args((!sandboxed).then_some(FREE));
-    command.env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null());
-    let mut child = command.spawn().map_err(&unable)?;
-    // Its copy of the other end would keep the socket open.
-    drop(command);
-    let process = child.id();
-    match greeting(&ours) {
-        Ok((sandbox, said)) => {
-            let said = said.into_iter().map(|text| format!("process {process}, which runs commands: {text}")).collect();
-            Ok(Commands { spawner: Spawner::over(ours, process, move || ended(&mut child)), sandbox, said })
-        }
-        Err(error) => {
-            drop(ours);
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(DaemonError::NoSpawner(error))
-        }
+    pub(super) fn status(&self) -> status::CommandHelper {
+        let (process, running) = (self.spawner.process(), self.spawner.is_running());
+        status::CommandHelper { process, running, sandbox: self.sandbox.clone() }
     }
 }
 
@@ -100,19 +110,10 @@ fn ended(child: &mut Child) -> Option<String> {
     child.try_wait().ok().flatten().map(|status| status.to_string())
 }
 
-/// The first message of the process that runs commands.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Greeting {
-    /// What it has given up, and what there is to be said.
-    Ready { sandbox: SandboxState, said: Vec<String> },
-    /// Why it cannot run commands.
-    Failed { error: String },
-}
-
+/// Reads the greeting; the helper's sandbox and its warnings, or why it cannot run commands.
 fn greeting(socket: &OwnedFd) -> Result<(SandboxState, Vec<String>), String> {
-    let bytes =
-        within(socket, PATIENCE).map_err(|error| format!("the process that runs commands cannot be heard: {error}"))?;
+    let bytes = receive(socket, GREETING_TIMEOUT)
+        .map_err(|error| format!("the process that runs commands cannot be heard: {error}"))?;
     match serde_json::from_slice(&bytes) {
         Ok(Greeting::Ready { sandbox, said }) => Ok((sandbox, said)),
         Ok(Greeting::Failed { error }) => Err(error),
@@ -121,9 +122,9 @@ fn greeting(socket: &OwnedFd) -> Result<(SandboxState, Vec<String>), String> {
 }
 
 /// The next datagram; empty where there is none any more.
-fn within(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
+fn receive(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
     let until = Instant::now() + limit;
-    let mut buffer = vec![0; LONGEST];
+    let mut buffer = vec![0; MAX_GREETING_LEN];
     loop {
         let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], left.as_ref()) {
@@ -138,68 +139,69 @@ fn within(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
     }
 }
 
-/// What a process is told to be that is to run commands.
+/// The command line of the helper.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    settings: PathBuf,
+pub struct HelperArgs {
+    config_path: PathBuf,
     sandboxed: bool,
 }
 
-impl Part {
+impl HelperArgs {
     /// Reads a command line, program name first; `None` for every other one.
     #[must_use]
-    pub fn of(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let words: Vec<OsString> = words.into_iter().take(5).collect();
         let words: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
-        let (settings, sandboxed) = match words.as_slice() {
-            [_, word, settings] if *word == WORD => (settings, true),
-            [_, word, settings, free] if *word == WORD && *free == FREE => (settings, false),
+        let (config_path, sandboxed) = match words.as_slice() {
+            [_, word, path] if *word == WORD => (path, true),
+            [_, word, path, free] if *word == WORD && *free == FREE => (path, false),
             _ => return None,
         };
-        Some(Self { settings: settings.into(), sandboxed })
+        Some(Self { config_path: config_path.into(), sandboxed })
     }
 }
 
 /// Runs commands until the daemon, at the other end of standard input, ends.
 ///
 /// # Errors
-/// A sentence where it was started by somebody else, or the daemon is not itself.
-pub fn play(part: &Part) -> Result<(), String> {
+/// A sentence where it was not started by the daemon, or the daemon cannot be reached.
+pub fn run(args: &HelperArgs) -> Result<(), String> {
     let input = rustix::stdio::stdin();
     if !matches!(socket_type(input), Ok(SocketType::SEQPACKET)) {
         return Err(format!("{WORD} is what portsentry says to itself; start it without"));
     }
     let socket = input.try_clone_to_owned().map_err(|error| error.to_string())?;
-    // The service manager tells all processes to end, and a terminal all in front of it, but when this one ends is the
-    // daemon's word. Not ignored, because that is inherited.
+    // The service manager signals all processes, and a terminal all in the foreground, but only the daemon decides when this
+    // one ends. Not ignored, because that is inherited.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
     let _inside = runtime.enter();
     let caught = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let _caught = caught.into_iter().collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
-    let ready = ready(part);
+    let ready = ready(args);
     let greeting = match &ready {
         Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
         Err(error) => Greeting::Failed { error: error.clone() },
     };
     let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
     let greeted = send(&socket, &greeting, SendFlags::NOSIGNAL);
-    // Who cannot run them has said so; the daemon tells.
+    // The daemon reports the error.
     let Ok((settings, _)) = ready else { return Ok(()) };
     greeted.map_err(|error| error.to_string())?;
     serve(&socket, &settings).map_err(|error| error.to_string())
 }
 
 /// The commands, when all is given up that they do not need.
-fn ready(part: &Part) -> Result<(RunSettings, Sandbox), String> {
-    let config = Config::load(&part.settings).map_err(|errors| errors.to_string())?;
-    sandbox_policy::trusted(&config, &part.settings).map_err(|error| error.to_string())?;
-    let mut sandbox = if part.sandboxed { Sandbox::enter(&sandbox_policy::of_commands()) } else { Sandbox::now() };
-    if part.sandboxed {
+fn ready(args: &HelperArgs) -> Result<(RunSettings, Sandbox), String> {
+    let config = Config::load(&args.config_path).map_err(|errors| errors.to_string())?;
+    config.check_ownership(&args.config_path).map_err(|error| error.to_string())?;
+    let mut sandbox = if args.sandboxed { Sandbox::enter(&sandbox_policy::of_commands()) } else { Sandbox::now() };
+    if args.sandboxed {
         sandbox.drop_privileges();
     }
     // Last: with the rights that there are from now on.
-    let settings = backends::commands(&config).map_err(|error| error.to_string())?;
+    let settings = RunSettings::from(&config.block.run);
+    settings.check().map_err(|error| DaemonError::Run(error).to_string())?;
     Ok((settings, sandbox))
 }
 
@@ -207,16 +209,19 @@ fn ready(part: &Part) -> Result<(RunSettings, Sandbox), String> {
 mod tests {
     use super::*;
 
-    fn part(words: &[&str]) -> Option<Part> {
-        Part::of(words.iter().map(OsString::from))
+    fn part(words: &[&str]) -> Option<HelperArgs> {
+        HelperArgs::parse(words.iter().map(OsString::from))
     }
 
     #[test]
     fn only_the_very_words_that_the_daemon_says_make_the_process_that_runs_commands() {
-        let settings = PathBuf::from("/etc/p.toml");
-        let sandboxed = Part { settings: settings.clone(), sandboxed: true };
+        let config_path = PathBuf::from("/etc/p.toml");
+        let sandboxed = HelperArgs { config_path: config_path.clone(), sandboxed: true };
         assert_eq!(part(&["portsentry", WORD, "/etc/p.toml"]), Some(sandboxed));
-        assert_eq!(part(&["portsentry", WORD, "/etc/p.toml", FREE]), Some(Part { settings, sandboxed: false }));
+        assert_eq!(
+            part(&["portsentry", WORD, "/etc/p.toml", FREE]),
+            Some(HelperArgs { config_path, sandboxed: false })
+        );
         for other in
             [&["portsentry"][..], &["portsentry", WORD], &["portsentry", WORD, "a", "b"], &[], &["a", "b", WORD]]
         {

@@ -1,35 +1,35 @@
-//! The slow half while the program runs: whatever may wait, one thing after the other, on one thread. Signals, the host's
-//! changes, the table's changes, operators and the sensor's events all come together here.
+//! The event loop: waits for signals, changes of the host and of the table, requests of operators and events of the sensor,
+//! and hands each to the component that deals with it. Everything that may wait runs here, on one thread.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::future::pending;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::ban_recorder::BanRecorder;
-use super::command_helper::Commands;
+use super::command_helper::CommandHelper;
+use super::config_source::ConfigSource;
+use super::control_handler::{ControlHandler, Uptime};
+use super::error::DaemonError;
+use super::event_sink::EventSink;
 use super::host_state::HostState;
-use super::log_writer::LogWriter;
-use super::run_state::RunState;
+use super::sensor_handle::SensorHandle;
 use super::systemd::{self, Systemd};
 use super::table_monitor::TableMonitor;
-use super::{DaemonError, Reread, system};
-use crate::config::{BlockPolicy, Config};
-use crate::control::protocol::{Answer, ErrorKind, Failure, Reply};
-use crate::control::server::{IncomingRequest, Server};
-use crate::events::channel::{Receiver, Sender};
+use super::trial::Trial;
+use super::unban;
+use crate::control::server::IncomingRequest;
+use crate::events::channel::Receiver;
 use crate::events::event::{Event, EventKind};
 use crate::metrics::http::Scrapes;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox};
-use crate::sensor::{Inbox, SensorCommand, SensorError};
+use crate::sensor::{SensorCommand, SensorError};
 
-/// How often the listeners are read again. A service that starts in between is found by the exact look-up before anybody
-/// is blamed.
-const LISTENERS: Duration = Duration::from_secs(1);
+/// How often the listeners are read again. A service that starts in between is found by the exact look-up before its
+/// clients are blamed.
+const TICK: Duration = Duration::from_secs(1);
 
-/// The signals that mean something.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -37,58 +37,46 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Catches them from now on.
     pub(super) fn catch() -> Result<Self, DaemonError> {
+        let catch = |kind| signal(kind).map_err(DaemonError::system("catch signals"));
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?,
-            terminate: signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?,
-            hangup: signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?,
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
         })
     }
 }
 
-/// All that the slow half has.
+/// The components, each of which owns its state.
 pub(super) struct EventLoop {
-    pub(super) config: Config,
-    pub(super) reread: Reread,
-    pub(super) state_dir: PathBuf,
-    pub(super) settings: PathBuf,
-    pub(super) watch: HostState,
-    pub(super) guard: TableMonitor,
-    pub(super) record: BanRecorder,
-    pub(super) log: LogWriter,
-    pub(super) inbox: Inbox,
-    pub(super) events: Sender,
+    pub(super) config: ConfigSource,
+    pub(super) host_state: HostState,
+    pub(super) table_monitor: TableMonitor,
+    pub(super) sensor: SensorHandle,
+    pub(super) sink: EventSink,
     pub(super) received: Receiver,
-    pub(super) control: Option<Server>,
     pub(super) scrapes: Option<Scrapes>,
-    pub(super) run_state: RunState,
-    pub(super) supervisor: Systemd,
-    pub(super) alone: InstanceLock,
+    pub(super) systemd: Systemd,
+    pub(super) instance_lock: InstanceLock,
     pub(super) sandbox: Sandbox,
-    /// Who runs commands, where any are run.
-    pub(super) commands: Option<Commands>,
-    /// Why the host cannot be read at the moment.
-    pub(super) trouble: Option<String>,
-    /// When the trial ends, unless somebody confirms.
-    pub(super) trial: Option<Instant>,
-    /// The trial has ended, and nobody is blocked.
-    pub(super) logs_only: bool,
+    pub(super) command_helper: Option<CommandHelper>,
+    pub(super) trial: Trial,
+    pub(super) uptime: Uptime,
+    pub(super) host_error: HostErrorReport,
 }
 
-/// The next thing that there is to do.
 enum Next {
     End,
-    Gone(DaemonError),
+    SensorEnded(DaemonError),
     Reload,
     Event(Event),
-    Orders(Result<Vec<SensorCommand>, DaemonError>),
-    Table(Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>),
+    HostChanged(Result<Vec<SensorCommand>, DaemonError>),
+    TableChanged(Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>),
     Request(IncomingRequest),
-    Scraped(oneshot::Sender<String>),
-    TrialOver,
-    Named,
-    RingSizer,
+    Scrape(oneshot::Sender<String>),
+    TrialExpired,
+    FloodBegins,
+    Tick,
 }
 
 impl EventLoop {
@@ -111,199 +99,150 @@ impl EventLoop {
         signals: &mut Signals,
         end: &mut oneshot::Receiver<Result<(), SensorError>>,
     ) -> Result<(), DaemonError> {
-        let mut listeners = tokio::time::interval(LISTENERS);
-        listeners.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let next = tokio::select! {
                 _ = signals.interrupt.recv() => Next::End,
                 _ = signals.terminate.recv() => Next::End,
                 _ = signals.hangup.recv() => Next::Reload,
-                result = &mut *end => Next::Gone(gone(result)),
+                result = &mut *end => Next::SensorEnded(sensor_error(result)),
                 event = self.received.receive() => Next::Event(event),
-                changed = self.watch.changed() => Next::Orders(changed),
-                changed = self.guard.changed() => Next::Table(changed),
-                request = next_request(&mut self.control) => Next::Request(request),
-                place = scraped(&mut self.scrapes) => Next::Scraped(place),
-                () = over(self.trial) => Next::TrialOver,
-                () = self.log.named() => Next::Named,
-                () = self.run_state.metrics.flood.notified() => {
-                    self.watch.crowded();
-                    Next::RingSizer
-                }
-                _ = listeners.tick() => {
-                    self.say_losses();
-                    self.alone.hang_up();
-                    if self.supervisor.is_due() {
-                        self.deliver(SensorCommand::Heartbeat);
-                    }
-                    self.ensure_prefix_sets().await;
-                    Next::Orders(self.watch.tick().await)
-                }
+                changed = self.host_state.changed() => Next::HostChanged(changed),
+                changed = self.table_monitor.changed() => Next::TableChanged(changed),
+                request = self.sink.next_request() => Next::Request(request),
+                place = next_scrape(&mut self.scrapes) => Next::Scrape(place),
+                () = self.trial.expired() => Next::TrialExpired,
+                () = self.sensor.metrics().flood.notified() => Next::FloodBegins,
+                _ = ticks.tick() => Next::Tick,
             };
             match next {
                 Next::End => return Ok(()),
-                Next::Gone(error) => return Err(error),
-                Next::Reload => drop(self.reload("SIGHUP").await),
-                Next::Event(event) => self.take(&event),
-                Next::Orders(changed) => self.follow_host(changed),
-                Next::Table(changed) => {
-                    // Done first, then said: who reads the line may count on it.
-                    let (orders, said) = match changed {
-                        Ok((orders, said)) => (Ok(orders), said),
-                        Err(error) => (Err(error), Vec::new()),
-                    };
-                    self.follow(orders);
-                    said.into_iter().for_each(|what| self.say(what));
-                }
+                Next::SensorEnded(error) => return Err(error),
+                Next::Reload => drop(self.control_handler().reload("SIGHUP").await),
+                Next::Event(event) => self.dispatch(&event),
+                Next::HostChanged(changed) => self.follow_host(changed),
+                Next::TableChanged(changed) => self.follow_table(changed),
                 Next::Request(request) => {
                     panic_guard::failpoint("shell");
-                    self.handle_request(request).await;
+                    self.control_handler().handle_request(request).await;
                 }
-                Next::Scraped(place) => self.scrape(place),
-                Next::TrialOver => self.end_trial(),
-                // The lines are written.
-                Next::Named => {}
-                Next::RingSizer => self.ensure_prefix_sets().await,
+                Next::Scrape(place) => self.control_handler().scrape(place),
+                Next::TrialExpired => self.end_trial(),
+                Next::FloodBegins => {
+                    self.host_state.flood_begins();
+                    self.resize_ring().await;
+                }
+                Next::Tick => self.tick().await,
             }
         }
     }
 
-    /// Gives the capture the room that it needs.
-    async fn ensure_prefix_sets(&mut self) {
-        let room = self.watch.ensure_prefix_sets(&self.run_state.metrics).await;
-        room.into_iter().for_each(|order| self.deliver(order));
-    }
-
-    /// What cannot be read now is tried again with every tick: that is said once, and once that it is over.
-    fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
-        let trouble = changed.as_ref().err().map(ToString::to_string);
-        if trouble != self.trouble {
-            self.say(match &trouble {
-                Some(error) => {
-                    EventKind::Error(format!("{error}; it is tried again, and what was known until now holds"))
-                }
-                None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
-            });
-            self.trouble = trouble;
-        }
-        changed.into_iter().flatten().for_each(|order| self.deliver(order));
-    }
-
-    fn follow(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
-        match changed {
-            Ok(orders) => orders.into_iter().for_each(|order| self.deliver(order)),
-            // What cannot be read now is tried again; until then the last state holds.
-            Err(error) => self.say(EventKind::Error(error.to_string())),
+    fn control_handler(&mut self) -> ControlHandler<'_> {
+        ControlHandler {
+            config: &mut self.config,
+            host_state: &mut self.host_state,
+            sensor: &self.sensor,
+            sink: &mut self.sink,
+            trial: &mut self.trial,
+            sandbox: &self.sandbox,
+            command_helper: self.command_helper.as_ref(),
+            uptime: self.uptime,
         }
     }
 
-    /// Puts an order into the sensor's inbox.
-    pub(super) fn deliver(&self, order: SensorCommand) {
-        // A full inbox means that the sensor has been busy with packets for a thousand orders. The next change repeats what
-        // is lost here, because every snapshot is a whole one, and who waits for an answer hears that there is none.
-        let _ = self.inbox.put(order);
-    }
-
-    /// Has everybody know what happened: the ledger, the log, and who watches.
-    fn take(&mut self, event: &Event) {
+    fn dispatch(&mut self, event: &Event) {
         if matches!(event.what, EventKind::Started) {
             systemd::ready("watching");
         }
-        let watch = &self.watch;
-        self.record.note(event, |index| watch.interface(index), &self.config.block.method);
-        self.log.write(event);
-        if let Some(control) = &self.control {
-            control.publish(event);
+        let host_state = &self.host_state;
+        self.sink.dispatch(event, |index| host_state.interface(index));
+    }
+
+    async fn tick(&mut self) {
+        self.sink.report_lost(self.received.dropped());
+        self.instance_lock.hang_up();
+        if self.systemd.is_due() {
+            self.sensor.send(SensorCommand::Heartbeat);
         }
-        self.run_state.last_event = Some(event.clone());
+        self.resize_ring().await;
+        let changed = self.host_state.tick().await;
+        self.follow_host(changed);
     }
 
-    /// Has everybody know of `what`, now.
-    pub(super) fn say(&mut self, what: EventKind) {
-        self.take(&Event::now(what));
+    async fn resize_ring(&mut self) {
+        self.sensor.send_all(self.host_state.resize_ring(self.sensor.metrics()).await);
     }
 
-    /// True where sources are blocked.
-    pub(super) fn enforces(&self) -> bool {
-        let blocks = [&self.config.tcp, &self.config.udp].into_iter().any(|one| one.block == BlockPolicy::Yes);
-        blocks && !self.logs_only
-    }
-
-    /// The settings may stay.
-    pub(super) fn confirm(&mut self, by: &str) -> Reply {
-        if self.logs_only {
-            let error = "the trial is over, and nobody is blocked any more: restart it to try again";
-            return Err(Failure::new(ErrorKind::Refused, error));
+    fn follow_host(&mut self, changed: Result<Vec<SensorCommand>, DaemonError>) {
+        if let Some(kind) = self.host_error.update(changed.as_ref().err()) {
+            self.sink.emit(kind);
         }
-        if self.trial.take().is_none() {
-            let error = "there is no trial to end: it runs without --confirm, or is confirmed already";
-            return Err(Failure::new(ErrorKind::Refused, error));
-        }
-        self.say(EventKind::Note(format!("{by} has confirmed: blocking goes on")));
-        Ok(Answer::Confirmed {})
+        self.sensor.send_all(changed.into_iter().flatten());
     }
 
-    /// Nobody confirmed: whoever started this may be locked out by it.
+    fn follow_table(&mut self, changed: Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>) {
+        match changed {
+            // Commands first: a line in the log says what has been done.
+            Ok((commands, events)) => {
+                self.sensor.send_all(commands);
+                events.into_iter().for_each(|kind| self.sink.emit(kind));
+            }
+            // What cannot be read now is tried again; until then the last state holds.
+            Err(error) => self.sink.emit(EventKind::Error(error.to_string())),
+        }
+    }
+
+    /// The operator has not confirmed, and may be locked out.
     fn end_trial(&mut self) {
-        self.trial = None;
-        self.logs_only = true;
-        self.say(EventKind::Note(
+        self.trial.end();
+        self.sink.emit(EventKind::Note(
             "nobody confirmed in time: all bans are lifted, and from now on scans are only logged".to_owned(),
         ));
-        self.deliver(SensorCommand::LogOnly);
-        drop(self.lift(None, "the end of the trial".to_owned()));
+        self.sensor.send(SensorCommand::LogOnly);
+        drop(unban::lift(&self.sensor, &self.sink, None, "the end of the trial".to_owned()));
     }
 
-    fn say_losses(&mut self) {
-        self.log.turn_minute();
-        let lost = self.received.dropped();
-        self.run_state.lost += lost;
-        if lost > 0 {
-            self.say(EventKind::Error(format!("{lost} events came faster than they could be logged")));
-        }
-    }
-
-    /// Takes in what the sensor has said until now, and ends.
+    /// Takes in what the sensor has reported until now, and ends.
     pub(super) fn close(mut self) {
         systemd::stopping();
         while let Some(event) = self.received.poll() {
-            self.take(&event);
+            self.dispatch(&event);
         }
-        if let Some(what) = std::mem::take(&mut self.record).close() {
-            self.log.write(&Event::now(what));
-        }
-        self.say_losses();
-        self.log.write(&Event::now(EventKind::Stopped));
+        self.sink.close(self.received.dropped());
     }
 }
 
-fn gone(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> DaemonError {
+/// What cannot be read of the host is tried again with every tick: that is reported once, and once that it is over.
+#[derive(Default)]
+pub(super) struct HostErrorReport(Option<String>);
+
+impl HostErrorReport {
+    /// What is to be reported where this is the error now.
+    fn update(&mut self, error: Option<&DaemonError>) -> Option<EventKind> {
+        let error = error.map(ToString::to_string);
+        if error == self.0 {
+            return None;
+        }
+        self.0 = error;
+        Some(match &self.0 {
+            Some(error) => EventKind::Error(format!("{error}; it is tried again, and what was known until now holds")),
+            None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
+        })
+    }
+}
+
+fn sensor_error(result: Result<Result<(), SensorError>, oneshot::error::RecvError>) -> DaemonError {
     match result {
         Ok(Err(error)) => error.into(),
         Ok(Ok(())) | Err(_) => DaemonError::SensorGone,
     }
 }
 
-/// The next request of an operator; never, where there is no socket.
-async fn next_request(control: &mut Option<Server>) -> IncomingRequest {
-    match control {
-        Some(control) => control.next_request().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The next request for the figures; never, where nobody may ask.
-async fn scraped(scrapes: &mut Option<Scrapes>) -> oneshot::Sender<String> {
+/// The next request for the metrics; never, where they are not served.
+async fn next_scrape(scrapes: &mut Option<Scrapes>) -> oneshot::Sender<String> {
     match scrapes {
         Some(scrapes) => scrapes.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until then; for ever, where there is no end.
-async fn over(end: Option<Instant>) {
-    match end {
-        Some(end) => tokio::time::sleep_until(end.into()).await,
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }

@@ -23,7 +23,6 @@ struct IgnoreFile {
     wrong: bool,
 }
 
-/// The files.
 pub(super) struct IgnoreFiles(Vec<IgnoreFile>);
 
 impl IgnoreFiles {
@@ -39,7 +38,6 @@ impl IgnoreFiles {
         Ok(Self(watches.into_iter().zip(read).map(file).collect()))
     }
 
-    /// The networks of all files.
     pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.0.iter().flat_map(|file| file.networks.iter().copied())
     }

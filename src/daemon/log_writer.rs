@@ -6,32 +6,21 @@ use std::future::pending;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::deadline;
 use super::reverse_dns::ReverseDns;
-use crate::config::{LogTarget, Report};
+use crate::config::Report;
 use crate::events::channel::Sender;
 use crate::events::classic_log;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
-use crate::events::log::{self, Rate, Target};
+use crate::events::log::{self, Rate};
 
 /// How long a line waits for a name. Most name servers answer within a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Lines that wait. Beyond it the oldest one goes without a name.
 const MOST: usize = 1_024;
 
-/// Where `target` is.
-#[must_use]
-pub fn target(target: LogTarget) -> Target {
-    match target {
-        LogTarget::Auto => Target::Auto,
-        LogTarget::Stderr => Target::Stderr,
-        LogTarget::Journal => Target::Journal,
-        LogTarget::Syslog => Target::Syslog,
-    }
-}
-
-/// Writes what happens.
 pub(super) struct LogWriter {
     rate: Rate,
     /// `None` where lines name nobody.
@@ -116,7 +105,6 @@ impl LogWriter {
     }
 }
 
-/// Lines that wait for names.
 struct Naming {
     hosts: ReverseDns,
     waiting: VecDeque<Waiting>,
@@ -159,7 +147,7 @@ impl Naming {
         let until = self.waiting.front().map(|line| line.until);
         tokio::select! {
             () = self.hosts.answered() => {}
-            () = over(until) => {}
+            () = deadline::reached(until) => {}
         }
         self.go(Instant::now());
     }
@@ -185,14 +173,6 @@ impl Naming {
     }
 }
 
-/// Waits until then; for ever, where there is no end.
-async fn over(end: Option<Instant>) {
-    match end {
-        Some(end) => tokio::time::sleep_until(end.into()).await,
-        None => pending().await,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
@@ -204,10 +184,6 @@ mod tests {
 
     thread_local! {
         static WRITTEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-    }
-
-    fn run<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
     }
 
     fn naming(lookup: fn(IpAddr) -> Option<String>) -> Naming {
@@ -232,8 +208,8 @@ mod tests {
         Event::now(EventKind::Note(text.to_owned()))
     }
 
-    #[test]
-    fn lines_keep_their_order_and_wait_two_seconds_at_most() {
+    #[tokio::test]
+    async fn lines_keep_their_order_and_wait_two_seconds_at_most() {
         static FREE: AtomicUsize = AtomicUsize::new(0);
         let lookup = |address: IpAddr| match address.to_string().as_str() {
             "10.0.0.1" => {
@@ -245,58 +221,52 @@ mod tests {
             "10.0.0.2" => Some("quick.example".to_owned()),
             _ => None,
         };
-        run(async {
-            let mut naming = naming(lookup);
-            let begin = Instant::now();
-            naming.put(&note("first"), begin);
-            assert_eq!(written(), ["adminalert: first"], "nothing to wait for");
-            for event in [repeated("10.0.0.1"), note("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
-                naming.put(&event, Instant::now());
-            }
-            while begin.elapsed() < Duration::from_millis(1_500) {
-                let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
-            }
-            assert_eq!(written(), [""; 0], "the quick ones wait for their turn");
-            naming.turn().await;
-            let took = begin.elapsed();
-            assert_eq!(
-                written(),
-                ["10.0.0.1/10.0.0.1", "adminalert: second", "quick.example/10.0.0.2", "10.0.0.3/10.0.0.3"]
-            );
-            assert!((PATIENCE..PATIENCE * 2).contains(&took), "{took:?}");
-            FREE.store(1, Ordering::SeqCst);
-            naming.turn().await;
-            naming.put(&repeated("10.0.0.1"), Instant::now());
-            assert_eq!(written(), ["late.example/10.0.0.1"], "an answer that came late is known the next time");
-        });
+        let mut naming = naming(lookup);
+        let begin = Instant::now();
+        naming.put(&note("first"), begin);
+        assert_eq!(written(), ["adminalert: first"], "nothing to wait for");
+        for event in [repeated("10.0.0.1"), note("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
+            naming.put(&event, Instant::now());
+        }
+        while begin.elapsed() < Duration::from_millis(1_500) {
+            let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
+        }
+        assert_eq!(written(), [""; 0], "the quick ones wait for their turn");
+        naming.turn().await;
+        let took = begin.elapsed();
+        assert_eq!(
+            written(),
+            ["10.0.0.1/10.0.0.1", "adminalert: second", "quick.example/10.0.0.2", "10.0.0.3/10.0.0.3"]
+        );
+        assert!((PATIENCE..PATIENCE * 2).contains(&took), "{took:?}");
+        FREE.store(1, Ordering::SeqCst);
+        naming.turn().await;
+        naming.put(&repeated("10.0.0.1"), Instant::now());
+        assert_eq!(written(), ["late.example/10.0.0.1"], "an answer that came late is known the next time");
     }
 
-    #[test]
-    fn lines_that_wait_are_bounded_and_none_is_lost() {
-        run(async {
-            let mut naming = naming(|_| {
-                std::thread::sleep(Duration::from_millis(500));
-                None
-            });
-            let now = Instant::now();
-            for number in 0..5_000_u32 {
-                naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now);
-                assert!(naming.waiting.len() <= MOST);
-            }
-            assert_eq!(written().len(), 5_000 - MOST);
-            naming.put(&Event::now(EventKind::Stopped), now);
-            let rest = written();
-            assert_eq!(rest.len(), MOST + 1, "the end waits for nobody");
-            assert!(rest.last().unwrap().starts_with("securityalert:"));
+    #[tokio::test]
+    async fn lines_that_wait_are_bounded_and_none_is_lost() {
+        let mut naming = naming(|_| {
+            std::thread::sleep(Duration::from_millis(500));
+            None
         });
+        let now = Instant::now();
+        for number in 0..5_000_u32 {
+            naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now);
+            assert!(naming.waiting.len() <= MOST);
+        }
+        assert_eq!(written().len(), 5_000 - MOST);
+        naming.put(&Event::now(EventKind::Stopped), now);
+        let rest = written();
+        assert_eq!(rest.len(), MOST + 1, "the end waits for nobody");
+        assert!(rest.last().unwrap().starts_with("securityalert:"));
     }
 
-    #[test]
-    fn a_network_has_no_name() {
-        run(async {
-            let mut naming = naming(|_| Some("chosen.example".to_owned()));
-            naming.put(&repeated("2001:db8::/64"), Instant::now());
-            assert_eq!(written(), ["2001:db8::/2001:db8::"]);
-        });
+    #[tokio::test]
+    async fn a_network_has_no_name() {
+        let mut naming = naming(|_| Some("chosen.example".to_owned()));
+        naming.put(&repeated("2001:db8::/64"), Instant::now());
+        assert_eq!(written(), ["2001:db8::/2001:db8::"]);
     }
 }

@@ -1,5 +1,4 @@
-//! Addresses to the names that their owners give them. Looked up beside the packets' way, few at one time, and kept for
-//! some minutes; nobody has to wait for an answer.
+//! Looks up the host names of addresses for log lines: few at one time, kept for some minutes, without ever blocking.
 //!
 //! Whoever owns an address chooses what its reverse look-up says. So a name counts only if it has nothing but letters,
 //! digits, ".", "-" and "_", cannot be taken for an address, and leads back to the address that it was found for.
@@ -7,23 +6,20 @@
 //! Read with: getnameinfo(3), getaddrinfo(3), RFC 1912 section 2.1.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::pending;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use tokio::task::{Id, JoinError, JoinSet};
-
 use crate::config::parse_name;
+use crate::host::lookup::LookupPool;
 
 /// How long an answer counts, also that there is no name.
-const KEPT: Duration = Duration::from_secs(300);
+const KEEP: Duration = Duration::from_secs(300);
 /// Answers that are kept; the oldest goes first.
-const MOST: usize = 4_096;
+const MAX_KNOWN: usize = 4_096;
 /// Addresses that wait for a look-up.
-const MOST_WAITING: usize = 1_024;
-/// Look-ups at one time. Each takes a thread, and name servers that are down hold it for half a minute.
-const AT_ONCE: usize = 4;
+const MAX_WAITING: usize = 1_024;
+const MAX_CONCURRENT: usize = 4;
 
 /// What the system says of an address.
 type Lookup = fn(IpAddr) -> Option<String>;
@@ -43,12 +39,10 @@ pub(super) struct ReverseDns {
     known: VecDeque<(IpAddr, Instant)>,
     /// Those that wait for a look-up, and how long anybody waits for them.
     waiting: VecDeque<(IpAddr, Instant)>,
-    looking: Vec<(Id, IpAddr)>,
-    lookups: JoinSet<Option<String>>,
+    lookups: LookupPool<IpAddr, Option<String>>,
 }
 
 impl ReverseDns {
-    /// Nothing is known yet.
     pub(super) fn new() -> Self {
         Self::with(look_up)
     }
@@ -59,8 +53,7 @@ impl ReverseDns {
             states: HashMap::new(),
             known: VecDeque::new(),
             waiting: VecDeque::new(),
-            looking: Vec::new(),
-            lookups: JoinSet::new(),
+            lookups: LookupPool::new(MAX_CONCURRENT),
         }
     }
 
@@ -78,7 +71,7 @@ impl ReverseDns {
             self.states.remove(late);
             self.waiting.pop_front();
         }
-        if !self.states.contains_key(&address) && self.waiting.len() < MOST_WAITING {
+        if !self.states.contains_key(&address) && self.waiting.len() < MAX_WAITING {
             self.states.insert(address, State::Asked);
             self.waiting.push_back((address, until));
         }
@@ -95,39 +88,32 @@ impl ReverseDns {
 
     /// Waits until a look-up ends. Safe to cancel.
     pub(super) async fn answered(&mut self) {
-        let Some(ended) = self.lookups.join_next_with_id().await else { return pending().await };
+        let (address, name) = self.lookups.next().await;
         let now = Instant::now();
-        self.absorb(now, ended);
+        self.absorb(now, address, name.flatten());
         self.begin(now);
     }
 
     fn begin(&mut self, now: Instant) {
         let lookup = self.lookup;
-        while self.looking.len() < AT_ONCE
+        while self.lookups.room() > 0
             && let Some((address, until)) = self.waiting.pop_front()
         {
             if until <= now {
                 self.states.remove(&address);
             } else {
-                let task = self.lookups.spawn_blocking(move || lookup(address));
-                self.looking.push((task.id(), address));
+                self.lookups.start(address, now, move || lookup(address));
             }
         }
     }
 
-    fn absorb(&mut self, now: Instant, ended: Result<(Id, Option<String>), JoinError>) {
-        let (id, name) = match ended {
-            Ok((id, name)) => (id, name),
-            Err(error) => (error.id(), None),
-        };
-        let Some(place) = self.looking.iter().position(|(looking, _)| *looking == id) else { return };
-        let (_, address) = self.looking.swap_remove(place);
-        if self.known.len() >= MOST
+    fn absorb(&mut self, now: Instant, address: IpAddr, name: Option<String>) {
+        if self.known.len() >= MAX_KNOWN
             && let Some((oldest, _)) = self.known.pop_front()
         {
             self.states.remove(&oldest);
         }
-        self.known.push_back((address, now + KEPT));
+        self.known.push_back((address, now + KEEP));
         self.states.insert(address, State::Known(name));
     }
 }
@@ -157,10 +143,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-
-    fn run<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
-    }
 
     fn address(number: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x0a00_0000 + number).into()
@@ -216,8 +198,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_address_is_looked_up_once_in_five_minutes_and_a_few_at_one_time() {
+    #[tokio::test]
+    async fn an_address_is_looked_up_once_in_five_minutes_and_a_few_at_one_time() {
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
         static RAN: AtomicUsize = AtomicUsize::new(0);
@@ -228,27 +210,25 @@ mod tests {
             RUNNING.fetch_sub(1, Ordering::SeqCst);
             Some("a.example".to_owned())
         };
-        run(async {
-            let now = Instant::now();
-            let until = now + Duration::from_secs(60);
-            let mut hosts = ReverseDns::with(lookup);
-            (0..64).chain(0..64).for_each(|number| hosts.ask(address(number), now, until));
-            assert_eq!(hosts.answer(address(1)), None);
-            while hosts.states.values().any(|state| matches!(state, State::Asked)) {
-                hosts.answered().await;
-            }
-            assert_eq!(hosts.answer(address(1)), Some(Some("a.example")));
-            hosts.ask(address(1), now + KEPT / 2, until);
-            assert_eq!(ASKED.load(Ordering::SeqCst), 64);
-            hosts.ask(address(1), now + KEPT * 2, now + KEPT * 3);
+        let now = Instant::now();
+        let until = now + Duration::from_secs(60);
+        let mut hosts = ReverseDns::with(lookup);
+        (0..64).chain(0..64).for_each(|number| hosts.ask(address(number), now, until));
+        assert_eq!(hosts.answer(address(1)), None);
+        while hosts.states.values().any(|state| matches!(state, State::Asked)) {
             hosts.answered().await;
-            assert_eq!((ASKED.load(Ordering::SeqCst), hosts.states.len()), (65, 1), "the rest is forgotten");
-            assert!((2..=AT_ONCE).contains(&RAN.load(Ordering::SeqCst)));
-        });
+        }
+        assert_eq!(hosts.answer(address(1)), Some(Some("a.example")));
+        hosts.ask(address(1), now + KEEP / 2, until);
+        assert_eq!(ASKED.load(Ordering::SeqCst), 64);
+        hosts.ask(address(1), now + KEEP * 2, now + KEEP * 3);
+        hosts.answered().await;
+        assert_eq!((ASKED.load(Ordering::SeqCst), hosts.states.len()), (65, 1), "the rest is forgotten");
+        assert!((2..=MAX_CONCURRENT).contains(&RAN.load(Ordering::SeqCst)));
     }
 
-    #[test]
-    fn what_is_kept_has_an_end_and_nobody_is_looked_up_for_whom_no_line_waits() {
+    #[tokio::test]
+    async fn what_is_kept_has_an_end_and_nobody_is_looked_up_for_whom_no_line_waits() {
         static FREE: AtomicUsize = AtomicUsize::new(0);
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: IpAddr| {
@@ -258,30 +238,27 @@ mod tests {
             }
             None
         };
-        run(async {
-            let now = Instant::now();
-            let mut hosts = ReverseDns::with(lookup);
-            (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
-            assert_eq!(hosts.states.len(), MOST_WAITING + AT_ONCE);
-            FREE.store(1, Ordering::SeqCst);
-            // All but those that had begun are of no use any more.
-            hosts.begin(now + Duration::from_secs(2));
-            for _ in 0..AT_ONCE {
-                hosts.answered().await;
-            }
-            hosts.begin(now + Duration::from_secs(2));
-            while !hosts.looking.is_empty() {
-                hosts.answered().await;
-            }
-            assert!(hosts.waiting.is_empty());
-            let before = ASKED.load(Ordering::SeqCst);
-            for number in 0..u32::try_from(MOST).unwrap() + 10 {
-                let id = hosts.lookups.spawn_blocking(|| None).id();
-                hosts.looking.push((id, address(200_000 + number)));
-                hosts.answered().await;
-            }
-            assert_eq!((hosts.states.len(), hosts.known.len()), (MOST, MOST));
-            assert_eq!(ASKED.load(Ordering::SeqCst), before);
-        });
+        let now = Instant::now();
+        let mut hosts = ReverseDns::with(lookup);
+        (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
+        assert_eq!(hosts.states.len(), MAX_WAITING + MAX_CONCURRENT);
+        FREE.store(1, Ordering::SeqCst);
+        // All but those that had begun are of no use any more.
+        hosts.begin(now + Duration::from_secs(2));
+        for _ in 0..MAX_CONCURRENT {
+            hosts.answered().await;
+        }
+        hosts.begin(now + Duration::from_secs(2));
+        while !hosts.lookups.is_empty() {
+            hosts.answered().await;
+        }
+        assert!(hosts.waiting.is_empty());
+        let before = ASKED.load(Ordering::SeqCst);
+        for number in 0..u32::try_from(MAX_KNOWN).unwrap() + 10 {
+            hosts.lookups.start(address(200_000 + number), now, || None);
+            hosts.answered().await;
+        }
+        assert_eq!((hosts.states.len(), hosts.known.len()), (MAX_KNOWN, MAX_KNOWN));
+        assert_eq!(ASKED.load(Ordering::SeqCst), before);
     }
 }

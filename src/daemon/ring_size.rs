@@ -1,21 +1,21 @@
-//! How much room the capture has: little, so that an idle program is small, and more while packets come so fast that a moment
-//! without the processor would cost some.
+//! Chooses the size of the capture ring: small, so that an idle program is small, and large while packets come so fast that
+//! a moment without the processor would lose some.
 
 use std::time::{Duration, Instant};
 
 use crate::capture::live::Ring;
 
-/// Packets a second that need more room. A scan has as many for a moment at most.
+/// Packets a second that need the large ring. A scan has as many for a moment at most.
 const FAST: f64 = 20_000.0;
 
-/// How long packets come slowly before the room is given back: floods come in waves, and each change costs a filter.
+/// How long packets come slowly before the usual ring comes back: floods come in waves, and each change costs a filter.
 const CALM: Duration = Duration::from_secs(60);
 
 /// The capture's ring, and when packets last came too fast for the usual one.
 pub(super) struct RingSizer {
     ring: Ring,
     flood: Option<Instant>,
-    looked: Instant,
+    last: Instant,
     frames: u64,
     dropped: u64,
     /// A larger one could not be had: until then none is asked for.
@@ -24,41 +24,38 @@ pub(super) struct RingSizer {
 
 impl RingSizer {
     pub(super) fn new(now: Instant) -> Self {
-        Self { ring: Ring::Usual, flood: None, looked: now, frames: 0, dropped: 0, refused: None }
+        Self { ring: Ring::Usual, flood: None, last: now, frames: 0, dropped: 0, refused: None }
     }
 
-    /// The ring that there is.
     pub(super) fn ring(&self) -> Ring {
         self.ring
     }
 
-    /// Somebody who sees packets one by one says that they come fast.
-    pub(super) fn crowded(&mut self, now: Instant) {
+    /// The sensor, which sees packets one by one, reports that they come fast.
+    pub(super) fn flood_begins(&mut self, now: Instant) {
         self.flood = Some(now);
     }
 
     /// The ring that there should be in the place of the present one; so many frames have come and been lost until now.
-    pub(super) fn look(&mut self, now: Instant, frames: u64, dropped: u64) -> Option<Ring> {
-        let span = now.saturating_duration_since(self.looked).as_secs_f64();
+    pub(super) fn wanted(&mut self, now: Instant, frames: u64, dropped: u64) -> Option<Ring> {
+        let span = now.saturating_duration_since(self.last).as_secs_f64();
         let new = frames.wrapping_sub(self.frames);
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let is_fast = new as f64 > FAST * span.max(1.0);
         if is_fast || dropped != self.dropped {
             self.flood = Some(now);
         }
-        (self.looked, self.frames, self.dropped) = (now, frames, dropped);
+        (self.last, self.frames, self.dropped) = (now, frames, dropped);
         self.flood = self.flood.filter(|last| now.saturating_duration_since(*last) < CALM);
         self.refused = self.refused.filter(|until| *until > now);
         let wanted = if self.flood.is_some() { Ring::Large } else { Ring::Usual };
         (wanted != self.ring && self.refused.is_none()).then_some(wanted)
     }
 
-    /// The capture has this ring from now on.
-    pub(super) fn has(&mut self, ring: Ring) {
+    pub(super) fn resized(&mut self, ring: Ring) {
         self.ring = ring;
     }
 
-    /// It could not be had.
     pub(super) fn refused(&mut self, now: Instant) {
         self.refused = now.checked_add(CALM);
     }
@@ -73,44 +70,44 @@ mod tests {
     #[test]
     fn a_scan_needs_no_more_room_and_a_flood_does_until_it_has_been_calm_for_a_minute() {
         let mut now = Instant::now();
-        let mut room = RingSizer::new(now);
+        let mut sizer = RingSizer::new(now);
         now += SECOND;
-        assert_eq!(room.look(now, 10_000, 0), None);
+        assert_eq!(sizer.wanted(now, 10_000, 0), None);
         now += SECOND;
-        assert_eq!(room.look(now, 40_000, 0), Some(Ring::Large));
-        room.has(Ring::Large);
+        assert_eq!(sizer.wanted(now, 40_000, 0), Some(Ring::Large));
+        sizer.resized(Ring::Large);
         for _ in 1..60 {
             now += SECOND;
-            assert_eq!(room.look(now, 40_000, 0), None);
+            assert_eq!(sizer.wanted(now, 40_000, 0), None);
         }
         now += SECOND;
-        assert_eq!(room.look(now, 40_000, 0), Some(Ring::Usual));
+        assert_eq!(sizer.wanted(now, 40_000, 0), Some(Ring::Usual));
     }
 
     #[test]
     fn so_does_a_packet_that_is_lost_however_few_there_are() {
         let now = Instant::now();
-        assert_eq!(RingSizer::new(now).look(now + SECOND, 10, 1), Some(Ring::Large));
+        assert_eq!(RingSizer::new(now).wanted(now + SECOND, 10, 1), Some(Ring::Large));
     }
 
     #[test]
     fn a_few_milliseconds_of_a_burst_are_no_rate_but_who_sees_them_may_say_so() {
         let now = Instant::now();
-        let mut room = RingSizer::new(now);
-        assert_eq!(room.look(now + Duration::from_millis(10), 1_000, 0), None);
-        room.crowded(now + Duration::from_millis(20));
-        assert_eq!(room.look(now + Duration::from_millis(20), 2_000, 0), Some(Ring::Large));
+        let mut sizer = RingSizer::new(now);
+        assert_eq!(sizer.wanted(now + Duration::from_millis(10), 1_000, 0), None);
+        sizer.flood_begins(now + Duration::from_millis(20));
+        assert_eq!(sizer.wanted(now + Duration::from_millis(20), 2_000, 0), Some(Ring::Large));
     }
 
     #[test]
     fn what_is_refused_is_asked_for_again_after_a_minute() {
         let now = Instant::now();
-        let mut room = RingSizer::new(now);
-        room.crowded(now);
-        assert_eq!(room.look(now, 0, 0), Some(Ring::Large));
-        room.refused(now);
-        assert_eq!(room.look(now + SECOND, 1_000_000, 0), None);
-        room.crowded(now + CALM);
-        assert_eq!(room.look(now + CALM, 1_000_000, 0), Some(Ring::Large));
+        let mut sizer = RingSizer::new(now);
+        sizer.flood_begins(now);
+        assert_eq!(sizer.wanted(now, 0, 0), Some(Ring::Large));
+        sizer.refused(now);
+        assert_eq!(sizer.wanted(now + SECOND, 1_000_000, 0), None);
+        sizer.flood_begins(now + CALM);
+        assert_eq!(sizer.wanted(now + CALM, 1_000_000, 0), Some(Ring::Large));
     }
 }

@@ -1,19 +1,19 @@
-//! Settings to what the program needs while it runs under them: files, capabilities and calls. Whatever a part of the
-//! program reads or writes stands here, or that part finds it closed.
+//! The sandbox that a configuration allows: files, capabilities and system calls. Whatever a part of the program reads or
+//! writes has to be listed here, or that part finds it closed.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Places, backends};
-use crate::config::{BlockPolicy, Config, Mode};
-use crate::sandbox::{Policy, Sandbox, Untrusted, only_ours};
+use super::config_source::Places;
+use crate::config::{Config, Mode};
+use crate::sandbox::{Policy, Sandbox};
 use crate::types::Backend;
 
-/// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::netlink`]); the kernel's
+/// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::host`]); the kernel's
 /// settings; and randomness for SQLite. Folders, where files in them are replaced.
-const HOST: [&str; 12] = [
+const HOST_FILES: [&str; 12] = [
     "/etc/resolv.conf",
     "/run/systemd",
     "/run/NetworkManager",
@@ -29,34 +29,34 @@ const HOST: [&str; 12] = [
 ];
 
 /// What look-ups of names read. A reload may ask for names, so these are open in any case.
-const NAMES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
+const NAME_FILES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"];
 
 /// Where the libraries are that such look-ups load.
 const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
 
-/// What `config` needs.
-pub(super) fn of(config: &Config, places: &Places) -> Policy {
+/// What the daemon needs with `config`.
+pub(super) fn of_daemon(config: &Config, places: &Places) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
-    let method = |method| backends::blocks(config) && config.block.method.contains(&method);
+    let method = |method| config.blocks() && config.block.method.contains(&method);
     let protocols = [&config.tcp, &config.udp];
     let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
     let names = config.report.resolve_host || !config.allow.names.is_empty();
-    let mut needs = Policy {
+    let mut policy = Policy {
         own: [Some(places.state_dir.clone()), folder(&places.socket)].into_iter().flatten().collect(),
         settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
-        read: HOST.iter().chain(&NAMES).map(PathBuf::from).collect(),
+        read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
         names,
         ..Policy::default()
     };
     if names {
-        needs.read.extend(LIBRARIES.map(PathBuf::from));
+        policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
-    needs.write.extend(config.report.json_file.as_deref().and_then(folder));
+    policy.write.extend(config.report.json_file.as_deref().and_then(folder));
     if method(Backend::HostsDeny) {
-        replace(&mut needs, &config.block.hosts_deny.file);
+        replace(&mut policy, &config.block.hosts_deny.file);
     }
-    needs
+    policy
 }
 
 /// What the process needs that runs the commands, and which they inherit: any file that its user may open, and the rights
@@ -65,33 +65,10 @@ pub(super) fn of_commands() -> Policy {
     Policy { commands: true, root: Some("commands have the user that portsentry is started as"), ..Policy::default() }
 }
 
-/// True where commands are run.
-pub(super) fn runs_commands(config: &Config) -> bool {
-    let run = backends::blocks(config) && config.block.method.contains(&Backend::Command);
-    run || [&config.tcp, &config.udp].iter().any(|protocol| protocol.block == BlockPolicy::Run)
-}
-
-/// Refuses what tells this program what to do, and could be changed by somebody else: the settings, the files that they
-/// name, and the commands.
-pub(crate) fn trusted(config: &Config, settings: &Path) -> Result<(), Untrusted> {
-    let commands = [&config.block.run.command, &config.block.run.expire_command];
-    let programs = commands.into_iter().filter_map(|command| command.first()).map(Path::new);
-    let files = config.allow.files.iter().map(PathBuf::as_path);
-    std::iter::once(settings).chain(files).chain(programs).try_for_each(only_ours)
-}
-
-/// A sentence where `config` names a file that is closed since the start.
-pub(super) fn out_of_reach(config: &Config, sandbox: &Sandbox) -> Option<String> {
-    let read = config.allow.files.iter().map(|path| ("allow.files", path, false));
-    let written = config.report.json_file.iter().map(|path| ("report.json_file", path, true));
-    let closed = |(key, path, write): (_, &PathBuf, _)| Some((key, sandbox.out_of_reach(path, write)?));
-    read.chain(written).find_map(closed).map(|(key, why)| format!("{key}: {why}"))
-}
-
 /// Sentences about commands that the daemon could change, though it can choose none.
 pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
-    let commands = [&run.command, &run.expire_command].into_iter().filter(|_| runs_commands(config));
+    let commands = [&run.command, &run.expire_command].into_iter().filter(|_| config.runs_commands());
     let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
     programs
         .into_iter()
@@ -117,12 +94,12 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 }
 
 /// A file of others is replaced as a whole.
-fn replace(needs: &mut Policy, file: &Path) {
+fn replace(policy: &mut Policy, file: &Path) {
     let folder = file.parent().unwrap_or(Path::new("/"));
-    needs.write.push(folder.to_owned());
+    policy.write.push(folder.to_owned());
     if fs::metadata(folder).is_ok_and(|found| found.uid() == 0) {
-        needs.root = Some("hosts.deny lies in a folder of root's");
-        needs.others_files = fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
+        policy.root = Some("hosts.deny lies in a folder of root's");
+        policy.others_files = fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
     }
 }
 
@@ -136,7 +113,7 @@ mod tests {
             socket: "/run/portsentry/portsentry.sock".into(),
             config: "/etc/portsentry/portsentry.toml".into(),
         };
-        of(&Config::parse("test", text).unwrap(), &places)
+        of_daemon(&Config::parse("test", text).unwrap(), &places)
     }
 
     #[test]
@@ -158,7 +135,7 @@ mod tests {
         assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);
         let run = "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]";
         assert_eq!(needs(run), plain, "another process runs them");
-        assert!(runs_commands(&Config::parse("test", run).unwrap()) && of_commands().root.is_some());
+        assert!(Config::parse("test", run).unwrap().runs_commands() && of_commands().root.is_some());
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "nobody is blocked, so nothing is written");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");

@@ -1,5 +1,5 @@
-//! Bans from before the start: what the ledger remembers against what the kernel holds, to orders for the sensor and
-//! changes for the ledger.
+//! Reconciles the bans from before the start: compares what the ledger remembers with what the kernel holds, and sends the
+//! difference to the sensor and to the ledger.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 
 use super::ban_recorder::{Remembered, lifted};
-use super::{DaemonError, system};
+use super::error::DaemonError;
+use super::sensor_handle::SensorHandle;
 use crate::enforce::BanContext;
 use crate::enforce::nft::{BlockError, Generation, Nft};
 use crate::enforce::slow_backends::{Adopted, Orders, Task};
@@ -18,7 +19,7 @@ use crate::events::channel;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Author, Banned, Change, Recorder};
 use crate::panic_guard;
-use crate::sensor::{Inbox, SensorCommand, SensorRequest};
+use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::{Backend, BanTarget, Expiry};
 
 /// Bans from before the start that the sensor takes over between two looks at the packets.
@@ -28,26 +29,25 @@ const ADOPTED_AT_ONCE: usize = 256;
 const RESTORED_AT_ONCE: usize = 10_000;
 
 /// How often the kernel's sets are read where that fails, and how long between two attempts.
-const ATTEMPTS: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(500);
+const MAX_ATTEMPTS: u32 = 10;
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// What there is to adopt, and who wants to know.
 pub(super) struct StartupReconcile {
-    pub(super) inbox: Inbox,
+    pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
     pub(super) recorder: Option<Recorder>,
     pub(super) remembered: Vec<Remembered>,
-    /// The ways to block, in their order.
     pub(super) ways: Vec<Backend>,
     /// Who has a route from an earlier run, and was never heard of.
     pub(super) unheard: Vec<BanTarget>,
     /// The table was not there: whom it holds has been blocked since the start.
-    pub(super) laid_anew: bool,
+    pub(super) table_created: bool,
     /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
     pub(super) marker: PathBuf,
     /// How long a ban lasts of which nobody knows the end.
     pub(super) expire: Expiry,
-    pub(super) hands: Option<Orders>,
+    pub(super) slow_backends: Option<Orders>,
     /// The kernel's sets, for this thread; `None` where nobody is blocked there.
     pub(super) nft: Option<Nft>,
 }
@@ -61,7 +61,7 @@ impl StartupReconcile {
             // What a panic has cut off half-way is found by the marker.
             panic_guard::restart_on_panic(|| self.adopt());
         };
-        thread.spawn(work).map(drop).map_err(system("start a thread"))
+        thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
     }
 
     fn adopt(&mut self) {
@@ -85,12 +85,13 @@ impl StartupReconcile {
                 self.write_line(*subject, self.expire);
             }
             for part in bans.chunks(RESTORED_AT_ONCE) {
-                self.send(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
+                self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
             }
-            self.send(SensorCommand::RemoveStaleRoutes);
+            self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
         } else if !self.ways.contains(&Backend::Nft) {
             // Those who are slow hold the bans; the sensor has to recognise the sources.
-            bans.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
+            bans.chunks(ADOPTED_AT_ONCE)
+                .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         }
     }
 
@@ -98,7 +99,7 @@ impl StartupReconcile {
     /// kernel's sets cannot be read.
     fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
         let (elements, swept) = match self.elements(remembered) {
-            Ok(elements) => (elements, self.laid_anew),
+            Ok(elements) => (elements, self.table_created),
             // Somebody has deleted it since it was laid; the guard has it laid again.
             Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
@@ -113,7 +114,7 @@ impl StartupReconcile {
         let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
         let held = |(subject, remaining)| ActiveBan { subject, length: None, left: expiry(remaining) };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
-        held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
+        held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         let mark = self.nft.as_mut().and_then(Nft::mark);
         if !reconciled.restore.is_empty() {
             // Where even this cannot be written, the next start takes what is missing for lifted, as it would without.
@@ -124,11 +125,11 @@ impl StartupReconcile {
             }
             // An answer comes behind all of them.
             let (sent, done) = oneshot::channel();
-            self.send(SensorCommand::Request(SensorRequest::Count { answer: sent }));
+            self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer: sent }));
             if done.blocking_recv().is_err() {
                 return None;
             }
-            self.look_again(mark, &reconciled.restore);
+            self.restore_missing(mark, &reconciled.restore);
         }
         if interrupted || !reconciled.restore.is_empty() {
             let _ = std::fs::remove_file(&self.marker);
@@ -159,18 +160,20 @@ impl StartupReconcile {
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
             self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), way: Backend::Nft }));
-            narrow.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Adopt(part.to_vec())));
+            narrow
+                .chunks(ADOPTED_AT_ONCE)
+                .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
             if !wide.is_empty() {
-                self.send(SensorCommand::Restore(wide, &[Backend::Nft]));
+                self.sensor.send_blocking(SensorCommand::Restore(wide, &[Backend::Nft]));
             }
         } else {
-            self.send(SensorCommand::Restore(bans.to_vec(), &[Backend::Nft]));
+            self.sensor.send_blocking(SensorCommand::Restore(bans.to_vec(), &[Backend::Nft]));
         }
     }
 
     /// The sensor knows all of these now. Where others changed something since `mark`, they may have swept the sets before it
     /// knew of some, and it has filled them again without those.
-    fn look_again(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
+    fn restore_missing(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
         let Some(nft) = &mut self.nft else { return };
         if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
             return;
@@ -178,7 +181,9 @@ impl StartupReconcile {
         let subjects: Vec<BanTarget> = bans.iter().map(|ban| ban.subject).collect();
         // A table that is gone is laid again with all whom the sensor knows.
         let missing = nft.missing(&subjects).unwrap_or_default();
-        missing.chunks(ADOPTED_AT_ONCE).for_each(|part| self.send(SensorCommand::Repair(Backend::Nft, part.to_vec())));
+        missing
+            .chunks(ADOPTED_AT_ONCE)
+            .for_each(|part| self.sensor.send_blocking(SensorCommand::Repair(Backend::Nft, part.to_vec())));
     }
 
     /// What the kernel holds, and until when. Sets that change faster than they can be read are read again.
@@ -197,9 +202,9 @@ impl StartupReconcile {
         let mut attempt = 1;
         loop {
             match read() {
-                Err(BlockError::Socket(_)) if attempt < ATTEMPTS => {
+                Err(BlockError::Socket(_)) if attempt < MAX_ATTEMPTS => {
                     attempt += 1;
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(RETRY_DELAY);
                 }
                 done => return done,
             }
@@ -208,7 +213,7 @@ impl StartupReconcile {
 
     /// Tells those who are slow which bans are still in force.
     fn hand_over(&self) {
-        let Some(hands) = &self.hands else { return };
+        let Some(slow) = &self.slow_backends else { return };
         let way = |way: &Backend| match way {
             Backend::HostsDeny => Some(Backend::HostsDeny),
             Backend::Command => Some(Backend::Command),
@@ -230,30 +235,24 @@ impl StartupReconcile {
             }
             Adopted { case, methods: Arc::clone(&methods), left: *left }
         };
-        let mut task = Task::Adopt { bans: self.remembered.iter().map(adopted).collect() };
-        while let Err(back) = hands.put(task) {
-            task = back;
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        put(slow, Task::Adopt { bans: self.remembered.iter().map(adopted).collect() });
     }
 
     /// Has a line written for a ban that a crash has kept from having one.
     fn write_line(&self, subject: BanTarget, left: Expiry) {
-        let Some(hands) = self.hands.as_ref().filter(|_| self.ways.contains(&Backend::HostsDeny)) else { return };
+        let Some(slow) = self.slow_backends.as_ref().filter(|_| self.ways.contains(&Backend::HostsDeny)) else {
+            return;
+        };
         let case = BanContext::by_hand(subject, left, SystemTime::now());
-        let mut task = Task::Block { case, methods: Arc::new([Backend::HostsDeny]) };
-        while let Err(back) = hands.put(task) {
-            task = back;
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        put(slow, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
     }
+}
 
-    /// Only this thread waits where the inbox is full.
-    fn send(&self, mut order: SensorCommand) {
-        while let Err(back) = self.inbox.put(order) {
-            order = back;
-            std::thread::sleep(Duration::from_millis(5));
-        }
+/// Only this thread waits where the queue is full.
+fn put(slow: &Orders, mut task: Task) {
+    while let Err(back) = slow.put(task) {
+        task = back;
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -261,14 +260,13 @@ impl StartupReconcile {
 struct Reconciled {
     /// To be put back into the kernel.
     restore: Vec<ActiveBan>,
-    /// For the ledger.
     changes: Vec<Change>,
     /// Held by the kernel, and unknown to the ledger.
     unknown: Vec<(BanTarget, Expiry)>,
 }
 
 /// So many bans do not go by hand one by one: whoever put them back, or swept them away, was killed over it.
-const MANY: usize = 256;
+const MASS_REMOVAL: usize = 256;
 
 /// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
 /// lifted by somebody while the program was down, unless it is too much for that. Where it holds none, or is known to be
@@ -295,7 +293,7 @@ fn reconcile(
         Banned::wanted_by(Author::Import, *subject, now, *expiry, Backend::Nft).into()
     };
     let mut changes: Vec<Change> = unknown.iter().map(added).collect();
-    if swept || incomplete || missing.len() >= MANY {
+    if swept || incomplete || missing.len() >= MASS_REMOVAL {
         return Reconciled { restore: missing, changes, unknown };
     }
     let gone = |ban: &ActiveBan| lifted(ban.subject, "somebody, while portsentry was not running", now);

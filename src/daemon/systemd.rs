@@ -8,7 +8,6 @@ use sd_notify::NotifyState;
 
 use crate::sensor::SensorMetrics;
 
-/// Tells systemd.
 pub(super) struct Systemd {
     /// How often the watchdog wants to hear; `None`: never.
     every: Option<Duration>,
@@ -41,19 +40,16 @@ impl Systemd {
     }
 }
 
-/// The program works.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// New settings are being read.
 pub(super) fn reloading() {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         tell(&[NotifyState::Reloading, now]);
     }
 }
 
-/// The program ends.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

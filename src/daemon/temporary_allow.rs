@@ -1,93 +1,85 @@
-//! Networks that an operator allows for a while, and those that he has blocked although they are protected, while the
-//! program runs.
+//! Networks that an operator allows for a while, and those that were blocked although they are protected. They do not
+//! outlive the program.
 
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-/// How many there may be: more belong into the settings.
-const MOST: usize = 256;
+/// How many there may be of each kind: more belong into the configuration.
+const MAX_ENTRIES: usize = 256;
 
-/// Networks with the time until which they are allowed, or not; `None`: until the program ends.
-#[derive(Default)]
-pub(super) struct TemporaryAllow {
-    allowed: Vec<(IpNet, Option<Instant>)>,
-    forced: Vec<(IpNet, Option<Instant>)>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Allowed,
+    Forced,
 }
 
+struct Entry {
+    network: IpNet,
+    kind: Kind,
+    /// `None`: until the program ends.
+    until: Option<Instant>,
+}
+
+#[derive(Default)]
+pub(super) struct TemporaryAllow(Vec<Entry>);
+
 impl TemporaryAllow {
-    /// Allows `network`; what was said of it before no longer holds.
+    /// Allows `network`; what was set for it before no longer holds.
     ///
     /// # Errors
     /// A sentence where there are too many.
     pub(super) fn add(&mut self, network: IpNet, span: Option<Duration>, now: Instant) -> Result<(), String> {
-        self.forget(network);
-        put(&mut self.allowed, network, span, now)
+        self.insert(network, Kind::Allowed, span, now)
     }
 
-    /// Takes `network` out of whatever protects it; what was said of it before no longer holds.
+    /// Takes `network` out of whatever protects it; what was set for it before no longer holds.
     ///
     /// # Errors
     /// As [`TemporaryAllow::add`].
     pub(super) fn force(&mut self, network: IpNet, span: Option<Duration>, now: Instant) -> Result<(), String> {
-        self.forget(network);
-        put(&mut self.forced, network, span, now)
+        self.insert(network, Kind::Forced, span, now)
     }
 
-    /// Takes back what was said of `network`; true where something was.
-    pub(super) fn forget(&mut self, network: IpNet) -> bool {
-        let before = self.allowed.len() + self.forced.len();
-        self.allowed.retain(|(other, _)| *other != network);
-        self.forced.retain(|(other, _)| *other != network);
-        self.allowed.len() + self.forced.len() != before
+    fn insert(&mut self, network: IpNet, kind: Kind, span: Option<Duration>, now: Instant) -> Result<(), String> {
+        self.retain(|entry| entry.network != network);
+        if self.networks_of(kind).count() >= MAX_ENTRIES {
+            return Err(format!(
+                "there are {MAX_ENTRIES} of them by hand already; write them into the settings and reload"
+            ));
+        }
+        self.0.push(Entry { network, kind, until: span.and_then(|span| now.checked_add(span)) });
+        Ok(())
     }
 
-    /// `network` is protected again, if it was; true where something changed.
-    pub(super) fn forget_forced(&mut self, network: IpNet) -> bool {
-        let before = self.forced.len();
-        self.forced.retain(|(other, _)| *other != network);
-        self.forced.len() != before
-    }
-
-    /// Everything is protected again that was; true where something changed.
-    pub(super) fn forget_all_forced(&mut self) -> bool {
-        !std::mem::take(&mut self.forced).is_empty()
+    /// Protects `network` again, `None`: all that was forced; true where something changed.
+    pub(super) fn unforce(&mut self, network: Option<IpNet>) -> bool {
+        self.retain(|entry| entry.kind != Kind::Forced || network.is_some_and(|network| entry.network != network))
     }
 
     /// Drops what is over; true where something was.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
-        let lists = [&mut self.allowed, &mut self.forced];
-        let mut expired = false;
-        for list in lists {
-            let before = list.len();
-            list.retain(|(_, until)| until.is_none_or(|until| until > now));
-            expired |= list.len() != before;
-        }
-        expired
+        self.retain(|entry| entry.until.is_none_or(|until| until > now))
     }
 
-    /// What is allowed.
+    fn retain(&mut self, keep: impl Fn(&Entry) -> bool) -> bool {
+        let before = self.0.len();
+        self.0.retain(keep);
+        self.0.len() != before
+    }
+
     pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.allowed.iter().map(|(network, _)| *network)
+        self.networks_of(Kind::Allowed)
     }
 
     /// What is blocked although it is protected.
     pub(super) fn forced(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.forced.iter().map(|(network, _)| *network)
+        self.networks_of(Kind::Forced)
     }
-}
 
-fn put(
-    list: &mut Vec<(IpNet, Option<Instant>)>,
-    network: IpNet,
-    span: Option<Duration>,
-    now: Instant,
-) -> Result<(), String> {
-    if list.len() >= MOST {
-        return Err(format!("there are {MOST} of them by hand already; write them into the settings and reload"));
+    fn networks_of(&self, kind: Kind) -> impl Iterator<Item = IpNet> + '_ {
+        self.0.iter().filter(move |entry| entry.kind == kind).map(|entry| entry.network)
     }
-    list.push((network, span.and_then(|span| now.checked_add(span))));
-    Ok(())
 }
 
 #[cfg(test)]
@@ -124,6 +116,6 @@ mod tests {
         assert_eq!((allowance.networks().count(), allowance.forced().count()), (1, 0));
         allowance.force(network, None, now).unwrap();
         assert_eq!((allowance.networks().count(), allowance.forced().count()), (0, 1));
-        assert!(allowance.forget(network) && !allowance.forget(network));
+        assert!(allowance.unforce(Some(network)) && !allowance.unforce(Some(network)));
     }
 }

@@ -2,6 +2,7 @@
 
 mod ban_context;
 pub mod command;
+mod from_config;
 pub mod hosts_deny;
 pub mod nft;
 pub mod route;

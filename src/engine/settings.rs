@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
+use crate::config::{BlockPolicy, Config, Mode, Protocol};
 use crate::types::{Expiry, PortSet};
 
 /// What the packets of one protocol are watched for.
@@ -54,6 +55,42 @@ pub struct Settings {
     pub max_judged: usize,
     /// New bans a minute on evidence that can be forged; above it they last [`CAPPED_BAN`] at most.
     pub max_new_bans_per_minute: u32,
+}
+
+impl Settings {
+    /// What the operator configured.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Self {
+        let watch = |protocol: &Protocol| Watch {
+            // In connect mode only what a decoy accepts is evidence.
+            ports: if protocol.mode == Mode::Connect { PortSet::new() } else { protocol.watched() },
+            response: match protocol.block {
+                BlockPolicy::Yes => Response::Block,
+                BlockPolicy::No => Response::Log,
+                BlockPolicy::Run => Response::Tell,
+            },
+        };
+        Self {
+            tcp: watch(&config.tcp),
+            udp: watch(&config.udp),
+            sctp: config.detect.sctp,
+            icmp: config.detect.icmp,
+            scan_trigger: config.detect.scan_trigger,
+            window: config.detect.window,
+            expiry: config.expire,
+            escalate: Escalation {
+                factor: config.escalate.factor,
+                max: config.escalate.max,
+                forget: config.escalate.forget,
+            },
+            widest: MaxPrefix { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
+            max_sources: usize::try_from(config.detect.max_sources).unwrap_or(usize::MAX),
+            // Four times what one set holds: full sets of both families are half of it, so no active ban is ever evicted. An
+            // evicted ban is not put back after a flush.
+            max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX).saturating_mul(4),
+            max_new_bans_per_minute: config.block.max_new_bans_per_minute,
+        }
+    }
 }
 
 /// What has been counted since the start.

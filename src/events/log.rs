@@ -14,6 +14,7 @@ use super::classic_log;
 use super::event::{Event, EventKind};
 use super::json::EventRecord;
 use super::syslog::{DEV_LOG, Syslog};
+use crate::config::LogTarget;
 
 /// Lines about single probes and short bans, a minute. Other verdicts are never left out; they have bounds of their own.
 const LINES_PER_MINUTE: u32 = 600;
@@ -21,34 +22,21 @@ const LINES_PER_MINUTE: u32 = 600;
 const FAILURES_PER_MINUTE: u32 = 60;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Where lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// To the journal where standard error is connected to it, else to standard error.
-    Auto,
-    /// To standard error.
-    Stderr,
-    /// To the journal.
-    Journal,
-    /// To the syslog daemon.
-    Syslog,
-}
-
 /// Sends what is logged from now on to `target`, and to standard error where that cannot be reached; a line says so.
 ///
 /// # Errors
 /// Where lines go somewhere already.
-pub fn init(target: Target) -> Result<(), TryInitError> {
+pub fn init(target: LogTarget) -> Result<(), TryInitError> {
     let mut said = None;
     let (mut journal, mut syslog) = (None, None);
     match target {
-        Target::Stderr => {}
-        Target::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal().ok()),
-        Target::Journal => match to_journal() {
+        LogTarget::Stderr => {}
+        LogTarget::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal().ok()),
+        LogTarget::Journal => match to_journal() {
             Ok(layer) => journal = Some(layer),
             Err(error) => said = Some(format!("there is no journal: {error}; the log goes to standard error")),
         },
-        Target::Syslog => match Syslog::connect(Path::new(DEV_LOG)) {
+        LogTarget::Syslog => match Syslog::connect(Path::new(DEV_LOG)) {
             Ok(layer) => syslog = Some(layer),
             Err(error) => {
                 said = Some(format!("no syslog daemon answers at {DEV_LOG}: {error}; the log goes to standard error"));

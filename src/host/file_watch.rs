@@ -10,7 +10,12 @@ use std::path::{Path, PathBuf};
 
 /// The first `limit` bytes of a file.
 pub(super) fn beginning(path: &Path, limit: u64) -> Vec<u8> {
-    open(path).and_then(|(file, _)| contents(file, limit)).unwrap_or_default()
+    read(path, limit).unwrap_or_default()
+}
+
+/// As [`beginning`], with the error where there is one.
+pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    open(path).and_then(|(file, _)| contents(file, limit))
 }
 
 /// The last `limit` bytes of a file, for one that only grows.
@@ -25,7 +30,10 @@ pub(super) fn end(path: &Path, limit: u64) -> Vec<u8> {
 /// A regular file and its length. Any other is left alone: opening a FIFO would wait for its writer for ever.
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let metadata = fs::metadata(path)?;
-    if metadata.is_file() { Ok((File::open(path)?, metadata.len())) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    match metadata.is_file() {
+        true => Ok((File::open(path)?, metadata.len())),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
 }
 
 fn contents(file: File, limit: u64) -> io::Result<Vec<u8>> {
@@ -50,12 +58,16 @@ pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = &str> {
 
 /// The address of another host that `text` is; `None` for names, and for addresses that no packet from outside has.
 pub(super) fn address(text: &str) -> Option<IpAddr> {
-    let address = match text.split_once('%') {
-        // A zone ("fe80::1%eth0") says where to send, not whom: packets from there carry the bare address.
-        Some((address, _zone)) => address.parse::<Ipv6Addr>().ok()?.into(),
-        None => text.parse::<IpAddr>().ok()?,
-    };
-    foreign(address)
+    parse_zoned(text).and_then(foreign)
+}
+
+/// The address that `text` is, without its zone.
+pub(super) fn parse_zoned(text: &str) -> Option<IpAddr> {
+    match text.split_once('%') {
+        // A zone ("fe80::1%eth0") says where to send: packets from there carry the bare address.
+        Some((address, _zone)) => address.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => text.parse().ok(),
+    }
 }
 
 /// `address` in its plain form, if it can be another host's.
@@ -88,6 +100,12 @@ pub trait Files {
 impl Files for PathBuf {
     fn paths(&self) -> Vec<PathBuf> {
         vec![self.clone()]
+    }
+}
+
+impl<A: Files, B: Files> Files for (A, B) {
+    fn paths(&self) -> Vec<PathBuf> {
+        self.0.paths().into_iter().chain(self.1.paths()).collect()
     }
 }
 

@@ -3,12 +3,11 @@
 //!
 //! Read with: resolv.conf(5), and systemd-resolved.service(8) for its stub.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::net::{IpAddr, Ipv6Addr};
+use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::file_watch::Files;
+use super::file_watch::{self, Files, parse_zoned};
 
 /// A resolv.conf has a few hundred bytes; what is behind 64 KiB is no resolv.conf.
 const MAX_SIZE: u64 = 64 * 1024;
@@ -60,21 +59,11 @@ impl Files for ResolverFiles {
 }
 
 fn servers_in(path: &Path) -> Result<Vec<IpAddr>, (PathBuf, io::Error)> {
-    contents(path).map(|text| servers(&text)).map_err(|error| (path.to_owned(), error))
-}
-
-/// The file's beginning. What is no regular file has none: opening a FIFO would wait for its writer for ever.
-fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => {
-            File::open(path)?.take(MAX_SIZE).read_to_end(&mut text)?;
-        }
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    match file_watch::read(path, MAX_SIZE) {
+        Ok(text) => Ok(servers(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err((path.to_owned(), error)),
     }
-    Ok(text)
 }
 
 /// The addresses behind `nameserver` at the beginning of a line. What is no address is passed over, as glibc does.
@@ -88,13 +77,8 @@ fn server(line: &str) -> Option<IpAddr> {
     if !rest.starts_with([' ', '\t']) {
         return None;
     }
-    let address = rest.split_whitespace().next()?;
-    let address = match address.split_once('%') {
-        // A zone ("fe80::1%eth0") says where to send, not whom: packets from there carry the bare address.
-        Some((address, _zone)) => address.parse::<Ipv6Addr>().ok()?.into(),
-        None => address.parse::<IpAddr>().ok()?,
-    };
-    Some(address.to_canonical()).filter(|address| !address.is_unspecified())
+    let address = parse_zoned(rest.split_whitespace().next()?)?.to_canonical();
+    (!address.is_unspecified()).then_some(address)
 }
 
 /// Any text as a resolv.conf. For the fuzzer.
@@ -105,6 +89,8 @@ pub(crate) fn fuzz(text: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::host::file_watch::FileWatch;
 

@@ -26,10 +26,10 @@ use crate::capture::file::{FileError, Reader};
 use crate::config::{Config, ConfigErrors};
 use crate::config::{DEFAULT_CONFIG, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
+use crate::events;
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Protocol};
 use crate::wire::{self, Delivery, LinkType, Packet, Transport};
-use crate::{daemon, events};
 use gateway_inference::GatewayInference;
 use packet::LinkAddresses;
 use port_inference::{PortInference, Used};
@@ -125,7 +125,7 @@ const HASH_KEY: HashKey = HashKey(0x706f_7274_7365_6e74, 0x7265_706c_6179_2121);
 
 impl<'a> Replay<'a> {
     fn new(options: &'a ReplayOptions, config: &Config) -> Result<Self, ReplayError> {
-        let mut settings = daemon::settings(config);
+        let mut settings = Settings::from_config(config);
         // Connect mode judges what its decoys accept; a capture has no decoys, but the packets to their ports.
         settings.tcp.ports = config.tcp.watched();
         settings.udp.ports = config.udp.watched();

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::host::lookup::look_up_all;
 
 /// How long all look-ups together may take.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -23,42 +23,25 @@ const MAX_NAME_LEN: usize = 253;
 
 /// The names of these addresses, as far as name servers answer in time; a note says how many are missing.
 pub(super) fn look_up(addresses: BTreeSet<IpAddr>, notes: &mut Vec<String>) -> HashMap<IpAddr, String> {
-    look_up_with(addresses, notes, TIMEOUT, |address| dns_lookup::lookup_addr(&address).ok())
+    look_up_with(addresses, notes, TIMEOUT, |address| dns_lookup::lookup_addr(address).ok())
 }
 
 fn look_up_with(
     addresses: BTreeSet<IpAddr>,
     notes: &mut Vec<String>,
     limit: Duration,
-    name_of: fn(IpAddr) -> Option<String>,
+    name_of: fn(&IpAddr) -> Option<String>,
 ) -> HashMap<IpAddr, String> {
     let wanted: Vec<IpAddr> = addresses.iter().copied().take(MAX_ADDRESSES).collect();
     if addresses.len() > MAX_ADDRESSES {
         notes.push(format!("the names of {} addresses were not looked up", addresses.len() - MAX_ADDRESSES));
     }
-    let (count, until) = (wanted.len(), Instant::now() + limit);
-    let queue = Arc::new(Mutex::new(wanted));
-    let (answers, answered) = mpsc::channel();
-    for _ in 0..MAX_CONCURRENT.min(count) {
-        let (queue, answers) = (Arc::clone(&queue), answers.clone());
-        // Not waited for: a look-up cannot be broken off, and the program is about to end.
-        let _ = thread::Builder::new().name("names".to_owned()).spawn(move || {
-            loop {
-                let Some(address) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop() else { return };
-                if answers.send((address, name_of(address))).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    drop(answers);
-    let (mut names, mut missing) = (HashMap::new(), count);
-    while let Ok((address, name)) = answered.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        missing -= 1;
-        if let Some(name) = name.and_then(|name| plain(&name, address)) {
-            names.insert(address, name);
-        }
-    }
+    let count = wanted.len();
+    // Where there is no thread for it, none is answered.
+    let answers = look_up_all(wanted, (MAX_CONCURRENT, limit), name_of).unwrap_or_default();
+    let missing = count - answers.len();
+    let named = answers.into_iter().filter_map(|(address, name)| Some((address, plain(&name?, address)?)));
+    let names = named.collect();
     if missing > 0 {
         let limit = humantime::format_duration(limit);
         notes.push(format!("no name server answered within {limit} for {missing} of the addresses"));
@@ -78,6 +61,9 @@ fn plain(name: &str, address: IpAddr) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Instant;
+
     use super::*;
 
     fn addresses(count: u8) -> BTreeSet<IpAddr> {

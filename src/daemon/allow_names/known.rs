@@ -1,16 +1,18 @@
-//! Answers to what a name stands for, over time. Asks nobody and looks at no clock.
+//! The addresses that one name of the allow-list stands for, from the answers of name servers over time. Pure.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::{INTERVAL, LIMIT};
 use crate::events::event::EventKind;
-use crate::host::file_watch::foreign;
+use crate::host::lookup::{MAX_ADDRESSES, usable_addresses};
 
-/// Addresses of one answer. Every one becomes a protected address, and whoever answers for the name could list the whole
-/// Internet, so the list has an end. The first ones in their order: of a long list always the same.
-const MAX_ADDRESSES: usize = 64;
+/// How often a name is looked up: as long as DNS zones let caches keep what may change soon, and so seldom that no name
+/// server minds.
+pub(super) const INTERVAL: Duration = Duration::from_secs(300);
+
+/// After so long a look-up has failed, whether it ends or not: glibc asks three name servers twice, 5 seconds each.
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Addresses of one name at one time, with those of answers before the last one.
 pub(super) const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
@@ -22,21 +24,16 @@ const GRACE: Duration = Duration::from_secs(INTERVAL.as_secs() + LIMIT.as_secs()
 /// Addresses that a line names; how many more there are, it counts.
 const SHOWN: usize = 8;
 
-/// How the last look-up went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// There was none.
     #[default]
     Asked,
-    /// It gave addresses.
     Good,
     /// It gave none that another host can have.
     Empty,
-    /// It failed.
     Failed,
 }
 
-/// What a name stands for.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// With `None` in the last good answer, else until when it stays all the same.
@@ -52,7 +49,7 @@ impl Known {
 
     /// Takes an answer over; whether the addresses are others than before, and what is to be said of it.
     pub(super) fn learn(&mut self, name: &str, now: Instant, answer: &[SocketAddr]) -> (bool, Option<EventKind>) {
-        let (usable, left_out) = usable_ones(answer);
+        let (usable, left_out) = usable_addresses(answer);
         for until in self.addresses.values_mut() {
             until.get_or_insert(now + GRACE);
         }
@@ -124,28 +121,6 @@ impl Known {
 pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
     let text = || format!("{name} on the allow-list is no longer {}, which it protects no more", list(gone));
     (!gone.is_empty()).then(|| EventKind::Note(text()))
-}
-
-/// The addresses in an answer that other hosts can have, sorted, each once, and how many more there are than may be.
-pub(super) fn usable_ones(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
-    let mut usable: Vec<IpAddr> = answer.iter().filter_map(|found| usable(*found)).collect();
-    usable.sort_unstable();
-    usable.dedup();
-    let left_out = usable.len().saturating_sub(MAX_ADDRESSES);
-    usable.truncate(MAX_ADDRESSES);
-    (usable, left_out)
-}
-
-/// The address, if another host can send from it. A link-local one without its link would be anybody's on any link.
-fn usable(found: SocketAddr) -> Option<IpAddr> {
-    let address = foreign(found.ip())?;
-    let anybodys = match (address, found) {
-        // 0.0.0.0/8 is "this network" (RFC 1122).
-        (IpAddr::V4(v4), _) => v4.is_link_local() || v4.octets().starts_with(&[0]),
-        (IpAddr::V6(v6), SocketAddr::V6(scoped)) => v6.is_unicast_link_local() && scoped.scope_id() == 0,
-        (IpAddr::V6(_), SocketAddr::V4(_)) => false,
-    };
-    (!anybodys).then_some(address)
 }
 
 fn list(addresses: &[IpAddr]) -> String {

@@ -5,8 +5,7 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-use super::super::event_loop::EventLoop;
-use super::{of_sensor, usage};
+use super::{ControlHandler, of_sensor, usage};
 use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::engine::Explanation;
@@ -14,13 +13,13 @@ use crate::ledger::{Entry, Recorder};
 use crate::sensor::SensorRequest;
 use crate::types::BanTarget;
 
-impl EventLoop {
+impl ControlHandler<'_> {
     pub(super) fn explain(&mut self, address: &str) -> Result<impl Future<Output = Reply> + use<>, Failure> {
         let address: IpAddr = address
             .parse()
             .map_err(|_| usage(format!("{address:?} is not an address; write for example \"192.0.2.7\"")))?;
-        let known = self.ask_sensor(|answer| SensorRequest::Explain { address, answer });
-        let recorder = self.record.recorder();
+        let known = self.sensor.ask(|answer| SensorRequest::Explain { address, answer });
+        let recorder = self.sink.ban_recorder.recorder();
         Ok(async move {
             let known = of_sensor(known).await?;
             let past = match recorder {

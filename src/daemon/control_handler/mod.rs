@@ -6,20 +6,27 @@ mod status;
 
 use std::future::ready;
 use std::pin::Pin;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
-use super::event_loop::EventLoop;
+use super::command_helper::CommandHelper;
+use super::config_source::ConfigSource;
+use super::event_sink::EventSink;
+use super::host_state::HostState;
+use super::sensor_handle::SensorHandle;
+use super::trial::Trial;
+use super::unban;
 use crate::config::{parse_expiry, parse_network};
 use crate::control::protocol::{Allowed, Answer, Blocked, ErrorKind, Failure, Reply, Request, Unblocked};
 use crate::control::server::IncomingRequest;
 use crate::engine::{Host, Protection};
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
-use crate::sensor::{SensorCommand, SensorRequest};
+use crate::sandbox::Sandbox;
+use crate::sensor::SensorRequest;
 use crate::types::printable::masked;
 use crate::types::{BanTarget, Expiry};
 
@@ -46,7 +53,44 @@ async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is ending"))
 }
 
-impl EventLoop {
+/// The start of the daemon, by both clocks.
+#[derive(Clone, Copy)]
+pub(super) struct Uptime {
+    pub(super) started: SystemTime,
+    pub(super) since: Instant,
+}
+
+/// What requests have to reach.
+pub(super) struct ControlHandler<'a> {
+    pub(super) config: &'a mut ConfigSource,
+    pub(super) host_state: &'a mut HostState,
+    pub(super) sensor: &'a SensorHandle,
+    pub(super) sink: &'a mut EventSink,
+    pub(super) trial: &'a mut Trial,
+    pub(super) sandbox: &'a Sandbox,
+    pub(super) command_helper: Option<&'a CommandHelper>,
+    pub(super) uptime: Uptime,
+}
+
+impl ControlHandler<'_> {
+    /// True where sources are blocked.
+    fn enforces(&self) -> bool {
+        self.config.config.blocks() && !self.trial.is_over()
+    }
+
+    /// Reads the configuration again, on behalf of `by`.
+    pub(super) async fn reload(&mut self, by: &str) -> Reply {
+        let targets = (&mut *self.host_state, self.sensor, &mut *self.sink);
+        let reloaded = self.config.reload(by, targets, self.sandbox, self.trial.is_over()).await;
+        reloaded.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
+    }
+
+    fn confirm(&mut self, by: &str) -> Reply {
+        self.trial.confirm().map_err(refused)?;
+        self.sink.emit(EventKind::Note(format!("{by} has confirmed: blocking goes on")));
+        Ok(Answer::Confirmed {})
+    }
+
     pub(super) async fn handle_request(&mut self, IncomingRequest { request, peer, reply }: IncomingRequest) {
         let pending = self.start(request, author(peer)).await;
         tokio::spawn(async move {
@@ -75,13 +119,6 @@ impl EventLoop {
         })
     }
 
-    /// Sends the sensor a request and returns where its answer comes out.
-    fn ask_sensor<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> SensorRequest) -> oneshot::Receiver<T> {
-        let (sent, answer) = oneshot::channel();
-        self.deliver(SensorCommand::Request(request(sent)));
-        answer
-    }
-
     fn block(
         &mut self,
         subject: BanTarget,
@@ -90,7 +127,7 @@ impl EventLoop {
         reason: Option<&str>,
     ) -> impl Future<Output = Reply> + use<> {
         let note = reason.map(|text| masked(text, ' ').take(MAX_NOTE_LEN).collect());
-        let done = self.ask_sensor(|answer| SensorRequest::Block { subject, expiry, by, note, answer });
+        let done = self.sensor.ask(|answer| SensorRequest::Block { subject, expiry, by, note, answer });
         async move {
             of_sensor(done).await?.map_err(failed)?;
             let expires = expires(expiry, SystemTime::now());
@@ -102,14 +139,16 @@ impl EventLoop {
     /// blocked by force is no longer protected.
     async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(BanTarget, Expiry), Failure> {
         let target = parse_network(target).map_err(usage)?;
-        let expiry = expire.map_or(Ok(self.config.expire), |text| parse_expiry(text).map_err(usage))?;
+        let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
         let subject = BanTarget::of_prefix(target).map_err(usage)?;
         if !self.enforces() {
             return Err(refused(
                 "nobody is blocked: the daemon only logs (--log-only, block = false, or a trial that nobody confirmed)",
             ));
         }
-        let Some((network, protection)) = protected(&self.watch.host(), target) else { return Ok((subject, expiry)) };
+        let Some((network, protection)) = protected(&self.host_state.host(), target) else {
+            return Ok((subject, expiry));
+        };
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
         if own || !force {
             let remedy = if own { "" } else { "; --force blocks it all the same" };
@@ -121,8 +160,8 @@ impl EventLoop {
         }
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
         let hole = IpNet::new(subject.element(), subject.prefix_len()).map_err(usage)?;
-        let orders = self.watch.force(hole, span).await.map_err(failed)?;
-        orders.into_iter().for_each(|order| self.deliver(order));
+        let orders = self.host_state.force(hole, span).await.map_err(failed)?;
+        self.sensor.send_all(orders);
         Ok((subject, expiry))
     }
 
@@ -137,14 +176,14 @@ impl EventLoop {
             (Some(target), false) => Some(parse_network(target).and_then(BanTarget::of_prefix).map_err(usage)?),
             _ => return Err(usage("name an address or prefix, or all")),
         };
-        let lifted = self.lift(target.map(|subject| vec![subject]), by);
+        let lifted = unban::lift(self.sensor, self.sink, target.map(|subject| vec![subject]), by);
         let known = target
-            .map(|subject| self.ask_sensor(|answer| SensorRequest::Explain { address: subject.element(), answer }));
+            .map(|subject| self.sensor.ask(|answer| SensorRequest::Explain { address: subject.element(), answer }));
         let hole = target.and_then(|subject| IpNet::new(subject.element(), subject.prefix_len()).ok());
         // After the request: a source that is protected again has no ban that the sensor would have to lift.
-        match self.watch.unforce(hole).await {
-            Ok(orders) => orders.into_iter().for_each(|order| self.deliver(order)),
-            Err(error) => self.say(EventKind::Error(error)),
+        match self.host_state.unforce(hole).await {
+            Ok(orders) => self.sensor.send_all(orders),
+            Err(error) => self.sink.emit(EventKind::Error(error)),
         }
         Ok(async move {
             let unblocked = of_sensor(lifted).await?.map_err(failed)?;
@@ -157,48 +196,18 @@ impl EventLoop {
         })
     }
 
-    /// Lifts bans, all of them for `None`, and records it in the ledger; the result is how many there were.
-    pub(super) fn lift(
-        &mut self,
-        subjects: Option<Vec<BanTarget>>,
-        by: String,
-    ) -> oneshot::Receiver<Result<usize, String>> {
-        let lifted = self.ask_sensor(|answer| SensorRequest::Unblock { subjects, by: by.clone(), answer });
-        let (finished, done) = oneshot::channel();
-        let (recorder, events) = (self.record.recorder(), self.events.clone());
-        tokio::spawn(async move {
-            let Ok(result) = lifted.await else { return };
-            let result = result.map(|subjects| {
-                let count = subjects.len();
-                if count > 1 {
-                    // One event each would fill the log; a single one has its own.
-                    events.send(Event::now(EventKind::Note(format!("{count} bans have been lifted by {by}"))));
-                    let at = SystemTime::now();
-                    let changes =
-                        subjects.into_iter().map(move |subject| super::ban_recorder::lifted(subject, &by, at));
-                    if let Some(recorder) = recorder {
-                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.put_patiently(change)));
-                    }
-                }
-                count
-            });
-            let _ = finished.send(result);
-        });
-        done
-    }
-
     async fn allow(&mut self, by: &str, target: &str, span: Option<&str>) -> Reply {
         let span = match span.map(parse_expiry).transpose().map_err(usage)? {
             Some(Expiry::After(span)) => Some(span),
             Some(Expiry::Never) | None => None,
         };
         let network = parse_network(target).map_err(usage)?;
-        let orders = self.watch.allow(network, span).await.map_err(failed)?;
-        orders.into_iter().for_each(|order| self.deliver(order));
+        let orders = self.host_state.allow(network, span).await.map_err(failed)?;
+        self.sensor.send_all(orders);
         let how_long =
             span.map_or("until it ends".to_owned(), |span| format!("for {}", humantime::format_duration(span)));
         let allowed = plain(network);
-        self.say(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {by}")));
+        self.sink.emit(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {by}")));
         Ok(Answer::Allowed(Allowed { allowed, until: span.map(|span| rfc3339(SystemTime::now() + span)) }))
     }
 }

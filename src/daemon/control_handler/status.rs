@@ -1,15 +1,15 @@
 //! Handles `status`, and gives out the metrics: both show the same counters.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-use super::super::event_loop::EventLoop;
-use super::of_sensor;
-use crate::config::{BlockPolicy, Mode, Protocol};
+use super::{ControlHandler, of_sensor};
+use crate::config::{BlockPolicy, Protocol};
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{BanCounts, BlockState, MonitoredPorts, PacketCounts, State, Status, TrapCounts};
+use crate::daemon::command_helper::CommandHelper;
 use crate::enforce::nft::Nft;
 use crate::events::json::rfc3339;
 use crate::metrics::{self, Snapshot};
@@ -19,19 +19,19 @@ use crate::types::{Backend, PortSet};
 /// Bans up to which the kernel's own are counted for `status`: some 20 ms. The time grows with the square.
 const MAX_COUNTED: usize = 20_000;
 
-impl EventLoop {
+impl ControlHandler<'_> {
     /// Gives out the metrics, as soon as the sensor has counted its bans.
     pub(in crate::daemon) fn scrape(&mut self, place: oneshot::Sender<String>) {
-        let since = self.run_state.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = self.uptime.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let snapshot = Snapshot {
             started: since.as_secs_f64(),
-            capacity: self.uses_nft().then(|| self.config.block.nft.size.into()),
-            events_lost: self.run_state.lost,
-            allowed: self.watch.host().allow.prefixes().count() as u64,
+            capacity: self.uses_nft().then(|| self.config.config.block.nft.size.into()),
+            events_lost: self.sink.lost,
+            allowed: self.host_state.host().allow.prefixes().count() as u64,
             ..Snapshot::default()
         };
-        let counted = self.ask_sensor(|answer| SensorRequest::Count { answer });
-        let metrics = Arc::clone(&self.run_state.metrics);
+        let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });
+        let metrics = Arc::clone(self.sensor.metrics());
         tokio::spawn(async move {
             if let Ok(intended) = counted.await {
                 let snapshot = Snapshot { intended: intended as u64, ..snapshot };
@@ -41,29 +41,29 @@ impl EventLoop {
     }
 
     fn uses_nft(&self) -> bool {
-        self.config.block.method.contains(&Backend::Nft) && self.enforces()
+        self.config.config.block.method.contains(&Backend::Nft) && self.enforces()
     }
 
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
-        let host = self.watch.host();
-        let metrics = &self.run_state.metrics;
+        let host = self.host_state.host();
+        let metrics = self.sensor.metrics();
         let mut status = Status {
             running: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: std::process::id(),
-            since: rfc3339(self.run_state.started),
-            uptime_s: self.run_state.since.elapsed().as_secs(),
-            state: match (self.enforces(), self.trial) {
+            since: rfc3339(self.uptime.started),
+            uptime_s: self.uptime.since.elapsed().as_secs(),
+            state: match (self.enforces(), self.trial.left()) {
                 (false, _) => State::OnlyLogging,
                 (true, Some(_)) => State::OnTrial,
                 (true, None) => State::Blocking,
             },
-            trial_left_s: self.trial.map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
-            expire: self.config.expire.to_string(),
-            methods: self.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
-            interfaces: self.config.interfaces.clone(),
-            tcp: monitored(&self.config.tcp, &host.tcp.everywhere()),
-            udp: monitored(&self.config.udp, &host.udp.everywhere()),
+            trial_left_s: self.trial.left().map(|left| left.as_secs()),
+            expire: self.config.config.expire.to_string(),
+            methods: self.config.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
+            interfaces: self.config.config.interfaces.clone(),
+            tcp: monitored(&self.config.config.tcp, &host.tcp.everywhere()),
+            udp: monitored(&self.config.config.udp, &host.udp.everywhere()),
             packets: PacketCounts {
                 seen: metrics.frames.get(),
                 dropped: metrics.dropped.get(),
@@ -87,12 +87,12 @@ impl EventLoop {
                 let_go: metrics.trap_let_go.get(),
             },
             allowed: host.allow.prefixes().count(),
-            ledger: self.state_dir.display().to_string(),
-            sandbox: (&self.sandbox).into(),
-            commands: self.commands.as_ref().map(|commands| commands.status()),
-            last_event: self.run_state.last_event.as_ref().map(Into::into),
+            ledger: self.config.state_dir.display().to_string(),
+            sandbox: self.sandbox.into(),
+            commands: self.command_helper.map(CommandHelper::status),
+            last_event: self.sink.last_event.as_ref().map(Into::into),
         };
-        let counted = self.ask_sensor(|answer| SensorRequest::Count { answer });
+        let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });
         let uses_nft = self.uses_nft();
         async move {
             status.bans.intended = of_sensor(counted).await?;
@@ -106,16 +106,10 @@ impl EventLoop {
 }
 
 fn monitored(protocol: &Protocol, in_use: &PortSet) -> MonitoredPorts {
-    let mode = match protocol.mode {
-        Mode::Off => "off",
-        Mode::Connect => "connect",
-        Mode::Stealth => "stealth",
-        Mode::Advanced => "advanced",
-    };
     let configured = protocol.watched();
     let monitored = configured.without(in_use);
     MonitoredPorts {
-        mode: mode.to_owned(),
+        mode: protocol.mode.name().to_owned(),
         block: match protocol.block {
             BlockPolicy::Yes => BlockState::Yes,
             BlockPolicy::No => BlockState::OnlyLogged,

@@ -8,8 +8,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -20,9 +18,12 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::host::resolv_conf::ResolverFiles;
 
+mod error;
 mod next_hops;
 mod watch;
 
+pub use error::HostError;
+use error::TIMEOUT;
 pub use watch::Watcher;
 
 /// What this host is. Every list is sorted and holds each entry once, so that two readings compare.
@@ -53,38 +54,6 @@ pub struct Interface {
     /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
     pub bridge: Option<u32>,
 }
-
-/// Why the host could not be read or watched.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The netlink socket could not be opened.
-    #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]
-    Open(#[source] io::Error),
-    /// The connection ended before the answer did.
-    #[error("the rtnetlink connection ended before the kernel's list of {0} was complete; try again")]
-    Ended(&'static str),
-    /// The kernel refused a list.
-    #[error("the kernel refused its list of {list}: {error}")]
-    Refused {
-        /// Which list.
-        list: &'static str,
-        /// The kernel's error.
-        #[source]
-        error: io::Error,
-    },
-    /// No complete answer came in time.
-    #[error("the kernel did not list addresses, routes and links within {} s", TIMEOUT.as_secs())]
-    Timeout,
-    /// A file with name servers could not be read.
-    #[error("cannot read the name servers in {path}: {error}", path = .0.display(), error = .1)]
-    Resolvers(PathBuf, #[source] io::Error),
-    /// Notifications could not be received.
-    #[error("cannot receive the kernel's notifications of addresses, routes and links: {0}")]
-    Watch(#[source] io::Error),
-}
-
-/// Enough for the routes of the whole Internet.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often lists are asked for again that changed while they were read. After that the notification of that very
 /// change makes the [`Watcher`]'s owner read once more anyway.

@@ -12,7 +12,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use tokio::time::{Instant, timeout_at};
 
-use super::HostError;
+use super::error::HostError;
 
 /// A DHCP client or `ip` changes several things in a row: wait until it is quiet for this long.
 const QUIET: Duration = Duration::from_millis(50);

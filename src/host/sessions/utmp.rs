@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
-use super::super::file_watch::{address, foreign};
+use crate::host::file_watch::{address, foreign};
 
 /// Length of a record, and where the address stands in it. glibc keeps session and time at 32 bits where programs of 32
 /// bits may share the file, and has them at 64 bits elsewhere.

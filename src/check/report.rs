@@ -1,0 +1,45 @@
+//! The report of a check, before it is rendered.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::backends::Way;
+use super::warnings::Warning;
+use crate::config::{Config, ConfigError};
+use crate::engine::Protection;
+use crate::types::PortSet;
+
+pub(super) struct Report {
+    /// The file; `None` for the built-in settings.
+    pub(super) file: Option<String>,
+    pub(super) config: Config,
+    pub(super) tcp: Watched,
+    pub(super) udp: Watched,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) protected: Vec<(IpNet, Protection)>,
+    pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
+    pub(super) ways: Vec<Way>,
+    pub(super) warnings: Vec<Warning>,
+    /// What keeps the program from running here.
+    pub(super) wrong: Vec<ConfigError>,
+    /// What could not be seen.
+    pub(super) notes: Vec<String>,
+}
+
+pub(super) struct Watched {
+    pub(super) ports: PortSet,
+    /// In use, and so no evidence.
+    pub(super) left_out: PortSet,
+    /// In use at some addresses only, and watched at the others; 0.0.0.0 and :: stand for all of a family.
+    pub(super) partly: Vec<(u16, IpAddr)>,
+}
+
+pub(super) struct Interface {
+    pub(super) name: String,
+    pub(super) up: bool,
+    /// `None`: yes; else why not.
+    pub(super) unwatched: Option<&'static str>,
+    pub(super) addresses: Vec<IpNet>,
+}

@@ -1,0 +1,52 @@
+//! What follows from several keys together: whether anything is blocked or run, and which files have to be trusted.
+
+use std::path::Path;
+
+use super::{BlockPolicy, Config, Mode};
+use crate::sandbox::{Untrusted, only_ours};
+use crate::types::Backend;
+
+impl Mode {
+    /// As a file has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Connect => "connect",
+            Self::Stealth => "stealth",
+            Self::Advanced => "advanced",
+        }
+    }
+}
+
+impl Config {
+    /// True where `block = true` for a protocol, on or off.
+    #[must_use]
+    pub fn blocks(&self) -> bool {
+        [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Yes)
+    }
+
+    /// True where this is the policy of a protocol that is not off.
+    #[must_use]
+    pub fn uses(&self, policy: BlockPolicy) -> bool {
+        [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy)
+    }
+
+    /// True where `block.run.command` is run.
+    #[must_use]
+    pub fn runs_commands(&self) -> bool {
+        self.blocks() && self.block.method.contains(&Backend::Command)
+            || [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run)
+    }
+
+    /// Checks that no other user can change the configuration in `path`, the files that it names, or the commands.
+    ///
+    /// # Errors
+    /// The first one that another user can change.
+    pub fn check_ownership(&self, path: &Path) -> Result<(), Untrusted> {
+        let commands = [&self.block.run.command, &self.block.run.expire_command];
+        let programs = commands.into_iter().filter_map(|command| command.first()).map(Path::new);
+        let files = self.allow.files.iter().map(|file| file.as_path());
+        std::iter::once(path).chain(files).chain(programs).try_for_each(only_ours)
+    }
+}

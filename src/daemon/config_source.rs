@@ -1,0 +1,190 @@
+//! The configuration in force, and how a reload replaces it, whole or not at all: keys that cannot change while the daemon
+//! runs keep their values until a restart and are named.
+
+use std::path::PathBuf;
+
+use super::event_sink::EventSink;
+use super::host_state::HostState;
+use super::sensor_handle::SensorHandle;
+use super::systemd;
+use crate::config::{Config, ConfigErrors, Mode, Protocol};
+use crate::control::protocol::Reloaded;
+use crate::enforce::nft::RulesetSpec;
+use crate::engine::Settings;
+use crate::events::event::EventKind;
+use crate::sandbox::Sandbox;
+use crate::sensor::SensorCommand;
+
+/// Where the program keeps and offers things.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The ledger's directory.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// The configuration file, if it exists.
+    pub config: PathBuf,
+}
+
+/// Reads the configuration again, flags included.
+pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
+
+pub(super) struct ConfigSource {
+    pub(super) config: Config,
+    pub(super) config_path: PathBuf,
+    pub(super) state_dir: PathBuf,
+    pub(super) reread: Reread,
+}
+
+impl ConfigSource {
+    /// Reads the configuration again, on behalf of `by`. With `log_only` nothing is blocked, whatever it says.
+    ///
+    /// # Errors
+    /// Why the one in force stays as it is.
+    pub(super) async fn reload(
+        &mut self,
+        by: &str,
+        (host_state, sensor, sink): (&mut HostState, &SensorHandle, &mut EventSink),
+        sandbox: &Sandbox,
+        log_only: bool,
+    ) -> Result<Reloaded, String> {
+        systemd::reloading();
+        let result = self.replace(host_state, sensor, sandbox).await;
+        if result.is_ok() {
+            sink.log.reconfigure(&self.config.report);
+            if log_only {
+                sensor.send(SensorCommand::LogOnly);
+            }
+        }
+        sink.emit(match &result {
+            Ok(reloaded) => EventKind::Note(format!("{by}: {}", summary(reloaded))),
+            Err(error) => EventKind::Error(format!("the settings stay as they were: {error}")),
+        });
+        systemd::ready("watching");
+        result
+    }
+
+    async fn replace(
+        &mut self,
+        host_state: &mut HostState,
+        sensor: &SensorHandle,
+        sandbox: &Sandbox,
+    ) -> Result<Reloaded, String> {
+        let mut config = (self.reread)().map_err(|errors| errors.to_string())?;
+        config.check_ownership(&self.config_path).map_err(|error| error.to_string())?;
+        out_of_reach(&config, sandbox).map_or(Ok(()), Err)?;
+        let changed = changes(&self.config, &config);
+        let needs_restart = keep_until_restart(&self.config, &mut config);
+        let commands = host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
+        // The settings before the host: a port that is monitored from now on must not be judged by the old list.
+        sensor.send(SensorCommand::Settings(Box::new(Settings::from_config(&config))));
+        sensor.send_all(commands);
+        let ruleset = RulesetSpec::from_config(&config);
+        if ruleset != RulesetSpec::from_config(&self.config) {
+            sensor.send(SensorCommand::Ruleset(ruleset));
+        }
+        self.config = config;
+        let [changed, needs_restart] =
+            [changed, needs_restart].map(|keys| keys.into_iter().map(str::to_owned).collect());
+        Ok(Reloaded { changed, needs_restart })
+    }
+}
+
+fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
+    let (changed, restart) = (changed.join(", "), needs_restart.join(", "));
+    match (changed.is_empty(), restart.is_empty()) {
+        (true, _) => "the settings were read again; nothing has changed".to_owned(),
+        (false, true) => format!("new settings are in force: {changed}"),
+        (false, false) => format!("new settings are in force: {changed}; these take a restart: {restart}"),
+    }
+}
+
+/// A sentence where `config` names a file that the sandbox has closed since the start.
+fn out_of_reach(config: &Config, sandbox: &Sandbox) -> Option<String> {
+    let read = config.allow.files.iter().map(|path| ("allow.files", path, false));
+    let written = config.report.json_file.iter().map(|path| ("report.json_file", path, true));
+    let closed = |(key, path, write): (_, &PathBuf, _)| Some((key, sandbox.out_of_reach(path, write)?));
+    read.chain(written).find_map(closed).map(|(key, why)| format!("{key}: {why}"))
+}
+
+/// The sections and keys that differ.
+fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
+    macro_rules! differing {
+        ($($field:ident),*) => { [$((stringify!($field), old.$field != new.$field)),*] };
+    }
+    let all = differing!(expire, interfaces, tcp, udp, detect, allow, block, escalate, trap, metrics, report);
+    all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+}
+
+/// Gives `new` the old values of what cannot change while the daemon runs: sizes of tables, open sockets, backends. Returns
+/// the keys that differed.
+fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
+    let decoys = |protocol: &Protocol| {
+        (protocol.mode == Mode::Connect).then(|| (protocol.watched(), protocol.port_banner.clone()))
+    };
+    let mut kept = Vec::new();
+    if [decoys(&old.tcp), decoys(&old.udp)] != [decoys(&new.tcp), decoys(&new.udp)] {
+        kept.push("tcp, udp: connect mode");
+    }
+    macro_rules! keep {
+        ($($name:literal: $($section:ident).+;)*) => { $(
+            if old.$($section).+ != new.$($section).+ {
+                new.$($section).+.clone_from(&old.$($section).+);
+                kept.push($name);
+            }
+        )* };
+    }
+    keep! {
+        "tcp.block, udp.block": tcp.block;
+        "tcp.block, udp.block": udp.block;
+        "detect.max_sources": detect.max_sources;
+        "block.method": block.method;
+        "block.widest_ipv4, block.widest_ipv6": block.widest_ipv4;
+        "block.widest_ipv4, block.widest_ipv6": block.widest_ipv6;
+        "block.nft.size": block.nft.size;
+        "block.route": block.route;
+        "block.hosts_deny": block.hosts_deny;
+        "block.run": block.run;
+        "metrics.listen": metrics.listen;
+        "report.log": report.log;
+    }
+    kept.dedup();
+    for (old, new) in [(&old.tcp, &mut new.tcp), (&old.udp, &mut new.udp)] {
+        if (old.mode == Mode::Connect) != (new.mode == Mode::Connect) {
+            *new = old.clone();
+        } else if old.mode == Mode::Connect {
+            new.ports.clone_from(&old.ports);
+            new.port_banner.clone_from(&old.port_banner);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse("test", text).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_changed_stays_and_is_named() {
+        let (old, new) = (config(""), config("expire = \"1h\"\n[block.nft]\nsize = 7\n[tcp]\nmode = \"connect\""));
+        assert_eq!(changes(&old, &new), ["expire", "tcp", "block"]);
+        let mut mixed = new;
+        assert_eq!(keep_until_restart(&old, &mut mixed), ["tcp, udp: connect mode", "block.nft.size"]);
+        assert_eq!((mixed.block.nft.size, mixed.tcp.mode), (131_072, Mode::Advanced));
+        assert_eq!(mixed.expire.to_string(), "1h");
+    }
+
+    #[test]
+    fn what_needs_no_restart_is_taken_over_whole() {
+        let old = config("");
+        let new =
+            config("[tcp]\nmode = \"stealth\"\n[detect]\nscan_trigger = 0\n[allow]\nnetworks = [\"192.0.2.0/24\"]");
+        let mut mixed = new.clone();
+        assert!(keep_until_restart(&old, &mut mixed).is_empty());
+        assert_eq!(mixed, new);
+    }
+}

@@ -1,0 +1,12 @@
+//! Waiting for a deadline that may not exist.
+
+use std::future::pending;
+use std::time::Instant;
+
+/// Waits until `deadline`; for ever, where there is none. Safe to cancel.
+pub(super) async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,78 @@
+//! Errors that end the daemon, or keep it from starting.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::capture::decoy::DecoyError;
+use crate::capture::live::CaptureError;
+use crate::config::ConfigErrors;
+use crate::enforce::command::RunError;
+use crate::enforce::hosts_deny::TemplateError;
+use crate::enforce::nft::{BlockError, RulesetError};
+use crate::enforce::route::RouteError;
+use crate::host::network::HostError;
+use crate::host::snapshot::NoInterface;
+use crate::netlink::sock_diag::SockDiagError;
+use crate::netlink::socket::SocketError;
+use crate::sandbox::{InstanceLockError, Untrusted};
+use crate::sensor::SensorError;
+
+/// Why the program cannot protect, or not any more.
+#[expect(missing_docs, reason = "each message says what it is about")]
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
+    #[error(transparent)]
+    InstanceLockError(#[from] InstanceLockError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Listeners(#[from] SockDiagError),
+    #[error(transparent)]
+    NoInterface(#[from] NoInterface),
+    #[error(transparent)]
+    Netlink(#[from] SocketError),
+    #[error(transparent)]
+    Ruleset(#[from] RulesetError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("block.hosts_deny: {0}")]
+    HostsDeny(#[from] TemplateError),
+    #[error("block.run: {0}")]
+    Run(#[from] RunError),
+    #[error("{0}")]
+    NoSpawner(String),
+    #[error("the kernel's allow-list could not be set: {0}")]
+    Protect(BlockError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Decoy(#[from] DecoyError),
+    #[error("cannot listen at {address}, which metrics.listen names: {error}; {}", remedy(error))]
+    Metrics { address: SocketAddr, error: io::Error },
+    #[error("the sensor ended: {0}")]
+    Sensor(#[from] SensorError),
+    #[error("the sensor ended by a defect of its own, which the log names; the bans stay in the kernel")]
+    SensorGone,
+    #[error("cannot {doing}: {error}")]
+    System { doing: &'static str, error: io::Error },
+}
+
+impl DaemonError {
+    /// For `map_err`: what the system says to an attempt of `doing`.
+    pub(super) fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> Self {
+        move |error| Self::System { doing, error: error.into() }
+    }
+}
+
+/// What to do where an address cannot be listened at.
+fn remedy(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) {
+        "the service may open no Internet socket: its drop-in internet.conf lets it, see the package's examples"
+    } else {
+        "choose another port"
+    }
+}

@@ -1,0 +1,84 @@
+//! Backend settings from the configuration: the ruleset, the kind of route, the line of hosts.deny and the command.
+
+use std::time::Duration;
+
+use super::command::RunSettings;
+use super::hosts_deny::{HostsDeny, TemplateError};
+use super::nft::{Action, RulesetSpec, Trap};
+use super::route::Kind;
+use crate::config::{self, BlockPolicy, Config, Mode, Protocol, Route};
+use crate::types::{Backend, Expiry};
+
+impl RulesetSpec {
+    /// The table that the configuration asks for.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Self {
+        let nft = &config.block.nft;
+        Self {
+            size: nft.size,
+            action: match nft.action {
+                config::Action::Drop => Action::Drop,
+                config::Action::Reject => Action::Reject,
+            },
+            log_drops: nft.log_drops,
+            trap: trap(config),
+            wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
+        }
+    }
+}
+
+/// What the kernel counts by itself: what the sensor counts and blocks with nftables, and no command comes before.
+fn trap(config: &Config) -> Option<Trap> {
+    let counts = |protocol: &Protocol| {
+        matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == BlockPolicy::Yes
+    };
+    let (tcp, udp) = (config.trap.tcp && counts(&config.tcp), config.trap.udp && counts(&config.udp));
+    let first = config.block.run.first && config.block.method.contains(&Backend::Command);
+    let blocks = config.block.method.contains(&Backend::Nft) && !first;
+    let forgiven = config.detect.scan_trigger;
+    // In whole seconds, as nft shows it.
+    let whole = |span: Duration| Duration::from_secs(span.as_secs().max(1));
+    ((tcp || udp) && blocks).then(|| Trap {
+        tcp,
+        udp,
+        forgiven,
+        window: if forgiven == 0 { Duration::ZERO } else { whole(config.detect.window) },
+        expiry: match config.expire {
+            Expiry::Never => Expiry::Never,
+            Expiry::After(span) => Expiry::After(whole(span)),
+        },
+        most_a_minute: config.block.max_new_bans_per_minute,
+        named_interfaces: !config.interfaces.is_empty(),
+    })
+}
+
+impl From<Route> for Kind {
+    fn from(route: Route) -> Self {
+        match route {
+            Route::Blackhole => Self::Blackhole,
+            Route::Unreachable => Self::Unreachable,
+            Route::Prohibit => Self::Prohibit,
+            Route::Via(gateway) => Self::Via(gateway),
+        }
+    }
+}
+
+impl TryFrom<&config::HostsDeny> for HostsDeny {
+    type Error = TemplateError;
+
+    fn try_from(deny: &config::HostsDeny) -> Result<Self, TemplateError> {
+        Self::new(deny.file.clone(), &deny.line)
+    }
+}
+
+impl From<&config::Run> for RunSettings {
+    fn from(run: &config::Run) -> Self {
+        Self {
+            command: run.command.clone(),
+            expire_command: run.expire_command.clone(),
+            first: run.first,
+            timeout: run.timeout,
+            at_once: usize::try_from(run.at_once).unwrap_or(1),
+        }
+    }
+}

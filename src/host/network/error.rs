@@ -1,0 +1,30 @@
+//! Why the host could not be read or watched.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long the kernel may take: enough for the routes of the whole Internet.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the host could not be read or watched.
+#[expect(missing_docs, reason = "each message says what it is about")]
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]
+    Open(#[source] io::Error),
+    #[error("the rtnetlink connection ended before the kernel's list of {0} was complete; try again")]
+    Ended(&'static str),
+    #[error("the kernel refused its list of {list}: {error}")]
+    Refused {
+        list: &'static str,
+        #[source]
+        error: io::Error,
+    },
+    #[error("the kernel did not list addresses, routes and links within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    #[error("cannot read the name servers in {path}: {error}", path = .0.display(), error = .1)]
+    Resolvers(PathBuf, #[source] io::Error),
+    #[error("cannot receive the kernel's notifications of addresses, routes and links: {0}")]
+    Watch(#[source] io::Error),
+}

@@ -1,0 +1,92 @@
+//! Builds the engine's [`Host`] from what the kernel lists, from leases and sessions, and from the operator's allow-list.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::dhcp_leases::LeaseFiles;
+use super::network::HostFacts;
+use super::sessions::SessionFiles;
+use crate::engine::{AllowList, Host, Listeners, Local, Protection};
+use crate::netlink::sock_diag::{Bound, Listener, Protocol};
+use crate::types::PortSet;
+
+/// The configuration names an interface that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no interface {name}; this host has {present}")]
+pub struct NoInterface {
+    name: String,
+    present: String,
+}
+
+/// The interfaces of `names` that do not exist.
+pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl Iterator<Item = NoInterface> + 'a {
+    let missing = names.iter().filter(|name| facts.interfaces.iter().all(|one| one.name != **name));
+    missing.map(|name| {
+        // A container may have given an interface a name that drives a terminal.
+        let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
+        NoInterface { name: name.clone(), present: present.join(", ") }
+    })
+}
+
+/// The engine's view of the host, of which the interfaces in `names` are watched; empty: all of them.
+#[must_use]
+pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostFacts, listeners: &[Listener]) -> Host {
+    let mut allow = AllowList::new();
+    let mut protect = |addresses: &mut dyn Iterator<Item = IpAddr>, protection| {
+        addresses.for_each(|address| allow.insert(IpNet::from(address), protection));
+    };
+    protect(&mut facts.addresses.iter().map(|(_, address)| address.addr()), Protection::OwnAddress);
+    protect(&mut facts.gateways.iter().copied(), Protection::Gateway);
+    protect(&mut facts.resolvers.iter().copied(), Protection::Resolver);
+    protect(&mut LeaseFiles::default().read().into_iter(), Protection::DhcpServer);
+    protect(&mut SessionFiles::default().read().into_iter(), Protection::Session);
+    allowed.iter().for_each(|(network, why)| allow.insert(*network, *why));
+
+    let mut host = Host::new(Local::Addresses(facts.addresses.iter().map(|(_, address)| address.addr()).collect()));
+    host.allow = allow;
+    host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
+    host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
+    host.interfaces = watched_interfaces(names, facts);
+    host.bridge_ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge?))).collect();
+    host.ephemeral = ephemeral_ports();
+    for listener in listeners {
+        insert(if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp }, listener);
+    }
+    host
+}
+
+fn insert(listeners: &mut Listeners, listener: &Listener) {
+    let port = listener.port;
+    if matches!(listener.bound, Bound::AnyV4 | Bound::Any) {
+        listeners.insert_any_v4(port);
+    }
+    match listener.bound {
+        Bound::AnyV6 | Bound::Any => listeners.insert_any_v6(port),
+        Bound::One(address) => listeners.insert_at(address, port),
+        Bound::AnyV4 => {}
+    }
+}
+
+/// Indexes of the interfaces in `names`; empty: all. One that has gone gives none, and is watched again when it comes back
+/// under its name; where all have gone, an index that no interface has keeps the others out.
+#[must_use]
+pub fn watched_interfaces(names: &[String], facts: &HostFacts) -> Vec<u32> {
+    let known = facts.interfaces.iter().filter(|one| names.contains(&one.name));
+    let mut indexes: Vec<u32> = known.map(|one| one.index).collect();
+    // What comes to a bridge comes in at one of its ports, and may be dropped there.
+    let ports = facts.interfaces.iter().filter(|one| one.bridge.is_some_and(|bridge| indexes.contains(&bridge)));
+    let ports: Vec<u32> = ports.map(|one| one.index).filter(|index| !indexes.contains(index)).collect();
+    indexes.extend(ports);
+    if indexes.is_empty() && !names.is_empty() { vec![u32::MAX >> 1] } else { indexes }
+}
+
+/// The ports that the kernel gives to connections of this host; Linux's default where it does not say.
+fn ephemeral_ports() -> PortSet {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => (first..=last).collect(),
+        _ => (32_768..=60_999).collect(),
+    }
+}
