@@ -1,5 +1,5 @@
-//! What one packet costs from captured bytes to verdict: a mixed capture as a busy server under a broad scan sees it, and
-//! each of its parts alone.
+//! Measures what one packet costs from captured bytes to verdict: a mixed capture as a busy server under a broad scan sees
+//! it, each of its parts alone, and the dearest packets that a forger can send against the cheapest ones, all tables full.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use portsentry::engine::{
-    ActiveBan, Engine, Escalation, HashKey, Host, Local, MaxPrefix, NoLookup, Response, Settings, Watch,
+    ActiveBan, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Response, Settings,
+    StrikeHistory, Watch,
 };
 use portsentry::types::{BanTarget, Expiry, PortSet, Timestamp};
 use portsentry::wire::{LinkType, decode};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Packets of one capture. More than a cache holds, as it is on a live host.
 const PACKETS: u32 = 200_000;
@@ -89,8 +91,8 @@ fn engine() -> (Engine, Host) {
         expiry: Expiry::After(Duration::from_secs(86_400)),
         escalate: Escalation::default(),
         widest: MaxPrefix::default(),
-        max_sources: 65_536,
-        max_judged: 131_072,
+        max_sources: SOURCES as usize,
+        max_judged: BANS as usize,
         max_new_bans_per_minute: 600,
     };
     let mut engine = Engine::new(settings, HashKey(1, 2));
@@ -159,5 +161,93 @@ fn replay(engine: &mut Engine, host: &Host, frames: &[Frame]) {
     }
 }
 
-criterion_group!(benches, benchmark);
+/// Sizes of the tables of [`engine`].
+const SOURCES: u32 = 65_536;
+const BANS: u32 = 131_072;
+
+/// An engine with all tables full: bans of a day, of which 5,000 have no end, as many strikes, and sources with one probe.
+fn full_engine() -> (Engine, Host) {
+    let (mut engine, host) = engine();
+    let now = Timestamp::at(Duration::from_secs(1));
+    let day = Expiry::After(Duration::from_secs(86_400));
+    for n in 5_000..BANS {
+        let subject = BanTarget::V4(address(BLOCKED, n));
+        engine.adopt(now, &ActiveBan { subject, length: None, left: day });
+        engine.remember(now, &StrikeHistory { subject, strikes: 1, last: LastBan::Lasts(day) });
+    }
+    let probes: Vec<Frame> = (0..2 * SOURCES).map(|n| frame(address(PROBERS, n), 23, SYN)).collect();
+    replay(&mut engine, &host, &probes);
+    (engine, host)
+}
+
+/// A source that has not been seen before: four thousand million of them, of 64 networks.
+fn forged(n: u32) -> Ipv4Addr {
+    let mixed = n.wrapping_mul(0x9e37_79b1);
+    Ipv4Addr::from_bits((20 + (mixed >> 26)) << 24 | mixed & 0xff_ffff)
+}
+
+const FIN: u8 = 0x01;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const URG: u8 = 0x20;
+
+/// Flags that no stack sends: each is enough for a ban.
+const ILLEGAL: [u8; 6] = [0, FIN, FIN | PSH | URG, SYN | FIN, SYN | RST, 0x3f];
+
+/// The CPU time of this thread, which other programs of a busy machine do not lengthen.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// Compares the CPU time of one packet of each kind, in full tables: the cost must not depend on what strangers send.
+fn extremes(criterion: &mut Criterion) {
+    let illegal = |n: u32| ILLEGAL.get(n as usize % ILLEGAL.len()).copied().unwrap_or(0);
+    let kinds: [(&str, &dyn Fn(u32) -> Frame); 4] = [
+        ("answer", &|n| frame(forged(n), 40_000, SYN | ACK)),
+        ("blocked", &blocked),
+        ("syn", &|n| frame(forged(n), 23, SYN)),
+        ("illegal", &|n| frame(forged(n), 23, illegal(n))),
+    ];
+    let mut costs = Vec::new();
+    let mut group = criterion.benchmark_group("observe_full");
+    group.throughput(Throughput::Elements(1));
+    for (name, make) in kinds {
+        let (mut engine, host) = full_engine();
+        let mut now = Timestamp::at(Duration::from_secs(2));
+        let (mut sent, mut total) = (0_u32, Duration::ZERO);
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|iterations| {
+                let (mut left, mut spent) = (iterations, Duration::ZERO);
+                while left > 0 {
+                    // Frames are made outside of the measured time, few enough to stay in the cache.
+                    let count = left.min(4_096);
+                    left -= count;
+                    let next = (0..count).map(|_| {
+                        sent = sent.wrapping_add(1);
+                        make(sent)
+                    });
+                    let frames: Vec<Frame> = next.collect();
+                    let start = cpu_time();
+                    for frame in &frames {
+                        now = now.after(Duration::from_nanos(100));
+                        if let Ok(packet) = decode(LinkType::Sll2, black_box(frame)) {
+                            let _ = black_box(engine.observe(now, &packet, &host, &mut NoLookup));
+                        }
+                    }
+                    spent += cpu_time().saturating_sub(start);
+                }
+                total += spent;
+                spent
+            });
+        });
+        costs.push((name, total.as_secs_f64() * 1e9 / f64::from(sent.max(1))));
+    }
+    group.finish();
+    let cheapest = costs.iter().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
+    for (name, cost) in costs {
+        println!("{name}: {cost:.0} ns a packet, {:.1} times the cheapest", cost / cheapest);
+    }
+}
+
+criterion_group!(benches, benchmark, extremes);
 criterion_main!(benches);

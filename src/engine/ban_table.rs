@@ -1,5 +1,5 @@
-//! Who has been judged already: a source in here is recognised before anything else is looked at, and what it goes on
-//! sending is summed up.
+//! The table of sources that are banned, or only logged: the engine recognises their packets before it inspects anything
+//! else, counts them, and reports the count as a summary.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,7 +10,7 @@ use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Tick};
 
-/// What stands against a source.
+/// What the engine has decided about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The kernel blocks it.
@@ -22,11 +22,11 @@ pub enum Standing {
 /// A ban that the kernel is to enforce now. Both times together put it back exactly as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveBan {
-    /// Who is blocked.
+    /// The target of the ban.
     pub subject: BanTarget,
-    /// How long the whole of it lasts; `None` where nobody knows, and for one without an end. Kept in steps of 50 ms.
+    /// The duration of the whole ban; `None` where it is unknown, and for a ban without an end. Stored in steps of 50 ms.
     pub length: Option<Duration>,
-    /// What is left of it.
+    /// The remaining time.
     pub left: Expiry,
 }
 
@@ -42,44 +42,44 @@ impl ActiveBan {
     }
 }
 
-/// How long repeated packets of one source are summed up before a line says how many there were.
+/// The interval between two summaries of the repeated packets of one source.
 pub(super) const SUMMARY: Duration = Duration::from_secs(60);
 
-/// The first line comes sooner: it shows that the rest of a scan ran into the ban.
+/// The first summary comes sooner: it shows that the rest of a scan ran into the ban.
 const FIRST_SUMMARY: Duration = Duration::from_secs(2);
 
-/// How often at most the kernel is asked whether it still blocks a source that goes on sending: an element can be gone
-/// by anybody's hand.
+/// The shortest interval between two checks that the kernel still blocks a source that goes on sending: any administrator
+/// or program can have removed the element.
 const VERIFY: Duration = Duration::from_secs(1);
 
-/// Slots that are looked at for each subject of a sample: with sixteen at a time, a full round of a table in which 131,072
-/// have been blocked takes 32 calls however few still are.
-const LOOKED_AT: usize = 256;
+/// Slots that are inspected for each target of a sample: with sixteen at a time, a full round of a table of 131,072 rows
+/// takes 32 calls, however few of them are still bans.
+const INSPECTED: usize = 256;
 
-/// Sources that wait for their summary at one time. More than these are summed up when they send again.
-const PENDING: usize = 1024;
+/// Sources that can wait for a summary at one time. The summary of any more comes with their next packet.
+const MAX_PENDING: usize = 1024;
 
-/// What a packet from a judged source amounts to.
+/// The result of one more packet from a source in the table.
 pub(super) struct Repeat {
-    /// Packets since the last line about this source, where a line is due now.
+    /// Packets since the last summary, where a summary is due now.
     pub(super) report: Option<u32>,
-    /// The kernel should be asked whether the ban is still in force.
+    /// The caller should check that the ban is still in the kernel.
     pub(super) verify: bool,
 }
 
-/// What stands against one source: half a cache line, which every packet from a blocked source waits for.
+/// The state of one source: half a cache line, which every packet from a blocked source has to load.
 #[derive(Clone)]
 #[repr(align(32))]
 struct BanEntry {
     key: Brief,
     until: Tick,
-    /// How long the ban lasts as a whole; 0 where that is not known.
+    /// The duration of the whole ban; 0 where it is unknown.
     length: Tick,
-    /// Packets since the last line.
+    /// Packets since the last summary.
     hits: u32,
-    /// When the next line is due.
+    /// When the next summary is due.
     next: Tick,
-    /// When the kernel was asked last.
+    /// When the kernel was last asked about the ban.
     verified: Tick,
     standing: Standing,
 }
@@ -100,14 +100,14 @@ impl Row for BanEntry {
     }
 
     fn give(&mut self, key: Key) {
-        *self = Self { key: Brief::of(key), ..Self::EMPTY };
+        *self = Self { key: Brief::from_key(key), ..Self::EMPTY };
     }
 }
 
 const _: () = assert!(size_of::<BanEntry>() == 32);
 
 impl BanEntry {
-    /// The ban, if it is one and in force at `now`.
+    /// The ban, if the entry is one that is in force at `now`.
     fn ban(&self, now: Tick) -> Option<ActiveBan> {
         if self.standing != Standing::Blocked || self.until <= now {
             return None;
@@ -124,46 +124,50 @@ impl BanEntry {
     }
 }
 
-/// The table.
+/// Bans and logged sources, each with its expiry.
 pub(super) struct BanTable {
     entries: Table<BanEntry>,
-    /// The slot that is sampled next.
+    /// The slot where the next sample begins.
     cursor: usize,
     pending: BinaryHeap<Reverse<(Tick, BanTarget, Track)>>,
 }
 
 impl BanTable {
-    pub(super) fn new(entries: usize, secret: HashKey) -> Self {
-        Self { entries: Table::new(entries, secret), cursor: 0, pending: BinaryHeap::with_capacity(PENDING) }
+    pub(super) fn new(capacity: usize, secret: HashKey) -> Self {
+        Self {
+            entries: Table::with_spare_index(capacity, secret),
+            cursor: 0,
+            pending: BinaryHeap::with_capacity(MAX_PENDING),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.entries.used()
     }
 
-    /// Touches the memory of the next sources.
+    /// Touches the memory of the next entries.
     pub(super) fn prepare(&mut self) {
         self.entries.prepare();
     }
 
-    /// Notes what stands against `key` from `now` on, for `expiry`. A ban in force stays, because who is not known here is not
-    /// put back after a flush. Where there is no room beside those, who would be free soonest goes: at worst it is judged
-    /// again.
+    /// Sets the decision about `key` from `now` on, for `expiry`. No entry is evicted before the table is full. Then expired
+    /// and logged ones go first, and a ban in force only where all inspected rows are bans in force, the one that ends soonest
+    /// first: it stays in the kernel, but is not put back after a flush, and its source is judged again.
     pub(super) fn set(&mut self, key: Hashed, standing: Standing, expiry: Expiry, now: Tick) {
-        self.put(key, standing, expiry, Tick(0), now);
+        self.insert(key, standing, expiry, Tick(0), now);
     }
 
-    /// Notes that `ban` stands against `key` from `now` on.
+    /// Adds `ban` for `key`, in force from `now` on.
     pub(super) fn block(&mut self, key: Hashed, ban: &ActiveBan, now: Tick) {
         let length = match (ban.length, ban.left) {
-            // What is left is never more than the whole.
+            // The remaining time is never longer than the whole.
             (Some(length), Expiry::After(left)) => Tick::of(length.max(left)),
             _ => Tick(0),
         };
-        self.put(key, Standing::Blocked, ban.left, length, now);
+        self.insert(key, Standing::Blocked, ban.left, length, now);
     }
 
-    fn put(&mut self, key: Hashed, standing: Standing, expiry: Expiry, length: Tick, now: Tick) {
+    fn insert(&mut self, key: Hashed, standing: Standing, expiry: Expiry, length: Tick, now: Tick) {
         let stands = |row: &BanEntry| row.standing == Standing::Blocked && row.until > now;
         let (Ok(slot) | Err(Claim { slot, .. })) = self.entries.claim_beside(key, |row| row.until.0, stands);
         if let Some(row) = self.entries.get_mut(slot) {
@@ -172,7 +176,7 @@ impl BanTable {
         }
     }
 
-    /// What stands against `key` at `now`.
+    /// The slot of `key` and the decision about it, where that is in force at `now`.
     #[inline]
     pub(super) fn get(&self, key: Hashed, now: Tick) -> Option<(usize, Standing)> {
         let slot = self.entries.find(key)?;
@@ -181,7 +185,7 @@ impl BanTable {
     }
 
     /// Counts one more packet of the source in `slot`.
-    pub(super) fn repeat(&mut self, slot: usize, standing: Standing, who: (BanTarget, Track), now: Tick) -> Repeat {
+    pub(super) fn repeat(&mut self, slot: usize, standing: Standing, source: (BanTarget, Track), now: Tick) -> Repeat {
         let Some(row) = self.entries.get_mut(slot) else {
             return Repeat { report: None, verify: false };
         };
@@ -190,8 +194,8 @@ impl BanTable {
         let report = due.then(|| std::mem::replace(&mut row.hits, 0));
         if due {
             row.next = now.plus(Tick::of(SUMMARY));
-        } else if row.hits == 1 && self.pending.len() < PENDING {
-            self.pending.push(Reverse((row.next, who.0, who.1)));
+        } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
+            self.pending.push(Reverse((row.next, source.0, source.1)));
         }
         let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::of(VERIFY);
         if verify {
@@ -200,7 +204,7 @@ impl BanTable {
         Repeat { report, verify }
     }
 
-    /// A source whose summary is due although it has fallen silent: who, and how many packets.
+    /// The next summary that is due of a source that has stopped sending: the source and its number of packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, u32)> {
         while let Some(Reverse((at, subject, track))) = self.pending.peek().copied() {
             if at > now {
@@ -208,7 +212,7 @@ impl BanTable {
             }
             self.pending.pop();
             let key = self.entries.hashed(Key::new(subject, track));
-            let Some(row) = self.entries.of_mut(key) else { continue };
+            let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::of(SUMMARY));
                 return Some((subject, row.standing, std::mem::replace(&mut row.hits, 0)));
@@ -217,33 +221,33 @@ impl BanTable {
         None
     }
 
-    /// When the next summary is due, if one is.
+    /// When the next summary of a silent source is due.
     pub(super) fn next_due(&self) -> Option<Tick> {
         self.pending.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// Who is blocked, for how long, and for how much longer.
+    /// All bans that are in force at `now`.
     pub(super) fn blocked(&self, now: Tick) -> impl Iterator<Item = ActiveBan> + '_ {
         self.entries.iter().filter_map(move |row| row.ban(now))
     }
 
-    /// The ban of `key`.
+    /// The ban of `key`, if it is in force at `now`.
     pub(super) fn ban_of(&self, key: Hashed, now: Tick) -> Option<ActiveBan> {
-        self.entries.of(key)?.ban(now)
+        self.entries.row(key)?.ban(now)
     }
 
-    /// Gives `out` the next `n` of those who are blocked, at most; begins where the last call ended, and at the beginning
-    /// again after the end. Takes time for `n`, not for the whole table: one that is nearly empty gives fewer.
+    /// Passes at most `n` banned targets to `out`, beginning where the last call ended, and at the first slot again after the
+    /// last. Takes time in proportion to `n`, not to the table, so that a nearly empty table yields fewer.
     pub(super) fn sample(&mut self, now: Tick, n: usize, out: &mut impl FnMut(BanTarget)) {
         let slots = self.entries.begun();
         let mut wanted = if self.entries.used() == 0 { 0 } else { n };
-        for _ in 0..n.saturating_mul(LOOKED_AT).min(slots) {
+        for _ in 0..n.saturating_mul(INSPECTED).min(slots) {
             if wanted == 0 {
                 return;
             }
             let slot = if self.cursor < slots { self.cursor } else { 0 };
             self.cursor = slot + 1;
-            // Which of two clocks is ahead is no difference between them that matters.
+            // Bans about to expire may be gone already by the kernel's clock.
             if let Some(ActiveBan { subject, left, .. }) = self.entries.at(slot).and_then(|row| row.ban(now))
                 && !matches!(left, Expiry::After(left) if left <= LAST_SECONDS)
             {
@@ -253,17 +257,17 @@ impl BanTable {
         }
     }
 
-    /// For how much longer what stands in `slot` holds at `now`.
+    /// The remaining time of the entry in `slot` at `now`.
     pub(super) fn left(&self, slot: usize, now: Tick) -> Expiry {
         self.entries.get(slot).map_or(Expiry::After(Duration::ZERO), |row| row.left(now))
     }
 
-    /// Takes back what stands against `key`.
+    /// Removes the entry of `key`; false where there is none.
     pub(super) fn lift(&mut self, key: Hashed) -> bool {
         self.entries.remove(key).is_some()
     }
 
-    /// Takes back everything.
+    /// Removes all entries.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.pending.clear();

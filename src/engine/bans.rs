@@ -1,5 +1,5 @@
-//! Condemned sources to bans and back: how long each lasts, who is blocked now, and what becomes of a ban that the kernel
-//! does not hold. The evidence is the rest of the engine's business.
+//! Bans: computes how long each lasts, tracks which are in force, and takes in what happens to them in the kernel. The
+//! rest of the engine collects the evidence.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::{CAPPED_BAN, Class, Engine, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
-    /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. What was taken
-    /// back before its time is no strike.
+    /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. A ban lifted before
+    /// its end is not a strike.
     pub fn lift(&mut self, subject: BanTarget) -> bool {
         let key = self.key_of(subject, Track::Block);
         self.strikes.take_back(key, self.latest.tick());
@@ -21,16 +21,16 @@ impl Engine {
         self.ban_table.lift(key)
     }
 
-    /// The kernel blocks nobody any more: its set was flushed or its table is gone. Their strikes stay.
+    /// The kernel blocks no source any more: its set was flushed or its table removed. Strikes stay.
     pub fn lift_all(&mut self) {
         self.ban_table.clear();
         self.prefix_bans.clear();
     }
 
-    /// The kernel holds `ban`, by somebody else's doing or from before the start.
+    /// The kernel holds `ban`, added by another program or before the start.
     pub fn adopt(&mut self, now: Timestamp, ban: &ActiveBan) {
         let now = self.clock(now);
-        // Whoever read the kernel's set has read bans of this engine's own in it, and knows less about them.
+        // The kernel's set also contains bans of this engine, without their full length.
         let is_known = |known: ActiveBan| ban.length.is_none() && about_the_same(known.left, ban.left);
         if self.standing_of(now, ban.subject).is_some_and(is_known) {
             return;
@@ -57,22 +57,22 @@ impl Engine {
         self.recognise_network(self.latest.max(now), address).is_some()
     }
 
-    /// How often a subject had been banned before the start; once for each. Where the table has no room for all, who has
-    /// the fewest strikes goes.
+    /// Adds how often a target was banned before the start; to be called once for each. A full table evicts the target with
+    /// the fewest strikes.
     pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
         let now = self.clock(now);
         let key = self.key_of(struck.subject, Track::Block);
         self.strikes.remember(key, struck.strikes, struck.last, now.tick());
     }
 
-    /// Whom the kernel should be blocking now: to put them back where they were swept away.
+    /// All bans that the kernel should hold now: to restore them after a flush.
     pub fn bans(&self) -> impl Iterator<Item = ActiveBan> + '_ {
         self.ban_table.blocked(self.latest.tick())
     }
 
-    /// Gives `out` some of those whom the kernel should be blocking now, at most `n`, others at each call until all had
-    /// their turn: for a comparison with the kernel that goes on all the time and costs next to nothing. Bans in their
-    /// last ten seconds are left out. Bans that the caller has not carried out yet are not.
+    /// Passes at most `n` of the targets that the kernel should be blocking now to `out`, others at each call until all had
+    /// their turn: for a continuous, cheap reconciliation with the kernel. Bans in their last ten seconds are left out; bans
+    /// that the caller has not carried out yet are included.
     pub fn sample(&mut self, now: Timestamp, out: &mut impl FnMut(BanTarget), n: usize) {
         let now = self.clock(now);
         self.ban_table.sample(now.tick(), n, out);
@@ -82,16 +82,16 @@ impl Engine {
         let key = self.key_of(ban.subject, Track::Block);
         self.ban_table.block(key, ban, now);
         if let BanTarget::Prefix(network) = ban.subject {
-            self.prefix_bans.stands(network, now.end(ban.left), now);
+            self.prefix_bans.add(network, now.end(ban.left), now);
         }
     }
 
-    /// Blocks, or only says so where the track only logs.
+    /// Bans the source, or only logs it where the track only logs.
     pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, host: &Host) -> Verdict {
         let tick = now.tick();
         let key = self.key_of(ban.probe.subject, track);
         if track != Track::Block {
-            // Said once a window, or told once a ban; what follows is summed up.
+            // Reported once a window or once a ban; later packets are only summed up.
             let expiry = if track == Track::Tell { ban.expiry } else { Expiry::After(self.settings.window) };
             self.ban_table.set(key, Standing::Logged, expiry, tick);
             return Verdict::LogOnly(ban);
@@ -103,7 +103,7 @@ impl Engine {
         ban.capped = forgeable && !self.ceiling.take(now);
         let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {
-            // Forged evidence must blame nobody for his neighbours.
+            // Evidence that may be forged must not count toward a ban of the network.
             self.counters.capped += 1;
             self.capped = self.capped.saturating_add(1);
             self.capped_since.get_or_insert(now);
@@ -114,20 +114,20 @@ impl Engine {
             ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
         } else if let Some(network) = self.prefix_bans.widen(ban.probe.subject, tick, may) {
-            // It takes in people whom nobody has seen doing anything: each time as short as the first.
+            // It includes sources that have sent nothing: it lasts as long as a first ban each time.
             (ban.probe.subject, ban.strikes) = (BanTarget::Prefix(network), 0);
-            ban.expiry = self.spread_out(ban.expiry, many, key, tick);
+            ban.expiry = self.jittered(ban.expiry, many, key, tick);
         } else {
             let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
-            ban.expiry = self.spread_out(expiry, many, key, tick);
-            self.strikes.note(key, ban.expiry, tick);
-            self.prefix_bans.note(ban.probe.subject, tick);
+            ban.expiry = self.jittered(expiry, many, key, tick);
+            self.strikes.record(key, ban.expiry, tick);
+            self.prefix_bans.record(ban.probe.subject, tick);
         }
         self.block(&ActiveBan::whole(ban.probe.subject, ban.expiry), tick);
         Verdict::Block(ban)
     }
 
-    fn spread_out(&self, expiry: Expiry, many: bool, key: Hashed, now: Tick) -> Expiry {
+    fn jittered(&self, expiry: Expiry, many: bool, key: Hashed, now: Tick) -> Expiry {
         match expiry {
             Expiry::After(span) if many => Expiry::After(self.jitter.longer(span, key.key, now)),
             expiry => expiry,

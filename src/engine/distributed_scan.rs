@@ -1,27 +1,27 @@
-//! A scan that many sources share: each touches a few ports, together they touch them all. No single source reaches its
-//! threshold, so the sweep is named in the log; nobody is blocked for it, because any of them may be forged.
+//! Detects distributed scans: many sources probe a few ports each, together all of them. No single source reaches its
+//! threshold, so the scan is only logged; no source is blocked for it, because any of them may be forged.
 
 use std::time::Duration;
 
 use crate::types::{PortSet, Tick};
 
-/// How long ports and sources are gathered. A sweep that takes longer is not told from the noise of the Internet.
+/// How long ports and sources are collected. A slower scan cannot be told from the background noise of the Internet.
 const SPAN: Duration = Duration::from_secs(600);
-/// The noise of the Internet goes to a few dozen popular ports; this many distinct ones within the span are sought.
+/// Background noise goes to a few dozen popular ports; so many distinct ones within the span are a scan.
 const PORTS: u32 = 50;
-/// Fewer sources than this are single scanners, and each is dealt with on its own.
+/// Fewer sources than this are single scanners, which reach their own threshold.
 const SOURCES: u32 = 8;
 /// Bits that count sources; beyond some ten thousand sources the count is only "very many".
 const BITS: usize = 16_384;
 
-/// A sweep, as far as it was seen.
+/// A distributed scan, as observed so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DistributedScan {
-    /// Distinct ports that were touched.
+    /// Distinct ports that were probed.
     pub ports: u32,
-    /// About how many sources took part (linear counting, Whang et al., 1990: within a few per cent).
+    /// The approximate number of sources (linear counting, Whang et al., 1990: within a few per cent).
     pub sources: u32,
-    /// How long it has been gathered.
+    /// The time since its first probe.
     pub span: Duration,
 }
 
@@ -30,10 +30,10 @@ pub(super) struct DistributedScans {
     sources: Vec<u64>,
     distinct_ports: u32,
     set_bits: u32,
-    /// Probes that touched a port for the first time, and all of them: sharers divide the ports, the crowd does not.
+    /// All probes: sources that share a scan divide the ports, unrelated ones do not.
     probes: u32,
     began: Option<Tick>,
-    named: bool,
+    reported: bool,
 }
 
 impl DistributedScans {
@@ -45,12 +45,12 @@ impl DistributedScans {
             set_bits: 0,
             probes: 0,
             began: None,
-            named: false,
+            reported: false,
         }
     }
 
-    /// Notes that a source below its threshold touched a port that is new for it; a sweep, once, when it shows. The source is
-    /// told by its hash under the secret: with a known one, chosen addresses would look like a single source, or like many.
+    /// Adds a probe by a source below its threshold of a port that is new for it; returns the scan once, when it is detected.
+    /// Sources are counted by their hash under the secret: with a known hash, chosen addresses would look like a single source.
     pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<DistributedScan> {
         let began = *self.began.get_or_insert(now);
         if now.since(began) > Tick::of(SPAN) {
@@ -66,12 +66,12 @@ impl DistributedScans {
             self.set_bits += u32::from(*word >> (bit % 64) & 1 == 0);
             *word |= 1 << (bit % 64);
         }
-        // Half of all probes going to a port that nobody else has touched is no coincidence.
+        // Half of all probes going to a port that no other source has probed is no coincidence.
         let shared = self.distinct_ports.saturating_mul(2) >= self.probes;
-        if self.named || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
+        if self.reported || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
             return None;
         }
-        self.named = true;
+        self.reported = true;
         let began = self.began.unwrap_or(now);
         Some(DistributedScan {
             ports: self.distinct_ports,
@@ -93,7 +93,7 @@ impl DistributedScans {
         self.ports.clear();
         self.sources.fill(0);
         (self.distinct_ports, self.set_bits, self.probes) = (0, 0, 0);
-        (self.began, self.named) = (Some(now), false);
+        (self.began, self.reported) = (Some(now), false);
     }
 }
 

@@ -1,11 +1,12 @@
-//! Protected sources that probe this host: told once, then summed up, so that an operator learns of it and no log fills.
+//! Tracks exempt sources that probe this host: each is reported once and then summed up, so that the operator learns of it
+//! and the log does not fill.
 
 use std::net::IpAddr;
 
 use super::ban_table::SUMMARY;
 use crate::types::Timestamp;
 
-/// Protected sources whose probes are summed up at one time.
+/// The maximum number of exempt sources whose probes are summed up at one time.
 const MAX_EXEMPT: usize = 64;
 
 #[derive(Clone, Copy)]
@@ -15,7 +16,7 @@ struct ExemptSource {
     reported: Timestamp,
 }
 
-/// Who they are, the oldest first.
+/// The exempt sources, the oldest first.
 pub(super) struct ExemptSources(Vec<ExemptSource>);
 
 impl ExemptSources {
@@ -23,8 +24,8 @@ impl ExemptSources {
         Self(Vec::with_capacity(MAX_EXEMPT))
     }
 
-    /// One more probe by `address`; how many there were since the last line about it, where a line is due now. Where there
-    /// is no room, the oldest is forgotten, and told again at its next probe.
+    /// Counts one more probe by `address`, and returns the number since the last report where a report is due now. A full list
+    /// forgets the oldest source, which is reported again at its next probe.
     pub(super) fn observe(&mut self, now: Timestamp, address: IpAddr) -> Option<u32> {
         let Some(entry) = self.0.iter_mut().find(|entry| entry.address == address) else {
             if self.0.len() == MAX_EXEMPT {

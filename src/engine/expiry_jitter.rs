@@ -1,20 +1,20 @@
-//! Bans that came together need not end together: where many fell at once, each gets an end of its own. Else a flood of
-//! thousands would be let in again in the same moment, and the kernel would clear them all away at once.
+//! Spreads the expiry of bans that begin together: else a flood of thousands of sources would be admitted again at the same
+//! moment, and the kernel would remove all elements at once.
 
 use std::time::Duration;
 
 use super::key::{HashKey, Key};
 use crate::types::Tick;
 
-/// This many bans within a minute are a day's work on a busy host, and each keeps exactly the time that was asked for.
+/// So many bans within a minute are usual on a busy host; each lasts exactly as long as configured.
 const FEW: usize = 32;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Bans last one part in so many longer at most, and short ones above the ceiling one part in so many less.
+/// Bans last at most one part in so many longer, and short ones above the ceiling at most one part in so many shorter.
 const LONGER: u64 = 20;
 const SHORTER: u64 = 10;
 
-/// The last bans' times, and the secret: with a known hash a stranger could choose addresses whose bans end together.
+/// The times of the last bans, and the secret: with a known hash an attacker could choose addresses whose bans end together.
 pub(super) struct ExpiryJitter {
     secret: HashKey,
     recent: [Tick; FEW],
@@ -26,7 +26,7 @@ impl ExpiryJitter {
         Self { secret, recent: [Tick::default(); FEW], next: 0 }
     }
 
-    /// One more ban; true where it is one of many.
+    /// Records one more ban; true where it is one of many.
     pub(super) fn is_one_of_many(&mut self, now: Tick) -> bool {
         let place = self.recent.get_mut(self.next);
         self.next = (self.next + 1) % FEW;
@@ -44,10 +44,10 @@ impl ExpiryJitter {
         span.saturating_sub(self.share(span.as_secs() / SHORTER, key, now))
     }
 
-    /// A number of seconds from 0 to `most`, the same for the same ban.
-    fn share(&self, most: u64, key: Key, now: Tick) -> Duration {
-        let scaled = (u128::from(key.hash_at(self.secret, now)) * (u128::from(most) + 1)) >> 64;
-        Duration::from_secs(u64::try_from(scaled).unwrap_or(most))
+    /// A number of seconds from 0 to `max`, the same for the same ban.
+    fn share(&self, max: u64, key: Key, now: Tick) -> Duration {
+        let scaled = (u128::from(key.hash_at(self.secret, now)) * (u128::from(max) + 1)) >> 64;
+        Duration::from_secs(u64::try_from(scaled).unwrap_or(max))
     }
 }
 

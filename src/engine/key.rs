@@ -1,4 +1,4 @@
-//! A [`BanTarget`] to the key that it has in the tables, and to a hash that no stranger can foretell.
+//! Converts a [`BanTarget`] to its key in the tables, and to a hash that an attacker cannot predict.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -7,8 +7,8 @@ use siphasher::sip::SipHasher13;
 
 use crate::types::{BanTarget, Prefix, Tick};
 
-/// The secret that places subjects in buckets. With a known one, chosen source addresses would all land in one bucket
-/// and push each other out.
+/// The secret that distributes targets over buckets. With a known secret, an attacker could choose source addresses of one
+/// bucket that evict each other.
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
 
@@ -27,12 +27,12 @@ pub(super) enum Track {
 /// Marks a network; its prefix length stands beside it.
 const NETWORK: u64 = 0x80;
 
-/// A subject in 16 bytes, with the track that it is counted in; the second half is zero for nobody.
+/// A target in 16 bytes, with the track that it is counted in; the second half is zero where there is no target.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key([u64; 2]);
 
 impl Key {
-    /// Of a row that has never been anybody's.
+    /// The key of a row that has never been in use.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(super) fn new(subject: BanTarget, track: Track) -> Self {
@@ -56,7 +56,7 @@ impl Key {
         Self([bits, tag | (track as u64) << 8])
     }
 
-    /// The subject that the key was made of; `None` for one that counts something apart.
+    /// The target of the key; `None` where the key counts only a part of its packets.
     pub(super) fn subject(self) -> Option<BanTarget> {
         let Self([bits, tag]) = self;
         let v6 = |high: u64, low: u64| BanTarget::V6((u128::from(high) << 64 | u128::from(low)).into());
@@ -65,7 +65,7 @@ impl Key {
             4 => u32::try_from(bits).ok().map(|bits| BanTarget::V4(bits.into())),
             6 => Some(v6(bits, 0)),
             7 => Some(v6(0xfe80 << 48, bits)),
-            // The lengths of the two families do not meet.
+            // The lengths of the two families do not overlap.
             code if code & NETWORK != 0 => {
                 let BanTarget::V6(first) = v6(bits, 0) else { return None };
                 let v4 = u32::try_from(bits).map(|bits| IpAddr::V4(bits.into()));
@@ -76,7 +76,7 @@ impl Key {
         }
     }
 
-    /// The same subject, counted for one destination alone.
+    /// The same target, counted for one destination alone.
     pub(super) fn toward(self, destination: IpAddr) -> Self {
         let Self([bits, tag]) = self;
         let folded = match destination {
@@ -90,13 +90,13 @@ impl Key {
         Self([bits, tag | folded << 32 | DESTINATION])
     }
 
-    /// The same subject, counted for the hosts that it touches.
+    /// The same target, counted for the hosts that it probes.
     pub(super) fn over_hosts(self) -> Self {
         let Self([bits, tag]) = self;
         Self([bits, tag | HOSTS])
     }
 
-    /// A number that nobody without the secret can foretell, the same for the same subject at the same time.
+    /// A number that cannot be predicted without the secret, the same for the same target at the same time.
     pub(super) fn hash_at(self, secret: HashKey, now: Tick) -> u64 {
         let Self([low, high]) = self;
         let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);
@@ -106,30 +106,30 @@ impl Key {
 
     /// The key with its hash.
     pub(super) fn under(self, secret: HashKey) -> Hashed {
-        // All bytes at once: half the time of a hasher that is fed piece by piece.
+        // All bytes at once: half the time of a hasher that gets single words.
         let [low, high] = self.0.map(u128::from);
         let hash = SipHasher13::new_with_keys(secret.0, secret.1).hash(&(high << 64 | low).to_le_bytes());
         Hashed { key: self, hash }
     }
 
-    /// Nobody's, for a row that was given back; `next` is the one that was given back before it.
+    /// The key of a free row; `next` is the row that was freed before it.
     pub(super) fn free(next: u32) -> Self {
         Self([next.into(), 0])
     }
 
-    /// The row that a free one has in its key.
+    /// The row that was freed before this one.
     pub(super) fn next_free(self) -> u32 {
         let Self([next, _]) = self;
         u32::try_from(next).unwrap_or(0)
     }
 
-    pub(super) fn is_somebodys(self) -> bool {
+    pub(super) fn is_in_use(self) -> bool {
         let Self([_, tag]) = self;
         tag != 0
     }
 }
 
-/// The key of a subject as a whole, in 10 bytes.
+/// The key of a target as a whole, in 10 bytes.
 #[derive(Clone, Copy)]
 #[repr(Rust, packed(2))]
 pub(super) struct Brief {
@@ -140,9 +140,9 @@ pub(super) struct Brief {
 impl Brief {
     pub(super) const NONE: Self = Self { bits: 0, tag: 0 };
 
-    /// Nothing of what is counted apart is kept: for tables that hold no such thing.
-    pub(super) fn of(Key([bits, tag]): Key) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "the lower 16 bits are the subject's kind and the track")]
+    /// Drops the destination: for tables that only hold keys of whole targets.
+    pub(super) fn from_key(Key([bits, tag]): Key) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower 16 bits are the kind of target and the track")]
         Self { bits, tag: tag as u16 }
     }
 
@@ -152,11 +152,11 @@ impl Brief {
     }
 }
 
-/// What is counted apart from the subject as a whole. The upper 32 bits tell one destination from another.
+/// Marks of keys that count a part of the packets. The upper 32 bits distinguish destinations.
 const DESTINATION: u64 = 1 << 16;
 const HOSTS: u64 = 2 << 16;
 
-/// An address in 16 bits, for places where a rare mistake of one for another only costs time: neighbours never collide.
+/// An address in 16 bits, for uses where a rare collision only costs time: neighbours never collide.
 pub(super) fn fold(address: IpAddr) -> u16 {
     match address {
         IpAddr::V4(v4) => {

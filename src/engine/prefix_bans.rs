@@ -1,9 +1,9 @@
-//! Bans of neighbours to a ban of their whole network, where the operator wants that: whoever has a /56 or a rack of
-//! addresses sends from the next one when the last is blocked. Says which network; who may be blocked at all is for
-//! others to say.
+//! Widens bans of neighbouring sources to a ban of their network, where the operator has enabled that: an attacker with a
+//! /56 or a rack of addresses sends from the next one when the last is blocked. This module selects the network; the
+//! allow-list is checked by its caller.
 //!
-//! What is needed for it must have happened within the window, as with the ports of one source: four strangers of one
-//! network in the same half hour are one actor, four within 90 days are the noise of the Internet.
+//! The bans must fall within the window, as with the ports of one source: four sources of one network in the same half hour
+//! are one actor, four within 90 days are the background noise of the Internet.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub struct MaxPrefix {
 }
 
 impl Default for MaxPrefix {
-    /// No wider than one source: blocking whom nobody has seen doing anything is for the operator to choose.
+    /// No wider than one source: blocking sources that have sent nothing is the operator's choice.
     fn default() -> Self {
         Self { v4: 32, v6: 64 }
     }
@@ -45,29 +45,29 @@ impl MaxPrefix {
 /// network. As many failed contacts tell a scanner from a visitor (Jung et al., 2004); here each has done more than that.
 const NEIGHBOURS: usize = 4;
 
-/// A /48 is some organization's, not a household's: twice as many. They are never all of one /56, which is blocked itself
+/// A /48 belongs to an organization, not a household: twice as many. They are never all of one /56, which is blocked itself
 /// after half as many, and its sources are then forgotten.
 const NEIGHBOURS_48: usize = 8;
 
-/// Networks in which bans are remembered at one time, at most: nearly as many as the built-in ceiling lets through within
-/// the built-in window.
-const NETWORKS: usize = 16_384;
+/// The maximum number of networks in which bans are counted at one time: nearly as many as the default ceiling admits within
+/// the default window.
+const MAX_NETWORKS: usize = 16_384;
 
-/// Which neighbours were banned, and which networks are.
+/// The neighbours that were banned, and the prefix lengths of banned networks.
 pub(super) struct PrefixBans {
     widest: MaxPrefix,
     secret: HashKey,
-    /// The neighbours' numbers in the network stand for ports.
+    /// A source table per network, in which the number of a neighbour in its network stands for a port.
     banned: SourceTable,
-    /// When the last ban of a network ends, and the prefix lengths of all, a bit each: what is asked for every packet.
+    /// When the last ban of a network ends, and a bit for the prefix length of each: read for every packet.
     until: Tick,
     lengths: u64,
 }
 
 impl PrefixBans {
-    /// Room for the networks of that many bans, unless no ban is to be of any.
+    /// A table for the networks of that many bans; empty where bans are never widened.
     pub(super) fn new(widest: MaxPrefix, bans: usize, window: Duration, secret: HashKey) -> Self {
-        let networks = if widest.v4().or(widest.v6()).is_some() { bans.min(NETWORKS) } else { 0 };
+        let networks = if widest.v4().or(widest.v6()).is_some() { bans.min(MAX_NETWORKS) } else { 0 };
         Self { widest, secret, banned: SourceTable::new(networks, window, secret), until: Tick::default(), lengths: 0 }
     }
 
@@ -75,8 +75,8 @@ impl PrefixBans {
         Key::new(BanTarget::Prefix(network), Track::Block).under(self.secret)
     }
 
-    /// Where the ban of `subject` is remembered: its widest network, and its number in there.
-    fn place(&self, subject: BanTarget) -> Option<(Prefix, u16)> {
+    /// The widest network of `subject`, and its number in it.
+    fn neighbourhood(&self, subject: BanTarget) -> Option<(Prefix, u16)> {
         match subject {
             BanTarget::V4(v4) => {
                 let [_, _, high, low] = v4.octets();
@@ -90,25 +90,25 @@ impl PrefixBans {
         }
     }
 
-    /// `subject` was banned on evidence of its own.
-    pub(super) fn note(&mut self, subject: BanTarget, now: Tick) {
-        if let Some((network, number)) = self.place(subject) {
+    /// Records that `subject` was banned on evidence of its own.
+    pub(super) fn record(&mut self, subject: BanTarget, now: Tick) {
+        if let Some((network, number)) = self.neighbourhood(subject) {
             let evidence = Evidence::new(now, Protocol::Tcp, number, Class::Syn);
             let _ = self.banned.observe(self.key(network), evidence, now);
         }
     }
 
-    /// The ban of `subject` was none.
+    /// Removes the record of a ban of `subject` that failed or was lifted.
     pub(super) fn forgive(&mut self, subject: BanTarget) {
-        if let Some((network, number)) = self.place(subject) {
+        if let Some((network, number)) = self.neighbourhood(subject) {
             self.banned.forgive(self.key(network), Protocol::Tcp, number);
         }
     }
 
-    /// The network that is to be blocked instead of `subject`, if enough of its neighbours have been and `may` says yes.
-    /// They are then forgotten: whoever lifts that ban is not to have it back at the next probe.
+    /// The network to block instead of `subject`, if enough of its neighbours were banned and `may` admits it. Their records
+    /// are removed: once an operator lifts the ban of the network, the next probe must not bring it back.
     pub(super) fn widen(&mut self, subject: BanTarget, now: Tick, may: impl Fn(IpNet) -> bool) -> Option<Prefix> {
-        let (widest, own) = self.place(subject)?;
+        let (widest, own) = self.neighbourhood(subject)?;
         let key = self.key(widest);
         let numbers = || self.banned.within(key, now).map(Evidence::port);
         let may = |wide: &Prefix| may(wide.network());
@@ -128,8 +128,8 @@ impl PrefixBans {
         found
     }
 
-    /// `network` is blocked until then.
-    pub(super) fn stands(&mut self, network: Prefix, until: Tick, now: Tick) {
+    /// Records that `network` is blocked until then.
+    pub(super) fn add(&mut self, network: Prefix, until: Tick, now: Tick) {
         if self.are_free(now) {
             self.lengths = 0;
         }
@@ -137,12 +137,12 @@ impl PrefixBans {
         self.until = self.until.max(until);
     }
 
-    /// No network is blocked.
+    /// Records that no network is blocked any more.
     pub(super) fn clear(&mut self) {
         self.until = Tick::default();
     }
 
-    /// True where no network is blocked at all.
+    /// True where no network is blocked.
     #[inline]
     pub(super) fn are_free(&self, now: Tick) -> bool {
         self.until <= now
@@ -150,7 +150,7 @@ impl PrefixBans {
 
     /// The networks that `source` is in and that may be blocked.
     pub(super) fn around(&self, source: IpAddr) -> impl Iterator<Item = Prefix> + '_ {
-        // A wider one that somebody asked for goes first.
+        // The widest first: an operator may have banned a wider one.
         let lengths = (8..64).filter(|length| self.lengths >> length & 1 == 1);
         lengths.filter_map(move |length| Prefix::of(source, length))
     }

@@ -1,5 +1,5 @@
-//! Which ports were in use a moment ago. A client that comes late to a service that has just stopped, and an answer that
-//! comes late to a socket that has just closed, are no probes.
+//! Remembers which ports were in use recently: a late client of a service that has just stopped, or a late answer to a
+//! socket that has just closed, is not a probe.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::types::{PortSet, Protocol, Tick};
 pub const RECENT: Duration = Duration::from_secs(120);
 
 /// How long a port counts as open after it answered a SYN although nothing on this host listens there: it is published
-/// by DNAT, and no socket table will ever say so.
+/// by DNAT, and no socket table shows it.
 const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 
 /// Until when each port counts as open.
@@ -40,12 +40,12 @@ impl RecentPorts {
         }
     }
 
-    /// True where `port` was in use a moment ago.
+    /// True where `port` was in use recently.
     pub(super) fn holds(&mut self, protocol: Protocol, port: u16, now: Tick) -> bool {
         self.column(protocol).and_then(|column| column.get(usize::from(port))).is_some_and(|until| *until > now.0)
     }
 
-    /// The ports that were in use a moment ago.
+    /// The ports that were in use recently.
     pub(super) fn ports(&self, protocol: Protocol, now: Tick) -> PortSet {
         let column = match protocol {
             Protocol::Tcp => self.tcp.as_slice(),
@@ -55,7 +55,7 @@ impl RecentPorts {
         (0..=u16::MAX).zip(column).filter(|(_, until)| **until > now.0).map(|(port, _)| port).collect()
     }
 
-    /// `port` was seen in use.
+    /// Records that `port` is in use.
     pub(super) fn used(&mut self, protocol: Protocol, port: u16, now: Tick) {
         let until = now.plus(Tick::of(RECENT));
         if let Some(slot) = self.column(protocol).and_then(|column| column.get_mut(usize::from(port))) {
@@ -63,18 +63,18 @@ impl RecentPorts {
         }
     }
 
-    /// `port` answered a SYN although nothing is known to listen there.
+    /// Records that `port` answered a SYN although no listener is known.
     pub(super) fn published(&mut self, port: u16, now: Tick) {
         self.set(Protocol::Tcp, port, now.plus(Tick::of(PUBLISHED)));
     }
 
-    /// The listeners changed: those that went were open until now.
+    /// Records a change of the listeners: closed ones were open until now.
     pub(super) fn listeners_changed(&mut self, old: &Host, new: &Host, now: Tick) {
         let until = now.plus(Tick::of(RECENT));
         for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
             before.gone(after).iter().for_each(|port| self.set(protocol, port, until));
-            // A port that is found to have a listener was not published by DNAT: its long memory would outlive it. What
-            // goes on listening on one address must not look open on the others, so nothing is prolonged here.
+            // A port with a listener was not published by DNAT, so its long expiry is shortened. A port that is open on one
+            // address must not look open on the others, so no expiry is extended here.
             let Some(column) = self.column(protocol) else { continue };
             for port in after.anywhere().iter() {
                 if let Some(slot) = column.get_mut(usize::from(port)) {

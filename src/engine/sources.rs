@@ -1,4 +1,4 @@
-//! Who touched which ports, and when: the evidence against each source, in a table of fixed size.
+//! The source table: which ports each source probed, and when, in a table of fixed size.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, OLDEST, RANKS, Row, Table, Way};
 use crate::types::{Protocol, Tick};
 
-/// Distinct ports that are remembered of one source; the largest `scan_trigger` is one less.
+/// Distinct ports that are stored for one source; the largest `scan_trigger` is one less.
 pub const EVIDENCE: usize = 16;
 
-/// One touched port: when, which, how. Packed into 64 bits.
+/// One probed port: time, protocol, port and class, packed into 64 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Evidence(u64);
 
@@ -64,24 +64,24 @@ impl Evidence {
     }
 }
 
-/// What is held against a source after one more probe.
+/// The evidence against a source after one more probe.
 #[derive(Clone, Copy)]
 pub(super) struct ProbeCount {
     pub(super) slot: usize,
     /// The port is new for this source within the window.
     pub(super) fresh: bool,
-    /// Somebody else's evidence had to go for it.
+    /// The evidence of another source was evicted for it.
     pub(super) evicted: bool,
-    /// A class is among the evidence that is enough on its own.
+    /// The evidence includes a class that is enough on its own.
     pub(super) conclusive: bool,
     /// Distinct ports within the window.
     pub(super) distinct: u8,
-    /// Probes since the first, the same port again included.
+    /// Probes since the first, repeated ports included.
     pub(super) probes: u32,
     pub(super) first: Tick,
 }
 
-/// What is held against a source, looked at from outside.
+/// A summary of the evidence against a source, for queries.
 pub(super) struct SourceSummary {
     pub(super) slot: usize,
     pub(super) distinct: u8,
@@ -90,7 +90,7 @@ pub(super) struct SourceSummary {
     pub(super) silent: Tick,
 }
 
-/// What is held against one source. All but the evidence is in one cache line, and with it the first ports of every other one.
+/// The evidence against one source. The header is in one cache line, together with the first ports.
 #[derive(Clone)]
 #[repr(align(32))]
 struct SourceEntry {
@@ -98,7 +98,7 @@ struct SourceEntry {
     first: Tick,
     last: Tick,
     probes: u32,
-    /// Distinct ports as of the last probe: so many places hold evidence, the others hold what was there before.
+    /// Distinct ports as of the last probe: the number of valid elements of `evidence`; the others are stale.
     distinct: u32,
     evidence: [Evidence; EVIDENCE],
 }
@@ -131,12 +131,12 @@ impl SourceEntry {
         self.evidence.get_mut(..self.distinct as usize).unwrap_or_default()
     }
 
-    /// What it is worth to keep this rather than that of another source.
+    /// The value of keeping this entry rather than that of another source.
     fn rank(&self) -> u8 {
         u8::try_from(self.distinct.saturating_sub(1)).unwrap_or(RANKS)
     }
 
-    /// Drops what is `old`; the rest keeps its order.
+    /// Drops the evidence that is `old`; the rest keeps its order.
     fn drop_where(&mut self, old: impl Fn(&Evidence) -> bool) {
         if !self.held().iter().any(&old) {
             return;
@@ -147,11 +147,11 @@ impl SourceEntry {
         self.distinct = places.map(|(place, item)| *place = *item).fold(0, |count, ()| count + 1);
     }
 
-    /// Puts `new` among what is held, and drops what is older than `window`; true where its port was not there yet.
-    fn remember(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
+    /// Adds `new` and drops what is older than `window`; true where its port is new.
+    fn add(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
         self.drop_where(|item| now.since(item.at()) > window);
         if let Some(item) = self.held_mut().iter_mut().find(|item| item.same_port(new)) {
-            // The later time counts, and of the two classes the one that says more.
+            // The later time counts, and of the two classes the conclusive one.
             let class = if item.is_conclusive() { *item } else { new };
             let checked = item.0 & VERIFIED;
             item.0 = new.0 & !0xff | class.0 & 0x7f | checked;
@@ -167,116 +167,122 @@ impl SourceEntry {
     }
 }
 
-/// The table.
+/// The evidence against each source within the window.
 pub(super) struct SourceTable {
-    files: Table<SourceEntry>,
+    sources: Table<SourceEntry>,
     window: Tick,
 }
 
 impl SourceTable {
     pub(super) fn new(sources: usize, window: Duration, secret: HashKey) -> Self {
-        Self { files: Table::new(sources, secret), window: Tick::of(window) }
+        Self { sources: Table::new(sources, secret), window: Tick::of(window) }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.files.used()
+        self.sources.used()
     }
 
-    /// Touches the memory of the next sources.
+    /// Touches the memory of the next entries.
     pub(super) fn prepare(&mut self) {
-        self.files.prepare();
+        self.sources.prepare();
     }
 
-    /// Counts ports for another span from now on.
+    /// Changes the window from now on.
     pub(super) fn set_window(&mut self, window: Duration) {
         self.window = Tick::of(window);
     }
 
-    /// Adds `new` to what is held against `key`. Where the table is full, the source with the fewest ports and the longest
-    /// silence goes; one whose window has passed goes first.
+    /// Adds `new` to the evidence against `key`. A full bucket evicts a source whose window has passed, else the source with
+    /// the fewest ports, of equals the one that has been silent for longest.
     pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> ProbeCount {
-        let Self { files, window } = self;
-        let silent = |file: &SourceEntry| now.since(file.last) > *window;
+        let Self { sources, window } = self;
+        let silent = |source: &SourceEntry| now.since(source.last) > *window;
         let worth = |way: Way<'_, SourceEntry>| match way.age {
-            // Where the window of any has passed, that of the oldest has.
+            // If the window of any of them has passed, that of the oldest has: no other row needs to be read.
             OLDEST if silent(way.row) => 0,
             age => (u64::from(way.rank) + 1) << 8 | (OLDEST - age) as u64,
         };
-        let (slot, evicted) = match files.claim(key, worth) {
+        let (slot, evicted) = match sources.claim(key, worth) {
             Ok(slot) => (slot, false),
             Err(Claim { slot, evicted }) => (slot, evicted),
         };
-        let Some(file) = files.get_mut(slot) else {
+        let Some(source) = sources.get_mut(slot) else {
             return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
         };
-        if file.probes == 0 || silent(file) {
-            (file.first, file.probes, file.distinct) = (now, 0, 0);
+        if source.probes == 0 || silent(source) {
+            (source.first, source.probes, source.distinct) = (now, 0, 0);
         }
-        file.last = now;
-        file.probes = file.probes.saturating_add(1);
-        let fresh = file.remember(new, now, *window);
-        let conclusive = file.held().iter().any(|item| item.is_conclusive());
-        let distinct = u8::try_from(file.distinct).unwrap_or(u8::MAX);
-        let tally = ProbeCount { slot, fresh, evicted, conclusive, distinct, probes: file.probes, first: file.first };
-        let rank = file.rank();
-        files.rank(key, slot, rank);
+        source.last = now;
+        source.probes = source.probes.saturating_add(1);
+        let fresh = source.add(new, now, *window);
+        let conclusive = source.held().iter().any(|item| item.is_conclusive());
+        let distinct = u8::try_from(source.distinct).unwrap_or(u8::MAX);
+        let tally =
+            ProbeCount { slot, fresh, evicted, conclusive, distinct, probes: source.probes, first: source.first };
+        let rank = source.rank();
+        sources.rank(key, slot, rank);
         tally
     }
 
     /// The evidence in `slot`.
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + '_ {
-        self.files.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
+        self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
     }
 
     /// Marks the evidence about this port as checked.
     pub(super) fn verify(&mut self, slot: usize, checked: Evidence) {
-        let held = self.files.get_mut(slot).map(SourceEntry::held_mut).unwrap_or_default();
+        let held = self.sources.get_mut(slot).map(SourceEntry::held_mut).unwrap_or_default();
         held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.verified());
     }
 
-    /// Takes back what is held against `key` about one port, because it turned out to be open.
+    /// Removes the evidence against `key` about one port, because the port turned out to be open.
     pub(super) fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
-        let Some(slot) = self.files.find(key) else { return };
-        let Some(file) = self.files.get_mut(slot) else { return };
+        let Some(slot) = self.sources.find(key) else { return };
+        let Some(source) = self.sources.get_mut(slot) else { return };
         let open = Evidence::new(Tick(0), protocol, port, Class::Syn);
-        // A NULL or XMAS probe stays one, whatever listens behind the port.
-        file.drop_where(|item| item.same_port(open) && !item.is_conclusive());
-        let (left, rank) = (file.distinct, file.rank());
+        // A NULL or XMAS probe remains evidence, whether or not the port is open.
+        source.drop_where(|item| item.same_port(open) && !item.is_conclusive());
+        let (left, rank) = (source.distinct, source.rank());
         if left == 0 {
-            self.files.remove(key);
+            self.sources.remove(key);
         } else {
-            self.files.rank(key, slot, rank);
+            self.sources.rank(key, slot, rank);
         }
     }
 
-    /// Forgets `key`.
+    /// Removes all evidence against `key`.
     pub(super) fn forget(&mut self, key: Hashed) {
-        self.files.remove(key);
+        self.sources.remove(key);
     }
 
-    /// Brings `tally` up to date after some evidence was forgiven.
+    /// Updates `tally` after some evidence was removed.
     pub(super) fn recount(&self, key: Hashed, tally: &mut ProbeCount, now: Tick) {
         tally.distinct = self.distinct(key, now);
         tally.conclusive = self.within(key, now).any(Evidence::is_conclusive);
     }
 
-    /// What is held against `key` at `now`; `None` once its window has passed.
+    /// A summary of the evidence against `key` at `now`; `None` once its window has passed.
     pub(super) fn held(&self, key: Hashed, now: Tick) -> Option<SourceSummary> {
-        let slot = self.files.find(key)?;
-        let file = self.files.get(slot)?;
-        let silent = now.since(file.last);
+        let slot = self.sources.find(key)?;
+        let source = self.sources.get(slot)?;
+        let silent = now.since(source.last);
         let distinct = self.distinct(key, now);
-        (distinct > 0 && silent <= self.window).then_some(SourceSummary { slot, distinct, probes: file.probes, silent })
+        (distinct > 0 && silent <= self.window).then_some(SourceSummary {
+            slot,
+            distinct,
+            probes: source.probes,
+            silent,
+        })
     }
 
-    /// How many distinct ports are held against `key` within the window.
+    /// The number of distinct ports that `key` probed within the window.
     pub(super) fn distinct(&self, key: Hashed, now: Tick) -> u8 {
         u8::try_from(self.within(key, now).count()).unwrap_or(u8::MAX)
     }
 
-    /// What is held against `key` within the window.
+    /// The evidence against `key` within the window.
     pub(super) fn within(&self, key: Hashed, now: Tick) -> impl Iterator<Item = Evidence> + '_ {
-        let held = self.files.of(key).map(SourceEntry::held).unwrap_or_default();
+        let held = self.sources.row(key).map(SourceEntry::held).unwrap_or_default();
         held.iter().copied().filter(move |item| now.since(item.at()) <= self.window)
     }
 }

@@ -1,9 +1,9 @@
-//! How often each subject has been banned on evidence, so that its next ban lasts longer. Fed by the engine's own bans,
-//! and at the start by whoever remembers those from before.
+//! Counts how often each target has been banned on evidence, so that its next ban lasts longer. Filled by the engine's own
+//! bans, and at the start by the state of the last run.
 //!
-//! Two bans are no strikes. One above the ceiling: its evidence may be forged, and a flood of forged packets must not take
-//! anybody away for a month. One that was lifted again: it failed, the port turned out to be open, or a person took it
-//! back, who has said by that that it was wrong.
+//! Two kinds of bans do not count. A ban above the ceiling: its evidence may be forged, and a flood of forged packets must
+//! not ban an innocent source for a month. A ban that was lifted: it failed, the port turned out to be open, or an operator
+//! removed it as a mistake.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Tick};
 
-/// How bans of the same subject grow.
+/// How the bans of one target grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Escalation {
     /// Each ban is this many times as long as the one before; 1 (every ban is as long as the first) to 100.
     pub factor: u32,
-    /// No ban grows longer than this. The first one, which is as long as the settings say, may be.
+    /// No ban grows longer than this; the first one, whose length is configured, may be longer.
     pub max: Duration,
-    /// A subject starts from the beginning when its last ban has been over for this long.
+    /// The count of a target starts from zero when its last ban has been over for this long.
     pub forget: Duration,
 }
 
@@ -44,18 +44,18 @@ impl Escalation {
     }
 }
 
-/// What is remembered of a subject from before the start.
+/// The strikes of a target from before the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrikeHistory {
-    /// Who.
+    /// The target.
     pub subject: BanTarget,
-    /// How many of its bans count.
+    /// The number of its bans that count.
     pub strikes: u32,
     /// The last of them.
     pub last: LastBan,
 }
 
-/// The last ban that counts against a subject.
+/// The last ban of a target that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastBan {
     /// It has been over for this long.
@@ -64,11 +64,11 @@ pub enum LastBan {
     Lasts(Expiry),
 }
 
-/// A ban that goes this short a time before its end has expired by the kernel's clock: nobody has lifted it. The time
-/// that the sensor takes to adopt a full set is in it.
+/// A ban that disappears this short a time before its end has expired by the kernel's clock and was not lifted. Includes
+/// the time that the sensor takes to adopt a full set.
 pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 
-/// The bans of one subject.
+/// The bans of one target.
 #[derive(Clone)]
 #[repr(align(32))]
 struct Record {
@@ -78,7 +78,7 @@ struct Record {
     until: Tick,
     /// When all of them are forgotten.
     forgotten: Tick,
-    /// Since when the last one stands; 0 where it does not stand any more or another one does.
+    /// Since when the last one is in force; 0 where it is not, or another one is.
     since: Tick,
 }
 
@@ -94,7 +94,7 @@ impl Row for Record {
     }
 }
 
-/// The table.
+/// The bans of each target that count.
 pub(super) struct Strikes {
     records: Table<Record>,
     forget: Tick,
@@ -105,59 +105,58 @@ impl Strikes {
         Self { records: Table::new(entries, secret), forget: Tick::of(forget) }
     }
 
-    /// Touches the memory of the next subjects.
+    /// Touches the memory of the next entries.
     pub(super) fn prepare(&mut self) {
         self.records.prepare();
     }
 
-    /// Forgets after another span; what is remembered already goes when it would have gone.
+    /// Changes after how long new records are forgotten; existing ones keep their time.
     pub(super) fn set_forget(&mut self, forget: Duration) {
         self.forget = Tick::of(forget);
     }
 
-    /// How many bans count against `key` at `now`.
+    /// The number of bans that count against `key` at `now`.
     pub(super) fn count(&self, key: Hashed, now: Tick) -> u32 {
-        self.records.of(key).filter(|record| record.forgotten > now).map_or(0, |record| record.bans)
+        self.records.row(key).filter(|record| record.forgotten > now).map_or(0, |record| record.bans)
     }
 
-    /// One more ban of `key`, from `now` on for `expiry`.
-    pub(super) fn note(&mut self, key: Hashed, expiry: Expiry, now: Tick) {
+    /// Counts one more ban of `key`, from `now` on for `expiry`.
+    pub(super) fn record(&mut self, key: Hashed, expiry: Expiry, now: Tick) {
         let bans = self.count(key, now).saturating_add(1);
         let until = now.end(expiry);
-        self.put(Record { key: key.key, bans, until, forgotten: until.plus(self.forget), since: now }, key, now);
+        self.insert(Record { key: key.key, bans, until, forgotten: until.plus(self.forget), since: now }, key, now);
     }
 
-    /// Another ban of `key`, which does not count, takes the place of the last one.
+    /// Another ban of `key`, which does not count, replaces the last one.
     pub(super) fn supersede(&mut self, key: Hashed) {
-        if let Some(record) = self.records.of_mut(key) {
+        if let Some(record) = self.records.row_mut(key) {
             record.since = Tick(0);
         }
     }
 
-    /// The ban of `key` that stands was lifted: if it counted, it counts no more. One whose time is over, or as good as
-    /// over, was served.
+    /// The ban of `key` in force was lifted and no longer counts. A ban that has expired, or is about to, still counts.
     pub(super) fn take_back(&mut self, key: Hashed, now: Tick) {
         let forgotten_at = now.plus(self.forget);
-        let Some(record) = self.records.of_mut(key) else { return };
+        let Some(record) = self.records.row_mut(key) else { return };
         let (left, served) = (record.until.since(now), now.since(record.since));
-        // A ban of a few seconds is lifted at once where it failed.
+        // A ban of a few seconds that failed is lifted at once, within its last seconds.
         let is_over = left <= Tick::of(LAST_SECONDS) && left <= served;
         if std::mem::take(&mut record.since) == Tick(0) || is_over {
             return;
         }
         record.bans = record.bans.saturating_sub(1);
-        // When the one before ended is not kept; it was no later than now.
+        // The end of the ban before is not stored; it was no later than now.
         (record.until, record.forgotten) = (now, forgotten_at.min(record.forgotten));
         if record.bans == 0 {
             self.records.remove(key);
         }
     }
 
-    /// What is known from before; a ban that came first is the latest one all the same.
+    /// Adds the strikes of the last run; a ban that was counted before this call remains the latest.
     pub(super) fn remember(&mut self, key: Hashed, strikes: u32, last: LastBan, now: Tick) {
         let since_then = self.count(key, now);
         if since_then > 0 {
-            if let Some(record) = self.records.of_mut(key) {
+            if let Some(record) = self.records.row_mut(key) {
                 record.bans = record.bans.saturating_add(strikes);
             }
             return;
@@ -171,13 +170,13 @@ impl Strikes {
             LastBan::Lasts(_) => until.plus(self.forget),
         };
         if strikes > 0 && forgotten > now {
-            self.put(Record { key: key.key, bans: strikes, until, forgotten, since }, key, now);
+            self.insert(Record { key: key.key, bans: strikes, until, forgotten, since }, key, now);
         }
     }
 
-    /// Where there is no room, who has been banned least often and is forgotten soonest goes: a flood of newcomers does not
-    /// push out who comes again and again.
-    fn put(&mut self, record: Record, key: Hashed, now: Tick) {
+    /// A full bucket evicts the target with the fewest bans, of equals the one to be forgotten soonest: a flood of new
+    /// targets does not evict repeat offenders.
+    fn insert(&mut self, record: Record, key: Hashed, now: Tick) {
         let worth = |record: &Record| match record.forgotten > now {
             true => u64::from(record.bans) << 32 | u64::from(record.forgotten.0),
             false => 0,
@@ -238,27 +237,27 @@ mod tests {
     #[test]
     fn strikes_are_forgotten_so_long_after_the_end_of_the_last_ban() {
         let mut strikes = table(8);
-        strikes.note(key(1), Expiry::After(HOUR), at(0));
-        strikes.note(key(1), Expiry::After(2 * HOUR), at(3));
+        strikes.record(key(1), Expiry::After(HOUR), at(0));
+        strikes.record(key(1), Expiry::After(2 * HOUR), at(3));
         assert_eq!(strikes.count(key(1), Tick(at(15).0 - 1)), 2, "five hours and ten");
         assert_eq!(strikes.count(key(1), at(15)), 0);
-        strikes.note(key(1), Expiry::After(HOUR), at(16));
+        strikes.record(key(1), Expiry::After(HOUR), at(16));
         assert_eq!(strikes.count(key(1), at(16)), 1, "and it starts from the beginning");
     }
 
     #[test]
     fn a_lifted_ban_is_no_strike_but_one_that_was_served_stays_one() {
         let mut strikes = table(8);
-        strikes.note(key(1), Expiry::After(HOUR), at(0));
-        strikes.note(key(1), Expiry::After(2 * HOUR), at(2));
+        strikes.record(key(1), Expiry::After(HOUR), at(0));
+        strikes.record(key(1), Expiry::After(2 * HOUR), at(2));
         strikes.take_back(key(1), at(3));
         assert_eq!(strikes.count(key(1), at(3)), 1, "the first one was not lifted");
         strikes.take_back(key(1), at(3));
         assert_eq!(strikes.count(key(1), at(3)), 1, "and is not now");
-        strikes.note(key(1), Expiry::After(HOUR), at(4));
+        strikes.record(key(1), Expiry::After(HOUR), at(4));
         strikes.take_back(key(1), Tick(at(5).0 - 100));
         assert_eq!(strikes.count(key(1), at(5)), 2, "five seconds before its end it has expired");
-        strikes.note(key(2), Expiry::After(Duration::from_secs(2)), at(5));
+        strikes.record(key(2), Expiry::After(Duration::from_secs(2)), at(5));
         strikes.take_back(key(2), at(5));
         assert_eq!(strikes.count(key(2), at(5)), 0, "a short ban that failed was not served");
     }
@@ -266,7 +265,7 @@ mod tests {
     #[test]
     fn a_ban_that_does_not_count_shields_the_strike_behind_it() {
         let mut strikes = table(8);
-        strikes.note(key(1), Expiry::After(HOUR), at(0));
+        strikes.record(key(1), Expiry::After(HOUR), at(0));
         strikes.supersede(key(1));
         strikes.take_back(key(1), at(0));
         assert_eq!(strikes.count(key(1), at(0)), 1);
@@ -285,7 +284,7 @@ mod tests {
         assert_eq!(counts(&strikes, Tick(at(11).0 + 1)), [0, 0, 1, 0]);
         strikes.take_back(key(3), at(12));
         assert_eq!(strikes.count(key(3), at(12)), 0, "one that lasts can be lifted");
-        strikes.note(key(5), Expiry::After(HOUR), at(12));
+        strikes.record(key(5), Expiry::After(HOUR), at(12));
         strikes.remember(key(5), 6, LastBan::Over(HOUR), at(12));
         assert_eq!(strikes.count(key(5), at(12)), 7);
     }
@@ -293,13 +292,13 @@ mod tests {
     #[test]
     fn a_full_table_keeps_who_came_again_and_again() {
         let mut strikes = table(8);
-        (0..2).for_each(|_| strikes.note(key(1), Expiry::After(HOUR), at(0)));
+        (0..2).for_each(|_| strikes.record(key(1), Expiry::After(HOUR), at(0)));
         for n in 2..1_000 {
-            strikes.note(key(n), Expiry::After(HOUR), at(1));
+            strikes.record(key(n), Expiry::After(HOUR), at(1));
         }
         assert_eq!(strikes.count(key(1), at(1)), 2);
-        strikes.note(key(1_000), Expiry::After(HOUR), at(12));
-        strikes.note(key(1_001), Expiry::After(HOUR), at(13));
+        strikes.record(key(1_000), Expiry::After(HOUR), at(12));
+        strikes.record(key(1_001), Expiry::After(HOUR), at(13));
         assert_eq!((strikes.count(key(1), at(1)), strikes.count(key(1_001), at(13))), (0, 1), "until it is forgotten");
     }
 }

@@ -1,25 +1,25 @@
-//! A token bucket, fed by the engine's own time: so many a span, and no more.
+//! A token bucket that limits a rate, driven by the engine's own time.
 
 use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// So many tokens a span, saved up to one span's worth.
+/// Refills a number of tokens per span, up to the tokens of one span.
 pub(super) struct TokenBucket {
     per_span: u32,
     span: Duration,
-    /// Saved up, in nanoseconds of `span`: one token is `span / per_span`.
+    /// Available tokens, as a time: one token is `span / per_span`.
     saved: Duration,
     at: Timestamp,
 }
 
 impl TokenBucket {
-    /// `per_span` tokens every `span`, all of them there at the start.
+    /// A full bucket of `per_span` tokens every `span`.
     pub(super) fn new(per_span: u32, span: Duration) -> Self {
         Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
     }
 
-    /// Takes one token, if there is one.
+    /// Takes one token; false where none is available.
     pub(super) fn take(&mut self, now: Timestamp) -> bool {
         self.saved = self.saved.saturating_add(now.since(self.at)).min(self.span);
         self.at = self.at.max(now);

@@ -1,15 +1,15 @@
-//! A small index to a larger one, in place: what was in one bucket is then in those that it has become, in the same order.
+//! Grows the index of a table in place: the entries of one bucket move to the buckets that it becomes, in the same order.
 
 use super::{Row, STEP, Table, WAYS};
 
 impl<R: Row> Table<R> {
-    /// True where more than one place in so many is taken, of an index that can grow.
+    /// True where more than one place in `sparse` is taken, of an index that can grow.
     pub(super) fn is_dense(&self, sparse: usize) -> bool {
         let buckets = self.index.len();
         buckets < self.buckets && self.used * sparse > buckets * WAYS
     }
 
-    /// Makes the index larger. Takes some 50 ns for each entry, a few times in the life of a table.
+    /// Grows the index by one step. Takes some 50 ns for each entry; happens three times in the life of a table.
     #[cold]
     pub(super) fn grow(&mut self) {
         let before = self.index.len();
@@ -17,44 +17,44 @@ impl<R: Row> Table<R> {
         self.astray.fill(0);
         self.astray.resize(self.index.len(), 0);
         let strays = std::mem::take(&mut self.strays);
-        // From the end: what was in one bucket goes to places that nobody is in any more.
+        // From the end, so that entries move to buckets that are empty by then.
         for old in (0..before).rev() {
             let places = self.index.get_mut(old).map(std::mem::take).unwrap_or_default();
             for place in places.into_iter().filter(|place| *place != 0) {
                 let row = self.slot_at(place).and_then(|slot| self.rows.get(slot));
                 let home = row.map(|row| self.bucket(self.hashed(row.key()).hash));
                 if let Some(home) = home.filter(|home| home / STEP == old) {
-                    self.put(home, place);
+                    self.append(home, place);
                 }
             }
         }
         if strays > 0 {
-            self.put_strays();
+            self.append_strays();
         }
     }
 
-    /// Puts those into the index who were not where they belong.
-    fn put_strays(&mut self) {
+    /// Puts those rows into the index that were outside of their home bucket.
+    fn append_strays(&mut self) {
         for slot in 0..self.begun {
             let Some(key) = self.at(slot).map(Row::key) else { continue };
             let wanted = self.hashed(key);
             let home = self.bucket(wanted.hash);
-            if self.look(home, wanted).is_some() {
+            if self.find_in(home, wanted).is_some() {
                 continue;
             }
             let place = self.tag(wanted.hash) | u32::try_from(slot + 1).unwrap_or(0);
             let mut near = std::iter::once(home).chain(self.further(home));
-            match near.find(|bucket| self.put(*bucket, place)) {
+            match near.find(|bucket| self.append(*bucket, place)) {
                 Some(bucket) if bucket == home => {}
-                Some(_) => self.note_stray(home),
-                // It cannot be: the index is nearly empty.
-                None => self.give_back(slot),
+                Some(_) => self.add_stray(home),
+                // Unreachable: the index is nearly empty.
+                None => self.free_row(slot),
             }
         }
     }
 
-    /// Puts a place behind the others of a bucket; false where it is full.
-    fn put(&mut self, bucket: usize, place: u32) -> bool {
+    /// Appends a place to a bucket; false where it is full.
+    fn append(&mut self, bucket: usize, place: u32) -> bool {
         let empty = self.index.get_mut(bucket).and_then(|ways| ways.iter_mut().find(|held| **held == 0));
         empty.map(|held| *held = place).is_some()
     }

@@ -1,5 +1,11 @@
-//! A table of fixed size, keyed by a [`BanTarget`](super::subject::Subject), that never allocates after it is made and never
-//! refuses a newcomer: when a bucket is full, its least valuable entry goes. What is stored of each is for its user to say.
+//! A hash table of fixed size, keyed by a ban target, that never allocates after its construction and never refuses a new
+//! key: a full table evicts its least valuable entry among a constant number that it inspects. The row type decides what is
+//! stored for each key.
+//!
+//! There are two ways to insert. [`Table::claim`] evicts within the bucket of the key, like a set-associative cache, and
+//! wants an index as large as the table. [`Table::claim_beside`] evicts only once every row is in use, so that the table
+//! holds as many entries as it was made for; its index, from [`Table::with_spare_index`], is at most half full then, so
+//! that a free place is near. Whatever keys come, one call inspects at most `MAX_INSPECTED` buckets and rows.
 
 mod growth;
 #[cfg(test)]
@@ -7,73 +13,91 @@ mod tests;
 
 use super::key::{HashKey, Hashed, Key};
 
-/// Entries a bucket. They are half a cache line of the index; with eight ways a table that is half full turns away almost
-/// nobody early.
+/// Entries per bucket: half a cache line of the index. With eight ways a table that is half full hardly evicts any entry
+/// early.
 const WAYS: usize = 8;
 
-/// Buckets behind a full one in which a key that must not go finds room. In a table that is half full of such keys, where
-/// one bucket of fifty is too small, there is room within the next few; that these are all full never happens.
-const FURTHER: usize = 64;
+/// Buckets after the home bucket in which a key may be placed. In an index that is half full, one bucket in fifty
+/// overflows, and the next has room; so many full ones in a row do not occur under a secret hash.
+const FURTHER: usize = 16;
 
-/// What a table keeps of one key.
+/// How many times as many places as rows an index has that [`Table::with_spare_index`] makes.
+const SPARE_INDEX: usize = 2;
+
+/// A full table inspects so many runs of rows for the one to evict, evenly spaced, and so many rows in each. Rows lie in
+/// the order of their arrival: in a single run, all could be old long bans while short ones fill the rest of the table.
+const RUNS: usize = 8;
+const RUN_LEN: usize = 8;
+
+/// Buckets and rows that one call inspects at most: it looks for the new key, for the evicted one and for a free place in the
+/// home bucket and those after it, of a key in rows with the same tag, too; and it inspects the runs and one full bucket.
+#[cfg(test)]
+const MAX_INSPECTED: usize = (1 + FURTHER) * (2 * (1 + WAYS) + 1) + RUNS * RUN_LEN + WAYS;
+
+/// The value that a table stores for one key.
 pub(super) trait Row: Clone {
-    /// Nobody's.
+    /// A row without a key.
     const EMPTY: Self;
 
-    /// Whose it is, as [`Row::give`] was told.
+    /// The key given to [`Row::give`].
     fn key(&self) -> Key;
 
-    /// It is `key`'s from now on, and says nothing yet.
+    /// Assigns the row to `key` and resets its contents.
     fn give(&mut self, key: Key);
 }
 
-/// The table. What it keeps lies in the order in which it came, so that a newcomer touches no memory but what the one
-/// before him has touched. Where each lies stands in an index, which is small at the start and grows with the table, into
-/// room that was set aside for it.
+/// The table. Rows lie in the order of their insertion, so that a new key touches memory next to the one before it. The
+/// index, which tells where each row lies, is small at the start and grows with the table into memory reserved for it.
 ///
-/// A place of the index is 32 bits: in the lowest ones the number of the row, counted from 1, or 0 for nobody's; then the
-/// rank; above it as much of the key's hash as there is room for, so that a wrong row is hardly ever looked at.
+/// A place of the index is 32 bits: the lowest ones are the number of the row, counted from 1, or 0 for an empty place; then
+/// the rank; above it as many bits of the key's hash as fit, so that a wrong row is hardly ever read.
 pub(super) struct Table<R> {
     index: Vec<[u32; WAYS]>,
-    /// Into how many buckets it can grow.
+    /// The number of buckets that the index can grow to.
     buckets: usize,
-    /// Those that have been anybody's, and a few more. All that there can be have their room from the start.
+    /// The number of rows that can be in use.
+    slots: usize,
+    /// Rows that have been in use, and a few more. The capacity for all is reserved at the start.
     rows: Vec<R>,
-    /// How many have been anybody's.
+    /// How many rows have been in use.
     begun: usize,
-    /// The row that was given back last, counted from 1; 0: none. Each has the next one in its key.
+    /// The row that was freed last, counted from 1; 0: none. The key of each free row holds the number of the next.
     free: u32,
-    /// Bits of a place that number the row.
+    /// Bits of a place that hold the row number.
     number_bits: u32,
-    /// Those that hold a part of the hash.
+    /// Mask of the bits of a place that hold a part of the hash.
     tags: u32,
     secret: HashKey,
     used: usize,
-    /// For each bucket, how many of its keys stand in one of the next, because it was full of what must not go.
+    /// For each bucket, how many of its keys are in one of the next buckets, because it was full.
     astray: Vec<u16>,
-    /// All of them: mostly none, and then nobody looks further than into one bucket.
+    /// The sum of `astray`: mostly 0, and then a lookup reads a single bucket.
     strays: usize,
+    /// Where the runs begin that are inspected for the next eviction, counted from the start of each share of the rows.
+    hand: usize,
+    #[cfg(test)]
+    inspected: std::cell::Cell<usize>,
 }
 
-/// Where a newcomer was put.
+/// Where a new key was placed.
 pub(super) struct Claim {
     /// The number of its row.
     pub(super) slot: usize,
-    /// True where somebody had to go for it.
+    /// True where another entry was evicted for it.
     pub(super) evicted: bool,
 }
 
-/// One of those in a full bucket.
+/// One entry of a full bucket.
 pub(super) struct Way<'a, R> {
-    /// How many of them have been claimed since.
+    /// How many entries of the bucket have been claimed since.
     pub(super) age: usize,
-    /// What [`Table::rank`] said last.
+    /// The last argument of [`Table::rank`].
     pub(super) rank: u8,
-    /// Costs a look into memory.
+    /// Reading it costs a memory access.
     pub(super) row: &'a R,
 }
 
-/// The age of the oldest.
+/// The age of the entry that was claimed longest ago.
 pub(super) const OLDEST: usize = WAYS - 1;
 
 /// The highest rank.
@@ -83,26 +107,36 @@ const RANK_BITS: u32 = 4;
 /// Buckets of an index that has its full size from the start: 32 KiB.
 const SMALL: usize = 1_024;
 
-/// How many times as many buckets a larger index has after each step, and how many steps there are.
+/// The factor by which the index grows at each step, and the number of steps.
 const STEP: usize = 4;
 const STEPS: u32 = 3;
 
-/// An index that has not grown yet is at most so full, one part in so many: a bucket is then hardly ever full, and nobody
-/// goes for a newcomer. Half of that is enough where there is time to grow.
+/// An index that can still grow is at most one part in so many full: a bucket is then hardly ever full, and no entry is
+/// evicted. Where there is time to grow, half of that is enough.
 const SPARSE: usize = 8;
 
-/// So many bytes of rows are touched before anybody needs them: more newcomers than there are between two pauses, unless it
-/// is a flood, and few enough to cost nothing where nobody comes.
+/// So many bytes of rows are touched in advance: more than are inserted between two pauses, except in a flood, and few
+/// enough to cost nothing while no packets come.
 const AHEAD: usize = 32 << 10;
 
 impl<R: Row> Table<R> {
-    /// Room for at least `entries`, rounded up to whole buckets.
+    /// A table for at least `entries`, rounded up to whole buckets, that evicts within a bucket.
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
-        let wanted = entries.div_ceil(WAYS).max(1);
-        // Each step is as long as the others, so that nothing moves but from one bucket into those that it becomes.
+        Self::with_index(entries, 1, secret)
+    }
+
+    /// A table for at least `entries`, for [`Table::claim_beside`].
+    pub(super) fn with_spare_index(entries: usize, secret: HashKey) -> Self {
+        Self::with_index(entries, SPARE_INDEX, secret)
+    }
+
+    /// A table whose index has `spare` times as many places as it has rows.
+    fn with_index(entries: usize, spare: usize, secret: HashKey) -> Self {
+        let wanted = entries.div_ceil(WAYS).max(1) * spare;
+        // All steps are of the same factor, so that entries move only from one bucket into those that it becomes.
         let start = if wanted <= SMALL { wanted } else { wanted.div_ceil(STEP.pow(STEPS)) };
         let buckets = if wanted <= SMALL { wanted } else { start * STEP.pow(STEPS) };
-        let slots = buckets * WAYS;
+        let slots = buckets / spare * WAYS;
         let number_bits = usize::BITS - slots.leading_zeros();
         let mut table = Self {
             index: Vec::with_capacity(buckets),
@@ -110,12 +144,16 @@ impl<R: Row> Table<R> {
             begun: 0,
             free: 0,
             buckets,
+            slots,
             number_bits,
             tags: u32::MAX.checked_shl(number_bits + RANK_BITS).unwrap_or(0),
             secret,
             used: 0,
             astray: Vec::with_capacity(buckets),
             strays: 0,
+            hand: 0,
+            #[cfg(test)]
+            inspected: std::cell::Cell::default(),
         };
         table.index.resize(start, [0; WAYS]);
         table.astray.resize(start, 0);
@@ -123,22 +161,29 @@ impl<R: Row> Table<R> {
         table
     }
 
-    /// How many it can hold.
+    /// How many entries it can hold.
     pub(super) fn slots(&self) -> usize {
-        self.buckets * WAYS
+        self.slots
     }
 
-    /// How many it holds.
+    /// How many entries it holds.
     pub(super) fn used(&self) -> usize {
         self.used
     }
 
-    /// How many rows have been anybody's: no slot is beyond.
+    /// How many rows have been in use: every slot is below.
     pub(super) fn begun(&self) -> usize {
         self.begun
     }
 
-    /// Touches the memory of the next newcomers, if that is due, and makes the index larger. To be called when there is time.
+    /// Counts buckets and rows that were inspected, for the tests that bound the work.
+    #[inline(always)]
+    fn count_inspected(&self, _count: usize) {
+        #[cfg(test)]
+        self.inspected.set(self.inspected.get() + _count);
+    }
+
+    /// Touches the memory of the next rows where that is due, and grows the index. To be called when there is time.
     pub(super) fn prepare(&mut self) {
         if self.is_dense(2 * SPARSE) {
             self.grow();
@@ -150,13 +195,13 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// `key` as this table wants it.
+    /// `key` with its hash under the secret of this table.
     pub(super) fn hashed(&self, key: Key) -> Hashed {
         key.under(self.secret)
     }
 
-    /// The row in `slot` is nobody's any more.
-    fn give_back(&mut self, slot: usize) {
+    /// Frees the row in `slot`.
+    fn free_row(&mut self, slot: usize) {
         if let Some(row) = self.rows.get_mut(slot) {
             row.give(Key::free(self.free));
             self.free = u32::try_from(slot + 1).unwrap_or(0);
@@ -164,8 +209,8 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// A key of `home` is elsewhere.
-    fn note_stray(&mut self, home: usize) {
+    /// Records that a key of `home` is in another bucket.
+    fn add_stray(&mut self, home: usize) {
         if let Some(astray) = self.astray.get_mut(home) {
             *astray = astray.saturating_add(1);
             self.strays += 1;
@@ -177,27 +222,29 @@ impl<R: Row> Table<R> {
         usize::try_from((u128::from(hash) * self.index.len() as u128) >> 64).unwrap_or(0)
     }
 
-    /// The row that a place of the index means.
+    /// The slot that a place of the index refers to.
     fn slot_at(&self, place: u32) -> Option<usize> {
         ((place & !(u32::MAX << self.number_bits)) as usize).checked_sub(1)
     }
 
-    /// What a place of the index has of this hash.
+    /// The part of this hash that a place of the index holds.
     fn tag(&self, hash: u64) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the lower half; the upper one tells the bucket")]
         let low = hash as u32;
         low & self.tags
     }
 
-    /// In which way of `bucket` the key is, and its slot.
+    /// The way of `bucket` that holds the key, and its slot.
     #[inline(always)]
-    fn look(&self, bucket: usize, wanted: Hashed) -> Option<(usize, usize)> {
+    fn find_in(&self, bucket: usize, wanted: Hashed) -> Option<(usize, usize)> {
         let ways = self.index.get(bucket)?;
+        self.count_inspected(1);
         let tag = self.tag(wanted.hash);
-        // All at once, without a jump for each: a byte is 1 where the tag is the same.
+        // All ways at once, without a branch for each: a byte is 1 where the tag matches.
         let mut left = u64::from_le_bytes(ways.map(|place| u8::from((place ^ tag) & self.tags == 0)));
         while left != 0 {
             let way = (left.trailing_zeros() / u8::BITS) as usize;
+            self.count_inspected(1);
             if let Some(slot) = ways.get(way).and_then(|place| self.slot_at(*place))
                 && self.rows.get(slot).is_some_and(|row| row.key() == wanted.key)
             {
@@ -208,67 +255,68 @@ impl<R: Row> Table<R> {
         None
     }
 
-    /// The slot of `wanted`, where it is in the table.
+    /// The slot of `wanted`, if it is in the table.
     #[inline]
     pub(super) fn find(&self, wanted: Hashed) -> Option<usize> {
         let bucket = self.bucket(wanted.hash);
-        match self.look(bucket, wanted) {
+        match self.find_in(bucket, wanted) {
             Some((_, slot)) => Some(slot),
             None if self.strays == 0 => None,
             None => self.find_further(bucket, wanted).map(|(_, _, slot)| slot),
         }
     }
 
-    /// Bucket, way and slot of `wanted` outside of its own bucket.
+    /// Bucket, way and slot of `wanted` outside of its home bucket.
     #[cold]
     fn find_further(&self, bucket: usize, wanted: Hashed) -> Option<(usize, usize, usize)> {
         if *self.astray.get(bucket)? == 0 {
             return None;
         }
         let mut others = self.further(bucket);
-        others.find_map(|other| self.look(other, wanted).map(|(way, slot)| (other, way, slot)))
+        others.find_map(|other| self.find_in(other, wanted).map(|(way, slot)| (other, way, slot)))
     }
 
-    /// The buckets behind `bucket`, around the end.
+    /// The buckets after `bucket`, continuing at the first one after the last.
     fn further(&self, bucket: usize) -> impl Iterator<Item = usize> + use<R> {
         let buckets = self.index.len();
         (1..buckets.min(FURTHER + 1)).map(move |step| (bucket + step) % buckets)
     }
 
-    /// What is kept in `slot`.
+    /// The row in `slot`, in use or not.
     #[inline]
     pub(super) fn get(&self, slot: usize) -> Option<&R> {
         self.rows.get(slot)
     }
 
-    /// The same, to be changed.
+    /// The row in `slot` as a mutable reference.
     #[inline]
     pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut R> {
         self.rows.get_mut(slot)
     }
 
-    /// What is kept of `wanted`.
-    pub(super) fn of(&self, wanted: Hashed) -> Option<&R> {
+    /// The row of `wanted`.
+    pub(super) fn row(&self, wanted: Hashed) -> Option<&R> {
         self.rows.get(self.find(wanted)?)
     }
 
-    /// The same, to be changed.
-    pub(super) fn of_mut(&mut self, wanted: Hashed) -> Option<&mut R> {
+    /// The row of `wanted` as a mutable reference.
+    pub(super) fn row_mut(&mut self, wanted: Hashed) -> Option<&mut R> {
         let slot = self.find(wanted)?;
         self.rows.get_mut(slot)
     }
 
-    /// The slot of `wanted`, or a new one for it: a free one, or that of the entry with the smallest `worth`.
+    /// The slot of `wanted`, or a new one for it: a free one, or where its bucket is full, that of the entry in there with
+    /// the smallest `worth`.
     pub(super) fn claim(&mut self, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> Result<usize, Claim> {
         let mut bucket = self.bucket(wanted.hash);
-        let (way, claimed) = match self.look(bucket, wanted) {
+        let (way, claimed) = match self.find_in(bucket, wanted) {
             Some((way, slot)) => (way, Ok(slot)),
             None => {
                 if self.is_dense(SPARSE) {
                     self.grow();
                     bucket = self.bucket(wanted.hash);
                 }
-                let (way, claim) = self.settle(bucket, wanted, worth);
+                let (way, claim) = self.insert(bucket, wanted, worth);
                 (way, Err(claim))
             }
         };
@@ -279,8 +327,8 @@ impl<R: Row> Table<R> {
         claimed
     }
 
-    /// The same, but nobody goes who `stays`: where a bucket is full of those, the newcomer stands in one behind it. Only
-    /// where there is no room far and wide does the entry with the smallest `worth` go all the same.
+    /// The slot of `wanted`, or a new one for it. No entry is evicted while a row is free. In a full table, of the rows that
+    /// are inspected, the one with the smallest `worth` is evicted, and one that `stays` only where all of them do.
     pub(super) fn claim_beside(
         &mut self,
         wanted: Hashed,
@@ -293,32 +341,46 @@ impl<R: Row> Table<R> {
         if self.is_dense(SPARSE) {
             self.grow();
         }
-        let home = self.bucket(wanted.hash);
-        let is_full = |bucket: usize| {
-            let ways = self.index.get(bucket).into_iter().flatten();
-            let rows = ways.map_while(|place| self.rows.get(self.slot_at(*place)?));
-            rows.filter(|row| stays(row)).count() == WAYS
-        };
-        let room = if is_full(home) { self.further(home).find(|other| !is_full(*other)) } else { None };
-        let bucket = room.unwrap_or(home);
-        // Who stays is worth more than anybody who does not.
-        let worth = |way: Way<'_, R>| u64::from(stays(way.row)) << 32 | u64::from(worth(way.row));
-        let (_, claim) = self.settle(bucket, wanted, worth);
-        if bucket != home {
-            self.note_stray(home);
+        // An entry that stays is worth more than any that does not.
+        let worth = |row: &R| u64::from(stays(row)) << 32 | u64::from(worth(row));
+        let is_full = self.used == self.slots;
+        if is_full && let Some(key) = self.least_worth(worth) {
+            self.remove(self.hashed(key));
         }
-        Err(claim)
+        let home = self.bucket(wanted.hash);
+        let has_room = |bucket: &usize| {
+            self.count_inspected(1);
+            self.index.get(*bucket).is_some_and(|ways| ways.contains(&0))
+        };
+        let bucket = std::iter::once(home).chain(self.further(home)).find(has_room).unwrap_or(home);
+        let (_, claim) = self.insert(bucket, wanted, |way| worth(way.row));
+        if bucket != home {
+            self.add_stray(home);
+        }
+        Err(Claim { evicted: is_full || claim.evicted, ..claim })
     }
 
-    /// Puts `wanted`, which is nowhere, into `bucket`; in which way.
-    fn settle(&mut self, bucket: usize, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> (usize, Claim) {
+    /// The key of the row with the smallest `worth` among the next [`RUNS`] runs; the next call inspects the rows after them.
+    fn least_worth(&mut self, worth: impl Fn(&R) -> u64) -> Option<Key> {
+        let share = self.slots / RUNS;
+        let start = if self.hand < share { self.hand } else { 0 };
+        let end = (start + RUN_LEN).min(share);
+        self.hand = end;
+        let runs = (0..RUNS).filter_map(|run| self.rows.get(run * share + start..run * share + end));
+        let rows = runs.flatten().filter(|row| row.key().is_in_use()).inspect(|_| self.count_inspected(1));
+        rows.min_by_key(|row| worth(row)).map(Row::key)
+    }
+
+    /// Inserts `wanted`, which is not in the table, into `bucket`, and returns the way that it is in.
+    fn insert(&mut self, bucket: usize, wanted: Hashed, worth: impl Fn(Way<'_, R>) -> u64) -> (usize, Claim) {
         let none = (0, Claim { slot: 0, evicted: false });
         let Some(ways) = self.index.get(bucket) else { return none };
         let empty = ways.iter().position(|place| *place == 0);
         let (way, slot) = match empty {
-            Some(way) => (way, self.take_row()),
+            Some(way) => (way, self.allocate_row()),
             None => {
                 // Of equals the one that was claimed longest ago.
+                self.count_inspected(WAYS);
                 let all = ways.iter().enumerate().rev().filter_map(|(age, place)| {
                     let slot = self.slot_at(*place)?;
                     let rank = (place >> self.number_bits).to_le_bytes().first()? & RANKS;
@@ -338,14 +400,14 @@ impl<R: Row> Table<R> {
             gone
         });
         match (empty, gone) {
-            (None, Some(gone)) => self.forget_stray(gone, bucket),
+            (None, Some(gone)) => self.remove_stray(gone, bucket),
             _ => self.used += 1,
         }
         (way, Claim { slot, evicted: empty.is_none() })
     }
 
-    /// A row that is nobody's. There is one for every place of the index.
-    fn take_row(&mut self) -> usize {
+    /// A row that is not in use. The caller has made sure that there is one.
+    fn allocate_row(&mut self) -> usize {
         if let Some(slot) = (self.free as usize).checked_sub(1) {
             self.free = self.rows.get(slot).map_or(0, |row| row.key().next_free());
             return slot;
@@ -358,8 +420,8 @@ impl<R: Row> Table<R> {
         slot
     }
 
-    /// `key` has gone from `bucket`.
-    fn forget_stray(&mut self, key: Key, bucket: usize) {
+    /// Records that `key` has been removed from `bucket`.
+    fn remove_stray(&mut self, key: Key, bucket: usize) {
         if self.strays == 0 {
             return;
         }
@@ -372,7 +434,7 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// What the row of `known` in `slot` is worth, [`RANKS`] at most.
+    /// Sets the rank of the row of `known` in `slot`, [`RANKS`] at most.
     #[inline]
     pub(super) fn rank(&mut self, known: Hashed, slot: usize, rank: u8) {
         let (bucket, bits) = (self.bucket(known.hash), self.number_bits);
@@ -383,31 +445,31 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// All that is kept.
+    /// All rows in use.
     pub(super) fn iter(&self) -> impl Iterator<Item = &R> + '_ {
-        self.rows.iter().take(self.begun).filter(|row| row.key().is_somebodys())
+        self.rows.iter().take(self.begun).filter(|row| row.key().is_in_use())
     }
 
-    /// What is kept in `slot`; `None` where it is nobody's.
+    /// The row in `slot`; `None` where it is not in use.
     pub(super) fn at(&self, slot: usize) -> Option<&R> {
-        self.rows.get(slot).filter(|row| row.key().is_somebodys())
+        self.rows.get(slot).filter(|row| row.key().is_in_use())
     }
 
-    /// Empties the slot of `known`; `None` where it is not in the table.
+    /// Removes `known` and returns its slot; `None` where it is not in the table.
     pub(super) fn remove(&mut self, known: Hashed) -> Option<usize> {
         let home = self.bucket(known.hash);
-        let near = self.look(home, known).map(|(way, slot)| (home, way, slot));
+        let near = self.find_in(home, known).map(|(way, slot)| (home, way, slot));
         let further = || (self.strays > 0).then(|| self.find_further(home, known))?;
         let (bucket, way, slot) = near.or_else(further)?;
         if let Some(ways) = self.index.get_mut(bucket).and_then(|ways| ways.get_mut(way..)) {
-            // The empty ones stand behind the others.
+            // Empty places come after the others.
             ways.rotate_left(1);
             if let Some(place) = ways.last_mut() {
                 *place = 0;
             }
         }
-        self.give_back(slot);
-        self.forget_stray(known.key, bucket);
+        self.free_row(slot);
+        self.remove_stray(known.key, bucket);
         Some(slot)
     }
 
@@ -416,6 +478,6 @@ impl<R: Row> Table<R> {
         self.index.fill([0; WAYS]);
         self.astray.fill(0);
         self.rows.iter_mut().take(self.begun).for_each(|row| row.give(Key::NONE));
-        (self.used, self.strays, self.begun, self.free) = (0, 0, 0, 0);
+        (self.used, self.strays, self.begun, self.free, self.hand) = (0, 0, 0, 0, 0);
     }
 }

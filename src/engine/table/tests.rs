@@ -131,7 +131,7 @@ fn the_index_grows_with_the_table_and_nobody_is_lost_on_the_way() {
             }
         }
         let all = || crowd.iter().chain(&others);
-        assert!(all().all(|n| table.of(key(*n)).is_some_and(|row| row.1 == *n)));
+        assert!(all().all(|n| table.row(key(*n)).is_some_and(|row| row.1 == *n)));
         assert_eq!((table.index.len(), table.index.capacity()), (start * 64, room));
         assert_eq!((table.used(), table.slots()), (40_020, start * 64 * WAYS));
         all().for_each(|n| assert!(table.remove(key(*n)).is_some()));
@@ -192,6 +192,44 @@ fn a_table_that_is_full_of_who_stays_takes_a_newcomer_for_the_least_worthy_and_o
     let Err(claim) = table.claim_beside(key(65), |_| 0, |_| true) else { panic!("65 is new") };
     assert!(claim.evicted && table.find(key(65)).is_some());
     assert_eq!(found(&table, 66).len(), 64);
+}
+
+/// Fills a table that evicts only when it is full; `worth` is that of each number.
+fn filled(entries: u32, worth: impl Fn(u32) -> u32) -> Table<Noted> {
+    let mut table = Table::with_spare_index(entries as usize, SECRET);
+    for n in 0..entries {
+        let Err(claim) = table.claim_beside(key(n), |row: &Noted| row.1, |_| true) else { panic!("{n} is new") };
+        assert!(!claim.evicted, "{n}");
+        table.get_mut(claim.slot).unwrap().1 = worth(n);
+    }
+    assert_eq!((table.used(), table.slots()), (entries as usize, entries as usize));
+    table
+}
+
+#[test]
+fn full_table_keeps_adjacent_valuable_rows() {
+    let mut table = filled(4_096, |n| if n < 3_072 { 100 } else { 1 });
+    for n in 4_096..50_000 {
+        let Err(claim) = table.claim_beside(key(n), |row| row.1, |_| true) else { panic!("{n} is new") };
+        assert!(claim.evicted && claim.slot >= 3_072, "{n}");
+        table.get_mut(claim.slot).unwrap().1 = 2;
+    }
+    assert_eq!((found(&table, 3_072).len(), table.used()), (3_072, 4_096));
+}
+
+#[test]
+fn full_table_inspects_few_slots_per_newcomer() {
+    let mut table = filled(8_192, |_| 1);
+    table.inspected.set(0);
+    let newcomers = 8_192..40_000;
+    let count = newcomers.len();
+    for n in newcomers {
+        assert!(table.find(key(n)).is_none());
+        assert!(table.claim_beside(key(n), |row| row.1, |_| true).is_err());
+    }
+    let each = table.inspected.get() / count;
+    assert!((RUNS * RUN_LEN..RUNS * RUN_LEN + 12).contains(&each), "{each}");
+    assert_eq!(found(&table, 40_000).len(), 8_192);
 }
 
 #[test]
@@ -271,12 +309,42 @@ proptest! {
             prop_assert_eq!(table.used(), model.len());
             prop_assert_eq!(table.iter().count(), model.len());
             for n in 0..150 {
-                prop_assert_eq!(table.of(key(n)).map(|row| row.1), model.get(&n).copied());
+                prop_assert_eq!(table.row(key(n)).map(|row| row.1), model.get(&n).copied());
             }
         }
         for n in 0..150 {
             table.remove(key(n));
         }
         prop_assert_eq!((table.used(), table.strays), (0, 0));
+    }
+}
+
+/// Numbers whose keys have the same home bucket in every table of these tests.
+static ONE_BUCKET: std::sync::LazyLock<Vec<u32>> =
+    std::sync::LazyLock::new(|| (0..).filter(|n| key(*n).hash >> 55 == 7).take(300).collect());
+
+proptest! {
+    /// Also of keys that all belong into one bucket, as an attacker would choose them who knew the secret.
+    #[test]
+    fn every_call_inspects_a_bounded_number_of_slots(
+        entries in 1_usize..500,
+        spare in any::<bool>(),
+        steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0_usize..300), 0..2_000),
+    ) {
+        let mut table = if spare { Table::with_spare_index(entries, SECRET) } else { table(entries) };
+        for (one_bucket, remove, n) in steps {
+            let key = key(if one_bucket { ONE_BUCKET[n] } else { u32::try_from(n).unwrap() });
+            table.inspected.set(0);
+            let _ = match (remove, spare) {
+                (true, _) => table.remove(key).is_some(),
+                (false, true) => table.claim_beside(key, |row| row.1, |row| row.1 % 2 == 0).is_ok(),
+                (false, false) => table.claim(key, |way| way.row.1.into()).is_ok(),
+            };
+            prop_assert!(table.inspected.get() <= MAX_INSPECTED, "{}", table.inspected.get());
+            table.inspected.set(0);
+            let _ = table.find(key);
+            prop_assert!(table.inspected.get() <= MAX_INSPECTED, "{}", table.inspected.get());
+            prop_assert!(table.used() <= table.slots());
+        }
     }
 }
