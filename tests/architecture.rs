@@ -85,14 +85,6 @@ const LAYOUT: [&str; 25] = [
     "types",
 ];
 
-/// Modules that still need each other, by the module that they belong to. A list that only shrinks: it has to be exactly
-/// what is found.
-const KNOWN_CIRCLES: [(&str, &[&str]); 3] = [
-    ("netlink", &["nft", "socket"]),
-    ("netlink::nft", &["desired_ruleset", "rules", "trap"]),
-    ("netlink::nft", &["element", "features"]),
-];
-
 /// What the pure modules may use of the standard library and of other crates; all else is refused, so that a clock, a
 /// socket, a file, a thread or a source of randomness cannot come in under a name that nobody thought of.
 const PURE: [(&str, &[&str]); 3] = [
@@ -420,7 +412,6 @@ fn sibling_modules_make_no_circle() {
         .iter()
         .flat_map(|(parent, arrows)| circles(arrows).into_iter().map(move |group| (parent.as_str(), group)))
         .collect();
-    let known: Vec<_> = KNOWN_CIRCLES.iter().map(|(parent, group)| (*parent, group.to_vec())).collect();
     let why: Vec<_> = found
         .iter()
         .map(|(parent, group)| {
@@ -430,7 +421,7 @@ fn sibling_modules_make_no_circle() {
             (parent, within.map(|(one, other)| format!("{one} -> {other}")).collect::<Vec<_>>())
         })
         .collect();
-    assert!(found == known, "found: {found:#?}\nby {why:#?}");
+    assert!(found.is_empty(), "found: {found:#?}\nby {why:#?}");
 }
 
 #[test]

@@ -26,7 +26,8 @@ use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{missing_interfaces, snapshot};
-use crate::netlink::sock_diag::{Bound, Listener, Protocol, SockDiag, SockDiagError};
+use crate::netlink::sock_diag::{Bound, Listener, SockDiag, SockDiagError};
+use crate::types::Protocol;
 use report::{Interface, Report, Watched};
 use warnings::Warning;
 

@@ -24,8 +24,9 @@ use crate::host::network::{self, HostFacts, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{missing_interfaces, snapshot, watched_interfaces};
-use crate::netlink::sock_diag::{Listener, Protocol, SockDiag};
+use crate::netlink::sock_diag::{Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
+use crate::types::Protocol;
 
 /// All is read again after so many ticks: a session that was killed leaves its record behind without a change to any file.
 const REREAD: u32 = 300;
@@ -229,5 +230,6 @@ fn is_decoy(decoys: &DecoyPorts, listener: &Listener) -> bool {
     match listener.protocol {
         Protocol::Tcp => decoys.tcp.contains(listener.port),
         Protocol::Udp => decoys.udp.contains(listener.port),
+        Protocol::Sctp | Protocol::Icmp => false,
     }
 }

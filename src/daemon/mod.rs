@@ -156,7 +156,7 @@ async fn serve(
     };
     let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     if let (Some((nft, _)), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
-        nft.hush_by(pause);
+        nft.pause_monitor_with(pause);
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let mut ban_recorder = BanRecorder::default();

@@ -40,7 +40,7 @@ impl TableMonitor {
 
     /// Suspends the notifications for a while.
     pub(super) fn pause(&self) -> Option<MonitorPause> {
-        self.monitor.as_ref().map(Monitor::hush)
+        self.monitor.as_ref().map(Monitor::pause)
     }
 
     /// Waits until another program changes the table; the commands for the sensor, and the events to emit once it has them.

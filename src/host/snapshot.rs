@@ -8,8 +8,8 @@ use super::dhcp_leases::LeaseFiles;
 use super::network::HostFacts;
 use super::sessions::SessionFiles;
 use crate::engine::{AllowList, Host, Listeners, Local, Protection};
-use crate::netlink::sock_diag::{Bound, Listener, Protocol};
-use crate::types::PortSet;
+use crate::netlink::sock_diag::{Bound, Listener};
+use crate::types::{PortSet, Protocol};
 
 /// The configuration names an interface that does not exist.
 #[derive(Debug, thiserror::Error)]

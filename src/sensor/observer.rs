@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::capture::decoy::DecoyPorts;
 use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, Protection, Verdict};
-use crate::netlink::sock_diag::{self, Owner, SockDiag};
+use crate::netlink::sock_diag::{Owner, SockDiag};
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
 use crate::wire::Packet;
 
@@ -97,11 +97,6 @@ impl PortLookup for SocketLookup {
         if self.decoys.contains(protocol, destination.port()) {
             return false;
         }
-        let protocol = match protocol {
-            Protocol::Tcp => sock_diag::Protocol::Tcp,
-            Protocol::Udp => sock_diag::Protocol::Udp,
-            Protocol::Sctp | Protocol::Icmp => return false,
-        };
         // A failed look-up leaves the evidence as it is: the snapshot of the listeners was checked before.
         self.sockets.owner(protocol, source, destination, interface).is_ok_and(|owner| owner != Owner::Nobody)
     }

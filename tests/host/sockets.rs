@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use portsentry::netlink::sock_diag::{Bound, Listener, Owner, Protocol, SockDiag};
+use portsentry::netlink::sock_diag::{Bound, Listener, Owner, SockDiag};
+use portsentry::types::Protocol;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, netdevice, socket_with, sockopt};
 use tokio::net::TcpSocket;
@@ -120,7 +121,7 @@ fn a_look_up_finds_the_listener_that_would_take_the_packet_and_no_other() {
                     let mut owner =
                         |port| diag.owner(protocol, at(source), at(&format!("{to}:{port}")), index("out")).unwrap();
                     let expected = if owned { Owner::Listener } else { Owner::Nobody };
-                    assert_eq!(owner(port), expected, "{protocol} {address} {v6_only}: {source} to {to}");
+                    assert_eq!(owner(port), expected, "{protocol:?} {address} {v6_only}: {source} to {to}");
                     assert_eq!(owner(port + 1), Owner::Nobody);
                 }
                 drop(listener);

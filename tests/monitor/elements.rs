@@ -119,7 +119,7 @@ fn the_daemons_own_bans_are_not_told_until_it_gives_up_its_socket() {
         socket.transact(&mut batch).unwrap();
         assert_quiet(monitor).await;
 
-        monitor.heed(socket.port_id());
+        monitor.unignore(socket.port_id());
         batch.clear();
         put_ban(&mut batch, subject("192.0.2.1"), Expiry::Never);
         socket.transact(&mut batch).unwrap();
@@ -152,7 +152,7 @@ fn the_kernel_keeps_the_daemons_own_bans_back() {
         assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(subject("192.0.2.2"), None)));
         ban(socket, "2001:db8::");
         assert!(!has_come(monitor));
-        monitor.heed(socket.port_id());
+        monitor.unignore(socket.port_id());
         ban(socket, "192.0.2.3");
         assert!(has_come(monitor));
     });

@@ -25,7 +25,7 @@ fn hushed(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
         let mut nft = Nft::open().unwrap();
         nft.install(&RulesetSpec::default()).unwrap();
         let mut monitor = Monitor::open().unwrap();
-        nft.hush_by(monitor.hush());
+        nft.pause_monitor_with(monitor.pause());
         let mut try_clone = nft.try_clone().unwrap();
         test(&mut monitor, &mut nft, &mut try_clone).await;
     });
@@ -53,7 +53,7 @@ fn a_few_are_told_because_silence_is_for_many() {
 #[test]
 fn what_others_do_in_a_silence_is_told_as_unheard_when_it_ends() {
     watched(async |monitor, _| {
-        let silence = monitor.hush().begin().unwrap();
+        let silence = monitor.pause().begin().unwrap();
         nft("delete table inet portsentry");
         silence.end(|| true);
         assert_eq!(next(monitor).await, [Unheard], "that is all that is known of it");
@@ -86,7 +86,7 @@ fn what_others_do_while_bans_are_put_back_is_found_out_by_the_kernels_generation
 #[test]
 fn a_silence_that_nobody_ends_properly_counts_as_one_in_which_something_happened() {
     watched(async |monitor, _| {
-        drop(monitor.hush().begin().unwrap());
+        drop(monitor.pause().begin().unwrap());
         assert_eq!(next(monitor).await, [Unheard]);
         assert_quiet(monitor).await;
     });
@@ -95,7 +95,7 @@ fn a_silence_that_nobody_ends_properly_counts_as_one_in_which_something_happened
 #[test]
 fn two_silences_at_once_last_until_both_have_ended() {
     watched(async |monitor, _| {
-        let (first, second) = (monitor.hush().begin().unwrap(), monitor.hush().begin().unwrap());
+        let (first, second) = (monitor.pause().begin().unwrap(), monitor.pause().begin().unwrap());
         first.end(|| false);
         nft("add element inet portsentry blocked { 192.0.2.1 }");
         second.end(|| false);

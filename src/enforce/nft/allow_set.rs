@@ -1,10 +1,10 @@
-//! Whom the rules never drop, to the interval sets `allowed` and `allowed6`: all of them, or only what has changed.
+//! Writes the prefixes that the rules never drop into the sets `allowed` and `allowed6`: all of them, or only what has
+//! changed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use rustix::io::Errno;
+use ipnet::IpNet;
 
 use super::{BlockError, Nft};
 use crate::netlink::nft::{self, Set};
@@ -16,15 +16,10 @@ pub(super) struct Protected([BTreeSet<IpNet>; 2]);
 
 impl Protected {
     /// Aggregated, because an interval set refuses a prefix inside another.
-    fn of(prefixes: &[IpNet]) -> Self {
-        let v4: Vec<Ipv4Net> =
-            prefixes.iter().filter_map(|prefix| if let IpNet::V4(v4) = prefix { Some(*v4) } else { None }).collect();
-        let v6: Vec<Ipv6Net> =
-            prefixes.iter().filter_map(|prefix| if let IpNet::V6(v6) = prefix { Some(*v6) } else { None }).collect();
-        Self([
-            Ipv4Net::aggregate(&v4).into_iter().map(IpNet::V4).collect(),
-            Ipv6Net::aggregate(&v6).into_iter().map(IpNet::V6).collect(),
-        ])
+    fn new(prefixes: &[IpNet]) -> Self {
+        let all = IpNet::aggregate(&prefixes.to_vec());
+        let (v4, v6) = all.into_iter().partition(|prefix| matches!(prefix, IpNet::V4(_)));
+        Self([v4, v6])
     }
 
     fn families(&self) -> impl Iterator<Item = (Set, &BTreeSet<IpNet>)> {
@@ -39,18 +34,15 @@ impl Nft {
     /// # Errors
     /// [`BlockError::Gone`], and [`SocketError::TooBig`] from some 50,000 prefixes on.
     pub fn protect(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
-        self.replace_protected(Protected::of(prefixes))
+        self.replace_protected(Protected::new(prefixes))
     }
 
-    /// The same for whom this socket has protected before: sends only what has changed since, and nothing where nothing has. At no moment
-    /// is anybody without protection who has it before and after, on any kernel, but where a prefix becomes a part of itself.
-    /// What others made of the sets meanwhile stays.
-    ///
-    /// # Errors
-    /// As [`Nft::protect`].
+    /// The same after an earlier call: sends only what has changed since, and nothing where nothing has. An address that is
+    /// protected before and after is so at every moment, on any kernel, but where a prefix becomes a part of itself. What
+    /// other programs made of the sets meanwhile stays.
     pub fn follow_protected(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
-        let wanted = Protected::of(prefixes);
-        // Unknown again unless it is said below what stands there.
+        let wanted = Protected::new(prefixes);
+        // Unknown again until what stands there is certain.
         let Some(known) = self.protected.take() else { return self.replace_protected(wanted) };
         self.batch.clear();
         let mut clear = true;
@@ -68,7 +60,7 @@ impl Nft {
                 self.protected = Some(wanted);
                 Ok(())
             }
-            // Somebody else has changed what it was to be applied to.
+            // Another program has changed what it was to be applied to.
             Err(SocketError::Refused { .. }) => self.replace_protected(wanted),
             Err(error) => Err(error.into()),
         }
@@ -80,9 +72,7 @@ impl Nft {
         for (set, prefixes) in wanted.families() {
             nft::put_protected(&mut self.batch, set, &prefixes.iter().copied().collect::<Vec<_>>());
         }
-        self.socket
-            .transact(&mut self.batch)
-            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })?;
+        self.send_batch()?;
         self.protected = Some(wanted);
         Ok(())
     }
@@ -91,7 +81,7 @@ impl Nft {
 /// Whether an end of one of these is where an end of one of those is.
 fn touch(these: &[IpNet], those: &[IpNet]) -> bool {
     let bounds = |prefixes: &[IpNet]| -> BTreeSet<Option<IpAddr>> {
-        prefixes.iter().flat_map(|prefix| [Some(prefix.network()), nft::after(prefix.broadcast())]).collect()
+        prefixes.iter().flat_map(|prefix| [Some(prefix.network()), nft::next_address(prefix.broadcast())]).collect()
     };
     !bounds(these).is_disjoint(&bounds(those))
 }

@@ -1,8 +1,8 @@
-//! Bans to elements of the named sets in `table inet portsentry`, and back. The kernel enforces and expires them by
-//! itself; nothing here remembers why anybody is blocked.
+//! The nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them back. The kernel
+//! enforces and expires them by itself; nothing here knows the reason of a ban.
 //!
-//! A ban is one transaction and one acknowledgement, some 6 µs in all: of one message, or of three where somebody may be blocked
-//! already. Once the buffers are warm it allocates nothing. The general encoder would add 2 µs and allocate for every message (benches/nft_encoding.rs).
+//! A ban is one transaction and one acknowledgement, some 6 µs in all: of one message, or of three where the target may be
+//! blocked already. Once the buffers are warm it allocates nothing (benches/nft_encoding.rs).
 
 mod allow_set;
 mod bulk_restore;
@@ -11,12 +11,14 @@ mod transaction;
 mod trap;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use rustables::sys;
 use rustix::io::Errno;
 
 use crate::netlink::nft::monitor::MonitorPause;
-use crate::netlink::nft::{self, Batch, Element, Set, elements_of, kind};
+use crate::netlink::nft::{self, Batch, Bound, RestoredBan, Set, bounds_of};
 use crate::types::{BanTarget, Expiry};
 use allow_set::Protected;
 pub use bulk_restore::Generation;
@@ -31,10 +33,10 @@ use crate::netlink::socket::{Socket, SocketError};
 /// Why the sets are not as they were asked to be.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// Somebody deleted the table or one of its sets, for example with `nft flush ruleset`. Nobody is blocked.
+    /// The table or one of its sets was deleted, for example with `nft flush ruleset`: no ban is in force.
     #[error("table inet portsentry, or a set in it, is gone; it has to be installed again and the bans restored")]
     Gone,
-    /// Some of the subjects were not dealt with; all others were.
+    /// Some of the bans could not be changed; all others were.
     #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
     Failed {
         /// How many there were.
@@ -47,7 +49,7 @@ pub enum BlockError {
     Socket(#[from] SocketError),
 }
 
-/// One subject that could not be blocked or lifted.
+/// One target that could not be blocked or lifted.
 #[derive(Debug)]
 pub struct Failed {
     /// Which one.
@@ -56,7 +58,7 @@ pub struct Failed {
     pub reason: Failure,
 }
 
-/// Why one subject could not be blocked or lifted.
+/// Why one target could not be blocked or lifted.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// No room.
@@ -91,18 +93,18 @@ pub struct Nft {
     request: Vec<u8>,
     /// The sets that were full a moment ago, with their sizes.
     full: Vec<(Set, u32, Instant)>,
-    /// Whether the table has a trap, which blocks whom it catches before anybody here does.
+    /// Whether the table has a trap, which blocks sources before the daemon does.
     trapped: bool,
-    /// When somebody was blocked last who was blocked already.
+    /// When a target was last found to be blocked already.
     blocked_anew: Option<Instant>,
-    /// Whom the trap has not blocked as it was asked here. Kept for its room.
+    /// Bans that the trap has not made as they are wanted. Kept for its memory.
     remaining: Vec<(BanTarget, Expiry)>,
-    /// Whom the kernel's allow-list holds; `None` where that is not known.
+    /// What the kernel's allow-list holds; `None` where that is not known.
     protected: Option<Protected>,
     /// What the kernel can do; `None` where it was not asked yet.
     kernel: Option<KernelFeatures>,
-    /// Silences who listens to the table, for as long as very many bans are put back.
-    hush: Option<MonitorPause>,
+    /// Pauses the monitor of the table while very many bans are restored.
+    monitor_pause: Option<MonitorPause>,
 }
 
 impl Nft {
@@ -121,7 +123,7 @@ impl Nft {
             remaining: Vec::new(),
             protected: None,
             kernel: None,
-            hush: None,
+            monitor_pause: None,
         })
     }
 
@@ -142,9 +144,6 @@ impl Nft {
     }
 
     /// Creates the table, or adopts one of this program's own. For the start: a table with other contents is refused.
-    ///
-    /// # Errors
-    /// As [`nft::install`].
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         let installed = nft::install(&mut self.socket, spec)?;
@@ -155,26 +154,17 @@ impl Nft {
 
     /// What [`Nft::install`] would find: the sizes of the sets for IPv4 and IPv6, `None` where there is no table. Changes
     /// nothing.
-    ///
-    /// # Errors
-    /// As [`nft::examine`].
     pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
         nft::examine(&mut self.socket, spec)
     }
 
-    /// Takes the table away, and with it every ban that it holds; false where there was none.
-    ///
-    /// # Errors
-    /// As [`nft::remove`].
+    /// Deletes the table, and with it every ban that it holds; false where there was none.
     pub fn remove(&mut self, spec: &RulesetSpec) -> Result<bool, RulesetError> {
         self.protected = None;
         nft::remove(&mut self.socket, spec)
     }
 
-    /// Makes the table as it should be, whatever somebody did to it since [`Nft::install`].
-    ///
-    /// # Errors
-    /// As [`nft::repair`].
+    /// Makes the table as it should be, whatever was done to it since [`Nft::install`].
     pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         nft::repair(&mut self.socket, spec)
@@ -208,7 +198,7 @@ impl Nft {
         self.change(Change::Block, bans, |batch, bans| nft::put_bans(batch, kernel, bans), |(subject, _)| *subject)
     }
 
-    /// Blocks them if nobody has blocked one of them yet and there is room; whether they are blocked now. A third of the work
+    /// Blocks them if none of them is blocked yet and there is room; whether they are blocked now. A third of the work
     /// of [`Nft::change`], on the way of a packet.
     fn block_new(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<bool, BlockError> {
         if bans.len() > nft::BANS_A_MESSAGE || !self.full.is_empty() {
@@ -233,45 +223,32 @@ impl Nft {
         Ok(false)
     }
 
-    /// Blocks them as they were blocked before: who, how long in all where that is known, and how long still.
-    ///
-    /// # Errors
-    /// As [`Nft::block`].
-    pub fn restore(&mut self, bans: &[(BanTarget, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
+    /// Blocks them as they were blocked before: target, how long in all where that is known, and how long still.
+    pub fn restore(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
     }
 
-    /// The same for those whom the kernel has forgotten. Whoever is blocked there all the same stays so.
-    ///
-    /// # Errors
-    /// As [`Nft::block`].
-    pub fn put_back(&mut self, bans: &[(BanTarget, Option<Duration>, Expiry)]) -> Result<(), BlockError> {
-        let quiet = if bans.len() < bulk_restore::MANY { None } else { self.fall_silent() };
+    /// The same for bans that the kernel has lost. A target that is blocked there all the same stays so.
+    pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+        let quiet = if bans.len() < bulk_restore::MANY { None } else { self.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
-        // Where somebody did something meanwhile, the monitor says so.
+        // The monitor reports what other programs did meanwhile.
         quiet.map(|quiet| quiet.end(self));
         done
     }
 
-    fn restore_by(
-        &mut self,
-        bans: &[(BanTarget, Option<Duration>, Expiry)],
-        put: impl Fn(&mut Batch, &[(BanTarget, Option<Duration>, Expiry)]),
-    ) -> Result<(), BlockError> {
+    fn restore_by(&mut self, bans: &[RestoredBan], put: impl Fn(&mut Batch, &[RestoredBan])) -> Result<(), BlockError> {
         let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(subject, ..)| is_wide(*subject));
         let done = self.change(Change::Block, &narrow, put, |(subject, ..)| *subject);
         if wide.is_empty() {
             return done;
         }
         let failed = self.block_networks(&wide)?;
-        settled(bans.len(), done, failed)
+        combine(bans.len(), done, failed)
     }
 
-    /// Lifts the bans of these; who is not blocked is passed over.
-    ///
-    /// # Errors
-    /// As [`Nft::block`].
+    /// Lifts the bans of these; those that are not blocked are passed over.
     pub fn lift(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         let put = |batch: &mut Batch, subjects: &[BanTarget]| {
@@ -283,7 +260,7 @@ impl Nft {
             return done;
         }
         let failed = self.lift_networks(&wide)?;
-        settled(subjects.len(), done, failed)
+        combine(subjects.len(), done, failed)
     }
 
     /// Whether `subject` is blocked now, and for how long still. A network is also where a wider one around it is.
@@ -294,24 +271,11 @@ impl Nft {
         if let BanTarget::Prefix(network) = subject {
             return self.holds_network(network);
         }
-        nft::put_one_element_query(&mut self.request, subject);
-        let mut found = None;
-        let asked = self.socket.ask(&mut self.request, |message| {
-            let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
-            found = list.and_then(|(_, list)| elements_of(list).find(|element| element.subject == subject));
-        });
-        match asked {
-            Ok(()) => Ok(found.map(|element| element.remaining)),
-            // A missing element and a missing set look the same.
-            Err(error) if error.is(Errno::NOENT) => self.size(Set::of(subject)).map(|_| None),
-            Err(error) => Err(error.into()),
-        }
+        let found = self.find(Set::for_target(subject), subject.element())?;
+        Ok(found.filter(|found| found.address == subject.element()).map(|found| found.remaining))
     }
 
     /// Which of these the kernel does not block. Asks for each by itself, some microseconds, however full the sets are.
-    ///
-    /// # Errors
-    /// As [`Nft::holds`].
     pub fn missing(&mut self, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
         let mut missing = Vec::new();
         for subject in subjects {
@@ -330,26 +294,58 @@ impl Nft {
     pub fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::Blocked, Set::Blocked6] {
-            nft::put_set_dump(&mut self.request, set);
             // A table that grows while it is read may show an element twice.
-            let read = self.socket.dump(&mut self.request, HashMap::new, |found, message| {
-                let list =
-                    message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT).map_or(&[][..], |(_, list)| list);
-                found.extend(elements_of(list).map(|Element { subject, remaining }| (subject, remaining)));
-            });
-            match read {
-                Ok(found) => all.extend(found),
-                Err(error) if error.is(Errno::NOENT) => return Err(BlockError::Gone),
-                Err(error) => return Err(error.into()),
-            }
+            all.extend(self.read_set(set, HashMap::new, |found, bound| {
+                found.insert(BanTarget::from_element(bound.address), bound.remaining);
+            })?);
         }
         all.extend(self.networks()?.unwrap_or_default());
         Ok(all)
     }
 
     fn size(&mut self, set: Set) -> Result<u32, BlockError> {
-        nft::set_size(&mut self.socket, set)
-            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
+        nft::set_size(&mut self.socket, set).map_err(BlockError::in_table)
+    }
+
+    /// The element of `set` with this address, or the first bound of the interval around it.
+    fn find(&mut self, set: Set, address: IpAddr) -> Result<Option<Bound>, BlockError> {
+        nft::put_element_query(&mut self.request, set, address);
+        let mut found = None;
+        let asked = self.socket.ask(&mut self.request, |message| {
+            found = bounds_of(message.nft_of(sys::NFT_MSG_NEWSETELEM)).find(|bound| !bound.is_end);
+        });
+        match asked {
+            Ok(()) => Ok(found),
+            // A missing element and a missing set look the same.
+            Err(error) if error.is(Errno::NOENT) => self.size(set).map(|_| None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All elements of `set`, each given to `take`; again from `start` where the set changes meanwhile.
+    fn read_set<T>(
+        &mut self,
+        set: Set,
+        start: impl Fn() -> T,
+        mut take: impl FnMut(&mut T, Bound),
+    ) -> Result<T, BlockError> {
+        nft::put_set_dump(&mut self.request, set);
+        let read = self.socket.dump(&mut self.request, start, |found, message| {
+            bounds_of(message.nft_of(sys::NFT_MSG_NEWSETELEM)).for_each(|bound| take(found, bound));
+        });
+        read.map_err(BlockError::in_table)
+    }
+
+    /// Sends the batch, which fails only where the table or a set is gone.
+    fn send_batch(&mut self) -> Result<(), BlockError> {
+        self.socket.transact(&mut self.batch).map_err(BlockError::in_table)
+    }
+}
+
+impl BlockError {
+    /// The failure of a request that finds its element wherever it finds its set.
+    fn in_table(error: SocketError) -> Self {
+        if error.is(Errno::NOENT) { Self::Gone } else { error.into() }
     }
 }
 
@@ -357,8 +353,8 @@ fn is_wide(subject: BanTarget) -> bool {
     matches!(subject, BanTarget::Prefix(_))
 }
 
-/// What came of single subjects and of networks together.
-fn settled(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) -> Result<(), BlockError> {
+/// The result for single targets and networks together.
+fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) -> Result<(), BlockError> {
     let mut failed = match done {
         Ok(()) => Vec::new(),
         Err(BlockError::Failed { failed, .. }) => failed,
@@ -372,6 +368,6 @@ fn first(failed: &[Failed]) -> String {
     failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
 }
 
-/// How long whoever is to be blocked may be blocked already, after one was: by hand, or from an earlier run. To
+/// How long new bans are taken for ones that may stand already, after one did: by hand, or from an earlier run. To
 /// find out by a refusal takes the kernel some 12 ms.
 const STILL_BLOCKED: Duration = Duration::from_secs(60);

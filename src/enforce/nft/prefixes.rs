@@ -1,25 +1,20 @@
-//! Bans of whole networks to intervals of the sets `blocked_nets` and `blocked_nets6`, and back. They are few and never
-//! urgent, so each is a transaction of its own.
+//! Writes bans of whole networks as intervals into the sets `blocked_nets` and `blocked_nets6`, and reads them back. They are few
+//! and never urgent, so each is a transaction of its own.
 //!
 //! Such a set refuses intervals that overlap. Of two networks that do, one is always part of the other.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use rustix::io::Errno;
 
 use super::{BlockError, Failed, Failure, Nft};
-use crate::netlink::nft::{self, Element, Remaining, Set, bounds_of, kind};
+use crate::netlink::nft::{self, Element, Remaining, RestoredBan, Set};
 use crate::netlink::socket::SocketError;
 use crate::types::{BanTarget, Expiry, Prefix};
 
-/// A ban of a network as it was before: which, how long in all where that is known, and how long still.
-type Restored = (BanTarget, Option<Duration>, Expiry);
-
 impl Nft {
     /// Blocks these networks, the widest first; which of them could not be.
-    pub(super) fn block_networks(&mut self, bans: &[Restored]) -> Result<Vec<Failed>, BlockError> {
+    pub(super) fn block_networks(&mut self, bans: &[RestoredBan]) -> Result<Vec<Failed>, BlockError> {
         let mut bans = bans.to_vec();
         bans.sort_by_key(|(subject, ..)| subject.prefix_len());
         let mut failed = Vec::new();
@@ -65,7 +60,7 @@ impl Nft {
         }
         match answer {
             Err(SocketError::Refused { errno: Errno::NFILE, .. }) => {
-                let set = Set::of(BanTarget::Prefix(network));
+                let set = Set::for_target(BanTarget::Prefix(network));
                 Ok(Err(Failure::Full { set: set.name(), size: self.size(set)? }))
             }
             Err(error @ SocketError::Refused { .. }) => Ok(Err(error.into())),
@@ -96,17 +91,14 @@ impl Nft {
 
     /// Whether all of `network` is blocked, and for how long still.
     pub(super) fn holds_network(&mut self, network: Prefix) -> Result<Option<Remaining>, BlockError> {
-        let set = Set::of(BanTarget::Prefix(network));
-        let first = self.place(set, network.network().network())?;
+        let set = Set::for_target(BanTarget::Prefix(network));
+        let first = self.find(set, network.network().network())?;
         // In one interval where its first and its last address are.
-        let last = self.place(set, network.network().broadcast())?;
-        Ok(first.zip(last).filter(|(first, last)| first.0 == last.0).map(|(first, _)| first.1))
+        let last = self.find(set, network.network().broadcast())?;
+        Ok(first.zip(last).filter(|(first, last)| first.address == last.address).map(|(first, _)| first.remaining))
     }
 
     /// Whether a ban of exactly `subject` is in force: one that can be lifted.
-    ///
-    /// # Errors
-    /// As [`Nft::holds`].
     pub fn has(&mut self, subject: BanTarget) -> Result<bool, BlockError> {
         match subject {
             BanTarget::V4(_) | BanTarget::V6(_) => self.holds(subject).map(|held| held.is_some()),
@@ -120,37 +112,14 @@ impl Nft {
     pub(super) fn networks(&mut self) -> Result<Option<Vec<(BanTarget, Remaining)>>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::BlockedNets, Set::BlockedNets6] {
-            nft::put_set_dump(&mut self.request, set);
-            let read = self.socket.dump(&mut self.request, Vec::new, |bounds, message| {
-                let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
-                bounds.extend(list.map(|(_, list)| bounds_of(list)).into_iter().flatten());
-            });
-            match read {
-                Ok(bounds) => {
-                    let networks = nft::networks(bounds).into_iter();
-                    all.extend(networks.map(|Element { subject, remaining }| (subject, remaining)));
-                }
-                Err(error) if error.is(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            }
+            let networks = match self.read_set(set, Vec::new, |bounds, bound| bounds.push(bound)) {
+                Ok(bounds) => nft::networks(bounds).into_iter(),
+                Err(BlockError::Gone) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            all.extend(networks.map(|Element { subject, remaining }| (subject, remaining)));
         }
         Ok(Some(all))
-    }
-
-    /// The first address of the interval that `address` is in, and how long it still stands.
-    fn place(&mut self, set: Set, address: IpAddr) -> Result<Option<(IpAddr, Remaining)>, BlockError> {
-        nft::put_place_query(&mut self.request, set, address);
-        let mut found = None;
-        let asked = self.socket.ask(&mut self.request, |message| {
-            let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
-            let mut bounds = list.map(|(_, list)| bounds_of(list)).into_iter().flatten();
-            found = bounds.find(|bound| !bound.is_end).map(|bound| (bound.address, bound.remaining));
-        });
-        match asked {
-            Ok(()) => Ok(found),
-            Err(error) if error.is(Errno::NOENT) => self.size(set).map(|_| None),
-            Err(error) => Err(error.into()),
-        }
     }
 }
 
@@ -159,11 +128,7 @@ fn as_wide(subject: BanTarget) -> Option<Prefix> {
 }
 
 fn contains(outer: Prefix, inner: Prefix) -> bool {
-    match (outer.network(), inner.network()) {
-        (IpNet::V4(outer), IpNet::V4(inner)) => outer.contains(&inner),
-        (IpNet::V6(outer), IpNet::V6(inner)) => outer.contains(&inner),
-        _ => false,
-    }
+    outer.network().contains(&inner.network())
 }
 
 /// Whether what still stands so long is there for all of `wanted`, but for what the clock has moved meanwhile.

@@ -1,4 +1,4 @@
-//! What is asked of the sets, carried out: in transactions of many, and one by one where the kernel refuses them.
+//! Carries out changes of the sets: in transactions of many, and one by one where the kernel refuses them.
 
 use std::time::{Duration, Instant};
 
@@ -68,11 +68,11 @@ impl Nft {
         error: SocketError,
         failed: &mut Vec<Failed>,
     ) -> Result<(), BlockError> {
-        let set = Set::of(subject);
+        let set = Set::for_target(subject);
         match error {
             SocketError::Refused { errno: Errno::NOENT, .. } => {
                 // Either the set itself is gone, or there was nothing to lift. A ban adds before it deletes and never
-                // misses its element: then somebody has just replaced the table.
+                // misses its element: then the table has just been replaced.
                 self.size(set)?;
                 if change == Change::Block {
                     failed.push(Failed { subject, reason: error.into() });
@@ -92,7 +92,7 @@ impl Nft {
 
     /// That the set of `subject` had no room a moment ago.
     fn was_full(&self, subject: BanTarget) -> Option<Failure> {
-        let set = Set::of(subject);
+        let set = Set::for_target(subject);
         let known = self.full.iter().find(|(known, ..)| *known == set);
         known.map(|(_, size, _)| Failure::Full { set: set.name(), size: *size })
     }

@@ -1,12 +1,10 @@
-//! The trap's own sets: what it watches, whom it has caught, what it remembers. The rules that use them are the table's.
+//! The sets of the trap: fills them with the ports to watch, and reads or clears what the kernel has counted and blocked.
 
 use std::mem;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::{BlockError, Nft, Remaining};
-use crate::netlink::nft::{self, Set, Trap, Watched, elements_of, kind};
+use crate::netlink::nft::{self, Bound, Set, Trap, Watched};
 use crate::types::{BanTarget, Expiry};
 
 /// How full the trap's memory is.
@@ -49,93 +47,63 @@ impl Nft {
     pub fn arm(&mut self, watched: Watched<'_>) -> Result<(), BlockError> {
         self.batch.clear();
         nft::put_trapped(&mut self.batch, watched);
-        self.carry_out()
+        self.send_batch()
     }
 
-    /// Whom the trap has caught within the last minute, but for those that were forgotten.
-    ///
-    /// # Errors
-    /// As [`Nft::arm`].
+    /// Sources that the trap has blocked within the last minute, but for those that were forgotten.
     pub fn caught(&mut self) -> Result<Vec<BanTarget>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::TrapBanned, Set::TrapBanned6] {
-            nft::put_set_dump(&mut self.request, set);
-            let read = self.socket.dump(&mut self.request, Vec::new, |found, message| {
-                let list = message.nft().filter(|(kind, _)| *kind == kind::NEW_ELEMENT);
-                let elements = list.map(|(_, list)| elements_of(list)).into_iter().flatten();
-                found.extend(elements.map(|element| element.subject));
-            });
-            match read {
-                Ok(found) => all.extend(found),
-                Err(error) if error.is(Errno::NOENT) => return Err(BlockError::Gone),
-                Err(error) => return Err(error.into()),
-            }
+            let take = |found: &mut Vec<_>, bound: Bound| found.push(BanTarget::from_element(bound.address));
+            all.extend(self.read_set(set, Vec::new, take)?);
         }
         Ok(all)
     }
 
     /// Has the trap count the touches of these, single sources all of them, from the start again, and no longer name them as
-    /// caught; who is not there is passed over.
-    ///
-    /// # Errors
-    /// As [`Nft::arm`].
+    /// caught; those that are not there are passed over.
     pub fn forget(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for subjects in subjects.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
-            for sets in [[Set::TrapBanned, Set::Suspects], [Set::TrapBanned6, Set::Suspects6]] {
-                let of_family = |subject: &BanTarget| match subject {
-                    BanTarget::V4(_) => sets.contains(&Set::TrapBanned),
-                    BanTarget::V6(_) => sets.contains(&Set::TrapBanned6),
-                    BanTarget::Prefix(_) => false,
-                };
-                let of_family: Vec<BanTarget> = subjects.iter().copied().filter(of_family).collect();
+            for (blocked, sets) in
+                [(Set::Blocked, [Set::TrapBanned, Set::Suspects]), (Set::Blocked6, [Set::TrapBanned6, Set::Suspects6])]
+            {
+                let of_family = subjects.iter().copied().filter(|subject| Set::for_target(*subject) == blocked);
+                let of_family: Vec<BanTarget> = of_family.collect();
                 if !of_family.is_empty() {
                     sets.into_iter().for_each(|set| nft::put_forget(&mut self.batch, kernel, set, &of_family));
                 }
             }
             if !self.batch.is_empty() {
-                self.carry_out()?;
+                self.send_batch()?;
             }
         }
         Ok(())
     }
 
-    /// Has the trap, which is this one, forget all touches of everybody.
-    ///
-    /// # Errors
-    /// As [`Nft::arm`].
+    /// Has the trap, which is this one, forget all probes of every source.
     pub fn forget_everybody(&mut self, trap: Trap) -> Result<(), BlockError> {
         self.batch.clear();
-        nft::memory(trap).for_each(|set| nft::put_flush(&mut self.batch, set));
-        self.carry_out()
+        Set::trap_memory(trap).for_each(|set| nft::put_flush(&mut self.batch, set));
+        self.send_batch()
     }
 
     /// How full the memory of the trap, which is this one, is, where the kernel says so (since Linux 6.15).
-    ///
-    /// # Errors
-    /// As [`Nft::arm`].
     pub fn filling(&mut self, trap: Trap) -> Result<Option<TrapUsage>, BlockError> {
         let mut filling = TrapUsage::default();
-        for set in nft::memory(trap) {
+        for set in Set::trap_memory(trap) {
             let sum = match set {
                 Set::Suspects | Set::Suspects6 => &mut filling.suspects,
                 Set::TrapBanned | Set::TrapBanned6 => continue,
                 _ => &mut filling.touched,
             };
-            let counted = nft::set_count(&mut self.socket, set);
-            match counted.map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })? {
+            match nft::set_count(&mut self.socket, set).map_err(BlockError::in_table)? {
                 Some(count) => *sum = sum.saturating_add(count),
                 None => return Ok(None),
             }
         }
         Ok(Some(filling))
-    }
-
-    fn carry_out(&mut self) -> Result<(), BlockError> {
-        self.socket
-            .transact(&mut self.batch)
-            .map_err(|error| if error.is(Errno::NOENT) { BlockError::Gone } else { error.into() })
     }
 }
 

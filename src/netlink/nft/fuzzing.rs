@@ -1,16 +1,22 @@
 //! Any bytes as what nf_tables answers and tells, through everything that reads it. For the fuzzer and its corpus.
 
-use super::desired_ruleset::DesiredRuleset;
-use super::element::elements_of;
-use super::interval::{bounds_of, networks};
-use super::message::Messages;
 #[cfg(test)]
-use super::message::{Attributes, put_request};
+use netlink_packet_core::NLM_F_DUMP;
+#[cfg(test)]
+use rustables::sys;
+
+use super::desired_ruleset::DesiredRuleset;
+use super::element::{bounds_of, elements_of, networks};
+#[cfg(test)]
+use super::message::put_request;
 use super::monitor;
-use super::rules::chosen;
+use super::recognise::recognise;
+#[cfg(test)]
+use super::set::Set;
 use super::snapshot::TableSnapshot;
 #[cfg(test)]
-use super::{Set, TABLE, flag, kind};
+use super::table::TABLE;
+use crate::netlink::message::Messages;
 
 /// The shortest element with an address in it: its own header, the key's and the value's, and four bytes.
 const ELEMENT: usize = 16;
@@ -34,30 +40,31 @@ pub(crate) fn read(datagram: &[u8]) {
     assert!(networks(bounds).len() <= most);
     assert!(shape.differences(&shape, |_, _| "").is_empty());
     if shape.exists() {
-        mend(&shape);
+        repair(&shape);
     }
     assert!(monitor::fuzz(datagram) <= datagram.len());
 }
 
 /// What would be done about a table like this one.
-fn mend(found: &TableSnapshot) {
-    let old = chosen(found, 65_536);
-    let Ok(blueprint) = DesiredRuleset::new(&old) else { return };
-    let differences = blueprint.differences(found);
-    assert!(!blueprint.mend(found, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
+fn repair(found: &TableSnapshot) {
+    let old = recognise(found, 65_536);
+    let desired = DesiredRuleset::new(&old);
+    let differences = desired.differences(found);
+    assert!(!desired.repair(found, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
 }
 
 /// Requests for all that there is in the table: the table itself, its sets, chains and rules, and what each set holds.
 #[cfg(test)]
 pub(crate) fn requests() -> Vec<Vec<u8>> {
-    type Fill = fn(&mut Attributes<'_>);
-    let table: Fill = |fields| fields.put_text(1, TABLE);
     let mut requests: Vec<Vec<u8>> = Vec::new();
-    for (kind, flags) in
-        [(kind::GET_TABLE, 0), (kind::GET_SET, flag::DUMP), (kind::GET_CHAIN, flag::DUMP), (kind::GET_RULE, flag::DUMP)]
-    {
+    for (kind, flags) in [
+        (sys::NFT_MSG_GETTABLE, 0),
+        (sys::NFT_MSG_GETSET, NLM_F_DUMP),
+        (sys::NFT_MSG_GETCHAIN, NLM_F_DUMP),
+        (sys::NFT_MSG_GETRULE, NLM_F_DUMP),
+    ] {
         let mut request = Vec::new();
-        put_request(&mut request, kind, flags, table);
+        put_request(&mut request, kind, flags, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
         requests.push(request);
     }
     for set in [Set::Blocked, Set::Blocked6, Set::BlockedNets, Set::Allowed, Set::Trapped] {

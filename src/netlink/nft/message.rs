@@ -1,125 +1,54 @@
-//! Bytes to netlink messages and attributes, and attributes to bytes. Total: what a reply claims is never believed past
-//! the end of the bytes that hold it; a header that lies ends the iteration.
+//! Messages of nf_tables about the family `inet`: requests, parts of a transaction, and answers.
+//!
+//! Read with: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's net/netfilter/nf_tables_api.c.
+//! Headers are in host order, attributes of nf_tables in network order. Their numbers are those of [`rustables::sys`].
 
-use super::{FAMILY_INET, SUBSYSTEM, flag};
+use netlink_packet_core::NLM_F_REQUEST;
+use rustables::sys;
 
-/// One message of a reply.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Message<'a> {
-    /// Type; for nf_tables the subsystem in the upper byte and one of [`super::kind`] in the lower.
-    pub(crate) kind: u16,
-    /// NLM_F_* bits.
-    pub(crate) flags: u16,
-    /// Sequence number of the request that it answers.
-    pub(crate) sequence: u32,
-    /// What follows the header.
-    pub(crate) body: &'a [u8],
-}
+use crate::netlink::message::{Attributes, Message, attributes, patch};
+use crate::netlink::socket::{Batch, SUBSYSTEM};
 
 impl<'a> Message<'a> {
-    /// Kind and attributes, where it is an nf_tables message about the family `inet`.
-    pub(crate) fn nft(&self) -> Option<(u8, &'a [u8])> {
+    /// Kind (NFT_MSG_*) and attributes, where it is an nf_tables message about the family `inet`.
+    pub(crate) fn nft(&self) -> Option<(u32, &'a [u8])> {
         let ([family, ..], attributes) = self.body.split_first_chunk::<4>()?;
         let [subsystem, kind] = self.kind.to_be_bytes();
-        (u16::from(subsystem) == SUBSYSTEM && *family == FAMILY_INET).then_some((kind, attributes))
+        (subsystem == SUBSYSTEM && *family == FAMILY_INET).then_some((kind.into(), attributes))
+    }
+
+    /// The attributes of a message about a generation (NEWGEN), which has no family.
+    pub(super) fn generation(&self) -> Option<&'a [u8]> {
+        let [subsystem, kind] = self.kind.to_be_bytes();
+        let is_generation = subsystem == SUBSYSTEM && u32::from(kind) == sys::NFT_MSG_NEWGEN;
+        self.body.get(4..).filter(|_| is_generation)
+    }
+
+    /// The attributes of a message of this kind; none of any other one.
+    pub(crate) fn nft_of(&self, kind: u32) -> &'a [u8] {
+        self.nft().filter(|(found, _)| *found == kind).map_or(&[], |(_, attributes)| attributes)
     }
 }
 
-/// The messages that `bytes` hold.
-pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *self.0.first_chunk::<HEADER>()?;
-        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
-        let body = self.0.get(HEADER..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
-            kind: u16::from_ne_bytes([k0, k1]),
-            flags: u16::from_ne_bytes([f0, f1]),
-            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
-            body,
-        })
+impl Batch {
+    /// Appends one message.
+    pub(crate) fn put(&mut self, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        put_message(self.bytes(), kind, flags, fill);
     }
 }
 
-/// The attributes in `bytes`: type without its flag bits, and value.
-pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, value))
-    })
-}
-
-/// An attribute's value as a number in network order.
-pub(crate) fn be_u32(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_be_bytes)
-}
-
-/// An attribute's value as a number of 64 bits in network order.
-pub(crate) fn be_u64(value: &[u8]) -> Option<u64> {
-    value.try_into().ok().map(u64::from_be_bytes)
-}
-
-/// An attribute's value as a text, without the zero byte that ends it.
-pub(crate) fn text(value: &[u8]) -> Option<&str> {
-    std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
-}
-
-/// Appends attributes to a message.
-pub(crate) struct Attributes<'a>(pub(super) &'a mut Vec<u8>);
-
-impl Attributes<'_> {
-    /// Appends an attribute with these bytes.
-    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
-        let start = self.0.len();
-        self.0.extend_from_slice(&[0; 2]);
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.close(start);
-    }
-
-    /// Appends a text with the zero byte that ends it.
-    pub(super) fn put_text(&mut self, kind: u16, value: &str) {
-        let start = self.0.len();
-        self.0.extend_from_slice(&[0; 2]);
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value.as_bytes());
-        self.0.push(0);
-        self.close(start);
-    }
-
-    /// Appends an attribute that holds the attributes which `fill` appends.
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-        let start = self.0.len();
-        self.0.extend_from_slice(&[0; 2]);
-        self.0.extend_from_slice(&(kind | NESTED).to_ne_bytes());
-        fill(&mut Attributes(self.0));
-        self.close(start);
-    }
-
-    /// Writes the length of the attribute that began at `start`, and pads it.
-    fn close(&mut self, start: usize) {
-        let end = self.0.len();
-        // A length that wrapped would turn the rest of the list into garbage; the largest one makes the kernel refuse
-        // the message. Writers split their lists long before.
-        let length = u16::try_from(end - start).unwrap_or(u16::MAX);
-        patch(self.0, start, length.to_ne_bytes());
-        self.0.resize(end.next_multiple_of(4), 0);
-    }
+/// The first attribute of this type.
+pub(super) fn field(list: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(list).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 /// Appends one message about the family `inet`; its sequence number is zero.
-pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u8, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
     let start = bytes.len();
+    let [kind, ..] = kind.to_le_bytes();
     bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&(SUBSYSTEM << 8 | u16::from(kind)).to_ne_bytes());
-    bytes.extend_from_slice(&(flags | flag::REQUEST).to_ne_bytes());
+    bytes.extend_from_slice(&u16::from_be_bytes([SUBSYSTEM, kind]).to_ne_bytes());
+    bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(&[FAMILY_INET, 0, 0, 0]);
     fill(&mut Attributes(bytes));
@@ -128,29 +57,21 @@ pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u8, flags: u16, fill: impl 
 }
 
 /// Makes `bytes` one request, with what `fill` appends as its attributes.
-pub(crate) fn put_request(bytes: &mut Vec<u8>, kind: u8, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+pub(crate) fn put_request(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
     bytes.clear();
     put_message(bytes, kind, flags, fill);
 }
 
-/// Writes `field` over the bytes at `start`.
-pub(super) fn patch<const N: usize>(bytes: &mut [u8], start: usize, field: [u8; N]) {
-    if let Some(place) = bytes.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<N>) {
-        *place = field;
-    }
-}
+/// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
+const FAMILY_INET: u8 = 1;
 
-/// Length of struct nlmsghdr.
-const HEADER: usize = 16;
-/// NLA_F_NESTED.
-const NESTED: u16 = 0x8000;
-/// NLA_TYPE_MASK: all but NLA_F_NESTED and NLA_F_NET_BYTEORDER.
-const TYPE_MASK: u16 = 0x3fff;
+/// NFT_MSG_DESTROYSETELEM, since Linux 6.3: newer than the headers that rustables is built with may be.
+pub(crate) const DESTROY_ELEMENT: u32 = 30;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::netlink::message::{Messages, text};
 
     #[test]
     fn what_is_written_reads_back_nested_and_padded() {
@@ -173,23 +94,6 @@ mod tests {
         put_message(&mut bytes, 13, 0, |list| list.put_text(1, "portsentry"));
         for end in 0..bytes.len() {
             assert!(Messages(&bytes[..end]).next().is_none(), "{end}");
-        }
-    }
-
-    #[test]
-    fn a_length_below_the_header_ends_the_iteration() {
-        assert_eq!(Messages(&[0; 64]).count(), 0);
-        assert_eq!(attributes(&[0; 64]).count(), 0);
-        assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
-    }
-
-    proptest! {
-        #[test]
-        fn no_reply_holds_more_than_it_has_bytes(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            let held: usize = Messages(&bytes).map(|message| HEADER + message.body.len()).sum();
-            prop_assert!(held <= bytes.len());
-            let held: usize = attributes(&bytes).map(|(_, value)| 4 + value.len()).sum();
-            prop_assert!(held <= bytes.len());
         }
     }
 }

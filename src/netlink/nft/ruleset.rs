@@ -1,16 +1,19 @@
-//! The table of nft/portsentry.nft into the kernel: created, adopted where it is already there, and repaired where somebody
-//! altered it. Reads first, and changes only what is this program's own.
+//! Installs, examines, repairs and removes the table of nft/portsentry.nft in the kernel. Reads first, and changes only what is
+//! this program's own.
 
+use netlink_packet_core::NLM_F_DUMP;
+use rustables::sys;
 use rustix::io::Errno;
 
-use super::batch::Batch;
-use super::desired_ruleset::{DesiredRuleset, Work, wake};
-use super::message::{attributes, be_u32, put_request};
-use super::rules::chosen;
+use super::change::RulesetChange;
+use super::desired_ruleset::DesiredRuleset;
+use super::message::put_request;
+use super::recognise::recognise;
+use super::set::Set;
 use super::snapshot::{Difference, Part, TableSnapshot};
 use super::spec::RulesetSpec;
-use super::{Set, TABLE, flag, kind};
-use crate::netlink::socket::{Socket, SocketError};
+use super::table::TABLE;
+use crate::netlink::socket::{Batch, Socket, SocketError};
 
 /// Where the table came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +42,7 @@ pub enum Installed {
 pub enum Repaired {
     /// Nothing: all that is ours is as it should be.
     Unchanged,
-    /// The table was gone. It is laid anew, with empty sets.
+    /// The table was gone. It is created again, with empty sets.
     Created,
     /// Something of ours had been altered, and is as it should be again.
     Repaired {
@@ -78,18 +81,13 @@ pub enum RulesetError {
     /// Others created and removed the table again and again.
     #[error("somebody else keeps creating and deleting table inet {TABLE}; stop that, then start portsentry again")]
     Contended,
-    /// A rule that contradicts itself.
-    #[error(
-        "the rules of table inet {TABLE} could not be built: {0}; this is a defect of portsentry, please report it"
-    )]
-    Unbuildable(#[from] rustables::error::BuilderError),
     /// The socket failed, or the kernel does not let us.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
 
 /// Creates the table, or adopts one that is as it should be. Where its rules are those of another [`RulesetSpec`], they
-/// are laid anew in one transaction; the sets keep what they hold.
+/// are replaced in one transaction; the sets keep what they hold.
 ///
 /// # Errors
 /// [`RulesetError::Foreign`] where a table of this name has other contents, and what the kernel refuses.
@@ -97,22 +95,19 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     let mut last = None;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
-        let wanted = DesiredRuleset::new(&kept(spec, &found))?;
-        let (blocked, blocked6) = (found.size(Set::Blocked.name()), found.size(Set::Blocked6.name()));
-        let (work, done) = if found.exists() {
+        let wanted = DesiredRuleset::new(&kept(spec, &found));
+        let (blocked, blocked6) = (found.size(Set::Blocked), found.size(Set::Blocked6));
+        let (change, done) = if found.exists() {
             let differences = wanted.differences(&found);
             if differences.is_empty() {
                 return Ok(Installed::Adopted { blocked, blocked6 });
             }
-            let old = chosen(&found, spec.size);
-            if let Some(Difference { text, .. }) = DesiredRuleset::new(&old)?.differences(&found).into_iter().next() {
-                return Err(RulesetError::Foreign { difference: text });
-            }
-            (wanted.mend(&found, &differences, Some(&old)), Installed::Rebuilt { blocked, blocked6 })
+            let old = recognise_own(&found, spec.size)?;
+            (wanted.repair(&found, &differences, Some(&old)), Installed::Rebuilt { blocked, blocked6 })
         } else {
             (wanted.create(), Installed::Created)
         };
-        last = carry_out(socket, work)?;
+        last = carry_out(socket, change)?;
         if last.is_none() {
             return Ok(done);
         }
@@ -122,41 +117,35 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
 
 /// What [`install`] would find: the sizes of `blocked` and `blocked6` where the table is there, whether its rules are those
 /// of `spec` or of another one; `None` where it is not. Changes nothing.
-///
-/// # Errors
-/// As [`install`].
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         if !found.exists() {
             return Ok(None);
         }
-        let known = DesiredRuleset::new(&chosen(&found, spec.size))?;
-        return match known.differences(&found).into_iter().next() {
-            None => Ok(Some((found.size(Set::Blocked.name()), found.size(Set::Blocked6.name())))),
-            Some(Difference { text, .. }) => Err(RulesetError::Foreign { difference: text }),
-        };
+        recognise_own(&found, spec.size)?;
+        return Ok(Some((found.size(Set::Blocked), found.size(Set::Blocked6))));
     }
     Err(RulesetError::Contended)
 }
 
-/// Takes the table away with all that it holds; false where there was none.
+/// Deletes the table with all that it holds; false where there was none.
 ///
 /// # Errors
-/// As [`install`]; a table of somebody else's stays.
+/// As [`install`]; a table of another program stays.
 pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetError> {
     if examine(socket, spec)?.is_none() {
         return Ok(false);
     }
     let mut batch = Batch::new();
-    batch.put(kind::DELETE_TABLE, 0, |table| table.put_text(1, TABLE));
+    batch.put(sys::NFT_MSG_DELTABLE, 0, |table| table.put_text(sys::NFTA_TABLE_NAME, TABLE));
     match socket.transact(&mut batch) {
         Err(error) if error.is(Errno::NOENT) => Ok(false),
         done => Ok(done.map(|()| true)?),
     }
 }
 
-/// Makes the table as it should be, whatever somebody did to it: what is missing or altered is made anew, in one
+/// Makes the table as it should be, whatever was done to it: what is missing or altered is made anew, in one
 /// transaction (a dormant table is woken in another one after it); what is not ours, and sets that are as they should be
 /// with all that they hold, stay as they are.
 ///
@@ -167,7 +156,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
     let mut last = None;
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
-        let wanted = DesiredRuleset::new(&kept(spec, &found))?;
+        let wanted = DesiredRuleset::new(&kept(spec, &found));
         if !found.exists() {
             last = carry_out(socket, wanted.create())?;
             if last.is_none() {
@@ -176,10 +165,9 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
             continue;
         }
         let mut differences = wanted.differences(&found);
-        let old = chosen(&found, spec.size);
-        let known = DesiredRuleset::new(&old)?.differences(&found).is_empty();
-        // What is too much in a table of another kind goes with that; elsewhere it is somebody else's.
-        if !known {
+        let old = recognise_own(&found, spec.size).ok();
+        // What is too much in a table of another kind goes with that; elsewhere it is of another program.
+        if old.is_none() {
             differences.retain(|difference| difference.part != Part::Foreign);
         }
         let Some(Difference { text: first, .. }) = differences.first().cloned() else { return Ok(Repaired::Unchanged) };
@@ -189,14 +177,18 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
         }
         let dormant = differences.iter().any(|difference| matches!(difference.part, Part::Flags(_)));
         if differences.len() > usize::from(dormant) {
-            last = carry_out(socket, wanted.mend(&found, &differences, known.then_some(&old)))?;
+            last = carry_out(socket, wanted.repair(&found, &differences, old.as_ref()))?;
             if last.is_some() {
                 continue;
             }
         }
         // Not together with the rest: kernels refuse a new base chain in a table whose flags change.
-        if dormant && carry_out(socket, wake())?.is_some() {
-            continue;
+        if dormant {
+            let mut change = RulesetChange::new();
+            change.clear_table_flags();
+            if carry_out(socket, change)?.is_some() {
+                continue;
+            }
         }
         let emptied = wanted.missing_sets(&found).collect();
         return Ok(Repaired::Repaired { difference: first, emptied });
@@ -204,10 +196,19 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
     Err(given_up(last))
 }
 
+/// What was chosen when this program made the table that was `found`.
+fn recognise_own(found: &TableSnapshot, size: u32) -> Result<RulesetSpec, RulesetError> {
+    let spec = recognise(found, size);
+    match DesiredRuleset::new(&spec).differences(found).into_iter().next() {
+        None => Ok(spec),
+        Some(Difference { text, .. }) => Err(RulesetError::Foreign { difference: text }),
+    }
+}
+
 /// What is asked for, with the sets of networks where the table has them: what they hold is not to be lost.
 fn kept(spec: &RulesetSpec, found: &TableSnapshot) -> RulesetSpec {
-    let has = |set: Set| found.has_set(set.name());
-    RulesetSpec { wide: spec.wide || has(Set::BlockedNets) && has(Set::BlockedNets6), ..*spec }
+    let both = found.has_set(Set::BlockedNets) && found.has_set(Set::BlockedNets6);
+    RulesetSpec { wide: spec.wide || both, ..*spec }
 }
 
 /// What the kernel refused because the table was no longer as it was read: so it seems.
@@ -219,7 +220,7 @@ struct Outrun {
 }
 
 /// Why the table is not as it should be after all attempts. A kernel that lacks an expression says ENOENT of the rule, as it
-/// does of one whose set or chain somebody has just deleted; but nobody deletes as often as that.
+/// does of one whose set or chain has just been deleted; but no program deletes as often as that.
 fn given_up(last: Option<Outrun>) -> RulesetError {
     match last {
         Some(Outrun { object, errno: errno @ Errno::NOENT, rule: true }) => RulesetError::Lacking { object, errno },
@@ -228,56 +229,29 @@ fn given_up(last: Option<Outrun>) -> RulesetError {
 }
 
 /// Sends the transaction; gives something where the table was no longer as it was read.
-fn carry_out(socket: &mut Socket, mut work: Work) -> Result<Option<Outrun>, RulesetError> {
-    match socket.transact(&mut work.batch) {
+fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Outrun>, RulesetError> {
+    match socket.transact(&mut change.batch) {
         Ok(()) => Ok(None),
-        // Somebody was quicker: see what it is.
+        // Another program was quicker: see what it did.
         Err(SocketError::Refused { message, errno: errno @ (Errno::EXIST | Errno::NOENT), .. }) => {
-            Ok(Some(Outrun { object: work.object(message).to_owned(), errno, rule: work.is_rule(message) }))
+            Ok(Some(Outrun { object: change.object(message).to_owned(), errno, rule: change.is_rule(message) }))
         }
         Err(SocketError::Refused { message, errno: Errno::BUSY, .. }) => {
-            let difference = format!("rules of somebody else that use what has to go ({})", work.object(message));
+            let difference = format!("rules of somebody else that use what has to go ({})", change.object(message));
             Err(RulesetError::Foreign { difference })
         }
         Err(SocketError::Refused { message, errno, .. }) => {
-            Err(RulesetError::Lacking { object: work.object(message).to_owned(), errno })
+            Err(RulesetError::Lacking { object: change.object(message).to_owned(), errno })
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// The size of `set` as the kernel has it; ENOENT where it is gone.
-pub(crate) fn set_size(socket: &mut Socket, set: Set) -> Result<u32, SocketError> {
-    let mut request = Vec::new();
-    put_request(&mut request, kind::GET_SET, 0, |fields| {
-        fields.put_text(1, TABLE);
-        fields.put_text(2, set.name());
-    });
-    let mut shape = TableSnapshot::default();
-    socket.ask(&mut request, |message| shape.absorb(message))?;
-    Ok(shape.size(set.name()))
-}
-
-/// How many elements `set` has, with those that are dead and not cleared away; `None` where the kernel does not say.
-pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, SocketError> {
-    let mut request = Vec::new();
-    put_request(&mut request, kind::GET_SET, 0, |fields| {
-        fields.put_text(1, TABLE);
-        fields.put_text(2, set.name());
-    });
-    let mut count = None;
-    socket.ask(&mut request, |message| {
-        let mut fields = message.nft().map(|(_, fields)| attributes(fields)).into_iter().flatten();
-        count = fields.find(|(kind, _)| *kind == SET_COUNT).and_then(|(_, value)| be_u32(value));
-    })?;
-    Ok(count)
 }
 
 /// What the kernel has under the table's name; `None` where it went while it was being read.
 fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     let mut shape = TableSnapshot::default();
     let mut request = Vec::new();
-    put_request(&mut request, kind::GET_TABLE, 0, |fields| fields.put_text(1, TABLE));
+    put_request(&mut request, sys::NFT_MSG_GETTABLE, 0, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
     match socket.ask(&mut request, |message| shape.absorb(message)) {
         Ok(()) => {}
         Err(error) if error.is(Errno::NOENT) => return Ok(Some(shape)),
@@ -287,8 +261,8 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
         }
         Err(error) => return Err(error),
     }
-    for kind in [kind::GET_SET, kind::GET_CHAIN, kind::GET_RULE] {
-        put_request(&mut request, kind, flag::DUMP, |fields| fields.put_text(1, TABLE));
+    for kind in [sys::NFT_MSG_GETSET, sys::NFT_MSG_GETCHAIN, sys::NFT_MSG_GETRULE] {
+        put_request(&mut request, kind, NLM_F_DUMP, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
         shape = match socket.dump(&mut request, || shape.clone(), TableSnapshot::absorb) {
             Err(error) if error.is(Errno::NOENT) => return Ok(None),
             read => read?,
@@ -297,7 +271,5 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     Ok(Some(shape))
 }
 
-/// NFTA_SET_COUNT.
-const SET_COUNT: u16 = 20;
 /// Attempts to find or make the table while others do the same.
 const ATTEMPTS: u32 = 4;

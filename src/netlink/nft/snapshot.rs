@@ -1,13 +1,17 @@
-//! Messages to what they build: the sets, chains and rules of the table, in a form in which two of them can be compared.
-//! The same reader takes our own messages and the kernel's dumps, whoever wrote the rules that it dumps.
+//! A snapshot of the table's sets, chains and rules, read from messages, in a form in which two of them can be compared. The
+//! same reader takes our own messages and the kernel's dumps of rules that any program wrote.
 //!
 //! What does not change what the rules do is left out: counts, handles, comments, which register a value passes through,
 //! and attributes that are zero, because the kernel adds new ones (flags, operations) with zero for "as before".
 
 use std::collections::BTreeMap;
 
-use super::message::{Message, attributes, be_u32, text};
-use super::{TABLE, kind};
+use rustables::sys;
+
+use super::message::field;
+use super::set::{Set, read_size};
+use super::table::TABLE;
+use crate::netlink::message::{Message, attributes, be_u32, text};
 
 /// What the table `inet portsentry` holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,36 +47,31 @@ impl TableSnapshot {
     pub(crate) fn absorb(&mut self, message: &Message<'_>) {
         let Some((kind, body)) = message.nft() else { return };
         // In every one of these messages attribute 1 is the name of the table.
-        let field = |wanted| attributes(body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-        if field(1).and_then(text) != Some(TABLE) {
+        let value = |wanted| field(body, wanted);
+        if value(sys::NFTA_TABLE_NAME).and_then(text) != Some(TABLE) {
             return;
         }
-        let name = |wanted| field(wanted).and_then(text).unwrap_or_default().to_owned();
+        let name = |wanted| value(wanted).and_then(text).unwrap_or_default().to_owned();
         match kind {
-            kind::NEW_TABLE => {
+            sys::NFT_MSG_NEWTABLE => {
                 self.exists = true;
-                self.flags = field(TABLE_FLAGS).and_then(be_u32).unwrap_or(0);
+                self.flags = value(sys::NFTA_TABLE_FLAGS).and_then(be_u32).unwrap_or(0);
             }
-            kind::NEW_SET => {
-                let size = field(SET_DESCRIPTION).and_then(|description| {
-                    attributes(description)
-                        .find(|(kind, _)| *kind == DESCRIPTION_SIZE)
-                        .and_then(|(_, size)| be_u32(size))
-                });
-                let attributes = keep(body, SET_ATTRIBUTES);
-                self.sets.insert(name(SET_NAME), SetShape { attributes, size: size.unwrap_or(0) });
+            sys::NFT_MSG_NEWSET => {
+                let set = SetShape { attributes: keep(body, SET_ATTRIBUTES), size: read_size(body).unwrap_or(0) };
+                self.sets.insert(name(sys::NFTA_SET_NAME), set);
             }
-            kind::NEW_CHAIN => {
+            sys::NFT_MSG_NEWCHAIN => {
                 let mut kept = keep(body, CHAIN_ATTRIBUTES);
-                for (kind, value) in field(CHAIN_HOOK).into_iter().flat_map(attributes) {
-                    kept.insert(vec![CHAIN_HOOK, kind], value.to_vec());
+                for (kind, value) in value(sys::NFTA_CHAIN_HOOK).into_iter().flat_map(attributes) {
+                    kept.insert(vec![sys::NFTA_CHAIN_HOOK, kind], value.to_vec());
                 }
-                self.chains.entry(name(CHAIN_NAME)).or_default().attributes = kept;
+                self.chains.entry(name(sys::NFTA_CHAIN_NAME)).or_default().attributes = kept;
             }
-            kind::NEW_RULE => {
-                let list = field(RULE_EXPRESSIONS).unwrap_or_default();
+            sys::NFT_MSG_NEWRULE => {
+                let list = value(sys::NFTA_RULE_EXPRESSIONS).unwrap_or_default();
                 let rule = attributes(list).map(|(_, expression)| read_expression(expression)).collect();
-                self.chains.entry(name(RULE_CHAIN)).or_default().rules.push(unnumber(rule));
+                self.chains.entry(name(sys::NFTA_RULE_CHAIN)).or_default().rules.push(unnumber(rule));
             }
             _ => {}
         }
@@ -83,8 +82,8 @@ impl TableSnapshot {
         self.exists
     }
 
-    pub(super) fn has_set(&self, set: &str) -> bool {
-        self.sets.contains_key(set)
+    pub(super) fn has_set(&self, set: Set) -> bool {
+        self.sets.contains_key(set.name())
     }
 
     pub(super) fn has_chain(&self, chain: &str) -> bool {
@@ -97,8 +96,8 @@ impl TableSnapshot {
     }
 
     /// The size of a set; 0 where it has none.
-    pub(crate) fn size(&self, set: &str) -> u32 {
-        self.sets.get(set).map_or(0, |set| set.size)
+    pub(crate) fn size(&self, set: Set) -> u32 {
+        self.sets.get(set.name()).map_or(0, |set| set.size)
     }
 
     /// In what `found` differs from this, sizes of timed sets aside. `text` gives the rule at an index of a chain as the
@@ -192,14 +191,8 @@ pub(super) enum Part {
 
 /// Type and attributes of one expression of a rule.
 fn read_expression(expression: &[u8]) -> (String, Flat) {
-    let (mut name, mut data) = ("", &[][..]);
-    for (kind, value) in attributes(expression) {
-        match kind {
-            EXPRESSION_NAME => name = text(value).unwrap_or("?"),
-            EXPRESSION_DATA => data = value,
-            _ => {}
-        }
-    }
+    let name = field(expression, sys::NFTA_EXPR_NAME).map_or("", |name| text(name).unwrap_or("?"));
+    let data = field(expression, sys::NFTA_EXPR_DATA).unwrap_or_default();
     let mut flat = Flat::new();
     if name != "counter" {
         flatten(name, data, &mut Vec::new(), &mut flat);
@@ -262,19 +255,17 @@ fn keep(body: &[u8], kinds: &[u16]) -> Flat {
         .collect()
 }
 
-// enum nft_table_attributes, nft_set_attributes, nft_set_desc_attributes, nft_chain_attributes, nft_rule_attributes,
-// nft_expr_attributes
-const TABLE_FLAGS: u16 = 2;
-const SET_NAME: u16 = 2;
-const SET_DESCRIPTION: u16 = 9;
-const DESCRIPTION_SIZE: u16 = 1;
-/// Flags, key type and length, data type and length, default timeout, object type, expressions.
-const SET_ATTRIBUTES: &[u16] = &[3, 4, 5, 6, 7, 11, 15, 17, 18];
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-/// Policy and type; the kernel's own flag "base chain" follows from the hook.
-const CHAIN_ATTRIBUTES: &[u16] = &[5, 7];
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
+/// What of a set makes it another one; the size does not.
+const SET_ATTRIBUTES: &[u16] = &[
+    sys::NFTA_SET_FLAGS,
+    sys::NFTA_SET_KEY_TYPE,
+    sys::NFTA_SET_KEY_LEN,
+    sys::NFTA_SET_DATA_TYPE,
+    sys::NFTA_SET_DATA_LEN,
+    sys::NFTA_SET_TIMEOUT,
+    sys::NFTA_SET_OBJ_TYPE,
+    sys::NFTA_SET_EXPR,
+    sys::NFTA_SET_EXPRESSIONS,
+];
+/// The kernel's own flag "base chain" follows from the hook.
+const CHAIN_ATTRIBUTES: &[u16] = &[sys::NFTA_CHAIN_POLICY, sys::NFTA_CHAIN_TYPE];

@@ -1,4 +1,4 @@
-//! What can be chosen about the table.
+//! The options of the table: what the configuration decides about its sets and rules.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ pub struct RulesetSpec {
     /// How many of those packets the kernel writes into its log; `None`: none.
     pub log_drops: Option<Rate>,
     /// Whether whole networks can be blocked, in sets of their own. A table that has these sets keeps them, whatever is
-    /// asked for: somebody may be blocked in them.
+    /// asked for: they may hold bans.
     pub wide: bool,
     /// What the kernel counts and blocks by itself; `None`: nothing.
     pub trap: Option<Trap>,
 }
 
-/// What the kernel counts and blocks by itself: distinct ports that one source touches and that nobody has a reason to touch,
-/// those of TCP and UDP together.
+/// What the kernel counts and blocks by itself: distinct trapped ports that one source probes, those of TCP and
+/// UDP together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trap {
     /// Whether TCP ports count; they or those of UDP do.
@@ -35,7 +35,7 @@ pub struct Trap {
     pub window: Duration,
     /// How long a ban lasts.
     pub expiry: Expiry,
-    /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks nobody by itself.
+    /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks no source by itself.
     pub most_a_minute: u32,
     /// Whether only the interfaces count that the set of them holds.
     pub named_interfaces: bool,

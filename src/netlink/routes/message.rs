@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Kind, METRIC_V6, PROTOCOL, Way};
-use crate::netlink::nft::Message;
+use crate::netlink::message::Message;
 
 /// The families that have routes here.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -180,7 +180,7 @@ const RTM_NEWROUTE: u16 = 24;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::nft::Messages;
+    use crate::netlink::message::Messages;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()

@@ -259,7 +259,7 @@ fn refusal(error: SocketError) -> Refusal {
 /// Any datagram through the readers of routes. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
-    let routes = super::nft::Messages(datagram).filter_map(|message| message::read(&message));
+    let routes = super::message::Messages(datagram).filter_map(|message| message::read(&message));
     let known: Vec<_> = routes.map(|route| (route.way(), route.is_own())).collect();
     let gone = monitor::read(datagram, 7).len();
     // A message has a header of 16 bytes and one of 12 for the route.

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 use super::message;
-use crate::netlink::nft::Messages;
+use crate::netlink::message::Messages;
 
 /// Something that others did to own routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use rustix::io::Errno;
 
 use super::reply::Record;
-use super::{Failure, Protocol, SockDiag, SockDiagError};
-use crate::types::BanTarget;
+use super::{Failure, SockDiag, SockDiagError};
+use crate::types::{BanTarget, Protocol};
 
 /// The states in which a peer still has something of this host. Never TCP_LISTEN, which has no peer.
 const CONNECTED: [u8; 7] =

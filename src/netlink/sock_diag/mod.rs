@@ -10,7 +10,6 @@
 //!
 //! Read with: sock_diag(7), `linux/inet_diag.h`, and the kernel's `net/ipv4/inet_diag.c` and `udp_diag.c`.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -28,38 +27,15 @@ pub use destroy::Ended;
 use exchange::{BUFFER, connect};
 use reply::Record;
 
-/// A protocol whose sockets the kernel shows here. MPTCP listeners are among TCP's: each has a TCP socket on its port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP, without UDP-Lite.
-    Udp,
-}
+use crate::types::Protocol;
 
-impl Protocol {
-    fn number(self) -> u8 {
-        match self {
-            Self::Tcp => IPPROTO_TCP,
-            Self::Udp => IPPROTO_UDP,
-        }
-    }
-
-    /// The state of a socket that takes packets from anybody.
-    fn listening(self) -> u8 {
-        match self {
-            Self::Tcp => TCP_LISTEN,
-            Self::Udp => TCP_CLOSE,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        })
+/// The number of a protocol whose sockets the kernel shows here, and the state of a socket that takes packets from any
+/// sender; `None` for other protocols. UDP is without UDP-Lite; each MPTCP listener has a TCP socket on its port.
+fn transport(protocol: Protocol) -> Option<(u8, u8)> {
+    match protocol {
+        Protocol::Tcp => Some((IPPROTO_TCP, TCP_LISTEN)),
+        Protocol::Udp => Some((IPPROTO_UDP, TCP_CLOSE)),
+        Protocol::Sctp | Protocol::Icmp => None,
     }
 }
 
@@ -123,8 +99,11 @@ pub enum SockDiagError {
     )]
     Open(#[source] io::Error),
     /// The kernel has no dump for this protocol.
-    #[error("the kernel shows no {0} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag")]
+    #[error("the kernel shows no {} sockets over sock_diag; run: modprobe -a inet_diag tcp_diag udp_diag", .0.name())]
     Missing(Protocol),
+    /// A look-up of a protocol without ports, or of one that is not asked for here.
+    #[error("sockets of {} are not looked up over sock_diag", .0.name())]
+    Unsupported(Protocol),
     /// The request could not be sent.
     #[error("cannot ask the kernel for sockets over sock_diag: {0}")]
     Send(#[source] io::Error),
@@ -135,7 +114,7 @@ pub enum SockDiagError {
     #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", TIMEOUT.as_secs())]
     Timeout,
     /// The kernel refused the request.
-    #[error("the kernel refused to show {0} sockets over sock_diag: {1}")]
+    #[error("the kernel refused to show {} sockets over sock_diag: {}", .0.name(), .1)]
     Refused(Protocol, #[source] io::Error),
     /// The answer is not what the kernel's headers promise.
     #[error("the kernel's sock_diag answer cannot be read: {0}")]
@@ -187,10 +166,11 @@ impl SockDiag {
     pub fn listeners(&mut self) -> Result<Vec<Listener>, SockDiagError> {
         let mut listeners = Vec::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let (number, listening) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
             for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
                 let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
-                let mut keep = |record: Record| listeners.extend(listener(protocol, &record));
-                match self.exchange(protocol.number(), 1 << protocol.listening(), id, NLM_F_DUMP, &mut keep) {
+                let mut keep = |record: Record| listeners.extend(listener(protocol, listening, &record));
+                match self.exchange(number, 1 << listening, id, NLM_F_DUMP, &mut keep) {
                     Ok(()) => {}
                     Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => {
                         return Err(SockDiagError::Missing(protocol));
@@ -212,7 +192,7 @@ impl SockDiag {
     ///
     /// # Errors
     ///
-    /// As for [`SockDiag::listeners`], and where the two addresses are of different families. No answer is not
+    /// As for [`SockDiag::listeners`], and where the two addresses are of different families or the protocol is neither TCP nor UDP. No answer is not
     /// [`Owner::Nobody`].
     pub fn owner(
         &mut self,
@@ -221,6 +201,7 @@ impl SockDiag {
         destination: SocketAddr,
         interface: u32,
     ) -> Result<Owner, SockDiagError> {
+        let (number, listening) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
         let local = (destination.ip().to_canonical(), destination.port());
         let remote = (source.ip().to_canonical(), source.port());
         if local.0.is_ipv4() != remote.0.is_ipv4() {
@@ -229,8 +210,8 @@ impl SockDiag {
         // For TCP "source" means the local end. For UDP it is the other way round "for historical reasons", says the
         // kernel's udp_dump_one(); a dump shows the local end first for both.
         let (first, second) = match protocol {
-            Protocol::Tcp => (local, remote),
             Protocol::Udp => (remote, local),
+            _ => (local, remote),
         };
         let id = SocketId {
             source_address: first.0,
@@ -242,9 +223,9 @@ impl SockDiag {
         };
         let mut owner = Owner::Nobody;
         let mut keep = |record: Record| {
-            owner = if record.state == protocol.listening() { Owner::Listener } else { Owner::Flow };
+            owner = if record.state == listening { Owner::Listener } else { Owner::Flow };
         };
-        match self.exchange(protocol.number(), u32::MAX, id, 0, &mut keep) {
+        match self.exchange(number, u32::MAX, id, 0, &mut keep) {
             Ok(()) => Ok(owner),
             Err(Failure::Kernel(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::Nobody),
             Err(failure) => Err(failure.explain(protocol)),
@@ -274,8 +255,8 @@ impl Failure {
 }
 
 /// The listener that a record of a dump shows; `None` where it is in another state than was asked for.
-fn listener(protocol: Protocol, record: &Record) -> Option<Listener> {
-    if record.state != protocol.listening() {
+fn listener(protocol: Protocol, listening: u8, record: &Record) -> Option<Listener> {
+    if record.state != listening {
         return None;
     }
     let bound = match record.address {

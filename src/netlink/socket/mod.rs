@@ -3,6 +3,7 @@
 //!
 //! Read with: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of answers.
 
+mod batch;
 mod requests;
 
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
-use super::nft::{Batch, Message, Messages, attributes, text};
+use super::message::{Message, Messages, attributes, text};
+pub use batch::Batch;
+pub(super) use batch::SUBSYSTEM;
 
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]

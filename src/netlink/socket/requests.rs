@@ -2,7 +2,7 @@
 //! instead; the routing tables have none.
 
 use super::{Answer, Socket, SocketError, receive, send};
-use crate::netlink::nft::{Message, Messages};
+use crate::netlink::message::{Message, Messages};
 
 impl Socket {
     /// Sends requests in one datagram. The kernel carries out each by itself, in this order; `take` gets what it says of

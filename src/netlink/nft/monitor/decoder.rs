@@ -1,12 +1,16 @@
-//! The datagrams of notifications to [`Change`]s, as far as they are by others and about the daemon's table. Total: what
-//! cannot be read is passed over.
+//! Decodes datagrams of notifications to [`Change`]s, as far as they are by other programs and about the daemon's table. Total:
+//! what cannot be read is passed over.
 
 use std::mem;
 
-use super::super::interval::Bound;
-use super::super::message::{Message, Messages, attributes, be_u32, text};
-use super::super::{Element, SUBSYSTEM, Set, TABLE, bounds_of, elements_of, kind, networks};
-use super::{Author, Change};
+use rustables::sys;
+
+use super::super::element::{Bound, Element, bounds_of, elements_of, networks};
+use super::super::message::field;
+use super::super::set::Set;
+use super::super::table::TABLE;
+use super::change::{Author, Change};
+use crate::netlink::message::{Message, Messages, be_u32, text};
 
 /// Changes that have been read and not yet told. Kept in the monitor, so that dropping the future loses none.
 #[derive(Debug, Default)]
@@ -19,7 +23,7 @@ pub(super) struct Decoder {
     pub(super) lost: bool,
     /// Ends of intervals in the sets of networks, and whether they came or went: which belong together shows at the end of
     /// the transaction.
-    bounds: Vec<(Set, u8, Bound)>,
+    bounds: Vec<(Set, u32, Bound)>,
 }
 
 impl Decoder {
@@ -32,10 +36,10 @@ impl Decoder {
         loop {
             let by = port_id(messages.0);
             let Some(message) = messages.next() else { return };
-            if message.kind == NEW_GENERATION {
+            if let Some(list) = message.generation() {
                 self.pair();
                 if self.open {
-                    self.author = author(&message);
+                    self.author = author(list);
                 }
                 self.open = false;
             } else if by.is_some_and(|by| !own.contains(&by)) {
@@ -48,32 +52,30 @@ impl Decoder {
     fn read(&mut self, message: &Message<'_>) {
         let Some((kind, list)) = message.nft() else { return };
         // In every one of these messages attribute 1 is the name of the table.
-        let field = |wanted| attributes(list).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| text(value));
-        if field(TABLE_NAME) != Some(TABLE) {
+        if field(list, sys::NFTA_TABLE_NAME).and_then(text) != Some(TABLE) {
             return;
         }
-        let set = || field(SET_NAME).and_then(|name| SETS.into_iter().find(|set| set.name() == name));
+        // The same attribute in messages about a set and about its elements.
+        let set = || field(list, sys::NFTA_SET_NAME).and_then(text).and_then(Set::from_name);
         match kind {
-            DELETE_TABLE => {
+            sys::NFT_MSG_DELTABLE => {
                 // Nothing that happened before has left a trace.
                 self.changes.clear();
                 self.bounds.clear();
                 self.add(Change::TableGone);
             }
-            DELETE_SET => self.add(set().map_or(Change::RulesetChanged, Change::SetGone)),
-            kind::NEW_TABLE | kind::NEW_CHAIN | kind::NEW_RULE | kind::NEW_SET | DELETE_CHAIN | DELETE_RULE => {
-                self.add(Change::RulesetChanged)
-            }
-            kind::NEW_ELEMENT | kind::DELETE_ELEMENT => match set() {
+            sys::NFT_MSG_DELSET => self.add(set().map_or(Change::RulesetChanged, Change::SetGone)),
+            sys::NFT_MSG_NEWTABLE
+            | sys::NFT_MSG_NEWCHAIN
+            | sys::NFT_MSG_NEWRULE
+            | sys::NFT_MSG_NEWSET
+            | sys::NFT_MSG_DELCHAIN
+            | sys::NFT_MSG_DELRULE => self.add(Change::RulesetChanged),
+            // What a request destroys (deletes if present) is notified as deleted.
+            sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
                 Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
                 Some(Set::Blocked | Set::Blocked6) => {
-                    for Element { subject, remaining } in elements_of(list) {
-                        self.add(if kind == kind::NEW_ELEMENT {
-                            Change::ElementAdded(subject, remaining)
-                        } else {
-                            Change::ElementRemoved(subject)
-                        });
-                    }
+                    elements_of(list).for_each(|element| self.add(element_change(kind, element)));
                 }
                 Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {
                     self.begin();
@@ -83,7 +85,7 @@ impl Decoder {
                     }
                 }
                 Some(Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces) => self.add(Change::TrapChanged),
-                // What the trap has counted is nobody's to know.
+                // What the trap has counted is of no interest.
                 _ => {}
             },
             _ => {}
@@ -96,15 +98,11 @@ impl Decoder {
             return;
         }
         let bounds = mem::take(&mut self.bounds);
-        for wanted in [kind::DELETE_ELEMENT, kind::NEW_ELEMENT] {
+        for wanted in [sys::NFT_MSG_DELSETELEM, sys::NFT_MSG_NEWSETELEM] {
             for set in [Set::BlockedNets, Set::BlockedNets6] {
                 let of_these = bounds.iter().filter(|(of, kind, _)| (*of, *kind) == (set, wanted));
-                for Element { subject, remaining } in networks(of_these.map(|(.., bound)| *bound).collect()) {
-                    self.add(match wanted {
-                        kind::NEW_ELEMENT => Change::ElementAdded(subject, remaining),
-                        _ => Change::ElementRemoved(subject),
-                    });
-                }
+                let networks = networks(of_these.map(|(.., bound)| *bound).collect());
+                networks.into_iter().for_each(|element| self.add(element_change(wanted, element)));
             }
         }
     }
@@ -123,8 +121,8 @@ impl Decoder {
         }
     }
 
-    /// Notifications were lost. Those still in the queue are older than that, and who acts on them after reading the
-    /// table anew would act on the past: they are passed over.
+    /// Notifications were lost. Those still in the queue are older than that, and acting on them after reading the
+    /// table anew would be acting on the past: they are passed over.
     pub(super) fn lose(&mut self) {
         self.lost = true;
         self.open = false;
@@ -134,14 +132,14 @@ impl Decoder {
         self.changes.push(Change::Overrun);
     }
 
-    /// Something may have happened while nobody listened.
+    /// Something may have happened during a pause.
     pub(super) fn miss(&mut self) {
         if !self.lost && self.changes.last() != Some(&Change::Unheard) {
             self.changes.push(Change::Unheard);
         }
     }
 
-    pub(super) fn take(&mut self) -> Vec<Change> {
+    pub(super) fn drain(&mut self) -> Vec<Change> {
         let next = if self.lost { vec![Change::Overrun] } else { Vec::new() };
         mem::replace(&mut self.changes, next)
     }
@@ -152,60 +150,43 @@ fn port_id(bytes: &[u8]) -> Option<u32> {
     bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-/// The process that the end of a transaction names.
-fn author(message: &Message<'_>) -> Option<Author> {
-    let (_, list) = message.body.split_first_chunk::<4>()?;
-    let field = |wanted| attributes(list).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let name = field(GENERATION_NAME).map(|name| name.strip_suffix(&[0]).unwrap_or(name)).unwrap_or_default();
-    let printable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '?' };
-    Some(Author { process: be_u32(field(GENERATION_PROCESS)?)?, name: name.iter().take(15).map(printable).collect() })
+fn element_change(kind: u32, Element { subject, remaining }: Element) -> Change {
+    match kind {
+        sys::NFT_MSG_NEWSETELEM => Change::ElementAdded(subject, remaining),
+        _ => Change::ElementRemoved(subject),
+    }
 }
 
-const SETS: [Set; 9] = [
-    Set::Blocked,
-    Set::Blocked6,
-    Set::BlockedNets,
-    Set::BlockedNets6,
-    Set::Allowed,
-    Set::Allowed6,
-    Set::Trapped,
-    Set::TrappedUdp,
-    Set::TrapInterfaces,
-];
-/// Far more ends of intervals than one transaction of anybody's concerns: both sets, emptied and filled again.
+/// The process that the end of a transaction names in its attributes.
+fn author(list: &[u8]) -> Option<Author> {
+    let name = field(list, sys::NFTA_GEN_PROC_NAME).unwrap_or_default();
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    let printable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '?' };
+    let process = field(list, sys::NFTA_GEN_PROC_PID).and_then(be_u32)?;
+    Some(Author { process, name: name.iter().take(15).map(printable).collect() })
+}
+
+/// Far more ends of intervals than one transaction concerns: both sets, emptied and filled again.
 const MOST_BOUNDS: usize = 1 << 16;
-
-// enum nf_tables_msg_types. What a request "destroys" (delete if present) is notified as deleted.
-const DELETE_TABLE: u8 = 2;
-const DELETE_CHAIN: u8 = 5;
-const DELETE_RULE: u8 = 8;
-const DELETE_SET: u8 = 11;
-/// NFT_MSG_NEWGEN, which has no family.
-const NEW_GENERATION: u16 = SUBSYSTEM << 8 | kind::NEW_GENERATION as u16;
-
-// enum nft_table_attributes and its like; enum nft_set_attributes, nft_set_elem_list_attributes; enum nft_gen_attributes
-const TABLE_NAME: u16 = 1;
-const SET_NAME: u16 = 2;
-const GENERATION_PROCESS: u16 = 2;
-const GENERATION_NAME: u16 = 3;
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::message::{Attributes, patch, put_message};
+    use super::super::super::message::put_message;
     use super::*;
+    use crate::netlink::message::{Attributes, patch};
     use crate::types::BanTarget;
     use proptest::prelude::*;
 
     const OTHER: u32 = 4711;
 
-    fn message(kind: u8, by: u32, fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+    fn message(kind: u32, by: u32, fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
         let mut bytes = Vec::new();
         put_message(&mut bytes, kind, 0, fill);
         patch(&mut bytes, 12, by.to_ne_bytes());
         bytes
     }
 
-    fn element(kind: u8, by: u32, key: &[u8]) -> Vec<u8> {
+    fn element(kind: u32, by: u32, key: &[u8]) -> Vec<u8> {
         message(kind, by, |list| {
             list.put_text(1, TABLE);
             list.put_text(2, "blocked");
@@ -230,47 +211,47 @@ mod tests {
 
     #[test]
     fn each_message_is_judged_by_the_socket_that_caused_it() {
-        let mut untold = Decoder::default();
+        let mut decoder = Decoder::default();
         let datagram = [1, 2, 3].map(|n| element(14, u32::from(n), &[192, 0, 2, n])).concat();
-        untold.absorb(&datagram, &[1, 3]);
-        assert_eq!((untold.take(), untold.open), (vec![removed(2)], true));
+        decoder.absorb(&datagram, &[1, 3]);
+        assert_eq!((decoder.drain(), decoder.open), (vec![removed(2)], true));
     }
 
     #[test]
     fn a_transaction_ends_with_the_name_of_its_process_made_printable() {
-        let mut untold = Decoder::default();
-        untold.absorb(&end(OTHER, b"idle\0"), &[]);
-        assert_eq!(untold.author, None, "nothing was changed");
-        untold.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
-        assert!(untold.open);
-        untold.absorb(&end(OTHER, b"a\x1b[2J\n\xff and far too long\0"), &[]);
-        assert!(!untold.open);
-        assert_eq!(untold.author, Some(Author { process: 812, name: "a?[2J?? and far".to_owned() }));
-        untold.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
-        assert_eq!(untold.author, None, "the next transaction is by somebody not yet named");
+        let mut decoder = Decoder::default();
+        decoder.absorb(&end(OTHER, b"idle\0"), &[]);
+        assert_eq!(decoder.author, None, "nothing was changed");
+        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
+        assert!(decoder.open);
+        decoder.absorb(&end(OTHER, b"a\x1b[2J\n\xff and far too long\0"), &[]);
+        assert!(!decoder.open);
+        assert_eq!(decoder.author, Some(Author { process: 812, name: "a?[2J?? and far".to_owned() }));
+        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
+        assert_eq!(decoder.author, None, "the next transaction is by somebody not yet named");
     }
 
     #[test]
     fn an_element_that_is_no_address_is_passed_over() {
         for length in (0..40).filter(|length| ![4, 16].contains(length)) {
-            let mut untold = Decoder::default();
-            untold.absorb(&element(12, OTHER, &vec![1; length]), &[]);
-            assert!(untold.changes.is_empty(), "{length}");
+            let mut decoder = Decoder::default();
+            decoder.absorb(&element(12, OTHER, &vec![1; length]), &[]);
+            assert!(decoder.changes.is_empty(), "{length}");
         }
     }
 
     #[test]
     fn after_a_loss_nothing_older_is_told_until_the_queue_is_empty() {
-        let mut untold = Decoder::default();
-        untold.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
-        untold.lose();
-        untold.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
-        assert_eq!(untold.take(), [Change::Overrun]);
-        assert_eq!(untold.take(), [Change::Overrun], "while it lasts");
-        untold.lost = false;
-        untold.take();
-        untold.absorb(&element(14, OTHER, &[192, 0, 2, 3]), &[]);
-        assert_eq!(untold.take(), [removed(3)]);
+        let mut decoder = Decoder::default();
+        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
+        decoder.lose();
+        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
+        assert_eq!(decoder.drain(), [Change::Overrun]);
+        assert_eq!(decoder.drain(), [Change::Overrun], "while it lasts");
+        decoder.lost = false;
+        decoder.drain();
+        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 3]), &[]);
+        assert_eq!(decoder.drain(), [removed(3)]);
     }
 
     #[test]
@@ -278,9 +259,9 @@ mod tests {
         let messages = [1, 2].map(|n| element(14, OTHER, &[192, 0, 2, n]));
         let datagram = [messages.concat(), end(OTHER, b"nft\0")].concat();
         for length in 0..datagram.len() {
-            let mut untold = Decoder::default();
-            untold.absorb(&datagram[..length], &[]);
-            assert_eq!(untold.take().len(), (length / messages[0].len()).min(2), "{length}");
+            let mut decoder = Decoder::default();
+            decoder.absorb(&datagram[..length], &[]);
+            assert_eq!(decoder.drain().len(), (length / messages[0].len()).min(2), "{length}");
         }
     }
 
@@ -294,9 +275,9 @@ mod tests {
                 let place = place.index(datagram.len());
                 datagram[place] = byte;
             }
-            let mut untold = Decoder::default();
-            untold.absorb(&datagram, &[]);
-            prop_assert!(untold.take().len() <= 2);
+            let mut decoder = Decoder::default();
+            decoder.absorb(&datagram, &[]);
+            prop_assert!(decoder.drain().len() <= 2);
         }
     }
 }

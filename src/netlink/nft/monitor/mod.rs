@@ -1,5 +1,5 @@
-//! The kernel's notifications to what others did to the daemon's table. For the shell's side. Judges nothing: whether a
-//! ban is restored or a lifted one forgotten is for its caller.
+//! Reports what other programs do to the daemon's table, from the kernel's notifications. Decides nothing: whether a ban is
+//! restored or forgotten is for its caller.
 //!
 //! All notifications of one transaction come in a row, after it took effect, and end with NEWGEN, which names the
 //! process. Elements that expire and elements that a rule adds from the packet path are not told.
@@ -7,6 +7,7 @@
 //! Read with: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
 //! for ENOBUFS.
 
+mod change;
 mod decoder;
 mod pause;
 
@@ -24,61 +25,27 @@ use socket2::{SockFilter, SockRef};
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
-use super::{Remaining, Set};
 use crate::netlink::socket::SocketError;
-use crate::types::BanTarget;
+pub use change::{Author, Change};
 use decoder::Decoder;
-use pause::Line;
+use pause::{GROUP, Line};
 pub use pause::{MonitorPause, PausedSpan};
-
-/// Something that somebody else did to `table inet portsentry`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// The table was deleted, with all that was in it: `nft flush ruleset`, `nft delete table`. Changes that come after it
-    /// in the same batch belong to a table that was created in its place.
-    TableGone,
-    /// One of its sets was deleted, with all that was in it. The rules that used it went before.
-    SetGone(Set),
-    /// The table, a chain, a rule or a set was added, removed or altered: compare the whole with what it should be.
-    RulesetChanged,
-    /// An element was added, or its timeout changed.
-    ElementAdded(BanTarget, Remaining),
-    /// An element was deleted. `nft flush set` gives one for each.
-    ElementRemoved(BanTarget),
-    /// What `allowed` or `allowed6` hold changed.
-    AllowedChanged,
-    /// The ports or interfaces that the trap watches changed.
-    TrapChanged,
-    /// Somebody changed something, here or in another table, while a [`MonitorPause`] had nobody listen.
-    Unheard,
-    /// Notifications were lost: anything may have happened. All that was notified before is part of it.
-    Overrun,
-}
-
-/// The process that made a change, in the words of the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Author {
-    /// Its number, that of the thread where it has several.
-    pub process: u32,
-    /// Its name, at most 15 bytes, chosen by the process itself; what is not printable ASCII stands as "?".
-    pub name: String,
-}
 
 /// Listens to the nf_tables notifications of the network namespace in which it was opened.
 pub struct Monitor {
     line: Arc<Line>,
     datagram: Vec<u8>,
     own: Vec<u32>,
-    untold: Decoder,
+    decoder: Decoder,
 }
 
 /// Any datagram through the reader of notifications: how many changes it tells. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(datagram: &[u8]) -> usize {
-    let mut untold = Decoder::default();
-    untold.absorb(datagram, &[7]);
-    untold.absorb(datagram, &[]);
-    untold.take().len()
+    let mut decoder = Decoder::default();
+    decoder.absorb(datagram, &[7]);
+    decoder.absorb(datagram, &[]);
+    decoder.drain().len()
 }
 
 impl Monitor {
@@ -109,7 +76,7 @@ impl Monitor {
             line: Arc::new(Line::new(asynchronous)),
             datagram: Vec::with_capacity(DATAGRAM),
             own: Vec::new(),
-            untold: Decoder::default(),
+            decoder: Decoder::default(),
         })
     }
 
@@ -122,7 +89,7 @@ impl Monitor {
     }
 
     /// Takes [`Monitor::ignore`] back. For a socket that was closed: the kernel may give its number to a stranger.
-    pub fn heed(&mut self, port_id: u32) {
+    pub fn unignore(&mut self, port_id: u32) {
         self.own.retain(|own| *own != port_id);
         self.keep_own_back();
     }
@@ -144,11 +111,11 @@ impl Monitor {
 
     /// A way to have the kernel tell nothing for a while.
     #[must_use]
-    pub fn hush(&self) -> MonitorPause {
-        MonitorPause::over(Arc::clone(&self.line))
+    pub fn pause(&self) -> MonitorPause {
+        MonitorPause::new(Arc::clone(&self.line))
     }
 
-    /// Waits until somebody else changes the table; gives whole transactions, in order, with all that arrived
+    /// Waits until another program changes the table; gives whole transactions, in order, with all that arrived
     /// meanwhile. Never empty; a transaction of thousands of changes comes in parts.
     ///
     /// # Cancel safety
@@ -158,10 +125,10 @@ impl Monitor {
     /// Where the socket fails: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
-        while datagrams < self.most_datagrams() && self.untold.changes.len() < MOST_CHANGES {
-            let arrived = if self.untold.changes.is_empty() {
+        while datagrams < self.most_datagrams() && self.decoder.changes.len() < MOST_CHANGES {
+            let arrived = if self.decoder.changes.is_empty() {
                 self.arrival().await?
-            } else if self.untold.open {
+            } else if self.decoder.open {
                 // The rest is in the queue already, or is just being put there; it cannot fail to come, but for an
                 // overrun, and that arrives too. The timeout is for a kernel that does otherwise.
                 timeout(REST, self.arrival()).await.unwrap_or(Ok(Arrival::Nothing))?
@@ -170,29 +137,29 @@ impl Monitor {
                 self.queued()?
             };
             match arrived {
-                Arrival::News => self.untold.absorb(&self.datagram, &self.own),
+                Arrival::News => self.decoder.absorb(&self.datagram, &self.own),
                 Arrival::Noise => {}
-                Arrival::Unheard => self.untold.miss(),
-                Arrival::Overrun => self.untold.lose(),
+                Arrival::Unheard => self.decoder.miss(),
+                Arrival::Overrun => self.decoder.lose(),
                 Arrival::Nothing => {
-                    self.untold.lost = false;
+                    self.decoder.lost = false;
                     break;
                 }
             }
             // What others do to other tables, and what we do to ours, may go on for ever.
-            datagrams += u32::from(!self.untold.changes.is_empty());
+            datagrams += u32::from(!self.decoder.changes.is_empty());
         }
-        Ok(self.untold.take())
+        Ok(self.decoder.drain())
     }
 
     /// Who made the last of the changes that [`Monitor::next`] gave, where the kernel has said it.
     #[must_use]
     pub fn author(&self) -> Option<&Author> {
-        self.untold.author.as_ref()
+        self.decoder.author.as_ref()
     }
 
     fn most_datagrams(&self) -> u32 {
-        if self.untold.lost { QUEUED_DATAGRAMS } else { MOST_DATAGRAMS }
+        if self.decoder.lost { QUEUED_DATAGRAMS } else { MOST_DATAGRAMS }
     }
 
     /// Waits for a datagram.
@@ -217,7 +184,7 @@ impl Monitor {
         match received {
             // One that fills the room may have been longer.
             Ok(_) if self.datagram.len() >= DATAGRAM => Ok(Arrival::Overrun),
-            // Whoever may administer the network may send to the group as well; the kernel is number 0.
+            // Any process with CAP_NET_ADMIN may send to the group as well; the kernel is number 0.
             Ok(sender) => Ok(if sender.port_number() == 0 { Arrival::News } else { Arrival::Noise }),
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::INTR) => Ok(Arrival::Noise),
@@ -253,8 +220,6 @@ const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 /// Sockets of the daemon's own that the kernel is told of; it has one. It takes 4,096 instructions.
 const MOST_OWN: usize = 1_000;
-/// NFNLGRP_NFTABLES.
-const GROUP: u32 = 7;
 /// Past the system's limit where this process may. The flush of a full set of 131,072 bans is some 12 MB of
 /// notifications, all of them put into the queue at once. Only what is queued takes memory.
 const BUFFER: usize = 32 << 20;

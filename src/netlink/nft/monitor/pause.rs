@@ -1,8 +1,8 @@
-//! Silence for whoever puts very many elements into the sets. For each of them the kernel makes a notification, as long as
-//! anybody listens, and that takes as long as the element itself.
+//! Pauses the monitor while very many elements are added to the sets. For each of them the kernel makes a notification, as long
+//! as there is a listener, and that takes as long as the element itself.
 //!
-//! Whether somebody changed something meanwhile is told by the kernel's generation, which grows by one with each
-//! transaction: whoever hushes compares it with the number of his own.
+//! The kernel's generation, which grows by one with each transaction, tells whether another program changed something
+//! meanwhile: compare it with the number of own transactions.
 //!
 //! Read with: nf_tables_setelem_notify and nf_tables_commit in the kernel's net/netfilter/nf_tables_api.c.
 
@@ -12,21 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use tokio::sync::Notify;
 
-use super::GROUP;
-
 /// What a monitor and its [`MonitorPause`] share.
 pub(super) struct Line {
     pub(super) socket: TokioSocket,
     unheard: Notify,
     /// How many want silence now.
-    hushed: Mutex<u32>,
+    pauses: Mutex<u32>,
     /// Why nothing is heard any more.
     deaf: OnceLock<io::ErrorKind>,
 }
 
 impl Line {
     pub(super) fn new(socket: TokioSocket) -> Self {
-        Self { socket, unheard: Notify::new(), hushed: Mutex::new(0), deaf: OnceLock::new() }
+        Self { socket, unheard: Notify::new(), pauses: Mutex::new(0), deaf: OnceLock::new() }
     }
 
     /// Waits until something may have gone unheard. Safe to cancel.
@@ -38,15 +36,15 @@ impl Line {
         self.deaf.get().map_or(Ok(()), |kind| Err((*kind).into()))
     }
 
-    fn hushed(&self) -> MutexGuard<'_, u32> {
-        self.hushed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pauses(&self) -> MutexGuard<'_, u32> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One fewer wants silence.
     fn listen(&self) {
-        let mut hushed = self.hushed();
-        *hushed = hushed.saturating_sub(1);
-        if *hushed == 0
+        let mut pauses = self.pauses();
+        *pauses = pauses.saturating_sub(1);
+        if *pauses == 0
             && let Err(error) = self.socket.socket_ref().add_membership(GROUP)
         {
             let _ = self.deaf.set(error.kind());
@@ -63,12 +61,12 @@ pub struct MonitorPause {
 
 impl std::fmt::Debug for MonitorPause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hush").finish_non_exhaustive()
+        f.debug_struct("MonitorPause").finish_non_exhaustive()
     }
 }
 
 impl MonitorPause {
-    pub(super) fn over(line: Arc<Line>) -> Self {
+    pub(super) fn new(line: Arc<Line>) -> Self {
         Self { line }
     }
 
@@ -77,11 +75,11 @@ impl MonitorPause {
     /// # Errors
     /// Where the socket fails; then all is heard as before.
     pub fn begin(&self) -> io::Result<PausedSpan> {
-        let mut hushed = self.line.hushed();
-        if *hushed == 0 {
+        let mut pauses = self.line.pauses();
+        if *pauses == 0 {
             self.line.socket.socket_ref().drop_membership(GROUP)?;
         }
-        *hushed += 1;
+        *pauses += 1;
         Ok(PausedSpan { line: Arc::clone(&self.line), silent: true, missed: true })
     }
 }
@@ -116,3 +114,6 @@ impl Drop for PausedSpan {
         }
     }
 }
+
+/// NFNLGRP_NFTABLES.
+pub(super) const GROUP: u32 = 7;

@@ -1,8 +1,9 @@
-//! Several messages to one transaction: all of it happens, or none. Keeps its memory, so that a warm batch encodes a ban
-//! without allocating.
+//! A transaction of nf_tables: several messages of which all take effect, or none. Keeps its memory, so that a warm batch
+//! encodes a ban without allocating.
 
-use super::message::{Attributes, patch, put_message};
-use super::{SUBSYSTEM, flag};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+
+use crate::netlink::message::patch;
 
 /// A transaction in the making: BEGIN, then messages, and END once it is sealed.
 #[derive(Debug, Default)]
@@ -35,13 +36,13 @@ impl Batch {
         self.0.len()
     }
 
-    /// Appends one message.
-    pub(super) fn put(&mut self, kind: u8, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-        put_message(&mut self.0, kind, flags, fill);
+    /// All bytes, to append a message to.
+    pub(in crate::netlink) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.0
     }
 
     /// Appends encoded messages, with `flags` added to each.
-    pub(super) fn splice(&mut self, messages: &[u8], flags: u16) {
+    pub(in crate::netlink) fn splice(&mut self, messages: &[u8], flags: u16) {
         let start = self.0.len();
         self.0.extend_from_slice(messages);
         self.each_header(start, |header| header.add_flags(flags));
@@ -50,7 +51,7 @@ impl Batch {
     /// Ends the transaction, numbers its messages from `first` on, and asks for one acknowledgement, that of the last
     /// message: an answer to each would overflow the receive buffer, and some kernels never answer the END. Gives the
     /// bytes and the sequence number of the message that will be acknowledged.
-    pub(crate) fn seal(&mut self, first: u32) -> (&[u8], u32) {
+    pub(super) fn seal(&mut self, first: u32) -> (&[u8], u32) {
         let mut next = first;
         let mut last_start = 0;
         self.each_header(0, |header| {
@@ -59,7 +60,7 @@ impl Batch {
             last_start = header.start;
             next = next.wrapping_add(1);
         });
-        Header { bytes: &mut self.0, start: last_start }.add_flags(flag::ACK);
+        Header { bytes: &mut self.0, start: last_start }.add_flags(NLM_F_ACK);
         let end = self.0.len();
         self.mark(BATCH_END);
         Header { bytes: &mut self.0, start: end }.number(next);
@@ -67,18 +68,17 @@ impl Batch {
     }
 
     /// Bytes of the messages, without BEGIN.
-    pub(super) fn messages(&self) -> &[u8] {
+    pub(in crate::netlink) fn messages(&self) -> &[u8] {
         self.0.get(MARK..).unwrap_or_default()
     }
 
     fn mark(&mut self, kind: u16) {
-        let [_, low] = SUBSYSTEM.to_be_bytes();
         self.0.extend_from_slice(&20_u32.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(&flag::REQUEST.to_ne_bytes());
+        self.0.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
         self.0.extend_from_slice(&[0; 8]);
         // Family and version, then the subsystem in network order as the resource.
-        self.0.extend_from_slice(&[0, 0, 0, low]);
+        self.0.extend_from_slice(&[0, 0, 0, SUBSYSTEM]);
     }
 
     fn each_header(&mut self, mut start: usize, mut visit: impl FnMut(&mut Header<'_>)) {
@@ -108,7 +108,7 @@ impl Header<'_> {
     }
 
     fn clear_ack(&mut self) {
-        let flags = self.flags() & !flag::ACK;
+        let flags = self.flags() & !NLM_F_ACK;
         patch(self.bytes, self.start + 6, flags.to_ne_bytes());
     }
 
@@ -117,6 +117,8 @@ impl Header<'_> {
     }
 }
 
+/// NFNL_SUBSYS_NFTABLES, the upper byte of a message's type.
+pub(in crate::netlink) const SUBSYSTEM: u8 = 10;
 /// NFNL_MSG_BATCH_BEGIN.
 const BATCH_BEGIN: u16 = 0x10;
 /// NFNL_MSG_BATCH_END.
@@ -126,25 +128,27 @@ const MARK: usize = 20;
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Messages;
+    use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+
     use super::*;
+    use crate::netlink::message::Messages;
 
     #[test]
     fn only_the_last_real_message_asks_for_an_answer() {
         let mut batch = Batch::new();
-        batch.put(12, flag::CREATE | flag::ACK, |list| list.put(1, b"x\0"));
+        batch.put(12, NLM_F_CREATE | NLM_F_ACK, |list| list.put(1, b"x\0"));
         let spliced = batch.messages().to_vec();
-        batch.splice(&spliced, flag::EXCL);
+        batch.splice(&spliced, NLM_F_EXCL);
         let (bytes, last) = batch.seal(u32::MAX);
         let seen: Vec<_> = Messages(bytes).map(|message| (message.kind, message.sequence, message.flags)).collect();
         assert_eq!(last, 1);
         assert_eq!(
             seen,
             [
-                (BATCH_BEGIN, u32::MAX, flag::REQUEST),
-                (SUBSYSTEM << 8 | 12, 0, flag::REQUEST | flag::CREATE),
-                (SUBSYSTEM << 8 | 12, 1, flag::REQUEST | flag::CREATE | flag::EXCL | flag::ACK),
-                (BATCH_END, 2, flag::REQUEST),
+                (BATCH_BEGIN, u32::MAX, NLM_F_REQUEST),
+                (u16::from(SUBSYSTEM) << 8 | 12, 0, NLM_F_REQUEST | NLM_F_CREATE),
+                (u16::from(SUBSYSTEM) << 8 | 12, 1, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK),
+                (BATCH_END, 2, NLM_F_REQUEST),
             ]
         );
     }

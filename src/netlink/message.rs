@@ -1,0 +1,145 @@
+//! Netlink messages and attributes, to bytes and from bytes. Total: what a reply claims is never believed past the end of
+//! the bytes that hold it; a header that lies ends the iteration.
+
+/// One message of a reply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message<'a> {
+    /// Type; for nf_tables the subsystem in the upper byte and the kind of message in the lower.
+    pub(crate) kind: u16,
+    /// NLM_F_* bits.
+    pub(crate) flags: u16,
+    /// Sequence number of the request that it answers.
+    pub(crate) sequence: u32,
+    /// What follows the header.
+    pub(crate) body: &'a [u8],
+}
+
+/// The messages that `bytes` hold.
+pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *self.0.first_chunk::<HEADER>()?;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
+        let body = self.0.get(HEADER..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message {
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            body,
+        })
+    }
+}
+
+/// The attributes in `bytes`: type without its flag bits, and value.
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, value))
+    })
+}
+
+/// An attribute's value as a number in network order.
+pub(crate) fn be_u32(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// An attribute's value as a number of 64 bits in network order.
+pub(crate) fn be_u64(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// An attribute's value as a text, without the zero byte that ends it.
+pub(crate) fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
+}
+
+/// Appends attributes to a message.
+pub(crate) struct Attributes<'a>(pub(crate) &'a mut Vec<u8>);
+
+impl Attributes<'_> {
+    /// Appends an attribute with these bytes.
+    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) {
+        self.append(kind, |bytes| bytes.extend_from_slice(value));
+    }
+
+    /// Appends a number in network order.
+    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
+        self.put(kind, &value.to_be_bytes());
+    }
+
+    /// Appends a number of 64 bits in network order.
+    pub(crate) fn put_u64(&mut self, kind: u16, value: u64) {
+        self.put(kind, &value.to_be_bytes());
+    }
+
+    /// Appends a text with the zero byte that ends it.
+    pub(crate) fn put_text(&mut self, kind: u16, value: &str) {
+        self.append(kind, |bytes| {
+            bytes.extend_from_slice(value.as_bytes());
+            bytes.push(0);
+        });
+    }
+
+    /// Appends an attribute that holds the attributes which `fill` appends.
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        self.append(kind | NESTED, |bytes| fill(&mut Attributes(bytes)));
+    }
+
+    /// Appends an attribute with the value that `fill` appends, and pads it.
+    fn append(&mut self, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.0.len();
+        self.0.extend_from_slice(&[0; 2]);
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        fill(self.0);
+        let end = self.0.len();
+        // A length that wrapped would turn the rest of the list into garbage; the largest one makes the kernel refuse
+        // the message. Writers split their lists long before.
+        let length = u16::try_from(end - start).unwrap_or(u16::MAX);
+        patch(self.0, start, length.to_ne_bytes());
+        self.0.resize(end.next_multiple_of(4), 0);
+    }
+}
+
+/// Writes `field` over the bytes at `start`.
+pub(crate) fn patch<const N: usize>(bytes: &mut [u8], start: usize, field: [u8; N]) {
+    if let Some(place) = bytes.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<N>) {
+        *place = field;
+    }
+}
+
+/// Length of struct nlmsghdr.
+const HEADER: usize = 16;
+/// NLA_F_NESTED.
+const NESTED: u16 = 0x8000;
+/// NLA_TYPE_MASK: all but NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+const TYPE_MASK: u16 = 0x3fff;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_length_below_the_header_ends_the_iteration() {
+        assert_eq!(Messages(&[0; 64]).count(), 0);
+        assert_eq!(attributes(&[0; 64]).count(), 0);
+        assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_reply_holds_more_than_it_has_bytes(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let held: usize = Messages(&bytes).map(|message| HEADER + message.body.len()).sum();
+            prop_assert!(held <= bytes.len());
+            let held: usize = attributes(&bytes).map(|(_, value)| 4 + value.len()).sum();
+            prop_assert!(held <= bytes.len());
+        }
+    }
+}

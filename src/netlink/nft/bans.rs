@@ -1,0 +1,369 @@
+//! Messages that change what the sets hold: bans, protected prefixes, and what the trap watches and remembers. The one that
+//! blocks a source stands between a packet and its ban, so it is written straight into the batch.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use netlink_packet_core::NLM_F_EXCL;
+use rustables::sys;
+
+use super::element::{Times, put_address, put_element, put_elements, put_end, put_flush, put_interval};
+use super::features::KernelFeatures;
+use super::message::DESTROY_ELEMENT;
+use super::set::Set;
+use crate::netlink::socket::Batch;
+use crate::types::{BanTarget, Expiry, Prefix};
+
+/// A ban as it was before: its target, how long it lasts in all, where that is known, and how long still.
+pub(crate) type RestoredBan = (BanTarget, Option<Duration>, Expiry);
+
+/// Appends one ban, as every kernel takes it. See [`put_bans`].
+pub fn put_ban(batch: &mut Batch, subject: BanTarget, expiry: Expiry) {
+    put_bans(batch, KernelFeatures::oldest(), &[(subject, expiry)]);
+}
+
+/// Appends bans, at most [`BANS_A_MESSAGE`]: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12,
+/// and deleting alone fails where the element is missing or has just expired; the three work in every case, and no packet
+/// sees a gap between them. A kernel that destroys needs no first one. A target must not stand in it twice.
+pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[(BanTarget, Expiry)]) {
+    put_per_set(batch, replacing(kernel), bans.iter().map(new_ban));
+}
+
+/// Appends bans as they were before, as [`put_bans`]. `nft list set` shows both times.
+pub(crate) fn put_restored(batch: &mut Batch, kernel: KernelFeatures, bans: &[RestoredBan]) {
+    put_per_set(batch, replacing(kernel), bans.iter().map(restored_ban));
+}
+
+/// Appends bans that the kernel has forgotten: as they were before, and with a third of the work of [`put_restored`]. A target
+/// that is blocked there all the same stays so; only from Linux 6.12 on for as long as is said here.
+pub(crate) fn put_back(batch: &mut Batch, bans: &[RestoredBan]) {
+    put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, 0)], bans.iter().map(restored_ban));
+}
+
+/// Appends bans of targets that are not blocked yet: one message instead of three, and nothing for the kernel to clear away
+/// afterwards. Where one of them is blocked already the whole transaction fails.
+pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(BanTarget, Expiry)]) {
+    put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)], bans.iter().map(new_ban));
+}
+
+fn new_ban(&(subject, expiry): &(BanTarget, Expiry)) -> (BanTarget, Times) {
+    (subject, Times::new(None, expiry))
+}
+
+fn restored_ban(&(subject, length, left): &RestoredBan) -> (BanTarget, Times) {
+    (subject, Times::new(length, left))
+}
+
+/// Messages that follow each other, by kind and flags.
+type Steps = &'static [(u32, u16)];
+
+const ADD_DELETE_ADD: Steps =
+    &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0), (sys::NFT_MSG_NEWSETELEM, 0)];
+
+fn replacing(kernel: KernelFeatures) -> Steps {
+    match kernel.destroys() {
+        // A target that stands in it twice is refused here, as it is by a deletion: the second time would be lost.
+        true => &[(DESTROY_ELEMENT, 0), (sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)],
+        false => ADD_DELETE_ADD,
+    }
+}
+
+/// Appends the messages about those of the bans that belong into each set.
+fn put_per_set(batch: &mut Batch, steps: Steps, bans: impl Iterator<Item = (BanTarget, Times)> + Clone) {
+    for set in [Set::Blocked, Set::Blocked6] {
+        let bans = bans.clone().filter(|(subject, _)| Set::for_target(*subject) == set);
+        if bans.clone().next().is_some() {
+            put_steps(batch, steps, set, bans);
+        }
+    }
+}
+
+fn put_steps(batch: &mut Batch, steps: Steps, set: Set, bans: impl Iterator<Item = (BanTarget, Times)> + Clone) {
+    for (kind, flags) in steps.iter().copied() {
+        put_elements(batch, kind, flags, set, |elements| {
+            bans.clone().for_each(|(subject, times)| {
+                let times = if kind == sys::NFT_MSG_NEWSETELEM { times } else { Times::default() };
+                put_address(elements, subject.element(), times);
+            });
+        });
+    }
+}
+
+/// Appends the deletion of a ban, which fails where there is none and the kernel does not destroy.
+pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, subject: BanTarget) {
+    let kind = if kernel.destroys() { DESTROY_ELEMENT } else { sys::NFT_MSG_DELSETELEM };
+    put_elements(batch, kind, 0, Set::for_target(subject), |elements| {
+        put_address(elements, subject.element(), Times::default());
+    });
+}
+
+/// Appends that `set`, one of the trap's, does not hold these: they are destroyed, or added and deleted, because to delete
+/// what is not there fails, and to undo a transaction takes the kernel a thousand times as long as to do one.
+pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, subjects: &[BanTarget]) {
+    let steps: Steps = match kernel.destroys() {
+        true => &[(DESTROY_ELEMENT, 0)],
+        false => &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0)],
+    };
+    // The shortest time; no packet ever meets the element.
+    let times = Times::new(None, Expiry::After(Duration::ZERO));
+    put_steps(batch, steps, set, subjects.iter().map(|subject| (*subject, times)));
+}
+
+/// Appends a ban of `network`, as for every ban. It must be there, or nothing that overlaps it: where both its ends are ends
+/// of networks inside, Linux 6.1 and older take it for one that is there.
+pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
+    for (kind, flags) in ADD_DELETE_ADD.iter().copied() {
+        let times = if kind == sys::NFT_MSG_NEWSETELEM { Times::new(length, left) } else { Times::default() };
+        put_network_bounds(batch, kind, flags, network, times);
+    }
+}
+
+/// The same where there is no ban of it yet, nor, once the transaction has deleted it, of anything inside; fails where there
+/// is. To delete it here as well is more than the kernel can do at once, because two dead elements and a live one then stand
+/// at one address.
+pub(crate) fn put_new_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {
+    put_network_bounds(batch, sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL, network, Times::new(length, left));
+}
+
+/// Appends the deletion of a ban of `network`, which fails where there is none of exactly this one.
+pub(crate) fn put_network_lift(batch: &mut Batch, network: Prefix) {
+    put_network_bounds(batch, sys::NFT_MSG_DELSETELEM, 0, network, Times::default());
+}
+
+fn put_network_bounds(batch: &mut Batch, kind: u32, flags: u16, network: Prefix, times: Times) {
+    let set = Set::for_target(BanTarget::Prefix(network));
+    put_elements(batch, kind, flags, set, |elements| put_interval(elements, network.network(), times));
+}
+
+/// Appends the replacement of what a set of prefixes holds: everything out, then these prefixes in. They must be of one
+/// family, sorted, and must not overlap.
+pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
+    put_flush(batch, set);
+    put_prefixes(batch, sys::NFT_MSG_NEWSETELEM, set, prefixes);
+}
+
+/// Appends a change of what a set of prefixes holds: these prefixes out, which must stand there as they are given, then those
+/// in. No bound of the one may be a bound of the other: two dead elements and a live one at one address are more than the
+/// kernel can tell apart.
+pub(crate) fn put_protected_change(batch: &mut Batch, set: Set, out: &[IpNet], into: &[IpNet]) {
+    put_prefixes(batch, sys::NFT_MSG_DELSETELEM, set, out);
+    put_prefixes(batch, sys::NFT_MSG_NEWSETELEM, set, into);
+}
+
+fn put_prefixes(batch: &mut Batch, kind: u32, set: Set, prefixes: &[IpNet]) {
+    for prefixes in prefixes.chunks(RANGES_A_MESSAGE) {
+        put_elements(batch, kind, 0, set, |elements| {
+            prefixes.iter().for_each(|prefix| put_interval(elements, *prefix, Times::default()));
+        });
+    }
+}
+
+/// What the trap watches: ports as inclusive ranges, ascending, none touching another; `None` where the table has no set for
+/// them, because those of this protocol do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watched<'a> {
+    /// TCP ports.
+    pub tcp: Option<&'a [(u16, u16)]>,
+    /// UDP ports.
+    pub udp: Option<&'a [(u16, u16)]>,
+    /// Interfaces by their indexes, where the table's rules ask for them.
+    pub interfaces: &'a [u32],
+}
+
+/// Appends the replacement of what the trap watches.
+pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
+    for (set, ports) in [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp)] {
+        let Some(ports) = ports else { continue };
+        put_flush(batch, set);
+        for ports in ports.chunks(RANGES_A_MESSAGE) {
+            put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, set, |elements| {
+                for (first, last) in ports {
+                    put_element(elements, &first.to_be_bytes(), |_| {});
+                    if let Some(end) = last.checked_add(1) {
+                        put_end(elements, &end.to_be_bytes());
+                    }
+                }
+            });
+        }
+    }
+    put_flush(batch, Set::TrapInterfaces);
+    for interfaces in watched.interfaces.chunks(RANGES_A_MESSAGE) {
+        put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, Set::TrapInterfaces, |elements| {
+            interfaces.iter().for_each(|index| put_element(elements, &index.to_ne_bytes(), |_| {}));
+        });
+    }
+}
+
+/// Elements of at most 52 bytes: 52 KB, below the 64 KiB that the length of the list can tell. The transaction of three such
+/// messages is below the send buffer that a process without privilege over buffers gets (212,992 bytes).
+pub(crate) const BANS_A_MESSAGE: usize = 1_000;
+
+/// Two elements of at most 40 bytes each: some 40 KB, below the 64 KiB that the length of the list can tell.
+const RANGES_A_MESSAGE: usize = 500;
+
+#[cfg(test)]
+mod tests {
+    use super::super::element::{CENTURY, Element, bounds_of, elements_of, networks};
+    use super::*;
+    use crate::netlink::message::{Messages, attributes};
+
+    fn subject(text: &str) -> BanTarget {
+        BanTarget::of(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_ban_reads_back_as_it_was_written() {
+        for text in ["192.0.2.7", "2001:db8:1:2:3::4", "fe80::1"] {
+            for (expiry, remaining) in [
+                (Expiry::Never, None),
+                (Expiry::After(Duration::from_secs(86_400)), Some(Duration::from_secs(86_400))),
+                (Expiry::After(Duration::ZERO), Some(Duration::from_secs(1))),
+                (Expiry::After(Duration::MAX), Some(Duration::from_millis(CENTURY))),
+            ] {
+                let mut batch = Batch::new();
+                put_ban(&mut batch, subject(text), expiry);
+                let messages: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+                let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
+                assert_eq!(kinds, [12, 14, 12]);
+                let last = elements_of(messages[2].1).collect::<Vec<_>>();
+                assert_eq!(last, [Element { subject: subject(text), remaining }]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_destroys_is_sent_two_messages_and_another_one_three() {
+        let kinds = |fill: &dyn Fn(&mut Batch)| {
+            let mut batch = Batch::new();
+            fill(&mut batch);
+            let messages = Messages(batch.messages()).filter_map(|message| message.nft());
+            messages.map(|(kind, _)| kind).collect::<Vec<_>>()
+        };
+        let (who, hour) = (subject("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
+        for (kernel, again, gone) in
+            [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures::newest(), &[30, 12], 30)]
+        {
+            assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(who, hour)])), again);
+            assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(who, None, hour)])), again);
+            assert_eq!(kinds(&|batch| put_lift(batch, kernel, who)), [gone]);
+        }
+    }
+
+    #[test]
+    fn a_restored_ban_is_these_bytes() {
+        let day = Some(Duration::from_secs(86_400));
+        let mut batch = Batch::new();
+        put_restored(
+            &mut batch,
+            KernelFeatures::oldest(),
+            &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
+        );
+        // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
+        let head = |length: u32, kind: u16, flags: u16| {
+            let mut bytes = length.to_ne_bytes().to_vec();
+            [kind, flags].into_iter().for_each(|field| bytes.extend(field.to_ne_bytes()));
+            bytes.extend([0; 8]);
+            bytes.extend(*b"\x01\0\0\0");
+            bytes.extend(attribute(15, 1, b"portsentry\0\0"));
+            bytes.extend(attribute(12, 2, b"blocked\0"));
+            bytes
+        };
+        fn attribute(length: u16, kind: u16, value: &[u8]) -> Vec<u8> {
+            [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+        }
+        let key = [attribute(12, 0x8001, &[]), attribute(8, 1, &[192, 0, 2, 7])].concat();
+        let day = attribute(12, 4, &[0, 0, 0, 0, 0x05, 0x26, 0x5c, 0x00]);
+        let hour = attribute(12, 5, &[0, 0, 0, 0, 0x00, 0x36, 0xee, 0x80]);
+        let long = [attribute(44, 0x8003, &[]), attribute(40, 0x8001, &[]), key.clone(), day, hour].concat();
+        let short = [attribute(20, 0x8003, &[]), attribute(16, 0x8001, &[]), key].concat();
+        let add = [head(92, 0x0a0c, 0x401), long].concat();
+        let delete = [head(68, 0x0a0e, 0x001), short].concat();
+        assert_eq!(batch.messages(), [add.clone(), delete, add].concat());
+    }
+
+    #[test]
+    fn what_is_left_of_a_ban_is_told_only_where_it_is_less_than_the_whole() {
+        let seconds = Duration::from_secs;
+        for (length, left, timeout, expiration) in [
+            (Some(seconds(60)), Expiry::After(seconds(20)), Some(60_000), Some(20_000)),
+            (Some(seconds(60)), Expiry::After(Duration::ZERO), Some(60_000), Some(1_000)),
+            (Some(seconds(60)), Expiry::After(seconds(60)), Some(60_000), None),
+            (Some(seconds(60)), Expiry::After(seconds(61)), Some(61_000), None),
+            (Some(Duration::MAX), Expiry::After(Duration::MAX), Some(CENTURY), None),
+            (Some(seconds(60)), Expiry::Never, None, None),
+            (None, Expiry::After(seconds(20)), Some(20_000), None),
+            (None, Expiry::Never, None, None),
+        ] {
+            let mut batch = Batch::new();
+            put_restored(&mut batch, KernelFeatures::oldest(), &[(subject("fe80::1"), length, left)]);
+            let message = Messages(batch.messages()).last().unwrap();
+            let (_, list) = message.nft().unwrap();
+            let (_, elements) = attributes(list).find(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
+            let (_, element) = attributes(elements).next().unwrap();
+            let field = |wanted| {
+                let found = attributes(element).find(|(kind, _)| *kind == wanted);
+                found.map(|(_, value)| u64::from_be_bytes(value.try_into().unwrap()))
+            };
+            assert_eq!(
+                (field(sys::NFTA_SET_ELEM_TIMEOUT), field(sys::NFTA_SET_ELEM_EXPIRATION)),
+                (timeout, expiration),
+                "{length:?} {left:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn many_bans_are_three_messages_a_set_below_the_length_of_an_attribute() {
+        let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
+        let bans: Vec<_> = addresses
+            .flat_map(|n| [BanTarget::V4(n.into()), BanTarget::V6(u128::from(n).into())])
+            .map(|subject| (subject, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
+            .collect();
+        let mut batch = Batch::new();
+        put_restored(&mut batch, KernelFeatures::oldest(), &bans);
+        let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+        assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
+        for (_, list) in lists {
+            assert!(elements_of(list).count() == BANS_A_MESSAGE && list.len() < usize::from(u16::MAX));
+        }
+    }
+
+    #[test]
+    fn a_long_list_of_prefixes_is_split_below_the_length_of_an_attribute() {
+        let prefixes: Vec<IpNet> =
+            (0..1_200_u128).map(|n| ipnet::Ipv6Net::new_assert((n << 80).into(), 64).into()).collect();
+        let mut batch = Batch::new();
+        put_protected(&mut batch, Set::Allowed6, &prefixes);
+        let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+        assert_eq!(lists.iter().map(|(_, list)| elements_of(list).count()).collect::<Vec<_>>(), [0, 1000, 1000, 400]);
+        assert!(lists.iter().all(|(_, list)| list.len() < usize::from(u16::MAX)));
+    }
+
+    #[test]
+    fn an_interval_to_the_last_address_has_no_end() {
+        let mut batch = Batch::new();
+        put_protected(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
+        let elements: usize = Messages(batch.messages())
+            .filter_map(|message| message.nft())
+            .map(|(_, list)| elements_of(list).count())
+            .sum();
+        assert_eq!(elements, 1);
+    }
+
+    fn wide(text: &str) -> Prefix {
+        Prefix::new(text.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_ban_of_a_network_reads_back_as_it_was_written() {
+        for text in ["203.0.113.0/24", "10.0.0.0/8", "255.255.255.0/24", "192.0.2.6/31", "2001:db8:1:ff00::/56"] {
+            let mut batch = Batch::new();
+            put_network(&mut batch, wide(text), Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20)));
+            let lists: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
+            assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
+            let found = networks(bounds_of(lists[2].1).collect());
+            let remaining = Some(Duration::from_secs(20));
+            assert_eq!(found, [Element { subject: BanTarget::Prefix(wide(text)), remaining }]);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! How the rules for the two versions of IP differ.
+
+use super::set::Set;
+
+/// One version of IP.
+pub(super) struct Family {
+    /// NFPROTO_IPV4 or NFPROTO_IPV6.
+    pub(super) number: u8,
+    /// As nft writes its header.
+    pub(super) name: &'static str,
+    /// The text of the source as it is counted and blocked.
+    pub(super) target: &'static str,
+    pub(super) source_offset: u32,
+    pub(super) source_length: u32,
+    /// Sources are counted and blocked by the first address of their /64.
+    pub(super) is_masked: bool,
+    /// The register of four bytes right behind a source in NFT_REG_1.
+    pub(super) next_register: u32,
+    pub(super) allowed: Set,
+    pub(super) blocked: Set,
+    pub(super) networks: Set,
+    /// Sources and the ports that they probed.
+    pub(super) probed_tcp: Set,
+    pub(super) probed_udp: Set,
+    pub(super) suspects: Set,
+    pub(super) trap_banned: Set,
+}
+
+pub(super) const V4: Family = Family {
+    number: 2,
+    name: "ip",
+    target: "ip saddr",
+    source_offset: 12,
+    source_length: 4,
+    is_masked: false,
+    // NFT_REG32_01.
+    next_register: 9,
+    allowed: Set::Allowed,
+    blocked: Set::Blocked,
+    networks: Set::BlockedNets,
+    probed_tcp: Set::Probed,
+    probed_udp: Set::TouchedUdp,
+    suspects: Set::Suspects,
+    trap_banned: Set::TrapBanned,
+};
+
+pub(super) const V6: Family = Family {
+    number: 10,
+    name: "ip6",
+    target: "ip6 saddr & ffff:ffff:ffff:ffff::",
+    source_offset: 8,
+    source_length: 16,
+    is_masked: true,
+    // NFT_REG_2.
+    next_register: 2,
+    allowed: Set::Allowed6,
+    blocked: Set::Blocked6,
+    networks: Set::BlockedNets6,
+    probed_tcp: Set::Probed6,
+    probed_udp: Set::TouchedUdp6,
+    suspects: Set::Suspects6,
+    trap_banned: Set::TrapBanned6,
+};

@@ -1,0 +1,73 @@
+//! The rules that a table holds to the [`RulesetSpec`] by which this program made them.
+
+use std::time::Duration;
+
+use rustables::sys;
+
+use super::set::Set;
+use super::snapshot::{Flat, TableSnapshot};
+use super::spec::{Action, RulesetSpec, Trap};
+use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_TOUCH};
+use crate::netlink::message::{be_u32, be_u64};
+use crate::types::{Expiry, Rate};
+
+/// What was chosen when the rules that `found` holds were made, if this program made them. If not, a table made by the result
+/// is not like `found`.
+pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
+    let wide = found.has_set(Set::BlockedNets);
+    let mut spec = RulesetSpec { size, wide, trap: recognise_trap(found), ..RulesetSpec::default() };
+    for rule in found.rules(REFUSE) {
+        let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
+        match (names.as_slice(), rule.first()) {
+            (["limit", "log"], Some((_, limit))) => {
+                let (packets, seconds) =
+                    (wide_number(limit, &[sys::NFTA_LIMIT_RATE]), wide_number(limit, &[sys::NFTA_LIMIT_UNIT]));
+                spec.log_drops =
+                    packets.zip(seconds).and_then(|(packets, seconds)| Rate::from_kernel(packets, seconds));
+            }
+            (["reject"], _) => spec.action = Action::Reject,
+            _ => {}
+        }
+    }
+    spec
+}
+
+/// The same of the trap; `None` where the table has none.
+fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
+    let entry = found.rules(TRAP).first()?;
+    let addition = |chain: &str, set: Set| {
+        let mut expressions = found.rules(chain).iter().flatten().filter(|(name, _)| name == "dynset");
+        let names_set = |flat: &&Flat| field(flat, &[sys::NFTA_DYNSET_SET_NAME]) == Some(set.name().as_bytes());
+        expressions.find_map(|(_, flat)| Some(flat).filter(names_set))
+    };
+    let timeout = |add: &Flat| wide_number(add, &[sys::NFTA_DYNSET_TIMEOUT]).map(Duration::from_millis);
+    let suspects = addition(TRAP_TOUCH, Set::Suspects);
+    let burst =
+        suspects.and_then(|add| number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
+    let ceiling = found.rules(TRAP_BAN).first().and_then(|rule| rule.first());
+    let most = ceiling.and_then(|(_, limit)| wide_number(limit, &[sys::NFTA_LIMIT_RATE]));
+    let by_interface = |(name, flat): &(String, Flat)| {
+        name == "meta" && number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
+    };
+    Some(Trap {
+        tcp: found.has_set(Set::Trapped),
+        udp: found.has_set(Set::TrappedUdp),
+        forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
+        window: suspects.and_then(timeout).unwrap_or_default(),
+        expiry: addition(TRAP_BAN, Set::Blocked).and_then(timeout).map_or(Expiry::Never, Expiry::After),
+        most_a_minute: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1),
+        named_interfaces: entry.first().is_some_and(by_interface),
+    })
+}
+
+fn field<'a>(flat: &'a Flat, path: &[u16]) -> Option<&'a [u8]> {
+    flat.get(path).map(Vec::as_slice)
+}
+
+fn number(flat: &Flat, path: &[u16]) -> Option<u32> {
+    field(flat, path).and_then(be_u32)
+}
+
+fn wide_number(flat: &Flat, path: &[u16]) -> Option<u64> {
+    field(flat, path).and_then(be_u64)
+}

@@ -1,0 +1,249 @@
+//! A rule of a chain in the making: its text as nft writes it, and its expressions as the kernel takes them.
+//!
+//! rustables encodes every expression that it knows. Those that it lacks are encoded here: limits, log levels, look-ups of
+//! routes and sockets, extension headers, elements added by packets, inverted look-ups and registers of four bytes.
+
+use std::fmt::Display;
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use rustables::MsgType;
+use rustables::expr::{
+    Bitwise, Cmp, CmpOp, Counter, Immediate, Lookup, Meta, MetaType, Payload, RawExpression, Register, VerdictKind,
+};
+use rustables::sys;
+
+use super::element::timeout;
+use super::family::Family;
+use super::message::{field, put_message};
+use super::set::Set;
+use super::table::{TABLE, encode};
+use crate::netlink::message::{Attributes, Messages};
+use crate::types::Expiry;
+
+/// A rule; each step appends expressions, and most of them their text.
+#[derive(Clone)]
+pub(super) struct Rule {
+    /// The chain that it stands in.
+    pub(super) chain: &'static str,
+    /// As nft writes it.
+    pub(super) text: String,
+    expressions: Vec<u8>,
+}
+
+impl Rule {
+    pub(super) fn new(chain: &'static str) -> Self {
+        Self { chain, text: String::new(), expressions: Vec::new() }
+    }
+
+    /// The message that appends it to its chain.
+    pub(super) fn message(&self) -> Vec<u8> {
+        let mut message = Vec::new();
+        put_message(&mut message, sys::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |rule| {
+            rule.put_text(sys::NFTA_RULE_TABLE, TABLE);
+            rule.put_text(sys::NFTA_RULE_CHAIN, self.chain);
+            rule.nest(sys::NFTA_RULE_EXPRESSIONS, |list| list.0.extend_from_slice(&self.expressions));
+        });
+        message
+    }
+
+    /// Appends text.
+    pub(super) fn text(mut self, text: impl Display) -> Self {
+        let space = if self.text.is_empty() { "" } else { " " };
+        self.text = format!("{}{space}{text}", self.text);
+        self
+    }
+
+    /// Appends an expression that rustables knows.
+    pub(super) fn expression(mut self, expression: impl Into<RawExpression>) -> Self {
+        let rule = rustables::Rule::default().with_expr(expression);
+        let message = encode(|messages| messages.add(&rule, MsgType::Add));
+        let body = Messages(&message).next().and_then(|message| message.body.get(4..));
+        let list = body.and_then(|body| field(body, sys::NFTA_RULE_EXPRESSIONS));
+        self.expressions.extend_from_slice(list.unwrap_or_default());
+        self
+    }
+
+    /// Appends an expression that it does not know.
+    pub(super) fn raw(mut self, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) -> Self {
+        Attributes(&mut self.expressions)
+            .nest(sys::NFTA_LIST_ELEM, |expression| put_expression(expression, name, fill));
+        self
+    }
+
+    /// Goes on with packets of this version of IP.
+    pub(super) fn family(self, family: &Family) -> Self {
+        self.meta(MetaType::NfProto, family.number)
+    }
+
+    /// Loads the source address.
+    pub(super) fn source(self, family: &Family) -> Self {
+        self.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, family.source_offset, family.source_length)
+    }
+
+    /// Loads the source as it is counted and blocked: an IPv4 address, or the first address of an IPv6 /64.
+    pub(super) fn target(self, family: &Family) -> Self {
+        let rule = self.source(family);
+        if family.is_masked { rule.mask((u128::MAX << 64).to_be_bytes()) } else { rule }
+    }
+
+    /// Goes on where the source address is in `set`.
+    pub(super) fn source_in(self, family: &Family, set: Set) -> Self {
+        let text = format!("{} saddr @{}", family.name, set.name());
+        self.text(text).family(family).source(family).lookup(set)
+    }
+
+    /// Loads metadata of the packet and goes on where it is `value`.
+    pub(super) fn meta(self, key: MetaType, value: u8) -> Self {
+        self.expression(Meta::new(key)).compare(CmpOp::Eq, [value])
+    }
+
+    /// Loads bytes of the packet.
+    pub(super) fn payload(self, base: u32, offset: u32, length: u32) -> Self {
+        let payload = Payload::default().with_base(base).with_offset(offset).with_len(length);
+        self.expression(payload.with_dreg(Register::Reg1))
+    }
+
+    /// Loads the source port or, with an offset of 2, the destination port of a TCP or UDP packet.
+    pub(super) fn port(self, offset: u32) -> Self {
+        self.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2)
+    }
+
+    /// Masks what was loaded.
+    pub(super) fn mask<const N: usize>(self, mask: [u8; N]) -> Self {
+        // Fails only where the two have different lengths.
+        self.expression(Bitwise::new(mask, [0; N]).unwrap_or_default())
+    }
+
+    /// Goes on where what was loaded compares so with `value`.
+    pub(super) fn compare(self, how: CmpOp, value: impl Into<Vec<u8>>) -> Self {
+        self.expression(Cmp::new(how, value))
+    }
+
+    /// Goes on where what was loaded is in `set`.
+    pub(super) fn lookup(self, set: Set) -> Self {
+        self.expression(Lookup::default().with_set(set.name()).with_sreg(Register::Reg1))
+    }
+
+    /// Goes on where what was loaded is not in `set`.
+    pub(super) fn lookup_inverted(self, set: Set) -> Self {
+        self.raw("lookup", |lookup| {
+            lookup.put_text(sys::NFTA_LOOKUP_SET, set.name());
+            lookup.put_u32(sys::NFTA_LOOKUP_SREG, sys::NFT_REG_1);
+            lookup.put_u32(sys::NFTA_LOOKUP_FLAGS, sys::NFT_LOOKUP_F_INV);
+        })
+    }
+
+    /// Goes on where the type of an address of the packet compares so.
+    pub(super) fn address_type(self, address: (&str, u32), how: CmpOp, kind: (&str, u32)) -> Self {
+        let sign = if how == CmpOp::Neq { "!= " } else { "" };
+        let rule = self.text(format_args!("fib {} type {sign}{}", address.0, kind.0)).raw("fib", |fib| {
+            fib.put_u32(sys::NFTA_FIB_DREG, sys::NFT_REG_1);
+            fib.put_u32(sys::NFTA_FIB_RESULT, sys::NFT_FIB_RESULT_ADDRTYPE);
+            fib.put_u32(sys::NFTA_FIB_FLAGS, address.1);
+        });
+        rule.compare(how, kind.1.to_ne_bytes())
+    }
+
+    /// Goes on below the rate; above it with `over`.
+    pub(super) fn limit(self, limit: Limit) -> Self {
+        self.text(&limit.text).raw("limit", |fields| limit.put(fields))
+    }
+
+    /// Adds what was loaded to `set`; the text of the element, without its time, is `key`. Where it is in the set already,
+    /// the limit of its element goes on counting, but its time is prolonged only by an update: so what counts together
+    /// always came within one window.
+    pub(super) fn add(self, set: Set, key: &str, time: Option<Span>, limit: Option<Limit>, operation: u32) -> Self {
+        let verb = if operation == sys::NFT_DYNSET_OP_ADD { "add" } else { "update" };
+        let timeout = time.as_ref().map_or_else(String::new, |time| format!(" timeout {}", time.text));
+        let rate = limit.as_ref().map_or_else(String::new, |limit| format!(" {}", limit.text));
+        self.text(format_args!("{verb} @{} {{ {key}{timeout}{rate} }}", set.name())).raw("dynset", |add| {
+            add.put_text(sys::NFTA_DYNSET_SET_NAME, set.name());
+            add.put_u32(sys::NFTA_DYNSET_OP, operation);
+            add.put_u32(sys::NFTA_DYNSET_SREG_KEY, sys::NFT_REG_1);
+            if let Some(time) = time {
+                add.put_u64(sys::NFTA_DYNSET_TIMEOUT, time.millis);
+            }
+            if let Some(limit) = limit {
+                add.nest(sys::NFTA_DYNSET_EXPR, |expression| {
+                    put_expression(expression, "limit", |fields| limit.put(fields))
+                });
+            }
+        })
+    }
+
+    /// Counts packets and bytes.
+    pub(super) fn counter(self) -> Self {
+        self.text("counter").expression(Counter::default())
+    }
+
+    /// Ends the rule with a verdict.
+    pub(super) fn verdict(self, kind: VerdictKind) -> Self {
+        let text = match &kind {
+            VerdictKind::Accept => "accept",
+            VerdictKind::Drop => "drop",
+            VerdictKind::Jump { chain } => &format!("jump {chain}"),
+            _ => "return",
+        };
+        self.text(text).expression(Immediate::new_verdict(kind))
+    }
+
+    pub(super) fn jump(self, chain: &str) -> Self {
+        self.verdict(VerdictKind::Jump { chain: chain.to_owned() })
+    }
+}
+
+fn put_expression(expression: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) {
+    expression.put_text(sys::NFTA_EXPR_NAME, name);
+    expression.nest(sys::NFTA_EXPR_DATA, fill);
+}
+
+/// Addresses and their types, as nft and the kernel have them: flags of the expression, RTN_LOCAL and RTN_UNICAST.
+pub(super) const SOURCE_ADDRESS: (&str, u32) = ("saddr", sys::NFTA_FIB_F_SADDR);
+pub(super) const DESTINATION_ADDRESS: (&str, u32) = ("daddr", sys::NFTA_FIB_F_DADDR);
+pub(super) const LOCAL: (&str, u32) = ("local", 2);
+pub(super) const UNICAST: (&str, u32) = ("unicast", 1);
+
+/// A rate of packets, as an expression of a rule or of an element.
+pub(super) struct Limit {
+    packets: u64,
+    seconds: u64,
+    burst: u32,
+    flags: u32,
+    text: String,
+}
+
+impl Limit {
+    /// Matches while no more than `packets` come in `seconds`; `rate` is the same as nft writes it.
+    pub(super) fn below(packets: u64, seconds: u64, burst: u32, rate: impl Display) -> Self {
+        Self { packets, seconds, burst, flags: 0, text: format!("limit rate {rate} burst {burst} packets") }
+    }
+
+    /// Matches what is above it.
+    pub(super) fn over(packets: u64, seconds: u64, burst: u32, rate: impl Display) -> Self {
+        let text = format!("limit rate over {rate} burst {burst} packets");
+        Self { packets, seconds, burst, flags: sys::NFT_LIMIT_F_INV, text }
+    }
+
+    fn put(&self, fields: &mut Attributes<'_>) {
+        fields.put_u64(sys::NFTA_LIMIT_RATE, self.packets);
+        fields.put_u64(sys::NFTA_LIMIT_UNIT, self.seconds);
+        fields.put_u32(sys::NFTA_LIMIT_BURST, self.burst);
+        // Packets, not bytes.
+        fields.put_u32(sys::NFTA_LIMIT_TYPE, 0);
+        fields.put_u32(sys::NFTA_LIMIT_FLAGS, self.flags);
+    }
+}
+
+/// How long an element stays that a packet adds.
+pub(super) struct Span {
+    millis: u64,
+    text: String,
+}
+
+impl Span {
+    /// `None` for ever.
+    pub(super) fn new(expiry: Expiry) -> Option<Self> {
+        let Expiry::After(span) = expiry else { return None };
+        timeout(expiry).map(|millis| Self { millis, text: humantime::format_duration(span).to_string() })
+    }
+}

@@ -1,0 +1,226 @@
+//! The named sets of the table: their names, types and sizes, and the messages that create, delete and ask for one.
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rustables::sys;
+
+use super::message::{field, put_request};
+use super::spec::{RulesetSpec, Trap};
+use super::table::TABLE;
+use crate::netlink::message::{Attributes, be_u32};
+use crate::netlink::socket::{Batch, Socket, SocketError};
+use crate::types::BanTarget;
+
+/// A named set of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Blocked IPv4 addresses.
+    Blocked,
+    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses.
+    Blocked6,
+    /// IPv4 prefixes that are never dropped.
+    Allowed,
+    /// IPv6 prefixes that are never dropped.
+    Allowed6,
+    /// Blocked IPv4 networks. Only in a table with [`RulesetSpec::wide`].
+    BlockedNets,
+    /// Blocked IPv6 networks wider than a /64, likewise.
+    BlockedNets6,
+    /// Trapped TCP ports. This and all below only in a table with [`RulesetSpec::trap`].
+    Trapped,
+    /// Trapped UDP ports. Sets for UDP exist only with [`Trap::udp`], those for TCP alone only with [`Trap::tcp`].
+    TrappedUdp,
+    /// Interfaces on which probes count, where not all do.
+    TrapInterfaces,
+    /// Sources and the TCP ports that they probed.
+    Probed,
+    /// The same for IPv6, by /64.
+    Probed6,
+    /// Sources and the UDP ports that they probed.
+    TouchedUdp,
+    /// The same for IPv6, by /64.
+    TouchedUdp6,
+    /// Trapped UDP ports that this host has sent from a moment ago.
+    Outbound,
+    /// Sources that probed any port, and how many more they may.
+    Suspects,
+    /// The same for IPv6, by /64.
+    Suspects6,
+    /// Sources that the kernel has blocked by itself a moment ago.
+    TrapBanned,
+    /// The same for IPv6, by /64.
+    TrapBanned6,
+}
+
+/// What each set is, in the order in which they are made: name, the part of the table that needs it, key, flags, and size.
+///
+/// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
+/// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
+/// still counts.
+const DEFINITIONS: [(Set, Definition); 18] = [
+    // These two have the size that the configuration says.
+    (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
+    (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
+    (Set::Allowed, define("allowed", Part::Base, IPV4, RANGES, None)),
+    (Set::Allowed6, define("allowed6", Part::Base, IPV6, RANGES, None)),
+    // Bounds of 4,096 networks. To add one takes time with their number, some 0.2 ms here.
+    (Set::BlockedNets, define("blocked_nets", Part::Networks, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
+    (Set::BlockedNets6, define("blocked_nets6", Part::Networks, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
+    (Set::Trapped, define("trapped", Part::TrapTcp, PORT, RANGES, None)),
+    (Set::TrappedUdp, define("trapped_udp", Part::TrapUdp, PORT, RANGES, None)),
+    // Few, and never with a flag: nft prints none.
+    (Set::TrapInterfaces, define("trap_interfaces", Part::Trap, INTERFACE, 0, None)),
+    (Set::Probed, define("touched", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(131_072))),
+    (Set::Probed6, define("touched6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(65_536))),
+    (Set::TouchedUdp, define("touched_udp", Part::TrapUdp, IPV4_AND_PORT, TIMED, Some(65_536))),
+    (Set::TouchedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
+    // Room for every port.
+    (Set::Outbound, define("asked", Part::TrapUdp, PORT, TIMED, Some(65_536))),
+    (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
+    (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
+    // When it is full, the kernel blocks no source until the sensor has looked.
+    (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(8_192))),
+    (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(8_192))),
+];
+
+/// The part of a table that needs a set.
+#[derive(Clone, Copy)]
+enum Part {
+    Base,
+    Networks,
+    Trap,
+    TrapTcp,
+    TrapUdp,
+}
+
+#[derive(Clone, Copy)]
+struct Definition {
+    name: &'static str,
+    part: Part,
+    key: Key,
+    flags: u32,
+    size: Option<u32>,
+}
+
+const fn define(name: &'static str, part: Part, key: Key, flags: u32, size: Option<u32>) -> Definition {
+    Definition { name, part, key, flags, size }
+}
+
+impl Set {
+    fn definition(self) -> Definition {
+        let [(_, first), ..] = DEFINITIONS;
+        DEFINITIONS.iter().find(|(set, _)| *set == self).map_or(first, |(_, definition)| *definition)
+    }
+
+    /// Its name in the table.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.definition().name
+    }
+
+    /// The set of this name.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
+    }
+
+    /// The set in which `subject` is blocked.
+    #[must_use]
+    pub const fn for_target(subject: BanTarget) -> Self {
+        match subject {
+            BanTarget::V4(_) => Self::Blocked,
+            BanTarget::V6(_) => Self::Blocked6,
+            BanTarget::Prefix(wide) => match wide.network() {
+                IpNet::V4(_) => Self::BlockedNets,
+                IpNet::V6(_) => Self::BlockedNets6,
+            },
+        }
+    }
+
+    /// The sets of such a table, in the order in which they are made.
+    pub(super) fn all_of(spec: &RulesetSpec) -> impl Iterator<Item = Self> + use<> {
+        let spec = *spec;
+        let needed = move |part| match part {
+            Part::Base => true,
+            Part::Networks => spec.wide,
+            Part::Trap => spec.trap.is_some(),
+            Part::TrapTcp => spec.trap.is_some_and(|trap| trap.tcp),
+            Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),
+        };
+        DEFINITIONS.into_iter().filter(move |(_, definition)| needed(definition.part)).map(|(set, _)| set)
+    }
+
+    /// The sets in which such a trap remembers probes, sources and its own bans.
+    pub(crate) fn trap_memory(trap: Trap) -> impl Iterator<Item = Self> {
+        let timed = |set: &Self| set.definition().flags == TIMED && *set != Self::Outbound;
+        let sets = Self::all_of(&RulesetSpec { trap: Some(trap), ..RulesetSpec::default() });
+        sets.filter(move |set| timed(set) && !matches!(set, Self::Blocked | Self::Blocked6))
+    }
+}
+
+/// Appends the creation of `set`; `id` tells it from others within the transaction.
+pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) {
+    let Definition { key: Key(key_type, key_length), flags, size, .. } = set.definition();
+    let size = if matches!(set, Set::Blocked | Set::Blocked6) { Some(spec.size) } else { size };
+    batch.put(sys::NFT_MSG_NEWSET, NLM_F_CREATE | NLM_F_EXCL, |fields| {
+        put_set_name(fields, set);
+        fields.put_u32(sys::NFTA_SET_FLAGS, flags);
+        fields.put_u32(sys::NFTA_SET_KEY_TYPE, key_type);
+        fields.put_u32(sys::NFTA_SET_KEY_LEN, key_length);
+        fields.put_u32(sys::NFTA_SET_ID, id);
+        if let Some(size) = size {
+            fields.nest(sys::NFTA_SET_DESC, |description| description.put_u32(sys::NFTA_SET_DESC_SIZE, size));
+        }
+    });
+}
+
+/// Appends the deletion of `set`.
+pub(super) fn put_set_deletion(batch: &mut Batch, set: Set) {
+    batch.put(sys::NFT_MSG_DELSET, 0, |fields| put_set_name(fields, set));
+}
+
+fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
+    fields.put_text(sys::NFTA_SET_TABLE, TABLE);
+    fields.put_text(sys::NFTA_SET_NAME, set.name());
+}
+
+/// The size of `set` as the kernel has it; ENOENT where it is gone.
+pub(crate) fn set_size(socket: &mut Socket, set: Set) -> Result<u32, SocketError> {
+    Ok(ask(socket, set, read_size)?.unwrap_or(0))
+}
+
+/// How many elements `set` has, with those that are dead and not cleared away; `None` where the kernel does not say.
+pub(crate) fn set_count(socket: &mut Socket, set: Set) -> Result<Option<u32>, SocketError> {
+    ask(socket, set, |fields| field(fields, NFTA_SET_COUNT).and_then(be_u32))
+}
+
+/// The size in the attributes of a set.
+pub(super) fn read_size(fields: &[u8]) -> Option<u32> {
+    field(field(fields, sys::NFTA_SET_DESC)?, sys::NFTA_SET_DESC_SIZE).and_then(be_u32)
+}
+
+fn ask(socket: &mut Socket, set: Set, read: fn(&[u8]) -> Option<u32>) -> Result<Option<u32>, SocketError> {
+    let mut request = Vec::new();
+    put_request(&mut request, sys::NFT_MSG_GETSET, 0, |fields| put_set_name(fields, set));
+    let mut found = None;
+    socket.ask(&mut request, |message| found = message.nft().and_then(|(_, fields)| read(fields)))?;
+    Ok(found)
+}
+
+/// Elements that rules or the daemon add, with a time each.
+const TIMED: u32 = sys::NFT_SET_EVAL | sys::NFT_SET_TIMEOUT;
+const RANGES: u32 = sys::NFT_SET_INTERVAL;
+
+/// The number of a type and its length. The numbers are those that nft gives to its types ipv4_addr, ipv6_addr, inet_service
+/// and iface_index, so that it knows how to print the elements. It joins types by shifting them six bits; in the kernel each
+/// part of a joined key fills whole registers of four bytes.
+#[derive(Clone, Copy)]
+struct Key(u32, u32);
+
+const IPV4: Key = Key(7, 4);
+const IPV6: Key = Key(8, 16);
+const PORT: Key = Key(13, 2);
+const INTERFACE: Key = Key(20, 4);
+const IPV4_AND_PORT: Key = Key(7 << 6 | 13, 8);
+const IPV6_AND_PORT: Key = Key(8 << 6 | 13, 20);
+/// Since Linux 6.15, newer than the headers that rustables is built with may be.
+const NFTA_SET_COUNT: u16 = 20;

@@ -1,0 +1,79 @@
+//! The table `inet portsentry` and its chains: names, hooks, and the messages that create them, encoded by rustables.
+
+use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily, Table};
+
+use super::spec::{Action, RulesetSpec};
+
+/// The one table that is the daemon's own, in the family `inet`.
+pub const TABLE: &str = "portsentry";
+
+/// The chain in it that sees every packet.
+pub const CHAIN: &str = "prerouting";
+
+/// The chain that logs or answers packets before they are dropped, where that is wanted.
+pub const REFUSE: &str = "refuse";
+
+/// The base chain that selects packets to trapped ports.
+pub const TRAP: &str = "trap";
+/// Counts the probes of a source.
+pub(super) const TRAP_TOUCH: &str = "trap_touch";
+/// Blocks a source that probed too many ports.
+pub(super) const TRAP_BAN: &str = "trap_ban";
+/// Records the ports from which this host sends datagrams, where answers are expected.
+pub(super) const TRAP_ASKED: &str = "trap_asked";
+
+/// The chains of such a table, in the order in which they are made. Where packets are only dropped, one is enough.
+pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
+    let mut chains = vec![CHAIN];
+    chains.extend(refuses(spec).then_some(REFUSE));
+    chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP]).into_iter().flatten());
+    chains.extend(spec.trap.is_some_and(|trap| trap.udp).then_some(TRAP_ASKED));
+    chains
+}
+
+/// True where there is more to do with a packet than to drop it.
+pub(super) fn refuses(spec: &RulesetSpec) -> bool {
+    spec.action != Action::Drop || spec.log_drops.is_some()
+}
+
+/// The message that creates the table, or takes its flags from it.
+pub(super) fn table_message() -> Vec<u8> {
+    encode(|messages| messages.add(&table(), MsgType::Add))
+}
+
+/// The message that creates the chain of this name.
+pub(super) fn chain_message(name: &str) -> Vec<u8> {
+    let chain = Chain::new(&table()).with_name(name);
+    let hook = match name {
+        // `raw - 10`: before connection tracking and before the raw tables of other programs.
+        CHAIN => Some(Hook::new(HookClass::PreRouting, -310)),
+        // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none
+        // of this host's, and before the filters of other programs.
+        TRAP => Some(Hook::new(HookClass::PreRouting, -10)),
+        // `srcnat + 10`: the ports and addresses that answers come back to.
+        TRAP_ASKED => Some(Hook::new(HookClass::PostRouting, 110)),
+        _ => None,
+    };
+    let chain = match hook {
+        Some(hook) => chain.with_hook(hook).with_type(ChainType::Filter).with_policy(ChainPolicy::Accept),
+        None => chain,
+    };
+    encode(|messages| messages.add(&chain, MsgType::Add))
+}
+
+fn table() -> Table {
+    Table::new(ProtocolFamily::Inet).with_name(TABLE).with_flags(0_u32)
+}
+
+/// The messages that rustables builds, without the BEGIN and END that it puts around them.
+pub(super) fn encode(fill: impl FnOnce(&mut rustables::Batch)) -> Vec<u8> {
+    let mut messages = rustables::Batch::new();
+    fill(&mut messages);
+    let mut bytes = messages.finalize();
+    bytes.truncate(bytes.len().saturating_sub(MARK));
+    bytes.drain(..MARK.min(bytes.len()));
+    bytes
+}
+
+/// Length of BEGIN and of END.
+const MARK: usize = 20;

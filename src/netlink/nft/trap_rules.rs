@@ -1,0 +1,183 @@
+//! The rules of the trap, by which the kernel itself counts the distinct ports that a source probes, and blocks it before
+//! any program wakes up. nft/portsentry-trap.nft says what each of them is for, nft/portsentry-trap-udp.nft those for UDP.
+//!
+//! A probe counts here only where it counts for the sensor as well: never more than the sensor would hold against the
+//! source, often less. What the kernel blocked is in `caught` for a minute, so that the sensor can look at it.
+//!
+//! Read with: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
+
+use std::time::Duration;
+
+use rustables::expr::{CmpOp, Meta, MetaType, VerdictKind};
+use rustables::sys;
+
+use super::family::{Family, V4, V6};
+use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, Span, UNICAST};
+use super::set::Set;
+use super::spec::Trap;
+use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
+use crate::engine::RECENT;
+use crate::types::Expiry;
+
+/// A transport protocol whose ports are trapped.
+struct Transport {
+    name: &'static str,
+    number: u8,
+    probed: fn(&Family) -> Set,
+}
+
+/// IPPROTO_TCP and IPPROTO_UDP.
+pub(super) const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// The rules of its chains.
+pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
+    let entries = [trap.tcp.then(|| tcp_entry(trap)), trap.udp.then(|| udp_entry(trap)), trap.udp.then(outbound)];
+    let rules = ban_rules(trap).into_iter().chain(probe_rules(trap));
+    rules.chain(entries.into_iter().flatten()).collect()
+}
+
+/// Selects the segments that are probes at all.
+fn tcp_entry(trap: &Trap) -> Rule {
+    let rule = entry(trap).text("tcp flags & (fin | syn | rst | ack) == syn tcp dport @trapped");
+    let rule = rule.meta(MetaType::L4Proto, TCP).payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1);
+    to_this_host(rule.mask([0x17]).compare(CmpOp::Eq, [0x02]).port(DESTINATION).lookup(Set::Trapped))
+}
+
+/// Selects the datagrams that are: those that are no answers.
+fn udp_entry(trap: &Trap) -> Rule {
+    let rule = entry(trap).text("udp dport @trapped_udp udp dport != @asked").meta(MetaType::L4Proto, UDP);
+    let rule = rule.port(DESTINATION).lookup(Set::TrappedUdp);
+    to_this_host(rule.port(DESTINATION).lookup_inverted(Set::Outbound))
+}
+
+fn entry(trap: &Trap) -> Rule {
+    let rule = Rule::new(TRAP);
+    if !trap.named_interfaces {
+        return rule;
+    }
+    rule.text("iif @trap_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::TrapInterfaces)
+}
+
+/// Goes on with what is for this host alone, to an address of its own, from one that could be answered and is not its own.
+fn to_this_host(rule: Rule) -> Rule {
+    // A broadcast frame may hold a unicast packet. PACKET_HOST of linux/if_packet.h is 0.
+    let rule = rule.text("meta pkttype host").raw("meta", |meta| {
+        meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
+        meta.put_u32(sys::NFTA_META_KEY, sys::NFT_META_PKTTYPE);
+    });
+    let rule = rule.compare(CmpOp::Eq, [0]).address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL);
+    rule.address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST).jump(TRAP_TOUCH)
+}
+
+/// Records what this host asks itself. The sensor sees the same, but a moment later, and then takes the port out of the trap;
+/// until that an answer to a socket that has closed already must not count. A service's port is in no trap, and costs a
+/// look-up.
+fn outbound() -> Rule {
+    let rule = Rule::new(TRAP_ASKED).text("udp sport @trapped_udp").meta(MetaType::L4Proto, UDP);
+    let rule = rule.port(SOURCE).lookup(Set::TrappedUdp).address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL).port(SOURCE);
+    rule.add(Set::Outbound, "udp sport", Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
+}
+
+/// Decides what a probe counts.
+fn probe_rules(trap: &Trap) -> Vec<Rule> {
+    let rule = || Rule::new(TRAP_TOUCH);
+    let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
+    let link_local = rule().text("ip6 saddr fe80::/64").family(&V6).payload(NETWORK, V6.source_offset, 8);
+    rules.push(link_local.compare(CmpOp::Eq, [0xfe, 0x80, 0, 0, 0, 0, 0, 0]));
+    // Whatever the socket says of itself: that there is one is what counts.
+    rules.extend([0, 1].map(|transparent| {
+        let rule = rule().text(format_args!("socket transparent {transparent}")).raw("socket", |socket| {
+            socket.put_u32(sys::NFTA_SOCKET_KEY, sys::NFT_SOCKET_TRANSPARENT);
+            socket.put_u32(sys::NFTA_SOCKET_DREG, sys::NFT_REG_1);
+        });
+        rule.compare(CmpOp::Eq, [transparent])
+    }));
+    rules.extend(fragment_rules());
+    if trap.forgiven == 0 {
+        return returning(rules).chain([rule().jump(TRAP_BAN)]).collect();
+    }
+    let protocols = [
+        (trap.tcp, Transport { name: "tcp", number: TCP, probed: |family| family.probed_tcp }),
+        (trap.udp, Transport { name: "udp", number: UDP, probed: |family| family.probed_udp }),
+    ];
+    let counted = protocols.iter().filter(|(counts, _)| *counts);
+    returning(rules).chain(counted.flat_map(|(_, protocol)| count_rules(trap, protocol))).collect()
+}
+
+fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
+    rules.into_iter().map(|rule| rule.verdict(VerdictKind::Return))
+}
+
+/// Later fragments have no ports, but the kernel's short way to load two bytes of a packet does not know: it takes bytes of the
+/// payload for them, with IPv6 of the flow label (seen on Linux 6.18). Long answers come in pieces.
+fn fragment_rules() -> [Rule; 2] {
+    let v4 = Rule::new(TRAP_TOUCH).text("ip frag-off & 0x1fff != 0").family(&V4).payload(NETWORK, 6, 2);
+    let v6 = Rule::new(TRAP_TOUCH).text("meta nfproto ipv6 frag frag-off != 0").family(&V6);
+    let v6 = v6.raw("exthdr", |header| {
+        header.put_u32(sys::NFTA_EXTHDR_DREG, sys::NFT_REG_1);
+        // IPPROTO_FRAGMENT.
+        header.put(sys::NFTA_EXTHDR_TYPE, &[44]);
+        header.put_u32(sys::NFTA_EXTHDR_OFFSET, 2);
+        header.put_u32(sys::NFTA_EXTHDR_LEN, 2);
+    });
+    [v4.mask([0x1f, 0xff]), v6.mask([0xff, 0xf8])].map(|rule| rule.compare(CmpOp::Neq, [0, 0]))
+}
+
+/// Counts the ports of one protocol: each once, and together with those of the other one.
+fn count_rules(trap: &Trap, protocol: &Transport) -> Vec<Rule> {
+    let window = || Span::new(Expiry::After(trap.window));
+    let known = [V4, V6].map(|family| {
+        let set = (protocol.probed)(&family);
+        let text = format!("{} . {} dport @{}", family.target, protocol.name, set.name());
+        probe(Rule::new(TRAP_TOUCH).text(text), &family, protocol).lookup(set)
+    });
+    let new = [V4, V6].map(|family| {
+        let key = format!("{} . {} dport", family.target, protocol.name);
+        let limit = Limit::over(1, WEEK, trap.forgiven.into(), "1/week");
+        probe(Rule::new(TRAP_TOUCH), &family, protocol)
+            .add((protocol.probed)(&family), &key, window(), None, sys::NFT_DYNSET_OP_ADD)
+            .target(&family)
+            .add(family.suspects, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD)
+            .jump(TRAP_BAN)
+    });
+    returning(known.into()).chain(new).collect()
+}
+
+/// Loads source and port of a packet of this version and protocol, the port right behind the source.
+fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
+    let rule = rule.family(family).meta(MetaType::L4Proto, protocol.number).target(family);
+    rule.raw("payload", |payload| {
+        payload.put_u32(sys::NFTA_PAYLOAD_DREG, family.next_register);
+        payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_TRANSPORT_HEADER);
+        payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, DESTINATION);
+        payload.put_u32(sys::NFTA_PAYLOAD_LEN, 2);
+    })
+}
+
+/// Blocks a source that probed too many ports.
+fn ban_rules(trap: &Trap) -> Vec<Rule> {
+    let most = trap.most_a_minute.max(1);
+    let ceiling =
+        Rule::new(TRAP_BAN).limit(Limit::over(most.into(), 60, most, format_args!("{most}/minute").to_string()));
+    let bans = [V4, V6].map(|family| {
+        Rule::new(TRAP_BAN)
+            .family(&family)
+            .target(&family)
+            .add(family.trap_banned, family.target, Span::new(Expiry::After(REMEMBERED)), None, sys::NFT_DYNSET_OP_ADD)
+            .target(&family)
+            .add(family.blocked, family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
+            .counter()
+            .verdict(VerdictKind::Drop)
+    });
+    returning(vec![ceiling]).chain(bans).collect()
+}
+
+const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
+/// Offsets of the ports in the header of TCP and of UDP.
+const SOURCE: u32 = 0;
+const DESTINATION: u32 = 2;
+/// How long the kernel remembers a source that it blocked: many times as long as the sensor takes to look.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// The period of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.
+const WEEK: u64 = 604_800;
