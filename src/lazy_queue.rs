@@ -1,12 +1,12 @@
-//! A bounded queue between threads that costs little memory while it is short: most of its room is made when it is first
-//! needed, and nobody ever waits. What one thread puts in comes out in its order.
+//! A bounded, lock-free queue between threads that costs little memory while it is short: most of its room is allocated when it is
+//! first needed. What one thread puts in comes out in its order.
 
 use std::sync::OnceLock;
 
 use crossbeam_queue::ArrayQueue;
 
 /// Room that is there from the start. A queue writes to all of its room when it is made, so that all of it is resident.
-const AT_ONCE: usize = 256;
+const INITIAL_LEN: usize = 256;
 
 /// The queue.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl<T> LazyQueue<T> {
     /// One that holds `length` items, at least one.
     #[must_use]
     pub fn new(length: usize) -> Self {
-        let first = length.clamp(1, AT_ONCE);
+        let first = length.clamp(1, INITIAL_LEN);
         Self { first: ArrayQueue::new(first), rest: OnceLock::new(), more: length.saturating_sub(first) }
     }
 
@@ -60,28 +60,28 @@ mod tests {
 
     #[test]
     fn it_holds_as_many_as_it_says_and_gives_back_the_next() {
-        for length in [1, 2, AT_ONCE, AT_ONCE + 1, 1_000] {
-            let backlog = LazyQueue::new(length);
-            assert!((0..length).all(|item| backlog.push(item).is_ok()));
-            assert_eq!((backlog.push(length), backlog.len()), (Err(length), length));
-            assert!((0..length).all(|item| backlog.pop() == Some(item)) && backlog.is_empty());
+        for length in [1, 2, INITIAL_LEN, INITIAL_LEN + 1, 1_000] {
+            let queue = LazyQueue::new(length);
+            assert!((0..length).all(|item| queue.push(item).is_ok()));
+            assert_eq!((queue.push(length), queue.len()), (Err(length), length));
+            assert!((0..length).all(|item| queue.pop() == Some(item)) && queue.is_empty());
         }
     }
 
     #[test]
     fn what_is_put_in_while_others_are_taken_out_keeps_its_order() {
-        let backlog = LazyQueue::new(2 * AT_ONCE);
+        let queue = LazyQueue::new(2 * INITIAL_LEN);
         let (mut put, mut taken) = (0, 0);
         // Fills and empties it again and again, across both parts and back.
         for step in 0..50_000_usize {
             if step / 700 % 2 == 0 || step % 3 == 0 {
-                put += usize::from(backlog.push(put).is_ok());
-            } else if let Some(item) = backlog.pop() {
+                put += usize::from(queue.push(put).is_ok());
+            } else if let Some(item) = queue.pop() {
                 assert_eq!(item, taken);
                 taken += 1;
             }
         }
-        while let Some(item) = backlog.pop() {
+        while let Some(item) = queue.pop() {
             assert_eq!(item, taken);
             taken += 1;
         }
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn two_threads_keep_the_order_of_what_one_of_them_puts_in() {
-        let backlog = LazyQueue::new(600);
+        let queue = LazyQueue::new(600);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for mut item in 0..200_000_u32 {
-                    while let Err(back) = backlog.push(item) {
+                    while let Err(back) = queue.push(item) {
                         item = back;
                         std::thread::yield_now();
                     }
@@ -102,7 +102,7 @@ mod tests {
             });
             let mut next = 0;
             while next < 200_000 {
-                match backlog.pop() {
+                match queue.pop() {
                     Some(item) => {
                         assert_eq!(item, next);
                         next += 1;

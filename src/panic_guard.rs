@@ -1,6 +1,5 @@
-//! What a panic may end, and what not. A defect in what writes, tells and answers must not end the protection: the thread or
-//! the loop goes on with the next thing, and a line says what happened. A defect in the sensor ends the program, so that
-//! systemd starts it anew.
+//! Contains panics. A panic in a thread that writes, reports or answers is logged, and the thread goes on with its next item,
+//! so that detection and bans go on. A panic in the sensor ends the program, and systemd restarts it.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -14,16 +13,16 @@ use std::time::Duration;
 
 use crate::types::printable::masked;
 
-/// How long after a panic the same is tried again: a defect that is met each time must not fill the log.
-pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+/// Delay before work that panicked starts again, so that a repeated panic does not fill the log.
+pub(crate) const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// The longest message of a panic that is told, in characters.
-const LONGEST: usize = 400;
+/// The longest message of a panic in the log, in characters.
+const MAX_MESSAGE_LEN: usize = 400;
 
 // With `panic = "abort"` nothing of this would hold.
 const _: () = assert!(cfg!(panic = "unwind"));
 
-/// Has every panic told by a line of the log, with its thread and its place in the program.
+/// Logs every panic in one line, with its thread and its place in the source.
 pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|panic| {
         tracing::error!("adminalert: ERROR: {}", line(thread::current().name(), panic));
@@ -37,24 +36,24 @@ fn line(thread: Option<&str>, panic: &PanicHookInfo<'_>) -> String {
     format!("a defect in this program, thread {thread}, {place}: {message}; please report it")
 }
 
-/// What a panic says, in one line. It may quote what a stranger sent.
+/// The message of a panic on one line. It may quote untrusted input.
 fn message(payload: &(dyn Any + Send)) -> String {
     let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    masked(said.unwrap_or("it says nothing"), '?').take(LONGEST).collect()
+    masked(said.unwrap_or("it says nothing"), '?').take(MAX_MESSAGE_LEN).collect()
 }
 
-/// Runs `work` to its end, again and again where it panics. What it had in hand then is lost.
+/// Runs `work` to its end, and starts it again where it panics; the item in hand is lost.
 pub(crate) fn restart_on_panic<T>(mut work: impl FnMut() -> T) -> T {
     loop {
-        // What a panic left half done is the work's own, and is looked at anew each time.
+        // Each start inspects the work's own state again.
         match catch_unwind(AssertUnwindSafe(&mut work)) {
             Ok(done) => return done,
-            Err(_) => thread::sleep(PAUSE),
+            Err(_) => thread::sleep(RESTART_DELAY),
         }
     }
 }
 
-/// What comes of `work`; `None` where it panics.
+/// The result of `work`; `None` where it panics.
 pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
@@ -115,7 +114,7 @@ mod tests {
     fn what_a_panic_says_is_one_short_line() {
         let text: Box<dyn Any + Send> = Box::new(format!("a\nb\x1b[2J{}", "é".repeat(1000)));
         let said = message(&*text);
-        assert!(said.starts_with("a?b?[2J") && said.chars().count() == LONGEST, "{said}");
+        assert!(said.starts_with("a?b?[2J") && said.chars().count() == MAX_MESSAGE_LEN, "{said}");
         assert_eq!(message(&7), "it says nothing");
         assert_eq!(message(&"plain"), "plain");
     }

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. The way of a packet goes from left to right in `lib.rs`; nothing here
 /// points back to who wires it.
-const MAY_NAME: [(&str, &[&str]); 25] = [
+const MAY_NAME: [(&str, &[&str]); 27] = [
     ("atomic_file", &[]),
     ("lazy_queue", &[]),
     ("panic_guard", &["types"]),
     ("types", &[]),
+    ("clock", &["types"]),
+    ("worker", &["lazy_queue", "panic_guard"]),
     ("sandbox", &[]),
     ("wire", &[]),
     ("config", &["sandbox", "types"]),
@@ -21,10 +23,10 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
     ("netlink", &["engine", "types"]),
     ("capture", &["config", "engine", "types", "wire"]),
     ("host", &["engine", "netlink", "types"]),
-    ("ledger", &["atomic_file", "engine", "lazy_queue", "panic_guard", "types"]),
-    ("events", &["config", "engine", "lazy_queue", "panic_guard", "types"]),
-    ("enforce", &["atomic_file", "config", "engine", "lazy_queue", "netlink", "panic_guard", "types"]),
-    ("sensor", &["capture", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"]),
+    ("ledger", &["atomic_file", "clock", "engine", "panic_guard", "types", "worker"]),
+    ("events", &["config", "engine", "lazy_queue", "types", "worker"]),
+    ("enforce", &["atomic_file", "clock", "config", "engine", "netlink", "panic_guard", "types", "worker"]),
+    ("sensor", &["capture", "clock", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"]),
     ("metrics", &["engine", "events", "sensor", "types"]),
     ("report", &["atomic_file", "engine", "ledger", "types"]),
     ("cli", &["check", "config", "control", "import", "ledger", "replay", "report", "types"]),
@@ -34,6 +36,7 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
         "daemon",
         &[
             "capture",
+            "clock",
             "config",
             "control",
             "enforce",
@@ -57,7 +60,7 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
 ];
 
 /// The folders of `src` in the order in which a packet's way is wired: a module uses only what stands after it.
-const LAYOUT: [&str; 25] = [
+const LAYOUT: [&str; 27] = [
     "fuzzing",
     "main",
     "cli",
@@ -80,6 +83,8 @@ const LAYOUT: [&str; 25] = [
     "config",
     "sandbox",
     "atomic_file",
+    "worker",
+    "clock",
     "lazy_queue",
     "panic_guard",
     "types",

@@ -90,7 +90,7 @@ impl EventLoop {
             if let Some(result) = panic_guard::catch_panic(self.serve(&mut signals, end)).await {
                 return result;
             }
-            tokio::time::sleep(panic_guard::PAUSE).await;
+            tokio::time::sleep(panic_guard::RESTART_DELAY).await;
         }
     }
 

@@ -45,8 +45,8 @@ impl EventSink {
     pub(super) fn report_lost(&mut self, lost: u64) {
         self.log.turn_minute();
         self.lost += lost;
-        if lost > 0 {
-            self.emit(EventKind::Error(format!("{lost} events came faster than they could be logged")));
+        if let Some(kind) = self.log.count_lost(lost) {
+            self.emit(kind);
         }
     }
 

@@ -1,5 +1,6 @@
-//! Events to their lines and to the JSON file, in their order. Where lines name their sources, they wait for the name: at
-//! most two seconds, and at most so many of them; a ban waits for nobody, it is in force before its event comes here.
+//! Writes events to the log and to the JSON file, in their order and within the budget of lines. With `report.resolve_host`,
+//! lines wait for the name of their source: at most two seconds, and a bounded number of them. Bans are in force before
+//! their events come here.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -8,36 +9,48 @@ use std::time::{Duration, Instant};
 
 use super::deadline;
 use super::reverse_dns::ReverseDns;
+use crate::clock::boot_time;
 use crate::config::Report;
 use crate::events::channel::Sender;
 use crate::events::classic_log;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
-use crate::events::log::{self, Rate};
+use crate::events::log;
+use crate::events::log_budget::LogBudget;
+use crate::types::LineLimiter;
 
 /// How long a line waits for a name. Most name servers answer within a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const NAME_TIMEOUT: Duration = Duration::from_secs(2);
+const MINUTE: Duration = Duration::from_secs(60);
 /// Lines that wait. Beyond it the oldest one goes without a name.
-const MOST: usize = 1_024;
+const MAX_PENDING: usize = 1_024;
 
 pub(super) struct LogWriter {
-    rate: Rate,
-    /// `None` where lines name nobody.
+    budget: LogBudget,
+    /// Events that the channel dropped since that was last reported, and how often it is reported.
+    lost: (u64, LineLimiter),
+    /// `None` where lines have no names.
     naming: Option<Naming>,
     file: Option<LineFile>,
     events: Sender,
 }
 
 impl LogWriter {
-    /// As `report` wants it. What goes wrong is an event as well.
+    /// Configured by `report`. Failures are sent as events.
     pub(super) fn new(report: &Report, events: Sender) -> Self {
-        let mut lines = Self { rate: Rate::default(), naming: None, file: None, events };
+        let mut lines = Self {
+            budget: LogBudget::default(),
+            lost: (0, LineLimiter::new(1, MINUTE)),
+            naming: None,
+            file: None,
+            events,
+        };
         lines.reconfigure(report);
         lines
     }
 
-    /// As `report` wants it from now on; the file is opened anew in any case. Where the log goes stays as it is.
+    /// Applies a new `report`; the file is opened anew in any case. `report.log` takes a restart.
     pub(super) fn reconfigure(&mut self, report: &Report) {
         match (&mut self.naming, report.resolve_host) {
             (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
@@ -71,19 +84,32 @@ impl LogWriter {
         }
     }
 
-    /// Writes `event`, if the rate has room for it.
+    /// Writes `event`, if the budget has a line for it.
     pub(super) fn write(&mut self, event: &Event) {
         self.turn_minute();
-        if self.rate.admit(event) {
+        if matches!(event.what, EventKind::Stopped) {
+            let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
+            lost.into_iter().chain(self.budget.summary()).for_each(|what| self.put(&Event::now(what)));
+        }
+        if self.budget.admit(&event.what, boot_time()) {
             self.put(event);
         }
     }
 
-    /// Says how many events of the last minute were left out, once it is over.
+    /// Writes how many events of the last minute were left out, once it is over.
     pub(super) fn turn_minute(&mut self) {
-        if let Some(what) = self.rate.turn_minute() {
-            self.put(&Event::now(what));
+        if let Some(summary) = self.budget.turn_minute(boot_time()) {
+            self.put(&Event::now(summary));
         }
+    }
+
+    /// Takes the number of events that the channel has dropped; the error that says so, at most once a minute.
+    pub(super) fn count_lost(&mut self, events: u64) -> Option<EventKind> {
+        self.lost.0 += events;
+        if self.lost.0 == 0 || !self.lost.1.admit(boot_time()) {
+            return None;
+        }
+        Some(lost_events(std::mem::take(&mut self.lost.0)))
     }
 
     /// Waits until lines can go that waited for a name, and writes them; for ever, where none is awaited. Safe to cancel.
@@ -103,6 +129,10 @@ impl LogWriter {
             None => log::write(event, None),
         }
     }
+}
+
+fn lost_events(lost: u64) -> EventKind {
+    EventKind::Error(format!("{lost} events came faster than they could be logged"))
 }
 
 struct Naming {
@@ -127,7 +157,7 @@ impl Naming {
             // It has no line, and must not take the place of one.
             return;
         }
-        let (address, until) = (classic_log::names(&event.what), now + PATIENCE);
+        let (address, until) = (classic_log::names(&event.what), now + NAME_TIMEOUT);
         if let Some(address) = address {
             self.hosts.ask(address, now, until);
         }
@@ -136,7 +166,7 @@ impl Naming {
             self.let_all_go();
             return;
         }
-        if self.waiting.len() > MOST {
+        if self.waiting.len() > MAX_PENDING {
             self.let_one_go();
         }
         self.go(now);
@@ -238,7 +268,7 @@ mod tests {
             written(),
             ["10.0.0.1/10.0.0.1", "adminalert: second", "quick.example/10.0.0.2", "10.0.0.3/10.0.0.3"]
         );
-        assert!((PATIENCE..PATIENCE * 2).contains(&took), "{took:?}");
+        assert!((NAME_TIMEOUT..NAME_TIMEOUT * 2).contains(&took), "{took:?}");
         FREE.store(1, Ordering::SeqCst);
         naming.turn().await;
         naming.put(&repeated("10.0.0.1"), Instant::now());
@@ -254,13 +284,32 @@ mod tests {
         let now = Instant::now();
         for number in 0..5_000_u32 {
             naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now);
-            assert!(naming.waiting.len() <= MOST);
+            assert!(naming.waiting.len() <= MAX_PENDING);
         }
-        assert_eq!(written().len(), 5_000 - MOST);
+        assert_eq!(written().len(), 5_000 - MAX_PENDING);
         naming.put(&Event::now(EventKind::Stopped), now);
         let rest = written();
-        assert_eq!(rest.len(), MOST + 1, "the end waits for nobody");
+        assert_eq!(rest.len(), MAX_PENDING + 1, "the end waits for nobody");
         assert!(rest.last().unwrap().starts_with("securityalert:"));
+    }
+
+    #[test]
+    fn flood_of_scans_leaves_json_file_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let (events, _received) = crate::events::channel::bounded(1);
+        let report = Report { json_file: Some(path.clone()), ..crate::config::Config::default().report };
+        let mut log = LogWriter::new(&report, events);
+        let ban = crate::engine::Ban::example();
+        let flood = Event::now(EventKind::Scan(ban));
+        (0..100_000).for_each(|_| log.write(&flood));
+        let blocked = EventKind::Blocked { ban, way: crate::types::Backend::Nft, reaction: Duration::ZERO };
+        log.write(&Event::now(blocked));
+        log.write(&Event::now(EventKind::Stopped));
+        drop(log);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let of = |kind: &str| text.lines().filter(|line| line.starts_with(&format!("{{\"event\":\"{kind}\""))).count();
+        assert_eq!([of("scan"), of("block"), of("note"), of("stop")], [300, 1, 1, 1], "the note sums up the rest");
     }
 
     #[tokio::test]

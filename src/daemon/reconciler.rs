@@ -52,7 +52,7 @@ pub(super) struct Compared {
 pub(super) async fn reconcile(sensor: SensorHandle, wanted: Wanted, compared: Compared) {
     let mut compared = Some(compared);
     while panic_guard::catch_panic(rounds(&sensor, wanted, &mut compared)).await.is_none() {
-        tokio::time::sleep(panic_guard::PAUSE).await;
+        tokio::time::sleep(panic_guard::RESTART_DELAY).await;
     }
 }
 
@@ -125,7 +125,7 @@ impl Compared {
 pub(super) async fn follow_routes(sensor: SensorHandle, mut monitor: RouteMonitor) {
     while panic_guard::catch_panic(follow(&sensor, &mut monitor)).await.is_none() {
         // What it had in hand is found by the comparison.
-        tokio::time::sleep(panic_guard::PAUSE).await;
+        tokio::time::sleep(panic_guard::RESTART_DELAY).await;
     }
 }
 

@@ -28,7 +28,6 @@ mod strikes;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
-mod token_bucket;
 mod verdict;
 
 use std::collections::VecDeque;
@@ -50,7 +49,7 @@ pub use sources::EVIDENCE;
 pub use strikes::{Escalation, LastBan, StrikeHistory};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
 
-use crate::types::{BanTarget, Protocol, Timestamp};
+use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Delivery, Packet};
 use ban_table::{BanTable, SUMMARY};
 use distributed_scan::DistributedScans;
@@ -62,7 +61,6 @@ use prefix_bans::PrefixBans;
 use recent_ports::RecentPorts;
 use sources::SourceTable;
 use strikes::Strikes;
-use token_bucket::TokenBucket;
 
 /// The longest ban above the ceiling of new bans.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::token_bucket::TokenBucket;
 use super::{Engine, Response, Settings};
+use crate::types::TokenBucket;
 
 impl Engine {
     /// Goes on with other settings. The sizes of the tables stay as they are; a ban in force keeps its end.

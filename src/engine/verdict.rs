@@ -155,3 +155,26 @@ pub enum Notice {
         bans: u32,
     },
 }
+
+#[cfg(test)]
+impl Ban {
+    /// A ban of 192.0.2.7 after one SYN.
+    pub(crate) fn example() -> Self {
+        let source = IpAddr::from([192, 0, 2, 7]);
+        let sighting = Observation {
+            source,
+            source_port: 40_000,
+            destination: [192, 0, 2, 1].into(),
+            interface: 1,
+            protocol: Protocol::Tcp,
+            port: 23,
+            class: Class::Syn,
+            fragmented: false,
+            decoy: false,
+        };
+        let probe = Probe { sighting, subject: BanTarget::of(source), distinct: 1, probes: 1, fresh: true };
+        let ports = Ports::collect([(Protocol::Tcp, 23, Class::Syn)].into_iter());
+        let first = Timestamp::default();
+        Self { probe, ports, hosts: 1, first, strikes: 0, expiry: Expiry::Never, capped: false }
+    }
+}

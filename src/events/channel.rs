@@ -1,5 +1,5 @@
-//! Events from the sensor to the shell: bounded, without a lock on the sensor's side and with one allocation in its life. When it is full,
-//! events are dropped and counted; a packet never waits for a log line.
+//! The queue of events from the sensor to the event loop: bounded, without a lock on the sensor's side and with one allocation
+//! in its life. A full queue drops and counts events; a packet never waits for a log line.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +11,8 @@ use crate::lazy_queue::LazyQueue;
 
 struct Shared {
     events: LazyQueue<Event>,
-    /// How many of them may be such as strangers cause.
-    strangers: usize,
+    /// How many of them may be attacker-driven.
+    attacker_driven: usize,
     dropped: AtomicU64,
     arrived: Notify,
 }
@@ -21,34 +21,34 @@ struct Shared {
 #[derive(Clone)]
 pub struct Sender(Arc<Shared>);
 
-/// The shell's end.
+/// The event loop's end.
 pub struct Receiver(Arc<Shared>);
 
 /// A queue that holds `length` events.
 #[must_use]
 pub fn bounded(length: usize) -> (Sender, Receiver) {
-    // A flood of probes must not cost a ban its record and its line: a quarter of the room is not for it.
-    let (events, strangers) = (LazyQueue::new(length), length - length / 4);
-    let shared = Arc::new(Shared { events, strangers, dropped: AtomicU64::new(0), arrived: Notify::new() });
+    // A flood of probes must not cost a ban its record and its line: a quarter of the room is kept from it.
+    let (events, attacker_driven) = (LazyQueue::new(length), length - length / 4);
+    let shared = Arc::new(Shared { events, attacker_driven, dropped: AtomicU64::new(0), arrived: Notify::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
 impl Sender {
-    /// Hands `event` over, or counts it as dropped.
+    /// Queues `event`, or counts it as dropped, and wakes the event loop.
     pub fn send(&self, event: Event) {
         self.put(event);
         self.wake();
     }
 
-    /// The same, without a call to the kernel: it is told with [`Sender::wake`].
+    /// The same without the wake-up, which is a call to the kernel.
     pub fn put(&self, event: Event) {
-        let no_room = event.what.is_attacker_driven() && self.0.events.len() >= self.0.strangers;
+        let no_room = event.what.is_attacker_driven() && self.0.events.len() >= self.0.attacker_driven;
         if no_room || self.0.events.push(event).is_err() {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Tells the shell that there is something to take.
+    /// Wakes the event loop.
     pub fn wake(&self) {
         self.0.arrived.notify_one();
     }

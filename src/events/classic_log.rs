@@ -1,5 +1,5 @@
-//! Events to the lines that classic PortSentry wrote, so that logcheck rules, fail2ban filters and people's own scripts go
-//! on working. A source that is never blocked gets no `attackalert:` line: such filters would have it banned.
+//! Formats events as the lines of classic PortSentry, so that logcheck rules, fail2ban filters and scripts keep working. A
+//! source that is never blocked gets no `attackalert:` line: such filters would have it banned.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,88 +1,73 @@
-//! What happened, for whoever wants to know. The sensor's events hold no text of their own, so that making one costs no
-//! allocation.
+//! Events: what happened, to be reported to people and programs. The sensor's events hold no text of their own, so that making
+//! one allocates nothing.
 
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{Ban, DistributedScan, Exempt, Notice, Probe, Repeated, Standing, Verdict};
 use crate::types::{Backend, BanTarget, Expiry};
 
-/// One event.
+/// What happened, and when by the wall clock.
 #[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the fields say it")]
 pub struct Event {
-    /// When, by the clock on the wall.
     pub time: SystemTime,
-    /// What.
     pub what: EventKind,
 }
 
 /// What happened.
 #[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the other fields say it")]
 pub enum EventKind {
     /// Capture and ruleset are in place.
     Started,
-    /// A probe that is not enough yet.
+    /// A probe that is not enough for a ban.
     Probe(Probe),
-    /// Enough, but the protocol is only logged.
+    /// Enough for a ban, but the protocol is only logged.
     Scan(Ban),
-    /// A ban is in force in one way.
+    /// A backend enforces a ban.
     Blocked {
-        /// Who, why and how long.
         ban: Ban,
-        /// In which way.
         way: Backend,
         /// From the capture of the packet to the kernel's acknowledgement.
         reaction: Duration,
     },
-    /// A ban is in force by a line for TCP wrappers.
+    /// A line for TCP wrappers enforces a ban.
     Wrapped {
-        /// Who is blocked.
         subject: BanTarget,
-        /// Why; `None` for a ban by hand.
+        /// `None` for a ban by an operator.
         ban: Option<Ban>,
-        /// The line.
         line: String,
     },
     /// A command was run for a ban.
     Ran {
-        /// Who is, or was, blocked.
         subject: BanTarget,
-        /// Why, where it was run because a ban begins on evidence.
+        /// Only where the command was run because a ban on evidence begins.
         ban: Option<Ban>,
-        /// The command, on one line.
+        /// On one line.
         command: String,
         /// How it ended and what it wrote, as a sentence.
         outcome: String,
-        /// It did what it should.
+        /// It succeeded.
         well: bool,
     },
     /// Connections of a blocked source were ended.
-    Disconnected {
-        /// Whose.
-        subject: BanTarget,
-        /// How many.
-        connections: usize,
-    },
-    /// A way did not take a ban.
+    Disconnected { subject: BanTarget, connections: usize },
+    /// A backend did not take a ban.
     BlockFailed {
-        /// Which way.
         way: Backend,
-        /// Who should have been blocked.
         subject: BanTarget,
         /// What the kernel said.
         reason: String,
     },
     /// A source that is never blocked probes this host.
     Exempt {
-        /// Who, and why it is spared.
         spared: Exempt,
         /// Probes that this event stands for.
         probes: u32,
     },
-    /// A judged source goes on sending.
+    /// A source that was blocked or logged goes on sending.
     Repeated {
-        /// Whom the judgement names.
         subject: BanTarget,
-        /// What stands against it.
         standing: Standing,
         /// Packets that this event stands for.
         packets: u32,
@@ -90,75 +75,57 @@ pub enum EventKind {
     /// Many sources share a scan.
     DistributedScan(DistributedScan),
     /// New bans above the ceiling, made short.
-    Capped {
-        /// How many.
-        bans: u32,
-    },
-    /// A ban is gone from the kernel although its time is not up.
-    Lifted {
-        /// Who is free again.
-        subject: BanTarget,
-    },
-    /// Somebody deleted a ban from the kernel's set.
-    Unblocked {
-        /// Who is free again.
-        subject: BanTarget,
-        /// Who did it.
-        by: String,
-    },
-    /// The time of a ban is over.
-    Expired {
-        /// Who is free again.
-        subject: BanTarget,
-    },
-    /// Somebody blocked a source.
+    Capped { bans: u32 },
+    /// A ban is gone from the kernel before its expiry.
+    Lifted { subject: BanTarget },
+    /// A ban was deleted from the kernel's set.
+    Unblocked { subject: BanTarget, by: String },
+    /// A ban has expired.
+    Expired { subject: BanTarget },
+    /// A ban by an operator.
     ByHand {
-        /// Who is blocked.
         subject: BanTarget,
-        /// For how long.
         expiry: Expiry,
-        /// Who did it.
         by: String,
-        /// What he says about it.
+        /// The operator's remark.
         note: Option<String>,
-        /// In which way; `None`: in every one that the settings name.
+        /// `None`: every backend of the configuration.
         way: Option<Backend>,
     },
     /// Bans that the kernel had forgotten were put back from the ledger.
-    Restored {
-        /// How many.
-        bans: usize,
-        /// In which way.
-        way: Backend,
-    },
-    /// Bans that should be in force in one way were not, and nobody had said why.
-    Repaired {
-        /// How many were put back.
-        bans: usize,
-        /// In which way.
-        way: Backend,
-    },
-    /// The table was gone, and is there again.
-    Healed {
-        /// Bans that were put back, each for the time that it had left.
-        bans: usize,
-    },
+    Restored { bans: usize, way: Backend },
+    /// Bans that were missing in a backend, for no reason that is known, were put back.
+    Repaired { bans: usize, way: Backend },
+    /// The table was gone and was created again, with so many bans for the time that they had left.
+    Healed { bans: usize },
     /// The capture could not keep up.
     Dropped {
         /// Packets lost since the last such event.
         packets: u64,
     },
     /// Bans that the kernel held at the start.
-    Adopted {
-        /// How many.
-        bans: usize,
-    },
-    /// Something an operator should know.
+    Adopted { bans: usize },
+    /// Something that an operator should know.
     Note(String),
     /// Something failed.
     Error(String),
     /// The program ends; the kernel's set stays.
     Stopped,
+}
+
+/// What causes an event, and so how often there can be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LineClass {
+    /// Single packets, short bans above the ceiling, and ends of bans: forged packets can cause any number of them.
+    Probe,
+    /// Bans, whose number has a ceiling, and bans that were lifted.
+    Ban,
+    /// Bans that a backend refused: one per packet where the kernel's set is full.
+    FailedBan,
+    /// Notes and errors in words, which may have any cause.
+    Diagnostic,
+    /// Operators and this host. No packet causes one, so that they need no limit.
+    Host,
 }
 
 impl EventKind {
@@ -176,14 +143,40 @@ impl EventKind {
         }
     }
 
-    /// True for what strangers cause as often as they send packets, in whose name they like.
+    /// What causes events of this kind, for the budget of log lines. No wildcard: a new kind has to be classified.
+    #[must_use]
+    pub fn line_class(&self) -> LineClass {
+        let class_of = |ban: Option<&Ban>| match ban {
+            Some(ban) if ban.capped => LineClass::Probe,
+            _ => LineClass::Ban,
+        };
+        match self {
+            Self::Probe(_) | Self::Scan(_) | Self::Exempt { .. } | Self::Repeated { .. } => LineClass::Probe,
+            // Short bans end too: minutes after a flood there are as many ends as there were bans.
+            Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
+            Self::Blocked { ban, .. } | Self::Ran { ban: Some(ban), .. } => class_of(Some(ban)),
+            Self::Wrapped { ban, .. } => class_of(ban.as_ref()),
+            Self::Disconnected { .. }
+            | Self::DistributedScan(_)
+            | Self::Capped { .. }
+            | Self::Lifted { .. }
+            | Self::Unblocked { .. } => LineClass::Ban,
+            Self::BlockFailed { .. } => LineClass::FailedBan,
+            Self::Dropped { .. } | Self::Note(_) | Self::Error(_) => LineClass::Diagnostic,
+            Self::Started
+            | Self::ByHand { .. }
+            | Self::Restored { .. }
+            | Self::Repaired { .. }
+            | Self::Healed { .. }
+            | Self::Adopted { .. }
+            | Self::Stopped => LineClass::Host,
+        }
+    }
+
+    /// True for events of which forged packets can cause any number.
     #[must_use]
     pub fn is_attacker_driven(&self) -> bool {
-        match self {
-            Self::Probe(_) | Self::Repeated { .. } | Self::Exempt { .. } | Self::BlockFailed { .. } => true,
-            Self::Blocked { ban, .. } => ban.capped,
-            _ => false,
-        }
+        matches!(self.line_class(), LineClass::Probe | LineClass::FailedBan)
     }
 }
 

@@ -217,7 +217,7 @@ pub fn expires(expiry: Expiry, at: SystemTime) -> String {
     }
 }
 
-fn kind(what: &EventKind) -> &'static str {
+pub(super) fn kind(what: &EventKind) -> &'static str {
     match what {
         EventKind::Started => "start",
         EventKind::Probe(_) => "probe",

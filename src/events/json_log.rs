@@ -1,83 +1,74 @@
-//! Lines to a file that others may move away: it is opened anew once its name stands for another file, at the latest a
-//! second later. A thread of its own writes, so that a disk that hangs or is full holds up nothing; what it does not take
-//! is counted and said once.
+//! Appends lines to a file that logrotate may move or truncate: the file is opened anew within a second after its name stands
+//! for another one. A thread of its own writes, so that a full or hanging disk delays nothing; lost lines are counted and
+//! reported once.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::panic_guard;
+use crate::worker::{Inbox, Worker};
 
 /// Lines that wait for the thread.
 const QUEUE: usize = 4_096;
 /// Bytes that wait for a disk with room for them.
-const WAITING: usize = 1 << 20;
+const MAX_WAITING: usize = 1 << 20;
 /// Bytes that are written at once.
 const BATCH: usize = 1 << 16;
-/// How often it is looked whether the file is still the one of its name, and how often a disk that takes nothing is tried
-/// again.
-const LOOK: Duration = Duration::from_secs(1);
-/// How often losses are said.
-const SAY: Duration = Duration::from_secs(60);
+/// How often the file is compared with the one that its name stands for, and how often a failing disk is tried again.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often losses are reported.
+const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the disk has for what is not written yet when the program ends.
-const FLUSH: Duration = Duration::from_millis(300);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What there is to say of the file.
+/// A change in the state of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// Nothing can be written.
+    /// Writing failed.
     Failed(String),
-    /// It works, and something was lost before.
+    /// Writing works, and lines were lost before.
     Better(String),
 }
 
-/// The end that takes lines. What is left when it is dropped is written, if the disk is quick.
+/// Takes lines for the file. What is left when it is dropped is written, if the disk is quick.
 pub struct LineFile {
     path: PathBuf,
-    /// `None` only while it is dropped.
-    lines: Option<SyncSender<Order>>,
-    lost: Arc<AtomicU64>,
-    ended: Receiver<()>,
+    worker: Worker<Command, ()>,
 }
 
-enum Order {
+enum Command {
     Line(String),
     Reopen,
 }
 
 impl LineFile {
-    /// Appends to the file `path`, which is made with mode 0640 where it is not there. `tell` hears what goes wrong.
+    /// Appends to the file `path`, which is made with mode 0640 where it is not there. `tell` is called with failures and losses.
     ///
     /// # Errors
     /// Where no thread can be started.
     pub fn start(path: &Path, tell: impl Fn(News) + Send + 'static) -> io::Result<Self> {
-        let (lines, orders) = sync_channel(QUEUE);
-        let (ending, ended) = channel();
-        let lost = Arc::new(AtomicU64::new(0));
-        let mut writer = Writer {
-            path: path.to_owned(),
-            file: None,
-            looked: Instant::now(),
-            waiting: String::new(),
-            lost: Arc::clone(&lost),
-            failing: false,
-            said: None,
-            tell: Box::new(tell),
-        };
-        let thread = std::thread::Builder::new().name("json-file".to_owned());
-        thread.spawn(move || {
-            panic_guard::restart_on_panic(|| writer.run(&orders));
-            // Nobody may wait for it any more.
-            let _ = ending.send(());
+        let worker = Worker::start("json-file", QUEUE, |inbox| {
+            let mut writer = Writer {
+                path: path.to_owned(),
+                file: None,
+                looked: Instant::now(),
+                waiting: String::new(),
+                inbox,
+                dropped: 0,
+                lost_said: 0,
+                failing: false,
+                said: None,
+                tell: Box::new(tell),
+            };
+            move || writer.run()
         })?;
-        Ok(Self { path: path.to_owned(), lines: Some(lines), lost, ended })
+        Ok(Self { path: path.to_owned(), worker })
     }
 
     /// The file's name.
@@ -88,28 +79,22 @@ impl LineFile {
 
     /// Puts a line, without its end, in line for the file. Never waits: what finds no room is counted.
     pub fn put(&self, line: String) {
-        if let Some(lines) = &self.lines
-            && lines.try_send(Order::Line(line)).is_err()
-        {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        let _ = self.worker.handle().put(Command::Line(line));
     }
 
     /// Has the file opened anew.
     pub fn reopen(&self) {
-        if let Some(lines) = &self.lines
-            && let Err(TrySendError::Full(_)) = lines.try_send(Order::Reopen)
-        {
-            // It is busy, and looks by itself within a second.
+        // A thread that is too busy for it looks by itself within a second.
+        if self.worker.handle().inbox().len() < QUEUE {
+            let _ = self.worker.handle().put(Command::Reopen);
         }
     }
 }
 
 impl Drop for LineFile {
     fn drop(&mut self) {
-        self.lines = None;
         // A disk that hangs must not hold up the end.
-        let _ = self.ended.recv_timeout(FLUSH);
+        let _ = self.worker.stop(FLUSH_TIMEOUT);
     }
 }
 
@@ -119,46 +104,49 @@ struct Writer {
     /// When it was last compared with what its name stands for, or tried in vain.
     looked: Instant,
     waiting: String,
-    lost: Arc<AtomicU64>,
+    inbox: Arc<Inbox<Command>>,
+    /// Lines that found no room in `waiting`, and all losses that were said.
+    dropped: u64,
+    lost_said: u64,
     failing: bool,
     said: Option<Instant>,
     tell: Box<dyn Fn(News) + Send>,
 }
 
 impl Writer {
-    fn run(&mut self, orders: &Receiver<Order>) {
+    fn run(&mut self) {
         // What is wrong with the name is said at the start, not with the first scan.
         self.write();
         loop {
-            let first = match self.waiting.is_empty() {
-                true => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                false => orders.recv_timeout(LOOK),
-            };
-            let ended = matches!(first, Err(RecvTimeoutError::Disconnected));
+            // Read first: what was put in before the order to stop is then in the queue.
+            let ends = self.inbox.stop().is_some();
             let mut reopen = false;
-            let mut next = first.ok();
-            while let Some(order) = next {
-                match order {
-                    Order::Line(line) => self.take(&line),
-                    Order::Reopen => reopen = true,
+            while (self.failing || self.waiting.len() < BATCH)
+                && let Some(command) = self.inbox.pop()
+            {
+                match command {
+                    Command::Line(line) => self.take(&line),
+                    Command::Reopen => reopen = true,
                 }
-                next = (self.waiting.len() < BATCH).then(|| orders.try_recv().ok()).flatten();
             }
             if reopen {
                 self.file = None;
             }
-            if reopen || ended || !self.failing || self.looked.elapsed() >= LOOK {
+            if reopen || ends || !self.failing || self.looked.elapsed() >= POLL_INTERVAL {
                 self.write();
             }
-            if ended {
-                return;
+            match (self.inbox.is_empty(), self.waiting.is_empty()) {
+                (true, _) if ends => return,
+                (true, true) => thread::park(),
+                (true, false) => thread::park_timeout(POLL_INTERVAL),
+                (false, _) => {}
             }
         }
     }
 
     fn take(&mut self, line: &str) {
-        if self.waiting.len() + line.len() >= WAITING {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        if self.waiting.len() + line.len() >= MAX_WAITING {
+            self.dropped += 1;
             return;
         }
         self.waiting.push_str(line);
@@ -187,11 +175,12 @@ impl Writer {
     }
 
     fn say_losses(&mut self) {
-        let due = self.said.is_none_or(|said| said.elapsed() >= SAY);
+        let due = self.said.is_none_or(|said| said.elapsed() >= LOSS_INTERVAL);
         let lost = match self.failing || due {
-            true => self.lost.swap(0, Ordering::Relaxed),
+            true => self.dropped + self.inbox.refused() - self.lost_said,
             false => 0,
         };
+        self.lost_said += lost;
         let path = self.path.display();
         if self.failing {
             (self.tell)(News::Better(format!("events are written to {path} again; {lost} were lost")));
@@ -204,7 +193,7 @@ impl Writer {
     }
 
     fn try_write(&mut self) -> io::Result<()> {
-        if self.looked.elapsed() >= LOOK {
+        if self.looked.elapsed() >= POLL_INTERVAL {
             self.looked = Instant::now();
             self.file = self.file.take().filter(|file| is_at(file, &self.path));
         }
@@ -323,7 +312,7 @@ mod tests {
         file.put("one".to_owned());
         text_is(&path, "one\n");
         fs::rename(&path, &moved).unwrap();
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
         file.put("two".to_owned());
         text_is(&path, "two\n");
         text_is(&moved, "one\n");
@@ -347,7 +336,7 @@ mod tests {
         let (file, said) = start(&path);
         (0..10).for_each(|number| file.put(number.to_string()));
         wait(|| (!said.lock().unwrap().is_empty()).then_some(()));
-        std::thread::sleep(LOOK + LOOK / 2);
+        std::thread::sleep(POLL_INTERVAL + POLL_INTERVAL / 2);
         assert!(matches!(&said.lock().unwrap()[..], [News::Failed(text)] if text.contains("No such file")));
         let line = "x".repeat(1 << 12);
         (0..400).for_each(|_| file.put(line.clone()));

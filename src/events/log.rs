@@ -1,9 +1,7 @@
-//! Lines to standard error, to the journal or to syslog. How many probes are told one by one is bounded: a flood of forged
-//! sources must not fill the disk.
+//! Writes lines to standard error, to the journal or to syslog.
 
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format;
@@ -16,11 +14,18 @@ use super::json::EventRecord;
 use super::syslog::{DEV_LOG, Syslog};
 use crate::config::LogTarget;
 
-/// Lines about single probes and short bans, a minute. Other verdicts are never left out; they have bounds of their own.
-const LINES_PER_MINUTE: u32 = 600;
-/// Lines about bans that failed, a minute: as many as somebody forges where the set is full. Probes must not use them up.
-const FAILURES_PER_MINUTE: u32 = 60;
-const MINUTE: Duration = Duration::from_secs(60);
+/// Where lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To the journal where standard error is connected to it, else to standard error.
+    Auto,
+    /// To standard error.
+    Stderr,
+    /// To the journal.
+    Journal,
+    /// To the syslog daemon.
+    Syslog,
+}
 
 /// Sends what is logged from now on to `target`, and to standard error where that cannot be reached; a line says so.
 ///
@@ -96,50 +101,4 @@ pub fn write(event: &Event, name: Option<&str>) {
 /// messages of a user's program, where rules for `daemon.*` find nothing.
 fn to_journal() -> std::io::Result<tracing_journald::Layer> {
     Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", "3")]))
-}
-
-/// How many events may be told: all that an operator acts on, and a bounded number of what strangers can cause.
-pub struct Rate {
-    minute: Instant,
-    lines: u32,
-    failures: u32,
-    left_out: u64,
-}
-
-impl Default for Rate {
-    fn default() -> Self {
-        Self { minute: Instant::now(), lines: LINES_PER_MINUTE, failures: FAILURES_PER_MINUTE, left_out: 0 }
-    }
-}
-
-impl Rate {
-    /// True where there is room for `event`; else it is counted.
-    pub fn admit(&mut self, event: &Event) -> bool {
-        let room = match &event.what {
-            EventKind::Probe(_) | EventKind::Repeated { .. } => take(&mut self.lines),
-            // Above the ceiling there are as many as somebody forges. A line of their own says how many.
-            EventKind::Blocked { ban, .. } if ban.capped => take(&mut self.lines),
-            EventKind::BlockFailed { .. } => take(&mut self.failures),
-            _ => true,
-        };
-        self.left_out += u64::from(!room);
-        room
-    }
-
-    /// How many events of the last minute were left out, once it is over and where there were any.
-    pub fn turn_minute(&mut self) -> Option<EventKind> {
-        if self.minute.elapsed() < MINUTE {
-            return None;
-        }
-        let left_out = std::mem::take(self).left_out;
-        let text = format!("{left_out} more lines about probes, short bans and failed ones were left out");
-        (left_out > 0).then_some(EventKind::Note(text))
-    }
-}
-
-/// Takes one of the lines that the minute has left.
-fn take(left: &mut u32) -> bool {
-    let taken = left.checked_sub(1);
-    *left = taken.unwrap_or(0);
-    taken.is_some()
 }

@@ -1,5 +1,6 @@
-//! Events to people and machines: the classic log lines ([`classic_log`]), JSON ([`json`]), and where they go ([`log`], [`syslog`], [`json_log`]). The
-//! sensor hands events over through [`channel`], which drops them, counted, before it ever delays a packet.
+//! Reports what happens to people and programs: the classic log lines ([`classic_log`]) and JSON ([`json`]), written to the
+//! log ([`log`], [`syslog`]) and to a file ([`json_log`]) within a budget of lines ([`log_budget`]). The sensor hands events
+//! over through [`channel`], which drops and counts them before it ever delays a packet.
 
 pub mod channel;
 pub mod classic_log;
@@ -7,4 +8,5 @@ pub mod event;
 pub mod json;
 pub mod json_log;
 pub mod log;
+pub mod log_budget;
 pub mod syslog;

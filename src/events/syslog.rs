@@ -1,7 +1,7 @@
-//! Lines to the syslog daemon at /dev/log, as syslog(3) sends them: facility daemon, identity `portsentry[PID]`. A daemon
-//! that restarts is found again; what none takes goes to standard error, so that no line is lost without a trace.
+//! Sends lines to the syslog daemon at /dev/log, as syslog(3) does: facility daemon, identity `portsentry[PID]`. Reconnects to a
+//! daemon that restarts; lines that no daemon takes go to standard error.
 //!
-//! The time is left to the daemon: it reads its own clock, and nobody here knows the zone of its files.
+//! The messages carry no time: the daemon takes its own, in the time zone of its files.
 //!
 //! Read with: RFC 3164, syslog(3), unix(7).
 
@@ -24,19 +24,19 @@ pub const DEV_LOG: &str = "/dev/log";
 
 /// Facility daemon, times eight.
 const DAEMON: u8 = 3 << 3;
-/// How long a daemon may be too busy for a line.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// How long one that was too busy, or gone, is left alone: the shell must not spend its time on waiting for it.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a busy daemon is waited for.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a daemon that was busy or gone is not tried again, so that the event loop does not spend its time on waiting.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What daemons take as one message by their built-in settings, less what they put in front of it.
-const LONGEST: usize = 7_900;
+const MAX_MESSAGE_LEN: usize = 7_900;
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     /// Something failed.
     Error,
-    /// Somebody does what he should not, or the program ends.
+    /// A scan or a ban, or the program ends.
     Warning,
     /// As classic PortSentry had all its lines.
     Notice,
@@ -89,7 +89,7 @@ impl Syslog {
         }
         if (state.lost > 0 && Instant::now() < state.again) || !self.hand_over(&mut state, &message(severity, line)) {
             state.lost += 1;
-            // Where this cannot be written either, there is nobody left to tell.
+            // Where this cannot be written either, nothing else is left.
             let _ = writeln!(otherwise, "{line}");
         }
     }
@@ -108,14 +108,14 @@ impl Syslog {
                 Err(_) => state.socket = None,
             }
         }
-        state.again = Instant::now() + PAUSE;
+        state.again = Instant::now() + RETRY_DELAY;
         false
     }
 }
 
 fn open(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     socket.connect(path)?;
     Ok(socket)
 }
@@ -123,7 +123,7 @@ fn open(path: &Path) -> io::Result<UnixDatagram> {
 /// The datagram of a line. What could end it, or drive a terminal, becomes a blank.
 fn message(severity: Severity, line: &str) -> String {
     let head = format!("<{}>portsentry[{}]: ", DAEMON | severity.code(), std::process::id());
-    let line = masked_to(line, ' ', LONGEST.saturating_sub(head.len()));
+    let line = masked_to(line, ' ', MAX_MESSAGE_LEN.saturating_sub(head.len()));
     head + &line
 }
 
@@ -183,7 +183,7 @@ mod tests {
         syslog.send(Severity::Notice, "a\nb\u{1b}[2J\u{9b}c", &mut otherwise);
         assert!(next(&daemon).ends_with(": a b [2J c"));
         syslog.send(Severity::Notice, &"é".repeat(10_000), &mut otherwise);
-        assert!(next(&daemon).len() <= LONGEST);
+        assert!(next(&daemon).len() <= MAX_MESSAGE_LEN);
         assert!(otherwise.is_empty());
     }
 
@@ -205,7 +205,7 @@ mod tests {
         syslog.send(Severity::Notice, "four", &mut otherwise);
         assert_eq!(otherwise, b"three\nfour\n");
         let third = daemon(&path);
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(RETRY_DELAY);
         syslog.send(Severity::Notice, "five", &mut otherwise);
         assert!(next(&third).contains("2 lines went to standard error"));
         assert!(next(&third).ends_with(": five"));
@@ -227,7 +227,7 @@ mod tests {
         (0..10_000).for_each(|_| syslog.send(Severity::Notice, "x", &mut otherwise));
         let took = begin.elapsed();
         let waits = took.as_secs() + 1;
-        assert!(took < PATIENCE * 2 * u32::try_from(waits).unwrap() + PAUSE, "{took:?}");
+        assert!(took < SEND_TIMEOUT * 2 * u32::try_from(waits).unwrap() + RETRY_DELAY, "{took:?}");
         assert_eq!(otherwise.len(), 20_000);
     }
 }

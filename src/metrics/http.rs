@@ -12,11 +12,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 /// The longest request that is read.
-const LONGEST: usize = 8 << 10;
+const MAX_REQUEST_LEN: usize = 8 << 10;
 /// Clients at one time.
-const CLIENTS: usize = 8;
+const MAX_CLIENTS: usize = 8;
 /// How long a client may take for its request and for the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests for the figures, each with the place for its answer.
 pub struct Scrapes(mpsc::Receiver<oneshot::Sender<String>>);
@@ -28,7 +28,7 @@ impl Scrapes {
     /// What the system says.
     pub async fn listen(address: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let (wanted, scrapes) = mpsc::channel(CLIENTS);
+        let (wanted, scrapes) = mpsc::channel(MAX_CLIENTS);
         tokio::spawn(accept(listener, wanted));
         Ok(Self(scrapes))
     }
@@ -43,7 +43,7 @@ impl Scrapes {
 }
 
 async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<String>>) {
-    let places = Arc::new(Semaphore::new(CLIENTS));
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors, as a rule.
@@ -54,7 +54,7 @@ async fn accept(listener: TcpListener, wanted: mpsc::Sender<oneshot::Sender<Stri
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let wanted = wanted.clone();
             tokio::spawn(async move {
-                let _ = timeout(PATIENCE, answer(stream, metrics(wanted))).await;
+                let _ = timeout(REQUEST_TIMEOUT, answer(stream, metrics(wanted))).await;
                 drop(place);
             });
         }
@@ -73,7 +73,7 @@ async fn answer(mut stream: TcpStream, metrics: impl Future<Output = Option<Stri
     let mut part = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let read = stream.read(&mut part).await?;
-        if read == 0 || request.len() + read > LONGEST {
+        if read == 0 || request.len() + read > MAX_REQUEST_LEN {
             return Ok(());
         }
         request.extend_from_slice(part.get(..read).unwrap_or_default());

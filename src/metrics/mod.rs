@@ -1,5 +1,4 @@
-//! The sensor's figures to Prometheus' text, and the text to whoever fetches it. Reads what others count; counts nothing
-//! itself.
+//! Exposes the sensor's metrics in the OpenMetrics text format, over HTTP. Counts nothing itself.
 //!
 //! Read with: <https://prometheus.io/docs/practices/naming/>.
 
@@ -77,7 +76,7 @@ impl EncodeMetric for Family {
     }
 }
 
-/// Reaction times.
+/// The histogram of reaction times.
 struct Reactions<'a>(&'a SensorMetrics);
 
 impl EncodeMetric for Reactions<'_> {

@@ -21,10 +21,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::capture::decoy::Decoys;
 use crate::capture::live::{CaptureError, Live, Ring};
+use crate::clock::boot_time;
 use crate::engine::{Engine, Host};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
@@ -78,7 +78,7 @@ pub struct Sensor {
     controller: BanController,
     inbox: Inbox,
     /// Origin of the engine's time.
-    start: Duration,
+    start: Timestamp,
     drop_counter: DropCounter,
     batching: Batching,
     /// When the reader of the events had been woken for all of them.
@@ -151,7 +151,7 @@ impl Sensor {
 
     /// Time since the start.
     fn now(&self) -> Timestamp {
-        Timestamp::at(boot_time().saturating_sub(self.start))
+        Timestamp::at(boot_time().since(self.start))
     }
 
     /// Waits until something is ready or due. With more frames in the ring buffer it only polls.
@@ -267,9 +267,4 @@ fn is_ready(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool, E
         Err(Errno::INTR) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// CLOCK_BOOTTIME counts suspended time and cannot be set.
-fn boot_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

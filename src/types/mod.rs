@@ -1,6 +1,7 @@
 //! Vocabulary that every other module may use. Depends on nothing else in the crate.
 
 mod backend;
+mod backoff;
 mod ban_target;
 pub mod exit_code;
 mod expiry;
@@ -9,14 +10,17 @@ mod prefix;
 pub mod printable;
 mod protocol;
 mod rate;
+mod rate_limit;
 mod timestamp;
 
 pub use backend::{Backend, Backends, ParseBackendsError};
+pub use backoff::Backoff;
 pub use ban_target::{BanTarget, ParseBanTargetError};
 pub use expiry::Expiry;
 pub use port_set::{PortSet, PortSetError};
 pub use prefix::Prefix;
 pub use protocol::Protocol;
 pub use rate::{Rate, RateError};
+pub use rate_limit::{LineLimiter, TokenBucket};
 pub(crate) use timestamp::Tick;
 pub use timestamp::Timestamp;

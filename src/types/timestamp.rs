@@ -10,6 +10,9 @@ use crate::types::Expiry;
 pub struct Timestamp(Duration);
 
 impl Timestamp {
+    /// The origin.
+    pub const ZERO: Self = Self(Duration::ZERO);
+
     /// The moment `since` after the origin.
     #[must_use]
     pub fn at(since: Duration) -> Self {

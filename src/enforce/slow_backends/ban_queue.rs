@@ -1,46 +1,45 @@
-//! The bans that the thread holds, and when each is over, by the time since boot.
+//! The bans that the thread holds, ordered by their expiry, which is counted in CLOCK_BOOTTIME.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::Duration;
 
 use super::MAX_BANS;
 use crate::enforce::BanContext;
-use crate::types::{Backend, BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-/// A ban that something has to be done for when it is over.
+/// A ban that has to be undone when it is over.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) case: BanContext,
-    /// Which ban of its subject it is: what belongs to an earlier one is stale.
+    /// The number of this ban: results for an earlier ban of the same target are stale.
     pub(super) id: u64,
-    /// What is to be done still.
+    /// Backends that are left to do.
     pub(super) steps: VecDeque<Backend>,
     /// There is a line, or should be.
     pub(super) has_line: bool,
     /// The command was started.
     pub(super) has_run: bool,
-    until: Option<Duration>,
+    until: Option<Timestamp>,
 }
 
-/// All of them.
+/// All bans that are held.
 #[derive(Default)]
 pub(super) struct Bans {
     held: HashMap<BanTarget, Held>,
-    deadlines: BTreeSet<(Duration, BanTarget)>,
+    deadlines: BTreeSet<(Timestamp, BanTarget)>,
     ids: u64,
 }
 
 impl Bans {
     /// Holds `case` from `now` on, for as long as is `left`; what was done for an earlier ban of the subject stays known.
     /// `None` where there is no room.
-    pub(super) fn hold(&mut self, now: Duration, case: BanContext, left: Expiry) -> Option<&mut Held> {
+    pub(super) fn hold(&mut self, now: Timestamp, case: BanContext, left: Expiry) -> Option<&mut Held> {
         let subject = case.subject;
         if self.held.len() >= MAX_BANS && !self.held.contains_key(&subject) {
             return None;
         }
         let until = match left {
             Expiry::Never => None,
-            Expiry::After(span) => now.checked_add(span),
+            Expiry::After(span) => Some(now.after(span)),
         };
         self.ids += 1;
         let id = self.ids;
@@ -71,7 +70,7 @@ impl Bans {
         self.held.get_mut(&subject)
     }
 
-    /// Whether this is the ban of its subject that is held now.
+    /// True where this is the ban that is held for its target now.
     pub(super) fn is_current(&self, subject: BanTarget, id: u64) -> bool {
         self.get(subject).is_some_and(|held| held.id == id)
     }
@@ -84,25 +83,31 @@ impl Bans {
         Some(held)
     }
 
-    /// Who has a line, or should have one.
+    /// Targets that have a line, or should have one.
     pub(super) fn with_line(&self) -> impl Iterator<Item = BanTarget> + '_ {
         self.held.iter().filter(|(_, held)| held.has_line).map(|(subject, _)| *subject)
     }
 
-    /// A subject whose ban is over at `now`.
-    pub(super) fn over(&self, now: Duration) -> Option<BanTarget> {
+    /// A target of a ban that is over at `now`.
+    pub(super) fn over(&self, now: Timestamp) -> Option<BanTarget> {
         self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, subject)| *subject)
     }
 
-    /// When the next one is over.
-    pub(super) fn next(&self) -> Option<Duration> {
+    /// The next expiry.
+    pub(super) fn next(&self) -> Option<Timestamp> {
         self.deadlines.first().map(|(until, _)| *until)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
 
     fn case(last: u8) -> BanContext {
         BanContext::example([192, 0, 2, last].into())
@@ -112,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_longer_ban_replaces_the_deadline_and_keeps_what_was_done() {
-        let (mut bans, at) = (Bans::default(), Duration::from_secs);
+        let mut bans = Bans::default();
         let held = bans.hold(at(100), case(1), MINUTE).unwrap();
         held.has_run = true;
         held.steps.push_back(Backend::HostsDeny);
@@ -127,7 +132,7 @@ mod tests {
 
     #[test]
     fn who_is_removed_has_no_deadline_left() {
-        let (mut bans, at) = (Bans::default(), Duration::from_secs);
+        let mut bans = Bans::default();
         bans.hold(at(0), case(1), MINUTE).unwrap();
         bans.hold(at(1), case(2), MINUTE).unwrap();
         assert_eq!(bans.next(), Some(at(60)));
@@ -140,9 +145,9 @@ mod tests {
         let mut bans = Bans::default();
         let number = |n: usize| BanContext::example(u32::try_from(n).unwrap().to_be_bytes().into());
         for n in 0..MAX_BANS {
-            assert!(bans.hold(Duration::ZERO, number(n), MINUTE).is_some());
+            assert!(bans.hold(Timestamp::ZERO, number(n), MINUTE).is_some());
         }
-        assert!(bans.hold(Duration::ZERO, number(MAX_BANS), MINUTE).is_none());
-        assert!(bans.hold(Duration::ZERO, number(7), Expiry::Never).is_some());
+        assert!(bans.hold(Timestamp::ZERO, number(MAX_BANS), MINUTE).is_none());
+        assert!(bans.hold(Timestamp::ZERO, number(7), Expiry::Never).is_some());
     }
 }

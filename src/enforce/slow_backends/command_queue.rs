@@ -1,6 +1,5 @@
-//! Commands that are to be run, in the order in which they came, a few at once, by the process that does nothing else
-//! ([`Spawner`]). Two commands for one subject never run at the same time. Where that process has ended, those that are asked
-//! for fail, as with any way that fails.
+//! Commands that wait, in their order, and a few that run at once in the command helper ([`Spawner`]), a process that does
+//! nothing else. Two commands for one target never run at the same time. Where the helper has ended, commands fail.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,32 +7,32 @@ use std::thread;
 use std::time::Duration;
 
 use super::ban_queue::Bans;
-use super::{BackendEvent, CommandPhase, MAX_BANS, SlowTask, backoff};
+use super::{BACKOFF, BackendEvent, CommandPhase, MAX_BANS, SlowTask};
 use crate::enforce::BanContext;
 use crate::enforce::command::{Answer, Outcome, Ran, RunSettings, Spawner, Which};
 use crate::panic_guard;
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, BanTarget, Timestamp};
 
-/// Commands for new bans that wait. Strangers make them, so there is an end.
-const WAITING: usize = 1_024;
+/// Commands for new bans that wait; packets cause them.
+const MAX_WAITING: usize = 1_024;
 
 /// Commands that failed and wait for their next attempt.
-const RETRIES: usize = 4_096;
+const MAX_RETRIES: usize = 4_096;
 
-/// Attempts at a command after the ban: there is no end of a ban that would end them.
-const LAST_ATTEMPTS: u32 = 10;
+/// Attempts at the expiry command: no expiry ends them.
+const MAX_RELEASE_ATTEMPTS: u32 = 10;
 
 /// One run of a command.
 #[derive(Clone, Copy)]
 pub(super) struct Job {
-    /// Which ban of the subject it is for.
+    /// The number of its ban.
     pub(super) id: u64,
     pub(super) case: BanContext,
     pub(super) occasion: CommandPhase,
     pub(super) attempt: u32,
 }
 
-/// What has become of a command.
+/// The result of a command.
 struct Finished {
     job: Job,
     command: String,
@@ -48,10 +47,10 @@ pub(super) struct Commands {
     /// Those in `waiting` that are not for the end of a ban.
     new: usize,
     running: HashSet<BanTarget>,
-    retries: BTreeMap<(Duration, u64), Job>,
+    retries: BTreeMap<(Timestamp, u64), Job>,
     serial: u64,
     /// Blocks that wait for their command, and until when at most; in this order, since all have the same limit.
-    awaited: VecDeque<(Duration, BanContext)>,
+    awaited: VecDeque<(Timestamp, BanContext)>,
     /// Commands that are run, by the number under which they were asked for.
     asked: HashMap<u64, Job>,
     number: u64,
@@ -95,7 +94,7 @@ impl Commands {
         let work = move || {
             panic_guard::restart_on_panic(|| {
                 while let Some(answer) = spawner.next() {
-                    // The other end is there as long as anybody waits.
+                    // The other end is dropped only at the end.
                     let _ = sender.send(Some(answer));
                     hands.unpark();
                 }
@@ -113,7 +112,7 @@ impl Commands {
     /// Puts a command in line; false where there is no room, and it is lost and counted.
     pub(super) fn put(&mut self, job: Job) -> bool {
         let release = job.occasion == CommandPhase::Release;
-        let room = if release { self.waiting.len() < MAX_BANS } else { self.new < WAITING };
+        let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_WAITING };
         if room {
             self.waiting.push_back(job);
             self.new += usize::from(!release);
@@ -132,21 +131,21 @@ impl Commands {
     }
 
     /// Runs the command before the block of `case`, and has the block wait for it, for a while.
-    pub(super) fn before(&mut self, now: Duration, id: u64, case: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
+    pub(super) fn before(&mut self, now: Timestamp, id: u64, case: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
         if self.put(Job { id, case, occasion: CommandPhase::Before, attempt: 1 }) {
-            self.awaited.push_back((now.saturating_add(self.settings.timeout), case));
+            self.awaited.push_back((now.after(self.settings.timeout), case));
         } else {
             tell(BackendEvent::Ready { case });
         }
     }
 
-    /// Nobody waits any more to block `subject`.
+    /// No block of `subject` waits any more.
     pub(super) fn forget(&mut self, subject: BanTarget) {
         self.awaited.retain(|(_, case)| case.subject != subject);
     }
 
     /// Starts what there is room for, and lets blocks go on that have waited long enough.
-    pub(super) fn go_on(&mut self, now: Duration, bans: &mut Bans, tell: &mut dyn FnMut(BackendEvent)) {
+    pub(super) fn go_on(&mut self, now: Timestamp, bans: &mut Bans, tell: &mut dyn FnMut(BackendEvent)) {
         while let Some(entry) = self.retries.first_entry()
             && entry.key().0 <= now
         {
@@ -189,13 +188,13 @@ impl Commands {
             Err(error) => {
                 let ran = Ran { outcome: Outcome::NotStarted(error), output: String::new(), took: Duration::ZERO };
                 self.unasked.push_back(Finished { job, command: words.join(" "), ran });
-                // There is nobody who would wake this thread.
+                // Nothing else wakes this thread.
                 thread::current().unpark();
             }
         }
     }
 
-    /// What has become of a command since the last call.
+    /// The next result.
     fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<Finished> {
         loop {
             if let Some(finished) = self.unasked.pop_front() {
@@ -203,7 +202,7 @@ impl Commands {
             }
             match self.answers.1.try_recv().ok()? {
                 Some(Answer { number, command, ran }) => {
-                    // What nobody asked for is nobody's.
+                    // Ignores answers that were not asked for.
                     if let Some(job) = self.asked.remove(&number) {
                         return Some(Finished { job, command, ran });
                     }
@@ -213,7 +212,7 @@ impl Commands {
         }
     }
 
-    /// The process that runs commands has ended, and all that it ran is left alone.
+    /// The helper has ended; what it ran is left alone.
     fn end(&mut self, tell: &mut dyn FnMut(BackendEvent)) {
         for (_, job) in self.asked.drain() {
             let ran = Ran { outcome: Outcome::Unknown, output: String::new(), took: Duration::ZERO };
@@ -230,8 +229,13 @@ impl Commands {
         }
     }
 
-    /// Takes what has ended since the last call. The subjects whose ban has its first run behind it.
-    pub(super) fn collect(&mut self, now: Duration, bans: &Bans, tell: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+    /// Takes the commands that have ended since the last call. Returns the targets of bans whose first run is over.
+    pub(super) fn collect(
+        &mut self,
+        now: Timestamp,
+        bans: &Bans,
+        tell: &mut dyn FnMut(BackendEvent),
+    ) -> Vec<BanTarget> {
         let mut ended = Vec::new();
         while let Some(Finished { job, command, ran }) = self.next_finished(tell) {
             let Job { id, case, occasion, attempt } = job;
@@ -254,27 +258,27 @@ impl Commands {
     }
 
     /// Puts a command that failed in line for later, where that makes sense. The time of one before a block is over.
-    fn try_again(&mut self, now: Duration, job: Job, outcome: &Outcome, bans: &Bans) -> Option<Duration> {
+    fn try_again(&mut self, now: Timestamp, job: Job, outcome: &Outcome, bans: &Bans) -> Option<Duration> {
         let sensible = match job.occasion {
             CommandPhase::Before => false,
             CommandPhase::Block => bans.is_current(job.case.subject, job.id),
-            CommandPhase::Release => job.attempt < LAST_ATTEMPTS,
+            CommandPhase::Release => job.attempt < MAX_RELEASE_ATTEMPTS,
         };
         if !sensible || *outcome == Outcome::Stopped {
             return None;
         }
-        if self.retries.len() >= RETRIES {
+        if self.retries.len() >= MAX_RETRIES {
             self.lost += 1;
             return None;
         }
-        let pause = backoff::after(job.attempt);
+        let pause = BACKOFF.delay(job.attempt);
         self.serial += 1;
-        self.retries.insert((now.saturating_add(pause), self.serial), Job { attempt: job.attempt + 1, ..job });
+        self.retries.insert((now.after(pause), self.serial), Job { attempt: job.attempt + 1, ..job });
         Some(pause)
     }
 
-    /// When there is something to do that nobody will wake the thread for.
-    pub(super) fn next(&self) -> Option<Duration> {
+    /// When something is due that does not wake the thread.
+    pub(super) fn next(&self) -> Option<Timestamp> {
         let retry = self.retries.first_key_value().map(|((due, _), _)| *due);
         retry.into_iter().chain(self.awaited.front().map(|(until, _)| *until)).min()
     }

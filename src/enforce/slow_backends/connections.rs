@@ -1,47 +1,50 @@
-//! Connections of blocked sources that are to be ended: one dump of the kernel's table for all that wait.
+//! Ends connections of blocked sources: one dump of the kernel's socket table for all sources that wait.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
-use super::backoff::Backoff;
-use super::{BackendEvent, MAX_BANS, SlowTask};
+use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
 use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError};
-use crate::types::BanTarget;
+use crate::types::{Backoff, BanTarget, Timestamp};
 
-/// A source that is blocked is heard no more in any case, so that this is not worth trying for long.
-const ATTEMPTS: u32 = 5;
+/// Packets of a blocked source are dropped in any case, so that this is not worth more attempts.
+const MAX_ATTEMPTS: u32 = 5;
 
-/// Whose connections are to be ended.
-#[derive(Default)]
+/// The sources that wait.
 pub(super) struct Connections {
     diag: Option<SockDiag>,
     waiting: HashSet<BanTarget>,
-    pause: Backoff,
+    backoff: Backoff,
     unable: bool,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { diag: None, waiting: HashSet::new(), backoff: BACKOFF, unable: false }
+    }
 }
 
 impl Connections {
     pub(super) fn end(&mut self, subject: BanTarget) {
         if !self.unable && self.waiting.len() < MAX_BANS {
             self.waiting.insert(subject);
-            self.pause.shorten();
+            self.backoff.shorten();
         }
     }
 
-    /// When to ask, if there is anybody.
-    pub(super) fn next(&self) -> Option<Duration> {
-        (!self.waiting.is_empty()).then_some(self.pause.until())
+    /// When to ask the kernel, if any source waits.
+    pub(super) fn next(&self) -> Option<Timestamp> {
+        (!self.waiting.is_empty()).then_some(self.backoff.until())
     }
 
-    /// Ends what waits, if its time has come.
-    pub(super) fn flush(&mut self, now: Duration, tell: &mut dyn FnMut(BackendEvent)) {
+    /// Ends the connections of sources that wait, if the attempt is due.
+    pub(super) fn flush(&mut self, now: Timestamp, tell: &mut dyn FnMut(BackendEvent)) {
         if self.next().is_none_or(|next| next > now) {
             return;
         }
         let task = SlowTask::EndConnections;
         match self.try_to_end() {
             Ok(Ended { connections, more }) => {
-                self.pause = Backoff::default();
+                self.backoff.reset();
                 connections.into_iter().for_each(|(subject, ended)| tell(BackendEvent::Connections { subject, ended }));
                 if !more {
                     self.waiting.clear();
@@ -53,14 +56,14 @@ impl Connections {
                 tell(BackendEvent::Unable { task, reason: error.to_string() });
             }
             Err(error) => {
-                let pause = self.pause.extend(now);
-                let attempt = self.pause.failures;
-                let again = (attempt < ATTEMPTS).then_some(pause);
+                let pause = self.backoff.extend(now);
+                let attempt = self.backoff.failures();
+                let again = (attempt < MAX_ATTEMPTS).then_some(pause);
                 let subjects = self.waiting.iter().copied().collect();
                 tell(BackendEvent::Failed { subjects, task, reason: error.to_string(), attempt, again });
                 if again.is_none() {
                     self.waiting.clear();
-                    self.pause = Backoff::default();
+                    self.backoff.reset();
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What the thread tells: one sentence for the log each.
+//! What the thread reports, one sentence for the log each.
 
 use std::fmt;
 use std::time::Duration;
@@ -29,82 +29,48 @@ pub enum SlowTask {
 
 /// Something that an operator, or the ledger, should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the other fields say it")]
 pub enum BackendEvent {
-    /// A ban is in force in this way. Of commands [`BackendEvent::Ran`] tells.
-    Done {
-        /// The ban.
-        case: BanContext,
-        /// Where.
-        backend: Backend,
-    },
-    /// Something could not be done.
+    /// This backend enforces the ban. For commands there is [`BackendEvent::Ran`].
+    Done { case: BanContext, backend: Backend },
+    /// A task failed.
     Failed {
-        /// For whom.
         subjects: Vec<BanTarget>,
-        /// What was tried.
         task: SlowTask,
         /// Why, and what to do.
         reason: String,
-        /// How often it was tried.
         attempt: u32,
-        /// When it is tried again; `None`: never.
+        /// The delay before the next attempt; `None`: there is none.
         again: Option<Duration>,
     },
-    /// Lines of these are removed: their bans are over, or were not adopted.
-    Released {
-        /// Whose.
-        subjects: Vec<BanTarget>,
-        /// Where.
-        backend: Backend,
-    },
-    /// Lines that somebody took out while their bans were in force are there again.
-    Restored {
-        /// Whose.
-        subjects: Vec<BanTarget>,
-        /// Where.
-        backend: Backend,
-    },
+    /// Lines were removed, because their bans are over or were not adopted.
+    Released { subjects: Vec<BanTarget>, backend: Backend },
+    /// Lines that another program removed while their bans were in force were restored.
+    Restored { subjects: Vec<BanTarget>, backend: Backend },
     /// A command has ended, or could not be started.
     Ran {
-        /// The ban.
         case: BanContext,
-        /// Which of the two it was.
         occasion: CommandPhase,
-        /// The command, its macros replaced, on one line.
+        /// With its macros replaced, on one line.
         command: String,
-        /// How it ended.
         outcome: Outcome,
-        /// What it wrote, the first 4 KiB on one line that may go to a terminal.
+        /// The first 4 KiB of its output, on one printable line.
         output: String,
-        /// How long it ran.
         took: Duration,
         /// How often it was run for this ban.
         attempt: u32,
-        /// When it is run again because it failed; `None`: never.
+        /// The delay before it runs again because it failed; `None`: it does not.
         again: Option<Duration>,
     },
-    /// The command before the block has ended, or has had its time: block now.
-    Ready {
-        /// The ban.
-        case: BanContext,
-    },
+    /// The command before the block has ended, or its time is over: block now.
+    Ready { case: BanContext },
     /// Connections of a blocked source were ended.
-    Connections {
-        /// Whose.
-        subject: BanTarget,
-        /// How many.
-        ended: usize,
-    },
-    /// A back end cannot work on this system, and is not asked again.
-    Unable {
-        /// What it cannot do.
-        task: SlowTask,
-        /// Why.
-        reason: String,
-    },
+    Connections { subject: BanTarget, ended: usize },
+    /// A backend cannot work on this system, and is not tried again.
+    Unable { task: SlowTask, reason: String },
     /// There was no room for so much.
     Lost {
-        /// Tasks that were given back.
+        /// Tasks that were refused.
         tasks: u64,
         /// Commands that were not run, or not again.
         commands: u64,
@@ -112,7 +78,7 @@ pub enum BackendEvent {
 }
 
 impl BackendEvent {
-    /// True where somebody has to do something.
+    /// True where an operator has to act.
     #[must_use]
     pub fn is_error(&self) -> bool {
         match self {
@@ -181,7 +147,7 @@ fn next(f: &mut fmt::Formatter<'_>, again: Option<Duration>) -> fmt::Result {
     }
 }
 
-/// Whom it is about, in a few words.
+/// The targets in a few words.
 fn many(subjects: &[BanTarget]) -> String {
     match subjects {
         [] => "nobody".to_owned(),

@@ -1,39 +1,38 @@
-//! Lines of hosts.deny that are to be written or removed: all that wait go into one new file. A failure is the file's, not
-//! one ban's, so all of them are tried again together.
+//! Lines of hosts.deny that wait to be written or removed: all of them go into one new file. A failure concerns the file, not
+//! one ban, so all lines are retried together.
 //!
-//! The file is anybody's who may write it. An editor that saves an old copy, or a tool that writes its own version, takes
-//! lines out that nobody meant to: so the file is looked at every two seconds, and what is missing in a changed one is
-//! written again. Who wants a ban lifted says so with `portsentry unblock`.
+//! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes lines
+//! by accident: the file is checked every two seconds, and lines that are missing in a changed one are written again.
+//! `portsentry unblock` lifts a ban.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::backoff::Backoff;
-use super::{BackendEvent, MAX_BANS, SlowTask};
+use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
 use crate::enforce::BanContext;
 use crate::enforce::hosts_deny::file::Stamp;
 use crate::enforce::hosts_deny::{HostsDeny, HostsDenyError};
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 
-/// What waits to be written.
+/// Changes that wait to be written.
 pub(super) struct Lines {
     file: HostsDeny,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
-    /// Lines of bans that are not held are to go.
+    /// Lines of bans that are not held are to be removed.
     sweep: bool,
-    pause: Backoff,
+    backoff: Backoff,
     /// The file as it was when all lines were in it; `None` before the first look.
     seen: Option<Option<Stamp>>,
-    look_at: Duration,
+    look_at: Timestamp,
 }
 
-/// How often the file is looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the file is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// One line that is to be written.
 struct Add {
-    /// Which ban of its subject it is for.
+    /// The number of its ban.
     id: u64,
     case: BanContext,
     tried: bool,
@@ -48,29 +47,29 @@ impl Lines {
             add: HashMap::new(),
             remove: HashSet::new(),
             sweep: false,
-            pause: Backoff::default(),
+            backoff: BACKOFF,
             seen: None,
-            look_at: Duration::ZERO,
+            look_at: Timestamp::ZERO,
         }
     }
 
-    /// Who has a line now; `None` where the file cannot be read.
+    /// Targets that have a line now; `None` where the file cannot be read.
     pub(super) fn held(&self) -> Option<HashSet<BanTarget>> {
         self.file.held().ok().map(|held| held.into_iter().collect())
     }
 
-    /// When [`Lines::lost`] looks again.
-    pub(super) fn next_look(&self) -> Duration {
+    /// When [`Lines::lost`] checks the file again.
+    pub(super) fn next_look(&self) -> Timestamp {
         self.look_at
     }
 
-    /// Which of those who `wanted` names have no line any more, once somebody has changed the file. Nobody, while others are
-    /// to be written: then the file is looked at afterwards.
-    pub(super) fn lost(&mut self, now: Duration, wanted: impl Iterator<Item = BanTarget>) -> Vec<BanTarget> {
+    /// The targets among `wanted` that have no line any more, once the file has changed. None while other lines wait to be
+    /// written: the file is checked afterwards.
+    pub(super) fn lost(&mut self, now: Timestamp, wanted: impl Iterator<Item = BanTarget>) -> Vec<BanTarget> {
         if now < self.look_at || self.sweep || self.waiting() > 0 {
             return Vec::new();
         }
-        self.look_at = now.saturating_add(LOOK);
+        self.look_at = now.after(CHECK_INTERVAL);
         // Before its bytes: what is written while they are read then shows.
         let stamp = self.file.stamp();
         if self.seen == Some(stamp) {
@@ -87,49 +86,49 @@ impl Lines {
     /// Writes a line that was lost.
     pub(super) fn restore(&mut self, id: u64, case: BanContext) {
         self.add.insert(case.subject, Add { id, case, tried: true, again: true });
-        self.pause.shorten();
+        self.backoff.shorten();
     }
 
     pub(super) fn add(&mut self, id: u64, case: BanContext) {
         self.remove.remove(&case.subject);
         self.add.insert(case.subject, Add { id, case, tried: false, again: false });
-        self.pause.shorten();
+        self.backoff.shorten();
     }
 
-    /// What finds no room is swept at the next start.
+    /// A line that finds no room here is removed at the next start.
     pub(super) fn remove(&mut self, subject: BanTarget) {
         self.add.remove(&subject);
         if self.remove.len() < MAX_BANS {
             self.remove.insert(subject);
         }
-        self.pause.shorten();
+        self.backoff.shorten();
     }
 
     pub(super) fn sweep(&mut self) {
         self.sweep = true;
-        self.pause.shorten();
+        self.backoff.shorten();
     }
 
-    /// There is no time left to wait for a better moment.
+    /// Ends the backoff, because the program ends.
     pub(super) fn hurry(&mut self) {
-        self.pause.end();
+        self.backoff.end_wait();
     }
 
-    /// How many wait.
+    /// How many changes wait.
     pub(super) fn waiting(&self) -> usize {
         self.add.len() + self.remove.len()
     }
 
-    /// When to write, if there is anything.
-    pub(super) fn next(&self) -> Option<Duration> {
-        (self.sweep || self.waiting() > 0).then_some(self.pause.until())
+    /// When to write, if any change waits.
+    pub(super) fn next(&self) -> Option<Timestamp> {
+        (self.sweep || self.waiting() > 0).then_some(self.backoff.until())
     }
 
-    /// Writes what waits, if its time has come. `has_line` says who may have a line when others are swept. The bans
-    /// whose line was tried for the first time, well or not.
+    /// Writes the changes that are due. In a sweep, `has_line` says which targets keep their line. Returns the bans whose line
+    /// was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
-        now: Duration,
+        now: Timestamp,
         has_line: impl Fn(BanTarget) -> bool,
         tell: &mut dyn FnMut(BackendEvent),
     ) -> Vec<(BanTarget, u64)> {
@@ -150,15 +149,15 @@ impl Lines {
                 if !subjects.is_empty() {
                     tell(BackendEvent::Released { subjects, backend });
                 }
-                self.pause = Backoff::default();
+                self.backoff.reset();
                 self.remove.clear();
                 self.sweep = false;
                 self.add.drain().filter(|(_, add)| !add.tried).map(|(subject, add)| (subject, add.id)).collect()
             }
             Err(error) => {
-                let again = Some(self.pause.extend(now));
+                let again = Some(self.backoff.extend(now));
                 let subjects = self.add.keys().chain(&self.remove).copied().collect();
-                let attempt = self.pause.failures;
+                let attempt = self.backoff.failures();
                 tell(BackendEvent::Failed {
                     subjects,
                     task: SlowTask::Ban(backend),

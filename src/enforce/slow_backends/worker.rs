@@ -1,33 +1,31 @@
-//! What the thread does, round after round: takes tasks, notes what has ended, writes lines, ends connections, starts
-//! commands, and rests until there is more.
+//! The work of the thread, in rounds: takes tasks, notes which commands have ended, writes lines, ends connections, starts
+//! commands, and rests until something is due.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::time::{ClockId, clock_gettime};
 
 use super::ban_queue::{Bans, Held};
 use super::command_queue::{Commands, Job};
 use super::connections::Connections;
 use super::hosts_deny_queue::Lines;
-use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, Shared, SlowTask, Task};
+use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, SlowTask, Task};
+use crate::clock::boot_time;
 use crate::enforce::BanContext;
 use crate::panic_guard;
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, BanTarget, Timestamp};
+use crate::worker::{Inbox, Stop};
 
-/// The longest rest while something has a time: after a suspend the clock of the rest is behind the clock of the bans.
-const REST: Duration = Duration::from_secs(5);
+/// The longest rest while something has a deadline: after a suspend the clock of the rest is behind the clock of the bans.
+const MAX_REST: Duration = Duration::from_secs(5);
 
-/// Between looks at what still runs, when the end has come.
-const LAST_REST: Duration = Duration::from_millis(10);
+/// Between checks on commands that still run, at the end.
+const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often it is told that something was lost.
-const LOSSES: Duration = Duration::from_secs(60);
+/// How often losses are reported.
+const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the thread works with.
+/// The state of the thread.
 pub(super) struct Work {
     lines: Option<Lines>,
     commands: Option<Commands>,
@@ -35,14 +33,14 @@ pub(super) struct Work {
     end_connections: bool,
     bans: Bans,
     tell: Box<dyn FnMut(BackendEvent) + Send>,
-    shared: Arc<Shared>,
-    /// Tasks and commands whose loss was told, and when more may be.
+    inbox: Arc<Inbox<Task>>,
+    /// Lost tasks and commands that were reported, and when more may be.
     told: (u64, u64),
-    losses_due: Duration,
+    losses_due: Timestamp,
 }
 
 impl Work {
-    pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(BackendEvent) + Send>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(BackendEvent) + Send>, inbox: Arc<Inbox<Task>>) -> Self {
         Self {
             lines: settings.hosts_deny.map(Lines::new),
             commands: settings.run.map(Commands::new),
@@ -50,24 +48,24 @@ impl Work {
             end_connections: settings.end_connections,
             bans: Bans::default(),
             tell,
-            shared,
+            inbox,
             told: (0, 0),
-            losses_due: Duration::ZERO,
+            losses_due: Timestamp::ZERO,
         }
     }
 
-    pub(super) fn run(&mut self, ended: &SyncSender<Left>) {
+    pub(super) fn run(&mut self) -> Left {
         if let Some(commands) = &mut self.commands {
             commands.listen();
         }
-        let last = loop {
-            // Asked first: what was handed over before the order to end is then in the queue.
-            let stop = self.shared.stop.get().copied();
+        let stop = loop {
+            // Read first: what was handed over before the order to stop is then in the queue.
+            let stop = self.inbox.stop();
             self.round();
             match stop {
                 None => self.rest(),
-                Some((_, last)) if !self.shared.queue.is_empty() && Instant::now() < last => {}
-                Some((_, last)) => break last,
+                Some(stop) if !self.inbox.is_empty() && Instant::now() < last(stop) => {}
+                Some(stop) => break stop,
             }
         };
         let now = boot_time();
@@ -76,21 +74,20 @@ impl Work {
             lines.hurry();
             self.write(now);
         }
-        self.end_commands(last);
-        self.losses_due = Duration::ZERO;
+        self.end_commands(stop);
+        self.losses_due = Timestamp::ZERO;
         self.tell_losses(boot_time());
-        // Nobody listens any more where the time is up.
-        let _ = ended.send(Left {
+        Left {
             lines: self.lines.as_ref().map_or(0, Lines::waiting),
             commands: self.commands.as_ref().map_or(0, Commands::left),
-        });
+        }
     }
 
-    /// Whatever can be done now.
+    /// Does what can be done now.
     fn round(&mut self) {
         let now = boot_time();
         for _ in 0..MAX_PENDING {
-            let Some(task) = self.shared.queue.pop() else { break };
+            let Some(task) = self.inbox.pop() else { break };
             panic_guard::failpoint("hands");
             self.take(now, task);
         }
@@ -106,7 +103,7 @@ impl Work {
         self.tell_losses(now);
     }
 
-    fn take(&mut self, now: Duration, task: Task) {
+    fn take(&mut self, now: Timestamp, task: Task) {
         match task {
             Task::Before { case } => self.before(now, case),
             Task::Block { case, methods } => {
@@ -135,7 +132,7 @@ impl Work {
                     if let Some(held) = self.bans.hold(now, case, left) {
                         held.has_line = methods.contains(&Backend::HostsDeny);
                         held.has_run = methods.contains(&Backend::Command);
-                        // Blocked in another way until now, or somebody took the line out meanwhile.
+                        // Another backend blocked it until now, or the line was removed meanwhile.
                         if held.has_line
                             && let Some(lines) = &mut self.lines
                             && there.as_ref().is_some_and(|there| !there.contains(&case.subject))
@@ -152,7 +149,7 @@ impl Work {
         }
     }
 
-    fn before(&mut self, now: Duration, case: BanContext) {
+    fn before(&mut self, now: Timestamp, case: BanContext) {
         match (&mut self.commands, self.bans.hold(now, case, case.expiry)) {
             (Some(commands), Some(held)) => commands.before(now, held.id, case, &mut self.tell),
             (None, Some(_)) => {
@@ -166,7 +163,7 @@ impl Work {
         }
     }
 
-    /// Begins with what comes next for a ban.
+    /// Starts the next backend of a ban.
     fn step(&mut self, subject: BanTarget) {
         while let Some(held) = self.bans.get_mut(subject)
             && let Some(backend) = held.steps.pop_front()
@@ -198,7 +195,7 @@ impl Work {
     fn release(&mut self, subject: BanTarget) {
         let held = self.bans.remove(subject);
         if let Some(lines) = &mut self.lines
-            // Who is not held may have a line from before that nobody has adopted yet.
+            // A target that is not held may have a line from before that was not adopted yet.
             && held.as_ref().is_none_or(|held| held.has_line)
         {
             lines.remove(subject);
@@ -212,7 +209,7 @@ impl Work {
     }
 
     /// Writes lines, and goes on with the bans whose line was tried.
-    fn write(&mut self, now: Duration) {
+    fn write(&mut self, now: Timestamp) {
         while let Some(lines) = &mut self.lines {
             let bans = &self.bans;
             let has_line = |subject| bans.get(subject).is_some_and(|held| held.has_line);
@@ -228,8 +225,8 @@ impl Work {
         }
     }
 
-    /// Writes lines again that somebody took out.
-    fn look_at_lines(&mut self, now: Duration) {
+    /// Restores lines that another program removed.
+    fn look_at_lines(&mut self, now: Timestamp) {
         let Some(lines) = &mut self.lines else { return };
         let lost = lines.lost(now, self.bans.with_line());
         if lost.is_empty() {
@@ -241,7 +238,7 @@ impl Work {
         self.write(now);
     }
 
-    fn commands_go_on(&mut self, now: Duration) {
+    fn commands_go_on(&mut self, now: Timestamp) {
         let Some(commands) = &mut self.commands else { return };
         let ended = commands.collect(now, &self.bans, &mut self.tell);
         ended.into_iter().for_each(|subject| self.step(subject));
@@ -250,55 +247,55 @@ impl Work {
         }
     }
 
-    /// Rests until something is due, or somebody has something.
+    /// Rests until something is due or a task comes.
     fn rest(&self) {
         let lines = self.lines.as_ref().and_then(Lines::next);
         let commands = self.commands.as_ref().and_then(Commands::next);
         let has_lines = self.bans.with_line().next().is_some();
         let look = self.lines.as_ref().filter(|_| has_lines).map(Lines::next_look);
         match [self.bans.next(), lines, look, self.connections.next(), commands].into_iter().flatten().min() {
-            Some(next) => thread::park_timeout(next.saturating_sub(boot_time()).min(REST)),
-            None if self.losses() != self.told => thread::park_timeout(LOSSES),
+            Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_REST)),
+            None if self.losses() != self.told => thread::park_timeout(LOSS_INTERVAL),
             None => thread::park(),
         }
     }
 
     /// Lets commands run for a while still, then ends them.
-    fn end_commands(&mut self, last: Instant) {
-        let soft = self.shared.stop.get().map_or(last, |(soft, _)| *soft);
+    fn end_commands(&mut self, stop: Stop) {
+        let soft = stop.after_eighths(4);
         while self.commands.as_ref().is_some_and(|commands| commands.left() > 0) && Instant::now() < soft {
-            thread::park_timeout(LAST_REST);
+            thread::park_timeout(FINAL_POLL_INTERVAL);
             self.commands_go_on(boot_time());
         }
         // What comes after a command in a ban's methods.
         self.write(boot_time());
         let Some(commands) = &mut self.commands else { return };
         commands.quit();
-        while commands.running() > 0 && Instant::now() < last {
-            thread::park_timeout(LAST_REST);
+        while commands.running() > 0 && Instant::now() < last(stop) {
+            thread::park_timeout(FINAL_POLL_INTERVAL);
             commands.collect(boot_time(), &self.bans, &mut self.tell);
         }
     }
 
     fn losses(&self) -> (u64, u64) {
-        (self.shared.refused.load(Ordering::Relaxed), self.commands.as_ref().map_or(0, |commands| commands.lost))
+        (self.inbox.refused(), self.commands.as_ref().map_or(0, |commands| commands.lost))
     }
 
-    fn tell_losses(&mut self, now: Duration) {
+    fn tell_losses(&mut self, now: Timestamp) {
         let (tasks, commands) = self.losses();
         if (tasks, commands) != self.told && now >= self.losses_due {
             (self.tell)(BackendEvent::Lost { tasks: tasks - self.told.0, commands: commands - self.told.1 });
             self.told = (tasks, commands);
-            self.losses_due = now.saturating_add(LOSSES);
+            self.losses_due = now.after(LOSS_INTERVAL);
         }
     }
 }
 
-fn full() -> String {
-    format!("there are {MAX_BANS} bans already, and no room to remember when one more is over")
+/// When the thread ends, done or not.
+fn last(stop: Stop) -> Instant {
+    stop.after_eighths(7)
 }
 
-/// CLOCK_BOOTTIME: it counts suspended time, and nobody can set it.
-fn boot_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+fn full() -> String {
+    format!("there are {MAX_BANS} bans already, and no room to remember when one more is over")
 }

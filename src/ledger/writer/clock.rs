@@ -1,22 +1,20 @@
-//! The clock on the wall, and whether somebody has set it. The ledger's times are that clock's, because they outlive
-//! reboots; the kernel's timers follow the time since boot. While the program runs the second one counts: where the two
-//! part, the ledger's open ends have to follow.
+//! Notices when the wall clock is set. The ledger's times are wall-clock times, because they outlive reboots; the kernel's
+//! timers follow the time since boot. Where the two diverge while the program runs, the ends of bans in force have to follow.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use rustix::time::{ClockId, clock_gettime};
-
+use crate::clock::boot_time;
 use crate::ledger::row::{self, micros};
 
-/// Less than this is the time between two looks at two clocks. A step of more is noticed; steps below it are summed up.
+/// Smaller differences are the time between two clock readings. Smaller steps add up until they are noticed.
 const LEAST: i64 = 500_000;
 
-/// What the clock on the wall is ahead of the time since boot, in microseconds, as far as the ledger's ends know.
+/// How far the wall clock is ahead of the time since boot, in microseconds, as the ends in the ledger have it.
 pub(super) struct WallClock {
     ahead: i64,
 }
 
-/// Somebody has set the clock.
+/// A step of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
     /// By so many microseconds; below 0: back.
@@ -41,41 +39,41 @@ impl WallClock {
         self.ahead = self.ahead.saturating_add(step.by);
     }
 
-    /// What the clock would say had nobody set it since the last step that was followed.
+    /// The wall-clock time without the steps that were not followed yet.
     pub(super) fn now(&self) -> SystemTime {
         row::time(since_boot().saturating_add(self.ahead)).unwrap_or_else(SystemTime::now)
     }
 }
 
 impl Step {
-    /// `time` by the clock as it is now, where it was taken before. Who asks has waited for some moments only: what comes
-    /// from the new clock is hardly older than now.
+    /// Converts `time`, read before the step, to the clock after it. Callers have waited for seconds at most, so that a time
+    /// of the new clock is hardly older than now.
     pub(super) fn moved(self, time: SystemTime) -> SystemTime {
         let Self { by, now } = self;
         let at = micros(time);
         let is_new = match by > 0 {
-            true => at > now.saturating_sub(by).saturating_add(MOMENTS),
-            false => at <= now && at > now.saturating_sub(MOMENTS),
+            true => at > now.saturating_sub(by).saturating_add(NOTICED_WITHIN),
+            false => at <= now && at > now.saturating_sub(NOTICED_WITHIN),
         };
         if is_new { time } else { row::time(at.saturating_add(by)).unwrap_or(time) }
     }
 }
 
-/// How soon at the latest a step is noticed.
-const MOMENTS: i64 = 3_000_000;
+/// A step is noticed within this time.
+const NOTICED_WITHIN: i64 = 3_000_000;
 
 fn ahead() -> i64 {
     micros(SystemTime::now()).saturating_sub(since_boot())
 }
 
-/// CLOCK_BOOTTIME: it counts suspended time, and nobody can set it.
 fn since_boot() -> i64 {
-    let span = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
-    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+    i64::try_from(boot_time().since_origin().as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

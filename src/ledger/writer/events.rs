@@ -1,5 +1,5 @@
-//! What the writer tells: one sentence for the log each. A failure is told once, when it begins or changes, and once when
-//! it is over, not at every attempt.
+//! What the writer reports, one sentence for the log each. A failure is reported when it begins or changes and when it is over,
+//! not at every attempt.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,53 +10,36 @@ use crate::types::BanTarget;
 
 /// Something that an operator, or the engine, should know.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the other fields say it")]
 pub enum WriterEvent {
-    /// The time of these bans is over.
+    /// These bans are over.
     Expired(Vec<BanTarget>),
-    /// The disk takes nothing. It is tried again; nothing is lost so far, and blocking goes on.
+    /// Writing failed. It is retried; nothing is lost so far, and blocking goes on.
     Failing {
-        /// Why.
         error: LedgerError,
-        /// Changes that wait for it; 0 where only a text file is concerned.
+        /// Changes that wait; 0 where only a text file is concerned.
         waiting: usize,
     },
-    /// The disk takes changes again.
-    Recovered {
-        /// Attempts that failed.
-        attempts: u32,
-    },
-    /// Changes found no room while the disk took none, or could not keep up, and are lost.
-    Lost {
-        /// Changes to the database.
-        changes: u64,
-        /// Lines of the classic history.
-        lines: u64,
-    },
-    /// Rows of the database do not parse and were skipped.
-    Unreadable {
-        /// How many.
-        rows: u64,
-    },
-    /// The database could not be used any more, and a new one takes its place.
+    /// Writing works again after so many failed attempts.
+    Recovered { attempts: u32 },
+    /// Changes to the database, and lines of the classic history, found no room and are lost.
+    Lost { changes: u64, lines: u64 },
+    /// Rows of the database cannot be parsed and were skipped.
+    Unreadable { rows: u64 },
+    /// The database was unusable, and a new one takes its place.
     Rebuilt {
-        /// What was wrong.
         damage: String,
-        /// Where the old one is now; `None` where it had gone.
+        /// The path of the old database; `None` where it is gone.
         aside: Option<PathBuf>,
         /// Bans in force that could still be read, and are carried over.
         carried: usize,
     },
-    /// Somebody has set the clock. The bans in force end when they would have.
-    ClockSet {
-        /// Back, not forward.
-        back: bool,
-        /// By so much.
-        by: Duration,
-    },
+    /// The wall clock was set. The bans in force end when they would have.
+    ClockSet { back: bool, by: Duration },
 }
 
 impl WriterEvent {
-    /// True where somebody has to do something.
+    /// True where an operator has to act.
     #[must_use]
     pub fn is_error(&self) -> bool {
         !matches!(self, Self::Expired(_) | Self::Recovered { .. } | Self::ClockSet { .. })
@@ -100,7 +83,7 @@ impl fmt::Display for WriterEvent {
 pub(super) struct Trouble(Option<(String, u32)>);
 
 impl Trouble {
-    /// An attempt has failed; what to tell of it, if it is new.
+    /// An attempt failed; the event to report, if the failure is new.
     pub(super) fn begun(&mut self, error: LedgerError, waiting: usize) -> Option<WriterEvent> {
         let text = error.to_string();
         let (known, attempts) = self.0.take().unwrap_or_default();
@@ -109,12 +92,12 @@ impl Trouble {
         new.then_some(WriterEvent::Failing { error, waiting })
     }
 
-    /// True where the last attempt has failed.
+    /// True where the last attempt failed.
     pub(super) fn lasts(&self) -> bool {
         self.0.is_some()
     }
 
-    /// An attempt has not failed; what to tell, if those before it did.
+    /// An attempt succeeded; the event to report, if the one before failed.
     pub(super) fn over(&mut self) -> Option<WriterEvent> {
         self.0.take().map(|(_, attempts)| WriterEvent::Recovered { attempts })
     }

@@ -1,9 +1,8 @@
-//! Changes to the ledger, from a thread of its own, so that whoever has one to tell never waits for a disk. What waits is
-//! written in one transaction; what a full or locked disk refuses is tried again, later and later; what finds no room is
-//! counted. It also keeps the time: bans whose time is over are marked once a second, and the text files follow. That time
-//! is the kernel's: where somebody sets the clock, the ends of the bans in force move with it.
+//! Writes changes to the ledger on a worker thread, so that producers never wait for a disk. Pending changes are written in one
+//! transaction; what a full or locked disk refuses is retried with backoff; what finds no room is counted. Once a second the
+//! thread marks bans that are over and updates the text files. Expiry follows the kernel's clock: when the wall clock is
+//! set, the ends of the bans in force move with it.
 
-mod backoff;
 mod clock;
 mod events;
 mod recorder;
@@ -13,8 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub use events::WriterEvent;
@@ -24,47 +22,51 @@ use super::ban::Change;
 use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
 use super::{Found, Ledger, Opened, Retention};
-use backoff::Backoff;
 use clock::{Step, WallClock};
 use events::Trouble;
-use recorder::Shared;
+use recorder::{QUEUE, Shared};
 
+use crate::clock::boot_time;
 use crate::panic_guard;
+use crate::types::Backoff;
+use crate::worker::{Inbox, Worker};
 
 /// Changes that the thread holds while the disk takes none; some 20 MB at most.
-const PENDING: usize = 65_536;
+const MAX_PENDING: usize = 65_536;
 
 /// Changes in one transaction at most, so that the end need not wait long for one.
 const BATCH: usize = 2_048;
 
-/// How often the time is kept, and the least time between two versions of the list of bans in force.
+/// How often bans that are over are marked, and the least time between two versions of the list of bans in force.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The list of bans in force takes at most one part in so many of the thread's time, however long it is.
 const SHARE: u32 = 20;
 
+/// Between attempts at what has failed.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
+
 /// Between attempts at the end, when there is little time.
 const LAST_ATTEMPTS: Duration = Duration::from_millis(20);
 
-/// How often it is told that changes were lost.
-const LOSSES: Duration = Duration::from_secs(60);
+/// How often losses are reported.
+const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The thread. Only [`Writer::stop`] ends it before the process does.
 pub struct Writer {
     recorder: Recorder,
-    thread: JoinHandle<()>,
-    done: Receiver<u64>,
+    worker: Worker<Change, u64>,
 }
 
 /// How the writer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Flushed {
-    /// All that was handed over and not counted as dropped is written.
+    /// All changes that were not counted as dropped are written.
     Whole,
     /// So many changes could not be written in time.
     Left(u64),
-    /// The disk did not answer in time; what is still in hand may or may not be written.
+    /// The disk did not answer in time; the last changes may or may not be written.
     Stuck,
 }
 
@@ -76,38 +78,31 @@ impl Writer {
         tell: impl FnMut(WriterEvent) + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (ended, done) = sync_channel(1);
-        let mut work = Work::new(ledger, classic, Box::new(tell), Arc::clone(&shared));
-        let thread = thread::Builder::new()
-            .name("ledger".to_owned())
-            .spawn(move || panic_guard::restart_on_panic(|| work.run(&ended)))?;
-        let recorder = Recorder::new(shared, thread.thread().clone());
-        Ok(Self { recorder, thread, done })
+        let worker = Worker::start("ledger", QUEUE, |inbox| {
+            let mut work = Work::new(ledger, classic, Box::new(tell), inbox, Arc::clone(&shared));
+            move || work.run()
+        })?;
+        Ok(Self { recorder: Recorder::new(worker.handle().clone(), shared), worker })
     }
 
-    /// A way to hand changes over.
+    /// Sends changes to the thread.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
     }
 
-    /// Writes what was handed over before this call, and ends the thread; waits for `within` at most. What fails is tried
-    /// again for half of it, so that the rest is left to say what could not be written.
+    /// Writes the changes that were sent before this call, and ends the thread; waits for `within` at most. Failures are
+    /// retried for half of it, so that time is left to report what could not be written.
     pub fn stop(self, within: Duration) -> Flushed {
-        let now = Instant::now();
-        self.recorder.stop(now.checked_add(within / 2).unwrap_or(now));
-        match self.done.recv_timeout(within) {
-            Ok(left) => {
-                // It has nothing more to do; a panic in `tell` comes after the last write.
-                let _ = self.thread.join();
-                if left == 0 { Flushed::Whole } else { Flushed::Left(left) }
-            }
-            Err(_) => Flushed::Stuck,
+        match self.worker.stop(within) {
+            Some(0) => Flushed::Whole,
+            Some(left) => Flushed::Left(left),
+            None => Flushed::Stuck,
         }
     }
 }
 
-/// What the thread works with.
+/// The state of the thread.
 struct Work {
     /// `None` while it is to be opened again.
     ledger: Option<Ledger>,
@@ -115,6 +110,7 @@ struct Work {
     retention: Retention,
     classic: Option<LegacyFiles>,
     tell: Box<dyn FnMut(WriterEvent) + Send>,
+    inbox: Arc<Inbox<Change>>,
     shared: Arc<Shared>,
     pending: VecDeque<Change>,
     /// Bans to carry over from a database that had to be given up.
@@ -127,9 +123,9 @@ struct Work {
     stale: bool,
     list_due: Instant,
     losses_due: Instant,
-    /// Dropped changes that were told.
+    /// Dropped changes that were reported.
     losses: u64,
-    /// Rows in force that make no sense, at most, and how many of them were told.
+    /// Rows in force that make no sense, at most, and how many of them were reported.
     unreadable: (u64, u64),
 }
 
@@ -138,6 +134,7 @@ impl Work {
         ledger: Ledger,
         classic: Option<LegacyFiles>,
         tell: Box<dyn FnMut(WriterEvent) + Send>,
+        inbox: Arc<Inbox<Change>>,
         shared: Arc<Shared>,
     ) -> Self {
         let now = Instant::now();
@@ -147,11 +144,12 @@ impl Work {
             ledger: Some(ledger),
             classic,
             tell,
+            inbox,
             shared,
             pending: VecDeque::new(),
             saved: Vec::new(),
-            database: Default::default(),
-            texts: Default::default(),
+            database: (BACKOFF, Trouble::default()),
+            texts: (BACKOFF, Trouble::default()),
             tick: now,
             clock: WallClock::new(),
             stale: true,
@@ -163,40 +161,39 @@ impl Work {
         }
     }
 
-    fn run(&mut self, ended: &SyncSender<u64>) {
+    fn run(&mut self) -> u64 {
         loop {
-            // Asked first: what was handed over before the order to end is then in the queue.
-            let deadline = self.shared.deadline();
+            // Read first: what was handed over before the order to stop is then in the queue.
+            let deadline = self.inbox.stop().map(|stop| stop.after_eighths(4));
             self.collect();
             if !self.pending.is_empty() {
                 panic_guard::failpoint("ledger");
             }
             let now = Instant::now();
-            if deadline.is_some() || self.database.0.is_over(now) {
+            if deadline.is_some() || self.database.0.is_over(boot_time()) {
                 self.keep_books(now);
             }
             if let Some(deadline) = deadline {
                 if self.has_nothing() || Instant::now() >= deadline {
                     break;
                 }
-                thread::sleep(if self.database.0.until().is_some() { LAST_ATTEMPTS } else { Duration::ZERO });
+                thread::sleep(if self.database.0.failures() > 0 { LAST_ATTEMPTS } else { Duration::ZERO });
                 continue;
             }
             self.keep_texts(now);
             self.tell_losses(now);
             self.answer();
-            if self.has_nothing() || !self.database.0.is_over(Instant::now()) {
+            if self.has_nothing() || !self.database.0.is_over(boot_time()) {
                 thread::park_timeout(self.rest());
             }
         }
         self.stale = true;
         self.list_due = self.tick;
-        self.texts.0 = Backoff::default();
+        self.texts.0.reset();
         self.keep_texts(Instant::now());
         self.losses_due = self.tick;
         self.tell_losses(Instant::now());
-        // Nobody listens any more where the time is up.
-        let _ = ended.send((self.pending.len() + self.saved.len() + self.shared.queue.len()) as u64);
+        (self.pending.len() + self.saved.len() + self.inbox.len()) as u64
     }
 
     /// Answers the questions that wait.
@@ -209,18 +206,21 @@ impl Work {
     }
 
     fn has_nothing(&self) -> bool {
-        self.pending.is_empty() && self.saved.is_empty() && self.shared.queue.is_empty()
+        self.pending.is_empty() && self.saved.is_empty() && self.inbox.is_empty()
     }
 
     /// How long there is nothing to do, unless a change comes.
     fn rest(&self) -> Duration {
-        let next = self.database.0.until().unwrap_or(self.tick + TICK);
-        next.saturating_duration_since(Instant::now()).min(TICK).max(Duration::from_millis(1))
+        let rest = match self.database.0.failures() {
+            0 => (self.tick + TICK).saturating_duration_since(Instant::now()),
+            _ => self.database.0.until().since(boot_time()),
+        };
+        rest.min(TICK).max(Duration::from_millis(1))
     }
 
     fn collect(&mut self) {
-        while self.pending.len() < PENDING
-            && let Some(change) = self.shared.queue.pop()
+        while self.pending.len() < MAX_PENDING
+            && let Some(change) = self.inbox.pop()
         {
             self.pending.push_back(change);
         }
@@ -234,7 +234,7 @@ impl Work {
         }
         match self.try_books(due) {
             Ok(()) => {
-                self.database.0 = Backoff::default();
+                self.database.0.reset();
                 if let Some(news) = self.database.1.over() {
                     (self.tell)(news);
                 }
@@ -311,7 +311,7 @@ impl Work {
     }
 
     fn suffer(&mut self, error: LedgerError) {
-        self.database.0.extend();
+        self.database.0.extend(boot_time());
         if error.is_damage() {
             self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
         } else if let Some(news) = self.database.1.begun(error, self.pending.len()) {
@@ -337,7 +337,7 @@ impl Work {
 
     fn keep_texts(&mut self, now: Instant) {
         let (Some(classic), Some(ledger)) = (&mut self.classic, &self.ledger) else { return };
-        if !self.texts.0.is_over(now) {
+        if !self.texts.0.is_over(boot_time()) {
             return;
         }
         let started = Instant::now();
@@ -354,13 +354,13 @@ impl Work {
         }
         match result {
             Ok(()) => {
-                self.texts.0 = Backoff::default();
+                self.texts.0.reset();
                 if let Some(news) = self.texts.1.over() {
                     (self.tell)(news);
                 }
             }
             Err(error) => {
-                self.texts.0.extend();
+                self.texts.0.extend(boot_time());
                 if let Some(news) = self.texts.1.begun(error, 0) {
                     (self.tell)(news);
                 }
@@ -372,13 +372,13 @@ impl Work {
         if now < self.losses_due {
             return;
         }
-        let dropped = self.shared.dropped.load(Ordering::Relaxed);
+        let dropped = self.inbox.refused();
         let changes = dropped - self.losses;
         let lines = self.classic.as_mut().map_or(0, LegacyFiles::left_out);
         if changes > 0 || lines > 0 {
             (self.tell)(WriterEvent::Lost { changes, lines });
             self.losses = dropped;
-            self.losses_due = now + LOSSES;
+            self.losses_due = now + LOSS_INTERVAL;
         }
         let (rows, told) = self.unreadable;
         if rows > told {

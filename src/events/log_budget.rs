@@ -1,0 +1,224 @@
+//! The budget of log lines: whatever remote senders do, the log and `json_file` get a bounded number of lines a minute, and
+//! probes cannot use up the lines of bans and errors. A summary says what was left out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::event::{EventKind, LineClass};
+use super::json;
+use crate::types::{LineLimiter, Timestamp};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// All lines of a minute, but those that only an operator or the host causes.
+pub const LINES_PER_MINUTE: u32 = 600;
+
+/// Probes get no line once this many lines are used: half is kept for bans and changes of state.
+const PROBES_BELOW: u32 = 300;
+
+/// Bans get no line once this many lines are used. A flood can cause bans, and must not hide errors.
+const BANS_BELOW: u32 = 510;
+
+/// Lines about failed bans. Each ban fails where the kernel's set is full, so that a flood can cause many.
+const FAILED_BANS: u32 = 30;
+const FAILED_BANS_BELOW: u32 = BANS_BELOW + FAILED_BANS;
+
+/// The lines that are left in this minute.
+pub struct LogBudget {
+    lines: LineLimiter,
+    failed_bans: LineLimiter,
+    left_out: BTreeMap<&'static str, u64>,
+}
+
+impl Default for LogBudget {
+    fn default() -> Self {
+        Self {
+            lines: LineLimiter::new(LINES_PER_MINUTE, MINUTE),
+            failed_bans: LineLimiter::new(FAILED_BANS, MINUTE),
+            left_out: BTreeMap::new(),
+        }
+    }
+}
+
+impl LogBudget {
+    /// True where there is a line for this event; else it is counted for the summary.
+    pub fn admit(&mut self, what: &EventKind, now: Timestamp) -> bool {
+        let room = match what.line_class() {
+            LineClass::Host => true,
+            LineClass::Probe => self.lines.admit_below(PROBES_BELOW, now),
+            LineClass::Ban => self.lines.admit_below(BANS_BELOW, now),
+            LineClass::FailedBan => self.failed_bans.admit(now) && self.lines.admit_below(FAILED_BANS_BELOW, now),
+            LineClass::Diagnostic => self.lines.admit(now),
+        };
+        if !room {
+            *self.left_out.entry(json::kind(what)).or_default() += 1;
+        }
+        room
+    }
+
+    /// The summary, once a minute is over and where something was left out. It does not need a line of the budget.
+    pub fn turn_minute(&mut self, now: Timestamp) -> Option<EventKind> {
+        self.lines.turn(now)?;
+        self.summary()
+    }
+
+    /// The summary of what was left out since the last one.
+    pub fn summary(&mut self) -> Option<EventKind> {
+        let left_out = std::mem::take(&mut self.left_out);
+        let total: u64 = left_out.values().sum();
+        let kinds: Vec<String> = left_out.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        let text = format!("{total} more lines were left out, above {LINES_PER_MINUTE} a minute: {}", kinds.join(", "));
+        (total > 0).then_some(EventKind::Note(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::{Ban, DistributedScan, Exempt, Protection, Standing};
+    use crate::types::{Backend, Expiry};
+
+    /// One of each kind, and the short form of those that have one. A kind that is missing here does not compile.
+    fn every_kind() -> Vec<EventKind> {
+        let ban = Ban::example();
+        let short = Ban { capped: true, ..ban };
+        let (probe, subject, way, reaction) = (ban.probe, ban.probe.subject, Backend::Nft, Duration::ZERO);
+        let spared = Exempt { sighting: probe.sighting, protection: Protection::Listed, report: Some(1) };
+        let text = String::new;
+        let wrapped = |ban| EventKind::Wrapped { subject, ban, line: text() };
+        let ran = |ban| EventKind::Ran { subject, ban, command: text(), outcome: text(), well: true };
+        let kinds = vec![
+            EventKind::Started,
+            EventKind::Probe(probe),
+            EventKind::Scan(ban),
+            EventKind::Blocked { ban, way, reaction },
+            EventKind::Blocked { ban: short, way, reaction },
+            wrapped(None),
+            wrapped(Some(ban)),
+            wrapped(Some(short)),
+            ran(None),
+            ran(Some(ban)),
+            ran(Some(short)),
+            EventKind::Disconnected { subject, connections: 1 },
+            EventKind::BlockFailed { way, subject, reason: text() },
+            EventKind::Exempt { spared, probes: 1 },
+            EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
+            EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
+            EventKind::Capped { bans: 1 },
+            EventKind::Lifted { subject },
+            EventKind::Unblocked { subject, by: text() },
+            EventKind::Expired { subject },
+            EventKind::ByHand { subject, expiry: Expiry::Never, by: text(), note: None, way: None },
+            EventKind::Restored { bans: 1, way },
+            EventKind::Repaired { bans: 1, way },
+            EventKind::Healed { bans: 1 },
+            EventKind::Dropped { packets: 1 },
+            EventKind::Adopted { bans: 1 },
+            EventKind::Note(text()),
+            EventKind::Error(text()),
+            EventKind::Stopped,
+        ];
+        let place = |kind: &EventKind| match kind {
+            EventKind::Started => 0,
+            EventKind::Probe(_) => 1,
+            EventKind::Scan(_) => 2,
+            EventKind::Blocked { .. } => 3,
+            EventKind::Wrapped { .. } => 4,
+            EventKind::Ran { .. } => 5,
+            EventKind::Disconnected { .. } => 6,
+            EventKind::BlockFailed { .. } => 7,
+            EventKind::Exempt { .. } => 8,
+            EventKind::Repeated { .. } => 9,
+            EventKind::DistributedScan(_) => 10,
+            EventKind::Capped { .. } => 11,
+            EventKind::Lifted { .. } => 12,
+            EventKind::Unblocked { .. } => 13,
+            EventKind::Expired { .. } => 14,
+            EventKind::ByHand { .. } => 15,
+            EventKind::Restored { .. } => 16,
+            EventKind::Repaired { .. } => 17,
+            EventKind::Healed { .. } => 18,
+            EventKind::Dropped { .. } => 19,
+            EventKind::Adopted { .. } => 20,
+            EventKind::Note(_) => 21,
+            EventKind::Error(_) => 22,
+            EventKind::Stopped => 23,
+        };
+        let places: std::collections::BTreeSet<i32> = kinds.iter().map(place).collect();
+        assert_eq!(places, (0..24).collect(), "a kind has no example");
+        kinds
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    fn admitted(budget: &mut LogBudget, what: &EventKind, events: usize, second: u64) -> usize {
+        (0..events).filter(|_| budget.admit(what, at(second))).count()
+    }
+
+    fn of_class(class: LineClass) -> Vec<EventKind> {
+        every_kind().into_iter().filter(|what| what.line_class() == class).collect()
+    }
+
+    #[test]
+    fn every_probe_like_kind_leaves_room_for_bans_and_errors() {
+        let probe_like = every_kind().into_iter().filter(EventKind::is_attacker_driven);
+        for flood in probe_like {
+            let mut budget = LogBudget::default();
+            let lines = admitted(&mut budget, &flood, 100_000, 1);
+            assert!((1..=300).contains(&lines), "{lines} lines of {flood:?}");
+            for ban in of_class(LineClass::Ban) {
+                assert_eq!(admitted(&mut budget, &ban, 5, 2), 5, "{ban:?} after {flood:?}");
+            }
+            assert_eq!(admitted(&mut budget, &EventKind::Error(String::new()), 5, 2), 5, "after {flood:?}");
+        }
+    }
+
+    #[test]
+    fn floods_of_bans_and_failures_hide_no_error() {
+        let mut budget = LogBudget::default();
+        for flood in [LineClass::Ban, LineClass::FailedBan, LineClass::Probe].into_iter().flat_map(of_class) {
+            admitted(&mut budget, &flood, 10_000, 1);
+        }
+        assert_eq!(admitted(&mut budget, &EventKind::Error(String::new()), 100, 2), 60);
+        for host in of_class(LineClass::Host) {
+            assert_eq!(admitted(&mut budget, &host, 1_000, 3), 1_000, "{host:?}");
+        }
+    }
+
+    #[test]
+    fn summary_counts_each_kind_that_was_left_out() {
+        let mut budget = LogBudget::default();
+        let ban = Ban::example();
+        assert_eq!(admitted(&mut budget, &EventKind::Probe(ban.probe), 310, 0), 300);
+        assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 119_997, 1), 0);
+        assert!(budget.turn_minute(at(59)).is_none());
+        let Some(EventKind::Note(text)) = budget.turn_minute(at(60)) else { panic!("no summary") };
+        assert_eq!(text, "120007 more lines were left out, above 600 a minute: probe 10, scan 119997");
+        assert!(budget.turn_minute(at(120)).is_none() && budget.summary().is_none());
+        assert_eq!(admitted(&mut budget, &EventKind::Scan(ban), 1, 121), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_mix_writes_at_most_the_budget_a_minute(
+            mix in prop::collection::vec((0..100_usize, 1..2_000_usize, 0..59_u64), 1..12),
+        ) {
+            let kinds: Vec<_> =
+                every_kind().into_iter().filter(|what| what.line_class() != LineClass::Host).collect();
+            let mut budget = LogBudget::default();
+            let (mut lines, mut events, mut mix) = (0, 0, mix);
+            mix.sort_by_key(|(.., second)| *second);
+            for (place, count, second) in mix {
+                lines += admitted(&mut budget, &kinds[place % kinds.len()], count, second);
+                events += count;
+            }
+            prop_assert!(lines <= 600, "{lines} lines");
+            let left_out: u64 = budget.left_out.values().sum();
+            prop_assert_eq!(usize::try_from(left_out).unwrap(), events - lines);
+        }
+    }
+}

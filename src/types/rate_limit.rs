@@ -1,0 +1,127 @@
+//! Limits on a rate: a token bucket for work, and a limiter for log lines that counts what it leaves out. Both are told
+//! the time.
+
+use std::time::Duration;
+
+use super::Timestamp;
+
+/// Refills a number of tokens per span, up to the tokens of one span.
+pub struct TokenBucket {
+    per_span: u32,
+    span: Duration,
+    /// Available tokens, as a time: one token is `span / per_span`.
+    saved: Duration,
+    at: Timestamp,
+}
+
+impl TokenBucket {
+    /// A full bucket of `per_span` tokens every `span`.
+    #[must_use]
+    pub fn new(per_span: u32, span: Duration) -> Self {
+        Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
+    }
+
+    /// Takes one token; false where none is available.
+    pub fn take(&mut self, now: Timestamp) -> bool {
+        self.saved = self.saved.saturating_add(now.since(self.at)).min(self.span);
+        self.at = self.at.max(now);
+        match self.saved.checked_sub(self.span / self.per_span) {
+            Some(rest) => {
+                self.saved = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// A number of lines in each window of time. A window begins with the first call after the one before has ended.
+#[derive(Debug)]
+pub struct LineLimiter {
+    limit: u32,
+    window: Duration,
+    began: Option<Timestamp>,
+    used: u32,
+    suppressed: u64,
+    /// Suppressed in windows that have ended and were not reported yet.
+    ended: Option<u64>,
+}
+
+impl LineLimiter {
+    /// At most `limit` lines in each `window`.
+    #[must_use]
+    pub const fn new(limit: u32, window: Duration) -> Self {
+        Self { limit, window, began: None, used: 0, suppressed: 0, ended: None }
+    }
+
+    /// True where the window has room for a line; else the line is counted as suppressed.
+    pub fn admit(&mut self, now: Timestamp) -> bool {
+        self.admit_below(self.limit, now)
+    }
+
+    /// The same for lines that may only use the first `ceiling` lines of a window, so that the rest is kept for others.
+    pub fn admit_below(&mut self, ceiling: u32, now: Timestamp) -> bool {
+        self.roll(now);
+        let room = self.used < ceiling.min(self.limit);
+        self.used += u32::from(room);
+        self.suppressed += u64::from(!room);
+        room
+    }
+
+    /// True where the last line of the window is used.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.used >= self.limit
+    }
+
+    /// The number of suppressed lines, once after each window's end.
+    pub fn turn(&mut self, now: Timestamp) -> Option<u64> {
+        self.roll(now);
+        self.ended.take()
+    }
+
+    fn roll(&mut self, now: Timestamp) {
+        if self.began.is_some_and(|began| now.since(began) < self.window) {
+            return;
+        }
+        if self.began.replace(now).is_some() {
+            self.ended = Some(self.ended.unwrap_or(0) + std::mem::take(&mut self.suppressed));
+        }
+        self.used = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_minutes_worth_may_come_at_once_and_then_one_by_one() {
+        let mut budget = TokenBucket::new(60, Duration::from_secs(60));
+        assert_eq!((0..100).filter(|_| budget.take(at(1))).count(), 60);
+        assert_eq!((0..10).filter(|_| budget.take(at(2))).count(), 1);
+        assert_eq!((0..100).filter(|_| budget.take(at(1_000))).count(), 60);
+    }
+
+    #[test]
+    fn suppressed_lines_are_reported_once_per_window() {
+        let mut limiter = LineLimiter::new(10, Duration::from_secs(60));
+        assert_eq!((0..15).filter(|second| limiter.admit(at(100 + second))).count(), 10);
+        assert_eq!((limiter.turn(at(159)), limiter.is_exhausted()), (None, true));
+        assert_eq!((limiter.turn(at(160)), limiter.turn(at(161)), limiter.is_exhausted()), (Some(5), None, false));
+        assert!(limiter.admit(at(300)));
+        assert_eq!(limiter.turn(at(301)), Some(0), "a line that starts a window loses no report");
+    }
+
+    #[test]
+    fn lines_below_a_ceiling_leave_the_rest() {
+        let mut limiter = LineLimiter::new(10, Duration::from_secs(60));
+        assert_eq!((0..100).filter(|_| limiter.admit_below(4, at(1))).count(), 4);
+        assert_eq!((0..100).filter(|_| limiter.admit(at(1))).count(), 6);
+        assert!(!limiter.admit_below(4, at(2)));
+    }
+}

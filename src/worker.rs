@@ -1,0 +1,202 @@
+//! A worker thread behind a bounded queue. Producers never wait: what finds no room is refused and counted. After a panic the
+//! work starts again with the next item, and the end is waited for with a time limit, because a disk may hang.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::lazy_queue::LazyQueue;
+use crate::panic_guard;
+
+/// The queue, and the order to stop.
+pub struct Inbox<T> {
+    queue: LazyQueue<T>,
+    refused: AtomicU64,
+    stop: OnceLock<Stop>,
+}
+
+/// The order to stop, and the time that it leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    at: Instant,
+    within: Duration,
+}
+
+impl Stop {
+    /// The moment when this many eighths of the time are over.
+    #[must_use]
+    pub fn after_eighths(self, eighths: u32) -> Instant {
+        self.at.checked_add(self.within.saturating_mul(eighths) / 8).unwrap_or(self.at)
+    }
+}
+
+impl<T> Inbox<T> {
+    /// The oldest item.
+    #[must_use]
+    pub fn pop(&self) -> Option<T> {
+        self.queue.pop()
+    }
+
+    /// How many items wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// True where none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Items that found no room, since the start.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The order to stop. Read before the queue is emptied, it covers all items that were put in before the order.
+    #[must_use]
+    pub fn stop(&self) -> Option<Stop> {
+        self.stop.get().copied()
+    }
+}
+
+/// Puts items into the queue. Cheap to clone.
+pub struct Handle<T> {
+    inbox: Arc<Inbox<T>>,
+    thread: Thread,
+}
+
+impl<T> Clone for Handle<T> {
+    fn clone(&self) -> Self {
+        Self { inbox: Arc::clone(&self.inbox), thread: self.thread.clone() }
+    }
+}
+
+impl<T> Handle<T> {
+    /// Puts `item` into the queue and wakes the thread; never waits.
+    ///
+    /// # Errors
+    /// Gives the item back, and counts it, where there is no room.
+    pub fn put(&self, item: T) -> Result<(), T> {
+        let put = self.inbox.queue.push(item);
+        match put {
+            Ok(()) => self.wake(),
+            Err(_) => _ = self.inbox.refused.fetch_add(1, Ordering::Relaxed),
+        }
+        put
+    }
+
+    /// Ends the thread's rest.
+    pub fn wake(&self) {
+        self.thread.unpark();
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn inbox(&self) -> &Inbox<T> {
+        &self.inbox
+    }
+}
+
+/// The thread. It runs until [`Worker::stop`], or until the process ends.
+pub struct Worker<T, R> {
+    handle: Handle<T>,
+    done: Receiver<R>,
+}
+
+impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
+    /// Starts a thread with a queue of `length` items. `prepare` makes the work; the work rests with [`thread::park`], and
+    /// returns once [`Inbox::stop`] says so.
+    ///
+    /// # Errors
+    /// Where the system has no thread to give.
+    pub fn start<W>(name: &str, length: usize, prepare: impl FnOnce(Arc<Inbox<T>>) -> W) -> io::Result<Self>
+    where
+        W: FnMut() -> R + Send + 'static,
+    {
+        let queue = LazyQueue::new(length);
+        let inbox = Arc::new(Inbox { queue, refused: AtomicU64::new(0), stop: OnceLock::new() });
+        let (ended, done) = sync_channel(1);
+        let work = prepare(Arc::clone(&inbox));
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Nobody listens any more where the time is up.
+            let _ = ended.send(panic_guard::restart_on_panic(work));
+        })?;
+        Ok(Self { handle: Handle { inbox, thread: thread.thread().clone() }, done })
+    }
+
+    /// Puts items into the queue.
+    #[must_use]
+    pub fn handle(&self) -> &Handle<T> {
+        &self.handle
+    }
+
+    /// Orders the thread to stop and waits at most `within` for its result; `None` where it did not come in time.
+    #[must_use]
+    pub fn stop(&self, within: Duration) -> Option<R> {
+        // The first order counts.
+        let _ = self.handle.inbox.stop.set(Stop { at: Instant::now(), within });
+        self.handle.wake();
+        self.done.recv_timeout(within).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sums up what it gets, and panics at 13.
+    fn adder(length: usize) -> Worker<u32, u32> {
+        Worker::start("adder", length, |inbox| {
+            let mut sum = 0;
+            move || loop {
+                let stop = inbox.stop();
+                while let Some(number) = inbox.pop() {
+                    assert!(number != 13, "thirteen");
+                    sum += number;
+                }
+                match stop {
+                    Some(_) => return sum,
+                    None => thread::park(),
+                }
+            }
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn items_before_the_stop_are_done() {
+        let worker = adder(1_000);
+        (0..500).for_each(|_| worker.handle().put(2).unwrap());
+        assert_eq!(worker.stop(Duration::from_secs(10)), Some(1_000));
+    }
+
+    #[test]
+    fn panic_loses_only_the_item_in_hand() {
+        let worker = adder(10);
+        [1, 13, 2].into_iter().for_each(|number| worker.handle().put(number).unwrap());
+        assert_eq!(worker.stop(Duration::from_secs(10)), Some(3));
+    }
+
+    #[test]
+    fn full_queue_refuses_and_counts() {
+        let (free, wait) = std::sync::mpsc::channel::<()>();
+        let worker: Worker<u32, usize> = Worker::start("waits", 2, |inbox| {
+            move || {
+                let _ = wait.recv();
+                inbox.len()
+            }
+        })
+        .unwrap();
+        let put = [1, 2, 3, 4].map(|number| worker.handle().put(number));
+        assert_eq!(put, [Ok(()), Ok(()), Err(3), Err(4)]);
+        assert_eq!((worker.handle().inbox().refused(), worker.stop(Duration::from_millis(10))), (2, None));
+        drop(free);
+        assert_eq!(worker.stop(Duration::from_secs(10)), Some(2));
+    }
+}
