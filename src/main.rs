@@ -81,7 +81,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     match daemon::run(config, places, (confirm, sandboxed), Box::new(move || options.configure())) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
-        Err(error @ DaemonError::Untrusted(_)) => fail(&error, cli::EXIT_CONFIG),
+        Err(error @ (DaemonError::Untrusted(_) | DaemonError::Handover(_))) => fail(&error, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }

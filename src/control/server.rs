@@ -1,11 +1,17 @@
 //! The control socket: connections become [`IncomingRequest`]s, which the daemon answers. Clients are counted and lines are
 //! bounded; a slow client is disconnected and never delays the daemon or another client.
 
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, UCred};
@@ -26,6 +32,11 @@ const MAX_BEHIND: usize = 1024;
 const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the daemon may take for an answer, and a client to take it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long another daemon may take to set up its socket in the same folder. Anyone who can read the folder can lock it, and
+/// must not keep a daemon from its socket.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it waits before it tries again.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// A request that waits for its reply.
 #[derive(Debug)]
@@ -41,30 +52,42 @@ pub struct IncomingRequest {
 pub enum ControlError {
     #[error("{0} is no socket; take it away, or name another place with --socket")]
     NotASocket(PathBuf),
+    #[error("another portsentry answers at {0}; name another place with --socket")]
+    InUse(PathBuf),
     #[error("cannot {doing} {path}: {error}; name another place with --socket")]
     System { doing: &'static str, path: PathBuf, error: io::Error },
 }
 
-/// The listening socket; its file is removed when this is dropped.
+/// The listening socket; its file is removed when this is dropped, unless another one has taken its place.
 pub struct Server {
     path: PathBuf,
+    /// Device and inode of the socket's file.
+    file: Option<(u64, u64)>,
     requests: mpsc::Receiver<IncomingRequest>,
     events: broadcast::Sender<Arc<str>>,
 }
 
 impl Server {
     /// Listens at `path`. Makes its directory where it is missing, and replaces a socket that an earlier daemon left behind.
+    /// One at which a daemon answers, that of another network namespace for example, stays.
     ///
     /// # Errors
     /// Where something else is at `path`, or it cannot be written.
     pub fn open(path: &Path) -> Result<Self, ControlError> {
         let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error };
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(system("make the directory of"))?;
-        }
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory).map_err(system("make the directory of"))?;
+        // Held until it listens: of two daemons that start at once, the second finds the first one's socket answered.
+        let _lock = lock(directory);
         match std::fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(system("replace"))?,
-            Ok(_) => return Err(ControlError::NotASocket(path.to_owned())),
+            Ok(found) if !found.file_type().is_socket() => return Err(ControlError::NotASocket(path.to_owned())),
+            Ok(_) if is_answered(path).map_err(system("connect to"))? => {
+                return Err(ControlError::InUse(path.to_owned()));
+            }
+            Ok(_) => match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system("replace")(error)),
+                _ => {}
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(system("look at")(error)),
         }
@@ -77,7 +100,12 @@ impl Server {
         let (sender, requests) = mpsc::channel(MAX_PENDING);
         let (events, _) = broadcast::channel(MAX_BEHIND);
         tokio::spawn(accept(listener, sender, events.clone()));
-        Ok(Self { path: path.to_owned(), requests, events })
+        Ok(Self {
+            path: path.to_owned(),
+            file: std::fs::symlink_metadata(path).ok().map(|found| id(&found)),
+            requests,
+            events,
+        })
     }
 
     /// The next request. Safe to cancel.
@@ -99,7 +127,38 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(id(&found)) == self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn id(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+/// Locks `directory` against other daemons until the file is closed. One that cannot be read, or that another process keeps
+/// locked, is used without.
+fn lock(directory: &Path) -> Option<File> {
+    let folder = File::open(directory).ok()?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        && Instant::now() < deadline
+    {
+        thread::sleep(RETRY_DELAY);
+    }
+    Some(folder)
+}
+
+/// True where a process listens at the socket `path`.
+fn is_answered(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        // A listener that is too busy, or stopped, has a full queue.
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

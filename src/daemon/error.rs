@@ -14,7 +14,7 @@ use crate::host::network::HostError;
 use crate::host::snapshot::NoInterface;
 use crate::netlink::sock_diag::SockDiagError;
 use crate::netlink::socket::SocketError;
-use crate::sandbox::{InstanceLockError, Untrusted};
+use crate::sandbox::{HandoverError, InstanceLockError, Untrusted};
 use crate::sensor::SensorError;
 
 /// Why the program cannot protect, or not any more.
@@ -25,6 +25,8 @@ pub enum DaemonError {
     Config(#[from] ConfigErrors),
     #[error(transparent)]
     Untrusted(#[from] Untrusted),
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     #[error(transparent)]
     InstanceLockError(#[from] InstanceLockError),
     #[error(transparent)]

@@ -49,7 +49,7 @@ use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::sock_diag::SockDiag;
 use crate::panic_guard;
-use crate::sandbox::{InstanceLock, Sandbox};
+use crate::sandbox::{InstanceLock, Sandbox, check_folders};
 use crate::sensor::{Sensor, SensorCommand};
 use crate::types::Timestamp;
 use backends::OpenBackends;
@@ -100,14 +100,17 @@ pub fn run(
     panic_guard::tell_panics();
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
+    let policy = sandbox_policy::of_daemon(&config, &places);
+    if sandboxed {
+        check_folders(&policy)?;
+    }
     // While programs can be started still.
     let command_helper = match config.runs_commands() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
     // Before there is a second thread.
-    let mut sandbox =
-        if sandboxed { Sandbox::enter(&sandbox_policy::of_daemon(&config, &places)) } else { Sandbox::now() };
+    let mut sandbox = if sandboxed { Sandbox::enter(&policy) } else { Sandbox::now() };
     let sensor_thread = SensorThread::start(sandboxed)?;
     if sandboxed {
         sandbox.drop_privileges();
@@ -143,6 +146,12 @@ async fn serve(
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).cloned());
     notes.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
 
+    // A missing capability or a busy port is found before anything is changed.
+    let live = Live::open(&host_state.filter(), Ring::Usual)?;
+    let scrapes = match config.metrics.listen {
+        Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
+        None => None,
+    };
     let spawner = command_helper.as_ref().map(CommandHelper::spawner);
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
         backends::open(&config, &host_state.host(), spawner, (&events, &sensor))?;
@@ -150,10 +159,6 @@ async fn serve(
     let control = Server::open(&places.socket)
         .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
         .ok();
-    let scrapes = match config.metrics.listen {
-        Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
-        None => None,
-    };
     let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
     if let (Some((nft, _)), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
         nft.pause_monitor_with(pause);
@@ -177,7 +182,7 @@ async fn serve(
             ways: blocker.ways.clone(),
             unheard,
             table_created,
-            marker: places.state_dir.join("restoring"),
+            marker: places.state_dir.join(sandbox_policy::RESTORING),
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::orders),
             nft,
@@ -187,7 +192,6 @@ async fn serve(
     let wanted =
         Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then(|| config.block.route.into()) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
-    let live = Live::open(&host_state.filter(), Ring::Usual)?;
     // Only now, when no address on the allow-list is blocked any more.
     let mut decoys = Decoys::open(&DecoyPorts::from_config(&config), &config.tcp.port_banner)?;
     if let Some(busy) = decoys.busy() {

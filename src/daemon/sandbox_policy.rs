@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::config_source::Places;
 use crate::config::{Config, Mode};
+use crate::ledger;
 use crate::sandbox::{Policy, Sandbox};
 use crate::types::Backend;
+
+/// Names the bans of a reboot that is being made good ([`super::startup_reconcile`]).
+pub(super) const RESTORING: &str = "restoring";
 
 /// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::host`]); the kernel's
 /// settings; and randomness for SQLite. Folders, where files in them are replaced.
@@ -43,6 +47,8 @@ pub(super) fn of_daemon(config: &Config, places: &Places) -> Policy {
     let names = config.report.resolve_host || !config.allow.names.is_empty();
     let mut policy = Policy {
         own: [Some(places.state_dir.clone()), folder(&places.socket)].into_iter().flatten().collect(),
+        own_files: ledger::OWN_FILES.iter().chain(&[RESTORING]).map(|&name| name.to_owned()).collect(),
+        own_socket: places.socket.file_name().map(ToOwned::to_owned),
         settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
         read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
@@ -52,7 +58,12 @@ pub(super) fn of_daemon(config: &Config, places: &Places) -> Policy {
     if names {
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
-    policy.write.extend(config.report.json_file.as_deref().and_then(folder));
+    let json = config.report.json_file.as_deref();
+    if let Some(name) = json.filter(|file| folder(file).is_some_and(|folder| policy.own.contains(&folder))) {
+        let name = name.file_name().unwrap_or_default().to_string_lossy();
+        policy.own_files.extend([name.clone().into_owned(), format!("{name}.*"), format!("{name}-*")]);
+    }
+    policy.write.extend(json.and_then(folder));
     if method(Backend::HostsDeny) {
         replace(&mut policy, &config.block.hosts_deny.file);
     }

@@ -44,6 +44,18 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
 /// The database's name in the state directory.
 pub const DATABASE: &str = "ledger.sqlite";
 
+/// What this module makes in the state directory; `*` stands for what SQLite, a rewrite, a rotation or a repair adds.
+pub const OWN_FILES: [&str; 8] = [
+    DATABASE,
+    "ledger.sqlite-*",
+    "ledger.sqlite.corrupt-*",
+    HISTORY,
+    "portsentry.history.*",
+    "portsentry.history-*",
+    BLOCKED,
+    "portsentry.blocked.new",
+];
+
 /// The bans, in a directory of their own.
 pub struct Ledger {
     connection: Connection,

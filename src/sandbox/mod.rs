@@ -5,12 +5,14 @@
 //! A kernel that lacks a part has the others all the same, and it is said once.
 
 mod capabilities;
+mod handover;
 mod instance_lock;
 mod landlock;
 mod ownership;
 mod seccomp;
 mod user;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{
@@ -19,15 +21,21 @@ use rustix::process::{
 use rustix::thread::{no_new_privs, set_no_new_privs};
 
 pub use capabilities::Capabilities;
+pub use handover::HandoverError;
 pub use instance_lock::{InstanceLock, InstanceLockError};
 pub use landlock::Reach;
 pub use ownership::{Untrusted, only_ours};
+use user::Account;
 
 /// What the program needs once it is started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Folders of its own, which are made where they are missing and given to the user that it runs as.
     pub own: Vec<PathBuf>,
+    /// Names of the files that it makes in them; `*` at the end of one stands for any rest.
+    pub own_files: Vec<String>,
+    /// The name of the socket that it makes in one of them.
+    pub own_socket: Option<OsString>,
     /// Folders in which it makes, writes, renames and removes files.
     pub write: Vec<PathBuf>,
     /// Files that it reads again when they are replaced.
@@ -92,13 +100,25 @@ impl Calls {
     }
 }
 
+/// Refuses a policy whose own folders are not the program's own, where root would give them to its own user. Changes
+/// nothing.
+///
+/// # Errors
+/// For the first folder that belongs to the system, or holds files of others.
+pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
+    Account::find(policy).map_or(Ok(()), |account| handover::check(policy, &account))
+}
+
 impl Sandbox {
-    /// Gives up all that `policy` does not name.
+    /// Gives up all that `policy` does not name. [`check_folders`] is to be asked before.
     #[must_use]
     pub fn enter(policy: &Policy) -> Self {
         let mut warnings = Vec::new();
-        let nice = !prepare(policy, &mut warnings);
-        user::switch(policy, &mut warnings);
+        let made = make_folders(policy);
+        let nice = !prepare(&mut warnings);
+        if let Err(Some(stays)) = become_own_user(policy, &made) {
+            warnings.push(format!("it stays root, without root's rights: {stays}"));
+        }
         capabilities::cut(policy, nice, &mut warnings);
         if let Err(error) = set_no_new_privs(true) {
             warnings.push(format!("the kernel knows no no_new_privs ({error})"));
@@ -180,12 +200,22 @@ pub fn forget_priority() {
     capabilities::forget_nice();
 }
 
+/// Makes the folders that are missing, as long as there is a right to; those that were made.
+fn make_folders(policy: &Policy) -> Vec<PathBuf> {
+    let folders = policy.own.iter().chain(&policy.write);
+    // What is wrong with one is said where it is used.
+    folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect()
+}
+
+/// Becomes the own user where this is root, with the folders that are its own; a sentence where it stays root.
+fn become_own_user(policy: &Policy, made: &[PathBuf]) -> Result<(), Option<String>> {
+    let account = Account::find(policy)?;
+    handover::give(policy, &account, made).map_err(|error| error.to_string())?;
+    Ok(account.enter()?)
+}
+
 /// What takes rights that will be gone; true where the limit allows the sensor's thread its real-time priority without any.
-fn prepare(policy: &Policy, warnings: &mut Vec<String>) -> bool {
-    for folder in policy.own.iter().chain(&policy.write).filter(|folder| !folder.exists()) {
-        // Whoever uses it says what is wrong with it.
-        let _ = user::make(folder);
-    }
+fn prepare(warnings: &mut Vec<String>) -> bool {
     // A crash must not leave the ledger's key or the bans of strangers behind in a file.
     if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
         warnings.push(format!("a crash may leave memory on the disk ({error})"));

@@ -5,19 +5,16 @@
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{User, getgrouplist, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::set_keep_capabilities;
 
 use super::Policy;
 
 /// The program's own user, which its package makes.
 pub(super) const NAME: &str = "portsentry";
-
-/// Files of a folder that are given to the user; there are a handful.
-const FILES: usize = 256;
 
 /// The name of `user`, if it has one.
 pub(super) fn name(user: u32) -> Option<String> {
@@ -28,53 +25,93 @@ pub(super) fn name(user: u32) -> Option<String> {
     User::from_uid(user.into()).ok().flatten().map(|found| found.name)
 }
 
-/// Makes `folder` for nobody but its owner.
-pub(super) fn make(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o750).create(folder)
+/// Makes `folder` for nobody but its owner; true where it was missing.
+pub(super) fn make(folder: &Path) -> io::Result<bool> {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o750);
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        builder.recursive(true).create(parent)?;
+    }
+    match builder.recursive(false).create(folder) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// Becomes the own user where this is root, and says where it stays root. Capabilities stay.
-pub(super) fn switch(policy: &Policy, warnings: &mut Vec<String>) {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
-    let stays = match (policy.root, User::from_name(NAME)) {
-        (Some(why), _) => why.to_owned(),
-        (None, Err(error)) => format!("the user {NAME} cannot be looked up ({error})"),
-        (None, Ok(None)) => format!("there is no user {NAME} (the package makes one: sysusers.d)"),
-        (None, Ok(Some(user))) => match become_user(policy, &user) {
-            Ok(()) => return,
-            Err(why) => why,
-        },
-    };
-    warnings.push(format!("it stays root, without root's rights: {stays}"));
+/// The program's own user, with its groups.
+pub(super) struct Account {
+    user: User,
+    groups: Vec<Gid>,
 }
 
-fn become_user(policy: &Policy, user: &User) -> Result<(), String> {
-    let (uid, gid) = (user.uid, user.gid);
-    let unable = |error: nix::Error| format!("the user {NAME} cannot be taken on ({error})");
-    let name = CString::new(NAME).map_err(|error| error.to_string())?;
-    let groups = getgrouplist(&name, gid).map_err(unable)?;
-    let ids: Vec<u32> = groups.iter().map(|group| group.as_raw()).collect();
-    for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
-        if let Some(closed) = closed_to(path, uid.as_raw(), &ids) {
-            return Err(format!("the user {NAME} cannot reach {} through {}", path.display(), closed.display()));
+impl Account {
+    /// The user that a process with `policy` is to become; a sentence where it stays what it is, and `None` where that is
+    /// not root.
+    pub(super) fn find(policy: &Policy) -> Result<Self, Option<String>> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(None);
         }
+        let user = match (policy.root, User::from_name(NAME)) {
+            (Some(why), _) => return Err(Some(why.to_owned())),
+            (None, Err(error)) => return Err(Some(format!("the user {NAME} cannot be looked up ({error})"))),
+            (None, Ok(None)) => {
+                return Err(Some(format!("there is no user {NAME} (the package makes one: sysusers.d)")));
+            }
+            (None, Ok(Some(user))) => user,
+        };
+        let name = CString::new(NAME).map_err(|error| error.to_string())?;
+        let groups = getgrouplist(&name, user.gid).map_err(unable)?;
+        let account = Self { user, groups };
+        account.reaches(policy)?;
+        Ok(account)
     }
-    for (paths, bit, doing) in [(&policy.settings, 0o4, "read"), (&policy.write, 0o3, "write to")] {
-        let closed = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !may(&found, bit, uid.as_raw(), &ids));
-        if let Some(path) = paths.iter().find(closed) {
-            return Err(format!("the user {NAME} cannot {doing} {}", path.display()));
+
+    pub(super) fn uid(&self) -> u32 {
+        self.user.uid.as_raw()
+    }
+
+    pub(super) fn gid(&self) -> u32 {
+        self.user.gid.as_raw()
+    }
+
+    /// Whether it has all of `bits` (4 to read, 2 to write, 1 to search).
+    pub(super) fn may(&self, found: &Metadata, bits: u32) -> bool {
+        may(found, bits, self.uid(), &self.group_ids())
+    }
+
+    fn group_ids(&self) -> Vec<u32> {
+        self.groups.iter().map(|group| group.as_raw()).collect()
+    }
+
+    /// Refuses, with a sentence, where the user could not get at what `policy` names.
+    fn reaches(&self, policy: &Policy) -> Result<(), String> {
+        for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
+            if let Some(closed) = closed_to(path, self.uid(), &self.group_ids()) {
+                return Err(format!("the user {NAME} cannot reach {} through {}", path.display(), closed.display()));
+            }
         }
+        for (paths, bit, doing) in [(&policy.settings, 0o4, "read"), (&policy.write, 0o3, "write to")] {
+            let closed = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, bit));
+            if let Some(path) = paths.iter().find(closed) {
+                return Err(format!("the user {NAME} cannot {doing} {}", path.display()));
+            }
+        }
+        Ok(())
     }
-    for folder in &policy.own {
-        give(folder, uid.as_raw(), gid.as_raw())
-            .map_err(|error| format!("{} cannot be given to the user {NAME} ({error})", folder.display()))?;
+
+    /// Becomes the user. Capabilities stay.
+    pub(super) fn enter(&self) -> Result<(), String> {
+        let (uid, gid) = (self.user.uid, self.user.gid);
+        set_keep_capabilities(true).map_err(|error| format!("the user {NAME} would lose CAP_NET_ADMIN ({error})"))?;
+        setgroups(&self.groups).map_err(unable)?;
+        setresgid(gid, gid, gid).map_err(unable)?;
+        setresuid(uid, uid, uid).map_err(unable)
     }
-    set_keep_capabilities(true).map_err(|error| format!("the user {NAME} would lose CAP_NET_ADMIN ({error})"))?;
-    setgroups(&groups).map_err(unable)?;
-    setresgid(gid, gid, gid).map_err(unable)?;
-    setresuid(uid, uid, uid).map_err(unable)
+}
+
+fn unable(error: nix::Error) -> String {
+    format!("the user {NAME} cannot be taken on ({error})")
 }
 
 /// The first folder on the way to `path` that `user` may not pass.
@@ -93,29 +130,6 @@ fn may(found: &Metadata, bits: u32, user: u32, groups: &[u32]) -> bool {
     };
     found.mode() >> shift & bits == bits
 }
-
-/// Gives `folder` and the files in it to the user, where they were root's; nothing is followed, and what is somebody
-/// else's stays, and is refused by whoever opens it.
-fn give(folder: &Path, user: u32, group: u32) -> io::Result<()> {
-    let roots = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == 0 && !found.is_symlink());
-    let found = fs::symlink_metadata(folder)?;
-    // One that others share, /run or /tmp, is not taken from them.
-    if found.is_dir()
-        && found.uid() == 0
-        && found.mode() & 0o022 == 0
-        && !SHARED.iter().any(|one| folder == Path::new(one))
-    {
-        let inside = fs::read_dir(folder)?.take(FILES).filter_map(Result::ok).map(|entry| entry.path());
-        for path in inside.filter(|path| roots(path) && fs::symlink_metadata(path).is_ok_and(|found| found.is_file())) {
-            lchown(path, Some(user), Some(group))?;
-        }
-        lchown(folder, Some(user), Some(group))?;
-    }
-    Ok(())
-}
-
-/// Folders that are never one program's own.
-const SHARED: [&str; 8] = ["/", "/run", "/var/run", "/tmp", "/var/lib", "/var/tmp", "/etc", "/root"];
 
 #[cfg(test)]
 mod tests {

@@ -25,6 +25,34 @@ fn without_cap_net_raw_it_says_so_and_ends() {
 }
 
 #[test]
+fn failed_start_leaves_the_host_unchanged() {
+    let mut lab = Lab::new(&[]);
+    let taken = lab.inside("victim", || std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = taken.local_addr().unwrap().to_string();
+    let metrics = lab.write("metrics.toml", &format!("[metrics]\nlisten = \"{address}\"\n"));
+    // A raw socket, and a port that another program has.
+    let failures: [(&[&str], &[&str]); 2] =
+        [(&["setpriv", "--bounding-set=-net_raw"], &[]), (&[], &["--config", metrics.to_str().unwrap()])];
+    let fail = |lab: &Lab| {
+        for (wrapper, arguments) in failures {
+            assert_refused(&Daemon::run_to_end(lab, wrapper, arguments));
+        }
+    };
+    let rules = |lab: &Lab| lab.run("victim", "nft", &["--stateless", "list", "ruleset"]);
+    fail(&lab);
+    assert_eq!(rules(&lab), "", "no table is left");
+    // What the last run has left stays in force.
+    lab.join("attacker");
+    let daemon = Daemon::start(&lab, &["--scan-trigger", "0"]);
+    let banned = lab.provoke_ban("attacker");
+    daemon.stop();
+    let before = rules(&lab);
+    fail(&lab);
+    assert_eq!(rules(&lab), before);
+    assert_eq!(lab.banned(), [banned]);
+}
+
+#[test]
 fn a_configuration_error_ends_it_with_78_and_names_file_line_and_column() {
     let lab = Lab::new(&[]);
     let path = lab.write("bad.toml", "[detect]\nscan_trigger = 2\nwindow = \"90x\"\n");

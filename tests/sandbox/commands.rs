@@ -153,7 +153,11 @@ fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
     let text = settings(&hook, "");
     let configuration = lab.write("portsentry.toml", &text);
     fs::set_permissions(&configuration, Permissions::from_mode(0o644)).unwrap();
-    let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap()];
+    // In a folder of its own, which can be given to the user; operators find it at the lab's place.
+    let socket = lab.path("run/socket");
+    std::os::unix::fs::symlink(&socket, lab.path("socket")).unwrap();
+    let socket = socket.to_str().unwrap();
+    let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap(), "--socket", socket];
     let daemon = Daemon::start(&lab, &arguments);
     for (name, status) in threads(&daemon) {
         assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");

@@ -4,6 +4,7 @@
 
 mod commands;
 mod files;
+mod handover;
 mod lacking;
 mod rights;
 mod second;

@@ -122,7 +122,9 @@ fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
     let folder = state.parent().unwrap();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
     let configuration = lab.write("portsentry.toml", "expire = \"1h\"\n");
-    let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap()];
+    let socket = lab.path("run/socket");
+    let socket = socket.to_str().unwrap();
+    let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap(), "--socket", socket];
 
     // The user cannot pass through the folder: it stays root, and says why.
     let daemon = Daemon::start(&lab, &arguments);
@@ -136,7 +138,9 @@ fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
         assert_eq!(field(&status, "Gid"), "4243\t4243\t4243\t4243", "{name}");
         assert_eq!((field(&status, "CapEff"), field(&status, "CapBnd")), (TWO, TWO), "{name}");
     }
-    assert_eq!(fs::metadata(&state).unwrap().uid(), 4_242);
+    for folder in [&state, &lab.path("run")] {
+        assert_eq!(fs::metadata(folder).unwrap().uid(), 4_242, "{}", folder.display());
+    }
     assert_eq!(daemon.lines_with("ledger"), [""; 0], "it is the user's now");
     lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());

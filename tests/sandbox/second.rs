@@ -1,5 +1,8 @@
 //! One daemon for each network namespace.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 
@@ -27,6 +30,50 @@ fn another_network_namespace_has_its_own() {
     let first = Daemon::start(&one, &[]);
     Daemon::start(&other, &[]).stop();
     first.stop();
+}
+
+#[test]
+fn answered_socket_is_never_replaced() {
+    let (one, other) = (Lab::new(&[]), Lab::new(&[]));
+    let first = Daemon::start(&one, &[]);
+    let socket = one.path("socket");
+    let before = fs::metadata(&socket).unwrap().ino();
+    // Its namespace is another one, so nothing else keeps it from running.
+    let second = Daemon::start(&other, &["--socket", socket.to_str().unwrap()]);
+    let refused = format!("another portsentry answers at {}; name another place with --socket", socket.display());
+    second.expect_line(&refused);
+    one.succeed(&["status"]);
+    second.stop();
+    assert_eq!(fs::metadata(&socket).unwrap().ino(), before, "its end leaves the first one's socket");
+    one.succeed(&["status"]);
+    // One that does not accept is there all the same.
+    first.frozen(|| {
+        let second = Daemon::start(&other, &["--socket", socket.to_str().unwrap()]);
+        second.expect_line(&refused);
+        second.stop();
+    });
+    one.succeed(&["status"]);
+    first.stop();
+    assert!(!socket.exists(), "its own is removed");
+}
+
+#[test]
+fn stale_socket_goes_to_one_of_two() {
+    let (one, other) = (Lab::new(&[]), Lab::new(&[]));
+    let socket = one.path("socket");
+    for _ in 0..3 {
+        // A socket that a crash has left.
+        let _ = fs::remove_file(&socket);
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let daemons = [&one, &other].map(|lab| Daemon::spawn(lab, &[], &["--socket", socket.to_str().unwrap()]));
+        daemons.iter().for_each(|daemon| drop(daemon.expect_line("is now active and listening")));
+        let refused = daemons.iter().filter(|daemon| !daemon.lines_with("another portsentry answers").is_empty());
+        assert_eq!(refused.count(), 1);
+        one.succeed(&["status"]);
+        for daemon in daemons {
+            daemon.stop();
+        }
+    }
 }
 
 #[test]

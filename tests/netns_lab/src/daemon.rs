@@ -78,7 +78,11 @@ impl Daemon {
         let mut command: Command = lab.command("victim", "sh");
         command.args(["-c", WRAPPER, "sh"]).arg(lab.path("")).args(wrapper).arg(binary()).args(arguments);
         // A ledger for each lab; it outlives a daemon, so that the next one in the same lab finds it.
-        command.arg("--state-dir").arg(lab.path("state")).arg("--socket").arg(lab.path("socket"));
+        for (option, name) in [("--state-dir", "state"), ("--socket", "socket")] {
+            if !arguments.contains(&option) {
+                command.arg(option).arg(lab.path(name));
+            }
+        }
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ip runs");
         let log = Log::follow(child.stderr.take().expect("piped"));
         Self { child, log }

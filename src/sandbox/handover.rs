@@ -1,0 +1,202 @@
+//! Ownership of the folders and files that the daemon keeps: what root has made for it is given to its own user, and nothing
+//! else. Every check is made on an open descriptor, and so is the change of owner: a path that is replaced by a link between
+//! the two gives nothing away.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
+use rustix::io::Errno;
+
+use super::Policy;
+use super::user::{Account, NAME};
+
+/// Folders that belong to the system with all that is below them, beside those at the top of the tree and in `/var`.
+const SYSTEM: [&str; 13] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/run/lock",
+    "/run/systemd",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/spool",
+];
+
+/// The folder that fsck keeps at the top of a file system.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Why the daemon does not start with a folder of `--state-dir` or `--socket`.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// Other programs rely on it.
+    #[error(
+        "refused to give {} to the user {NAME}: it is a system folder; name a folder of portsentry's own with --state-dir \
+         or --socket",
+        .0.display()
+    )]
+    SystemFolder(PathBuf),
+    /// Files of others would be given away, or be at the mercy of the folder's new owner.
+    #[error(
+        "refused to give {} to the user {NAME}: it holds {entry:?}, which is no file of portsentry's; name a new or an empty \
+         folder with --state-dir or --socket",
+        folder.display()
+    )]
+    ForeignEntry {
+        /// The folder.
+        folder: PathBuf,
+        /// What it holds.
+        entry: OsString,
+    },
+    /// The operating system refused something.
+    #[error("cannot look into {}: {error}; name another folder with --state-dir or --socket", folder.display())]
+    System {
+        /// The folder.
+        folder: PathBuf,
+        /// What came back.
+        error: io::Error,
+    },
+}
+
+/// A folder of the daemon's, held open.
+struct Folder {
+    open: File,
+    /// It is root's still, and is to be given away as well as its files.
+    is_roots: bool,
+}
+
+/// Refuses a folder of `policy` that could not be given to `account`. Changes nothing.
+pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverError> {
+    policy.own.iter().try_for_each(|folder| inspect(folder, policy, account, &[]).map(drop))
+}
+
+/// Gives the own folders of `policy` to `account`, and the own files in them. A folder that is among those just `made` may
+/// lie in a system folder.
+pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
+    for path in &policy.own {
+        let Some(folder) = inspect(path, policy, account, made)? else { continue };
+        let system = |error: Errno| HandoverError::System { folder: path.clone(), error: error.into() };
+        folder
+            .each_entry(|name, entry, found| {
+                if policy.is_own_file(name, found) && found.uid() == 0 && found.nlink() == 1 {
+                    change_owner(entry, account)?;
+                }
+                Ok(true)
+            })
+            .map_err(system)?;
+        if folder.is_roots {
+            change_owner(&folder.open, account).map_err(system)?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens `path`; `None` where there is nothing to be given: it is missing, a link, another user's, or `account` may write
+/// there without.
+fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<Option<Folder>, HandoverError> {
+    let system = |error: io::Error| HandoverError::System { folder: path.to_owned(), error };
+    // Without a slash at the end, which would follow a link.
+    let plain: PathBuf = path.components().collect();
+    let open = match openat(CWD, &plain, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(open) => File::from(open),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(None),
+        Err(error) => return Err(system(error.into())),
+    };
+    let found = open.metadata().map_err(system)?;
+    if found.uid() == account.uid() {
+        return Ok(Some(Folder { open, is_roots: false }));
+    }
+    if found.uid() != 0 || account.may(&found, 0o3) {
+        return Ok(None);
+    }
+    if !made.iter().any(|made| made == path) && is_system(path, &found).map_err(system)? {
+        return Err(HandoverError::SystemFolder(path.to_owned()));
+    }
+    let folder = Folder { open, is_roots: true };
+    let mut foreign = None;
+    let own: Vec<(u64, u64)> = policy.own.iter().filter_map(|path| path.metadata().ok()).map(|own| id(&own)).collect();
+    folder
+        .each_entry(|name, _, found| {
+            let is_own = match found.is_dir() {
+                true => name == LOST_AND_FOUND || own.contains(&id(found)),
+                // A second name of a file may be one that another program relies on.
+                false => policy.is_own_file(name, found) && found.nlink() == 1,
+            };
+            if !is_own {
+                foreign = Some(name.to_owned());
+            }
+            Ok(is_own)
+        })
+        .map_err(|error| system(error.into()))?;
+    match foreign {
+        Some(entry) => Err(HandoverError::ForeignEntry { folder: path.to_owned(), entry }),
+        // One that others may write to is shared with them.
+        None => Ok((found.mode() & 0o022 == 0).then_some(folder)),
+    }
+}
+
+impl Folder {
+    /// Calls `act` with each entry, opened without following it, until it answers false.
+    fn each_entry(&self, mut act: impl FnMut(&OsStr, &File, &Metadata) -> Result<bool, Errno>) -> Result<(), Errno> {
+        for entry in Dir::read_from(&self.open)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let open = match openat(&self.open, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            {
+                Ok(open) => File::from(open),
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error),
+            };
+            let found = open.metadata().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            if !act(name, &open, &found)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Policy {
+    /// True for a file that the daemon itself makes: by its name and its kind.
+    fn is_own_file(&self, name: &OsStr, found: &Metadata) -> bool {
+        let kind = found.file_type();
+        let named = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(start) => name.as_bytes().starts_with(start.as_bytes()),
+            None => name == pattern.as_str(),
+        };
+        (kind.is_file() && self.own_files.iter().any(named))
+            || (kind.is_socket() && self.own_socket.as_deref() == Some(name))
+    }
+}
+
+fn id(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+/// Of a descriptor that stands for a file and not for its content (`O_PATH`) too, so that no file is opened for it.
+fn change_owner(open: &File, account: &Account) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(account.uid()), Gid::from_raw(account.gid()));
+    chownat(open, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+}
+
+/// True where `path`, which was `found` open, is a folder that is never one program's own, wherever links lead to it.
+fn is_system(path: &Path, found: &Metadata) -> io::Result<bool> {
+    let real = path.canonicalize()?;
+    if id(&real.metadata()?) != id(found) {
+        return Err(io::Error::other("it was replaced meanwhile"));
+    }
+    let is_below = SYSTEM.iter().any(|folder| real.starts_with(folder));
+    Ok(is_below || real.components().count() <= 2 || real.parent() == Some(Path::new("/var")))
+}

@@ -1,0 +1,115 @@
+//! What root gives to the service's own user, and what it must not give.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use netns_lab::Lab;
+use netns_lab::daemon::Daemon;
+
+const USER: u32 = 4_242;
+
+/// A lab whose folder the service user can pass through.
+fn lab() -> Option<Lab> {
+    if !netns_lab::has_other_users() {
+        return None;
+    }
+    let lab = Lab::new(&[]);
+    lab.add_service_user(USER, 4_243);
+    fs::set_permissions(lab.path(""), Permissions::from_mode(0o711)).unwrap();
+    fs::create_dir(lab.path("home")).unwrap();
+    fs::set_permissions(lab.path("home"), Permissions::from_mode(0o755)).unwrap();
+    Some(lab)
+}
+
+fn owner(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().uid()
+}
+
+/// Expects a start to end with `reason`, with nothing changed.
+fn expect_refusal(lab: &Lab, wrapper: &[&str], arguments: &[&str], reason: &str) {
+    let before = lab.run("victim", "nft", &["list", "ruleset"]);
+    let ended = Daemon::run_to_end(lab, wrapper, arguments);
+    assert_eq!(ended.status.code(), Some(78), "{arguments:?}: {}", ended.log);
+    assert!(ended.log.contains(reason), "{arguments:?}: {}", ended.log);
+    assert!(ended.log.contains("--state-dir or --socket"), "it says what to do: {}", ended.log);
+    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
+    assert!(!lab.path("state").exists(), "no folder is made before the refusal");
+}
+
+#[test]
+fn folder_with_foreign_files_stops_the_start() {
+    let Some(lab) = lab() else { return };
+    let home = lab.path("home");
+    let key = lab.write("home/key", "secret");
+    let socket = home.join("ps.sock");
+    let in_home = ["sh", "-c", "cd \"$0\" && exec \"$@\"", home.to_str().unwrap()];
+    let reason = "it holds \"key\", which is no file of portsentry's";
+    expect_refusal(&lab, &[], &["--socket", socket.to_str().unwrap()], reason);
+    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], reason);
+    expect_refusal(&lab, &in_home, &["--state-dir", "."], reason);
+    expect_refusal(&lab, &in_home, &["--socket", "./ps.sock"], reason);
+    // A second name of somebody else's file is no file of its own, whatever it is called.
+    fs::rename(&key, lab.path("key")).unwrap();
+    fs::hard_link(lab.path("key"), home.join("portsentry.history")).unwrap();
+    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "it holds \"portsentry.history\"");
+    fs::remove_file(home.join("portsentry.history")).unwrap();
+    symlink(lab.path("key"), home.join("ledger.sqlite")).unwrap();
+    expect_refusal(&lab, &[], &["--state-dir", home.to_str().unwrap()], "it holds \"ledger.sqlite\"");
+    for path in [&home, &lab.path("key"), &home.join("ledger.sqlite")] {
+        assert_eq!(owner(path), 0, "{}", path.display());
+    }
+}
+
+#[test]
+fn system_folder_stops_the_start_though_empty() {
+    let Some(lab) = lab() else { return };
+    // In a mount namespace of its own. The owner afterwards is the last line of the log.
+    let script = "mount -t tmpfs -o mode=755 tmpfs /etc/ssl; mount -t tmpfs -o mode=755 tmpfs /srv; ln -s /etc \"$0/link\"; \
+                  \"$@\"; code=$?; stat -c 'owner %u' /srv /etc/ssl >&2; rm \"$0/link\"; exit $code";
+    let home = lab.path("home");
+    let linked = lab.path("home/link/ssl/ps.sock");
+    let wrapper = ["sh", "-c", script, home.to_str().unwrap()];
+    for arguments in [
+        ["--socket", "/srv/ps.sock"],
+        ["--state-dir", "/srv/../srv"],
+        ["--state-dir", "/etc/ssl/"],
+        ["--socket", linked.to_str().unwrap()],
+    ] {
+        expect_refusal(&lab, &wrapper, &arguments, "it is a system folder");
+        expect_refusal(&lab, &wrapper, &arguments, "owner 0\nowner 0");
+    }
+}
+
+#[test]
+fn own_folder_gives_own_files_only() {
+    let Some(lab) = lab() else { return };
+    let state = lab.path("state");
+    let socket = lab.path("run/socket");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
+    chown(&state, Some(USER), Some(4_243)).unwrap();
+    let secret = lab.write("secret", "of root's");
+    fs::hard_link(&secret, state.join("portsentry.history.1")).unwrap();
+    symlink(&secret, state.join("portsentry.history.2")).unwrap();
+    let [notes, rotated] = ["state/notes", "state/portsentry.history.3"].map(|name| lab.write(name, ""));
+    Daemon::start(&lab, &["--socket", socket.to_str().unwrap()]).stop();
+    assert_eq!(owner(&secret), 0, "a hard link to it lies in the folder");
+    assert_eq!(owner(&state.join("portsentry.history.2")), 0, "a link");
+    assert_eq!(owner(&notes), 0, "by its name no file of the program's");
+    assert_eq!((owner(&rotated), owner(&lab.path("run"))), (USER, USER));
+}
+
+#[test]
+fn folder_of_both_inside_new_folder_is_given() {
+    let Some(lab) = lab() else { return };
+    let (state, socket) = (lab.path("home/own/state"), lab.path("home/own/socket"));
+    fs::create_dir(lab.path("home/own")).unwrap();
+    fs::set_permissions(lab.path("home/own"), Permissions::from_mode(0o755)).unwrap();
+    let arguments = ["--state-dir", state.to_str().unwrap(), "--socket", socket.to_str().unwrap()];
+    for _ in 0..2 {
+        let daemon = Daemon::start(&lab, &arguments);
+        assert_eq!([owner(&state), owner(&socket), owner(&lab.path("home/own"))], [USER; 3]);
+        daemon.stop();
+    }
+}
