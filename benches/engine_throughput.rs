@@ -200,6 +200,7 @@ fn cpu_time() -> Duration {
 }
 
 /// Compares the CPU time of one packet of each kind, in full tables: the cost must not depend on what strangers send.
+#[expect(clippy::print_stdout, reason = "the ratios are what this benchmark is for")]
 fn extremes(criterion: &mut Criterion) {
     let illegal = |n: u32| ILLEGAL.get(n as usize % ILLEGAL.len()).copied().unwrap_or(0);
     let kinds: [(&str, &dyn Fn(u32) -> Frame); 4] = [

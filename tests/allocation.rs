@@ -59,6 +59,7 @@ fn connection(port: u16) -> Observation {
         port,
         class: Class::Connect,
         fragmented: false,
+        unverified: false,
         decoy: true,
     }
 }

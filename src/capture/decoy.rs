@@ -325,6 +325,7 @@ impl Decoy {
             port: self.port,
             class,
             fragmented: false,
+            unverified: false,
             decoy: true,
         })
     }

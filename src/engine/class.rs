@@ -25,7 +25,8 @@ pub enum Class {
     Ack,
     /// A combination that no stack sends: SYN with FIN, SYN with RST, all six, reserved bits.
     Illegal,
-    /// A first fragment without the TCP flags, or a piece laid over them (RFC 1858, RFC 3128).
+    /// A first fragment without the TCP flags, a piece laid over them (RFC 1858, RFC 3128), or IPv6 options so long that the
+    /// TCP header is out of reach.
     Fragment,
     /// A UDP datagram.
     Udp,

@@ -4,7 +4,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::{Hashed, Key, Track, fold};
-use super::observation::is_unicast;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
     Ban, Class, Engine, Exempt, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection, Verdict,
@@ -27,12 +26,6 @@ impl Engine {
         lookup: &mut impl PortLookup,
     ) -> Verdict {
         let Observation { destination, protocol, port, .. } = sighting;
-        if !is_unicast(sighting.source) {
-            return Verdict::Ignored(IgnoreReason::NoSource);
-        }
-        if !host.local.contains(destination) {
-            return Verdict::Ignored(IgnoreReason::NotOurs);
-        }
         let monitored = match protocol {
             Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(&sighting),
             Protocol::Udp => self.settings.udp.ports.contains(port),
@@ -81,6 +74,7 @@ impl Engine {
         }
         let port = evidence_port(&sighting);
         let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
+        let evidence = if sighting.unverified { evidence.unproven() } else { evidence };
         // Where the addresses belong to many hosts, a client that fails at one port on each of them is no scanner.
         let apart = !host.local.is_exact() && sighting.protocol != Protocol::Icmp;
         let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
@@ -166,7 +160,7 @@ impl Engine {
         let mut sound = true;
         for item in unchecked.into_iter().flatten() {
             let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
-            let real = class == Class::Connect || class.is_conclusive() || item.port() == 0;
+            let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
             if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
                 self.counters.lookups += 1;
                 let source = SocketAddr::new(sighting.source, sighting.source_port);

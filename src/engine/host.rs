@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
+use prefix_trie::PrefixMap;
 
 use super::allow::AllowList;
 use crate::types::{PortSet, Protocol};
@@ -12,8 +13,15 @@ use crate::types::{PortSet, Protocol};
 /// Which addresses are this host's.
 #[derive(Clone, Debug)]
 pub enum Local {
-    /// Exactly these, as a running host knows them.
+    /// Exactly these.
     Addresses(HashSet<IpAddr>),
+    /// Exactly these, as a running host knows them.
+    Own {
+        /// Those of its interfaces, and single ones that a route of type `local` gives it.
+        addresses: HashSet<IpAddr>,
+        /// Whole prefixes that such a route gives it (AnyIP).
+        prefixes: Vec<IpNet>,
+    },
     /// All in these prefixes, as `replay --local` says.
     Prefixes(Vec<IpNet>),
     /// Every unicast address, for a capture of which nothing is known.
@@ -28,9 +36,10 @@ impl Local {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match self {
-            // Hashing costs more than looking at the few addresses that a host has; asked for every packet.
-            Self::Addresses(addresses) if addresses.len() <= FEW => addresses.iter().any(|own| *own == address),
-            Self::Addresses(addresses) => addresses.contains(&address),
+            Self::Addresses(addresses) => holds(addresses, address),
+            Self::Own { addresses, prefixes } => {
+                holds(addresses, address) || prefixes.iter().any(|prefix| prefix.contains(&address))
+            }
             Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
             Self::Any => true,
         }
@@ -40,14 +49,57 @@ impl Local {
     pub(super) fn touches(&self, network: IpNet) -> bool {
         match self {
             Self::Addresses(addresses) => addresses.iter().any(|own| network.contains(own)),
-            Self::Prefixes(prefixes) => prefixes.iter().any(|own| own.contains(&network) || network.contains(own)),
+            Self::Prefixes(prefixes) => overlap(prefixes, network),
+            Self::Own { addresses, prefixes } => {
+                addresses.iter().any(|own| network.contains(own)) || overlap(prefixes, network)
+            }
             Self::Any => false,
         }
     }
 
     /// True where the addresses are known one by one, so that what they send is surely this host's own.
     pub fn is_exact(&self) -> bool {
-        matches!(self, Self::Addresses(_))
+        matches!(self, Self::Addresses(_) | Self::Own { .. })
+    }
+}
+
+/// Asked for every packet: hashing costs more than looking at the few addresses that a host has.
+fn holds(addresses: &HashSet<IpAddr>, address: IpAddr) -> bool {
+    if addresses.len() <= FEW { addresses.iter().any(|own| *own == address) } else { addresses.contains(&address) }
+}
+
+fn overlap(prefixes: &[IpNet], network: IpNet) -> bool {
+    prefixes.iter().any(|own| own.contains(&network) || network.contains(own))
+}
+
+/// The kernel's strict reverse-path filter (`net.ipv4.conf.*.rp_filter = 1`, RFC 3704): an interface on which it is set
+/// takes a packet only where the route back to its source leaves by that interface. Empty, it refuses nothing.
+#[derive(Clone, Default)]
+pub struct ReversePath {
+    strict: Vec<u32>,
+    routes: PrefixMap<Ipv4Net, Vec<u32>>,
+}
+
+impl ReversePath {
+    /// The interfaces by which a route leaves; none where that is not known, which refuses nothing.
+    pub fn insert(&mut self, network: Ipv4Net, interfaces: &[u32]) {
+        self.routes.insert(network, interfaces.to_vec());
+    }
+
+    /// The interfaces on which the filter is strict.
+    pub fn set_strict(&mut self, interfaces: Vec<u32>) {
+        self.strict = interfaces;
+    }
+
+    /// True where the kernel drops what comes from `source` on `interface`.
+    #[must_use]
+    pub fn refuses(&self, source: IpAddr, interface: u32) -> bool {
+        let IpAddr::V4(source) = source else { return false };
+        self.strict.contains(&interface)
+            && self
+                .routes
+                .get_lpm(&Ipv4Net::from(source))
+                .is_none_or(|(_, back)| !back.is_empty() && !back.contains(&interface))
     }
 }
 
@@ -132,7 +184,9 @@ pub struct Host {
     pub loopback: Vec<u32>,
     /// Indexes of the interfaces that are watched; empty: all of them.
     pub interfaces: Vec<u32>,
-    /// Indexes of the ports of its bridges, each with the bridge's. What comes in there for the bridge's own hardware address
+    /// Which sources the kernel expects on which interface.
+    pub reverse_path: ReversePath,
+    /// Indexes of the ports of its bridges that have an address, each with the bridge's. What comes in there for the bridge's own hardware address
     /// is for this host, and the capture calls it another host's.
     pub bridge_ports: Vec<(u32, u32)>,
 }
@@ -151,6 +205,7 @@ impl Host {
             loopback: Vec::new(),
             interfaces: Vec::new(),
             bridge_ports: Vec::new(),
+            reverse_path: ReversePath::default(),
         }
     }
 

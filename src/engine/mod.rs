@@ -6,6 +6,7 @@
 //! not this host and not protected. A flag combination that no TCP stack sends is enough for a ban; anything else needs
 //! distinct ports within a window.
 
+mod acceptance;
 mod allow;
 mod ban_table;
 mod bans;
@@ -39,7 +40,7 @@ pub use ban_table::{ActiveBan, Standing};
 pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
-pub use host::{Host, Listeners, Local};
+pub use host::{Host, Listeners, Local, ReversePath};
 pub use key::HashKey;
 pub use observation::Observation;
 pub use prefix_bans::MaxPrefix;
@@ -51,12 +52,13 @@ pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Ver
 
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Delivery, Packet};
+use acceptance::is_unicast;
 use ban_table::{BanTable, SUMMARY};
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use expiry_jitter::ExpiryJitter;
 use key::{Hashed, Key, Track};
-use observation::{OwnUse, is_not_unicast, is_unicast, own_use};
+use observation::{OwnUse, own_use};
 use prefix_bans::PrefixBans;
 use recent_ports::RecentPorts;
 use sources::SourceTable;
@@ -158,8 +160,8 @@ impl Engine {
         };
         // Sockets bound to an interface are bound to the bridge, not to its port.
         sighting.interface = host.bridge(packet.interface).unwrap_or(packet.interface);
-        if is_not_unicast(packet, host) {
-            return Verdict::Ignored(IgnoreReason::NotUnicast);
+        if let Some(reason) = acceptance::refusal(packet, sighting.interface, host) {
+            return Verdict::Ignored(reason);
         }
         self.judge(now, sighting, known, host, lookup)
     }

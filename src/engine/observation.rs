@@ -1,11 +1,10 @@
-//! Packet to sighting: what a packet would be evidence of, if its port is closed. Looks at nothing but the packet.
+//! Packet to observation: what a packet would be evidence of, if its port is closed. Looks at nothing but the packet.
 
 use std::net::IpAddr;
 
 use super::class::Class;
-use super::host::Host;
 use crate::types::Protocol;
-use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use crate::wire::{Checksum, Packet, TcpFlags, Transport};
 
 /// A packet that came in, or a connection to a decoy, as the engine judges it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +25,8 @@ pub struct Observation {
     pub class: Class,
     /// It came in a fragment.
     pub fragmented: bool,
+    /// Its TCP flags may be damage: the checksum covers more than is at hand. No flags are enough on their own then.
+    pub unverified: bool,
     /// A decoy listener took it.
     pub decoy: bool,
 }
@@ -54,7 +55,7 @@ impl Observation {
                 let (source_port, port) = ports.unwrap_or((0, HIDDEN));
                 (Protocol::Tcp, source_port, port, Class::Fragment)
             }
-            Transport::OverlappingFragment => (Protocol::Tcp, 0, HIDDEN, Class::Fragment),
+            Transport::OverlappingFragment | Transport::HiddenHeader => (Protocol::Tcp, 0, HIDDEN, Class::Fragment),
             _ => return None,
         };
         Some(Self {
@@ -66,6 +67,7 @@ impl Observation {
             port,
             class,
             fragmented: packet.fragmented || class == Class::Fragment,
+            unverified: packet.checksum == Checksum::Unknown && class != Class::Fragment,
             decoy: false,
         })
     }
@@ -96,26 +98,6 @@ pub(super) fn own_use(packet: &Packet) -> Option<(Protocol, u16, OwnUse)> {
         }
         Transport::Udp { source_port, .. } => Some((Protocol::Udp, source_port, OwnUse::Originated)),
         _ => None,
-    }
-}
-
-/// True where nobody in particular was meant: broadcast, multicast, another host on a shared link. On a port of a bridge the
-/// bridge itself is another host, and what the firewall drops for bridges (`br_netfilter`) is seen nowhere else.
-pub(super) fn is_not_unicast(packet: &Packet, host: &Host) -> bool {
-    match packet.delivery {
-        Delivery::Broadcast | Delivery::Multicast => true,
-        Delivery::OtherHost if host.bridge(packet.interface).is_none() => true,
-        _ => !is_unicast(packet.destination),
-    }
-}
-
-/// True for an address that one host can have.
-pub(super) fn is_unicast(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0])),
-        // An IPv4-mapped address never stands in a packet (RFC 4291, RFC 4038); log filters would read the IPv4 address out of
-        // it, which may be a protected one.
-        IpAddr::V6(v6) => !(v6.is_multicast() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some()),
     }
 }
 

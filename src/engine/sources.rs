@@ -15,6 +15,9 @@ pub const EVIDENCE: usize = 16;
 pub(super) struct Evidence(u64);
 
 const VERIFIED: u64 = 0x80;
+/// Its checksum could not be looked at, so that its flags may be damage.
+const UNPROVEN: u64 = 0x40;
+const CLASS: u8 = 0x3f;
 
 impl Evidence {
     pub(super) fn new(at: Tick, protocol: Protocol, port: u16, class: Class) -> Self {
@@ -39,7 +42,12 @@ impl Evidence {
 
     pub(super) fn class(self) -> Option<Class> {
         let [code, ..] = self.0.to_le_bytes();
-        Class::from_code(code & 0x7f)
+        Class::from_code(code & CLASS)
+    }
+
+    /// Marks it as not enough on its own, whatever its class.
+    pub(super) fn unproven(self) -> Self {
+        Self(self.0 | UNPROVEN)
     }
 
     /// Marks it as checked against the kernel's socket table.
@@ -59,8 +67,8 @@ impl Evidence {
         (self.0 ^ other.0) & 0xffff_ff00 == 0
     }
 
-    fn is_conclusive(self) -> bool {
-        self.class().is_some_and(Class::is_conclusive)
+    pub(super) fn is_conclusive(self) -> bool {
+        self.0 & UNPROVEN == 0 && self.class().is_some_and(Class::is_conclusive)
     }
 }
 

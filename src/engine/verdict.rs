@@ -23,6 +23,10 @@ pub enum IgnoreReason {
     NotOurs,
     /// Its source is no address that a host can have.
     NoSource,
+    /// Its checksum does not hold, so that the kernel drops it.
+    Damaged,
+    /// It came in on an interface by which no route leads back to its source, which the kernel checks there.
+    WrongInterface,
     /// Nobody watches the port.
     NotMonitored,
     /// Somebody listens at the port.
@@ -166,6 +170,7 @@ impl Ban {
             source_port: 40_000,
             destination: [192, 0, 2, 1].into(),
             interface: 1,
+            unverified: false,
             protocol: Protocol::Tcp,
             port: 23,
             class: Class::Syn,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::dhcp_leases::LeaseFiles;
 use super::network::HostFacts;
 use super::sessions::SessionFiles;
-use crate::engine::{AllowList, Host, Listeners, Local, Protection};
+use crate::engine::{AllowList, Host, Listeners, Local, Protection, ReversePath};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol};
 
@@ -43,17 +43,37 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     protect(&mut SessionFiles::default().read().into_iter(), Protection::Session);
     allowed.iter().for_each(|(network, why)| allow.insert(*network, *why));
 
-    let mut host = Host::new(Local::Addresses(facts.addresses.iter().map(|(_, address)| address.addr()).collect()));
+    let routed = facts.local.iter().copied().filter(|network| !network.addr().is_loopback());
+    let (single, prefixes): (Vec<_>, Vec<_>) = routed.partition(|one| one.prefix_len() == one.max_prefix_len());
+    prefixes.iter().for_each(|network: &IpNet| allow.insert(*network, Protection::OwnAddress));
+    let single = single.iter().map(IpNet::addr);
+    let addresses = facts.addresses.iter().map(|(_, address)| address.addr()).chain(single).collect();
+    let mut host = Host::new(Local::Own { addresses, prefixes });
     host.allow = allow;
     host.networks = facts.addresses.iter().map(|(_, address)| address.trunc()).collect();
     host.loopback = facts.interfaces.iter().filter(|one| one.loopback).map(|one| one.index).collect();
     host.interfaces = watched_interfaces(names, facts);
-    host.bridge_ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge?))).collect();
+    // Every bridge may have a link-local address; what uses it is sent to the bridge itself.
+    let link_local = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let has_address =
+        |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
+    let ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge.filter(has_address)?)));
+    host.bridge_ports = ports.collect();
+    host.reverse_path = reverse_path(facts);
     host.ephemeral = ephemeral_ports();
     for listener in listeners {
         insert(if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp }, listener);
     }
     host
+}
+
+/// The routes and interfaces that the kernel's reverse-path filter uses.
+fn reverse_path(facts: &HostFacts) -> ReversePath {
+    let mut path = ReversePath::default();
+    path.set_strict(facts.interfaces.iter().filter(|one| one.strict).map(|one| one.index).collect());
+    // The last one inserted for a network stays: the preferred one comes first.
+    facts.reverse_routes.iter().rev().for_each(|route| path.insert(route.network, &route.interfaces));
+    path
 }
 
 fn insert(listeners: &mut Listeners, listener: &Listener) {

@@ -92,7 +92,7 @@ fn network(address: IpAddr) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Delivery;
+    use crate::wire::{Checksum, Delivery};
 
     const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const HOST: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -111,6 +111,7 @@ mod tests {
                     destination: destination.parse().unwrap(),
                     delivery: Delivery::Unknown,
                     interface: 0,
+                    checksum: Checksum::Good,
                     fragmented: false,
                     transport: Transport::Tcp { source_port: 4_000, destination_port: 23, flags, payload: 0 },
                 },

@@ -193,7 +193,7 @@ fn is_sent_by_a_stack(flags: TcpFlags) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Delivery;
+    use crate::wire::{Checksum, Delivery};
 
     const CLIENT: (u8, u16) = (1, 1080);
     const SERVER: (u8, u16) = (2, 143);
@@ -205,6 +205,7 @@ mod tests {
             destination: address(to.0),
             delivery: Delivery::Unknown,
             interface: 0,
+            checksum: Checksum::Good,
             fragmented: false,
             transport: Transport::Tcp { source_port: from.1, destination_port: to.1, flags: TcpFlags(flags), payload },
         }

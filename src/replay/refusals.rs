@@ -109,7 +109,7 @@ fn quoted_port(quote: Quote) -> Option<Port> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Delivery, TcpFlags};
+    use crate::wire::{Checksum, Delivery, TcpFlags};
 
     #[test]
     fn flood_of_pairs_forgets_no_scan() {
@@ -118,6 +118,7 @@ mod tests {
             destination: IpAddr::from([192, 0, 2, 2]),
             delivery: Delivery::Unknown,
             interface: 0,
+            checksum: Checksum::Good,
             fragmented: false,
             transport: Transport::Tcp {
                 source_port: 4_000,

@@ -238,6 +238,8 @@ fn key(why: NoEvidence) -> &'static str {
         IgnoreReason::NotUnicast => "for_nobody",
         IgnoreReason::NotOurs => "not_ours",
         IgnoreReason::NoSource => "no_source",
+        IgnoreReason::Damaged => "damaged",
+        IgnoreReason::WrongInterface => "wrong_interface",
         IgnoreReason::NotMonitored => "not_monitored",
         IgnoreReason::Open => "open",
         IgnoreReason::RecentlyOpen => "recently_open",

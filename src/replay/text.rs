@@ -134,6 +134,8 @@ fn sentence(why: NoEvidence) -> &'static str {
         IgnoreReason::NotUnicast => "broadcast, multicast, or for another host on the link",
         IgnoreReason::NotOurs => "for an address that is not --local",
         IgnoreReason::NoSource => "from an address that no host can have",
+        IgnoreReason::Damaged => "damaged",
+        IgnoreReason::WrongInterface => "on an interface by which no route leads back",
         IgnoreReason::NotMonitored => "for ports that are not watched",
         IgnoreReason::Open => "for ports in use",
         IgnoreReason::RecentlyOpen => "for ports in use a moment ago",

@@ -3,7 +3,7 @@
 use crate::engine::tests::scene::builtin;
 use crate::engine::{Ban, Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};
 use crate::types::Timestamp;
-use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 pub(super) const HERE: [u8; 4] = [192, 0, 2, 1];
 pub(super) const SCANNER: [u8; 4] = [198, 51, 100, 7];
@@ -17,6 +17,7 @@ pub(super) fn packet(outgoing: bool, flags: u16, port: u16) -> Packet {
         destination: destination.into(),
         delivery: if outgoing { Delivery::Outgoing } else { Delivery::Host },
         interface: 2,
+        checksum: Checksum::Good,
         fragmented: false,
         transport: Transport::Tcp { source_port, destination_port, flags: TcpFlags(flags), payload: 0 },
     }

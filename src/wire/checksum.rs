@@ -1,73 +1,83 @@
-//! Checksums of a frame: was it damaged on its way, or made wrong? A running host need not ask, its kernel drops such
-//! packets by itself; a capture keeps them, and one flipped bit turns a segment of a connection into what no stack sends.
+//! Checks the checksums of the IPv4 header and of what it carries, as the receiving kernel does before it looks at a port:
+//! one flipped bit turns a segment of a connection into a NULL or XMAS probe that was never sent.
 //!
-//! Read with: RFC 1071 (the sum), RFC 791, 8200 and 9293 (what it covers).
+//! Read with: RFC 1071 (the sum), RFC 791, 768, 8200 and 9293 (what it covers), and the kernel's
+//! Documentation/networking/checksum-offloads.rst (`CHECKSUM_PARTIAL`).
 
-use super::link::{self, Version};
-use super::transport::TCP;
-use super::{LinkType, Undecoded};
+use super::piece::Piece;
+use super::transport::{TCP, UDP};
 
-/// True where the IPv4 header or a whole TCP segment carries a checksum that does not hold. A field of zero was left for
-/// the network card to fill in, and says nothing; neither does a fragment or what was not captured to its end.
-#[must_use]
-pub fn is_damaged(link: LinkType, frame: &[u8]) -> bool {
-    let damaged = link::open(link, frame).and_then(|frame| match frame.version {
-        Version::V4 => v4(frame.packet),
-        Version::V6 => v6(frame.packet),
-    });
-    damaged.unwrap_or(false)
+/// What the checksums of a packet say, the worst one last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Checksum {
+    /// All hold, or the protocol has none that is checked here. A TCP or UDP field with the sum of the pseudo header alone
+    /// holds, too: Linux leaves the rest to the network card, and between local namespaces, virtual machines and behind
+    /// receive offload there is none to fill it in. A damaged segment looks like that once in 65,536 times.
+    Good,
+    /// Part of what the checksum covers is not at hand: a fragment, or more payload than was captured.
+    Unknown,
+    /// A field of zero, which no sum gave: left out, as captures on the sending host have it. A receiver drops it.
+    Blank,
+    /// It does not hold: the kernel drops the packet before anything answers it.
+    Bad,
 }
 
-fn v4(packet: &[u8]) -> Result<bool, Undecoded> {
-    let fixed = packet.first_chunk::<20>().ok_or(Undecoded::Truncated)?;
-    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, c0, c1, addresses @ ..] = fixed;
-    let header_length = usize::from(version_ihl & 0x0f) * 4;
-    let header = packet.get(..header_length).ok_or(Undecoded::Truncated)?;
-    if [c0, c1] != [0, 0] && sum(header, 0) != 0xffff {
-        return Ok(true);
+impl Checksum {
+    /// The checksum of an IPv4 header with its options.
+    #[inline]
+    pub(super) fn of_header(header: &[u8]) -> Self {
+        match header.get(10..12) {
+            _ if sum(header, 0) == 0xffff => Self::Good,
+            Some([0, 0]) => Self::Blank,
+            _ => Self::Bad,
+        }
     }
-    let is_fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
-    let end = match usize::from(u16::from_be_bytes([l0, l1])) {
-        0 => packet.len(),
-        total => total,
-    };
-    let segment = packet.get(header_length..end).ok_or(Undecoded::Truncated)?;
-    Ok(protocol == TCP && !is_fragment && is_segment_damaged(&addresses, segment))
-}
 
-fn v6(packet: &[u8]) -> Result<bool, Undecoded> {
-    let (fixed, rest) = packet.split_first_chunk::<40>().ok_or(Undecoded::Truncated)?;
-    let &[_, _, _, _, l0, l1, next, _, addresses @ ..] = fixed;
-    let segment = rest.get(..usize::from(u16::from_be_bytes([l0, l1]))).ok_or(Undecoded::Truncated)?;
-    Ok(next == TCP && is_segment_damaged(&addresses, segment))
-}
-
-fn is_segment_damaged(addresses: &[u8], segment: &[u8]) -> bool {
-    // The checksum of the header lies at bytes 16 and 17.
-    let Some(field) = segment.get(16..18) else { return false };
-    // The pseudo header: both addresses, the protocol, the length.
-    let length = u32::try_from(segment.len()).unwrap_or(0);
-    let pseudo = u32::from(TCP) + (length >> 16) + (length & 0xffff);
-    let pseudo = u32::from(sum(addresses, pseudo));
-    field != [0, 0] && sum(segment, pseudo) != 0xffff
+    /// The checksum of a whole TCP segment or UDP datagram between `addresses`, the source followed by the destination.
+    #[inline]
+    pub(super) fn of_transport(protocol: u8, addresses: [&[u8]; 2], payload: Piece<'_>) -> Self {
+        let field = match protocol {
+            TCP => 16..18,
+            UDP => 6..8,
+            _ => return Self::Good,
+        };
+        let Some(bytes) = payload.whole() else { return Self::Unknown };
+        // Shorter than its header: malformed, and nothing else reads it.
+        let Some(&[high, low]) = bytes.get(field) else { return Self::Unknown };
+        let [source, destination] = addresses;
+        let length = u64::try_from(bytes.len()).unwrap_or(0);
+        let pseudo = sum(destination, u64::from(sum(source, length + u64::from(protocol))));
+        match u16::from_be_bytes([high, low]) {
+            // RFC 768: no checksum.
+            0 if protocol == UDP => Self::Good,
+            _ if sum(bytes, pseudo.into()) == 0xffff => Self::Good,
+            0 => Self::Blank,
+            field if field == pseudo => Self::Good,
+            _ => Self::Bad,
+        }
+    }
 }
 
 /// The Internet checksum's sum, before its complement; 0xffff over data with a correct checksum.
-fn sum(bytes: &[u8], start: u32) -> u16 {
-    let words = bytes.chunks(2).map(|pair| match pair {
-        [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
-        [high] => u32::from(*high) << 8,
-        _ => 0,
+#[inline]
+fn sum(bytes: &[u8], start: u64) -> u16 {
+    let mut words = bytes.chunks_exact(4);
+    // A frame has less than 2^32 words, so the carries fit in 64 bits.
+    let sum = words.by_ref().fold(start, |sum, word| match word {
+        &[a, b, c, d] => sum + u64::from(u32::from_be_bytes([a, b, c, d])),
+        _ => sum,
     });
-    // A frame has less than 2^16 words, so the carries fit in 32 bits.
-    let sum = words.fold(start, u32::wrapping_add);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap_or(u16::MAX)
+    let sum =
+        words.remainder().iter().zip([24, 16, 8]).fold(sum, |sum, (byte, shift)| sum + (u64::from(*byte) << shift));
+    let fold = |sum: u64, bits: u32| (sum >> bits) + (sum & ((1 << bits) - 1));
+    let folded = fold(fold(fold(fold(sum, 32), 32), 16), 16);
+    u16::try_from(fold(folded, 16)).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::{LinkType, decode};
 
     /// A SYN that nmap sent from 10.77.1.2 port 61425 to 10.77.1.1 port 23, as captured.
     const SYN: [u8; 44] = [
@@ -76,14 +86,19 @@ mod tests {
         0x11, 0x82, 0x00, 0x00, 0x02, 0x04, 0x05, 0xb4,
     ];
 
+    /// `None` where the packet is not even decoded.
+    fn checksum(packet: &[u8]) -> Option<Checksum> {
+        decode(LinkType::Raw, packet).ok().map(|packet| packet.checksum)
+    }
+
     #[test]
     fn a_whole_segment_is_sound_and_any_flipped_bit_shows() {
-        assert!(!is_damaged(LinkType::Raw, &SYN));
+        assert_eq!(checksum(&SYN), Some(Checksum::Good));
         // Version, header length and total length say where everything lies: behind them, every bit is covered.
         for bit in 4 * 8..SYN.len() * 8 {
             let mut frame = SYN;
             frame[bit / 8] ^= 1 << (bit % 8);
-            assert!(is_damaged(LinkType::Raw, &frame), "bit {bit}");
+            assert!(matches!(checksum(&frame), None | Some(Checksum::Bad)), "bit {bit}");
         }
     }
 
@@ -91,14 +106,33 @@ mod tests {
     fn a_checksum_that_was_left_out_says_nothing() {
         let mut frame = SYN;
         frame[10..12].fill(0);
+        assert_eq!(checksum(&frame), Some(Checksum::Blank));
         frame[36..38].fill(0);
-        assert!(!is_damaged(LinkType::Raw, &frame));
+        assert_eq!(checksum(&frame), Some(Checksum::Blank));
     }
 
     #[test]
     fn what_was_not_captured_is_not_held_against_a_frame() {
         for length in 0..SYN.len() {
-            assert!(!is_damaged(LinkType::Raw, &SYN[..length]), "{length}");
+            assert!(matches!(checksum(&SYN[..length]), None | Some(Checksum::Unknown)), "{length}");
         }
+    }
+
+    #[test]
+    fn pseudo_header_sum_counts_as_offloaded() {
+        let mut frame = SYN;
+        // 0x0a4d + 0x0102 + 0x0a4d + 0x0101 + protocol 6 + length 24
+        frame[36..38].copy_from_slice(&0x16bb_u16.to_be_bytes());
+        assert_eq!(checksum(&frame), Some(Checksum::Good));
+        frame[37] ^= 1;
+        assert_eq!(checksum(&frame), Some(Checksum::Bad));
+    }
+
+    #[test]
+    fn carries_of_any_length_are_folded() {
+        assert_eq!(sum(&[0xff; 65_535], u64::from(u32::MAX)), 0xff00);
+        assert_eq!(sum(&[0x12], 0), 0x1200);
+        assert_eq!(sum(&[0x12, 0x34, 0x56], 0), 0x6834);
+        assert_eq!(sum(&[], 0), 0);
     }
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::link::Frame;
 use super::piece::Piece;
 use super::transport::{self, ICMPV4};
-use super::{Packet, Undecoded};
+use super::{Checksum, Packet, Undecoded};
 
 /// Decodes the packet of an IPv4 frame.
 #[inline]
@@ -31,16 +31,21 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     };
     let payload = Piece::new(rest, behind_fixed).behind(options)?;
 
-    let transport = match (offset, more) {
-        (0, false) => transport::whole(protocol, ICMPV4, payload)?,
-        (0, true) => transport::first_fragment(protocol, ICMPV4, payload.whole_units())?,
-        _ => transport::later_fragment(protocol, offset),
+    let (transport, checksum) = match (offset, more) {
+        (0, false) => {
+            let checksum = Checksum::of_transport(protocol, [source, destination], payload);
+            (transport::whole(protocol, ICMPV4, payload)?, checksum)
+        }
+        (0, true) => (transport::first_fragment(protocol, ICMPV4, payload.whole_units())?, Checksum::Unknown),
+        _ => (transport::later_fragment(protocol, offset), Checksum::Unknown),
     };
+    let header = frame.packet.get(..MIN_HEADER + options).ok_or(Undecoded::Truncated)?;
     Ok(Packet {
         source: IpAddr::V4(Ipv4Addr::from(*source)),
         destination: IpAddr::V4(Ipv4Addr::from(*destination)),
         delivery: frame.delivery,
         interface: frame.interface,
+        checksum: checksum.max(Checksum::of_header(header)),
         fragmented: more && offset == 0,
         transport,
     })

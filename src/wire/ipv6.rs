@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::link::Frame;
 use super::piece::Piece;
 use super::transport::{self, ICMPV6};
-use super::{Packet, Transport, Undecoded};
+use super::{Checksum, Packet, Transport, Undecoded};
 
 /// Decodes the packet of an IPv6 frame.
 #[inline]
@@ -23,24 +23,46 @@ pub(super) fn decode(frame: &Frame<'_>) -> Result<Packet, Undecoded> {
     // Zero: longer than 16 bits can say, as a jumbogram or a large send that the card is still to cut up.
     let payload = Piece::new(rest, if claimed == 0 { rest.len() } else { claimed });
 
-    let (transport, fragmented) = match next {
-        transport::TCP | transport::UDP | ICMPV6 => (transport::whole(next, ICMPV6, payload)?, false),
-        _ => chain(next, payload, claimed == 0)?,
+    let addresses: [&[u8]; 2] = [source, destination];
+    let Carried { transport, checksum, fragmented } = match next {
+        transport::TCP | transport::UDP | ICMPV6 => Carried::whole(next, addresses, payload)?,
+        _ => chain(next, addresses, payload, claimed == 0)?,
     };
     Ok(Packet {
         source: IpAddr::V6(Ipv6Addr::from(*source)),
         destination: IpAddr::V6(Ipv6Addr::from(*destination)),
         delivery: frame.delivery,
         interface: frame.interface,
+        checksum,
         fragmented,
         transport,
     })
 }
 
+/// What the headers lead to.
+struct Carried {
+    transport: Transport,
+    checksum: Checksum,
+    /// It is the first piece of a fragmented datagram.
+    fragmented: bool,
+}
+
+impl Carried {
+    fn whole(protocol: u8, addresses: [&[u8]; 2], payload: Piece<'_>) -> Result<Self, Undecoded> {
+        let checksum = Checksum::of_transport(protocol, addresses, payload);
+        Ok(Self { transport: transport::whole(protocol, ICMPV6, payload)?, checksum, fragmented: false })
+    }
+
+    fn fragment(transport: Transport, fragmented: bool) -> Self {
+        Self { transport, checksum: Checksum::Unknown, fragmented }
+    }
+}
+
 /// Follows the extension headers from `next`. The order is not judged: a host may answer with an error, but the sender
-/// has meant a port all the same. Gives what they lead to, and whether it is the first piece of a fragmented datagram.
-fn chain(mut next: u8, mut payload: Piece<'_>, jumbo: bool) -> Result<(Transport, bool), Undecoded> {
+/// has meant a port all the same.
+fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: bool) -> Result<Carried, Undecoded> {
     let mut fragmented = false;
+    let start = payload.length();
     for _ in 0..=MAX_EXTENSIONS {
         let step = match next {
             FRAGMENT => {
@@ -51,7 +73,7 @@ fn chain(mut next: u8, mut payload: Piece<'_>, jumbo: bool) -> Result<(Transport
                     return Err(Undecoded::Malformed);
                 }
                 if offset != 0 {
-                    return Ok((transport::later_fragment(following, offset), false));
+                    return Ok(Carried::fragment(transport::later_fragment(following, offset), false));
                 }
                 payload = payload.behind(FRAGMENT_HEADER)?;
                 if more {
@@ -61,19 +83,33 @@ fn chain(mut next: u8, mut payload: Piece<'_>, jumbo: bool) -> Result<(Transport
                 next = following;
                 continue;
             }
+            HOP_BY_HOP | ROUTING | DESTINATION if is_beyond(payload, start.saturating_sub(payload.length())) => {
+                return Ok(Carried::fragment(Transport::HiddenHeader, fragmented));
+            }
             HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => extension(payload, 1, 8),
             AUTHENTICATION => extension(payload, 2, 4),
-            _ if fragmented => return Ok((transport::first_fragment(next, ICMPV6, payload)?, true)),
-            _ => return Ok((transport::whole(next, ICMPV6, payload)?, false)),
+            _ if fragmented => {
+                let transport = transport::first_fragment(next, ICMPV6, payload)?;
+                return Ok(Carried::fragment(transport, true));
+            }
+            _ => return Carried::whole(next, addresses, payload),
         };
         (next, payload) = match step {
             Ok(behind) => behind,
             // No stack splits the chain of headers; a filter that looks for ports finds none in such a piece.
-            Err(Undecoded::Malformed) if fragmented => return Ok((Transport::TinyFragment { ports: None }, true)),
+            Err(Undecoded::Malformed) if fragmented => {
+                return Ok(Carried::fragment(Transport::TinyFragment { ports: None }, true));
+            }
             Err(undecoded) => return Err(undecoded),
         };
     }
     Err(Undecoded::Malformed)
+}
+
+/// True where options or a route `before` bytes into the chain end beyond [`MAX_CHAIN`], and inside the packet.
+fn is_beyond(payload: Piece<'_>, before: usize) -> bool {
+    let length = payload.header(8).map_or(0, |&[_, units]| (usize::from(units) + 1) * 8);
+    length <= payload.length() && before + length > MAX_CHAIN
 }
 
 /// Behind one extension header whose second byte counts units of `unit` bytes, `uncounted` of them left out.
@@ -84,6 +120,9 @@ fn extension(payload: Piece<'_>, uncounted: usize, unit: usize) -> Result<(u8, P
 
 /// Extension headers that are followed. RFC 8200 knows seven, one of them twice; more only wear a decoder out.
 const MAX_EXTENSIONS: usize = 16;
+/// Bytes of options and routes that may stand before a transport header. What is captured of a frame has room for so many
+/// and a whole TCP header behind them.
+const MAX_CHAIN: usize = 288;
 const FRAGMENT_HEADER: usize = 8;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;

@@ -14,7 +14,7 @@ mod transport;
 
 use std::net::IpAddr;
 
-pub use checksum::is_damaged;
+pub use checksum::Checksum;
 pub use quote::{Quote, quoted};
 
 /// Decodes one captured frame. Lengths come from the headers, so it does not matter how much of the payload was
@@ -175,6 +175,9 @@ pub enum Transport {
         /// Source and destination port.
         ports: Option<(u16, u16)>,
     },
+    /// More than 288 bytes of IPv6 options and routing headers before the transport header. Hosts take a chain of any length;
+    /// stacks and the networks between them use a few dozen bytes of it, and most routers drop more (RFC 9098).
+    HiddenHeader,
     /// A TCP fragment at offset 1 (8 bytes in), which overlaps the flags of the first one (RFC 3128).
     OverlappingFragment,
     /// Any other later fragment: it has no ports, and its first piece has been judged.
@@ -200,6 +203,8 @@ pub struct Packet {
     pub delivery: Delivery,
     /// Index of the interface, where the link layer carries it (SLL2); else 0.
     pub interface: u32,
+    /// What its checksums say.
+    pub checksum: Checksum,
     /// True for the first piece of a fragmented datagram. False for an atomic fragment (RFC 6946): that is a whole one.
     pub fragmented: bool,
     /// What it carries.

@@ -24,6 +24,12 @@ impl<'a> Piece<'a> {
         self.length
     }
 
+    /// All that the headers claim; `None` where less was captured.
+    #[inline]
+    pub(super) fn whole(self) -> Option<&'a [u8]> {
+        self.captured.get(..self.length)
+    }
+
     /// The first `N` bytes, of a header that has at least `least` bytes by its protocol.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod acceptance;
 mod flood;
 mod forged;
 mod innocents;

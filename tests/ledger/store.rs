@@ -296,6 +296,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             port,
             class: Class::Connect,
             fragmented: false,
+            unverified: false,
             decoy: true,
         };
         engine.observe_decoy(Timestamp::at(Duration::from_secs(60)), sighting, &host, &mut NoLookup)

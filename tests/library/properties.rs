@@ -10,7 +10,7 @@ use portsentry::engine::{
     Verdict, Watch,
 };
 use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
-use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
+use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -103,6 +103,7 @@ fn transport() -> impl Strategy<Value = Transport> {
         1 => proptest::option::of((any::<u16>(), select(&PORTS)))
             .prop_map(|ports| Transport::TinyFragment { ports }),
         1 => Just(Transport::OverlappingFragment),
+        1 => Just(Transport::HiddenHeader),
         1 => any::<u8>().prop_map(|protocol| Transport::LaterFragment { protocol }),
         1 => any::<u8>().prop_map(|protocol| Transport::Other { protocol }),
     ]
@@ -123,7 +124,7 @@ fn packet() -> impl Strategy<Value = Packet> {
             // What this host sends comes from itself.
             let (source, destination) =
                 if delivery == Delivery::Outgoing { (destination, source) } else { (source, destination) };
-            Packet { source, destination, delivery, interface, fragmented, transport }
+            Packet { source, destination, delivery, interface, checksum: Checksum::Good, fragmented, transport }
         },
     )
 }
@@ -285,7 +286,7 @@ proptest! {
                 Transport::Tcp { destination_port, flags, .. } => {
                     ((4, address(OWN[0]), destination_port), Class::of_tcp(flags).is_some_and(Class::is_conclusive))
                 }
-                Transport::TinyFragment { .. } | Transport::OverlappingFragment => ((5, at, 0), true),
+                Transport::TinyFragment { .. } | Transport::OverlappingFragment | Transport::HiddenHeader => ((5, at, 0), true),
                 Transport::LaterFragment { .. } | Transport::Other { .. } => continue,
             };
             touched.entry(subject).or_default().insert(port);
@@ -335,6 +336,7 @@ proptest! {
                 destination: address(if family == 0 { OWN[0] } else { OWN[2] }),
                 delivery: Delivery::Host,
                 interface: 0,
+                checksum: Checksum::Good,
                 fragmented: false,
                 // NULL: one is enough.
                 transport: Transport::Tcp { source_port: 9, destination_port: 21, flags: TcpFlags(0), payload: 0 },
@@ -404,6 +406,7 @@ proptest! {
                 destination: address(OWN[0]),
                 delivery: Delivery::Host,
                 interface: 0,
+                checksum: Checksum::Good,
                 fragmented: false,
                 transport: Transport::Tcp { source_port: 9, destination_port: port, flags, payload: 0 },
             };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::engine::*;
 use crate::types::{Expiry, PortSet};
-use crate::wire::{TcpFlags, Transport};
+use crate::wire::{Checksum, TcpFlags, Transport};
 
 fn engine() -> Engine {
     let ports: PortSet = "1-1024".parse().unwrap();
@@ -43,6 +43,7 @@ fn syn(destination: IpAddr, port: u16) -> Packet {
         destination,
         delivery: Delivery::Unknown,
         interface: 0,
+        checksum: Checksum::Good,
         fragmented: false,
         transport: Transport::Tcp { source_port: 40_000, destination_port: port, flags, payload: 0 },
     }

@@ -11,7 +11,7 @@ use crate::engine::{
     PortLookup, Protection, Settings, Verdict, Watch,
 };
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
-use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 /// This host.
 pub(super) const HERE: &str = "192.0.2.1";
@@ -164,6 +164,7 @@ impl Scene {
             destination: address(if source.is_ipv4() { HERE } else { HERE_V6 }),
             delivery: Delivery::Host,
             interface: 0,
+            checksum: Checksum::Good,
             fragmented: false,
             transport,
         }
@@ -214,6 +215,7 @@ impl Scene {
             protocol: Protocol::Tcp,
             port,
             class: Class::Connect,
+            unverified: false,
             fragmented: false,
             decoy: true,
         };

@@ -14,16 +14,19 @@ use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUE
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::host::resolv_conf::ResolverFiles;
 
 mod error;
 mod next_hops;
+mod reverse_path;
 mod watch;
 
 pub use error::HostError;
 use error::TIMEOUT;
+pub use reverse_path::ReverseRoute;
 pub use watch::Watcher;
 
 /// What this host is. Every list is sorted and holds each entry once, so that two readings compare.
@@ -32,6 +35,11 @@ pub struct HostFacts {
     /// Every address of every interface, with the interface's index and the prefix length of its network. Tentative
     /// and deprecated IPv6 addresses are among them. A point-to-point address stands alone (/32 or /128).
     pub addresses: Vec<(u32, IpNet)>,
+    /// What routes of type `local` give this host, in any table: its addresses again, and whole prefixes (AnyIP). Not the
+    /// default route of a transparent proxy: what that takes is addressed to others.
+    pub local: Vec<IpNet>,
+    /// The kernel's IPv4 routes as its reverse-path filter reads them. Empty where no interface has a strict one.
+    pub reverse_routes: Vec<ReverseRoute>,
     /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included.
     pub gateways: Vec<IpAddr>,
     /// Name servers, those behind a local stub included.
@@ -51,6 +59,8 @@ pub struct Interface {
     pub up: bool,
     /// True for a loopback device (IFF_LOOPBACK).
     pub loopback: bool,
+    /// True where it takes IPv4 packets only from sources to which a route leads back by it (rp_filter is 1).
+    pub strict: bool,
     /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
     pub bridge: Option<u32>,
 }
@@ -100,6 +110,8 @@ impl HostFacts {
                             let error = io::Error::from_raw_os_error(done.code.saturating_neg());
                             return Err(HostError::Refused { list, error });
                         }
+                        // A kernel without policy routing.
+                        NetlinkPayload::Error(_) if list == RULES => break,
                         NetlinkPayload::Error(error) => return Err(refused(list, &error)),
                         NetlinkPayload::Overrun(_) => return Err(HostError::Ended(list)),
                         _ => {}
@@ -119,7 +131,19 @@ impl HostFacts {
         match message {
             RouteNetlinkMessage::NewLink(link) => self.interfaces.push(interface(&link)),
             RouteNetlinkMessage::NewAddress(address) => self.addresses.extend(own_address(&address)),
-            RouteNetlinkMessage::NewRoute(route) => route_gateways(&route.attributes, &mut self.gateways),
+            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local => {
+                self.local.extend(reverse_path::destination(&route).filter(|network| network.prefix_len() > 0));
+            }
+            RouteNetlinkMessage::NewRoute(route) => {
+                if self.interfaces.iter().any(|interface| interface.strict) {
+                    self.reverse_routes.extend(ReverseRoute::new(&route));
+                }
+                route_gateways(&route.attributes, &mut self.gateways);
+            }
+            // Which table answers is then for rules to say that this program does not follow.
+            RouteNetlinkMessage::NewRule(rule) if !reverse_path::is_usual(&rule) => {
+                self.interfaces.iter_mut().for_each(|interface| interface.strict = false);
+            }
             _ => {}
         }
     }
@@ -127,6 +151,9 @@ impl HostFacts {
     fn in_order(mut self) -> Self {
         self.addresses.sort_unstable();
         self.addresses.dedup();
+        self.local.sort_unstable();
+        self.local.dedup();
+        self.reverse_routes.sort_unstable();
         self.gateways.sort_unstable();
         self.gateways.dedup();
         self.interfaces.sort_unstable();
@@ -135,18 +162,25 @@ impl HostFacts {
     }
 }
 
-fn requests() -> [(&'static str, RouteNetlinkMessage); 4] {
-    let routes = |family| {
+const RULES: &str = "IPv4 routing rules";
+
+fn requests() -> [(&'static str, RouteNetlinkMessage); 7] {
+    let routes = |family, kind| {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        request.header.kind = RouteType::Unicast;
+        request.header.kind = kind;
         RouteNetlinkMessage::GetRoute(request)
     };
+    let mut rules = RuleMessage::default();
+    rules.header.family = AddressFamily::Inet;
     [
         ("links", RouteNetlinkMessage::GetLink(LinkMessage::default())),
         ("addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default())),
-        ("IPv4 routes", routes(AddressFamily::Inet)),
-        ("IPv6 routes", routes(AddressFamily::Inet6)),
+        (RULES, RouteNetlinkMessage::GetRule(rules)),
+        ("local IPv4 routes", routes(AddressFamily::Inet, RouteType::Local)),
+        ("local IPv6 routes", routes(AddressFamily::Inet6, RouteType::Local)),
+        ("IPv4 routes", routes(AddressFamily::Inet, RouteType::Unicast)),
+        ("IPv6 routes", routes(AddressFamily::Inet6, RouteType::Unicast)),
     ]
 }
 
@@ -170,6 +204,7 @@ fn interface(link: &LinkMessage) -> Interface {
     let flags = link.header.flags;
     Interface {
         index: link.header.index,
+        strict: name.as_deref().is_some_and(reverse_path::is_strict),
         name: name.unwrap_or_default(),
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),

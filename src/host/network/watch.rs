@@ -20,12 +20,15 @@ const QUIET: Duration = Duration::from_millis(50);
 /// A routing daemon is never quiet: never wait longer than this, counted from the first notification.
 const LONGEST: Duration = Duration::from_millis(500);
 
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    // Rules and rp_filter say what the reverse-path filter drops.
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv4Netconf,
     // Next-hop objects (`ip nexthop`): a route's gateway changes, the route does not.
     MulticastGroup::Nexthop,
 ];

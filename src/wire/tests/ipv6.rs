@@ -53,7 +53,7 @@ fn an_extension_header_longer_than_the_packet_is_malformed() {
 
 #[test]
 fn an_extension_header_longer_than_the_capture_is_truncated() {
-    let packet = ipv6_packet(DESTINATION, 2068, &joined(&[&[TCP, 255, 1, 4, 0, 0, 0, 0], &SYN]));
+    let packet = ipv6_packet(DESTINATION, 308, &joined(&[&[TCP, 35, 1, 4, 0, 0, 0, 0], &SYN]));
     assert_eq!(transport_of(&packet), Err(Undecoded::Truncated));
 }
 
@@ -133,4 +133,26 @@ fn a_jumbogram_counts_what_was_captured() {
 fn padding_behind_the_payload_is_no_part_of_the_packet() {
     let packet = ipv6_packet(TCP, 8, &SYN);
     assert_eq!(transport_of(&packet), Err(Undecoded::Malformed));
+}
+
+#[test]
+fn options_beyond_the_bound_hide_the_header() {
+    // One destination options header of so many bytes, with a TCP header behind it.
+    let packet = |bytes: usize| {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(u16::try_from(bytes + 20).unwrap().to_be_bytes());
+        packet.extend([60, 64]);
+        packet.extend([0x20; 32]);
+        packet.extend([6, u8::try_from(bytes / 8 - 1).unwrap()]);
+        packet.resize(40 + bytes, 0);
+        packet.extend([0x0f, 0xa0, 0, 23, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 4, 0, 0, 0, 0, 0]);
+        packet
+    };
+    let transport = |bytes: &[u8]| decode(LinkType::Raw, bytes).map(|packet| packet.transport);
+    assert!(matches!(transport(&packet(288)), Ok(Transport::Tcp { destination_port: 23, .. })));
+    for bytes in [296, 1_200, 2_048] {
+        assert_eq!(transport(&packet(bytes)), Ok(Transport::HiddenHeader), "{bytes}");
+        // As the capture cuts it off.
+        assert_eq!(transport(&packet(bytes)[..60]), Ok(Transport::HiddenHeader), "{bytes}");
+    }
 }

@@ -65,7 +65,14 @@ impl Wire {
         }
     }
 
-    fn frame(&mut self, destination: [u8; 6], packet: &[u8]) {
+    /// Sends an IP packet in a frame with the tag of a VLAN (IEEE 802.1Q).
+    pub fn tagged(&mut self, vlan: u16, packet: &[u8]) {
+        let frame = [&self.victim[..], &self.own, &[0x81, 0x00], &vlan.to_be_bytes(), &[0x08, 0x00], packet].concat();
+        self.link.sendpacket(frame).expect("the link takes a frame");
+    }
+
+    /// Sends an IP packet to this hardware address.
+    pub fn frame(&mut self, destination: [u8; 6], packet: &[u8]) {
         let kind: [u8; 2] = if packet.first().is_some_and(|byte| byte >> 4 == 4) { [0x08, 0x00] } else { [0x86, 0xdd] };
         let frame = [&destination[..], &self.own, &kind, packet].concat();
         self.link.sendpacket(frame).expect("the link takes a frame");

@@ -1,0 +1,177 @@
+//! Decides whether this host's network stack takes a packet: what the kernel drops before any socket or port is asked is
+//! no evidence, because its source learns nothing and may be forged at no risk.
+//!
+//! Three more refusals of the kernel need no code here. Frames with the tag of a VLAN that this host is not in do not pass
+//! the capture's filter ([`crate::capture::live`]): a VLAN device hands over its own without the tag. Frames for another
+//! host on a bridge without an address are told apart by [`Host::bridge_ports`], which leaves such bridges out. And IPv6
+//! has no reverse-path filter.
+//!
+//! Read with: the kernel's `ip_rcv_core`, `ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core` and `tcp_v4_rcv`.
+
+use std::net::IpAddr;
+
+use super::host::Host;
+use super::verdict::IgnoreReason;
+use crate::wire::{Checksum, Delivery, Packet};
+
+/// Why the host drops `packet`, which came in on `interface` (for a port of a bridge: the bridge); `None` where it takes it.
+#[inline]
+pub(super) fn refusal(packet: &Packet, interface: u32, host: &Host) -> Option<IgnoreReason> {
+    if is_not_unicast(packet, host) {
+        return Some(IgnoreReason::NotUnicast);
+    }
+    if !is_source(packet.source) {
+        return Some(IgnoreReason::NoSource);
+    }
+    // Only a running host knows its addresses one by one; what a capture shows was taken somewhere else.
+    let live = host.local.is_exact();
+    if !host.local.contains(packet.destination) || live && packet.destination.is_loopback() {
+        return Some(IgnoreReason::NotOurs);
+    }
+    match packet.checksum {
+        Checksum::Bad => return Some(IgnoreReason::Damaged),
+        Checksum::Blank if live => return Some(IgnoreReason::Damaged),
+        Checksum::Blank | Checksum::Unknown | Checksum::Good => {}
+    }
+    host.reverse_path.refuses(packet.source, interface).then_some(IgnoreReason::WrongInterface)
+}
+
+/// True for broadcast, multicast, and what is for another host on a shared link. On a port of a bridge the bridge itself is
+/// another host, and what the firewall drops for bridges (`br_netfilter`) is seen nowhere else.
+fn is_not_unicast(packet: &Packet, host: &Host) -> bool {
+    match packet.delivery {
+        Delivery::Broadcast | Delivery::Multicast => true,
+        Delivery::OtherHost if host.bridge(packet.interface).is_none() => true,
+        _ => !is_unicast(packet.destination),
+    }
+}
+
+/// True for an address that one host can have.
+pub(super) fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !(v4.is_multicast() || v4.is_broadcast() || v4.octets().starts_with(&[0])),
+        // An IPv4-mapped address never stands in a packet (RFC 4291, RFC 4038); log filters would read the IPv4 address out of
+        // it, which may be a protected one.
+        IpAddr::V6(v6) => !(v6.is_multicast() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some()),
+    }
+}
+
+/// True for an address that another host can send from. 240.0.0.0/4 is reserved (RFC 1112): no route leads back. The first
+/// /64 of IPv6 has the unspecified, the loopback, the mapped and the compatible addresses (RFC 4291) and no hosts; a ban of
+/// it would drop duplicate address detection, which is sent from `::`. Loopback itself is protected ([`super::AllowList`]).
+fn is_source(address: IpAddr) -> bool {
+    is_unicast(address)
+        && match address {
+            IpAddr::V4(v4) => v4.octets().first().is_none_or(|first| *first < 240),
+            IpAddr::V6(v6) => v6.is_loopback() || !v6.octets().starts_with(&[0; 8]),
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::{Local, ReversePath};
+    use super::*;
+    use crate::wire::{TcpFlags, Transport};
+
+    const OWN: &str = "192.0.2.1";
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn host() -> Host {
+        let prefixes = ["10.77.9.0/24", "fd77:9::/64"].map(|net| net.parse().unwrap()).to_vec();
+        let addresses = [OWN, "2001:db8::1", "127.0.0.1", "::1"].map(address).into();
+        Host::new(Local::Own { addresses, prefixes })
+    }
+
+    fn packet(source: &str, destination: &str) -> Packet {
+        Packet {
+            source: address(source),
+            destination: address(destination),
+            delivery: Delivery::Host,
+            interface: 2,
+            checksum: Checksum::Good,
+            fragmented: false,
+            transport: Transport::Tcp {
+                source_port: 4_000,
+                destination_port: 23,
+                flags: TcpFlags(TcpFlags::SYN),
+                payload: 0,
+            },
+        }
+    }
+
+    fn verdict(source: &str, destination: &str) -> Option<IgnoreReason> {
+        refusal(&packet(source, destination), 2, &host())
+    }
+
+    #[test]
+    fn martian_source_is_refused() {
+        for source in ["0.1.2.3", "224.0.0.5", "240.0.0.9", "254.1.2.3", "255.255.255.255"] {
+            assert_eq!(verdict(source, OWN), Some(IgnoreReason::NoSource), "{source}");
+        }
+        for source in ["::", "::2", "::10.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "ff02::1"] {
+            assert_eq!(verdict(source, "2001:db8::1"), Some(IgnoreReason::NoSource), "{source}");
+        }
+        for source in ["1.0.0.1", "223.255.255.1", "10.0.0.1"] {
+            assert_eq!(verdict(source, OWN), None, "{source}");
+        }
+        for source in ["64:ff9b::a00:1", "fe80::1", "2001:db8:5::1"] {
+            assert_eq!(verdict(source, "2001:db8::1"), None, "{source}");
+        }
+    }
+
+    #[test]
+    fn loopback_destination_from_outside_is_refused() {
+        assert_eq!(verdict("198.51.100.7", "127.0.0.1"), Some(IgnoreReason::NotOurs));
+        assert_eq!(verdict("2001:db8:5::1", "::1"), Some(IgnoreReason::NotOurs));
+    }
+
+    #[test]
+    fn address_inside_local_route_is_own() {
+        assert_eq!(verdict("198.51.100.7", "10.77.9.200"), None);
+        assert_eq!(verdict("2001:db8:5::1", "fd77:9::abc"), None);
+        assert_eq!(verdict("198.51.100.7", "10.77.10.1"), Some(IgnoreReason::NotOurs));
+    }
+
+    #[test]
+    fn damaged_packet_is_refused() {
+        let with = |checksum, host: &Host| refusal(&Packet { checksum, ..packet("198.51.100.7", OWN) }, 2, host);
+        assert_eq!(with(Checksum::Bad, &host()), Some(IgnoreReason::Damaged));
+        assert_eq!(with(Checksum::Blank, &host()), Some(IgnoreReason::Damaged));
+        assert_eq!(with(Checksum::Unknown, &host()), None);
+        assert_eq!(with(Checksum::Blank, &Host::new(Local::Any)), None, "a capture of the sending host");
+    }
+
+    #[test]
+    fn bridge_without_address_hides_its_frames() {
+        let other = Packet { delivery: Delivery::OtherHost, ..packet("198.51.100.7", OWN) };
+        assert_eq!(refusal(&other, 2, &host()), Some(IgnoreReason::NotUnicast));
+        let mut bridged = host();
+        bridged.bridge_ports = vec![(2, 9)];
+        assert_eq!(refusal(&other, 9, &bridged), None);
+    }
+
+    #[test]
+    fn strict_reverse_path_wants_the_route_back() {
+        let mut routes = ReversePath::default();
+        routes.insert("192.168.5.0/24".parse().unwrap(), &[7]);
+        routes.insert("0.0.0.0/0".parse().unwrap(), &[2, 3]);
+        routes.insert("172.16.0.0/12".parse().unwrap(), &[]);
+        routes.set_strict([2, 7].into());
+        let mut host = host();
+        host.reverse_path = routes;
+        let came = |source: &str, interface| refusal(&packet(source, OWN), interface, &host);
+        assert_eq!(came("192.168.5.9", 2), Some(IgnoreReason::WrongInterface));
+        assert_eq!(came("192.168.5.9", 7), None);
+        assert_eq!(came("192.168.5.9", 4), None, "not strict there");
+        assert_eq!(came("198.51.100.7", 2), None);
+        assert_eq!(came("198.51.100.7", 7), Some(IgnoreReason::WrongInterface));
+        assert_eq!(came("172.16.0.1", 2), None, "a route whose interface the kernel does not say");
+        let mut island = ReversePath::default();
+        island.set_strict([2].into());
+        assert!(island.refuses(address("198.51.100.7"), 2), "no route back at all");
+        assert!(!island.refuses(address("2001:db8:5::1"), 2), "IPv6 has no such filter");
+    }
+}

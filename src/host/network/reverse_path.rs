@@ -1,0 +1,84 @@
+//! What the kernel's IPv4 reverse-path filter goes by: which interfaces have a strict one, and the routes.
+//!
+//! Read with: `net/ipv4/fib_frontend.c` (`__fib_validate_source`), Documentation/networking/ip-sysctl.rst (rp_filter).
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+/// An IPv4 route of the main or the default table. Sorted, the one that the kernel prefers comes first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReverseRoute {
+    /// Where it leads.
+    pub network: Ipv4Net,
+    /// The table, the main one first, and the metric in it.
+    pub preference: (bool, u32),
+    /// Indexes of the interfaces by which it leaves. None where a next-hop object does not say.
+    pub interfaces: Vec<u32>,
+}
+
+const DEFAULT_TABLE: u32 = 253;
+const MAIN_TABLE: u32 = 254;
+const LOCAL_TABLE: u32 = 255;
+
+impl ReverseRoute {
+    /// `None` for a route that the filter does not look at: of IPv6, of another table, dead.
+    pub(super) fn new(route: &RouteMessage) -> Option<Self> {
+        let RouteHeader { table, flags, tos, .. } = route.header;
+        let (mut table, mut metric, mut interfaces) = (u32::from(table), 0, Vec::new());
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Priority(number) => metric = *number,
+                RouteAttribute::Oif(index) => interfaces.push(*index),
+                RouteAttribute::MultiPath(paths) => interfaces.extend(paths.iter().map(|path| path.interface_index)),
+                _ => {}
+            }
+        }
+        let IpNet::V4(network) = destination(route)? else { return None };
+        let is_used = matches!(table, MAIN_TABLE | DEFAULT_TABLE) && tos == 0 && !flags.contains(RouteFlags::Dead);
+        is_used.then_some(Self { network, preference: (table == DEFAULT_TABLE, metric), interfaces })
+    }
+}
+
+/// Where a route leads.
+pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    });
+    let unspecified = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    IpNet::new(address.unwrap_or(unspecified), route.header.destination_prefix_length).ok()
+}
+
+/// True for the three rules that every network namespace begins with: local, main and default table, for all packets.
+pub(super) fn is_usual(rule: &RuleMessage) -> bool {
+    let mut table = u32::from(rule.header.table);
+    let narrows = rule.attributes.iter().any(|attribute| match attribute {
+        RuleAttribute::Table(number) => {
+            table = *number;
+            false
+        }
+        RuleAttribute::Priority(_) | RuleAttribute::Protocol(_) => false,
+        // -1: no prefix is too short.
+        RuleAttribute::SuppressPrefixLen(length) => *length != u32::MAX,
+        _ => true,
+    });
+    !narrows && rule.header.action == RuleAction::ToTable && (DEFAULT_TABLE..=LOCAL_TABLE).contains(&table)
+}
+
+/// The kernel takes the greater of the interface's value and that of `all`: 1 is strict, 2 loose.
+pub(super) fn is_strict(interface: &str) -> bool {
+    let value = |name: &str| -> Option<u8> {
+        std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?.trim().parse().ok()
+    };
+    value(interface).max(value("all")) == Some(1)
+}

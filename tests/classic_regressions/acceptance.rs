@@ -1,0 +1,163 @@
+//! What the kernel drops before a socket or port is asked is no evidence; what it takes is.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, DESTINATION, FIN, TCP};
+use netns_lab::{Lab, TIMEOUT, within};
+
+/// No flag at all: one such packet blocks.
+const NULL: u16 = 0;
+
+fn sysctl(lab: &Lab, assignment: &str) {
+    lab.run("victim", "sysctl", &["-qw", assignment]);
+}
+
+/// Sends the packets, and after them what surely blocks: nothing else may be blocked then.
+fn assert_blocks_nothing(lab: &Lab, host: &str, packets: impl IntoIterator<Item = Vec<u8>>) {
+    let mut wire = lab.wire(host);
+    packets.into_iter().for_each(|packet| wire.send(&packet));
+    let provoked = lab.provoke_ban(host);
+    assert_eq!(lab.banned(), [provoked]);
+}
+
+#[test]
+fn damaged_segments_block_nothing() {
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("attacker").into();
+    let source = |last| IpAddr::from(Ipv4Addr::new(10, 77, 1, last));
+    let damaged = (0..4_u8).map(|number| {
+        let mut packet = raw::tcp(source(100 + number), target, 23, [NULL, FIN, 0x29, 0x3f][usize::from(number)]);
+        // The window; in the last one the identification, which only the header's checksum covers.
+        packet[if number == 3 { 4 } else { 34 }] ^= 0x10;
+        packet
+    });
+    assert_blocks_nothing(&lab, "attacker", damaged);
+    // As network cards with checksum offload leave it, and veth with it: the sum of the pseudo header.
+    let mut offloaded = raw::tcp(source(104), target, 23, NULL);
+    let pseudo = u16::from_be_bytes([10, 77]) * 2 + u16::from_be_bytes([1, 104]) + u16::from_be_bytes([1, 1]) + 6 + 24;
+    offloaded[36..38].copy_from_slice(&pseudo.to_be_bytes());
+    lab.wire("attacker").send(&offloaded);
+    lab.expect_ban(source(104));
+}
+
+#[test]
+fn martian_packets_block_nothing() {
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (v4, v6) = (lab.victim_v4("attacker").into(), lab.victim_v6("attacker").into());
+    let sources = [
+        ("240.0.0.9", v4),
+        ("0.1.2.3", v4),
+        ("224.0.0.9", v4),
+        ("255.255.255.255", v4),
+        ("127.0.0.9", v4),
+        ("::10.0.0.1", v6),
+        ("::ffff:10.0.0.1", v6),
+        ("::", v6),
+        ("::1", v6),
+        ("ff02::9", v6),
+        ("10.77.1.99", "127.0.0.1".parse().unwrap()),
+    ];
+    let packets = sources.map(|(source, target)| raw::tcp(source.parse().unwrap(), target, 23, NULL));
+    assert_blocks_nothing(&lab, "attacker", packets);
+}
+
+#[test]
+fn strict_reverse_path_protects_inner_sources() {
+    let lab = Lab::new(&["outer", "inner"]);
+    sysctl(&lab, "net.ipv4.conf.all.rp_filter=1");
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let inner = IpAddr::from(lab.v4("inner"));
+    let forged = raw::tcp(inner, lab.victim_v4("outer").into(), 23, NULL);
+    assert_blocks_nothing(&lab, "outer", [forged.clone()]);
+    lab.wire("inner").send(&raw::tcp(inner, lab.victim_v4("inner").into(), 23, NULL));
+    lab.expect_ban(inner);
+
+    // The sysctl is followed: without the filter the kernel takes the packet, and its source is judged.
+    sysctl(&lab, "net.ipv4.conf.all.rp_filter=0");
+    sysctl(&lab, "net.ipv4.conf.outer.rp_filter=0");
+    let other = IpAddr::from(Ipv4Addr::new(10, 77, 2, 99));
+    let mut wire = lab.wire("outer");
+    let judged = within(TIMEOUT, || {
+        wire.send(&raw::tcp(other, lab.victim_v4("outer").into(), 23, NULL));
+        lab.banned().contains(&other).then_some(())
+    });
+    assert!(judged.is_some(), "{:?}", lab.banned());
+}
+
+#[test]
+fn foreign_vlan_blocks_nothing_own_vlan_does() {
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (first, second) = (Ipv4Addr::new(10, 77, 1, 98), Ipv4Addr::new(10, 77, 1, 99));
+    let target = lab.victim_v4("attacker").into();
+    let mut wire = lab.wire("attacker");
+    wire.tagged(5, &raw::tcp(first.into(), target, 23, NULL));
+    assert_blocks_nothing(&lab, "attacker", None);
+    // Number 0 is a priority alone: the kernel takes the packet as if there were no tag.
+    wire.tagged(0, &raw::tcp(second.into(), target, 23, NULL));
+    lab.expect_ban(second.into());
+    let add = ["link", "add", "link", "attacker", "name", "own5", "type", "vlan", "id", "5"];
+    if !lab.command("victim", "ip").args(add).status().expect("ip runs").success() {
+        eprintln!("this kernel has no VLAN devices: what they deliver is not tested");
+        return;
+    }
+    lab.victim_ip("link set own5 up");
+    wire.tagged(5, &raw::tcp(first.into(), target, 23, NULL));
+    lab.expect_ban(first.into());
+}
+
+#[test]
+fn addresses_by_local_route_are_watched() {
+    let lab = Lab::new(&["attacker"]);
+    lab.victim_ip("route add local 10.88.9.0/24 dev lo");
+    lab.victim_ip("route add local fd88:9::/64 dev lo");
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let mut wire = lab.wire("attacker");
+    let [v4, v6, later] = ["198.51.100.1", "2001:db8:5::1", "198.51.100.2"].map(|text| text.parse().unwrap());
+    wire.send(&raw::tcp(v4, "10.88.9.7".parse().unwrap(), 23, NULL));
+    wire.send(&raw::tcp(v6, "fd88:9::7".parse().unwrap(), 23, NULL));
+    lab.expect_ban(v4);
+    lab.expect_ban("2001:db8:5::".parse().unwrap());
+    lab.victim_ip("route add local 10.88.10.0/24 dev lo");
+    let judged = within(TIMEOUT, || {
+        wire.send(&raw::tcp(later, "10.88.10.7".parse().unwrap(), 23, NULL));
+        lab.banned().contains(&later).then_some(())
+    });
+    assert!(judged.is_some(), "a route that comes while it runs");
+}
+
+#[test]
+fn frames_between_guests_of_foreign_bridge_block_nothing() {
+    let lab = Lab::new(&["guest", "client"]);
+    lab.victim_ip("link add tenants type bridge");
+    lab.victim_ip("link set tenants up");
+    lab.victim_ip("addr flush dev guest");
+    lab.victim_ip("link set guest master tenants");
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let source = Ipv4Addr::new(198, 51, 100, 77);
+    lab.wire("guest").frame([2, 0, 0, 0, 1, 2], &raw::tcp(source.into(), lab.victim_v4("client").into(), 23, NULL));
+    let provoked = lab.provoke_ban("client");
+    assert_eq!(lab.banned(), [provoked]);
+}
+
+#[test]
+fn scan_behind_long_ipv6_options_is_seen() {
+    let lab = Lab::new(&["attacker"]);
+    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v6("attacker").into();
+    let mut wire = lab.wire("attacker");
+    // One destination options header of so many bytes, with one option that says: skip over it.
+    for (network, bytes) in [(0_u16, 88_usize), (1, 248), (2, 288), (3, 296), (4, 1_200)] {
+        let source = format!("2001:db8:{network:x}::1").parse().unwrap();
+        let mut payload = vec![0; bytes];
+        let units = u8::try_from(bytes / 8 - 1).unwrap();
+        let length = u8::try_from((bytes - 4).min(250)).unwrap();
+        payload[..4].copy_from_slice(&[TCP, units, 0x1e, length]);
+        payload.extend(raw::segment(source, target, (40_404, 23), NULL));
+        wire.send(&raw::packet(source, target, DESTINATION, &payload));
+        lab.expect_ban(format!("2001:db8:{network:x}::").parse().unwrap());
+    }
+}
