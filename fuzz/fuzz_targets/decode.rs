@@ -7,13 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-
-// The decoder stands alone, so that a sanitizer build takes seconds and needs none of the daemon's dependencies.
-#[allow(dead_code, unused_imports)]
-#[path = "../../src/wire/mod.rs"]
-mod wire;
-
-use wire::{LinkType, Packet, Transport, Undecoded, decode, quoted};
+use portsentry::wire::{LinkType, Packet, Transport, Undecoded, decode, quoted};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((&selector, frame)) = input.split_first() else { return Corpus::Reject };
@@ -45,6 +39,6 @@ fn without_payload(mut packet: Packet) -> Packet {
     if let Transport::Tcp { payload, .. } = &mut packet.transport {
         *payload = 0;
     }
-    packet.checksum = wire::Checksum::Good;
+    packet.checksum = portsentry::wire::Checksum::Good;
     packet
 }

@@ -11,20 +11,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use types::PortSet;
-use types::{Expiry, BanTarget};
-use crate::types::Protocol;
-use engine::{EVIDENCE, Engine, Escalation, HashKey, Host, Local, Timestamp, PortLookup, Protection, Response, Settings, ActiveBan, Verdict, Watch, MaxPrefix};
 use libfuzzer_sys::fuzz_target;
-use wire::{LinkType, decode};
+use portsentry::engine::{
+    ActiveBan, EVIDENCE, Engine, Escalation, HashKey, Host, Local, MaxPrefix, PortLookup, Protection, Response, Settings,
+    Verdict, Watch,
+};
+use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use portsentry::wire::{LinkType, decode};
 
-// The pure core stands alone, so that a sanitizer build takes seconds and needs none of the daemon's other dependencies.
-#[allow(dead_code, unused_imports)]
-#[path = "../../src/engine/mod.rs"]
-mod engine;
-#[allow(dead_code, unused_imports)]
-#[path = "../../src/wire/mod.rs"]
-mod wire;
 
 const LINKS: [LinkType; 5] = [LinkType::Ethernet, LinkType::Sll, LinkType::Sll2, LinkType::Raw, LinkType::Null];
 const TRIGGER: u8 = 2;
