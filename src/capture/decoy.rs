@@ -43,9 +43,7 @@ const RESERVE: u64 = 64;
 /// Ports of both protocols.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DecoyPorts {
-    /// TCP.
     pub tcp: PortSet,
-    /// UDP.
     pub udp: PortSet,
 }
 
@@ -103,9 +101,7 @@ pub enum DecoyError {
         Errno::ACCESS
     )]
     Permission {
-        /// Their protocol.
         protocol: Protocol,
-        /// Which ones.
         ports: PortSet,
     },
     /// Every listed port is in use.
@@ -114,9 +110,7 @@ pub enum DecoyError {
         protocol.name()
     )]
     AllBusy {
-        /// Their protocol.
         protocol: Protocol,
-        /// Which ones.
         ports: PortSet,
     },
     /// The kernel refused one for another reason.
@@ -124,9 +118,7 @@ pub enum DecoyError {
     Open {
         /// Its protocol.
         protocol: Protocol,
-        /// Which one.
         port: u16,
-        /// What the kernel said.
         error: Errno,
     },
     /// Epoll is not to be had.

@@ -55,7 +55,6 @@ impl CheckOptions {
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the settings could not be held against this host.
-#[expect(missing_docs, reason = "each message says what it is about")]
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error(transparent)]

@@ -1,7 +1,5 @@
 //! The values of keys that name one of a few things.
 
-#![expect(missing_docs, reason = "docs/settings.md describes each value")]
-
 use std::net::IpAddr;
 
 use serde::Deserialize;

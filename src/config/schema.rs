@@ -1,8 +1,6 @@
 //! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
 //! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
 
-#![expect(missing_docs, reason = "docs/settings.md and examples/portsentry.toml describe each key")]
-
 use super::choices::{Action, BlockPolicy, LogTarget, Mode, Route};
 use super::{parse, port_lists};
 use crate::types::{Backend, Expiry, PortSet, Rate};

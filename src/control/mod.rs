@@ -1,6 +1,5 @@
 //! The control socket, on which a running daemon answers one JSON object a line, and the commands that use it. Changes no
 //! verdict about a packet.
-#![allow(missing_docs, reason = "docs/control.md documents the messages, and errors say what they are")]
 
 pub mod address_info;
 pub mod client;

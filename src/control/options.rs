@@ -57,7 +57,6 @@ pub struct BlockOptions {
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "it would become a heading of the help")]
     pub connection: Connection,
 }
 
@@ -72,7 +71,6 @@ pub struct UnblockOptions {
     #[arg(long, conflicts_with = "target")]
     pub all: bool,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "it would become a heading of the help")]
     pub connection: Connection,
 }
 
@@ -86,7 +84,6 @@ pub struct AllowOptions {
     #[arg(long = "for", value_name = "SPAN", value_parser = parse_span)]
     pub span: Option<Duration>,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "it would become a heading of the help")]
     pub connection: Connection,
 }
 
@@ -97,7 +94,6 @@ pub struct ExplainOptions {
     #[arg(value_parser = parse_address)]
     pub address: IpAddr,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "it would become a heading of the help")]
     pub connection: Connection,
 }
 

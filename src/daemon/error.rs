@@ -18,7 +18,6 @@ use crate::sandbox::{HandoverError, InstanceLockError, Untrusted};
 use crate::sensor::SensorError;
 
 /// Why the program cannot protect, or not any more.
-#[expect(missing_docs, reason = "each message says what it is about")]
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]

@@ -9,7 +9,6 @@ use crate::types::{BanTarget, Expiry, Protocol};
 /// What a back end needs to know of a ban. Small and without an allocation, so that the sensor may hand it over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BanContext {
-    /// Who is blocked.
     pub subject: BanTarget,
     /// The address that sent the deciding probe; the subject's own where nobody probed.
     pub source: IpAddr,
@@ -23,7 +22,6 @@ pub struct BanContext {
     pub class: Option<Class>,
     /// How long it lasts.
     pub expiry: Expiry,
-    /// Since when.
     pub since: SystemTime,
     /// All that is known of it; `None` for a ban by hand. Nobody here reads it: it is for whoever hears how the ban fared.
     pub ban: Option<Ban>,

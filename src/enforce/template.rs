@@ -18,7 +18,6 @@ const MACROS: [Macro; 5] = [
 pub(super) struct Values<'a> {
     /// The blocked address or prefix, as the back end writes it.
     pub(super) target: &'a str,
-    /// The ban.
     pub(super) case: &'a BanContext,
 }
 

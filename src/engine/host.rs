@@ -172,7 +172,6 @@ pub struct Host {
     /// The networks of its addresses, on whose links its neighbours are. The engine has no use for them: whoever blocks by
     /// routes must not cut them off.
     pub networks: Vec<IpNet>,
-    /// Whom it never blocks.
     pub allow: AllowList,
     /// Its TCP listeners.
     pub tcp: Listeners,

@@ -31,9 +31,7 @@ pub enum Response {
 /// What an operator can set.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// TCP.
     pub tcp: Watch,
-    /// UDP.
     pub udp: Watch,
     /// SCTP INIT to any port counts; blocks like TCP.
     pub sctp: bool,

@@ -47,7 +47,6 @@ impl Escalation {
 /// The strikes of a target from before the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrikeHistory {
-    /// The target.
     pub subject: BanTarget,
     /// The number of its bans that count.
     pub strikes: u32,

@@ -40,7 +40,6 @@ pub enum IgnoreReason {
 /// One probe that counts against its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// What was seen.
     pub sighting: Observation,
     /// Whom it counts against; in a ban, who is blocked, which may be a network around it.
     pub subject: BanTarget,
@@ -98,7 +97,6 @@ pub struct Ban {
 /// A probe by a source that is never blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exempt {
-    /// What was seen.
     pub sighting: Observation,
     /// Why it is never blocked.
     pub protection: Protection,
@@ -155,7 +153,6 @@ pub enum Notice {
     },
     /// New bans above the ceiling, made short.
     Capped {
-        /// How many.
         bans: u32,
     },
 }

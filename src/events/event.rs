@@ -8,7 +8,6 @@ use crate::types::{Backend, BanTarget, Expiry};
 
 /// What happened, and when by the wall clock.
 #[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "the fields say it")]
 pub struct Event {
     pub time: SystemTime,
     pub what: EventKind,
@@ -16,7 +15,6 @@ pub struct Event {
 
 /// What happened.
 #[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "the other fields say it")]
 pub enum EventKind {
     /// Capture and ruleset are in place.
     Started,
@@ -56,7 +54,6 @@ pub enum EventKind {
     BlockFailed {
         way: Backend,
         subject: BanTarget,
-        /// What the kernel said.
         reason: String,
     },
     /// A source that is never blocked probes this host.
@@ -107,7 +104,6 @@ pub enum EventKind {
     Adopted { bans: usize },
     /// Something that an operator should know.
     Note(String),
-    /// Something failed.
     Error(String),
     /// The program ends; the kernel's set stays.
     Stopped,

@@ -12,7 +12,6 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol};
 /// An event on the wire. Fields that do not apply to an event are left out. Both sides of the control socket use this type:
 /// a reader accepts kinds, classes and methods that it does not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the JSON keys are documented in the manual")]
 pub struct EventRecord {
     /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`, `note`;
     /// on the control socket also `lost`.
@@ -69,7 +68,6 @@ pub struct EventRecord {
 
 /// A port with what probed it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the JSON keys are documented in the manual")]
 pub struct PortRecord {
     pub proto: Cow<'static, str>,
     pub port: u16,

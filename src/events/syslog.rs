@@ -34,7 +34,6 @@ const MAX_MESSAGE_LEN: usize = 7_900;
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// Something failed.
     Error,
     /// A scan or a ban, or the program ends.
     Warning,

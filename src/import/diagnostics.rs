@@ -41,17 +41,13 @@ pub enum ImportError {
     /// A file cannot be read.
     #[error("{}: cannot be read: {error}; name a file that is there and that you may read", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// The system's error.
         error: io::Error,
     },
     /// The result cannot be written.
     #[error("{}: cannot be written: {error}{}", path.display(), remedy(error))]
     Write {
-        /// The file.
         path: PathBuf,
-        /// The system's error.
         error: io::Error,
     },
     /// The text is no configuration of PortSentry, or has errors: at least one, in the order of the text.

@@ -22,7 +22,6 @@ pub enum Author {
 /// A ban that has come into force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Banned {
-    /// Who is blocked.
     pub subject: BanTarget,
     /// The address that sent the deciding probe; of an IPv6 subject, one of its 2^64. Without a probe the subject's own.
     pub source: IpAddr,
@@ -40,7 +39,6 @@ pub struct Banned {
     pub interface: Option<String>,
     /// What blocks it.
     pub methods: Backends,
-    /// Who wanted it.
     pub author: Author,
     /// What its author said about it; `None` where that is nothing.
     pub note: Option<String>,
@@ -107,7 +105,6 @@ impl Banned {
 /// A ban in force, as far as a start has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
-    /// Who is banned.
     pub subject: BanTarget,
     /// The address that sent the deciding probe.
     pub source: IpAddr,
@@ -160,7 +157,6 @@ pub enum Ending {
     Expired,
     /// Somebody took it back.
     Lifted {
-        /// Who.
         by: String,
     },
     /// A newer ban of the same subject took its place.
@@ -179,7 +175,6 @@ pub struct Ended {
 /// A ban as it stands in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The ban.
     pub ban: Banned,
     /// How often its subject had been banned before, as far back as the ledger then reached.
     pub strikes: u32,
@@ -197,7 +192,6 @@ pub enum Change {
     Also(Banned),
     /// A ban has ended.
     Ended {
-        /// Whose.
         subject: BanTarget,
         /// How and when. What had expired by then is kept as expired, when its time was over.
         ended: Ended,

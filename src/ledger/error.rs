@@ -14,7 +14,6 @@ pub enum LedgerError {
     /// It is not what stands there.
     #[error("{path} is no {wanted}; move it away")]
     Kind {
-        /// Which.
         path: PathBuf,
         /// What should be there.
         wanted: &'static str,
@@ -24,7 +23,6 @@ pub enum LedgerError {
         "{path} belongs to user {owner}, but portsentry runs as user {user}; chown it, after a look at what is in it"
     )]
     Owner {
-        /// Which.
         path: PathBuf,
         /// Its owner.
         owner: u32,
@@ -34,7 +32,6 @@ pub enum LedgerError {
     /// Its permissions let others in, or the owner not.
     #[error("{path} has mode {mode:04o}, which is not safe for the ledger; run: chmod {wanted:04o} {path}")]
     Mode {
-        /// Which.
         path: PathBuf,
         /// What it has.
         mode: u32,
@@ -44,11 +41,8 @@ pub enum LedgerError {
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
     System {
-        /// What was tried.
         doing: &'static str,
-        /// With what.
         path: PathBuf,
-        /// What came back.
         error: io::Error,
     },
     /// A later release has written it.
@@ -57,7 +51,6 @@ pub enum LedgerError {
          or move the file away"
     )]
     Newer {
-        /// Which.
         path: PathBuf,
         /// Its format.
         found: i64,
@@ -70,9 +63,7 @@ pub enum LedgerError {
     /// What is in it is not a ledger, or no more.
     #[error("{path} is damaged: {damage}")]
     Damaged {
-        /// Which.
         path: PathBuf,
-        /// What is wrong.
         damage: String,
     },
     /// There is none, or the program has not come to fill it.
@@ -90,11 +81,8 @@ pub enum LedgerError {
     /// The database refused something.
     #[error("cannot {doing} {path}: {error}")]
     Database {
-        /// What was tried.
         doing: &'static str,
-        /// With what.
         path: PathBuf,
-        /// What came back.
         error: rusqlite::Error,
     },
 }

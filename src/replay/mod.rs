@@ -69,7 +69,6 @@ pub enum ReplayError {
     /// The capture, named first.
     #[error("{}: {error}", path.display())]
     File {
-        /// The capture.
         path: PathBuf,
         /// What is wrong with it.
         error: FileError,
@@ -77,7 +76,6 @@ pub enum ReplayError {
     /// Nothing in the capture can be judged.
     #[error("{}: holds only frames of link type {link}, which is not read; capture Ethernet, \"any\" or bare IP", path.display())]
     UnreadLink {
-        /// The capture.
         path: PathBuf,
         /// The numbers of its link types.
         link: String,

@@ -1,7 +1,5 @@
 //! The numbers of the report, and how they are written as JSON: spans in seconds, times in RFC 3339.
 
-#![expect(missing_docs, reason = "fields that say what they are")]
-
 use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 

@@ -62,7 +62,6 @@ pub enum HandoverError {
     System {
         /// The folder.
         folder: PathBuf,
-        /// What came back.
         error: io::Error,
     },
 }

@@ -25,7 +25,6 @@ pub enum Untrusted {
         on_the_way(file, place)
     )]
     Writable {
-        /// The file in question.
         file: PathBuf,
         /// What can be written: the file, or a folder on the way to it.
         place: PathBuf,
@@ -40,7 +39,6 @@ pub enum Untrusted {
         on_the_way(file, place)
     )]
     Owner {
-        /// The file in question.
         file: PathBuf,
         /// What belongs to them: the file, or a folder on the way to it.
         place: PathBuf,

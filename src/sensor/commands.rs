@@ -65,7 +65,6 @@ pub enum SensorCommand {
 pub type Answer<T> = oneshot::Sender<T>;
 
 /// A request of an operator.
-#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum SensorRequest {
     /// Blocks a target.
     Block { subject: BanTarget, expiry: Expiry, by: String, note: Option<String>, answer: Answer<Result<(), String>> },

@@ -4,11 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Protocol {
-    /// TCP.
     Tcp = 1,
-    /// UDP.
     Udp = 2,
-    /// SCTP.
     Sctp = 3,
     /// ICMP or ICMPv6; the "port" is then the message's type.
     Icmp = 4,

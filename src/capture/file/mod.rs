@@ -71,15 +71,12 @@ pub enum FileError {
         frames: u64,
         /// Where the broken piece begins.
         offset: u64,
-        /// What is wrong.
         what: String,
     },
     /// The disk or whatever is below it failed.
     #[error("cannot be read at byte {offset}: {error}")]
     Read {
-        /// Where.
         offset: u64,
-        /// What the system said.
         error: io::Error,
     },
 }

@@ -80,11 +80,8 @@ pub enum HostsDenyError {
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
     System {
-        /// What was tried.
         doing: &'static str,
-        /// With what.
         path: PathBuf,
-        /// What came back.
         error: io::Error,
     },
 }

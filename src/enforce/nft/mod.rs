@@ -39,7 +39,6 @@ pub enum BlockError {
     /// Some of the bans could not be changed; all others were.
     #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
     Failed {
-        /// How many there were.
         asked: usize,
         /// Which ones failed, and why; at least one.
         failed: Vec<Failed>,
@@ -52,9 +51,7 @@ pub enum BlockError {
 /// One target that could not be blocked or lifted.
 #[derive(Debug)]
 pub struct Failed {
-    /// Which one.
     pub subject: BanTarget,
-    /// Why.
     pub reason: Failure,
 }
 

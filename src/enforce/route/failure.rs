@@ -13,7 +13,6 @@ pub enum BlockError {
     /// Some of the subjects were not dealt with; all others were.
     #[error("{} of {asked} could not be changed; {}", failed.len(), first(failed))]
     Failed {
-        /// How many there were.
         asked: usize,
         /// Which ones failed, and why; at least one.
         failed: Vec<Failed>,
@@ -27,9 +26,7 @@ pub enum BlockError {
 /// One subject that could not be blocked or lifted.
 #[derive(Debug)]
 pub struct Failed {
-    /// Which one.
     pub subject: BanTarget,
-    /// Why.
     pub reason: Failure,
 }
 
@@ -70,7 +67,6 @@ pub enum Failure {
     Gateway {
         /// The gateway.
         gateway: IpAddr,
-        /// What the kernel says.
         refusal: Refusal,
     },
     /// What else the kernel says.

@@ -10,11 +10,8 @@ use crate::types::{Backend, BanTarget};
 /// When a command was run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandPhase {
-    /// Before the block.
     Before,
-    /// When the ban began.
     Block,
-    /// When it was over.
     Release,
 }
 
@@ -29,7 +26,6 @@ pub enum SlowTask {
 
 /// Something that an operator, or the ledger, should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the other fields say it")]
 pub enum BackendEvent {
     /// This backend enforces the ban. For commands there is [`BackendEvent::Ran`].
     Done { case: BanContext, backend: Backend },

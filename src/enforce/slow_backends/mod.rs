@@ -53,12 +53,10 @@ pub enum Task {
     /// limit is over, so that many sources at once cannot keep a block waiting. The command is not run again when the block
     /// follows: leave [`Backend::Command`] out of its methods.
     Before {
-        /// The ban.
         case: BanContext,
     },
     /// A ban has begun.
     Block {
-        /// The ban.
         case: BanContext,
         /// The backends, one after another: the next one begins when the one before has ended, failed or not.
         methods: Arc<[Backend]>,
@@ -79,7 +77,6 @@ pub enum Task {
 /// A ban from before the program started.
 #[derive(Clone, Debug)]
 pub struct Adopted {
-    /// The ban.
     pub case: BanContext,
     /// The backends that enforced it; for [`Backend::Command`] the expiry command is run at its end.
     pub methods: Arc<[Backend]>,

@@ -8,7 +8,6 @@ use std::time::Duration;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the host could not be read or watched.
-#[expect(missing_docs, reason = "each message says what it is about")]
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("cannot open an rtnetlink socket: {0}; in a sandbox, allow AF_NETLINK")]

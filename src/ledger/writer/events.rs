@@ -10,7 +10,6 @@ use crate::types::BanTarget;
 
 /// Something that an operator, or the engine, should know.
 #[derive(Debug)]
-#[allow(missing_docs, reason = "the other fields say it")]
 pub enum WriterEvent {
     /// These bans are over.
     Expired(Vec<BanTarget>),

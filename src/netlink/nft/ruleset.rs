@@ -75,7 +75,6 @@ pub enum RulesetError {
     Lacking {
         /// What it refused.
         object: String,
-        /// Its reason.
         errno: Errno,
     },
     /// Others created and removed the table again and again.

@@ -88,7 +88,6 @@ pub enum Way {
     Route {
         /// Its prefix length, in bits.
         prefix_len: u8,
-        /// Who laid it.
         protocol: u8,
         /// Its kind; `None` for others than [`Kind`] knows.
         kind: Option<Kind>,
@@ -127,7 +126,6 @@ pub enum RouteError {
 /// Why the kernel did not do one thing of many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Its reason.
     pub errno: Errno,
     /// Its reason in words, where it has any.
     pub text: String,

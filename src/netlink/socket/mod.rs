@@ -39,7 +39,6 @@ pub enum SocketError {
     Refused {
         /// Which one, counted from 1; 0 where it refused the transaction as a whole.
         message: u32,
-        /// Its reason.
         errno: Errno,
         /// Its reason in words, where it has any.
         text: String,
