@@ -100,19 +100,13 @@ pub enum DecoyError {
         protocol.name(),
         Errno::ACCESS
     )]
-    Permission {
-        protocol: Protocol,
-        ports: PortSet,
-    },
+    Permission { protocol: Protocol, ports: PortSet },
     /// Every listed port is in use.
     #[error(
         "no decoy could be opened: somebody listens on every one of the {} ports {ports}; list others, or use another mode",
         protocol.name()
     )]
-    AllBusy {
-        protocol: Protocol,
-        ports: PortSet,
-    },
+    AllBusy { protocol: Protocol, ports: PortSet },
     /// The kernel refused one for another reason.
     #[error("no decoy can be opened on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
     Open {

@@ -152,9 +152,7 @@ pub enum Notice {
         packets: u32,
     },
     /// New bans above the ceiling, made short.
-    Capped {
-        bans: u32,
-    },
+    Capped { bans: u32 },
 }
 
 #[cfg(test)]

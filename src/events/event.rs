@@ -49,7 +49,10 @@ pub enum EventKind {
         well: bool,
     },
     /// Connections of a blocked source were ended.
-    Disconnected { subject: BanTarget, connections: usize },
+    Disconnected {
+        subject: BanTarget,
+        connections: usize,
+    },
     /// A backend did not take a ban.
     BlockFailed {
         way: Backend,
@@ -72,13 +75,22 @@ pub enum EventKind {
     /// Many sources share a scan.
     DistributedScan(DistributedScan),
     /// New bans above the ceiling, made short.
-    Capped { bans: u32 },
+    Capped {
+        bans: u32,
+    },
     /// A ban is gone from the kernel before its expiry.
-    Lifted { subject: BanTarget },
+    Lifted {
+        subject: BanTarget,
+    },
     /// A ban was deleted from the kernel's set.
-    Unblocked { subject: BanTarget, by: String },
+    Unblocked {
+        subject: BanTarget,
+        by: String,
+    },
     /// A ban has expired.
-    Expired { subject: BanTarget },
+    Expired {
+        subject: BanTarget,
+    },
     /// A ban by an operator.
     ByHand {
         subject: BanTarget,
@@ -90,18 +102,28 @@ pub enum EventKind {
         way: Option<Backend>,
     },
     /// Bans that the kernel had forgotten were put back from the ledger.
-    Restored { bans: usize, way: Backend },
+    Restored {
+        bans: usize,
+        way: Backend,
+    },
     /// Bans that were missing in a backend, for no reason that is known, were put back.
-    Repaired { bans: usize, way: Backend },
+    Repaired {
+        bans: usize,
+        way: Backend,
+    },
     /// The table was gone and was created again, with so many bans for the time that they had left.
-    Healed { bans: usize },
+    Healed {
+        bans: usize,
+    },
     /// The capture could not keep up.
     Dropped {
         /// Packets lost since the last such event.
         packets: u64,
     },
     /// Bans that the kernel held at the start.
-    Adopted { bans: usize },
+    Adopted {
+        bans: usize,
+    },
     /// Something that an operator should know.
     Note(String),
     Error(String),

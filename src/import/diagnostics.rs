@@ -40,16 +40,10 @@ impl fmt::Display for Diagnostic {
 pub enum ImportError {
     /// A file cannot be read.
     #[error("{}: cannot be read: {error}; name a file that is there and that you may read", path.display())]
-    Read {
-        path: PathBuf,
-        error: io::Error,
-    },
+    Read { path: PathBuf, error: io::Error },
     /// The result cannot be written.
     #[error("{}: cannot be written: {error}{}", path.display(), remedy(error))]
-    Write {
-        path: PathBuf,
-        error: io::Error,
-    },
+    Write { path: PathBuf, error: io::Error },
     /// The text is no configuration of PortSentry, or has errors: at least one, in the order of the text.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Wrong(Vec<Diagnostic>),

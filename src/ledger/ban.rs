@@ -156,9 +156,7 @@ pub enum Ending {
     /// Its time was over.
     Expired,
     /// Somebody took it back.
-    Lifted {
-        by: String,
-    },
+    Lifted { by: String },
     /// A newer ban of the same subject took its place.
     Replaced,
 }

@@ -40,11 +40,7 @@ pub enum LedgerError {
     },
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
-    System {
-        doing: &'static str,
-        path: PathBuf,
-        error: io::Error,
-    },
+    System { doing: &'static str, path: PathBuf, error: io::Error },
     /// A later release has written it.
     #[error(
         "{path} has format {found}, and this portsentry knows formats up to {known}; install the newer portsentry again, \
@@ -62,10 +58,7 @@ pub enum LedgerError {
     FileSystem(PathBuf),
     /// What is in it is not a ledger, or no more.
     #[error("{path} is damaged: {damage}")]
-    Damaged {
-        path: PathBuf,
-        damage: String,
-    },
+    Damaged { path: PathBuf, damage: String },
     /// There is none, or the program has not come to fill it.
     #[error("there is no ledger in {0}; portsentry makes it when it starts, and --state-dir names another directory")]
     Absent(PathBuf),
@@ -80,11 +73,7 @@ pub enum LedgerError {
     Changing(PathBuf),
     /// The database refused something.
     #[error("cannot {doing} {path}: {error}")]
-    Database {
-        doing: &'static str,
-        path: PathBuf,
-        error: rusqlite::Error,
-    },
+    Database { doing: &'static str, path: PathBuf, error: rusqlite::Error },
 }
 
 impl LedgerError {

@@ -75,10 +75,7 @@ pub enum FileError {
     },
     /// The disk or whatever is below it failed.
     #[error("cannot be read at byte {offset}: {error}")]
-    Read {
-        offset: u64,
-        error: io::Error,
-    },
+    Read { offset: u64, error: io::Error },
 }
 
 /// A capture that is being read.

@@ -79,11 +79,7 @@ pub enum HostsDenyError {
     Unsteady(PathBuf),
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
-    System {
-        doing: &'static str,
-        path: PathBuf,
-        error: io::Error,
-    },
+    System { doing: &'static str, path: PathBuf, error: io::Error },
 }
 
 impl HostsDenyError {

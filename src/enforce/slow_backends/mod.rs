@@ -52,9 +52,7 @@ pub enum Task {
     /// A ban is about to begin: runs the command, then tells [`BackendEvent::Ready`], at the latest when the command's time
     /// limit is over, so that many sources at once cannot keep a block waiting. The command is not run again when the block
     /// follows: leave [`Backend::Command`] out of its methods.
-    Before {
-        case: BanContext,
-    },
+    Before { case: BanContext },
     /// A ban has begun.
     Block {
         case: BanContext,
