@@ -9,7 +9,7 @@ use portsentry::engine::{
     Protection, Response, Settings, StrikeHistory, Verdict, Watch,
 };
 use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
-use portsentry::wire::{LinkType, decode};
+use portsentry::wire::{Checksum, LinkType, Packet, decode};
 
 const HERE: [u8; 4] = [192, 0, 2, 1];
 
@@ -85,6 +85,7 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
             let flags = if n % 3 == 0 { flags } else { 2 };
             let bytes = datagram(source, protocol, u16::from(low) + 1, flags);
             let Ok(packet) = decode(LinkType::Raw, &bytes) else { continue };
+            let packet = Packet { checksum: Checksum::Good, ..packet };
             match engine.observe(now, &packet, &host, &mut NoLookup) {
                 Verdict::Block(_) => bans += 1,
                 Verdict::LogOnly(_) => scans += 1,

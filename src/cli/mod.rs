@@ -1,4 +1,4 @@
-//! The command line: which command it names, with its options, and help and version as `clap::Error`s whose kind says so.
+//! Parses the command line into a command and its options; help and version are `clap::Error`s of their own kinds.
 
 mod completions;
 

@@ -174,15 +174,14 @@ impl EventKind {
             Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
             Self::Blocked { ban, .. } | Self::Ran { ban: Some(ban), .. } => class_of(Some(ban)),
             Self::Wrapped { ban, .. } => class_of(ban.as_ref()),
-            Self::Disconnected { .. }
-            | Self::DistributedScan(_)
-            | Self::Capped { .. }
-            | Self::Lifted { .. }
-            | Self::Unblocked { .. } => LineClass::Ban,
+            Self::Disconnected { .. } | Self::DistributedScan(_) | Self::Capped { .. } | Self::Lifted { .. } => {
+                LineClass::Ban
+            }
             Self::BlockFailed { .. } => LineClass::FailedBan,
             Self::Dropped { .. } | Self::Note(_) | Self::Error(_) => LineClass::Diagnostic,
             Self::Started
             | Self::ByHand { .. }
+            | Self::Unblocked { .. }
             | Self::Restored { .. }
             | Self::Repaired { .. }
             | Self::Healed { .. }

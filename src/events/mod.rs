@@ -1,4 +1,4 @@
-//! Reports what happens to people and programs: the classic log lines ([`classic_log`]) and JSON ([`json`]), written to the
+//! Reports events to people and programs: the classic log lines ([`classic_log`]) and JSON ([`json`]), written to the
 //! log ([`log`], [`syslog`]) and to a file ([`json_log`]) within a budget of lines ([`log_budget`]). The sensor hands events
 //! over through [`channel`], which drops and counts them before it ever delays a packet.
 

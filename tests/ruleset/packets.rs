@@ -18,8 +18,8 @@ fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
         &["-n", host.name(), "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", stranger.name()],
     );
     for (namespace, link, addresses) in [
-        (&host, "v0", ["192.0.2.1/24", "2001:db8:0:1::1/32 nodad", "fe80::a/64 nodad"]),
-        (&stranger, "v1", ["192.0.2.2/24", "2001:db8:0:2::2/32 nodad", "fe80::b/64 nodad"]),
+        (&host, "v0", ["192.0.2.1/24", "2001:db8:0:1::1/32", "fe80::a/64"]),
+        (&stranger, "v1", ["192.0.2.2/24", "2001:db8:0:2::2/32", "fe80::b/64"]),
     ] {
         run("ip", &["-n", namespace.name(), "link", "set", link, "addrgenmode", "none"]);
         run("ip", &["-n", namespace.name(), "link", "set", link, "up"]);

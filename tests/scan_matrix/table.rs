@@ -69,14 +69,13 @@ rows! {
     source_port: "nmap -sS -g 53", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     source_port_20: "nmap -sS -g 20", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     data: "nmap -sS --data-length 20", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
-    bad_sum: "nmap -sS --badsum", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     low_ttl: "nmap -sS --ttl 1", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     ip_options: "nmap -sS --ip-options R", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     polite: "nmap -sS -T2 --scan-delay 200ms", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     pieces_of_8: "nmap -sS -f", FOUR, BUILT_IN, Means::Tool, CUT => AT_ONCE;
     fin_in_pieces_of_8: "nmap -sF -f", FOUR, BUILT_IN, Means::Tool, CUT => AT_ONCE;
     pieces_of_16: "nmap -sS -f -f", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
-    fin_in_pieces_of_16: "nmap -sF -f -f", FOUR, BUILT_IN, Means::Tool, "TCP FIN scan (fragmented)" => AT_ONCE;
+    fin_in_pieces_of_16: "nmap -sF -f -f", FOUR, BUILT_IN, Means::Tool, "TCP FIN scan (fragmented)" => THIRD;
     mtu_16: "nmap -sS --mtu 16", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
     mtu_24: "nmap -sS --mtu 24 --data-length 20", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
     udp: "nmap -sU", BOTH, BUILT_IN, Means::Tool, DATAGRAM => ONLY_LOGGED;

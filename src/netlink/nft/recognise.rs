@@ -1,4 +1,4 @@
-//! The rules that a table holds to the [`RulesetSpec`] by which this program made them.
+//! Recovers from the rules of a table the [`RulesetSpec`] from which this program made them.
 
 use std::time::Duration;
 
