@@ -28,9 +28,9 @@ use super::schema::{self, classify, pragma};
 use super::{ACTIVE, DATABASE, Found, OF, collect, select};
 use crate::types::BanTarget;
 
-/// How long to try again, and how often, where the daemon starts, ends or empties its log just then.
-const PATIENCE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long and how often reading is retried while the daemon starts, ends or empties its log.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Source by source, and the bans of each in their order: nobody has to remember all of them to add up one's.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
@@ -54,13 +54,13 @@ impl Reader {
         loop {
             let way = Way::to(&directory, &path)?;
             let result = Self::open(&directory, &path, way).and_then(|reader| work(&reader));
-            let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= PATIENCE);
+            let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= TIMEOUT);
             // With the log it is one moment, whatever comes after. An error may come of the change as well.
             let steady = way == Way::Log && result.is_ok() || Way::to(&directory, &path)? == way;
             match result {
                 result if steady && (is_over || !passing) => return result,
                 _ if is_over => return Err(LedgerError::Changing(path)),
-                _ => thread::sleep(PAUSE),
+                _ => thread::sleep(RETRY_DELAY),
             }
         }
     }
