@@ -7,9 +7,9 @@ use super::sensor_handle::SensorHandle;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::command::Spawner;
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec, Watched};
+use crate::enforce::nft::{BlockError, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
 use crate::enforce::route::Routes;
-use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowTask};
+use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -38,15 +38,15 @@ pub(super) fn open(
     let mut ways = OpenBackends::default();
     [ways.blocker.tcp_tells, ways.blocker.udp_tells] = tells;
     if config.blocks() {
-        ways.blocker.ways = config.block.method.clone();
+        ways.blocker.backends = config.block.method.clone();
     }
-    let has = |way: Backend| ways.blocker.ways.contains(&way);
+    let has = |way: Backend| ways.blocker.backends.contains(&way);
     let (nft, route, hosts_deny) = (has(Backend::Nft), has(Backend::Route), has(Backend::HostsDeny));
-    ways.blocker.first = has(Backend::Command) && config.block.run.first;
+    let command_first = has(Backend::Command) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
         let (nft, spec, created) = install(config, host, &mut ways.messages)?;
-        (ways.blocker.nft, ways.table_created) = (Some((nft, spec)), created);
+        (ways.blocker.nft, ways.table_created) = (Some(NftBackend::new(nft, spec)), created);
     } else if let Ok(mut nft) = Nft::open() {
         // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
         // protocol by itself, because what is not there refuses the rest as well.
@@ -54,7 +54,7 @@ pub(super) fn open(
         drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
         // What it holds would go on being dropped, and no command of this program could lift it.
-        if !ways.blocker.ways.is_empty() {
+        if !ways.blocker.backends.is_empty() {
             match nft.remove(&RulesetSpec::from_config(config)) {
                 Ok(true) => ways.messages.push(EventKind::Note(format!(
                     "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
@@ -83,11 +83,12 @@ pub(super) fn open(
         run: spawner.map(|spawner| ((&config.block.run).into(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };
-    ways.blocker.end_connections = settings.end_connections;
     if hosts_deny || settings.run.is_some() || settings.end_connections {
         let report = reporter(settings.hosts_deny.clone(), events.clone(), sensor.clone());
+        let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
-        ways.blocker.hands = Some(slow.orders());
+        let queue = SlowQueue::new(slow.orders(), &ways.blocker.backends, command_first, end_connections);
+        ways.blocker.slow = Some(queue);
         ways.slow_backends = Some(slow);
     }
     Ok(ways)

@@ -159,27 +159,27 @@ async fn serve(
     let control = Server::open(&places.socket)
         .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
         .ok();
-    let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|(nft, _)| nft.port_id()))?;
-    if let (Some((nft, _)), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
-        nft.pause_monitor_with(pause);
+    let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|backend| backend.nft.port_id()))?;
+    if let (Some(backend), Some(pause)) = (&mut blocker.nft, table_monitor.pause()) {
+        backend.nft.pause_monitor_with(pause);
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let mut ban_recorder = BanRecorder::default();
     if let Some(reading) = reading {
-        let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.ways);
+        let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
         let Opening { bans: remembered, unheard, strikes, messages, .. } = opening;
         ban_recorder = opening.ban_recorder;
         messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
         // Before the first packet: a source that comes back in the first moments has to be known.
         strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
-        let nft = blocker.nft.as_ref().map(|(nft, _)| nft.try_clone()).transpose()?;
+        let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
         // Its commands wait for the sensor.
         StartupReconcile {
             sensor: sensor.clone(),
             events: events.clone(),
             recorder: ban_recorder.recorder(),
             remembered,
-            ways: blocker.ways.clone(),
+            ways: blocker.backends.clone(),
             unheard,
             table_created,
             marker: places.state_dir.join(sandbox_policy::RESTORING),

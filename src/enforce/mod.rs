@@ -1,5 +1,6 @@
-//! Decisions to the kernel: one back end a file.
+//! Decisions to the kernel: one backend a file, behind the trait [`BanBackend`].
 
+mod backend;
 mod ban_context;
 pub mod command;
 mod from_config;
@@ -9,4 +10,5 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
+pub use backend::{BanBackend, Gone, Refused};
 pub use ban_context::BanContext;

@@ -4,9 +4,11 @@
 use std::time::SystemTime;
 use std::vec::Drain;
 
+use super::blocker::Blocker;
+use crate::enforce::BanContext;
 use crate::engine::Ban;
 use crate::events::event::{Event, EventKind};
-use crate::types::{BanTarget, Expiry, Protocol};
+use crate::types::{BanTarget, Protocol};
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// Frames per batch. A ban waits for at most so many packets of some 100 ns, and a burst of scanners shares a transaction.
@@ -22,7 +24,7 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Batch {
     outcomes: Vec<Outcome>,
-    bans: Vec<(BanTarget, Expiry)>,
+    bans: Vec<BanContext>,
 }
 
 impl Batch {
@@ -45,10 +47,10 @@ impl Batch {
     }
 
     /// The bans of the batch, as backends take them.
-    pub(super) fn bans(&mut self) -> &[(BanTarget, Expiry)] {
+    pub(super) fn bans(&mut self, blocker: &Blocker) -> &[BanContext] {
         self.bans.clear();
         self.bans.extend(self.outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Block(ban, _) => Some((ban.probe.subject, ban.expiry)),
+            Outcome::Block(ban, seen) => Some(blocker.context(ban, ban.expiry, *seen)),
             Outcome::Report(_) => None,
         }));
         &self.bans
@@ -95,7 +97,7 @@ mod tests {
         let mut batch = Batch::new();
         batch.block(ban(flags), SystemTime::UNIX_EPOCH);
         let target = batch.drop_refuted(packet);
-        assert_eq!(batch.bans().is_empty(), target.is_some());
+        assert_eq!(batch.bans(&Blocker::default()).is_empty(), target.is_some());
         target
     }
 

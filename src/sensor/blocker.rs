@@ -1,33 +1,26 @@
 //! The backends that enforce bans, in the configured order. Those that take microseconds (nftables, routes) are used by the
 //! sensor itself; the others get tasks for their own thread.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use crate::enforce::BanContext;
-use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError, RulesetSpec, Trap};
-use crate::enforce::route::{self, Routes};
-use crate::enforce::slow_backends::{Orders, Task};
+use crate::enforce::nft::{BlockError, Nft, NftBackend, Trap};
+use crate::enforce::route::Routes;
+use crate::enforce::slow_backends::SlowQueue;
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 /// The configured backends.
 #[derive(Default)]
 pub struct Blocker {
-    /// All backends in their order.
-    pub ways: Vec<Backend>,
-    /// The sets of nftables and the ruleset around them, for [`Backend::Nft`].
-    pub nft: Option<(Nft, RulesetSpec)>,
-    /// Routes, for [`Backend::Route`].
+    /// All backends in their order; none where sources are only logged.
+    pub backends: Vec<Backend>,
+    pub nft: Option<NftBackend>,
     pub routes: Option<Routes>,
-    /// The task queue of the slow backends' thread.
-    pub hands: Option<Orders>,
-    /// The command runs before the other backends, which wait until it has ended.
-    pub first: bool,
-    /// Connections of blocked sources are ended.
-    pub end_connections: bool,
+    /// hosts.deny and the command. There may be a command that is no backend: one that only tells of scans.
+    pub slow: Option<SlowQueue>,
     /// Scans of TCP only run the command.
     pub tcp_tells: bool,
     /// Scans of UDP only run the command.
@@ -38,51 +31,73 @@ pub struct Blocker {
     pub udp_mode: &'static str,
 }
 
-/// A ban that a backend did not take.
-pub(super) struct Refused {
-    pub(super) backend: Backend,
-    pub(super) target: BanTarget,
-    pub(super) reason: String,
-}
-
-impl Refused {
-    fn new(backend: Backend, target: BanTarget, reason: &impl ToString) -> Self {
-        Self { backend, target, reason: reason.to_string() }
-    }
-
-    /// Which of `bans` nftables refused.
-    pub(super) fn by_nft(result: Result<(), BlockError>, bans: &[(BanTarget, Expiry)]) -> Vec<Self> {
-        match result {
-            Ok(()) => Vec::new(),
-            Err(BlockError::Failed { failed, .. }) => {
-                failed.iter().map(|one| Self::new(Backend::Nft, one.subject, &one.reason)).collect()
-            }
-            Err(error) => bans.iter().map(|(target, _)| Self::new(Backend::Nft, *target, &error)).collect(),
-        }
-    }
-}
-
 impl Blocker {
     /// True where sources are blocked, with any backend.
     pub(super) fn is_enabled(&self) -> bool {
-        !self.ways.is_empty()
+        !self.backends.is_empty()
     }
 
     /// The backends that the sensor uses itself, in their order. There are two at most.
     pub(super) fn inline(&self) -> impl Iterator<Item = Backend> + use<> {
-        let mut inline = self.ways.iter().copied().filter(|backend| matches!(backend, Backend::Nft | Backend::Route));
+        let mut inline =
+            self.backends.iter().copied().filter(|backend| matches!(backend, Backend::Nft | Backend::Route));
         [inline.next(), inline.next()].into_iter().flatten()
     }
 
     /// True where bans are also, or only, enforced by the slow backends.
     pub(super) fn has_slow_backends(&self) -> bool {
-        self.ways.iter().any(|backend| matches!(backend, Backend::HostsDeny | Backend::Command))
+        self.slow.as_ref().is_some_and(SlowQueue::enforces)
+    }
+
+    fn backend(&mut self, backend: Backend) -> Option<&mut dyn BanBackend> {
+        Some(match backend {
+            Backend::Nft => self.nft.as_mut()?,
+            Backend::Route => self.routes.as_mut()?,
+            Backend::HostsDeny | Backend::Command => self.slow.as_mut()?,
+        })
+    }
+
+    /// Blocks `bans` with `backend`; which of them were refused.
+    pub(super) fn block(
+        &mut self,
+        backend: Backend,
+        bans: &[BanContext],
+        now: Timestamp,
+    ) -> Result<Vec<Refused>, Gone> {
+        self.backend(backend).map_or(Ok(Vec::new()), |backend| backend.block(bans, now))
+    }
+
+    /// Queues `ban` for the slow backends; which of them refused it.
+    pub(super) fn queue(&mut self, ban: BanContext, now: Timestamp) -> Vec<Refused> {
+        let queue = self.slow.as_mut().map(|slow| slow.block(&[ban], now));
+        queue.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Blocks with `backend` what it has lost, for the time that is left; which of the bans were refused.
+    pub(super) fn put_back(
+        &mut self,
+        backend: Backend,
+        bans: &[ActiveBan],
+        now: Timestamp,
+    ) -> Result<Vec<Refused>, Gone> {
+        self.backend(backend).map_or(Ok(Vec::new()), |backend| backend.put_back(bans, now))
+    }
+
+    /// Which of `targets` should be enforced with `backend`, as far as it knows, and are not.
+    pub(super) fn missing(&mut self, backend: Backend, targets: &[BanTarget]) -> Vec<BanTarget> {
+        self.backend(backend).map_or_else(Vec::new, |backend| backend.missing(targets))
+    }
+
+    /// Ends the bans of `targets` with every backend but nftables; a text for each backend that could not.
+    pub(super) fn release(&mut self, targets: &[BanTarget]) -> Vec<String> {
+        let [slow, routes] = [Backend::HostsDeny, Backend::Route]
+            .map(|backend| self.backend(backend).and_then(|backend| backend.lift(targets).err()));
+        [slow, routes].into_iter().flatten().collect()
     }
 
     /// The sets of nftables and the rules of the kernel's trap, where the table has one.
     pub(super) fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
-        let (nft, spec) = self.nft.as_mut()?;
-        Some((nft, spec.trap?))
+        self.nft.as_mut()?.trap()
     }
 
     /// Applies `change` to the sets of nftables; does nothing where that is no backend.
@@ -90,69 +105,23 @@ impl Blocker {
         &mut self,
         change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
     ) -> Result<(), BlockError> {
-        self.nft.as_mut().map_or(Ok(()), |(nft, _)| change(nft))
+        self.nft.as_mut().map_or(Ok(()), |backend| change(&mut backend.nft))
     }
 
     /// Whether the sets of nftables block `target`; always without them.
     pub(super) fn is_in_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        self.nft.as_mut().map_or(Ok(true), |(nft, _)| Ok(nft.holds(target)?.is_some()))
+        self.nft.as_mut().map_or(Ok(true), |backend| Ok(backend.nft.holds(target)?.is_some()))
     }
 
     /// Removes the element of exactly `target` from the sets of nftables; false if there was none.
     pub(super) fn remove_from_sets(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        let Some((nft, _)) = &mut self.nft else { return Ok(false) };
-        let found = match nft.has(target) {
-            Err(BlockError::Gone) => false,
-            found => found?,
-        };
-        if found {
-            nft.lift(&[target])?;
-        }
-        Ok(found)
-    }
-
-    /// Adds the sets for prefixes to the table, unless it has them; true if the table was missing and is empty now.
-    pub(super) fn add_prefix_sets(&mut self) -> bool {
-        let Some((nft, spec)) = self.nft.as_mut().filter(|(_, spec)| !spec.wide) else { return false };
-        spec.wide = true;
-        // An error here is one of the bans as well, and reported with them.
-        matches!(nft.repair(spec), Ok(Repaired::Created))
+        self.nft.as_mut().map_or(Ok(false), |backend| backend.remove(target))
     }
 
     /// Has the table include sets for prefixes whenever it is created again.
     pub(super) fn plan_prefix_sets(&mut self) {
-        if let Some((_, spec)) = &mut self.nft {
-            spec.wide = true;
-        }
-    }
-
-    /// Replaces the rules of the table and keeps its sets; false without a table.
-    pub(super) fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<bool, RulesetError> {
-        let Some((nft, spec)) = &mut self.nft else { return Ok(false) };
-        let wide = spec.wide || wanted.wide;
-        *spec = RulesetSpec { wide, ..wanted };
-        nft.repair(spec).map(|_| true)
-    }
-
-    /// Blocks what the kernel has forgotten, for the time that is left; which of the bans were refused.
-    pub(super) fn put_back(&mut self, backend: Backend, bans: &[ActiveBan], now: Timestamp) -> Vec<Refused> {
-        let left: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.left)).collect();
-        if backend == Backend::Route {
-            return self.add_routes(&left, now);
-        }
-        let elements: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
-        Refused::by_nft(self.change_sets(|nft| nft.put_back(&elements)), &left)
-    }
-
-    /// Adds routes for `bans`; which of them were refused.
-    pub(super) fn add_routes(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Vec<Refused> {
-        let Some(routes) = &mut self.routes else { return Vec::new() };
-        match routes.block(bans, now) {
-            Ok(()) => Vec::new(),
-            Err(route::BlockError::Failed { failed, .. }) => {
-                failed.iter().map(|one| Refused::new(Backend::Route, one.subject, &one.reason)).collect()
-            }
-            Err(error) => bans.iter().map(|(target, _)| Refused::new(Backend::Route, *target, &error)).collect(),
+        if let Some(backend) = &mut self.nft {
+            backend.spec.wide = true;
         }
     }
 
@@ -166,19 +135,6 @@ impl Blocker {
         self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
     }
 
-    /// Which of `targets` should be enforced with `backend`, as far as it knows, and are not.
-    pub(super) fn missing(&mut self, backend: Backend, targets: &[BanTarget]) -> Vec<BanTarget> {
-        let missing = match (backend, &mut self.nft, &mut self.routes) {
-            (Backend::Nft, Some((nft, _)), _) => nft.missing(targets).ok(),
-            (Backend::Route, _, Some(routes)) => {
-                let wanted: Vec<BanTarget> = targets.iter().copied().filter(|one| routes.is_wanted(*one)).collect();
-                routes.missing(&wanted).ok()
-            }
-            _ => None,
-        };
-        missing.unwrap_or_default()
-    }
-
     /// Keeps routes clear of everything that is never blocked and of this host's own networks; returns the targets whose
     /// routes were removed for that. Own IPv4 networks are left out: a neighbour there is an address like any other.
     pub(super) fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
@@ -190,26 +146,12 @@ impl Blocker {
 
     /// Starts the command that has to run before the ban; false if there is none, or no room in the queue.
     pub(super) fn run_first(&self, ban: &Ban, seen: SystemTime) -> bool {
-        let Some(tasks) = self.hands.as_ref().filter(|_| self.first) else { return false };
-        tasks.put(Task::Before { case: self.context(ban, seen) }).is_ok()
+        self.slow.as_ref().is_some_and(|slow| slow.run_first(self.context(ban, ban.expiry, seen)))
     }
 
-    /// Queues a ban for the slow backends; false if there was no room.
-    pub(super) fn queue_ban(&self, ban: &Ban, seen: SystemTime) -> bool {
-        let Some(tasks) = &self.hands else { return true };
-        let methods = self.slow_backends(!self.first);
-        // An ended connection stays ended, a ban above the ceiling is short.
-        if methods.is_empty() && (ban.capped || !self.end_connections) {
-            return true;
-        }
-        tasks.put(Task::Block { case: self.context(ban, seen), methods }).is_ok()
-    }
-
-    /// Queues a ban that an operator asked for, likewise.
-    pub(super) fn queue_manual_ban(&self, target: BanTarget, expiry: Expiry) -> bool {
-        let Some(tasks) = &self.hands else { return true };
-        let case = BanContext::by_hand(target, expiry, SystemTime::now());
-        tasks.put(Task::Block { case, methods: self.slow_backends(true) }).is_ok()
+    /// Queues the command alone; false if there was no room.
+    pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> bool {
+        self.slow.as_ref().is_some_and(|slow| slow.run_command(self.context(ban, ban.expiry, seen)))
     }
 
     /// True where scans of `protocol` only run the command.
@@ -220,34 +162,8 @@ impl Blocker {
         }
     }
 
-    /// Queues the command alone; false if there was no room.
-    pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> bool {
-        let Some(tasks) = &self.hands else { return false };
-        let methods = Arc::new([Backend::Command]);
-        tasks.put(Task::Block { case: self.context(ban, seen), methods }).is_ok()
-    }
-
-    /// Ends the bans of `targets` with every backend but nftables. Routes that cannot be removed are retried by the backend.
-    pub(super) fn release(&mut self, targets: &[BanTarget]) -> Result<(), route::BlockError> {
-        if let Some(tasks) = self.hands.as_ref().filter(|_| self.has_slow_backends()) {
-            for target in targets {
-                // Without room in the queue, a line stays until its ban would have ended.
-                let _ = tasks.put(Task::Release { subject: *target });
-            }
-        }
-        self.routes.as_mut().map_or(Ok(()), |routes| routes.lift(targets))
-    }
-
-    fn slow_backends(&self, run: bool) -> Arc<[Backend]> {
-        let slow = |backend: &Backend| match backend {
-            Backend::HostsDeny => Some(Backend::HostsDeny),
-            Backend::Command => run.then_some(Backend::Command),
-            Backend::Nft | Backend::Route => None,
-        };
-        self.ways.iter().filter_map(slow).collect()
-    }
-
-    fn context(&self, ban: &Ban, seen: SystemTime) -> BanContext {
+    /// `ban` as backends take it, with the time that it is to last.
+    pub(super) fn context(&self, ban: &Ban, expiry: Expiry, seen: SystemTime) -> BanContext {
         let observation = &ban.probe.sighting;
         BanContext {
             subject: ban.probe.subject,
@@ -259,7 +175,7 @@ impl Blocker {
                 Protocol::Udp | Protocol::Icmp => self.udp_mode,
             },
             class: Some(observation.class),
-            expiry: ban.expiry,
+            expiry,
             since: seen,
             ban: Some(*ban),
         }
@@ -272,10 +188,8 @@ mod tests {
 
     #[test]
     fn inline_backends_keep_their_order() {
-        let ways = vec![Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
-        let blocker = Blocker { ways, ..Blocker::default() };
+        let backends = vec![Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
+        let blocker = Blocker { backends, ..Blocker::default() };
         assert!(blocker.inline().eq([Backend::Route, Backend::Nft]));
-        assert_eq!(*blocker.slow_backends(true), [Backend::Command, Backend::HostsDeny]);
-        assert_eq!(*blocker.slow_backends(false), [Backend::HostsDeny]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use super::batch::{Batch, Outcome};
-use super::blocker::{Blocker, Refused};
+use super::blocker::Blocker;
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::pending_bans::{PendingBans, Retry};
@@ -15,7 +15,7 @@ use super::reporter::Reporter;
 use super::table_repair::TableRepair;
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
-use crate::enforce::route;
+use crate::enforce::{BanContext, Gone, Refused, route};
 use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Verdict};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
@@ -172,7 +172,7 @@ impl BanController {
             return;
         }
         let mut batch = std::mem::take(&mut self.batch);
-        let refused = self.apply(now, batch.bans());
+        let refused = self.apply(now, batch.bans(&self.blocker));
         let applied = SystemTime::now();
         for outcome in batch.drain() {
             match outcome {
@@ -205,17 +205,13 @@ impl BanController {
         if in_force {
             self.replace_inner_bans(target);
         }
-        let queued = self.blocker.queue_ban(ban, seen);
         let has_slow_backends = self.blocker.has_slow_backends();
-        if !queued && has_slow_backends {
-            self.report_failed(
-                seen,
-                target,
-                Backend::Command,
-                "the queue of hosts.deny lines and commands is full".to_owned(),
-            );
+        let refused = self.blocker.queue(self.blocker.context(ban, ban.expiry, seen), now);
+        let queued = refused.is_empty() && has_slow_backends;
+        for Refused { backend, target, reason } in refused.into_iter().filter(|_| has_slow_backends) {
+            self.report_failed(seen, target, backend, reason);
         }
-        if !(in_force || queued && has_slow_backends) {
+        if !(in_force || queued) {
             // Not blocked: the next probes are evidence again.
             self.observer.lift(target);
         }
@@ -233,24 +229,30 @@ impl BanController {
     }
 
     /// Blocks `bans` with every inline backend; which of them were refused, and why.
-    fn apply(&mut self, now: Timestamp, bans: &[(BanTarget, Expiry)]) -> Vec<Refused> {
+    fn apply(&mut self, now: Timestamp, bans: &[BanContext]) -> Vec<Refused> {
         if bans.is_empty() {
             return Vec::new();
         }
         self.blocker.inline().flat_map(|backend| self.apply_with(backend, now, bans)).collect()
     }
 
-    fn apply_with(&mut self, backend: Backend, now: Timestamp, bans: &[(BanTarget, Expiry)]) -> Vec<Refused> {
-        if backend == Backend::Route {
-            return self.blocker.add_routes(bans, now);
-        }
-        self.ensure_prefix_sets(bans.iter().map(|(target, _)| *target));
-        let mut result = self.blocker.change_sets(|nft| nft.block(bans));
-        if matches!(result, Err(BlockError::Gone)) {
-            self.repair_missing_table();
-            result = self.blocker.change_sets(|nft| nft.block(bans));
-        }
-        Refused::by_nft(result, bans)
+    fn apply_with(&mut self, backend: Backend, now: Timestamp, bans: &[BanContext]) -> Vec<Refused> {
+        self.with_table(backend, bans.iter().map(|ban| ban.subject), |blocker| blocker.block(backend, bans, now))
+    }
+
+    /// Has `attempt` made with `backend`, once more after a repair where the table was gone; which of `targets` were refused.
+    fn with_table(
+        &mut self,
+        backend: Backend,
+        targets: impl Iterator<Item = BanTarget>,
+        attempt: impl Fn(&mut Blocker) -> Result<Vec<Refused>, Gone>,
+    ) -> Vec<Refused> {
+        attempt(&mut self.blocker)
+            .or_else(|Gone| {
+                self.repair_missing_table();
+                attempt(&mut self.blocker)
+            })
+            .unwrap_or_else(|Gone| Refused::all(backend, targets, &BlockError::Gone))
     }
 
     /// Applies the ban of `target`, whose command has ended.
@@ -297,7 +299,8 @@ impl BanController {
         let Some(left) = retry.left(now) else { return };
         let Retry { ban, seen, backend, .. } = retry;
         let target = ban.probe.subject;
-        if !self.apply_with(backend, now, &[(target, left)]).is_empty() {
+        let attempt = self.blocker.context(&ban, left, seen);
+        if !self.apply_with(backend, now, &[attempt]).is_empty() {
             self.metrics().failed(backend);
             return self.pending.retry_again(retry, now);
         }
@@ -380,10 +383,12 @@ impl BanController {
 
     /// Gives the table other rules; its sets keep their elements.
     pub(super) fn replace_ruleset(&mut self, now: Timestamp, wanted: RulesetSpec) {
-        match self.blocker.replace_rules(wanted) {
-            Ok(true) => self.reporter.note("table inet portsentry has the rules of the new settings"),
-            Ok(false) => {}
-            Err(error) => self.reporter.error(format!("the rules of the new settings could not be laid: {error}")),
+        match self.blocker.nft.as_mut().map(|backend| backend.replace_rules(wanted)) {
+            Some(Ok(())) => self.reporter.note("table inet portsentry has the rules of the new settings"),
+            None => {}
+            Some(Err(error)) => {
+                self.reporter.error(format!("the rules of the new settings could not be laid: {error}"))
+            }
         }
         self.start_trap(now);
     }
@@ -457,10 +462,8 @@ impl BanController {
     }
 
     fn put_back(&mut self, backend: Backend, now: Timestamp, bans: &[ActiveBan]) -> Vec<Refused> {
-        if backend == Backend::Nft {
-            self.ensure_prefix_sets(bans.iter().map(|ban| ban.subject));
-        }
-        self.blocker.put_back(backend, bans, now)
+        let targets = bans.iter().map(|ban| ban.subject);
+        self.with_table(backend, targets, |blocker| blocker.put_back(backend, bans, now))
     }
 
     /// Some of the bans that should be in force, others each time, for a comparison with the kernel; and which of the targets
@@ -532,12 +535,6 @@ impl BanController {
             Err(error) => self.reporter.error(format!("{failure}: {error}")),
         }
     }
-
-    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) {
-        if targets.any(|target| matches!(target, BanTarget::Prefix(_))) && self.blocker.add_prefix_sets() {
-            self.repair_table(None);
-        }
-    }
 }
 
 /// Bans that begin and end without a packet.
@@ -547,8 +544,9 @@ impl BanController {
         if !self.blocker.is_enabled() {
             return Err("blocking is disabled: scans are only logged".to_owned());
         }
-        let refused = self.apply(now, &[(target, expiry)]);
-        let queued = self.blocker.queue_manual_ban(target, expiry) && self.blocker.has_slow_backends();
+        let ban = BanContext::by_hand(target, expiry, SystemTime::now());
+        let refused = self.apply(now, &[ban]);
+        let queued = self.blocker.queue(ban, now).is_empty() && self.blocker.has_slow_backends();
         // In force with one backend is in force.
         if let Some(first) = refused.first()
             && refused.len() == self.blocker.inline().count()
@@ -601,8 +599,8 @@ impl BanController {
     fn release(&mut self, targets: &[BanTarget]) {
         self.trap.forget_probes(targets, &mut self.blocker, &self.reporter);
         self.pending.remove(targets);
-        if let Err(error) = self.blocker.release(targets) {
-            self.reporter.error(format!("a route could not be taken away, which is tried again: {error}"));
+        for error in self.blocker.release(targets) {
+            self.reporter.error(error);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
-use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError, RulesetSpec};
+use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
 use crate::events::event::EventKind;
 use crate::types::Backend;
 
@@ -42,13 +42,13 @@ impl TableRepair {
     /// were.
     pub(super) fn repair(
         &mut self,
-        (nft, spec): &mut (Nft, RulesetSpec),
+        backend: &mut NftBackend,
         changed_by: Option<&str>,
         observer: &mut Observer,
         pending: &mut PendingBans,
         reporter: &Reporter,
     ) -> bool {
-        let repaired = nft.repair(spec);
+        let repaired = backend.repair();
         match (repaired, changed_by) {
             (Ok(Repaired::Unchanged), Some(_)) => self.last_error = None,
             (Ok(Repaired::Repaired { difference, emptied }), Some(by)) if emptied.is_empty() => {
@@ -58,7 +58,7 @@ impl TableRepair {
                 self.report(EventKind::Note(text), reporter);
             }
             (repaired, _) => {
-                if let Some(event) = self.fill(nft, repaired, observer, pending) {
+                if let Some(event) = self.fill(&mut backend.nft, repaired, observer, pending) {
                     self.report(event, reporter);
                 }
                 return true;

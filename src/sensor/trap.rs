@@ -116,9 +116,9 @@ impl TrapControl {
     /// Removes the trap and its rules.
     pub(super) fn disarm(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
-        let Some((nft, spec)) = blocker.nft.as_mut().filter(|(_, spec)| spec.trap.is_some()) else { return };
-        spec.trap = None;
-        if let Err(error) = nft.repair(spec) {
+        let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.trap.is_some()) else { return };
+        backend.spec.trap = None;
+        if let Err(error) = backend.repair() {
             let text = "the rules of the kernel's trap could not be taken away";
             self.report(format!("{text}: {error}; it watches nothing"), reporter);
         }

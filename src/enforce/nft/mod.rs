@@ -5,6 +5,7 @@
 //! blocked already. Once the buffers are warm it allocates nothing (benches/nft_encoding.rs).
 
 mod allow_set;
+mod backend;
 mod bulk_restore;
 mod prefixes;
 mod transaction;
@@ -21,6 +22,7 @@ use crate::netlink::nft::monitor::MonitorPause;
 use crate::netlink::nft::{self, Batch, Bound, RestoredBan, Set, bounds_of};
 use crate::types::{BanTarget, Expiry};
 use allow_set::Protected;
+pub use backend::NftBackend;
 pub use bulk_restore::Generation;
 use transaction::Change;
 pub use trap::TrapUsage;

@@ -15,6 +15,7 @@
 //!
 //! Whatever fails to go away is tried again until it is gone, also where nobody asks for it any more.
 
+mod backend;
 mod failure;
 mod protected;
 mod route_table;

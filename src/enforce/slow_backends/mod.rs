@@ -15,6 +15,7 @@ use super::hosts_deny::HostsDeny;
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 use crate::worker::{Handle, Worker};
 
+mod backend;
 mod ban_queue;
 mod command_queue;
 mod connections;
@@ -22,6 +23,7 @@ mod events;
 mod hosts_deny_queue;
 mod worker;
 
+pub use backend::SlowQueue;
 pub use events::{BackendEvent, CommandPhase, SlowTask};
 
 use worker::Work;

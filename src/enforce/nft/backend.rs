@@ -1,0 +1,108 @@
+//! The sets of nftables as a backend, together with the ruleset around them.
+
+use super::{BlockError, Nft, Repaired, RulesetError, RulesetSpec, Trap};
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::engine::ActiveBan;
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+
+/// The sets, and how the table around them should look.
+#[derive(Debug)]
+pub struct NftBackend {
+    pub nft: Nft,
+    pub spec: RulesetSpec,
+    /// The elements of one transaction. Kept for its memory, so that a ban does not allocate.
+    elements: Vec<(BanTarget, Expiry)>,
+}
+
+impl NftBackend {
+    #[must_use]
+    pub fn new(nft: Nft, spec: RulesetSpec) -> Self {
+        Self { nft, spec, elements: Vec::with_capacity(64) }
+    }
+
+    /// The sets and the rules of the kernel's trap, where the table has one.
+    pub fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
+        Some((&mut self.nft, self.spec.trap?))
+    }
+
+    /// Makes the table as it should be.
+    ///
+    /// # Errors
+    /// See [`Nft::repair`].
+    pub fn repair(&mut self) -> Result<Repaired, RulesetError> {
+        self.nft.repair(&self.spec)
+    }
+
+    /// Replaces the rules of the table and keeps its sets.
+    ///
+    /// # Errors
+    /// See [`Nft::repair`].
+    pub fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<(), RulesetError> {
+        let wide = self.spec.wide || wanted.wide;
+        self.spec = RulesetSpec { wide, ..wanted };
+        self.repair().map(|_| ())
+    }
+
+    /// Removes the element of exactly `target`; false if there was none.
+    ///
+    /// # Errors
+    /// Where the sets cannot be read or changed.
+    pub fn remove(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+        let found = match self.nft.has(target) {
+            Err(BlockError::Gone) => false,
+            found => found?,
+        };
+        if found {
+            self.nft.lift(&[target])?;
+        }
+        Ok(found)
+    }
+
+    /// Adds the sets for prefixes to the table, if one of `targets` needs them.
+    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), Gone> {
+        if self.spec.wide || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
+            return Ok(());
+        }
+        self.spec.wide = true;
+        // An error here is one of the bans as well, and reported with them.
+        if matches!(self.repair(), Ok(Repaired::Created)) { Err(Gone) } else { Ok(()) }
+    }
+}
+
+impl BanBackend for NftBackend {
+    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.subject))?;
+        self.elements.clear();
+        self.elements.extend(bans.iter().map(|ban| (ban.subject, ban.expiry)));
+        refused(self.nft.block(&self.elements), bans.iter().map(|ban| ban.subject))
+    }
+
+    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        match self.nft.lift(targets) {
+            Ok(()) | Err(BlockError::Gone) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.subject))?;
+        let elements: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        refused(self.nft.put_back(&elements), bans.iter().map(|ban| ban.subject))
+    }
+
+    fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
+        self.nft.missing(targets).unwrap_or_default()
+    }
+}
+
+/// Which of `targets` nftables refused.
+fn refused(result: Result<(), BlockError>, targets: impl Iterator<Item = BanTarget>) -> Result<Vec<Refused>, Gone> {
+    match result {
+        Ok(()) => Ok(Vec::new()),
+        Err(BlockError::Gone) => Err(Gone),
+        Err(BlockError::Failed { failed, .. }) => {
+            Ok(failed.iter().map(|one| Refused::new(Backend::Nft, one.subject, &one.reason)).collect())
+        }
+        Err(error) => Ok(Refused::all(Backend::Nft, targets, &error)),
+    }
+}

@@ -1,0 +1,40 @@
+//! Routes as a backend.
+
+use super::{BlockError, Routes};
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::engine::ActiveBan;
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+
+impl Routes {
+    fn add_all(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Vec<Refused> {
+        match self.block(bans, now) {
+            Ok(()) => Vec::new(),
+            Err(BlockError::Failed { failed, .. }) => {
+                failed.iter().map(|one| Refused::new(Backend::Route, one.subject, &one.reason)).collect()
+            }
+            Err(error) => Refused::all(Backend::Route, bans.iter().map(|(target, _)| *target), &error),
+        }
+    }
+}
+
+impl BanBackend for Routes {
+    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.expiry)).collect();
+        Ok(self.add_all(&bans, now))
+    }
+
+    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        let lifted = Self::lift(self, targets);
+        lifted.map_err(|error| format!("a route could not be taken away, which is tried again: {error}"))
+    }
+
+    fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        let left: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.left)).collect();
+        Ok(self.add_all(&left, now))
+    }
+
+    fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
+        let wanted: Vec<BanTarget> = targets.iter().copied().filter(|target| self.is_wanted(*target)).collect();
+        Self::missing(self, &wanted).unwrap_or_default()
+    }
+}

@@ -1,0 +1,105 @@
+//! The slow backends as seen by the sensor: every ban becomes a task for their thread, which reports what became of it.
+
+use std::sync::Arc;
+
+use super::{Orders, Task};
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::engine::ActiveBan;
+use crate::types::{Backend, BanTarget, Timestamp};
+
+/// The task queue of the slow backends, and what a ban asks of them.
+pub struct SlowQueue {
+    orders: Orders,
+    /// The slow backends that enforce a ban, in their order.
+    backends: Arc<[Backend]>,
+    /// The same without the command, which ran before the ban; see [`SlowQueue::run_first`].
+    after_command: Option<Arc<[Backend]>>,
+    /// Connections of blocked sources are ended.
+    end_connections: bool,
+}
+
+impl SlowQueue {
+    /// A queue for the slow ones among `backends`. With `command_first` the command runs before the other backends, which wait
+    /// until it has ended.
+    #[must_use]
+    pub fn new(orders: Orders, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
+        let slow = |backend: &Backend| matches!(backend, Backend::HostsDeny | Backend::Command);
+        let backends: Arc<[Backend]> = backends.iter().copied().filter(slow).collect();
+        let after_command =
+            command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
+        Self { orders, backends, after_command, end_connections }
+    }
+
+    /// True where bans are enforced by a slow backend, also or only.
+    #[must_use]
+    pub fn enforces(&self) -> bool {
+        !self.backends.is_empty()
+    }
+
+    /// Starts the command that has to run before the ban; false if there is none, or no room in the queue.
+    pub fn run_first(&self, case: BanContext) -> bool {
+        self.after_command.is_some() && self.orders.put(Task::Before { case }).is_ok()
+    }
+
+    /// Queues the command alone; false if there was no room.
+    pub fn run_command(&self, case: BanContext) -> bool {
+        self.orders.put(Task::Block { case, methods: Arc::new([Backend::Command]) }).is_ok()
+    }
+
+    /// Queues one ban; false if there was no room.
+    fn queue(&self, case: BanContext) -> bool {
+        // A ban by hand has no probe that the command could have run for before.
+        let methods = match (&self.after_command, &case.ban) {
+            (Some(after), Some(_)) => after,
+            _ => &self.backends,
+        };
+        // An ended connection stays ended, a ban above the ceiling is short.
+        let ends_connections = self.end_connections && case.ban.is_none_or(|ban| !ban.capped);
+        if methods.is_empty() && !ends_connections {
+            return true;
+        }
+        self.orders.put(Task::Block { case, methods: Arc::clone(methods) }).is_ok()
+    }
+}
+
+impl BanBackend for SlowQueue {
+    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        let lost = bans.iter().filter(|ban| !self.queue(**ban)).map(|ban| ban.subject);
+        Ok(Refused::all(Backend::Command, lost, &"the queue of hosts.deny lines and commands is full"))
+    }
+
+    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        for target in targets.iter().filter(|_| self.enforces()) {
+            // Without room in the queue, a line stays until its ban would have ended.
+            let _ = self.orders.put(Task::Release { subject: *target });
+        }
+        Ok(())
+    }
+
+    /// The thread restores its own lines, and a command cannot be asked what it did.
+    fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        Ok(Vec::new())
+    }
+
+    fn missing(&mut self, _targets: &[BanTarget]) -> Vec<BanTarget> {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enforce::slow_backends::{Settings, SlowBackends};
+
+    #[test]
+    fn command_that_runs_first_is_left_out() {
+        let slow = SlowBackends::start(Settings::default(), |_| {}).unwrap();
+        let configured = [Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
+        let queue = |first| SlowQueue::new(slow.orders(), &configured, first, false);
+        assert_eq!(*queue(false).backends, [Backend::Command, Backend::HostsDeny], "slow backends keep their order");
+        assert!(queue(false).after_command.is_none());
+        assert_eq!(queue(true).after_command.as_deref(), Some(&[Backend::HostsDeny][..]));
+        assert!(!SlowQueue::new(slow.orders(), &[Backend::Nft], false, true).enforces());
+        let _ = slow.stop(std::time::Duration::from_secs(60));
+    }
+}
