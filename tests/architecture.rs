@@ -53,7 +53,7 @@ const MAY_NAME: [(&str, &[&str]); 27] = [
             "wire",
         ],
     ),
-    ("check", &["capture", "config", "control", "enforce", "engine", "host", "ledger", "netlink", "types"]),
+    ("check", &["capture", "config", "control", "enforce", "engine", "host", "ledger", "netlink", "sandbox", "types"]),
     ("replay", &["capture", "config", "engine", "events", "types", "wire"]),
     ("fuzzing", &["capture", "config", "control", "daemon", "enforce", "host", "import", "ledger", "netlink"]),
     ("main", &["check", "cli", "config", "control", "daemon", "events", "import", "portsentry", "replay", "report"]),

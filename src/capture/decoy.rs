@@ -336,8 +336,11 @@ fn is_host(source: IpAddr) -> bool {
     !(source.is_unspecified() || source.is_multicast() || broadcast)
 }
 
-/// Raises the limit of descriptors as far as it goes, and sees whether that is enough.
-fn make_room(ports: u64) -> Result<(), DecoyError> {
+/// Raises the limit of descriptors as far as it goes.
+///
+/// # Errors
+/// [`DecoyError::Limit`] where that is not enough for decoys on so many ports.
+pub fn make_room(ports: u64) -> Result<(), DecoyError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
+use super::warnings::Warning;
 use crate::config::{Action, BlockPolicy, Config, ConfigError, Route};
 use crate::enforce::command::RunSettings;
 use crate::enforce::hosts_deny::HostsDeny;
@@ -20,10 +22,12 @@ pub(super) struct Way {
     pub(super) works: Option<bool>,
 }
 
-/// The ways that would be used. What is wrong with them goes to `wrong`, what could not be seen to `notes`.
+/// The ways that would be used. What keeps the program from starting goes to `wrong`, a way that it would go on without to
+/// `warnings`, what could not be seen to `notes`.
 pub(super) fn look(
     config: &Config,
     wrong: &mut Vec<ConfigError>,
+    warnings: &mut Vec<Warning>,
     notes: &mut Vec<String>,
     unfit: &dyn Fn(&str, String) -> ConfigError,
 ) -> Vec<Way> {
@@ -53,7 +57,10 @@ pub(super) fn look(
             None => (String::new(), None),
             Some(Ok(state)) => (state, Some(true)),
             Some(Err(error)) => {
-                wrong.push(unfit(key, error));
+                match method {
+                    Backend::HostsDeny => warnings.push(Warning::new(key, error)),
+                    Backend::Nft | Backend::Route | Backend::Command => wrong.push(unfit(key, error)),
+                }
                 (String::new(), Some(false))
             }
         };
@@ -101,30 +108,21 @@ fn command(config: &Config) -> Result<String, String> {
     RunSettings::from(&config.block.run).check().map(|()| String::new()).map_err(|error| error.to_string())
 }
 
+/// The number of lines in the file; `None` where this user cannot see what the service could do.
 fn hosts_deny(config: &Config, notes: &mut Vec<String>) -> Option<Result<String, String>> {
-    let path = &config.block.hosts_deny.file;
     let deny = match HostsDeny::try_from(&config.block.hosts_deny) {
         Ok(deny) => deny,
         Err(error) => return Some(Err(error.to_string())),
     };
-    // The file is replaced, so what counts is its directory.
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let writable = accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
-    match (writable, rustix::process::geteuid().is_root()) {
-        (Ok(()), _) => {}
-        (Err(error), true) => {
-            return Some(Err(format!("{} cannot be written to: {error}", directory.display())));
-        }
-        (Err(_), false) => {
-            notes.push(format!("{} is not this user's to write; try it with sudo", directory.display()));
-            return None;
-        }
+    let folder = deny.path().parent().unwrap_or(Path::new("/"));
+    if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
+        notes.push(format!("{} is not this user's to write; try it with sudo", folder.display()));
+        return None;
     }
-    Some(match deny.held() {
-        Err(error) => Err(error.to_string()),
-        Ok(held) if held.is_empty() => Ok(String::new()),
-        Ok(held) => Ok(format!("; {} are in it", held.len())),
-    })
+    Some(deny.check().and_then(|()| deny.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
+        0 => String::new(),
+        lines => format!("; {lines} are in it"),
+    }))
 }
 
 /// Whether this process has the right now.

@@ -2,6 +2,7 @@
 //! protected and how bans would be enforced, and warns of what is allowed but unwise. Changes nothing.
 
 mod backends;
+mod ports;
 mod render;
 mod report;
 mod systemd_unit;
@@ -137,9 +138,12 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     }
     wrong.extend(missing_interfaces(&config.interfaces, &facts).map(|error| unfit("interfaces", error.to_string())));
     capture(&config, &host, &mut wrong, &mut notes, &unfit);
-    let ways = backends::look(&config, &mut wrong, &mut notes, &unfit);
+    ports::look(&config, &host, &mut wrong, &mut notes, &unfit);
     let mut warnings = warnings::of(&config);
-    warnings.extend(systemd_unit::look(&config));
+    let ways = backends::look(&config, &mut wrong, &mut warnings, &mut notes, &unfit);
+    let (prevents_start, unit_warnings) = systemd_unit::look(&config);
+    wrong.extend(prevents_start.into_iter().map(|one| unfit(one.key, one.message)));
+    warnings.extend(unit_warnings);
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,

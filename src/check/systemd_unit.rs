@@ -1,5 +1,5 @@
-//! Warns where the installed systemd unit forbids what the configuration needs. Without it the first sign would be an error
-//! in the log after the restart.
+//! Names what the configuration needs and the installed systemd unit forbids. Without it the first sign would be an error in
+//! the log after the restart, or a service that does not start and leaves the host unwatched.
 //!
 //! Only what the packaged drop-ins allow is checked, and a unit that restricts nothing has no warnings.
 //!
@@ -41,12 +41,23 @@ struct Unit {
     words: Vec<(String, String)>,
 }
 
-/// What the installed service forbids of `config`; nothing where there is none.
-pub(super) fn look(config: &Config) -> Vec<Warning> {
+/// What `config` needs and the unit forbids.
+#[derive(Debug, PartialEq, Eq)]
+struct Forbidden {
+    finding: Warning,
+    /// The service would not start; without the rest it goes on.
+    prevents_start: bool,
+}
+
+/// What the installed service forbids of `config`, nothing where there is none: what keeps it from starting, and the rest.
+pub(super) fn look(config: &Config) -> (Vec<Warning>, Vec<Warning>) {
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {
         text.lines().any(|line| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve"))
     });
-    Unit::installed().map_or_else(Vec::new, |unit| unit.forbids(config, names_by_others))
+    let forbidden = Unit::installed().map_or_else(Vec::new, |unit| unit.forbids(config, names_by_others));
+    let (fatal, others): (Vec<_>, Vec<_>) = forbidden.into_iter().partition(|one| one.prevents_start);
+    let findings = |list: Vec<Forbidden>| list.into_iter().map(|one| one.finding).collect();
+    (findings(fatal), findings(others))
 }
 
 impl Unit {
@@ -153,10 +164,11 @@ impl Unit {
         shut.is_none() || shut <= deepest(&mut own.chain(opened).chain(always))
     }
 
-    fn forbids(&self, config: &Config, names_by_others: bool) -> Vec<Warning> {
+    fn forbids(&self, config: &Config, names_by_others: bool) -> Vec<Forbidden> {
         let mut found = Vec::new();
-        let mut warn = |key, does: &str, drop_in: &str| {
-            found.push(Warning::new(key, format!("{does} under {UNIT} as it is; {drop_in}")));
+        let mut forbid = |key, does: &str, drop_in: &str, prevents_start| {
+            let finding = Warning::new(key, format!("{does} under {UNIT} as it is; {drop_in}"));
+            found.push(Forbidden { finding, prevents_start });
         };
         let drop_in = |name: &str| format!("its drop-in {name} allows it, from {EXAMPLES}");
         let open = |folder: &Path| {
@@ -167,14 +179,15 @@ impl Unit {
         for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
             let low = protocol.watched().iter().any(|port| port < 1024);
             if protocol.mode == Mode::Connect && (!internet || low && self.lacks("CAP_NET_BIND_SERVICE")) {
-                warn(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"));
+                forbid(key, "connect mode cannot open its ports", &drop_in("connect-mode.conf"), true);
             }
         }
         if let Some(address) = config.metrics.listen
             && !self.has_family(if matches!(address.ip(), IpAddr::V4(_)) { "AF_INET" } else { "AF_INET6" })
         {
-            warn("metrics.listen", "figures cannot be asked for", &drop_in("internet.conf"));
+            forbid("metrics.listen", "metrics cannot be served", &drop_in("internet.conf"), true);
         }
+        let mut warn = |key, does: &str, drop_in: &str| forbid(key, does, drop_in, false);
         let named =
             [("allow.names", !config.allow.names.is_empty()), ("report.resolve_host", config.report.resolve_host)];
         for (key, _) in named.into_iter().filter(|(_, wanted)| *wanted && !internet && !names_by_others) {
@@ -277,7 +290,7 @@ mod tests {
     fn warnings(units: &[&str], settings: &str) -> Vec<(&'static str, String)> {
         let unit = Unit::of(units.iter().map(|text| (*text).to_owned()));
         let found = unit.forbids(&Config::parse("portsentry.toml", settings).unwrap(), false);
-        found.into_iter().map(|warning| (warning.key, warning.message)).collect()
+        found.into_iter().map(|Forbidden { finding, .. }| (finding.key, finding.message)).collect()
     }
 
     #[test]
@@ -303,6 +316,19 @@ mod tests {
         let user = "[Service]\nUser=portsentry\n";
         assert_eq!(warnings(&[user], low).len(), 1, "a user without it");
         assert_eq!(warnings(&[user, "[Service]\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"], low), []);
+    }
+
+    #[test]
+    fn packaged_unit_without_drop_in_prevents_start() {
+        let unit = Unit::of([PACKAGED.to_owned()].into_iter());
+        let keys_that_prevent = |settings: &str| -> Vec<&str> {
+            let found = unit.forbids(&Config::parse("portsentry.toml", settings).unwrap(), false);
+            found.iter().filter(|one| one.prevents_start).map(|one| one.finding.key).collect()
+        };
+        for (settings, key, ..) in CASES {
+            let prevents = matches!(key, "tcp.mode" | "udp.mode" | "metrics.listen");
+            assert_eq!(keys_that_prevent(settings), if prevents { vec![key] } else { Vec::new() }, "{settings}");
+        }
     }
 
     #[test]

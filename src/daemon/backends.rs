@@ -75,11 +75,13 @@ pub(super) fn open(
         ways.leftovers = routes.leftovers()?;
         ways.blocker.routes = Some(routes);
     }
+    let deny = hosts_deny.then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
+    if let Some(Err(error)) = deny.as_ref().map(HostsDeny::check) {
+        ways.messages
+            .push(EventKind::Error(format!("no line can be written to hosts.deny, which is tried again: {error}")));
+    }
     let settings = Settings {
-        hosts_deny: match hosts_deny {
-            true => Some((&config.block.hosts_deny).try_into()?),
-            false => None,
-        },
+        hosts_deny: deny,
         run: spawner.map(|spawner| ((&config.block.run).into(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };

@@ -67,6 +67,12 @@ impl InstanceLock {
         Self::claim_as(SOCKET)
     }
 
+    /// True where a process, most likely a daemon, has claimed the network namespace of the calling thread.
+    #[must_use]
+    pub fn is_held() -> bool {
+        SocketAddrUnix::new_abstract_name(SOCKET).is_ok_and(|address| holder(&address).is_some())
+    }
+
     fn claim_as(name: &[u8]) -> Result<Self, InstanceLockError> {
         let address = SocketAddrUnix::new_abstract_name(name).map_err(io::Error::from)?;
         let until = Instant::now() + PATIENCE;

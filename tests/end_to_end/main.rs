@@ -5,6 +5,7 @@
 
 mod allow;
 mod bans;
+mod check_and_start;
 mod guard;
 mod innocents;
 mod lab_itself;

@@ -13,6 +13,8 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
 use super::BanContext;
 use super::template::{NAMES, Values, expand, unknown};
 use crate::types::BanTarget;
@@ -132,6 +134,19 @@ impl HostsDeny {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether lines can be written, as far as that can be seen without writing one: the folder takes a new file, and the file
+    /// that is there can be read.
+    ///
+    /// # Errors
+    /// What would be in the way.
+    pub fn check(&self) -> Result<(), HostsDenyError> {
+        // The file is replaced, so what counts is its folder.
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let writable = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        writable.map_err(|error| HostsDenyError::system("make a file in", folder)(error.into()))?;
+        self.held().map(|_| ())
     }
 
     /// The line that denies the source of `case`.

@@ -1,0 +1,58 @@
+//! Checks whether the ports that the program itself opens can be had: those of connect mode, and that of the metrics. A port
+//! that a running portsentry has is its own.
+
+use std::io::ErrorKind;
+use std::net::TcpListener;
+
+use rustix::thread::CapabilitySet;
+
+use super::backends::may;
+use crate::capture::decoy::{DecoyError, DecoyPorts, make_room};
+use crate::config::{Config, ConfigError};
+use crate::engine::{Host, Listeners};
+use crate::sandbox::InstanceLock;
+use crate::types::{PortSet, Protocol};
+
+/// Adds what keeps the program from starting to `wrong`, and what could not be seen to `notes`.
+pub(super) fn look(
+    config: &Config,
+    host: &Host,
+    wrong: &mut Vec<ConfigError>,
+    notes: &mut Vec<String>,
+    unfit: &dyn Fn(&str, String) -> ConfigError,
+) {
+    let runs = InstanceLock::is_held();
+    let decoys = DecoyPorts::from_config(config);
+    let count = u64::from(decoys.tcp.len()) + u64::from(decoys.udp.len());
+    wrong.extend(make_room(count).err().map(|error| unfit("tcp.ports", error.to_string())));
+    for (key, protocol, ports, open) in
+        [("tcp.ports", Protocol::Tcp, decoys.tcp, &host.tcp), ("udp.ports", Protocol::Udp, decoys.udp, &host.udp)]
+    {
+        match decoy_error(protocol, ports, open) {
+            Some(DecoyError::AllBusy { .. }) if runs => notes.push(format!(
+                "{key}: a running portsentry or another program has all of these ports; stop portsentry to see which"
+            )),
+            Some(error) => wrong.push(unfit(key, error.to_string())),
+            None => {}
+        }
+    }
+    let Some(address) = config.metrics.listen else { return };
+    match TcpListener::bind(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && runs => {
+            notes.push(format!("metrics.listen: {address} is in use, by the running portsentry or by another program"));
+        }
+        Err(error) => wrong.push(unfit("metrics.listen", format!("cannot listen at {address}: {error}"))),
+        Ok(_) => {}
+    }
+}
+
+/// Why connect mode could open none of `ports`, or may not open one of them. Opens nothing.
+fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<DecoyError> {
+    let free = ports.without(&open.anywhere());
+    if !ports.is_empty() && free.is_empty() {
+        return Some(DecoyError::AllBusy { protocol, ports });
+    }
+    let low: PortSet = free.iter().filter(|port| *port < 1024).collect();
+    let denied = !low.is_empty() && rustix::process::geteuid().is_root() && !may(CapabilitySet::NET_BIND_SERVICE);
+    denied.then_some(DecoyError::Permission { protocol, ports: low })
+}
