@@ -143,8 +143,9 @@ pub fn rtnetlink(bytes: &[u8]) {
     netlink::routes::fuzz(bytes);
 }
 
-/// What the kernel tells of sockets.
+/// What the kernel tells of sockets and of tracked flows.
 pub fn sock_diag(bytes: &[u8]) {
+    netlink::conntrack::fuzz(bytes);
     netlink::sock_diag::fuzz(bytes);
 }
 

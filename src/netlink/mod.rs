@@ -1,5 +1,6 @@
 //! The kernel's netlink messages: bytes to values and back. Judges nothing and decides nothing.
 
+pub mod conntrack;
 pub(crate) mod message;
 pub mod nft;
 pub mod routes;

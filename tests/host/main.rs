@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot build its network has failed")]
 
 mod facts;
+mod flows;
 mod sockets;
 
 use netns_lab::Namespace;

@@ -1,0 +1,311 @@
+//! Looks up the flow of one packet in the kernel's connection tracking table, over ctnetlink: one exact look-up, no dump.
+//! Which flows are innocent is for [`crate::engine`].
+//!
+//! A look-up does not switch connection tracking on, unlike a `ct` expression in a rule of nftables. Where no other program
+//! has switched it on, every flow is [`TrackedFlow::Untracked`]. Only the default zone is searched.
+//!
+//! An entry proves that packets passed, not that this host sent them: packets that are forwarded, or bridged with
+//! `bridge-nf-call-iptables`, make entries as well, whatever source they claim. Only a translation is the administrator's
+//! own word, because a rule of the NAT tables made it.
+//!
+//! Read with: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack in the kernel's
+//! net/netfilter/nf_conntrack_netlink.c.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::NLM_F_REQUEST;
+use rustix::io::Errno;
+
+use super::message::{Attributes, Message, attributes, be_u32, patch};
+use super::socket::{Socket, SocketError};
+use crate::types::Protocol;
+
+/// What the kernel knows of the flow of one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum TrackedFlow {
+    /// There is no entry: connection tracking is off, the packet was dropped, or the entry has expired.
+    Untracked,
+    /// The packet's source began the flow, and destination NAT changes nothing.
+    New,
+    /// Likewise, and the kernel has seen packets both ways: for TCP the whole handshake (IPS_ASSURED).
+    Assured,
+    /// The packet's source began the flow, and a rule of the NAT tables sends it to another address or port.
+    Published,
+    /// Likewise, but a helper expected the flow, as that of FTP does: the peers agreed on the port, not the administrator.
+    Expected,
+    /// The packet answers a flow that began at the address and port which it is for: at this host, or a forged packet that
+    /// was forwarded.
+    Answer,
+    /// The packet answers a flow of another host, whose source NAT or destination NAT translates: the packet is not for
+    /// this host.
+    Translated,
+}
+
+/// The table, behind one netlink socket.
+pub struct Conntrack {
+    socket: Socket,
+    request: Vec<u8>,
+}
+
+impl Conntrack {
+    /// Opens a socket in the network namespace of this thread, and proves that the kernel answers. The kernel may load the
+    /// module nf_conntrack_netlink for it.
+    ///
+    /// # Errors
+    /// Where the kernel has no ctnetlink, or the process lacks CAP_NET_ADMIN.
+    pub fn open() -> Result<Self, SocketError> {
+        let mut conntrack = Self { socket: Socket::open()?, request: Vec::with_capacity(256) };
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        conntrack.flow(Protocol::Tcp, nowhere, nowhere).map(|_| conntrack)
+    }
+
+    /// The flow of a packet from `source` to `destination`, as they are on the wire when it arrives: before destination NAT,
+    /// and before an answer is translated back. Does not allocate.
+    ///
+    /// # Errors
+    /// Where the kernel does not answer, refuses, or answers what cannot be read. An error is not
+    /// [`TrackedFlow::Untracked`]. Also for ICMP, and for addresses of two families.
+    pub fn flow(
+        &mut self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<TrackedFlow, SocketError> {
+        let asked = Tuple::new(protocol, source, destination).ok_or_else(|| invalid("not a packet with ports"))?;
+        put_request(&mut self.request, &asked);
+        let mut flow = None;
+        match self.socket.ask(&mut self.request, |answer| flow = read(answer, &asked)) {
+            Ok(()) => flow.ok_or_else(|| invalid("the kernel's connection tracking answer cannot be read")),
+            Err(error) if error.is(Errno::NOENT) => Ok(TrackedFlow::Untracked),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn invalid(text: &'static str) -> SocketError {
+    SocketError::Io(io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
+/// One direction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tuple {
+    protocol: u8,
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
+}
+
+impl Tuple {
+    fn new(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Option<Self> {
+        let protocol = match protocol {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+            Protocol::Icmp => return None,
+        };
+        let [source, destination] = [source, destination].map(|end| (end.ip().to_canonical(), end.port()));
+        (source.0.is_ipv4() == destination.0.is_ipv4()).then_some(Self { protocol, source, destination })
+    }
+
+    /// Appends it as the attributes of CTA_TUPLE_ORIG.
+    fn put(&self, tuple: &mut Attributes<'_>) {
+        tuple.nest(TUPLE_IP, |ip| match (self.source.0, self.destination.0) {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                ip.put(IP_V6_SRC, &source.octets());
+                ip.put(IP_V6_DST, &destination.octets());
+            }
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                ip.put(IP_V4_SRC, &source.octets());
+                ip.put(IP_V4_DST, &destination.octets());
+            }
+            _ => {}
+        });
+        tuple.nest(TUPLE_PROTO, |proto| {
+            proto.put(PROTO_NUM, &[self.protocol]);
+            proto.put(PROTO_SRC_PORT, &self.source.1.to_be_bytes());
+            proto.put(PROTO_DST_PORT, &self.destination.1.to_be_bytes());
+        });
+    }
+
+    /// Reads the attributes of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let within = |kind| attributes(bytes).find(move |(found, _)| *found == kind).map(|(_, value)| value);
+        let (ip, proto) = (within(TUPLE_IP)?, within(TUPLE_PROTO)?);
+        let address = |v4: u16, v6: u16| {
+            attributes(ip).find_map(|(kind, value)| {
+                if kind == v4 {
+                    <[u8; 4]>::try_from(value).ok().map(IpAddr::from)
+                } else if kind == v6 {
+                    <[u8; 16]>::try_from(value).ok().map(IpAddr::from)
+                } else {
+                    None
+                }
+            })
+        };
+        let field = |kind| attributes(proto).find(move |(found, _)| *found == kind).map(|(_, value)| value);
+        let port = |kind| field(kind)?.try_into().ok().map(u16::from_be_bytes);
+        Some(Self {
+            protocol: *field(PROTO_NUM)?.first()?,
+            source: (address(IP_V4_SRC, IP_V6_SRC)?, port(PROTO_SRC_PORT)?),
+            destination: (address(IP_V4_DST, IP_V6_DST)?, port(PROTO_DST_PORT)?),
+        })
+    }
+
+    /// The same flow the other way round.
+    fn is_reverse_of(&self, other: &Self) -> bool {
+        self.source == other.destination && self.destination == other.source
+    }
+}
+
+/// Makes `bytes` the request for the flow of this tuple, in either direction.
+fn put_request(bytes: &mut Vec<u8>, asked: &Tuple) {
+    bytes.clear();
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&GET.to_ne_bytes());
+    bytes.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    // struct nfgenmsg: address family, version, resource.
+    let family = if asked.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
+    bytes.extend_from_slice(&[family, 0, 0, 0]);
+    Attributes(bytes).nest(TUPLE_ORIG, |tuple| asked.put(tuple));
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    patch(bytes, 0, length.to_ne_bytes());
+}
+
+/// What an entry says of the flow that was asked for; `None` where it is about another one or cannot be read.
+fn read(answer: &Message<'_>, asked: &Tuple) -> Option<TrackedFlow> {
+    // ctnetlink answers a request for an entry with a message of the type that announces new ones.
+    let list = answer.body.get(GENERIC..).filter(|_| answer.kind == NEW)?;
+    let field = |kind| attributes(list).find(move |(found, _)| *found == kind).map(|(_, value)| value);
+    let (original, reply) = (Tuple::read(field(TUPLE_ORIG)?)?, Tuple::read(field(TUPLE_REPLY)?)?);
+    let status = be_u32(field(STATUS)?)?;
+    if original == *asked {
+        return Some(match status {
+            _ if reply.source == asked.destination && status & ASSURED != 0 => TrackedFlow::Assured,
+            _ if reply.source == asked.destination => TrackedFlow::New,
+            _ if status & EXPECTED != 0 => TrackedFlow::Expected,
+            _ => TrackedFlow::Published,
+        });
+    }
+    let answer = if original.is_reverse_of(&reply) { TrackedFlow::Answer } else { TrackedFlow::Translated };
+    (reply == *asked).then_some(answer)
+}
+
+/// Any datagram through the reader of flows. For the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    let [source, destination] = [1, 2].map(|end| SocketAddr::from(([192, 0, 2, end], 7)));
+    let Some(asked) = Tuple::new(Protocol::Tcp, source, destination) else { return };
+    for message in super::message::Messages(datagram) {
+        let flow = read(&message, &asked);
+        // Two tuples of two addresses, ports and a protocol each, and the status.
+        assert!(flow.is_none() || message.body.len() > 100);
+    }
+}
+
+/// IPCTNL_MSG_CT_NEW and IPCTNL_MSG_CT_GET of NFNL_SUBSYS_CTNETLINK.
+const NEW: u16 = 1 << 8;
+const GET: u16 = 1 << 8 | 1;
+/// Length of struct nfgenmsg.
+const GENERIC: usize = 4;
+/// AF_INET and AF_INET6.
+const FAMILY_V4: u8 = 2;
+const FAMILY_V6: u8 = 10;
+/// CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS.
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+/// CTA_TUPLE_IP, CTA_TUPLE_PROTO, and what is in them.
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const IP_V4_SRC: u16 = 1;
+const IP_V4_DST: u16 = 2;
+const IP_V6_SRC: u16 = 3;
+const IP_V6_DST: u16 = 4;
+const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
+const PROTO_DST_PORT: u16 = 3;
+/// IPS_EXPECTED, IPS_ASSURED.
+const EXPECTED: u32 = 1;
+const ASSURED: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn tuple(source: &str, destination: &str) -> Tuple {
+        Tuple::new(Protocol::Tcp, at(source), at(destination)).unwrap()
+    }
+
+    /// The body of an entry.
+    fn entry(original: &Tuple, reply: &Tuple, status: u32) -> Vec<u8> {
+        let mut bytes = vec![FAMILY_V4, 0, 0, 0];
+        let mut list = Attributes(&mut bytes);
+        list.nest(TUPLE_ORIG, |tuple| original.put(tuple));
+        list.nest(TUPLE_REPLY, |tuple| reply.put(tuple));
+        list.put_u32(STATUS, status);
+        bytes
+    }
+
+    fn read_entry(body: &[u8], asked: &Tuple) -> Option<TrackedFlow> {
+        read(&Message { kind: NEW, flags: 0, sequence: 1, body }, asked)
+    }
+
+    const CLIENT: &str = "198.51.100.7:40000";
+    const HERE: &str = "192.0.2.1:5432";
+    const BACKEND: &str = "172.17.0.2:5432";
+
+    #[test]
+    fn entry_tells_beginning_and_translation() {
+        let (asked, back) = (tuple(CLIENT, HERE), tuple(HERE, CLIENT));
+        let translated = tuple(BACKEND, CLIENT);
+        let flow = |original: &Tuple, reply: &Tuple, status| read_entry(&entry(original, reply, status), &asked);
+        assert_eq!(flow(&asked, &back, 8), Some(TrackedFlow::New));
+        assert_eq!(flow(&asked, &back, 8 | 2), Some(TrackedFlow::New), "the answer may have been a reset");
+        assert_eq!(flow(&asked, &back, 8 | 2 | ASSURED), Some(TrackedFlow::Assured));
+        assert_eq!(flow(&asked, &translated, 0x28), Some(TrackedFlow::Published));
+        assert_eq!(flow(&asked, &tuple("192.0.2.1:80", CLIENT), 0x28), Some(TrackedFlow::Published), "another port");
+        assert_eq!(flow(&asked, &translated, 0x28 | EXPECTED), Some(TrackedFlow::Expected));
+        assert_eq!(flow(&back, &asked, 8), Some(TrackedFlow::Answer));
+        assert_eq!(flow(&tuple("192.168.1.9:5432", CLIENT), &asked, 0x18), Some(TrackedFlow::Translated));
+        assert_eq!(flow(&back, &translated, 8), None, "about another flow");
+    }
+
+    #[test]
+    fn entry_of_ipv6_is_read() {
+        let (client, here, backend) = ("[2001:db8:9::1]:40000", "[2001:db8::1]:443", "[fd00::2]:8443");
+        let asked = tuple(client, here);
+        let body = entry(&asked, &tuple(backend, client), 0x28);
+        assert_eq!(read_entry(&body, &asked), Some(TrackedFlow::Published));
+    }
+
+    #[test]
+    fn truncated_entry_is_unreadable() {
+        let asked = tuple(CLIENT, HERE);
+        let body = entry(&asked, &tuple(BACKEND, CLIENT), 0x28);
+        for end in 0..body.len() {
+            assert_eq!(read_entry(&body[..end], &asked), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn packet_without_ports_has_no_tuple() {
+        assert_eq!(Tuple::new(Protocol::Icmp, at(CLIENT), at(HERE)), None);
+        assert_eq!(Tuple::new(Protocol::Tcp, at(CLIENT), at("[2001:db8::1]:1")), None);
+        assert!(Tuple::new(Protocol::Tcp, at("[::ffff:192.0.2.9]:1"), at(HERE)).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_is_read_without_panic(body in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = read_entry(&body, &tuple(CLIENT, HERE));
+        }
+    }
+}

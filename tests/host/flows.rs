@@ -1,0 +1,157 @@
+//! Tracked flows, against real connections through real NAT.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use netns_lab::Namespace;
+use portsentry::netlink::conntrack::{Conntrack, TrackedFlow};
+use portsentry::types::Protocol;
+
+/// A router with a client on the one side (198.51.100.0/24) and a server on the other (192.168.9.0/24). It publishes port
+/// 8080 of the server, and hides the server behind its own address.
+struct Networks {
+    router: Namespace,
+    client: Namespace,
+    server: Namespace,
+}
+
+const ROUTER: &str = "198.51.100.1";
+const RULES: &str = "table ip nat {
+    chain pre {
+        type nat hook prerouting priority dstnat; policy accept;
+        ip daddr 198.51.100.1 tcp dport 8080 dnat to 192.168.9.2
+        ip daddr 198.51.100.1 tcp dport 8081 redirect to :9090
+    }
+    chain post {
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr 192.168.9.0/24 oifname out masquerade
+    }
+}";
+
+impl Networks {
+    fn new() -> Self {
+        let [router, client, server] = [(); 3].map(|()| Namespace::with_loopback());
+        router.ip_batch(&format!(
+            "link add out type veth peer name eth0 netns {}\n\
+             link add dmz type veth peer name eth0 netns {}\n\
+             address add {ROUTER}/24 dev out\n\
+             address add 192.168.9.1/24 dev dmz\n\
+             link set out up\n\
+             link set dmz up\n",
+            client.name(),
+            server.name(),
+        ));
+        client.ip_batch("address add 198.51.100.7/24 dev eth0\nlink set eth0 up\n");
+        server.ip_batch("address add 192.168.9.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.9.1\n");
+        router.run("sysctl", "-qw net.ipv4.ip_forward=1");
+        Self { router, client, server }
+    }
+
+    fn translate(&self) {
+        let mut nft = self.router.command("nft");
+        assert!(nft.arg(RULES).status().unwrap().success());
+    }
+}
+
+/// Accepts one connection, and says a byte so that the kernel has seen it established.
+fn accept(listener: &TcpListener) -> TcpStream {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(b"x").unwrap();
+    stream
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    stream
+}
+
+fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
+/// The flow once the kernel tells what is expected; what it told last.
+fn settled(
+    router: &Namespace,
+    ends: (SocketAddr, SocketAddr),
+    protocol: Protocol,
+    expected: TrackedFlow,
+) -> TrackedFlow {
+    let end = Instant::now() + Duration::from_secs(10);
+    router.inside(|| {
+        let mut conntrack = Conntrack::open().unwrap();
+        loop {
+            let flow = conntrack.flow(protocol, ends.0, ends.1).unwrap();
+            if flow == expected || Instant::now() > end {
+                return flow;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
+}
+
+#[test]
+fn lookup_leaves_connection_tracking_off() {
+    let networks = Networks::new();
+    let listener = networks.router.inside(|| TcpListener::bind(at(ROUTER, 7000)).unwrap());
+    let flow = |ends: (SocketAddr, SocketAddr)| {
+        networks.router.inside(|| Conntrack::open().unwrap().flow(Protocol::Tcp, ends.0, ends.1).unwrap())
+    };
+    assert_eq!(flow((at("198.51.100.7", 1), at(ROUTER, 7000))), TrackedFlow::Untracked);
+    let connecting = std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| accept(&listener));
+        let stream = networks.client.inside(|| connect(at(ROUTER, 7000)));
+        (stream, accepting.join().unwrap())
+    });
+    let ends = (connecting.0.local_addr().unwrap(), at(ROUTER, 7000));
+    assert_eq!(flow(ends), TrackedFlow::Untracked, "a look-up has switched nothing on");
+}
+
+#[test]
+fn published_and_masqueraded_flows_are_told() {
+    let networks = Networks::new();
+    networks.translate();
+    let serve = |namespace: &Namespace, address: SocketAddr| namespace.inside(|| TcpListener::bind(address).unwrap());
+    let backend = serve(&networks.server, at("192.168.9.2", 8080));
+    let redirected = serve(&networks.router, at(ROUTER, 9090));
+    let plain = serve(&networks.router, at(ROUTER, 7000));
+    let outside = serve(&networks.client, at("198.51.100.7", 7001));
+    let meet = |from: &Namespace, address: SocketAddr, listener: &TcpListener| {
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| accept(listener));
+            let stream = from.inside(|| connect(address));
+            (stream, accepting.join().unwrap())
+        })
+    };
+    let told = |ends, expected| assert_eq!(settled(&networks.router, ends, Protocol::Tcp, expected), expected);
+
+    let (one, _one) = meet(&networks.client, at(ROUTER, 8080), &backend);
+    let client = one.local_addr().unwrap();
+    told((client, at(ROUTER, 8080)), TrackedFlow::Published);
+    told((client, at(ROUTER, 8082)), TrackedFlow::Untracked);
+    told((at("198.51.100.7", client.port() ^ 1), at(ROUTER, 8080)), TrackedFlow::Untracked);
+
+    let (two, _two) = meet(&networks.client, at(ROUTER, 8081), &redirected);
+    told((two.local_addr().unwrap(), at(ROUTER, 8081)), TrackedFlow::Published);
+
+    let (three, _three) = meet(&networks.client, at(ROUTER, 7000), &plain);
+    told((three.local_addr().unwrap(), at(ROUTER, 7000)), TrackedFlow::Assured);
+
+    let (four, _four) = meet(&networks.router, at("198.51.100.7", 7001), &outside);
+    told((at("198.51.100.7", 7001), four.local_addr().unwrap()), TrackedFlow::Answer);
+
+    let (_five, five) = meet(&networks.server, at("198.51.100.7", 7001), &outside);
+    let seen = five.peer_addr().unwrap();
+    assert_eq!(seen.ip(), at(ROUTER, 0).ip(), "the source is translated");
+    told((at("198.51.100.7", 7001), seen), TrackedFlow::Translated);
+
+    let datagram = networks.client.inside(|| {
+        let socket = UdpSocket::bind(at("198.51.100.7", 0)).unwrap();
+        socket.send_to(b"x", at(ROUTER, 7000)).unwrap();
+        socket
+    });
+    let ends = (datagram.local_addr().unwrap(), at(ROUTER, 7000));
+    let flow = settled(&networks.router, ends, Protocol::Udp, TrackedFlow::New);
+    assert_eq!(flow, TrackedFlow::New, "no socket took it, and the kernel tracks it all the same");
+}
