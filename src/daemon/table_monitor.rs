@@ -1,7 +1,7 @@
 //! Turns changes that other programs make to the table into commands for the sensor: a deleted table is created again, an
 //! altered one is repaired, a deleted element lifts its ban, and an added element is a ban by hand.
 //!
-//! A program that rewrites the table in a loop causes no more than a few repairs a second.
+//! A program that rewrites the table in a loop causes a repair every ten milliseconds at most.
 
 use std::future::pending;
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl TableMonitor {
             monitor.ignore(port_id);
         }
         let paces = [
-            Pace::new(|command| matches!(command, SensorCommand::ReinstallTable | SensorCommand::RepairRules(_))),
+            Pace::new(|command| matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))),
             Pace::new(|command| matches!(command, SensorCommand::ProtectAddresses)),
             Pace::new(|command| matches!(command, SensorCommand::ResetTrap)),
         ];
@@ -68,7 +68,7 @@ impl TableMonitor {
 
 fn author(monitor: &Monitor) -> String {
     let name = |author: &Author| format!("{} (process {})", author.name, author.process);
-    monitor.author().map_or_else(|| "somebody".to_owned(), name)
+    monitor.author().map_or_else(|| "an unknown process".to_owned(), name)
 }
 
 /// Holds commands of one kind back that come too soon after another one.
@@ -93,7 +93,7 @@ impl Pace {
         if let Some(place) = commands.iter().position(self.about) {
             let order = commands.remove(place);
             // To lay the table anew is to mend it as well.
-            if !matches!(self.held, Some(SensorCommand::ReinstallTable)) {
+            if !matches!(self.held, Some(SensorCommand::ReinstallTable(_))) {
                 self.held = Some(order);
             }
         }
@@ -123,8 +123,9 @@ impl Notes {
     }
 }
 
-/// Time between two commands of one kind: at most four a second.
-const REPAIR_INTERVAL: Duration = Duration::from_millis(250);
+/// The longest that a repair waits, which is the time between two commands of one kind. What many bans cost is bounded by the
+/// sensor ([`crate::sensor`], table repair).
+const REPAIR_INTERVAL: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Notes in a minute. The sensor says by itself how often it had to repair.
 const MAX_NOTES_PER_MINUTE: u32 = 10;
@@ -141,12 +142,12 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         if changes.iter().take(place + 1).any(|change| *change == Change::TableGone) {
             events.push(EventKind::Note(format!("{by} deleted table inet portsentry")));
         }
-        commands.push(SensorCommand::ReinstallTable);
+        commands.push(SensorCommand::ReinstallTable(by.to_owned()));
     } else if changes.contains(&Change::RulesetChanged) {
         commands.push(SensorCommand::RepairRules(by.to_owned()));
     } else if changes.contains(&Change::Unheard) {
         // Mostly it was about another table. Single elements are left to the comparison.
-        commands.push(SensorCommand::RepairRules("somebody".to_owned()));
+        commands.push(SensorCommand::RepairRules("an unknown process".to_owned()));
     }
     let (mut lifted, mut added, mut allowed, mut trap) = (Vec::new(), Vec::new(), false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
@@ -207,7 +208,7 @@ mod tests {
         let changes = [Change::ElementRemoved(subject(1)), Change::TableGone, Change::ElementAdded(subject(2), None)];
         let (commands, events) = respond(&changes, "nft");
         assert!(
-            matches!(&commands[..], [SensorCommand::ReinstallTable, SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(subject(2), Expiry::Never)])
+            matches!(&commands[..], [SensorCommand::ReinstallTable(_), SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(subject(2), Expiry::Never)])
         );
         assert!(matches!(&events[..], [EventKind::Note(_), EventKind::ByHand { .. }]));
     }
@@ -222,11 +223,11 @@ mod tests {
         assert!(matches!(&events[..], [EventKind::Unblocked { .. }]));
         let (commands, _) =
             respond(&[Change::RulesetChanged, Change::SetGone(Set::Blocked), Change::RulesetChanged], "nft");
-        assert!(matches!(&commands[..], [SensorCommand::ReinstallTable]), "that mends the rest as well");
+        assert!(matches!(&commands[..], [SensorCommand::ReinstallTable(_)]), "that mends the rest as well");
     }
 
     fn repairs() -> Pace {
-        Pace::new(|order| matches!(order, SensorCommand::ReinstallTable | SensorCommand::RepairRules(_)))
+        Pace::new(|order| matches!(order, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_)))
     }
 
     fn held(pace: &mut Pace, changes: &[Change], now: Instant) -> Vec<SensorCommand> {
@@ -236,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn repairs_in_a_loop_are_ordered_a_few_times_a_second_and_none_is_forgotten() {
+    fn looping_repairs_are_paced_and_none_forgotten() {
         let (mut pace, start) = (repairs(), Instant::now());
         let at = |round| start + Duration::from_millis(round);
         let ordered: Vec<u64> =
-            (0..1_000).filter(|round| !held(&mut pace, &[Change::TableGone], at(*round)).is_empty()).collect();
-        assert_eq!(ordered, [0, 250, 500, 750]);
-        assert_eq!(pace.due(), Some(at(1_000)));
-        assert!(matches!(&held(&mut pace, &[], at(1_000))[..], [SensorCommand::ReinstallTable]));
+            (0..40).filter(|round| !held(&mut pace, &[Change::TableGone], at(*round)).is_empty()).collect();
+        assert_eq!(ordered, [0, 10, 20, 30]);
+        assert_eq!(pace.due(), Some(at(40)));
+        assert!(matches!(&held(&mut pace, &[], at(40))[..], [SensorCommand::ReinstallTable(_)]));
         assert!(pace.due().is_none() && held(&mut pace, &[], at(2_000)).is_empty());
     }
 
@@ -264,7 +265,7 @@ mod tests {
         assert!(
             matches!(
                 &later[..],
-                [SensorCommand::ReinstallTable, SensorCommand::BansRemoved(_), SensorCommand::ProtectAddresses]
+                [SensorCommand::ReinstallTable(_), SensorCommand::BansRemoved(_), SensorCommand::ProtectAddresses]
             ),
             "the larger repair of both"
         );

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::controller::{BanController, Sample};
+use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::{ActiveBan, Explanation, Host, Settings};
@@ -39,8 +40,8 @@ pub enum SensorCommand {
     CommandEnded(BanTarget),
     /// Ends bans that another process removed from the kernel's sets.
     BansRemoved(Vec<BanTarget>),
-    /// Creates the table, or a set of it, again after it was deleted, and puts the bans back.
-    ReinstallTable,
+    /// Creates the table, or a set of it, again after the process that this text names deleted it, and puts the bans back.
+    ReinstallTable(String),
     /// Undoes a change of the table's rules by the process that this text names.
     RepairRules(String),
     /// Sets the kernel's allow-list again after another process changed it.
@@ -125,9 +126,9 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::RemoveStaleRoutes => controller.remove_stale_routes(now),
         SensorCommand::CommandEnded(target) => controller.command_ended(now, target),
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
-        SensorCommand::ReinstallTable => controller.repair_table(None),
-        SensorCommand::RepairRules(changed_by) => controller.repair_table(Some(&changed_by)),
-        SensorCommand::ProtectAddresses => controller.restore_allow_list(),
+        SensorCommand::ReinstallTable(by) => controller.repair_table(now, Damage::Deleted(Some(&by))),
+        SensorCommand::RepairRules(by) => controller.repair_table(now, Damage::Rules(&by)),
+        SensorCommand::ProtectAddresses => controller.restore_allow_list(now),
         SensorCommand::ResetTrap => controller.reset_trap(now),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),

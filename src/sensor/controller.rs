@@ -12,11 +12,11 @@ use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
-use super::table_repair::TableRepair;
+use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
 use crate::enforce::{BanContext, Gone, Refused, route};
-use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Verdict};
+use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Settings, Standing, Verdict};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 use crate::wire::Packet;
@@ -98,18 +98,18 @@ impl BanController {
         if let Some(target) = self.batch.drop_refuted(packet) {
             self.observer.lift(target);
         }
-        self.observe(time, |observer| observer.observe(now, packet));
+        self.observe(now, time, |observer| observer.observe(now, packet));
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.metrics().connections.add(1);
-        self.observe(time, |observer| observer.observe_decoy(now, observation));
+        self.observe(now, time, |observer| observer.observe_decoy(now, observation));
     }
 
-    fn observe(&mut self, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) {
+    fn observe(&mut self, now: Timestamp, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) {
         let mut verdict = judge(&mut self.observer);
-        if self.ban_vanished(&verdict, time) {
+        if self.ban_vanished(now, &verdict, time) {
             verdict = judge(&mut self.observer);
         }
         self.decide(verdict, time);
@@ -117,12 +117,22 @@ impl BanController {
 
     /// True if the ban of a source that keeps sending was removed from the kernel's set without a notification. The source
     /// is then to be judged anew: the log must say what the kernel does.
-    fn ban_vanished(&mut self, verdict: &Verdict, time: SystemTime) -> bool {
-        let Verdict::Repeated(Repeated { subject, verify: true, .. }) = *verdict else { return false };
+    fn ban_vanished(&mut self, now: Timestamp, verdict: &Verdict, time: SystemTime) -> bool {
+        let Verdict::Repeated(Repeated { subject, verify, standing: Standing::Blocked, .. }) = *verdict else {
+            return false;
+        };
+        self.table_repair.saw_blocked(subject);
+        if !verify {
+            return false;
+        }
         match self.blocker.is_in_sets(subject) {
+            Ok(false) if self.table_repair.is_incomplete() => {
+                self.repair(now, Backend::Nft, &[subject]);
+                return false;
+            }
             Ok(false) => {}
             Err(BlockError::Gone) => {
-                self.repair_missing_table();
+                self.repair_missing_table(now);
                 return false;
             }
             Ok(true) | Err(_) => return false,
@@ -142,6 +152,7 @@ impl BanController {
         }
         match verdict {
             Verdict::Block(ban) => {
+                self.table_repair.saw_blocked(ban.probe.subject);
                 // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
                 self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
                 if self.pending.has_room_for_command() && self.blocker.run_first(&ban, time) {
@@ -237,19 +248,20 @@ impl BanController {
     }
 
     fn apply_with(&mut self, backend: Backend, now: Timestamp, bans: &[BanContext]) -> Vec<Refused> {
-        self.with_table(backend, bans.iter().map(|ban| ban.subject), |blocker| blocker.block(backend, bans, now))
+        self.with_table(now, backend, bans.iter().map(|ban| ban.subject), |blocker| blocker.block(backend, bans, now))
     }
 
     /// Has `attempt` made with `backend`, once more after a repair where the table was gone; which of `targets` were refused.
     fn with_table(
         &mut self,
+        now: Timestamp,
         backend: Backend,
         targets: impl Iterator<Item = BanTarget>,
         attempt: impl Fn(&mut Blocker) -> Result<Vec<Refused>, Gone>,
     ) -> Vec<Refused> {
         attempt(&mut self.blocker)
             .or_else(|Gone| {
-                self.repair_missing_table();
+                self.repair_missing_table(now);
                 attempt(&mut self.blocker)
             })
             .unwrap_or_else(|Gone| Refused::all(backend, targets, &BlockError::Gone))
@@ -269,7 +281,8 @@ impl BanController {
     /// When [`BanController::run_maintenance`] has something to do.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let (engine, pending, trap) = (self.observer.engine().wake(), self.pending.next_retry(), self.trap.next_due());
-        [engine, pending, trap, self.blocker.next_route_due(), self.exempt_check_at].into_iter().flatten().min()
+        let (routes, repair) = (self.blocker.next_route_due(), self.table_repair.next_due());
+        [engine, pending, trap, routes, repair, self.exempt_check_at].into_iter().flatten().min()
     }
 
     /// Removes bans of exempt targets, reviews the trap, removes expired routes, retries refused bans, reports the engine's
@@ -284,6 +297,9 @@ impl BanController {
         {
             let removed = routes.due(now);
             self.report_routes(removed.trouble);
+        }
+        if let Some(table) = &mut self.blocker.nft {
+            self.table_repair.complete(now, table, &mut self.observer, &mut self.pending, &self.reporter);
         }
         for _ in 0..RETRIES_PER_ROUND {
             let Some(retry) = self.pending.due_retry(now) else { break };
@@ -317,7 +333,7 @@ impl BanController {
         let exempt = self.observer.lift_exempt(EXEMPT_PER_ROUND);
         self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
         let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
-        self.change_sets("bans of protected sources could not be lifted", |nft| nft.lift(&targets));
+        self.change_sets(now, "bans of protected sources could not be lifted", |nft| nft.lift(&targets));
         self.release(&targets);
         for (target, protection) in exempt {
             self.reporter.emit_exempt(target, protection);
@@ -346,7 +362,7 @@ impl BanController {
     /// Replaces the snapshot of the host.
     pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) {
         let more_exempt = self.observer.change_host(now, host);
-        self.update_allow_list(Nft::follow_protected);
+        self.update_allow_list(now, Nft::follow_protected);
         self.arm_trap(now);
         if more_exempt {
             self.exempt_check_at = Some(now);
@@ -357,17 +373,17 @@ impl BanController {
 
     /// Updates the kernel's allow-list from the host's, and keeps routes clear of it. The `update` is [`Nft::protect`], which
     /// replaces the list whatever others made of it, or [`Nft::follow_protected`], which sends the difference.
-    fn update_allow_list(&mut self, update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
+    fn update_allow_list(&mut self, now: Timestamp, update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>) {
         for target in self.blocker.keep_reachable(self.observer.host()) {
             let text = format!("the route that blocked {target} was removed: it would cut off protected addresses");
             self.reporter.note(text);
         }
         let allowed = self.observer.allowed();
-        self.change_sets("the kernel's allow-list could not be set", |nft| update(nft, &allowed));
+        self.change_sets(now, "the kernel's allow-list could not be set", |nft| update(nft, &allowed));
     }
 
-    pub(super) fn restore_allow_list(&mut self) {
-        self.update_allow_list(Nft::protect);
+    pub(super) fn restore_allow_list(&mut self, now: Timestamp) {
+        self.update_allow_list(now, Nft::protect);
     }
 
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
@@ -463,7 +479,7 @@ impl BanController {
 
     fn put_back(&mut self, backend: Backend, now: Timestamp, bans: &[ActiveBan]) -> Vec<Refused> {
         let targets = bans.iter().map(|ban| ban.subject);
-        self.with_table(backend, targets, |blocker| blocker.put_back(backend, bans, now))
+        self.with_table(now, backend, targets, |blocker| blocker.put_back(backend, bans, now))
     }
 
     /// Some of the bans that should be in force, others each time, for a comparison with the kernel; and which of the targets
@@ -511,27 +527,26 @@ impl BanController {
         self.report_routes(removed.trouble);
     }
 
-    /// Repairs the table. If `changed_by` names a process that changed its rules, they are restored; otherwise it was deleted,
-    /// as a whole or in part, and is filled again.
-    pub(super) fn repair_table(&mut self, changed_by: Option<&str>) {
+    /// Repairs the table after `damage`.
+    pub(super) fn repair_table(&mut self, now: Timestamp, damage: Damage<'_>) {
         let Some(table) = &mut self.blocker.nft else { return };
-        if self.table_repair.repair(table, changed_by, &mut self.observer, &mut self.pending, &self.reporter) {
+        if self.table_repair.repair(now, table, damage, &mut self.observer, &mut self.pending, &self.reporter) {
             self.trap.forget_ports();
         }
     }
 
     /// Creates the table again, unless that was just done.
-    fn repair_missing_table(&mut self) {
+    fn repair_missing_table(&mut self, now: Timestamp) {
         if self.table_repair.may_repair_now() {
-            self.repair_table(None);
+            self.repair_table(now, Damage::Deleted(None));
         }
     }
 
     /// Applies `change` to the sets of nftables. A missing table is repaired as a whole; other errors are logged after `failure`.
-    fn change_sets(&mut self, failure: &str, change: impl FnOnce(&mut Nft) -> Result<(), BlockError>) {
+    fn change_sets(&mut self, now: Timestamp, failure: &str, change: impl FnOnce(&mut Nft) -> Result<(), BlockError>) {
         match self.blocker.change_sets(change) {
             Ok(()) => {}
-            Err(BlockError::Gone) => self.repair_missing_table(),
+            Err(BlockError::Gone) => self.repair_missing_table(now),
             Err(error) => self.reporter.error(format!("{failure}: {error}")),
         }
     }

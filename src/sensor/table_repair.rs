@@ -1,27 +1,58 @@
 //! Repairs `table inet portsentry` after others changed or deleted it, and fills its sets again.
 //!
-//! A process that may change the table may do so in a loop. The cost of that is bounded: repair commands arrive at a bounded
-//! rate (see the table monitor), a packet that finds the table missing repairs it only if that was not just done, and the
-//! log gets a few lines a minute.
+//! A process that may change the table may do so in a loop. Then each repair restores the rules, the allow-list and the bans
+//! of the sources that were seen last, at once; the other bans follow as soon as repairs have taken no more than a tenth of a
+//! core. The log gets a few lines a minute.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
+use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
-use crate::types::Backend;
+use crate::netlink::nft::RestoredBan;
+use crate::types::{Backend, BanTarget, Timestamp};
 
 /// How long a packet that finds the table missing leaves the repair to the table monitor.
-const RETRY_DELAY: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const MAX_LINES_PER_MINUTE: u32 = 5;
+/// So many bans are always restored together, in less than a millisecond.
+const MAX_QUICK_BANS: usize = 256;
+/// Slots for the blocked sources that sent packets last.
+const RECENT_SOURCES: usize = 256;
+
+/// What happened to the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Damage<'a> {
+    /// The process that this text names changed only rules: the sets keep their elements.
+    Rules(&'a str),
+    /// The table or a set was deleted, by this process if it is known: the sets are filled again.
+    Deleted(Option<&'a str>),
+}
+
+impl<'a> Damage<'a> {
+    fn author(self) -> Option<&'a str> {
+        match self {
+            Self::Rules(by) => Some(by),
+            Self::Deleted(by) => by,
+        }
+    }
+}
 
 /// When the table was filled last, and what the log says of repairs.
 #[derive(Debug, Default)]
 pub(super) struct TableRepair {
     filled_at: Option<Instant>,
+    /// Some bans were left out of the last fill.
+    incomplete: bool,
+    share: CpuShare,
+    recent: RecentSources,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
     minute: Option<Instant>,
@@ -37,48 +68,88 @@ impl TableRepair {
         self.filled_at.is_none_or(|at| at.elapsed() >= RETRY_DELAY)
     }
 
-    /// Makes the table what it should be. If `changed_by` names a process that changed only rules, the sets keep their
-    /// elements; otherwise they are filled again, with the allow-list and with bans for the rest of their time. True if they
-    /// were.
+    /// Records that a packet of a blocked source was seen: a repair restores its ban first.
+    pub(super) fn saw_blocked(&mut self, target: BanTarget) {
+        self.recent.insert(target);
+    }
+
+    /// True while bans that the last repair left out are not in the kernel.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// When the bans that the last repair left out are to be restored.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.incomplete.then_some(self.share.free_at)
+    }
+
+    /// Makes the table what it should be. If only rules were changed, the sets keep their elements; otherwise they are filled
+    /// again, with the allow-list and with bans for the rest of their time. True if they were.
     pub(super) fn repair(
         &mut self,
+        now: Timestamp,
         backend: &mut NftBackend,
-        changed_by: Option<&str>,
+        damage: Damage<'_>,
         observer: &mut Observer,
         pending: &mut PendingBans,
         reporter: &Reporter,
     ) -> bool {
+        let before = thread_time();
         let repaired = backend.repair();
-        match (repaired, changed_by) {
-            (Ok(Repaired::Unchanged), Some(_)) => self.last_error = None,
-            (Ok(Repaired::Repaired { difference, emptied }), Some(by)) if emptied.is_empty() => {
+        let filled = match (repaired, damage) {
+            (Ok(Repaired::Unchanged), Damage::Rules(_)) => {
+                self.last_error = None;
+                false
+            }
+            (Ok(Repaired::Repaired { difference, emptied }), Damage::Rules(by)) if emptied.is_empty() => {
                 let text = format!(
                     "table inet portsentry had been changed (by {by}: {difference}) and is as it should be again"
                 );
-                self.report(EventKind::Note(text), reporter);
+                self.report(EventKind::Note(text), damage.author(), reporter);
+                false
             }
             (repaired, _) => {
-                if let Some(event) = self.fill(&mut backend.nft, repaired, observer, pending) {
-                    self.report(event, reporter);
+                if let Some(event) = self.fill(now, &mut backend.nft, repaired, observer, pending) {
+                    self.report(event, damage.author(), reporter);
                 }
-                return true;
+                true
             }
+        };
+        self.share.spend(now, thread_time().saturating_sub(before));
+        filled
+    }
+
+    /// Restores the bans that the last repair left out, if that is due.
+    pub(super) fn complete(
+        &mut self,
+        now: Timestamp,
+        backend: &mut NftBackend,
+        observer: &mut Observer,
+        pending: &mut PendingBans,
+        reporter: &Reporter,
+    ) {
+        if self.next_due().is_none_or(|due| now < due) {
+            return;
         }
-        false
+        let before = thread_time();
+        if let Some(event) = self.fill(now, &mut backend.nft, Ok(Repaired::Unchanged), observer, pending) {
+            self.report(event, None, reporter);
+        }
+        self.share.spend(now, thread_time().saturating_sub(before));
     }
 
     /// Fills the sets after a repair, and says what came of it. A table that could not be repaired is used as far as its sets
     /// still work.
     fn fill(
         &mut self,
+        now: Timestamp,
         nft: &mut Nft,
         repaired: Result<Repaired, RulesetError>,
         observer: &mut Observer,
         pending: &mut PendingBans,
     ) -> Option<EventKind> {
         self.filled_at = Some(Instant::now());
-        let bans = observer.engine().bans().filter(|ban| !pending.awaits_command(ban.subject));
-        let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        let (bans, left_out) = self.choose(now, observer, pending);
         // The allow-list first: an exempt source must never be without it.
         let filled = nft.protect(&observer.allowed()).and_then(|()| nft.put_back(&bans));
         // The engine must not take a source for blocked that is not.
@@ -91,7 +162,13 @@ impl TableRepair {
             }),
             Err(BlockError::Gone | BlockError::Socket(_)) => observer.engine_mut().lift_all(),
         }
+        self.incomplete = left_out > 0 && filled.is_ok();
         Some(match (repaired, filled) {
+            (Ok(_), Ok(())) if left_out > 0 => EventKind::Note(format!(
+                "table inet portsentry was gone and is there again; bans of the sources that were seen last, put back at \
+                 once: {}; bans that follow, because repairs take at most a tenth of a core: {left_out}",
+                bans.len()
+            )),
             (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },
             (Ok(Repaired::Repaired { difference, .. }), Ok(())) => EventKind::Note(format!(
                 "table inet portsentry had been changed ({difference}) and is as it should be again; bans put back with \
@@ -106,19 +183,37 @@ impl TableRepair {
         })
     }
 
-    fn report(&mut self, event: EventKind, reporter: &Reporter) {
-        self.limit(event, Instant::now()).into_iter().for_each(|event| reporter.emit(event));
+    /// The bans to restore now, and how many are left out: all of them, unless they are many and repairs have taken their share
+    /// of the processor. Then those of the sources that were seen last.
+    fn choose(&self, now: Timestamp, observer: &Observer, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
+        let (engine, restored) = (observer.engine(), |ban: ActiveBan| (ban.subject, ban.length, ban.left));
+        // As cheap as the table is used: expired bans count as well.
+        let (_, judged) = engine.tracked();
+        let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.subject);
+        if judged <= MAX_QUICK_BANS || now >= self.share.free_at {
+            return (engine.bans().filter(wanted).map(restored).collect(), 0);
+        }
+        let recent = self.recent.targets().filter_map(|target| engine.standing_of(now, target));
+        let bans: Vec<_> = recent.filter(wanted).map(restored).collect();
+        let left_out = judged.saturating_sub(bans.len());
+        (bans, left_out)
+    }
+
+    fn report(&mut self, event: EventKind, author: Option<&str>, reporter: &Reporter) {
+        self.limit(event, author, Instant::now()).into_iter().for_each(|event| reporter.emit(event));
     }
 
     /// The events to emit for `event` at `now`, within the limit for a minute.
-    fn limit(&mut self, event: EventKind, now: Instant) -> Vec<EventKind> {
+    fn limit(&mut self, event: EventKind, author: Option<&str>, now: Instant) -> Vec<EventKind> {
         let mut emit = Vec::new();
         if self.minute.is_none_or(|minute| now.duration_since(minute) >= MINUTE) {
             (self.minute, self.logged) = (Some(now), 0);
             let suppressed = std::mem::take(&mut self.suppressed);
             if suppressed > 0 {
                 emit.push(EventKind::Note(format!(
-                    "table inet portsentry was repaired {suppressed} more times, unsaid here"
+                    "table inet portsentry was repaired {suppressed} more times, unsaid here; the last change was made by \
+                     {}",
+                    author.unwrap_or(UNKNOWN_AUTHOR)
                 )));
             }
         }
@@ -135,9 +230,10 @@ impl TableRepair {
             1..MAX_LINES_PER_MINUTE => emit.push(event),
             MAX_LINES_PER_MINUTE => emit.extend([
                 event,
-                EventKind::Note(
-                    "somebody keeps changing table inet portsentry; repairs are summed up from here on".to_owned(),
-                ),
+                EventKind::Note(format!(
+                    "{} keeps changing table inet portsentry; stop it; repairs are summed up from here on",
+                    author.unwrap_or(UNKNOWN_AUTHOR)
+                )),
             ]),
             _ => self.suppressed += 1,
         }
@@ -145,12 +241,68 @@ impl TableRepair {
     }
 }
 
+/// The share of a core that repairs take: what they have taken is paid back in ten times the time.
+#[derive(Debug, Default)]
+struct CpuShare {
+    /// When all that was taken is paid back.
+    free_at: Timestamp,
+}
+
+impl CpuShare {
+    fn spend(&mut self, now: Timestamp, taken: Duration) {
+        self.free_at = self.free_at.max(now).after(taken.saturating_mul(SHARE));
+    }
+}
+
+/// One part in so many.
+const SHARE: u32 = 10;
+
+/// The processor time of this thread.
+fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// The blocked sources that sent packets last. A target has one slot, by its last bytes: many forged sources displace others,
+/// whose bans are restored with the rest.
+#[derive(Debug)]
+struct RecentSources(Box<[Option<BanTarget>; RECENT_SOURCES]>);
+
+impl Default for RecentSources {
+    fn default() -> Self {
+        Self(Box::new([None; RECENT_SOURCES]))
+    }
+}
+
+impl RecentSources {
+    fn insert(&mut self, target: BanTarget) {
+        let mix = |octets: &[u8]| octets.iter().fold(target.prefix_len(), |sum, byte| sum.wrapping_mul(31) ^ byte);
+        let slot = match target.element() {
+            IpAddr::V4(address) => mix(&address.octets()),
+            IpAddr::V6(address) => mix(&address.octets()),
+        };
+        if let Some(slot) = self.0.get_mut(usize::from(slot)) {
+            *slot = Some(target);
+        }
+    }
+
+    fn targets(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.0.iter().flatten().copied()
+    }
+}
+
+/// Where the kernel has not named the process.
+const UNKNOWN_AUTHOR: &str = "an unknown process";
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn limited(table_repair: &mut TableRepair, event: EventKind, now: Instant) -> Vec<String> {
-        table_repair.limit(event, now).iter().map(|event| crate::events::classic_log::of(event).unwrap()).collect()
+        table_repair
+            .limit(event, Some("nft (process 7)"), now)
+            .iter()
+            .map(|event| crate::events::classic_log::of(event).unwrap())
+            .collect()
     }
 
     #[test]
@@ -158,14 +310,18 @@ mod tests {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {
-                limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + RETRY_DELAY * quarter).len()
+                limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + Duration::from_millis(250) * quarter)
+                    .len()
             })
             .collect();
         assert_eq!(lines[..6], [1, 1, 1, 1, 2, 0]);
         assert_eq!(lines[6..].iter().sum::<usize>(), 0);
         let next = limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + MINUTE);
         assert_eq!(next.len(), 2);
-        assert_eq!(next[0], "adminalert: table inet portsentry was repaired 235 more times, unsaid here");
+        assert_eq!(
+            next[0],
+            "adminalert: table inet portsentry was repaired 235 more times, unsaid here; the last change was made by nft (process 7)"
+        );
     }
 
     #[test]
@@ -177,5 +333,24 @@ mod tests {
         assert_eq!(lines(EventKind::Error("b".into())), 1);
         assert_eq!(lines(EventKind::Healed { bans: 1 }), 1);
         assert_eq!(lines(EventKind::Error("b".into())), 1);
+    }
+
+    #[test]
+    fn repairs_pay_back_ten_times_their_cost() {
+        let (mut share, at) = (CpuShare::default(), |millis| Timestamp::at(Duration::from_millis(millis)));
+        share.spend(at(1_000), Duration::from_millis(3));
+        assert_eq!(share.free_at, at(1_030));
+        share.spend(at(1_010), Duration::from_millis(2));
+        assert_eq!(share.free_at, at(1_050), "what is not paid back yet adds up");
+        share.spend(at(9_000), Duration::from_millis(1));
+        assert_eq!(share.free_at, at(9_010));
+    }
+
+    #[test]
+    fn recent_sources_stay_few_in_a_flood() {
+        let mut recent = RecentSources::default();
+        (0..100_000_u32).for_each(|number| recent.insert(BanTarget::V4(number.into())));
+        assert_eq!(recent.targets().count(), RECENT_SOURCES);
+        assert!(recent.targets().any(|target| target == BanTarget::V4(99_999_u32.into())), "the last one is kept");
     }
 }

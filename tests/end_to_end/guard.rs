@@ -215,3 +215,40 @@ fn a_ban_that_vanishes_without_a_word_is_missed_and_put_back() {
     assert!(ban.expires < ban.timeout);
     daemon.stop();
 }
+
+#[test]
+fn table_flushed_in_a_loop_is_repaired_promptly() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let attacker = lab.provoke_ban("attacker");
+    let begin = Instant::now();
+    for _ in 0..40 {
+        nft(&lab, "flush ruleset");
+        wait_for_ban(&lab, attacker);
+    }
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(8) * slowness(), "a repair that waits 250 ms would take ten seconds: {took:?}");
+    let line = daemon.expect_line(" keeps changing table inet portsentry; stop it");
+    assert!(line.contains("nft (process "), "the process is named: {line}");
+    daemon.stop();
+}
+
+#[test]
+fn many_bans_are_restored_after_repeated_flushes() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let elements: Vec<String> = (0..3_000).map(|n| format!("9.0.{}.{} timeout 1h", n / 250, n % 250 + 1)).collect();
+    let add = format!("add element inet portsentry blocked {{ {} }}\n", elements.join(", "));
+    let file = lab.write("bans.nft", &add);
+    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+    daemon.expect_line("has been blocked by nft (process ");
+    let attacker = lab.provoke_ban("attacker");
+    for _ in 0..20 {
+        nft(&lab, "flush ruleset");
+        // The sources that were seen last come first.
+        wait_for_ban(&lab, attacker);
+    }
+    let all = || (lab.set_text("blocked").matches("expires").count() == 3_001).then_some(());
+    assert!(within(TIMEOUT, all).is_some(), "all bans follow");
+    daemon.stop();
+}
