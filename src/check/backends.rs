@@ -82,11 +82,16 @@ fn nft(config: &Config) -> String {
 
 fn table(config: &Config) -> Result<String, String> {
     let spec = RulesetSpec::from_config(config);
-    let found = Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.examine(&spec));
-    match found.map_err(|error| error.to_string())? {
+    let look = |mut nft: Nft| Ok((nft.examine(&spec)?, nft.foreign_objects(&spec)?));
+    let found = Nft::open().map_err(RulesetError::from).and_then(look);
+    let (sizes, foreign) = found.map_err(|error| error.to_string())?;
+    let foreign = if foreign.is_empty() { String::new() } else { format!("; it also holds {}", foreign.join(", ")) };
+    match sizes {
         None => Ok("; it would be laid".to_owned()),
-        Some((blocked, blocked6)) if (blocked, blocked6) == (spec.size, spec.size) => Ok("; it is there".to_owned()),
-        Some((blocked, blocked6)) => Ok(format!("; it is there, with sets for {blocked} and {blocked6}")),
+        Some((blocked, blocked6)) if (blocked, blocked6) == (spec.size, spec.size) => {
+            Ok(format!("; it is there{foreign}"))
+        }
+        Some((blocked, blocked6)) => Ok(format!("; it is there, with sets for {blocked} and {blocked6}{foreign}")),
     }
 }
 

@@ -126,7 +126,14 @@ fn install(
             Err(error) => return Err(DaemonError::Protect(error)),
         }
     };
-    if let Installed::Adopted { blocked, blocked6 } | Installed::Rebuilt { blocked, blocked6 } = installed
+    if let Installed::Repaired { difference, .. } = &installed {
+        messages.push(EventKind::Note(format!(
+            "table inet portsentry had been changed while portsentry was stopped ({difference}) and is as it should be again"
+        )));
+    }
+    if let Installed::Adopted { blocked, blocked6 }
+    | Installed::Rebuilt { blocked, blocked6 }
+    | Installed::Repaired { blocked, blocked6, .. } = installed
         && (blocked != spec.size || blocked6 != spec.size)
     {
         messages.push(EventKind::Note(format!(

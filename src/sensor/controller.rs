@@ -351,6 +351,9 @@ impl BanController {
 impl BanController {
     pub(super) fn start(&mut self, now: Timestamp) {
         self.start_trap(now);
+        if let Some(backend) = &mut self.blocker.nft {
+            self.table_repair.report_foreign(backend, None, &self.reporter);
+        }
         self.reporter.emit(EventKind::Started);
     }
 

@@ -24,6 +24,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const MAX_LINES_PER_MINUTE: u32 = 5;
 /// So many bans are always restored together, in less than a millisecond.
 const MAX_QUICK_BANS: usize = 256;
+/// Objects of other programs that are named.
+const MAX_FOREIGN: usize = 8;
 /// Slots for the blocked sources that sent packets last.
 const RECENT_SOURCES: usize = 256;
 
@@ -53,6 +55,8 @@ pub(super) struct TableRepair {
     incomplete: bool,
     share: CpuShare,
     recent: RecentSources,
+    /// What other programs have in the table, as it was reported last.
+    foreign: Vec<String>,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
     minute: Option<Instant>,
@@ -115,8 +119,34 @@ impl TableRepair {
                 true
             }
         };
+        match damage {
+            Damage::Rules(by) => self.report_foreign(backend, Some(by), reporter),
+            Damage::Deleted(_) => self.foreign.clear(),
+        }
         self.share.spend(now, thread_time().saturating_sub(before));
         filled
+    }
+
+    /// Reports what other programs have in the table, where that has changed. It stays: a chain of theirs may be wanted.
+    pub(super) fn report_foreign(&mut self, backend: &mut NftBackend, author: Option<&str>, reporter: &Reporter) {
+        // An error here is one of the repair as well, which reports it.
+        let Ok(mut foreign) = backend.nft.foreign_objects(&backend.spec) else { return };
+        foreign.truncate(MAX_FOREIGN);
+        if foreign == self.foreign {
+            return;
+        }
+        self.foreign.clone_from(&foreign);
+        let event = if foreign.is_empty() {
+            EventKind::Note("table inet portsentry holds nothing of other programs any more".to_owned())
+        } else {
+            let by = author.map_or_else(String::new, |by| format!(" (changed by {by})"));
+            EventKind::Error(format!(
+                "table inet portsentry holds {}{by}; it stays, and may drop or accept packets beside the rules of \
+                 portsentry: look at it with `nft list table inet portsentry`, and move it to a table of its own",
+                foreign.join(", ")
+            ))
+        };
+        self.report(event, author, reporter);
     }
 
     /// Restores the bans that the last repair left out, if that is due.

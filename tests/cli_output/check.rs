@@ -218,6 +218,10 @@ fn the_kernel_is_looked_at_and_left_as_it_is() {
     assert!(does(&host.json("[block.nft]\naction = \"reject\"\nsize = 5\n", 0)).ends_with("; it is there"));
     assert_eq!(ruleset(), before);
     host.namespace.run("nft", "add chain inet portsentry mine");
+    assert!(
+        does(&host.json("[block.nft]\nsize = 5\n", 0)).ends_with("; it is there; it also holds another chain \"mine\"")
+    );
+    host.namespace.run("nft", "delete table inet portsentry; add table inet portsentry");
     let output = host.check("", &[]);
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).contains("portsentry changes nothing that it did not create"), "{}", stderr(&output));

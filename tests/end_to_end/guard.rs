@@ -154,6 +154,9 @@ fn what_others_add_beside_our_chain_is_theirs() {
     nft(&lab, "add chain inet portsentry mine { type filter hook input priority 0; }");
     nft(&lab, "add rule inet portsentry mine ip saddr @blocked counter");
     nft(&lab, "add set inet portsentry mine { type inet_service; }");
+    daemon.expect_line(
+        "table inet portsentry holds another set \"mine\", another chain \"mine\" (hook input, policy accept)",
+    );
     let theirs = rules(&lab).unwrap();
     // What comes after it is dealt with after it.
     nft(&lab, "add element inet portsentry blocked { 192.0.2.99 timeout 1h }");
@@ -164,6 +167,12 @@ fn what_others_add_beside_our_chain_is_theirs() {
     assert_eq!(daemon.lines_with("portsentry had been").len(), 1, "only what is ours was repaired");
     lab.provoke_ban("attacker");
     daemon.stop();
+    let again = Daemon::start(&lab, &["--expire", "24h"]);
+    again.expect_line("table inet portsentry holds another set \"mine\"");
+    expect_rules(&lab, &theirs, "a restart");
+    nft(&lab, "delete chain inet portsentry mine; delete set inet portsentry mine");
+    again.expect_line("table inet portsentry holds nothing of other programs any more");
+    again.stop();
 }
 
 #[test]

@@ -67,31 +67,73 @@ fn a_table_whose_rules_have_counted_is_adopted() {
 }
 
 #[test]
-fn a_table_with_other_contents_is_refused_with_the_first_difference_and_left_alone() {
-    let foreign = [
-        ("add set inet portsentry mine { type ipv4_addr; }", "has another set \"mine\""),
-        ("add chain inet portsentry input", "has another chain \"input\""),
-        ("add rule inet portsentry prerouting accept", "has 6 rules"),
-        ("insert rule inet portsentry prerouting tcp dport 22 accept", "has another rule 1 in chain"),
-        ("flush chain inet portsentry prerouting", "has no rule 1 in chain"),
+fn altered_table_is_repaired_at_start() {
+    let repairable = [
+        ("add rule inet portsentry prerouting accept", "6 rules"),
+        ("insert rule inet portsentry prerouting tcp dport 22 accept", "another rule 1 in chain"),
+        ("flush chain inet portsentry prerouting", "no rule 1 in chain"),
         ("add chain inet portsentry prerouting { policy drop; }", "another type, hook, priority or policy"),
         ("add table inet portsentry { flags dormant; }", "dormant"),
     ];
-    for (change, difference) in foreign {
+    for (change, part) in repairable {
         installed(|sets| {
+            let who = subject("192.0.2.7");
+            sets.block(&[(who, seconds(60))]).unwrap();
             nft(change);
-            let before = listing();
-            let refused = sets.install(&RulesetSpec::default()).unwrap_err();
-            assert!(matches!(&refused, RulesetError::Foreign { .. }), "{refused:?}");
-            let text = refused.to_string();
-            assert!(text.contains(difference) && text.contains("nft delete table inet portsentry"), "{change}: {text}");
-            assert_eq!(listing(), before);
+            let done = sets.install(&RulesetSpec::default()).unwrap();
+            assert!(matches!(&done, Installed::Repaired { difference, .. } if difference.contains(part)), "{done:?}");
+            assert!(nearly(sets.holds(who).unwrap(), 60), "bans stay: {change}");
+            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })), "{change}");
         });
     }
 }
 
 #[test]
-fn a_file_with_one_thing_changed_is_refused() {
+fn foreign_objects_stay_and_are_named() {
+    let foreign = [
+        ("add set inet portsentry mine { type ipv4_addr; }", "another set \"mine\""),
+        ("add map inet portsentry mine { type ipv4_addr : verdict; }", "another set \"mine\""),
+        ("add chain inet portsentry input", "another chain \"input\""),
+        (
+            "add chain inet portsentry evil { type filter hook input priority 0; policy drop; }",
+            "another chain \"evil\" (hook input, policy drop)",
+        ),
+    ];
+    for (change, name) in foreign {
+        installed(|sets| {
+            nft(change);
+            let before = listing();
+            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })), "{change}");
+            assert_eq!(listing(), before, "what others have in the table stays");
+            assert_eq!(sets.foreign_objects(&RulesetSpec::default()).unwrap(), [name], "{change}");
+            nft("flush chain inet portsentry prerouting");
+            assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Repaired { .. })), "{change}");
+            assert_eq!(listing(), before, "only our own part is repaired: {change}");
+        });
+    }
+}
+
+#[test]
+fn table_of_another_program_is_refused() {
+    for contents in [
+        "add table inet portsentry",
+        "add table inet portsentry; add set inet portsentry blocked { type inet_service; }",
+        "add table inet portsentry; add set inet portsentry blocked { type ipv4_addr; size 100; flags dynamic,timeout; }",
+        "add table inet portsentry; add chain inet portsentry input { type filter hook input priority 0; }",
+    ] {
+        Namespace::with_loopback().inside(|| {
+            nft(contents);
+            let before = listing();
+            let refused = Nft::open().unwrap().install(&RulesetSpec::default()).unwrap_err();
+            assert!(matches!(&refused, RulesetError::Foreign { .. }), "{contents}: {refused:?}");
+            assert!(refused.to_string().contains("nft delete table inet portsentry"), "{contents}: {refused}");
+            assert_eq!(listing(), before, "it is left alone: {contents}");
+        });
+    }
+}
+
+#[test]
+fn file_with_altered_rules_is_repaired() {
     let changes = [
         ("ip saddr @blocked counter drop", "ip saddr @blocked counter accept"),
         ("ip saddr @blocked counter drop", "ip saddr @blocked drop"),
@@ -100,10 +142,24 @@ fn a_file_with_one_thing_changed_is_refused() {
         ("& ffff:ffff:ffff:ffff:: @blocked6", "& ffff:ffff:ffff:: @blocked6"),
         ("raw - 10", "raw"),
         ("hook prerouting", "hook input"),
+        ("        ip6 saddr @blocked6 counter drop\n", ""),
+    ];
+    for (from, to) in changes {
+        Namespace::with_loopback().inside(|| {
+            assert!(FILE.contains(from), "{from}");
+            load(&FILE.replacen(from, to, 1));
+            let result = Nft::open().unwrap().install(&RulesetSpec::default());
+            assert!(matches!(result, Ok(Installed::Repaired { .. })), "{from} -> {to}: {result:?}");
+        });
+    }
+}
+
+#[test]
+fn file_with_altered_sets_is_refused() {
+    let changes = [
         ("flags dynamic,timeout", "flags timeout"),
         ("flags dynamic,timeout", "flags dynamic,timeout; timeout 1h"),
         ("        size 131072\n", ""),
-        ("        ip6 saddr @blocked6 counter drop\n", ""),
     ];
     for (from, to) in changes {
         Namespace::with_loopback().inside(|| {

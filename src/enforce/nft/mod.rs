@@ -142,7 +142,8 @@ impl Nft {
         self.socket.port_id()
     }
 
-    /// Creates the table, or adopts one of this program's own. For the start: a table with other contents is refused.
+    /// Creates the table, or adopts one of this program's own, repaired where others altered it. For the start: a table of
+    /// another program is refused.
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
         (self.protected, self.trapped) = (None, spec.trap.is_some());
         let installed = nft::install(&mut self.socket, spec)?;
@@ -155,6 +156,11 @@ impl Nft {
     /// nothing.
     pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
         nft::examine(&mut self.socket, spec)
+    }
+
+    /// What other programs have put into the table, each as the end of the sentence "it has …".
+    pub fn foreign_objects(&mut self, spec: &RulesetSpec) -> Result<Vec<String>, RulesetError> {
+        nft::foreign_objects(&mut self.socket, spec)
     }
 
     /// Deletes the table, and with it every ban that it holds; false where there was none.

@@ -33,6 +33,12 @@ impl DesiredRuleset {
         self.shape.differences(found, text)
     }
 
+    /// What `found` holds that has no place here, each as the end of the sentence "it has …".
+    pub(super) fn foreign(&self, found: &TableSnapshot) -> Vec<String> {
+        let foreign = self.differences(found).into_iter().filter(|difference| difference.part == Part::Foreign);
+        foreign.map(|difference| difference.text).collect()
+    }
+
     /// Makes everything: table, sets, chains, rules.
     pub(super) fn create(&self) -> RulesetChange {
         let mut change = RulesetChange::new();

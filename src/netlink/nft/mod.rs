@@ -32,7 +32,7 @@ pub(crate) use element::{
 };
 pub use features::KernelFeatures;
 pub(crate) use generation::{await_turn, generation};
-pub use ruleset::{Installed, Repaired, RulesetError, examine, install, remove, repair};
+pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};
 pub use spec::{Action, RulesetSpec, Trap};

@@ -16,7 +16,7 @@ use super::table::TABLE;
 use crate::netlink::socket::{Batch, Socket, SocketError};
 
 /// Where the table came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Installed {
     /// It was not there and is now.
     Created,
@@ -30,6 +30,16 @@ pub enum Installed {
     /// It was there with the rules of another [`RulesetSpec`], and has those that were asked for now. Its sets kept their
     /// elements, and may have another size than was asked for.
     Rebuilt {
+        /// Size of `blocked`.
+        blocked: u32,
+        /// Size of `blocked6`.
+        blocked6: u32,
+    },
+    /// It was there, and something of ours had been altered, which is as it should be again. What other programs have in it
+    /// stays.
+    Repaired {
+        /// The first thing that was altered, as the end of the sentence "it had …".
+        difference: String,
         /// Size of `blocked`.
         blocked: u32,
         /// Size of `blocked6`.
@@ -86,10 +96,10 @@ pub enum RulesetError {
 }
 
 /// Creates the table, or adopts one that is as it should be. Where its rules are those of another [`RulesetSpec`], they
-/// are replaced in one transaction; the sets keep what they hold.
+/// are replaced in one transaction; the sets keep what they hold. Where others have altered it, it is repaired.
 ///
 /// # Errors
-/// [`RulesetError::Foreign`] where a table of this name has other contents, and what the kernel refuses.
+/// [`RulesetError::Foreign`] where a table of this name is not ours or cannot be repaired, and what the kernel refuses.
 pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
     let mut last = None;
     for _ in 0..ATTEMPTS {
@@ -101,8 +111,17 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
             if differences.is_empty() {
                 return Ok(Installed::Adopted { blocked, blocked6 });
             }
-            let old = recognise_own(&found, spec.size)?;
-            (wanted.repair(&found, &differences, Some(&old)), Installed::Rebuilt { blocked, blocked6 })
+            match recognise_own(&found, spec.size) {
+                Ok(old) => (wanted.repair(&found, &differences, Some(&old)), Installed::Rebuilt { blocked, blocked6 }),
+                Err(error) if !found.has_base_sets() => return Err(error),
+                Err(_) => {
+                    return Ok(match repair(socket, spec)? {
+                        Repaired::Created => Installed::Created,
+                        Repaired::Unchanged => Installed::Adopted { blocked, blocked6 },
+                        Repaired::Repaired { difference, .. } => Installed::Repaired { difference, blocked, blocked6 },
+                    });
+                }
+            }
         } else {
             (wanted.create(), Installed::Created)
         };
@@ -115,15 +134,31 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
 }
 
 /// What [`install`] would find: the sizes of `blocked` and `blocked6` where the table is there, whether its rules are those
-/// of `spec` or of another one; `None` where it is not. Changes nothing.
+/// of `spec` or of another one, or altered; `None` where it is not. Changes nothing.
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {
     for _ in 0..ATTEMPTS {
         let Some(found) = read(socket)? else { continue };
         if !found.exists() {
             return Ok(None);
         }
-        recognise_own(&found, spec.size)?;
+        if !found.has_base_sets() {
+            recognise_own(&found, spec.size)?;
+        }
+        let differences = DesiredRuleset::new(&kept(spec, &found)).differences(&found);
+        irreparable(&differences)?;
         return Ok(Some((found.size(Set::Blocked), found.size(Set::Blocked6))));
+    }
+    Err(RulesetError::Contended)
+}
+
+/// What the table holds that no version of this program makes, each as the end of the sentence "it has …".
+pub fn foreign_objects(socket: &mut Socket, spec: &RulesetSpec) -> Result<Vec<String>, RulesetError> {
+    for _ in 0..ATTEMPTS {
+        let Some(found) = read(socket)? else { continue };
+        if !found.exists() {
+            return Ok(Vec::new());
+        }
+        return Ok(DesiredRuleset::new(&recognise(&found, spec.size)).foreign(&found));
     }
     Err(RulesetError::Contended)
 }
@@ -133,9 +168,8 @@ pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<(u32, u
 /// # Errors
 /// As [`install`]; a table of another program stays.
 pub fn remove(socket: &mut Socket, spec: &RulesetSpec) -> Result<bool, RulesetError> {
-    if examine(socket, spec)?.is_none() {
-        return Ok(false);
-    }
+    let Some(found) = read(socket)?.filter(TableSnapshot::exists) else { return Ok(false) };
+    recognise_own(&found, spec.size)?;
     let mut batch = Batch::new();
     batch.put(sys::NFT_MSG_DELTABLE, 0, |table| table.put_text(sys::NFTA_TABLE_NAME, TABLE));
     match socket.transact(&mut batch) {
@@ -164,19 +198,15 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
             continue;
         }
         let mut differences = wanted.differences(&found);
-        let old = recognise_own(&found, spec.size).ok();
-        // What is too much in a table of another kind goes with that; elsewhere it is of another program.
-        if old.is_none() {
-            differences.retain(|difference| difference.part != Part::Foreign);
-        }
+        // What a table of another kind has too much of goes with that. Anything else is of another program.
+        let old = recognise(&found, spec.size);
+        let other_kind = DesiredRuleset::new(&old).foreign(&found);
+        differences.retain(|difference| difference.part != Part::Foreign || !other_kind.contains(&difference.text));
         let Some(Difference { text: first, .. }) = differences.first().cloned() else { return Ok(Repaired::Unchanged) };
-        let hopeless = |part: &Part| matches!(part, Part::OtherSet | Part::Flags(2..));
-        if let Some(Difference { text, .. }) = differences.iter().find(|difference| hopeless(&difference.part)) {
-            return Err(RulesetError::Foreign { difference: text.clone() });
-        }
+        irreparable(&differences)?;
         let dormant = differences.iter().any(|difference| matches!(difference.part, Part::Flags(_)));
         if differences.len() > usize::from(dormant) {
-            last = carry_out(socket, wanted.repair(&found, &differences, old.as_ref()))?;
+            last = carry_out(socket, wanted.repair(&found, &differences, Some(&old)))?;
             if last.is_some() {
                 continue;
             }
@@ -193,6 +223,13 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
         return Ok(Repaired::Repaired { difference: first, emptied });
     }
     Err(given_up(last))
+}
+
+/// Refuses a table that cannot be made right without deleting what others have in it.
+fn irreparable(differences: &[Difference]) -> Result<(), RulesetError> {
+    let hopeless = |part: &Part| matches!(part, Part::OtherSet | Part::Flags(2..));
+    let found = differences.iter().find(|difference| hopeless(&difference.part));
+    found.map_or(Ok(()), |Difference { text, .. }| Err(RulesetError::Foreign { difference: text.clone() }))
 }
 
 /// What was chosen when this program made the table that was `found`.

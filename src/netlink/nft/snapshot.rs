@@ -139,9 +139,27 @@ impl TableSnapshot {
             }
         }
         for name in found.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
-            add(Part::Foreign, format!("another chain \"{name}\""));
+            add(Part::Foreign, found.foreign_chain(name));
         }
         differences
+    }
+
+    /// A chain of another program: where it is hooked in decides what it does to packets.
+    fn foreign_chain(&self, name: &str) -> String {
+        let attribute = |path: &[u16]| self.chains.get(name)?.attributes.get(path);
+        let Some(hook) = attribute(&[sys::NFTA_CHAIN_HOOK, sys::NFTA_HOOK_HOOKNUM]).and_then(|hook| be_u32(hook))
+        else {
+            return format!("another chain \"{name}\"");
+        };
+        let hook = usize::try_from(hook).ok().and_then(|hook| HOOKS.get(hook)).unwrap_or(&"unknown");
+        // NF_DROP is zero, which is not kept.
+        let policy = if attribute(&[sys::NFTA_CHAIN_POLICY]).is_some() { "accept" } else { "drop" };
+        format!("another chain \"{name}\" (hook {hook}, policy {policy})")
+    }
+
+    /// True where the sets for bans and for the allow-list are all there: a table that this program made.
+    pub(super) fn has_base_sets(&self) -> bool {
+        [Set::Blocked, Set::Blocked6, Set::Allowed, Set::Allowed6].into_iter().all(|set| self.has_set(set))
     }
 }
 
@@ -255,6 +273,8 @@ fn keep(body: &[u8], kinds: &[u16]) -> Flat {
         .collect()
 }
 
+/// The hooks of the family inet by their numbers.
+const HOOKS: [&str; 6] = ["prerouting", "input", "forward", "output", "postrouting", "ingress"];
 /// What of a set makes it another one; the size does not.
 const SET_ATTRIBUTES: &[u16] = &[
     sys::NFTA_SET_FLAGS,
