@@ -7,6 +7,7 @@ mod both;
 mod innocents;
 mod lacking;
 mod networks;
+mod sources;
 mod tcp;
 mod udp;
 

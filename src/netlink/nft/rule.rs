@@ -144,6 +144,16 @@ impl Rule {
         rule.compare(how, kind.1.to_ne_bytes())
     }
 
+    /// Goes on where no route leads back to the source through the interface that the packet came in on.
+    pub(super) fn no_route_back(self) -> Self {
+        let rule = self.text("fib saddr . iif oif 0").raw("fib", |fib| {
+            fib.put_u32(sys::NFTA_FIB_DREG, sys::NFT_REG_1);
+            fib.put_u32(sys::NFTA_FIB_RESULT, sys::NFT_FIB_RESULT_OIF);
+            fib.put_u32(sys::NFTA_FIB_FLAGS, sys::NFTA_FIB_F_SADDR | sys::NFTA_FIB_F_IIF);
+        });
+        rule.compare(CmpOp::Eq, 0_u32.to_ne_bytes())
+    }
+
     /// Goes on below the rate; above it with `over`.
     pub(super) fn limit(self, limit: Limit) -> Self {
         self.text(&limit.text).raw("limit", |fields| limit.put(fields))

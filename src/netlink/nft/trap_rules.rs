@@ -83,6 +83,7 @@ fn outbound() -> Rule {
 fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let rule = || Rule::new(TRAP_TOUCH);
     let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
+    rules.extend(source_rules());
     let link_local = rule().text("ip6 saddr fe80::/64").family(&V6).payload(NETWORK, V6.source_offset, 8);
     rules.push(link_local.compare(CmpOp::Eq, [0xfe, 0x80, 0, 0, 0, 0, 0, 0]));
     // Whatever the socket says of itself: that there is one is what counts.
@@ -107,6 +108,22 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
 
 fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
     rules.into_iter().map(|rule| rule.verdict(VerdictKind::Return))
+}
+
+/// Sources that the sensor refuses to judge: addresses that no host sends from ([`crate::engine`] knows the same ones), and, of
+/// IPv4, those to which no route leads back. A strict reverse-path filter drops their packets, but only after these rules.
+/// Without one, or with asymmetric routes, they are left to the sensor.
+fn source_rules() -> [Rule; 4] {
+    let from = |family: &Family, network: &str, length| {
+        let text = format!("{} saddr {network}", family.name);
+        Rule::new(TRAP_TOUCH).text(text).family(family).payload(NETWORK, family.source_offset, length)
+    };
+    [
+        from(&V4, "0.0.0.0/8", 1).compare(CmpOp::Eq, [0]),
+        from(&V4, "240.0.0.0/4", 4).mask([0xf0, 0, 0, 0]).compare(CmpOp::Eq, [0xf0, 0, 0, 0]),
+        from(&V6, "::/64", 8).compare(CmpOp::Eq, [0; 8]),
+        Rule::new(TRAP_TOUCH).text("meta nfproto ipv4").family(&V4).no_route_back(),
+    ]
 }
 
 /// Later fragments have no ports, but the kernel's short way to load two bytes of a packet does not know: it takes bytes of the

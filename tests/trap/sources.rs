@@ -1,0 +1,75 @@
+//! Sources that the kernel leaves to the program, or that count for neither.
+
+use std::net::IpAddr;
+
+use netns_lab::{Lab, raw};
+
+use crate::Protocol::Tcp;
+use crate::{banned_at_last, is_banned};
+
+const PORTS: [u16; 5] = [901, 902, 903, 904, 905];
+
+fn sysctl(lab: &Lab, setting: &str) {
+    lab.run("victim", "sysctl", &["-qw", setting]);
+}
+
+#[test]
+fn martian_sources_are_not_counted() {
+    let lab = Lab::new(&["other"]);
+    lab.victim_ip("route add default via 10.77.1.2");
+    lab.victim_ip("route add default via fd77:0:0:1::2");
+    let daemon = Tcp.start(&lab, "");
+    let mut wire = lab.wire("other");
+    let mut touch = |source: &str| {
+        let source: IpAddr = source.parse().unwrap();
+        let target =
+            if source.is_ipv4() { lab.victim_v4("other").into() } else { IpAddr::from(lab.victim_v6("other")) };
+        PORTS.iter().for_each(|port| wire.send(&raw::tcp(source, target, *port, raw::SYN)));
+        source
+    };
+    daemon.frozen(|| {
+        for source in ["0.1.2.3", "127.0.0.9", "240.0.0.9", "255.255.255.254", "::2", "::10.0.0.1", "::ffff:10.0.0.1"] {
+            touch(source);
+        }
+        assert!(banned_at_last(&lab).is_empty());
+        for set in ["suspects", "suspects6", "touched", "touched6"] {
+            assert!(!lab.set_text(set).contains("elements"), "{}", lab.set_text(set));
+        }
+        for source in ["198.51.100.7", "2001:db8:5::"] {
+            assert!(is_banned(&lab, touch(source)), "{source}: this is how they would have counted");
+        }
+    });
+    daemon.stop();
+}
+
+/// Under a strict filter (RFC 3704) the kernel drops such packets, and the program ignores them; without one the program judges
+/// them alone: the source may really be there, by another way.
+#[test]
+fn source_of_another_interface_is_not_counted() {
+    for strict in [true, false] {
+        let lab = Lab::new(&["outer", "inner"]);
+        let value = u8::from(strict);
+        sysctl(&lab, &format!("net.ipv4.conf.all.rp_filter={value}"));
+        sysctl(&lab, &format!("net.ipv4.conf.outer.rp_filter={value}"));
+        let daemon = Tcp.start(&lab, "");
+        let source = IpAddr::from(lab.v4("inner"));
+        let mut wire = lab.wire("outer");
+        daemon.frozen(|| {
+            for port in PORTS {
+                wire.send(&raw::tcp(source, lab.victim_v4("outer").into(), port, raw::SYN));
+            }
+            assert!(banned_at_last(&lab).is_empty());
+            assert!(lab.set("suspects").is_empty(), "not even counted");
+            lab.touch("outer", lab.v4("outer").into(), lab.victim_v4("outer").into(), &PORTS);
+            assert!(is_banned(&lab, lab.v4("outer")), "a route leads back to this one");
+        });
+        if strict {
+            lab.provoke_ban("inner");
+            let lines = daemon.lines_with(&format!("attackalert: Host {source} has been blocked"));
+            assert_eq!(lines.len(), 1, "for its own probes alone: {lines:?}");
+        } else {
+            assert!(is_banned(&lab, source), "with asymmetric routes the program judges it");
+        }
+        daemon.stop();
+    }
+}
