@@ -98,7 +98,7 @@ fn engine() -> (Engine, Host) {
     let mut engine = Engine::new(settings, HashKey(1, 2));
     for n in 0..5_000 {
         let subject = BanTarget::V4(address(BLOCKED, n));
-        engine.adopt(Timestamp::default(), &ActiveBan { subject, length: None, left: Expiry::Never });
+        engine.adopt(Timestamp::default(), &ActiveBan { subject, length: None, grade: None, left: Expiry::Never });
     }
     let mut host = Host::new(Local::Addresses([IpAddr::V4(HERE)].into()));
     host.tcp.insert_any_v4(OPEN);
@@ -172,7 +172,7 @@ fn full_engine() -> (Engine, Host) {
     let day = Expiry::After(Duration::from_secs(86_400));
     for n in 5_000..BANS {
         let subject = BanTarget::V4(address(BLOCKED, n));
-        engine.adopt(now, &ActiveBan { subject, length: None, left: day });
+        engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: day });
         engine.remember(now, &StrikeHistory { subject, strikes: 1, last: LastBan::Lasts(day) });
     }
     let probes: Vec<Frame> = (0..2 * SOURCES).map(|n| frame(address(PROBERS, n), 23, SYN)).collect();

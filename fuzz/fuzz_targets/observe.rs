@@ -94,7 +94,7 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
             }
             8 => {
                 let subject = BanTarget::of(IpAddr::from([192, 0, 2, *length]));
-                engine.adopt(now, &ActiveBan { subject, length: None, left: Expiry::Never });
+                engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: Expiry::Never });
             }
             9 => engine.lift_all(),
             _ => return verdicts,

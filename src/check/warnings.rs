@@ -51,6 +51,15 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     if !config.tcp.port_banner.is_empty() {
         warn("tcp.port_banner", "the banner tells whoever connects that this host watches for scans");
     }
+    for (key, is_set) in
+        [("block.widest_ipv4", config.block.widest_ipv4 < 32), ("block.widest_ipv6", config.block.widest_ipv6 < 64)]
+    {
+        if is_set && config.tcp.mode != Mode::Connect {
+            let message =
+                "of no effect: only completed connections to decoys ban a network, and tcp.mode is not \"connect\"";
+            warn(key, message);
+        }
+    }
     if config.tcp.mode == Mode::Off {
         warn("tcp.mode", "TCP is not watched, and UDP can be forged");
     }

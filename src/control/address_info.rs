@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::format::{line, nullable, span, to_seconds};
-use crate::engine::{self, Explanation};
+use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{PortRecord, rfc3339};
 use crate::ledger::{Banned, Ending, Entry, author_key};
 use crate::types::Expiry;
@@ -47,6 +47,9 @@ pub struct Remaining {
     /// The network that is blocked with the address in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// How far the evidence can be trusted: `forgeable` or `proven`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +70,8 @@ pub struct PastBan {
     pub until: Option<String>,
     #[serde(deserialize_with = "nullable")]
     pub class: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub evidence: Option<String>,
     pub ports: Vec<String>,
     pub probes: u32,
     pub method: String,
@@ -95,6 +100,7 @@ impl AddressInfo {
             protected: known.protection.map(|protection| protection.to_string()),
             blocked: known.blocked.map(|expiry| Remaining {
                 network: known.network.map(|network| network.to_string()),
+                evidence: known.grade.map(|grade| grade.key().to_owned()),
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
@@ -114,7 +120,7 @@ impl Remaining {
                 left: humantime::format_duration(Duration::from_secs(span.as_secs())).to_string(),
                 left_s: Some(span.as_secs()),
                 until: Some(rfc3339(now + span)),
-                network: None,
+                ..Self::default()
             },
         }
     }
@@ -148,6 +154,7 @@ impl From<&Entry> for PastBan {
             since: rfc3339(ban.since),
             until: ban.until.map(rfc3339),
             class: ban.class.map(|class| class.key().to_owned()),
+            evidence: ban.grade.map(Grade::key).map(str::to_owned),
             ports: port_list(ban),
             probes: ban.probes,
             method: ban.methods.to_string(),
@@ -192,6 +199,7 @@ impl fmt::Display for AddressInfo {
                 (None, None) => "for ever".to_owned(),
             };
             let mut details = vec![end];
+            details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
             // A ban of the network around it.
             details.extend((ban.subject != *subject).then(|| ban.subject.clone()));
             details.extend((!ban.ports.is_empty()).then(|| ban.ports.join(", ")));
@@ -212,7 +220,8 @@ impl fmt::Display for Remaining {
             }
             None => f.write_str("yes, for ever")?,
         }
-        self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))
+        self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))?;
+        self.evidence.iter().try_for_each(|grade| write!(f, ", on {grade} evidence"))
     }
 }
 

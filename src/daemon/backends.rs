@@ -172,7 +172,7 @@ fn reporter(
             BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.subject)),
             BackendEvent::Done { case, backend: Backend::HostsDeny } => {
                 if let Some(ban) = &case.ban {
-                    metrics.blocked(Backend::HostsDeny, ban.probe.sighting.class);
+                    metrics.blocked(Backend::HostsDeny, ban.probe.sighting.class, ban.grade);
                 }
                 let line = hosts_deny.as_ref().map_or_else(String::new, |hosts_deny| hosts_deny.line(&case));
                 let time = if case.ban.is_some() { case.since } else { SystemTime::now() };
@@ -186,7 +186,7 @@ fn reporter(
                 let well = outcome.is_success();
                 match (well, occasion, &case.ban) {
                     (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
-                        metrics.blocked(Backend::Command, ban.probe.sighting.class);
+                        metrics.blocked(Backend::Command, ban.probe.sighting.class, ban.grade);
                     }
                     (false, ..) => metrics.failed(Backend::Command),
                     _ => {}

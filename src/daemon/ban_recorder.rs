@@ -72,7 +72,7 @@ impl Remembered {
     /// As the engine and the ways to block want it.
     pub(super) fn standing(&self) -> ActiveBan {
         let length = self.ban.until.and_then(|until| until.duration_since(self.ban.since).ok());
-        ActiveBan { subject: self.ban.subject, length, left: self.left }
+        ActiveBan { subject: self.ban.subject, length, grade: self.ban.grade, left: self.left }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reconciles the bans from before the start: compares what the ledger remembers with what the kernel holds, and sends the
 //! difference to the sensor and to the ledger.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,7 +14,7 @@ use super::sensor_handle::SensorHandle;
 use crate::enforce::BanContext;
 use crate::enforce::nft::{BlockError, Generation, Nft};
 use crate::enforce::slow_backends::{Adopted, Orders, Task};
-use crate::engine::ActiveBan;
+use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Author, Banned, Change, Recorder};
@@ -112,7 +112,11 @@ impl StartupReconcile {
         let interrupted = self.marker.exists();
         let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
         let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
-        let held = |(subject, remaining)| ActiveBan { subject, length: None, left: expiry(remaining) };
+        let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.subject, ban.grade)).collect();
+        let held = |(subject, remaining)| {
+            let grade = grades.get(&subject).copied().flatten();
+            ActiveBan { subject, length: None, grade, left: expiry(remaining) }
+        };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
         held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         let mark = self.nft.as_mut().and_then(Nft::mark);

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use super::grade::Grade;
 use super::key::{Brief, HashKey, Hashed, Key, Track};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, Row, Table};
@@ -26,6 +27,8 @@ pub struct ActiveBan {
     pub subject: BanTarget,
     /// The duration of the whole ban; `None` where it is unknown, and for a ban without an end. Stored in steps of 50 ms.
     pub length: Option<Duration>,
+    /// How far its evidence can be trusted; `None` without evidence, or where that is not known.
+    pub grade: Option<Grade>,
     /// The remaining time.
     pub left: Expiry,
 }
@@ -38,7 +41,7 @@ impl ActiveBan {
             Expiry::Never => None,
             Expiry::After(span) => Some(span),
         };
-        Self { subject, length, left: expiry }
+        Self { subject, length, grade: None, left: expiry }
     }
 }
 
@@ -82,6 +85,7 @@ struct BanEntry {
     /// When the kernel was last asked about the ban.
     verified: Tick,
     standing: Standing,
+    grade: Option<Grade>,
 }
 
 impl Row for BanEntry {
@@ -93,6 +97,7 @@ impl Row for BanEntry {
         next: Tick(0),
         verified: Tick(0),
         standing: Standing::Logged,
+        grade: None,
     };
 
     fn key(&self) -> Key {
@@ -113,7 +118,7 @@ impl BanEntry {
             return None;
         }
         let length = Some(self.length).filter(|length| *length != Tick(0)).map(Tick::duration);
-        Some(ActiveBan { subject: self.key().subject()?, length, left: self.left(now) })
+        Some(ActiveBan { subject: self.key().subject()?, length, grade: self.grade, left: self.left(now) })
     }
 
     fn left(&self, now: Tick) -> Expiry {
@@ -154,7 +159,7 @@ impl BanTable {
     /// and logged ones go first, and a ban in force only where all inspected rows are bans in force, the one that ends soonest
     /// first: it stays in the kernel, but is not put back after a flush, and its source is judged again.
     pub(super) fn set(&mut self, key: Hashed, standing: Standing, expiry: Expiry, now: Tick) {
-        self.insert(key, standing, expiry, Tick(0), now);
+        self.insert(key, (standing, None), expiry, Tick(0), now);
     }
 
     /// Adds `ban` for `key`, in force from `now` on.
@@ -164,15 +169,22 @@ impl BanTable {
             (Some(length), Expiry::After(left)) => Tick::of(length.max(left)),
             _ => Tick(0),
         };
-        self.insert(key, Standing::Blocked, ban.left, length, now);
+        self.insert(key, (Standing::Blocked, ban.grade), ban.left, length, now);
     }
 
-    fn insert(&mut self, key: Hashed, standing: Standing, expiry: Expiry, length: Tick, now: Tick) {
+    fn insert(
+        &mut self,
+        key: Hashed,
+        (standing, grade): (Standing, Option<Grade>),
+        expiry: Expiry,
+        length: Tick,
+        now: Tick,
+    ) {
         let stands = |row: &BanEntry| row.standing == Standing::Blocked && row.until > now;
         let (Ok(slot) | Err(Claim { slot, .. })) = self.entries.claim_beside(key, |row| row.until.0, stands);
         if let Some(row) = self.entries.get_mut(slot) {
             let (until, next) = (now.end(expiry), now.plus(Tick::of(FIRST_SUMMARY)));
-            *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, standing };
+            *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, standing, grade };
         }
     }
 

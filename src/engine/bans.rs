@@ -8,7 +8,7 @@ use super::ban_table::{ActiveBan, Standing};
 use super::key::{Hashed, Track};
 use super::strikes::StrikeHistory;
 use super::verdict::{Ban, Verdict};
-use super::{CAPPED_BAN, Class, Engine, Host};
+use super::{CAPPED_BAN, Engine, Grade, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
@@ -98,12 +98,11 @@ impl Engine {
         }
         self.counters.bans += 1;
         let many = self.jitter.is_one_of_many(tick);
-        let forgeable = !ban.ports.iter().any(|(_, _, class)| class == Class::Connect);
         ban.strikes = self.strikes.count(key, tick);
-        ban.capped = forgeable && !self.ceiling.take(now);
+        let proven = ban.grade == Grade::Proven;
+        ban.capped = !proven && !self.ceiling.take(now);
         let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {
-            // Evidence that may be forged must not count toward a ban of the network.
             self.counters.capped += 1;
             self.capped = self.capped.saturating_add(1);
             self.capped_since.get_or_insert(now);
@@ -113,7 +112,7 @@ impl Engine {
             };
             ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
-        } else if let Some(network) = self.prefix_bans.widen(ban.probe.subject, tick, may) {
+        } else if proven && let Some(network) = self.prefix_bans.widen(ban.probe.subject, tick, may) {
             // It includes sources that have sent nothing: it lasts as long as a first ban each time.
             (ban.probe.subject, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.jittered(ban.expiry, many, key, tick);
@@ -121,9 +120,12 @@ impl Engine {
             let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
             ban.expiry = self.jittered(expiry, many, key, tick);
             self.strikes.record(key, ban.expiry, tick);
-            self.prefix_bans.record(ban.probe.subject, tick);
+            // Forged packets must not block the network of the source that they name.
+            if proven {
+                self.prefix_bans.record(ban.probe.subject, tick);
+            }
         }
-        self.block(&ActiveBan::whole(ban.probe.subject, ban.expiry), tick);
+        self.block(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(ban.probe.subject, ban.expiry) }, tick);
         Verdict::Block(ban)
     }
 

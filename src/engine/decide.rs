@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use super::key::{Hashed, Key, Track, fold};
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    Ban, Class, Engine, Exempt, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection, Verdict,
+    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection,
+    Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -137,7 +138,8 @@ impl Engine {
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
         let first = Timestamp::at(first.duration());
-        Ban { probe, ports, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
+        let grade = Grade::of(ports.iter().map(|(.., class)| class), self.settings.scan_trigger);
+        Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
     /// Looks unchecked evidence up in the kernel's socket table: `all` of it before a ban, otherwise as far as the token

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::key::Track;
-use super::{Engine, Host, Ports, Protection, Standing};
+use super::{Engine, Grade, Host, Ports, Protection, Standing};
 use crate::types::{BanTarget, Expiry, Timestamp};
 
 /// What is known about an address.
@@ -16,6 +16,8 @@ pub struct Explanation {
     pub protection: Option<Protection>,
     /// It is blocked, and for so much longer.
     pub blocked: Option<Expiry>,
+    /// How far the evidence of that ban can be trusted; `None` without evidence, or where that is not known.
+    pub grade: Option<Grade>,
     /// The network in which it is, where its own subject is free and all of that is blocked.
     pub network: Option<BanTarget>,
     /// It would be blocked if its protocol were not only logged; for so much longer.
@@ -78,6 +80,11 @@ impl Engine {
             subject,
             protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
             blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.ban_table.left(slot, now.tick()))),
+            grade: match &around {
+                Some((network, ..)) => self.standing_of(now, *network),
+                None => self.standing_of(now, subject),
+            }
+            .and_then(|ban| ban.grade),
             network: around.map(|(network, ..)| network),
             logged: standing(Track::Log, Standing::Logged).or_else(|| standing(Track::Tell, Standing::Logged)),
             strikes: self.strikes.count(self.key_of(subject, Track::Block), now.tick()),

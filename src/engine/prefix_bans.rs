@@ -41,7 +41,7 @@ impl MaxPrefix {
     }
 }
 
-/// So many sources of an IPv4 network, or of an IPv6 /56, have to be banned each on its own before the next ban is of the
+/// So many sources of an IPv4 network, or of an IPv6 /56, have to be banned each on proven evidence of its own before the next ban is of the
 /// network. As many failed contacts tell a scanner from a visitor (Jung et al., 2004); here each has done more than that.
 const NEIGHBOURS: usize = 4;
 
@@ -90,7 +90,7 @@ impl PrefixBans {
         }
     }
 
-    /// Records that `subject` was banned on evidence of its own.
+    /// Records that `subject` was banned on proven evidence of its own.
     pub(super) fn record(&mut self, subject: BanTarget, now: Tick) {
         if let Some((network, number)) = self.neighbourhood(subject) {
             let evidence = Evidence::new(now, Protocol::Tcp, number, Class::Syn);

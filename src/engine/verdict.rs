@@ -6,6 +6,7 @@ use super::allow::Protection;
 use super::ban_table::Standing;
 use super::class::Class;
 use super::distributed_scan::DistributedScan;
+use super::grade::Grade;
 use super::observation::Observation;
 use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
@@ -81,6 +82,8 @@ pub struct Ban {
     pub probe: Probe,
     /// What is held against it.
     pub ports: Ports,
+    /// How far that can be trusted.
+    pub grade: Grade,
     /// Hosts whose ports were touched. More than one only where the engine judges a network ([`super::Local::Prefixes`],
     /// [`super::Local::Any`]) and no single host of it was scanned; `ports` then holds the last port alone.
     pub hosts: u8,
@@ -175,6 +178,7 @@ impl Ban {
         let probe = Probe { sighting, subject: BanTarget::of(source), distinct: 1, probes: 1, fresh: true };
         let ports = Ports::collect([(Protocol::Tcp, 23, Class::Syn)].into_iter());
         let first = Timestamp::default();
-        Self { probe, ports, hosts: 1, first, strikes: 0, expiry: Expiry::Never, capped: false }
+        let grade = Grade::Forgeable;
+        Self { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: Expiry::Never, capped: false }
     }
 }

@@ -34,6 +34,9 @@ pub struct EventRecord {
     pub subject: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<PortRecord>>,
+    /// How far the evidence of a ban can be trusted: `forgeable` or `proven`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Cow<'static, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -199,6 +202,7 @@ impl EventRecord {
         Self {
             subject: Some(ban.probe.subject.to_string()),
             ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
+            evidence: Some(ban.grade.key().into()),
             probes: Some(ban.probe.probes),
             expires: Some(expires(ban.expiry, at)),
             ..self.sighting(&ban.probe.sighting).reason(reason(ban))

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Ban, Class};
+use crate::engine::{Ban, Class, Grade};
 use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
 /// Who wanted the ban.
@@ -31,6 +31,8 @@ pub struct Banned {
     pub until: Option<SystemTime>,
     /// Class of the deciding probe; `None` where nobody probed.
     pub class: Option<Class>,
+    /// How far its evidence can be trusted; `None` without evidence.
+    pub grade: Option<Grade>,
     /// The ports that were touched, the deciding one first.
     pub ports: Vec<(Protocol, u16)>,
     /// Probes until the ban, repetitions included.
@@ -59,6 +61,7 @@ impl Banned {
             since: at,
             until: end(at, ban.expiry),
             class: Some(sighting.class),
+            grade: Some(ban.grade),
             ports: std::iter::once(deciding).chain(others).collect(),
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
@@ -84,6 +87,7 @@ impl Banned {
             since: at,
             until: end(at, expiry),
             class: None,
+            grade: None,
             ports: Vec::new(),
             probes: 0,
             interface: None,
@@ -114,14 +118,16 @@ pub struct InForce {
     pub until: Option<SystemTime>,
     /// The class of the evidence, if there was any.
     pub class: Option<Class>,
+    /// How far that can be trusted, if there was any.
+    pub grade: Option<Grade>,
     /// The port that decided, if there was one.
     pub port: Option<(Protocol, u16)>,
 }
 
 impl From<&Banned> for InForce {
     fn from(ban: &Banned) -> Self {
-        let Banned { subject, source, since, until, class, .. } = *ban;
-        Self { subject, source, since, until, class, port: ban.ports.first().copied() }
+        let Banned { subject, source, since, until, class, grade, .. } = *ban;
+        Self { subject, source, since, until, class, grade, port: ban.ports.first().copied() }
     }
 }
 

@@ -152,6 +152,11 @@ fn select(which: &str) -> String {
     format!("SELECT {} FROM ban {which}", row::COLUMNS)
 }
 
+/// The same from a ledger of format `version`.
+fn select_from(version: i64, which: &str) -> String {
+    format!("SELECT {} FROM ban {which}", schema::columns(row::COLUMNS, version))
+}
+
 fn listed() -> String {
     format!("SELECT {} FROM ban {ACTIVE}", row::IN_FORCE)
 }

@@ -25,7 +25,7 @@ use super::ban::Entry;
 use super::error::LedgerError;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
-use super::{ACTIVE, DATABASE, Found, OF, collect, select};
+use super::{ACTIVE, DATABASE, Found, OF, collect, select_from};
 use crate::types::BanTarget;
 
 /// How long and how often reading is retried while the daemon starts, ends or empties its log.
@@ -39,6 +39,8 @@ const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
 pub struct Reader {
     connection: Connection,
     path: PathBuf,
+    /// The format of the ledger: one that no daemon has opened since an upgrade is an earlier one.
+    version: i64,
 }
 
 impl Reader {
@@ -92,9 +94,9 @@ impl Reader {
         }
         schema::refuse_newer(path, version)?;
         for which in [ACTIVE, OF, EACH] {
-            connection.prepare(&select(which)).map_err(|error| open_error(path, error))?;
+            connection.prepare(&select_from(version, which)).map_err(|error| open_error(path, error))?;
         }
-        Ok(Self { connection, path: path.to_owned() })
+        Ok(Self { connection, path: path.to_owned(), version })
     }
 
     /// The bans that are in force at `now`: those without an end, then the others, the next to end first.
@@ -112,7 +114,7 @@ impl Reader {
     pub fn each(&self, mut visit: impl FnMut(&Entry)) -> Result<u64, LedgerError> {
         let visited = (|| {
             let mut unreadable = 0;
-            let mut statement = self.connection.prepare(&select(EACH))?;
+            let mut statement = self.connection.prepare(&select_from(self.version, EACH))?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 match row::entry(row) {
@@ -126,7 +128,7 @@ impl Reader {
     }
 
     fn entries(&self, which: &str, values: &[(&str, &dyn ToSql)]) -> Result<Found<Entry>, LedgerError> {
-        let statement = self.connection.prepare(&select(which));
+        let statement = self.connection.prepare(&select_from(self.version, which));
         let found = statement.and_then(|mut statement| collect(&mut statement, values, row::entry));
         found.map_err(LedgerError::database("read", &self.path))
     }

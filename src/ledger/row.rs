@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Row;
 
 use super::ban::{Author, Banned, Ended, Ending, Entry, InForce};
-use crate::engine::Class;
+use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, Protocol};
 
 /// The columns that [`entry`] reads, in its order.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
-                                  ended, ending, lifted_by, capped, note";
+                                  ended, ending, lifted_by, capped, note, evidence";
 
 /// The columns that [`in_force`] reads, in its order.
-pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports";
+pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -39,6 +39,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         author: author(row.get_ref(10).ok()?.as_str().ok()?)?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
+        grade: grade(row, 16)?,
     };
     Some(Entry { ban, strikes: row.get(8).ok()?, ended })
 }
@@ -54,6 +55,7 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<InForce> {
         since: time(row.get(2).ok()?)?,
         until: until(row)?,
         class: class(row)?,
+        grade: grade(row, 6)?,
         port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
     })
 }
@@ -69,6 +71,13 @@ fn class(row: &Row<'_>) -> Option<Option<Class>> {
     match row.get_ref(4).ok()?.as_str_or_null().ok()? {
         None => Some(None),
         Some(key) => Class::ALL.into_iter().find(|class| class.key() == key).map(Some),
+    }
+}
+
+fn grade(row: &Row<'_>, place: usize) -> Option<Option<Grade>> {
+    match row.get_ref(place).ok()?.as_str_or_null().ok()? {
+        None => Some(None),
+        Some(key) => Grade::from_key(key).map(Some),
     }
 }
 

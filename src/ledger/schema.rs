@@ -23,8 +23,18 @@ const LOG_KEPT: i64 = 4 << 20;
 /// Memory for pages, in KiB: the indices of 100,000 bans, so that their random order costs no reading.
 const CACHE: i64 = 16 << 10;
 
+/// How far the evidence of a ban can be trusted that was written before there was a column for it: connections to decoys were
+/// the only probes of TCP where there were any, and could be joined by probes of other protocols.
+macro_rules! evidence_before {
+    () => {
+        "CASE WHEN author != 'detector' THEN NULL
+        WHEN class = 'connect' AND NOT (ports LIKE '%udp/%' OR ports LIKE '%sctp/%' OR ports LIKE '%icmp/%')
+        THEN 'proven' ELSE 'forgeable' END"
+    };
+}
+
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -56,7 +66,24 @@ const STEPS: [&str; 3] = [
     "
     ALTER TABLE ban ADD COLUMN note TEXT;  -- what its author said
 ",
+    concat!(
+        "ALTER TABLE ban ADD COLUMN evidence TEXT;  -- forgeable, proven; NULL: none
+        UPDATE ban SET evidence = ",
+        evidence_before!(),
+        ";"
+    ),
 ];
+
+/// The format from which on a ban says how far its evidence can be trusted.
+const WITH_EVIDENCE: i64 = 4;
+
+/// The columns of `wanted` in a ledger of format `version`, which a reader must not bring up.
+pub(super) fn columns(wanted: &str, version: i64) -> String {
+    match version < WITH_EVIDENCE {
+        true => wanted.replace("evidence", evidence_before!()),
+        false => wanted.to_owned(),
+    }
+}
 
 /// Opens the database at `path`, which exists and may be empty. Every statement of `used` must fit what is in it.
 pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerError> {
@@ -169,10 +196,10 @@ mod tests {
     fn a_new_ledger_has_the_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
-        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 3);
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 4);
         assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
         assert_eq!(inspect(&connection).unwrap(), None);
-        bring_up(&mut connection, 3).unwrap();
+        bring_up(&mut connection, 4).unwrap();
     }
 
     #[test]

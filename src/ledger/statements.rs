@@ -26,9 +26,9 @@ pub(super) const END: &str = "
 
 pub(super) const INSERT: &str = "
     INSERT INTO ban (subject, source, since, until, class, ports, probes, interface, strikes, method, author, capped,
-        note)
+        note, evidence)
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
-        :note)";
+        :note, :evidence)";
 
 /// The newest ban of a subject.
 struct Newest {
@@ -108,6 +108,7 @@ impl<'a> Statements<'a> {
             ":author": row::author_key(ban.author),
             ":capped": ban.capped,
             ":note": ban.note,
+            ":evidence": ban.grade.map(crate::engine::Grade::key),
         })?;
         self.recorded += 1;
         Ok(())

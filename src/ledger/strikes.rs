@@ -34,9 +34,9 @@ pub(super) fn of_all() -> String {
 /// Places in a row of [`of_all`]: two of [`row::IN_FORCE`], and what follows it.
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
-const ACTIVE: usize = 6;
-const STRIKE: usize = 7;
-const ENDED: usize = 8;
+const ACTIVE: usize = 7;
+const STRIKE: usize = 8;
+const ENDED: usize = 9;
 
 /// The end of a ban that has none, after all others.
 const NEVER: i64 = i64::MAX;

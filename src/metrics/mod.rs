@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::engine::Class;
+use crate::engine::{Class, Grade};
 use crate::sensor::{REACTIONS, SensorMetrics};
 use crate::types::Backend;
 
@@ -125,8 +125,10 @@ impl Collector for All {
         let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(metrics.probes_of(class))));
         put(Counter, "probes", "Probes that counted against their source", classes.to_vec())?;
         let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));
-        let bans = ways.map(|(way, class)| {
-            (vec![("method", way.name()), ("reason", class.key())], float(metrics.bans_by(way, class)))
+        let kinds = ways.flat_map(|(way, class)| Grade::ALL.map(|grade| (way, class, grade)));
+        let bans = kinds.map(|(way, class, grade)| {
+            let labels = vec![("method", way.name()), ("reason", class.key()), ("evidence", grade.key())];
+            (labels, float(metrics.bans_by(way, class, grade)))
         });
         put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
         let failed = Backend::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::calendar::{Buckets, weekday_and_hour};
 use super::stats::{Ends, Network, Offender, OverTime, ReportStats, Top};
-use crate::engine::Class;
+use crate::engine::{Class, Grade};
 use crate::ledger::{Ending, Entry, LedgerError, Reader, author_key};
 use crate::types::{BanTarget, Protocol};
 
@@ -73,6 +73,7 @@ impl Aggregate {
             probes: 0,
             over_time: OverTime { bucket: buckets.width(), bans: buckets.starts().map(|start| (start, 0)).collect() },
             classes: Vec::new(),
+            evidence: Vec::new(),
             ports: Top { items: Vec::new(), more: 0 },
             networks: Top { items: Vec::new(), more: 0 },
             offenders: Top { items: Vec::new(), more: 0 },
@@ -116,6 +117,7 @@ impl Aggregate {
                 *count += 1;
             }
             count(&mut self.stats.classes, ban.class);
+            count(&mut self.stats.evidence, ban.grade.map_or("none", Grade::key));
             count(&mut self.stats.authors, author_key(ban.author));
             ban.methods.iter().for_each(|method| count(&mut self.stats.methods, method.name()));
             let ports = ban.ports.get(..MAX_PORTS_PER_BAN).unwrap_or(&ban.ports);
@@ -190,6 +192,7 @@ impl Aggregate {
         stats.unreadable = unreadable;
         // Equal counts are in the order of their names, so that the report is the same each time.
         stats.classes.sort_by_key(|(class, bans)| (Reverse(*bans), class.map_or("", Class::key)));
+        stats.evidence.sort_by_key(|(grade, bans)| (Reverse(*bans), *grade));
         stats.authors.sort_by_key(|(author, bans)| (Reverse(*bans), *author));
         stats.methods.sort_by_key(|(method, bans)| (Reverse(*bans), *method));
         let networks = self.networks.into_iter().map(|(prefix, (bans, sources))| Network { prefix, bans, sources });

@@ -17,6 +17,7 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         section(id, class, title, &list(caption, [head, "Bans", "Share"], rows.collect()))
     };
     let classes: Vec<_> = stats.classes.iter().map(|(class, bans)| (class_title(*class), *bans)).collect();
+    let evidence: Vec<_> = stats.evidence.iter().map(|(key, bans)| (evidence_title(key), *bans)).collect();
     let ends = [
         ("still in force", stats.ends.in_force),
         ("expired", stats.ends.expired),
@@ -32,6 +33,7 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         (section("offenders", "wide", "Who came back", &offenders(stats)))
         (section("hours", "hours", "Hours of the week", &hours(stats)))
         (shares("classes", "", "Kinds of probes", "Kind", "By the probe that decided.", &classes))
+        (shares("evidence", "", "Evidence", "Grade", "How far it can be trusted.", &evidence))
         (shares("ends", "third", "What became of them", "End", "Of the bans that began in this period.", &ends))
         (shares("authors", "third", "Who wanted them", "By", "Who had the source blocked.", &authors))
         (shares("methods", "third", "What blocks them", "Method", "What keeps the source out.", &methods))
@@ -222,6 +224,14 @@ fn and_more(more: u64, one: &str, many: &str) -> Markup {
                 "And " (counted(more, &format!("more {one}"), &format!("more {many}"))) " that are not listed."
             }
         }
+    }
+}
+
+fn evidence_title(key: &'static str) -> &'static str {
+    match key {
+        "proven" => "proven: completed handshakes",
+        "forgeable" => "forgeable: any sender could have sent it",
+        _ => "none: by hand or imported",
     }
 }
 

@@ -35,6 +35,9 @@ pub struct ReportStats {
     /// Bans by class of the deciding probe, most first; `None` stands for bans without a probe.
     #[serde(serialize_with = "classes")]
     pub classes: Vec<(Option<Class>, u64)>,
+    /// Bans by how far their evidence can be trusted, most first; `none` stands for bans without evidence.
+    #[serde(serialize_with = "counts")]
+    pub evidence: Vec<(&'static str, u64)>,
     /// Bans by probed port.
     #[serde(serialize_with = "ports")]
     pub ports: Top<((Protocol, u16), u64)>,

@@ -229,7 +229,7 @@ impl BanController {
     }
 
     fn report_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
-        self.metrics().blocked(backend, ban.probe.sighting.class);
+        self.metrics().blocked(backend, ban.probe.sighting.class, ban.grade);
         let reaction = applied.duration_since(seen).unwrap_or_default();
         let what = EventKind::Blocked { ban: *ban, reaction, way: backend };
         self.reporter.emit_event(Event { time: seen, what });
@@ -321,7 +321,8 @@ impl BanController {
             return self.pending.retry_again(retry, now);
         }
         if !self.observer.engine().is_blocked(now, target) {
-            self.observer.engine_mut().adopt(now, &ActiveBan::whole(target, left));
+            let ban = ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(target, left) };
+            self.observer.engine_mut().adopt(now, &ban);
         }
         self.report_blocked(&ban, backend, seen, SystemTime::now());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::engine::{Class, Counters};
+use crate::engine::{Class, Counters, Grade};
 use crate::types::Backend;
 
 /// Upper bounds of the buckets of reaction times, in microseconds; one more bucket holds what is longer.
@@ -53,7 +53,7 @@ pub struct SensorMetrics {
     /// Probes that counted as evidence.
     pub probes: Metric,
     probes_of: [Metric; Class::ALL.len()],
-    bans: [[Metric; Class::ALL.len()]; Backend::ALL.len()],
+    bans: [[[Metric; Grade::ALL.len()]; Class::ALL.len()]; Backend::ALL.len()],
     failures: [Metric; Backend::ALL.len()],
     /// Bans above the ceiling of new bans, which are short.
     pub capped: Metric,
@@ -130,20 +130,24 @@ impl SensorMetrics {
     }
 
     /// Counts a ban that came into force. One thread per backend.
-    pub fn blocked(&self, way: Backend, class: Class) {
-        increment(self.bans.get(way as usize).and_then(|bans| of_class(bans, class)));
+    pub fn blocked(&self, way: Backend, class: Class, grade: Grade) {
+        increment(self.bans_metric(way, class, grade));
     }
 
-    /// Bans on evidence of this class that came into force with this backend.
+    fn bans_metric(&self, way: Backend, class: Class, grade: Grade) -> Option<&Metric> {
+        of_class(self.bans.get(way as usize)?, class)?.get(grade as usize)
+    }
+
+    /// Bans on evidence of this class and grade that came into force with this backend.
     #[must_use]
-    pub fn bans_by(&self, way: Backend, class: Class) -> u64 {
-        self.bans.get(way as usize).and_then(|bans| of_class(bans, class)).map_or(0, Metric::get)
+    pub fn bans_by(&self, way: Backend, class: Class, grade: Grade) -> u64 {
+        self.bans_metric(way, class, grade).map_or(0, Metric::get)
     }
 
     /// Bans that came into force, counted once for each backend.
     #[must_use]
     pub fn bans(&self) -> u64 {
-        self.bans.iter().flatten().map(Metric::get).sum()
+        self.bans.iter().flatten().flatten().map(Metric::get).sum()
     }
 
     /// Counts a ban that a backend refused. One thread per backend.
@@ -172,7 +176,7 @@ impl SensorMetrics {
     }
 }
 
-fn of_class(metrics: &[Metric], class: Class) -> Option<&Metric> {
+fn of_class<T>(metrics: &[T], class: Class) -> Option<&T> {
     metrics.get(Class::ALL.iter().position(|one| *one == class)?)
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
-use portsentry::engine::Class;
+use portsentry::engine::{Class, Grade};
 use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
@@ -27,6 +27,7 @@ fn ago(seconds: u64) -> SystemTime {
 fn ban(text: &str, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
+        grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         ..Banned::wanted_by(

@@ -89,6 +89,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
         since: ban.since,
         until: ban.until,
         class: ban.class,
+        grade: ban.grade,
         port: ban.ports.first().copied(),
     };
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());

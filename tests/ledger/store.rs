@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Response, Settings,
-    Verdict, Watch,
+    Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Response,
+    Settings, Verdict, Watch,
 };
-use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Retention, SLACK};
+use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Reader, Retention, SLACK};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 use netns_lab::slowness;
 
-use super::support::{State, at, ban, source, subject};
+use super::support::{State, at, ban, intruder, source, subject};
 
 const DAY: u64 = 86_400;
 
@@ -315,4 +315,44 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
     assert_eq!(kept, banned);
     assert_eq!((kept.source.to_string().as_str(), kept.probes), ("2001:db8:1:2:3::4", 4));
     assert_eq!((kept.class, kept.until), (Some(Class::Connect), Some(at(DAY))));
+}
+
+/// Back to the format before there was a column for the grade of evidence.
+fn downgrade(state: &State) {
+    let intruder = intruder(&state.path());
+    intruder.execute_batch("ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3").unwrap();
+}
+
+#[test]
+fn older_ledger_gets_grades_of_evidence() {
+    let state = State::new();
+    let handshakes = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 25), (Protocol::Tcp, 79)];
+    let mixed = [&handshakes[..], &[(Protocol::Sctp, 7)]].concat();
+    let connect = |n, ports: &[_], grade| Banned {
+        class: Some(Class::Connect),
+        ports: ports.to_vec(),
+        grade: Some(grade),
+        ..ban(source(n), at(0), 60)
+    };
+    let by_hand = Banned::wanted_by(Author::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
+    let bans = [
+        ban(source(1), at(0), 60),
+        connect(2, &handshakes, Grade::Proven),
+        connect(3, &mixed, Grade::Forgeable),
+        by_hand,
+    ];
+    state.ledger().record(&bans).unwrap();
+    downgrade(&state);
+    let grades = bans.iter().map(|ban| ban.grade).collect::<Vec<_>>();
+    let mut read = Vec::new();
+    let each = Reader::read(&state.path(), |reader| {
+        read.clear();
+        reader.each(|entry| read.push(entry.ban.grade))
+    });
+    assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
+    let ledger = state.ledger();
+    let kept: Vec<_> = (1..5).map(|n| ledger.of(source(n)).unwrap().items[0].ban.clone()).collect();
+    assert_eq!(kept, bans, "the daemon brings it up");
+    let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
+    assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
 }

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, PortLookup, Protection, Response, Settings,
-    Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, Observation, PortLookup, Protection, Response,
+    Settings, Verdict, Watch,
 };
 use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
 use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
@@ -302,13 +302,12 @@ proptest! {
     fn networks_are_blocked_for_what_their_members_did_and_for_nothing_else(
         steps in vec((prop_oneof![30 => 0..30_u32, 1 => 0..9_000_u32], 0..2_u8, 0..3_u8, 0..5_u8, prop::bool::weighted(0.05)), 1..400),
         widest in (select(&[24, 29, 30, 32]), select(&[48, 56, 64])),
-        ceiling in select(&[2, 10_000]),
         protected in subsequence(vec!["198.51.100.2", "2001:db8:9:202::7"], 0..=2),
     ) {
         let span = |ticks: u32| Duration::from_millis(50) * ticks;
         let widest = MaxPrefix { v4: widest.0, v6: widest.1 };
         let once = Escalation { factor: 1, ..Escalation::default() };
-        let settings = Settings { widest, escalate: once, max_new_bans_per_minute: ceiling, ..settings(2, false) };
+        let settings = Settings { widest, escalate: once, ..settings(0, false) };
         let mut engine = Engine::new(settings, HashKey(11, 12));
         let mut host = Host::new(Local::Addresses(OWN.map(address).into()));
         let protected: Vec<IpAddr> = protected.into_iter().map(address).collect();
@@ -331,17 +330,19 @@ proptest! {
                 banned.remove(&narrow);
                 continue;
             }
-            let packet = Packet {
+            let handshake = Observation {
                 source,
+                source_port: 9,
                 destination: address(if family == 0 { OWN[0] } else { OWN[2] }),
-                delivery: Delivery::Host,
                 interface: 0,
-                checksum: Checksum::Good,
+                protocol: Protocol::Tcp,
+                port: 21,
+                class: Class::Connect,
                 fragmented: false,
-                // NULL: one is enough.
-                transport: Transport::Tcp { source_port: 9, destination_port: 21, flags: TcpFlags(0), payload: 0 },
+                unverified: false,
+                decoy: true,
             };
-            let verdict = engine.observe(Timestamp::at(now), &packet, &host, &mut InUse(HashSet::new()));
+            let verdict = engine.observe_decoy(Timestamp::at(now), handshake, &host, &mut InUse(HashSet::new()));
             standing.retain(|_, until| now < *until);
             banned.retain(|_, at| now - *at <= WINDOW);
             if protected.contains(&source) {
@@ -358,7 +359,6 @@ proptest! {
             };
             let wide = |length: u8, members: usize| inside(length).filter(|(_, found)| *found >= members);
             let expected = match (family, widest.v6) {
-                _ if ban.capped => None,
                 (0, _) if widest.v4 <= 30 => wide(widest.v4, 4),
                 (1, 56) => wide(56, 4),
                 (1, 48) => {
@@ -378,8 +378,7 @@ proptest! {
                     let length = if family == 0 { widest.v4 } else { widest.v6 };
                     !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(subject.element()))
                 }),
-                None if !ban.capped => drop(banned.insert(narrow, now)),
-                None => {}
+                None => drop(banned.insert(narrow, now)),
             }
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portsentry::engine::Class;
+use portsentry::engine::{Class, Grade};
 use portsentry::ledger::{Author, Banned, DATABASE, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
@@ -38,6 +38,7 @@ pub(crate) fn source(number: u32) -> BanTarget {
 pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
+        grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         interface: Some("eth0".to_owned()),

@@ -103,13 +103,34 @@ fn what_an_administrator_does_to_the_networks_by_hand_is_known_and_said() {
 fn a_network_of_scanners_is_blocked_where_the_settings_say_so() {
     let lab = Lab::new(&["other", "next"]);
     let sources = lab.add_addresses("other", 66..72);
-    let daemon = Daemon::start_configured(&lab, "[block]\nwidest_ipv4 = 29\n", &[]);
+    let settings = "[block]\nwidest_ipv4 = 29\n[tcp]\nports = \"7001-7003\"\n";
+    let daemon = Daemon::start_configured(&lab, settings, &["-tcp"]);
     assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("set blocked_nets "), "ready before it is needed");
+    let target = lab.victim_v4("other").into();
     for source in &sources {
-        lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+        lab.connect("other", (*source).into(), target, &[7001, 7002, 7003]);
     }
     expect_network(&lab, "10.77.1.64/29", true);
     daemon.expect_line("10.77.1.64/29");
+    let known = lab.ask(&["explain", "10.77.1.70"]);
+    assert_eq!(known["blocked"]["evidence"], "proven", "{known}");
+    lab.connect("next", lab.v4("next").into(), lab.victim_v4("next").into(), &[7001, 7002, 7003]);
+    lab.expect_ban(lab.v4("next").into());
+    daemon.stop();
+}
+
+#[test]
+fn forged_scans_block_no_network() {
+    let lab = Lab::new(&["other", "next"]);
+    let sources = lab.add_addresses("other", 66..72);
+    let daemon = Daemon::start_configured(&lab, "[block]\nwidest_ipv4 = 29\n", &[]);
+    for source in &sources {
+        lab.touch("other", (*source).into(), lab.victim_v4("other").into(), &[901, 902, 903]);
+        lab.expect_ban((*source).into());
+    }
     lab.provoke_ban("next");
+    assert!(!lab.set_text("blocked_nets").contains("elements"), "anybody could have sent these SYNs");
+    let known = lab.ask(&["explain", "10.77.1.70"]);
+    assert_eq!(known["blocked"]["evidence"], "forgeable", "{known}");
     daemon.stop();
 }

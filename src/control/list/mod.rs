@@ -22,7 +22,7 @@ pub use bans::{Bans, Held, ListError, Listed, read};
 pub(super) use table::{brief, compact_ports, shortened};
 
 use super::address_info::port_list;
-use crate::engine::Class;
+use crate::engine::{Class, Grade};
 use crate::events::json::{expires, rfc3339};
 use crate::ledger::author_key;
 use crate::types::Expiry;
@@ -127,6 +127,7 @@ struct Item<'a> {
     subject: String,
     source: Option<String>,
     class: Option<&'static str>,
+    evidence: Option<&'static str>,
     ports: Option<Vec<String>>,
     probes: Option<u32>,
     since: Option<String>,
@@ -152,6 +153,7 @@ impl<'a> Item<'a> {
             subject: listed.subject.to_string(),
             source: ban.map(|ban| ban.source.to_string()),
             class: ban.and_then(|ban| ban.class).map(Class::key),
+            evidence: ban.and_then(|ban| ban.grade).map(Grade::key),
             ports: ban.map(port_list),
             probes: ban.map(|ban| ban.probes),
             since: ban.map(|ban| rfc3339(ban.since)),

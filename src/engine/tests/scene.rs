@@ -238,7 +238,7 @@ impl Scene {
 
     /// The kernel blocks `subject`, nobody knows since when.
     pub(super) fn adopt(&mut self, subject: BanTarget, left: Expiry) {
-        self.engine.adopt(self.now, &ActiveBan { subject, length: None, left });
+        self.engine.adopt(self.now, &ActiveBan { subject, length: None, grade: None, left });
     }
 
     /// The ban that the last verdict is.
@@ -266,6 +266,11 @@ impl Scene {
     /// Bans `source` by a scan of three ports.
     pub(super) fn banish(&mut self, source: &str) {
         assert_eq!(self.syns(source, [21, 22, 23]), Gist::Block(3));
+    }
+
+    /// Bans `source` by connections to three decoys.
+    pub(super) fn prove(&mut self, source: &str) {
+        assert_eq!([21, 22, 23].map(|port| self.decoy(source, port))[2], Gist::Block(3));
     }
 }
 

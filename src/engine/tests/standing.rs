@@ -184,7 +184,8 @@ fn a_ban_is_put_back_with_its_whole_length_and_what_is_left_of_it() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let hours = |hours: u32| Duration::from_secs(3_600) * hours;
-    let adopted = ActiveBan { subject: subject(CLIENT), length: Some(hours(48)), left: Expiry::After(hours(30)) };
+    let adopted =
+        ActiveBan { subject: subject(CLIENT), length: Some(hours(48)), grade: None, left: Expiry::After(hours(30)) };
     scene.engine.adopt(scene.now, &adopted);
     scene.adopt(subject(&stranger(1)), Expiry::After(hours(8)));
     scene.adopt(subject(&stranger(2)), Expiry::Never);

@@ -220,6 +220,7 @@ fn record_a_ledger() {
         since: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         until: None,
         class: None,
+        grade: None,
         ports: vec![(crate::types::Protocol::Tcp, 23)],
         probes: 3,
         interface: Some("eth0".to_owned()),

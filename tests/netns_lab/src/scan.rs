@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::services::BANNER;
@@ -91,6 +92,21 @@ impl Lab {
                 let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a TCP socket");
                 rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
                 // In progress, refused, or dropped on the way: the SYN has gone out in each case.
+                let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
+            }
+        });
+    }
+
+    /// Completes a connection from `source` to each of `ports`, as far as it is let.
+    pub fn connect(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
+        self.inside(host, || {
+            let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            for port in ports {
+                let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+                let socket = socket.expect("a TCP socket");
+                rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))
+                    .expect("more than zero");
+                rustix::net::bind(&socket, &SocketAddr::new(source, 0)).expect("the host has this address");
                 let _ = rustix::net::connect(&socket, &SocketAddr::new(target, *port));
             }
         });

@@ -1,0 +1,60 @@
+//! How far the evidence of a ban can be trusted. The reaction is never harsher than the evidence can bear: docs/detection.md.
+
+use super::class::Class;
+
+/// The grade of the evidence of a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Grade {
+    /// Packets whose source address may be another host's: anybody can send them in any name.
+    Forgeable,
+    /// Completed TCP handshakes with decoys: their source received what this host sent to it.
+    Proven,
+}
+
+impl Grade {
+    pub const ALL: [Self; 2] = [Self::Forgeable, Self::Proven];
+
+    /// The grade of evidence against one source: proven only if the completed handshakes would be enough without the rest,
+    /// since a forger can add to what an innocent source has done.
+    pub(super) fn of(classes: impl Iterator<Item = Class>, scan_trigger: u8) -> Self {
+        let handshakes = classes.filter(|class| *class == Class::Connect).count();
+        if handshakes > usize::from(scan_trigger) { Self::Proven } else { Self::Forgeable }
+    }
+
+    /// The grade as JSON, metrics and the ledger have it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Forgeable => "forgeable",
+            Self::Proven => "proven",
+        }
+    }
+
+    /// The grade with this key.
+    #[must_use]
+    pub fn from_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|grade| grade.key() == key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_enough_handshakes_are_proof() {
+        const CONNECT: Class = Class::Connect;
+        for (classes, trigger, grade) in [
+            (&[CONNECT, CONNECT, CONNECT][..], 2, Grade::Proven),
+            (&[CONNECT, CONNECT, CONNECT, Class::Sctp], 2, Grade::Proven),
+            (&[CONNECT, CONNECT, Class::Udp], 2, Grade::Forgeable),
+            (&[CONNECT, CONNECT, Class::Null], 2, Grade::Forgeable),
+            (&[Class::Syn, Class::Syn, Class::Syn], 2, Grade::Forgeable),
+            (&[CONNECT], 0, Grade::Proven),
+            (&[], 0, Grade::Forgeable),
+        ] {
+            assert_eq!(Grade::of(classes.iter().copied(), trigger), grade, "{classes:?} above {trigger}");
+        }
+        assert!(Grade::ALL.into_iter().all(|grade| Grade::from_key(grade.key()) == Some(grade)));
+    }
+}
