@@ -86,6 +86,7 @@ fn engine() -> (Engine, Host) {
         udp: Watch { ports, response: Response::Log },
         sctp: false,
         icmp: false,
+        ack_bans: false,
         scan_trigger: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),

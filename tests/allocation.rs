@@ -32,6 +32,7 @@ fn small() -> (Engine, Host) {
         udp: watch(Response::Log),
         sctp: true,
         icmp: true,
+        ack_bans: false,
         scan_trigger: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(100)),

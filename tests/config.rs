@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogTarget, Mode, NftBlock, Report, Route, Run,
+    AckPolicy, Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogTarget, Mode, NftBlock, Report, Route, Run,
     parse_expiry, parse_name,
 };
 use portsentry::types::{Backend, Expiry};
@@ -45,7 +45,7 @@ fn every_key_sets_what_it_names() {
         "expire = \"never\"\ninterfaces = [\"eth0\", \"wlan0.5\"]\n\
          [tcp]\nmode = \"stealth\"\nports = \"7,9,9,11-13\"\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\nblock = false\n\
          [udp]\nmode = \"off\"\nports = \"everything\"\nblock = true\n\
-         [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\n\
+         [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\nack = \"ban\"\n\
          [allow]\nnetworks = [\"10.0.0.5/24\", \"192.0.2.7\", \"2001:DB8::1\", \"0.0.0.0/0\"]\n\
          names = [\"Monitor.example.org\", \"_x-1.example.\"]\nfiles = [\"/etc/hosts.ok\"]\n\
          [block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\nmax_new_bans_per_minute = 1\nwidest_ipv4 = 24\n\
@@ -63,6 +63,7 @@ fn every_key_sets_what_it_names() {
     assert!(config.udp.watched().is_empty() && config.udp.ports.contains(2049));
     assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (0, 5_400));
     assert_eq!((config.detect.max_sources, config.detect.sctp, config.detect.icmp), (1_024, true, true));
+    assert_eq!(config.detect.ack, AckPolicy::Ban);
     let networks: Vec<String> = config.allow.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/24", "192.0.2.7/32", "2001:db8::1/128", "0.0.0.0/0"]);
     assert_eq!(config.allow.names, ["monitor.example.org", "_x-1.example."]);
@@ -138,6 +139,10 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
         (
             "tcp.mode = \"stelth\"",
             "1:12: tcp.mode: \"stelth\" is not a mode; write \"off\", \"connect\", \"stealth\" or \"advanced\"",
+        ),
+        (
+            "detect.ack = \"block\"",
+            "1:14: detect.ack: \"block\" is not a policy for ACK segments; write \"report\" or \"ban\"",
         ),
         (
             "tcp.ports = \"1,70000\"",

@@ -55,10 +55,6 @@ fn every_kind_of_scan_is_found_in_its_capture() {
         ("nmap-sN", "null", 1),
         ("nmap-sF", "fin", 1),
         ("nmap-sX", "xmas", 1),
-        ("nmap-sM", "maimon", 3),
-        ("nmap-sA", "ack", 3),
-        ("nmap-sW", "ack", 3),
-        ("nmap-sA-data", "ack", 3),
         ("nmap-f", "fragment", 1),
         ("nmap-scanflags", "illegal", 1),
         ("masscan", "syn", 3),
@@ -72,6 +68,24 @@ fn every_kind_of_scan_is_found_in_its_capture() {
         assert!(blocked(&capture(name), &["--local", "192.0.2.1"]).is_empty(), "{name}, somebody else");
     }
     assert_eq!(blocked(&capture("nmap6-sS"), &[]), [("fd77::/64".to_owned(), vec!["syn".to_owned(); 3])]);
+}
+
+#[test]
+fn ack_scans_are_logged_and_banned_where_configured() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&config, "[detect]\nack = \"ban\"\n").unwrap();
+    for (name, class) in [("nmap-sM", "maimon"), ("nmap-sA", "ack"), ("nmap-sW", "ack"), ("nmap-sA-data", "ack")] {
+        let reported = summary(&capture(name), &[]);
+        assert!(reported["blocked"].as_array().unwrap().is_empty(), "{name}");
+        assert_eq!(reported["logged"][0]["subject"], "10.77.1.2", "{name}");
+        let program = env!("CARGO_BIN_EXE_portsentry");
+        let arguments = ["replay", "--json", "--config"];
+        let output = Command::new(program).args(arguments).arg(config.path()).arg(capture(name)).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last["blocked"][0]["subject"], "10.77.1.2", "{name}");
+        assert!(last["blocked"][0]["ports"].as_array().unwrap().iter().all(|port| port["class"] == class), "{name}");
+    }
 }
 
 #[test]

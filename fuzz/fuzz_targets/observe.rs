@@ -53,6 +53,7 @@ fn engine() -> Engine {
         udp: watch(Response::Log),
         sctp: true,
         icmp: true,
+        ack_bans: false,
         scan_trigger: TRIGGER,
         window: Duration::from_secs(10),
         expiry: Expiry::After(Duration::from_secs(20)),

@@ -28,6 +28,16 @@ pub enum BlockPolicy {
     Run,
 }
 
+/// What ACK and FIN/ACK segments to closed ports lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AckPolicy {
+    /// A scan is logged, and its source is not banned.
+    Report,
+    /// They count like SYNs.
+    Ban,
+}
+
 /// What the ruleset does with packets of a blocked source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -15,7 +15,7 @@ mod parse;
 mod port_lists;
 mod schema;
 
-pub use choices::{Action, BlockPolicy, LogTarget, Mode, Route};
+pub use choices::{AckPolicy, Action, BlockPolicy, LogTarget, Mode, Route};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ignore_file::read_ignore_file;
 pub use parse::{

@@ -2,7 +2,7 @@
 //! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
 //! in quotes, `document` puts the value in front of it.
 
-use super::choices::{Action, BlockPolicy, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, LogTarget, Mode, Route};
 use super::port_lists;
 use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::{IpNet, Ipv4Net};
@@ -307,6 +307,7 @@ values! {
             _ => Err("is not a switch; write true, false or \"run\"".to_owned()),
         }
     }
+    ack_policy(value) -> AckPolicy { choice(value, "a policy for ACK segments") }
     mode(value) -> Mode { choice(value, "a mode") }
     methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a way to block")) }
     action(value) -> Action { choice(value, "an action") }

@@ -1,7 +1,7 @@
 //! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
 //! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
 
-use super::choices::{Action, BlockPolicy, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, LogTarget, Mode, Route};
 use super::{parse, port_lists};
 use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::IpNet;
@@ -62,6 +62,8 @@ table! {
         max_sources: u32 = 65_536, "parse::number::<1_024, 16_777_216, _, _>";
         sctp: bool = false, "parse::switch";
         icmp: bool = false, "parse::switch";
+        /// Linux answers these segments alike on open and on closed ports.
+        ack: AckPolicy = AckPolicy::Report, "parse::ack_policy";
     }
 }
 

@@ -92,6 +92,11 @@ impl Class {
         matches!(self, Self::Null | Self::Fin | Self::Xmas | Self::Illegal | Self::Fragment)
     }
 
+    /// True where a segment of a forgotten connection looks the same.
+    pub(super) fn is_late_segment(self) -> bool {
+        matches!(self, Self::Maimon | Self::Ack)
+    }
+
     /// The class as the classic log line has it, between `attackalert: ` and ` from host`.
     #[must_use]
     pub fn title(self) -> &'static str {

@@ -66,7 +66,7 @@ impl Engine {
             return Verdict::Exempt(Exempt { sighting, protection, report });
         }
         let subject = BanTarget::of(sighting.source);
-        let track = self.track(sighting.protocol);
+        let track = self.track_of(sighting.protocol, sighting.class);
         let key = if track == Track::Block { known } else { self.key_of(subject, track) };
         if track != Track::Block
             && let Some((slot, standing)) = self.ban_table.get(key, now.tick())

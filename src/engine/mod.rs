@@ -302,6 +302,12 @@ impl Engine {
         Repeated { source, subject, standing, report: repeat.report, verify }
     }
 
+    /// The track that a probe of this class counts in. Linux answers ACK and FIN/ACK segments alike on open and on closed
+    /// ports, and late segments of honest peers look the same.
+    fn track_of(&self, protocol: Protocol, class: Class) -> Track {
+        if class.is_late_segment() && !self.settings.ack_bans { Track::Log } else { self.track(protocol) }
+    }
+
     fn track(&self, protocol: Protocol) -> Track {
         let watch = match protocol {
             Protocol::Tcp | Protocol::Sctp => &self.settings.tcp,

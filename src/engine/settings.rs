@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
-use crate::config::{BlockPolicy, Config, Mode, Protocol};
+use crate::config::{AckPolicy, BlockPolicy, Config, Mode, Protocol};
 use crate::types::{Expiry, PortSet};
 
 /// What the packets of one protocol are watched for.
@@ -37,6 +37,8 @@ pub struct Settings {
     pub sctp: bool,
     /// ICMP requests to several own addresses count; they only log, like UDP.
     pub icmp: bool,
+    /// ACK and FIN/ACK segments count like SYNs; otherwise their scans are only logged.
+    pub ack_bans: bool,
     /// Distinct ports that are forgiven within the window: 0 to [`EVIDENCE`] - 1.
     pub scan_trigger: u8,
     /// How long a touched port counts.
@@ -73,6 +75,7 @@ impl Settings {
             udp: watch(&config.udp),
             sctp: config.detect.sctp,
             icmp: config.detect.icmp,
+            ack_bans: config.detect.ack == AckPolicy::Ban,
             scan_trigger: config.detect.scan_trigger,
             window: config.detect.window,
             expiry: config.expire,

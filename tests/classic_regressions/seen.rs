@@ -25,14 +25,22 @@ fn a_fragmented_scan_learns_nothing_and_is_blocked() {
 }
 
 #[test]
-fn ack_maimon_and_window_scans_are_blocked() {
+fn ack_maimon_and_window_scans_are_reported() {
     let kinds = [("ack", "-sA"), ("maimon", "-sM"), ("window", "-sW")];
     let lab = Lab::new(&kinds.map(|(name, _)| name));
-    let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for (name, kind) in kinds {
+        lab.nmap(name, lab.victim_v4(name).into(), &[&[kind][..], &QUICK].concat());
+        daemon.expect_line(&format!("from host: {0}/{0} to", lab.v4(name)));
+    }
+    assert!(lab.banned().is_empty(), "late segments of honest peers look the same");
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, "[detect]\nack = \"ban\"\n", &["--expire", "24h"]);
     for (name, kind) in kinds {
         lab.nmap(name, lab.victim_v4(name).into(), &[&[kind][..], &QUICK].concat());
         lab.expect_ban(lab.v4(name).into());
     }
+    daemon.stop();
 }
 
 #[test]

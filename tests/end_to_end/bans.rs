@@ -68,7 +68,7 @@ fn every_kind_of_tcp_scan_is_seen_and_blocked() {
     ];
     let lab = Lab::new(&kinds.map(|(name, _)| name));
     let _services = Services::open(&lab, &EIGHT);
-    let _daemon = Daemon::start(&lab, &["--expire", "1h"]);
+    let _daemon = Daemon::start_configured(&lab, "[detect]\nack = \"ban\"\n", &["--expire", "1h"]);
     for (name, arguments) in kinds {
         let quick = ["-p1-100", "--max-retries", "0", "--max-rtt-timeout", "100ms"];
         lab.nmap(name, lab.victim_v4(name).into(), &[arguments, &quick].concat());

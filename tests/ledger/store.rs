@@ -274,6 +274,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             udp: watch,
             sctp: false,
             icmp: false,
+            ack_bans: false,
             scan_trigger: 2,
             window: Duration::from_secs(1800),
             expiry: Expiry::After(Duration::from_secs(DAY)),

@@ -42,6 +42,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
         udp: watch(if udp_blocks { Response::Block } else { Response::Log }),
         sctp: true,
         icmp: true,
+        ack_bans: false,
         scan_trigger,
         window: WINDOW,
         expiry: Expiry::After(Duration::from_secs(300)),

@@ -22,6 +22,7 @@ const DATAGRAM: &str = "UDP scan";
 const BUILT_IN: &str = "";
 const UDP_BLOCKS: &str = "[udp]\nblock = true\n";
 const SCTP_COUNTS: &str = "[detect]\nsctp = true\n";
+const ACK_BANS: &str = "[detect]\nack = \"ban\"\n";
 const ICMP_COUNTS: &str = "[detect]\nicmp = true\n";
 const ICMP_BLOCKS: &str = "[udp]\nblock = true\n[detect]\nicmp = true\n";
 
@@ -58,9 +59,12 @@ rows! {
     fin: "nmap -sF", BOTH, BUILT_IN, Means::Tool, FIN_ONLY => AT_ONCE;
     null: "nmap -sN", BOTH, BUILT_IN, Means::Tool, "TCP NULL scan" => AT_ONCE;
     xmas: "nmap -sX", BOTH, BUILT_IN, Means::Tool, XMAS => AT_ONCE;
-    maimon: "nmap -sM", BOTH, BUILT_IN, Means::Tool, "TCP FIN/ACK (Maimon) scan" => THIRD;
-    ack: "nmap -sA", BOTH, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => THIRD;
-    window: "nmap -sW", BOTH, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => THIRD;
+    maimon: "nmap -sM", BOTH, BUILT_IN, Means::Tool, "TCP FIN/ACK (Maimon) scan" => ONLY_LOGGED;
+    maimon_banned: "nmap -sM", BOTH, ACK_BANS, Means::Tool, "TCP FIN/ACK (Maimon) scan" => THIRD;
+    ack: "nmap -sA", BOTH, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => ONLY_LOGGED;
+    ack_banned: "nmap -sA", BOTH, ACK_BANS, Means::Tool, "TCP ACK/Window scan" => THIRD;
+    window: "nmap -sW", BOTH, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => ONLY_LOGGED;
+    window_banned: "nmap -sW", BOTH, ACK_BANS, Means::Tool, "TCP ACK/Window scan" => THIRD;
     syn_fin: "nmap -sS --scanflags SYNFIN", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
     syn_rst: "nmap -sS --scanflags SYNRST", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
     all_six: "nmap -sS --scanflags URGACKPSHRSTSYNFIN", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
@@ -90,7 +94,8 @@ rows! {
     zmap_udp: "zmap -M udp", FOUR, UDP_BLOCKS, Means::Tool, DATAGRAM => THIRD;
     hping_syn: "hping3 -S", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     hping_fin: "hping3 -F", FOUR, BUILT_IN, Means::Tool, FIN_ONLY => AT_ONCE;
-    hping_ack: "hping3 -A", FOUR, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => THIRD;
+    hping_ack: "hping3 -A", FOUR, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => ONLY_LOGGED;
+    hping_ack_banned: "hping3 -A", FOUR, ACK_BANS, Means::Tool, "TCP ACK/Window scan" => THIRD;
     hping_push: "hping3 -P", FOUR, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
     hping_xmas: "hping3 -F -P -U", FOUR, BUILT_IN, Means::Tool, XMAS => AT_ONCE;
     hping_ece: "hping3 -X", FOUR, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;

@@ -3,7 +3,7 @@
 use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
 use crate::engine::Response;
-use crate::engine::{Class, IgnoreReason};
+use crate::engine::{Class, IgnoreReason, Settings};
 use crate::types::Protocol;
 use crate::wire::{Packet, TcpFlags, Transport};
 
@@ -16,7 +16,11 @@ const URG: u16 = TcpFlags::URG;
 
 /// Sends one packet of these flags to three ports; the class of the ban.
 fn third_blocks(flags: u16) -> Class {
-    let mut scene = Scene::new();
+    third_blocks_with(flags, |_| ())
+}
+
+fn third_blocks_with(flags: u16, change: impl FnOnce(&mut Settings)) -> Class {
+    let mut scene = Scene::with(change);
     assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
     assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
     assert_eq!(scene.tcp(SCANNER, 23, flags), Block(3));
@@ -38,14 +42,36 @@ fn three_syns_are_a_scan_with_congestion_bits_or_without() {
 }
 
 #[test]
-fn three_ack_probes_are_an_ack_or_window_scan() {
-    assert_eq!(third_blocks(ACK), Class::Ack);
-    assert_eq!(third_blocks(ACK | PSH), Class::Ack);
+fn ack_and_fin_ack_ban_only_where_configured() {
+    for (flags, class) in [(ACK, Class::Ack), (ACK | PSH, Class::Ack), (FIN | ACK, Class::Maimon)] {
+        assert_eq!(third_blocks_with(flags, |settings| settings.ack_bans = true), class);
+        let mut scene = Scene::new();
+        assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
+        assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
+        assert_eq!(scene.tcp(SCANNER, 23, flags), Scan(3), "reported");
+        assert_eq!(scene.ban().probe.sighting.class, class);
+        assert_eq!(scene.tcp(SCANNER, 24, flags), Repeated, "and reported once");
+    }
 }
 
 #[test]
-fn three_fin_ack_probes_are_a_maimon_scan() {
-    assert_eq!(third_blocks(FIN | ACK), Class::Maimon);
+fn reported_acks_excuse_and_incriminate_nothing() {
+    let mut scene = Scene::new();
+    for port in [21, 22, 23] {
+        let _ = scene.tcp(SCANNER, port, ACK);
+    }
+    assert_eq!(scene.syn(SCANNER, 24), Probe(1), "late segments of an honest peer do not add up with its SYNs");
+    assert_eq!(scene.syn(SCANNER, 25), Probe(2));
+    assert_eq!(scene.syn(SCANNER, 26), Block(3), "a scanner that begins with ACKs is banned for its SYNs");
+    let mut scene = Scene::new();
+    let _ = scene.tcp(SCANNER, 21, ACK);
+    assert_eq!(scene.tcp(SCANNER, 22, 0), Block(1), "flags that no stack sends are enough as before");
+    let mut scene = Scene::with(|settings| settings.tcp.response = Response::Tell);
+    for port in [21, 22, 23] {
+        let _ = scene.tcp(SCANNER, port, ACK);
+    }
+    scene.after(1_801.0);
+    assert_eq!(scene.tcp(SCANNER, 21, ACK), Probe(1), "reported once a window, and no command is run");
 }
 
 #[test]
@@ -67,7 +93,7 @@ fn an_xmas_probe_condemns_also_behind_an_ordinary_syn_to_the_same_port() {
 
 #[test]
 fn different_classes_to_different_ports_count_together_and_the_ban_names_each() {
-    let mut scene = Scene::new();
+    let mut scene = Scene::with(|settings| settings.ack_bans = true);
     assert_eq!(scene.syn(SCANNER, 21), Probe(1));
     assert_eq!(scene.tcp(SCANNER, 22, ACK), Probe(2));
     assert_eq!(scene.tcp(SCANNER, 23, FIN | ACK), Block(3));

@@ -15,6 +15,7 @@ fn engine() -> Engine {
         udp: Watch { ports, response: Response::Log },
         sctp: false,
         icmp: true,
+        ack_bans: false,
         scan_trigger: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::Never,

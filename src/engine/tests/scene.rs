@@ -84,6 +84,7 @@ pub(crate) fn builtin() -> Settings {
         udp: Watch { ports: ports("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337"), response: Response::Log },
         sctp: false,
         icmp: false,
+        ack_bans: false,
         scan_trigger: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(DAY),
