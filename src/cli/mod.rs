@@ -34,7 +34,7 @@ const HELP: &str = "\
 {options}
 Commands (portsentry COMMAND --help):
   status list watch events        how it is, who is blocked, what happens
-  block unblock allow explain     one address
+  block unblock allow explain     one address; forget-service one port
   confirm reload check import     the settings
   report replay completions       what was; a capture judged; for your shell
 

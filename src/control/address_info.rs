@@ -28,6 +28,8 @@ pub struct AddressInfo {
     pub logged: Option<Remaining>,
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
+    /// Ports that are no evidence although nothing listens there now: services of this host have them.
+    pub unserved: Vec<String>,
     /// Bans in the ledger; none where there is no ledger.
     #[serde(deserialize_with = "nullable")]
     pub bans: Option<usize>,
@@ -106,6 +108,7 @@ impl AddressInfo {
             logged: known.logged.map(remaining),
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
+            unserved: Vec::new(),
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
         }
@@ -190,6 +193,9 @@ impl fmt::Display for AddressInfo {
             line!(f, "suspected", "no")?;
         }
         self.suspected.iter().try_for_each(|suspicion| line!(f, "suspected", "{suspicion}"))?;
+        if !self.unserved.is_empty() {
+            line!(f, "no evidence", "{}, of services that are not up", self.unserved.join(" "))?;
+        }
         line!(f, "strikes", "{}", self.strikes)?;
         line!(f, "bans", "{} in the ledger", self.bans.unwrap_or(0))?;
         for ban in self.history.iter().flatten() {

@@ -30,6 +30,7 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
         ControlCommand::Explain(options) => {
             (Request::Explain { address: options.address.to_string() }, &options.connection)
         }
+        ControlCommand::ForgetService(options) => (Request::ForgetService { port: options.port }, &options.connection),
         ControlCommand::Confirm(connection) => (Request::Confirm, connection),
         ControlCommand::Reload(connection) => (Request::Reload, connection),
         ControlCommand::Events(connection) => return events(connection, out),

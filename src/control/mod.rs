@@ -10,6 +10,7 @@ pub mod live_view;
 pub mod options;
 pub mod protocol;
 pub mod server;
+pub mod service_port;
 pub mod status;
 
 /// Where the running daemon answers where no other place is named.

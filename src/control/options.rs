@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
+use super::service_port::ServicePort;
 use crate::config::{parse_expiry, parse_network, parse_span};
 
 /// A command that asks the running daemon.
@@ -22,6 +23,8 @@ pub enum ControlCommand {
     Allow(AllowOptions),
     /// Everything that is known about an address
     Explain(ExplainOptions),
+    /// Forget a service: its port, closed, is evidence again
+    ForgetService(ForgetServiceOptions),
     /// Keep what --confirm has on trial
     Confirm(Connection),
     /// Read the settings again
@@ -70,6 +73,16 @@ pub struct UnblockOptions {
     /// Lift every ban
     #[arg(long, conflicts_with = "target")]
     pub all: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// Options of `forget-service`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ForgetServiceOptions {
+    /// Port of the service, of both protocols unless one is named
+    #[arg(value_name = "PORT[/tcp|udp]")]
+    pub port: ServicePort,
     #[command(flatten)]
     pub connection: Connection,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
 use super::format::{nullable, to_seconds};
+use super::service_port::ServicePort;
 use super::status::Status;
 
 /// The longest line that either side accepts, in bytes.
@@ -47,6 +48,11 @@ pub enum Request {
     Explain {
         address: String,
     },
+    /// Forget the services of this host on a port: closed, it is evidence again.
+    #[serde(rename = "forget-service")]
+    ForgetService {
+        port: ServicePort,
+    },
     /// End the trial that `--confirm` began: the configuration stays.
     Confirm,
     /// Read the configuration again.
@@ -85,6 +91,7 @@ impl Request {
             Self::Unblock { .. } => Answer::Unblocked(serde_json::from_slice(line)?),
             Self::Allow { .. } => Answer::Allowed(serde_json::from_slice(line)?),
             Self::Explain { .. } => Answer::Explained(serde_json::from_slice(line)?),
+            Self::ForgetService { .. } => Answer::ServiceForgotten(serde_json::from_slice(line)?),
             Self::Reload => Answer::Reloaded(serde_json::from_slice(line)?),
             Self::Confirm => Answer::Confirmed {},
             Self::Subscribe => Answer::Subscribed {},
@@ -101,6 +108,7 @@ pub enum Answer {
     Unblocked(Unblocked),
     Allowed(Allowed),
     Explained(Box<AddressInfo>),
+    ServiceForgotten(ServiceForgotten),
     Reloaded(Reloaded),
     Confirmed {},
     Subscribed {},
@@ -126,6 +134,12 @@ pub struct Allowed {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceForgotten {
+    /// How many, each family and address counted by itself.
+    pub forgotten: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
     pub changed: Vec<String>,
     pub needs_restart: Vec<String>,
@@ -148,6 +162,7 @@ impl fmt::Display for Answer {
                 writeln!(f, "{allowed} is allowed until the daemon ends")
             }
             Self::Explained(info) => info.fmt(f),
+            Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
             Self::Reloaded(Reloaded { changed, needs_restart }) => {
                 let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
                 match (changed.as_str(), restart.as_str()) {

@@ -29,6 +29,8 @@ pub struct Status {
     pub bans: BanCounts,
     pub trap: TrapCounts,
     pub allowed: usize,
+    /// Services whose ports are no evidence, served or not.
+    pub services: Vec<RememberedService>,
     /// The directory that the ledger is in.
     pub ledger: String,
     pub sandbox: SandboxState,
@@ -107,6 +109,17 @@ pub struct TrapCounts {
     pub let_go: u64,
 }
 
+/// A service that is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedService {
+    /// "80/tcp".
+    pub port: String,
+    /// 0.0.0.0 and :: stand for every address of their family.
+    pub address: String,
+    pub served: bool,
+    pub last_served: String,
+}
+
 /// The process that runs commands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandHelper {
@@ -173,6 +186,7 @@ impl fmt::Display for Status {
         line!(f, "bans", "{}", self.bans)?;
         line!(f, "trap", "{}", self.trap)?;
         line!(f, "allow-list", "{} entries", self.allowed)?;
+        line!(f, "services", "{}", services(&self.services))?;
         line!(f, "ledger", "{}", self.ledger)?;
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {
@@ -188,6 +202,21 @@ impl fmt::Display for Status {
         let target = last.subject.as_ref().or(last.source.as_ref());
         let target = target.map_or(String::new(), |target| format!(" {target}"));
         line!(f, "last event", "{} {}{target}", to_seconds(last.time.as_deref().unwrap_or("?")), last.event)
+    }
+}
+
+/// The remembered services, and which of them are not served now.
+fn services(services: &[RememberedService]) -> String {
+    let ports = |wanted: &dyn Fn(&RememberedService) -> bool| {
+        let mut ports: Vec<&str> = services.iter().filter(|one| wanted(one)).map(|one| one.port.as_str()).collect();
+        ports.dedup();
+        ports.join(" ")
+    };
+    let down = ports(&|one| !one.served);
+    match (services.is_empty(), down.is_empty()) {
+        (true, _) => "none remembered yet".to_owned(),
+        (false, true) => format!("remembered: {}", ports(&|_| true)),
+        (false, false) => format!("remembered: {}; not served now: {down}", ports(&|_| true)),
     }
 }
 

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{ActiveBan, Ban, StrikeHistory};
+use super::service_tracker::MAX_SERVICES;
+use crate::engine::{ActiveBan, Ban, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{
-    Author, Banned, Change, Ended, Ending, Flushed, InForce, Ledger, LedgerError, LegacyFiles, LoadedState, Opened,
-    Recorder, Writer, WriterEvent,
+    Author, Banned, Change, Ended, Ending, Flushed, Found, InForce, Ledger, LedgerError, LegacyFiles, LoadedState,
+    Opened, Recorder, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -26,6 +27,8 @@ pub(super) struct Opening {
     /// Who has a route from an earlier run, and was never heard of: a crash came before the ledger.
     pub(super) unheard: Vec<BanTarget>,
     pub(super) strikes: Vec<StrikeHistory>,
+    /// The services that are remembered, and when each was last served.
+    pub(super) services: Vec<(Service, SystemTime)>,
     pub(super) messages: Vec<EventKind>,
 }
 
@@ -40,6 +43,7 @@ struct Read {
     ledger: Ledger,
     opened: Opened,
     recalled: LoadedState,
+    services: Found<(Service, SystemTime)>,
     now: SystemTime,
 }
 
@@ -55,7 +59,8 @@ impl Reading {
             // Marked before they are asked for: what ended while the program was down is no ban any more.
             let _ = ledger.expire(now)?;
             let recalled = ledger.recall(forget, now, most)?;
-            Ok(Read { ledger, opened, recalled, now })
+            let services = ledger.services(MAX_SERVICES)?;
+            Ok(Read { ledger, opened, recalled, services, now })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -111,7 +116,7 @@ impl BanRecorder {
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, now } = read;
+        let Read { ledger, opened, recalled, services, now } = read;
         let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
             messages.push(EventKind::Error(format!(
@@ -119,8 +124,9 @@ impl BanRecorder {
                 aside.display()
             )));
         }
-        if recalled.unreadable > 0 {
-            let text = format!("{} rows of the ledger cannot be read and are left out", recalled.unreadable);
+        let unreadable = recalled.unreadable + services.unreadable;
+        if unreadable > 0 {
+            let text = format!("{unreadable} rows of the ledger cannot be read and are left out");
             messages.push(EventKind::Error(text));
         }
         let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
@@ -147,7 +153,7 @@ impl BanRecorder {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
-        Ok(Opening { ban_recorder, bans, unheard, strikes: recalled.struck, messages })
+        Ok(Opening { ban_recorder, bans, unheard, strikes: recalled.struck, services: services.items, messages })
     }
 
     /// A way to hand changes over from another thread.

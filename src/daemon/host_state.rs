@@ -4,18 +4,20 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
 use super::allow_sources::AllowSources;
 use super::error::DaemonError;
 use super::ring_size::RingSizer;
+use super::service_tracker::{ServiceState, ServiceTracker};
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
+use crate::clock::boot_time;
 use crate::config::Config;
-use crate::engine::{Host, Settings};
+use crate::engine::{Host, Service, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::host::dhcp_leases::LeaseFiles;
@@ -24,6 +26,7 @@ use crate::host::network::{self, HostFacts, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{missing_interfaces, snapshot, watched_interfaces};
+use crate::ledger::Recorder;
 use crate::netlink::sock_diag::{Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::Protocol;
@@ -42,6 +45,7 @@ pub(super) struct HostState {
     sockets: SockDiag,
     facts: HostFacts,
     listeners: Vec<Listener>,
+    services: ServiceTracker,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
@@ -76,12 +80,35 @@ impl HostState {
             sockets,
             facts,
             listeners,
+            services: ServiceTracker::default(),
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
             stale: false,
             ticks: 0,
         })
+    }
+
+    /// Goes on with the services that the ledger remembers, before the sensor starts.
+    pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
+        self.services.recall(services, recorder, SystemTime::now());
+        self.host = Arc::new(Host { services: self.services.memory(), ..Host::clone(&self.host) });
+    }
+
+    /// The remembered services.
+    pub(super) fn services(&self) -> Vec<ServiceState> {
+        self.services.states()
+    }
+
+    /// Forgets the services on `port`: how many there were, and the commands for the sensor.
+    pub(super) async fn forget_service(
+        &mut self,
+        port: u16,
+        protocol: Option<Protocol>,
+    ) -> Result<(usize, Vec<SensorCommand>), String> {
+        let forgotten = self.services.forget(port, protocol);
+        let commands = self.refresh().await.map_err(|error| error.to_string())?;
+        Ok((forgotten, commands))
     }
 
     pub(super) fn interface(&self, index: u32) -> Option<String> {
@@ -160,7 +187,8 @@ impl HostState {
         let resolvers = self.resolvers.poll();
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
-        self.stale |= changes.contains(&true) || listeners != self.listeners || self.ticks == 0;
+        let observed = self.services.observe(boot_time(), SystemTime::now(), &listeners, &self.host.ephemeral);
+        self.stale |= changes.contains(&true) || listeners != self.listeners || self.ticks == 0 || observed.changed;
         self.listeners = listeners;
         self.update().await
     }
@@ -182,6 +210,7 @@ impl HostState {
     async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
         self.allow.apply_forced(&mut host.allow);
+        host.services = self.services.memory();
         let wanted = Wanted::new(&self.settings, &host);
         self.host = Arc::new(host);
         let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];

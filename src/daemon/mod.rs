@@ -24,6 +24,7 @@ mod ring_size;
 mod sandbox_policy;
 mod sensor_handle;
 mod sensor_thread;
+mod service_tracker;
 mod startup_reconcile;
 mod systemd;
 mod table_monitor;
@@ -170,6 +171,7 @@ async fn serve(
         let Opening { bans: remembered, unheard, strikes, messages, .. } = opening;
         ban_recorder = opening.ban_recorder;
         messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
+        host_state.recall_services(opening.services, ban_recorder.recorder());
         // Before the first packet: a source that comes back in the first moments has to be known.
         strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;

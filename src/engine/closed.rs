@@ -5,8 +5,8 @@ use super::{Engine, Host};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 impl Engine {
-    /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, and that were not in use
-    /// a moment ago; none where nobody is blocked for touching them. A new connection or a datagram to one of them counts
+    /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, that were not in use a
+    /// moment ago and that no remembered service has; none where nobody is blocked for touching them. A new connection or a datagram to one of them counts
     /// against its source, unless a listener has come since.
     ///
     /// Of UDP without the ports that this host gives to sockets which ask for none: what comes there is often an answer, and
@@ -23,6 +23,7 @@ impl Engine {
         }
         let now = self.latest.max(now).tick();
         let closed = watch.ports.without(&listeners.anywhere()).without(&self.recent_ports.ports(protocol, now));
+        let closed = closed.without(&host.services.ports(protocol));
         if protocol == Protocol::Udp { closed.without(&host.ephemeral) } else { closed }
     }
 }

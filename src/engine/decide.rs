@@ -43,6 +43,9 @@ impl Engine {
         if self.recent_ports.holds(protocol, port, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
+        if host.services.contains(protocol, destination, port) {
+            return Verdict::Ignored(IgnoreReason::RememberedService);
+        }
         self.count(now, sighting, known, host, lookup)
     }
 

@@ -8,6 +8,8 @@ use ipnet::{IpNet, Ipv4Net};
 use prefix_trie::PrefixMap;
 
 use super::allow::AllowList;
+use super::listeners::Listeners;
+use super::service_memory::ServiceMemory;
 use crate::types::{PortSet, Protocol};
 
 /// Which addresses are this host's.
@@ -103,67 +105,6 @@ impl ReversePath {
     }
 }
 
-/// The ports of one protocol that are in use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listeners {
-    any_v4: PortSet,
-    any_v6: PortSet,
-    at: HashSet<(IpAddr, u16)>,
-}
-
-impl Listeners {
-    /// A listener on every IPv4 address.
-    pub fn insert_any_v4(&mut self, port: u16) {
-        self.any_v4.insert(port);
-    }
-
-    /// A listener on every IPv6 address.
-    pub fn insert_any_v6(&mut self, port: u16) {
-        self.any_v6.insert(port);
-    }
-
-    /// A listener on one address. One on a loopback address opens nothing to anybody outside, and is ignored by look-ups
-    /// for other addresses.
-    pub fn insert_at(&mut self, address: IpAddr, port: u16) {
-        self.at.insert((address, port));
-    }
-
-    /// True where a packet to `address` and `port` finds somebody.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr, port: u16) -> bool {
-        let any = if address.is_ipv4() { &self.any_v4 } else { &self.any_v6 };
-        any.contains(port) || (!self.at.is_empty() && self.at.contains(&(address, port)))
-    }
-
-    /// The ports that are open on all addresses of both families: nothing on them is ever evidence.
-    #[must_use]
-    pub fn everywhere(&self) -> PortSet {
-        self.any_v4.iter().filter(|port| self.any_v6.contains(*port)).collect()
-    }
-
-    /// The ports that are open on any address.
-    #[must_use]
-    pub fn anywhere(&self) -> PortSet {
-        let mut ports = self.any_v4.with(&self.any_v6);
-        self.at.iter().filter(|(address, _)| !address.is_loopback()).for_each(|(_, port)| ports.insert(*port));
-        ports
-    }
-
-    /// The ports that were open to outside here and are not, or not as widely, in `later`.
-    pub(super) fn gone(&self, later: &Self) -> PortSet {
-        let mut ports = self.any_v4.without(&later.any_v4).with(&self.any_v6.without(&later.any_v6));
-        let gone = self.at.difference(&later.at).filter(|(address, _)| !address.is_loopback());
-        gone.for_each(|(_, port)| ports.insert(*port));
-        ports
-    }
-
-    /// How many (address, port) pairs are held one by one.
-    #[must_use]
-    pub fn pairs(&self) -> usize {
-        self.at.len()
-    }
-}
-
 /// The snapshot.
 #[derive(Clone)]
 pub struct Host {
@@ -177,6 +118,8 @@ pub struct Host {
     pub tcp: Listeners,
     /// Its UDP sockets.
     pub udp: Listeners,
+    /// Services that it runs, whether they are up or not.
+    pub services: ServiceMemory,
     /// The ports that it gives to sockets which ask for none. The engine judges what comes to them as anything else.
     pub ephemeral: PortSet,
     /// Indexes of its loopback interfaces: what they carry is the host talking to itself.
@@ -200,6 +143,7 @@ impl Host {
             allow: AllowList::new(),
             tcp: Listeners::default(),
             udp: Listeners::default(),
+            services: ServiceMemory::default(),
             ephemeral: PortSet::new(),
             loopback: Vec::new(),
             interfaces: Vec::new(),

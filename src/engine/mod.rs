@@ -20,10 +20,12 @@ mod explain;
 mod grade;
 mod host;
 mod key;
+mod listeners;
 mod observation;
 mod prefix_bans;
 mod recent_ports;
 mod reconfigure;
+mod service_memory;
 mod settings;
 mod sources;
 mod strikes;
@@ -42,11 +44,13 @@ pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
 pub use grade::Grade;
-pub use host::{Host, Listeners, Local, ReversePath};
+pub use host::{Host, Local, ReversePath};
 pub use key::HashKey;
+pub use listeners::Listeners;
 pub use observation::Observation;
 pub use prefix_bans::MaxPrefix;
 pub use recent_ports::RECENT;
+pub use service_memory::{Service, ServiceMemory};
 pub use settings::{Counters, Response, Settings, Watch};
 pub use sources::EVIDENCE;
 pub use strikes::{Escalation, LastBan, StrikeHistory};
@@ -184,6 +188,9 @@ impl Engine {
         }
         if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
+        }
+        if host.services.contains(sighting.protocol, sighting.destination, sighting.port) {
+            return Verdict::Ignored(IgnoreReason::RememberedService);
         }
         self.count(now, sighting, known, host, lookup)
     }

@@ -34,6 +34,8 @@ pub enum IgnoreReason {
     Open,
     /// Somebody listened at the port, or this host used it, a moment ago.
     RecentlyOpen,
+    /// The port belongs to a service of this host that is not served at the moment.
+    RememberedService,
     /// The interface is not watched, or is loopback.
     OtherInterface,
 }

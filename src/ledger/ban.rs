@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Ban, Class, Grade};
+use crate::engine::{Ban, Class, Grade, Service};
 use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
 /// Who wanted the ban.
@@ -200,6 +200,10 @@ pub enum Change {
         /// How and when. What had expired by then is kept as expired, when its time was over.
         ended: Ended,
     },
+    /// A service is remembered, and was served at this time.
+    Served(Service, SystemTime),
+    /// A service is no longer remembered.
+    ServiceForgotten(Service),
 }
 
 impl From<Banned> for Change {

@@ -13,6 +13,7 @@ mod legacy_files;
 mod reader;
 mod row;
 mod schema;
+mod services;
 mod state_dir;
 mod statements;
 mod strikes;
@@ -235,6 +236,8 @@ impl Ledger {
                 Change::Banned(ban) => statements.record(ban),
                 Change::Also(ban) => statements.add(ban),
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
+                Change::Served(service, at) => services::put(statements.connection, *service, *at),
+                Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
             })
         })
     }
@@ -332,6 +335,7 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let (one, all) = (strikes::of_one(), strikes::of_all());
     let used =
         [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, PRUNE, COUNT, &active, &of, &listed, &one, &all];
+    let used = [&used[..], &services::USED].concat();
     schema::connect(&place.file(DATABASE), &used)
 }
 

@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -72,6 +72,16 @@ const STEPS: [&str; 4] = [
         evidence_before!(),
         ";"
     ),
+    "
+    CREATE TABLE service (
+        protocol TEXT NOT NULL,       -- tcp, udp
+        port INTEGER NOT NULL,
+        address TEXT NOT NULL,        -- 0.0.0.0 and :: stand for every address of their family
+        served INTEGER NOT NULL,      -- when it was last seen to be served
+        PRIMARY KEY (protocol, port, address)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE boot (id TEXT NOT NULL) STRICT;  -- the boot in which the ledger was last opened
+",
 ];
 
 /// The format from which on a ban says how far its evidence can be trusted.

@@ -43,6 +43,7 @@ struct Newest {
 
 /// What every transaction that writes bans needs, prepared once for all of them.
 pub(super) struct Statements<'a> {
+    pub(super) connection: &'a Connection,
     newest: Statement<'a>,
     also: Statement<'a>,
     drop: Statement<'a>,
@@ -56,6 +57,7 @@ impl<'a> Statements<'a> {
     pub(super) fn prepare(connection: &'a Connection) -> Result<Self, rusqlite::Error> {
         let (newest, also, end) = (connection.prepare(NEWEST)?, connection.prepare(ALSO)?, connection.prepare(END)?);
         Ok(Self {
+            connection,
             newest,
             also,
             end,

@@ -243,6 +243,7 @@ fn key(why: NoEvidence) -> &'static str {
         IgnoreReason::NotMonitored => "not_monitored",
         IgnoreReason::Open => "open",
         IgnoreReason::RecentlyOpen => "recently_open",
+        IgnoreReason::RememberedService => "remembered_service",
         IgnoreReason::OtherInterface => "other_interface",
     }
 }

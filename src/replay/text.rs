@@ -139,6 +139,7 @@ fn sentence(why: NoEvidence) -> &'static str {
         IgnoreReason::NotMonitored => "for ports that are not watched",
         IgnoreReason::Open => "for ports in use",
         IgnoreReason::RecentlyOpen => "for ports in use a moment ago",
+        IgnoreReason::RememberedService => "for ports of services that are remembered",
         IgnoreReason::OtherInterface => "of an interface that is not watched",
     }
 }

@@ -71,7 +71,7 @@ fn listeners_of_every_kind_are_found_and_gone_once_closed() {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for (port, (address, v6_only, reads, _)) in (1000..).zip(KINDS) {
                 sockets.push(open(protocol, &format!("{address}:{port}"), v6_only));
-                expected.push(Listener { protocol, port, bound: bound(reads), interface: 0 });
+                expected.push(Listener { protocol, port, bound: bound(reads), interface: 0, user: 0 });
             }
         }
         expected.sort_unstable();
@@ -142,8 +142,8 @@ fn a_listener_that_is_bound_to_a_device_is_found_there_and_nowhere_else() {
         udp.bind_device(Some(b"out")).unwrap();
         let interface = index("out");
         let expected = [
-            Listener { protocol: Protocol::Tcp, port: 1000, bound: Bound::AnyV4, interface },
-            Listener { protocol: Protocol::Udp, port: 1000, bound: Bound::Any, interface },
+            Listener { protocol: Protocol::Tcp, port: 1000, bound: Bound::AnyV4, interface, user: 0 },
+            Listener { protocol: Protocol::Udp, port: 1000, bound: Bound::Any, interface, user: 0 },
         ];
         assert_eq!(diag.listeners().unwrap(), expected);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -219,7 +219,7 @@ fn an_mptcp_listener_is_a_tcp_listener() {
         };
         bind(&fd, &at("[::]:1000")).unwrap();
         listen(&fd, 8).unwrap();
-        let expected = Listener { protocol: Protocol::Tcp, port: 1000, bound: Bound::Any, interface: 0 };
+        let expected = Listener { protocol: Protocol::Tcp, port: 1000, bound: Bound::Any, interface: 0, user: 0 };
         assert_eq!(diag.listeners().unwrap(), [expected]);
         let owner = diag.owner(Protocol::Tcp, at("192.0.2.7:9"), at("192.0.2.1:1000"), 0).unwrap();
         assert_eq!(owner, Owner::Listener);

@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod clients;
 mod clock;
 mod confirm;
 mod crashes;

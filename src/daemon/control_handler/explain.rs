@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::{ControlHandler, of_sensor, usage};
 use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{Answer, Failure, Reply};
+use crate::daemon::service_tracker::ServiceState;
 use crate::engine::Explanation;
 use crate::ledger::{Entry, Recorder};
 use crate::sensor::SensorRequest;
@@ -19,6 +20,10 @@ impl ControlHandler<'_> {
             .parse()
             .map_err(|_| usage(format!("{address:?} is not an address; write for example \"192.0.2.7\"")))?;
         let known = self.sensor.ask(|answer| SensorRequest::Explain { address, answer });
+        let states = self.host_state.services().into_iter().filter(|state| !state.is_served);
+        let mut unserved: Vec<_> =
+            states.map(|ServiceState { service, .. }| format!("{}/{}", service.port, service.protocol.key())).collect();
+        unserved.dedup();
         let recorder = self.sink.ban_recorder.recorder();
         Ok(async move {
             let known = of_sensor(known).await?;
@@ -28,7 +33,7 @@ impl ControlHandler<'_> {
                 None => None,
             };
             let info = AddressInfo::new(address, &known, past.as_deref(), SystemTime::now());
-            Ok(Answer::Explained(Box::new(info)))
+            Ok(Answer::Explained(Box::new(AddressInfo { unserved, ..info })))
         })
     }
 }

@@ -20,8 +20,11 @@ use super::sensor_handle::SensorHandle;
 use super::trial::Trial;
 use super::unban;
 use crate::config::{parse_expiry, parse_network};
-use crate::control::protocol::{Allowed, Answer, Blocked, ErrorKind, Failure, Reply, Request, Unblocked};
+use crate::control::protocol::{
+    Allowed, Answer, Blocked, ErrorKind, Failure, Reply, Request, ServiceForgotten, Unblocked,
+};
 use crate::control::server::IncomingRequest;
+use crate::control::service_port::ServicePort;
 use crate::engine::{Host, Protection};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
@@ -113,6 +116,7 @@ impl ControlHandler<'_> {
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
             Request::Allow { target, span } => Box::pin(ready(Ok(self.allow(&by, &target, span.as_deref()).await?))),
+            Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
             Request::Confirm => Box::pin(ready(self.confirm(&by))),
             Request::Reload => Box::pin(ready(self.reload(&by).await)),
             Request::Subscribe => return Err(usage("subscriptions are served by the socket itself")),
@@ -194,6 +198,19 @@ impl ControlHandler<'_> {
             }
             Ok(Answer::Unblocked(Unblocked { unblocked }))
         })
+    }
+
+    async fn forget_service(&mut self, by: &str, named: ServicePort) -> Reply {
+        let ServicePort { port, protocol } = named;
+        let (forgotten, orders) = self.host_state.forget_service(port, protocol).await.map_err(failed)?;
+        self.sensor.send_all(orders);
+        if forgotten == 0 {
+            return Err(refused(format!(
+                "no service on port {named} is remembered; `portsentry status` shows which are"
+            )));
+        }
+        self.sink.emit(EventKind::Note(format!("the service on port {named} is no longer remembered, by {by}")));
+        Ok(Answer::ServiceForgotten(ServiceForgotten { forgotten }))
     }
 
     async fn allow(&mut self, by: &str, target: &str, span: Option<&str>) -> Reply {

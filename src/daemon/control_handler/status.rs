@@ -8,9 +8,13 @@ use tokio::sync::oneshot;
 use super::{ControlHandler, of_sensor};
 use crate::config::{BlockPolicy, Protocol};
 use crate::control::protocol::{Answer, Reply};
-use crate::control::status::{BanCounts, BlockState, MonitoredPorts, PacketCounts, State, Status, TrapCounts};
+use crate::control::status::{
+    BanCounts, BlockState, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts,
+};
 use crate::daemon::command_helper::CommandHelper;
+use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
+use crate::engine::Service;
 use crate::events::json::rfc3339;
 use crate::metrics::{self, Snapshot};
 use crate::sensor::SensorRequest;
@@ -87,6 +91,7 @@ impl ControlHandler<'_> {
                 let_go: metrics.trap_let_go.get(),
             },
             allowed: host.allow.prefixes().count(),
+            services: self.host_state.services().iter().map(RememberedService::from).collect(),
             ledger: self.config.state_dir.display().to_string(),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),
@@ -101,6 +106,18 @@ impl ControlHandler<'_> {
                 status.bans.enforced = elements.ok().flatten();
             }
             Ok(Answer::Status(Box::new(status)))
+        }
+    }
+}
+
+impl From<&ServiceState> for RememberedService {
+    fn from(state: &ServiceState) -> Self {
+        let Service { protocol, port, address } = state.service;
+        Self {
+            port: format!("{port}/{}", protocol.key()),
+            address: address.to_string(),
+            served: state.is_served,
+            last_served: rfc3339(state.served),
         }
     }
 }

@@ -302,6 +302,8 @@ impl Work {
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
                 Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
+                Change::Served(_, at) => *at = step.moved(*at),
+                Change::ServiceForgotten(_) => {}
             }
         }
         self.clock.follow(step);

@@ -76,6 +76,8 @@ pub struct Listener {
     pub bound: Bound,
     /// Index of the only interface that it takes packets from (SO_BINDTODEVICE); 0: from every one.
     pub interface: u32,
+    /// The user that the socket belongs to.
+    pub user: u32,
 }
 
 /// What a packet would find at its destination.
@@ -265,7 +267,7 @@ fn listener(protocol: Protocol, listening: u8, record: &Record) -> Option<Listen
         IpAddr::V6(address) if address.is_unspecified() => Bound::Any,
         address => Bound::One(address.to_canonical()),
     };
-    Some(Listener { protocol, port: record.port, bound, interface: record.interface })
+    Some(Listener { protocol, port: record.port, bound, interface: record.interface, user: record.user })
 }
 
 /// Any datagram through the reader of sockets. For the fuzzer.

@@ -23,6 +23,8 @@ pub(super) struct Record {
     pub(super) peer_port: u16,
     /// Index of the device that it is bound to, or 0.
     pub(super) interface: u32,
+    /// The user that it belongs to.
+    pub(super) user: u32,
     /// IPV6_V6ONLY.
     pub(super) v6_only: bool,
     /// The kernel's name for this very socket: no later one has it.
@@ -110,6 +112,7 @@ fn record(payload: &[u8]) -> Result<Record, Fault> {
         peer: id.destination_address,
         peer_port: id.destination_port,
         interface: id.interface_id,
+        user: header.uid,
         v6_only,
         cookie: id.cookie,
     })
@@ -172,6 +175,7 @@ mod tests {
             peer: "::".parse().unwrap(),
             peer_port: 0,
             interface: 0,
+            user: 0,
             v6_only: false,
             cookie: [0x81, 1, 0, 0, 0, 0, 0, 0],
         };

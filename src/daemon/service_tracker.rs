@@ -1,0 +1,365 @@
+//! Remembers the services of this host: which listeners lasted, and when each was last served. The ledger keeps them across
+//! restarts and reboots; the engine gets them with the snapshot of the host.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime};
+
+use crate::engine::{Service, ServiceMemory};
+use crate::ledger::{Change, Recorder};
+use crate::netlink::sock_diag::{Bound, Listener};
+use crate::types::{PortSet, Protocol, Timestamp};
+
+/// How long a listener has to last before it is a service. A port that a program opens for a moment is none.
+const LASTED: Duration = Duration::from_secs(600);
+
+/// The longest time for which a listener may be missed before it counts as another one. The kernel's list may leave one out
+/// that appears while it is read.
+const MAX_GAP: Duration = Duration::from_secs(5);
+
+/// How long a service that is not served is remembered: a maintenance, a holiday, a replaced disk.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
+
+/// The maximum number of remembered services.
+pub(super) const MAX_SERVICES: usize = 256;
+
+/// The maximum number of listeners whose age is measured.
+const MAX_CANDIDATES: usize = 1_024;
+
+/// How often the time at which a service was last served is written while it is served.
+const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// The users below this number are the system's (login.defs: SYS_UID_MAX is 999).
+const FIRST_PERSON: u32 = 1_000;
+
+/// The ports below this number are open to privileged programs alone.
+const FIRST_UNPRIVILEGED: u16 = 1_024;
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    since: Timestamp,
+    seen: Timestamp,
+}
+
+#[derive(Clone, Copy)]
+struct Remembered {
+    /// When it was last served, by the wall clock, which means something after a reboot.
+    served: SystemTime,
+    /// The time that the ledger has.
+    recorded: SystemTime,
+    is_served: bool,
+}
+
+/// A remembered service, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ServiceState {
+    pub(super) service: Service,
+    pub(super) served: SystemTime,
+    pub(super) is_served: bool,
+}
+
+/// What [`ServiceTracker::observe`] has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub(super) struct Observed {
+    /// The set of remembered services is another one.
+    pub(super) changed: bool,
+    /// A service has begun to be remembered, or is served again.
+    pub(super) served_again: bool,
+}
+
+#[derive(Default)]
+pub(super) struct ServiceTracker {
+    candidates: HashMap<Service, Candidate>,
+    remembered: HashMap<Service, Remembered>,
+    /// `None` where there is no ledger.
+    recorder: Option<Recorder>,
+}
+
+impl ServiceTracker {
+    /// Goes on with what the ledger remembers. A time ahead of `wall` is a clock that has been set since.
+    pub(super) fn recall(
+        &mut self,
+        services: impl IntoIterator<Item = (Service, SystemTime)>,
+        recorder: Option<Recorder>,
+        wall: SystemTime,
+    ) {
+        self.recorder = recorder;
+        for (service, served) in services.into_iter().take(MAX_SERVICES) {
+            let served = served.min(wall);
+            self.remembered.insert(service, Remembered { served, recorded: served, is_served: false });
+        }
+        self.forget_old(wall);
+    }
+
+    /// Takes in what listens now. Ports of `ephemeral` are given out at random, and are no services.
+    pub(super) fn observe(
+        &mut self,
+        now: Timestamp,
+        wall: SystemTime,
+        listeners: &[Listener],
+        ephemeral: &PortSet,
+    ) -> Observed {
+        let mut observed = Observed::default();
+        let mut missing: Vec<Service> = self.served().collect();
+        let eligible = listeners.iter().filter(|listener| is_eligible(listener, ephemeral));
+        for service in eligible.flat_map(services) {
+            missing.retain(|one| *one != service);
+            if let Some(known) = self.remembered.get_mut(&service) {
+                observed.served_again |= !known.is_served;
+                (known.served, known.is_served) = (wall, true);
+                let step = wall.duration_since(known.recorded).unwrap_or(RECORD_INTERVAL);
+                if step >= RECORD_INTERVAL {
+                    known.recorded = wall;
+                    self.record(Change::Served(service, wall));
+                }
+            } else if self.has_lasted(service, now) && self.make_room() {
+                self.candidates.remove(&service);
+                self.remembered.insert(service, Remembered { served: wall, recorded: wall, is_served: true });
+                self.record(Change::Served(service, wall));
+                observed = Observed { changed: true, served_again: true };
+            }
+        }
+        for service in missing {
+            let Some(known) = self.remembered.get_mut(&service) else { continue };
+            (known.is_served, known.recorded) = (false, known.served);
+            let served = known.served;
+            self.record(Change::Served(service, served));
+        }
+        self.candidates.retain(|_, candidate| now.since(candidate.seen) <= MAX_GAP);
+        observed.changed |= self.forget_old(wall);
+        observed
+    }
+
+    fn served(&self) -> impl Iterator<Item = Service> + '_ {
+        self.remembered.iter().filter(|(_, known)| known.is_served).map(|(service, _)| *service)
+    }
+
+    /// Notes that a listener is there; true where it has been for long enough.
+    fn has_lasted(&mut self, service: Service, now: Timestamp) -> bool {
+        if self.candidates.len() >= MAX_CANDIDATES && !self.candidates.contains_key(&service) {
+            return false;
+        }
+        let candidate = self.candidates.entry(service).or_insert(Candidate { since: now, seen: now });
+        if now.since(candidate.seen) > MAX_GAP {
+            candidate.since = now;
+        }
+        candidate.seen = now;
+        now.since(candidate.since) >= LASTED
+    }
+
+    /// Forgets the service that has not been served for longest where there are too many; false where all are served.
+    fn make_room(&mut self) -> bool {
+        if self.remembered.len() < MAX_SERVICES {
+            return true;
+        }
+        let unserved = self.remembered.iter().filter(|(_, known)| !known.is_served);
+        let Some(oldest) = unserved.min_by_key(|(_, known)| known.served).map(|(service, _)| *service) else {
+            return false;
+        };
+        self.remove(oldest);
+        true
+    }
+
+    fn forget_old(&mut self, wall: SystemTime) -> bool {
+        let is_old = |known: &Remembered| {
+            !known.is_served && wall.duration_since(known.served).is_ok_and(|since| since > FORGOTTEN_AFTER)
+        };
+        let old: Vec<Service> =
+            self.remembered.iter().filter(|(_, known)| is_old(known)).map(|(service, _)| *service).collect();
+        old.iter().for_each(|service| self.remove(*service));
+        !old.is_empty()
+    }
+
+    /// Forgets the services on `port`; how many there were. One that is served now is remembered again when it has lasted.
+    pub(super) fn forget(&mut self, port: u16, protocol: Option<Protocol>) -> usize {
+        let is_meant = |service: &Service| service.port == port && protocol.is_none_or(|one| one == service.protocol);
+        let meant: Vec<Service> = self.remembered.keys().copied().filter(is_meant).collect();
+        meant.iter().for_each(|service| self.remove(*service));
+        self.candidates.retain(|service, _| !is_meant(service));
+        meant.len()
+    }
+
+    fn remove(&mut self, service: Service) {
+        self.remembered.remove(&service);
+        self.record(Change::ServiceForgotten(service));
+    }
+
+    fn record(&self, change: Change) {
+        if let Some(recorder) = &self.recorder {
+            // What finds no room is counted by the writer, and written at the next interval.
+            let _ = recorder.put(change);
+        }
+    }
+
+    /// The remembered services, as the engine wants them.
+    pub(super) fn memory(&self) -> ServiceMemory {
+        self.remembered.keys().copied().collect()
+    }
+
+    /// The remembered services in order.
+    pub(super) fn states(&self) -> Vec<ServiceState> {
+        let state = |(service, known): (&Service, &Remembered)| ServiceState {
+            service: *service,
+            served: known.served,
+            is_served: known.is_served,
+        };
+        let mut states: Vec<_> = self.remembered.iter().map(state).collect();
+        states.sort_unstable_by_key(|state| state.service);
+        states
+    }
+}
+
+fn is_eligible(listener: &Listener, ephemeral: &PortSet) -> bool {
+    let system = listener.user < FIRST_PERSON || listener.port < FIRST_UNPRIVILEGED;
+    system && !ephemeral.contains(listener.port)
+}
+
+/// The ports of a listener that packets from outside reach: one for each family.
+fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let (protocol, port) = (listener.protocol, listener.port);
+    let addresses = match listener.bound {
+        Bound::AnyV4 => [Some(V4), None],
+        Bound::AnyV6 => [Some(V6), None],
+        Bound::Any => [Some(V4), Some(V6)],
+        Bound::One(address) => [Some(address).filter(|one| !one.is_loopback()), None],
+    };
+    addresses.into_iter().flatten().map(move |address| Service { protocol, port, address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    struct Scene {
+        tracker: ServiceTracker,
+        seconds: u64,
+    }
+
+    fn listener(port: u16, user: u32) -> Listener {
+        Listener { protocol: Protocol::Tcp, port, bound: Bound::Any, interface: 0, user }
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self { tracker: ServiceTracker::default(), seconds: 1_000 }
+        }
+
+        fn wall(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + self.seconds)
+        }
+
+        /// Lets these listen for so long, looking every second.
+        fn runs(&mut self, listeners: &[Listener], seconds: u64) -> Observed {
+            let mut observed = Observed::default();
+            for _ in 0..seconds {
+                self.seconds += 1;
+                let now = Timestamp::at(Duration::from_secs(self.seconds));
+                let ephemeral = (32_768..=60_999).collect();
+                let one = self.tracker.observe(now, self.wall(), listeners, &ephemeral);
+                observed.changed |= one.changed;
+                observed.served_again |= one.served_again;
+            }
+            observed
+        }
+
+        fn ports(&self) -> Vec<u16> {
+            let mut ports: Vec<u16> = self.tracker.states().iter().map(|state| state.service.port).collect();
+            ports.dedup();
+            ports
+        }
+    }
+
+    #[test]
+    fn listener_is_remembered_after_ten_minutes() {
+        let mut scene = Scene::new();
+        let _ = scene.runs(&[listener(80, 33)], 600);
+        assert_eq!(scene.ports(), [0; 0], "not yet");
+        assert!(scene.runs(&[listener(80, 33)], 1).served_again);
+        assert_eq!(scene.ports(), [80]);
+        assert_eq!(scene.tracker.states().len(), 2, "one for each family");
+        let memory = scene.tracker.memory();
+        assert!(memory.contains(Protocol::Tcp, [192, 0, 2, 1].into(), 80));
+        assert!(!memory.contains(Protocol::Udp, [192, 0, 2, 1].into(), 80), "the protocol counts");
+    }
+
+    #[test]
+    fn interrupted_listener_starts_over() {
+        let mut scene = Scene::new();
+        let _ = scene.runs(&[listener(80, 33)], 590);
+        let _ = scene.runs(&[], 4);
+        let _ = scene.runs(&[listener(80, 33)], 20);
+        assert_eq!(scene.ports(), [80], "a gap of a moment is none");
+        let mut scene = Scene::new();
+        let _ = scene.runs(&[listener(80, 33)], 590);
+        let _ = scene.runs(&[], 6);
+        let _ = scene.runs(&[listener(80, 33)], 590);
+        assert_eq!(scene.ports(), [0; 0]);
+    }
+
+    #[test]
+    fn users_and_ephemeral_ports_are_no_services() {
+        let mut scene = Scene::new();
+        let lasting = [listener(8_080, 1_000), listener(40_000, 0), listener(3_306, 999), listener(443, 1_000)];
+        let local = Listener { bound: Bound::One([127, 0, 0, 1].into()), ..listener(5_432, 0) };
+        let _ = scene.runs(&[&lasting[..], &[local]].concat(), 700);
+        assert_eq!(scene.ports(), [443, 3_306], "privileged ports and system users alone, and nothing of loopback");
+    }
+
+    #[test]
+    fn unserved_service_is_forgotten_after_seven_days() {
+        let mut scene = Scene::new();
+        let _ = scene.runs(&[listener(80, 33)], 601);
+        scene.seconds += (7 * DAY).as_secs() - 1;
+        assert!(!scene.runs(&[], 1).changed);
+        assert_eq!(scene.ports(), [80]);
+        assert!(scene.runs(&[listener(80, 33)], 1).served_again, "within the week it is known at once");
+        scene.seconds += (7 * DAY).as_secs();
+        assert!(scene.runs(&[], 1).changed);
+        assert_eq!(scene.ports(), [0; 0]);
+    }
+
+    #[test]
+    fn full_memory_keeps_what_is_served() {
+        let mut scene = Scene::new();
+        let all: Vec<_> = (1..=128).map(|port| listener(port, 0)).collect();
+        let _ = scene.runs(&all, 601);
+        assert_eq!(scene.tracker.states().len(), MAX_SERVICES, "128 ports of two families");
+        let _ = scene.runs(&[&all[..], &[listener(200, 0)]].concat(), 700);
+        assert_eq!(scene.ports().last(), Some(&128), "no room: all are served");
+        let _ = scene.runs(&[&all[1..], &[listener(200, 0)]].concat(), 700);
+        assert_eq!(
+            (scene.ports().first(), scene.ports().last()),
+            (Some(&2), Some(&200)),
+            "the unserved one makes room"
+        );
+        assert_eq!(scene.tracker.states().len(), MAX_SERVICES);
+    }
+
+    #[test]
+    fn forgotten_service_has_to_last_again() {
+        let mut scene = Scene::new();
+        let _ = scene.runs(&[listener(80, 33), listener(443, 33)], 601);
+        assert_eq!(scene.tracker.forget(80, Some(Protocol::Udp)), 0);
+        assert_eq!(scene.tracker.forget(80, None), 2, "both families");
+        let _ = scene.runs(&[listener(80, 33), listener(443, 33)], 600);
+        assert_eq!(scene.ports(), [443]);
+    }
+
+    #[test]
+    fn recalled_service_ahead_of_clock_ages() {
+        let mut scene = Scene::new();
+        let service = Service { protocol: Protocol::Tcp, port: 80, address: [0; 4].into() };
+        let (wall, ahead) = (scene.wall(), scene.wall() + 365 * DAY);
+        scene.tracker.recall([(service, ahead)], None, wall);
+        scene.seconds += (7 * DAY).as_secs() + 1;
+        assert!(scene.runs(&[], 1).changed, "a clock that was ahead keeps nothing for ever");
+        let old = wall - 8 * DAY;
+        scene.tracker.recall([(service, old)], None, wall);
+        assert_eq!(scene.ports(), [0; 0]);
+    }
+}

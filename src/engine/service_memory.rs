@@ -1,0 +1,65 @@
+//! The ports of services that this host is known to run, whether they are served at the moment or not: during a boot, a
+//! restart or a maintenance their clients go on asking, and are no scanners.
+
+use std::net::IpAddr;
+
+use super::listeners::Listeners;
+use crate::types::{PortSet, Protocol};
+
+/// A port of this host that a program serves for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Service {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    pub port: u16,
+    /// The address that it is served at; the unspecified one of a family: every address of that family.
+    pub address: IpAddr,
+}
+
+/// The remembered services, as the daemon knows them. It bounds their number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceMemory {
+    tcp: Listeners,
+    udp: Listeners,
+}
+
+impl ServiceMemory {
+    fn of(&self, protocol: Protocol) -> Option<&Listeners> {
+        match protocol {
+            Protocol::Tcp => Some(&self.tcp),
+            Protocol::Udp => Some(&self.udp),
+            Protocol::Sctp | Protocol::Icmp => None,
+        }
+    }
+
+    /// True where a service of this host belongs to `port` at `address`.
+    #[must_use]
+    pub fn contains(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+        self.of(protocol).is_some_and(|services| services.contains(address, port))
+    }
+
+    /// The ports of `protocol` that are remembered on any address.
+    #[must_use]
+    pub fn ports(&self, protocol: Protocol) -> PortSet {
+        self.of(protocol).map(Listeners::anywhere).unwrap_or_default()
+    }
+}
+
+impl FromIterator<Service> for ServiceMemory {
+    fn from_iter<T: IntoIterator<Item = Service>>(services: T) -> Self {
+        let mut memory = Self::default();
+        for Service { protocol, port, address } in services {
+            let listeners = match protocol {
+                Protocol::Tcp => &mut memory.tcp,
+                Protocol::Udp => &mut memory.udp,
+                Protocol::Sctp | Protocol::Icmp => continue,
+            };
+            match address {
+                IpAddr::V4(v4) if v4.is_unspecified() => listeners.insert_any_v4(port),
+                IpAddr::V6(v6) if v6.is_unspecified() => listeners.insert_any_v6(port),
+                one => listeners.insert_at(one, port),
+            }
+        }
+        memory
+    }
+}

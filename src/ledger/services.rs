@@ -1,0 +1,75 @@
+//! Remembered services to rows and back, and the boot in which the ledger was last opened.
+
+use std::time::SystemTime;
+
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
+
+use super::row::{self, micros};
+use super::{Found, Ledger, LedgerError, collect};
+use crate::engine::Service;
+use crate::types::Protocol;
+
+const PUT: &str = "
+    INSERT INTO service (protocol, port, address, served) VALUES (:protocol, :port, :address, :served)
+    ON CONFLICT (protocol, port, address) DO UPDATE SET served = excluded.served";
+
+const REMOVE: &str = "DELETE FROM service WHERE protocol = :protocol AND port = :port AND address = :address";
+
+/// The ones that were served last come first.
+const ALL: &str = "SELECT protocol, port, address, served FROM service ORDER BY served DESC LIMIT :most";
+
+const LAST_BOOT: &str = "SELECT id FROM boot LIMIT 1";
+const CLEAR_BOOT: &str = "DELETE FROM boot";
+const PUT_BOOT: &str = "INSERT INTO boot (id) VALUES (:id)";
+
+pub(super) const USED: [&str; 6] = [PUT, REMOVE, ALL, LAST_BOOT, CLEAR_BOOT, PUT_BOOT];
+
+pub(super) fn put(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
+    let Service { protocol, port, address } = service;
+    let values = named_params! {
+        ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":served": micros(served),
+    };
+    connection.execute(PUT, values).map(drop)
+}
+
+pub(super) fn remove(connection: &Connection, service: Service) -> Result<(), rusqlite::Error> {
+    let Service { protocol, port, address } = service;
+    let values = named_params! {":protocol": protocol.key(), ":port": port, ":address": address.to_string()};
+    connection.execute(REMOVE, values).map(drop)
+}
+
+fn service(row: &Row<'_>) -> Option<(Service, SystemTime)> {
+    let protocol = match row.get_ref(0).ok()?.as_str().ok()? {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return None,
+    };
+    let port = row.get::<_, u16>(1).ok().filter(|port| *port > 0)?;
+    let address = row.get_ref(2).ok()?.as_str().ok()?.parse().ok()?;
+    Some((Service { protocol, port, address }, row::time(row.get(3).ok()?)?))
+}
+
+impl Ledger {
+    /// The remembered services and when each was last served, at most so many, those first that were served last.
+    pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let found =
+            self.connection.prepare(ALL).and_then(|mut all| collect(&mut all, named_params! {":most": most}, service));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
+    /// The boot in which the ledger was last opened, `id` being the present one; `None` for a new ledger.
+    pub fn enter_boot(&mut self, id: &str) -> Result<Option<String>, LedgerError> {
+        let entered = (|| {
+            let transaction = self.connection.transaction()?;
+            let last: Option<String> = transaction.query_row(LAST_BOOT, [], |row| row.get(0)).optional()?;
+            if last.as_deref() != Some(id) {
+                transaction.execute(CLEAR_BOOT, [])?;
+                transaction.execute(PUT_BOOT, named_params! {":id": id})?;
+            }
+            transaction.commit()?;
+            Ok(last)
+        })();
+        entered.map_err(LedgerError::database("write to", &self.path()))
+    }
+}

@@ -1,0 +1,106 @@
+//! This host's own clients: what they do while a service is not up, and the scanner who knows each excuse.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime};
+
+use portsentry::engine::Service;
+use portsentry::ledger::{Change, Ledger};
+use portsentry::types::Protocol;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, within};
+
+const SERVED: [u16; 3] = [80, 443, 3306];
+
+/// Writes into the lab's ledger that these ports were served so long ago, as after a reboot.
+fn remember(lab: &Lab, ports: &[u16], ago: Duration) {
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let served = SystemTime::now() - ago;
+    let families: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let service = |port: &u16| families.map(|address| Service { protocol: Protocol::Tcp, port: *port, address });
+    let changes: Vec<Change> = ports.iter().flat_map(service).map(|service| Change::Served(service, served)).collect();
+    ledger.write(&changes).unwrap();
+}
+
+/// The ports that the ledger remembers.
+fn remembered(lab: &Lab) -> Vec<(u16, SystemTime)> {
+    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let mut found = ledger.services(1_000).unwrap().items;
+    found.sort_by_key(|(service, _)| *service);
+    found.into_iter().map(|(service, served)| (service.port, served)).collect()
+}
+
+fn ends(lab: &Lab, host: &str, v6: bool) -> (IpAddr, IpAddr) {
+    match v6 {
+        false => (lab.v4(host).into(), lab.victim_v4(host).into()),
+        true => (lab.v6(host).into(), lab.victim_v6(host).into()),
+    }
+}
+
+#[test]
+fn clients_of_remembered_services_are_not_banned() {
+    let lab = Lab::new(&["client", "scanner", "other"]);
+    remember(&lab, &SERVED, Duration::from_secs(6 * 86_400));
+    // The daemon is up before the services.
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap knows them");
+    for v6 in [false, true] {
+        let (source, target) = ends(&lab, "client", v6);
+        for _ in 0..5 {
+            lab.touch("client", source, target, &SERVED);
+        }
+    }
+    // A scanner that knows the excuse has what every source is forgiven beside it, and no more.
+    let (source, target) = ends(&lab, "scanner", false);
+    lab.touch("scanner", source, target, &[80, 443, 3306, 901, 902]);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other], "two closed ports are forgiven");
+    lab.touch("scanner", source, target, &[903]);
+    lab.expect_ban(source);
+    daemon.stop();
+}
+
+#[test]
+fn remembered_services_are_shown_kept_and_forgotten() {
+    let lab = Lab::new(&["client", "other"]);
+    let day = Duration::from_secs(86_400);
+    remember(&lab, &SERVED, day);
+    remember(&lab, &[25], 8 * day);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let status = lab.ask(&["status"]);
+    let services = status["services"].as_array().unwrap();
+    assert_eq!(services.len(), 6, "what was not served for eight days is forgotten: {status}");
+    assert_eq!((&services[0]["port"], &services[0]["served"]), (&"80/tcp".into(), &false.into()));
+    let said = lab.operate(&["status"]).out;
+    let line = "services    remembered: 80/tcp 443/tcp 3306/tcp; not served now: 80/tcp 443/tcp 3306/tcp";
+    assert!(said.contains(line), "{said}");
+    let client = lab.v4("client").to_string();
+    assert_eq!(lab.ask(&["explain", &client])["unserved"], serde_json::json!(["80/tcp", "443/tcp", "3306/tcp"]));
+
+    // A service that comes up is served, and when it goes down the ledger knows until when it was.
+    let up = SystemTime::now();
+    let services = Services::open(&lab, &[443]);
+    let served = || lab.ask(&["status"])["services"][2]["served"].as_bool().filter(|served| *served);
+    assert!(within(TIMEOUT, served).is_some());
+    drop(services);
+    let noted = || remembered(&lab).iter().any(|(port, served)| *port == 443 && *served >= up).then_some(());
+    assert!(within(TIMEOUT, noted).is_some(), "{:?}", remembered(&lab));
+
+    assert_eq!(lab.operate(&["forget-service", "443/udp"]).code, Some(1), "no such service");
+    for (port, line) in [("80/tcp", "services forgotten: 2\n"), ("443", "services forgotten: 2\n")] {
+        let said = lab.operate(&["forget-service", port]);
+        assert_eq!((said.code, said.out.as_str()), (Some(0), line), "{said:?}");
+    }
+    daemon.expect_line("the service on port 443 is no longer remembered, by root");
+    daemon.stop();
+    assert!(remembered(&lab).iter().all(|(port, _)| *port == 3306), "{:?}", remembered(&lab));
+
+    // Closed and forgotten, they are evidence again.
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (source, target) = ends(&lab, "client", false);
+    lab.touch("client", source, target, &[80, 443, 3306, 901]);
+    lab.expect_ban(source);
+    daemon.stop();
+}
