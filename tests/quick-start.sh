@@ -54,6 +54,7 @@ types "sudo systemctl restart portsentry"
 scans
 until_true said "attackalert: TCP SYN/Normal scan from host: 198.51.100.7/198.51.100.7 to TCP port: 111"
 serves || fail "a scan was blocked"
+types "sudo portsentry list --would-block" | grep -F 198.51.100.7
 writes '/^\[allow\]/,/^\[block\]/s/^networks = .*/networks = ["192.0.2.10", "2001:db8:5::\/64"]/'
 types "sudo portsentry check" >"$work/check"
 grep -q '^protected *192.0.2.10: on the allow-list' "$work/check" || fail "who is allowed is not protected: $(cat "$work/check")"

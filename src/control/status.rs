@@ -167,7 +167,9 @@ impl fmt::Display for Status {
         line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
         line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;
         match self.state {
-            State::OnlyLogging => line!(f, "blocks", "nobody")?,
+            State::OnlyLogging => {
+                line!(f, "blocks", "nothing; `portsentry list --would-block` shows what it would have blocked")?;
+            }
             _ => line!(f, "blocks", "for {}, by {}", self.expire, self.methods.join(", "))?,
         }
         match self.interfaces.as_slice() {

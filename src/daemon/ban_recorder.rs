@@ -11,9 +11,10 @@ use super::service_tracker::MAX_SERVICES;
 use crate::engine::{ActiveBan, Ban, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
+use crate::events::json::reason;
 use crate::ledger::{
     Author, Banned, Change, Ended, Ending, Flushed, Found, InForce, Ledger, LedgerError, LegacyFiles, LoadedState,
-    Opened, Recorder, Writer, WriterEvent,
+    Logged, Opened, Recorder, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -180,6 +181,7 @@ impl BanRecorder {
                 let ban = Banned::wanted_by(Author::Operator, *subject, event.time, *expiry, methods);
                 Banned { note: note.clone(), ..ban }.into()
             }
+            EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, event.time, reason(ban))),
             EventKind::Unblocked { subject, by } => lifted(*subject, by, event.time),
             EventKind::Lifted { subject } => lifted(*subject, "somebody", event.time),
             _ => return,

@@ -136,8 +136,8 @@ async fn serve(
     let Privileged { instance_lock, sandbox, sensor_thread, command_helper } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    let reading = || Reading::start(&places.state_dir, config.escalate.forget, max_strikes);
-    let reading = config.blocks().then(reading).transpose().map_err(DaemonError::system("start a thread"))?;
+    let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
+        .map_err(DaemonError::system("start a thread"))?;
     let (events, received) = channel::bounded(MAX_EVENTS);
     let mut host_state = HostState::open(&config, events.clone()).await?;
     let sensor = SensorHandle::new()?;
@@ -165,15 +165,14 @@ async fn serve(
         backend.nft.pause_monitor_with(pause);
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
-    let mut ban_recorder = BanRecorder::default();
-    if let Some(reading) = reading {
-        let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-        let Opening { bans: remembered, unheard, strikes, messages, .. } = opening;
-        ban_recorder = opening.ban_recorder;
-        messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
-        host_state.recall_services(opening.services, ban_recorder.recorder());
-        // Before the first packet: a source that comes back in the first moments has to be known.
-        strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
+    let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
+    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, messages } = opening;
+    messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
+    host_state.recall_services(services, ban_recorder.recorder());
+    // Before the first packet: a source that comes back in the first moments has to be known.
+    strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
+    // A host that only logs leaves the bans of an earlier run as they are.
+    if config.blocks() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
         // Its commands wait for the sensor.
         StartupReconcile {

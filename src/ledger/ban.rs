@@ -186,6 +186,48 @@ pub struct Entry {
     pub ended: Option<Ended>,
 }
 
+/// A source that would have been banned, and the evidence of the last time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// The target that a ban would have had.
+    pub subject: BanTarget,
+    /// The address that sent the deciding probe.
+    pub source: IpAddr,
+    /// When it would have been banned for the first time.
+    pub first: SystemTime,
+    /// When it would have been banned the last time.
+    pub last: SystemTime,
+    /// How often it would have been banned.
+    pub times: u32,
+    pub class: Class,
+    /// The ports that were probed, the deciding one first.
+    pub ports: Vec<(Protocol, u16)>,
+    pub probes: u32,
+    /// Why, as a sentence.
+    pub reason: String,
+}
+
+impl Logged {
+    /// The engine's `ban`, which nothing enforced, because of `reason`.
+    #[must_use]
+    pub fn from_ban(ban: &Ban, at: SystemTime, reason: String) -> Self {
+        let sighting = &ban.probe.sighting;
+        let deciding = (sighting.protocol, sighting.port);
+        let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
+        Self {
+            subject: ban.probe.subject,
+            source: sighting.source,
+            first: at,
+            last: at,
+            times: 1,
+            class: sighting.class,
+            ports: std::iter::once(deciding).chain(others).collect(),
+            probes: ban.probe.probes,
+            reason,
+        }
+    }
+}
+
 /// What is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -194,6 +236,8 @@ pub enum Change {
     /// A ban is in force by these methods, too. It is the one of the same subject that began at the same time; without
     /// one it is a ban like any other.
     Also(Banned),
+    /// A source would have been banned, but its protocol is only logged.
+    Logged(Logged),
     /// A ban has ended.
     Ended {
         subject: BanTarget,

@@ -10,6 +10,7 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod legacy_files;
+mod logged;
 mod reader;
 mod row;
 mod schema;
@@ -26,7 +27,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
-pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce};
+pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce, Logged};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
@@ -235,6 +236,7 @@ impl Ledger {
             changes.into_iter().try_for_each(|change| match change {
                 Change::Banned(ban) => statements.record(ban),
                 Change::Also(ban) => statements.add(ban),
+                Change::Logged(logged) => statements.log(logged),
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
@@ -252,6 +254,8 @@ impl Ledger {
                 row::subject(row.get_ref(0).ok()?.as_str().ok()?)
             })?;
             transaction.execute(FORGET, named_params! {":before": before})?;
+            let before = now.checked_sub(logged::KEPT).map_or(i64::MIN, micros);
+            transaction.execute(logged::FORGET, named_params! {":before": before})?;
             transaction.commit()?;
             Ok(found)
         })();
@@ -319,6 +323,7 @@ impl Ledger {
             drop(statements);
             if uncounted >= SLACK {
                 prune(&transaction, rows)?;
+                logged::prune(&transaction)?;
                 uncounted = 0;
             }
             transaction.commit()?;
@@ -332,9 +337,29 @@ impl Ledger {
 
 fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
     let (active, of, listed) = (select(ACTIVE), select(OF), listed());
-    let (one, all) = (strikes::of_one(), strikes::of_all());
-    let used =
-        [NEWEST, ALSO, DROP, END, INSERT, EXPIRE, STEP, BEGIN, FORGET, PRUNE, COUNT, &active, &of, &listed, &one, &all];
+    let (one, all, scans) = (strikes::of_one(), strikes::of_all(), logged::select());
+    let used = [
+        NEWEST,
+        ALSO,
+        DROP,
+        END,
+        INSERT,
+        EXPIRE,
+        STEP,
+        BEGIN,
+        FORGET,
+        PRUNE,
+        COUNT,
+        logged::UPSERT,
+        logged::FORGET,
+        logged::PRUNE,
+        &active,
+        &of,
+        &listed,
+        &one,
+        &all,
+        &scans,
+    ];
     let used = [&used[..], &services::USED].concat();
     schema::connect(&place.file(DATABASE), &used)
 }

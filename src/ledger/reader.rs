@@ -25,7 +25,7 @@ use super::ban::Entry;
 use super::error::LedgerError;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
-use super::{ACTIVE, DATABASE, Found, OF, collect, select_from};
+use super::{ACTIVE, DATABASE, Found, Logged, OF, collect, logged, select_from};
 use crate::types::BanTarget;
 
 /// How long and how often reading is retried while the daemon starts, ends or empties its log.
@@ -107,6 +107,19 @@ impl Reader {
     /// All that is kept about `subject`, the oldest first. For an address ask for [`BanTarget::of`] it.
     pub fn of(&self, subject: BanTarget) -> Result<Found<Entry>, LedgerError> {
         self.entries(OF, named_params! {":subject": subject.to_string()})
+    }
+
+    /// The sources that would have been banned, had their protocol not been only logged; the newest first. A ledger of an
+    /// earlier format has none.
+    pub fn logged(&self) -> Result<Found<Logged>, LedgerError> {
+        let found = (|| {
+            let known = "SELECT count(*) FROM sqlite_schema WHERE name = 'logged'";
+            if self.connection.query_row(known, [], |row| row.get::<_, i64>(0))? == 0 {
+                return Ok(Found { items: Vec::new(), unreadable: 0 });
+            }
+            collect(&mut self.connection.prepare(&logged::select())?, &[], logged::read)
+        })();
+        found.map_err(LedgerError::database("read", &self.path))
     }
 
     /// Shows every ban to `visit`, none kept in memory: the subjects in no order, the bans of each together and the

@@ -70,7 +70,7 @@ fn until(row: &Row<'_>) -> Option<Option<SystemTime>> {
 fn class(row: &Row<'_>) -> Option<Option<Class>> {
     match row.get_ref(4).ok()?.as_str_or_null().ok()? {
         None => Some(None),
-        Some(key) => Class::ALL.into_iter().find(|class| class.key() == key).map(Some),
+        Some(key) => class_of(key).map(Some),
     }
 }
 
@@ -79,6 +79,11 @@ fn grade(row: &Row<'_>, place: usize) -> Option<Option<Grade>> {
         None => Some(None),
         Some(key) => Grade::from_key(key).map(Some),
     }
+}
+
+/// The class that `key` names.
+pub(super) fn class_of(key: &str) -> Option<Class> {
+    Class::ALL.into_iter().find(|class| class.key() == key)
 }
 
 fn ending(row: &Row<'_>) -> Option<Ending> {
@@ -101,7 +106,7 @@ pub(super) fn ports_text(ports: &[(Protocol, u16)]) -> String {
     items.join(" ")
 }
 
-fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
+pub(super) fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
     const ALL: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
     let items = text.split_ascii_whitespace().map(|item| {
         let (key, port) = item.split_once('/')?;

@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -81,6 +81,20 @@ const STEPS: [&str; 5] = [
         PRIMARY KEY (protocol, port, address)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE boot (id TEXT NOT NULL) STRICT;  -- the boot in which the ledger was last opened
+",
+    "
+    CREATE TABLE logged (              -- sources that would have been banned
+        subject TEXT PRIMARY KEY,
+        source TEXT NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        times INTEGER NOT NULL,
+        class TEXT NOT NULL,
+        ports TEXT NOT NULL,
+        probes INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX logged_last ON logged (last);
 ",
 ];
 
@@ -206,10 +220,10 @@ mod tests {
     fn a_new_ledger_has_the_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
-        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), 4);
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), i64::try_from(STEPS.len()).unwrap());
         assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
         assert_eq!(inspect(&connection).unwrap(), None);
-        bring_up(&mut connection, 4).unwrap();
+        bring_up(&mut connection, i64::try_from(STEPS.len()).unwrap()).unwrap();
     }
 
     #[test]

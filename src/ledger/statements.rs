@@ -2,8 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
+use super::logged::{self, UPSERT};
 use super::row::{self, micros};
-use super::{Author, Banned, Ended, Ending};
+use super::{Author, Banned, Ended, Ending, Logged};
 use crate::types::{Backends, BanTarget};
 
 /// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
@@ -49,6 +50,7 @@ pub(super) struct Statements<'a> {
     drop: Statement<'a>,
     end: Statement<'a>,
     insert: Statement<'a>,
+    log: Statement<'a>,
     /// Rows that are new.
     pub(super) recorded: u64,
 }
@@ -63,6 +65,7 @@ impl<'a> Statements<'a> {
             end,
             drop: connection.prepare(DROP)?,
             insert: connection.prepare(INSERT)?,
+            log: connection.prepare(UPSERT)?,
             recorded: 0,
         })
     }
@@ -114,6 +117,12 @@ impl<'a> Statements<'a> {
         })?;
         self.recorded += 1;
         Ok(())
+    }
+
+    /// Records a source that would have been banned.
+    pub(super) fn log(&mut self, logged: &Logged) -> Result<(), rusqlite::Error> {
+        self.recorded += 1;
+        logged::write(logged, &mut self.log)
     }
 
     pub(super) fn end(&mut self, subject: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {

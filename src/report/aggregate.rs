@@ -10,15 +10,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::calendar::{Buckets, weekday_and_hour};
-use super::stats::{Ends, Network, Offender, OverTime, ReportStats, Top};
+use super::stats::{Ends, Network, Offender, OverTime, ReportStats, Top, WouldBlock};
 use crate::engine::{Class, Grade};
-use crate::ledger::{Ending, Entry, LedgerError, Reader, author_key};
+use crate::ledger::{Ending, Entry, LedgerError, Logged, Reader, author_key};
 use crate::types::{BanTarget, Protocol};
 
 /// Items of each list in the report.
 const PORTS: usize = 15;
 const NETWORKS: usize = 15;
 const OFFENDERS: usize = 20;
+const WOULD_BLOCK: usize = 50;
 
 /// Ports of one ban that are counted, several times as many as the engine records: each is compared with all others.
 const MAX_PORTS_PER_BAN: usize = 64;
@@ -35,7 +36,9 @@ impl ReportStats {
         Reader::read(directory, |reader| {
             let mut aggregate = Aggregate::new(since, now);
             let unreadable = reader.each(|entry| aggregate.add(entry))?;
-            Ok(aggregate.finish(unreadable))
+            let logged = reader.logged()?;
+            aggregate.add_logged(logged.items);
+            Ok(aggregate.finish(unreadable + logged.unreadable))
         })
     }
 }
@@ -78,6 +81,7 @@ impl Aggregate {
             networks: Top { items: Vec::new(), more: 0 },
             offenders: Top { items: Vec::new(), more: 0 },
             hours: [[0; 24]; 7],
+            would_block: Top { items: Vec::new(), more: 0 },
             ends: Ends::default(),
             authors: Vec::new(),
             methods: Vec::new(),
@@ -156,6 +160,13 @@ impl Aggregate {
         offender.last = offender.last.max(ban.since);
         let end = entry.ended.as_ref().map(|ended| ended.at).or(ban.until).unwrap_or(self.stats.to).min(self.stats.to);
         offender.blocked = offender.blocked.saturating_add(end.duration_since(ban.since).unwrap_or_default());
+    }
+
+    fn add_logged(&mut self, logged: Vec<Logged>) {
+        let within = logged.into_iter().filter(|one| (self.stats.from..=self.stats.to).contains(&one.last));
+        let items =
+            within.map(|Logged { subject, reason, times, last, .. }| WouldBlock { subject, reason, times, last });
+        self.stats.would_block = top(items.collect(), WOULD_BLOCK, |one| (Reverse(one.last), one.subject));
     }
 
     fn close_group(&mut self) {

@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::calendar::span;
 use super::format::{counted, number, time, untrusted};
-use super::sections::sections;
+use super::sections::{sections, would_block};
 use super::stats::ReportStats;
 
 const STYLE: &str = include_str!("style.css");
@@ -35,7 +35,8 @@ pub fn html(stats: &ReportStats, host: Option<&str>) -> String {
                 }
                 main {
                     (tiles(stats))
-                    @if stats.bans == 0 { (quiet(stats)) } @else { (sections(stats)) }
+                    @if stats.bans > 0 { (sections(stats)) } @else if stats.would_block.items.is_empty() { (quiet(stats)) }
+                    (would_block(stats))
                 }
                 footer {
                     (remarks(stats))

@@ -4,7 +4,7 @@
 use maud::{Markup, display, html};
 
 use super::calendar::{WEEKDAYS, label, span, unit};
-use super::format::{counted, fraction, length, number, share, short, time};
+use super::format::{counted, fraction, length, number, share, short, time, untrusted};
 use super::services;
 use super::stats::{ReportStats, Top};
 use crate::engine::Class;
@@ -167,6 +167,34 @@ fn offenders(stats: &ReportStats) -> Markup {
         }
         (and_more(*more, "source", "sources"))
     }
+}
+
+/// What a host that only logs would have blocked; nothing where that is no source.
+pub(super) fn would_block(stats: &ReportStats) -> Markup {
+    let Top { items, more } = &stats.would_block;
+    let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
+    let content = html! {
+        table.cards role="table" {
+            caption { "Sources that did enough for a ban while their protocol was only logged, the newest first." }
+            thead role="rowgroup" {
+                tr role="row" {
+                    @for head in ["Source", "Reason", "Times", "Last"] { th role="columnheader" scope="col" { (head) } }
+                }
+            }
+            tbody role="rowgroup" {
+                @for source in items {
+                    tr role="row" {
+                        th role="rowheader" scope="row" { code { (display(source.subject)) } }
+                        (cell("Reason", &untrusted(&source.reason)))
+                        (cell("Times", &html! { (number(u64::from(source.times))) }))
+                        (cell("Last", &time(source.last)))
+                    }
+                }
+            }
+        }
+        (and_more(*more, "source", "sources"))
+    };
+    html! { @if !items.is_empty() { (section("would-block", "wide", "Would have been blocked", &content)) } }
 }
 
 fn ports(stats: &ReportStats) -> Markup {

@@ -48,6 +48,8 @@ pub struct ReportStats {
     /// Bans by weekday, Monday first, and by hour of the day.
     #[serde(serialize_with = "hours")]
     pub hours: [[u64; 24]; 7],
+    /// Sources that would have been banned within the period, but only logged; the newest first.
+    pub would_block: Top<WouldBlock>,
     pub ends: Ends,
     /// Bans by author, most first.
     #[serde(serialize_with = "counts")]
@@ -103,6 +105,18 @@ pub struct Offender {
     /// How long it has been blocked altogether.
     #[serde(rename = "blocked_s", serialize_with = "seconds")]
     pub blocked: Duration,
+}
+
+/// A source that would have been banned while its protocol was only logged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WouldBlock {
+    #[serde(serialize_with = "text")]
+    pub subject: BanTarget,
+    pub reason: String,
+    /// How often it would have been banned, in all.
+    pub times: u32,
+    #[serde(serialize_with = "time")]
+    pub last: SystemTime,
 }
 
 /// How bans ended.

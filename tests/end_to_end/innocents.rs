@@ -10,7 +10,7 @@ use nix::sys::socket::sockopt::BindToDevice;
 use rustix::net::{AddressFamily, SocketType};
 
 use netns_lab::Lab;
-use netns_lab::daemon::Daemon;
+use netns_lab::daemon::{Daemon, binary};
 use netns_lab::raw::{self, SYN};
 use netns_lab::services::{EIGHT, Services};
 
@@ -100,8 +100,23 @@ fn with_log_only_everything_is_said_and_nobody_is_blocked() {
     assert_eq!(scan.open, EIGHT.into(), "{scan:?}");
     daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: "));
     assert_eq!(lab.banned(), [] as [IpAddr; 0]);
+    let would = lab.expect_would_block(attacker.into());
+    assert_eq!((&would["class"], &would["times"]), (&"syn".into(), &1.into()), "{would}");
+    assert_eq!(would["reason"], "3 distinct closed ports were touched");
+    assert!(lab.succeed(&["status"]).contains("`portsentry list --would-block`"), "status names the command");
     let log = daemon.stop();
     assert!(!log.contains("has been blocked"), "{log}");
+    // Without the daemon the ledger still has it, and so has the report.
+    let (binary, state) = (binary(), lab.path("state"));
+    let read = |words: &[&str]| {
+        let state = ["--state-dir", state.to_str().expect("temporary paths are text")];
+        lab.run("victim", binary.to_str().expect("paths are text"), &[words, &state].concat())
+    };
+    let table = read(&["list", "--would-block"]);
+    assert!(table.contains(&format!("{attacker} ")) && table.contains("3 distinct "), "{table}");
+    let page = read(&["report"]);
+    assert!(page.contains("Would have been blocked") && page.contains(&attacker.to_string()), "{page}");
+    assert!(read(&["report", "--json"]).contains("\"would_block\":{\"most\":[{"), "the same for programs");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use portsentry::engine::{
     Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, Response,
     Settings, Verdict, Watch,
 };
-use portsentry::ledger::{Author, Banned, Change, Count, Ended, Ending, Entry, Opened, Reader, Retention, SLACK};
+use portsentry::ledger::{
+    Author, Banned, Change, Count, Ended, Ending, Entry, Logged, Opened, Reader, Retention, SLACK,
+};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 use netns_lab::slowness;
@@ -321,7 +323,9 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
 /// Back to the format before there was a column for the grade of evidence.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
-    intruder.execute_batch("ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3").unwrap();
+    let later = "DROP TABLE service; DROP TABLE boot; DROP TABLE logged;";
+    let step = "ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3";
+    intruder.execute_batch(&format!("{later}{step}")).unwrap();
 }
 
 #[test]
@@ -356,4 +360,31 @@ fn older_ledger_gets_grades_of_evidence() {
     assert_eq!(kept, bans, "the daemon brings it up");
     let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
+}
+
+#[test]
+fn logged_sources_are_one_row_each() {
+    let state = State::new();
+    let scan = |number, seconds| {
+        let scanned = ban(source(number), at(seconds), DAY);
+        Change::Logged(Logged {
+            subject: scanned.subject,
+            source: scanned.source,
+            first: at(seconds),
+            last: at(seconds),
+            times: 1,
+            class: Class::Syn,
+            ports: scanned.ports,
+            probes: scanned.probes,
+            reason: "a reason".to_owned(),
+        })
+    };
+    let mut ledger = state.ledger();
+    ledger.write(&[scan(1, 0), scan(2, 10), scan(1, 20)]).unwrap();
+    let read = || Reader::read(&state.path(), Reader::logged).unwrap().items;
+    let found: Vec<_> = read().iter().map(|one| (one.subject, one.first, one.last, one.times)).collect();
+    assert_eq!(found, [(source(1), at(0), at(20), 2), (source(2), at(10), at(10), 1)], "the newest first");
+    assert!(ledger.active(at(30)).unwrap().items.is_empty(), "they are no bans");
+    let _ = ledger.expire(at(10) + Duration::from_secs(90 * DAY + 1)).unwrap();
+    assert_eq!(read().len(), 1, "what is older than 90 days is dropped");
 }

@@ -156,16 +156,30 @@ fn import_has_its_own_options() {
 
 #[test]
 fn list_has_its_own_options_and_shows_the_next_to_end_first() {
-    let state_dir = PathBuf::from(cli::DEFAULT_STATE_DIR);
-    let plain = ListOptions { target: None, sort: Order::Expires, since: None, names: false, json: false, state_dir };
-    assert_eq!(parse("list").unwrap(), Command::List(plain));
+    let socket = PathBuf::from(cli::DEFAULT_SOCKET);
+    let plain = ListOptions {
+        target: None,
+        sort: Order::Expires,
+        since: None,
+        would_block: false,
+        names: false,
+        json: false,
+        state_dir: None,
+        socket: socket.clone(),
+    };
+    assert_eq!(parse("list").unwrap(), Command::List(plain.clone()));
+    let would_block = ListOptions { would_block: true, ..plain };
+    assert_eq!(parse("list --would-block").unwrap(), Command::List(would_block));
+    assert_eq!(wrong("list --would-block --sort hits"), ErrorKind::ArgumentConflict);
     let expected = ListOptions {
         target: Some("10.0.0.0/24".parse().unwrap()),
         sort: Order::Hits,
         since: Some(Duration::from_secs(3_600)),
+        would_block: false,
         names: true,
         json: true,
-        state_dir: PathBuf::from("/srv/p"),
+        state_dir: Some(PathBuf::from("/srv/p")),
+        socket,
     };
     let line = "list 10.0.0.9/24 --sort hits --since 1h --names --json --state-dir /srv/p";
     assert_eq!(parse(line).unwrap(), Command::List(expected));

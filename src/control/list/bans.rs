@@ -25,6 +25,9 @@ pub enum ListError {
     /// Neither the ledger nor the kernel can be read.
     #[error("{ledger}; and {kernel}")]
     Nothing { ledger: Box<LedgerError>, kernel: String },
+    /// What is asked for stands in the ledger alone.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     #[error("the list cannot be written: {0}")]
     Write(io::Error),
 }
@@ -99,7 +102,7 @@ pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<
 }
 
 /// True where they have an address in common.
-fn overlaps(subject: BanTarget, target: IpNet) -> bool {
+pub(super) fn overlaps(subject: BanTarget, target: IpNet) -> bool {
     let network = IpNet::new(subject.element(), subject.prefix_len()).ok();
     network.is_some_and(|network| network.contains(&target) || target.contains(&network))
 }

@@ -4,6 +4,7 @@
 mod bans;
 mod names;
 mod table;
+mod would_block;
 
 use crate::config::{parse_network, parse_span};
 use clap::{Args, ValueEnum};
@@ -22,6 +23,7 @@ pub use bans::{Bans, Held, ListError, Listed, read};
 pub(super) use table::{brief, compact_ports, shortened};
 
 use super::address_info::port_list;
+use super::client::{Client, ClientError};
 use crate::engine::{Class, Grade};
 use crate::events::json::{expires, rfc3339};
 use crate::ledger::author_key;
@@ -39,15 +41,42 @@ pub struct ListOptions {
     /// Only bans that began within this time: 1h, 7d
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     pub since: Option<Duration>,
+    /// Show the sources that would have been banned while their protocol was only logged
+    #[arg(long, conflicts_with_all = ["sort", "names"])]
+    pub would_block: bool,
     /// Look the names of the addresses up
     #[arg(long)]
     pub names: bool,
     /// Write one JSON object
     #[arg(long)]
     pub json: bool,
-    /// Read the ledger in this directory
-    #[arg(long, value_name = "DIR", default_value = crate::ledger::DEFAULT_STATE_DIR)]
-    pub state_dir: PathBuf,
+    /// Read the ledger in this directory [the running daemon's, or /var/lib/portsentry]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The socket of the daemon that knows where its ledger is
+    #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// What the list of a host says on which no daemon runs.
+pub const NOT_RUNNING: &str = "portsentry is not running: this is what the kernel still blocks, each until its time is over, and \
+                           what the ledger remembers. `systemctl start portsentry` has scans detected again; \
+                           `nft delete element inet portsentry blocked { ADDRESS }` lifts a ban (blocked6 for IPv6)";
+
+impl ListOptions {
+    /// The directory of the ledger; a note where no daemon runs that could name it.
+    fn directory(&self, notes: &mut Vec<String>) -> PathBuf {
+        let default = || PathBuf::from(crate::ledger::DEFAULT_STATE_DIR);
+        self.state_dir.clone().unwrap_or_else(|| match Client::connect(&self.socket).and_then(|mut one| one.status()) {
+            Ok(status) => PathBuf::from(status.ledger),
+            Err(ClientError::NotRunning(_)) => {
+                notes.push(NOT_RUNNING.to_owned());
+                default()
+            }
+            // A daemon of another version, or one that this user may not ask.
+            Err(_) => default(),
+        })
+    }
 }
 
 /// The order of a list.
@@ -70,7 +99,13 @@ const DEFAULT_WIDTH: u16 = 80;
 /// Where neither the kernel nor the ledger tells anything, and where the list cannot be written.
 pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, ListError> {
     let now = SystemTime::now();
-    let Bans { mut bans, kernel, mut notes } = read(&options.state_dir, options.target, now)?;
+    if options.would_block {
+        return would_block::run(options, now, out);
+    }
+    let mut notes = Vec::new();
+    let directory = options.directory(&mut notes);
+    let Bans { mut bans, kernel, notes: more } = read(&directory, options.target, now)?;
+    notes.extend(more);
     if let Some(since) = options.since {
         let begin = now.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH);
         let unknown = bans.iter().filter(|ban| ban.remembered.is_none()).count();
@@ -86,14 +121,22 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         let document = Document { time: rfc3339(now), kernel, notes: &notes, bans };
         serde_json::to_string(&document).unwrap_or_default() + "\n"
     } else {
-        let columns = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col);
-        let columns = columns.filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH);
-        table::text(&bans, names.as_ref(), columns.into(), now)
+        table::text(&bans, names.as_ref(), width(), now)
     };
+    write(out, &text).map(|()| notes)
+}
+
+/// The columns of the terminal that standard output is.
+fn width() -> usize {
+    let columns = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col);
+    columns.filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH).into()
+}
+
+/// Writes `text`; a reader that has had enough is no error.
+fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // A reader that has had enough is no error.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ListError::Write(error)),
-        _ => Ok(notes),
+        _ => Ok(()),
     }
 }
 

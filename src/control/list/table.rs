@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use super::bans::{Held, Listed};
-use crate::ledger::{Author, Banned, author_key};
+use crate::ledger::{Author, Banned, Logged, author_key};
 use crate::types::Expiry;
 
 /// Between two columns, and for the mark in front of them.
@@ -28,19 +28,47 @@ pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, wid
     if bans.is_empty() {
         return "nobody is blocked\n".to_owned();
     }
-    let mut columns = columns(bans, names, now);
-    fit(&mut columns, width);
     let marks: Vec<char> = bans.iter().map(mark).collect();
-    let mut out = line(' ', &columns, |column| column.head);
-    for (row, mark) in marks.iter().enumerate() {
-        out += &line(*mark, &columns, |column| column.cells.get(row).map_or("", String::as_str));
-    }
+    let mut out = render(columns(bans, names, now), &marks, width);
     let kinds = [
         (NOT_HELD, "the ledger has it, but the kernel does not block it"),
         (UNKNOWN, "the kernel blocks it, but the ledger does not know it"),
     ];
     for (mark, meaning) in kinds.iter().filter(|(mark, _)| marks.contains(mark)) {
         let _ = writeln!(out, "{}", shortened(&format!("{mark} {meaning}"), width));
+    }
+    out
+}
+
+/// The table of the sources that would have been banned.
+pub(super) fn would_block(sources: &[Logged], width: usize, now: SystemTime) -> String {
+    if sources.is_empty() {
+        return "no source would have been blocked\n".to_owned();
+    }
+    let column = |head, least, right, cell: &dyn Fn(&Logged) -> String| {
+        let cells = sources.iter().map(cell).collect();
+        Column { head, cells, least, right, width: 0 }
+    };
+    let ago = |time| brief(now.duration_since(time).unwrap_or_default());
+    let columns = vec![
+        column("ADDRESS", usize::MAX, false, &|source| source.subject.to_string()),
+        column("REASON", 6, false, &|source| source.reason.clone()),
+        column("PORTS", 8, false, &|source| {
+            compact_ports(source.ports.iter().map(|(protocol, port)| (protocol.key(), *port)))
+        }),
+        column("FIRST", usize::MAX, true, &|source| ago(source.first)),
+        column("LAST", usize::MAX, true, &|source| ago(source.last)),
+        column("TIMES", usize::MAX, true, &|source| source.times.to_string()),
+    ];
+    render(columns, &vec![' '; sources.len()], width)
+}
+
+/// The head and a line per mark.
+fn render(mut columns: Vec<Column>, marks: &[char], width: usize) -> String {
+    fit(&mut columns, width);
+    let mut out = line(' ', &columns, |column| column.head);
+    for (row, mark) in marks.iter().enumerate() {
+        out += &line(*mark, &columns, |column| column.cells.get(row).map_or("", String::as_str));
     }
     out
 }
@@ -122,7 +150,8 @@ pub(crate) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> 
 }
 
 /// Columns get room in this order, each as much as it needs at least; from the first that finds none on they are left out.
-const PRIORITY: [&str; 9] = ["ADDRESS", "LEFT", "REASON", "NAME", "PORTS", "SINCE", "STRIKES", "BY", "METHOD"];
+const PRIORITY: [&str; 12] =
+    ["ADDRESS", "LEFT", "LAST", "REASON", "NAME", "PORTS", "SINCE", "TIMES", "FIRST", "STRIKES", "BY", "METHOD"];
 /// In this order the rest of the room goes to those that are cut.
 const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
 

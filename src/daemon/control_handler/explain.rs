@@ -29,7 +29,7 @@ impl ControlHandler<'_> {
             let known = of_sensor(known).await?;
             let past = match recorder {
                 Some(recorder) => past(&recorder, &known).await,
-                // A host that only logs has no ledger.
+                // The ledger could not be opened.
                 None => None,
             };
             let info = AddressInfo::new(address, &known, past.as_deref(), SystemTime::now());

@@ -301,6 +301,7 @@ impl Work {
                     ban.since = step.moved(ban.since);
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
+                Change::Logged(logged) => logged.last = step.moved(logged.last),
                 Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
                 Change::Served(_, at) => *at = step.moved(*at),
                 Change::ServiceForgotten(_) => {}

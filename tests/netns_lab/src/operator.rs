@@ -1,11 +1,12 @@
 //! The program's own commands, as an operator runs them in the victim.
 
+use std::net::IpAddr;
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::Lab;
 use crate::daemon::binary;
+use crate::{Lab, TIMEOUT, within};
 
 /// What a command of the program answered.
 #[derive(Debug)]
@@ -42,6 +43,17 @@ impl Lab {
         let out = self.succeed(&[words, &["--json"]].concat());
         assert_eq!(out.lines().count(), 1, "{words:?}: {out}");
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    }
+
+    /// Waits until `list --would-block` has this source; its object.
+    pub fn expect_would_block(&self, source: IpAddr) -> Value {
+        let find = || {
+            let answer = self.operate(&["list", "--would-block", "--json"]);
+            let list: Value = serde_json::from_str(&answer.out).ok()?;
+            list["would_block"].as_array()?.iter().find(|one| one["source"] == source.to_string()).cloned()
+        };
+        let found = within(TIMEOUT, find);
+        found.unwrap_or_else(|| panic!("{source} is not listed: {:?}", self.operate(&["list", "--would-block"])))
     }
 
     /// Gives the daemon that [`crate::daemon::Daemon::start_configured`] has started other settings.

@@ -1,0 +1,72 @@
+//! `list --would-block`: the sources that would have been banned while their protocol was only logged, from the ledger.
+
+use std::io::Write;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::bans::overlaps;
+use super::{ListError, ListOptions, table, width, write};
+use crate::events::json::rfc3339;
+use crate::ledger::{Found, Logged, Reader};
+
+/// The list as JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    time: String,
+    notes: &'a [String],
+    would_block: Vec<Item<'a>>,
+}
+
+#[derive(Serialize)]
+struct Item<'a> {
+    subject: String,
+    source: String,
+    class: &'static str,
+    reason: &'a str,
+    ports: Vec<String>,
+    probes: u32,
+    first: String,
+    last: String,
+    times: u32,
+}
+
+impl<'a> From<&'a Logged> for Item<'a> {
+    fn from(logged: &'a Logged) -> Self {
+        Self {
+            subject: logged.subject.to_string(),
+            source: logged.source.to_string(),
+            class: logged.class.key(),
+            reason: &logged.reason,
+            ports: logged.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect(),
+            probes: logged.probes,
+            first: rfc3339(logged.first),
+            last: rfc3339(logged.last),
+            times: logged.times,
+        }
+    }
+}
+
+/// Writes the list and returns notes for standard error.
+pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) -> Result<Vec<String>, ListError> {
+    // Without a daemon the list is as good: it is about the past.
+    let directory = options.directory(&mut Vec::new());
+    let Found { mut items, unreadable } = Reader::read(&directory, Reader::logged)?;
+    items.retain(|logged| {
+        let wanted = options.target.is_none_or(|target| overlaps(logged.subject, target));
+        let begin = options.since.and_then(|since| now.checked_sub(since));
+        wanted && begin.is_none_or(|begin| logged.last >= begin)
+    });
+    let mut notes = Vec::new();
+    if unreadable > 0 {
+        notes.push(format!("{unreadable} rows of the ledger cannot be read and are left out"));
+    }
+    let text = if options.json {
+        let document =
+            Document { time: rfc3339(now), notes: &notes, would_block: items.iter().map(Item::from).collect() };
+        serde_json::to_string(&document).unwrap_or_default() + "\n"
+    } else {
+        table::would_block(&items, width(), now)
+    };
+    write(out, &text).map(|()| notes)
+}

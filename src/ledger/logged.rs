@@ -1,0 +1,68 @@
+//! Sources that probed enough for a ban while their protocol was only logged: one row per source, with how often and when.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, Error, Row, Statement, named_params};
+
+use super::ban::Logged;
+use super::row::{self, micros, time};
+
+/// Rows that are kept. Above it those go whose last scan is the oldest.
+const MAX_ROWS: u32 = 50_000;
+
+/// How long a row is kept after the last scan of its source.
+pub(super) const KEPT: Duration = Duration::from_secs(90 * 86_400);
+
+const COLUMNS: &str = "subject, source, first, last, times, class, ports, probes, reason";
+
+pub(super) const UPSERT: &str = "
+    INSERT INTO logged (subject, source, first, last, times, class, ports, probes, reason)
+    VALUES (:subject, :source, :at, :at, 1, :class, :ports, :probes, :reason)
+    ON CONFLICT (subject) DO UPDATE SET
+        source = excluded.source, last = excluded.last, times = times + 1, class = excluded.class,
+        ports = excluded.ports, probes = excluded.probes, reason = excluded.reason";
+
+pub(super) const FORGET: &str = "DELETE FROM logged WHERE last < :before";
+
+pub(super) const PRUNE: &str = "
+    DELETE FROM logged WHERE subject IN (SELECT subject FROM logged ORDER BY last DESC LIMIT -1 OFFSET :kept)";
+
+/// Executes [`UPSERT`] for `logged`.
+pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), Error> {
+    let values = named_params! {
+        ":subject": logged.subject.to_string(),
+        ":source": logged.source.to_string(),
+        ":at": micros(logged.last),
+        ":class": logged.class.key(),
+        ":ports": row::ports_text(&logged.ports),
+        ":probes": logged.probes,
+        ":reason": logged.reason,
+    };
+    upsert.execute(values).map(drop)
+}
+
+/// Deletes the rows above [`MAX_ROWS`].
+pub(super) fn prune(connection: &Connection) -> Result<(), Error> {
+    connection.execute(PRUNE, named_params! {":kept": MAX_ROWS}).map(drop)
+}
+
+/// All rows, the newest first.
+pub(super) fn select() -> String {
+    format!("SELECT {COLUMNS} FROM logged ORDER BY last DESC, subject")
+}
+
+/// The row, if it makes sense.
+pub(super) fn read(found: &Row<'_>) -> Option<Logged> {
+    let text = |column: usize| found.get_ref(column).ok()?.as_str().ok();
+    Some(Logged {
+        subject: row::subject(text(0)?)?,
+        source: text(1)?.parse().ok()?,
+        first: time(found.get(2).ok()?)?,
+        last: time(found.get(3).ok()?)?,
+        times: found.get(4).ok()?,
+        class: row::class_of(text(5)?)?,
+        ports: row::ports(text(6)?)?,
+        probes: found.get(7).ok()?,
+        reason: found.get(8).ok()?,
+    })
+}
