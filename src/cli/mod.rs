@@ -15,7 +15,7 @@ pub use crate::control::DEFAULT_SOCKET;
 pub use crate::control::list::{ListOptions, Order};
 pub use crate::control::live_view::WatchOptions;
 pub use crate::control::options::{
-    AllowOptions, BlockOptions, Connection, ControlCommand, ExplainOptions, UnblockOptions,
+    AllowOptions, BlockOptions, Connection, ControlCommand, ExplainOptions, TrialOptions, UnblockOptions,
 };
 pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;
@@ -35,7 +35,7 @@ const HELP: &str = "\
 Commands (portsentry COMMAND --help):
   status list watch events        how it is, who is blocked, what happens
   block unblock allow explain     one address; forget-service one port
-  confirm reload check import     the settings
+  trial confirm reload check import  the settings
   report replay completions       what was; a capture judged; for your shell
 
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced

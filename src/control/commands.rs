@@ -31,6 +31,10 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
             (Request::Explain { address: options.address.to_string() }, &options.connection)
         }
         ControlCommand::ForgetService(options) => (Request::ForgetService { port: options.port }, &options.connection),
+        ControlCommand::Trial(options) => {
+            let span = options.span.map(|span| humantime::format_duration(span).to_string());
+            (Request::Trial { span, end: options.end }, &options.connection)
+        }
         ControlCommand::Confirm(connection) => (Request::Confirm, connection),
         ControlCommand::Reload(connection) => (Request::Reload, connection),
         ControlCommand::Events(connection) => return events(connection, out),

@@ -25,6 +25,8 @@ pub enum ControlCommand {
     Explain(ExplainOptions),
     /// Forget a service: its port, closed, is evidence again
     ForgetService(ForgetServiceOptions),
+    /// Only log scans for a while, and block again by itself
+    Trial(TrialOptions),
     /// Keep what --confirm has on trial
     Confirm(Connection),
     /// Read the settings again
@@ -96,6 +98,20 @@ pub struct AllowOptions {
     /// For how long: 1h, 7d [until the daemon ends]
     #[arg(long = "for", value_name = "SPAN", value_parser = parse_span)]
     pub span: Option<Duration>,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// Options of `trial`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
+pub struct TrialOptions {
+    /// For how long scans are only logged: 5m, 1d, at most 30d
+    #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end")]
+    pub span: Option<Duration>,
+    /// End the trial: block again
+    #[arg(long, conflicts_with = "span")]
+    pub end: bool,
     #[command(flatten)]
     pub connection: Connection,
 }

@@ -53,6 +53,13 @@ pub enum Request {
     ForgetService {
         port: ServicePort,
     },
+    /// Only log for `span`, or block again with `end`.
+    Trial {
+        #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+        span: Option<String>,
+        #[serde(default, skip_serializing_if = "Not::not")]
+        end: bool,
+    },
     /// End the trial that `--confirm` began: the configuration stays.
     Confirm,
     /// Read the configuration again.
@@ -93,6 +100,7 @@ impl Request {
             Self::Explain { .. } => Answer::Explained(serde_json::from_slice(line)?),
             Self::ForgetService { .. } => Answer::ServiceForgotten(serde_json::from_slice(line)?),
             Self::Reload => Answer::Reloaded(serde_json::from_slice(line)?),
+            Self::Trial { .. } => Answer::Trial(serde_json::from_slice(line)?),
             Self::Confirm => Answer::Confirmed {},
             Self::Subscribe => Answer::Subscribed {},
         })
@@ -110,6 +118,7 @@ pub enum Answer {
     Explained(Box<AddressInfo>),
     ServiceForgotten(ServiceForgotten),
     Reloaded(Reloaded),
+    Trial(TrialState),
     Confirmed {},
     Subscribed {},
 }
@@ -137,6 +146,13 @@ pub struct Allowed {
 pub struct ServiceForgotten {
     /// How many, each family and address counted by itself.
     pub forgotten: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialState {
+    /// Until when scans are only logged; null where they are blocked again.
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +189,12 @@ impl fmt::Display for Answer {
                     }
                 }
             }
+            Self::Trial(TrialState { until: Some(until) }) => writeln!(
+                f,
+                "scans are only logged until {}; the bans in force stay. `portsentry trial --end` blocks again",
+                to_seconds(until)
+            ),
+            Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
             Self::Confirmed {} => writeln!(f, "confirmed: blocking goes on"),
             Self::Subscribed {} => Ok(()),
         }
@@ -278,6 +300,9 @@ mod tests {
         let allow = Request::Allow { target: target(), span: Some("1h".to_owned()) };
         reads(r#"{"command":"allow","target":"192.0.2.7","for":"1h"}"#, &allow);
         reads(r#"{"command":"explain","address":"192.0.2.7"}"#, &Request::Explain { address: target() });
+        let trial = |span: Option<&str>, end| Request::Trial { span: span.map(str::to_owned), end };
+        reads(r#"{"command":"trial","for":"5m"}"#, &trial(Some("5m"), false));
+        reads(r#"{"command":"trial","end":true}"#, &trial(None, true));
         for (word, request) in
             [("confirm", Request::Confirm), ("reload", Request::Reload), ("watch", Request::Subscribe)]
         {

@@ -160,9 +160,12 @@ impl From<&Sandbox> for SandboxState {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.trial_left_s {
-            Some(left) => format!("on trial: {} left for `portsentry confirm`", span(left)),
-            None => self.state.to_string(),
+        let state = match (self.trial_left_s, self.state) {
+            (Some(left), State::OnlyLogging) => {
+                format!("only logging: trial, {} left; `portsentry trial --end` blocks again", span(left))
+            }
+            (Some(left), _) => format!("on trial: {} left for `portsentry confirm`", span(left)),
+            (None, state) => state.to_string(),
         };
         line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
         line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;

@@ -30,6 +30,8 @@ pub(super) struct Opening {
     pub(super) strikes: Vec<StrikeHistory>,
     /// The services that are remembered, and when each was last served.
     pub(super) services: Vec<(Service, SystemTime)>,
+    /// Until when scans are only logged, by the word of an operator before the start.
+    pub(super) trial: Option<SystemTime>,
     pub(super) messages: Vec<EventKind>,
 }
 
@@ -45,6 +47,7 @@ struct Read {
     opened: Opened,
     recalled: LoadedState,
     services: Found<(Service, SystemTime)>,
+    trial: Option<SystemTime>,
     now: SystemTime,
 }
 
@@ -61,7 +64,8 @@ impl Reading {
             let _ = ledger.expire(now)?;
             let recalled = ledger.recall(forget, now, most)?;
             let services = ledger.services(MAX_SERVICES)?;
-            Ok(Read { ledger, opened, recalled, services, now })
+            let trial = ledger.trial()?;
+            Ok(Read { ledger, opened, recalled, services, trial, now })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -117,7 +121,7 @@ impl BanRecorder {
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, services, now } = read;
+        let Read { ledger, opened, recalled, services, trial, now } = read;
         let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
             messages.push(EventKind::Error(format!(
@@ -154,12 +158,19 @@ impl BanRecorder {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
-        Ok(Opening { ban_recorder, bans, unheard, strikes: recalled.struck, services: services.items, messages })
+        Ok(Opening { ban_recorder, bans, unheard, strikes: recalled.struck, services: services.items, trial, messages })
     }
 
     /// A way to hand changes over from another thread.
     pub(super) fn recorder(&self) -> Option<Recorder> {
         self.writer.as_ref().map(Writer::recorder)
+    }
+
+    /// Records what an operator has decided.
+    pub(super) fn decide(&self, decision: Change) {
+        if let Some(writer) = &self.writer {
+            let _ = writer.recorder().put(decision);
+        }
     }
 
     /// Records what `event` says about a ban, if it does. `interface` names the interface of an index.

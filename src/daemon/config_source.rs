@@ -7,6 +7,7 @@ use super::event_sink::EventSink;
 use super::host_state::HostState;
 use super::sensor_handle::SensorHandle;
 use super::systemd;
+use super::trial::Trial;
 use crate::config::{Config, ConfigErrors, Mode, Protocol};
 use crate::control::protocol::Reloaded;
 use crate::enforce::nft::RulesetSpec;
@@ -37,7 +38,7 @@ pub(super) struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// Reads the configuration again, on behalf of `by`. With `log_only` nothing is blocked, whatever it says.
+    /// Reads the configuration again, on behalf of `by`. Where a trial only logs, nothing is blocked, whatever it says.
     ///
     /// # Errors
     /// Why the one in force stays as it is.
@@ -46,13 +47,13 @@ impl ConfigSource {
         by: &str,
         (host_state, sensor, sink): (&mut HostState, &SensorHandle, &mut EventSink),
         sandbox: &Sandbox,
-        log_only: bool,
+        trial: Trial,
     ) -> Result<Reloaded, String> {
         systemd::reloading();
-        let result = self.replace(host_state, sensor, sandbox).await;
+        let result = self.replace(host_state, sensor, sandbox, trial.only_logs()).await;
         if result.is_ok() {
             sink.log.reconfigure(&self.config.report);
-            if log_only {
+            if trial == Trial::Expired {
                 sensor.send(SensorCommand::LogOnly);
             }
         }
@@ -69,6 +70,7 @@ impl ConfigSource {
         host_state: &mut HostState,
         sensor: &SensorHandle,
         sandbox: &Sandbox,
+        log_only: bool,
     ) -> Result<Reloaded, String> {
         let mut config = (self.reread)().map_err(|errors| errors.to_string())?;
         config.check_ownership(&self.config_path).map_err(|error| error.to_string())?;
@@ -77,7 +79,9 @@ impl ConfigSource {
         let needs_restart = keep_until_restart(&self.config, &mut config);
         let commands = host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
         // The settings before the host: a port that is monitored from now on must not be judged by the old list.
-        sensor.send(SensorCommand::Settings(Box::new(Settings::from_config(&config))));
+        let settings = Settings::from_config(&config);
+        let settings = if log_only { settings.log_only() } else { settings };
+        sensor.send(SensorCommand::Settings(Box::new(settings)));
         sensor.send_all(commands);
         let ruleset = RulesetSpec::from_config(&config);
         if ruleset != RulesetSpec::from_config(&self.config) {

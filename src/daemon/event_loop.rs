@@ -128,7 +128,7 @@ impl EventLoop {
                     self.control_handler().handle_request(request).await;
                 }
                 Next::Scrape(place) => self.control_handler().scrape(place),
-                Next::TrialExpired => self.end_trial(),
+                Next::TrialExpired => self.end_trial().await,
                 Next::FloodBegins => {
                     self.host_state.flood_begins();
                     self.resize_ring().await;
@@ -193,9 +193,12 @@ impl EventLoop {
         }
     }
 
-    /// The operator has not confirmed, and may be locked out.
-    fn end_trial(&mut self) {
-        self.trial.end();
+    /// The time of a trial is over. Where an operator had to confirm, he has not, and may be locked out.
+    async fn end_trial(&mut self) {
+        if let Trial::LogOnly(_) = self.trial {
+            return self.control_handler().end_log_only("its time is over").await;
+        }
+        self.trial = Trial::Expired;
         self.sink.emit(EventKind::Note(
             "nobody confirmed in time: all bans are lifted, and from now on scans are only logged".to_owned(),
         ));

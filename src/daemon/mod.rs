@@ -166,7 +166,8 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, messages } = opening;
+    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, messages } = opening;
+    let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());
     // Before the first packet: a source that comes back in the first moments has to be known.
@@ -201,8 +202,15 @@ async fn serve(
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());
     let (host, sockets, metrics) = (host_state.host(), SockDiag::open()?, Arc::clone(sensor.metrics()));
-    let sensor_loop =
+    let mut sensor_loop =
         Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), sensor.inbox(), metrics);
+    if let Trial::LogOnly(_) = trial {
+        sensor_loop.start_trial();
+        let left = humantime::format_duration(Duration::from_secs(trial.left().unwrap_or_default().as_secs()));
+        log.write(&Event::now(EventKind::Note(format!(
+            "the trial goes on: scans are only logged for {left} more; `portsentry trial --end` blocks again"
+        ))));
+    }
     let (ended, mut end) = oneshot::channel();
     // The receiver is gone only when the event loop has ended.
     let thread = sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
@@ -219,7 +227,7 @@ async fn serve(
         systemd: Systemd::new(Arc::clone(sensor.metrics())),
         sensor: sensor.clone(),
         sink: EventSink::new(ban_recorder, log, control, events),
-        trial: Trial::new(confirm),
+        trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
         host_state,

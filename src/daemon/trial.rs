@@ -1,49 +1,98 @@
-//! The trial that `--confirm` begins: blocking ends at a time, unless an operator confirms before.
+//! Trials. `--confirm` begins one that blocks, and ends it unless an operator confirms in time. `portsentry trial` begins one
+//! in which scans are only logged for a while; a restart does not end it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::deadline;
 
-pub(super) struct Trial {
-    ends: Option<Instant>,
-    is_over: bool,
+/// The longest time in which scans are only logged: a forgotten trial must not leave a host unprotected for ever.
+pub(super) const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Trial {
+    #[default]
+    None,
+    /// Sources are blocked until then, and no longer unless an operator confirms.
+    Unconfirmed(Instant),
+    /// No operator confirmed in time.
+    Expired,
+    /// Scans are only logged until then.
+    LogOnly(Instant),
 }
 
 impl Trial {
-    /// Ends after `span`; `None`: there is no trial.
-    pub(super) fn new(span: Option<Duration>) -> Self {
-        Self { ends: span.and_then(|span| Instant::now().checked_add(span)), is_over: false }
+    /// The trial that `--confirm` with this span begins, or goes on with the one that only logs `until` then.
+    pub(super) fn new(confirm: Option<Duration>, until: Option<SystemTime>) -> Self {
+        let now = Instant::now();
+        let left = until.and_then(|until| until.duration_since(SystemTime::now()).ok());
+        match (left, confirm) {
+            (Some(left), _) => Self::log_only(left),
+            (None, Some(span)) => now.checked_add(span).map_or(Self::None, Self::Unconfirmed),
+            (None, None) => Self::None,
+        }
     }
 
-    /// How long an operator has to confirm; `None` where there is nothing to confirm.
+    /// Only logs for `span`, at most [`MAX_TRIAL`].
+    pub(super) fn log_only(span: Duration) -> Self {
+        Self::LogOnly(Instant::now() + span.min(MAX_TRIAL))
+    }
+
+    fn ends(&self) -> Option<Instant> {
+        match self {
+            Self::Unconfirmed(ends) | Self::LogOnly(ends) => Some(*ends),
+            Self::None | Self::Expired => None,
+        }
+    }
+
+    /// How long it still lasts; `None` where there is none, or it is over.
     pub(super) fn left(&self) -> Option<Duration> {
-        self.ends.map(|ends| ends.saturating_duration_since(Instant::now()))
+        self.ends().map(|ends| ends.saturating_duration_since(Instant::now()))
     }
 
-    /// True where the time is over and nothing is blocked any more.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over
+    /// True where scans are only logged because of it.
+    pub(super) fn only_logs(&self) -> bool {
+        matches!(self, Self::Expired | Self::LogOnly(_))
     }
 
     /// Waits until the time is over; for ever, where there is no trial.
     pub(super) async fn expired(&self) {
-        deadline::reached(self.ends).await;
+        deadline::reached(self.ends()).await;
     }
 
-    /// Ends it: nothing is blocked from now on.
-    pub(super) fn end(&mut self) {
-        *self = Self { ends: None, is_over: true };
-    }
-
-    /// Ends it: blocking goes on.
+    /// Ends the trial of `--confirm`: blocking goes on.
     ///
     /// # Errors
     /// Where there is nothing to confirm, or it is too late.
     pub(super) fn confirm(&mut self) -> Result<(), &'static str> {
-        if self.is_over {
-            return Err("the trial is over, and nobody is blocked any more: restart it to try again");
+        match self {
+            Self::Unconfirmed(_) => {
+                *self = Self::None;
+                Ok(())
+            }
+            Self::Expired => Err("the trial is over, and nobody is blocked any more: restart it to try again"),
+            Self::LogOnly(_) => {
+                Err("scans are only logged: there is no ban to confirm; `portsentry trial --end` blocks again")
+            }
+            Self::None => Err("there is no trial to end: it runs without --confirm, or is confirmed already"),
         }
-        let confirmed = self.ends.take().map(|_| ());
-        confirmed.ok_or("there is no trial to end: it runs without --confirm, or is confirmed already")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn remembered_trial_goes_on_after_restart() {
+        let until = |left| Some(SystemTime::now() + left);
+        let goes_on = Trial::new(Some(MINUTE), until(MINUTE));
+        assert!(goes_on.only_logs() && goes_on.left().unwrap() <= MINUTE, "{goes_on:?}");
+        let past = SystemTime::now() - MINUTE;
+        assert_eq!(Trial::new(None, Some(past)), Trial::None, "it ended while the program was down");
+        let far = Trial::new(None, until(MAX_TRIAL * 10));
+        assert!(far.left().unwrap() <= MAX_TRIAL, "a clock that was wrong extends none");
+        assert!(!Trial::new(Some(MINUTE), None).only_logs());
     }
 }

@@ -58,6 +58,13 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The same, but scans are only logged.
+    #[must_use]
+    pub fn log_only(mut self) -> Self {
+        (self.tcp.response, self.udp.response) = (Response::Log, Response::Log);
+        self
+    }
+
     /// What the operator configured.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {

@@ -238,6 +238,8 @@ pub enum Change {
     Also(Banned),
     /// A source would have been banned, but its protocol is only logged.
     Logged(Logged),
+    /// Scans are only logged until then; `None`: the trial is over.
+    Trial { until: Option<SystemTime> },
     /// A ban has ended.
     Ended {
         subject: BanTarget,

@@ -6,6 +6,7 @@
 //! disk; [`Reader`] looks at it from another process; [`LegacyFiles`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
 
 mod ban;
+mod decisions;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -237,6 +238,7 @@ impl Ledger {
                 Change::Banned(ban) => statements.record(ban),
                 Change::Also(ban) => statements.add(ban),
                 Change::Logged(logged) => statements.log(logged),
+                Change::Trial { until } => statements.trial(*until),
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
@@ -350,6 +352,9 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         FORGET,
         PRUNE,
         COUNT,
+        decisions::START_TRIAL,
+        decisions::END_TRIAL,
+        decisions::TRIAL,
         logged::UPSERT,
         logged::FORGET,
         logged::PRUNE,

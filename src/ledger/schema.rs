@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -95,6 +95,9 @@ const STEPS: [&str; 6] = [
         reason TEXT NOT NULL
     ) STRICT;
     CREATE INDEX logged_last ON logged (last);
+",
+    "
+    CREATE TABLE trial (until INTEGER NOT NULL) STRICT;  -- at most one row
 ",
 ];
 

@@ -1,7 +1,10 @@
 //! Bans and their ends to rows, within a transaction: which row a ban goes on in, and which it replaces.
 
+use std::time::SystemTime;
+
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
+use super::decisions;
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
 use super::{Author, Banned, Ended, Ending, Logged};
@@ -123,6 +126,11 @@ impl<'a> Statements<'a> {
     pub(super) fn log(&mut self, logged: &Logged) -> Result<(), rusqlite::Error> {
         self.recorded += 1;
         logged::write(logged, &mut self.log)
+    }
+
+    /// Records until when scans are only logged.
+    pub(super) fn trial(&mut self, until: Option<SystemTime>) -> Result<(), rusqlite::Error> {
+        decisions::write_trial(self.connection, until)
     }
 
     pub(super) fn end(&mut self, subject: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {

@@ -21,6 +21,8 @@ pub struct Blocker {
     pub routes: Option<Routes>,
     /// hosts.deny and the command. There may be a command that is no backend: one that only tells of scans.
     pub slow: Option<SlowQueue>,
+    /// Nothing is enforced for the time being: scans are only logged.
+    pub suspended: bool,
     /// Scans of TCP only run the command.
     pub tcp_tells: bool,
     /// Scans of UDP only run the command.
@@ -156,10 +158,11 @@ impl Blocker {
 
     /// True where scans of `protocol` only run the command.
     pub(super) fn only_runs_command(&self, protocol: Protocol) -> bool {
-        match protocol {
+        let tells = match protocol {
             Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
             Protocol::Udp | Protocol::Icmp => self.udp_tells,
-        }
+        };
+        tells && !self.suspended
     }
 
     /// `ban` as backends take it, with the time that it is to last.

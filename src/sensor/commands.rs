@@ -54,6 +54,10 @@ pub enum SensorCommand {
     Settings(Box<Settings>),
     /// Replaces the rules of the table; its sets stay.
     Ruleset(RulesetSpec),
+    /// Suspends blocking: scans are only logged, and the bans in force stay.
+    StartTrial,
+    /// Blocks again, with these settings.
+    EndTrial(Box<Settings>),
     /// Stops blocking: scans are only logged from now on.
     LogOnly,
     /// Increments [`super::SensorMetrics::beats`], which the watchdog reads.
@@ -133,6 +137,8 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),
         SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, spec),
+        SensorCommand::StartTrial => controller.start_trial(),
+        SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
         SensorCommand::LogOnly => controller.log_only(),
         SensorCommand::Heartbeat => controller.metrics().beats.add(1),
         SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}

@@ -395,9 +395,33 @@ impl BanController {
         self.arm_trap(now);
     }
 
+    /// Suspends blocking: the trap watches nothing, no backend gets a ban, and the bans in force stay.
+    pub(super) fn start_trial(&mut self) {
+        self.suspend_bans();
+        self.trap.pause(&mut self.blocker, &self.reporter);
+    }
+
+    /// Blocks again. What was probed meanwhile is no evidence for a ban.
+    pub(super) fn end_trial(&mut self, now: Timestamp, settings: Settings) {
+        self.observer.engine_mut().reconfigure(settings);
+        self.blocker.suspended = false;
+        self.trap.resume();
+        self.start_trap(now);
+    }
+
+    fn suspend_bans(&mut self) {
+        self.observer.engine_mut().log_only();
+        self.blocker.suspended = true;
+        let waiting = self.pending.clear();
+        for target in &waiting {
+            self.observer.lift(*target);
+        }
+        self.release(&waiting);
+    }
+
     /// Blocks no source from now on.
     pub(super) fn log_only(&mut self) {
-        self.observer.engine_mut().log_only();
+        self.suspend_bans();
         self.trap.disarm(&mut self.blocker, &self.reporter);
     }
 

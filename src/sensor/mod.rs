@@ -114,6 +114,11 @@ impl Sensor {
         }
     }
 
+    /// Only logs from the first packet on, until [`SensorCommand::EndTrial`].
+    pub fn start_trial(&mut self) {
+        self.controller.start_trial();
+    }
+
     /// Runs until [`SensorCommand::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
         self.controller.start(self.now());

@@ -108,6 +108,12 @@ impl PendingBans {
         self.retries.iter().map(|retry| retry.ban.probe.subject)
     }
 
+    /// Drops all; returns the targets that waited for a command and are in force nowhere.
+    pub(super) fn clear(&mut self) -> Vec<BanTarget> {
+        self.retries.clear();
+        self.awaiting_command.drain().map(|(target, _)| target).collect()
+    }
+
     /// Drops the bans of `targets`, which were removed.
     pub(super) fn remove(&mut self, targets: &[BanTarget]) {
         let removed: HashSet<BanTarget> = targets.iter().copied().collect();

@@ -30,6 +30,8 @@ const MAX_PER_ROUND: usize = 512;
 pub(super) struct TrapControl {
     /// What the kernel watches; `None` if that is not known.
     armed: Option<Armed>,
+    /// It is to watch nothing for the time being.
+    paused: bool,
     /// The next review; `None` without a trap.
     check_at: Option<Timestamp>,
     /// Sources that the trap caught and the sensor has no verdict on, and since when.
@@ -78,6 +80,9 @@ impl TrapControl {
     pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return self.reset(reporter) };
         self.check_at = Some(now.after(POLL_INTERVAL));
+        if self.paused {
+            return;
+        }
         let closed = |counts: bool, protocol| counts.then(|| observer.closed_ports(now, protocol));
         let wanted = Armed {
             tcp: closed(rules.tcp, Protocol::Tcp),
@@ -102,7 +107,7 @@ impl TrapControl {
     }
 
     fn reset(&mut self, reporter: &Reporter) {
-        *self = Self::default();
+        *self = Self { paused: self.paused, ..Self::default() };
         self.update_metrics(reporter);
     }
 
@@ -123,6 +128,17 @@ impl TrapControl {
             self.report(format!("{text}: {error}; it watches nothing"), reporter);
         }
         self.reset(reporter);
+    }
+
+    /// Has the trap watch nothing until [`TrapControl::resume`], whatever arms it meanwhile. What it caught is reviewed before.
+    pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
+        self.suspend(blocker, reporter);
+        self.paused = true;
+        self.update_metrics(reporter);
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
     }
 
     /// Has the trap watch nothing until it is armed again.

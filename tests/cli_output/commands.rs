@@ -76,6 +76,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
     ("list --socket SOCKET", "192.0.2.7 ", &["time", "kernel", "notes", "bans"]),
     ("list --would-block --socket SOCKET", "no source would have been blocked", &["time", "notes", "would_block"]),
     ("allow 198.51.100.0/24 --for 1h --socket SOCKET", "198.51.100.0/24 is allowed until 2", &["allowed", "until"]),
+    ("trial 1h --socket SOCKET", "scans are only logged until 2", &["until"]),
     ("unblock --all --socket SOCKET", "bans lifted: ", &["unblocked"]),
     ("reload --socket SOCKET", "read again", &["changed", "needs_restart"]),
     (
@@ -145,6 +146,9 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("--scan-trigger 16", USAGE, "0..=15"),
     ("block 127.0.0.1 --socket SOCKET", FAILED, "127.0.0.1 is not blocked: 127.0.0.0/8 is a loopback address"),
     ("unblock 192.0.2.9 --socket SOCKET", FAILED, "is not blocked"),
+    ("trial", USAGE, "--end"),
+    ("trial soon", USAGE, "write for example"),
+    ("trial --end --socket SOCKET", FAILED, "there is no trial to end"),
     ("confirm --socket SOCKET", FAILED, "there is no trial"),
     ("status --socket FILE/none", FAILED, "Start it, or name its socket"),
     ("explain 192.0.2.7 --socket FILE/none", FAILED, "Start it, or name its socket"),

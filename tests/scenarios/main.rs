@@ -19,4 +19,5 @@ mod panics;
 mod removed;
 mod socket;
 mod support;
+mod trial;
 mod ways;

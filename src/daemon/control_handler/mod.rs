@@ -17,19 +17,20 @@ use super::config_source::ConfigSource;
 use super::event_sink::EventSink;
 use super::host_state::HostState;
 use super::sensor_handle::SensorHandle;
-use super::trial::Trial;
+use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
-use crate::config::{parse_expiry, parse_network};
+use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::control::protocol::{
-    Allowed, Answer, Blocked, ErrorKind, Failure, Reply, Request, ServiceForgotten, Unblocked,
+    Allowed, Answer, Blocked, ErrorKind, Failure, Reply, Request, ServiceForgotten, TrialState, Unblocked,
 };
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
-use crate::engine::{Host, Protection};
+use crate::engine::{Host, Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
+use crate::ledger::Change;
 use crate::sandbox::Sandbox;
-use crate::sensor::SensorRequest;
+use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
 use crate::types::{BanTarget, Expiry};
 
@@ -78,13 +79,13 @@ pub(super) struct ControlHandler<'a> {
 impl ControlHandler<'_> {
     /// True where sources are blocked.
     fn enforces(&self) -> bool {
-        self.config.config.blocks() && !self.trial.is_over()
+        self.config.config.blocks() && !self.trial.only_logs()
     }
 
     /// Reads the configuration again, on behalf of `by`.
     pub(super) async fn reload(&mut self, by: &str) -> Reply {
         let targets = (&mut *self.host_state, self.sensor, &mut *self.sink);
-        let reloaded = self.config.reload(by, targets, self.sandbox, self.trial.is_over()).await;
+        let reloaded = self.config.reload(by, targets, self.sandbox, *self.trial).await;
         reloaded.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
     }
 
@@ -92,6 +93,56 @@ impl ControlHandler<'_> {
         self.trial.confirm().map_err(refused)?;
         self.sink.emit(EventKind::Note(format!("{by} has confirmed: blocking goes on")));
         Ok(Answer::Confirmed {})
+    }
+
+    /// Only logs for `span`, or blocks again where it is to `end`.
+    async fn trial(&mut self, by: &str, span: Option<&str>, end: bool) -> Reply {
+        let span = match (span, end) {
+            (Some(span), false) => parse_span(span).map_err(usage)?,
+            (None, true) => {
+                let Trial::LogOnly(_) = self.trial else {
+                    return Err(refused("there is no trial to end; `portsentry trial 1h` begins one"));
+                };
+                self.end_log_only(by).await;
+                return Ok(Answer::Trial(TrialState { until: None }));
+            }
+            _ => return Err(usage("name a time, or end the trial")),
+        };
+        if span > MAX_TRIAL {
+            return Err(usage(
+                "a trial lasts 30 days at most; to log for longer write block = false into the settings",
+            ));
+        }
+        match *self.trial {
+            Trial::None | Trial::LogOnly(_) if self.config.config.blocks() => {}
+            Trial::None | Trial::LogOnly(_) | Trial::Expired => {
+                return Err(refused(
+                    "scans are only logged in any case: nothing is blocked that a trial could suspend",
+                ));
+            }
+            Trial::Unconfirmed(_) => {
+                return Err(refused("the trial of --confirm is running: `portsentry confirm` first"));
+            }
+        }
+        *self.trial = Trial::log_only(span);
+        self.sensor.send_waiting(SensorCommand::StartTrial).await;
+        let until = SystemTime::now() + span;
+        self.sink.ban_recorder.decide(Change::Trial { until: Some(until) });
+        let until = rfc3339(until);
+        self.sink.emit(EventKind::Note(format!(
+            "a trial begins, by {by}: until {until} scans are only logged. The bans in force stay; \
+             `portsentry trial --end` blocks again"
+        )));
+        Ok(Answer::Trial(TrialState { until: Some(until) }))
+    }
+
+    /// Ends a trial that only logs.
+    pub(super) async fn end_log_only(&mut self, by: &str) {
+        *self.trial = Trial::None;
+        let settings = Settings::from_config(&self.config.config);
+        self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
+        self.sink.ban_recorder.decide(Change::Trial { until: None });
+        self.sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
     }
 
     pub(super) async fn handle_request(&mut self, IncomingRequest { request, peer, reply }: IncomingRequest) {
@@ -117,6 +168,7 @@ impl ControlHandler<'_> {
             Request::Explain { address } => Box::pin(self.explain(&address)?),
             Request::Allow { target, span } => Box::pin(ready(Ok(self.allow(&by, &target, span.as_deref()).await?))),
             Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
+            Request::Trial { span, end } => Box::pin(ready(self.trial(&by, span.as_deref(), end).await)),
             Request::Confirm => Box::pin(ready(self.confirm(&by))),
             Request::Reload => Box::pin(ready(self.reload(&by).await)),
             Request::Subscribe => return Err(usage("subscriptions are served by the socket itself")),
@@ -147,7 +199,8 @@ impl ControlHandler<'_> {
         let subject = BanTarget::of_prefix(target).map_err(usage)?;
         if !self.enforces() {
             return Err(refused(
-                "nobody is blocked: the daemon only logs (--log-only, block = false, or a trial that nobody confirmed)",
+                "nothing is blocked: the daemon only logs (--log-only, block = false, `portsentry trial`, or a trial that \
+                 nobody confirmed)",
             ));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), target) else {

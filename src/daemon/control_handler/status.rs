@@ -45,7 +45,7 @@ impl ControlHandler<'_> {
     }
 
     fn uses_nft(&self) -> bool {
-        self.config.config.block.method.contains(&Backend::Nft) && self.enforces()
+        self.config.config.block.method.contains(&Backend::Nft) && self.config.config.blocks()
     }
 
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {

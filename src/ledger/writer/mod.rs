@@ -302,6 +302,7 @@ impl Work {
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
                 Change::Logged(logged) => logged.last = step.moved(logged.last),
+                Change::Trial { until } => *until = until.map(|until| step.moved(until)),
                 Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
                 Change::Served(_, at) => *at = step.moved(*at),
                 Change::ServiceForgotten(_) => {}
@@ -327,6 +328,7 @@ impl Work {
         let Some(ledger) = self.ledger.take() else { return };
         if let Ok(found) = ledger.active(self.clock.now()) {
             self.saved = found.items.into_iter().map(|entry| Change::Banned(entry.ban)).collect();
+            self.saved.extend(ledger.decisions().unwrap_or_default());
         }
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
