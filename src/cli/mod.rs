@@ -15,7 +15,8 @@ pub use crate::control::DEFAULT_SOCKET;
 pub use crate::control::list::{ListOptions, Order};
 pub use crate::control::live_view::WatchOptions;
 pub use crate::control::options::{
-    AllowOptions, BlockOptions, Connection, ControlCommand, ExplainOptions, TrialOptions, UnblockOptions,
+    AllowOptions, BlockOptions, Connection, ControlCommand, DisallowOptions, ExplainOptions, TrialOptions,
+    UnblockOptions,
 };
 pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;
@@ -34,7 +35,8 @@ const HELP: &str = "\
 {options}
 Commands (portsentry COMMAND --help):
   status list watch events        how it is, who is blocked, what happens
-  block unblock allow explain     one address; forget-service one port
+  block unblock explain           one address; forget-service one port
+  allow disallow allowed          what is never blocked
   trial confirm reload check import  the settings
   report replay completions       what was; a capture judged; for your shell
 

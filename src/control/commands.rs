@@ -25,8 +25,12 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
         }
         ControlCommand::Allow(options) => {
             let span = options.span.map(|span| humantime::format_duration(span).to_string());
-            (Request::Allow { target: options.target.to_string(), span }, &options.connection)
+            (Request::Allow { target: options.target.to_string(), span, force: options.force }, &options.connection)
         }
+        ControlCommand::Disallow(options) => {
+            (Request::Disallow { target: options.target.to_string() }, &options.connection)
+        }
+        ControlCommand::Allowed(connection) => (Request::Allowed, connection),
         ControlCommand::Explain(options) => {
             (Request::Explain { address: options.address.to_string() }, &options.connection)
         }

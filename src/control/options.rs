@@ -19,8 +19,12 @@ pub enum ControlCommand {
     Block(BlockOptions),
     /// Lift the ban of an address or prefix
     Unblock(UnblockOptions),
-    /// Do not block an address or network, for now
+    /// Do not block an address or network, until that is revoked
     Allow(AllowOptions),
+    /// Revoke an allowance
+    Disallow(DisallowOptions),
+    /// What is allowed, by hand and by the settings
+    Allowed(Connection),
     /// Everything that is known about an address
     Explain(ExplainOptions),
     /// Forget a service: its port, closed, is evidence again
@@ -95,9 +99,22 @@ pub struct AllowOptions {
     /// Address or network that is not to be blocked
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
-    /// For how long: 1h, 7d [until the daemon ends]
+    /// For how long: 1h, 7d [until `portsentry disallow`]
     #[arg(long = "for", value_name = "SPAN", value_parser = parse_span)]
     pub span: Option<Duration>,
+    /// Also a network as wide as 0.0.0.0/0
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// Options of `disallow`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct DisallowOptions {
+    /// Address or network whose allowance is revoked, as `portsentry allowed` has it
+    #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+    pub target: IpNet,
     #[command(flatten)]
     pub connection: Connection,
 }

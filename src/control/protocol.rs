@@ -4,12 +4,15 @@
 use std::fmt;
 use std::ops::Not;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
 use super::format::{nullable, to_seconds};
 use super::service_port::ServicePort;
 use super::status::Status;
+use crate::events::json::rfc3339;
+use crate::ledger::Allowance;
 
 /// The longest line that either side accepts, in bytes.
 pub const MAX_LINE_LEN: usize = 64 << 10;
@@ -39,12 +42,21 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Not::not")]
         all: bool,
     },
-    /// Never block an address or network, for `span` or until the daemon ends.
+    /// Never block an address or network, for `span` or until that is revoked.
     Allow {
         target: String,
         #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
         span: Option<String>,
+        /// Also a network so wide that hardly anything would be blocked any more.
+        #[serde(default, skip_serializing_if = "Not::not")]
+        force: bool,
     },
+    /// Revoke the allowance of a network.
+    Disallow {
+        target: String,
+    },
+    /// List what is allowed.
+    Allowed,
     Explain {
         address: String,
     },
@@ -87,7 +99,7 @@ impl Request {
     /// True for a request that changes anything: only root and the daemon's own user may send it.
     #[must_use]
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Status | Self::Explain { .. } | Self::Subscribe)
+        !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Subscribe)
     }
 
     /// Reads the answer to this request.
@@ -97,6 +109,8 @@ impl Request {
             Self::Block { .. } => Answer::Blocked(serde_json::from_slice(line)?),
             Self::Unblock { .. } => Answer::Unblocked(serde_json::from_slice(line)?),
             Self::Allow { .. } => Answer::Allowed(serde_json::from_slice(line)?),
+            Self::Disallow { .. } => Answer::Disallowed(serde_json::from_slice(line)?),
+            Self::Allowed => Answer::Allowances(serde_json::from_slice(line)?),
             Self::Explain { .. } => Answer::Explained(serde_json::from_slice(line)?),
             Self::ForgetService { .. } => Answer::ServiceForgotten(serde_json::from_slice(line)?),
             Self::Reload => Answer::Reloaded(serde_json::from_slice(line)?),
@@ -115,6 +129,8 @@ pub enum Answer {
     Blocked(Blocked),
     Unblocked(Unblocked),
     Allowed(Allowed),
+    Disallowed(Disallowed),
+    Allowances(Allowances),
     Explained(Box<AddressInfo>),
     ServiceForgotten(ServiceForgotten),
     Reloaded(Reloaded),
@@ -138,8 +154,70 @@ pub struct Unblocked {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
     pub allowed: String,
+    /// Null: until it is revoked.
     #[serde(deserialize_with = "nullable")]
     pub until: Option<String>,
+    /// How many bans this lifts.
+    pub lifted: usize,
+    /// Their targets, the first [`MAX_LISTED`].
+    pub bans: Vec<String>,
+}
+
+/// Bans and allowances that one answer lists: it must fit into a line.
+pub const MAX_LISTED: usize = 200;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disallowed {
+    pub disallowed: String,
+    /// What allows it all the same, if anything does.
+    #[serde(deserialize_with = "nullable")]
+    pub still: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowances {
+    pub allowed: Vec<AllowedEntry>,
+    /// Entries that are left out.
+    pub more: usize,
+}
+
+/// A network that is never blocked, by the word of an operator or of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedEntry {
+    pub network: String,
+    /// The operator, or the key of the configuration.
+    pub by: String,
+    /// Null for what the configuration allows.
+    #[serde(deserialize_with = "nullable")]
+    pub since: Option<String>,
+    /// Null: until it is revoked, or taken out of the configuration.
+    #[serde(deserialize_with = "nullable")]
+    pub until: Option<String>,
+}
+
+impl AllowedEntry {
+    /// What a key of the configuration allows.
+    #[must_use]
+    pub fn configured(network: IpNet, key: &str) -> Self {
+        Self { network: plain(network), by: key.to_owned(), since: None, until: None }
+    }
+}
+
+impl From<&Allowance> for AllowedEntry {
+    fn from(allowance: &Allowance) -> Self {
+        Self {
+            network: plain(allowance.network),
+            by: allowance.by.clone(),
+            since: Some(rfc3339(allowance.since)),
+            until: allowance.until.map(rfc3339),
+        }
+    }
+}
+
+/// A network as a person writes it: one address without its length.
+#[must_use]
+pub fn plain(network: IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,11 +249,38 @@ impl fmt::Display for Answer {
                 end => writeln!(f, "{subject} is blocked until {}", to_seconds(end)),
             },
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
-            Self::Allowed(Allowed { allowed, until: Some(until) }) => {
-                writeln!(f, "{allowed} is allowed until {}", to_seconds(until))
+            Self::Allowed(Allowed { allowed, until, lifted, bans }) => {
+                match until {
+                    Some(until) => writeln!(f, "{allowed} is allowed until {}", to_seconds(until))?,
+                    None => writeln!(f, "{allowed} is allowed until `portsentry disallow {allowed}`")?,
+                }
+                if *lifted == 0 {
+                    return Ok(());
+                }
+                let more = lifted.saturating_sub(bans.len());
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                writeln!(f, "bans lifted: {lifted} ({}{more})", bans.join(", "))
             }
-            Self::Allowed(Allowed { allowed, until: None }) => {
-                writeln!(f, "{allowed} is allowed until the daemon ends")
+            Self::Disallowed(Disallowed { disallowed, still: None }) => {
+                writeln!(f, "{disallowed} is no longer allowed by hand")
+            }
+            Self::Disallowed(Disallowed { disallowed, still: Some(why) }) => {
+                writeln!(f, "{disallowed} is no longer allowed by hand, but still never blocked: it is {why}")
+            }
+            Self::Allowances(Allowances { allowed, more }) => {
+                if allowed.is_empty() {
+                    return writeln!(f, "nothing is allowed, by hand or by the settings");
+                }
+                let width = allowed.iter().map(|entry| entry.network.len()).max().unwrap_or_default();
+                for AllowedEntry { network, by, since, until } in allowed {
+                    let until = match (since, until) {
+                        (None, _) => String::new(),
+                        (_, Some(until)) => format!(", until {}", to_seconds(until)),
+                        (_, None) => ", until it is revoked".to_owned(),
+                    };
+                    writeln!(f, "{network:<width$}  by {by}{until}")?;
+                }
+                if *more > 0 { writeln!(f, "and {more} more, from the settings") } else { Ok(()) }
             }
             Self::Explained(info) => info.fmt(f),
             Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
@@ -297,9 +402,11 @@ mod tests {
             &Request::Unblock { target: Some(target()), all: false },
         );
         reads(r#"{"command":"unblock","all":true}"#, &Request::Unblock { target: None, all: true });
-        let allow = Request::Allow { target: target(), span: Some("1h".to_owned()) };
+        let allow = Request::Allow { target: target(), span: Some("1h".to_owned()), force: false };
         reads(r#"{"command":"allow","target":"192.0.2.7","for":"1h"}"#, &allow);
         reads(r#"{"command":"explain","address":"192.0.2.7"}"#, &Request::Explain { address: target() });
+        reads(r#"{"command":"disallow","target":"192.0.2.7"}"#, &Request::Disallow { target: target() });
+        reads(r#"{"command":"allowed"}"#, &Request::Allowed);
         let trial = |span: Option<&str>, end| Request::Trial { span: span.map(str::to_owned), end };
         reads(r#"{"command":"trial","for":"5m"}"#, &trial(Some("5m"), false));
         reads(r#"{"command":"trial","end":true}"#, &trial(None, true));
@@ -357,7 +464,8 @@ mod tests {
 
     #[test]
     fn only_looking_is_for_everybody() {
-        assert!(!Request::Status.changes() && !Request::Subscribe.changes());
+        assert!(!Request::Status.changes() && !Request::Subscribe.changes() && !Request::Allowed.changes());
+        assert!(Request::Disallow { target: String::new() }.changes());
         assert!(Request::Confirm.changes() && Request::Unblock { target: None, all: true }.changes());
     }
 }

@@ -31,6 +31,8 @@ pub struct Status {
     pub allowed: usize,
     /// Services whose ports are no evidence, served or not.
     pub services: Vec<RememberedService>,
+    /// Families of which every address is allowed, so that nothing of them is blocked: "IPv4", "IPv6".
+    pub allows_all: Vec<String>,
     /// The directory that the ledger is in.
     pub ledger: String,
     pub sandbox: SandboxState,
@@ -190,7 +192,13 @@ impl fmt::Display for Status {
         line!(f, "evidence", "{} probes so far, {} sources tracked", self.probes, self.sources_tracked)?;
         line!(f, "bans", "{}", self.bans)?;
         line!(f, "trap", "{}", self.trap)?;
-        line!(f, "allow-list", "{} entries", self.allowed)?;
+        match self.allows_all.as_slice() {
+            [] => line!(f, "allow-list", "{} entries", self.allowed)?,
+            all => {
+                let all = all.join(" and ");
+                line!(f, "allow-list", "all of {all} is allowed, and so never blocked; `portsentry allowed` says why")?;
+            }
+        }
         line!(f, "services", "{}", services(&self.services))?;
         line!(f, "ledger", "{}", self.ledger)?;
         line!(f, "sandbox", "{}", self.sandbox)?;

@@ -1,13 +1,14 @@
 //! Everything that the operator allows: listed networks, ignore files, names, and what is allowed or forced for a while.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 
 use super::allow_names::AllowNames;
+use super::allowances::Allowances;
 use super::ignore_files::IgnoreFiles;
-use super::temporary_allow::TemporaryAllow;
 use crate::config::{Allow, ConfigErrors};
+use crate::control::protocol::AllowedEntry;
 use crate::engine::{AllowList, Protection};
 use crate::events::event::EventKind;
 
@@ -15,7 +16,7 @@ pub(super) struct AllowSources {
     configured: Allow,
     files: IgnoreFiles,
     names: AllowNames,
-    temporary: TemporaryAllow,
+    by_hand: Allowances,
     /// What is to be reported once the snapshot shows it.
     messages: Vec<EventKind>,
 }
@@ -27,8 +28,8 @@ impl AllowSources {
     /// All that is wrong with the files.
     pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
         let files = IgnoreFiles::open(allow)?;
-        let (names, temporary) = (look_up(allow), TemporaryAllow::default());
-        Ok(Self { configured: allow.clone(), files, names, temporary, messages: Vec::new() })
+        let (names, by_hand) = (look_up(allow), Allowances::default());
+        Ok(Self { configured: allow.clone(), files, names, by_hand, messages: Vec::new() })
     }
 
     /// Goes on with another configuration.
@@ -47,19 +48,28 @@ impl AllowSources {
     /// What is allowed, each with why.
     pub(super) fn networks(&self) -> Vec<(IpNet, Protection)> {
         let listed = self.configured.networks.iter().copied();
-        let listed = listed.chain(self.files.networks()).chain(self.temporary.networks());
+        let listed = listed.chain(self.files.networks()).chain(self.by_hand.allowed());
         let named = self.names.addresses().map(|address| (IpNet::from(address), Protection::Named));
         listed.map(|network| (network, Protection::Listed)).chain(named).collect()
     }
 
     /// Takes out of `allow` what an operator has blocked although it is protected.
     pub(super) fn apply_forced(&self, allow: &mut AllowList) {
-        self.temporary.forced().for_each(|network| allow.except(network));
+        self.by_hand.forced().for_each(|network| allow.except(network));
     }
 
     /// What operators have allowed and forced.
-    pub(super) fn temporary(&mut self) -> &mut TemporaryAllow {
-        &mut self.temporary
+    pub(super) fn by_hand(&mut self) -> &mut Allowances {
+        &mut self.by_hand
+    }
+
+    /// What is allowed, for people: by hand, by `allow.networks`, by `allow.files` and by `allow.names`.
+    pub(super) fn entries(&self) -> Vec<AllowedEntry> {
+        let by_hand = self.by_hand.listed((Instant::now(), SystemTime::now())).map(|one| AllowedEntry::from(&one));
+        let of = |source: &'static str| move |network: IpNet| AllowedEntry::configured(network, source);
+        let networks = self.configured.networks.iter().copied().map(of("allow.networks"));
+        let names = self.names.addresses().map(IpNet::from).map(of("allow.names"));
+        by_hand.chain(networks).chain(self.files.networks().map(of("allow.files"))).chain(names).collect()
     }
 
     /// Reads files that changed, has names looked up and drops what is over; true where something changed.
@@ -69,7 +79,12 @@ impl AllowSources {
         let (files, messages) = self.files.tick();
         self.messages.extend(messages);
         self.messages.extend(self.names.take_messages());
-        self.temporary.expire(now) || names || files
+        let (over, expired) = self.by_hand.expire(now);
+        let over = over.into_iter().map(|network| {
+            EventKind::Note(format!("{network} is allowed no longer: the time of its allowance is over"))
+        });
+        self.messages.extend(over);
+        expired || names || files
     }
 
     /// Waits until a name has been looked up; true where its addresses changed. Safe to cancel.

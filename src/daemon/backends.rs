@@ -69,9 +69,7 @@ pub(super) fn open(
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
         let mut routes = Routes::open(config.block.route.into(), size)?;
-        let own = host.networks.iter().copied().filter(|network| matches!(network, ipnet::IpNet::V6(_)));
-        let prefixes: Vec<_> = host.allow.prefixes().chain(own).collect();
-        drop(routes.protect(&prefixes));
+        drop(routes.protect(&route_free(host)));
         ways.leftovers = routes.leftovers()?;
         ways.blocker.routes = Some(routes);
     }
@@ -94,6 +92,24 @@ pub(super) fn open(
         ways.slow_backends = Some(slow);
     }
     Ok(ways)
+}
+
+/// Sets what is never blocked anew, because there is more of it than [`open`] knew.
+pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
+    let prefixes: Vec<_> = host.allow.prefixes().collect();
+    if let Some(NftBackend { nft, .. }) = &mut blocker.nft {
+        nft.protect(&prefixes)?;
+    }
+    if let Some(routes) = &mut blocker.routes {
+        drop(routes.protect(&route_free(host)));
+    }
+    Ok(())
+}
+
+/// What no route may cut off: all that is never blocked, and own IPv6 networks.
+fn route_free(host: &Host) -> Vec<ipnet::IpNet> {
+    let own = host.networks.iter().copied().filter(|network| matches!(network, ipnet::IpNet::V6(_)));
+    host.allow.prefixes().chain(own).collect()
 }
 
 /// Creates or adopts the ruleset, and sets the allow-list before the first ban; true where there was no table.

@@ -13,8 +13,8 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
 use crate::ledger::{
-    Author, Banned, Change, Ended, Ending, Flushed, Found, InForce, Ledger, LedgerError, LegacyFiles, LoadedState,
-    Logged, Opened, Recorder, Writer, WriterEvent,
+    Allowance, Author, Banned, Change, Ended, Ending, Flushed, Found, InForce, Ledger, LedgerError, LegacyFiles,
+    LoadedState, Logged, Opened, Recorder, Writer, WriterEvent,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -32,6 +32,8 @@ pub(super) struct Opening {
     pub(super) services: Vec<(Service, SystemTime)>,
     /// Until when scans are only logged, by the word of an operator before the start.
     pub(super) trial: Option<SystemTime>,
+    /// What operators have allowed before the start.
+    pub(super) allowances: Vec<Allowance>,
     pub(super) messages: Vec<EventKind>,
 }
 
@@ -48,6 +50,7 @@ struct Read {
     recalled: LoadedState,
     services: Found<(Service, SystemTime)>,
     trial: Option<SystemTime>,
+    allowances: Found<Allowance>,
     now: SystemTime,
 }
 
@@ -64,8 +67,8 @@ impl Reading {
             let _ = ledger.expire(now)?;
             let recalled = ledger.recall(forget, now, most)?;
             let services = ledger.services(MAX_SERVICES)?;
-            let trial = ledger.trial()?;
-            Ok(Read { ledger, opened, recalled, services, trial, now })
+            let (trial, allowances) = (ledger.trial()?, ledger.allowances()?);
+            Ok(Read { ledger, opened, recalled, services, trial, allowances, now })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -121,7 +124,7 @@ impl BanRecorder {
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, services, trial, now } = read;
+        let Read { ledger, opened, recalled, services, trial, allowances, now } = read;
         let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
             messages.push(EventKind::Error(format!(
@@ -129,7 +132,7 @@ impl BanRecorder {
                 aside.display()
             )));
         }
-        let unreadable = recalled.unreadable + services.unreadable;
+        let unreadable = recalled.unreadable + services.unreadable + allowances.unreadable;
         if unreadable > 0 {
             let text = format!("{unreadable} rows of the ledger cannot be read and are left out");
             messages.push(EventKind::Error(text));
@@ -158,7 +161,8 @@ impl BanRecorder {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
-        Ok(Opening { ban_recorder, bans, unheard, strikes: recalled.struck, services: services.items, trial, messages })
+        let (strikes, services, allowances) = (recalled.struck, services.items, allowances.items);
+        Ok(Opening { ban_recorder, bans, unheard, strikes, services, trial, allowances, messages })
     }
 
     /// A way to hand changes over from another thread.

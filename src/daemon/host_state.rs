@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 
 use super::allow_sources::AllowSources;
+use super::allowances::Now;
 use super::error::DaemonError;
 use super::ring_size::RingSizer;
 use super::service_tracker::{ServiceState, ServiceTracker};
@@ -17,6 +18,7 @@ use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::Config;
+use crate::control::protocol::AllowedEntry;
 use crate::engine::{Host, Service, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -26,7 +28,7 @@ use crate::host::network::{self, HostFacts, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{missing_interfaces, snapshot, watched_interfaces};
-use crate::ledger::Recorder;
+use crate::ledger::{Allowance, Recorder};
 use crate::netlink::sock_diag::{Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::Protocol;
@@ -119,21 +121,46 @@ impl HostState {
         Arc::clone(&self.host)
     }
 
-    /// Allows `network` for a while, or until the program ends; the commands for the sensor.
-    pub(super) async fn allow(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<SensorCommand>, String> {
-        self.allow.temporary().add(network, span, Instant::now())?;
+    /// What operators and the configuration allow.
+    pub(super) fn allowed(&self) -> Vec<AllowedEntry> {
+        self.allow.entries()
+    }
+
+    /// Allows what operators had allowed before the start; the commands for the sensor.
+    pub(super) async fn restore_allowances(
+        &mut self,
+        allowances: Vec<Allowance>,
+    ) -> Result<Vec<SensorCommand>, DaemonError> {
+        for allowance in allowances {
+            // The ledger holds no more than were accepted.
+            let _ = self.allow.by_hand().add(allowance, now());
+        }
+        self.refresh().await
+    }
+
+    /// Revokes the allowance of `network`; the commands for the sensor, `None` where there was none.
+    pub(super) async fn disallow(&mut self, network: IpNet) -> Result<Option<Vec<SensorCommand>>, String> {
+        match self.allow.by_hand().remove(network) {
+            true => self.refresh().await.map(Some).map_err(|error| error.to_string()),
+            false => Ok(None),
+        }
+    }
+
+    /// Allows a network for a while, or until that is revoked; the commands for the sensor.
+    pub(super) async fn allow(&mut self, allowance: Allowance) -> Result<Vec<SensorCommand>, String> {
+        self.allow.by_hand().add(allowance, now())?;
         self.refresh().await.map_err(|error| error.to_string())
     }
 
     /// Takes `network` out of whatever protects it, until it is allowed or unblocked; the commands for the sensor.
     pub(super) async fn force(&mut self, network: IpNet, span: Option<Duration>) -> Result<Vec<SensorCommand>, String> {
-        self.allow.temporary().force(network, span, Instant::now())?;
+        self.allow.by_hand().force(network, span, now())?;
         self.refresh().await.map_err(|error| error.to_string())
     }
 
     /// Protects `network` again, `None`: all that was forced; the commands for the sensor.
     pub(super) async fn unforce(&mut self, network: Option<IpNet>) -> Result<Vec<SensorCommand>, String> {
-        match self.allow.temporary().unforce(network) {
+        match self.allow.by_hand().unforce(network) {
             true => self.refresh().await.map_err(|error| error.to_string()),
             false => Ok(Vec::new()),
         }
@@ -245,6 +272,10 @@ impl HostState {
             }
         }
     }
+}
+
+fn now() -> Now {
+    (Instant::now(), SystemTime::now())
 }
 
 /// Another capture. Compiling its filter takes some 50 ms: on a thread of its own, while the old one goes on.

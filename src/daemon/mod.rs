@@ -3,6 +3,7 @@
 
 mod allow_names;
 mod allow_sources;
+mod allowances;
 mod backends;
 mod ban_recorder;
 pub mod command_helper;
@@ -28,7 +29,6 @@ mod service_tracker;
 mod startup_reconcile;
 mod systemd;
 mod table_monitor;
-mod temporary_allow;
 mod trial;
 mod unban;
 
@@ -166,12 +166,17 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, messages } = opening;
+    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, allowances, messages } = opening;
     let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());
     // Before the first packet: a source that comes back in the first moments has to be known.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
+    if !allowances.is_empty() {
+        // Before a ban of the ledger is back in force.
+        sensor.send_all(host_state.restore_allowances(allowances).await?);
+        backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
+    }
     // A host that only logs leaves the bans of an earlier run as they are.
     if config.blocks() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;

@@ -66,15 +66,18 @@ pub fn control(bytes: &[u8]) {
             Request::Block { target, expire, .. } => {
                 let _ = (config::parse_network(target), expire.as_deref().map(config::parse_expiry));
             }
-            Request::Allow { target, span } => {
+            Request::Allow { target, span, .. } => {
                 let _ = (config::parse_network(target), span.as_deref().map(config::parse_expiry));
             }
+            Request::Trial { span: Some(span), .. } => drop(config::parse_span(span)),
+            Request::Disallow { target } => drop(config::parse_network(target)),
             Request::Explain { address } => drop(address.parse::<IpAddr>()),
             _ => {}
         }
     }
     let address = String::new();
-    for request in [Request::Status, Request::Explain { address }, Request::Reload, Request::Confirm] {
+    for request in [Request::Status, Request::Explain { address }, Request::Allowed, Request::Reload, Request::Confirm]
+    {
         if let Ok(reply) = parse_reply(bytes, &request) {
             let line = reply_to_line(&reply);
             assert_eq!(line.matches('\n').count(), 1, "{line:?}");

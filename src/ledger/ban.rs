@@ -5,6 +5,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
+
 use crate::engine::{Ban, Class, Grade, Service};
 use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
@@ -228,6 +230,17 @@ impl Logged {
     }
 }
 
+/// A network that an operator has allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    pub network: IpNet,
+    pub since: SystemTime,
+    /// `None`: until it is revoked.
+    pub until: Option<SystemTime>,
+    /// The operator.
+    pub by: String,
+}
+
 /// What is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -240,6 +253,10 @@ pub enum Change {
     Logged(Logged),
     /// Scans are only logged until then; `None`: the trial is over.
     Trial { until: Option<SystemTime> },
+    /// A network is never blocked; an earlier allowance of it no longer holds.
+    Allowed(Allowance),
+    /// The allowance of this network is revoked, or over.
+    Disallowed { network: IpNet },
     /// A ban has ended.
     Ended {
         subject: BanTarget,

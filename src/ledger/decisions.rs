@@ -1,12 +1,13 @@
-//! What operators decided for a time and a restart must not undo: the trial.
+//! What operators decided and a restart must not undo: allowances, and a trial.
 
 use std::time::SystemTime;
 
-use rusqlite::{Connection, Error, OptionalExtension, named_params};
+use ipnet::IpNet;
+use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
-use super::ban::Change;
+use super::ban::{Allowance, Change};
 use super::row::{micros, time};
-use super::{Ledger, LedgerError};
+use super::{BOUND, Found, Ledger, LedgerError, collect};
 
 pub(super) const END_TRIAL: &str = "DELETE FROM trial";
 
@@ -14,11 +15,53 @@ pub(super) const START_TRIAL: &str = "INSERT INTO trial (until) VALUES (:until)"
 
 pub(super) const TRIAL: &str = "SELECT until FROM trial LIMIT 1";
 
+pub(super) const ALLOW: &str = "
+    INSERT OR REPLACE INTO allowance (network, since, until, author) VALUES (:network, :since, :until, :author)";
+
+pub(super) const DISALLOW: &str = "DELETE FROM allowance WHERE network = :network";
+
+pub(super) const ALLOWANCES: &str = "SELECT network, since, until, author FROM allowance ORDER BY since, network";
+
+/// Allowances that are over.
+pub(super) const FORGET: &str = "DELETE FROM allowance WHERE until <= :now";
+
+/// A step of the clock on the ends of both.
+pub(super) const STEPS: [&str; 2] = [
+    "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
+    "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
+];
+
 /// Records until when scans are only logged; `None`: the trial is over.
 pub(super) fn write_trial(connection: &Connection, until: Option<SystemTime>) -> Result<(), Error> {
     connection.execute(END_TRIAL, [])?;
     let Some(until) = until else { return Ok(()) };
     connection.execute(START_TRIAL, named_params! {":until": micros(until)}).map(drop)
+}
+
+pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<(), Error> {
+    let values = named_params! {
+        ":network": allowance.network.to_string(),
+        ":since": micros(allowance.since),
+        ":until": allowance.until.map(micros),
+        ":author": allowance.by,
+    };
+    connection.execute(ALLOW, values).map(drop)
+}
+
+pub(super) fn disallow(connection: &Connection, network: IpNet) -> Result<(), Error> {
+    connection.execute(DISALLOW, named_params! {":network": network.to_string()}).map(drop)
+}
+
+fn allowance(row: &Row<'_>) -> Option<Allowance> {
+    let text = row.get_ref(0).ok()?.as_str().ok()?;
+    let network: IpNet = text.parse().ok()?;
+    let until = match row.get::<_, Option<i64>>(2).ok()? {
+        None => None,
+        Some(until) => Some(time(until)?),
+    };
+    let allowance = Allowance { network, since: time(row.get(1).ok()?)?, until, by: row.get(3).ok()? };
+    // Another spelling would be a second allowance of the same network.
+    (network == network.trunc() && network.to_string() == text).then_some(allowance)
 }
 
 impl Ledger {
@@ -28,9 +71,23 @@ impl Ledger {
         until.map(|until| until.and_then(time)).map_err(LedgerError::database("read", &self.path()))
     }
 
+    /// What operators have allowed, the oldest first.
+    pub fn allowances(&self) -> Result<Found<Allowance>, LedgerError> {
+        let found = self.connection.prepare(ALLOWANCES);
+        let found = found.and_then(|mut statement| collect(&mut statement, &[], allowance));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
     /// All decisions, as changes for another ledger.
     pub(super) fn decisions(&self) -> Result<Vec<Change>, LedgerError> {
-        let until = self.trial()?;
-        Ok(until.map(|until| Change::Trial { until: Some(until) }).into_iter().collect())
+        let allowances = self.allowances()?.items.into_iter().map(Change::Allowed);
+        let trial = self.trial()?.map(|until| Change::Trial { until: Some(until) });
+        Ok(allowances.chain(trial).collect())
+    }
+
+    /// The clock was set by so many microseconds.
+    pub(super) fn step_decisions(&self, by: i64) -> Result<(), Error> {
+        let values = named_params! {":by": by, ":bound": BOUND};
+        STEPS.iter().try_for_each(|step| self.connection.execute(step, values).map(drop))
     }
 }

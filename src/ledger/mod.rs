@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, Statement, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
-pub use ban::{Author, Banned, Change, Ended, Ending, Entry, InForce, Logged};
+pub use ban::{Allowance, Author, Banned, Change, Ended, Ending, Entry, InForce, Logged};
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
@@ -239,6 +239,8 @@ impl Ledger {
                 Change::Also(ban) => statements.add(ban),
                 Change::Logged(logged) => statements.log(logged),
                 Change::Trial { until } => statements.trial(*until),
+                Change::Allowed(allowance) => statements.allow(allowance),
+                Change::Disallowed { network } => statements.disallow(*network),
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
@@ -266,15 +268,18 @@ impl Ledger {
 
     /// The clock was set by so many microseconds: bans in force end when they would have, by the new time.
     pub fn clock_was_set(&mut self, by: i64) -> Result<(), LedgerError> {
-        let values = named_params! {":by": by.clamp(-BOUND, BOUND), ":bound": BOUND};
-        let result = self.connection.execute(STEP, values);
-        result.map(drop).map_err(LedgerError::database("write to", &self.path()))
+        let by = by.clamp(-BOUND, BOUND);
+        let result = self.connection.execute(STEP, named_params! {":by": by, ":bound": BOUND});
+        let result = result.and_then(|_| self.step_decisions(by));
+        result.map_err(LedgerError::database("write to", &self.path()))
     }
 
     /// For a start, whose clock may be behind the one that wrote the ledger: no ban in force begins after `now`, or it would
     /// stand here for longer than the whole of it.
     pub fn begin(&mut self, now: SystemTime) -> Result<(), LedgerError> {
-        let result = self.connection.execute(BEGIN, named_params! {":now": micros(now)});
+        let values = named_params! {":now": micros(now)};
+        let result = self.connection.execute(BEGIN, values);
+        let result = result.and_then(|_| self.connection.execute(decisions::FORGET, values));
         result.map(drop).map_err(LedgerError::database("write to", &self.path()))
     }
 
@@ -352,6 +357,10 @@ fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
         FORGET,
         PRUNE,
         COUNT,
+        decisions::ALLOW,
+        decisions::DISALLOW,
+        decisions::ALLOWANCES,
+        decisions::FORGET,
         decisions::START_TRIAL,
         decisions::END_TRIAL,
         decisions::TRIAL,

@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 8] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -98,6 +98,14 @@ const STEPS: [&str; 7] = [
 ",
     "
     CREATE TABLE trial (until INTEGER NOT NULL) STRICT;  -- at most one row
+",
+    "
+    CREATE TABLE allowance (
+        network TEXT PRIMARY KEY,
+        since INTEGER NOT NULL,
+        until INTEGER,                 -- NULL: until it is revoked
+        author TEXT NOT NULL
+    ) STRICT;
 ",
 ];
 

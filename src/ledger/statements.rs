@@ -2,12 +2,13 @@
 
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::decisions;
 use super::logged::{self, UPSERT};
 use super::row::{self, micros};
-use super::{Author, Banned, Ended, Ending, Logged};
+use super::{Allowance, Author, Banned, Ended, Ending, Logged};
 use crate::types::{Backends, BanTarget};
 
 /// The newest ban of a subject: the only one that may be open, since each new one ends the one before.
@@ -131,6 +132,14 @@ impl<'a> Statements<'a> {
     /// Records until when scans are only logged.
     pub(super) fn trial(&mut self, until: Option<SystemTime>) -> Result<(), rusqlite::Error> {
         decisions::write_trial(self.connection, until)
+    }
+
+    pub(super) fn allow(&mut self, allowance: &Allowance) -> Result<(), rusqlite::Error> {
+        decisions::allow(self.connection, allowance)
+    }
+
+    pub(super) fn disallow(&mut self, network: IpNet) -> Result<(), rusqlite::Error> {
+        decisions::disallow(self.connection, network)
     }
 
     pub(super) fn end(&mut self, subject: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {

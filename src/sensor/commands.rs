@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
+use ipnet::IpNet;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
@@ -77,6 +78,8 @@ pub enum SensorRequest {
     Unblock { subjects: Option<Vec<BanTarget>>, by: String, answer: Answer<Result<Vec<BanTarget>, String>> },
     /// Counts the bans that should be in force.
     Count { answer: Answer<usize> },
+    /// Lists the bans of targets in a network, at most so many; with how many there are.
+    BansIn { network: IpNet, most: usize, answer: Answer<(Vec<BanTarget>, usize)> },
     /// Samples the bans that should be in force, for a comparison with the kernel, and checks the targets that were missing at
     /// the last one.
     Sample { most: usize, again: Vec<BanTarget>, routes_again: Vec<BanTarget>, answer: Answer<Sample> },
@@ -166,6 +169,9 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             let _ = answer.send(result);
         }
         SensorRequest::Count { answer } => drop(answer.send(controller.observer().engine().bans().count())),
+        SensorRequest::BansIn { network, most, answer } => {
+            drop(answer.send(controller.observer().bans_in(network, most)));
+        }
         SensorRequest::Sample { most, again, routes_again, answer } => {
             drop(answer.send(controller.sample(now, most, again, routes_again)));
         }

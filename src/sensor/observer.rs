@@ -74,6 +74,17 @@ impl Observer {
         self.host.allow.covers(network)
     }
 
+    /// The banned targets in `network`, at most so many, and how many there are.
+    pub(super) fn bans_in(&self, network: IpNet, most: usize) -> (Vec<BanTarget>, usize) {
+        let is_inside = |target: &BanTarget| {
+            IpNet::new(target.element(), target.prefix_len()).is_ok_and(|inner| network.contains(&inner))
+        };
+        let inside = || self.engine.bans().map(|ban| ban.subject).filter(is_inside);
+        let mut targets: Vec<BanTarget> = inside().take(most).collect();
+        targets.sort_unstable();
+        (targets, inside().count())
+    }
+
     /// Removes from the engine bans of targets that are exempt by now, at most so many; which they were.
     pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
         let exempt = |ban: ActiveBan| Some((ban.subject, self.exemption(ban.subject)?));

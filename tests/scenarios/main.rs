@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod allowances;
 mod clients;
 mod clock;
 mod confirm;

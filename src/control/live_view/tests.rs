@@ -218,7 +218,7 @@ fn keys_ask_for_what_they_say_and_only_after_a_yes() {
     assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(unblock)));
     assert_eq!((view.press(Key::Char('a')), view.press(Key::Char('n'))), (None, None));
     view.press(Key::Char('a'));
-    let allow = Request::Allow { target: "198.51.100.9".to_owned(), span: None };
+    let allow = Request::Allow { target: "198.51.100.9".to_owned(), span: None, force: false };
     assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(allow)));
     view.press(Key::End);
     view.press(Key::Char('k'));

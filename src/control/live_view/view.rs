@@ -265,7 +265,9 @@ impl View {
                 return;
             }
             (Request::Unblock { target: Some(target), .. }, Ok(_)) => (format!("{target} is free again"), true),
-            (Request::Allow { target, .. }, Ok(_)) => (format!("{target} is allowed until the daemon ends"), true),
+            (Request::Allow { target, .. }, Ok(_)) => {
+                (format!("{target} is allowed until `portsentry disallow {target}`"), true)
+            }
             (_, Ok(_)) => ("done".to_owned(), true),
             (_, Err(error)) => (error, false),
         };
@@ -351,8 +353,8 @@ impl View {
                         (format!("Unblock {target}? y/n"), Request::Unblock { target: Some(target), all: false })
                     }
                     KeyCode::Char('a') => (
-                        format!("Never block {target} until the daemon ends? y/n"),
-                        Request::Allow { target, span: None },
+                        format!("Never block {target} from now on? y/n"),
+                        Request::Allow { target, span: None, force: false },
                     ),
                     _ => {
                         let address = target.split('/').next().unwrap_or_default().to_owned();

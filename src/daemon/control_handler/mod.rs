@@ -21,14 +21,15 @@ use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
 use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::control::protocol::{
-    Allowed, Answer, Blocked, ErrorKind, Failure, Reply, Request, ServiceForgotten, TrialState, Unblocked,
+    Allowances, Allowed, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request, ServiceForgotten,
+    TrialState, Unblocked, plain,
 };
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
 use crate::engine::{Host, Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
-use crate::ledger::Change;
+use crate::ledger::{Allowance, Change};
 use crate::sandbox::Sandbox;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::printable::masked;
@@ -166,7 +167,11 @@ impl ControlHandler<'_> {
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
-            Request::Allow { target, span } => Box::pin(ready(Ok(self.allow(&by, &target, span.as_deref()).await?))),
+            Request::Allow { target, span, force } => {
+                Box::pin(ready(Ok(self.allow(by, &target, span.as_deref(), force).await?)))
+            }
+            Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
+            Request::Allowed => Box::pin(ready(Ok(self.allowed()))),
             Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
             Request::Trial { span, end } => Box::pin(ready(self.trial(&by, span.as_deref(), end).await)),
             Request::Confirm => Box::pin(ready(self.confirm(&by))),
@@ -218,6 +223,7 @@ impl ControlHandler<'_> {
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
         let hole = IpNet::new(subject.element(), subject.prefix_len()).map_err(usage)?;
         let orders = self.host_state.force(hole, span).await.map_err(failed)?;
+        self.sink.ban_recorder.decide(Change::Disallowed { network: hole });
         self.sensor.send_all(orders);
         Ok((subject, expiry))
     }
@@ -266,19 +272,71 @@ impl ControlHandler<'_> {
         Ok(Answer::ServiceForgotten(ServiceForgotten { forgotten }))
     }
 
-    async fn allow(&mut self, by: &str, target: &str, span: Option<&str>) -> Reply {
+    async fn allow(&mut self, by: String, target: &str, span: Option<&str>, force: bool) -> Reply {
         let span = match span.map(parse_expiry).transpose().map_err(usage)? {
             Some(Expiry::After(span)) => Some(span),
             Some(Expiry::Never) | None => None,
         };
         let network = parse_network(target).map_err(usage)?;
-        let orders = self.host_state.allow(network, span).await.map_err(failed)?;
-        self.sensor.send_all(orders);
-        let how_long =
-            span.map_or("until it ends".to_owned(), |span| format!("for {}", humantime::format_duration(span)));
         let allowed = plain(network);
-        self.sink.emit(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {by}")));
-        Ok(Answer::Allowed(Allowed { allowed, until: span.map(|span| rfc3339(SystemTime::now() + span)) }))
+        if !force && is_too_wide(network) {
+            return Err(refused(format!(
+                "{allowed} is refused: with so wide a network hardly anything would be blocked. --force allows it all the \
+                 same; `portsentry trial 1h` only logs for a while"
+            )));
+        }
+        let bans = self.sensor.ask(|answer| SensorRequest::BansIn { network, most: MAX_LISTED, answer });
+        let (bans, lifted) = of_sensor(bans).await?;
+        let since = SystemTime::now();
+        let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
+        let orders = self.host_state.allow(allowance.clone()).await.map_err(failed)?;
+        for order in orders {
+            self.sensor.send_waiting(order).await;
+        }
+        let until = allowance.until.map(rfc3339);
+        let how_long = until.as_ref().map_or("until that is revoked".to_owned(), |until| format!("until {until}"));
+        let lifts = if lifted > 0 { format!("; bans lifted by that: {lifted}") } else { String::new() };
+        self.sink.emit(EventKind::Note(format!("{allowed} is not blocked {how_long}, by {}{lifts}", allowance.by)));
+        self.sink.ban_recorder.decide(Change::Allowed(allowance));
+        let bans = bans.iter().map(ToString::to_string).collect();
+        Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
+    }
+
+    async fn disallow(&mut self, by: &str, target: &str) -> Reply {
+        let network = parse_network(target).map_err(usage)?;
+        let disallowed = plain(network);
+        let revoked = self.host_state.disallow(network).await.map_err(failed)?;
+        let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
+        let Some(orders) = revoked else {
+            return Err(refused(match still {
+                Some(why) => format!(
+                    "{disallowed} has no allowance by hand that could be revoked: it is {why}. `portsentry allowed` says \
+                     by which setting; take it out there and reload"
+                ),
+                None => format!("{disallowed} is not allowed; `portsentry allowed` lists what is"),
+            }));
+        };
+        for order in orders {
+            self.sensor.send_waiting(order).await;
+        }
+        self.sink.ban_recorder.decide(Change::Disallowed { network });
+        self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
+        Ok(Answer::Disallowed(Disallowed { disallowed, still }))
+    }
+
+    fn allowed(&self) -> Answer {
+        let mut allowed = self.host_state.allowed();
+        let more = allowed.len().saturating_sub(MAX_LISTED);
+        allowed.truncate(MAX_LISTED);
+        Answer::Allowances(Allowances { allowed, more })
+    }
+}
+
+/// True for a network with so many addresses that an allowance of it is hardly meant.
+fn is_too_wide(network: IpNet) -> bool {
+    match network {
+        IpNet::V4(v4) => v4.prefix_len() < 8,
+        IpNet::V6(v6) => v6.prefix_len() < 16,
     }
 }
 
@@ -314,9 +372,4 @@ fn not_blocked(subject: BanTarget, wider: Option<BanTarget>) -> String {
         ),
         None => format!("{subject} is not blocked"),
     }
-}
-
-/// A network as a person writes it: one address without its length.
-fn plain(network: IpNet) -> String {
-    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }

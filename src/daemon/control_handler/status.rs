@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
@@ -14,7 +15,7 @@ use crate::control::status::{
 use crate::daemon::command_helper::CommandHelper;
 use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
-use crate::engine::Service;
+use crate::engine::{Host, Service};
 use crate::events::json::rfc3339;
 use crate::metrics::{self, Snapshot};
 use crate::sensor::SensorRequest;
@@ -92,6 +93,7 @@ impl ControlHandler<'_> {
             },
             allowed: host.allow.prefixes().count(),
             services: self.host_state.services().iter().map(RememberedService::from).collect(),
+            allows_all: allows_all(&host),
             ledger: self.config.state_dir.display().to_string(),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),
@@ -120,6 +122,16 @@ impl From<&ServiceState> for RememberedService {
             last_served: rfc3339(state.served),
         }
     }
+}
+
+/// The families that the allow-list covers as a whole.
+fn allows_all(host: &Host) -> Vec<String> {
+    let families = [("IPv4", IpNet::V4(Ipv4Net::default())), ("IPv6", IpNet::V6(Ipv6Net::default()))];
+    families
+        .into_iter()
+        .filter(|(_, all)| host.allow.covers(*all).is_some())
+        .map(|(family, _)| family.to_owned())
+        .collect()
 }
 
 fn monitored(protocol: &Protocol, in_use: &PortSet) -> MonitoredPorts {

@@ -303,6 +303,8 @@ impl Work {
                 }
                 Change::Logged(logged) => logged.last = step.moved(logged.last),
                 Change::Trial { until } => *until = until.map(|until| step.moved(until)),
+                Change::Allowed(allowance) => allowance.until = allowance.until.map(|until| step.moved(until)),
+                Change::Disallowed { .. } => {}
                 Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
                 Change::Served(_, at) => *at = step.moved(*at),
                 Change::ServiceForgotten(_) => {}

@@ -1,0 +1,158 @@
+//! Networks that an operator allows, for a time or until he revokes that, and those that are blocked although they are
+//! protected. Allowances outlive the program in the ledger; what was forced does not.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::IpNet;
+
+use crate::ledger::Allowance;
+
+/// How many there may be of each kind: more belong into the configuration.
+const MAX_ENTRIES: usize = 256;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Allowed,
+    Forced,
+}
+
+/// The moment by both clocks. Times pass by the first; only the second means something after a restart.
+pub(super) type Now = (Instant, SystemTime);
+
+struct Entry {
+    kind: Kind,
+    allowance: Allowance,
+    ends: Option<Instant>,
+}
+
+#[derive(Default)]
+pub(super) struct Allowances(Vec<Entry>);
+
+impl Allowances {
+    /// Allows a network; what was set for it before no longer holds.
+    ///
+    /// # Errors
+    /// A sentence where there are too many.
+    pub(super) fn add(&mut self, allowance: Allowance, now: Now) -> Result<(), String> {
+        self.insert(Kind::Allowed, allowance, now)
+    }
+
+    /// Takes `network` out of whatever protects it; what was set for it before no longer holds.
+    ///
+    /// # Errors
+    /// As [`Allowances::add`].
+    pub(super) fn force(&mut self, network: IpNet, span: Option<Duration>, now: Now) -> Result<(), String> {
+        let until = span.and_then(|span| now.1.checked_add(span));
+        self.insert(Kind::Forced, Allowance { network, since: now.1, until, by: String::new() }, now)
+    }
+
+    fn insert(&mut self, kind: Kind, allowance: Allowance, now: Now) -> Result<(), String> {
+        self.0.retain(|entry| entry.allowance.network != allowance.network);
+        if self.of_kind(kind).count() >= MAX_ENTRIES {
+            return Err(format!(
+                "there are {MAX_ENTRIES} of them by hand already; write them into the settings and reload"
+            ));
+        }
+        let left = allowance.until.map(|until| until.duration_since(now.1).unwrap_or_default());
+        self.0.push(Entry { kind, allowance, ends: left.and_then(|left| now.0.checked_add(left)) });
+        Ok(())
+    }
+
+    /// Revokes the allowance of exactly `network`; false where there is none.
+    pub(super) fn remove(&mut self, network: IpNet) -> bool {
+        let before = self.0.len();
+        self.0.retain(|entry| entry.kind != Kind::Allowed || entry.allowance.network != network);
+        self.0.len() != before
+    }
+
+    /// Protects `network` again, `None`: all that was forced; true where something changed.
+    pub(super) fn unforce(&mut self, network: Option<IpNet>) -> bool {
+        let before = self.0.len();
+        self.0.retain(|entry| {
+            entry.kind != Kind::Forced || network.is_some_and(|network| entry.allowance.network != network)
+        });
+        self.0.len() != before
+    }
+
+    /// Drops what is over: the networks that were allowed, and whether anything was dropped.
+    pub(super) fn expire(&mut self, now: Instant) -> (Vec<IpNet>, bool) {
+        let is_over = |entry: &Entry| entry.ends.is_some_and(|ends| ends <= now);
+        let over = self.0.iter().filter(|entry| is_over(entry));
+        let allowed = over.filter(|entry| entry.kind == Kind::Allowed).map(|entry| entry.allowance.network).collect();
+        let before = self.0.len();
+        self.0.retain(|entry| !is_over(entry));
+        (allowed, self.0.len() != before)
+    }
+
+    /// What is allowed by hand.
+    pub(super) fn allowed(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.of_kind(Kind::Allowed).map(|entry| entry.allowance.network)
+    }
+
+    /// The same with its end by the clock of now, which may have been set since.
+    pub(super) fn listed(&self, now: Now) -> impl Iterator<Item = Allowance> + '_ {
+        self.of_kind(Kind::Allowed).map(move |entry| {
+            let left = entry.ends.map(|ends| ends.saturating_duration_since(now.0));
+            Allowance { until: left.and_then(|left| now.1.checked_add(left)), ..entry.allowance.clone() }
+        })
+    }
+
+    /// What is blocked although it is protected.
+    pub(super) fn forced(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.of_kind(Kind::Forced).map(|entry| entry.allowance.network)
+    }
+
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Entry> + '_ {
+        self.0.iter().filter(move |entry| entry.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Now {
+        (Instant::now(), SystemTime::now())
+    }
+
+    fn allowance(network: IpNet, now: Now, span: Option<u64>) -> Allowance {
+        let until = span.map(|seconds| now.1 + Duration::from_secs(seconds));
+        Allowance { network, since: now.1, until, by: "root".to_owned() }
+    }
+
+    #[test]
+    fn an_allowance_ends_when_its_time_is_over_and_the_last_word_counts() {
+        let (now, network) = (now(), "192.0.2.0/24".parse().unwrap());
+        let mut allowances = Allowances::default();
+        allowances.add(allowance(network, now, None), now).unwrap();
+        allowances.add(allowance(network, now, Some(60)), now).unwrap();
+        assert_eq!(allowances.allowed().count(), 1);
+        assert_eq!(allowances.expire(now.0 + Duration::from_secs(59)), (vec![], false));
+        assert_eq!(allowances.expire(now.0 + Duration::from_secs(60)), (vec![network], true));
+        assert_eq!(allowances.allowed().count(), 0);
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let (now, mut allowances) = (now(), Allowances::default());
+        let network = |n: u32| IpNet::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(n)));
+        (0..256).for_each(|n| allowances.add(allowance(network(n), now, None), now).unwrap());
+        assert!(allowances.add(allowance(network(256), now, None), now).unwrap_err().contains("settings"));
+        assert!(allowances.add(allowance(network(255), now, None), now).is_ok(), "one that is there already");
+    }
+
+    #[test]
+    fn what_is_allowed_is_not_forced_and_the_other_way_round() {
+        let (now, network) = (now(), "192.0.2.7/32".parse().unwrap());
+        let mut allowances = Allowances::default();
+        allowances.force(network, None, now).unwrap();
+        allowances.add(allowance(network, now, None), now).unwrap();
+        assert_eq!((allowances.allowed().count(), allowances.forced().count()), (1, 0));
+        allowances.force(network, None, now).unwrap();
+        assert_eq!((allowances.allowed().count(), allowances.forced().count()), (0, 1));
+        assert!(!allowances.remove(network), "it is no allowance any more");
+        assert!(allowances.unforce(Some(network)) && !allowances.unforce(Some(network)));
+        allowances.add(allowance(network, now, None), now).unwrap();
+        assert!(allowances.remove(network) && !allowances.remove(network));
+    }
+}
