@@ -34,11 +34,10 @@ const HELP: &str = "\
 
 {options}
 Commands (portsentry COMMAND --help):
-  status list watch events        how it is, who is blocked, what happens
-  block unblock explain           one address; forget-service one port
-  allow disallow allowed          what is never blocked
-  trial confirm reload check import  the settings
-  report replay completions       what was; a capture judged; for your shell
+  status list watch events explain            how it is, what happens
+  block unblock allow disallow allowed trial  what is blocked, and what is not
+  confirm reload check import forget-service  the settings, the services
+  report replay completions                   the past; a capture; your shell
 
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";

@@ -626,7 +626,10 @@ impl BanController {
             Err(error) => return Err(error.to_string()),
         }
         self.release(&targets);
-        self.observer.engine_mut().lift_all();
+        // One by one: each takes its strike back, as where it is named.
+        for target in &targets {
+            self.observer.lift(*target);
+        }
         Ok(targets)
     }
 

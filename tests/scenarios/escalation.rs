@@ -20,6 +20,29 @@ fn escalating() -> String {
     format!("expire = \"{}s\"\n[escalate]\nfactor = 3\n", first())
 }
 
+#[test]
+fn unblock_all_takes_strikes_back() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let settings = "expire = \"1h\"\n[escalate]\nfactor = 3\n";
+    let daemon = Daemon::start_configured(&lab, settings, &[]);
+    let hour = Some(Duration::from_secs(3_600));
+    for word in ["--all", "--all", &lab.v4("attacker").to_string()] {
+        for host in ["attacker", "other"] {
+            let source = lab.provoke_ban(host);
+            assert_eq!(lab.expect_ban(source).timeout, hour, "a ban that was lifted is no strike");
+        }
+        lab.succeed(&["unblock", word]);
+        lab.succeed(&["unblock", "--all"]);
+        lab.expect_banned(&[]);
+    }
+    daemon.stop();
+    // The ledger knows it as well.
+    let daemon = Daemon::start_configured(&lab, settings, &[]);
+    let source = lab.provoke_ban("attacker");
+    assert_eq!(lab.expect_ban(source).timeout, hour);
+    daemon.stop();
+}
+
 /// The attacker is blocked for `seconds`, and then not any more.
 fn blocked_for(lab: &Lab, seconds: u64) {
     let attacker = lab.provoke_ban("attacker");
