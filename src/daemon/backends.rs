@@ -28,10 +28,12 @@ pub(super) struct OpenBackends {
 }
 
 /// Opens the ways that the settings name; none where nobody is blocked and nothing is run. Commands are left to `spawner`.
+/// With `sweeps_lines` those of hosts.deny are removed, although no new ones are to come.
 pub(super) fn open(
     config: &Config,
     host: &Host,
     spawner: Option<Spawner>,
+    sweeps_lines: bool,
     (events, sensor): (&Sender, &SensorHandle),
 ) -> Result<OpenBackends, DaemonError> {
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
@@ -53,18 +55,6 @@ pub(super) fn open(
         let none: Option<&[(u16, u16)]> = Some(&[]);
         drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
-        // What it holds would go on being dropped, and no command of this program could lift it.
-        if !ways.blocker.backends.is_empty() {
-            match nft.remove(&RulesetSpec::from_config(config)) {
-                Ok(true) => ways.messages.push(EventKind::Note(format!(
-                    "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                     bans go on by {}",
-                    config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ")
-                ))),
-                Ok(false) | Err(RulesetError::Socket(_)) => {}
-                Err(error) => ways.messages.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
-            }
-        }
     }
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
@@ -73,7 +63,7 @@ pub(super) fn open(
         ways.leftovers = routes.leftovers()?;
         ways.blocker.routes = Some(routes);
     }
-    let deny = hosts_deny.then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
+    let deny = (hosts_deny || sweeps_lines).then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
     if let Some(Err(error)) = deny.as_ref().map(HostsDeny::check) {
         ways.messages
             .push(EventKind::Error(format!("no line can be written to hosts.deny, which is tried again: {error}")));
@@ -83,7 +73,7 @@ pub(super) fn open(
         run: spawner.map(|spawner| ((&config.block.run).into(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };
-    if hosts_deny || settings.run.is_some() || settings.end_connections {
+    if settings.hosts_deny.is_some() || settings.run.is_some() || settings.end_connections {
         let report = reporter(settings.hosts_deny.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;

@@ -17,6 +17,7 @@ mod event_sink;
 pub(crate) mod fuzzing;
 mod host_state;
 mod ignore_files;
+mod leftovers;
 mod log_writer;
 mod priority;
 mod reconciler;
@@ -61,6 +62,7 @@ use control_handler::Uptime;
 use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
 use host_state::HostState;
+use leftovers::Leftovers;
 use log_writer::LogWriter;
 use reconciler::{Compared, Wanted};
 use sensor_handle::SensorHandle;
@@ -88,6 +90,8 @@ struct Privileged {
     sandbox: Sandbox,
     sensor_thread: SensorThread,
     command_helper: Option<CommandHelper>,
+    /// Lines of earlier bans are to be removed from hosts.deny.
+    sweeps_lines: bool,
 }
 
 /// Runs until SIGINT or SIGTERM. With `confirm` nothing is blocked any more after that time, unless an operator confirms.
@@ -101,7 +105,8 @@ pub fn run(
     panic_guard::tell_panics();
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
-    let policy = sandbox_policy::of_daemon(&config, &places);
+    let sweeps_lines = leftovers::has_lines(&config);
+    let policy = sandbox_policy::of_daemon(&config, &places, sweeps_lines);
     if sandboxed {
         check_folders(&policy)?;
     }
@@ -119,7 +124,7 @@ pub fn run(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
-    let privileged = Privileged { instance_lock, sandbox, sensor_thread, command_helper };
+    let privileged = Privileged { instance_lock, sandbox, sensor_thread, command_helper, sweeps_lines };
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
     // A look-up that no name server answers must not hold up the end.
     runtime.shutdown_background();
@@ -133,7 +138,7 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, sensor_thread, command_helper } = privileged;
+    let Privileged { instance_lock, sandbox, sensor_thread, command_helper, sweeps_lines } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
@@ -155,7 +160,7 @@ async fn serve(
     };
     let spawner = command_helper.as_ref().map(CommandHelper::spawner);
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
-        backends::open(&config, &host_state.host(), spawner, (&events, &sensor))?;
+        backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor))?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = Server::open(&places.socket)
         .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
@@ -177,6 +182,12 @@ async fn serve(
         sensor.send_all(host_state.restore_allowances(allowances).await?);
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
+    if sweeps_lines {
+        let file = config.block.hosts_deny.file.display();
+        log.write(&Event::now(EventKind::Note(format!(
+            "lines of earlier bans are removed from {file}, because \"hosts-deny\" is not in block.method"
+        ))));
+    }
     // A host that only logs leaves the bans of an earlier run as they are.
     if config.blocks() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
@@ -193,6 +204,9 @@ async fn serve(
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::orders),
             nft,
+            sweeps_lines,
+            // Without a ledger the old backend alone knows the bans.
+            leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }
         .start()?;
     }

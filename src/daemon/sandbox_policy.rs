@@ -38,8 +38,8 @@ const NAME_FILES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.co
 /// Where the libraries are that such look-ups load.
 const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
 
-/// What the daemon needs with `config`.
-pub(super) fn of_daemon(config: &Config, places: &Places) -> Policy {
+/// What the daemon needs with `config`; with `sweeps_lines` also to remove earlier lines from hosts.deny.
+pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
     let method = |method| config.blocks() && config.block.method.contains(&method);
     let protocols = [&config.tcp, &config.udp];
@@ -64,7 +64,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places) -> Policy {
         policy.own_files.extend([name.clone().into_owned(), format!("{name}.*"), format!("{name}-*")]);
     }
     policy.write.extend(json.and_then(folder));
-    if method(Backend::HostsDeny) {
+    if sweeps_lines || method(Backend::HostsDeny) {
         replace(&mut policy, &config.block.hosts_deny.file);
     }
     policy
@@ -124,7 +124,7 @@ mod tests {
             socket: "/run/portsentry/portsentry.sock".into(),
             config: "/etc/portsentry/portsentry.toml".into(),
         };
-        of_daemon(&Config::parse("test", text).unwrap(), &places)
+        of_daemon(&Config::parse("test", text).unwrap(), &places, false)
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::ban_recorder::{Remembered, lifted};
 use super::error::DaemonError;
+use super::leftovers::Leftovers;
 use super::sensor_handle::SensorHandle;
 use crate::enforce::BanContext;
 use crate::enforce::nft::{BlockError, Generation, Nft};
@@ -48,6 +49,10 @@ pub(super) struct StartupReconcile {
     /// How long a ban lasts of which nobody knows the end.
     pub(super) expire: Expiry,
     pub(super) slow_backends: Option<Orders>,
+    /// Lines of earlier bans are to be removed from hosts.deny, and no new ones come.
+    pub(super) sweeps_lines: bool,
+    /// What is to be removed once the sensor runs, which is the last check of the start.
+    pub(super) leftovers: Option<Leftovers>,
     /// The kernel's sets, for this thread; `None` where nobody is blocked there.
     pub(super) nft: Option<Nft>,
 }
@@ -60,8 +65,21 @@ impl StartupReconcile {
             panic_guard::restart_on_panic(|| self.hand_over());
             // What a panic has cut off half-way is found by the marker.
             panic_guard::restart_on_panic(|| self.adopt());
+            panic_guard::restart_on_panic(|| self.remove_leftovers());
         };
         thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
+    }
+
+    /// Removes what earlier bans left in other backends, once the sensor holds the bans in the present ones. A start that
+    /// fails leaves everything as it is.
+    fn remove_leftovers(&mut self) {
+        let (sent, done) = oneshot::channel();
+        self.sensor.send_blocking(SensorCommand::Request(SensorRequest::Count { answer: sent }));
+        if done.blocking_recv().is_ok()
+            && let Some(leftovers) = self.leftovers.take()
+        {
+            leftovers.remove().into_iter().for_each(|kind| self.events.send(Event::now(kind)));
+        }
     }
 
     fn adopt(&mut self) {
@@ -225,6 +243,10 @@ impl StartupReconcile {
         };
         let methods: Arc<[Backend]> = self.ways.iter().filter_map(way).collect();
         if methods.is_empty() {
+            if self.sweeps_lines {
+                // Lines of bans that are not held are removed.
+                put(slow, Task::Adopt { bans: Vec::new() });
+            }
             return;
         }
         let adopted = |Remembered { ban, left }: &Remembered| {

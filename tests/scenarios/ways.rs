@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, scan, scene,
-    settings, text,
+    DENY, FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, routes,
+    scan, scene, settings, text,
 };
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
@@ -236,6 +236,45 @@ fn a_connection_of_who_is_blocked_ends_where_that_is_wanted() {
 }
 
 #[test]
+fn changed_method_leaves_no_routes_or_lines() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route", "hosts-deny"], ""), &["--expire", "1h"]);
+    for v6 in [false, true] {
+        scan(&lab, v6);
+        ["route", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, v6, &daemon));
+    }
+    daemon.stop();
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    daemon.expect_line("routes of earlier bans have been removed, because \"route\" is not in block.method: 2;");
+    daemon.expect_line("lines of earlier bans are removed from ");
+    [false, true].iter().for_each(|v6| expect_held(&lab, "nft", *v6, &daemon));
+    let clean = || routes(&lab).is_empty() && text(&lab, "hosts.deny") == DENY;
+    let left = || format!("{} {}", routes(&lab), text(&lab, "hosts.deny"));
+    assert!(within(TIMEOUT, || clean().then_some(())).is_some(), "left of the earlier bans: {}", left());
+    lab.succeed(&["unblock", "--all"]);
+    expect_nothing_left(&lab);
+    daemon.stop();
+}
+
+#[test]
+fn failed_start_keeps_table_of_earlier_method() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);
+    scan(&lab, false);
+    expect_held(&lab, "nft", false, &daemon);
+    daemon.stop();
+    // Its only port is in use: the last check of the start fails.
+    let busy = format!("[tcp]\nmode = \"connect\"\nports = \"{}\"\n[udp]\nmode = \"off\"\n", EIGHT[0]);
+    let path = lab.write("busy.toml", &settings(&lab, &["route"], &busy));
+    let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(held(&lab, "nft").contains(&ends(&lab, false).0.to_string()), "the ban is still enforced: {ended:?}");
+    assert!(!is_served(&lab, false));
+}
+
+#[test]
 fn where_nftables_is_no_longer_a_way_its_table_goes_and_its_bans_go_on_by_the_others() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
@@ -248,7 +287,7 @@ fn where_nftables_is_no_longer_a_way_its_table_goes_and_its_bans_go_on_by_the_ot
         "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method",
     );
     ["route", "hosts-deny"].iter().for_each(|way| expect_held(&lab, way, false, &daemon));
-    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "");
+    assert!(within(TIMEOUT, || lab.run("victim", "nft", &["list", "ruleset"]).is_empty().then_some(())).is_some());
     assert!(!is_served(&lab, false));
     assert_eq!(lab.operate(&["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));
     expect_nothing_left(&lab);

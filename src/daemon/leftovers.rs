@@ -1,0 +1,71 @@
+//! Removes what the bans of an earlier run left in backends that `block.method` no longer names: the table, routes, lines of
+//! hosts.deny. Their bans go on in the backends that it names.
+
+use crate::config::Config;
+use crate::enforce::hosts_deny::HostsDeny;
+use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
+use crate::enforce::route::Routes;
+use crate::events::event::EventKind;
+use crate::types::{Backend, Timestamp};
+
+/// What is to be removed once the start has passed all its checks.
+pub(super) struct Leftovers {
+    table: Option<RulesetSpec>,
+    routes: Option<crate::enforce::route::Kind>,
+    /// The backends that go on with the bans.
+    methods: String,
+}
+
+impl Leftovers {
+    /// What `config` does not use any more; nothing where it blocks nothing, because that may be for a while.
+    pub(super) fn new(config: &Config) -> Self {
+        let unused = |backend: Backend| config.blocks() && !config.block.method.contains(&backend);
+        Self {
+            table: unused(Backend::Nft).then(|| RulesetSpec::from_config(config)),
+            routes: unused(Backend::Route).then(|| config.block.route.into()),
+            methods: config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", "),
+        }
+    }
+
+    /// Removes it; what there is to report.
+    pub(super) fn remove(self) -> Vec<EventKind> {
+        let Self { table, routes, methods } = self;
+        let mut report = Vec::new();
+        if let Some(spec) = table {
+            match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
+                Ok(true) => report.push(EventKind::Note(format!(
+                    "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
+                     bans go on by {methods}"
+                ))),
+                Ok(false) | Err(RulesetError::Socket(_)) => {}
+                Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
+            }
+        }
+        if let Some(kind) = routes {
+            let swept = Routes::open(kind, 0).and_then(|mut routes| {
+                let found = routes.leftovers()?;
+                Ok((found.len(), routes.sweep(Timestamp::default()).trouble))
+            });
+            match swept {
+                Ok((0, _)) | Err(_) => {}
+                Ok((count, None)) => report.push(EventKind::Note(format!(
+                    "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans go \
+                     on by {methods}"
+                ))),
+                Ok((_, Some(error))) => report.push(EventKind::Error(format!(
+                    "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
+                     `ip -6 route flush proto 112`"
+                ))),
+            }
+        }
+        report
+    }
+}
+
+/// True where hosts.deny holds lines of earlier bans, and no new ones are to come.
+pub(super) fn has_lines(config: &Config) -> bool {
+    config.blocks()
+        && !config.block.method.contains(&Backend::HostsDeny)
+        && HostsDeny::try_from(&config.block.hosts_deny)
+            .is_ok_and(|file| file.held().is_ok_and(|held| !held.is_empty()))
+}
