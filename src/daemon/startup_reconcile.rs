@@ -126,6 +126,7 @@ impl StartupReconcile {
                 return None;
             }
         };
+        let elements = self.mask(elements);
         let bans = elements.len();
         let interrupted = self.marker.exists();
         let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
@@ -172,6 +173,21 @@ impl StartupReconcile {
             self.events.send(Event::now(EventKind::Adopted { bans }));
         }
         Some(gone)
+    }
+
+    /// Has elements replaced that were added with host bits while the daemon was down, and match no packet.
+    fn mask(&self, elements: Vec<(BanTarget, Option<Duration>)>) -> Vec<(BanTarget, Option<Duration>)> {
+        let (wrong, mut right): (Vec<_>, Vec<_>) =
+            elements.into_iter().partition(|(subject, _)| *subject != subject.masked());
+        if wrong.is_empty() {
+            return right;
+        }
+        let known: HashSet<BanTarget> = right.iter().map(|(subject, _)| *subject).collect();
+        let masked = wrong.iter().map(|(subject, left)| (subject.masked(), *left));
+        right.extend(masked.filter(|(subject, _)| !known.contains(subject)));
+        let replaced = wrong.into_iter().map(|(subject, left)| (subject, left.map_or(Expiry::Never, Expiry::After)));
+        self.sensor.send_blocking(SensorCommand::MaskElements(replaced.collect()));
+        right
     }
 
     /// Puts these back, and has the sensor know of them. Very many at once from here, because the sensor may not run yet; where

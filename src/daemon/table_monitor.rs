@@ -149,10 +149,13 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         // Mostly it was about another table. Single elements are left to the comparison.
         commands.push(SensorCommand::RepairRules("an unknown process".to_owned()));
     }
-    let (mut lifted, mut added, mut allowed, mut trap) = (Vec::new(), Vec::new(), false, false);
+    let (mut lifted, mut added, mut masked, mut allowed, mut trap) = (Vec::new(), Vec::new(), Vec::new(), false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
         match *change {
             Change::ElementRemoved(subject) => lifted.push(subject),
+            Change::ElementAdded(subject, remaining) if subject != subject.masked() => {
+                masked.push((subject, remaining.map_or(Expiry::Never, Expiry::After)));
+            }
             Change::ElementAdded(subject, remaining) => {
                 added.push((subject, remaining.map_or(Expiry::Never, Expiry::After)));
             }
@@ -162,10 +165,16 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         }
     }
     // An element whose timeout was changed by hand is deleted and added in one transaction: it stays.
-    lifted.retain(|subject| added.iter().all(|(kept, _)| kept != subject));
+    lifted.retain(|subject| added.iter().chain(&masked).all(|(kept, _)| kept != subject));
     events.extend(lifted.iter().map(|subject| EventKind::Unblocked { subject: *subject, by: by.to_owned() }));
-    events.extend(added.iter().map(|(subject, expiry)| EventKind::ByHand {
-        subject: *subject,
+    events.extend(masked.iter().map(|(subject, _)| {
+        let (element, network) = (subject.element(), subject.masked());
+        EventKind::Note(format!(
+            "{by} added {element} to set inet portsentry blocked6, where it matches no packet; it is {network} from now on"
+        ))
+    }));
+    events.extend(added.iter().chain(&masked).map(|(subject, expiry)| EventKind::ByHand {
+        subject: subject.masked(),
         expiry: *expiry,
         by: by.to_owned(),
         note: None,
@@ -173,6 +182,9 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     }));
     if !lifted.is_empty() {
         commands.push(SensorCommand::BansRemoved(lifted));
+    }
+    if !masked.is_empty() {
+        commands.push(SensorCommand::MaskElements(masked));
     }
     if !added.is_empty() {
         let ban = |(subject, expiry)| ActiveBan::whole(subject, expiry);
@@ -293,6 +305,16 @@ mod tests {
         assert!(
             matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(subject(1), Expiry::After(hour))])
         );
+    }
+
+    #[test]
+    fn element_with_host_bits_is_replaced() {
+        let wrong = BanTarget::from_element("2001:db8:1:2::7".parse().unwrap());
+        let (commands, events) = respond(&[Change::ElementAdded(wrong, None)], "nft");
+        let replaced = [(wrong, Expiry::Never)];
+        assert!(matches!(&commands[..], [SensorCommand::MaskElements(elements)] if elements[..] == replaced));
+        let masked = wrong.masked();
+        assert!(matches!(&events[..], [EventKind::Note(_), EventKind::ByHand { subject, .. }] if *subject == masked));
     }
 
     #[test]

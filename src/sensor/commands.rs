@@ -29,6 +29,8 @@ pub enum SensorCommand {
     Addresses(Option<HashSet<IpAddr>>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
+    /// Replaces elements with host bits, which match no packet, by bans of the networks around them.
+    MaskElements(Vec<(BanTarget, Expiry)>),
     /// Adds bans to the engine and, with these backends, to the kernel.
     Restore(Vec<ActiveBan>, &'static [Backend]),
     /// Puts bans back that this backend lost without a notification.
@@ -127,6 +129,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
+        SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
         SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
         SensorCommand::Repair(backend, targets) => controller.repair(now, backend, &targets),
         SensorCommand::RouteRemoved(target) => controller.route_removed(now, target),

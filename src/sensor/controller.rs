@@ -467,6 +467,18 @@ impl BanController {
         }
     }
 
+    /// Replaces elements that another program added with host bits, and that match no packet.
+    pub(super) fn mask_elements(&mut self, now: Timestamp, elements: &[(BanTarget, Expiry)]) {
+        let wrong: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
+        let masked: Vec<_> = elements.iter().map(|(target, expiry)| (target.masked(), *expiry)).collect();
+        self.change_sets("elements with host bits could not be replaced", |nft| {
+            nft.lift(&wrong)?;
+            nft.block(&masked)
+        });
+        let bans: Vec<_> = masked.iter().map(|(target, expiry)| ActiveBan::whole(*target, *expiry)).collect();
+        self.adopt(now, &bans);
+    }
+
     /// Adds bans to the engine and to these backends, for the time that is left.
     pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], backends: &[Backend]) {
         for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {

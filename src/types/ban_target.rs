@@ -41,6 +41,15 @@ impl BanTarget {
         }
     }
 
+    /// The target that blocks something: an element of a set of IPv6 networks that has host bits matches no packet.
+    #[must_use]
+    pub fn masked(self) -> Self {
+        match self {
+            Self::V4(_) | Self::Prefix(_) => self,
+            Self::V6(v6) => Self::of(v6.into()),
+        }
+    }
+
     /// The subject that covers `prefix`: an IPv4 address, the /64 around an IPv6 prefix in it, or a network.
     ///
     /// # Errors
@@ -141,6 +150,15 @@ mod tests {
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("fe80::1"), "fe80::1/128");
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
+    }
+
+    #[test]
+    fn element_with_host_bits_is_masked() {
+        let masked = |text: &str| BanTarget::from_element(text.parse().unwrap()).masked().to_string();
+        assert_eq!(masked("2001:db8:1:2::7"), "2001:db8:1:2::/64");
+        assert_eq!(masked("2001:db8:1:2::"), "2001:db8:1:2::/64");
+        assert_eq!(masked("fe80::7"), "fe80::7/128");
+        assert_eq!(masked("192.0.2.7"), "192.0.2.7");
     }
 
     #[test]

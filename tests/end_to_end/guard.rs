@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
+use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, slowness, within};
 
 const HEALED: &str = "adminalert: table inet portsentry was gone and is there again";
@@ -67,6 +68,33 @@ fn what_an_administrator_does_by_hand_is_known_and_said() {
     lab.touch("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
     assert_eq!(lab.expect_ban(attacker).timeout, Some(Duration::from_secs(3600)), "his ban is not overruled");
+    daemon.stop();
+}
+
+#[test]
+fn element_with_host_bits_becomes_its_network() {
+    let lab = Lab::new(&["attacker"]);
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (source, network) = (lab.v6("attacker"), lab.v6_network("attacker"));
+    let target = lab.victim_v6("attacker").into();
+    assert!(lab.is_served("attacker", target, EIGHT[0], TIMEOUT));
+    let add = format!("add element inet portsentry blocked6 {{ {source} timeout 1h }}");
+    nft(&lab, &add);
+    lab.expect_banned(&[network.into()]);
+    daemon.expect_line(&format!("added {source} to set inet portsentry blocked6, where it matches no packet"));
+    assert_eq!(lab.expect_ban(network.into()).timeout, Some(Duration::from_secs(3600)));
+    assert!(!lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()), "it blocks now");
+    lab.succeed(&["unblock", &source.to_string()]);
+    lab.expect_banned(&[]);
+    daemon.stop();
+
+    nft(&lab, &add);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.expect_banned(&[network.into()]);
+    assert!(!lab.is_served("attacker", target, EIGHT[0], Duration::from_millis(300) * slowness()), "at the start too");
+    lab.succeed(&["unblock", "--all"]);
+    lab.expect_banned(&[]);
     daemon.stop();
 }
 

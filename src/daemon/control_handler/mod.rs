@@ -5,6 +5,7 @@ mod explain;
 mod status;
 
 use std::future::ready;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::{Instant, SystemTime};
 
@@ -202,6 +203,9 @@ impl ControlHandler<'_> {
         let target = parse_network(target).map_err(usage)?;
         let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
         let subject = BanTarget::of_prefix(target).map_err(usage)?;
+        if let Some(why) = no_source(target.addr()) {
+            return Err(refused(format!("{} is refused: {why}, from which no packet comes", plain(target))));
+        }
         if !self.enforces() {
             return Err(refused(
                 "nothing is blocked: the daemon only logs (--log-only, block = false, `portsentry trial`, or a trial that \
@@ -347,6 +351,17 @@ fn author(peer: UCred) -> String {
         // None where it is in a process namespace that cannot be seen from here.
         Some(process) => format!("{user} (portsentry, process {process})"),
         None => format!("{user} (portsentry)"),
+    }
+}
+
+/// Why no host can send from `address`, if that is so. Loopback is protected, and needs no reason here.
+fn no_source(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(v4) if v4.octets().starts_with(&[0]) => Some("it is an unspecified address"),
+        IpAddr::V6(v6) if v6.is_unspecified() => Some("it is the unspecified address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("it is the broadcast address"),
+        address if address.is_multicast() => Some("it is a multicast address"),
+        _ => None,
     }
 }
 
