@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, Mode};
+use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, pitfalls};
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts};
@@ -144,6 +144,10 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let (prevents_start, unit_warnings) = systemd_unit::look(&config);
     wrong.extend(prevents_start.into_iter().map(|one| unfit(one.key, one.message)));
     warnings.extend(unit_warnings);
+    let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
+    let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
+    let pitfalls = pitfalls(&config, ports).into_iter();
+    warnings.extend(pitfalls.map(|pitfall| Warning::new(pitfall.key, pitfall.message)));
     warnings.extend(names.iter().filter_map(|(name, found)| {
         let why = match found {
             Ok(found) if !found.is_empty() => return None,

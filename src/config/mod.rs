@@ -12,6 +12,7 @@ mod error;
 pub mod flags;
 pub mod ignore_file;
 mod parse;
+mod pitfalls;
 mod port_lists;
 mod schema;
 
@@ -21,6 +22,7 @@ pub use ignore_file::read_ignore_file;
 pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
 };
+pub use pitfalls::{HostPorts, Pitfall, pitfalls};
 pub use schema::{Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Protocol, Report, Run, Trap};
 
 use std::io::{self, Read};

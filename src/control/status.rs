@@ -33,6 +33,8 @@ pub struct Status {
     pub services: Vec<RememberedService>,
     /// Families of which every address is allowed, so that nothing of them is blocked: "IPv4", "IPv6".
     pub allows_all: Vec<String>,
+    /// What the configuration does not do as it looks on this host: `key: sentence`.
+    pub warnings: Vec<String>,
     /// The directory that the ledger is in.
     pub ledger: String,
     pub sandbox: SandboxState,
@@ -200,6 +202,9 @@ impl fmt::Display for Status {
             }
         }
         line!(f, "services", "{}", services(&self.services))?;
+        for warning in &self.warnings {
+            line!(f, "warning", "{warning}")?;
+        }
         line!(f, "ledger", "{}", self.ledger)?;
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {

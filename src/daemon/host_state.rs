@@ -27,7 +27,7 @@ use crate::host::file_watch::FileWatch;
 use crate::host::network::{self, HostFacts, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
-use crate::host::snapshot::{missing_interfaces, snapshot, watched_interfaces};
+use crate::host::snapshot::{ephemeral_ports, missing_interfaces, snapshot, watched_interfaces};
 use crate::ledger::{Allowance, Recorder};
 use crate::netlink::sock_diag::{Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
@@ -215,7 +215,9 @@ impl HostState {
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
         let observed = self.services.observe(boot_time(), SystemTime::now(), &listeners, &self.host.ephemeral);
-        self.stale |= changes.contains(&true) || listeners != self.listeners || self.ticks == 0 || observed.changed;
+        let ports_moved = ephemeral_ports() != self.host.ephemeral;
+        self.stale |= changes.contains(&true) || listeners != self.listeners || ports_moved || self.ticks == 0;
+        self.stale |= observed.changed;
         self.listeners = listeners;
         self.update().await
     }

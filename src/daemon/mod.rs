@@ -152,6 +152,10 @@ async fn serve(
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).cloned());
     notes.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
 
+    for warning in control_handler::warnings(&config, &host_state.host()) {
+        log.write(&Event::now(EventKind::Note(format!("warning: {warning}"))));
+    }
+
     // A missing capability or a busy port is found before anything is changed.
     let live = Live::open(&host_state.filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {

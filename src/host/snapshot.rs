@@ -102,7 +102,8 @@ pub fn watched_interfaces(names: &[String], facts: &HostFacts) -> Vec<u32> {
 }
 
 /// The ports that the kernel gives to connections of this host; Linux's default where it does not say.
-fn ephemeral_ports() -> PortSet {
+#[must_use]
+pub fn ephemeral_ports() -> PortSet {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut numbers = text.split_whitespace().map(str::parse::<u16>);
     match (numbers.next(), numbers.next()) {

@@ -471,7 +471,7 @@ impl BanController {
     pub(super) fn mask_elements(&mut self, now: Timestamp, elements: &[(BanTarget, Expiry)]) {
         let wrong: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         let masked: Vec<_> = elements.iter().map(|(target, expiry)| (target.masked(), *expiry)).collect();
-        self.change_sets("elements with host bits could not be replaced", |nft| {
+        self.change_sets(now, "elements with host bits could not be replaced", |nft| {
             nft.lift(&wrong)?;
             nft.block(&masked)
         });

@@ -46,6 +46,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "allowed",
             "services",
             "allows_all",
+            "warnings",
             "ledger",
             "sandbox",
             "commands",

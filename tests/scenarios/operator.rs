@@ -296,3 +296,36 @@ fn the_ban_of_a_network_is_listed_as_one_that_the_kernel_holds() {
     }
     daemon.stop();
 }
+
+#[test]
+fn host_that_cannot_ban_says_so() {
+    let lab = Lab::new(&["attacker"]);
+    let honeypot = "[tcp]\nmode = \"stealth\"\nports = \"23,2323\"\n[udp]\nmode = \"off\"\n";
+    let daemon = Daemon::start_configured(&lab, honeypot, &[]);
+    daemon.expect_line("warning: detect.scan_trigger: this host bans no scan of its ports: 2 closed ports are watched");
+    let status = lab.ask(&["status"]);
+    assert!(status["warnings"][0].as_str().is_some_and(|text| text.contains("write 1 or less")), "{status}");
+    assert!(lab.succeed(&["status"]).contains("warning     detect.scan_trigger: "));
+    let config = lab.path("portsentry.toml");
+    let check = lab.run("victim", binary().to_str().unwrap(), &["check", config.to_str().unwrap()]);
+    assert!(check.contains("this host bans no scan of its ports"), "{check}");
+    lab.reload(&format!("{honeypot}[detect]\nscan_trigger = 1\n"));
+    assert_eq!(lab.ask(&["status"])["warnings"], serde_json::json!([]));
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23, 2323]);
+    lab.expect_ban(lab.v4("attacker").into());
+    daemon.stop();
+}
+
+#[test]
+fn own_client_ports_are_followed() {
+    let lab = Lab::new(&["attacker"]);
+    let daemon = Daemon::start_configured(&lab, "[tcp]\nadvanced_ports = \"1-20000\"\n", &[]);
+    assert_eq!(lab.ask(&["status"])["warnings"], serde_json::json!([]));
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=1024 65535"]);
+    let warned = within(TIMEOUT, || {
+        let status = lab.ask(&["status"]);
+        status["warnings"][0].as_str().is_some_and(|text| text.starts_with("tcp.advanced_ports: ")).then_some(())
+    });
+    assert!(warned.is_some(), "{}", lab.ask(&["status"]));
+    daemon.stop();
+}

@@ -4,6 +4,8 @@
 mod explain;
 mod status;
 
+pub(super) use status::warnings;
+
 use std::future::ready;
 use std::net::IpAddr;
 use std::pin::Pin;

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
-use crate::config::{BlockPolicy, Protocol};
+use crate::config::{BlockPolicy, Config, HostPorts, Protocol, pitfalls};
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{
     BanCounts, BlockState, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts,
@@ -94,6 +94,7 @@ impl ControlHandler<'_> {
             allowed: host.allow.prefixes().count(),
             services: self.host_state.services().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
+            warnings: warnings(&self.config.config, &host),
             ledger: self.config.state_dir.display().to_string(),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),
@@ -122,6 +123,13 @@ impl From<&ServiceState> for RememberedService {
             last_served: rfc3339(state.served),
         }
     }
+}
+
+/// What the configuration does not do as it looks on this host.
+pub(in crate::daemon) fn warnings(config: &Config, host: &Host) -> Vec<String> {
+    let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
+    let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
+    pitfalls(config, ports).into_iter().map(|pitfall| format!("{}: {}", pitfall.key, pitfall.message)).collect()
 }
 
 /// The families that the allow-list covers as a whole.

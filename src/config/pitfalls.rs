@@ -1,0 +1,100 @@
+//! Configurations that are valid and do not do what they look like on this host: they never ban, or they watch ports that
+//! the host's own connections use.
+
+use super::{BlockPolicy, Config, Mode, Protocol};
+use crate::types::PortSet;
+
+/// One of them: the key that it is about, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pitfall {
+    pub key: &'static str,
+    pub message: String,
+}
+
+/// What the ports of this host have to do with it.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPorts<'a> {
+    /// TCP and UDP ports in use: nobody is banned for them.
+    pub tcp: &'a PortSet,
+    pub udp: &'a PortSet,
+    /// Ports that the kernel gives to connections of this host.
+    pub ephemeral: &'a PortSet,
+}
+
+/// The pitfalls of `config` on a host with these ports.
+#[must_use]
+pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
+    let mut found = Vec::new();
+    let closed = |protocol: &Protocol, in_use: &PortSet| match protocol.block {
+        BlockPolicy::Yes => protocol.watched().without(in_use).len(),
+        BlockPolicy::No | BlockPolicy::Run => 0,
+    };
+    let ports = closed(&config.tcp, host.tcp) + closed(&config.udp, host.udp);
+    let forgiven = config.detect.scan_trigger;
+    if config.uses(BlockPolicy::Yes) && ports <= u32::from(forgiven) {
+        let lower = match ports.checked_sub(1) {
+            Some(lower) => format!("write {lower} or less, or watch more ports"),
+            None => "watch ports that no service uses".to_owned(),
+        };
+        let message = format!(
+            "this host bans no scan of its ports: {ports} closed ports are watched, and scan_trigger = {forgiven} forgives so \
+             many; {lower}"
+        );
+        found.push(Pitfall { key: "detect.scan_trigger", message });
+    }
+    let keys = [
+        (&config.tcp, ["tcp.ports", "tcp.advanced_ports"], "tcp.advanced_exclude"),
+        (&config.udp, ["udp.ports", "udp.advanced_ports"], "udp.advanced_exclude"),
+    ];
+    for (protocol, [listed, advanced], exclude) in keys {
+        let key = if protocol.mode == Mode::Advanced { advanced } else { listed };
+        let watched = protocol.watched();
+        let own = watched.len() - watched.without(host.ephemeral).len();
+        // A few listed ones are meant.
+        if own > MANY {
+            let message = format!(
+                "{own} of these ports are in the range that this host gives to its own connections ({}, \
+                 net.ipv4.ip_local_port_range): late answers to it can look like a scan; leave them out, for example with {exclude}",
+                host.ephemeral
+            );
+            found.push(Pitfall { key, message });
+        }
+    }
+    found
+}
+
+/// Own client ports that somebody may have listed on purpose.
+const MANY: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(text: &str, in_use: &str) -> Vec<&'static str> {
+        let set = |text: &str| text.parse::<PortSet>().unwrap();
+        let (tcp, udp, ephemeral) = (set(in_use), PortSet::new(), set("32768-60999"));
+        let config = Config::parse("portsentry.toml", text).unwrap();
+        let host = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &ephemeral };
+        pitfalls(&config, host).into_iter().map(|pitfall| pitfall.key).collect()
+    }
+
+    #[test]
+    fn host_that_cannot_ban_is_named() {
+        let honeypot = "[tcp]\nmode = \"stealth\"\nports = \"23,2323\"\n[udp]\nmode = \"off\"\n";
+        assert_eq!(keys(honeypot, "22"), ["detect.scan_trigger"]);
+        assert_eq!(keys(&format!("{honeypot}[detect]\nscan_trigger = 1\n"), "22"), [""; 0]);
+        assert_eq!(keys(&honeypot.replace("2323", "2323,5555"), "22"), [""; 0]);
+        assert_eq!(keys(&honeypot.replace("2323", "2323,5555"), "5555"), ["detect.scan_trigger"], "one is in use");
+        assert_eq!(keys(&honeypot.replace("[udp]", "block = false\n[udp]"), "22"), [""; 0], "it is not meant to ban");
+        let both = honeypot.replace("mode = \"off\"", "mode = \"stealth\"\nports = \"69\"\nblock = true");
+        assert_eq!(keys(&both, "22"), [""; 0], "ports of both protocols count together");
+    }
+
+    #[test]
+    fn own_client_ports_are_named() {
+        assert_eq!(keys("", "22"), [""; 0], "the built-in ports are clear of them");
+        assert_eq!(keys("[tcp]\nadvanced_ports = \"1-65535\"\n", "22"), ["tcp.advanced_ports"]);
+        assert_eq!(keys("[udp]\nadvanced_ports = \"1-65535\"\n", "22"), ["udp.advanced_ports"]);
+        assert_eq!(keys("[tcp]\nadvanced_ports = \"1-1024,40000\"\n", "22"), [""; 0], "one of them is meant");
+    }
+}
