@@ -75,7 +75,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     };
     let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
-    if let Err(error) = log::init(config.report.log) {
+    if let Err(error) = log::init(config.report.log, config.report.facility) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
     match daemon::run(config, places, (confirm, sandboxed), Box::new(move || options.configure())) {

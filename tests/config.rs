@@ -3,8 +3,8 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    AckPolicy, Action, Block, BlockPolicy, Config, Escalate, HostsDeny, LogTarget, Mode, NftBlock, Report, Route, Run,
-    parse_expiry, parse_name,
+    AckPolicy, Action, Block, BlockPolicy, Config, Escalate, Facility, HostsDeny, LogTarget, Mode, NftBlock, Report,
+    Route, Run, parse_expiry, parse_name,
 };
 use portsentry::types::{Backend, Expiry};
 use proptest::prelude::*;
@@ -54,7 +54,7 @@ fn every_key_sets_what_it_names() {
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
          timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
          [trap]\ntcp = true\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
-         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\n",
+         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\nfacility = \"local3\"\n",
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
@@ -94,7 +94,10 @@ fn every_key_sets_what_it_names() {
     );
     assert_eq!(config.metrics.listen, Some("[::1]:9777".parse().unwrap()));
     let json_file = Some(PathBuf::from("/var/log/events.json"));
-    assert_eq!(config.report, Report { resolve_host: true, json_file, log: LogTarget::Syslog });
+    assert_eq!(
+        config.report,
+        Report { resolve_host: true, json_file, log: LogTarget::Syslog, facility: Facility::Local3 }
+    );
     assert_eq!(read("report.json_file = \"\"\nreport.log = \"auto\"").report, Report::default());
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
     assert_eq!(advanced.watched().to_string(), "1-4,6-20");
@@ -230,6 +233,10 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
             "report.json_file = \"events.json\"",
             "1:20: report.json_file: \"events.json\" is not a file with its whole path; write for example \
              \"/var/log/portsentry/events.json\", or \"\" for none",
+        ),
+        (
+            "report.facility = \"local9\"",
+            "1:19: report.facility: \"local9\" is not a facility of syslog; write \"user\", \"daemon\", \"auth\", \"authpriv\", \"local0\", \"local1\", \"local2\", \"local3\", \"local4\", \"local5\", \"local6\" or \"local7\"",
         ),
         (
             "report.log = \"/dev/log\"",

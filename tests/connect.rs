@@ -67,6 +67,27 @@ mod tests {
         assert!(!lab.is_served("attacker", victim, 7004, Duration::from_millis(300)));
         let log = daemon.stop();
         assert_eq!(log.matches("attackalert: Connect from host").count(), 3, "{log}");
+        for port in 7001..=7010 {
+            let line = format!("adminalert: Going into listen mode on TCP port: {port}\n");
+            assert!(log.contains(&line), "classic announces each port on a line of its own: {log}");
+        }
+        assert!(log.find("Going into listen mode") < log.find("is now active"), "{log}");
+    }
+
+    #[test]
+    fn repeated_connection_gets_line_of_connect_mode() {
+        let lab = Lab::new(&["attacker"]);
+        // Neither a rule nor a route: the connections go on to arrive, as with classic and TCP wrappers.
+        let file = lab.write("hosts.deny", "");
+        let text = format!("{TCP}[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = {file:?}\n");
+        let daemon = Daemon::start_configured(&lab, &text, &["-tcp", "--no-sandbox"]);
+        let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
+        connect(&lab, "attacker", victim, &[7001, 7002, 7003]);
+        daemon.expect_line(&format!("attackalert: Host {attacker} has been blocked via wrappers"));
+        connect(&lab, "attacker", victim, &[7004]);
+        let said = daemon.expect_line(&format!("attackalert: Host: {attacker} is already"));
+        assert_eq!(said, format!("attackalert: Host: {attacker} is already blocked. Ignoring"));
+        daemon.stop();
     }
 
     #[test]
@@ -185,7 +206,7 @@ mod tests {
             if block {
                 lab.expect_ban(banned);
             } else {
-                daemon.expect_line("only logged, not blocked");
+                daemon.expect_line("attackalert: Ignoring UDP response per configuration file setting.");
                 assert!(lab.banned().is_empty());
             }
             daemon.stop();

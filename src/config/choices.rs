@@ -60,6 +60,32 @@ pub enum Route {
     Via(IpAddr),
 }
 
+/// What syslog daemons sort lines by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Facility {
+    User = 1,
+    Daemon = 3,
+    Auth = 4,
+    Authpriv = 10,
+    Local0 = 16,
+    Local1,
+    Local2,
+    Local3,
+    Local4,
+    Local5,
+    Local6,
+    Local7,
+}
+
+impl Facility {
+    /// Its number in syslog(3).
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+}
+
 /// Where the lines of the log go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

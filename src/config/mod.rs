@@ -16,7 +16,7 @@ mod pitfalls;
 mod port_lists;
 mod schema;
 
-pub use choices::{AckPolicy, Action, BlockPolicy, LogTarget, Mode, Route};
+pub use choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ignore_file::read_ignore_file;
 pub use parse::{

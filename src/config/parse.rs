@@ -2,7 +2,7 @@
 //! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
 //! in quotes, `document` puts the value in front of it.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
 use super::port_lists;
 use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::{IpNet, Ipv4Net};
@@ -313,6 +313,7 @@ values! {
     action(value) -> Action { choice(value, "an action") }
     route_kind(value) -> Route { choice(value, "a kind of route") }
     log_target(value) -> LogTarget { choice(value, "a place for the log") }
+    facility(value) -> Facility { choice(value, "a facility of syslog") }
     route_via(value) -> Option<IpAddr> {
         let expected = "the address of a gateway; write for example \"192.0.2.254\", one that does not exist";
         like(value, expected, |text| text.parse().ok().filter(is_gateway).map(Some))

@@ -1,7 +1,7 @@
 //! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
 //! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
 use super::{parse, port_lists};
 use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::IpNet;
@@ -165,6 +165,7 @@ table! {
         /// `None`: no file gets events as JSON.
         json_file: Option<PathBuf> = None, "parse::json_file";
         log: LogTarget = LogTarget::Auto, "parse::log_target";
+        facility: Facility = Facility::Daemon, "parse::facility";
     }
 }
 

@@ -52,7 +52,7 @@ impl ConfigSource {
         systemd::reloading();
         let result = self.replace(host_state, sensor, sandbox, trial.only_logs()).await;
         if result.is_ok() {
-            sink.log.reconfigure(&self.config.report);
+            sink.log.reconfigure(&self.config);
             if trial == Trial::Expired {
                 sensor.send(SensorCommand::LogOnly);
             }
@@ -151,6 +151,7 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
         "block.run": block.run;
         "metrics.listen": metrics.listen;
         "report.log": report.log;
+        "report.facility": report.facility;
     }
     kept.dedup();
     for (old, new) in [(&old.tcp, &mut new.tcp), (&old.udp, &mut new.udp)] {

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use super::deadline;
 use super::reverse_dns::ReverseDns;
 use crate::clock::boot_time;
-use crate::config::Report;
+use crate::config::{BlockPolicy, Config, Mode};
 use crate::events::channel::Sender;
-use crate::events::classic_log;
+use crate::events::classic_log::{self, Wording};
 use crate::events::event::{Event, EventKind};
 use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log;
 use crate::events::log_budget::LogBudget;
-use crate::types::LineLimiter;
+use crate::types::{Backend, Expiry, LineLimiter};
 
 /// How long a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,26 +32,34 @@ pub(super) struct LogWriter {
     lost: (u64, LineLimiter),
     /// `None` where lines have no names.
     naming: Option<Naming>,
+    wording: Wording,
+    /// What holds while the program does not run.
+    after_stop: Option<String>,
     file: Option<LineFile>,
     events: Sender,
 }
 
 impl LogWriter {
-    /// Configured by `report`. Failures are sent as events.
-    pub(super) fn new(report: &Report, events: Sender) -> Self {
+    /// Configured by `config`. Failures are sent as events.
+    pub(super) fn new(config: &Config, events: Sender) -> Self {
         let mut lines = Self {
             budget: LogBudget::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
+            wording: wording(config),
+            after_stop: after_stop(config),
             file: None,
             events,
         };
-        lines.reconfigure(report);
+        lines.reconfigure(config);
         lines
     }
 
-    /// Applies a new `report`; the file is opened anew in any case. `report.log` takes a restart.
-    pub(super) fn reconfigure(&mut self, report: &Report) {
+    /// Applies a new `config`; the file is opened anew in any case. `report.log` takes a restart.
+    pub(super) fn reconfigure(&mut self, config: &Config) {
+        let report = &config.report;
+        self.wording = wording(config);
+        self.after_stop = after_stop(config);
         match (&mut self.naming, report.resolve_host) {
             (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
             (Some(naming), false) => {
@@ -89,7 +97,9 @@ impl LogWriter {
         self.turn_minute();
         if matches!(event.what, EventKind::Stopped) {
             let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
-            lost.into_iter().chain(self.budget.summary()).for_each(|what| self.put(&Event::now(what)));
+            let after_stop = self.after_stop.take().map(EventKind::Note);
+            let last = lost.into_iter().chain(self.budget.summary()).chain(after_stop);
+            last.for_each(|what| self.put(&Event::now(what)));
         }
         if self.budget.admit(&event.what, boot_time()) {
             self.put(event);
@@ -125,10 +135,36 @@ impl LogWriter {
             file.put(EventRecord::from(event).to_json());
         }
         match &mut self.naming {
-            Some(naming) => naming.put(event, Instant::now()),
-            None => log::write(event, None),
+            Some(naming) => naming.put(event, Instant::now(), self.wording),
+            None => log::write(event, None, self.wording),
         }
     }
+}
+
+fn wording(config: &Config) -> Wording {
+    let mut modes = [config.tcp.mode, config.udp.mode].into_iter().filter(|mode| *mode != Mode::Off);
+    // One mode for each protocol, but a ban is for all of them.
+    if modes.all(|mode| mode == Mode::Connect) { Wording::Connect } else { Wording::Stealth }
+}
+
+/// What becomes of the bans of each backend while the program does not run.
+fn after_stop(config: &Config) -> Option<String> {
+    if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == BlockPolicy::No) {
+        return None;
+    }
+    let sentences: Vec<&str> = config
+        .block
+        .method
+        .iter()
+        .map(|backend| match backend {
+            Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
+            Backend::Nft => "bans in nftables stay, and expire by themselves",
+            Backend::Route => "routes of bans stay until the next start removes those that are over",
+            Backend::HostsDeny => "lines in hosts.deny stay until the next start removes those that are over",
+            Backend::Command => "expire_command is not run before the next start",
+        })
+        .collect();
+    Some(format!("while PortSentry does not run, {}", sentences.join("; ")))
 }
 
 fn lost_events(lost: u64) -> EventKind {
@@ -138,11 +174,12 @@ fn lost_events(lost: u64) -> EventKind {
 struct Naming {
     hosts: ReverseDns,
     waiting: VecDeque<Waiting>,
-    write: fn(&Event, Option<&str>),
+    write: fn(&Event, Option<&str>, Wording),
 }
 
 struct Waiting {
     event: Event,
+    wording: Wording,
     address: Option<IpAddr>,
     until: Instant,
 }
@@ -152,7 +189,7 @@ impl Naming {
         Self { hosts, waiting: VecDeque::new(), write: log::write }
     }
 
-    fn put(&mut self, event: &Event, now: Instant) {
+    fn put(&mut self, event: &Event, now: Instant, wording: Wording) {
         if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
             // It has no line, and must not take the place of one.
             return;
@@ -161,7 +198,7 @@ impl Naming {
         if let Some(address) = address {
             self.hosts.ask(address, now, until);
         }
-        self.waiting.push_back(Waiting { event: event.clone(), address, until });
+        self.waiting.push_back(Waiting { event: event.clone(), wording, address, until });
         if matches!(event.what, EventKind::Stopped) {
             self.let_all_go();
             return;
@@ -192,8 +229,8 @@ impl Naming {
     }
 
     fn let_one_go(&mut self) {
-        let Some(Waiting { event, address, .. }) = self.waiting.pop_front() else { return };
-        (self.write)(&event, address.and_then(|address| self.hosts.answer(address)).flatten());
+        let Some(Waiting { event, wording, address, .. }) = self.waiting.pop_front() else { return };
+        (self.write)(&event, address.and_then(|address| self.hosts.answer(address)).flatten(), wording);
     }
 
     fn let_all_go(&mut self) {
@@ -217,8 +254,8 @@ mod tests {
     }
 
     fn naming(lookup: fn(IpAddr) -> Option<String>) -> Naming {
-        let write = |event: &Event, name: Option<&str>| {
-            let line = classic_log::named(&event.what, name).unwrap();
+        let write = |event: &Event, name: Option<&str>, wording: Wording| {
+            let line = classic_log::named(&event.what, name, wording).unwrap();
             let part = |line: &str| line.split_whitespace().find(|word| word.contains('/')).map(str::to_owned);
             WRITTEN.with_borrow_mut(|written| written.push(part(&line).unwrap_or(line)));
         };
@@ -253,10 +290,10 @@ mod tests {
         };
         let mut naming = naming(lookup);
         let begin = Instant::now();
-        naming.put(&note("first"), begin);
+        naming.put(&note("first"), begin, Wording::Stealth);
         assert_eq!(written(), ["adminalert: first"], "nothing to wait for");
         for event in [repeated("10.0.0.1"), note("second"), repeated("10.0.0.2"), repeated("10.0.0.3")] {
-            naming.put(&event, Instant::now());
+            naming.put(&event, Instant::now(), Wording::Stealth);
         }
         while begin.elapsed() < Duration::from_millis(1_500) {
             let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
@@ -271,7 +308,7 @@ mod tests {
         assert!((NAME_TIMEOUT..NAME_TIMEOUT * 2).contains(&took), "{took:?}");
         FREE.store(1, Ordering::SeqCst);
         naming.turn().await;
-        naming.put(&repeated("10.0.0.1"), Instant::now());
+        naming.put(&repeated("10.0.0.1"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["late.example/10.0.0.1"], "an answer that came late is known the next time");
     }
 
@@ -283,11 +320,11 @@ mod tests {
         });
         let now = Instant::now();
         for number in 0..5_000_u32 {
-            naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now);
+            naming.put(&repeated(&std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string()), now, Wording::Stealth);
             assert!(naming.waiting.len() <= MAX_PENDING);
         }
         assert_eq!(written().len(), 5_000 - MAX_PENDING);
-        naming.put(&Event::now(EventKind::Stopped), now);
+        naming.put(&Event::now(EventKind::Stopped), now, Wording::Stealth);
         let rest = written();
         assert_eq!(rest.len(), MAX_PENDING + 1, "the end waits for nobody");
         assert!(rest.last().unwrap().starts_with("securityalert:"));
@@ -298,8 +335,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         let (events, _received) = crate::events::channel::bounded(1);
-        let report = Report { json_file: Some(path.clone()), ..crate::config::Config::default().report };
-        let mut log = LogWriter::new(&report, events);
+        let mut config = Config::default();
+        config.report.json_file = Some(path.clone());
+        let mut log = LogWriter::new(&config, events);
         let ban = crate::engine::Ban::example();
         let flood = Event::now(EventKind::Scan(ban));
         (0..100_000).for_each(|_| log.write(&flood));
@@ -309,13 +347,28 @@ mod tests {
         drop(log);
         let text = std::fs::read_to_string(&path).unwrap();
         let of = |kind: &str| text.lines().filter(|line| line.starts_with(&format!("{{\"event\":\"{kind}\""))).count();
-        assert_eq!([of("scan"), of("block"), of("note"), of("stop")], [300, 1, 1, 1], "the note sums up the rest");
+        assert_eq!(
+            [of("scan"), of("block"), of("note"), of("stop")],
+            [150, 1, 2, 1],
+            "each scan has two lines; the notes sum up the rest and say what becomes of the bans"
+        );
     }
 
     #[tokio::test]
     async fn a_network_has_no_name() {
         let mut naming = naming(|_| Some("chosen.example".to_owned()));
-        naming.put(&repeated("2001:db8::/64"), Instant::now());
+        naming.put(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["2001:db8::/2001:db8::"]);
+    }
+
+    #[test]
+    fn shutdown_says_what_each_backend_keeps() {
+        let after = |text: &str| after_stop(&Config::parse("test", text).unwrap());
+        let days = "while PortSentry does not run, bans in nftables stay, and expire by themselves";
+        assert_eq!(after("").as_deref(), Some(days));
+        let never = after("expire = \"never\"\n[block]\nmethod = [\"nft\", \"route\"]").unwrap();
+        assert!(!never.contains("expire"), "{never}");
+        assert!(never.contains("; routes of bans stay until the next start"), "{never}");
+        assert_eq!(after("[tcp]\nblock = false"), None, "nothing is blocked");
     }
 }

@@ -53,7 +53,7 @@ use crate::netlink::sock_diag::SockDiag;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox, check_folders};
 use crate::sensor::{Sensor, SensorCommand};
-use crate::types::Timestamp;
+use crate::types::{Protocol, Timestamp};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::CommandHelper;
@@ -77,6 +77,9 @@ pub use error::DaemonError;
 
 /// Events that wait for the log at one time.
 const MAX_EVENTS: usize = 8192;
+
+/// Ports of connect mode that have a line each at the start, as many as classic PortSentry could listen on.
+const MAX_PORT_LINES: usize = 64;
 
 /// How long the sensor may take to end.
 const SENSOR_TIMEOUT: Duration = Duration::from_millis(800);
@@ -146,7 +149,7 @@ async fn serve(
     let (events, received) = channel::bounded(MAX_EVENTS);
     let mut host_state = HostState::open(&config, events.clone()).await?;
     let sensor = SensorHandle::new()?;
-    let mut log = LogWriter::new(&config.report, events.clone());
+    let mut log = LogWriter::new(&config, events.clone());
     let helper_warnings = command_helper.iter().flat_map(CommandHelper::warnings);
     let notes = instance_lock.doubt().map(str::to_owned).into_iter();
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).cloned());
@@ -222,6 +225,7 @@ async fn serve(
     if let Some(busy) = decoys.busy() {
         log.write(&Event::now(EventKind::Note(busy)));
     }
+    listening(decoys.ports()).for_each(|text| log.write(&Event::now(EventKind::Note(text))));
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());
     let (host, sockets, metrics) = (host_state.host(), SockDiag::open()?, Arc::clone(sensor.metrics()));
@@ -274,6 +278,18 @@ async fn serve(
     }
     event_loop.close();
     result
+}
+
+/// The classic lines of connect mode, one for each port.
+fn listening(ports: &DecoyPorts) -> impl Iterator<Item = String> {
+    [(Protocol::Tcp, &ports.tcp), (Protocol::Udp, &ports.udp)].into_iter().flat_map(|(protocol, ports)| {
+        let protocol = protocol.name();
+        let rest = usize::try_from(ports.len()).unwrap_or(usize::MAX).saturating_sub(MAX_PORT_LINES);
+        let lines = ports.iter().take(MAX_PORT_LINES);
+        lines
+            .map(move |port| format!("Going into listen mode on {protocol} port: {port}"))
+            .chain((rest > 0).then(|| format!("and on {rest} more {protocol} ports")))
+    })
 }
 
 /// A key for hashes that no source of packets knows.

@@ -1,5 +1,8 @@
 //! Formats events as the lines of classic PortSentry, so that logcheck rules, fail2ban filters and scripts keep working. A
 //! source that is never blocked gets no `attackalert:` line: such filters would have it banned.
+//!
+//! A line that classic PortSentry writes has nothing behind it, because filters end in `$`. What else there is to say
+//! follows as a line of its own ([`addition`]).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,10 +11,48 @@ use super::event::EventKind;
 use crate::engine::{Class, Exempt, Observation, Probe, Standing};
 use crate::types::{Backend, BanTarget};
 
+/// Which of classic PortSentry's two wordings a line has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wording {
+    /// The modes `-tcp` and `-udp`.
+    Connect,
+    /// The modes `-stcp`, `-sudp`, `-atcp` and `-audp`.
+    #[default]
+    Stealth,
+}
+
 /// The line of an event; `None` for what is no line of its own (the same port once more).
 #[must_use]
 pub fn of(what: &EventKind) -> Option<String> {
-    named(what, None)
+    named(what, None, Wording::Stealth)
+}
+
+/// The line that follows the one of an event, where that is a classic line and there is more to say.
+#[must_use]
+pub fn addition(what: &EventKind) -> Option<String> {
+    match what {
+        EventKind::Scan(ban) => {
+            let protocol = ban.probe.sighting.protocol.name();
+            Some(format!("attackalert: Ignoring {protocol} response per configuration file setting."))
+        }
+        EventKind::Blocked { ban, .. } => {
+            let subject = Shown(ban.probe.subject);
+            match (ban.capped, ban.strikes) {
+                (true, _) => Some(format!(
+                    "adminalert: the ban of Host {subject} is short: there are more new bans than max_new_bans_per_minute"
+                )),
+                (false, 0) => None,
+                (false, strikes) => Some(format!("adminalert: earlier bans of Host {subject}: {strikes}")),
+            }
+        }
+        EventKind::Ran { subject, outcome, .. } => {
+            Some(format!("adminalert: the command for Host {} {outcome}", Shown(*subject)))
+        }
+        EventKind::Repeated { subject, standing: Standing::Blocked, packets } if *packets > 1 => {
+            Some(format!("adminalert: packets of Host {} since its last line: {packets}", Shown(*subject)))
+        }
+        _ => None,
+    }
 }
 
 /// The address whose name the line of an event has room for. A network has no name, and a source that is never blocked
@@ -29,12 +70,12 @@ pub fn names(what: &EventKind) -> Option<IpAddr> {
 /// The line of an event, with the name of the address that [`names`] gives. `name` must be clean: letters, digits, ".",
 /// "-" and "_", and no address.
 #[must_use]
-pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
+pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
     Some(match what {
         EventKind::Started => "adminalert: PortSentry is now active and listening.".to_owned(),
         EventKind::Probe(probe) if probe.fresh => scan(probe, name),
         EventKind::Probe(_) => return None,
-        EventKind::Scan(ban) => format!("{}; only logged, not blocked", scan(&ban.probe, name)),
+        EventKind::Scan(ban) => scan(&ban.probe, name),
         EventKind::Blocked { ban, way, .. } => {
             let set = if ban.probe.subject.element().is_ipv4() { "blocked" } else { "blocked6" };
             let via = match way {
@@ -42,21 +83,14 @@ pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
                 Backend::Route => "dropped route".to_owned(),
                 Backend::HostsDeny | Backend::Command => way.name().to_owned(),
             };
-            let capped = if ban.capped { " (short: more new bans than max_new_bans_per_minute)" } else { "" };
-            let again = match ban.strikes {
-                0 => String::new(),
-                strikes => format!(" (banned before: {strikes})"),
-            };
-            let who = Shown(ban.probe.subject);
-            format!("attackalert: Host {who} has been blocked via {via} for {}{capped}{again}", ban.expiry)
+            format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.subject), ban.expiry)
         }
         EventKind::Wrapped { subject, line, .. } => {
             format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*subject))
         }
-        EventKind::Ran { subject, command, outcome, .. } => format!(
-            "attackalert: External command run for host: {} using command: \"{command}\"; {outcome}",
-            Shown(*subject)
-        ),
+        EventKind::Ran { subject, command, .. } => {
+            format!("attackalert: External command run for host: {} using command: \"{command}\"", Shown(*subject))
+        }
         EventKind::Disconnected { subject, connections } => {
             format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*subject))
         }
@@ -71,11 +105,12 @@ pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
             sighting.port,
             Count(*probes, "probe")
         ),
-        EventKind::Repeated { subject, standing: Standing::Blocked, packets } => format!(
-            "attackalert: Host: {} is already blocked Ignoring{}",
-            Source(name, subject.element()),
-            Count(*packets, "packet")
-        ),
+        EventKind::Repeated { subject, standing: Standing::Blocked, .. } => match wording {
+            Wording::Connect => format!("attackalert: Host: {} is already blocked. Ignoring", subject.element()),
+            Wording::Stealth => {
+                format!("attackalert: Host: {} is already blocked Ignoring", Source(name, subject.element()))
+            }
+        },
         EventKind::Repeated { subject, standing: Standing::Logged, packets } => {
             let source = Source(name, subject.element());
             format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
@@ -127,10 +162,7 @@ pub fn named(what: &EventKind, name: Option<&str>) -> Option<String> {
         }
         EventKind::Note(text) => format!("adminalert: {text}"),
         EventKind::Error(text) => format!("adminalert: ERROR: {text}"),
-        EventKind::Stopped => {
-            "securityalert: PortSentry is shutting down; the bans stay in the kernel and expire by themselves"
-                .to_owned()
-        }
+        EventKind::Stopped => "securityalert: PortSentry is shutting down".to_owned(),
     })
 }
 
@@ -172,5 +204,55 @@ struct Count(u32, &'static str);
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0 > 1 { write!(f, " ({} {}s)", self.0, self.1) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::Ban;
+    use crate::types::Expiry;
+
+    /// Both lines of an event.
+    fn lines(what: &EventKind, wording: Wording) -> (String, Option<String>) {
+        (named(what, None, wording).unwrap(), addition(what))
+    }
+
+    #[test]
+    fn classic_lines_have_nothing_behind_them() {
+        let day = Expiry::After(Duration::from_secs(86_400));
+        let ban = Ban { strikes: 2, expiry: day, ..Ban::example() };
+        let subject = ban.probe.subject;
+        let blocked = EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO };
+        let ran = EventKind::Ran {
+            subject,
+            ban: None,
+            command: "/bin/x".to_owned(),
+            outcome: "succeeded after 1ms".to_owned(),
+            well: true,
+        };
+        let repeated = |packets| EventKind::Repeated { subject, standing: Standing::Blocked, packets };
+        let scan = "attackalert: TCP SYN/Normal scan from host: 192.0.2.7/192.0.2.7 to TCP port: 23";
+        let ignoring = "attackalert: Ignoring TCP response per configuration file setting.";
+        let via = "attackalert: Host 192.0.2.7 has been blocked via nftables set inet portsentry blocked for 1day";
+        let command = "attackalert: External command run for host: 192.0.2.7 using command: \"/bin/x\"";
+        let counted = "adminalert: packets of Host 192.0.2.7 since its last line: 214";
+        for (what, wording, first, second) in [
+            (EventKind::Scan(ban), Wording::Stealth, scan, Some(ignoring)),
+            (blocked, Wording::Stealth, via, Some("adminalert: earlier bans of Host 192.0.2.7: 2")),
+            (ran, Wording::Stealth, command, Some("adminalert: the command for Host 192.0.2.7 succeeded after 1ms")),
+            (
+                repeated(214),
+                Wording::Stealth,
+                "attackalert: Host: 192.0.2.7/192.0.2.7 is already blocked Ignoring",
+                Some(counted),
+            ),
+            (repeated(1), Wording::Connect, "attackalert: Host: 192.0.2.7 is already blocked. Ignoring", None),
+            (EventKind::Stopped, Wording::Stealth, "securityalert: PortSentry is shutting down", None),
+        ] {
+            assert_eq!(lines(&what, wording), (first.to_owned(), second.map(str::to_owned)));
+        }
     }
 }

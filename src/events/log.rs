@@ -8,11 +8,11 @@ use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-use super::classic_log;
+use super::classic_log::{self, Wording};
 use super::event::{Event, EventKind};
 use super::json::EventRecord;
 use super::syslog::{DEV_LOG, Syslog};
-use crate::config::LogTarget;
+use crate::config::{Facility, LogTarget};
 
 /// Where lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,17 +31,17 @@ pub enum Target {
 ///
 /// # Errors
 /// Where lines go somewhere already.
-pub fn init(target: LogTarget) -> Result<(), TryInitError> {
+pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
     let mut said = None;
     let (mut journal, mut syslog) = (None, None);
     match target {
         LogTarget::Stderr => {}
-        LogTarget::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal().ok()),
-        LogTarget::Journal => match to_journal() {
+        LogTarget::Auto => journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| to_journal(facility).ok()),
+        LogTarget::Journal => match to_journal(facility) {
             Ok(layer) => journal = Some(layer),
             Err(error) => said = Some(format!("there is no journal: {error}; the log goes to standard error")),
         },
-        LogTarget::Syslog => match Syslog::connect(Path::new(DEV_LOG)) {
+        LogTarget::Syslog => match Syslog::connect(Path::new(DEV_LOG), facility) {
             Ok(layer) => syslog = Some(layer),
             Err(error) => {
                 said = Some(format!("no syslog daemon answers at {DEV_LOG}: {error}; the log goes to standard error"));
@@ -66,9 +66,9 @@ pub fn init(target: LogTarget) -> Result<(), TryInitError> {
 }
 
 /// Writes the line of `event`, if it has one, with the name of its source, if that is known; the fields of the journal
-/// are those of the JSON object.
-pub fn write(event: &Event, name: Option<&str>) {
-    let Some(line) = classic_log::named(&event.what, name) else { return };
+/// are those of the JSON object. A second line has only the fields that name the event and its target.
+pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
+    let Some(line) = classic_log::named(&event.what, name, wording) else { return };
     let record = EventRecord::from(event);
     // A macro, because a level is part of the place in the program. The journal has names in capitals, and makes them so.
     macro_rules! log {
@@ -95,10 +95,18 @@ pub fn write(event: &Event, name: Option<&str>) {
         _ if line.starts_with("adminalert:") => log!(info),
         _ => log!(warn),
     }
+    if let Some(line) = classic_log::addition(&event.what) {
+        tracing::info!(
+            portsentry_event = record.event.as_ref(),
+            portsentry_source = record.source.as_deref(),
+            portsentry_subject = record.subject.as_deref(),
+            "{line}"
+        );
+    }
 }
 
-/// To the journal, with the facility that classic's lines have: without one the journal hands them to a syslog daemon as
-/// messages of a user's program, where rules for `daemon.*` find nothing.
-fn to_journal() -> std::io::Result<tracing_journald::Layer> {
-    Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", "3")]))
+/// To the journal, with a facility: without one the journal hands the lines to a syslog daemon as messages of a user's
+/// program, where rules for `daemon.*` find nothing.
+fn to_journal(facility: Facility) -> std::io::Result<tracing_journald::Layer> {
+    Ok(tracing_journald::layer()?.with_custom_fields([("SYSLOG_FACILITY", facility.code().to_string())]))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::event::{EventKind, LineClass};
-use super::json;
+use super::{classic_log, json};
 use crate::types::{LineLimiter, Timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -50,6 +50,9 @@ impl LogBudget {
             LineClass::FailedBan => self.failed_bans.admit(now) && self.lines.admit_below(FAILED_BANS_BELOW, now),
             LineClass::Diagnostic => self.lines.admit(now),
         };
+        if room && what.line_class() != LineClass::Host && classic_log::addition(what).is_some() {
+            self.lines.charge();
+        }
         if !room {
             *self.left_out.entry(json::kind(what)).or_default() += 1;
         }

@@ -1,5 +1,5 @@
-//! Sends lines to the syslog daemon at /dev/log, as syslog(3) does: facility daemon, identity `portsentry[PID]`. Reconnects to a
-//! daemon that restarts; lines that no daemon takes go to standard error.
+//! Sends lines to the syslog daemon at /dev/log, as syslog(3) does: a facility, identity `portsentry[PID]`. Reconnects to a daemon
+//! that restarts; lines that no daemon takes go to standard error.
 //!
 //! The messages carry no time: the daemon takes its own, in the time zone of its files.
 //!
@@ -17,13 +17,12 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::config::Facility;
 use crate::types::printable::masked_to;
 
 /// Where syslog daemons listen.
 pub const DEV_LOG: &str = "/dev/log";
 
-/// Facility daemon, times eight.
-const DAEMON: u8 = 3 << 3;
 /// How long a busy daemon is waited for.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a daemon that was busy or gone is not tried again, so that the event loop does not spend its time on waiting.
@@ -54,6 +53,7 @@ impl Severity {
 /// A syslog daemon.
 pub struct Syslog {
     path: PathBuf,
+    facility: Facility,
     state: Mutex<State>,
 }
 
@@ -71,9 +71,13 @@ impl Syslog {
     ///
     /// # Errors
     /// What the system says, where there is none.
-    pub fn connect(path: &Path) -> io::Result<Self> {
+    pub fn connect(path: &Path, facility: Facility) -> io::Result<Self> {
         let socket = Some(open(path)?);
-        Ok(Self { path: path.to_owned(), state: Mutex::new(State { socket, again: Instant::now(), lost: 0 }) })
+        Ok(Self {
+            path: path.to_owned(),
+            facility,
+            state: Mutex::new(State { socket, again: Instant::now(), lost: 0 }),
+        })
     }
 
     /// Sends a line, or writes it to `otherwise` where no daemon takes it.
@@ -82,11 +86,13 @@ impl Syslog {
         if state.lost > 0 && Instant::now() >= state.again {
             let missed =
                 format!("adminalert: {} lines went to standard error, because no syslog daemon took them", state.lost);
-            if self.hand_over(&mut state, &message(Severity::Notice, &missed)) {
+            if self.hand_over(&mut state, &self.message(Severity::Notice, &missed)) {
                 state.lost = 0;
             }
         }
-        if (state.lost > 0 && Instant::now() < state.again) || !self.hand_over(&mut state, &message(severity, line)) {
+        if (state.lost > 0 && Instant::now() < state.again)
+            || !self.hand_over(&mut state, &self.message(severity, line))
+        {
             state.lost += 1;
             // Where this cannot be written either, nothing else is left.
             let _ = writeln!(otherwise, "{line}");
@@ -110,6 +116,14 @@ impl Syslog {
         state.again = Instant::now() + RETRY_DELAY;
         false
     }
+
+    /// The datagram of a line. What could end it, or drive a terminal, becomes a blank.
+    fn message(&self, severity: Severity, line: &str) -> String {
+        let priority = self.facility.code() << 3 | severity.code();
+        let head = format!("<{priority}>portsentry[{}]: ", std::process::id());
+        let line = masked_to(line, ' ', MAX_MESSAGE_LEN.saturating_sub(head.len()));
+        head + &line
+    }
 }
 
 fn open(path: &Path) -> io::Result<UnixDatagram> {
@@ -117,13 +131,6 @@ fn open(path: &Path) -> io::Result<UnixDatagram> {
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     socket.connect(path)?;
     Ok(socket)
-}
-
-/// The datagram of a line. What could end it, or drive a terminal, becomes a blank.
-fn message(severity: Severity, line: &str) -> String {
-    let head = format!("<{}>portsentry[{}]: ", DAEMON | severity.code(), std::process::id());
-    let line = masked_to(line, ' ', MAX_MESSAGE_LEN.saturating_sub(head.len()));
-    head + &line
 }
 
 impl<S: Subscriber> Layer<S> for Syslog {
@@ -173,12 +180,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let daemon = daemon(&path);
-        let syslog = Syslog::connect(&path).unwrap();
+        let syslog = Syslog::connect(&path, Facility::Daemon).unwrap();
         let mut otherwise = Vec::new();
         for (severity, code) in [(Severity::Error, 27), (Severity::Warning, 28), (Severity::Notice, 29)] {
             syslog.send(severity, "attackalert: x", &mut otherwise);
             assert_eq!(next(&daemon), format!("<{code}>portsentry[{}]: attackalert: x", std::process::id()));
         }
+        let local = Syslog::connect(&path, Facility::Local7).unwrap();
+        local.send(Severity::Warning, "x", &mut otherwise);
+        assert!(next(&daemon).starts_with("<188>"), "local7 is facility 23");
         syslog.send(Severity::Notice, "a\nb\u{1b}[2J\u{9b}c", &mut otherwise);
         assert!(next(&daemon).ends_with(": a b [2J c"));
         syslog.send(Severity::Notice, &"é".repeat(10_000), &mut otherwise);
@@ -191,7 +201,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let first = daemon(&path);
-        let syslog = Syslog::connect(&path).unwrap();
+        let syslog = Syslog::connect(&path, Facility::Daemon).unwrap();
         let mut otherwise = Vec::new();
         syslog.send(Severity::Notice, "one", &mut otherwise);
         assert!(next(&first).ends_with(": one"));
@@ -216,7 +226,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let _hangs = daemon(&path);
-        let syslog = Syslog::connect(&path).unwrap();
+        let syslog = Syslog::connect(&path, Facility::Daemon).unwrap();
         let mut otherwise = Vec::new();
         while otherwise.is_empty() {
             syslog.send(Severity::Notice, "fills its queue", &mut otherwise);

@@ -18,6 +18,7 @@ pub(super) fn line(what: &EventKind) -> Option<String> {
     Some(match what {
         EventKind::Blocked { .. } => line.replacen(" has been blocked via ", " would be banned via ", 1),
         EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would be banned already", 1),
+        EventKind::Scan(_) => line + "; only logged",
         _ => line,
     })
 }

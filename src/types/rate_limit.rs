@@ -68,6 +68,11 @@ impl LineLimiter {
         room
     }
 
+    /// Counts one more line for what was admitted.
+    pub fn charge(&mut self) {
+        self.used = self.used.saturating_add(1);
+    }
+
     /// True where the last line of the window is used.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {

@@ -141,17 +141,17 @@ fn syslog_gets_the_classic_lines_also_after_its_daemon_was_started_anew() {
     let lab = Lab::new(&["attacker", "other"]);
     let path = lab.path("log");
     let syslog = listen(&path);
-    let config = lab.write("portsentry.toml", "[report]\nlog = \"syslog\"\n");
+    let config = lab.write("portsentry.toml", "[report]\nlog = \"syslog\"\nfacility = \"local3\"\n");
     let dev = lab.path("dev");
     let wrapper = ["sh", "-c", OWN_DEV_LOG, text(&dev), text(&path)];
     let daemon = Daemon::start_elsewhere(&lab, &wrapper, &["--config", text(&config)]);
     let id = daemon.id();
     let line = receive_until(&syslog, "is now active");
-    assert_eq!(line, format!("<29>portsentry[{id}]: adminalert: PortSentry is now active and listening."));
+    assert_eq!(line, format!("<157>portsentry[{id}]: adminalert: PortSentry is now active and listening."));
     let attacker = lab.provoke_ban("attacker");
     let line = receive_until(&syslog, "scan from host");
     let expected = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
-    assert_eq!(line, format!("<28>portsentry[{id}]: {expected}"));
+    assert_eq!(line, format!("<156>portsentry[{id}]: {expected}"));
     receive_until(&syslog, "has been blocked via");
     drop(syslog);
     let syslog = listen(&path);
@@ -159,7 +159,7 @@ fn syslog_gets_the_classic_lines_also_after_its_daemon_was_started_anew() {
     receive_until(&syslog, &format!("attackalert: Host {other} has been blocked"));
     daemon.stop();
     let line = receive_until(&syslog, "shutting down");
-    assert!(line.starts_with(&format!("<28>portsentry[{id}]: securityalert: ")), "{line}");
+    assert_eq!(line, format!("<156>portsentry[{id}]: securityalert: PortSentry is shutting down"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
 use portsentry::engine::Standing;
-use portsentry::events::classic_log;
+use portsentry::events::classic_log::{self, Wording};
 use portsentry::events::event::EventKind;
 use portsentry::types::{Backend, BanTarget};
 use regex::Regex;
@@ -227,12 +227,17 @@ fn the_program_prints_completions_and_refuses_other_shells() {
 }
 
 /// Lines as logcheck gets them, for what the program writes.
-fn logged(what: &EventKind) -> [String; 2] {
-    let line = classic_log::of(what).unwrap();
-    [
-        format!("Nov 21 06:32:13 gate-1.example.net portsentry[4711]: {line}"),
-        format!("2026-11-21T06:32:13.123456+01:00 gate portsentry[4711]: {line}"),
-    ]
+fn logged(what: &EventKind) -> Vec<String> {
+    let connect = classic_log::named(what, None, Wording::Connect);
+    let lines = classic_log::of(what).into_iter().chain(connect).chain(classic_log::addition(what));
+    lines
+        .flat_map(|line| {
+            [
+                format!("Nov 21 06:32:13 gate-1.example.net portsentry[4711]: {line}"),
+                format!("2026-11-21T06:32:13.123456+01:00 gate portsentry[4711]: {line}"),
+            ]
+        })
+        .collect()
 }
 
 /// True where a rule of the file matches, as `grep -E` sees it.

@@ -165,8 +165,8 @@ fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
     let process = spawner(&lab);
     assert_eq!(field(&of(process), "Uid"), "0\t0\t0\t0");
     scan(&lab);
-    let line = daemon.expect_line("External command run for host: ");
-    assert!(line.contains("; succeeded"), "{line}");
+    let line = daemon.expect_line("adminalert: the command for Host ");
+    assert!(line.contains(" succeeded"), "{line}");
     assert_eq!(line_of(&note), "0");
     assert_eq!(daemon.lines_with("could change it"), [""; 0]);
     daemon.stop();

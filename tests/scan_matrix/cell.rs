@@ -7,6 +7,9 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::Wire;
 use netns_lab::{Lab, TIMEOUT, within};
 
+/// The line after a scan that is only logged.
+const LOGGED: &str = "response per configuration file setting.";
+
 /// What a scan comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -115,7 +118,7 @@ impl Cell<'_> {
         };
         let end = match expected {
             Outcome::Blocked(_) => (subject, "has been blocked"),
-            Outcome::Logged(_) => (about.clone(), "only logged, not blocked"),
+            Outcome::Logged(_) => (String::new(), LOGGED),
         };
         let ended = || self.daemon.lines_with(&end.0).iter().any(|line| line.contains(end.1)).then_some(());
         let seen = within(TIMEOUT, ended).is_some();
@@ -123,14 +126,15 @@ impl Cell<'_> {
         if let Some(tool) = tool.take() {
             tool.end();
         }
-        let lines = self.daemon.lines_with(&self.source.to_string());
-        let lines: Vec<_> = lines.iter().filter(|line| line.contains("from host: ")).collect();
-        let until = |line: &&&String| !line.contains("only logged, not blocked");
+        // The line of a scan that is only logged is the one before.
+        let lines = self.daemon.lines_with("attackalert: ");
+        let before = lines.iter().take_while(|line| !line.contains(LOGGED)).count().saturating_sub(1);
+        let of_source = |line: &&String| line.contains("from host: ") && line.contains(&self.source.to_string());
+        let lines: Vec<_> = lines.iter().filter(of_source).collect();
         let scan = format!("attackalert: {about}");
         assert!(lines.iter().all(|line| line.contains(&scan)), "{}: another class: {lines:#?}", self.row.scan);
-        let before = lines.iter().take_while(until).count();
         let held = self.lab.banned().contains(&banned);
-        if held { Outcome::Blocked(before) } else { Outcome::Logged(before + 1) }
+        if held { Outcome::Blocked(lines.len()) } else { Outcome::Logged(before + 1) }
     }
 
     fn tool(&self, targets: &[String]) -> Command {

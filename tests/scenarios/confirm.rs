@@ -35,7 +35,7 @@ fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_
     assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true));
 
     scan(&lab, false);
-    daemon.expect_line("; only logged, not blocked");
+    daemon.expect_line("attackalert: Ignoring TCP response per configuration file setting.");
     assert!(is_served_at_last(&lab, false));
     let (status, said) = (lab.ask(&["status"]), lab.operate(&["confirm"]));
     assert_eq!(status["state"], "only logging", "{status}");
