@@ -318,7 +318,7 @@ fn what_is_no_toml_is_refused_with_its_place() {
     for (text, expected) in [
         ("expire = 24h\n", "1:10: \"24h\": string values must be quoted, expected literal string"),
         ("\nexpire \"24h\"\n", "2:8: key with no value, expected `=`"),
-        ("expire = \"1h\"\nexpire = \"2h\"\n", "2:1: \"expire\": duplicate key"),
+        ("expire = \"1h\"\nexpire = \"2h\"\n", "2:1: the key \"expire\" stands twice; keep one of the two lines"),
         ("[tcp\nmode = \"of\"\n", "1:5: unclosed table, expected `]`"),
         ("interfaces = [\"eth0\"", "1:21: unclosed array, expected `]`"),
     ] {
@@ -416,8 +416,7 @@ fn a_file_that_cannot_be_read_says_what_the_system_says_and_what_to_do() {
     };
     assert_eq!(
         said(&dir.path().join("none.toml")),
-        ": cannot be read: No such file or directory (os error 2); create it, or leave --config out to run with the \
-         built-in settings"
+        ": cannot be read: No such file or directory (os error 2); create it, or name another file"
     );
     assert_eq!(said(dir.path()), ": cannot be read: Is a directory (os error 21); name a file in it");
     let binary = dir.path().join("binary.toml");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::report::{Report, Watched};
 use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Protocol};
 use crate::engine::Protection;
-use crate::types::Expiry;
+use crate::types::{Expiry, Span, counted};
 
 /// Protected prefixes that a person is shown.
 const SHOWN: usize = 30;
@@ -26,7 +26,7 @@ pub(super) fn text(report: &Report) -> String {
     for (word, protocol, watched) in [("TCP", &config.tcp, &report.tcp), ("UDP", &config.udp, &report.udp)] {
         ports(&mut out, word, protocol, watched);
     }
-    let window = humantime::format_duration(config.detect.window);
+    let window = Span(config.detect.window);
     let forgiven = match config.detect.scan_trigger {
         0 => "the first touch is a scan".to_owned(),
         1 => format!("1 port is forgiven within {window}"),
@@ -36,11 +36,15 @@ pub(super) fn text(report: &Report) -> String {
     let longer = match (config.expire, config.escalate.factor) {
         (Expiry::Never, _) | (_, 1) => String::new(),
         (_, factor) => {
-            let max = humantime::format_duration(config.escalate.max);
+            let max = Span(config.escalate.max);
             format!(", {factor} times as long each time, up to {max}")
         }
     };
-    line(&mut out, "bans", &format!("for {}{longer}", config.expire));
+    let expire = match config.expire {
+        Expiry::Never => "without an end".to_owned(),
+        Expiry::After(span) => format!("for {}", Span(span)),
+    };
+    line(&mut out, "bans", &format!("{expire}{longer}"));
     if report.ways.is_empty() {
         line(&mut out, "blocks by", "nothing");
     }
@@ -106,7 +110,8 @@ fn ports(out: &mut String, word: &str, protocol: &Protocol, watched: &Watched) {
         BlockPolicy::Run => "left to the command",
         BlockPolicy::No => "only logged",
     };
-    let what = format!("{}, {} ports, scans are {block}", protocol.mode.name(), watched.ports.len());
+    let ports = counted(watched.ports.len(), "port");
+    let what = format!("{}, {ports}, scans are {block}", protocol.mode.name());
     line(out, word, &what);
     line(out, "  ports", &watched.ports.to_string());
     if !watched.left_out.is_empty() {

@@ -1,5 +1,6 @@
 //! Parses the command line into a command and its options; help and version are `clap::Error`s of their own kinds.
 
+mod classic;
 mod completions;
 
 use std::ffi::OsString;
@@ -104,6 +105,10 @@ enum Subcommands {
 /// # Errors
 /// What is wrong with it, and also what `--help` and `--version` print; `clap::Error::use_stderr` tells them apart.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(error) = classic::refusal(&args) {
+        return Err(error);
+    }
     let line = CommandLine::try_parse_from(with_long_modes(args))?;
     Ok(match line.command {
         None => Command::Run(line.run.into()),

@@ -65,7 +65,21 @@ fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> Conf
         None | Some("") => String::new(),
         Some(found) => format!("{}: ", quoted(found)),
     };
+    if slip.message() == "duplicate key" {
+        return twice(file, text, lines, span);
+    }
     let message = format!("{found}{}; write key = \"text\", key = 5, key = true or [table]", slip.message());
+    ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
+}
+
+/// A key or table that stands twice, where it stands the second time.
+fn twice(file: &str, text: &str, lines: &Lines<'_>, span: Range<usize>) -> ConfigError {
+    let name = text.get(span.clone()).map(str::trim).unwrap_or_default();
+    let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
+    let message = match before.trim_start().starts_with('[') {
+        true => format!("the table {} stands twice; write its keys under the first one", quoted(name)),
+        false => format!("the key {} stands twice; keep one of the two lines", quoted(name)),
+    };
     ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "NAME", value_parser = parse_interface)]
     interface: Vec<String>,
     /// Forgive this many distinct ports, 0 to 15
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=15))]
+    #[arg(long, value_name = "N", value_parser = parse_trigger)]
     scan_trigger: Option<u8>,
     /// Log scans, block nobody
     #[arg(long)]
@@ -81,6 +81,11 @@ pub(crate) struct RunFlags {
     sudp: bool,
     #[arg(long, hide = true, group = "udp_mode")]
     audp: bool,
+}
+
+fn parse_trigger(text: &str) -> Result<u8, String> {
+    let number = text.parse().ok().filter(|number| *number <= 15);
+    number.ok_or_else(|| "write a number from 0 to 15".to_owned())
 }
 
 impl From<RunFlags> for RunOptions {

@@ -51,7 +51,7 @@ impl Config {
     /// # Errors
     /// As [`Config::parse`], and where the file cannot be read, with what the system says.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let text = read_text(path, "create it, or leave --config out to run with the built-in settings")?;
+        let text = read_text(path, "create it, or name another file")?;
         Self::parse(&path.display().to_string(), &text)
     }
 

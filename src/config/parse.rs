@@ -358,8 +358,5 @@ values! {
 /// # Errors
 /// What to write instead.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
-    match parse_expiry(text)? {
-        Expiry::After(span) => Ok(span),
-        Expiry::Never => Err("\"never\" is no duration here; write for example \"5m\"".to_owned()),
-    }
+    duration(text, "a duration; write for example \"90m\", \"24h\" or \"7d\"", MAX_EXPIRY, "ten years; write less")
 }

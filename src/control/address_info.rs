@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::format::{line, nullable, span, to_seconds};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{PortRecord, rfc3339};
 use crate::ledger::{Banned, Ending, Entry, author_key};
-use crate::types::Expiry;
+use crate::types::{Expiry, Span, counted};
 
 /// The latest bans of an address that are told.
 const MAX_HISTORY: usize = 20;
@@ -118,9 +118,9 @@ impl AddressInfo {
 impl Remaining {
     fn new(expiry: Expiry, now: SystemTime) -> Self {
         match expiry {
-            Expiry::Never => Self { left: "for ever".to_owned(), ..Self::default() },
+            Expiry::Never => Self { left: "forever".to_owned(), ..Self::default() },
             Expiry::After(span) => Self {
-                left: humantime::format_duration(Duration::from_secs(span.as_secs())).to_string(),
+                left: Span(span).to_string(),
                 left_s: Some(span.as_secs()),
                 until: Some(rfc3339(now + span)),
                 ..Self::default()
@@ -197,12 +197,12 @@ impl fmt::Display for AddressInfo {
             line!(f, "no evidence", "{}, of services that are not up", self.unserved.join(" "))?;
         }
         line!(f, "strikes", "{}", self.strikes)?;
-        line!(f, "bans", "{} in the ledger", self.bans.unwrap_or(0))?;
+        line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
         for ban in self.history.iter().flatten() {
             let end = match (&ban.ended, &ban.until) {
                 (Some(Ended { at, how }), _) => format!("{how} {}", to_seconds(at)),
                 (None, Some(until)) => format!("until {}", to_seconds(until)),
-                (None, None) => "for ever".to_owned(),
+                (None, None) => "forever".to_owned(),
             };
             let mut details = vec![end];
             details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
@@ -224,7 +224,7 @@ impl fmt::Display for Remaining {
                 let left = self.left_s.map_or_else(|| self.left.clone(), span);
                 write!(f, "yes, until {} ({left} left)", to_seconds(until))?;
             }
-            None => f.write_str("yes, for ever")?,
+            None => f.write_str("yes, forever")?,
         }
         self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))?;
         self.evidence.iter().try_for_each(|grade| write!(f, ", on {grade} evidence"))
@@ -237,11 +237,11 @@ impl fmt::Display for Suspicion {
             self.ports.iter().map(|PortRecord { proto, port, class }| format!("{proto}/{port} {class}")).collect();
         write!(
             f,
-            "{} distinct ports of {} that are forgiven ({}), {} probes, the last {} ago: {}",
-            self.distinct_ports,
+            "{} of {} that are forgiven ({}), {}, the last {} ago: {}",
+            counted(self.distinct_ports, "distinct port"),
             self.forgiven,
             if self.blocks { "the next one blocks" } else { "only logged" },
-            self.probes,
+            counted(self.probes, "probe"),
             span(self.last_s_ago),
             ports.join(", ")
         )

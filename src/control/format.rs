@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::types::Span;
+
 /// Reads a field that may be null but not missing: serde takes a missing `Option` for `None`.
 pub(super) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(field)
@@ -17,10 +19,9 @@ macro_rules! line {
 }
 pub(super) use line;
 
-/// A duration in its two largest units: "3days 4h".
+/// A duration in its two largest units: "3d 4h".
 pub(super) fn span(seconds: u64) -> String {
-    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    Span(Duration::from_secs(seconds)).to_string()
 }
 
 /// A time to the second: what is left of a ban is known no better.

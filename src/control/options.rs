@@ -100,7 +100,7 @@ pub struct AllowOptions {
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: IpNet,
     /// For how long: 1h, 7d [until `portsentry disallow`]
-    #[arg(long = "for", value_name = "SPAN", value_parser = parse_span)]
+    #[arg(long = "for", value_name = "SPAN", value_parser = allowance_span)]
     pub span: Option<Duration>,
     /// Also a network as wide as 0.0.0.0/0
     #[arg(long)]
@@ -148,6 +148,16 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     let wrong =
         "it is not one address; write for example \"192.0.2.7\". `portsentry list PREFIX` shows a network's bans";
     text.parse().map_err(|_| wrong.to_owned())
+}
+
+/// Reads for how long something is allowed.
+fn allowance_span(text: &str) -> Result<Duration, String> {
+    match text.trim() {
+        "never" => Err("write a duration, for example \"1h\"; what is always allowed belongs into allow.networks of \
+                        portsentry.toml"
+            .to_owned()),
+        text => parse_span(text),
+    }
 }
 
 /// Checks it here, where a usage error can be one; the daemon reads the same words again.

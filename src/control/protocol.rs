@@ -87,7 +87,9 @@ impl Request {
     /// # Errors
     /// A sentence that says what is wrong with it.
     pub fn parse(line: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(line).map_err(|error| format!("this is no request: {error}; see docs/control.md"))
+        serde_json::from_slice(line).map_err(|error| {
+            format!("this is no request: {error}; see control.md in /usr/share/doc/portsentry-nft/docs")
+        })
     }
 
     /// The request as one line.
@@ -245,7 +247,7 @@ impl fmt::Display for Answer {
         match self {
             Self::Status(status) => status.fmt(f),
             Self::Blocked(Blocked { subject, expires }) => match expires.as_str() {
-                "never" => writeln!(f, "{subject} is blocked for ever"),
+                "never" => writeln!(f, "{subject} is blocked forever"),
                 end => writeln!(f, "{subject} is blocked until {}", to_seconds(end)),
             },
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::format::{line, nullable, span, to_seconds};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
+use crate::types::counted;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -18,7 +19,9 @@ pub struct Status {
     pub state: State,
     #[serde(deserialize_with = "nullable")]
     pub trial_left_s: Option<u64>,
-    pub expire: String,
+    /// How long a ban lasts; none where it has no end.
+    #[serde(deserialize_with = "nullable")]
+    pub expire_s: Option<u64>,
     pub methods: Vec<String>,
     pub interfaces: Vec<String>,
     pub tcp: MonitoredPorts,
@@ -28,7 +31,10 @@ pub struct Status {
     pub sources_tracked: u64,
     pub bans: BanCounts,
     pub trap: TrapCounts,
+    /// Entries of the allow-list.
     pub allowed: usize,
+    /// Addresses and networks that are protected without being asked.
+    pub protected: usize,
     /// Services whose ports are no evidence, served or not.
     pub services: Vec<RememberedService>,
     /// Families of which every address is allowed, so that nothing of them is blocked: "IPv4", "IPv6".
@@ -177,7 +183,10 @@ impl fmt::Display for Status {
             State::OnlyLogging => {
                 line!(f, "blocks", "nothing; `portsentry list --would-block` shows what it would have blocked")?;
             }
-            _ => line!(f, "blocks", "for {}, by {}", self.expire, self.methods.join(", "))?,
+            _ => {
+                let expire = self.expire_s.map_or_else(|| "without an end".to_owned(), |s| format!("for {}", span(s)));
+                line!(f, "blocks", "{expire}, by {}", self.methods.join(", "))?;
+            }
         }
         match self.interfaces.as_slice() {
             [] => line!(f, "interfaces", "all")?,
@@ -191,11 +200,12 @@ impl fmt::Display for Status {
             "packets",
             "{seen} seen, {from_judged} of them from judged sources, {malformed} malformed; {dropped} dropped by the capture"
         )?;
-        line!(f, "evidence", "{} probes so far, {} sources tracked", self.probes, self.sources_tracked)?;
+        let (probes, tracked) = (counted(self.probes, "probe"), counted(self.sources_tracked, "source"));
+        line!(f, "evidence", "{probes} so far, {tracked} tracked")?;
         line!(f, "bans", "{}", self.bans)?;
         line!(f, "trap", "{}", self.trap)?;
         match self.allows_all.as_slice() {
-            [] => line!(f, "allow-list", "{} entries", self.allowed)?,
+            [] => line!(f, "allow-list", "{}", counted(self.allowed, "entry"))?,
             all => {
                 let all = all.join(" and ");
                 line!(f, "allow-list", "all of {all} is allowed, and so never blocked; `portsentry allowed` says why")?;
@@ -205,6 +215,7 @@ impl fmt::Display for Status {
         for warning in &self.warnings {
             line!(f, "warning", "{warning}")?;
         }
+        line!(f, "protected", "{} without being asked, see `portsentry check`", counted(self.protected, "network"))?;
         line!(f, "ledger", "{}", self.ledger)?;
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {
@@ -249,7 +260,7 @@ impl fmt::Display for MonitoredPorts {
             BlockState::Run => "left to the command",
             BlockState::OnlyLogged => "only logged",
         };
-        write!(f, ", {} ports, scans are {block}", self.count)?;
+        write!(f, ", {}, scans are {block}", counted(self.count, "port"))?;
         match self.left_out.as_str() {
             "" => Ok(()),
             in_use => write!(f, "; left out, because in use: {in_use}"),
@@ -273,9 +284,9 @@ impl fmt::Display for TrapCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = match (self.ports, self.udp_ports) {
             (0, 0) => return f.write_str("the kernel counts nothing by itself"),
-            (ports, 0) => format!("{ports} TCP ports"),
-            (0, udp) => format!("{udp} UDP ports"),
-            (ports, udp) => format!("{ports} TCP and {udp} UDP ports"),
+            (ports, 0) => counted(ports, "TCP port"),
+            (0, udp) => counted(udp, "UDP port"),
+            (ports, udp) => format!("{} and {}", counted(ports, "TCP port"), counted(udp, "UDP port")),
         };
         write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)
     }

@@ -18,7 +18,7 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log;
 use crate::events::log_budget::LogBudget;
-use crate::types::{Backend, Expiry, LineLimiter};
+use crate::types::{Backend, Expiry, LineLimiter, counted};
 
 /// How long a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -168,7 +168,7 @@ fn after_stop(config: &Config) -> Option<String> {
 }
 
 fn lost_events(lost: u64) -> EventKind {
-    EventKind::Error(format!("{lost} events came faster than they could be logged"))
+    EventKind::Error(format!("{} came faster than they could be logged", counted(lost, "event")))
 }
 
 struct Naming {

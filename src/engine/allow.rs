@@ -129,6 +129,14 @@ impl AllowList {
         }
     }
 
+    /// How many prefixes an operator has listed, and how many are protected without being asked.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let listed = |(_, why): &(IpNet, Protection)| matches!(why, Protection::Listed | Protection::Named);
+        let listed = self.entries().filter(listed).count();
+        (listed, self.entries().count() - listed)
+    }
+
     /// Every prefix, for the kernel's `allowed` sets.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         let v4 = self.v4.iter().map(|(net, _)| IpNet::V4(net));

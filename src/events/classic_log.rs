@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use super::event::EventKind;
 use crate::engine::{Class, Exempt, Observation, Probe, Standing};
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, BanTarget, counted};
 
 /// Which of classic PortSentry's two wordings a line has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,13 +123,13 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
         ),
         EventKind::Capped { bans } => format!(
-            "adminalert: {bans} bans above max_new_bans_per_minute were made short, because their evidence can be forged"
+            "adminalert: bans above max_new_bans_per_minute that were made short, because their evidence can be forged: {bans}"
         ),
         EventKind::Lifted { subject } => {
             format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*subject))
         }
         EventKind::Dropped { packets } => {
-            format!("adminalert: the capture could not keep up: {packets} packets were not looked at")
+            format!("adminalert: the capture could not keep up: {} lost", counted(*packets, "packet"))
         }
         EventKind::Unblocked { subject, by } => {
             format!("adminalert: Host {} has been unblocked by {by}", Shown(*subject))
@@ -158,7 +158,7 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             }
         ),
         EventKind::Adopted { bans } => {
-            format!("adminalert: {bans} bans were in the kernel's sets at the start and stay")
+            format!("adminalert: bans that were in the kernel's sets at the start and stay: {bans}")
         }
         EventKind::Note(text) => format!("adminalert: {text}"),
         EventKind::Error(text) => format!("adminalert: ERROR: {text}"),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::types::counted;
 use crate::worker::{Inbox, Worker};
 
 /// Lines that wait for the thread.
@@ -185,7 +186,10 @@ impl Writer {
         if self.failing {
             (self.tell)(News::Better(format!("events are written to {path} again; {lost} were lost")));
         } else if lost > 0 {
-            (self.tell)(News::Better(format!("{lost} events came faster than they could be written to {path}")));
+            (self.tell)(News::Better(format!(
+                "{} came faster than they could be written to {path}",
+                counted(lost, "event")
+            )));
         }
         if lost > 0 {
             self.said = Some(Instant::now());

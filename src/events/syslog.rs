@@ -84,8 +84,10 @@ impl Syslog {
     pub fn send(&self, severity: Severity, line: &str, otherwise: &mut dyn io::Write) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.lost > 0 && Instant::now() >= state.again {
-            let missed =
-                format!("adminalert: {} lines went to standard error, because no syslog daemon took them", state.lost);
+            let missed = format!(
+                "adminalert: lines that went to standard error, because no syslog daemon took them: {}",
+                state.lost
+            );
             if self.hand_over(&mut state, &self.message(Severity::Notice, &missed)) {
                 state.lost = 0;
             }
@@ -216,7 +218,7 @@ mod tests {
         let third = daemon(&path);
         std::thread::sleep(RETRY_DELAY);
         syslog.send(Severity::Notice, "five", &mut otherwise);
-        assert!(next(&third).contains("2 lines went to standard error"));
+        assert!(next(&third).contains("lines that went to standard error, because no syslog daemon took them: 2"));
         assert!(next(&third).ends_with(": five"));
         assert_eq!(otherwise, b"three\nfour\n");
     }

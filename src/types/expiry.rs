@@ -12,6 +12,17 @@ pub enum Expiry {
     After(Duration),
 }
 
+impl Expiry {
+    /// In seconds; `None` where there is no end.
+    #[must_use]
+    pub fn seconds(self) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::After(span) => Some(span.as_secs()),
+        }
+    }
+}
+
 impl fmt::Display for Expiry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

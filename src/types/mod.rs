@@ -12,6 +12,7 @@ mod protocol;
 mod rate;
 mod rate_limit;
 mod timestamp;
+mod wording;
 
 pub use backend::{Backend, Backends, ParseBackendsError};
 pub use backoff::Backoff;
@@ -24,3 +25,4 @@ pub use rate::{Rate, RateError};
 pub use rate_limit::{LineLimiter, TokenBucket};
 pub(crate) use timestamp::Tick;
 pub use timestamp::Timestamp;
+pub use wording::{Span, brief, counted};

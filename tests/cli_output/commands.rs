@@ -33,7 +33,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "uptime_s",
             "state",
             "trial_left_s",
-            "expire",
+            "expire_s",
             "methods",
             "interfaces",
             "tcp",
@@ -44,6 +44,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "bans",
             "trap",
             "allowed",
+            "protected",
             "services",
             "allows_all",
             "warnings",
@@ -58,7 +59,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
         "192.0.2.7 is blocked until 2",
         &["subject", "expires"],
     ),
-    ("block 192.0.2.8 --expire never --socket SOCKET", "192.0.2.8 is blocked for ever", &["subject", "expires"]),
+    ("block 192.0.2.8 --expire never --socket SOCKET", "192.0.2.8 is blocked forever", &["subject", "expires"]),
     (
         "explain 192.0.2.7 --socket SOCKET",
         "until 2",
@@ -139,6 +140,15 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
 
 /// Command line, exit code, and what standard error says that there is to do.
 const WRONG: &[(&str, i32, &str)] = &[
+    ("list --since yesterday", USAGE, "\"yesterday\" is not a duration; write for example \"90m\", \"24h\" or \"7d\""),
+    ("list --since never", USAGE, "\"never\" is not a duration; write for example"),
+    ("allow 192.0.2.7 --for never", USAGE, "what is always allowed belongs into allow.networks"),
+    ("check FILE/none", CONFIG, "create it, or name another file"),
+    (
+        "check FILE/twice.toml",
+        CONFIG,
+        "twice.toml:3:2: the table \"metrics\" stands twice; write its keys under the first one",
+    ),
     ("bloc 192.0.2.7", USAGE, "similar subcommands"),
     ("block 192.0.2.7 --expire soon", USAGE, "write for example"),
     ("block 192.0.2.300", USAGE, "write for example"),
@@ -150,14 +160,14 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("list --sort size", USAGE, "possible values"),
     ("report --since yesterday", USAGE, "write a span"),
     ("completions tcsh", USAGE, "possible values"),
-    ("--scan-trigger 16", USAGE, "0..=15"),
-    ("block 127.0.0.1 --socket SOCKET", FAILED, "127.0.0.1 is not blocked: 127.0.0.0/8 is a loopback address"),
     ("block 224.0.0.1 --socket SOCKET", FAILED, "224.0.0.1 is refused: it is a multicast address"),
     ("block 255.255.255.255 --socket SOCKET", FAILED, "it is the broadcast address"),
     ("block 0.0.0.0 --force --socket SOCKET", FAILED, "it is an unspecified address"),
     ("block ff02::1 --socket SOCKET", FAILED, "it is a multicast address"),
     ("block :: --socket SOCKET", FAILED, "it is the unspecified address"),
     ("block ::1 --socket SOCKET", FAILED, "loopback"),
+    ("--scan-trigger 16", USAGE, "write a number from 0 to 15"),
+    ("block 127.0.0.1 --socket SOCKET", FAILED, "refused to block 127.0.0.1: 127.0.0.0/8 is a loopback address"),
     ("unblock 192.0.2.9 --socket SOCKET", FAILED, "is not blocked"),
     ("allow 0.0.0.0/0 --socket SOCKET", FAILED, "--force allows it all the same"),
     ("allow ::/0 --socket SOCKET", FAILED, "--force allows it all the same"),
@@ -206,6 +216,7 @@ fn daemon() -> Daemon {
     let write = |name: &str, text: &str| fs::write(daemon.folder.path().join(name), text).unwrap();
     write("good.toml", "expire = \"2h\"\n");
     write("bad.toml", "expire = \"soon\"\n");
+    write("twice.toml", "[metrics]\nlisten = \"\"\n[metrics]\n");
     write("classic.conf", "TCP_PORTS=\"1,7\"\nBLOCK_TCP=\"1\"\n");
     write("bad.conf", "TCP_PORTS=\"1,x\"\n");
     daemon

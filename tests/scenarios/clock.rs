@@ -106,7 +106,7 @@ fn set_forward_and_back_while_it_runs_the_clock_changes_no_ban_in_the_kernel() {
     // The next start, at the real time, believes the kernel.
     clock.set(0);
     let daemon = clock.start(&lab, "", "1h");
-    daemon.expect_line("adminalert: 3 bans were in the kernel's sets at the start and stay");
+    daemon.expect_line("adminalert: bans that were in the kernel's sets at the start and stay: 3");
     let agree = || (ledger(&lab.path("state")).len() == 3).then_some(());
     assert!(within(TIMEOUT, agree).is_some(), "{:?}", ledger(&lab.path("state")));
     assert_eq!(lab.banned(), banned);

@@ -88,7 +88,7 @@ fn a_hundred_kills_lose_no_element_and_leave_none_for_ever() {
         known.len()
     });
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
-    daemon.expect_line("bans were in the kernel's sets at the start and stay");
+    daemon.expect_line("bans that were in the kernel's sets at the start and stay: ");
     daemon.stop();
     let held: BTreeSet<IpAddr> = lab.banned().into_iter().collect();
     assert_eq!(held, known);

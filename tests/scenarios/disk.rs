@@ -88,7 +88,7 @@ fn on_a_disk_that_is_full_from_the_start_it_blocks_and_the_next_start_knows_the_
     daemon.stop();
     disk.empty();
     let daemon = start(&lab);
-    daemon.expect_line("adminalert: 1 bans were in the kernel's sets at the start and stay");
+    daemon.expect_line("adminalert: bans that were in the kernel's sets at the start and stay: 1");
     expect_recorded(&lab, &[first]);
     daemon.stop();
 }

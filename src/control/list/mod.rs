@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub use bans::{Bans, Held, ListError, Listed, read};
 
-pub(super) use table::{brief, compact_ports, shortened};
+pub(super) use table::{compact_ports, shortened};
 
 use super::address_info::port_list;
 use super::client::{Client, ClientError};

@@ -34,7 +34,7 @@ fn look_up_with(
 ) -> HashMap<IpAddr, String> {
     let wanted: Vec<IpAddr> = addresses.iter().copied().take(MAX_ADDRESSES).collect();
     if addresses.len() > MAX_ADDRESSES {
-        notes.push(format!("the names of {} addresses were not looked up", addresses.len() - MAX_ADDRESSES));
+        notes.push(format!("names that were not looked up: {}", addresses.len() - MAX_ADDRESSES));
     }
     let count = wanted.len();
     // Where there is no thread for it, none is answered.

@@ -15,7 +15,8 @@ use super::ban::Ban;
 use super::text::clock;
 use super::top_counts::TopCounts;
 use super::view::{Mode, View};
-use crate::control::list::{brief, shortened};
+use crate::control::list::shortened;
+use crate::types::{brief, counted};
 
 // On a faint line, what is strong is not faint.
 const STRONG: Style = Style::new().add_modifier(Modifier::BOLD).remove_modifier(Modifier::DIM);
@@ -106,7 +107,7 @@ fn head(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let mut counts = format!("blocked {}  suspects {sources}", view.all.max(view.bans().count()));
     // Only where the capture has lost anything.
     if let Some(dropped) = status.map(|status| status.packets.dropped).filter(|dropped| *dropped > 0) {
-        counts.push_str(&format!("  {dropped} packets lost"));
+        counts.push_str(&format!("  {} lost", counted(dropped, "packet")));
     }
     let counters = if area.height > 2 { vec![rates, counts] } else { vec![format!("{rates}   {counts}")] };
     let counters = counters.iter().map(|text| Line::raw(shortened(text, area.width.into())));
@@ -161,7 +162,7 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
     };
     let table = visible.iter().map(|ban| {
         let address = format!("{} {}", if ban.lacking { '!' } else { ' ' }, ban.subject);
-        let left = ban.left(view.now).map_or_else(|| "ever".to_owned(), brief);
+        let left = ban.left(view.now).map_or_else(|| "no end".to_owned(), brief);
         row([&address, &left, &ban.class, &(u64::from(ban.strikes) + 1).to_string(), &ban.ports])
     });
     let table = Table::new(table, widths.into_iter().filter(|width| *width > 0))

@@ -14,6 +14,7 @@ use crate::control::list::compact_ports;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
+use crate::types::counted;
 use crate::types::printable::is_hidden;
 
 /// Events that are kept: some screens of them.
@@ -226,7 +227,7 @@ impl View {
             _ => {}
         }
         let target = if subject.is_empty() { source } else { subject };
-        let lost = event.events.map(|lost| format!("{lost} events came too fast"));
+        let lost = event.events.map(|lost| format!("{} came too fast", counted(lost, "event")));
         let (class, reason) = (text(event.class.as_deref()), text(event.reason.as_deref()));
         let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
         parts.retain(|part| !part.is_empty());

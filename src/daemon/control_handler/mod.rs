@@ -210,8 +210,8 @@ impl ControlHandler<'_> {
         }
         if !self.enforces() {
             return Err(refused(
-                "nothing is blocked: the daemon only logs (--log-only, block = false, `portsentry trial`, or a trial that \
-                 nobody confirmed)",
+                "refused to block: the daemon only logs (--log-only, block = false, `portsentry trial`, or a trial of \
+                 --confirm that was not confirmed)",
             ));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), target) else {
@@ -221,9 +221,9 @@ impl ControlHandler<'_> {
         if own || !force {
             let remedy = if own { "" } else { "; --force blocks it all the same" };
             return Err(refused(format!(
-                "{} is not blocked: {} is {protection}{remedy}",
+                "refused to block {}: {} is {protection}{remedy}",
                 plain(target),
-                plain(network)
+                if target == network { "it".to_owned() } else { plain(network).to_string() }
             )));
         }
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };

@@ -52,6 +52,7 @@ impl ControlHandler<'_> {
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
         let host = self.host_state.host();
         let metrics = self.sensor.metrics();
+        let (allowed, protected) = host.allow.counts();
         let mut status = Status {
             running: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,7 +65,7 @@ impl ControlHandler<'_> {
                 (true, None) => State::Blocking,
             },
             trial_left_s: self.trial.left().map(|left| left.as_secs()),
-            expire: self.config.config.expire.to_string(),
+            expire_s: self.config.config.expire.seconds(),
             methods: self.config.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
             interfaces: self.config.config.interfaces.clone(),
             tcp: monitored(&self.config.config.tcp, &host.tcp.everywhere()),
@@ -91,10 +92,11 @@ impl ControlHandler<'_> {
                 condemned: metrics.trap_caught.get(),
                 let_go: metrics.trap_let_go.get(),
             },
-            allowed: host.allow.prefixes().count(),
             services: self.host_state.services().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
             warnings: warnings(&self.config.config, &host),
+            allowed,
+            protected,
             ledger: self.config.state_dir.display().to_string(),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),

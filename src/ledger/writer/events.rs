@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ledger::LedgerError;
-use crate::types::BanTarget;
+use crate::types::{BanTarget, counted};
 
 /// Something that an operator, or the engine, should know.
 #[derive(Debug)]
@@ -48,18 +48,25 @@ impl WriterEvent {
 impl fmt::Display for WriterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Expired(subjects) => write!(f, "{} bans are over", subjects.len()),
+            Self::Expired(subjects) => write!(f, "{} over", counted(subjects.len(), "ban")),
             Self::Failing { error, waiting: 0 } => write!(f, "{error}; it is tried again, and blocking goes on"),
             Self::Failing { error, waiting } => {
-                write!(f, "{error}; {waiting} changes to the ledger wait and are tried again, and blocking goes on")
+                write!(f, "{error}; changes to the ledger that wait and are tried again: {waiting}; blocking goes on")
             }
-            Self::Recovered { attempts } => write!(f, "the ledger is written again, after {attempts} failed attempts"),
+            Self::Recovered { attempts } => {
+                write!(f, "the ledger is written again, after {}", counted(*attempts, "failed attempt"))
+            }
             Self::Lost { changes, lines } => {
-                write!(f, "{changes} changes to the ledger and {lines} lines of its history found no room and are lost")
+                write!(
+                    f,
+                    "lost because there was no room: {} to the ledger and {} of its history",
+                    counted(*changes, "change"),
+                    counted(*lines, "line")
+                )
             }
-            Self::Unreadable { rows } => write!(f, "{rows} rows of the ledger make no sense and were skipped"),
+            Self::Unreadable { rows } => write!(f, "rows of the ledger that make no sense and were skipped: {rows}"),
             Self::Rebuilt { damage, aside, carried } => {
-                write!(f, "the ledger is made anew, with {carried} bans of the old one: {damage}")?;
+                write!(f, "the ledger is made anew, with {} of the old one: {damage}", counted(*carried, "ban"))?;
                 match aside {
                     Some(aside) => write!(f, "; the old one is {}", aside.display()),
                     None => Ok(()),

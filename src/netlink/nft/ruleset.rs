@@ -69,7 +69,7 @@ pub enum RulesetError {
     /// There is a table of this name, and it is not ours.
     #[error(
         "table inet {TABLE} exists and has {difference}; portsentry changes nothing that it did not create. Save what is \
-         yours in it, then remove it with `nft delete table inet {TABLE}` and start again, or load nft/portsentry.nft"
+         yours in it, then remove it with `nft delete table inet {TABLE}` and start again, or load /usr/share/portsentry/portsentry.nft"
     )]
     Foreign {
         /// The first thing that differs.
