@@ -10,9 +10,9 @@ use portsentry::check::{self, CheckError};
 use portsentry::cli::{
     self, CheckOptions, Command, ControlCommand, ImportOptions, ListOptions, ReplayOptions, ReportOptions, RunOptions,
 };
-use portsentry::config::Config;
+use portsentry::config::{Config, LogTarget};
 use portsentry::control::{commands, list, live_view};
-use portsentry::daemon::{self, DaemonError, Places, command_helper};
+use portsentry::daemon::{self, DaemonError, Places, background, command_helper};
 use portsentry::events::log;
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
@@ -73,15 +73,40 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         socket: place(&options.socket, cli::DEFAULT_SOCKET),
         config: place(&options.config, cli::DEFAULT_CONFIG),
     };
+    let in_background = background::enter();
+    if options.daemon && !in_background {
+        return match background::start(std::env::args_os()) {
+            Ok(Ok(())) => cli::EXIT_DONE.into(),
+            Ok(Err(code)) => code.into(),
+            Err(error) => fail(&format_args!("cannot go into the background: {error}"), cli::EXIT_FAILED),
+        };
+    }
+    let by_mode = options.tcp_mode.is_some() || options.udp_mode.is_some();
+    // systemd sets it for whatever it starts.
+    if by_mode && !in_background && std::env::var_os("INVOCATION_ID").is_none() {
+        say(
+            &"it stays in the foreground, where classic PortSentry did not; a script that should go on writes --daemon",
+        );
+    }
     let sandboxed = !options.no_sandbox;
     let confirm = options.confirm;
-    if let Err(error) = log::init(config.report.log, config.report.facility) {
+    let target = match config.report.log {
+        // Its standard error leads nowhere.
+        LogTarget::Auto if in_background => LogTarget::Syslog,
+        target => target,
+    };
+    if let Err(error) = log::init(target, config.report.facility) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
     match daemon::run(config, places, (confirm, sandboxed), Box::new(move || options.configure())) {
         Ok(()) => cli::EXIT_DONE.into(),
         Err(DaemonError::Config(errors)) => fail(&errors, cli::EXIT_CONFIG),
         Err(error @ (DaemonError::Untrusted(_) | DaemonError::Handover(_))) => fail(&error, cli::EXIT_CONFIG),
+        Err(error @ DaemonError::InstanceLockError(_)) if by_mode => {
+            let hint =
+                "one process watches TCP and UDP: start it once with both modes, for example portsentry -atcp -audp";
+            fail(&format_args!("{error}\n{hint}"), cli::EXIT_FAILED)
+        }
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }

@@ -313,12 +313,29 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn key_or_table_that_stands_twice_names_both() {
+    assert_eq!(
+        refused("expire = \"1h\"\nexpire = \"2h\"\n"),
+        ["2:1: the key \"expire\" stands twice; keep one of the two lines"]
+    );
+    let table = refused("[metrics]\nlisten = \"\"\n[metrics]\nlisten = \"\"\n");
+    assert_eq!(table[0], "3:2: the table \"metrics\" stands twice; write its keys under the first one");
+}
+
+#[test]
+fn interfaces_are_watched_or_left_out_not_both() {
+    assert_eq!(read("interfaces = [\"!docker0\"]").interfaces, ["!docker0"]);
+    let mixed = refused("interfaces = [\"eth0\", \"!docker0\"]");
+    assert!(mixed[0].contains("names interfaces to watch and others to leave out; write"), "{mixed:?}");
+    assert!(refused("interfaces = [\"!\"]")[0].contains("is not the name of an interface"));
+}
+
+#[test]
 fn what_is_no_toml_is_refused_with_its_place() {
     let remedy = "; write key = \"text\", key = 5, key = true or [table]";
     for (text, expected) in [
         ("expire = 24h\n", "1:10: \"24h\": string values must be quoted, expected literal string"),
         ("\nexpire \"24h\"\n", "2:8: key with no value, expected `=`"),
-        ("expire = \"1h\"\nexpire = \"2h\"\n", "2:1: the key \"expire\" stands twice; keep one of the two lines"),
         ("[tcp\nmode = \"of\"\n", "1:5: unclosed table, expected `]`"),
         ("interfaces = [\"eth0\"", "1:21: unclosed array, expected `]`"),
     ] {

@@ -26,7 +26,7 @@ use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts};
 use crate::host::resolv_conf::ResolverFiles;
-use crate::host::snapshot::{missing_interfaces, snapshot};
+use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag, SockDiagError};
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
@@ -200,7 +200,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
             facts.addresses.iter().filter(|(index, _)| *index == one.index).map(|(_, address)| *address).collect();
         let unwatched = match () {
             () if one.loopback => Some("loopback"),
-            () if !config.interfaces.is_empty() && !config.interfaces.contains(&one.name) => Some("not in interfaces"),
+            () if !is_watched(&config.interfaces, &one.name) => Some("not in interfaces, or left out there"),
             () if addresses.is_empty() => Some("no address"),
             () => None,
         };

@@ -31,6 +31,14 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
              mode = \"stealth\" under [udp]",
         );
     }
+    let left_out = config.interfaces.iter().filter(|name| name.starts_with('!')).count();
+    if left_out > 0 && left_out < config.interfaces.len() {
+        refuse(
+            "interfaces",
+            "names interfaces to watch and others to leave out; write the ones to watch, or only \"!NAME\" for those to \
+             leave out",
+        );
+    }
     let names = config.allow.names.len();
     if names > MAX_NAMES {
         let remedy = "write the networks of some of them under allow.networks";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
-use super::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_interface, parse_span};
+use super::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_span, parse_watched};
 use crate::types::Expiry;
 
 /// The classic modes, as words: clap has no long flags with one dash, so these six become hidden ones with two.
@@ -37,6 +37,8 @@ pub struct RunOptions {
     pub confirm: Option<Duration>,
     /// No rights are given up.
     pub no_sandbox: bool,
+    /// It goes into the background.
+    pub daemon: bool,
 }
 
 /// The flags as clap reads them.
@@ -48,8 +50,8 @@ pub(crate) struct RunFlags {
     /// The settings [/etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Watch only this interface (repeatable)
-    #[arg(long, value_name = "NAME", value_parser = parse_interface)]
+    /// Watch only this interface, or leave !NAME out (repeatable)
+    #[arg(long, value_name = "NAME", value_parser = parse_watched)]
     interface: Vec<String>,
     /// Forgive this many distinct ports, 0 to 15
     #[arg(long, value_name = "N", value_parser = parse_trigger)]
@@ -69,6 +71,9 @@ pub(crate) struct RunFlags {
     /// Keep all rights, for debugging
     #[arg(long)]
     no_sandbox: bool,
+    /// Go into the background once it watches, for boot scripts
+    #[arg(long)]
+    daemon: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
     tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
@@ -102,6 +107,7 @@ impl From<RunFlags> for RunOptions {
             socket: flags.socket,
             confirm: flags.confirm,
             no_sandbox: flags.no_sandbox,
+            daemon: flags.daemon,
         }
     }
 }

@@ -21,6 +21,7 @@ pub use error::{ConfigError, ConfigErrors, Position};
 pub use ignore_file::read_ignore_file;
 pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
+    parse_watched,
 };
 pub use pitfalls::{HostPorts, Pitfall, pitfalls};
 pub use schema::{Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Protocol, Report, Run, Trap};

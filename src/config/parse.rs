@@ -97,6 +97,14 @@ pub fn parse_interface(text: &str) -> Result<String, String> {
     ))
 }
 
+/// Reads the name of an interface to watch, or one behind "!" that is left out.
+pub fn parse_watched(text: &str) -> Result<String, String> {
+    match text.strip_prefix('!') {
+        Some(left_out) => parse_interface(left_out).map(|name| format!("!{name}")),
+        None => parse_interface(text),
+    }
+}
+
 /// Reads the name of a host, as RFC 1123 has it and with the underscores that people use: labels of letters, digits, "-"
 /// and "_", none longer than 63 bytes, 253 in all. In small letters; a final dot stays, because it keeps the resolver's
 /// search list out.
@@ -247,7 +255,7 @@ values! {
     }
     interfaces(value) -> Vec<String> {
         let expected = "the name of an interface; write for example \"eth0\"";
-        list(value, "for example [\"eth0\"]", |item| text(item, expected, parse_interface))
+        list(value, "for example [\"eth0\"]", |item| text(item, expected, parse_watched))
     }
     networks(value) -> Vec<IpNet> {
         list(value, "for example [\"198.51.100.0/24\"]", |item| text(item, NETWORK, parse_network))

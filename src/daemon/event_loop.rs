@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::background;
 use super::command_helper::CommandHelper;
 use super::config_source::ConfigSource;
 use super::control_handler::{ControlHandler, Uptime};
@@ -154,6 +155,7 @@ impl EventLoop {
     fn dispatch(&mut self, event: &Event) {
         if matches!(event.what, EventKind::Started) {
             systemd::ready("watching");
+            background::ready();
         }
         let host_state = &self.host_state;
         self.sink.dispatch(event, |index| host_state.interface(index));

@@ -5,6 +5,7 @@ mod allow_names;
 mod allow_sources;
 mod allowances;
 mod backends;
+pub mod background;
 mod ban_recorder;
 pub mod command_helper;
 mod config_source;

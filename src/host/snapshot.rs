@@ -19,9 +19,10 @@ pub struct NoInterface {
     present: String,
 }
 
-/// The interfaces of `names` that do not exist.
+/// The interfaces of `names` that do not exist. One that is to be left out need not.
 pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl Iterator<Item = NoInterface> + 'a {
-    let missing = names.iter().filter(|name| facts.interfaces.iter().all(|one| one.name != **name));
+    let wanted = names.iter().filter(|name| !name.starts_with('!'));
+    let missing = wanted.filter(|name| facts.interfaces.iter().all(|one| one.name != **name));
     missing.map(|name| {
         // A container may have given an interface a name that drives a terminal.
         let present: Vec<_> = facts.interfaces.iter().map(|one| one.name.escape_debug().to_string()).collect();
@@ -88,17 +89,35 @@ fn insert(listeners: &mut Listeners, listener: &Listener) {
     }
 }
 
-/// Indexes of the interfaces in `names`; empty: all. One that has gone gives none, and is watched again when it comes back
+/// True where an interface of this name is watched: it is one of `names`, or they are empty, or name others to leave out.
+#[must_use]
+pub fn is_watched(names: &[String], name: &str) -> bool {
+    let leaves_out = |entry: &String| entry.strip_prefix('!').is_some_and(|left_out| left_out == name);
+    match names.iter().any(|entry| entry.starts_with('!')) {
+        true => !names.iter().any(leaves_out),
+        false => names.is_empty() || names.iter().any(|entry| entry == name),
+    }
+}
+
+/// Indexes of the interfaces that `names` have watched; empty: all. One that has gone gives none, and is watched again when it comes back
 /// under its name; where all have gone, an index that no interface has keeps the others out.
 #[must_use]
 pub fn watched_interfaces(names: &[String], facts: &HostFacts) -> Vec<u32> {
-    let known = facts.interfaces.iter().filter(|one| names.contains(&one.name));
+    if names.is_empty() {
+        return Vec::new();
+    }
+    // What comes in at a port of a bridge that is left out is for that bridge.
+    let left_out =
+        |index: &u32| facts.interfaces.iter().any(|one| one.index == *index && !is_watched(names, &one.name));
+    let excludes = names.iter().any(|name| name.starts_with('!'));
+    let known = facts.interfaces.iter().filter(|one| is_watched(names, &one.name));
+    let known = known.filter(|one| !excludes || !one.bridge.is_some_and(|bridge| left_out(&bridge)));
     let mut indexes: Vec<u32> = known.map(|one| one.index).collect();
     // What comes to a bridge comes in at one of its ports, and may be dropped there.
     let ports = facts.interfaces.iter().filter(|one| one.bridge.is_some_and(|bridge| indexes.contains(&bridge)));
     let ports: Vec<u32> = ports.map(|one| one.index).filter(|index| !indexes.contains(index)).collect();
     indexes.extend(ports);
-    if indexes.is_empty() && !names.is_empty() { vec![u32::MAX >> 1] } else { indexes }
+    if indexes.is_empty() { vec![u32::MAX >> 1] } else { indexes }
 }
 
 /// The ports that the kernel gives to connections of this host; Linux's default where it does not say.

@@ -168,3 +168,14 @@ fn an_interface_and_an_address_that_come_later_are_watched() {
     lab.touch_until_banned("late", lab.victim_v4("late").into());
     lab.touch_until_banned("attacker", "10.77.1.77".parse().unwrap());
 }
+
+#[test]
+fn interface_left_out_is_not_watched() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = Daemon::start_configured(&lab, "interfaces = [\"!other\", \"!docker0\"]\n", &[]);
+    lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    let attacker = lab.provoke_ban("attacker");
+    assert_eq!(lab.banned(), [attacker], "whatever came in earlier has been judged");
+    assert_eq!(daemon.lines_with(&lab.v4("other").to_string()), [""; 0]);
+    daemon.stop();
+}

@@ -61,8 +61,10 @@ fn flags_are_read() {
         socket: Some(PathBuf::from("/run/p.sock")),
         confirm: Some(Duration::from_secs(300)),
         no_sandbox: true,
+        daemon: false,
     };
     assert_eq!(options, expected);
+    assert!(run("--daemon -atcp").daemon);
     assert_eq!(run("--expire=never").expire, Some(Expiry::Never));
 }
 
@@ -313,7 +315,7 @@ fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
 #[test]
 fn the_settings_page_names_every_flag_that_overrides_a_key() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
-    let own = ["--help", "--version", "--confirm", "--no-sandbox"];
+    let own = ["--help", "--version", "--confirm", "--no-sandbox", "--daemon"];
     let mut grammar = cli::grammar();
     grammar.build();
     for flag in flags_of(&[&grammar]).iter().filter(|flag| !own.contains(&flag.as_str())) {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, eventually};
+use rustix::process::{Pid, Signal};
 
 #[test]
 fn a_second_daemon_refuses_and_names_the_first_and_touches_nothing() {
@@ -99,4 +100,52 @@ print "holds\n"; sleep 600;"#;
     daemon.stop();
     holder.kill().unwrap();
     holder.wait().unwrap();
+}
+
+#[test]
+fn background_start_ends_when_it_watches() {
+    let lab = Lab::new(&["attacker"]);
+    let command = || {
+        let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
+        command.args(["--daemon", "-atcp", "--state-dir"]).arg(lab.path("state"));
+        command.arg("--socket").arg(lab.path("socket"));
+        command
+    };
+    let first = command().output().unwrap();
+    assert!(first.status.success(), "{first:?}");
+    // At once, with no waiting: it ended because the other one watches.
+    let status = lab.ask(&["status"]);
+    let process = Pid::from_raw(i32::try_from(status["process"].as_u64().unwrap()).unwrap()).unwrap();
+    assert_eq!(rustix::process::getsid(Some(process)).unwrap(), process, "a session of its own");
+    lab.provoke_ban("attacker");
+
+    let second = command().output().unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains("runs already") && said.contains("one process watches TCP and UDP"), "{said}");
+
+    rustix::process::kill_process(process, Signal::TERM).unwrap();
+    eventually("it has ended", || rustix::process::test_kill_process(process).is_err());
+}
+
+#[test]
+fn background_start_passes_failures_on() {
+    let lab = Lab::new(&[]);
+    let config = lab.write("wrong.toml", "expire = \"soon\"\n");
+    let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
+    let output = command.args(["--daemon", "--interface", "none", "--config"]).arg(config).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
+    command.args(["--daemon", "--interface", "none", "--state-dir"]).arg(lab.path("state"));
+    let output = command.arg("--socket").arg(lab.path("socket")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("there is no interface none"), "{said}");
+}
+
+#[test]
+fn classic_mode_in_foreground_names_daemon_option() {
+    let lab = Lab::new(&[]);
+    let daemon = Daemon::start(&lab, &["-atcp"]);
+    daemon.expect_line("it stays in the foreground, where classic PortSentry did not");
+    daemon.stop();
 }

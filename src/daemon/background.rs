@@ -1,0 +1,61 @@
+//! `--daemon`: the program starts itself once more, in a session of its own, and ends when that process watches or has failed.
+//! A boot script that waits for its commands goes on then, as with classic PortSentry, and knows whether it worked.
+//!
+//! The second process tells by a byte on its standard output, which is a pipe to the first one.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use rustix::process::setsid;
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+/// The option that asks for it.
+const OPTION: &str = "--daemon";
+
+/// Says to the second process which one it is.
+const VARIABLE: &str = "PORTSENTRY_IN_BACKGROUND";
+
+/// In the second process: `/dev/null`, opened while there is no sandbox yet.
+static NULL: OnceLock<File> = OnceLock::new();
+
+/// Starts the second process with `words`, the command line of this one, and waits until it watches; `Err` with its exit
+/// code where it has ended instead.
+pub fn start(words: impl Iterator<Item = OsString>) -> io::Result<Result<(), u8>> {
+    let mut child = Command::new("/proc/self/exe")
+        .args(words.skip(1).filter(|word| word != OsStr::new(OPTION)))
+        .env(VARIABLE, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let told = child.stdout.take().is_some_and(|mut pipe| pipe.read_exact(&mut [0]).is_ok());
+    if told {
+        return Ok(Ok(()));
+    }
+    let code = child.wait()?.code().and_then(|code| u8::try_from(code).ok());
+    Ok(Err(code.unwrap_or(crate::types::exit_code::FAILED)))
+}
+
+/// Leaves the terminal and session of who has started the program, where this is the second process; true where it is.
+pub fn enter() -> bool {
+    if std::env::var_os(VARIABLE).is_none() {
+        return false;
+    }
+    // It fails for the leader of a group, which has a session already that nobody can take from it.
+    let _ = setsid();
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _ = NULL.set(null);
+    }
+    true
+}
+
+/// Tells the first process that this one watches, and lets its output go.
+pub(super) fn ready() {
+    let Some(null) = NULL.get() else { return };
+    // Where the first one has been ended, nobody waits.
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(b"\n").and_then(|()| out.flush());
+    let _ = dup2_stdin(null).and_then(|()| dup2_stdout(null)).and_then(|()| dup2_stderr(null));
+}
