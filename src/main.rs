@@ -28,9 +28,15 @@ fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => {
-            // Where even this cannot be written there is nobody to tell.
-            let _ = error.print();
-            return if error.use_stderr() { cli::EXIT_USAGE.into() } else { cli::EXIT_DONE.into() };
+            // Where an error cannot be written there is nobody to tell; help that cannot be written is an error.
+            let printed = error.print();
+            return match (error.use_stderr(), printed) {
+                (true, _) => cli::EXIT_USAGE.into(),
+                (false, Err(error)) if error.kind() != ErrorKind::BrokenPipe => {
+                    fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED)
+                }
+                (false, _) => cli::EXIT_DONE.into(),
+            };
         }
     };
     match command {

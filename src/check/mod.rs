@@ -83,19 +83,24 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
             if options.json {
-                put(out, &format!("{}\n", refused(errors.iter())));
+                put(out, &format!("{}\n", refused(errors.iter())))?;
             }
             return Err(errors.into());
         }
         other => other?,
     };
-    put(out, &if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) });
+    put(out, &if options.json { format!("{}\n", render::json(&report)) } else { render::text(&report) })?;
     if report.wrong.is_empty() { Ok(report.notes) } else { Err(CheckError::Unfit(report.wrong)) }
 }
 
-fn put(out: &mut impl Write, text: &str) {
-    // Who closes the pipe (`| head`) has read enough.
-    let _: io::Result<()> = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+fn put(out: &mut impl Write, text: &str) -> Result<(), CheckError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that closes the pipe (`| head`) has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CheckError::System("write to standard output", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn refused<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {

@@ -39,7 +39,6 @@ Commands (portsentry COMMAND --help):
   block unblock allow disallow allowed trial  what is blocked, and what is not
   confirm reload check import forget-service  the settings, the services
   report replay completions                   the past; a capture; your shell
-
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 

@@ -50,7 +50,7 @@ pub(crate) struct RunFlags {
     /// The settings [/etc/portsentry/portsentry.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Watch only this interface, or leave !NAME out (repeatable)
+    /// Watch only this interface, or all but !NAME
     #[arg(long, value_name = "NAME", value_parser = parse_watched)]
     interface: Vec<String>,
     /// Forgive this many distinct ports, 0 to 15
@@ -71,7 +71,7 @@ pub(crate) struct RunFlags {
     /// Keep all rights, for debugging
     #[arg(long)]
     no_sandbox: bool,
-    /// Go into the background once it watches, for boot scripts
+    /// Go into the background once it watches
     #[arg(long)]
     daemon: bool,
     #[arg(long, hide = true, group = "tcp_mode")]

@@ -16,6 +16,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    #[error("cannot write to standard output: {0}")]
+    Write(io::Error),
     #[error("portsentry is not running: nobody answers at {0}. Start it, or name its socket with --socket")]
     NotRunning(PathBuf),
     #[error("{0} may not be used by this user; try it with sudo")]

@@ -47,29 +47,32 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
         Ok(answer) => answer,
         // A program that asks for the status reads from the answer that there is no daemon.
         Err(error @ ClientError::NotRunning(_)) if connection.json && request == Request::Status => {
-            write(out, &format!("{}\n", json!({"running": false, "reason": error.to_string()})));
+            write(out, &format!("{}\n", json!({"running": false, "reason": error.to_string()})))?;
             return Err(error);
         }
         Err(error) => return Err(error),
     };
     let text =
         if connection.json { serde_json::to_string(&answer).unwrap_or_default() + "\n" } else { answer.to_string() };
-    write(out, &text);
-    Ok(())
+    write(out, &text)
 }
 
 /// Writes every event until the daemon ends or standard output is closed.
 fn events(connection: &Connection, out: &mut impl Write) -> Result<(), ClientError> {
     for event in Client::connect(&connection.socket)?.subscribe()? {
         let event = event?;
-        if writeln!(out, "{}", event.to_json()).and_then(|()| out.flush()).is_err() {
-            break;
+        match writeln!(out, "{}", event.to_json()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            written => written.map_err(ClientError::Write)?,
         }
     }
     Ok(())
 }
 
 /// A reader that closes the pipe (`| head`) has read enough.
-fn write(out: &mut impl Write, text: &str) {
-    let _: io::Result<()> = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+fn write(out: &mut impl Write, text: &str) -> Result<(), ClientError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ClientError::Write(error)),
+        _ => Ok(()),
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -245,6 +245,27 @@ fn whatever_goes_wrong_has_its_exit_code_and_says_what_to_do() {
         let (out, err) = ended(&daemon, line, *code);
         assert!(err.contains(&part.replace(FILE, &folder)), "{line}: {err}");
         assert_eq!(out, "", "{line}: nothing on standard output");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_failure() {
+    let daemon = daemon();
+    let lines = ["--help", "--version", "list --help", "status --json --socket SOCKET", "events --socket SOCKET"];
+    let lines = lines.into_iter().chain(DONE_WELL.iter().map(|(line, ..)| *line));
+    for line in lines {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = daemon.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
+        let mut child = command.args(filled(&daemon, line)).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        if line.starts_with("events") {
+            // It writes with the next event.
+            while child.try_wait().unwrap().is_none() {
+                ended(&daemon, "reload --socket SOCKET", DONE);
+            }
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(FAILED), "{line}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("No space left on device"), "{line}: {}", text(&output.stderr));
     }
 }
 

@@ -86,6 +86,7 @@ impl Host {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
+        command.env_remove("COLUMNS");
         command.args(["list", "--state-dir"]).arg(self.directory()).args(arguments);
         command
     }
@@ -135,7 +136,6 @@ fn what_kernel_and_ledger_hold_is_joined_and_what_only_one_holds_is_marked() {
     let text = host.text(&[]);
     let expected = [(' ', "192.0.2.1"), ('!', "192.0.2.2"), (' ', "2001:db8:1:2::/64"), ('?', "198.51.100.9")];
     assert_eq!(rows(&text), expected, "what is over is not listed:\n{text}");
-    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     assert!(text.contains("\n! the ledger has it, ") && text.contains("\n? the kernel blocks it, "), "{text}");
 
     let list = host.json(&[]);
@@ -259,6 +259,22 @@ fn names_are_looked_up_where_they_are_wanted() {
     assert_eq!((&of("127.0.0.1")["name"], &of("192.0.2.1")["name"]), (&"localhost".into(), &Value::Null));
     let output = host.list(&["--names"]);
     assert!(String::from_utf8_lossy(&output.stdout).lines().next().unwrap().contains("  NAME "));
+}
+
+#[test]
+fn piped_table_is_whole_and_columns_counts() {
+    let mut by_hand = Banned::wanted_by(Author::Operator, subject("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
+    by_hand.note = Some("brute force on the mail server, see the abuse report of Monday".to_owned());
+    let many = (1..=60).map(|port| (Protocol::Tcp, 1_000 + port)).collect();
+    let host = Host::with(&[Banned { ports: many, ..ban("192.0.2.1", ago(60), HOUR) }, by_hand]);
+    host.block(&[("192.0.2.1", HOUR), ("192.0.2.2", HOUR)]);
+    let text = host.text(&[]);
+    assert!(text.contains(",1060") && text.contains("the abuse report of Monday") && !text.contains('…'), "{text}");
+    let output = host.command(&[]).env("COLUMNS", "60").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains('…') && text.lines().all(|line| line.chars().count() <= 60), "{text}");
+    let list = host.json(&["192.0.2.2"]);
+    assert_eq!(list["bans"][0]["note"], "brute force on the mail server, see the abuse report of Monday");
 }
 
 #[test]

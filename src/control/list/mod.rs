@@ -90,8 +90,13 @@ pub enum Order {
     Hits,
 }
 
-/// The width where standard output is no terminal.
-const DEFAULT_WIDTH: u16 = 80;
+/// How wide a table may be: what COLUMNS says, else as wide as the terminal; as wide as it is where it goes into a file or a
+/// pipe, which cuts nothing off.
+fn width() -> usize {
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.trim().parse().ok());
+    let of_terminal = || rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+    columns.or_else(of_terminal).filter(|columns| *columns > 0).unwrap_or(usize::MAX)
+}
 
 /// Writes the list that `options` ask for and returns notes for standard error.
 ///
@@ -178,6 +183,8 @@ struct Item<'a> {
     left_s: Option<u64>,
     strikes: Option<u32>,
     author: Option<&'static str>,
+    /// Why, where an operator has said so.
+    note: Option<&'a str>,
     method: Option<String>,
     capped: Option<bool>,
     in_kernel: Option<bool>,
@@ -188,7 +195,7 @@ struct Item<'a> {
 }
 
 impl<'a> Item<'a> {
-    fn new(listed: &Listed, names: Option<&'a HashMap<IpAddr, String>>, now: SystemTime) -> Self {
+    fn new(listed: &'a Listed, names: Option<&'a HashMap<IpAddr, String>>, now: SystemTime) -> Self {
         let entry = listed.remembered.as_ref();
         let ban = entry.map(|entry| &entry.ban);
         let left = listed.left(now);
@@ -207,6 +214,7 @@ impl<'a> Item<'a> {
             },
             strikes: entry.map(|entry| entry.strikes),
             author: ban.map(|ban| author_key(ban.author)),
+            note: ban.and_then(|ban| ban.note.as_deref()),
             method: ban.map(|ban| ban.methods.to_string()),
             capped: ban.map(|ban| ban.capped),
             in_kernel: match listed.held {

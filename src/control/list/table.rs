@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::bans::{Held, Listed};
 use crate::ledger::{Author, Banned, Logged, author_key};
+use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
 
 /// Between two columns, and for the mark in front of them.
@@ -125,7 +126,8 @@ fn reason(ban: &Banned) -> String {
     match (ban.class, ban.author) {
         (Some(class), _) => class.key().to_owned(),
         (None, Author::Import) => "import".to_owned(),
-        (None, _) => "by hand".to_owned(),
+        // A note may be anything that an operator could type.
+        (None, _) => ban.note.as_deref().map_or("by hand".to_owned(), |note| masked(note, ' ').collect()),
     }
 }
 
@@ -158,7 +160,7 @@ const WIDEN: [&str; 6] = ["ADDRESS", "BY", "METHOD", "REASON", "NAME", "PORTS"];
 /// Sets how wide each column is in `width`.
 fn fit(columns: &mut [Column], width: usize) {
     let wanted = |column: &Column| column.cells.iter().map(|cell| count(cell)).fold(count(column.head), usize::max);
-    let mut room = width.saturating_sub(GAP).max(1) + GAP;
+    let mut room = width.saturating_sub(GAP).max(1).saturating_add(GAP);
     for head in PRIORITY {
         let Some(column) = columns.iter_mut().find(|column| column.head == head) else { continue };
         let mut least = column.least.min(wanted(column));

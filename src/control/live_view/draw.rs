@@ -45,8 +45,16 @@ const MIN_SIZE: (u16, u16) = (20, 8);
 /// From this height on a narrow screen has a line each for ports and sources.
 const TALL: u16 = 18;
 
-/// Paints `view`, with colours or without.
-pub(super) fn draw(frame: &mut Frame<'_>, view: &View, colours: bool) {
+/// What the terminal can show.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    pub(super) colours: bool,
+    /// False where the locale knows only ASCII.
+    pub(super) unicode: bool,
+}
+
+/// Paints `view`.
+pub(super) fn draw(frame: &mut Frame<'_>, view: &View, Look { colours, unicode }: Look) {
     let area = frame.area();
     if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
         frame.render_widget(Paragraph::new(format!("{} by {} at least", MIN_SIZE.0, MIN_SIZE.1)), area);
@@ -77,6 +85,28 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, colours: bool) {
     }
     if !colours {
         frame.buffer_mut().content.iter_mut().for_each(|cell| cell.fg = Color::Reset);
+    }
+    if !unicode {
+        for cell in frame.buffer_mut().content.iter_mut().filter(|cell| !cell.symbol().is_ascii()) {
+            let ascii = cell.symbol().chars().next().map_or(' ', in_ascii);
+            cell.set_char(ascii);
+        }
+    }
+}
+
+/// What stands for a character where there is only ASCII.
+fn in_ascii(c: char) -> char {
+    match c {
+        '─' => '-',
+        '│' => '|',
+        '┌' | '┐' | '└' | '┘' => '+',
+        '·' | '▁' => '.',
+        '▂' | '▃' => ':',
+        '▄' | '▅' => '+',
+        '▆' | '▇' => '*',
+        '█' => '#',
+        '…' => '~',
+        _ => '?',
     }
 }
 

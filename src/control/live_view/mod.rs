@@ -71,7 +71,10 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     let poller = poller::start(&options.socket)?;
     // crossterm does not report a terminal that has gone, and polls again for ever.
     std::thread::Builder::new().name("terminal".to_owned()).spawn(end_with_terminal)?;
-    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let look = draw::Look {
+        colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        unicode: is_unicode(|name| std::env::var(name).ok()),
+    };
     let mut view = View::new(SystemTime::now());
     // Also restores the terminal on a panic.
     let mut terminal = ratatui::try_init()?;
@@ -83,7 +86,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
         let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         if view.take_changed() || shown != Some(second) {
             shown = Some(second);
-            terminal.draw(|frame| draw::draw(frame, &view, colours))?;
+            terminal.draw(|frame| draw::draw(frame, &view, look))?;
         }
         if event::poll(FRAME_INTERVAL)? {
             match event::read()? {
@@ -105,6 +108,15 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     }
     drop(screen);
     Ok(())
+}
+
+/// True where the locale of the environment writes UTF-8. The first variable that is set counts, as in setlocale(3).
+fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(|name| variable(name)).find(|value| !value.is_empty());
+    set.is_some_and(|locale| {
+        let locale = locale.to_ascii_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
 }
 
 /// Ends the program when its terminal has gone.

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
+use ratatui::buffer::Cell;
 use ratatui::crossterm::event::{KeyCode as Key, KeyEvent, KeyModifiers};
 use ratatui::style::{Color, Modifier};
 use serde_json::{Map, Value, json};
 
 use super::ban::Ban;
-use super::draw::draw;
+use super::draw::{Look, draw};
 use super::poller::Message;
 use super::view::{Action, Mode, View};
 use crate::control::address_info::{AddressInfo, Ended, PastBan, Remaining};
@@ -98,7 +99,7 @@ fn scene() -> View {
 
 fn paint(view: &View, width: u16, height: u16, colours: bool) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal.draw(|frame| draw(frame, view, colours)).unwrap();
+    terminal.draw(|frame| draw(frame, view, Look { colours, unicode: true })).unwrap();
     terminal
 }
 
@@ -121,6 +122,44 @@ fn is_as_in(name: &str, painted: &str) {
     }
     let wanted = std::fs::read_to_string(&path).unwrap();
     assert_eq!(painted, wanted, "{name}:\n{painted}");
+}
+
+#[test]
+fn locale_without_unicode_gets_ascii_only() {
+    let view = scene();
+    for (width, height) in [(80, 24), (40, 20), (120, 40)] {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, &view, Look { colours: true, unicode: false })).unwrap();
+        let cells = &terminal.backend().buffer().content;
+        let marks = |cells: &[Cell]| cells.iter().filter(|cell| cell.symbol() == "?").count();
+        let unicode = paint(&view, width, height, true);
+        assert!(cells.iter().all(|cell| cell.symbol().is_ascii()), "{width} by {height}");
+        assert_eq!(marks(cells), marks(&unicode.backend().buffer().content), "each character has one of its own");
+        assert!(cells.iter().any(|cell| cell.symbol() == "-"));
+    }
+    for (variables, unicode) in [
+        (&[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")][..], false),
+        (&[("LC_ALL", ""), ("LANG", "de_DE.UTF-8")], true),
+        (&[("LC_CTYPE", "C.utf8")], true),
+        (&[("LANG", "POSIX")], false),
+        (&[], false),
+    ] {
+        let variable =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        assert_eq!(super::is_unicode(variable), unicode, "{variables:?}");
+    }
+}
+
+#[test]
+fn rates_are_those_of_last_minute() {
+    let mut view = View::new(now());
+    for second in 0..=120 {
+        // Nothing in the first minute; then 600 packets, 60 probes and 6 bans in all.
+        let late = second.max(60) - 60;
+        view.tick(at(second));
+        view.absorb(status(second, late * 10, late, late / 10));
+    }
+    assert_eq!(view.rates(), Some([10.0, 1.0, 6.0]));
 }
 
 #[test]

@@ -23,7 +23,10 @@ const MAX_EVENTS: usize = 500;
 /// Messages that wait while the view is paused; above it the oldest are dropped and counted.
 const MAX_HELD: usize = 2_000;
 
-/// Samples of the counters, one a second: rates are over a minute at most.
+/// Rates are over this time, or as long as the view runs.
+const RATE_SPAN: Duration = Duration::from_secs(60);
+
+/// Samples of the counters, one a second.
 const MAX_SAMPLES: usize = 61;
 
 /// How long an answer stays on the last line.
@@ -164,17 +167,18 @@ impl View {
         self.held.len() + self.skipped
     }
 
-    /// Packets a second, probes a second and bans a minute; `None` before there are two samples of the counters.
+    /// Packets a second, probes a second and bans a minute, over the last minute; `None` before there are two samples of the
+    /// counters.
     pub(super) fn rates(&self) -> Option<[f64; 3]> {
         let last = self.samples.back()?;
-        let over = |span: usize, value: fn(&Sample) -> u64| {
-            let first = self.samples.get(self.samples.len().saturating_sub(span + 1))?;
-            let time = last.at.duration_since(first.at).ok().filter(|time| !time.is_zero())?;
+        let age = |sample: &Sample| last.at.duration_since(sample.at).unwrap_or_default();
+        let first = self.samples.iter().find(|sample| age(sample) <= RATE_SPAN)?;
+        let seconds = Some(age(first)).filter(|time| !time.is_zero())?.as_secs_f64();
+        let rate = |value: fn(&Sample) -> u64| {
             let count = u32::try_from(value(last).saturating_sub(value(first))).unwrap_or(u32::MAX);
-            Some(f64::from(count) / time.as_secs_f64())
+            f64::from(count) / seconds
         };
-        let [packets, probes] = [over(5, |one| one.packets)?, over(5, |one| one.probes)?];
-        Some([packets, probes, over(MAX_SAMPLES, |one| one.bans)? * 60.0])
+        Some([rate(|one| one.packets), rate(|one| one.probes), rate(|one| one.bans) * 60.0])
     }
 
     /// Probes in each second of the last minute, the oldest first.
