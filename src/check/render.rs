@@ -185,10 +185,7 @@ pub(super) fn json(report: &Report) -> Value {
         "udp": watched(&config.udp, &report.udp),
         "scan_trigger": config.detect.scan_trigger,
         "window_s": config.detect.window.as_secs(),
-        "expire": match config.expire {
-            Expiry::Never => Value::from("never"),
-            Expiry::After(span) => span.as_secs().into(),
-        },
+        "expire_s": config.expire.seconds(),
         "methods": ways.collect::<Vec<_>>(),
         "interfaces": interfaces.collect::<Vec<_>>(),
         "protected": protected.collect::<Vec<_>>(),

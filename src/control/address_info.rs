@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::format::{line, nullable, span, to_seconds};
 use crate::engine::{self, Explanation, Grade};
-use crate::events::json::{PortRecord, rfc3339};
+use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
 use crate::ledger::{Banned, Ending, Entry, author_key};
-use crate::types::{Expiry, Span, counted};
+use crate::types::{Expiry, Protocol, counted};
 
 /// The latest bans of an address that are told.
 const MAX_HISTORY: usize = 20;
@@ -26,6 +26,7 @@ pub struct AddressInfo {
     pub blocked: Option<Remaining>,
     #[serde(deserialize_with = "nullable")]
     pub logged: Option<Remaining>,
+    /// Bans of this subject that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
     /// Ports that are no evidence although nothing listens there now: services of this host have them.
@@ -41,11 +42,10 @@ pub struct AddressInfo {
 /// How much is left of a verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remaining {
-    pub left: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// A time, or "never".
+    pub expires: String,
+    #[serde(deserialize_with = "nullable")]
     pub left_s: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub until: Option<String>,
     /// The network that is blocked with the address in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
@@ -68,18 +68,19 @@ pub struct Suspicion {
 pub struct PastBan {
     pub subject: String,
     pub since: String,
-    #[serde(deserialize_with = "nullable")]
-    pub until: Option<String>,
+    /// A time, or "never".
+    pub expires: String,
     #[serde(deserialize_with = "nullable")]
     pub class: Option<String>,
     #[serde(deserialize_with = "nullable")]
     pub evidence: Option<String>,
-    pub ports: Vec<String>,
+    pub ports: Vec<PortRecord>,
     pub probes: u32,
     pub method: String,
-    pub by: String,
+    pub author: String,
     #[serde(deserialize_with = "nullable")]
     pub note: Option<String>,
+    /// Bans of this subject, this one included.
     pub strikes: u32,
     #[serde(deserialize_with = "nullable")]
     pub ended: Option<Ended>,
@@ -117,15 +118,7 @@ impl AddressInfo {
 
 impl Remaining {
     fn new(expiry: Expiry, now: SystemTime) -> Self {
-        match expiry {
-            Expiry::Never => Self { left: "forever".to_owned(), ..Self::default() },
-            Expiry::After(span) => Self {
-                left: Span(span).to_string(),
-                left_s: Some(span.as_secs()),
-                until: Some(rfc3339(now + span)),
-                ..Self::default()
-            },
-        }
+        Self { expires: expires(expiry, now), left_s: expiry.seconds(), ..Self::default() }
     }
 }
 
@@ -155,23 +148,25 @@ impl From<&Entry> for PastBan {
         Self {
             subject: ban.subject.to_string(),
             since: rfc3339(ban.since),
-            until: ban.until.map(rfc3339),
+            expires: ban.until.map_or_else(|| NEVER.to_owned(), rfc3339),
             class: ban.class.map(|class| class.key().to_owned()),
             evidence: ban.grade.map(Grade::key).map(str::to_owned),
             ports: port_list(ban),
             probes: ban.probes,
             method: ban.methods.to_string(),
-            by: author_key(ban.author).to_owned(),
+            author: author_key(ban.author).to_owned(),
             note: ban.note.clone(),
-            strikes: *strikes,
+            strikes: strikes.saturating_add(1),
             ended,
         }
     }
 }
 
-/// "tcp/23" for each port of a ban.
-pub(super) fn port_list(ban: &Banned) -> Vec<String> {
-    ban.ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect()
+/// The ports of a ban; the ledger does not keep what probed each.
+pub(super) fn port_list(ban: &Banned) -> Vec<PortRecord> {
+    let record =
+        |(protocol, port): &(Protocol, u16)| PortRecord { proto: protocol.key().into(), port: *port, class: None };
+    ban.ports.iter().map(record).collect()
 }
 
 impl fmt::Display for AddressInfo {
@@ -199,16 +194,17 @@ impl fmt::Display for AddressInfo {
         line!(f, "strikes", "{}", self.strikes)?;
         line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
         for ban in self.history.iter().flatten() {
-            let end = match (&ban.ended, &ban.until) {
+            let end = match (&ban.ended, ban.expires.as_str()) {
                 (Some(Ended { at, how }), _) => format!("{how} {}", to_seconds(at)),
-                (None, Some(until)) => format!("until {}", to_seconds(until)),
-                (None, None) => "forever".to_owned(),
+                (None, NEVER) => "no end".to_owned(),
+                (None, expires) => format!("until {}", to_seconds(expires)),
             };
             let mut details = vec![end];
             details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
             // A ban of the network around it.
             details.extend((ban.subject != *subject).then(|| ban.subject.clone()));
-            details.extend((!ban.ports.is_empty()).then(|| ban.ports.join(", ")));
+            let ports: Vec<String> = ban.ports.iter().map(|port| format!("{}/{}", port.proto, port.port)).collect();
+            details.extend((!ports.is_empty()).then(|| ports.join(", ")));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
             let class = ban.class.as_deref().unwrap_or("by hand");
             writeln!(f, "  {}  {class:<10} {}", to_seconds(&ban.since), details.join("  "))?;
@@ -219,12 +215,9 @@ impl fmt::Display for AddressInfo {
 
 impl fmt::Display for Remaining {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.until {
-            Some(until) => {
-                let left = self.left_s.map_or_else(|| self.left.clone(), span);
-                write!(f, "yes, until {} ({left} left)", to_seconds(until))?;
-            }
-            None => f.write_str("yes, forever")?,
+        match self.left_s {
+            Some(left) => write!(f, "yes, until {} ({} left)", to_seconds(&self.expires), span(left))?,
+            None => f.write_str("yes, with no end")?,
         }
         self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))?;
         self.evidence.iter().try_for_each(|grade| write!(f, ", on {grade} evidence"))
@@ -233,8 +226,11 @@ impl fmt::Display for Remaining {
 
 impl fmt::Display for Suspicion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ports: Vec<String> =
-            self.ports.iter().map(|PortRecord { proto, port, class }| format!("{proto}/{port} {class}")).collect();
+        let ports: Vec<String> = self
+            .ports
+            .iter()
+            .map(|port| format!("{}/{} {}", port.proto, port.port, port.class.as_deref().unwrap_or("-")))
+            .collect();
         write!(
             f,
             "{} of {} that are forgiven ({}), {}, the last {} ago: {}",

@@ -34,7 +34,7 @@ pub struct Status {
     /// Entries of the allow-list.
     pub allowed: usize,
     /// Addresses and networks that are protected without being asked.
-    pub protected: usize,
+    pub protected_networks: usize,
     /// Services whose ports are no evidence, served or not.
     pub services: Vec<RememberedService>,
     /// Families of which every address is allowed, so that nothing of them is blocked: "IPv4", "IPv6".
@@ -215,7 +215,12 @@ impl fmt::Display for Status {
         for warning in &self.warnings {
             line!(f, "warning", "{warning}")?;
         }
-        line!(f, "protected", "{} without being asked, see `portsentry check`", counted(self.protected, "network"))?;
+        line!(
+            f,
+            "protected",
+            "{} without being asked, see `portsentry check`",
+            counted(self.protected_networks, "network")
+        )?;
         line!(f, "ledger", "{}", self.ledger)?;
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {

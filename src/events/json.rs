@@ -39,6 +39,12 @@ pub struct EventRecord {
     pub evidence: Option<Cow<'static, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<u32>,
+    /// Bans of the subject that count, this one included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strikes: Option<u32>,
+    /// The ban is short, because there are more new ones than `max_new_bans_per_minute`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capped: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,12 +80,14 @@ pub struct EventRecord {
 pub struct PortRecord {
     pub proto: Cow<'static, str>,
     pub port: u16,
-    pub class: Cow<'static, str>,
+    /// Left out where it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<Cow<'static, str>>,
 }
 
 impl From<(Protocol, u16, Class)> for PortRecord {
     fn from((protocol, port, class): (Protocol, u16, Class)) -> Self {
-        Self { proto: protocol.key().into(), port, class: class.key().into() }
+        Self { proto: protocol.key().into(), port, class: Some(class.key().into()) }
     }
 }
 
@@ -96,6 +104,8 @@ impl From<&Event> for EventRecord {
             EventKind::Scan(ban) => base.ban(ban, event.time),
             EventKind::Blocked { ban, reaction, way } => Self {
                 reaction_us: Some(u64::try_from(reaction.as_micros()).unwrap_or(u64::MAX)),
+                strikes: Some(ban.strikes.saturating_add(1)),
+                capped: ban.capped.then_some(true),
                 ..base.ban(ban, event.time).method(*way)
             },
             EventKind::Wrapped { subject, ban, line } => {
@@ -210,11 +220,14 @@ impl EventRecord {
     }
 }
 
+/// The end of a ban that has none.
+pub const NEVER: &str = "never";
+
 /// The end of a ban that begins `at` this time: RFC 3339, or "never".
 #[must_use]
 pub fn expires(expiry: Expiry, at: SystemTime) -> String {
     match expiry {
-        Expiry::Never => "never".to_owned(),
+        Expiry::Never => NEVER.to_owned(),
         Expiry::After(span) => rfc3339(at + span),
     }
 }

@@ -144,9 +144,9 @@ fn what_kernel_and_ledger_hold_is_joined_and_what_only_one_holds_is_marked() {
     let both = of("192.0.2.1");
     assert!((1_790..=1_800).contains(&both["left_s"].as_u64().unwrap()), "the kernel's time counts: {both}");
     assert_eq!((&both["in_kernel"], &both["in_ledger"]), (&true.into(), &true.into()));
-    assert_eq!(both["ports"], serde_json::json!(["tcp/23", "tcp/8080"]));
+    assert_eq!(both["ports"], serde_json::json!([{"proto": "tcp", "port": 23}, {"proto": "tcp", "port": 8080}]));
     assert_eq!([&both["class"], &both["author"], &both["method"]], ["syn", "detector", "nft"]);
-    assert_eq!((&both["probes"], &both["strikes"], both.get("name")), (&7.into(), &0.into(), None));
+    assert_eq!((&both["probes"], &both["strikes"], both.get("name")), (&7.into(), &1.into(), None));
     assert_eq!(of("192.0.2.2")["in_kernel"], false);
     let unknown = of("198.51.100.9");
     assert_eq!(

@@ -14,3 +14,4 @@ mod memory;
 mod refusals;
 mod report;
 mod reverse;
+mod schema;

@@ -187,7 +187,7 @@ fn wrong_words_are_exit_code_2_and_wrong_settings_78() {
     let said = lab.operate(&["reload"]);
     assert_eq!(said.code, Some(78), "{said:?}");
     assert!(said.err.contains("portsentry.toml:1:10: expire: \"soon\""), "{said:?}");
-    assert_eq!(lab.ask(&["status"])["expire"], "2h", "the old ones stay");
+    assert_eq!(lab.ask(&["status"])["expire_s"], 7_200, "the old ones stay");
     daemon.stop();
     let ended = Daemon::run_to_end(&lab, &[], &["--config", path.to_str().unwrap()]);
     assert_eq!(ended.status.code(), Some(78), "{ended:?}");

@@ -25,7 +25,7 @@ pub(super) use table::{compact_ports, shortened};
 use super::address_info::port_list;
 use super::client::{Client, ClientError};
 use crate::engine::{Class, Grade};
-use crate::events::json::{expires, rfc3339};
+use crate::events::json::{PortRecord, expires, rfc3339};
 use crate::ledger::author_key;
 use crate::types::Expiry;
 
@@ -131,12 +131,6 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     write(out, &text).map(|()| notes)
 }
 
-/// The columns of the terminal that standard output is.
-fn width() -> usize {
-    let columns = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| size.ws_col);
-    columns.filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH).into()
-}
-
 /// Writes `text`; a reader that has had enough is no error.
 fn write(out: &mut impl Write, text: &str) -> Result<(), ListError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -176,11 +170,12 @@ struct Item<'a> {
     source: Option<String>,
     class: Option<&'static str>,
     evidence: Option<&'static str>,
-    ports: Option<Vec<String>>,
+    ports: Option<Vec<PortRecord>>,
     probes: Option<u32>,
     since: Option<String>,
     expires: String,
     left_s: Option<u64>,
+    /// Bans of this subject, this one included.
     strikes: Option<u32>,
     author: Option<&'static str>,
     /// Why, where an operator has said so.
@@ -208,11 +203,8 @@ impl<'a> Item<'a> {
             probes: ban.map(|ban| ban.probes),
             since: ban.map(|ban| rfc3339(ban.since)),
             expires: expires(left, now),
-            left_s: match left {
-                Expiry::Never => None,
-                Expiry::After(left) => Some(left.as_secs()),
-            },
-            strikes: entry.map(|entry| entry.strikes),
+            left_s: left.seconds(),
+            strikes: entry.map(|entry| entry.strikes.saturating_add(1)),
             author: ban.map(|ban| author_key(ban.author)),
             note: ban.and_then(|ban| ban.note.as_deref()),
             method: ban.map(|ban| ban.methods.to_string()),

@@ -111,7 +111,7 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
             Expiry::After(left) => brief(left),
         }),
         column("STRIKES", usize::MAX, true, &|ban| {
-            ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| entry.strikes.to_string())
+            ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| entry.strikes.saturating_add(1).to_string())
         }),
         column("BY", 4, false, &|ban| known(ban, |ban| author_key(ban.author).to_owned())),
         column("METHOD", 6, false, &|ban| match &ban.remembered {
@@ -249,9 +249,9 @@ mod tests {
     fn a_table_of_80_columns_shows_everything() {
         let expected = "  \
   ADDRESS            REASON   PORTS     SINCE    LEFT  STRIKES  BY        METHOD
-  203.0.113.77       syn      tcp/23,…   1h5m  22h55m        2  detector  nft
-  2001:db8:1:2::/64  by hand  -          1h5m     45s        2  operator  nft
-! 198.51.100.0/24    syn      tcp/23,…   1h5m  22h55m        2  detector  nft
+  203.0.113.77       syn      tcp/23,…   1h5m  22h55m        3  detector  nft
+  2001:db8:1:2::/64  by hand  -          1h5m     45s        3  operator  nft
+! 198.51.100.0/24    syn      tcp/23,…   1h5m  22h55m        3  detector  nft
 ? 192.0.2.9          -        -             -  no end        -  -         nft
 ! the ledger has it, but the kernel does not block it
 ? the kernel blocks it, but the ledger does not know it

@@ -17,6 +17,7 @@ use super::view::{Action, Mode, View};
 use crate::control::address_info::{AddressInfo, Ended, PastBan, Remaining};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
+use crate::events::json::PortRecord;
 
 /// 2026-11-21T06:32:13Z.
 fn now() -> SystemTime {
@@ -178,16 +179,17 @@ fn the_screens_are_those_in_the_files() {
     let ban = PastBan {
         subject: address.clone(),
         since: "2026-11-20T06:32:13Z".to_owned(),
+        expires: "2026-11-21T06:32:13Z".to_owned(),
         class: Some("syn".to_owned()),
-        ports: vec!["tcp/23".to_owned()],
+        ports: vec![PortRecord { proto: "tcp".into(), port: 23, class: None }],
         ended: Some(Ended { at: "2026-11-21T06:32:13Z".to_owned(), how: "expired".to_owned() }),
         ..PastBan::default()
     };
-    let until = Some("2026-11-21T06:42:13Z".to_owned());
+    let expires = "2026-11-21T06:42:13Z".to_owned();
     let info = AddressInfo {
         address: address.clone(),
         subject: address.clone(),
-        blocked: Some(Remaining { left: "10m".to_owned(), until, ..Remaining::default() }),
+        blocked: Some(Remaining { expires, left_s: Some(600), ..Remaining::default() }),
         strikes: 1,
         bans: Some(2),
         history: Some(vec![ban]),

@@ -52,7 +52,7 @@ impl ControlHandler<'_> {
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
         let host = self.host_state.host();
         let metrics = self.sensor.metrics();
-        let (allowed, protected) = host.allow.counts();
+        let (allowed, protected_networks) = host.allow.counts();
         let mut status = Status {
             running: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -96,7 +96,7 @@ impl ControlHandler<'_> {
             allows_all: allows_all(&host),
             warnings: warnings(&self.config.config, &host),
             allowed,
-            protected,
+            protected_networks,
             ledger: self.config.state_dir.display().to_string(),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),
