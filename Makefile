@@ -10,6 +10,7 @@
 # make audit          licences, advisories, sources and duplicates of the crates
 # make msrv           whether the oldest Rust that Cargo.toml promises takes it
 # make interop        the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
+# make crowdsec       the example files for CrowdSec, with Debian's package of it
 # make man            docs/portsentry.toml.5 anew, from docs/settings.md
 # make lint fmt setup
 
@@ -20,7 +21,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test test-fast test-kernels demo bench fuzz deb reproducible audit msrv interop man lint fmt setup setup-build \
+.PHONY: run build test test-fast test-kernels demo bench fuzz deb reproducible audit msrv interop crowdsec man lint fmt setup setup-build \
     setup-test setup-lint setup-deb setup-audit setup-interop setup-kernels
 
 run: build
@@ -58,6 +59,9 @@ audit: setup-audit
 
 msrv: setup-build
 	@tests/msrv.sh
+
+crowdsec:
+	@tests/crowdsec.sh
 
 interop: setup-interop setup-deb
 	@tests/interop.sh

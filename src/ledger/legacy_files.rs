@@ -42,10 +42,13 @@ pub struct LegacyFiles {
 }
 
 impl LegacyFiles {
-    /// The files in `directory`, which [`super::Ledger::open`] has made. Nothing is written yet.
+    /// The files in `directory`, which [`super::Ledger::open`] has made. An empty history is made where there is none:
+    /// fail2ban does not start with a jail whose file is missing.
     pub fn open(directory: &Path) -> Result<Self, LedgerError> {
         let place = StateDir::prepare(directory)?;
-        Ok(Self { place, history: None, waiting: String::new(), left_out: 0 })
+        // What is wrong with it is said when a line has to be written.
+        let history = open_history(&place.file(HISTORY)).ok();
+        Ok(Self { place, history, waiting: String::new(), left_out: 0 })
     }
 
     /// Puts `ban` in line for the history. Imported bans stay out: the history that they come from has them.

@@ -112,6 +112,14 @@ fn the_history_survives_a_restart_and_a_line_that_a_crash_cut_short() {
 }
 
 #[test]
+fn history_is_there_before_first_ban() {
+    let state = State::new();
+    let _classic = classic(&state);
+    assert_eq!(state.read(HISTORY), "", "fail2ban ends where the file of a jail is missing");
+    assert_eq!(fs::metadata(state.file(HISTORY)).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
 fn a_rotated_history_is_left_and_the_new_one_written() {
     let state = State::new();
     let mut classic = classic(&state);
@@ -188,6 +196,7 @@ fn a_text_file_that_is_a_symbolic_link_is_not_written_through() {
     let mut classic = classic(&state);
     let precious = state.file("precious");
     fs::write(&precious, "precious").unwrap();
+    fs::remove_file(state.file(HISTORY)).unwrap();
     symlink(&precious, state.file(HISTORY)).unwrap();
     symlink(&precious, state.file(BLOCKED)).unwrap();
     let banned = ban(source(1), at(0), 60);

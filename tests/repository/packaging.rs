@@ -131,7 +131,13 @@ fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
         sources.contains(file)
             || sources.iter().any(|source| source.strip_suffix('*').is_some_and(|s| file.starts_with(s)))
     };
-    for folder in ["packaging", "packaging/examples", "packaging/examples/fail2ban", "packaging/logcheck"] {
+    for folder in [
+        "packaging",
+        "packaging/examples",
+        "packaging/examples/crowdsec",
+        "packaging/examples/fail2ban",
+        "packaging/logcheck",
+    ] {
         for file in files(folder).iter().filter(|file| file.is_file()) {
             let name = file.strip_prefix(path("")).unwrap().to_str().unwrap();
             // These make the package.
@@ -279,13 +285,28 @@ fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
         assert!(matches(ALARM, &line) && !matches(ROUTINE, &line), "{line}");
     }
     // Neither: the reader sees them as they are.
-    let ordinary = [EventKind::Stopped, EventKind::Note("eth7 is gone".to_owned()), EventKind::Healed { bans: 2 }];
+    let daily = "10234 single probes in the last day, not logged one by one (report.single_probes)".to_owned();
+    let ordinary = [
+        EventKind::Note(daily),
+        EventKind::Stopped,
+        EventKind::Note("eth7 is gone".to_owned()),
+        EventKind::Healed { bans: 2 },
+    ];
     for line in ordinary.iter().flat_map(logged) {
         assert!(!matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
     }
     // Who can have a line written must not be able to hide another one behind it.
     let forged = "Nov 21 06:32:13 gate sshd[1]: portsentry[1]: adminalert: PortSentry is now active and listening.";
     assert!(!matches(ROUTINE, forged));
+}
+
+#[test]
+fn history_survives_rotation_and_jail_starts_fresh() {
+    let rotation = text("packaging/logrotate");
+    let history = rotation.split('}').next().unwrap();
+    assert!(history.contains("portsentry.history") && history.contains("\n    create\n"), "{history}");
+    let jail = text("packaging/examples/fail2ban/jail.conf");
+    assert!(jail.contains("\nfindtime = 1m\n") && jail.contains("\nmaxretry = 1\n"), "{jail}");
 }
 
 #[test]
@@ -341,8 +362,14 @@ fn the_mailing_hook_bundles_what_comes_while_it_waits() {
 fn shell_scripts_of_the_package_have_no_known_mistakes() {
     let packaged =
         ["packaging/deb.sh", "packaging/sbom.sh", "packaging/debian/postrm", "packaging/examples/mail-on-ban"];
-    let tests =
-        ["tests/debian.sh", "tests/deb.sh", "tests/interop.sh", "tests/quick-start.sh", "tests/reproducible.sh"];
+    let tests = [
+        "tests/crowdsec.sh",
+        "tests/debian.sh",
+        "tests/deb.sh",
+        "tests/interop.sh",
+        "tests/quick-start.sh",
+        "tests/reproducible.sh",
+    ];
     // By these names one finds the other.
     let output = run(Command::new("shellcheck").current_dir(path("")).args(packaged).args(tests));
     assert!(output.status.success(), "{}", shown(&output));
