@@ -54,7 +54,7 @@ fn every_key_sets_what_it_names() {
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
          timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
          [trap]\ntcp = true\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
-         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\nfacility = \"local3\"\n",
+         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\nfacility = \"local3\"\nsingle_probes = false\n",
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
@@ -96,7 +96,13 @@ fn every_key_sets_what_it_names() {
     let json_file = Some(PathBuf::from("/var/log/events.json"));
     assert_eq!(
         config.report,
-        Report { resolve_host: true, json_file, log: LogTarget::Syslog, facility: Facility::Local3 }
+        Report {
+            resolve_host: true,
+            json_file,
+            log: LogTarget::Syslog,
+            facility: Facility::Local3,
+            single_probes: false
+        }
     );
     assert_eq!(read("report.json_file = \"\"\nreport.log = \"auto\"").report, Report::default());
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;

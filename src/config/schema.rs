@@ -165,6 +165,8 @@ table! {
         /// `None`: no file gets events as JSON.
         json_file: Option<PathBuf> = None, "parse::json_file";
         log: LogTarget = LogTarget::Auto, "parse::log_target";
+        /// Whether probes that are not enough for a ban have a line each; else one line a day counts them.
+        single_probes: bool = true, "parse::switch";
         facility: Facility = Facility::Daemon, "parse::facility";
     }
 }

@@ -18,11 +18,12 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{LineFile, News};
 use crate::events::log;
 use crate::events::log_budget::LogBudget;
-use crate::types::{Backend, Expiry, LineLimiter, counted};
+use crate::types::{Backend, Expiry, LineLimiter, Timestamp, counted};
 
 /// How long a line waits for a name. Most name servers answer within a tenth of it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(2);
 const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(86_400);
 /// Lines that wait. Beyond it the oldest one goes without a name.
 const MAX_PENDING: usize = 1_024;
 
@@ -33,6 +34,8 @@ pub(super) struct LogWriter {
     /// `None` where lines have no names.
     naming: Option<Naming>,
     wording: Wording,
+    /// Counts single probes, where they have no line each.
+    daily: Option<DailyCount>,
     /// What holds while the program does not run.
     after_stop: Option<String>,
     file: Option<LineFile>,
@@ -47,6 +50,7 @@ impl LogWriter {
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
             wording: wording(config),
+            daily: None,
             after_stop: after_stop(config),
             file: None,
             events,
@@ -59,6 +63,10 @@ impl LogWriter {
     pub(super) fn reconfigure(&mut self, config: &Config) {
         let report = &config.report;
         self.wording = wording(config);
+        match report.single_probes {
+            true => self.daily = None,
+            false => drop(self.daily.get_or_insert_with(|| DailyCount { probes: 0, since: boot_time() })),
+        }
         self.after_stop = after_stop(config);
         match (&mut self.naming, report.resolve_host) {
             (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
@@ -97,8 +105,9 @@ impl LogWriter {
         self.turn_minute();
         if matches!(event.what, EventKind::Stopped) {
             let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
+            let daily = self.daily.take().and_then(|daily| daily.sentence()).map(EventKind::Note);
             let after_stop = self.after_stop.take().map(EventKind::Note);
-            let last = lost.into_iter().chain(self.budget.summary()).chain(after_stop);
+            let last = lost.into_iter().chain(self.budget.summary()).chain(daily).chain(after_stop);
             last.for_each(|what| self.put(&Event::now(what)));
         }
         if self.budget.admit(&event.what, boot_time()) {
@@ -110,6 +119,9 @@ impl LogWriter {
     pub(super) fn turn_minute(&mut self) {
         if let Some(summary) = self.budget.turn_minute(boot_time()) {
             self.put(&Event::now(summary));
+        }
+        if let Some(summary) = self.daily.as_mut().and_then(|daily| daily.turn(boot_time())) {
+            self.put(&Event::now(EventKind::Note(summary)));
         }
     }
 
@@ -134,10 +146,37 @@ impl LogWriter {
         if let Some(file) = &self.file {
             file.put(EventRecord::from(event).to_json());
         }
+        if let (Some(daily), EventKind::Probe(_)) = (&mut self.daily, &event.what) {
+            daily.probes += 1;
+            return;
+        }
         match &mut self.naming {
             Some(naming) => naming.put(event, Instant::now(), self.wording),
             None => log::write(event, None, self.wording),
         }
+    }
+}
+
+/// The single probes of a day.
+struct DailyCount {
+    probes: u64,
+    since: Timestamp,
+}
+
+impl DailyCount {
+    /// The line of the last day, once it is over and where there was any.
+    fn turn(&mut self, now: Timestamp) -> Option<String> {
+        if now.since(self.since) < DAY {
+            return None;
+        }
+        let sentence = self.sentence();
+        *self = Self { probes: 0, since: now };
+        sentence
+    }
+
+    fn sentence(&self) -> Option<String> {
+        let probes = counted(self.probes, "single probe");
+        (self.probes > 0).then(|| format!("{probes} in the last day, not logged one by one (report.single_probes)"))
     }
 }
 
@@ -359,6 +398,18 @@ mod tests {
         let mut naming = naming(|_| Some("chosen.example".to_owned()));
         naming.put(&repeated("2001:db8::/64"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["2001:db8::/2001:db8::"]);
+    }
+
+    #[test]
+    fn single_probes_become_a_daily_line() {
+        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
+        let mut daily = DailyCount { probes: 0, since: at(100) };
+        assert_eq!(daily.turn(at(100 + 86_400)), None, "a quiet day has no line");
+        daily.probes = 10_234;
+        assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
+        let line = "10234 single probes in the last day, not logged one by one (report.single_probes)";
+        assert_eq!(daily.turn(at(100 + 2 * 86_400)).as_deref(), Some(line));
+        assert_eq!(daily.sentence(), None, "it begins anew");
     }
 
     #[test]

@@ -231,3 +231,16 @@ fn the_journal_gets_the_line_and_fields_to_search_for() {
     assert_eq!(json["source"], attacker);
     daemon.stop();
 }
+
+#[test]
+fn single_probes_stay_out_where_unwanted() {
+    let lab = Lab::new(&["suspect", "attacker"]);
+    let daemon = Daemon::start_configured(&lab, "[report]\nsingle_probes = false\n", &[]);
+    let suspect = lab.v4("suspect");
+    lab.touch("suspect", suspect.into(), lab.victim_v4("suspect").into(), &[901]);
+    let attacker = lab.provoke_ban("attacker");
+    daemon.expect_line(&format!("Host {attacker} has been blocked via"));
+    assert_eq!(daemon.lines_with(&suspect.to_string()), [""; 0]);
+    let log = daemon.stop();
+    assert!(log.contains(" single probes in the last day, not logged one by one"), "{log}");
+}
