@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::calendar::{Buckets, weekday_and_hour};
-use super::stats::{Ends, Network, Offender, OverTime, ReportStats, Top, WouldBlock};
+use super::stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
 use crate::engine::{Class, Grade};
-use crate::ledger::{Ending, Entry, LedgerError, Logged, Reader, author_key};
+use crate::ledger::{Author, Ending, Entry, LedgerError, Logged, Reader, author_key};
 use crate::types::{BanTarget, Protocol};
 
 /// Items of each list in the report.
@@ -20,6 +20,8 @@ const PORTS: usize = 15;
 const NETWORKS: usize = 15;
 const OFFENDERS: usize = 20;
 const WOULD_BLOCK: usize = 50;
+const SOURCES: usize = 15;
+const RECENT: usize = 20;
 
 /// Ports of one ban that are counted, several times as many as the engine records: each is compared with all others.
 const MAX_PORTS_PER_BAN: usize = 64;
@@ -51,14 +53,17 @@ struct Aggregate {
     networks: HashMap<IpNet, (u64, u64)>,
     /// The worst so far, at most twice as many as are reported.
     offenders: Vec<Offender>,
+    /// Those with the most probes so far, at most twice as many as are reported.
+    sources: Vec<Source>,
     current: Option<Group>,
 }
 
 /// The bans of the target that is being visited.
 struct Group {
     offender: Offender,
-    /// Bans within the period.
+    /// Bans within the period, and their probes.
     bans: u64,
+    probes: u64,
 }
 
 impl Aggregate {
@@ -79,7 +84,10 @@ impl Aggregate {
             evidence: Vec::new(),
             ports: Top { items: Vec::new(), more: 0 },
             networks: Top { items: Vec::new(), more: 0 },
+            top_sources: Top { items: Vec::new(), more: 0 },
             offenders: Top { items: Vec::new(), more: 0 },
+            recent: Vec::new(),
+            by_hand: Vec::new(),
             hours: [[0; 24]; 7],
             would_block: Top { items: Vec::new(), more: 0 },
             ends: Ends::default(),
@@ -94,6 +102,7 @@ impl Aggregate {
             ports: HashMap::new(),
             networks: HashMap::new(),
             offenders: Vec::with_capacity(2 * OFFENDERS),
+            sources: Vec::with_capacity(2 * SOURCES),
             current: None,
         }
     }
@@ -110,6 +119,7 @@ impl Aggregate {
         let within = ban.since >= self.stats.from;
         self.group(entry, within);
         if within {
+            self.list_recent(entry, open);
             self.stats.bans += 1;
             self.stats.probes = self.stats.probes.saturating_add(u64::from(ban.probes));
             let index = self.buckets.index(ban.since);
@@ -144,6 +154,26 @@ impl Aggregate {
         }
     }
 
+    fn list_recent(&mut self, entry: &Entry, in_force: bool) {
+        let ban = &entry.ban;
+        let list = match ban.author {
+            Author::Detector => &mut self.stats.recent,
+            Author::Operator | Author::Import => &mut self.stats.by_hand,
+        };
+        if list.len() >= 2 * RECENT {
+            keep_newest(list);
+        }
+        let (since, subject, class) = (ban.since, ban.subject, ban.class);
+        list.push(RecentBan {
+            since,
+            subject,
+            class,
+            author: author_key(ban.author),
+            note: ban.note.clone(),
+            in_force,
+        });
+    }
+
     /// Adds a ban to those of its target.
     fn group(&mut self, entry: &Entry, within: bool) {
         let ban = &entry.ban;
@@ -152,8 +182,9 @@ impl Aggregate {
         }
         let fresh =
             Offender { subject: ban.subject, strikes: 0, first: ban.since, last: ban.since, blocked: Duration::ZERO };
-        let group = self.current.get_or_insert(Group { offender: fresh, bans: 0 });
+        let group = self.current.get_or_insert(Group { offender: fresh, bans: 0, probes: 0 });
         group.bans += u64::from(within);
+        group.probes = group.probes.saturating_add(if within { u64::from(ban.probes) } else { 0 });
         let offender = &mut group.offender;
         offender.strikes = u64::from(entry.strikes) + 1;
         offender.first = offender.first.min(ban.since);
@@ -170,11 +201,18 @@ impl Aggregate {
     }
 
     fn close_group(&mut self) {
-        let Some(Group { offender, bans }) = self.current.take() else { return };
+        let Some(Group { offender, bans, probes }) = self.current.take() else { return };
         if bans == 0 {
             return;
         }
         self.stats.sources += 1;
+        if probes > 0 {
+            self.stats.top_sources.more += 1;
+            self.sources.push(Source { subject: offender.subject, bans, probes });
+            if self.sources.len() >= 2 * SOURCES {
+                self.keep_busiest();
+            }
+        }
         let prefix = network(offender.subject);
         if self.networks.len() < MAX_NETWORKS || self.networks.contains_key(&prefix) {
             let known = self.networks.entry(prefix).or_default();
@@ -191,6 +229,11 @@ impl Aggregate {
         }
     }
 
+    fn keep_busiest(&mut self) {
+        self.sources.sort_by_key(|source| (Reverse((source.probes, source.bans)), source.subject));
+        self.sources.truncate(SOURCES);
+    }
+
     fn keep_worst(&mut self) {
         self.offenders.sort_by_key(|offender| (Reverse((offender.strikes, offender.last)), offender.subject));
         self.offenders.truncate(OFFENDERS);
@@ -199,7 +242,11 @@ impl Aggregate {
     fn finish(mut self, unreadable: u64) -> ReportStats {
         self.close_group();
         self.keep_worst();
+        self.keep_busiest();
         let mut stats = self.stats;
+        [&mut stats.recent, &mut stats.by_hand].into_iter().for_each(keep_newest);
+        let more = stats.top_sources.more - length(&self.sources);
+        stats.top_sources = Top { items: self.sources, more };
         stats.unreadable = unreadable;
         // Equal counts are in the order of their names, so that the report is the same each time.
         stats.classes.sort_by_key(|(class, bans)| (Reverse(*bans), class.map_or("", Class::key)));
@@ -215,6 +262,11 @@ impl Aggregate {
         stats.offenders = Top { more: stats.repeaters - length(&self.offenders), items: self.offenders };
         stats
     }
+}
+
+fn keep_newest(list: &mut Vec<RecentBan>) {
+    list.sort_by_key(|ban| (Reverse(ban.since), ban.subject));
+    list.truncate(RECENT);
 }
 
 /// The network that a target is counted in: what a provider gives to many customers, or to one larger one.

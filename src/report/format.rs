@@ -46,12 +46,11 @@ pub(super) fn length(part: u64, whole: u64) -> String {
     format!("{}.{:02}%", parts / 100, parts % 100)
 }
 
-/// `part` of `whole` as people read it: "12.3 %".
+/// `part` of `whole` as people read it, rounded: "12 %".
 pub(super) fn share(part: u64, whole: u64) -> String {
     match fraction(part, whole, 1_000) {
-        0 if part > 0 => "< 0.1\u{a0}%".to_owned(),
-        1_000 => "100\u{a0}%".to_owned(),
-        parts => format!("{}.{}\u{a0}%", parts / 10, parts % 10),
+        0..10 if part > 0 => "< 1\u{a0}%".to_owned(),
+        parts => format!("{}\u{a0}%", (parts + 5) / 10),
     }
 }
 
@@ -80,8 +79,8 @@ mod tests {
         assert_eq!([0, 999, 1_000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([9_999, 12_345, 4_999_999].map(short), ["9,999", "12k", "4M"]);
         assert_eq!((length(1, 3), length(0, 0), length(3, 3)), ("33.33%".into(), "0.00%".into(), "100.00%".into()));
-        assert_eq!((share(1, 8), share(1, 100_000)), ("12.5\u{a0}%".into(), "< 0.1\u{a0}%".into()));
-        assert_eq!((share(u64::MAX, u64::MAX), share(0, 5)), ("100\u{a0}%".into(), "0.0\u{a0}%".into()));
+        assert_eq!((share(1, 8), share(1, 100_000)), ("13\u{a0}%".into(), "< 1\u{a0}%".into()));
+        assert_eq!((share(u64::MAX, u64::MAX), share(0, 5)), ("100\u{a0}%".into(), "0\u{a0}%".into()));
         assert_eq!((counted(1, "ban", "bans"), counted(2_000, "ban", "bans")), ("1 ban".into(), "2,000 bans".into()));
     }
 }

@@ -17,7 +17,7 @@ mod stats;
 pub use html::html;
 pub use json::json;
 pub use save::{SaveError, save};
-pub use stats::{Ends, Network, Offender, OverTime, ReportStats, Top, WouldBlock};
+pub use stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;

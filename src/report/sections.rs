@@ -6,7 +6,7 @@ use maud::{Markup, display, html};
 use super::calendar::{WEEKDAYS, label, span, unit};
 use super::format::{counted, fraction, length, number, share, short, time, untrusted};
 use super::services;
-use super::stats::{ReportStats, Top};
+use super::stats::{RecentBan, ReportStats, Top};
 use crate::engine::Class;
 use crate::types::Protocol;
 
@@ -16,7 +16,9 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         let rows = items.iter().map(|(name, bans)| (html! { (name) }, *bans, share(*bans, stats.bans)));
         section(id, class, title, &list(caption, [head, "Bans", "Share"], rows.collect()))
     };
-    let classes: Vec<_> = stats.classes.iter().map(|(class, bans)| (class_title(*class), *bans)).collect();
+    // Bans without a probe have a section of their own.
+    let probed = stats.classes.iter().filter(|(class, _)| class.is_some());
+    let classes: Vec<_> = probed.map(|(class, bans)| (class_title(*class), *bans)).collect();
     let evidence: Vec<_> = stats.evidence.iter().map(|(key, bans)| (evidence_title(key), *bans)).collect();
     let ends = [
         ("still in force", stats.ends.in_force),
@@ -30,7 +32,13 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         (section("time", "wide", "Bans over time", &over_time(stats)))
         (section("ports", "", "Ports", &ports(stats)))
         (section("networks", "", "Networks", &networks(stats)))
+        (section("recent", "wide", "Recent bans", &recent(&stats.recent, "Kind", "The newest bans on evidence.")))
+        (section("sources", "", "Sources", &sources(stats)))
         (section("offenders", "wide", "Who came back", &offenders(stats)))
+        @if !stats.by_hand.is_empty() {
+            (section("by-hand", "wide", "By hand and imported",
+                &recent(&stats.by_hand, "Reason", "The newest bans that an operator or an import has made.")))
+        }
         (section("hours", "hours", "Hours of the week", &hours(stats)))
         (shares("classes", "", "Kinds of probes", "Kind", "By the probe that decided.", &classes))
         (shares("evidence", "", "Evidence", "Grade", "How far it can be trusted.", &evidence))
@@ -195,6 +203,46 @@ pub(super) fn would_block(stats: &ReportStats) -> Markup {
         (and_more(*more, "source", "sources"))
     };
     html! { @if !items.is_empty() { (section("would-block", "wide", "Would have been blocked", &content)) } }
+}
+
+/// Bans one by one. Those without a kind have the operator's reason.
+fn recent(bans: &[RecentBan], what: &str, caption: &str) -> Markup {
+    if bans.is_empty() {
+        return html! { p.caption { "None in this period." } };
+    }
+    let cell = |head: &str, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };
+    html! {
+        table.cards role="table" {
+            caption { (caption) }
+            thead role="rowgroup" {
+                tr role="row" {
+                    @for head in ["Source", "Since", what, "Now"] { th role="columnheader" scope="col" { (head) } }
+                }
+            }
+            tbody role="rowgroup" {
+                @for ban in bans {
+                    tr role="row" {
+                        th role="rowheader" scope="row" { code { (display(ban.subject)) } }
+                        (cell("Since", &time(ban.since)))
+                        (cell(what, &match (ban.class, &ban.note) {
+                            (Some(class), _) => html! { (class_title(Some(class))) },
+                            (None, Some(note)) => untrusted(note),
+                            (None, None) => html! { (author_title(ban.author)) },
+                        }))
+                        (cell("Now", &html! { (if ban.in_force { "in force" } else { "over" }) }))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn sources(stats: &ReportStats) -> Markup {
+    let Top { items, more } = &stats.top_sources;
+    let rows =
+        items.iter().map(|source| (html! { code { (display(source.subject)) } }, source.bans, number(source.probes)));
+    let caption = "Who probed most until it was banned.";
+    html! { (list(caption, ["Source", "Bans", "Probes"], rows.collect())) (and_more(*more, "source", "sources")) }
 }
 
 fn ports(stats: &ReportStats) -> Markup {

@@ -43,8 +43,14 @@ pub struct ReportStats {
     pub ports: Top<((Protocol, u16), u64)>,
     /// Bans by network, /24 of IPv4 and /48 of IPv6.
     pub networks: Top<Network>,
+    /// Targets by the probes of their bans in the period, most first.
+    pub top_sources: Top<Source>,
     /// Targets that were banned more than once, most often first.
     pub offenders: Top<Offender>,
+    /// The newest bans on evidence, newest first.
+    pub recent: Vec<RecentBan>,
+    /// The newest bans by operators and imports, newest first.
+    pub by_hand: Vec<RecentBan>,
     /// Bans by weekday, Monday first, and by hour of the day.
     #[serde(serialize_with = "hours")]
     pub hours: [[u64; 24]; 7],
@@ -119,6 +125,31 @@ pub struct WouldBlock {
     pub last: SystemTime,
 }
 
+/// A target with its bans of the period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Source {
+    #[serde(serialize_with = "text")]
+    pub subject: BanTarget,
+    pub bans: u64,
+    pub probes: u64,
+}
+
+/// A ban of the period, by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RecentBan {
+    #[serde(serialize_with = "time")]
+    pub since: SystemTime,
+    #[serde(serialize_with = "text")]
+    pub subject: BanTarget,
+    /// `None` for a ban without a probe.
+    #[serde(serialize_with = "class")]
+    pub class: Option<Class>,
+    pub author: &'static str,
+    /// What the operator wrote.
+    pub note: Option<String>,
+    pub in_force: bool,
+}
+
 /// How bans ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ends {
@@ -143,6 +174,10 @@ fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::
 
 fn counts<S: Serializer>(counts: &[(&str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(counts.iter().copied())
+}
+
+fn class<S: Serializer>(class: &Option<Class>, serializer: S) -> Result<S::Ok, S::Error> {
+    class.map(Class::key).serialize(serializer)
 }
 
 fn classes<S: Serializer>(classes: &[(Option<Class>, u64)], serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::engine::Class;
 use portsentry::ledger::{Author, Banned, Ending, LedgerError};
-use portsentry::report::{Ends, Network, Offender, ReportStats, html, json};
+use portsentry::report::{Ends, Network, Offender, RecentBan, ReportStats, html, json};
 use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
 
@@ -75,6 +75,24 @@ fn who_came_back_is_told_with_all_that_is_known_of_it() {
     assert_eq!(stats.offenders.items, [expected]);
     let last_day = self::stats(&scene(), days(1));
     assert_eq!((last_day.bans, last_day.sources, last_day.repeaters), (3, 3, 0), "it was quiet in this period");
+}
+
+#[test]
+fn recent_bans_and_those_by_hand_are_apart() {
+    let stats = stats(&scene(), MONTH);
+    let subjects = |bans: &[RecentBan]| bans.iter().map(|ban| ban.subject.to_string()).collect::<Vec<_>>();
+    let newest = ["2001:db8:1:2::/64", "198.51.100.200", "198.51.100.1", "198.51.100.1", "198.51.100.1"];
+    assert_eq!(subjects(&stats.recent), newest, "newest first");
+    assert_eq!(subjects(&stats.by_hand), ["10.0.0.1", "2001:db8:1:3::/64"]);
+    assert_eq!((stats.recent[0].in_force, stats.recent[1].in_force), (true, false));
+    let busiest = &stats.top_sources.items[0];
+    assert_eq!((busiest.subject, busiest.bans, busiest.probes), (subject("198.51.100.1"), 3, 7 + 3 + 7));
+    assert_eq!((stats.top_sources.items.len(), stats.top_sources.more), (3, 0));
+    let page = html(&stats, None);
+    for title in ["Recent bans", "By hand and imported", ">Sources<"] {
+        assert!(page.contains(title), "{title}");
+    }
+    assert!(!page.contains("none: by hand or imported"), "{page}");
 }
 
 #[test]
