@@ -280,6 +280,16 @@ mod tests {
     }
 
     #[test]
+    fn note_of_operator_cannot_drive_terminal() {
+        let mut by_hand = listed("192.0.2.9", Author::Operator, Held::Unasked);
+        if let Some(entry) = &mut by_hand.remembered {
+            entry.ban.note = Some("x\u{1b}[2J\nforged \u{202e}line".to_owned());
+        }
+        let text = text(&[by_hand], None, usize::MAX, now());
+        assert!(text.contains("x [2J forged  line") && text.lines().count() == 2, "{text:?}");
+    }
+
+    #[test]
     fn nobody_is_said_in_words() {
         assert_eq!(text(&[], None, 80, now()), "nobody is blocked\n");
     }
