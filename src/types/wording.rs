@@ -1,6 +1,6 @@
 //! Numbers and spans in sentences for people.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::time::Duration;
 
 /// "1 ban", "2 bans", "1 entry", "2 entries".
@@ -39,7 +39,7 @@ fn units(span: Duration, between: &str) -> String {
     for (unit, length) in units.iter().skip(at).take(2) {
         if rest / length > 0 {
             let between = if text.is_empty() { "" } else { between };
-            let _ = write!(text, "{between}{}{unit}", rest / length);
+            text.push_str(&format!("{between}{}{unit}", rest / length));
         }
         rest %= length;
     }
