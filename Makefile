@@ -22,13 +22,13 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 SECONDS ?= 10
 
 .PHONY: run build test test-fast test-kernels demo bench fuzz deb reproducible audit msrv interop crowdsec man lint fmt setup setup-build \
-    setup-test setup-lint setup-deb setup-audit setup-interop setup-kernels
+    setup-test setup-demo setup-lint setup-deb setup-audit setup-interop setup-kernels
 
 run: build
 	$(AS_ROOT) $(PROGRAM) $(or $(ARGS),--expire 24h)
 
 build: setup-build
-	cargo build --release --locked
+	@packaging/build.sh
 
 test: setup-test
 	@tests/run.sh --locked $(ARGS)
@@ -39,7 +39,7 @@ test-fast: setup-test
 test-kernels: setup-kernels
 	@tests/kernels.sh $(ARGS)
 
-demo: setup-test build
+demo: setup-demo build
 	@tests/demo.sh $(PROGRAM)
 
 bench: setup-build
@@ -72,7 +72,7 @@ man:
 lint: setup-lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postrm packaging/examples/mail-on-ban
+	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/mail-on-ban
 
 fmt:
 	cargo fmt --all
@@ -80,5 +80,5 @@ fmt:
 setup:
 	@tests/packages.sh all
 
-setup-build setup-test setup-lint setup-deb setup-audit setup-interop setup-kernels: setup-%:
+setup-build setup-test setup-demo setup-lint setup-deb setup-audit setup-interop setup-kernels: setup-%:
 	@tests/packages.sh $*

@@ -17,20 +17,7 @@ maintainer=$(git log -1 --format='%an <%ae>' 2>/dev/null || true)
 [ -z "${DEBEMAIL:-}" ] || maintainer="${DEBFULLNAME:-$DEBEMAIL} <$DEBEMAIL>"
 [ -n "$maintainer" ] || { echo "Who packs this? Set DEBFULLNAME and DEBEMAIL." >&2; exit 1; }
 
-# The builder's folders under names of their own, in messages of a panic and in what a debugger reads; for SQLite, too.
-# Where a link leads to the crates, rustc has the one path and the C compiler the other.
-crates=${CARGO_HOME:-$HOME/.cargo}
-rustflags=()
-cflags=()
-for map in "$crates=/usr/src/cargo" "$(realpath -m "$crates/registry")=/usr/src/cargo/registry" "$(pwd -P)=/usr/src/portsentry"; do
-    rustflags+=("--remap-path-prefix=$map")
-    cflags+=("-ffile-prefix-map=$map")
-done
-read -r -a own_rustflags <<<"${RUSTFLAGS:-}"
-CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${own_rustflags[*]}${own_rustflags:+$IFS}${rustflags[*]}")
-CFLAGS="${CFLAGS:-} $(printf '%q ' "${cflags[@]}")"
-export CARGO_ENCODED_RUSTFLAGS CFLAGS CC_SHELL_ESCAPED_FLAGS=1
-cargo build --release --locked >&2
+packaging/build.sh >&2
 program=${CARGO_TARGET_DIR:-target}/release/portsentry
 made=target/packaging
 mkdir -p "$made"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what is missing of the Debian or Ubuntu packages that a target needs:
-# packages.sh build|test|lint|deb|audit|interop|kernels|all
+# packages.sh build|test|demo|lint|deb|audit|interop|kernels|all
 set -euo pipefail
 
 # rustables generates its kernel constants from the headers with libclang; pcap links libpcap.
@@ -8,6 +8,8 @@ build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
 # The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers;
 # what judges the unit, the manual and the scripts.
 test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
+# The namespaces, the table and the one scanner that it shows.
+demo=(iproute2 nftables nmap util-linux)
 lint=(shellcheck)
 # dpkg-shlibdeps, the compressor, and what writes the list of parts.
 deb=(dpkg-dev binutils xz-utils jq)
@@ -21,13 +23,14 @@ cargo_deny=0.20.2
 case "${1:-all}" in
     build) wanted=("${build[@]}") ;;
     test) wanted=("${build[@]}" "${test[@]}") ;;
+    demo) wanted=("${build[@]}" "${demo[@]}") ;;
     lint) wanted=("${build[@]}" "${lint[@]}") ;;
     deb) wanted=("${build[@]}" "${deb[@]}") ;;
     audit) wanted=("${build[@]}") ;;
     interop) wanted=("${interop[@]}") ;;
     kernels) wanted=("${build[@]}" "${test[@]}" "${kernels[@]}") ;;
     all) wanted=("${build[@]}" "${test[@]}" "${lint[@]}") ;;
-    *) echo "usage: $0 build|test|lint|deb|audit|interop|kernels|all" >&2; exit 2 ;;
+    *) echo "usage: $0 build|test|demo|lint|deb|audit|interop|kernels|all" >&2; exit 2 ;;
 esac
 
 if command -v dpkg-query >/dev/null; then

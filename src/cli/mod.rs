@@ -38,7 +38,7 @@ Commands (portsentry COMMAND --help):
   status list watch events explain            how it is, what happens
   block unblock allow disallow allowed trial  what is blocked, and what is not
   confirm reload check import forget-service  the settings, the services
-  report replay completions                   the past; a capture; your shell
+  report replay completions help              the past; a capture; your shell
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 
@@ -71,7 +71,7 @@ pub enum Command {
 /// Blocks who scans the ports of this host, in nftables
 #[derive(Parser)]
 #[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
-#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(args_conflicts_with_subcommands = true)]
 struct CommandLine {
     #[command(flatten)]
     run: RunFlags,

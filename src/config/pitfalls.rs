@@ -1,6 +1,8 @@
 //! Configurations that are valid and do not do what they look like on this host: they never ban, or they watch ports that
 //! the host's own connections use.
 
+use std::path::Path;
+
 use super::{BlockPolicy, Config, Mode, Protocol};
 use crate::types::PortSet;
 
@@ -63,6 +65,30 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
     found
 }
 
+/// The classic configuration beside this one only logs, and this one blocks: whoever moves over may not expect that.
+#[must_use]
+pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
+    let classic = folder.join("portsentry.conf");
+    let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;
+    if !blocks || !only_logs(&std::fs::read_to_string(&classic).ok()?) {
+        return None;
+    }
+    let message = format!(
+        "this program blocks; {} of classic PortSentry, which is not read, only logs (BLOCK_TCP is 0). `portsentry trial 1d` \
+         only logs for a day, `portsentry import` carries the old settings over; remove the old file to end this warning",
+        classic.display()
+    );
+    Some(Pitfall { key: "tcp.block", message })
+}
+
+/// Whether a classic configuration says `BLOCK_TCP="0"`.
+fn only_logs(text: &str) -> bool {
+    let values =
+        text.lines().filter_map(|line| line.trim_start().strip_prefix("BLOCK_TCP")?.trim_start().strip_prefix('='));
+    let mut values = values.map(|value| value.trim_matches(|c: char| c.is_whitespace() || c == '"'));
+    values.next() == Some("0")
+}
+
 /// Own client ports that somebody may have listed on purpose.
 const MANY: u32 = 64;
 
@@ -88,6 +114,20 @@ mod tests {
         assert_eq!(keys(&honeypot.replace("[udp]", "block = false\n[udp]"), "22"), [""; 0], "it is not meant to ban");
         let both = honeypot.replace("mode = \"off\"", "mode = \"stealth\"\nports = \"69\"\nblock = true");
         assert_eq!(keys(&both, "22"), [""; 0], "ports of both protocols count together");
+    }
+
+    #[test]
+    fn classic_that_only_logs_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = |text: &str| classic_only_logs(&Config::parse("test", text).unwrap(), folder.path());
+        assert_eq!(named(""), None, "there is no classic configuration");
+        for (classic, warns) in
+            [("BLOCK_TCP=\"0\"\n", true), ("# BLOCK_TCP=\"0\"\nBLOCK_TCP=\"1\"\n", false), ("", false)]
+        {
+            std::fs::write(folder.path().join("portsentry.conf"), classic).unwrap();
+            assert_eq!(named("").is_some(), warns, "{classic}");
+            assert_eq!(named("[tcp]\nblock = false\n"), None, "both only log");
+        }
     }
 
     #[test]

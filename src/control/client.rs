@@ -20,6 +20,12 @@ pub enum ClientError {
     Write(io::Error),
     #[error("portsentry is not running: nobody answers at {0}. Start it, or name its socket with --socket")]
     NotRunning(PathBuf),
+    #[error(
+        "portsentry is not running: nobody answers at {0}. The bans in the kernel stay until their time is over; \
+         `portsentry list` shows them, `nft delete element inet portsentry blocked {{ ADDRESS }}` lifts one (blocked6 for \
+         IPv6), `nft flush set inet portsentry blocked` all of them"
+    )]
+    BansStay(PathBuf),
     #[error("{0} may not be used by this user; try it with sudo")]
     NotPermitted(PathBuf),
     #[error("the connection to {path} broke: {error}")]

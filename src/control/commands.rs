@@ -50,6 +50,9 @@ pub fn run(command: &ControlCommand, out: &mut impl Write) -> Result<(), ClientE
             write(out, &format!("{}\n", json!({"running": false, "reason": error.to_string()})))?;
             return Err(error);
         }
+        Err(ClientError::NotRunning(path)) if matches!(request, Request::Unblock { .. }) => {
+            return Err(ClientError::BansStay(path));
+        }
         Err(error) => return Err(error),
     };
     let text =

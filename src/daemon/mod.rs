@@ -156,7 +156,7 @@ async fn serve(
     let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).cloned());
     notes.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
 
-    for warning in control_handler::warnings(&config, &host_state.host()) {
+    for warning in control_handler::warnings(&config, &places.config, &host_state.host()) {
         log.write(&Event::now(EventKind::Note(format!("warning: {warning}"))));
     }
 

@@ -181,6 +181,7 @@ const WRONG: &[(&str, i32, &str)] = &[
     ("trial --end --socket SOCKET", FAILED, "there is no trial to end"),
     ("confirm --socket SOCKET", FAILED, "there is no trial"),
     ("status --socket FILE/none", FAILED, "Start it, or name its socket"),
+    ("unblock 192.0.2.7 --socket FILE/none", FAILED, "`nft delete element inet portsentry blocked { ADDRESS }`"),
     ("explain 192.0.2.7 --socket FILE/none", FAILED, "Start it, or name its socket"),
     ("report --state-dir FILE/none", FAILED, "--state-dir names another"),
     ("import FILE/none", FAILED, "FILE/none"),
@@ -290,8 +291,8 @@ fn help_and_version_are_no_errors_for_any_command() {
     let commands: Vec<String> =
         portsentry::cli::grammar().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     assert!(commands.len() > 12, "{commands:?}");
-    for line in commands.iter().map(|command| format!("{command} --help")).chain(["--help".into(), "--version".into()])
-    {
+    let asked = commands.iter().flat_map(|command| [format!("{command} --help"), format!("help {command}")]);
+    for line in asked.chain(["--help".into(), "--version".into(), "help".into()]) {
         let words: Vec<&str> = line.split(' ').collect();
         let output = Command::new(env!("CARGO_BIN_EXE_portsentry")).args(words).output().unwrap();
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(DONE), String::new()), "{line}");

@@ -360,8 +360,6 @@ fn the_mailing_hook_bundles_what_comes_while_it_waits() {
 
 #[test]
 fn shell_scripts_of_the_package_have_no_known_mistakes() {
-    let packaged =
-        ["packaging/deb.sh", "packaging/sbom.sh", "packaging/debian/postrm", "packaging/examples/mail-on-ban"];
     let tests = [
         "tests/crowdsec.sh",
         "tests/debian.sh",
@@ -369,6 +367,14 @@ fn shell_scripts_of_the_package_have_no_known_mistakes() {
         "tests/interop.sh",
         "tests/quick-start.sh",
         "tests/reproducible.sh",
+    ];
+    let packaged = [
+        "packaging/deb.sh",
+        "packaging/sbom.sh",
+        "packaging/debian/postrm",
+        "packaging/debian/postinst",
+        "packaging/build.sh",
+        "packaging/examples/mail-on-ban",
     ];
     // By these names one finds the other.
     let output = run(Command::new("shellcheck").current_dir(path("")).args(packaged).args(tests));

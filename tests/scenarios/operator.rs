@@ -329,3 +329,15 @@ fn own_client_ports_are_followed() {
     assert!(warned.is_some(), "{}", lab.ask(&["status"]));
     daemon.stop();
 }
+
+#[test]
+fn classic_that_only_logs_is_named_at_start() {
+    let lab = Lab::new(&["attacker"]);
+    lab.write("portsentry.conf", "TCP_PORTS=\"1,11\"\nBLOCK_TCP=\"0\"\n");
+    let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
+    let line = daemon.expect_line("warning: tcp.block: this program blocks");
+    assert!(line.contains("only logs (BLOCK_TCP is 0)") && line.contains("`portsentry trial 1d`"), "{line}");
+    assert!(lab.succeed(&["status"]).contains("warning     tcp.block: "));
+    lab.provoke_ban("attacker");
+    daemon.stop();
+}

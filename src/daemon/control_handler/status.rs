@@ -1,5 +1,6 @@
 //! Handles `status`, and gives out the metrics: both show the same counters.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
-use crate::config::{BlockPolicy, Config, HostPorts, Protocol, pitfalls};
+use crate::config::{BlockPolicy, Config, HostPorts, Protocol, classic_only_logs, pitfalls};
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{
     BanCounts, BlockState, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts,
@@ -94,7 +95,7 @@ impl ControlHandler<'_> {
             },
             services: self.host_state.services().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
-            warnings: warnings(&self.config.config, &host),
+            warnings: warnings(&self.config.config, &self.config.config_path, &host),
             allowed,
             protected_networks,
             ledger: self.config.state_dir.display().to_string(),
@@ -128,10 +129,12 @@ impl From<&ServiceState> for RememberedService {
 }
 
 /// What the configuration does not do as it looks on this host.
-pub(in crate::daemon) fn warnings(config: &Config, host: &Host) -> Vec<String> {
+pub(in crate::daemon) fn warnings(config: &Config, path: &Path, host: &Host) -> Vec<String> {
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
     let ports = HostPorts { tcp: &tcp, udp: &udp, ephemeral: &host.ephemeral };
-    pitfalls(config, ports).into_iter().map(|pitfall| format!("{}: {}", pitfall.key, pitfall.message)).collect()
+    let classic = path.parent().and_then(|folder| classic_only_logs(config, folder));
+    let found = pitfalls(config, ports).into_iter().chain(classic);
+    found.map(|pitfall| format!("{}: {}", pitfall.key, pitfall.message)).collect()
 }
 
 /// The families that the allow-list covers as a whole.
