@@ -471,6 +471,9 @@ fn folders_use_only_what_stands_after_them() {
     assert_eq!(upward, BTreeSet::new());
 }
 
+/// What a target is depends on the prefixes of NAT64 translators, which are set once at the start and constant from then on.
+const SET_ONCE: (&str, &str) = ("types/shared64.rs", "std::sync::OnceLock");
+
 #[test]
 fn the_pure_modules_import_only_what_they_may() {
     let mut wrong = Vec::new();
@@ -483,6 +486,7 @@ fn the_pure_modules_import_only_what_they_may() {
                 .filter_map(|line| line.trim().trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
                 .map(str::to_owned)
                 .collect();
+            let foreign = |import: &String| foreign(import) && !(path.ends_with(SET_ONCE.0) && import == SET_ONCE.1);
             for import in imports(&text).into_iter().filter(foreign).filter(|path| !own.contains(&first(path))) {
                 if !may
                     .iter()
@@ -501,7 +505,8 @@ fn the_pure_modules_ask_no_clock_and_touch_no_file_socket_or_thread() {
     for (module, _) in PURE {
         for (path, text) in sources(module) {
             for name in OUTSIDE {
-                assert!(!text.contains(name), "{} names {name}", path.display());
+                let set_once = path.ends_with(SET_ONCE.0) && name == "std::sync";
+                assert!(set_once || !text.contains(name), "{} names {name}", path.display());
             }
         }
     }

@@ -42,7 +42,7 @@ fn an_empty_file_means_the_built_in_settings() {
 #[test]
 fn every_key_sets_what_it_names() {
     let config = read(
-        "expire = \"never\"\ninterfaces = [\"eth0\", \"wlan0.5\"]\n\
+        "expire = \"never\"\ninterfaces = [\"eth0\", \"wlan0.5\"]\nnat64 = [\"2001:db8:64::/96\"]\n\
          [tcp]\nmode = \"stealth\"\nports = \"7,9,9,11-13\"\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\nblock = false\n\
          [udp]\nmode = \"off\"\nports = \"everything\"\nblock = true\n\
          [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\nack = \"ban\"\n\
@@ -58,6 +58,7 @@ fn every_key_sets_what_it_names() {
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
+    assert_eq!(config.nat64, ["2001:db8:64::/96".parse().unwrap()]);
     assert_eq!((config.tcp.mode, config.tcp.watched().to_string()), (Mode::Stealth, "7,9,11-13".to_owned()));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::Yes));
     assert!(config.udp.watched().is_empty() && config.udp.ports.contains(2049));
@@ -143,6 +144,10 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
         (
             "interfaces = [\"eth0\", \"a/b\"]",
             "1:23: interfaces: \"a/b\" is not the name of an interface; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
+        ),
+        (
+            "nat64 = [\"2001:db8::/48\"]",
+            "1:10: nat64: \"2001:db8::/48\" is not the prefix of a NAT64 translator; write an IPv6 /96 (or /64), for example \"2001:db8:64::/96\"",
         ),
         ("interfaces = [\"any\"]", "1:15: interfaces: \"any\" is no interface; name none, and every one is watched"),
         (
@@ -311,7 +316,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, tcp, udp, detect, allow, block, escalate, trap, metrics, report",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");

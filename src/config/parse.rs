@@ -4,12 +4,13 @@
 
 use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
 use super::port_lists;
+use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Expiry, PortSet, Rate};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, Error};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::Value;
@@ -259,6 +260,19 @@ values! {
     }
     networks(value) -> Vec<IpNet> {
         list(value, "for example [\"198.51.100.0/24\"]", |item| text(item, NETWORK, parse_network))
+    }
+    nat64(value) -> Vec<Ipv6Net> {
+        let expected = "the prefix of a NAT64 translator; write an IPv6 /96 (or /64), for example \"2001:db8:64::/96\"";
+        let prefixes = list(value, "for example [\"2001:db8:64::/96\"]", |item| {
+            text(item, expected, |text| match parse_network(text) {
+                Ok(IpNet::V6(net)) if (64..=96).contains(&net.prefix_len()) && !net.contains(&Ipv6Addr::UNSPECIFIED) => Ok(net),
+                _ => Err(format!("{} is not {expected}", quoted(text))),
+            })
+        })?;
+        match prefixes.len() {
+            0..=MAX_NAT64 => Ok(prefixes),
+            count => Err(format!("has {count} prefixes; write {MAX_NAT64} or fewer")),
+        }
     }
     names(value) -> Vec<String> {
         list(value, "for example [\"monitor.example.org\"]", |item| text(item, NAME, parse_name))

@@ -4,7 +4,7 @@
 use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
 use super::{parse, port_lists};
 use crate::types::{Backend, Expiry, PortSet, Rate};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -41,6 +41,8 @@ table! {
         expire: Expiry = Expiry::After(DAY), "parse::expiry";
         /// Empty: every interface that carries addresses, also those that come later.
         interfaces: Vec<String> = Vec::new(), "parse::interfaces";
+        /// Prefixes of NAT64 translators besides 64:ff9b::/96: /64 to /96, each address in them is one source.
+        nat64: Vec<Ipv6Net> = Vec::new(), "parse::nat64";
         tcp: Protocol = Protocol::tcp(), "tcp::Keys::deserialize";
         udp: Protocol = Protocol::udp(), "udp::Keys::deserialize";
         detect: Detect = Detect::default();

@@ -116,7 +116,7 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
     macro_rules! differing {
         ($($field:ident),*) => { [$((stringify!($field), old.$field != new.$field)),*] };
     }
-    let all = differing!(expire, interfaces, tcp, udp, detect, allow, block, escalate, trap, metrics, report);
+    let all = differing!(expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report);
     all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
 
@@ -139,6 +139,7 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
         )* };
     }
     keep! {
+        "nat64": nat64;
         "tcp.block, udp.block": tcp.block;
         "tcp.block, udp.block": udp.block;
         "detect.max_sources": detect.max_sources;

@@ -54,7 +54,7 @@ use crate::netlink::sock_diag::SockDiag;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox, check_folders};
 use crate::sensor::{Sensor, SensorCommand};
-use crate::types::{Protocol, Timestamp};
+use crate::types::{Protocol, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::CommandHelper;
@@ -107,6 +107,7 @@ pub fn run(
     reread: Reread,
 ) -> Result<(), DaemonError> {
     panic_guard::tell_panics();
+    shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
     let sweeps_lines = leftovers::has_lines(&config);

@@ -7,6 +7,7 @@ use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{Action, RulesetSpec, Trap};
 use super::route::Kind;
 use crate::config::{self, BlockPolicy, Config, Mode, Protocol, Route};
+use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Expiry};
 
 impl RulesetSpec {
@@ -48,6 +49,12 @@ fn trap(config: &Config) -> Option<Trap> {
             Expiry::After(span) => Expiry::After(whole(span)),
         },
         most_a_minute: config.block.max_new_bans_per_minute,
+        nat64: {
+            let mut uppers = [None; MAX_NAT64];
+            let configured = config.nat64.iter().map(|prefix| u64::try_from(prefix.addr().to_bits() >> 64).ok());
+            uppers.iter_mut().zip(configured).for_each(|(slot, upper)| *slot = upper);
+            uppers
+        },
         named_interfaces: !config.interfaces.is_empty(),
     })
 }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use super::host::Host;
 use super::verdict::IgnoreReason;
+use crate::types::shared64;
 use crate::wire::{Checksum, Delivery, Packet};
 
 /// Why the host drops `packet`, which came in on `interface` (for a port of a bridge: the bridge); `None` where it takes it.
@@ -59,10 +60,13 @@ pub(super) fn is_unicast(address: IpAddr) -> bool {
 /// True for an address that another host can send from. 240.0.0.0/4 is reserved (RFC 1112): no route leads back. The first
 /// /64 of IPv6 has the unspecified, the loopback, the mapped and the compatible addresses (RFC 4291) and no hosts; a ban of
 /// it would drop duplicate address detection, which is sent from `::`. Loopback itself is protected ([`super::AllowList`]).
+/// The first address of a /64 that many hosts share (`fe80::`, `64:ff9b::`) is no host's, and its element in the kernel's set
+/// would stand for all of them.
 fn is_source(address: IpAddr) -> bool {
     is_unicast(address)
         && match address {
             IpAddr::V4(v4) => v4.octets().first().is_none_or(|first| *first < 240),
+            IpAddr::V6(v6) if v6.octets().ends_with(&[0; 8]) => shared64::number(v6).is_none() && !v6.is_unspecified(),
             IpAddr::V6(v6) => v6.is_loopback() || !v6.octets().starts_with(&[0; 8]),
         }
 }
@@ -111,7 +115,9 @@ mod tests {
         for source in ["0.1.2.3", "224.0.0.5", "240.0.0.9", "254.1.2.3", "255.255.255.255"] {
             assert_eq!(verdict(source, OWN), Some(IgnoreReason::NoSource), "{source}");
         }
-        for source in ["::", "::2", "::10.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "ff02::1"] {
+        for source in
+            ["::", "::2", "::10.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "ff02::1", "fe80::", "64:ff9b::"]
+        {
             assert_eq!(verdict(source, "2001:db8::1"), Some(IgnoreReason::NoSource), "{source}");
         }
         for source in ["1.0.0.1", "223.255.255.1", "10.0.0.1"] {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use crate::types::{BanTarget, Prefix, Tick};
+use crate::types::{BanTarget, Prefix, Tick, shared64};
 
 /// The secret that distributes targets over buckets. With a known secret, an attacker could choose source addresses of one
 /// bucket that evict each other.
@@ -24,6 +24,9 @@ pub(super) enum Track {
     Tell,
 }
 
+/// Marks one address of a shared /64, the number of which is added.
+const SHARED: u64 = 7;
+
 /// Marks a network; its prefix length stands beside it.
 const NETWORK: u64 = 0x80;
 
@@ -40,7 +43,10 @@ impl Key {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
-                if subject.prefix_len() == 128 { (7, low) } else { (6, high) }
+                match shared64::number(v6) {
+                    Some(number) => (SHARED + u64::from(number), low),
+                    None => (6, high),
+                }
             }
             BanTarget::Prefix(wide) => {
                 let bits = match wide.network().addr() {
@@ -64,7 +70,7 @@ impl Key {
             _ if tag >> 16 != 0 => None,
             4 => u32::try_from(bits).ok().map(|bits| BanTarget::V4(bits.into())),
             6 => Some(v6(bits, 0)),
-            7 => Some(v6(0xfe80 << 48, bits)),
+            code @ SHARED..NETWORK => Some(v6(shared64::upper_half(u8::try_from(code - SHARED).ok()?)?, bits)),
             // The lengths of the two families do not overlap.
             code if code & NETWORK != 0 => {
                 let BanTarget::V6(first) = v6(bits, 0) else { return None };
@@ -190,7 +196,8 @@ mod tests {
         let local = BanTarget::of("fe80::1".parse().unwrap());
         let wide = |text: &str| BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap());
         let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
-        let subjects = [&[v4, v6, local][..], &networks.map(wide)].concat();
+        let translated = BanTarget::of("64:ff9b::cb00:7109".parse().unwrap());
+        let subjects = [&[v4, v6, local, translated][..], &networks.map(wide)].concat();
         let keys: Vec<_> =
             subjects.iter().map(|subject| Key::new(*subject, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
         let back: Vec<_> = keys.iter().map_while(|key| key.subject()).collect();

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::class::Class;
 use super::key::{HashKey, Hashed, Key, Track};
 use super::sources::{Evidence, SourceTable};
-use crate::types::{BanTarget, Prefix, Protocol, Tick};
+use crate::types::{BanTarget, Prefix, Protocol, Tick, shared64};
 
 /// How wide a ban may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl PrefixBans {
         let (widest, own) = self.neighbourhood(subject)?;
         let key = self.key(widest);
         let numbers = || self.banned.within(key, now).map(Evidence::port);
-        let may = |wide: &Prefix| may(wide.network());
+        let shared = |network: IpNet| matches!(network, IpNet::V6(v6) if shared64::is_inside(v6));
+        let may = |wide: &Prefix| may(wide.network()) && !shared(wide.network());
         let found = match subject {
             BanTarget::V4(_) => Some(widest).filter(|_| numbers().count() >= NEIGHBOURS).filter(may),
             _ => {

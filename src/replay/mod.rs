@@ -28,7 +28,7 @@ use crate::config::{DEFAULT_CONFIG, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events;
 use crate::events::event::{Event, EventKind};
-use crate::types::{Backend, BanTarget, Protocol};
+use crate::types::{Backend, BanTarget, Protocol, shared64};
 use crate::wire::{self, Delivery, LinkType, Packet, Transport};
 use gateway_inference::GatewayInference;
 use packet::LinkAddresses;
@@ -94,6 +94,7 @@ pub enum ReplayError {
 /// # Errors
 /// A broken capture, after what could be read of it has been judged and summed up; and whatever else fails.
 pub fn run(options: &ReplayOptions, config: &Config, out: &mut impl Write) -> Result<(), ReplayError> {
+    shared64::set_nat64(&config.nat64);
     let result = Replay::new(options, config).and_then(|mut replay| replay.run(out));
     match result {
         Err(ReplayError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -7,15 +7,16 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::Prefix;
+use super::shared64;
 
 /// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
-/// /64 and may send from any address in it (RFC 6177). Link-local addresses are the exception: every neighbour lives in
-/// fe80::/64, so each stands for itself. Where the operator lets bans grow wider, also a whole network.
+/// /64 and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share, link-local and NAT64
+/// ([`shared64`]): there each address stands for itself. Where the operator lets bans grow wider, also a whole network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BanTarget {
     /// One IPv4 address.
     V4(Ipv4Addr),
-    /// The first address of an IPv6 /64, or one whole link-local address.
+    /// The first address of an IPv6 /64, or one whole address of a shared /64.
     V6(Ipv6Addr),
     /// A network, in which many sources did enough.
     Prefix(Prefix),
@@ -27,7 +28,7 @@ impl BanTarget {
     pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(v4),
-            IpAddr::V6(v6) if is_link_local(v6) => Self::V6(v6),
+            IpAddr::V6(v6) if shared64::number(v6).is_some() => Self::V6(v6),
             IpAddr::V6(v6) => Self::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
         }
     }
@@ -59,6 +60,25 @@ impl BanTarget {
             IpNet::V4(_) => prefix.prefix_len() == 32,
             IpNet::V6(_) => prefix.prefix_len() >= 64,
         };
+        // Loopback is protected, and refused as such.
+        if let IpNet::V6(v6) = prefix
+            && (v6.contains(&Ipv6Addr::UNSPECIFIED) || narrow && v6.addr().to_bits() >> 64 == 0)
+            && !(v6.addr().is_loopback() && v6.prefix_len() == 128)
+        {
+            return Err(format!(
+                "{prefix} is in the /64 of the unspecified address, from which neighbours check their new addresses for duplicates; \
+                 it is never blocked"
+            ));
+        }
+        if let IpNet::V6(v6) = prefix
+            && shared64::number(v6.addr()).is_some()
+            && narrow
+            && (v6.prefix_len() < 128 || is_first(v6.addr()))
+        {
+            return Err(format!(
+                "{prefix} is shared by many hosts (link-local neighbours, or IPv4 hosts behind NAT64); name one address of it"
+            ));
+        }
         if narrow {
             return Ok(Self::of(prefix.addr()));
         }
@@ -92,7 +112,8 @@ impl BanTarget {
     pub fn prefix_len(self) -> u8 {
         match self {
             Self::V4(_) => 32,
-            Self::V6(v6) if is_link_local(v6) => 128,
+            // The daemon masks the others; an element with more bits, added by hand, is one address for the kernel.
+            Self::V6(v6) if !is_first(v6) || shared64::number(v6).is_some() => 128,
             Self::V6(_) => 64,
             Self::Prefix(wide) => wide.prefix_len(),
         }
@@ -108,9 +129,9 @@ impl BanTarget {
     }
 }
 
-/// In fe80::/64, the only part of fe80::/10 that RFC 4291 gives out.
-fn is_link_local(address: Ipv6Addr) -> bool {
-    address.to_bits() >> 64 == 0xfe80 << 48
+/// True for the first address of a /64, whose element in the kernel's set stands for all of it.
+fn is_first(address: Ipv6Addr) -> bool {
+    address.to_bits().trailing_zeros() >= 64
 }
 
 /// What [`BanTarget`] shows, and nothing else: a text that reads the same only by chance is no subject.
@@ -145,10 +166,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_source_is_its_slash_64_and_a_link_local_one_is_itself() {
+    fn ipv6_source_is_its_slash_64_unless_shared() {
         let of = |text: &str| BanTarget::of(text.parse().unwrap()).to_string();
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("fe80::1"), "fe80::1/128");
+        assert_eq!(of("64:ff9b::cb00:7109"), "64:ff9b::cb00:7109/128", "one IPv4 host behind NAT64");
+        assert_eq!(of("64:ff9b:0:1::1"), "64:ff9b:0:1::/64");
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
     }
 
@@ -176,7 +199,7 @@ mod tests {
             assert_eq!(IpNet::new(subject.element(), subject.prefix_len()), Ok(text.parse().unwrap()));
             assert_eq!(subject.to_string().parse(), Ok(subject));
         }
-        for text in ["2001:db8::1/128", "2001:db8::/32", "203.0.113.7/24", "0.0.0.0/0"] {
+        for text in ["2001:db8::/32", "203.0.113.7/24", "0.0.0.0/0"] {
             assert_eq!(BanTarget::exactly(text.parse().unwrap()), None, "{text}");
         }
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
@@ -184,6 +207,9 @@ mod tests {
         assert_eq!((subject.element(), subject.prefix_len()), (address("203.0.113.0"), 24));
         assert!(subject.covers(address("203.0.113.255")) && !subject.covers(address("203.0.114.0")));
         assert!(!subject.covers(address("::cb00:7101")));
+        for text in ["::/64", "::2/128", "::/48", "fe80::/64", "fe80::/128", "64:ff9b::/96", "64:ff9b::/128"] {
+            assert!(BanTarget::of_prefix(text.parse().unwrap()).is_err(), "{text} is never one source");
+        }
         let one = BanTarget::of(address("2001:db8::1"));
         assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));
     }

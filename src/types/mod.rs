@@ -11,6 +11,7 @@ pub mod printable;
 mod protocol;
 mod rate;
 mod rate_limit;
+pub mod shared64;
 mod timestamp;
 mod wording;
 

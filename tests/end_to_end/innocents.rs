@@ -225,3 +225,57 @@ fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, rea
     assert!(named.is_some(), "no line says {address} and {reason}: {lines:?}");
     assert!(!lines.iter().any(|line| line.contains("attackalert") || line.contains("Blocked")), "{lines:?}");
 }
+
+#[test]
+fn nat64_scanner_is_banned_by_address() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let _services = Services::open(&lab, &EIGHT);
+    let daemon = Daemon::start_configured(&lab, "expire = \"24h\"\nnat64 = [\"2001:db8:64::/96\"]\n", &[]);
+    let victim: IpAddr = lab.victim_v6("attacker").into();
+    let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+    for (prefix, scanner, innocent) in [
+        ("64:ff9b::/96", "64:ff9b::cb00:7109", "64:ff9b::c633:6403"),
+        ("2001:db8:64::/96", "2001:db8:64::cb00:7109", "2001:db8:64::c633:6403"),
+    ] {
+        // The attacker's link leads to the translator.
+        let hardware = lab.hardware_address("attacker", "uplink").map(|byte| format!("{byte:02x}")).join(":");
+        lab.victim_ip(&format!("route add {prefix} dev attacker"));
+        lab.victim_ip(&format!("neigh replace {innocent} lladdr {hardware} dev attacker nud permanent"));
+        lab.run("attacker", "ip", &["addr", "add", &format!("{innocent}/128"), "dev", "uplink", "nodad"]);
+        let mut wire = lab.wire("attacker");
+        CLOSED.iter().for_each(|port| wire.send(&raw::tcp(address(scanner), victim, *port, SYN)));
+        let banned = lab.expect_ban(address(scanner));
+        assert_eq!(banned.address, address(scanner), "one IPv4 host, not the /64 of all of them");
+        daemon.expect_line(&format!("Host {scanner} has been blocked"));
+        assert!(!lab.set_text("blocked6").contains(&innocent.to_string()));
+        let connects = lab.inside("attacker", || {
+            let flags = rustix::net::SocketFlags::CLOEXEC;
+            let socket = rustix::net::socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None).unwrap();
+            rustix::net::bind(&socket, &SocketAddr::new(address(innocent), 0)).unwrap();
+            rustix::net::connect(&socket, &SocketAddr::new(victim, EIGHT[0])).is_ok()
+        });
+        assert!(connects, "{innocent} is another host");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn unspecified_source_is_never_banned() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let victim: IpAddr = lab.victim_v6("attacker").into();
+    let mut wire = lab.wire("attacker");
+    lab.victim_ip("route add 64:ff9b::/96 dev attacker");
+    for source in ["::", "::2", "::ffff", "fe80::", "64:ff9b::"] {
+        let source: IpAddr = source.parse().unwrap();
+        CLOSED.iter().for_each(|port| wire.send(&raw::tcp(source, victim, *port, SYN)));
+    }
+    lab.provoke_ban("other");
+    for set in ["blocked6", "caught6"] {
+        let text = lab.set_text(set);
+        assert!(!text.contains("::"), "a ban of a shared /64 or of the unspecified address's: {text}");
+    }
+    let refused = lab.operate(&["block", "::/64"]);
+    assert!(refused.err.contains("unspecified"), "{refused:?}");
+    daemon.stop();
+}

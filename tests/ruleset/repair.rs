@@ -118,6 +118,7 @@ fn every_chain_of_a_variant_is_repaired() {
         window: Duration::from_secs(1_800),
         expiry: Expiry::Never,
         most_a_minute: 600,
+        nat64: [None; 8],
         named_interfaces: false,
     };
     let spec = RulesetSpec { trap: Some(trap), ..RulesetSpec::default() };

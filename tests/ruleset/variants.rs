@@ -29,6 +29,7 @@ const TRAP: Trap = Trap {
     window: Duration::from_secs(1_800),
     expiry: Expiry::After(Duration::from_secs(86_400)),
     most_a_minute: 600,
+    nat64: [None; 8],
     named_interfaces: false,
 };
 

@@ -75,6 +75,7 @@ fn nf_tables() {
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(3600)),
         most_a_minute: 100,
+        nat64: [None; 8],
         named_interfaces: false,
     };
     let spec = RulesetSpec { size: 65_536, action: nft::Action::Drop, log_drops: None, wide: true, trap: Some(trap) };

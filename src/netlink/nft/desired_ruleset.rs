@@ -100,14 +100,17 @@ mod tests {
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
         most_a_minute: 600,
+        nat64: [None; 8],
         named_interfaces: false,
     };
     const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
     const BOTH: Trap = Trap { udp: true, ..TRAP };
     const UDP: Trap = Trap { tcp: false, ..BOTH };
+    const TRANSLATED: Trap =
+        Trap { nat64: [Some(0x2001_0db8_0064_0000), None, None, None, None, None, None, None], ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 18] {
+    fn variants() -> [RulesetSpec; 19] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -124,6 +127,7 @@ mod tests {
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(BOTH), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(TRANSLATED), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(UDP), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },

@@ -8,7 +8,9 @@ use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
 use super::spec::{Action, RulesetSpec, Trap};
 use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_TOUCH};
+use super::trap_rules::LEFT_TO_DAEMON;
 use crate::netlink::message::{be_u32, be_u64};
+use crate::types::shared64::MAX_NAT64;
 use crate::types::{Expiry, Rate};
 
 /// What was chosen when the rules that `found` holds were made, if this program made them. If not, a table made by the result
@@ -49,7 +51,10 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     let by_interface = |(name, flat): &(String, Flat)| {
         name == "meta" && number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
     };
+    let mut nat64 = [None; MAX_NAT64];
+    nat64.iter_mut().zip(left_out(found)).for_each(|(slot, upper)| *slot = Some(upper));
     Some(Trap {
+        nat64,
         tcp: found.has_set(Set::Trapped),
         udp: found.has_set(Set::TrappedUdp),
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
@@ -58,6 +63,14 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
         most_a_minute: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1),
         named_interfaces: entry.first().is_some_and(by_interface),
     })
+}
+
+/// Upper halves of the IPv6 sources that the trap leaves to the daemon, but for those that it always does.
+fn left_out(found: &TableSnapshot) -> impl Iterator<Item = u64> {
+    let compared = found.rules(TRAP_TOUCH).iter().flatten().filter(|(name, _)| name == "cmp");
+    let values =
+        compared.filter_map(|(_, flat)| field(flat, &[sys::NFTA_CMP_DATA, sys::NFTA_DATA_VALUE])?.try_into().ok());
+    values.filter(|upper| *upper != [0; 8] && !LEFT_TO_DAEMON.contains(upper)).map(u64::from_be_bytes)
 }
 
 fn field<'a>(flat: &'a Flat, path: &[u16]) -> Option<&'a [u8]> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::types::Expiry;
 use crate::types::Rate;
+use crate::types::shared64::MAX_NAT64;
 
 /// What can be chosen about the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Trap {
     pub expiry: Expiry,
     /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks no source by itself.
     pub most_a_minute: u32,
+    /// Upper halves of the /64s of configured NAT64 translators, whose sources are left to the daemon.
+    pub nat64: [Option<u64>; MAX_NAT64],
     /// Whether only the interfaces count that the set of them holds.
     pub named_interfaces: bool,
 }

@@ -84,8 +84,12 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let rule = || Rule::new(TRAP_TOUCH);
     let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
     rules.extend(source_rules());
-    let link_local = rule().text("ip6 saddr fe80::/64").family(&V6).payload(NETWORK, V6.source_offset, 8);
-    rules.push(link_local.compare(CmpOp::Eq, [0xfe, 0x80, 0, 0, 0, 0, 0, 0]));
+    let configured = trap.nat64.iter().flatten().map(|upper| upper.to_be_bytes());
+    rules.extend(LEFT_TO_DAEMON.into_iter().chain(configured).map(|upper| {
+        let first = u128::from(u64::from_be_bytes(upper)) << 64;
+        let text = format!("ip6 saddr {}/64", std::net::Ipv6Addr::from_bits(first));
+        rule().text(text).family(&V6).payload(NETWORK, V6.source_offset, 8).compare(CmpOp::Eq, upper)
+    }));
     // Whatever the socket says of itself: that there is one is what counts.
     rules.extend([0, 1].map(|transparent| {
         let rule = rule().text(format_args!("socket transparent {transparent}")).raw("socket", |socket| {
@@ -190,6 +194,8 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
     returning(vec![ceiling]).chain(bans).collect()
 }
 
+/// The /64s that many hosts share, so that the kernel may ban none of them as a whole: link-local and NAT64.
+pub(super) const LEFT_TO_DAEMON: [[u8; 8]; 2] = [[0xfe, 0x80, 0, 0, 0, 0, 0, 0], [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0]];
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
 /// Offsets of the ports in the header of TCP and of UDP.
 const SOURCE: u32 = 0;
