@@ -55,6 +55,10 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
         names,
         ..Policy::default()
     };
+    // Without logind, the processes of logins are looked at.
+    if !Path::new("/run/systemd/sessions").is_dir() {
+        policy.read.push("/proc".into());
+    }
     if names {
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }

@@ -1,6 +1,7 @@
 //! Floods from sources that are none.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -252,4 +253,23 @@ fn innocents_are_spared(lab: &Lab, ways: &str, and: impl FnOnce(&[String], &[IpA
     }
     and(&innocents.map(|(innocent, _)| innocent.to_owned()), &strangers);
     daemon.stop();
+}
+
+#[test]
+fn utmp_record_of_a_user_protects_nothing() {
+    let lab = Lab::new(&["attacker"]);
+    let attacker = lab.v4("attacker");
+    // As libutempter writes it for any user who asks: with the user's process.
+    let mut process = std::process::Command::new("sleep").arg("600").uid(65_534).spawn().unwrap();
+    let mut record = session(&attacker.to_string());
+    record[4..8].copy_from_slice(&process.id().to_ne_bytes());
+    std::fs::write(lab.path("utmp"), record).unwrap();
+    let folder = lab.path("");
+    let with_utmp = r#"mount -t tmpfs tmpfs /run && cp "$1/utmp" /run/utmp && shift && exec "$@""#;
+    let wrapper = ["sh", "-c", with_utmp, "sh", folder.to_str().unwrap()];
+    let daemon = Daemon::start_under(&lab, &wrapper, &["--expire", "24h"]);
+    assert_eq!(lab.provoke_ban("attacker"), IpAddr::from(attacker));
+    daemon.stop();
+    process.kill().unwrap();
+    process.wait().unwrap();
 }

@@ -1,4 +1,6 @@
-//! The remote addresses of logged-in sessions, from utmp and from the files of systemd-logind, as far as each exists.
+//! The remote addresses of logged-in sessions, from the files of systemd-logind, or where there is no logind from utmp.
+//! Only root's programs tell logind of a session; utmp also has records that users make by setgid helpers, so of these only
+//! the ones of root's processes count. A user has a bounded number of addresses either way.
 //! Asks no name server: a session that is only known by its host's name has no address here. Whether the addresses are
 //! protected is for [`crate::engine`].
 //!
@@ -7,6 +9,7 @@
 
 mod utmp;
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -14,6 +17,9 @@ use super::file_watch::{Files, address, beginning, in_order, lines, listing};
 
 /// Sessions from outside at one time, by address. Every one of them becomes a protected address, so the list has an end.
 pub const MAX_SESSIONS: usize = 256;
+
+/// Addresses of one user, so that one user's many sessions leave room for others.
+const MAX_SESSIONS_OF_USER: usize = 16;
 
 /// Some 5,000 logins.
 const MAX_UTMP: u64 = 2 << 20;
@@ -42,13 +48,22 @@ impl Default for SessionFiles {
 
 impl SessionFiles {
     /// The addresses, sorted, each once, at most [`MAX_SESSIONS`]. Never loopback. What is missing or cannot be read gives
-    /// none: most hosts have one of the two sources. A process that dies without a word leaves its utmp record behind,
-    /// so read them now and then also where no file changed.
+    /// none. A process that dies without a word leaves its utmp record behind, so read them now and then also where no file
+    /// changed.
     #[must_use]
     pub fn read(&self) -> Vec<IpAddr> {
-        let logind = self.sessions().into_iter().filter_map(|path| remote(&beginning(&path, MAX_FILE)));
-        let utmp = self.utmp.iter().flat_map(|path| utmp::sessions(&beginning(path, MAX_UTMP)));
-        in_order(logind.chain(utmp), MAX_SESSIONS)
+        let logins: Vec<RemoteLogin> = if self.logind.is_dir() {
+            self.sessions().into_iter().filter_map(|path| remote(&beginning(&path, MAX_FILE))).collect()
+        } else {
+            self.utmp.iter().flat_map(|path| utmp::sessions(&beginning(path, MAX_UTMP))).collect()
+        };
+        let mut by_user: HashMap<String, HashSet<IpAddr>> = HashMap::new();
+        let admitted = logins.into_iter().filter_map(|RemoteLogin { user, address }| {
+            let known = by_user.entry(user).or_default();
+            let has_room = known.len() < MAX_SESSIONS_OF_USER;
+            (known.contains(&address) || has_room && known.insert(address)).then_some(address)
+        });
+        in_order(admitted, MAX_SESSIONS)
     }
 
     fn sessions(&self) -> Vec<PathBuf> {
@@ -63,18 +78,27 @@ impl Files for SessionFiles {
     }
 }
 
-/// The address behind a session of logind, unless it is local, or over and only waiting for its last processes.
-fn remote(text: &[u8]) -> Option<IpAddr> {
-    let (mut host, mut remote, mut over) = (None, false, false);
+/// A login session from another host.
+#[derive(Debug, PartialEq, Eq)]
+struct RemoteLogin {
+    user: String,
+    address: IpAddr,
+}
+
+/// A session of logind, unless it is local, or over and only waiting for its last processes.
+fn remote(text: &[u8]) -> Option<RemoteLogin> {
+    let (mut host, mut remote, mut over, mut user) = (None, false, false, "");
     for (key, value) in lines(text).filter_map(|line| line.split_once('=')) {
         match key {
+            "UID" => user = value,
             "REMOTE" => remote = value == "1",
             "REMOTE_HOST" => host = address(value.trim_matches('"')),
             "STATE" => over = value == "closing",
             _ => {}
         }
     }
-    host.filter(|_| remote && !over)
+    let address = host.filter(|_| remote && !over)?;
+    Some(RemoteLogin { user: user.to_owned(), address })
 }
 
 /// Any bytes as a list of who is logged in. For the fuzzer.
@@ -142,17 +166,37 @@ mod tests {
     }
 
     #[test]
-    fn both_sources_count_once_and_the_list_has_an_end() {
+    fn logind_is_trusted_before_utmp() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let own = i32::try_from(std::process::id()).unwrap();
         let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
         fs::write(&files.utmp[0], [record("203.0.113.9"), record("203.0.113.8")].concat()).unwrap();
         fs::write(files.logind.join("1"), session("203.0.113.9", "active")).unwrap();
-        assert_eq!(texts(&files.read()), ["203.0.113.8", "203.0.113.9"]);
-        let many: Vec<u8> = (0..1_000).flat_map(|n| record(&format!("10.0.{}.{}", n / 256, n % 256))).collect();
-        fs::write(&files.utmp[0], many).unwrap();
-        assert_eq!(files.read().len(), MAX_SESSIONS);
+        assert_eq!(texts(&files.read()), ["203.0.113.9"]);
+        fs::remove_dir_all(&files.logind).unwrap();
+        assert_eq!(texts(&files.read()), ["203.0.113.8", "203.0.113.9"], "no logind here");
+    }
+
+    #[test]
+    fn one_user_has_few_addresses() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = in_folder(folder.path());
+        let own = i32::try_from(std::process::id()).unwrap();
+        let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, own, host, [0; 16]);
+        fs::remove_dir_all(&files.logind).unwrap();
+        let many = || (0..1_000).flat_map(|n| record(&format!("10.0.{}.{}", n / 256, n % 256)));
+        let mut other = record("203.0.113.9");
+        other[44..48].copy_from_slice(b"anne");
+        fs::write(&files.utmp[0], many().chain(other).collect::<Vec<u8>>()).unwrap();
+        let found = files.read();
+        assert_eq!(found.len(), MAX_SESSIONS_OF_USER + 1);
+        assert!(texts(&found).contains(&"203.0.113.9".to_owned()), "another user has room");
+        fs::create_dir(&files.logind).unwrap();
+        for n in 0..100 {
+            fs::write(files.logind.join(n.to_string()), session(&format!("10.0.0.{n}"), "active")).unwrap();
+        }
+        assert_eq!(files.read().len(), MAX_SESSIONS_OF_USER);
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! Bytes of utmp to the addresses of sessions whose process lives. Total: what is no whole record is passed over.
+//! Bytes of utmp to the addresses of sessions whose process is root's, as that of a login program is. Records of other
+//! processes say nothing: any local user adds some with setgid helpers such as libutempter's. Total: what is no whole record is
+//! passed over.
 //!
-//! Read with: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, host (256 bytes) at
-//! 76, address (16 bytes, in network order) near its end.
+//! Read with: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, user (32 bytes) at
+//! 44, host (256 bytes) at 76, address (16 bytes, in network order) near its end.
 
 use std::net::IpAddr;
+use std::path::Path;
 
-use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
-
-use crate::host::file_watch::{address, foreign};
+use super::RemoteLogin;
+use crate::host::file_watch::{address, beginning, foreign, lines};
 
 /// Length of a record, and where the address stands in it. glibc keeps session and time at 32 bits where programs of 32
 /// bits may share the file, and has them at 64 bits elsewhere.
@@ -25,31 +26,35 @@ const SHORT: Layout = Layout { length: 384, address: 348 };
 const LONG: Layout = Layout { length: 400, address: 360 };
 
 const PROCESS: usize = 4;
+const USER: usize = 44;
+const USER_LENGTH: usize = 32;
 const HOST: usize = 76;
 const HOST_LENGTH: usize = 256;
 
 /// ut_type of a session.
 pub(super) const USER_PROCESS: i16 = 7;
 
-/// The addresses from which somebody is logged in.
-pub(super) fn sessions(file: &[u8]) -> Vec<IpAddr> {
-    read(file, RECORD, lives)
+/// The logins from other hosts whose process is root's.
+pub(super) fn sessions(file: &[u8]) -> Vec<RemoteLogin> {
+    read(file, RECORD, is_roots)
 }
 
-fn read(file: &[u8], layout: Layout, lives: impl Fn(i32) -> bool) -> Vec<IpAddr> {
-    file.chunks_exact(layout.length).filter_map(|record| session(record, layout, &lives)).collect()
+fn read(file: &[u8], layout: Layout, is_roots: impl Fn(i32) -> bool) -> Vec<RemoteLogin> {
+    file.chunks_exact(layout.length).filter_map(|record| session(record, layout, &is_roots)).collect()
 }
 
-fn session(record: &[u8], layout: Layout, lives: impl Fn(i32) -> bool) -> Option<IpAddr> {
+fn session(record: &[u8], layout: Layout, is_roots: impl Fn(i32) -> bool) -> Option<RemoteLogin> {
     if i16::from_ne_bytes(*record.first_chunk()?) != USER_PROCESS {
         return None;
     }
     let process = i32::from_ne_bytes(*record.get(PROCESS..)?.first_chunk()?);
+    let user = record.get(USER..)?.get(..USER_LENGTH)?;
+    let user = String::from_utf8_lossy(user.split(|byte| *byte == 0).next()?).into_owned();
     let host = record.get(HOST..)?.get(..HOST_LENGTH)?;
     let binary = record.get(layout.address..)?.first_chunk::<16>()?;
     // The text first: it cannot be mistaken, while an IPv6 address that ends in zeros looks like an IPv4 one.
     let address = host_address(host).or_else(|| binary_address(*binary))?;
-    lives(process).then_some(address)
+    is_roots(process).then_some(RemoteLogin { user, address })
 }
 
 /// The address in ut_host, which ends at its first zero byte, or nowhere. mosh writes "ADDRESS via mosh [PID]", screen
@@ -66,15 +71,21 @@ fn binary_address(bytes: [u8; 16]) -> Option<IpAddr> {
     foreign(if rest == [0; 12] { IpAddr::from([a, b, c, d]) } else { IpAddr::from(bytes) })
 }
 
-/// False where there is surely no such process; a record outlives a session whose process was killed. Asked by a signal
-/// that is none, because /proc may hide the processes of others.
-fn lives(process: i32) -> bool {
-    // Below 1 it would be a whole group that is asked for.
-    process > 0 && Pid::from_raw(process).is_some_and(|process| test_kill_process(process) != Err(Errno::SRCH))
+/// True where there is such a process, and all four of its user numbers are root's: a program with the setuid bit that a user
+/// runs keeps the user's as its real one. A record outlives a session whose process was killed.
+fn is_roots(process: i32) -> bool {
+    let status = beginning(Path::new(&format!("/proc/{process}/status")), MAX_STATUS);
+    let users = lines(&status).find_map(|line| line.strip_prefix("Uid:"));
+    process > 0 && users.is_some_and(|users| users.split_whitespace().eq(["0"; 4]))
 }
+
+/// More than the kernel writes.
+const MAX_STATUS: u64 = 16 << 10;
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::os::unix::process::CommandExt;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -95,7 +106,7 @@ pub(super) mod tests {
         let found =
             [SHORT, LONG].map(|layout| read(&record(layout, USER_PROCESS, 812, host, address), layout, |_| true));
         assert_eq!(found[0], found[1]);
-        found[0].first().map(IpAddr::to_string)
+        found[0].first().map(|login| login.address.to_string())
     }
 
     fn v4(octets: [u8; 4]) -> [u8; 16] {
@@ -140,7 +151,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_sessions_whose_process_lives_count() {
+    fn only_logins_of_roots_processes_count() {
         let of = |kind, process| sessions(&record(RECORD, kind, process, "203.0.113.9", [0; 16])).len();
         let own = i32::try_from(std::process::id()).unwrap();
         assert_eq!(of(USER_PROCESS, own), 1);
@@ -148,6 +159,10 @@ pub(super) mod tests {
         for kind in (i16::MIN..=i16::MAX).step_by(1_013).chain(0..=9).filter(|kind| *kind != USER_PROCESS) {
             assert_eq!(of(kind, own), 0, "{kind}");
         }
+        let mut other = std::process::Command::new("sleep").arg("60").uid(65_534).spawn().unwrap();
+        assert_eq!(of(USER_PROCESS, i32::try_from(other.id()).unwrap()), 0, "a process of another user");
+        other.kill().unwrap();
+        other.wait().unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let dead = i32::try_from(child.id()).unwrap();
         child.wait().unwrap();
