@@ -15,6 +15,8 @@ pub enum Protection {
     Loopback,
     /// A gateway of one of this host's routes: without it there is no network.
     Gateway,
+    /// The outer address of the far end of a tunnel of this host.
+    TunnelPeer,
     /// A name server that this host asks.
     Resolver,
     /// The DHCP server that gave this host an address.
@@ -33,6 +35,7 @@ impl fmt::Display for Protection {
             Self::OwnAddress => "an address of this host",
             Self::Loopback => "a loopback address",
             Self::Gateway => "a gateway of this host",
+            Self::TunnelPeer => "the far end of a tunnel of this host",
             Self::Resolver => "a resolver of this host",
             Self::DhcpServer => "a DHCP server of this host",
             Self::Session => "where somebody is logged in from",

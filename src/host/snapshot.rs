@@ -39,6 +39,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     };
     protect(&mut facts.addresses.iter().map(|(_, address)| address.addr()), Protection::OwnAddress);
     protect(&mut facts.gateways.iter().copied(), Protection::Gateway);
+    protect(&mut facts.tunnel_peers.iter().copied(), Protection::TunnelPeer);
     protect(&mut facts.resolvers.iter().copied(), Protection::Resolver);
     protect(&mut LeaseFiles::default().read().into_iter(), Protection::DhcpServer);
     protect(&mut SessionFiles::default().read().into_iter(), Protection::Session);

@@ -227,6 +227,19 @@ fn assert_protected(lab: &Lab, daemon: &Daemon, host: &str, address: IpAddr, rea
 }
 
 #[test]
+fn tunnel_peer_is_never_blocked() {
+    let lab = Lab::new(&["gateway", "attacker"]);
+    let peer = lab.v4("gateway");
+    lab.victim_ip(&format!("link add vpn type vxlan id 7 remote {peer} dstport 4789 dev gateway"));
+    lab.victim_ip("addr add 10.200.0.1/24 dev vpn");
+    lab.victim_ip("link set vpn up");
+    lab.victim_ip("route add default via 10.200.0.2 dev vpn");
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert_protected(&lab, &daemon, "gateway", peer.into(), "the far end of a tunnel");
+    daemon.stop();
+}
+
+#[test]
 fn nat64_scanner_is_banned_by_address() {
     let lab = Lab::new(&["attacker", "other"]);
     let _services = Services::open(&lab, &EIGHT);

@@ -245,3 +245,45 @@ fn lost_notifications_count_as_a_change() {
         timeout(Duration::from_secs(60), watcher.changed()).await.unwrap().unwrap();
     });
 }
+
+#[test]
+fn tunnel_peers_are_found_on_links() {
+    let net = network();
+    for line in [
+        "link add vx type vxlan id 7 remote 198.51.100.1 dstport 4789 dev out",
+        "link add vx6 type vxlan id 8 remote 2001:db8:9::1 dstport 4789 dev out",
+        "link add down type vxlan id 9 remote 198.51.100.9 dstport 4789 dev out",
+        "link add many type vxlan id 10 group 239.1.1.1 dstport 4789 dev out",
+    ] {
+        net.ip(line);
+    }
+    ["vx", "vx6", "many"].iter().for_each(|name| net.ip(&format!("link set {name} up")));
+    // Not every kernel has these.
+    let mut expected = vec!["198.51.100.1", "2001:db8:9::1"];
+    for (kind, name, peer) in
+        [("gre", "g4", "198.51.100.2"), ("ipip", "i4", "198.51.100.3"), ("sit", "s4", "198.51.100.4")]
+    {
+        let add = ["link", "add", name, "type", kind, "local", "192.0.2.1", "remote", peer];
+        if net.command("ip").args(add).status().unwrap().success() {
+            net.ip(&format!("link set {name} up"));
+            expected.push(peer);
+        }
+    }
+    let mut found: Vec<String> = net.inside_async(read).tunnel_peers.iter().map(IpAddr::to_string).collect();
+    found.sort();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn advertised_routers_of_low_preference_are_no_gateways() {
+    let net = network();
+    net.ip_batch(
+        "route add default via fe80::254 dev out proto ra metric 1024 pref medium\n\
+         route add default via fe80::bad dev out proto ra metric 1025 pref low\n\
+         route add default via fe80::7 dev out proto static metric 2000 pref low\n",
+    );
+    assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::254"], "a static route is the administrator's");
+    net.ip("-6 route del default via fe80::254 dev out proto ra metric 1024");
+    assert_eq!(gateways(&net.inside_async(read)), ["fe80::7", "fe80::bad"], "now it is the one in use");
+}

@@ -13,7 +13,9 @@ use ipnet::IpNet;
 use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RoutePreference, RouteProtocol, RouteType, RouteVia,
+};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -22,6 +24,7 @@ use crate::host::resolv_conf::ResolverFiles;
 mod error;
 mod next_hops;
 mod reverse_path;
+mod tunnels;
 mod watch;
 
 pub use error::HostError;
@@ -40,12 +43,18 @@ pub struct HostFacts {
     pub local: Vec<IpNet>,
     /// The kernel's IPv4 routes as its reverse-path filter reads them. Empty where no interface has a strict one.
     pub reverse_routes: Vec<ReverseRoute>,
-    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included.
+    /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
+    /// default routes that routers advertise, those of the highest preference: anybody on the link can advertise one that is
+    /// never used.
     pub gateways: Vec<IpAddr>,
+    /// Outer addresses of the far ends of tunnels that are up.
+    pub tunnel_peers: Vec<IpAddr>,
     /// Name servers, those behind a local stub included.
     pub resolvers: Vec<IpAddr>,
     /// Every interface.
     pub interfaces: Vec<Interface>,
+    /// Routers that advertised a default route, with its preference; empty once the facts are in order.
+    advertised: Vec<(i8, IpAddr)>,
 }
 
 /// A network interface.
@@ -129,7 +138,10 @@ impl HostFacts {
 
     fn add(&mut self, message: RouteNetlinkMessage) {
         match message {
-            RouteNetlinkMessage::NewLink(link) => self.interfaces.push(interface(&link)),
+            RouteNetlinkMessage::NewLink(link) => {
+                self.tunnel_peers.extend(tunnels::peer(&link));
+                self.interfaces.push(interface(&link));
+            }
             RouteNetlinkMessage::NewAddress(address) => self.addresses.extend(own_address(&address)),
             RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local => {
                 self.local.extend(reverse_path::destination(&route).filter(|network| network.prefix_len() > 0));
@@ -138,7 +150,14 @@ impl HostFacts {
                 if self.interfaces.iter().any(|interface| interface.strict) {
                     self.reverse_routes.extend(ReverseRoute::new(&route));
                 }
-                route_gateways(&route.attributes, &mut self.gateways);
+                match advertised_preference(&route) {
+                    Some(preference) => {
+                        let mut routers = Vec::new();
+                        route_gateways(&route.attributes, &mut routers);
+                        self.advertised.extend(routers.into_iter().map(|router| (preference, router)));
+                    }
+                    None => route_gateways(&route.attributes, &mut self.gateways),
+                }
             }
             // Which table answers is then for rules to say that this program does not follow.
             RouteNetlinkMessage::NewRule(rule) if !reverse_path::is_usual(&rule) => {
@@ -149,6 +168,12 @@ impl HostFacts {
     }
 
     fn in_order(mut self) -> Self {
+        let advertised = std::mem::take(&mut self.advertised);
+        let best = advertised.iter().map(|(preference, _)| *preference).max();
+        let in_use = advertised.into_iter().filter(|(preference, _)| Some(*preference) == best);
+        self.gateways.extend(in_use.map(|(_, router)| router));
+        self.tunnel_peers.sort_unstable();
+        self.tunnel_peers.dedup();
         self.addresses.sort_unstable();
         self.addresses.dedup();
         self.local.sort_unstable();
@@ -229,6 +254,22 @@ fn own_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
         IpNet::from(own)
     };
     Some((message.header.index, net))
+}
+
+/// The preference of a default route that a router advertised (RFC 4191); `None` for any other route.
+fn advertised_preference(route: &RouteMessage) -> Option<i8> {
+    if route.header.protocol != RouteProtocol::Ra || route.header.destination_prefix_length > 0 {
+        return None;
+    }
+    let preference = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Preference(preference) => Some(*preference),
+        _ => None,
+    });
+    Some(match preference {
+        Some(RoutePreference::High) => 1,
+        Some(RoutePreference::Low) => -1,
+        _ => 0,
+    })
 }
 
 /// Collects the gateways of a route or of one path of it.

@@ -1,0 +1,52 @@
+//! The far ends of tunnels, from the settings of their links: a ban of one cuts off everything that the tunnel carries.
+//!
+//! The kernel's links name the peer of VXLAN, Geneve, GRE, IPIP, SIT and VTI. Peers of WireGuard and of IPsec policies are
+//! known to generic netlink and XFRM alone, which the daemon does not open.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::link::{
+    InfoData, InfoGeneve, InfoGre, InfoGre6, InfoIpTunnel, InfoVti, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+
+/// The outer address of the other end, where the tunnel is up and has one that is unicast.
+pub(super) fn peer(link: &LinkMessage) -> Option<IpAddr> {
+    if !link.header.flags.contains(LinkFlags::Up) {
+        return None;
+    }
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let data = infos?.iter().find_map(|info| if let LinkInfo::Data(data) = info { Some(data) } else { None });
+    outer(data?).filter(|peer| !peer.is_unspecified() && !peer.is_multicast() && !peer.is_loopback())
+}
+
+fn outer(data: &InfoData) -> Option<IpAddr> {
+    match data {
+        InfoData::Vxlan(infos) => infos.iter().find_map(|info| match info {
+            InfoVxlan::Group(peer) => Some((*peer).into()),
+            InfoVxlan::Group6(peer) => Some((*peer).into()),
+            _ => None,
+        }),
+        InfoData::GreTap(infos) | InfoData::GreTun(infos) | InfoData::ErSpan(infos) => {
+            infos.iter().find_map(|info| if let InfoGre::Remote(peer) = info { Some((*peer).into()) } else { None })
+        }
+        InfoData::GreTap6(infos) | InfoData::GreTun6(infos) | InfoData::Ip6ErSpan(infos) => {
+            infos.iter().find_map(|info| if let InfoGre6::Remote(peer) = info { Some((*peer).into()) } else { None })
+        }
+        InfoData::IpTunnel(infos) => {
+            infos.iter().find_map(|info| if let InfoIpTunnel::Remote(peer) = info { Some(*peer) } else { None })
+        }
+        InfoData::Vti(infos) => {
+            infos.iter().find_map(|info| if let InfoVti::Remote(peer) = info { Some(*peer) } else { None })
+        }
+        InfoData::Geneve(infos) => infos.iter().find_map(|info| match info {
+            InfoGeneve::Remote(peer) => Some((*peer).into()),
+            InfoGeneve::Remote6(peer) => Some((*peer).into()),
+            _ => None,
+        }),
+        _ => None,
+    }
+}
