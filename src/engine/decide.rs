@@ -16,6 +16,10 @@ use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 const SWEPT_HOSTS: u8 = 16;
 const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 
+/// So many pairs of an own address and a closed port, beyond the address that was probed first, are a scan, however few the
+/// ports. A crawler asks one port at a few addresses.
+const SWEPT_PAIRS: u8 = 16;
+
 impl Engine {
     /// Judges a packet of a source without a ban; `known` is the source's key in [`Track::Block`].
     pub(super) fn judge(
@@ -111,6 +115,22 @@ impl Engine {
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
                 return self.condemn(now, track, ban, host);
             }
+            if !apart
+                && matches!(sighting.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
+                && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
+                && let Some(first) = self.swept_pairs(now, key.key, &sighting)
+            {
+                let source = SocketAddr::new(sighting.source, sighting.source_port);
+                let destination = SocketAddr::new(sighting.destination, sighting.port);
+                if lookup.in_use(sighting.protocol, source, destination, sighting.interface) {
+                    return Verdict::Ignored(IgnoreReason::Open);
+                }
+                let items = self.sources.evidence(counted.slot);
+                let ports =
+                    Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
+                self.sources.forget(held);
+                return self.condemn(now, track, self.ban(probe, ports, first), host);
+            }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
                 && self.notices.len() < self.notices.capacity()
@@ -133,6 +153,21 @@ impl Engine {
         let counted = self.sources.observe(key, host, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
         if counted.distinct < SWEPT_HOSTS {
+            return None;
+        }
+        self.sources.forget(key);
+        Some(counted.first)
+    }
+
+    /// Counts one more pair of address and port that the source probed. At [`SWEPT_PAIRS`] it is a scan: returns when its first
+    /// pair was probed.
+    fn swept_pairs(&mut self, now: Timestamp, key: Key, sighting: &Observation) -> Option<Tick> {
+        let pair = fold(sighting.destination).wrapping_mul(31) ^ sighting.port;
+        let pair = Evidence::new(now.tick(), sighting.protocol, pair, sighting.class);
+        let key = key.over_hosts().under(self.secret);
+        let counted = self.sources.observe(key, pair, now.tick());
+        self.counters.evicted += u64::from(counted.evicted);
+        if counted.distinct < SWEPT_PAIRS {
             return None;
         }
         self.sources.forget(key);

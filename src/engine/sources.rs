@@ -107,7 +107,9 @@ struct SourceEntry {
     last: Tick,
     probes: u32,
     /// Distinct ports as of the last probe: the number of valid elements of `evidence`; the others are stale.
-    distinct: u32,
+    distinct: u16,
+    /// The address that was probed first, folded; 0: none was noted yet.
+    home: u16,
     evidence: [Evidence; EVIDENCE],
 }
 
@@ -118,6 +120,7 @@ impl Row for SourceEntry {
         last: Tick(0),
         probes: 0,
         distinct: 0,
+        home: 0,
         evidence: [Evidence(0); EVIDENCE],
     };
 
@@ -126,7 +129,7 @@ impl Row for SourceEntry {
     }
 
     fn give(&mut self, key: Key) {
-        (self.key, self.probes, self.distinct) = (key, 0, 0);
+        (self.key, self.probes, self.distinct, self.home) = (key, 0, 0, 0);
     }
 }
 
@@ -218,7 +221,7 @@ impl SourceTable {
             return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
         };
         if source.probes == 0 || silent(source) {
-            (source.first, source.probes, source.distinct) = (now, 0, 0);
+            (source.first, source.probes, source.distinct, source.home) = (now, 0, 0, 0);
         }
         source.last = now;
         source.probes = source.probes.saturating_add(1);
@@ -261,6 +264,15 @@ impl SourceTable {
     /// Removes all evidence against `key`.
     pub(super) fn forget(&mut self, key: Hashed) {
         self.sources.remove(key);
+    }
+
+    /// True where the source in `slot` has probed another address before this one, both folded.
+    pub(super) fn is_elsewhere(&mut self, slot: usize, address: u16) -> bool {
+        let Some(source) = self.sources.get_mut(slot) else { return false };
+        if source.home == 0 {
+            source.home = address.max(1);
+        }
+        source.home != address.max(1)
     }
 
     /// Updates `tally` after some evidence was removed.

@@ -292,3 +292,21 @@ fn unspecified_source_is_never_banned() {
     assert!(refused.err.contains("unspecified"), "{refused:?}");
     daemon.stop();
 }
+
+#[test]
+fn two_ports_at_many_addresses_are_scan() {
+    let lab = Lab::new(&["attacker", "crawler"]);
+    let own: Vec<Ipv4Addr> = (0..24).map(|n| Ipv4Addr::new(10, 99, 0, 1 + n)).collect();
+    own.iter().for_each(|address| lab.victim_ip(&format!("addr add {address}/32 dev lo")));
+    for host in ["attacker", "crawler"] {
+        lab.run(host, "ip", &["route", "add", "10.99.0.0/24", "via", &lab.victim_v4(host).to_string()]);
+    }
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let crawler = lab.v4("crawler").into();
+    own.iter().take(3).for_each(|address| lab.touch("crawler", crawler, (*address).into(), &[443]));
+    let attacker = lab.v4("attacker").into();
+    own.iter().for_each(|address| lab.touch("attacker", attacker, (*address).into(), &[23, 79]));
+    lab.expect_ban(attacker);
+    assert_eq!(lab.banned(), [attacker], "one port at three addresses is no scan");
+    daemon.stop();
+}

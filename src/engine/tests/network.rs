@@ -76,6 +76,23 @@ fn three_ports_of_one_host_are_a_scan_and_three_ports_of_three_hosts_are_none() 
 }
 
 #[test]
+fn pairs_beyond_first_address_have_their_threshold() {
+    let own = || Local::Addresses((1..=254).map(v4).collect());
+    let sweep = |hosts: u8, ports: &[u16]| -> Vec<Packet> {
+        (1..=hosts).flat_map(|host| ports.iter().map(move |port| syn(v4(host), *port))).collect()
+    };
+    assert!(is_block(&judge(own(), sweep(17, &[22]))), "one port at sixteen addresses beyond the first");
+    assert!(!is_block(&judge(own(), sweep(16, &[22]))));
+    assert!(is_block(&judge(own(), sweep(9, &[22, 23]))), "two ports at eight addresses beyond the first");
+    assert!(!is_block(&judge(own(), sweep(8, &[22, 23]))));
+    assert!(!is_block(&judge(own(), sweep(3, &[443]))), "a crawler");
+    let again = (0..100).map(|_| syn(v4(1), 443));
+    assert!(!is_block(&judge(own(), again)), "one pair again and again");
+    let few = (0..100).map(|n| syn(v4(n % 8 + 1), 443));
+    assert!(!is_block(&judge(own(), few)), "the same few pairs again and again");
+}
+
+#[test]
 fn a_host_between_others_is_counted_by_itself() {
     let mixed = [(1, 21), (2, 21), (3, 21), (1, 22), (2, 22), (1, 21), (1, 23)].map(|(host, port)| syn(v4(host), port));
     let Verdict::Block(ban) = judge(Local::Any, mixed) else { panic!("three ports of host 1") };
