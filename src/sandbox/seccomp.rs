@@ -69,8 +69,24 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
     };
     let one = |condition: Result<SeccompCondition, BackendError>| SeccompRule::new(vec![condition?]);
     let number = |value: i32| u64::try_from(value).unwrap_or_default();
+    let set_bit = |index: u8, bit: u64| one(is(index, SeccompCmpOp::MaskedEq(bit), bit));
+    let another = |index: u8| one(is(index, SeccompCmpOp::Ne, 0));
+    let netlink = [is(0, SeccompCmpOp::Eq, number(libc::AF_NETLINK))];
+    let netlink = netlink.into_iter().chain(NETLINK.map(|kind| is(2, SeccompCmpOp::Ne, number(kind))));
+    let netlink = SeccompRule::new(netlink.collect::<Result<Vec<_>, _>>()?)?;
     let mut rules = Rules::from([
-        (libc::SYS_socket, vec![none_of(0, &FAMILIES.map(number))?]),
+        (libc::SYS_socket, vec![none_of(0, &FAMILIES.map(number))?, netlink]),
+        // Limits and scheduling of other processes of the same user. libc names the own thread when it asks for SCHED_RR.
+        (libc::SYS_prlimit64, vec![another(0)?]),
+        (libc::SYS_sched_setparam, vec![another(0)?]),
+        (libc::SYS_sched_setattr, vec![another(0)?]),
+        (libc::SYS_sched_setscheduler, vec![none_of(1, &[number(libc::SCHED_RR)])?]),
+        // A file for another user's rights, and by its path, where Landlock has no say, any mode but that of the socket.
+        (libc::SYS_fchmod, vec![set_bit(1, 0o4000)?, set_bit(1, 0o2000)?]),
+        (libc::SYS_fchmodat, vec![none_of(2, &[SOCKET_MODE])?]),
+        (libc::SYS_fchmodat2, vec![none_of(2, &[SOCKET_MODE])?]),
+        // Landlock has no say in times either.
+        (libc::SYS_utimensat, Vec::new()),
         (libc::SYS_ioctl, vec![none_of(1, &REQUESTS)?]),
         (libc::SYS_prctl, vec![none_of(0, &PRCTL.map(number))?]),
         // Only asking whether a process lives.
@@ -80,6 +96,12 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
         // A thread, and no process.
         (libc::SYS_clone, vec![one(is(0, SeccompCmpOp::MaskedEq(number(libc::CLONE_THREAD)), 0))?]),
     ]);
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_chmod, vec![none_of(1, &[SOCKET_MODE])?]);
+    if policy.write.is_empty() {
+        // Only a hosts.deny that is replaced keeps its attributes.
+        rules.insert(libc::SYS_fsetxattr, Vec::new());
+    }
     if !policy.names {
         // Libraries are loaded for names alone. No others' code can be brought in without it.
         let code = SeccompCmpOp::MaskedEq(number(libc::PROT_EXEC));
@@ -92,6 +114,12 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
 
 /// The log and the control socket; blocking and the host; packets; decoys, figures, and the names that a reload may ask for.
 const FAMILIES: [i32; 5] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_INET, libc::AF_INET6];
+
+/// Routes, links and addresses; sockets; nftables.
+const NETLINK: [i32; 3] = [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_NETFILTER];
+
+/// The mode of the control socket, which is made after the filter.
+const SOCKET_MODE: u64 = 0o660;
 
 /// What is asked of devices: blocking or not, what waits, whether it is a terminal; interfaces' names, numbers, link
 /// layers, sizes, flags, abilities and times (libpcap); the time of a packet.
@@ -362,6 +390,47 @@ mod tests {
                 assert!(!program.is_empty());
             }
         }
+    }
+
+    #[test]
+    fn harmful_arguments_are_refused() {
+        use std::fs::{Permissions, set_permissions};
+        use std::os::unix::fs::PermissionsExt;
+
+        use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+        use rustix::process::{Pid, Resource, Rlimit, getppid, prlimit};
+
+        // A filter holds for one thread.
+        let tried = std::thread::spawn(|| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let rules = harmful(&Policy::default()).unwrap();
+            let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+            let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+            let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let program: BpfProgram = filter.try_into().unwrap();
+            apply_filter(&program).unwrap();
+            let netlink = |number: i32| {
+                let protocol = u32::try_from(number).ok().and_then(std::num::NonZeroU32::new).map(Protocol::from_raw);
+                socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol).is_ok()
+            };
+            for kind in NETLINK {
+                assert!(netlink(kind), "{kind}");
+            }
+            for kind in [libc::NETLINK_XFRM, libc::NETLINK_AUDIT, libc::NETLINK_GENERIC, libc::NETLINK_KOBJECT_UEVENT] {
+                assert!(!netlink(kind), "{kind}");
+            }
+            let limit = || Rlimit { current: Some(64), maximum: Some(64) };
+            let parent = getppid().unwrap_or(Pid::INIT);
+            assert!(prlimit(Some(parent), Resource::Nofile, limit()).is_err(), "of another process");
+            assert!(prlimit(None, Resource::Core, Rlimit { current: Some(0), maximum: None }).is_ok());
+            let path = |mode| set_permissions(file.path(), Permissions::from_mode(mode)).is_ok();
+            assert!(path(0o660) && !path(0o666) && !path(0o4755));
+            let open = |mode| file.as_file().set_permissions(Permissions::from_mode(mode)).is_ok();
+            assert!(open(0o644) && !open(0o4755) && !open(0o2755));
+            assert!(file.as_file().set_modified(std::time::SystemTime::UNIX_EPOCH).is_err(), "times");
+        });
+        tried.join().unwrap();
     }
 
     #[test]
