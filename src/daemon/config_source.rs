@@ -85,7 +85,7 @@ impl ConfigSource {
         sensor.send_all(commands);
         let ruleset = RulesetSpec::from_config(&config);
         if ruleset != RulesetSpec::from_config(&self.config) {
-            sensor.send(SensorCommand::Ruleset(ruleset));
+            sensor.send(SensorCommand::Ruleset(Box::new(ruleset)));
         }
         self.config = config;
         let [changed, needs_restart] =

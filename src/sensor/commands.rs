@@ -56,7 +56,7 @@ pub enum SensorCommand {
     /// Replaces the settings of the engine; its tables stay.
     Settings(Box<Settings>),
     /// Replaces the rules of the table; its sets stay.
-    Ruleset(RulesetSpec),
+    Ruleset(Box<RulesetSpec>),
     /// Suspends blocking: scans are only logged, and the bans in force stay.
     StartTrial,
     /// Blocks again, with these settings.
@@ -142,7 +142,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::ResetTrap => controller.reset_trap(now),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),
-        SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, spec),
+        SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, *spec),
         SensorCommand::StartTrial => controller.start_trial(),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
         SensorCommand::LogOnly => controller.log_only(),

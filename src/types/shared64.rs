@@ -47,7 +47,5 @@ fn all() -> impl Iterator<Item = u64> {
 }
 
 fn upper(address: Ipv6Addr) -> u64 {
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half of 128 bits is 64 bits")]
-    let upper = (address.to_bits() >> 64) as u64;
-    upper
+    (address.to_bits() >> 64) as u64
 }
