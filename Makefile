@@ -3,6 +3,7 @@
 # make test-fast      those of them that need neither root nor namespaces, in less than a minute
 # make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
 # make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench ports_learned": one of them)
+# make simulate       YEARS=… host-years with SEED=…, on a virtual clock: honest bans and scans found; see docs/simulation.md
 # make test-kernels   the tests that talk to the kernel, on Debian's 5.10, 6.1 and 6.12 in QEMU (ARGS="6.1": that one)
 # make fuzz           each fuzz target for 10 s (SECONDS=…)
 # make deb            the Debian package; its path is the last line
@@ -21,7 +22,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test test-fast test-kernels demo bench fuzz deb reproducible audit msrv interop crowdsec man lint fmt setup setup-build \
+.PHONY: run build test test-fast simulate test-kernels demo bench fuzz deb reproducible audit msrv interop crowdsec man lint fmt setup setup-build \
     setup-test setup-demo setup-lint setup-deb setup-audit setup-interop setup-kernels
 
 run: build
@@ -35,6 +36,10 @@ test: setup-test
 
 test-fast: setup-test
 	@tests/run.sh --fast --locked $(ARGS)
+
+simulate: setup-build
+	@cargo run --quiet --locked --profile $(or $(PROFILE),release) --package simulation -- \
+	    $(foreach word,YEARS SEED PACE JSON REPLAY,$(if $($(word)),--$(shell echo $(word) | tr A-Z a-z) $($(word))))
 
 test-kernels: setup-kernels
 	@tests/kernels.sh $(ARGS)

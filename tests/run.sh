@@ -9,7 +9,7 @@ PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 skipped=()
 if [ "${1:-}" = --fast ]; then
     shift
-    set -- --lib --bins --test allocation --test architecture --test config --test import --test library --test replay \
+    set -- --lib --bins --test allocation --test architecture --test config --test host_life --test import --test library --test replay \
         --test repository "$@"
     # It loads rules into a namespace.
     skipped=(-- --skip the_example_ruleset_loads)

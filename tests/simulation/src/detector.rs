@@ -1,0 +1,174 @@
+//! The adapter between the simulation and the engine: the only file that names `portsentry::engine`. It makes the engine's
+//! snapshot of the host, drives it as the sensor does, and can switch single rules off by withholding what they work with.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use portsentry::config::Config;
+use portsentry::enforce::nft::RulesetSpec;
+use portsentry::engine::{
+    ActiveBan, Engine, HashKey, Host, Local, NoLookup, PortLookup, Protection, Settings, Verdict,
+};
+pub use portsentry::engine::{IgnoreReason, RECENT as MEMORY};
+use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use portsentry::wire::Packet;
+
+use crate::host::{Bind, HostModel};
+
+/// Rules of the engine that can be switched off, and thresholds that can be changed; the default is what is built in.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineRules {
+    /// Ports of services that have just stopped, and of own traffic, do not count.
+    pub recent_ports: bool,
+    /// The kernel's socket table can refute evidence.
+    pub socket_lookup: bool,
+    /// Open ports do not count.
+    pub listeners: bool,
+    pub scan_trigger: Option<u8>,
+    pub window: Option<Duration>,
+}
+
+impl Default for EngineRules {
+    fn default() -> Self {
+        Self { recent_ports: true, socket_lookup: true, listeners: true, scan_trigger: None, window: None }
+    }
+}
+
+/// The built-in configuration, changed as `rules` say: settings of the engine and of the kernel's table.
+#[must_use]
+pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
+    let mut config = Config::builtin();
+    if let Some(trigger) = rules.scan_trigger {
+        config.detect.scan_trigger = trigger;
+    }
+    if let Some(window) = rules.window {
+        config.detect.window = window;
+    }
+    (Settings::from_config(&config), RulesetSpec::from_config(&config))
+}
+
+/// What the engine said of a packet.
+#[derive(Clone, Debug)]
+pub enum Judgement {
+    /// No evidence; the engine's reason.
+    Ignored(IgnoreReason),
+    /// Evidence: distinct ports so far.
+    Probe(u8),
+    /// From a source that is never banned.
+    Exempt,
+    /// The source has a ban already.
+    Repeated,
+    Ban {
+        target: BanTarget,
+        expiry: Expiry,
+        /// The ports of the evidence, for people.
+        ports: String,
+    },
+    /// Enough evidence, but its protocol is only logged.
+    LogOnly,
+}
+
+pub struct Detector {
+    engine: Engine,
+    host: Host,
+    rules: EngineRules,
+}
+
+struct Lookup<F>(F);
+
+impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> bool> PortLookup for Lookup<F> {
+    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> bool {
+        (self.0)(protocol, source, destination)
+    }
+}
+
+impl Detector {
+    /// An engine that starts now on `model`.
+    #[must_use]
+    pub fn new(rules: EngineRules, key: (u64, u64), model: &HostModel) -> Self {
+        let engine = Engine::new(settings(&rules).0, HashKey(key.0, key.1));
+        Self { engine, host: snapshot(model, &rules), rules }
+    }
+
+    /// Judges a packet; `in_use` asks the host's socket table.
+    pub fn observe(
+        &mut self,
+        now: Timestamp,
+        packet: &Packet,
+        in_use: impl FnMut(Protocol, SocketAddr, SocketAddr) -> bool,
+    ) -> Judgement {
+        let verdict = if self.rules.socket_lookup {
+            self.engine.observe(now, packet, &self.host, &mut Lookup(in_use))
+        } else {
+            self.engine.observe(now, packet, &self.host, &mut NoLookup)
+        };
+        match verdict {
+            Verdict::Ignored(reason) => Judgement::Ignored(reason),
+            Verdict::Probe(probe) => Judgement::Probe(probe.distinct),
+            Verdict::Exempt(_) => Judgement::Exempt,
+            Verdict::Repeated(_) => Judgement::Repeated,
+            Verdict::LogOnly(_) => Judgement::LogOnly,
+            Verdict::Block(ban) => {
+                let ports = ban.ports.iter().map(|(protocol, port, class)| format!("{protocol:?} {port} ({class})"));
+                let ports = ports.collect::<Vec<_>>().join(", ");
+                Judgement::Ban { target: ban.probe.subject, expiry: ban.expiry, ports }
+            }
+        }
+    }
+
+    /// The engine sees a packet that the host sends.
+    pub fn sent(&mut self, now: Timestamp, packet: &Packet) {
+        if self.rules.recent_ports {
+            let _ = self.engine.observe(now, packet, &self.host, &mut NoLookup);
+        }
+    }
+
+    /// The daemon has read the listeners again.
+    pub fn host_changed(&mut self, now: Timestamp, model: &HostModel) {
+        let new = snapshot(model, &self.rules);
+        if self.rules.recent_ports {
+            self.engine.host_changed(now, &self.host, &new);
+        }
+        self.host = new;
+    }
+
+    /// The ports with which the daemon arms the trap.
+    #[must_use]
+    pub fn closed(&self, now: Timestamp, protocol: Protocol) -> PortSet {
+        self.engine.closed_ports(now, &self.host, protocol)
+    }
+
+    /// The networks that the kernel never drops.
+    #[must_use]
+    pub fn allowed(&self) -> Vec<IpNet> {
+        self.host.allow.prefixes().collect()
+    }
+
+    #[must_use]
+    pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
+        self.engine.is_blocked(now, target)
+    }
+
+    /// Takes over a ban that the kernel holds.
+    pub fn adopt(&mut self, now: Timestamp, target: BanTarget, left: Expiry) {
+        self.engine.adopt(now, &ActiveBan { subject: target, length: None, left });
+    }
+}
+
+/// The host as the daemon reads it.
+fn snapshot(model: &HostModel, rules: &EngineRules) -> Host {
+    let mut host = Host::new(Local::Own { addresses: model.addresses().into(), prefixes: Vec::new() });
+    host.ephemeral = model.ephemeral.clone().collect();
+    for network in model.protected() {
+        host.allow.insert(network, Protection::Gateway);
+    }
+    for service in model.running().filter(|service| rules.listeners && service.bind != Bind::Published) {
+        let listeners = if service.protocol == Protocol::Udp { &mut host.udp } else { &mut host.tcp };
+        listeners.insert_any_v4(service.port);
+        if service.bind == Bind::Everywhere {
+            listeners.insert_any_v6(service.port);
+        }
+    }
+    host
+}

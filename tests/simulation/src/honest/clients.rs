@@ -1,0 +1,109 @@
+//! Clients of the host's services: regular ones that come back all day and use several services, with the retries of their
+//! TCP stacks and of their programs.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use portsentry::types::{Protocol, Timestamp};
+use portsentry::wire::TcpFlags;
+
+use crate::chance::{Chance, minutes, seconds};
+use crate::host::{Reply, Service};
+use crate::world::{Actor, Role, World};
+
+const REGULAR: Role = Role::Honest("regular clients");
+
+/// Regular clients of each host.
+const CLIENTS: u64 = 12;
+
+/// The time between two visits of a regular client.
+const VISIT_EVERY: Duration = minutes(45);
+
+pub(super) fn populate(world: &mut World) {
+    for index in 0..CLIENTS {
+        let mut chance = world.chance("regular client", index);
+        let (v4, v6) = world.new_addresses(REGULAR);
+        let address = if chance.is(0.3) { IpAddr::from(v6) } else { v4.into() };
+        // What it is configured for.
+        let mut services = world.host.profile.services.clone();
+        services.retain(|service| address.is_ipv4() || service.bind != crate::host::Bind::V4);
+        chance.shuffle(&mut services);
+        services.truncate(1 + usize::try_from(chance.below(5)).unwrap_or(0));
+        let first = world.now.after(chance.after(VISIT_EVERY));
+        world.spawn(REGULAR, first, Client { address, services, chance, attempt: None, next_port: 0 });
+    }
+}
+
+/// One attempt to reach one service.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// Which of the client's services.
+    service: usize,
+    port: u16,
+    /// Retransmissions of the SYN so far.
+    sent: u32,
+    /// Attempts of the program so far.
+    tries: u32,
+}
+
+/// Retransmissions of a SYN that is not answered (net.ipv4.tcp_syn_retries is 6, most programs give up earlier).
+const RETRANSMISSIONS: u32 = 4;
+
+/// A client that visits each of its services in turn, and tries again where it is refused, as programs do.
+struct Client {
+    address: IpAddr,
+    services: Vec<Service>,
+    chance: Chance,
+    attempt: Option<Attempt>,
+    next_port: u16,
+}
+
+impl Client {
+    fn begin(&mut self, service: usize, tries: u32) -> Attempt {
+        self.next_port = self.next_port.wrapping_add(1) % 28_000;
+        Attempt { service, port: 32_768 + self.next_port, sent: 0, tries }
+    }
+
+    /// Goes on with the next service, or ends the visit.
+    fn next(&mut self, world: &World, service: usize) -> Timestamp {
+        if service + 1 < self.services.len() {
+            self.attempt = Some(self.begin(service + 1, 0));
+            return world.now.after(self.chance.between(Duration::ZERO, seconds(3)));
+        }
+        self.attempt = None;
+        world.now.after(self.chance.after(VISIT_EVERY))
+    }
+}
+
+impl Actor for Client {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        let attempt = self.attempt.unwrap_or_else(|| self.begin(0, 0));
+        let Service { protocol, port, .. } = self.services[attempt.service];
+        let source = SocketAddr::new(self.address, attempt.port);
+        let reply = match protocol {
+            Protocol::Udp => world.udp(source, port),
+            _ => world.syn(source, port),
+        };
+        match reply {
+            Reply::SynAck => {
+                for _ in 0..2 {
+                    world.tcp(source, port, TcpFlags::ACK | TcpFlags::PSH);
+                }
+                world.tcp(source, port, TcpFlags::FIN | TcpFlags::ACK);
+            }
+            Reply::Data => {}
+            // 1, 2, 4 and 8 seconds between retransmissions (RFC 6298).
+            Reply::Silence if attempt.sent < RETRANSMISSIONS => {
+                self.attempt = Some(Attempt { sent: attempt.sent + 1, ..attempt });
+                return Some(world.now.after(seconds(1 << attempt.sent)));
+            }
+            // Programs try again, at first soon and then less and less often.
+            Reply::Silence | Reply::Reset | Reply::Unreachable if attempt.tries < 6 => {
+                self.attempt = Some(self.begin(attempt.service, attempt.tries + 1));
+                return Some(world.now.after(seconds(5 << attempt.tries)));
+            }
+            _ => {}
+        }
+        Some(self.next(world, attempt.service))
+    }
+}

@@ -1,0 +1,81 @@
+//! What networks do to honest connections: late segments, SYN/ACKs that are lost, segments that come twice or out of order.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use portsentry::types::{Protocol, Timestamp};
+use portsentry::wire::TcpFlags;
+
+use crate::chance::{Chance, minutes, seconds};
+use crate::host::Reply;
+use crate::world::{Actor, Role, World};
+
+const LATE: Role = Role::Honest("late and repeated segments");
+
+/// The time between two such connections on one host.
+const EVERY: Duration = minutes(40);
+
+pub(super) fn populate(world: &mut World) {
+    let chance = world.chance("late segments", 0);
+    world.spawn(Role::Backstage, world.now, Arrivals { chance, count: 0 });
+}
+
+/// Brings a client with a bad path into being now and then.
+struct Arrivals {
+    chance: Chance,
+    count: u64,
+}
+
+impl Actor for Arrivals {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        self.count += 1;
+        let mut chance = world.chance("client with a bad path", self.count);
+        let tcp: Vec<u16> = {
+            let running = world.host.running().filter(|service| service.protocol == Protocol::Tcp);
+            running.map(|service| service.port).collect()
+        };
+        if !tcp.is_empty() {
+            let (v4, _) = world.new_addresses(LATE);
+            let source = SocketAddr::new(v4.into(), chance.client_port());
+            let port = chance.pick(&tcp);
+            world.spawn(LATE, world.now, BadPath { source, port, chance, segments: Vec::new(), began: false });
+        }
+        Some(world.now.after(self.chance.after(EVERY)))
+    }
+}
+
+struct BadPath {
+    source: SocketAddr,
+    port: u16,
+    chance: Chance,
+    /// Flags of the segments that are under way, the next one last.
+    segments: Vec<(Timestamp, u16)>,
+    began: bool,
+}
+
+impl Actor for BadPath {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        if !self.began {
+            self.began = true;
+            // The SYN/ACK is lost once or twice, so the SYN comes again.
+            let syns = 1 + self.chance.below(3);
+            for again in 0..syns {
+                self.segments.push((world.now.after(seconds((1 << again) - 1)), TcpFlags::SYN));
+            }
+            let established = world.now.after(seconds(1 << syns));
+            for flags in [TcpFlags::ACK, TcpFlags::ACK | TcpFlags::PSH, TcpFlags::ACK | TcpFlags::FIN] {
+                // Each may come twice, late, and after the connection is forgotten.
+                for _ in 0..1 + self.chance.below(2) {
+                    let late = if self.chance.is(0.2) { minutes(10) } else { seconds(2) };
+                    self.segments.push((established.after(self.chance.between(Duration::ZERO, late)), flags));
+                }
+            }
+            self.segments.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        }
+        let (_, flags) = self.segments.pop()?;
+        if world.tcp(self.source, self.port, flags) == Reply::Reset && flags == TcpFlags::SYN {
+            return None;
+        }
+        self.segments.last().map(|(at, _)| *at)
+    }
+}

@@ -1,0 +1,218 @@
+//! The model of the host: its addresses, its services and their sockets, published ports, and the sockets of its own client
+//! traffic. It says what the kernel's socket table holds now, and how the host answers a packet.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use portsentry::types::{Protocol, Timestamp};
+use portsentry::wire::{Packet, TcpFlags, Transport};
+
+/// Where a service listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// A socket on every address.
+    Everywhere,
+    /// A socket on the IPv4 addresses.
+    V4,
+    /// No socket of this host: destination NAT forwards the port to a container.
+    Published,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub protocol: Protocol,
+    pub port: u16,
+    pub bind: Bind,
+}
+
+/// What kind of host it is.
+#[derive(Clone)]
+pub struct Profile {
+    pub name: &'static str,
+    pub services: Vec<Service>,
+    /// It has a local network with neighbours.
+    pub lan: bool,
+}
+
+const fn tcp(port: u16) -> Service {
+    Service { protocol: Protocol::Tcp, port, bind: Bind::Everywhere }
+}
+
+const fn udp(port: u16) -> Service {
+    Service { protocol: Protocol::Udp, port, bind: Bind::Everywhere }
+}
+
+const fn published(port: u16) -> Service {
+    Service { protocol: Protocol::Tcp, port, bind: Bind::Published }
+}
+
+impl Profile {
+    /// The kinds of hosts, which are simulated in turn.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let profile = |name, lan, services: &[Service]| Self { name, services: services.to_vec(), lan };
+        let v4_only = Service { bind: Bind::V4, ..tcp(8_080) };
+        vec![
+            profile("web", false, &[tcp(22), tcp(80), tcp(443), v4_only]),
+            profile("mail", false, &[tcp(22), tcp(25), tcp(80), tcp(143), tcp(443), tcp(465), tcp(587), tcp(993)]),
+            profile("containers", false, &[tcp(22), published(80), published(443), published(3_000), published(5_432)]),
+            profile("home", true, &[tcp(22), tcp(80), tcp(445), tcp(2_049), tcp(8_096), udp(5_353), udp(1_900)]),
+            profile("voice and games", false, &[tcp(22), tcp(5_060), udp(5_060), tcp(7_777), udp(7_777), tcp(443)]),
+        ]
+    }
+}
+
+/// How the host answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Nothing came back.
+    Silence,
+    /// The port is open.
+    SynAck,
+    /// A TCP reset: the port is closed.
+    Reset,
+    /// Data on an open connection, or a datagram of a service.
+    Data,
+    /// ICMP port unreachable.
+    Unreachable,
+}
+
+/// Addresses of the host's network for neighbours.
+pub const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 0);
+
+pub struct HostModel {
+    pub profile: Profile,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+    /// net.ipv4.ip_local_port_range.
+    pub ephemeral: RangeInclusive<u16>,
+    /// Services that run now.
+    up: HashSet<(Protocol, u16)>,
+    /// Sockets of own client traffic by their port, with their peer and until when they exist.
+    own_flows: HashMap<(Protocol, u16), (SocketAddr, Timestamp)>,
+}
+
+impl HostModel {
+    #[must_use]
+    pub fn new(profile: Profile) -> Self {
+        let up = profile.services.iter().map(|service| (service.protocol, service.port)).collect();
+        let v4 = if profile.lan { Ipv4Addr::new(192, 168, 7, 10) } else { Ipv4Addr::new(192, 0, 2, 1) };
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        Self { profile, v4, v6, ephemeral: 32_768..=60_999, up, own_flows: HashMap::new() }
+    }
+
+    /// Its address of the family of `peer`.
+    #[must_use]
+    pub fn address_for(&self, peer: IpAddr) -> IpAddr {
+        if peer.is_ipv4() { self.v4.into() } else { self.v6.into() }
+    }
+
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+
+    /// The networks that the program protects without being asked: gateway and resolver.
+    #[must_use]
+    pub fn protected(&self) -> Vec<IpNet> {
+        [self.gateway(), RESOLVER.into()].map(IpNet::from).to_vec()
+    }
+
+    #[must_use]
+    pub fn gateway(&self) -> IpAddr {
+        let [a, b, c, _] = self.v4.octets();
+        Ipv4Addr::new(a, b, c, 254).into()
+    }
+
+    /// Starts or stops a service of the profile.
+    pub fn set_up(&mut self, service: Service, up: bool) {
+        let key = (service.protocol, service.port);
+        if up {
+            self.up.insert(key);
+        } else {
+            self.up.remove(&key);
+        }
+    }
+
+    /// Adds a service that the profile did not have, which does not run yet.
+    pub fn add(&mut self, service: Service) {
+        if !self.profile.services.contains(&service) {
+            self.profile.services.push(service);
+        }
+    }
+
+    #[must_use]
+    pub fn is_up(&self, protocol: Protocol, port: u16) -> bool {
+        self.up.contains(&(protocol, port))
+    }
+
+    /// The services that run now.
+    pub fn running(&self) -> impl Iterator<Item = Service> + '_ {
+        self.profile.services.iter().copied().filter(|service| self.is_up(service.protocol, service.port))
+    }
+
+    fn service(&self, protocol: Protocol, address: IpAddr, port: u16) -> Option<Service> {
+        let service = self.running().find(|service| (service.protocol, service.port) == (protocol, port))?;
+        (address.is_ipv4() || service.bind != Bind::V4).then_some(service)
+    }
+
+    /// True where destination NAT takes the packet away from this host.
+    #[must_use]
+    pub fn is_published(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+        self.service(protocol, address, port).is_some_and(|service| service.bind == Bind::Published)
+    }
+
+    /// Opens a socket of own client traffic at `port` for `span`.
+    pub fn open_flow(&mut self, protocol: Protocol, port: u16, peer: SocketAddr, until: Timestamp) {
+        self.own_flows.insert((protocol, port), (peer, until));
+    }
+
+    /// True where the kernel's socket table has a listener or a connection for such a packet.
+    #[must_use]
+    pub fn has_socket(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
+        let listens = self.service(protocol, to.ip(), to.port()).is_some_and(|found| found.bind != Bind::Published);
+        listens
+            || self
+                .own_flows
+                .get(&(protocol, to.port()))
+                .is_some_and(|(peer, until)| *until > now && (*peer == source || protocol == Protocol::Udp))
+    }
+
+    /// How the host answers a packet that its firewall lets pass.
+    #[must_use]
+    pub fn answer(&self, now: Timestamp, packet: &Packet) -> Reply {
+        match packet.transport {
+            Transport::Tcp { source_port, destination_port, flags, .. } => {
+                if self.service(Protocol::Tcp, packet.destination, destination_port).is_some() {
+                    return match flags.0 & (TcpFlags::SYN | TcpFlags::ACK | TcpFlags::RST) {
+                        TcpFlags::SYN => Reply::SynAck,
+                        TcpFlags::ACK => Reply::Data,
+                        _ => Reply::Silence,
+                    };
+                }
+                let from = SocketAddr::new(packet.source, source_port);
+                let to = SocketAddr::new(packet.destination, destination_port);
+                let answers_us = self.has_socket(now, Protocol::Tcp, from, to);
+                if answers_us || flags.has(TcpFlags::RST) { Reply::Silence } else { Reply::Reset }
+            }
+            Transport::Udp { source_port, destination_port } => {
+                if self.service(Protocol::Udp, packet.destination, destination_port).is_some() {
+                    return Reply::Data;
+                }
+                let from = SocketAddr::new(packet.source, source_port);
+                let to = SocketAddr::new(packet.destination, destination_port);
+                if self.has_socket(now, Protocol::Udp, from, to) { Reply::Silence } else { Reply::Unreachable }
+            }
+            _ => Reply::Silence,
+        }
+    }
+}
+
+/// The resolver that the host asks.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
+
+/// How often the daemon looks at the listeners and at the trap.
+pub const TICK: Duration = Duration::from_secs(1);

@@ -1,0 +1,69 @@
+//! `simulate`: runs the simulation and prints a table; see docs/simulation.md.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use simulation::replay::{Moment, replay};
+use simulation::{Options, run, table};
+
+/// Simulates host-years with the built-in settings and counts honest bans and scans that were found.
+#[derive(Parser)]
+struct Args {
+    /// Host-years: so many hosts live for a year each; a fraction shortens the year of a single host of each kind.
+    #[arg(long, default_value_t = 5.0)]
+    years: f64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Makes restarts, mistakes and scans so many times as frequent.
+    #[arg(long, default_value_t = 1)]
+    pace: u32,
+    /// Writes the outcome to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Shows how one honest ban came about; takes its SEED:PACE:HOST:STEP from the list of honest bans.
+    #[arg(long)]
+    replay: Option<Moment>,
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+/// Kinds of hosts.
+const KINDS: f64 = 5.0;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if !(0.001..=100_000.0).contains(&args.years) || args.pace == 0 {
+        eprintln!("simulate: --years must be between 0.001 and 100000, and --pace at least 1");
+        return ExitCode::from(2);
+    }
+    let hosts = args.years.max(KINDS).round();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded above")]
+    let mut options = Options::new(args.seed, hosts as u64, YEAR.mul_f64(args.years / hosts));
+    options.pace = args.pace;
+    if let Some(moment) = args.replay {
+        print!("{}", replay(&options, moment));
+        return ExitCode::SUCCESS;
+    }
+    let days = options.span.as_secs() / 86_400;
+    let bar = ProgressBar::new(options.hosts * days);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} days {eta}") {
+        bar.set_style(style);
+    }
+    bar.set_message("simulating");
+    let outcome = run(&options, || bar.inc(1));
+    bar.finish_and_clear();
+    print!("{}", table::text(&outcome));
+    let Some(path) = args.json else { return ExitCode::SUCCESS };
+    let written = serde_json::to_vec_pretty(&outcome).map_err(std::io::Error::from);
+    match written.and_then(|json| std::fs::write(&path, json)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("simulate: cannot write {}: {error}", path.display());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What is recorded of a run, and how the runs of several hosts add up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A ban of an honest source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HonestBan {
+    /// `SEED:PACE:HOST:STEP`, with which `make simulate REPLAY=…` shows how it came about.
+    pub replay: String,
+    pub profile: &'static str,
+    /// What the source was doing, or how its address was used by others.
+    pub behaviour: &'static str,
+    /// Other sources sent the packets in its name.
+    pub forged: bool,
+    pub target: String,
+    /// Seconds since the host's life began.
+    pub at: u64,
+    /// Seconds that the ban lasts; `None` where it has no end.
+    pub lasts: Option<u64>,
+    /// What was held against it.
+    pub ports: String,
+}
+
+/// What happened to the sources of one honest behaviour.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Honest {
+    pub sources: u64,
+    pub packets: u64,
+    /// Bans by the program.
+    pub bans: u64,
+    /// Bans by the kernel's trap, with or without the program's agreement.
+    pub trapped: u64,
+    /// Packets dropped because the source was banned.
+    pub refused: u64,
+    /// Seconds during which connections were held back.
+    pub hold_seconds: f64,
+}
+
+/// What happened to the sources of one dishonest behaviour.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Dishonest {
+    /// Sources, or forged packets' senders, that have finished.
+    pub sources: u64,
+    /// Those of them that were banned.
+    pub found: u64,
+    pub packets: u64,
+    /// Distinct ports that each found source had sent to before its ban, sorted.
+    pub ports_before_ban: Vec<u32>,
+    /// Open ports that each source learned, sorted.
+    pub ports_learned: Vec<u32>,
+}
+
+/// The middle of a sorted list.
+#[must_use]
+pub fn median(sorted: &[u32]) -> Option<u32> {
+    sorted.get(sorted.len() / 2).copied()
+}
+
+impl Dishonest {
+    #[must_use]
+    pub fn mean_learned(&self) -> f64 {
+        let sum: u32 = self.ports_learned.iter().sum();
+        if self.ports_learned.is_empty() { 0.0 } else { f64::from(sum) / self.ports_learned.len() as f64 }
+    }
+}
+
+/// The record of one host or of several.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Outcome {
+    pub hosts: u64,
+    pub host_years: f64,
+    pub packets: u64,
+    pub honest: BTreeMap<&'static str, Honest>,
+    pub dishonest: BTreeMap<&'static str, Dishonest>,
+    pub honest_bans: Vec<HonestBan>,
+    /// Bans of the kernel's trap that the program lifted, because it held nothing against the source.
+    pub let_go: u64,
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+impl Outcome {
+    #[must_use]
+    pub fn of_host(lasted: Duration) -> Self {
+        Self { hosts: 1, host_years: lasted.as_secs_f64() / YEAR.as_secs_f64(), ..Self::default() }
+    }
+
+    /// Adds the record of another host.
+    pub fn add(&mut self, other: Self) {
+        self.hosts += other.hosts;
+        self.host_years += other.host_years;
+        self.packets += other.packets;
+        self.let_go += other.let_go;
+        self.honest_bans.extend(other.honest_bans);
+        for (behaviour, more) in other.honest {
+            let sum = self.honest.entry(behaviour).or_default();
+            sum.sources += more.sources;
+            sum.packets += more.packets;
+            sum.bans += more.bans;
+            sum.trapped += more.trapped;
+            sum.refused += more.refused;
+            sum.hold_seconds += more.hold_seconds;
+        }
+        for (behaviour, more) in other.dishonest {
+            let sum = self.dishonest.entry(behaviour).or_default();
+            sum.sources += more.sources;
+            sum.found += more.found;
+            sum.packets += more.packets;
+            for (list, new) in
+                [(&mut sum.ports_before_ban, more.ports_before_ban), (&mut sum.ports_learned, more.ports_learned)]
+            {
+                list.extend(new);
+                list.sort_unstable();
+            }
+        }
+    }
+
+    /// Honest bans that honest packets caused, a host-year.
+    #[must_use]
+    pub fn honest_bans_per_year(&self) -> f64 {
+        self.count_honest_bans(false) as f64 / self.host_years
+    }
+
+    /// Bans of honest sources, by their own packets or by forged ones.
+    #[must_use]
+    pub fn count_honest_bans(&self, forged: bool) -> usize {
+        self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
+    }
+
+    /// Behaviours whose sources were banned for their own packets, with how often.
+    #[must_use]
+    pub fn banned_behaviours(&self) -> BTreeMap<&'static str, u64> {
+        let banned = self.honest.iter().filter(|(_, honest)| honest.bans > 0);
+        banned.map(|(behaviour, honest)| (*behaviour, honest.bans)).collect()
+    }
+}

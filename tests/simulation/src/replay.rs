@@ -1,0 +1,156 @@
+//! Replays how one ban came about: the run is repeated up to the packet that caused it, and what concerns its source is kept.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use portsentry::types::{BanTarget, Timestamp};
+use portsentry::wire::{Packet, Transport};
+
+use crate::detector::Judgement;
+use crate::kernel::Passage;
+use crate::world::{Role, World};
+use crate::{Options, populate};
+
+/// A packet in a run: `SEED:PACE:HOST:STEP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub seed: u64,
+    pub pace: u32,
+    pub host: u64,
+    pub step: u64,
+}
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<Option<u64>> = text.split(':').map(|part| part.parse().ok()).collect();
+        let moment = match parts.as_slice() {
+            [Some(seed), Some(pace), Some(host), Some(step)] => {
+                let pace = u32::try_from(*pace).ok().filter(|pace| *pace > 0);
+                pace.map(|pace| Self { seed: *seed, pace, host: *host, step: *step })
+            }
+            _ => None,
+        };
+        moment.ok_or_else(|| format!("\"{text}\" is not SEED:PACE:HOST:STEP; copy it from the list of honest bans"))
+    }
+}
+
+/// Keeps what happened to one source and on the host.
+pub struct Trace {
+    step: u64,
+    /// Whose packets are kept; `None` until the packet at `step` has shown it.
+    target: Option<BanTarget>,
+    lines: VecDeque<(Timestamp, String)>,
+    over: bool,
+}
+
+/// Lines that are kept; older ones are let go.
+const MAX_LINES: usize = 400;
+
+/// What happened so long before the last packet is left out.
+const BEFORE: Duration = Duration::from_secs(2 * 3_600);
+
+impl Trace {
+    fn until(step: u64, target: Option<BanTarget>) -> Self {
+        Self { step, target, lines: VecDeque::new(), over: false }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    pub(crate) fn note(&mut self, now: Timestamp, text: String) {
+        if self.lines.len() == MAX_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back((now, text));
+    }
+
+    pub(crate) fn packet(
+        &mut self,
+        now: Timestamp,
+        step: u64,
+        role: Role,
+        packet: &Packet,
+        passage: Passage,
+        judgement: &Judgement,
+    ) {
+        if self.over {
+            return;
+        }
+        let source = BanTarget::of(packet.source);
+        if step == self.step {
+            self.target = Some(source);
+            self.over = true;
+        }
+        if self.target != Some(source) {
+            return;
+        }
+        let sent_by = match role {
+            Role::Honest(behaviour) | Role::Dishonest(behaviour) => behaviour,
+            Role::Backstage => "the host",
+        };
+        let passage = match passage {
+            Passage::Passed => "passed",
+            Passage::Blocked => "dropped: blocked",
+            Passage::Trapped => "dropped: the trap blocks the source",
+        };
+        let text = format!("{} [{sent_by}] kernel: {passage}; engine: {}", Shown(packet), shown(judgement));
+        self.note(now, text);
+    }
+
+    /// The lines, each with its time since the start of the host's life.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let last = self.lines.back().map_or(Timestamp::ZERO, |(at, _)| *at);
+        let recent = self.lines.iter().filter(|(at, _)| last.since(*at) <= BEFORE);
+        recent.map(|(at, text)| format!("{:>14.3} s  {text}\n", at.since_origin().as_secs_f64())).collect()
+    }
+}
+
+struct Shown<'a>(&'a Packet);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = self.0.source;
+        match self.0.transport {
+            Transport::Tcp { source_port, destination_port, flags, .. } => {
+                write!(f, "{source} port {source_port} -> TCP {destination_port} {flags:?}")
+            }
+            Transport::Udp { source_port, destination_port } => {
+                write!(f, "{source} port {source_port} -> UDP {destination_port}")
+            }
+            other => write!(f, "{source} -> {other:?}"),
+        }
+    }
+}
+
+fn shown(judgement: &Judgement) -> String {
+    match judgement {
+        Judgement::Ignored(reason) => format!("ignored ({reason:?})"),
+        Judgement::Probe(distinct) => format!("probe, {distinct} distinct"),
+        Judgement::Exempt => "exempt".to_owned(),
+        Judgement::Repeated => "has a ban already".to_owned(),
+        Judgement::LogOnly => "only logged".to_owned(),
+        Judgement::Ban { target, ports, .. } => format!("BAN of {target} for {ports}"),
+    }
+}
+
+/// Repeats the run of `moment` up to its packet; what concerned the packet's source, line by line. `options` are those of the
+/// run but for its seed and pace.
+#[must_use]
+pub fn replay(options: &Options, moment: Moment) -> String {
+    let options = Options { seed: moment.seed, pace: moment.pace, ..options.clone() };
+    let run = |target| {
+        let mut world = World::new(&options, moment.host);
+        world.trace = Some(Trace::until(moment.step, target));
+        populate(&mut world);
+        let (_, trace) = world.run(Duration::from_secs(u64::from(u32::MAX)), &|| ());
+        trace
+    };
+    let target = run(None).and_then(|trace| trace.target);
+    run(target).map_or_else(String::new, |trace| trace.text())
+}
