@@ -6,6 +6,7 @@
 mod both;
 mod innocents;
 mod lacking;
+mod model;
 mod networks;
 mod sources;
 mod tcp;

@@ -1,0 +1,229 @@
+//! The simulation's model of the trap against the kernel: the same packets in, the same set contents out. The daemon stands
+//! still meanwhile, so that the kernel decides alone.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, Wire};
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, eventually, within};
+use portsentry::config::Config;
+use portsentry::enforce::nft::RulesetSpec;
+use portsentry::types::{PortSet, Protocol, Timestamp};
+use portsentry::wire::{Delivery, LinkType, Packet, Transport, decode};
+use simulation::chance::Chance;
+use simulation::kernel::{HostState, Kernel, KernelRules, Passage};
+
+use crate::{BLOCKING, banned_at_last};
+
+const OPEN: [u16; 3] = [22, 80, 443];
+
+/// The victim as the model's rules see it.
+struct Victim {
+    addresses: [IpAddr; 2],
+}
+
+impl HostState for Victim {
+    fn has_socket(&self, packet: &Packet) -> bool {
+        matches!(packet.transport, Transport::Tcp { destination_port, .. } if OPEN.contains(&destination_port))
+    }
+
+    fn is_published(&self, _: &Packet) -> bool {
+        false
+    }
+
+    fn is_local(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+}
+
+/// The kernel and the model side by side.
+struct Pair<'a> {
+    lab: &'a Lab,
+    wire: Wire,
+    victim: Victim,
+    model: Kernel,
+    began: Instant,
+}
+
+impl<'a> Pair<'a> {
+    fn new(lab: &'a Lab, configuration: &str) -> Self {
+        let config = Config::parse("the test", &format!("expire = \"24h\"\n{configuration}")).unwrap();
+        let mut model = Kernel::new(Timestamp::ZERO, &RulesetSpec::from_config(&config), KernelRules::default());
+        for (protocol, name) in [(Protocol::Tcp, "trapped"), (Protocol::Udp, "trapped_udp")] {
+            model.arm(protocol, lab.ports(name).into_iter().collect::<PortSet>());
+        }
+        model.allow(config.allow.networks.clone());
+        let addresses = [lab.victim_v4("other").into(), lab.victim_v6("other").into()];
+        Self { lab, wire: lab.wire("other"), victim: Victim { addresses }, model, began: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::at(self.began.elapsed())
+    }
+
+    /// Sends a packet to both.
+    fn send(&mut self, packet: &[u8]) -> Passage {
+        self.wire.send(packet);
+        let decoded = decode(LinkType::Raw, packet).unwrap();
+        let decoded = Packet { delivery: Delivery::Host, ..decoded };
+        self.model.input(self.now(), &decoded, &self.victim)
+    }
+
+    fn tcp(&mut self, source: IpAddr, port: u16, flags: u16) -> Passage {
+        let target = self.target(source);
+        self.send(&raw::tcp(source, target, port, flags))
+    }
+
+    fn udp(&mut self, source: IpAddr, port: u16) -> Passage {
+        let target = self.target(source);
+        self.send(&raw::udp(source, target, (40_404, port)))
+    }
+
+    fn target(&self, source: IpAddr) -> IpAddr {
+        self.victim.addresses[usize::from(source.is_ipv6())]
+    }
+
+    /// Waits until the kernel has taken all packets: packets of one link are taken in order.
+    fn settle(&mut self, last: Ipv4Addr) {
+        for port in [901, 902, 903] {
+            self.tcp(last.into(), port, raw::SYN);
+        }
+        assert!(crate::is_banned(self.lab, last));
+    }
+
+    fn expect_same_sets(&self) {
+        for name in ["touched", "touched_udp", "suspects", "caught", "blocked"] {
+            for name in [name.to_owned(), format!("{name}6")] {
+                let model: BTreeSet<_> = self.model.set(self.now(), &name).into_iter().collect();
+                assert_eq!(elements(self.lab, &name), model, "{name}: the kernel, then the model");
+            }
+        }
+    }
+}
+
+/// The elements of a set, each an address and, where the set has them, a port.
+fn elements(lab: &Lab, name: &str) -> BTreeSet<(IpAddr, Option<u16>)> {
+    let text = lab.set_text(name);
+    let (_, list) = text.split_once("elements = {").unwrap_or_default();
+    let list = list.split('}').next().unwrap_or_default().split(',').map(str::trim);
+    let element = |text: &str| {
+        let mut words = text.split_whitespace();
+        let address = words.next().unwrap().parse().unwrap();
+        let port = text.split_once(" . ").map(|(_, rest)| rest.split_whitespace().next().unwrap().parse().unwrap());
+        (address, port)
+    };
+    // What stands behind a limit's element are its options.
+    list.filter(|text| !text.is_empty()).map(element).collect()
+}
+
+/// Has the daemon make the table, runs `work` while it stands still, and compares the sets.
+fn side_by_side(configuration: &str, work: impl FnOnce(&mut Pair<'_>)) {
+    let lab = Lab::new(&["other"]);
+    // The rules want a route back to a source (`fib saddr type unicast`); the model's host has one to everywhere.
+    lab.victim_ip("route add fd77:0:1::/48 dev other");
+    let _services = Services::open(&lab, &OPEN);
+    let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
+    eventually("ports are watched", || lab.ports("trapped").contains(&901));
+    daemon.frozen(|| {
+        let mut pair = Pair::new(&lab, configuration);
+        work(&mut pair);
+        pair.settle(Ipv4Addr::new(10, 77, 1, 250));
+        pair.expect_same_sets();
+    });
+    daemon.kill();
+}
+
+fn source(chance: &mut Chance) -> IpAddr {
+    let number = u8::try_from(chance.below(12)).unwrap();
+    if chance.is(0.6) {
+        Ipv4Addr::new(10, 77, 1, 100 + number).into()
+    } else {
+        // Several addresses of one /64 among them, and none that is the first of a route: the kernel calls that anycast.
+        Ipv6Addr::new(0xfd77, 0, 1, u16::from(number / 3), 0, 0, 0, u16::from(number) + 1).into()
+    }
+}
+
+#[test]
+fn model_agrees_on_random_packets() {
+    for seed in 1..=4 {
+        let allowed = "[allow]\nnetworks = [\"10.77.1.101\", \"fd77:0:1:1::/64\"]\n";
+        side_by_side(&format!("{allowed}{BLOCKING}"), |pair| {
+            let mut chance = Chance::new(seed, "random packets", 0);
+            for _ in 0..400 {
+                let source = source(&mut chance);
+                let port = match chance.below(4) {
+                    0 => chance.pick(&OPEN),
+                    1 => chance.pick(&[901, 902]),
+                    // 47113 and 113 are not watched.
+                    2 => chance.pick(&[113, 47_113, 25, 110, 8_080]),
+                    _ => 1 + u16::try_from(chance.below(1_000)).unwrap(),
+                };
+                if chance.is(0.3) {
+                    pair.udp(source, port);
+                } else {
+                    let flags = chance.pick(&[raw::SYN, raw::SYN, raw::SYN, raw::ACK, raw::SYN | raw::ACK, raw::FIN]);
+                    pair.tcp(source, port, flags);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn model_agrees_where_one_probe_is_enough() {
+    side_by_side("[detect]\nscan_trigger = 0\n", |pair| {
+        let mut chance = Chance::new(5, "first probe", 0);
+        for _ in 0..60 {
+            let source = source(&mut chance);
+            let port = chance.pick(&[22, 80, 113, 901, 902]);
+            pair.tcp(source, port, raw::SYN);
+        }
+    });
+}
+
+#[test]
+fn model_agrees_after_window_has_passed() {
+    side_by_side("[detect]\nwindow = \"2s\"\n", |pair| {
+        let source: IpAddr = Ipv4Addr::new(10, 77, 1, 100).into();
+        for round in 0..3 {
+            for port in [911, 912] {
+                assert_eq!(
+                    pair.tcp(source, port + round, raw::SYN),
+                    Passage::Passed,
+                    "two are forgiven in each window"
+                );
+            }
+            let gone = || pair.lab.set("suspects").is_empty().then_some(());
+            assert!(within(TIMEOUT, gone).is_some(), "the kernel forgets after two seconds");
+            assert!(pair.model.set(pair.now(), "suspects").is_empty(), "so does the model");
+        }
+        assert!(banned_at_last(pair.lab).is_empty());
+    });
+}
+
+#[test]
+fn model_agrees_above_ceiling_of_bans() {
+    const CEILING: usize = 5;
+    let lab = Lab::new(&["other"]);
+    let settings = "[block]\nmax_new_bans_per_minute = 5\n";
+    let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
+    eventually("ports are watched", || lab.ports("trapped").contains(&901));
+    daemon.frozen(|| {
+        let mut pair = Pair::new(&lab, settings);
+        for number in 0..20 {
+            for port in [901, 902, 903] {
+                pair.tcp(Ipv4Addr::new(10, 77, 1, 100 + number).into(), port, raw::SYN);
+            }
+        }
+        let counted = || (elements(&lab, "suspects").len() == 20).then_some(());
+        assert!(within(TIMEOUT, counted).is_some());
+        let (kernel, model) = (banned_at_last(&lab).len(), pair.model.set(pair.now(), "blocked").len());
+        // One more for each twelve seconds.
+        let most = CEILING + 1 + usize::try_from(pair.began.elapsed().as_secs() / 12).unwrap();
+        assert!((CEILING..=most).contains(&kernel) && (CEILING..=most).contains(&model), "{kernel} {model} {most}");
+    });
+    daemon.kill();
+}
