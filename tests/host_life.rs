@@ -13,10 +13,28 @@ use simulation::{Options, run};
 
 /// Behaviours whose honest sources are banned today: at most how often in the short run, and the rule that is missing. An
 /// entry goes as soon as its figure is 0.
-const KNOWN_HONEST_BANS: [(&str, u64); 1] = [
+const KNOWN_HONEST_BANS: [(&str, u64); 5] = [
     // Clients of several services come back while these are still starting after a reboot, or are stopped for longer than
     // the two minutes for which a port that was open is remembered. Missing: a memory of the ports that are services here.
-    ("regular clients", 6),
+    ("regular clients", 2),
+    // The same, by a source that asks every service.
+    ("monitoring", 2),
+    // The same, and mistakes of three people within half an hour. Missing: weight of a source that this host serves.
+    ("people behind a carrier's NAT", 1),
+    // Three closed ports of mail within a second. Missing: closed ports that belong together count as one.
+    ("mail programs that guess ports", 5),
+    // A scan, by a neighbour. Missing: sources on the local network are told apart from those of the Internet.
+    ("neighbours that look at every device", 4),
+];
+
+/// Behaviours that detection does not claim to find.
+const KNOWN_MISSED: [&str; 3] = [
+    // One packet is no scan of this host.
+    "one port of the whole Internet (zmap)",
+    // Never more ports within the window than are forgiven.
+    "knows the window: a port in 16 minutes",
+    // Ports that are not on the list.
+    "knows the list: 20000 to 20100",
 ];
 
 fn options() -> Options {
@@ -48,10 +66,14 @@ fn honest_behaviour_is_not_banned() {
 
 #[test]
 fn every_kind_of_scan_is_found() {
-    assert!(SHORT_RUN.dishonest.len() >= 8, "{:?}", SHORT_RUN.dishonest.keys());
+    assert!(SHORT_RUN.dishonest.len() >= 24, "{:?}", SHORT_RUN.dishonest.keys());
     for (behaviour, seen) in &SHORT_RUN.dishonest {
         assert!(seen.sources > 0, "{behaviour} did not occur: the run is too short to say anything about it");
-        assert_eq!(seen.found, seen.sources, "{behaviour}: sources that were not found");
+        if KNOWN_MISSED.contains(behaviour) {
+            assert_eq!(seen.found, 0, "{behaviour} is found: remove it from KNOWN_MISSED");
+        } else {
+            assert_eq!(seen.found, seen.sources, "{behaviour}: sources that were not found");
+        }
     }
 }
 
@@ -64,7 +86,7 @@ fn same_seed_repeats_packet_by_packet() {
 
 #[test]
 fn honest_ban_replays_up_to_its_packet() {
-    let ban = SHORT_RUN.honest_bans.iter().find(|ban| !ban.forged).unwrap();
+    let ban = SHORT_RUN.honest_bans.iter().find(|ban| ban.behaviour == "regular clients").unwrap();
     let text = replay(&options(), ban.replay.parse().unwrap());
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains(&format!("BAN of {}", ban.target)) && last.contains(&ban.ports), "{ban:?}\n{text}");

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use portsentry::config::Config;
 use portsentry::enforce::nft::RulesetSpec;
 use portsentry::engine::{
-    ActiveBan, Engine, HashKey, Host, Local, NoLookup, PortLookup, Protection, Settings, Verdict,
+    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, Protection, Settings, Verdict,
 };
 pub use portsentry::engine::{IgnoreReason, RECENT as MEMORY};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
@@ -115,6 +115,12 @@ impl Detector {
                 Judgement::Ban { target: ban.probe.subject, expiry: ban.expiry, ports }
             }
         }
+    }
+
+    /// True if a distributed scan is to be reported now.
+    pub fn reports_distributed_scan(&mut self, now: Timestamp) -> bool {
+        let notices = std::iter::from_fn(|| self.engine.notice(now));
+        notices.filter(|notice| matches!(notice, Notice::DistributedScan(_))).count() > 0
     }
 
     /// The engine sees a packet that the host sends.

@@ -11,6 +11,7 @@
     reason = "a simulation fails by panicking, as the tests that it is a part of do"
 )]
 
+mod actors;
 pub mod chance;
 pub mod detector;
 mod dishonest;

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     bar.set_message("simulating");
     let outcome = run(&options, || bar.inc(1));
     bar.finish_and_clear();
-    print!("{}", table::text(&outcome));
+    print!("{}", table::text(&outcome, options.pace));
     let Some(path) = args.json else { return ExitCode::SUCCESS };
     let written = serde_json::to_vec_pretty(&outcome).map_err(std::io::Error::from);
     match written.and_then(|json| std::fs::write(&path, json)) {

@@ -33,6 +33,8 @@ pub struct Honest {
     pub bans: u64,
     /// Bans by the kernel's trap, with or without the program's agreement.
     pub trapped: u64,
+    /// Verdicts on protocols that are only logged.
+    pub alarms: u64,
     /// Packets dropped because the source was banned.
     pub refused: u64,
     /// Seconds during which connections were held back.
@@ -44,7 +46,7 @@ pub struct Honest {
 pub struct Dishonest {
     /// Sources, or forged packets' senders, that have finished.
     pub sources: u64,
-    /// Those of them that were banned.
+    /// Those of them that were banned, or reported as a distributed scan.
     pub found: u64,
     pub packets: u64,
     /// Distinct ports that each found source had sent to before its ban, sorted.
@@ -101,6 +103,7 @@ impl Outcome {
             sum.packets += more.packets;
             sum.bans += more.bans;
             sum.trapped += more.trapped;
+            sum.alarms += more.alarms;
             sum.refused += more.refused;
             sum.hold_seconds += more.hold_seconds;
         }

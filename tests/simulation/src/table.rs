@@ -9,7 +9,7 @@ const LISTED: usize = 20;
 
 /// The whole outcome as text.
 #[must_use]
-pub fn text(outcome: &Outcome) -> String {
+pub fn text(outcome: &Outcome, pace: u32) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -22,17 +22,24 @@ pub fn text(outcome: &Outcome) -> String {
         outcome.count_honest_bans(false),
         outcome.count_honest_bans(true),
     );
+    if pace != 1 {
+        let _ = writeln!(
+            text,
+            "at pace {pace}: restarts, mistakes and scans are so many times as frequent as in a real year\n"
+        );
+    }
     honest(&mut text, outcome);
     dishonest(&mut text, outcome);
-    if !outcome.honest_bans.is_empty() {
+    let own: Vec<_> = outcome.honest_bans.iter().filter(|ban| !ban.forged).collect();
+    if !own.is_empty() {
         let _ = writeln!(text, "\nhonest bans (make simulate REPLAY=… shows how one came about)");
     }
-    for ban in outcome.honest_bans.iter().take(LISTED) {
-        let forged = if ban.forged { ", forged" } else { "" };
-        let _ = writeln!(text, "  {}  {} on {}{forged}: {}", ban.replay, ban.behaviour, ban.profile, ban.ports);
+    for ban in own.iter().take(LISTED) {
+        let _ = writeln!(text, "  {}  {} on {}: {}", ban.replay, ban.behaviour, ban.profile, ban.ports);
     }
-    if let Some(more) = outcome.honest_bans.len().checked_sub(LISTED).filter(|more| *more > 0) {
-        let _ = writeln!(text, "  and {more} more; JSON=FILE writes all of them");
+    if let Some(more) = own.len().checked_sub(LISTED).filter(|more| *more > 0) {
+        let _ =
+            writeln!(text, "  and {more} more; JSON=FILE writes all of them, and those in the name of honest sources");
     }
     text
 }
@@ -40,17 +47,18 @@ pub fn text(outcome: &Outcome) -> String {
 fn honest(text: &mut String, outcome: &Outcome) {
     let _ = writeln!(
         text,
-        "{:<34} {:>9} {:>10} {:>7} {:>10} {:>8} {:>10}",
-        "honest behaviour", "sources", "packets", "bans", "bans/year", "refused", "hold s/src"
+        "{:<42} {:>9} {:>10} {:>7} {:>10} {:>7} {:>8} {:>10}",
+        "honest behaviour", "sources", "packets", "bans", "bans/year", "alarms", "refused", "hold s/src"
     );
     for (behaviour, seen) in &outcome.honest {
         let _ = writeln!(
             text,
-            "{behaviour:<34} {:>9} {:>10} {:>7} {:>10.2} {:>8} {:>10.2}",
+            "{behaviour:<42} {:>9} {:>10} {:>7} {:>10.2} {:>7} {:>8} {:>10.2}",
             seen.sources,
             seen.packets,
             seen.bans,
             seen.bans as f64 / outcome.host_years,
+            seen.alarms,
             seen.refused,
             seen.hold_seconds / (seen.sources.max(1) as f64),
         );
@@ -61,7 +69,7 @@ fn honest(text: &mut String, outcome: &Outcome) {
 fn dishonest(text: &mut String, outcome: &Outcome) {
     let _ = writeln!(
         text,
-        "{:<34} {:>9} {:>7} {:>15} {:>15}",
+        "{:<42} {:>9} {:>7} {:>15} {:>15}",
         "dishonest behaviour", "sources", "found", "ports till ban", "ports learned"
     );
     for (behaviour, seen) in &outcome.dishonest {
@@ -69,7 +77,7 @@ fn dishonest(text: &mut String, outcome: &Outcome) {
         let before = median(&seen.ports_before_ban).map_or("-".to_owned(), |ports| ports.to_string());
         let _ = writeln!(
             text,
-            "{behaviour:<34} {:>9} {share:>6.0}% {before:>15} {:>15.2}",
+            "{behaviour:<42} {:>9} {share:>6.0}% {before:>15} {:>15.2}",
             seen.sources,
             seen.mean_learned()
         );

@@ -268,9 +268,7 @@ impl World {
 
     /// A TCP segment without payload from outside.
     pub fn tcp(&mut self, source: SocketAddr, port: u16, flags: u16) -> Reply {
-        let transport =
-            Transport::Tcp { source_port: source.port(), destination_port: port, flags: TcpFlags(flags), payload: 0 };
-        self.receive(self.packet(source.ip(), transport))
+        self.receive(self.tcp_packet(source, port, flags))
     }
 
     pub fn syn(&mut self, source: SocketAddr, port: u16) -> Reply {
@@ -279,8 +277,18 @@ impl World {
 
     /// A datagram from outside.
     pub fn udp(&mut self, source: SocketAddr, port: u16) -> Reply {
-        let transport = Transport::Udp { source_port: source.port(), destination_port: port };
-        self.receive(self.packet(source.ip(), transport))
+        self.receive(self.udp_packet(source, port))
+    }
+
+    #[must_use]
+    pub fn tcp_packet(&self, source: SocketAddr, port: u16, flags: u16) -> Packet {
+        let (source_port, flags) = (source.port(), TcpFlags(flags));
+        self.packet(source.ip(), Transport::Tcp { source_port, destination_port: port, flags, payload: 0 })
+    }
+
+    #[must_use]
+    pub fn udp_packet(&self, source: SocketAddr, port: u16) -> Packet {
+        self.packet(source.ip(), Transport::Udp { source_port: source.port(), destination_port: port })
     }
 
     /// A packet from `source` to the host's address of that family.
@@ -488,11 +496,13 @@ impl World {
         }
         let banned = matches!(judgement, Judgement::Ban { .. });
         let source = BanTarget::of(packet.source);
+        let owner = self.owners.get(&source).copied();
         match role {
             Role::Honest(behaviour) => {
                 let seen = self.outcome.honest.entry(behaviour).or_default();
                 seen.packets += 1;
                 seen.bans += u64::from(banned);
+                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
                 seen.trapped += u64::from(passage == Passage::Trapped);
                 seen.refused += u64::from(passage == Passage::Blocked);
             }
@@ -500,9 +510,11 @@ impl World {
                 let seen = self.outcome.dishonest.entry(behaviour).or_default();
                 seen.packets += 1;
                 let Some(part) = self.parts.get_mut(&self.current) else { return };
-                if !part.banned {
+                let reported = self.detector.reports_distributed_scan(self.now);
+                // What is done in the name of others finds nothing, unless it is all that the source does.
+                if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
-                    part.banned = banned || passage == Passage::Blocked;
+                    part.banned = banned || reported || passage == Passage::Blocked;
                     if part.banned {
                         let ports = u32::try_from(part.ports.len()).unwrap_or(u32::MAX);
                         let place = seen.ports_before_ban.partition_point(|other| *other < ports);
@@ -513,7 +525,6 @@ impl World {
             Role::Backstage => {}
         }
         let Judgement::Ban { target, expiry, ports } = judgement else { return };
-        let owner = self.owners.get(&source).copied();
         let (behaviour, forged) = match (role, owner) {
             (Role::Honest(behaviour), _) => (behaviour, false),
             (Role::Dishonest(behaviour), Some(_)) => (behaviour, true),

@@ -4,31 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use portsentry::types::Timestamp;
 
+use crate::actors::rare;
 use crate::chance::{Chance, days, seconds};
 use crate::world::{Actor, Role, World};
 
 const FORGER: Role = Role::Dishonest("forger with a victim of choice");
 
 pub(super) fn populate(world: &mut World) {
-    let mut chance = world.chance("forgers", 0);
-    let first = world.now.after(chance.after(days(10) / world.pace()));
-    world.spawn(Role::Backstage, first, Arrivals { chance, count: 0 });
-}
-
-struct Arrivals {
-    chance: Chance,
-    count: u64,
-}
-
-impl Actor for Arrivals {
-    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
-        self.count += 1;
-        let mut chance = world.chance("forger", self.count);
+    rare(world, "forger", days(10), |world, mut chance| {
         if let Some(victim) = world.some_honest_address(&mut chance) {
             world.spawn(FORGER, world.now, Forger { victim, chance, left: 8 });
         }
-        Some(world.now.after(self.chance.after(days(10) / world.pace())))
-    }
+    });
 }
 
 struct Forger {

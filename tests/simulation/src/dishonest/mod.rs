@@ -1,6 +1,8 @@
-//! Dishonest behaviour: scanners of every speed, and forgers.
+//! Dishonest behaviour: scanners of every speed, alone and together, those that know the rules, and forgers.
 
+mod evaders;
 mod forgers;
+mod many;
 mod scanners;
 
 use crate::world::World;
@@ -8,4 +10,6 @@ use crate::world::World;
 pub(crate) fn populate(world: &mut World) {
     scanners::populate(world);
     forgers::populate(world);
+    many::populate(world);
+    evaders::populate(world);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portsentry::types::Timestamp;
 
+use crate::actors::rare;
 use crate::chance::{Chance, days};
 use crate::host::Reply;
 use crate::world::{Actor, Role, World};
@@ -50,31 +51,14 @@ const MANNERS: [Manner; 7] = [
 const GIVES_UP_AFTER: u32 = 60;
 
 pub(super) fn populate(world: &mut World) {
-    let pace = world.pace();
     for manner in MANNERS {
-        let mut chance = world.chance(manner.role, 0);
-        let first = world.now.after(chance.after(manner.every / pace));
-        world.spawn(Role::Backstage, first, Arrivals { manner, chance, count: 0 });
-    }
-}
-
-struct Arrivals {
-    manner: Manner,
-    chance: Chance,
-    count: u64,
-}
-
-impl Actor for Arrivals {
-    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
-        let Manner { role, ports, popular_first, every, .. } = self.manner;
-        self.count += 1;
-        let mut chance = world.chance(role, self.count);
-        let role = Role::Dishonest(role);
-        let (v4, v6) = world.new_addresses(role);
-        let source = if chance.is(0.2) { IpAddr::from(v6) } else { v4.into() };
-        let ports = order(&mut chance, ports, popular_first);
-        world.spawn(role, world.now, Scanner { manner: self.manner, source, ports, chance, unanswered: 0 });
-        Some(world.now.after(self.chance.after(every / world.pace())))
+        rare(world, manner.role, manner.every, move |world, mut chance| {
+            let role = Role::Dishonest(manner.role);
+            let (v4, v6) = world.new_addresses(role);
+            let source = if chance.is(0.2) { IpAddr::from(v6) } else { v4.into() };
+            let ports = order(&mut chance, manner.ports, manner.popular_first);
+            world.spawn(role, world.now, Scanner { manner, source, ports, chance, unanswered: 0 });
+        });
     }
 }
 

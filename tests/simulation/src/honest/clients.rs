@@ -1,5 +1,5 @@
 //! Clients of the host's services: regular ones that come back all day and use several services, with the retries of their
-//! TCP stacks and of their programs.
+//! TCP stacks and of their programs; pools of connections; monitoring.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::TcpFlags;
 
-use crate::chance::{Chance, minutes, seconds};
+use crate::chance::{Chance, hours, minutes, seconds};
 use crate::host::{Reply, Service};
 use crate::world::{Actor, Role, World};
 
@@ -31,6 +31,70 @@ pub(super) fn populate(world: &mut World) {
         services.truncate(1 + usize::try_from(chance.below(5)).unwrap_or(0));
         let first = world.now.after(chance.after(VISIT_EVERY));
         world.spawn(REGULAR, first, Client { address, services, chance, attempt: None, next_port: 0 });
+    }
+    let tcp: Vec<Service> =
+        world.host.profile.services.iter().copied().filter(|service| service.protocol == Protocol::Tcp).collect();
+    for index in 0..2 {
+        let mut chance = world.chance("pool", index);
+        let (v4, _) = world.new_addresses(POOLS);
+        let port = chance.pick(&tcp).port;
+        world.spawn(POOLS, world.now, Pool { source: v4.into(), port, chance, connected: false });
+    }
+    let (v4, _) = world.new_addresses(MONITORS);
+    let services = world.host.profile.services.clone();
+    let chance = world.chance("monitor", 0);
+    world.spawn(MONITORS, world.now, Monitor { source: v4.into(), chance, services });
+}
+
+const POOLS: Role = Role::Honest("connection pools");
+const MONITORS: Role = Role::Honest("monitoring");
+
+/// An application that keeps connections to one service open. When they break it opens all of them anew, every few seconds.
+struct Pool {
+    source: IpAddr,
+    port: u16,
+    chance: Chance,
+    connected: bool,
+}
+
+const CONNECTIONS: u32 = 8;
+
+impl Actor for Pool {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        let mut open = 0;
+        for _ in 0..CONNECTIONS {
+            let source = SocketAddr::new(self.source, self.chance.client_port());
+            let flags = if self.connected { TcpFlags::ACK } else { TcpFlags::SYN };
+            open += u32::from(matches!(world.tcp(source, self.port, flags), Reply::SynAck | Reply::Data));
+        }
+        self.connected = open == CONNECTIONS;
+        Some(world.now.after(if self.connected { hours(3) } else { self.chance.between(seconds(5), seconds(60)) }))
+    }
+}
+
+/// A monitor checks that every service answers, also while they do not: that is what it is for.
+struct Monitor {
+    source: IpAddr,
+    chance: Chance,
+    services: Vec<Service>,
+}
+
+/// The time between two checks of all services.
+const CHECK_EVERY: Duration = minutes(30);
+
+impl Actor for Monitor {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        let mut failed = false;
+        for service in &self.services {
+            let source = SocketAddr::new(self.source, self.chance.client_port());
+            let reply = match service.protocol {
+                Protocol::Udp => world.udp(source, service.port),
+                _ => world.syn(source, service.port),
+            };
+            failed |= !matches!(reply, Reply::SynAck | Reply::Data);
+        }
+        // A failure is checked again soon.
+        Some(world.now.after(if failed { minutes(5) } else { CHECK_EVERY }))
     }
 }
 

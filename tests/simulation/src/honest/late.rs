@@ -6,42 +6,28 @@ use std::time::Duration;
 use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::TcpFlags;
 
-use crate::chance::{Chance, minutes, seconds};
+use crate::actors::steady;
+use crate::chance::{Chance, hours, minutes, seconds};
 use crate::host::Reply;
 use crate::world::{Actor, Role, World};
 
 const LATE: Role = Role::Honest("late and repeated segments");
 
 /// The time between two such connections on one host.
-const EVERY: Duration = minutes(40);
+const EVERY: Duration = hours(2);
 
 pub(super) fn populate(world: &mut World) {
-    let chance = world.chance("late segments", 0);
-    world.spawn(Role::Backstage, world.now, Arrivals { chance, count: 0 });
-}
-
-/// Brings a client with a bad path into being now and then.
-struct Arrivals {
-    chance: Chance,
-    count: u64,
-}
-
-impl Actor for Arrivals {
-    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
-        self.count += 1;
-        let mut chance = world.chance("client with a bad path", self.count);
-        let tcp: Vec<u16> = {
-            let running = world.host.running().filter(|service| service.protocol == Protocol::Tcp);
-            running.map(|service| service.port).collect()
-        };
-        if !tcp.is_empty() {
-            let (v4, _) = world.new_addresses(LATE);
-            let source = SocketAddr::new(v4.into(), chance.client_port());
-            let port = chance.pick(&tcp);
-            world.spawn(LATE, world.now, BadPath { source, port, chance, segments: Vec::new(), began: false });
+    steady(world, "client with a bad path", EVERY, |world, mut chance| {
+        let running = world.host.running().filter(|service| service.protocol == Protocol::Tcp);
+        let ports: Vec<u16> = running.map(|service| service.port).collect();
+        if ports.is_empty() {
+            return;
         }
-        Some(world.now.after(self.chance.after(EVERY)))
-    }
+        let (v4, _) = world.new_addresses(LATE);
+        let source = SocketAddr::new(v4.into(), chance.client_port());
+        let port = chance.pick(&ports);
+        world.spawn(LATE, world.now, BadPath { source, port, chance, segments: Vec::new(), began: false });
+    });
 }
 
 struct BadPath {

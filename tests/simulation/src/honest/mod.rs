@@ -1,8 +1,12 @@
 //! Honest behaviour, from what the field reports: none of these sources may be banned.
 
+mod answers;
 mod clients;
+mod lan;
 mod late;
+mod media;
 mod operations;
+mod visitors;
 
 use crate::world::World;
 
@@ -10,4 +14,8 @@ pub(crate) fn populate(world: &mut World) {
     operations::populate(world);
     clients::populate(world);
     late::populate(world);
+    visitors::populate(world);
+    answers::populate(world);
+    media::populate(world);
+    lan::populate(world);
 }

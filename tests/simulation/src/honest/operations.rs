@@ -1,9 +1,14 @@
-//! What the host's operators and programs do: restarts, maintenance, reboots.
+//! What the host's operators and programs do: restarts, maintenance, reboots, crashes, services that move to another port,
+//! containers that come and go.
 
-use portsentry::types::Timestamp;
+use std::net::SocketAddr;
 
+use portsentry::types::{Protocol, Timestamp};
+use portsentry::wire::TcpFlags;
+
+use crate::actors::script;
 use crate::chance::{Chance, days, hours, minutes, seconds};
-use crate::host::Service;
+use crate::host::{Bind, Service};
 use crate::world::{Actor, Role, World};
 
 pub(super) fn populate(world: &mut World) {
@@ -16,8 +21,12 @@ pub(super) fn populate(world: &mut World) {
         // A service is stopped on purpose, for longer than a client's patience.
         (Kind::Maintenance, days(45)),
         (Kind::Reboot, days(30)),
+        (Kind::CrashLoop, days(30)),
+        (Kind::PortChange, days(120)),
+        (Kind::NewContainer, days(10)),
     ];
-    for (kind, mean) in plans {
+    let containers = world.host.profile.services.iter().any(|service| service.bind == Bind::Published);
+    for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || *kind != Kind::NewContainer) {
         let mut chance = world.chance(kind.name(), 0);
         let first = world.now.after(chance.after(mean / pace));
         let operation = Operation { kind, mean: mean / pace, chance, plan: Vec::new() };
@@ -31,6 +40,13 @@ enum Kind {
     RestartAll,
     Maintenance,
     Reboot,
+    /// A service crashes again and again, and is started again each time.
+    CrashLoop,
+    /// A service moves to another port for good; its clients learn that over the next days. It moves back after a while, so
+    /// that the host stays what it is.
+    PortChange,
+    /// A container with a port that was not published before runs for a while.
+    NewContainer,
 }
 
 impl Kind {
@@ -40,6 +56,9 @@ impl Kind {
             Self::RestartAll => "restart of all",
             Self::Maintenance => "maintenance",
             Self::Reboot => "reboot",
+            Self::CrashLoop => "crash loop",
+            Self::PortChange => "port change",
+            Self::NewContainer => "new container",
         }
     }
 }
@@ -82,6 +101,26 @@ impl Operation {
                 plan.extend(services.iter().map(|service| (at, Step::Stop(*service))));
                 plan.extend(services.iter().map(|service| (end, Step::Start(*service))));
             }
+            Kind::CrashLoop => {
+                for _ in 0..12 {
+                    plan.push((at, Step::Stop(services[0])));
+                    at = at.after(chance.between(seconds(5), seconds(60)));
+                    plan.push((at, Step::Start(services[0])));
+                    at = at.after(chance.between(seconds(1), seconds(10)));
+                }
+            }
+            Kind::PortChange => {
+                let moved = Service { port: services[0].port % 1_000 + 2_000, ..services[0] };
+                let end = at.after(chance.between(days(3), days(10)) / world.pace());
+                plan.extend([(at, Step::Stop(services[0])), (at, Step::Start(moved))]);
+                plan.extend([(end, Step::Stop(moved)), (end, Step::Start(services[0]))]);
+            }
+            Kind::NewContainer => {
+                let port = chance.pick(&[8_000, 8_081, 8_088, 8_443, 8_888, 9_000, 9_200]);
+                let container = Service { protocol: Protocol::Tcp, port, bind: Bind::Published };
+                let end = at.after(chance.between(hours(1), days(5)) / world.pace());
+                plan.extend([(at, Step::Start(container)), (end, Step::Stop(container))]);
+            }
             Kind::Reboot => {
                 plan.push((at, Step::PowerOff));
                 let up = at.after(chance.between(seconds(20), minutes(5)));
@@ -105,12 +144,36 @@ impl Actor for Operation {
         while let Some((_, step)) = self.plan.pop_if(|(at, _)| *at <= world.now) {
             match step {
                 Step::Stop(service) => world.set_up(service, false),
-                Step::Start(service) => world.set_up(service, true),
+                Step::Start(service) => {
+                    world.host.add(service);
+                    world.set_up(service, true);
+                    if self.kind == Kind::NewContainer {
+                        visitors(world, service.port);
+                    }
+                }
                 Step::PowerOff => world.power_off(),
                 Step::Boot => world.boot(),
             }
         }
         let next = self.plan.last().map(|(at, _)| *at);
         Some(next.unwrap_or_else(|| world.now.after(self.chance.after(self.mean))))
+    }
+}
+
+/// Clients of a new container, the first one right after it has started.
+fn visitors(world: &mut World, port: u16) {
+    const ROLE: Role = Role::Honest("clients of new containers");
+    let mut chance = world.chance("visitor of a container", u64::from(port));
+    for _ in 0..4 {
+        let (v4, _) = world.new_addresses(ROLE);
+        let mut at = chance.between(seconds(0), seconds(2));
+        let packets: Vec<_> = (0..5)
+            .map(|_| {
+                let source = SocketAddr::new(v4.into(), chance.client_port());
+                at += chance.after(minutes(1));
+                (at, world.tcp_packet(source, port, TcpFlags::SYN))
+            })
+            .collect();
+        script(world, ROLE, packets);
     }
 }

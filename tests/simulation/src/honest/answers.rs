@@ -1,0 +1,79 @@
+//! The host's own client traffic and what comes back: answers of resolvers and time servers that are late, also to ports
+//! that look like services, servers that ask back, and web servers whose last segments come after the socket is gone.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use portsentry::types::Protocol;
+use portsentry::wire::TcpFlags;
+
+use crate::actors::{script, steady};
+use crate::chance::{Chance, hours, minutes, seconds};
+use crate::host::RESOLVER;
+use crate::world::{Role, World};
+
+const DNS: Role = Role::Honest("answers of DNS servers");
+const NTP: Role = Role::Honest("answers of time servers");
+const WEB: Role = Role::Honest("servers that this host is a client of");
+const MAIL: Role = Role::Honest("mail servers that ask back");
+
+pub(super) fn populate(world: &mut World) {
+    steady(world, "DNS question", hours(1), ask_dns);
+    steady(world, "NTP question", hours(4), ask_time);
+    steady(world, "download", hours(4), download);
+    steady(world, "outgoing mail", hours(8), send_mail);
+}
+
+/// A resolver of its own asks servers from ports all over the range, as unbound does; the stub asks the configured one. The
+/// socket is gone after five seconds, some answers come within thirty.
+fn ask_dns(world: &mut World, mut chance: Chance) {
+    for _ in 0..4 {
+        let server = if chance.is(0.5) { RESOLVER.into() } else { IpAddr::from(world.new_addresses(DNS).0) };
+        let own = if chance.is(0.5) { chance.client_port() } else { 1_024 + chance.port() % 30_000 };
+        let peer = SocketAddr::new(server, 53);
+        world.originate(Protocol::Udp, own, peer, seconds(5));
+        let late = if chance.is(0.3) { seconds(30) } else { Duration::from_millis(200) };
+        let answer = world.udp_packet(peer, own);
+        // A server with two paths answers twice.
+        let times = 1 + chance.below(2);
+        let packets: Vec<_> = (0..times).map(|_| (chance.between(Duration::ZERO, late), answer)).collect();
+        script(world, DNS, packets);
+    }
+}
+
+fn ask_time(world: &mut World, mut chance: Chance) {
+    for _ in 0..4 {
+        let peer = SocketAddr::new(world.new_addresses(NTP).0.into(), 123);
+        let own = if chance.is(0.5) { 123 } else { chance.client_port() };
+        world.originate(Protocol::Udp, own, peer, seconds(2));
+        let answer = (chance.after(seconds(3)), world.udp_packet(peer, own));
+        script(world, NTP, [answer]);
+    }
+}
+
+/// The last segments of a connection, and resets of a server that lost its state, come when the socket is gone.
+fn download(world: &mut World, mut chance: Chance) {
+    let peer = SocketAddr::new(world.new_addresses(WEB).0.into(), 443);
+    let own = chance.client_port();
+    world.originate(Protocol::Tcp, own, peer, minutes(1));
+    let packets = [
+        (Duration::from_millis(30), TcpFlags::SYN | TcpFlags::ACK),
+        (seconds(2), TcpFlags::ACK | TcpFlags::PSH),
+        (seconds(50), TcpFlags::ACK | TcpFlags::FIN),
+        (minutes(2), TcpFlags::ACK | TcpFlags::FIN),
+        (minutes(9), TcpFlags::RST | TcpFlags::ACK),
+    ]
+    .map(|(at, flags)| (at, world.tcp_packet(peer, own, flags)));
+    script(world, WEB, packets);
+}
+
+/// A mail server asks who is sending (ident), and whether the sender's server takes mail.
+fn send_mail(world: &mut World, mut chance: Chance) {
+    let peer = world.new_addresses(MAIL).0.into();
+    world.originate(Protocol::Tcp, chance.client_port(), SocketAddr::new(peer, 25), minutes(1));
+    let packets = [(seconds(1), 113), (seconds(2), 113), (seconds(5), 25)].map(|(at, port)| {
+        let source = SocketAddr::new(peer, chance.client_port());
+        (at, world.tcp_packet(source, port, TcpFlags::SYN))
+    });
+    script(world, MAIL, packets);
+}

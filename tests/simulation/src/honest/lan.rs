@@ -1,0 +1,60 @@
+//! Neighbours on a local network: service discovery, and programs that look at every device.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use portsentry::types::Protocol;
+use portsentry::wire::{Delivery, Packet, TcpFlags};
+
+use crate::actors::{rare, script, steady};
+use crate::chance::{Chance, days, hours, seconds};
+use crate::host::LAN;
+use crate::world::{Role, World};
+
+const DISCOVERY: Role = Role::Honest("mDNS, SSDP and NetBIOS");
+const INVENTORY: Role = Role::Honest("neighbours that look at every device");
+
+pub(super) fn populate(world: &mut World) {
+    if world.host.profile.lan {
+        steady(world, "discovery", hours(1), discover);
+        rare(world, "inventory", days(30), take_inventory);
+    }
+}
+
+fn neighbour(world: &mut World, role: Role, chance: &mut Chance) -> IpAddr {
+    let address = Ipv4Addr::from_bits(LAN.to_bits() | 20 + chance.below(12)).into();
+    world.own(role, address);
+    address
+}
+
+/// Questions go to groups and to everybody, answers to the port that asked, also after it has closed.
+fn discover(world: &mut World, mut chance: Chance) {
+    let source = neighbour(world, DISCOVERY, &mut chance);
+    let mut packets = Vec::new();
+    for (group, port) in [([224, 0, 0, 251], 5_353), ([239, 255, 255, 250], 1_900), ([192, 168, 7, 255], 137)] {
+        let delivery = if port == 137 { Delivery::Broadcast } else { Delivery::Multicast };
+        let to_host = world.udp_packet(SocketAddr::new(source, port), port);
+        packets.push((chance.after(seconds(5)), Packet { destination: IpAddr::from(group), delivery, ..to_host }));
+    }
+    let own = chance.client_port();
+    world.originate(Protocol::Udp, own, SocketAddr::new(source, 1_900), seconds(3));
+    for port in [1_900, 49_152] {
+        packets.push((chance.after(seconds(4)), world.udp_packet(SocketAddr::new(source, port), own)));
+    }
+    packets.push((seconds(1), world.udp_packet(SocketAddr::new(source, 5_353), 5_353)));
+    script(world, DISCOVERY, packets);
+}
+
+/// Virus scanners, printers' programs and home automation ask every device of the network for a dozen ports.
+fn take_inventory(world: &mut World, mut chance: Chance) {
+    let address = neighbour(world, INVENTORY, &mut chance);
+    let ports = [80, 443, 22, 445, 139, 8_080, 515, 631, 9_100, 5_000, 554, 8_009];
+    let packets: Vec<_> = (0..)
+        .zip(ports)
+        .map(|(n, port)| {
+            let source = SocketAddr::new(address, chance.client_port());
+            (Duration::from_millis(200) * n, world.tcp_packet(source, port, TcpFlags::SYN))
+        })
+        .collect();
+    script(world, INVENTORY, packets);
+}

@@ -1,0 +1,127 @@
+//! Sources that come once or now and then: browsers, phones, many people behind one address, crawlers, mail programs that
+//! guess ports.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use portsentry::types::Protocol;
+use portsentry::wire::TcpFlags;
+
+use crate::actors::{rare, script, steady};
+use crate::chance::{Chance, days, hours, minutes, seconds};
+use crate::world::{Role, World};
+
+const BROWSERS: Role = Role::Honest("browsers with happy eyeballs");
+const PHONES: Role = Role::Honest("phones that change their address");
+const CARRIER: Role = Role::Honest("people behind a carrier's NAT");
+const CRAWLERS: Role = Role::Honest("crawlers");
+const MAIL: Role = Role::Honest("mail programs that guess ports");
+
+pub(super) fn populate(world: &mut World) {
+    steady(world, "browser", hours(1), browse);
+    steady(world, "phone", hours(8), phone);
+    steady(world, "carrier NAT", hours(8), carrier);
+    steady(world, "crawler", hours(12), crawl);
+    // Users of a mail server add an account; users of another server mistype its name.
+    let mail = world.host.profile.services.iter().any(|service| service.port == 993);
+    rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
+}
+
+/// A browser asks by HTTPS first, over IPv6 and a moment later over IPv4 (RFC 8305), by QUIC as well, and goes on by HTTP.
+fn browse(world: &mut World, mut chance: Chance) {
+    let (v4, v6) = world.new_addresses(BROWSERS);
+    let moment = Duration::from_millis(250);
+    let mut packets = Vec::new();
+    for (round, port) in [443, 80].into_iter().enumerate() {
+        let began = seconds(round as u64);
+        for (after, address) in [(Duration::ZERO, IpAddr::from(v6)), (moment, v4.into())] {
+            let source = SocketAddr::new(address, chance.client_port());
+            packets.push((began + after, world.tcp_packet(source, port, TcpFlags::SYN)));
+            if port == 443 {
+                packets.push((began + after, world.udp_packet(source, port)));
+            }
+        }
+    }
+    script(world, BROWSERS, packets);
+}
+
+/// A phone synchronizes mail, calendar and chat, and comes from another address each time: Wi-Fi, and mobile networks.
+fn phone(world: &mut World, mut chance: Chance) {
+    let ports = tcp_ports(world);
+    let mut packets = Vec::new();
+    let mut at = Duration::ZERO;
+    for _ in 0..6 {
+        let (v4, _) = world.new_addresses(PHONES);
+        for _ in 0..3 {
+            let source = SocketAddr::new(v4.into(), chance.client_port());
+            let port = chance.pick(&ports);
+            for flags in [TcpFlags::SYN, TcpFlags::ACK | TcpFlags::PSH, TcpFlags::ACK | TcpFlags::FIN] {
+                at += chance.after(seconds(2));
+                packets.push((at, world.tcp_packet(source, port, flags)));
+            }
+        }
+        at += chance.after(minutes(20));
+    }
+    script(world, PHONES, packets);
+}
+
+/// What people come for.
+fn tcp_ports(world: &World) -> Vec<u16> {
+    let services = world.host.profile.services.iter();
+    services.filter(|service| service.protocol == Protocol::Tcp).map(|service| service.port).collect()
+}
+
+/// What people try in vain: alternative web ports, remote desktops, mail, FTP.
+const MISTAKES: [u16; 8] = [8_080, 8_443, 21, 3_389, 110, 995, 5_900, 2_222];
+
+/// A day of some hundred people who share one address. Now and then one of them is wrong about a port.
+fn carrier(world: &mut World, mut chance: Chance) {
+    let (v4, _) = world.new_addresses(CARRIER);
+    let ports = tcp_ports(world);
+    let mut packets = Vec::new();
+    let mut at = Duration::ZERO;
+    while at < days(1) {
+        let source = SocketAddr::new(v4.into(), chance.client_port());
+        packets.push((at, world.tcp_packet(source, chance.pick(&ports), TcpFlags::SYN)));
+        at += chance.after(minutes(15));
+    }
+    let mut at = chance.after(hours(12));
+    while at < days(1) {
+        let (source, port) = (SocketAddr::new(v4.into(), chance.client_port()), chance.pick(&MISTAKES));
+        // Once more by reloading the page.
+        packets.extend([0, 3].map(|later| (at + seconds(later), world.tcp_packet(source, port, TcpFlags::SYN))));
+        at += chance.after(hours(12));
+    }
+    script(world, CARRIER, packets);
+}
+
+/// A crawler comes from many addresses of one network, to the two ports of the web.
+fn crawl(world: &mut World, mut chance: Chance) {
+    let network = 11 << 24 | 0xc0_0000 | chance.below(64) << 8;
+    let packets: Vec<_> = (0..8)
+        .flat_map(|_| {
+            let address = IpAddr::from(Ipv4Addr::from_bits(network | chance.below(256)));
+            world.own(CRAWLERS, address);
+            let source = SocketAddr::new(address, chance.client_port());
+            let at = chance.after(minutes(10));
+            [443, 80].map(|port| (at, world.tcp_packet(source, port, TcpFlags::SYN)))
+        })
+        .collect();
+    script(world, CRAWLERS, packets);
+}
+
+/// A mail program that knows a domain and nothing else tries the usual ports of IMAP, POP3 and submission, some at a time.
+fn guess(world: &mut World, mut chance: Chance) {
+    let (v4, v6) = world.new_addresses(MAIL);
+    let address = if chance.is(0.4) { IpAddr::from(v6) } else { v4.into() };
+    let mut at = Duration::ZERO;
+    let packets: Vec<_> = [443, 80, 993, 143, 995, 110, 465, 587, 25]
+        .into_iter()
+        .map(|port| {
+            at += chance.after(Duration::from_millis(300));
+            let source = SocketAddr::new(address, chance.client_port());
+            (at, world.tcp_packet(source, port, TcpFlags::SYN))
+        })
+        .collect();
+    script(world, MAIL, packets);
+}
