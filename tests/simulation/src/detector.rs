@@ -10,7 +10,7 @@ use portsentry::enforce::nft::RulesetSpec;
 use portsentry::engine::{
     ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, Protection, Settings, Verdict,
 };
-pub use portsentry::engine::{IgnoreReason, RECENT as MEMORY};
+pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::Packet;
 
@@ -27,11 +27,20 @@ pub struct EngineRules {
     pub listeners: bool,
     pub scan_trigger: Option<u8>,
     pub window: Option<Duration>,
+    /// The ceiling of bans on evidence that can be forged.
+    pub max_new_bans_per_minute: Option<u32>,
 }
 
 impl Default for EngineRules {
     fn default() -> Self {
-        Self { recent_ports: true, socket_lookup: true, listeners: true, scan_trigger: None, window: None }
+        Self {
+            recent_ports: true,
+            socket_lookup: true,
+            listeners: true,
+            scan_trigger: None,
+            window: None,
+            max_new_bans_per_minute: None,
+        }
     }
 }
 
@@ -44,6 +53,9 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
     }
     if let Some(window) = rules.window {
         config.detect.window = window;
+    }
+    if let Some(most) = rules.max_new_bans_per_minute {
+        config.block.max_new_bans_per_minute = most;
     }
     (Settings::from_config(&config), RulesetSpec::from_config(&config))
 }

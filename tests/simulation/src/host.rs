@@ -89,6 +89,8 @@ pub struct HostModel {
     pub v6: Ipv6Addr,
     /// net.ipv4.ip_local_port_range.
     pub ephemeral: RangeInclusive<u16>,
+    /// Services beside those of the profile, which come and go.
+    extra: Vec<Service>,
     /// Services that run now.
     up: HashSet<(Protocol, u16)>,
     /// Sockets of own client traffic by their port, with their peer and until when they exist.
@@ -101,7 +103,7 @@ impl HostModel {
         let up = profile.services.iter().map(|service| (service.protocol, service.port)).collect();
         let v4 = if profile.lan { Ipv4Addr::new(192, 168, 7, 10) } else { Ipv4Addr::new(192, 0, 2, 1) };
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-        Self { profile, v4, v6, ephemeral: 32_768..=60_999, up, own_flows: HashMap::new() }
+        Self { profile, v4, v6, ephemeral: 32_768..=60_999, extra: Vec::new(), up, own_flows: HashMap::new() }
     }
 
     /// Its address of the family of `peer`.
@@ -139,8 +141,8 @@ impl HostModel {
 
     /// Adds a service that the profile did not have, which does not run yet.
     pub fn add(&mut self, service: Service) {
-        if !self.profile.services.contains(&service) {
-            self.profile.services.push(service);
+        if !self.services().any(|known| known == service) {
+            self.extra.push(service);
         }
     }
 
@@ -149,9 +151,18 @@ impl HostModel {
         self.up.contains(&(protocol, port))
     }
 
+    fn services(&self) -> impl Iterator<Item = Service> + '_ {
+        self.profile.services.iter().chain(&self.extra).copied()
+    }
+
+    /// Stops everything.
+    pub fn stop_all(&mut self) {
+        self.up.clear();
+    }
+
     /// The services that run now.
     pub fn running(&self) -> impl Iterator<Item = Service> + '_ {
-        self.profile.services.iter().copied().filter(|service| self.is_up(service.protocol, service.port))
+        self.services().filter(|service| self.is_up(service.protocol, service.port))
     }
 
     fn service(&self, protocol: Protocol, address: IpAddr, port: u16) -> Option<Service> {
@@ -200,7 +211,7 @@ impl HostModel {
             }
             Transport::Udp { source_port, destination_port } => {
                 if self.service(Protocol::Udp, packet.destination, destination_port).is_some() {
-                    return Reply::Data;
+                    return if SILENT.contains(&destination_port) { Reply::Silence } else { Reply::Data };
                 }
                 let from = SocketAddr::new(packet.source, source_port);
                 let to = SocketAddr::new(packet.destination, destination_port);
@@ -210,6 +221,9 @@ impl HostModel {
         }
     }
 }
+
+/// UDP services that only listen: SNMP traps and syslog, and TFTP, which answers from another port.
+pub const SILENT: [u16; 3] = [69, 162, 514];
 
 /// The resolver that the host asks.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);

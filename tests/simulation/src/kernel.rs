@@ -5,7 +5,7 @@
 //! Read with: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
 //! that begins full), nft_set_hash.c (expired elements do not match).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -318,13 +318,16 @@ impl Kernel {
         self.family(target.element()).blocked.elements.remove(&target);
     }
 
-    /// The daemon has the trap count `target` from zero.
-    pub fn forget(&mut self, target: BanTarget) {
-        let family = self.family(target.element());
-        family.caught.elements.remove(&target);
-        family.suspects.elements.remove(&target);
-        family.touched.elements.retain(|(source, _), _| *source != target);
-        family.touched_udp.elements.retain(|(source, _), _| *source != target);
+    /// The daemon has the trap count these from zero.
+    pub fn forget(&mut self, targets: &HashSet<BanTarget>) {
+        for family in [&mut self.v4, &mut self.v6] {
+            for target in targets {
+                family.caught.elements.remove(target);
+                family.suspects.elements.remove(target);
+            }
+            family.touched.elements.retain(|(source, _), _| !targets.contains(source));
+            family.touched_udp.elements.retain(|(source, _), _| !targets.contains(source));
+        }
     }
 
     #[must_use]

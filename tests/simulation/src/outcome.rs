@@ -49,6 +49,8 @@ pub struct Dishonest {
     /// Those of them that were banned, or reported as a distributed scan.
     pub found: u64,
     pub packets: u64,
+    /// Bans for longer than the ceiling of bans leaves, of whatever sources the packets named.
+    pub long_bans: u64,
     /// Distinct ports that each found source had sent to before its ban, sorted.
     pub ports_before_ban: Vec<u32>,
     /// Open ports that each source learned, sorted.
@@ -111,6 +113,7 @@ impl Outcome {
             let sum = self.dishonest.entry(behaviour).or_default();
             sum.sources += more.sources;
             sum.found += more.found;
+            sum.long_bans += more.long_bans;
             sum.packets += more.packets;
             for (list, new) in
                 [(&mut sum.ports_before_ban, more.ports_before_ban), (&mut sum.ports_learned, more.ports_learned)]
@@ -131,6 +134,12 @@ impl Outcome {
     #[must_use]
     pub fn count_honest_bans(&self, forged: bool) -> usize {
         self.honest_bans.iter().filter(|ban| ban.forged == forged).count()
+    }
+
+    /// Sources of dishonest behaviour that were not found.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.dishonest.values().map(|seen| seen.sources - seen.found).sum()
     }
 
     /// Behaviours whose sources were banned for their own packets, with how often.

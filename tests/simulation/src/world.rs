@@ -1,7 +1,7 @@
 //! One host's world: a packet goes through the model of the kernel first, which decides whether it passes, and then through
 //! the engine, as on a live host, where the capture sees packets before the firewall drops them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 use crate::Options;
 use crate::chance::{Chance, days, hours};
-use crate::detector::{Detector, IgnoreReason, Judgement, MEMORY, settings};
+use crate::detector::{CAPPED_BAN, Detector, IgnoreReason, Judgement, MEMORY, settings};
 use crate::host::{HostModel, Profile, Reply, Service, TICK};
 use crate::kernel::{HostState, Kernel, Passage};
 use crate::outcome::{HonestBan, Outcome};
@@ -40,11 +40,6 @@ struct Part {
     banned: bool,
     ports: HashSet<u16>,
     learned: HashSet<u16>,
-}
-
-/// A source that the trap caught, until the program has a verdict on it or lets it go.
-struct Unconfirmed {
-    since: Timestamp,
 }
 
 /// Which ports the trap was armed with. They are computed only when a packet asks for them and they may have changed: that is
@@ -96,7 +91,8 @@ pub struct World {
     refresh_at: Option<Timestamp>,
     /// When the daemon reviews the trap next, if it caught a source.
     review_at: Option<Timestamp>,
-    unconfirmed: BTreeMap<BanTarget, Unconfirmed>,
+    /// Sources that the trap caught, since when the program has no verdict on them.
+    unconfirmed: HashMap<BanTarget, Timestamp>,
     armed: Armed,
     pub(crate) trace: Option<Trace>,
     /// The host is off.
@@ -163,7 +159,7 @@ impl World {
             outcome: Outcome::default(),
             refresh_at: None,
             review_at: None,
-            unconfirmed: BTreeMap::new(),
+            unconfirmed: HashMap::new(),
             armed: Armed::NEVER,
             trace: None,
             down: false,
@@ -337,9 +333,7 @@ impl World {
     pub fn power_off(&mut self) {
         self.catch_up();
         self.down = true;
-        for service in self.host.profile.services.clone() {
-            self.host.set_up(service, false);
-        }
+        self.host.stop_all();
         self.note(|| "the host goes down".to_owned());
     }
 
@@ -471,22 +465,22 @@ impl World {
 
     fn review(&mut self, at: Timestamp) {
         self.review_at = None;
+        let mut reviewed = HashSet::new();
         for target in self.kernel.caught(at) {
-            let since = self.unconfirmed.entry(target).or_insert(Unconfirmed { since: at }).since;
+            let since = *self.unconfirmed.entry(target).or_insert(at);
             if self.detector.is_blocked(at, target) {
-                self.kernel.forget(target);
-                self.unconfirmed.remove(&target);
+                reviewed.insert(target);
             } else if at.since(since) >= UNCONFIRMED_FOR {
+                reviewed.insert(target);
                 self.kernel.lift(target);
-                self.kernel.forget(target);
-                self.unconfirmed.remove(&target);
                 self.outcome.let_go += 1;
                 self.note(|| format!("the program lets {target} go: it holds nothing against it"));
             } else {
                 self.review_at = Some(at.after(TICK));
             }
         }
-        self.unconfirmed.retain(|_, one| at.since(one.since) < UNCONFIRMED_FOR);
+        self.kernel.forget(&reviewed);
+        self.unconfirmed.retain(|target, _| !reviewed.contains(target));
     }
 
     fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
@@ -510,6 +504,8 @@ impl World {
                 let seen = self.outcome.dishonest.entry(behaviour).or_default();
                 seen.packets += 1;
                 let Some(part) = self.parts.get_mut(&self.current) else { return };
+                let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
+                seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
                 let reported = self.detector.reports_distributed_scan(self.now);
                 // What is done in the name of others finds nothing, unless it is all that the source does.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {

@@ -53,10 +53,10 @@ pub(super) fn populate(world: &mut World) {
             .collect();
         script(world, DECOYS, packets);
     });
-    rare(world, "flood", days(60), |world, mut chance| {
-        let packets: Vec<_> = (0..400_u32)
+    rare(world, "flood", days(20), |world, mut chance| {
+        let packets: Vec<_> = (0..1_000_u32)
             .flat_map(|n| {
-                let at = seconds(1) * n / 20;
+                let at = seconds(1) * n / 50;
                 let honest = if n % 20 == 0 { world.some_honest_address(&mut chance) } else { None };
                 let source = honest.unwrap_or_else(|| Ipv4Addr::from_bits(13 << 24 | chance.below(1 << 24)).into());
                 let probe = |port| (at, world.tcp_packet(SocketAddr::new(source, 40_000), port, TcpFlags::SYN));

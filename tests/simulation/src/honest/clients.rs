@@ -30,7 +30,7 @@ pub(super) fn populate(world: &mut World) {
         chance.shuffle(&mut services);
         services.truncate(1 + usize::try_from(chance.below(5)).unwrap_or(0));
         let first = world.now.after(chance.after(VISIT_EVERY));
-        world.spawn(REGULAR, first, Client { address, services, chance, attempt: None, next_port: 0 });
+        world.spawn(REGULAR, first, Client { address, services, chance, attempt: None, next_port: 0, once: false });
     }
     let tcp: Vec<Service> =
         world.host.profile.services.iter().copied().filter(|service| service.protocol == Protocol::Tcp).collect();
@@ -38,7 +38,7 @@ pub(super) fn populate(world: &mut World) {
         let mut chance = world.chance("pool", index);
         let (v4, _) = world.new_addresses(POOLS);
         let port = chance.pick(&tcp).port;
-        world.spawn(POOLS, world.now, Pool { source: v4.into(), port, chance, connected: false });
+        world.spawn(POOLS, world.now, Pool { source: v4.into(), port, chance, failures: Some(0) });
     }
     let (v4, _) = world.new_addresses(MONITORS);
     let services = world.host.profile.services.clone();
@@ -46,15 +46,17 @@ pub(super) fn populate(world: &mut World) {
     world.spawn(MONITORS, world.now, Monitor { source: v4.into(), chance, services });
 }
 
+const CONNECTED: Role = Role::Honest("clients that lost their connections");
 const POOLS: Role = Role::Honest("connection pools");
 const MONITORS: Role = Role::Honest("monitoring");
 
-/// An application that keeps connections to one service open. When they break it opens all of them anew, every few seconds.
+/// An application that keeps connections to one service open. When they break it opens all of them anew, at first every few seconds.
 struct Pool {
     source: IpAddr,
     port: u16,
     chance: Chance,
-    connected: bool,
+    /// Attempts in vain since the last success; `None` while it is connected.
+    failures: Option<u32>,
 }
 
 const CONNECTIONS: u32 = 8;
@@ -64,11 +66,12 @@ impl Actor for Pool {
         let mut open = 0;
         for _ in 0..CONNECTIONS {
             let source = SocketAddr::new(self.source, self.chance.client_port());
-            let flags = if self.connected { TcpFlags::ACK } else { TcpFlags::SYN };
+            let flags = if self.failures.is_none() { TcpFlags::ACK } else { TcpFlags::SYN };
             open += u32::from(matches!(world.tcp(source, self.port, flags), Reply::SynAck | Reply::Data));
         }
-        self.connected = open == CONNECTIONS;
-        Some(world.now.after(if self.connected { hours(3) } else { self.chance.between(seconds(5), seconds(60)) }))
+        let failures = self.failures.map_or(0, |failures| failures + 1);
+        self.failures = (open < CONNECTIONS).then_some(failures);
+        Some(world.now.after(if open == CONNECTIONS { hours(3) } else { seconds(5 << failures.min(8)) }))
     }
 }
 
@@ -98,6 +101,25 @@ impl Actor for Monitor {
     }
 }
 
+/// Clients that were connected to several services, and lose all of these connections at once: each tries to connect to all
+/// of them at the same time, until they are there.
+pub(super) fn reconnect(world: &mut World, mut chance: Chance) {
+    for _ in 0..4 {
+        let (v4, _) = world.new_addresses(CONNECTED);
+        let mut services = world.host.profile.services.clone();
+        services.retain(|service| service.protocol == Protocol::Tcp);
+        chance.shuffle(&mut services);
+        services.truncate(5);
+        for (number, service) in (0..).zip(services) {
+            let chance = world.chance("reconnecting client", u64::from(chance.below(u32::MAX)));
+            let at = world.now.after(Duration::from_millis(500 + 100 * u64::from(number)));
+            let (services, next_port) = (vec![service], number * 1_000);
+            let client = Client { address: v4.into(), services, chance, attempt: None, next_port, once: true };
+            world.spawn(CONNECTED, at, client);
+        }
+    }
+}
+
 /// One attempt to reach one service.
 #[derive(Clone, Copy)]
 struct Attempt {
@@ -120,6 +142,8 @@ struct Client {
     chance: Chance,
     attempt: Option<Attempt>,
     next_port: u16,
+    /// It ends after one visit.
+    once: bool,
 }
 
 impl Client {
@@ -129,13 +153,13 @@ impl Client {
     }
 
     /// Goes on with the next service, or ends the visit.
-    fn next(&mut self, world: &World, service: usize) -> Timestamp {
+    fn next(&mut self, world: &World, service: usize) -> Option<Timestamp> {
         if service + 1 < self.services.len() {
             self.attempt = Some(self.begin(service + 1, 0));
-            return world.now.after(self.chance.between(Duration::ZERO, seconds(3)));
+            return Some(world.now.after(self.chance.between(Duration::ZERO, seconds(3))));
         }
         self.attempt = None;
-        world.now.after(self.chance.after(VISIT_EVERY))
+        (!self.once).then(|| world.now.after(self.chance.after(VISIT_EVERY)))
     }
 }
 
@@ -168,6 +192,6 @@ impl Actor for Client {
             }
             _ => {}
         }
-        Some(self.next(world, attempt.service))
+        self.next(world, attempt.service)
     }
 }

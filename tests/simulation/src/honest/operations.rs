@@ -2,13 +2,15 @@
 //! containers that come and go.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::TcpFlags;
 
+use super::clients;
 use crate::actors::script;
 use crate::chance::{Chance, days, hours, minutes, seconds};
-use crate::host::{Bind, Service};
+use crate::host::{Bind, SILENT, Service};
 use crate::world::{Actor, Role, World};
 
 pub(super) fn populate(world: &mut World) {
@@ -16,7 +18,7 @@ pub(super) fn populate(world: &mut World) {
     let plans = [
         // A certificate is renewed, a package upgraded: one service, for a moment.
         (Kind::Restart, days(2)),
-        // All of them, one after the other: a library was upgraded.
+        // All of them: a library was upgraded.
         (Kind::RestartAll, days(14)),
         // A service is stopped on purpose, for longer than a client's patience.
         (Kind::Maintenance, days(45)),
@@ -24,6 +26,7 @@ pub(super) fn populate(world: &mut World) {
         (Kind::CrashLoop, days(30)),
         (Kind::PortChange, days(120)),
         (Kind::NewContainer, days(10)),
+        (Kind::NewServices, days(20)),
     ];
     let containers = world.host.profile.services.iter().any(|service| service.bind == Bind::Published);
     for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || *kind != Kind::NewContainer) {
@@ -47,6 +50,8 @@ enum Kind {
     PortChange,
     /// A container with a port that was not published before runs for a while.
     NewContainer,
+    /// Several services that were not there before start in the same moment.
+    NewServices,
 }
 
 impl Kind {
@@ -59,6 +64,7 @@ impl Kind {
             Self::CrashLoop => "crash loop",
             Self::PortChange => "port change",
             Self::NewContainer => "new container",
+            Self::NewServices => "new services",
         }
     }
 }
@@ -71,9 +77,12 @@ enum Step {
     Boot,
 }
 
+/// Ports of services that start together.
+const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
+
 struct Operation {
     kind: Kind,
-    mean: std::time::Duration,
+    mean: Duration,
     chance: Chance,
     /// What is still to be done, the next step last.
     plan: Vec<(Timestamp, Step)>,
@@ -91,8 +100,7 @@ impl Operation {
                 services.truncate(if self.kind == Kind::Restart { 1 } else { usize::MAX });
                 for service in services {
                     plan.push((at, Step::Stop(service)));
-                    at = at.after(chance.between(seconds(1), seconds(45)));
-                    plan.push((at, Step::Start(service)));
+                    plan.push((at.after(chance.between(seconds(1), seconds(45))), Step::Start(service)));
                 }
             }
             Kind::Maintenance => {
@@ -121,6 +129,14 @@ impl Operation {
                 let end = at.after(chance.between(hours(1), days(5)) / world.pace());
                 plan.extend([(at, Step::Start(container)), (end, Step::Stop(container))]);
             }
+            Kind::NewServices => {
+                let end = at.after(chance.between(hours(1), days(5)) / world.pace());
+                let tcp = NEW_PORTS.map(|port| (Protocol::Tcp, port));
+                for (protocol, port) in tcp.into_iter().chain(SILENT.map(|port| (Protocol::Udp, port))) {
+                    let service = Service { protocol, port, bind: Bind::Everywhere };
+                    plan.extend([(at, Step::Start(service)), (end, Step::Stop(service))]);
+                }
+            }
             Kind::Reboot => {
                 plan.push((at, Step::PowerOff));
                 let up = at.after(chance.between(seconds(20), minutes(5)));
@@ -141,9 +157,13 @@ impl Actor for Operation {
         if self.plan.is_empty() {
             self.make_plan(world);
         }
+        let mut lost = false;
         while let Some((_, step)) = self.plan.pop_if(|(at, _)| *at <= world.now) {
             match step {
-                Step::Stop(service) => world.set_up(service, false),
+                Step::Stop(service) => {
+                    world.set_up(service, false);
+                    lost = !matches!(self.kind, Kind::NewContainer | Kind::NewServices);
+                }
                 Step::Start(service) => {
                     world.host.add(service);
                     world.set_up(service, true);
@@ -152,8 +172,18 @@ impl Actor for Operation {
                     }
                 }
                 Step::PowerOff => world.power_off(),
-                Step::Boot => world.boot(),
+                Step::Boot => {
+                    world.boot();
+                    lost = true;
+                }
             }
+        }
+        if lost {
+            let chance = world.chance(self.kind.name(), u64::from(self.chance.below(u32::MAX)));
+            clients::reconnect(world, chance);
+        }
+        if self.kind == Kind::NewServices && NEW_PORTS.iter().all(|port| world.host.is_up(Protocol::Tcp, *port)) {
+            health_checks(world);
         }
         let next = self.plan.last().map(|(at, _)| *at);
         Some(next.unwrap_or_else(|| world.now.after(self.chance.after(self.mean))))
@@ -176,4 +206,17 @@ fn visitors(world: &mut World, port: u16) {
             .collect();
         script(world, ROLE, packets);
     }
+}
+
+/// Whatever deploys services asks each of them within a second whether it is there, and sends to those that only listen.
+fn health_checks(world: &mut World) {
+    const ROLE: Role = Role::Honest("health checks of new services");
+    let mut chance = world.chance("health check", 0);
+    let (v4, _) = world.new_addresses(ROLE);
+    let mut source = || SocketAddr::new(v4.into(), chance.client_port());
+    let tcp = NEW_PORTS.map(|port| world.tcp_packet(source(), port, TcpFlags::SYN));
+    let udp = SILENT.map(|port| world.udp_packet(source(), port));
+    let packets = tcp.into_iter().chain(udp);
+    let checks: Vec<_> = (0..).zip(packets).map(|(n, packet)| (Duration::from_millis(40) * n, packet)).collect();
+    script(world, ROLE, checks);
 }
