@@ -39,7 +39,7 @@ test-fast: setup-test
 
 simulate: setup-build
 	@cargo run --quiet --locked --profile $(or $(PROFILE),release) --package simulation -- \
-	    $(foreach word,YEARS SEED PACE JSON REPLAY,$(if $($(word)),--$(shell echo $(word) | tr A-Z a-z) $($(word))))
+	    $(foreach word,YEARS SEED PACE JSON PICTURE REPLAY,$(if $($(word)),--$(shell echo $(word) | tr A-Z a-z) $($(word))))
 
 test-kernels: setup-kernels
 	@tests/kernels.sh $(ARGS)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use simulation::detector::EngineRules;
 use simulation::kernel::KernelRules;
 use simulation::outcome::Outcome;
+use simulation::picture::svg;
 use simulation::replay::replay;
 use simulation::{Options, run, run_host};
 
@@ -23,7 +24,7 @@ const KNOWN_HONEST_BANS: [(&str, u64); 6] = [
     // The same, later.
     ("regular clients", 2),
     // The same, by a source that asks every service.
-    ("monitoring", 2),
+    ("monitoring", 1),
     // The same, and mistakes of three people within half an hour. Missing: the standing of a source that is served here.
     ("people behind a carrier's NAT", 1),
     // Three closed ports of mail within a second. Missing: ports that belong together count as one.
@@ -80,6 +81,16 @@ fn every_kind_of_scan_is_found() {
             assert_eq!(seen.found, seen.sources, "{behaviour}: sources that were not found");
         }
     }
+}
+
+#[test]
+fn picture_shows_every_behaviour() {
+    let picture = svg(&SHORT_RUN);
+    let names = SHORT_RUN.honest.keys().chain(SHORT_RUN.dishonest.keys());
+    for name in names {
+        assert!(picture.contains(&format!(">{name}</text>")), "{name} is not in the picture");
+    }
+    assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
 }
 
 #[test]

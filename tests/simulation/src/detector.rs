@@ -100,7 +100,8 @@ impl Detector {
     #[must_use]
     pub fn new(rules: EngineRules, key: (u64, u64), model: &HostModel) -> Self {
         let engine = Engine::new(settings(&rules).0, HashKey(key.0, key.1));
-        Self { engine, host: snapshot(model, &rules), rules }
+        let ephemeral = model.ephemeral.clone().collect();
+        Self { engine, host: snapshot(model, &rules, ephemeral), rules }
     }
 
     /// Judges a packet; `in_use` asks the host's socket table.
@@ -144,7 +145,7 @@ impl Detector {
 
     /// The daemon has read the listeners again.
     pub fn host_changed(&mut self, now: Timestamp, model: &HostModel) {
-        let new = snapshot(model, &self.rules);
+        let new = snapshot(model, &self.rules, self.host.ephemeral.clone());
         if self.rules.recent_ports {
             self.engine.host_changed(now, &self.host, &new);
         }
@@ -175,9 +176,9 @@ impl Detector {
 }
 
 /// The host as the daemon reads it.
-fn snapshot(model: &HostModel, rules: &EngineRules) -> Host {
+fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet) -> Host {
     let mut host = Host::new(Local::Own { addresses: model.addresses().into(), prefixes: Vec::new() });
-    host.ephemeral = model.ephemeral.clone().collect();
+    host.ephemeral = ephemeral;
     for network in model.protected() {
         host.allow.insert(network, Protection::Gateway);
     }

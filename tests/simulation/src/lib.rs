@@ -19,6 +19,7 @@ mod honest;
 pub mod host;
 pub mod kernel;
 pub mod outcome;
+pub mod picture;
 mod queue;
 pub mod replay;
 pub mod table;

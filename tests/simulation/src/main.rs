@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use simulation::replay::{Moment, replay};
-use simulation::{Options, run, table};
+use simulation::{Options, picture, run, table};
 
 /// Simulates host-years with the built-in settings and counts honest bans and scans that were found.
 #[derive(Parser)]
@@ -24,6 +24,9 @@ struct Args {
     /// Writes the outcome to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Draws the outcome into this file as SVG.
+    #[arg(long)]
+    picture: Option<PathBuf>,
     /// Shows how one honest ban came about; takes its SEED:PACE:HOST:STEP from the list of honest bans.
     #[arg(long)]
     replay: Option<Moment>,
@@ -57,13 +60,16 @@ fn main() -> ExitCode {
     let outcome = run(&options, || bar.inc(1));
     bar.finish_and_clear();
     print!("{}", table::text(&outcome, options.pace));
-    let Some(path) = args.json else { return ExitCode::SUCCESS };
-    let written = serde_json::to_vec_pretty(&outcome).map_err(std::io::Error::from);
-    match written.and_then(|json| std::fs::write(&path, json)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let json = serde_json::to_vec_pretty(&outcome);
+    let files = [
+        args.json.map(|path| (path, json.map_err(std::io::Error::from))),
+        args.picture.map(|path| (path, Ok(picture::svg(&outcome).into_bytes()))),
+    ];
+    for (path, contents) in files.into_iter().flatten() {
+        if let Err(error) = contents.and_then(|contents| std::fs::write(&path, contents)) {
             eprintln!("simulate: cannot write {}: {error}", path.display());
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }

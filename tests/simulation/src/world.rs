@@ -257,7 +257,7 @@ impl World {
 
     /// An honest source, if there is one: what a forger chooses its victim from.
     pub fn some_honest_address(&self, chance: &mut Chance) -> Option<IpAddr> {
-        let last = 11 << 24 | chance.below(self.addresses) + 1;
+        let last = (11 << 24) | (chance.below(self.addresses) + 1);
         let found = (0..64).map(|back| IpAddr::from(Ipv4Addr::from_bits(last - back)));
         found.into_iter().find(|address| self.owners.contains_key(&BanTarget::of(*address)))
     }
@@ -371,7 +371,9 @@ impl World {
         }
         self.catch_up();
         let (protocol, _, to) = ends(&packet);
-        self.arm();
+        if !self.host.is_up(protocol, to.port()) {
+            self.arm();
+        }
         let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         let host = &self.host;
@@ -426,7 +428,9 @@ impl World {
         let packet = Packet { source, destination, delivery: Delivery::Outgoing, ..self.packet(peer, transport) };
         let (protocol, from, _) = ends(&packet);
         // The trap was armed before the engine learns of this.
-        self.arm();
+        if !self.host.is_up(protocol, from.port()) {
+            self.arm();
+        }
         if self.kernel.traps(protocol, from.port()) {
             self.armed.change(self.now);
         }

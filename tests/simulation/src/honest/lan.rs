@@ -22,7 +22,7 @@ pub(super) fn populate(world: &mut World) {
 }
 
 fn neighbour(world: &mut World, role: Role, chance: &mut Chance) -> IpAddr {
-    let address = Ipv4Addr::from_bits(LAN.to_bits() | 20 + chance.below(12)).into();
+    let address = Ipv4Addr::from_bits(LAN.to_bits() | (20 + chance.below(12))).into();
     world.own(role, address);
     address
 }
