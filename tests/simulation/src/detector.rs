@@ -171,7 +171,7 @@ impl Detector {
 
     /// Takes over a ban that the kernel holds.
     pub fn adopt(&mut self, now: Timestamp, target: BanTarget, left: Expiry) {
-        self.engine.adopt(now, &ActiveBan { subject: target, length: None, left });
+        self.engine.adopt(now, &ActiveBan { subject: target, length: None, grade: None, left });
     }
 }
 
