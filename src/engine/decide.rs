@@ -1,13 +1,14 @@
 //! Decides what one probe means: whether it counts as evidence, whether its source now has enough evidence for a ban, and
-//! whether the kernel's socket table contradicts that evidence.
+//! whether the kernel's sockets and translations contradict that evidence.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::{Hashed, Key, Track, fold};
+use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection,
-    Verdict,
+    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
+    Protection, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -40,7 +41,8 @@ impl Engine {
         if host.listens(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
-        if self.recent_ports.holds(protocol, port, now.tick()) {
+        let own = OwnPort { address: destination, protocol, port };
+        if self.recent_ports.holds(own, sighting.source, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
         if host.services.contains(protocol, destination, port) {
@@ -145,7 +147,7 @@ impl Engine {
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Looks unchecked evidence up in the kernel's socket table: `all` of it before a ban, otherwise as far as the token
+    /// Asks the kernel about unchecked evidence: `all` of it before a ban, otherwise as far as the token
     /// bucket allows. False if some of it was refuted.
     fn confirm(
         &mut self,
@@ -170,8 +172,17 @@ impl Engine {
                 self.counters.lookups += 1;
                 let source = SocketAddr::new(sighting.source, sighting.source_port);
                 let destination = SocketAddr::new(sighting.destination, item.port());
-                if lookup.in_use(protocol, source, destination, sighting.interface) {
-                    self.recent_ports.used(protocol, item.port(), now.tick());
+                let found = lookup.port_use(protocol, source, destination, sighting.interface);
+                let own = OwnPort { address: sighting.destination, protocol, port: item.port() };
+                match found {
+                    PortUse::Open => self.recent_ports.used(own, now.tick()),
+                    PortUse::Flow => self.recent_ports.used_with(own, sighting.source, now.tick()),
+                    PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
+                    // The next flow is asked about again.
+                    PortUse::Translated | PortUse::Published { established: false } => {}
+                    PortUse::Closed | PortUse::Unknown => {}
+                }
+                if !matches!(found, PortUse::Closed | PortUse::Unknown) {
                     self.sources.forgive(key, protocol, item.port());
                     sound = false;
                     continue;
