@@ -119,6 +119,7 @@ fn every_chain_of_a_variant_is_repaired() {
         expiry: Expiry::Never,
         most_a_minute: 600,
         named_interfaces: false,
+        hold: Some(Duration::from_millis(900)),
     };
     let spec = RulesetSpec { trap: Some(trap), ..RulesetSpec::default() };
     for alter in [

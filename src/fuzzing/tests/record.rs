@@ -76,6 +76,7 @@ fn nf_tables() {
         expiry: Expiry::After(Duration::from_secs(3600)),
         most_a_minute: 100,
         named_interfaces: false,
+        hold: Some(Duration::from_millis(900)),
     };
     let spec = RulesetSpec { size: 65_536, action: nft::Action::Drop, log_drops: None, wide: true, trap: Some(trap) };
     nft::install(&mut socket, &spec).unwrap();

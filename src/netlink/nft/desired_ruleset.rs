@@ -101,13 +101,15 @@ mod tests {
         expiry: Expiry::After(Duration::from_secs(86_400)),
         most_a_minute: 600,
         named_interfaces: false,
+        hold: None,
     };
     const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
     const BOTH: Trap = Trap { udp: true, ..TRAP };
     const UDP: Trap = Trap { tcp: false, ..BOTH };
+    const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 18] {
+    fn variants() -> [RulesetSpec; 23] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -128,6 +130,14 @@ mod tests {
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(HOLD), ..RulesetSpec::default() },
+            RulesetSpec {
+                trap: Some(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
+                ..RulesetSpec::default()
+            },
+            RulesetSpec { trap: Some(Trap { udp: true, named_interfaces: true, ..HOLD }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..HOLD }), ..RulesetSpec::default() },
         ]
     }
 
