@@ -7,7 +7,7 @@ use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{Action, RulesetSpec, Trap};
 use super::route::Kind;
 use crate::config::{self, BlockPolicy, Config, Mode, Protocol, Route};
-use crate::types::{Backend, Expiry};
+use crate::types::{Backend, Expiry, Rate};
 
 impl RulesetSpec {
     /// The table that the configuration asks for.
@@ -48,7 +48,7 @@ fn trap(config: &Config) -> Option<Trap> {
             Expiry::Never => Expiry::Never,
             Expiry::After(span) => Expiry::After(whole(span)),
         },
-        most_a_minute: config.block.max_new_bans_per_minute,
+        ceiling: Rate::per_minute(config.block.max_new_bans_per_minute),
         named_interfaces: !config.interfaces.is_empty(),
         hold,
     })

@@ -51,6 +51,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 3,
+        max_forgeable_bans: 4_096,
     }
 }
 

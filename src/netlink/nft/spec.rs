@@ -35,8 +35,8 @@ pub struct Trap {
     pub window: Duration,
     /// How long a ban lasts.
     pub expiry: Expiry,
-    /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks no source by itself.
-    pub most_a_minute: u32,
+    /// Bans that the kernel makes by itself, at most [`TRAP_BURST`] at once. Above it the kernel bans no source.
+    pub ceiling: Rate,
     /// Whether only the interfaces count that the set of them holds.
     pub named_interfaces: bool,
     /// How long a source is held when it probes a TCP port that is new for it: its SYNs to this host are dropped. In tenths
@@ -51,6 +51,10 @@ impl RulesetSpec {
         Self { trap: self.trap.map(|trap| Trap { hold: None, ..trap }), ..self }
     }
 }
+
+/// Bans that the kernel makes at once, and of which the sensor has said nothing yet. It has no part in deciding on them, so
+/// they are few.
+pub const TRAP_BURST: u32 = 10;
 
 impl Default for RulesetSpec {
     fn default() -> Self {
