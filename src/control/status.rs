@@ -108,6 +108,7 @@ pub struct BanCounts {
     pub made: u64,
     pub failed: u64,
     pub capped: u64,
+    pub withheld: u64,
     pub repaired: u64,
 }
 
@@ -115,8 +116,16 @@ pub struct BanCounts {
 pub struct TrapCounts {
     pub ports: u64,
     pub udp_ports: u64,
+    /// Ports that have left the trap, while that is more than a quarter of them; otherwise 0.
+    pub lost_ports: u64,
     pub condemned: u64,
     pub let_go: u64,
+    /// For how long a source is held, in milliseconds; 0: none is.
+    pub hold_ms: u64,
+    /// SYNs of held sources that the kernel dropped.
+    pub held: u64,
+    /// Packets whose source was not held because a set was full.
+    pub hold_full: u64,
 }
 
 /// A service that is remembered.
@@ -288,12 +297,25 @@ impl fmt::Display for BanCounts {
 impl fmt::Display for TrapCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = match (self.ports, self.udp_ports) {
-            (0, 0) => return f.write_str("the kernel counts nothing by itself"),
+            (0, 0) if self.lost_ports == 0 => return f.write_str("the kernel counts nothing by itself"),
             (ports, 0) => counted(ports, "TCP port"),
             (0, udp) => counted(udp, "UDP port"),
             (ports, udp) => format!("{} and {}", counted(ports, "TCP port"), counted(udp, "UDP port")),
         };
-        write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)
+        write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)?;
+        match (self.hold_ms, self.hold_full) {
+            (0, _) => f.write_str("; it holds no source")?,
+            (ms, 0) => write!(f, "; sources are held for {ms} ms, {} SYNs dropped by that", self.held)?,
+            (ms, full) => write!(
+                f,
+                "; sources are held for {ms} ms, {} SYNs dropped by that, {full} packets passed because a set was full",
+                self.held
+            )?,
+        }
+        match self.lost_ports {
+            0 => Ok(()),
+            lost => write!(f, "; ALARM: it has lost {lost} ports, which count as in use"),
+        }
     }
 }
 

@@ -11,8 +11,10 @@ use ipnet::IpNet;
 use super::allow_sources::AllowSources;
 use super::allowances::Now;
 use super::error::DaemonError;
+use super::known_peers::KnownPeers;
 use super::ring_size::RingSizer;
 use super::service_tracker::{ServiceState, ServiceTracker};
+use super::settling::Settling;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
@@ -48,6 +50,11 @@ pub(super) struct HostState {
     facts: HostFacts,
     listeners: Vec<Listener>,
     services: ServiceTracker,
+    known_peers: KnownPeers,
+    /// `None` where the services have come up.
+    settling: Option<Settling>,
+    /// A service has begun to be remembered, or is served again.
+    served_again: bool,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
@@ -83,6 +90,9 @@ impl HostState {
             facts,
             listeners,
             services: ServiceTracker::default(),
+            known_peers: KnownPeers::default(),
+            settling: None,
+            served_again: false,
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
@@ -94,7 +104,19 @@ impl HostState {
     /// Goes on with the services that the ledger remembers, before the sensor starts.
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
         self.services.recall(services, recorder, SystemTime::now());
-        self.host = Arc::new(Host { services: self.services.memory(), ..Host::clone(&self.host) });
+        let mut host = Host { services: self.services.memory(), ..Host::clone(&self.host) };
+        host.find_related();
+        self.host = Arc::new(host);
+    }
+
+    /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
+    pub(super) fn settle(&mut self) {
+        self.settling = Some(Settling::new(boot_time()));
+    }
+
+    /// True once after a service has begun to be remembered, or was served again.
+    pub(super) fn take_served_again(&mut self) -> bool {
+        std::mem::take(&mut self.served_again)
     }
 
     /// The remembered services.
@@ -216,10 +238,23 @@ impl HostState {
         self.ticks = (self.ticks + 1) % REREAD;
         let observed = self.services.observe(boot_time(), SystemTime::now(), &listeners, &self.host.ephemeral);
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
-        self.stale |= changes.contains(&true) || listeners != self.listeners || ports_moved || self.ticks == 0;
+        self.served_again |= observed.served_again;
+        let listeners_changed = listeners != self.listeners;
+        self.stale |= changes.contains(&true) || listeners_changed || ports_moved || self.ticks == 0;
         self.stale |= observed.changed;
         self.listeners = listeners;
-        self.update().await
+        let mut commands = self.update().await?;
+        let peers = self.known_peers.poll(boot_time(), &mut self.sockets, &self.host)?;
+        commands.extend(peers.map(SensorCommand::KnownPeers));
+        let all_served = self.services.are_all_served();
+        if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
+            self.settling = None;
+            let text = "this host has settled: sources are banned from now on".to_owned();
+            self.events.send(Event::now(EventKind::Note(text)));
+            // Behind the snapshot in which the services are open.
+            commands.push(SensorCommand::EndSettling);
+        }
+        Ok(commands)
     }
 
     /// Catches up where something has changed. Messages come after it: what they call protected is.
@@ -240,6 +275,7 @@ impl HostState {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
         self.allow.apply_forced(&mut host.allow);
         host.services = self.services.memory();
+        host.find_related();
         let wanted = Wanted::new(&self.settings, &host);
         self.host = Arc::new(host);
         let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];

@@ -18,6 +18,7 @@ mod event_sink;
 pub(crate) mod fuzzing;
 mod host_state;
 mod ignore_files;
+mod known_peers;
 mod leftovers;
 mod log_writer;
 mod priority;
@@ -28,11 +29,13 @@ mod sandbox_policy;
 mod sensor_handle;
 mod sensor_thread;
 mod service_tracker;
+mod settling;
 mod startup_reconcile;
 mod systemd;
 mod table_monitor;
 mod trial;
 mod unban;
+mod unfounded_bans;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -50,10 +53,9 @@ use crate::events::channel;
 use crate::events::event::{Event, EventKind};
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
-use crate::netlink::sock_diag::SockDiag;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox, check_folders};
-use crate::sensor::{Sensor, SensorCommand};
+use crate::sensor::{KernelPorts, Sensor, SensorCommand};
 use crate::types::{Protocol, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
@@ -68,10 +70,12 @@ use log_writer::LogWriter;
 use reconciler::{Compared, Wanted};
 use sensor_handle::SensorHandle;
 use sensor_thread::SensorThread;
+use settling::MAX_SETTLING;
 use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_monitor::TableMonitor;
 use trial::Trial;
+use unfounded_bans::UnfoundedBans;
 
 pub use config_source::{Places, Reread};
 pub use error::DaemonError;
@@ -169,7 +173,7 @@ async fn serve(
     };
     let spawner = command_helper.as_ref().map(CommandHelper::spawner);
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
-        backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor))?;
+        backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = Server::open(&places.socket)
         .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
@@ -180,10 +184,18 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, allowances, messages } = opening;
+    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, allowances, booted, messages } =
+        opening;
     let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());
+    if booted {
+        let settles = "this host has just booted: no source is banned until its services have come up";
+        log.write(&Event::now(EventKind::Note(format!("{settles}, for {} s at most", MAX_SETTLING.as_secs()))));
+        // The origin of the sensor's time is its start, a moment from now.
+        engine.settle(Timestamp::at(MAX_SETTLING));
+        host_state.settle();
+    }
     // Before the first packet: a source that comes back in the first moments has to be known.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     if !allowances.is_empty() {
@@ -230,9 +242,17 @@ async fn serve(
     listening(decoys.ports()).for_each(|text| log.write(&Event::now(EventKind::Note(text))));
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());
-    let (host, sockets, metrics) = (host_state.host(), SockDiag::open()?, Arc::clone(sensor.metrics()));
+    let (kernel, failure) = KernelPorts::open()?;
+    if let Some(error) = failure {
+        let text = format!(
+            "translated connections cannot be read, so a port that destination NAT publishes counts as closed until it has \
+             answered the same source: {error}"
+        );
+        log.write(&Event::now(EventKind::Note(text)));
+    }
+    let (host, metrics) = (host_state.host(), Arc::clone(sensor.metrics()));
     let mut sensor_loop =
-        Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), sensor.inbox(), metrics);
+        Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox(), metrics);
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
         let left = humantime::format_duration(Duration::from_secs(trial.left().unwrap_or_default().as_secs()));
@@ -252,13 +272,20 @@ async fn serve(
         tokio::spawn(reconciler::follow_routes(sensor.clone(), monitor));
     }
     let mut event_loop = EventLoop {
-        config: ConfigSource { config, config_path: places.config, state_dir: places.state_dir, reread },
+        config: ConfigSource {
+            config,
+            config_path: places.config,
+            state_dir: places.state_dir,
+            reread,
+            on_trial: confirm.is_some(),
+        },
         systemd: Systemd::new(Arc::clone(sensor.metrics())),
         sensor: sensor.clone(),
         sink: EventSink::new(ban_recorder, log, control, events),
         trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
+        unfounded_bans: UnfoundedBans::default(),
         host_state,
         table_monitor,
         received,

@@ -8,7 +8,7 @@ use super::nft::{Action, RulesetSpec, Trap};
 use super::route::Kind;
 use crate::config::{self, BlockPolicy, Config, Mode, Protocol, Route};
 use crate::types::shared64::MAX_NAT64;
-use crate::types::{Backend, Expiry};
+use crate::types::{Backend, Expiry, Rate};
 
 impl RulesetSpec {
     /// The table that the configuration asks for.
@@ -39,16 +39,17 @@ fn trap(config: &Config) -> Option<Trap> {
     let forgiven = config.detect.scan_trigger;
     // In whole seconds, as nft shows it.
     let whole = |span: Duration| Duration::from_secs(span.as_secs().max(1));
+    let hold = Some(config.trap.hold).filter(|hold| tcp && !hold.is_zero());
     ((tcp || udp) && blocks).then(|| Trap {
         tcp,
         udp,
         forgiven,
-        window: if forgiven == 0 { Duration::ZERO } else { whole(config.detect.window) },
+        window: if forgiven == 0 && hold.is_none() { Duration::ZERO } else { whole(config.detect.window) },
         expiry: match config.expire {
             Expiry::Never => Expiry::Never,
             Expiry::After(span) => Expiry::After(whole(span)),
         },
-        most_a_minute: config.block.max_new_bans_per_minute,
+        ceiling: Rate::per_minute(config.block.max_new_bans_per_minute),
         nat64: {
             let mut uppers = [None; MAX_NAT64];
             let configured = config.nat64.iter().map(|prefix| u64::try_from(prefix.addr().to_bits() >> 64).ok());
@@ -56,6 +57,7 @@ fn trap(config: &Config) -> Option<Trap> {
             uppers
         },
         named_interfaces: !config.interfaces.is_empty(),
+        hold,
     })
 }
 

@@ -18,12 +18,15 @@ impl Engine {
             Protocol::Udp => (&self.settings.udp, &host.udp),
             Protocol::Sctp | Protocol::Icmp => return PortSet::new(),
         };
-        if watch.response != Response::Block {
+        // Nothing beside the engine may condemn a source while this host settles.
+        if watch.response != Response::Block || self.is_settling(now) {
             return PortSet::new();
         }
         let now = self.latest.max(now).tick();
         let closed = watch.ports.without(&listeners.anywhere()).without(&self.recent_ports.ports(protocol, now));
         let closed = closed.without(&host.services.ports(protocol));
+        // What counts as one port with others is counted by the engine alone.
+        let closed = if protocol == Protocol::Tcp { closed.without(&host.related.ports()) } else { closed };
         if protocol == Protocol::Udp { closed.without(&host.ephemeral) } else { closed }
     }
 }

@@ -1,13 +1,15 @@
 //! Decides what one probe means: whether it counts as evidence, whether its source now has enough evidence for a ban, and
-//! whether the kernel's socket table contradicts that evidence.
+//! whether the kernel's sockets and translations contradict that evidence.
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::ceiling::Room;
 use super::key::{Hashed, Key, Track, fold};
+use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection,
-    Verdict,
+    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PEER_THRESHOLD, PortLookup, PortUse,
+    Ports, Probe, Protection, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -44,7 +46,8 @@ impl Engine {
         if host.listens(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
-        if self.recent_ports.holds(protocol, port, now.tick()) {
+        let own = OwnPort { address: destination, protocol, port };
+        if self.recent_ports.holds(own, sighting.source, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
         if host.services.contains(protocol, destination, port) {
@@ -88,18 +91,16 @@ impl Engine {
         let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
         let mut counted = self.sources.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
-        let trigger = self.settings.scan_trigger;
-        let enough = |counted: &ProbeCount| counted.conclusive || counted.distinct > trigger;
-        let mut enough_evidence = enough(&counted);
-        if (enough_evidence || counted.fresh)
-            && !self.confirm(now, held, counted.slot, &sighting, enough_evidence, lookup)
-        {
+        let mut enough_evidence = self.is_enough(now, subject, &counted, host);
+        // A flood above the ceilings causes no more look-ups than probes do.
+        let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
+        if (all || counted.fresh) && !self.confirm(now, held, counted.slot, &sighting, all, lookup) {
             // Some of it was refuted; the rest still counts.
             self.sources.recount(held, &mut counted, now.tick());
             if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
                 return Verdict::Ignored(IgnoreReason::Open);
             }
-            enough_evidence = enough(&counted);
+            enough_evidence = self.is_enough(now, subject, &counted, host);
         }
         self.counters.probes += 1;
         let probe =
@@ -113,23 +114,24 @@ impl Engine {
             {
                 let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
-                return self.condemn(now, track, ban, host);
+                return match self.room(now, track, counted.slot, SWEPT_HOSTS) {
+                    Room::Withheld => self.withhold(now, counted.slot, probe),
+                    room => self.condemn(now, track, ban, room, host),
+                };
             }
             if !apart
+                && !self.settling.lasts(now)
                 && matches!(sighting.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
                 && let Some(first) = self.swept_pairs(now, key.key, &sighting)
             {
                 let source = SocketAddr::new(sighting.source, sighting.source_port);
                 let destination = SocketAddr::new(sighting.destination, sighting.port);
-                if lookup.in_use(sighting.protocol, source, destination, sighting.interface) {
+                let found = lookup.port_use(sighting.protocol, source, destination, sighting.interface);
+                if !matches!(found, PortUse::Closed | PortUse::Unknown) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                let items = self.sources.evidence(counted.slot);
-                let ports =
-                    Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
-                self.sources.forget(held);
-                return self.condemn(now, track, self.ban(probe, ports, first), host);
+                return self.condemn_for(now, track, held, counted.slot, first, probe, host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -139,10 +141,97 @@ impl Engine {
             }
             return Verdict::Probe(probe);
         }
-        let items = self.sources.evidence(counted.slot);
+        if self.settling.lasts(now) {
+            if counted.fresh {
+                self.settling.wait(sighting);
+            }
+            return Verdict::Probe(probe);
+        }
+        self.condemn_for(now, track, held, counted.slot, counted.first, probe, host)
+    }
+
+    fn is_enough(&self, now: Timestamp, subject: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
+        let ProbeCount { slot, distinct, first, .. } = *counted;
+        counted.conclusive || self.exceeds_threshold(now, (subject, first), (slot, distinct), host)
+    }
+
+    /// True where the `distinct` ports in `slot` are more than are forgiven to `subject`, whose first probe came at `first`.
+    /// Those that one client tries together count as one.
+    pub(super) fn exceeds_threshold(
+        &self,
+        now: Timestamp,
+        (subject, first): (BanTarget, Tick),
+        (slot, distinct): (usize, u8),
+        host: &Host,
+    ) -> bool {
+        let forgiven = self.settings.scan_trigger;
+        if distinct <= forgiven {
+            return false;
+        }
+        let counting = distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)));
+        counting > forgiven && (counting >= PEER_THRESHOLD || !self.is_forgiven_more(now, subject, first))
+    }
+
+    /// True where a connection to a service of this host excuses more ports of `subject`, whose first probe came at `first`.
+    fn is_forgiven_more(&self, now: Timestamp, subject: BanTarget, first: Tick) -> bool {
+        self.known_peers.was_connected(subject, first)
+            && self.strikes.count(self.key_of(subject, Track::Block), now.tick()) == 0
+    }
+
+    /// True where `subject` is connected to a service of this host and has probed too few ports for a ban of such a source:
+    /// for who counts ports beside the engine.
+    #[must_use]
+    pub fn is_forgiven_peer(&self, now: Timestamp, subject: BanTarget) -> bool {
+        let now = self.latest.max(now);
+        let held = self.sources.held(self.key_of(subject, Track::Block), now.tick());
+        let (first, distinct) = held.map_or((now.tick(), 0), |held| (held.first, held.distinct));
+        distinct < PEER_THRESHOLD && self.is_forgiven_more(now, subject, first)
+    }
+
+    /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`, if the ceilings have room.
+    #[expect(clippy::too_many_arguments, reason = "what is known of one probe, of which each caller has the parts")]
+    pub(super) fn condemn_for(
+        &mut self,
+        now: Timestamp,
+        track: Track,
+        key: Hashed,
+        slot: usize,
+        first: Tick,
+        probe: Probe,
+        host: &Host,
+    ) -> Verdict {
+        let room = self.room(now, track, slot, probe.distinct);
+        if room == Room::Withheld {
+            return self.withhold(now, slot, probe);
+        }
+        let items = self.sources.evidence(slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
-        self.sources.forget(held);
-        self.condemn(now, track, self.ban(probe, ports, counted.first), host)
+        self.sources.forget(key);
+        self.condemn(now, track, self.ban(probe, ports, first), room, host)
+    }
+
+    /// What the ceilings allow for a source with this evidence, which is enough for a ban.
+    fn room(&mut self, now: Timestamp, track: Track, slot: usize, distinct: u8) -> Room {
+        if track != Track::Block {
+            return Room::Full;
+        }
+        let grade = self.grade_of(self.sources.evidence(slot).filter_map(Evidence::class));
+        let standing = self.ban_table.forgeable(now.tick());
+        self.ceilings.room(now, grade, distinct, standing)
+    }
+
+    fn grade_of(&self, classes: impl Iterator<Item = Class>) -> Grade {
+        Grade::of(classes, self.settings.scan_trigger)
+    }
+
+    /// Leaves the source in `slot`, which did enough for a ban, to its next probes.
+    fn withhold(&mut self, now: Timestamp, slot: usize, probe: Probe) -> Verdict {
+        if self.sources.withhold(slot) {
+            self.counters.withheld += 1;
+            self.withheld = self.withheld.saturating_add(1);
+            self.capped_since.get_or_insert(now);
+        }
+        Verdict::Probe(probe)
     }
 
     /// Counts one more host that the source probed. At [`SWEPT_HOSTS`] it is a scan of the network: returns when its first
@@ -176,11 +265,11 @@ impl Engine {
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
         let first = Timestamp::at(first.duration());
-        let grade = Grade::of(ports.iter().map(|(.., class)| class), self.settings.scan_trigger);
+        let grade = self.grade_of(ports.iter().map(|(.., class)| class));
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Looks unchecked evidence up in the kernel's socket table: `all` of it before a ban, otherwise as far as the token
+    /// Asks the kernel about unchecked evidence: `all` of it before a ban, otherwise as far as the token
     /// bucket allows. False if some of it was refuted.
     fn confirm(
         &mut self,
@@ -205,9 +294,21 @@ impl Engine {
                 self.counters.lookups += 1;
                 let source = SocketAddr::new(sighting.source, sighting.source_port);
                 let destination = SocketAddr::new(sighting.destination, item.port());
-                if lookup.in_use(protocol, source, destination, sighting.interface) {
-                    self.recent_ports.used(protocol, item.port(), now.tick());
+                let found = lookup.port_use(protocol, source, destination, sighting.interface);
+                let own = OwnPort { address: sighting.destination, protocol, port: item.port() };
+                match found {
+                    PortUse::Open => self.recent_ports.used(own, now.tick()),
+                    PortUse::Flow => self.recent_ports.used_with(own, sighting.source, now.tick()),
+                    PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
+                    // The next flow is asked about again.
+                    PortUse::Translated | PortUse::Published { established: false } => {}
+                    PortUse::Closed | PortUse::Unknown => {}
+                }
+                if !matches!(found, PortUse::Closed | PortUse::Unknown) {
                     self.sources.forgive(key, protocol, item.port());
+                    if self.forgiven.len() < EVIDENCE {
+                        self.forgiven.push((protocol, item.port()));
+                    }
                     sound = false;
                     continue;
                 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
-use crate::config::{AckPolicy, BlockPolicy, Config, Mode, Protocol};
-use crate::types::{Expiry, PortSet};
+use crate::config::{AckPolicy, BlockPolicy, Config, Mode, Protocol as ProtocolConfig};
+use crate::types::{Expiry, PortSet, Protocol};
 
 /// What the packets of one protocol are watched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,8 +53,10 @@ pub struct Settings {
     pub max_sources: usize,
     /// Judged sources that are recognised at one time.
     pub max_judged: usize,
-    /// New bans a minute on evidence that can be forged; above it they last [`CAPPED_BAN`] at most.
+    /// New bans a minute on forgeable evidence.
     pub max_new_bans_per_minute: u32,
+    /// Bans on forgeable evidence that stand at one time.
+    pub max_forgeable_bans: u32,
 }
 
 impl Settings {
@@ -65,10 +67,19 @@ impl Settings {
         self
     }
 
+    /// True where packets to `port` are judged.
+    pub(super) fn watches(&self, protocol: Protocol, port: u16) -> bool {
+        match protocol {
+            Protocol::Tcp => self.tcp.ports.contains(port),
+            Protocol::Udp => self.udp.ports.contains(port),
+            Protocol::Sctp | Protocol::Icmp => false,
+        }
+    }
+
     /// What the operator configured.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {
-        let watch = |protocol: &Protocol| Watch {
+        let watch = |protocol: &ProtocolConfig| Watch {
             // In connect mode only what a decoy accepts is evidence.
             ports: if protocol.mode == Mode::Connect { PortSet::new() } else { protocol.watched() },
             response: match protocol.block {
@@ -89,6 +100,7 @@ impl Settings {
             escalate: Escalation {
                 factor: config.escalate.factor,
                 max: config.escalate.max,
+                max_forgeable: config.escalate.max_forgeable,
                 forget: config.escalate.forget,
             },
             widest: MaxPrefix { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
@@ -97,6 +109,7 @@ impl Settings {
             // evicted ban is not put back after a flush.
             max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX).saturating_mul(4),
             max_new_bans_per_minute: config.block.max_new_bans_per_minute,
+            max_forgeable_bans: config.block.max_forgeable_bans,
         }
     }
 }
@@ -112,10 +125,12 @@ pub struct Counters {
     pub probes: u64,
     /// Verdicts to block.
     pub bans: u64,
-    /// Bans above the ceiling.
+    /// Short bans above the ceilings.
     pub capped: u64,
+    /// Sources that did enough for a ban and were not banned, because of the ceilings.
+    pub withheld: u64,
     /// Sources whose evidence had to go for another's because the table was full.
     pub evicted: u64,
-    /// Look-ups in the kernel's socket table.
+    /// Questions to the kernel's socket tables before evidence counted.
     pub lookups: u64,
 }

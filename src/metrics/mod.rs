@@ -133,7 +133,8 @@ impl Collector for All {
         put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
         let failed = Backend::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
         put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
-        put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(metrics.capped.get()))?;
+        put(Counter, "bans_capped", "Short bans above the ceilings of new bans", one(metrics.capped.get()))?;
+        put(Counter, "bans_withheld", "Sources not banned, because of the ceilings", one(metrics.withheld.get()))?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
         put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(metrics.missing.get()))?;
         put(Counter, "bans_repaired", "Bans that were missing and were put back", one(metrics.put_back()))?;
@@ -149,12 +150,21 @@ impl Collector for All {
         let ports = [("tcp", &metrics.trapped), ("udp", &metrics.trapped_udp)];
         let ports = ports.map(|(protocol, metric)| (vec![("protocol", protocol)], float(metric.get())));
         put(Gauge, "trap_ports", "Ports that the kernel's trap watches", ports.to_vec())?;
+        let help = "Ports that have left the trap, while that is more than a quarter of them";
+        put(Gauge, "trap_ports_lost", help, one(metrics.trap_lost.get()))?;
         let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
         let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));
         put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
-        let verdicts = [("condemned", &metrics.trap_caught), ("let-go", &metrics.trap_let_go)];
+        let verdicts = [
+            ("condemned", &metrics.trap_caught),
+            ("let-go", &metrics.trap_let_go),
+            ("shortened", &metrics.trap_shortened),
+        ];
         let verdicts = verdicts.map(|(verdict, metric)| (vec![("verdict", verdict)], float(metric.get())));
         put(Counter, "trap_bans", "Bans of the kernel's trap by what became of them", verdicts.to_vec())?;
+        put(Counter, "hold_dropped", "SYNs of held sources that the kernel dropped", one(metrics.held.get()))?;
+        let help = "Packets whose source the kernel did not hold because a set was full";
+        put(Counter, "hold_full", help, one(metrics.hold_full.get()))?;
         let reactions = Reactions(metrics);
         let help = "Time from the capture of a packet to the acknowledged ban";
         reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)
@@ -180,6 +190,7 @@ mod tests {
             "portsentry_set_capacity{set=\"blocked6\"} 131072.0",
             "portsentry_ban_failures_total{method=\"hosts-deny\"} 0.0",
             "portsentry_trap_ports{protocol=\"udp\"} 0.0",
+            "portsentry_trap_ports_lost 0.0",
             "portsentry_trap_elements{set=\"touched\"} 0.0",
             "portsentry_trap_bans_total{verdict=\"let-go\"} 0.0",
             "portsentry_reaction_seconds_bucket{le=\"0.0001\"} 0",

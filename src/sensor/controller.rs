@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
+use super::guest_bans::GuestBans;
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::pending_bans::{PendingBans, Retry};
@@ -30,6 +31,9 @@ const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 /// Retries of refused bans between two batches.
 const RETRIES_PER_ROUND: usize = 16;
 
+/// Sources that waited while this host settled and are judged between two batches, at some 50 µs each.
+const JUDGED_PER_ROUND: usize = 64;
+
 /// Owns the parts of the sensor behind the capture, and hands each what it needs of the others.
 pub(super) struct BanController {
     observer: Observer,
@@ -38,6 +42,7 @@ pub(super) struct BanController {
     pending: PendingBans,
     table_repair: TableRepair,
     trap: TrapControl,
+    guest_bans: GuestBans,
     /// When to remove bans of targets that have become exempt; `None` while there are none.
     exempt_check_at: Option<Timestamp>,
     reporter: Reporter,
@@ -73,6 +78,7 @@ impl BanController {
             pending: PendingBans::default(),
             table_repair: TableRepair::default(),
             trap: TrapControl::default(),
+            guest_bans: GuestBans::default(),
             exempt_check_at: None,
             reporter,
         }
@@ -95,24 +101,39 @@ impl BanController {
 impl BanController {
     /// Observes a packet that was captured at `time`. What follows from it waits for [`BanController::commit`].
     pub(super) fn observe_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
-        if let Some(target) = self.batch.drop_refuted(packet) {
+        if let Some(target) = self.batch.refuted(packet)
+            && self.observer.proves_port_use(packet)
+        {
+            self.batch.withdraw(target);
             self.observer.lift(target);
+            self.trap.acquit(now, target);
         }
-        self.observe(now, time, |observer| observer.observe(now, packet));
+        let verdict = self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
+        self.trap.excuse(now, packet, verdict, self.observer.engine().forgiven());
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.metrics().connections.add(1);
-        self.observe(now, time, |observer| observer.observe_decoy(now, observation));
+        let _ = self.observe(now, time, observation.interface, |observer| observer.observe_decoy(now, observation));
     }
 
-    fn observe(&mut self, now: Timestamp, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) {
+    fn observe(
+        &mut self,
+        now: Timestamp,
+        time: SystemTime,
+        interface: u32,
+        judge: impl Fn(&mut Observer) -> Verdict,
+    ) -> Verdict {
         let mut verdict = judge(&mut self.observer);
         if self.ban_vanished(now, &verdict, time) {
             verdict = judge(&mut self.observer);
         }
+        if let Verdict::Block(ban) = &verdict {
+            self.guest_bans.note(ban, interface, self.observer.host());
+        }
         self.decide(verdict, time);
+        verdict
     }
 
     /// True if the ban of a source that keeps sending was removed from the kernel's set without a notification. The source
@@ -291,7 +312,7 @@ impl BanController {
         if self.exempt_check_at.is_some_and(|at| at <= now) {
             self.remove_exempt_bans(now);
         }
-        self.trap.check(now, &mut self.blocker, &self.observer, &self.pending, &self.reporter);
+        self.trap.check(now, &mut self.blocker, &mut self.observer, &self.pending, &self.reporter);
         if let Some(routes) = &mut self.blocker.routes
             && routes.next_due().is_some_and(|due| due <= now)
         {
@@ -305,6 +326,11 @@ impl BanController {
             let Some(retry) = self.pending.due_retry(now) else { break };
             self.retry_ban(now, retry);
         }
+        for _ in 0..JUDGED_PER_ROUND {
+            let Some(verdict) = self.observer.judge_waiting(now) else { break };
+            self.decide(verdict, SystemTime::now());
+        }
+        self.commit(now);
         while let Some(notice) = self.observer.engine_mut().notice(now) {
             self.reporter.emit(notice.into());
         }
@@ -365,13 +391,26 @@ impl BanController {
 
     /// Replaces the snapshot of the host.
     pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) {
+        let departed = self.guest_bans.departed(&host);
         let more_exempt = self.observer.change_host(now, host);
+        self.lift_guest_bans(&departed);
         self.update_allow_list(now, Nft::follow_protected);
         self.arm_trap(now);
         if more_exempt {
             self.exempt_check_at = Some(now);
             // The trap may have caught one of them just before.
             self.trap.check_soon(now);
+        }
+    }
+
+    /// Ends the bans of guests whose bridge ports are gone: the next one may get their addresses.
+    fn lift_guest_bans(&mut self, departed: &[BanTarget]) {
+        for target in departed {
+            match self.unblock(&[*target]) {
+                Ok(unblocked) if unblocked.is_empty() => {}
+                Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its port of the bridge is gone"),
+                Err(error) => self.reporter.error(format!("the ban of {target}, whose port is gone, stays: {error}")),
+            }
         }
     }
 
@@ -392,6 +431,7 @@ impl BanController {
 
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
+        self.trap.forget_coverage(&self.reporter);
         self.arm_trap(now);
     }
 
@@ -404,6 +444,7 @@ impl BanController {
     /// Blocks again. What was probed meanwhile is no evidence for a ban.
     pub(super) fn end_trial(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
+        self.trap.forget_coverage(&self.reporter);
         self.blocker.suspended = false;
         self.trap.resume();
         self.start_trap(now);
@@ -423,6 +464,12 @@ impl BanController {
     pub(super) fn log_only(&mut self) {
         self.suspend_bans();
         self.trap.disarm(&mut self.blocker, &self.reporter);
+    }
+
+    /// The services of this host have come up after a boot.
+    pub(super) fn end_settling(&mut self, now: Timestamp) {
+        self.observer.engine_mut().end_settling();
+        self.arm_trap(now);
     }
 
     /// Gives the table other rules; its sets keep their elements.

@@ -55,8 +55,10 @@ pub struct SensorMetrics {
     probes_of: [Metric; Class::ALL.len()],
     bans: [[[Metric; Grade::ALL.len()]; Class::ALL.len()]; Backend::ALL.len()],
     failures: [Metric; Backend::ALL.len()],
-    /// Bans above the ceiling of new bans, which are short.
+    /// Bans above the ceilings, which are short.
     pub capped: Metric,
+    /// Sources that were not banned, because of the ceilings.
+    pub withheld: Metric,
     /// Sources evicted from the full source table.
     pub evicted: Metric,
     /// Look-ups in the kernel's socket table.
@@ -71,6 +73,8 @@ pub struct SensorMetrics {
     pub trapped: Metric,
     /// Gauge: UDP ports that the kernel's trap watches.
     pub trapped_udp: Metric,
+    /// Gauge: ports that have left the trap, while that is more than a quarter of them; otherwise 0.
+    pub trap_lost: Metric,
     /// Gauge: probed ports of sources that the trap remembers.
     pub trap_touched: Metric,
     /// Gauge: sources that the trap remembers.
@@ -79,6 +83,12 @@ pub struct SensorMetrics {
     pub trap_caught: Metric,
     /// Sources that the trap blocked and the sensor unblocked.
     pub trap_let_go: Metric,
+    /// SYNs of held sources that the kernel dropped.
+    pub held: Metric,
+    /// Packets whose source the kernel did not hold because a set was full.
+    pub hold_full: Metric,
+    /// Sources that the trap blocked and whose bans the sensor made short.
+    pub trap_shortened: Metric,
     /// Heartbeats answered, for the watchdog.
     pub beats: Metric,
     /// Notified when a flood begins.
@@ -104,6 +114,7 @@ impl SensorMetrics {
         self.repeated.set(counters.repeated);
         self.probes.set(counters.probes);
         self.capped.set(counters.capped);
+        self.withheld.set(counters.withheld);
         self.evicted.set(counters.evicted);
         self.lookups.set(counters.lookups);
     }

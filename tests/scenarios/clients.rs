@@ -1,6 +1,6 @@
 //! This host's own clients: what they do while a service is not up, and the scanner who knows each excuse.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Service;
@@ -8,6 +8,7 @@ use portsentry::ledger::{Change, Ledger};
 use portsentry::types::Protocol;
 
 use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, ACK, FIN};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, within};
 
@@ -103,4 +104,229 @@ fn remembered_services_are_shown_kept_and_forgotten() {
     lab.touch("client", source, target, &[80, 443, 3306, 901]);
     lab.expect_ban(source);
     daemon.stop();
+}
+
+/// The next start of the daemon is the first one since a boot.
+fn reboot(lab: &Lab) {
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    ledger.enter_boot("another boot").unwrap();
+}
+
+#[test]
+fn boot_condemns_after_services_came_up() {
+    let lab = Lab::new(&["client", "scanner", "banned"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let banned = lab.provoke_ban("banned");
+    daemon.stop();
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    remember(&lab, &[80], Duration::from_secs(60));
+    reboot(&lab);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line(
+        "this host has just booted: no source is banned until its services have come up, for 60 s at most",
+    );
+    lab.expect_banned(&[banned]);
+    // The client asks for services that the ledger does not know; the scanner knows that the host has just booted.
+    for v6 in [false, true] {
+        let (source, target) = ends(&lab, "client", v6);
+        lab.touch("client", source, target, &[901, 902, 903, 904]);
+    }
+    let (scanner, target) = ends(&lab, "scanner", false);
+    lab.touch("scanner", scanner, target, &[911, 912, 913]);
+    let probed = || daemon.lines_with(&format!("from host: {scanner}/{scanner}")).get(2).map(drop);
+    assert!(within(TIMEOUT, probed).is_some(), "its probes are logged");
+    lab.expect_banned(&[banned]);
+    assert!(lab.ports("trapped").is_empty(), "the kernel's trap is not armed");
+
+    let _services = Services::open(&lab, &[80, 901, 902, 903]);
+    daemon.expect_line("this host has settled: sources are banned from now on");
+    lab.expect_ban(scanner);
+    let mut both = [banned, scanner];
+    both.sort_unstable();
+    lab.expect_banned(&both);
+    assert!(within(TIMEOUT, || (!lab.ports("trapped").is_empty()).then_some(())).is_some());
+    daemon.stop();
+
+    // A mere restart is no boot.
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (client, target) = ends(&lab, "client", false);
+    lab.touch("client", client, target, &[911, 912, 913]);
+    lab.expect_ban(client);
+    assert!(daemon.lines_with("has just booted").is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn ban_of_client_is_lifted_when_served() {
+    let lab = Lab::new(&["client", "scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let clients = [false, true].map(|v6| ends(&lab, "client", v6));
+    let (scanner, target) = ends(&lab, "scanner", false);
+    clients.iter().for_each(|(client, target)| lab.touch("client", *client, *target, &[901, 902, 903]));
+    lab.touch("scanner", scanner, target, &[911, 912, 913]);
+    let mut all = [clients[0].0, lab.v6_network("client").into(), scanner];
+    all.sort_unstable();
+    lab.expect_banned(&all);
+    daemon.stop();
+    // As after ten minutes in which two of them were served.
+    remember(&lab, &[902, 903], Duration::from_secs(60));
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.expect_banned(&all);
+    let _services = Services::open(&lab, &[902]);
+    daemon.expect_line("2 bans have been lifted by portsentry, because the ports belong to services of this host");
+    lab.expect_banned(&[scanner]);
+    assert_eq!(lab.served("client", clients[0].1, &[902], 1), 1);
+    let explained = lab.ask(&["explain", &clients[0].0.to_string()]);
+    assert_eq!(explained["strikes"], 0, "it was no scanner: {explained}");
+    daemon.stop();
+}
+
+#[test]
+fn guessing_mail_client_is_not_banned() {
+    let lab = Lab::new(&["client", "scanner", "other"]);
+    let _services = Services::open(&lab, &[993, 465]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    assert!(!trapped.contains(&143));
+    let guessed = [993, 143, 995, 110, 465, 587, 25];
+    for v6 in [false, true] {
+        let (client, target) = ends(&lab, "client", v6);
+        lab.touch("client", client, target, &guessed);
+    }
+    // The scanner that knows the excuse has one more closed port, and not two.
+    let (scanner, target) = ends(&lab, "scanner", false);
+    lab.touch("scanner", scanner, target, &[&guessed[..], &[901]].concat());
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    lab.touch("scanner", scanner, target, &[902]);
+    lab.expect_ban(scanner);
+    daemon.stop();
+}
+
+#[test]
+fn container_ban_ends_with_bridge_port() {
+    let lab = Lab::new(&["guest", "outside"]);
+    for line in [
+        "link add br0 type bridge",
+        "addr flush dev guest",
+        "link set guest master br0",
+        "addr add 10.77.1.1/24 dev br0",
+        "link set br0 up",
+    ] {
+        lab.victim_ip(line);
+    }
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (guest, target) = ends(&lab, "guest", false);
+    lab.touch("guest", guest, target, &[901, 902, 903]);
+    lab.expect_ban(guest);
+    daemon.expect_line(&format!("Host {guest} has been blocked"));
+    let outside = lab.provoke_ban("outside");
+    lab.cut("guest");
+    daemon
+        .expect_line(&format!("Host {guest} has been unblocked by portsentry, because its port of the bridge is gone"));
+    lab.expect_banned(&[outside]);
+    daemon.stop();
+}
+
+#[test]
+fn changed_port_range_is_followed() {
+    let lab = Lab::new(&["other"]);
+    let settings = "[udp]\nblock = true\nadvanced_ports = \"53-999,20000-20010\"\n[trap]\nudp = true\n";
+    let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
+    let expect_trapped = |wanted| {
+        let trapped = || (lab.ports("trapped_udp").contains(&20_005) == wanted).then_some(());
+        assert!(within(TIMEOUT, trapped).is_some(), "{:?}", lab.ports("trapped_udp"));
+    };
+    expect_trapped(true);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 20999"]);
+    expect_trapped(false);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=32768 60999"]);
+    expect_trapped(true);
+    daemon.stop();
+}
+
+#[test]
+fn late_acks_are_reported_and_ban_nobody() {
+    let lab = Lab::new(&["peer", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for v6 in [false, true] {
+        let (peer, target) = ends(&lab, "peer", v6);
+        let mut wire = lab.wire("peer");
+        for port in 901..=910 {
+            [ACK, ACK | FIN].into_iter().for_each(|flags| wire.send(&raw::tcp(peer, target, port, flags)));
+        }
+        daemon.expect_line(&format!("from host: {peer}/{peer} to"));
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    // A scanner that sends ACKs first is forgiven no SYN for it.
+    let (peer, target) = ends(&lab, "peer", false);
+    lab.touch("peer", peer, target, &[911, 912, 913]);
+    lab.expect_ban(peer);
+    daemon.stop();
+}
+
+#[test]
+fn restart_of_everything_spares_hundred_clients() {
+    let lab = Lab::new(&["clients", "other"]);
+    let clients = lab.add_addresses("clients", 100..200);
+    remember(&lab, &SERVED, Duration::from_secs(60));
+    let services = Services::open(&lab, &SERVED);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    // An upgrade restarts the services and the daemon; the clients go on asking.
+    drop(services);
+    daemon.stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("clients").into();
+    for _ in 0..3 {
+        clients.iter().for_each(|client| lab.touch("clients", (*client).into(), target, &SERVED));
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    let _services = Services::open(&lab, &SERVED);
+    assert_eq!(lab.served("clients", target, &SERVED, 1), 3);
+    daemon.stop();
+}
+
+#[test]
+fn connected_peer_is_banned_at_eighth_port() {
+    let lab = Lab::new(&["peer", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let listener = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
+    let connect = || TcpStream::connect_timeout(&(target, 80).into(), TIMEOUT).unwrap();
+    let held = (lab.inside("peer", connect), listener.accept().unwrap());
+    let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    // Until its connection is known the source is like any other.
+    let explained = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
+    assert!(within(TIMEOUT, explained).is_some());
+    lab.touch("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    lab.touch("peer", peer, target, &[908]);
+    lab.expect_ban(peer);
+    daemon.stop();
+    drop(held);
+}
+
+#[test]
+fn trap_lets_connected_peer_go() {
+    let lab = Lab::new(&["peer", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let listener = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
+    let connect = || TcpStream::connect_timeout(&(target, 80).into(), TIMEOUT).unwrap();
+    let held = (lab.inside("peer", connect), listener.accept().unwrap());
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let explained = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
+    assert!(within(TIMEOUT, explained).is_some());
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.touch("peer", peer, target, &[901, 902, 903]);
+    daemon.expect_line(&format!(
+        "the kernel's trap had blocked {peer}, and nothing is held against them: let go after 2 s"
+    ));
+    assert!(lab.banned().is_empty(), "the trap counts to three, the program to eight");
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    daemon.stop();
+    drop(held);
 }

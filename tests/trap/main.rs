@@ -1,11 +1,14 @@
-//! What the kernel does beyond the sets of single sources: it counts closed ports by itself, and blocks whole networks.
+//! What the kernel does beyond the sets of single sources: it counts closed ports by itself, and blocks whole networks; and
+//! what the program learns of open ports from it.
 //! Against the program as a process in a lab of network namespaces.
 
 #![cfg(test)]
 
 mod both;
+mod hold;
 mod innocents;
 mod lacking;
+mod learning;
 mod model;
 mod networks;
 mod sources;

@@ -91,7 +91,7 @@ mod tests {
 
     use super::super::spec::{Action, Trap};
     use super::*;
-    use crate::types::Expiry;
+    use crate::types::{Expiry, Rate};
 
     const TRAP: Trap = Trap {
         tcp: true,
@@ -99,9 +99,10 @@ mod tests {
         forgiven: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
-        most_a_minute: 600,
+        ceiling: Rate::per_minute(60),
         nat64: [None; 8],
         named_interfaces: false,
+        hold: None,
     };
     const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
     const BOTH: Trap = Trap { udp: true, ..TRAP };
@@ -109,8 +110,10 @@ mod tests {
     const TRANSLATED: Trap =
         Trap { nat64: [Some(0x2001_0db8_0064_0000), None, None, None, None, None, None, None], ..TRAP };
 
+    const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
+
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 19] {
+    fn variants() -> [RulesetSpec; 24] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -122,7 +125,7 @@ mod tests {
             RulesetSpec { trap: Some(TRAP), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { forgiven: 15, ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { expiry: Expiry::Never, ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { most_a_minute: 1, ..TRAP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { ceiling: Rate::per_minute(1), ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
@@ -132,6 +135,14 @@ mod tests {
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(HOLD), ..RulesetSpec::default() },
+            RulesetSpec {
+                trap: Some(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
+                ..RulesetSpec::default()
+            },
+            RulesetSpec { trap: Some(Trap { udp: true, named_interfaces: true, ..HOLD }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..HOLD }), ..RulesetSpec::default() },
         ]
     }
 

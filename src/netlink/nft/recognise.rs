@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use rustables::sys;
 
+use super::rule::LINK_LOCAL;
 use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
 use super::spec::{Action, RulesetSpec, Trap};
-use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_TOUCH};
-use super::trap_rules::LEFT_TO_DAEMON;
+use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
+use super::trap_rules::NAT64;
 use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Expiry, Rate};
@@ -44,10 +45,13 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     };
     let timeout = |add: &Flat| wide_number(add, &[sys::NFTA_DYNSET_TIMEOUT]).map(Duration::from_millis);
     let suspects = addition(TRAP_TOUCH, Set::Suspects);
+    let hold = addition(TRAP_HOLD_NEW, Set::Held).and_then(timeout);
+    let window = suspects.or_else(|| addition(TRAP_HOLD_NEW, Set::HoldCounts)).and_then(timeout);
     let burst =
         suspects.and_then(|add| number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
     let ceiling = found.rules(TRAP_BAN).first().and_then(|rule| rule.first());
-    let most = ceiling.and_then(|(_, limit)| wide_number(limit, &[sys::NFTA_LIMIT_RATE]));
+    let limit = |attribute| ceiling.and_then(|(_, limit)| wide_number(limit, &[attribute]));
+    let rate = limit(sys::NFTA_LIMIT_RATE).zip(limit(sys::NFTA_LIMIT_UNIT));
     let by_interface = |(name, flat): &(String, Flat)| {
         name == "meta" && number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
     };
@@ -58,10 +62,11 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
         tcp: found.has_set(Set::Trapped),
         udp: found.has_set(Set::TrappedUdp),
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
-        window: suspects.and_then(timeout).unwrap_or_default(),
+        window: window.unwrap_or_default(),
         expiry: addition(TRAP_BAN, Set::Blocked).and_then(timeout).map_or(Expiry::Never, Expiry::After),
-        most_a_minute: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1),
+        ceiling: rate.and_then(|(packets, seconds)| Rate::from_kernel(packets, seconds)).unwrap_or(Rate::per_minute(1)),
         named_interfaces: entry.first().is_some_and(by_interface),
+        hold,
     })
 }
 
@@ -70,7 +75,7 @@ fn left_out(found: &TableSnapshot) -> impl Iterator<Item = u64> {
     let compared = found.rules(TRAP_TOUCH).iter().flatten().filter(|(name, _)| name == "cmp");
     let values =
         compared.filter_map(|(_, flat)| field(flat, &[sys::NFTA_CMP_DATA, sys::NFTA_DATA_VALUE])?.try_into().ok());
-    values.filter(|upper| *upper != [0; 8] && !LEFT_TO_DAEMON.contains(upper)).map(u64::from_be_bytes)
+    values.filter(|upper| ![[0; 8], LINK_LOCAL, NAT64].contains(upper)).map(u64::from_be_bytes)
 }
 
 fn field<'a>(flat: &'a Flat, path: &[u16]) -> Option<&'a [u8]> {

@@ -5,7 +5,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustables::sys;
 
 use super::message::{field, put_request};
-use super::spec::{RulesetSpec, Trap};
+use super::spec::{RulesetSpec, TRAP_BURST, Trap};
 use super::table::TABLE;
 use crate::netlink::message::{Attributes, be_u32};
 use crate::netlink::socket::{Batch, Socket, SocketError};
@@ -42,14 +42,34 @@ pub enum Set {
     TouchedUdp6,
     /// Trapped UDP ports that this host has sent from a moment ago.
     Outbound,
+    /// Peers whose SYN a socket on a trapped TCP port has answered a moment ago, each with the port.
+    Answered,
+    /// The same for IPv6.
+    Answered6,
     /// Sources that probed any port, and how many more they may.
     Suspects,
     /// The same for IPv6, by /64.
     Suspects6,
-    /// Sources that the kernel has blocked by itself a moment ago.
+    /// Sources that the kernel has blocked by itself, until the sensor has said what it has against them.
     TrapBanned,
     /// The same for IPv6, by /64.
     TrapBanned6,
+    /// Held sources: their SYNs are dropped. This and all below only in a table with [`Trap::hold`].
+    Held,
+    /// The same for IPv6, by /64, and link-local addresses.
+    Held6,
+    /// Sources and the TCP ports that they probed within the last seconds.
+    HeldPorts,
+    /// The same for IPv6.
+    HeldPorts6,
+    /// Sources that were held within the window, and how often they still may be.
+    HoldCounts,
+    /// The same for IPv6.
+    HoldCounts6,
+    /// The same within the last seconds, for sources that find no room there.
+    HoldRecent,
+    /// The same for IPv6.
+    HoldRecent6,
 }
 
 /// What each set is, in the order in which they are made: name, the part of the table that needs it, key, flags, and size.
@@ -57,7 +77,7 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 18] = [
+const DEFINITIONS: [(Set, Definition); 28] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -76,11 +96,24 @@ const DEFINITIONS: [(Set, Definition); 18] = [
     (Set::TouchedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
     // Room for every port.
     (Set::Outbound, define("asked", Part::TrapUdp, PORT, TIMED, Some(65_536))),
+    // Only for the second until a new listener is known and its port is trapped no more.
+    (Set::Answered, define("answered", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(8_192))),
+    (Set::Answered6, define("answered6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192))),
     (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
     (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
-    // When it is full, the kernel blocks no source until the sensor has looked.
-    (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(8_192))),
-    (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(8_192))),
+    // When it is full, the kernel blocks no source until the sensor has looked and found room under its own ceilings.
+    (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
+    (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
+    // Room for 20,000 new sources a second: of 900 ms until they are cleared away (at most a second later), and of ten seconds.
+    (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
+    (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),
+    (Set::HeldPorts, define("held_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(262_144))),
+    (Set::HeldPorts6, define("held_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(262_144))),
+    // No size carries a flood for a whole window: the sources without room are counted for ten seconds instead.
+    (Set::HoldCounts, define("hold_counts", Part::Hold, IPV4, TIMED, Some(65_536))),
+    (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
+    (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
+    (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
 ];
 
 /// The part of a table that needs a set.
@@ -91,6 +124,7 @@ enum Part {
     Trap,
     TrapTcp,
     TrapUdp,
+    Hold,
 }
 
 #[derive(Clone, Copy)]
@@ -145,13 +179,16 @@ impl Set {
             Part::Trap => spec.trap.is_some(),
             Part::TrapTcp => spec.trap.is_some_and(|trap| trap.tcp),
             Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),
+            Part::Hold => spec.trap.is_some_and(|trap| trap.hold.is_some()),
         };
         DEFINITIONS.into_iter().filter(move |(_, definition)| needed(definition.part)).map(|(set, _)| set)
     }
 
-    /// The sets in which such a trap remembers probes, sources and its own bans.
+    /// The sets in which such a trap remembers probes, sources and its own bans. What bounds the holds is not among them.
     pub(crate) fn trap_memory(trap: Trap) -> impl Iterator<Item = Self> {
-        let timed = |set: &Self| set.definition().flags == TIMED && *set != Self::Outbound;
+        let trap = Trap { hold: None, ..trap };
+        let own_use = |set: &Self| matches!(set, Self::Outbound | Self::Answered | Self::Answered6);
+        let timed = move |set: &Self| set.definition().flags == TIMED && !own_use(set);
         let sets = Self::all_of(&RulesetSpec { trap: Some(trap), ..RulesetSpec::default() });
         sets.filter(move |set| timed(set) && !matches!(set, Self::Blocked | Self::Blocked6))
     }
@@ -178,7 +215,7 @@ pub(super) fn put_set_deletion(batch: &mut Batch, set: Set) {
     batch.put(sys::NFT_MSG_DELSET, 0, |fields| put_set_name(fields, set));
 }
 
-fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
+pub(super) fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
     fields.put_text(sys::NFTA_SET_TABLE, TABLE);
     fields.put_text(sys::NFTA_SET_NAME, set.name());
 }

@@ -32,17 +32,32 @@ pub struct Trap {
     pub udp: bool,
     /// Distinct ports that are forgiven, 0 to 15; 0: the first touch blocks.
     pub forgiven: u8,
-    /// How long a touched port counts. Of no meaning where none is forgiven.
+    /// How long a touched port and a hold count. Of no meaning where none is forgiven and none is held.
     pub window: Duration,
     /// How long a ban lasts.
     pub expiry: Expiry,
-    /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks no source by itself.
-    pub most_a_minute: u32,
     /// Upper halves of the /64s of configured NAT64 translators, whose sources are left to the daemon.
     pub nat64: [Option<u64>; MAX_NAT64],
+    /// Bans that the kernel makes by itself, at most [`TRAP_BURST`] at once. Above it the kernel bans no source.
+    pub ceiling: Rate,
     /// Whether only the interfaces count that the set of them holds.
     pub named_interfaces: bool,
+    /// How long a source is held when it probes a TCP port that is new for it: its SYNs to this host are dropped. In tenths
+    /// of a second, so that it is whole in the kernel's clock whatever that is; only with [`Trap::tcp`].
+    pub hold: Option<Duration>,
 }
+
+impl RulesetSpec {
+    /// The same table with a trap that holds no source.
+    #[must_use]
+    pub fn without_hold(self) -> Self {
+        Self { trap: self.trap.map(|trap| Trap { hold: None, ..trap }), ..self }
+    }
+}
+
+/// Bans that the kernel makes at once, and of which the sensor has said nothing yet. It has no part in deciding on them, so
+/// they are few.
+pub const TRAP_BURST: u32 = 10;
 
 impl Default for RulesetSpec {
     fn default() -> Self {

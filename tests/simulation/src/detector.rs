@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use portsentry::config::Config;
 use portsentry::enforce::nft::RulesetSpec;
 use portsentry::engine::{
-    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, Protection, Settings, Verdict,
+    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection, Settings, Verdict,
 };
 pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
@@ -90,8 +90,8 @@ pub struct Detector {
 struct Lookup<F>(F);
 
 impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> bool> PortLookup for Lookup<F> {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> bool {
-        (self.0)(protocol, source, destination)
+    fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
+        if (self.0)(protocol, source, destination) { PortUse::Open } else { PortUse::Closed }
     }
 }
 
@@ -136,10 +136,10 @@ impl Detector {
         notices.filter(|notice| matches!(notice, Notice::DistributedScan(_))).count() > 0
     }
 
-    /// The engine sees a packet that the host sends.
+    /// The engine sees a packet that the host sends, and asks the kernel, which has seen it in the output hook.
     pub fn sent(&mut self, now: Timestamp, packet: &Packet) {
         if self.rules.recent_ports {
-            let _ = self.engine.observe(now, packet, &self.host, &mut NoLookup);
+            let _ = self.engine.observe(now, packet, &self.host, &mut Lookup(|_, _, _| true));
         }
     }
 

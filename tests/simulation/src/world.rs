@@ -377,7 +377,9 @@ impl World {
         let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         let host = &self.host;
-        let in_use = |protocol, source, to| host.has_socket(now, protocol, source, to);
+        let in_use = |protocol, source, to: SocketAddr| {
+            host.is_published(protocol, to.ip(), to.port()) || host.has_socket(now, protocol, source, to)
+        };
         let judgement = self.detector.observe(now, &packet, in_use);
         if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
             self.armed.change(now);
