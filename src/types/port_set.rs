@@ -108,10 +108,10 @@ impl FromIterator<u16> for PortSet {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortSetError {
     /// Not a number from 1 to 65535, nor a range of such.
-    #[error("\"{0}\" is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"")]
+    #[error("{0:?} is not a port; write numbers from 1 to 65535 and ranges, for example \"1,7,9,11-15\"")]
     NotAPort(String),
     /// A range whose end comes before its start.
-    #[error("\"{0}\" runs backwards; write the smaller port first, for example \"11-15\"")]
+    #[error("{0:?} runs backwards; write the smaller port first, for example \"11-15\"")]
     Backwards(String),
 }
 
