@@ -32,7 +32,10 @@ const KNOWN_HONEST_BANS: [(&str, u64); 6] = [
 ];
 
 /// Behaviours that detection does not claim to find.
-const KNOWN_MISSED: [&str; 3] = [
+const KNOWN_MISSED: [&str; 5] = [
+    // Reported, and no ban by default: late segments of honest peers look the same.
+    "looks like connections: ACK",
+    "looks like connections: FIN/ACK",
     // One packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Never more ports within the window than are forgiven.

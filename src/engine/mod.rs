@@ -344,7 +344,7 @@ impl Engine {
                     self.recent_ports.published(own, now.tick());
                 }
                 // Nothing better than the packet itself, which may be forged, and so is believed for its peer alone.
-                PortUse::Unknown if may_answer && protocol == Protocol::Tcp => {
+                PortUse::Unknown if may_answer => {
                     self.recent_ports.used_with(own, peer, now.tick());
                 }
                 PortUse::Closed | PortUse::Unknown | PortUse::Translated | PortUse::Published { .. } => return,

@@ -19,7 +19,8 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
     // Bans without a probe have a section of their own.
     let probed = stats.classes.iter().filter(|(class, _)| class.is_some());
     let classes: Vec<_> = probed.map(|(class, bans)| (class_title(*class), *bans)).collect();
-    let evidence: Vec<_> = stats.evidence.iter().map(|(key, bans)| (evidence_title(key), *bans)).collect();
+    let evidence: Vec<_> =
+        stats.evidence.iter().filter_map(|(key, bans)| Some((evidence_title(key)?, *bans))).collect();
     let ends = [
         ("still in force", stats.ends.in_force),
         ("expired", stats.ends.expired),
@@ -303,11 +304,12 @@ fn and_more(more: u64, one: &str, many: &str) -> Markup {
     }
 }
 
-fn evidence_title(key: &'static str) -> &'static str {
+/// `None` for bans without evidence.
+fn evidence_title(key: &str) -> Option<&'static str> {
     match key {
-        "proven" => "proven: completed handshakes",
-        "forgeable" => "forgeable: any sender could have sent it",
-        _ => "none: by hand or imported",
+        "proven" => Some("proven: completed handshakes"),
+        "forgeable" => Some("forgeable: any sender could have sent it"),
+        _ => None,
     }
 }
 

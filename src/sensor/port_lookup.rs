@@ -54,14 +54,15 @@ impl KernelPorts {
     fn recorded_use(&mut self, protocol: Protocol, peer: IpAddr, port: u16) -> PortUse {
         let Some(table) = &mut self.table else { return PortUse::Unknown };
         let request = &mut self.request;
-        match protocol {
-            Protocol::Udp if has_sent_from(table, request, port).unwrap_or(false) => PortUse::Open,
-            Protocol::Tcp => match has_answered(table, request, peer, port) {
-                Ok(Some(true)) => PortUse::Flow,
-                Ok(Some(false)) => PortUse::Closed,
-                Ok(None) | Err(_) => PortUse::Unknown,
-            },
-            _ => PortUse::Closed,
+        let (recorded, in_use) = match protocol {
+            Protocol::Udp => (has_sent_from(table, request, port), PortUse::Open),
+            Protocol::Tcp => (has_answered(table, request, peer, port), PortUse::Flow),
+            Protocol::Sctp | Protocol::Icmp => return PortUse::Closed,
+        };
+        match recorded {
+            Ok(Some(true)) => in_use,
+            Ok(Some(false)) => PortUse::Closed,
+            Ok(None) | Err(_) => PortUse::Unknown,
         }
     }
 }

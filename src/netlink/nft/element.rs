@@ -87,9 +87,13 @@ pub(crate) fn put_element_query(request: &mut Vec<u8>, set: Set, address: IpAddr
     });
 }
 
-/// True where the trap has recorded that this host sent from the UDP port; false also where there is no such set.
-pub(crate) fn has_sent_from(socket: &mut Socket, request: &mut Vec<u8>, port: u16) -> Result<bool, SocketError> {
-    holds_key(socket, request, Set::Outbound, &port.to_be_bytes())
+/// True where the trap has recorded that this host sent from the UDP port; `None` where there is no such set.
+pub(crate) fn has_sent_from(
+    socket: &mut Socket,
+    request: &mut Vec<u8>,
+    port: u16,
+) -> Result<Option<bool>, SocketError> {
+    recorded(socket, request, Set::Outbound, &port.to_be_bytes())
 }
 
 /// True where the trap has recorded that the TCP port answered the peer; `None` where there is no such set.
@@ -101,19 +105,23 @@ pub(crate) fn has_answered(
 ) -> Result<Option<bool>, SocketError> {
     // Each part of a joined key fills whole registers of four bytes.
     let [high, low] = port.to_be_bytes();
-    let (set, found) = match peer {
+    match peer {
         IpAddr::V4(v4) => {
             let [a, b, c, d] = v4.octets();
-            (Set::Answered, holds_key(socket, request, Set::Answered, &[a, b, c, d, high, low, 0, 0])?)
+            recorded(socket, request, Set::Answered, &[a, b, c, d, high, low, 0, 0])
         }
         IpAddr::V6(v6) => {
             let mut key = [0; 20];
             let bytes = v6.octets().into_iter().chain([high, low]);
             key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
-            (Set::Answered6, holds_key(socket, request, Set::Answered6, &key)?)
+            recorded(socket, request, Set::Answered6, &key)
         }
-    };
-    if found {
+    }
+}
+
+/// True where `set` has the key; `None` where there is no such set.
+fn recorded(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -> Result<Option<bool>, SocketError> {
+    if holds_key(socket, request, set, key)? {
         return Ok(Some(true));
     }
     // The kernel says ENOENT for a set that is not there as well.

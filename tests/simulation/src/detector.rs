@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use portsentry::config::Config;
 use portsentry::enforce::nft::RulesetSpec;
 use portsentry::engine::{
-    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection, Settings, Verdict,
+    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, Protection, Settings, Verdict,
 };
-pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
+pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, PortUse, RECENT as MEMORY};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::Packet;
 
@@ -89,9 +89,9 @@ pub struct Detector {
 
 struct Lookup<F>(F);
 
-impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> bool> PortLookup for Lookup<F> {
+impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> PortUse> PortLookup for Lookup<F> {
     fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
-        if (self.0)(protocol, source, destination) { PortUse::Open } else { PortUse::Closed }
+        (self.0)(protocol, source, destination)
     }
 }
 
@@ -104,15 +104,15 @@ impl Detector {
         Self { engine, host: snapshot(model, &rules, ephemeral), rules }
     }
 
-    /// Judges a packet; `in_use` asks the host's socket table.
+    /// Judges a packet; `port_use` is what the host's kernel says of a port.
     pub fn observe(
         &mut self,
         now: Timestamp,
         packet: &Packet,
-        in_use: impl FnMut(Protocol, SocketAddr, SocketAddr) -> bool,
+        port_use: impl FnMut(Protocol, SocketAddr, SocketAddr) -> PortUse,
     ) -> Judgement {
         let verdict = if self.rules.socket_lookup {
-            self.engine.observe(now, packet, &self.host, &mut Lookup(in_use))
+            self.engine.observe(now, packet, &self.host, &mut Lookup(port_use))
         } else {
             self.engine.observe(now, packet, &self.host, &mut NoLookup)
         };
@@ -137,9 +137,9 @@ impl Detector {
     }
 
     /// The engine sees a packet that the host sends, and asks the kernel, which has seen it in the output hook.
-    pub fn sent(&mut self, now: Timestamp, packet: &Packet) {
+    pub fn sent(&mut self, now: Timestamp, packet: &Packet, port_use: PortUse) {
         if self.rules.recent_ports {
-            let _ = self.engine.observe(now, packet, &self.host, &mut Lookup(|_, _, _| true));
+            let _ = self.engine.observe(now, packet, &self.host, &mut Lookup(|_, _, _| port_use));
         }
     }
 

@@ -10,7 +10,7 @@ use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 use crate::Options;
 use crate::chance::{Chance, days, hours};
-use crate::detector::{CAPPED_BAN, Detector, IgnoreReason, Judgement, MEMORY, settings};
+use crate::detector::{CAPPED_BAN, Detector, IgnoreReason, Judgement, MEMORY, PortUse, settings};
 use crate::host::{HostModel, Profile, Reply, Service, TICK};
 use crate::kernel::{HostState, Kernel, Passage};
 use crate::outcome::{HonestBan, Outcome};
@@ -63,6 +63,9 @@ impl Armed {
         self.stale_at = self.stale_at.min(now.after(MEMORY + TICK));
     }
 }
+
+/// What the kernel says of a port that destination NAT leads on to a service.
+const PUBLISHED: PortUse = PortUse::Published { established: true };
 
 /// The program needs so long without a verdict until it lets go what the trap caught (src/sensor/trap.rs).
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
@@ -377,10 +380,12 @@ impl World {
         let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         let host = &self.host;
-        let in_use = |protocol, source, to: SocketAddr| {
-            host.is_published(protocol, to.ip(), to.port()) || host.has_socket(now, protocol, source, to)
+        let port_use = |protocol, source, to: SocketAddr| match () {
+            () if host.is_published(protocol, to.ip(), to.port()) => PUBLISHED,
+            () if host.has_socket(now, protocol, source, to) => PortUse::Open,
+            () => PortUse::Closed,
         };
-        let judgement = self.detector.observe(now, &packet, in_use);
+        let judgement = self.detector.observe(now, &packet, port_use);
         if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
             self.armed.change(now);
         }
@@ -437,7 +442,8 @@ impl World {
             self.armed.change(self.now);
         }
         self.kernel.output(self.now, &packet);
-        self.detector.sent(self.now, &packet);
+        let published = self.host.is_published(protocol, from.ip(), from.port());
+        self.detector.sent(self.now, &packet, if published { PUBLISHED } else { PortUse::Open });
     }
 
     /// Does what the daemon has done since the last packet: reads the listeners, and reviews what the trap caught.
