@@ -13,21 +13,29 @@ pub const PEER_THRESHOLD: u8 = 8;
 pub(super) struct KnownPeers(Vec<(BanTarget, Tick)>);
 
 impl KnownPeers {
-    /// Peers that have been known for so long at `now`.
-    pub(super) fn new(now: Timestamp, peers: &[(BanTarget, Duration)]) -> Self {
-        let since = |age: Duration| Timestamp::at(now.since_origin().saturating_sub(age)).tick();
-        let mut peers: Vec<_> = peers.iter().map(|(peer, age)| (*peer, since(*age))).collect();
+    /// Peers that have been known for so long at `now`. One that was known before stays known since then: a late message makes
+    /// no connection younger.
+    pub(super) fn renewed(&self, now: Timestamp, peers: &[(BanTarget, Duration)]) -> Self {
+        let since = |peer: BanTarget, age: Duration| {
+            let told = Timestamp::at(now.since_origin().saturating_sub(age)).tick();
+            self.since(peer).map_or(told, |before| before.min(told))
+        };
+        let mut peers: Vec<_> = peers.iter().map(|(peer, age)| (*peer, since(*peer, *age))).collect();
         peers.sort_unstable_by_key(|(peer, _)| *peer);
         Self(peers)
     }
 
     pub(super) fn contains(&self, subject: BanTarget) -> bool {
-        self.0.binary_search_by_key(&subject, |(peer, _)| *peer).is_ok()
+        self.since(subject).is_some()
     }
 
     /// True where `subject` was connected before `first`.
     pub(super) fn was_connected(&self, subject: BanTarget, first: Tick) -> bool {
-        let found = self.0.binary_search_by_key(&subject, |(peer, _)| *peer).ok();
-        found.and_then(|place| self.0.get(place)).is_some_and(|(_, since)| *since < first)
+        self.since(subject).is_some_and(|since| since < first)
+    }
+
+    fn since(&self, subject: BanTarget) -> Option<Tick> {
+        let place = self.0.binary_search_by_key(&subject, |(peer, _)| *peer).ok()?;
+        self.0.get(place).map(|(_, since)| *since)
     }
 }

@@ -263,7 +263,8 @@ impl Engine {
 
     /// From now on these sources are known to be connected to a service of this host, and for how long.
     pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
-        self.known_peers = KnownPeers::new(self.clock(now), peers);
+        let now = self.clock(now);
+        self.known_peers = self.known_peers.renewed(now, peers);
     }
 
     /// The next notice that no single packet causes. Call until `None`, after packets and when [`Engine::wake`] is due.

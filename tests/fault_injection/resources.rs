@@ -68,7 +68,7 @@ fn while_somebody_holds_the_ledgers_lock_it_blocks_at_once_and_writes_afterwards
     let second = scan(&lab, "second");
     lab.expect_ban(second);
     daemon.expect_line(&format!("attackalert: Host {second} has been blocked"));
-    daemon.expect_line("changes to the ledger wait and are tried again, and blocking goes on");
+    daemon.expect_line("changes to the ledger that wait and are tried again: ");
     assert_eq!(lab.ask(&["status"])["running"], true);
     assert_eq!(recorded(&lab), [first]);
     other.execute_batch("ROLLBACK").unwrap();
