@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use portsentry::engine::{
-    ActiveBan, EVIDENCE, Engine, Escalation, HashKey, Host, Local, MaxPrefix, PortLookup, Protection, Response, Settings,
+    ActiveBan, EVIDENCE, Engine, Escalation, HashKey, Host, Local, MaxPrefix, PortLookup, PortUse, Protection, Response, Settings,
     Verdict, Watch,
 };
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
@@ -28,8 +28,8 @@ const SOURCES: usize = 64;
 struct Odd;
 
 impl PortLookup for Odd {
-    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
-        destination.port() % 2 == 1 && destination.port() > 40_000
+    fn port_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
+        if destination.port() % 2 == 1 && destination.port() > 40_000 { PortUse::Open } else { PortUse::Closed }
     }
 }
 

@@ -50,10 +50,9 @@ use crate::events::channel;
 use crate::events::event::{Event, EventKind};
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
-use crate::netlink::sock_diag::SockDiag;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox, check_folders};
-use crate::sensor::{Sensor, SensorCommand};
+use crate::sensor::{KernelPorts, Sensor, SensorCommand};
 use crate::types::{Protocol, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
@@ -230,9 +229,17 @@ async fn serve(
     listening(decoys.ports()).for_each(|text| log.write(&Event::now(EventKind::Note(text))));
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());
-    let (host, sockets, metrics) = (host_state.host(), SockDiag::open()?, Arc::clone(sensor.metrics()));
+    let (kernel, failure) = KernelPorts::open()?;
+    if let Some(error) = failure {
+        let text = format!(
+            "translated connections cannot be read, so a port that destination NAT publishes counts as closed until it has \
+             answered the same source: {error}"
+        );
+        log.write(&Event::now(EventKind::Note(text)));
+    }
+    let (host, metrics) = (host_state.host(), Arc::clone(sensor.metrics()));
     let mut sensor_loop =
-        Sensor::new(live, decoys, engine, host, sockets, blocker, events.clone(), sensor.inbox(), metrics);
+        Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox(), metrics);
     if let Trial::LogOnly(_) = trial {
         sensor_loop.start_trial();
         let left = humantime::format_duration(Duration::from_secs(trial.left().unwrap_or_default().as_secs()));

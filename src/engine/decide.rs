@@ -1,13 +1,14 @@
 //! Decides what one probe means: whether it counts as evidence, whether its source now has enough evidence for a ban, and
-//! whether the kernel's socket table contradicts that evidence.
+//! whether the kernel's sockets and translations contradict that evidence.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::{Hashed, Key, Track, fold};
+use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, Ports, Probe, Protection,
-    Verdict,
+    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
+    Protection, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -44,7 +45,8 @@ impl Engine {
         if host.listens(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
-        if self.recent_ports.holds(protocol, port, now.tick()) {
+        let own = OwnPort { address: destination, protocol, port };
+        if self.recent_ports.holds(own, sighting.source, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
         if host.services.contains(protocol, destination, port) {
@@ -120,9 +122,7 @@ impl Engine {
                 && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
                 && let Some(first) = self.swept_pairs(now, key.key, &sighting)
             {
-                let source = SocketAddr::new(sighting.source, sighting.source_port);
-                let destination = SocketAddr::new(sighting.destination, sighting.port);
-                if lookup.in_use(sighting.protocol, source, destination, sighting.interface) {
+                if self.is_used(now, &sighting, (sighting.protocol, sighting.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
                 let items = self.sources.evidence(counted.slot);
@@ -180,7 +180,7 @@ impl Engine {
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Looks unchecked evidence up in the kernel's socket table: `all` of it before a ban, otherwise as far as the token
+    /// Asks the kernel about unchecked evidence: `all` of it before a ban, otherwise as far as the token
     /// bucket allows. False if some of it was refuted.
     fn confirm(
         &mut self,
@@ -202,11 +202,7 @@ impl Engine {
             let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
             let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
             if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
-                self.counters.lookups += 1;
-                let source = SocketAddr::new(sighting.source, sighting.source_port);
-                let destination = SocketAddr::new(sighting.destination, item.port());
-                if lookup.in_use(protocol, source, destination, sighting.interface) {
-                    self.recent_ports.used(protocol, item.port(), now.tick());
+                if self.is_used(now, sighting, (protocol, item.port()), lookup) {
                     self.sources.forgive(key, protocol, item.port());
                     sound = false;
                     continue;
@@ -215,6 +211,30 @@ impl Engine {
             self.sources.verify(slot, item);
         }
         sound
+    }
+
+    /// Asks the kernel whether a port of the address that `sighting` is for is in use, and records what it says.
+    fn is_used(
+        &mut self,
+        now: Timestamp,
+        sighting: &Observation,
+        (protocol, port): (Protocol, u16),
+        lookup: &mut impl PortLookup,
+    ) -> bool {
+        self.counters.lookups += 1;
+        let source = SocketAddr::new(sighting.source, sighting.source_port);
+        let destination = SocketAddr::new(sighting.destination, port);
+        let found = lookup.port_use(protocol, source, destination, sighting.interface);
+        let own = OwnPort { address: sighting.destination, protocol, port };
+        match found {
+            PortUse::Open => self.recent_ports.used(own, now.tick()),
+            PortUse::Flow => self.recent_ports.used_with(own, sighting.source, now.tick()),
+            PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
+            // The next flow is asked about again.
+            PortUse::Translated | PortUse::Published { established: false } => {}
+            PortUse::Closed | PortUse::Unknown => {}
+        }
+        !matches!(found, PortUse::Closed | PortUse::Unknown)
     }
 }
 

@@ -153,7 +153,8 @@ impl Host {
     }
 
     /// The bridge whose port this interface is.
-    pub(super) fn bridge(&self, interface: u32) -> Option<u32> {
+    #[must_use]
+    pub fn bridge(&self, interface: u32) -> Option<u32> {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 

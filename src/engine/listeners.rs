@@ -1,7 +1,7 @@
 //! The ports that programs on this host listen on, by address.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::types::PortSet;
 
@@ -51,12 +51,16 @@ impl Listeners {
         ports
     }
 
-    /// The ports that were open to outside here and are not, or not as widely, in `later`.
-    pub(super) fn gone(&self, later: &Self) -> PortSet {
-        let mut ports = self.any_v4.without(&later.any_v4).with(&self.any_v6.without(&later.any_v6));
-        let gone = self.at.difference(&later.at).filter(|(address, _)| !address.is_loopback());
-        gone.for_each(|(_, port)| ports.insert(*port));
-        ports
+    /// The ports that were open to outside here and are not, or not as widely, in `later`; those of a wildcard with the
+    /// unspecified address of its family.
+    pub(super) fn gone(&self, later: &Self) -> impl Iterator<Item = (IpAddr, u16)> + use<> {
+        let any = [
+            (IpAddr::from(Ipv4Addr::UNSPECIFIED), self.any_v4.without(&later.any_v4)),
+            (IpAddr::from(Ipv6Addr::UNSPECIFIED), self.any_v6.without(&later.any_v6)),
+        ];
+        let mut gone: Vec<_> = self.at.difference(&later.at).filter(|(at, _)| !at.is_loopback()).copied().collect();
+        gone.extend(any.iter().flat_map(|(address, ports)| ports.iter().map(|port| (*address, port))));
+        gone.into_iter()
     }
 
     /// How many (address, port) pairs are held one by one.

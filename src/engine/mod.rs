@@ -66,7 +66,7 @@ use expiry_jitter::ExpiryJitter;
 use key::{Hashed, Key, Track};
 use observation::{OwnUse, own_use};
 use prefix_bans::PrefixBans;
-use recent_ports::RecentPorts;
+use recent_ports::{OwnPort, RecentPorts};
 use sources::SourceTable;
 use strikes::Strikes;
 
@@ -77,24 +77,47 @@ pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 /// confirmed before a ban.
 const LOOKUPS_PER_SECOND: u32 = 1_000;
 
+/// Questions to the kernel per second because a packet left from an own address. Such a packet proves nothing, because it
+/// may have been forwarded; above this rate a port is only looked up before it counts against a source.
+const HINTS_PER_SECOND: u32 = 500;
+
 /// Set look-ups per second to verify the bans of sources that keep sending. Bounds the cost of many blocked sources; each
 /// has its turn within a few seconds.
 const VERIFIED_PER_SECOND: u32 = 500;
 
-/// Looks a port up in the kernel's socket table. Used before a ban, because a snapshot of the listeners is always a little
-/// old.
+/// What the kernel says of the port that a packet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortUse {
+    /// Nothing takes the packet.
+    Closed,
+    /// No socket takes the packet, and the kernel shows neither its translations nor what it has sent.
+    Unknown,
+    /// A socket has the flow of the packet. The port may be closed to all other sources.
+    Flow,
+    /// The kernel translates the flow of the packet for another host. The port may be closed to all others.
+    Translated,
+    /// A socket takes packets from any source.
+    Open,
+    /// Destination NAT leads the packet on to a service.
+    Published {
+        /// The service has answered, and more than once.
+        established: bool,
+    },
+}
+
+/// Asks the kernel about a port: its socket tables and its translations. Used before evidence counts, because a snapshot of
+/// the listeners is always a little old.
 pub trait PortLookup {
-    /// True where a packet of `protocol` from `source` to `destination` that came in on `interface` (0: not known) finds a
-    /// listener or a connection.
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool;
+    /// What a packet of `protocol` from `source` to `destination` finds that came in on `interface` (0: not known).
+    fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse;
 }
 
 /// Finds nothing beyond the snapshot of the listeners; for captures.
 pub struct NoLookup;
 
 impl PortLookup for NoLookup {
-    fn in_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> bool {
-        false
+    fn port_use(&mut self, _: Protocol, _: SocketAddr, _: SocketAddr, _: u32) -> PortUse {
+        PortUse::Closed
     }
 }
 
@@ -112,6 +135,7 @@ pub struct Engine {
     exempt: ExemptSources,
     ceiling: TokenBucket,
     lookups: TokenBucket,
+    hints: TokenBucket,
     verifications: TokenBucket,
     notices: VecDeque<Notice>,
     capped: u32,
@@ -131,11 +155,12 @@ impl Engine {
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
             jitter: ExpiryJitter::new(secret),
             prefix_bans: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
-            recent_ports: RecentPorts::new(),
+            recent_ports: RecentPorts::new(secret),
             distributed_scans: DistributedScans::new(),
             exempt: ExemptSources::new(),
             ceiling: TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
+            hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
             verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             notices: VecDeque::with_capacity(16),
             capped: 0,
@@ -154,7 +179,7 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::OtherInterface);
         }
         if packet.delivery == Delivery::Outgoing {
-            self.learn(now, packet, host);
+            self.learn(now, packet, host, lookup);
             return Verdict::Ignored(IgnoreReason::Own);
         }
         let known = self.key_of(BanTarget::of(packet.source), Track::Block);
@@ -198,7 +223,8 @@ impl Engine {
     /// The host's snapshot is about to change from `old` to `new`.
     pub fn host_changed(&mut self, now: Timestamp, old: &Host, new: &Host) {
         let now = self.clock(now);
-        self.recent_ports.listeners_changed(old, new, now.tick());
+        let Self { settings, recent_ports, .. } = self;
+        recent_ports.listeners_changed((old, new), |protocol, port| settings.watches(protocol, port), now.tick());
     }
 
     /// The next notice that no single packet causes. Call until `None`, after packets and when [`Engine::wake`] is due.
@@ -253,21 +279,41 @@ impl Engine {
         self.latest
     }
 
-    /// Records the port of an outgoing packet as in use.
-    fn learn(&mut self, now: Timestamp, packet: &Packet, host: &Host) {
+    /// Asks the kernel about the port that an outgoing packet leaves from, and records what it says. The packet itself
+    /// proves nothing: what one guest of a bridge sends to another, and what this host forwards, leaves in the same way, with
+    /// any source.
+    fn learn(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) {
         if !host.local.is_exact() || !host.local.contains(packet.source) {
             return;
         }
-        let Some((protocol, port, use_)) = own_use(packet) else { return };
-        match use_ {
-            OwnUse::Answered if !host.listens(protocol, packet.source, port) => {
-                self.recent_ports.published(port, now.tick());
-                // An answered SYN was no probe of this port.
-                let peer = self.key_of(BanTarget::of(packet.destination), self.track(protocol));
-                self.sources.forgive(peer, protocol, port);
+        let Some(OwnUse { protocol, port, peer_port, may_answer }) = own_use(packet) else { return };
+        if !self.settings.watches(protocol, port) || host.listens(protocol, packet.source, port) {
+            return;
+        }
+        let (own, peer) = (OwnPort { address: packet.source, protocol, port }, packet.destination);
+        if !self.recent_ports.is_fresh(own, peer, now.tick()) {
+            if !self.hints.take(now) {
+                return;
             }
-            OwnUse::Answered => {}
-            OwnUse::Originated => self.recent_ports.used(protocol, port, now.tick()),
+            let [own_end, peer_end] = [(own.address, port), (peer, peer_port)].map(SocketAddr::from);
+            let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+            match lookup.port_use(protocol, peer_end, own_end, interface) {
+                PortUse::Open => self.recent_ports.used(own, now.tick()),
+                PortUse::Flow => self.recent_ports.used_with(own, peer, now.tick()),
+                PortUse::Published { established } if established || may_answer => {
+                    self.recent_ports.published(own, now.tick());
+                }
+                // Nothing better than the packet itself, which may be forged, and so is believed for its peer alone.
+                PortUse::Unknown if may_answer && protocol == Protocol::Tcp => {
+                    self.recent_ports.used_with(own, peer, now.tick());
+                }
+                PortUse::Closed | PortUse::Unknown | PortUse::Translated | PortUse::Published { .. } => return,
+            }
+        }
+        if may_answer {
+            // The client's request was no probe of this port.
+            let peer = self.key_of(BanTarget::of(peer), self.track(protocol));
+            self.sources.forgive(peer, protocol, port);
         }
     }
 

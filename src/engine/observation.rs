@@ -78,27 +78,25 @@ impl Observation {
     }
 }
 
-/// What an own packet says about the port that it leaves from.
-pub(super) enum OwnUse {
-    /// A SYN/ACK to this peer: the port is open.
-    Answered,
-    /// A connection or a datagram of this host's own: answers will come back to the port.
-    Originated,
+/// What a packet that leaves from an own address claims about the port that it leaves from.
+pub(super) struct OwnUse {
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+    pub(super) peer_port: u16,
+    /// A SYN/ACK, or a datagram: it may be an answer to a client.
+    pub(super) may_answer: bool,
 }
 
-/// The port that an own packet leaves from, and what it says about it.
-pub(super) fn own_use(packet: &Packet) -> Option<(Protocol, u16, OwnUse)> {
-    match packet.transport {
-        Transport::Tcp { source_port, flags, .. } if flags.has(TcpFlags::SYN | TcpFlags::ACK) => {
-            Some((Protocol::Tcp, source_port, OwnUse::Answered))
+/// What `packet` claims; `None` where that is no use of a port. A reset says that the port is closed.
+pub(super) fn own_use(packet: &Packet) -> Option<OwnUse> {
+    let (protocol, port, peer_port, may_answer) = match packet.transport {
+        Transport::Tcp { source_port, destination_port, flags, .. } if !flags.has(TcpFlags::RST) => {
+            (Protocol::Tcp, source_port, destination_port, flags.has(TcpFlags::SYN | TcpFlags::ACK))
         }
-        // A reset says that nobody is there. Everything else is a segment of a connection.
-        Transport::Tcp { source_port, flags, .. } if !flags.has(TcpFlags::RST) => {
-            Some((Protocol::Tcp, source_port, OwnUse::Originated))
-        }
-        Transport::Udp { source_port, .. } => Some((Protocol::Udp, source_port, OwnUse::Originated)),
-        _ => None,
-    }
+        Transport::Udp { source_port, destination_port } => (Protocol::Udp, source_port, destination_port, true),
+        _ => return None,
+    };
+    Some(OwnUse { protocol, port, peer_port, may_answer })
 }
 
 /// Echo, timestamp, information and address mask requests (RFC 792, RFC 950); for IPv6 echo and node information

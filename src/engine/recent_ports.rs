@@ -1,86 +1,220 @@
 //! Remembers which ports were in use recently: a late client of a service that has just stopped, or a late answer to a
-//! socket that has just closed, is not a probe.
+//! socket that has just closed, is not a probe. Only what the kernel said of this host's own sockets and translations is
+//! recorded here, for one address, protocol and port, and for a limited time.
 
+use std::hash::Hasher;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use siphasher::sip::SipHasher13;
+
 use super::host::Host;
+use super::key::HashKey;
+use super::listeners::Listeners;
 use crate::types::{PortSet, Protocol, Tick};
 
-/// How long a port counts as open after its listener has gone, or after this host was seen sending from it. TIME_WAIT is
-/// 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a
-/// minute; twice that.
+/// How long a port counts as open after its listener has gone, or after this host has sent from it. TIME_WAIT is 60 s on
+/// Linux, a resolver's last retry comes within 30 s, and clients of a service that restarts come back within a minute;
+/// twice that.
 pub const RECENT: Duration = Duration::from_secs(120);
 
-/// How long a port counts as open after it answered a SYN although nothing on this host listens there: it is published
-/// by DNAT, and no socket table shows it.
+/// How long a port counts as open after destination NAT led a connection on to its service: no socket table shows it.
 const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 
-/// Until when each port counts as open.
+/// A port of an own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OwnPort {
+    pub(super) address: IpAddr,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+}
+
+/// The ports that were in use recently. Two tables, so that flows, which other hosts can cause in any number, evict no
+/// service.
 pub(super) struct RecentPorts {
-    tcp: Vec<u32>,
-    udp: Vec<u32>,
+    /// Services that stopped, and published ones.
+    services: PortTable,
+    /// Ports that this host sent from.
+    own_use: PortTable,
 }
 
 impl RecentPorts {
-    pub(super) fn new() -> Self {
-        Self { tcp: vec![0; 65_536], udp: vec![0; 65_536] }
+    pub(super) fn new(secret: HashKey) -> Self {
+        Self { services: PortTable::new(secret), own_use: PortTable::new(secret) }
     }
 
-    fn column(&mut self, protocol: Protocol) -> Option<&mut Vec<u32>> {
-        match protocol {
-            Protocol::Tcp => Some(&mut self.tcp),
-            Protocol::Udp => Some(&mut self.udp),
-            Protocol::Sctp | Protocol::Icmp => None,
-        }
+    /// True where `own` was in use recently, for any peer or for this one.
+    pub(super) fn holds(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
+        let anywhere = OwnPort { address: unspecified(own.address), ..own };
+        [self.services.until(own, None), self.services.until(anywhere, None), self.own_use.until(own, None)]
+            .into_iter()
+            .chain([self.own_use.until(own, Some(peer))])
+            .any(|until| until > now)
     }
 
-    fn set(&mut self, protocol: Protocol, port: u16, until: Tick) {
-        if let Some(slot) = self.column(protocol).and_then(|column| column.get_mut(usize::from(port))) {
-            *slot = until.0;
-        }
+    /// True where `own` is on record for so long that asking the kernel again would tell nothing new.
+    pub(super) fn is_fresh(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
+        self.holds(own, peer, now.plus(Tick::of(RECENT / 2)))
     }
 
-    /// True where `port` was in use recently.
-    pub(super) fn holds(&mut self, protocol: Protocol, port: u16, now: Tick) -> bool {
-        self.column(protocol).and_then(|column| column.get(usize::from(port))).is_some_and(|until| *until > now.0)
-    }
-
-    /// The ports that were in use recently.
+    /// The ports that were in use recently for any peer, at any address.
     pub(super) fn ports(&self, protocol: Protocol, now: Tick) -> PortSet {
-        let column = match protocol {
-            Protocol::Tcp => self.tcp.as_slice(),
-            Protocol::Udp => &self.udp,
-            Protocol::Sctp | Protocol::Icmp => &[],
-        };
-        (0..=u16::MAX).zip(column).filter(|(_, until)| **until > now.0).map(|(port, _)| port).collect()
+        let entries = self.services.entries.iter().chain(&self.own_use.entries);
+        let for_all = entries.filter(|entry| entry.until > now && entry.peer.is_none());
+        for_all.filter(|entry| entry.own.protocol == protocol).map(|entry| entry.own.port).collect()
     }
 
-    /// Records that `port` is in use.
-    pub(super) fn used(&mut self, protocol: Protocol, port: u16, now: Tick) {
-        let until = now.plus(Tick::of(RECENT));
-        if let Some(slot) = self.column(protocol).and_then(|column| column.get_mut(usize::from(port))) {
-            *slot = until.0.max(*slot);
-        }
+    /// Records that a socket on `own` took what any peer sends.
+    pub(super) fn used(&mut self, own: OwnPort, now: Tick) {
+        self.own_use.insert(own, None, now, Tick::of(RECENT));
     }
 
-    /// Records that `port` answered a SYN although no listener is known.
-    pub(super) fn published(&mut self, port: u16, now: Tick) {
-        self.set(Protocol::Tcp, port, now.plus(Tick::of(PUBLISHED)));
+    /// Records that a flow between `own` and `peer` was in use.
+    pub(super) fn used_with(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
+        self.own_use.insert(own, Some(peer), now, Tick::of(RECENT));
     }
 
-    /// Records a change of the listeners: closed ones were open until now.
-    pub(super) fn listeners_changed(&mut self, old: &Host, new: &Host, now: Tick) {
-        let until = now.plus(Tick::of(RECENT));
+    /// Records that destination NAT leads from `own` to a service.
+    pub(super) fn published(&mut self, own: OwnPort, now: Tick) {
+        self.services.insert(own, None, now, Tick::of(PUBLISHED));
+    }
+
+    /// Records a change of the listeners: closed ones were open until now. Only `watched` ports are worth a place.
+    pub(super) fn listeners_changed(
+        &mut self,
+        (old, new): (&Host, &Host),
+        watched: impl Fn(Protocol, u16) -> bool,
+        now: Tick,
+    ) {
+        let span = Tick::of(RECENT);
         for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
-            before.gone(after).iter().for_each(|port| self.set(protocol, port, until));
+            for (address, port) in before.gone(after).filter(|(_, port)| watched(protocol, *port)) {
+                self.services.insert(OwnPort { address, protocol, port }, None, now, span);
+            }
             // A port with a listener was not published by DNAT, so its long expiry is shortened. A port that is open on one
             // address must not look open on the others, so no expiry is extended here.
-            let Some(column) = self.column(protocol) else { continue };
-            for port in after.anywhere().iter() {
-                if let Some(slot) = column.get_mut(usize::from(port)) {
-                    *slot = until.0.min(*slot);
-                }
-            }
+            let limit = now.plus(span);
+            let listens = |entry: &&mut Entry| {
+                entry.until > limit && entry.own.protocol == protocol && listens_at(after, entry.own)
+            };
+            self.services.entries.iter_mut().filter(listens).for_each(|entry| entry.until = limit);
         }
+    }
+}
+
+fn listens_at(listeners: &Listeners, own: OwnPort) -> bool {
+    listeners.contains(own.address, own.port)
+}
+
+/// Stands for every address of a family.
+fn unspecified(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+/// Ports in a table of fixed size. A full bucket evicts the entry that would end first.
+struct PortTable {
+    entries: Vec<Entry>,
+    secret: HashKey,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    own: OwnPort,
+    /// The one peer that the port was used with; `None`: any.
+    peer: Option<IpAddr>,
+    /// [`Tick`] 0 where the entry is free.
+    until: Tick,
+}
+
+/// Entries per bucket, and buckets: 4,096 ports. The built-in lists of watched ports have about a thousand.
+const WAYS: usize = 8;
+const BUCKETS: usize = 512;
+
+impl PortTable {
+    fn new(secret: HashKey) -> Self {
+        let own = OwnPort { address: Ipv4Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 };
+        Self { entries: vec![Entry { own, peer: None, until: Tick(0) }; WAYS * BUCKETS], secret }
+    }
+
+    /// The first entry of the bucket.
+    fn bucket(&self, own: OwnPort, peer: Option<IpAddr>) -> usize {
+        let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1);
+        let mut write = |address: IpAddr| match address {
+            IpAddr::V4(v4) => hasher.write_u32(v4.to_bits()),
+            IpAddr::V6(v6) => hasher.write_u128(v6.to_bits()),
+        };
+        write(own.address);
+        peer.into_iter().for_each(write);
+        hasher.write_u32(u32::from(own.port) << 8 | own.protocol as u32);
+        usize::try_from(hasher.finish() % BUCKETS as u64).unwrap_or(0) * WAYS
+    }
+
+    /// Until when the port counts as open; [`Tick`] 0 where it is not on record.
+    fn until(&self, own: OwnPort, peer: Option<IpAddr>) -> Tick {
+        let bucket = self.entries.iter().skip(self.bucket(own, peer)).take(WAYS);
+        let same = bucket.filter(|entry| entry.own == own && entry.peer == peer);
+        same.map(|entry| entry.until).max().unwrap_or_default()
+    }
+
+    fn insert(&mut self, own: OwnPort, peer: Option<IpAddr>, now: Tick, span: Tick) {
+        let bucket = self.bucket(own, peer);
+        let until = now.plus(span);
+        let ways = || bucket..bucket + WAYS;
+        let Some(entries) = self.entries.get_mut(ways()) else { return };
+        let known = entries.iter().position(|entry| entry.own == own && entry.peer == peer);
+        let place = known.or_else(|| (0..WAYS).min_by_key(|way| entries.get(*way).map(|entry| entry.until)));
+        if let Some(entry) = place.and_then(|place| entries.get_mut(place)) {
+            let until = if known.is_some() { until.max(entry.until) } else { until };
+            *entry = Entry { own, peer, until };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(port: u16) -> OwnPort {
+        OwnPort { address: "192.0.2.1".parse().unwrap(), protocol: Protocol::Udp, port }
+    }
+
+    fn peer(n: u32) -> IpAddr {
+        IpAddr::from((0x0b00_0000 + n).to_be_bytes())
+    }
+
+    #[test]
+    fn flows_of_strangers_evict_no_service() {
+        let mut recent = RecentPorts::new(HashKey(1, 2));
+        let now = Tick(20);
+        (1..=100).for_each(|port| recent.published(own(port), now));
+        (0..200_000).for_each(|n| recent.used_with(own(u16::try_from(1_000 + n % 50_000).unwrap()), peer(n), now));
+        assert!((1..=100).all(|port| recent.holds(own(port), peer(0), now)), "all services are still on record");
+        assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port to its peer alone");
+        assert!(recent.own_use.entries.len() == WAYS * BUCKETS, "the table does not grow");
+    }
+
+    #[test]
+    fn full_bucket_evicts_what_ends_first() {
+        let mut table = PortTable::new(HashKey(1, 2));
+        let bucket = table.bucket(own(1), None);
+        let ports: Vec<u16> = (1..).filter(|port| table.bucket(own(*port), None) == bucket).take(WAYS + 1).collect();
+        for (age, port) in (1..).zip(&ports) {
+            table.insert(own(*port), None, Tick(age), Tick(100));
+        }
+        let [first, rest @ ..] = ports.as_slice() else { panic!("no ports") };
+        assert_eq!(table.until(own(*first), None), Tick(0));
+        assert!(rest.iter().all(|port| table.until(own(*port), None) > Tick(100)));
+    }
+
+    #[test]
+    fn flow_counts_for_its_peer_and_address_alone() {
+        let mut recent = RecentPorts::new(HashKey(1, 2));
+        recent.used_with(own(7), peer(1), Tick(1));
+        let elsewhere = OwnPort { address: "192.0.2.2".parse().unwrap(), ..own(7) };
+        let other_protocol = OwnPort { protocol: Protocol::Tcp, ..own(7) };
+        assert!(recent.holds(own(7), peer(1), Tick(1)));
+        assert!(!recent.holds(own(7), peer(2), Tick(1)));
+        assert!(!recent.holds(elsewhere, peer(1), Tick(1)) && !recent.holds(other_protocol, peer(1), Tick(1)));
+        assert!(!recent.holds(own(7), peer(1), Tick(1).plus(Tick::of(RECENT))));
     }
 }

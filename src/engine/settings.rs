@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
-use crate::config::{AckPolicy, BlockPolicy, Config, Mode, Protocol};
-use crate::types::{Expiry, PortSet};
+use crate::config::{AckPolicy, BlockPolicy, Config, Mode, Protocol as ProtocolConfig};
+use crate::types::{Expiry, PortSet, Protocol};
 
 /// What the packets of one protocol are watched for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,10 +65,19 @@ impl Settings {
         self
     }
 
+    /// True where packets to `port` are judged.
+    pub(super) fn watches(&self, protocol: Protocol, port: u16) -> bool {
+        match protocol {
+            Protocol::Tcp => self.tcp.ports.contains(port),
+            Protocol::Udp => self.udp.ports.contains(port),
+            Protocol::Sctp | Protocol::Icmp => false,
+        }
+    }
+
     /// What the operator configured.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {
-        let watch = |protocol: &Protocol| Watch {
+        let watch = |protocol: &ProtocolConfig| Watch {
             // In connect mode only what a decoy accepts is evidence.
             ports: if protocol.mode == Mode::Connect { PortSet::new() } else { protocol.watched() },
             response: match protocol.block {
@@ -116,6 +125,6 @@ pub struct Counters {
     pub capped: u64,
     /// Sources whose evidence had to go for another's because the table was full.
     pub evicted: u64,
-    /// Look-ups in the kernel's socket table.
+    /// Questions to the kernel's socket tables before evidence counted.
     pub lookups: u64,
 }

@@ -32,7 +32,10 @@ pub enum TrackedFlow {
     /// Likewise, and the kernel has seen packets both ways: for TCP the whole handshake (IPS_ASSURED).
     Assured,
     /// The packet's source began the flow, and a rule of the NAT tables sends it to another address or port.
-    Published,
+    Published {
+        /// Packets have passed both ways, as for [`TrackedFlow::Assured`].
+        assured: bool,
+    },
     /// Likewise, but a helper expected the flow, as that of FTP does: the peers agreed on the port, not the administrator.
     Expected,
     /// The packet answers a flow that began at the address and port which it is for: at this host, or a forged packet that
@@ -185,7 +188,7 @@ fn read(answer: &Message<'_>, asked: &Tuple) -> Option<TrackedFlow> {
             _ if reply.source == asked.destination && status & ASSURED != 0 => TrackedFlow::Assured,
             _ if reply.source == asked.destination => TrackedFlow::New,
             _ if status & EXPECTED != 0 => TrackedFlow::Expected,
-            _ => TrackedFlow::Published,
+            _ => TrackedFlow::Published { assured: status & ASSURED != 0 },
         });
     }
     let answer = if original.is_reverse_of(&reply) { TrackedFlow::Answer } else { TrackedFlow::Translated };
@@ -270,8 +273,10 @@ mod tests {
         assert_eq!(flow(&asked, &back, 8), Some(TrackedFlow::New));
         assert_eq!(flow(&asked, &back, 8 | 2), Some(TrackedFlow::New), "the answer may have been a reset");
         assert_eq!(flow(&asked, &back, 8 | 2 | ASSURED), Some(TrackedFlow::Assured));
-        assert_eq!(flow(&asked, &translated, 0x28), Some(TrackedFlow::Published));
-        assert_eq!(flow(&asked, &tuple("192.0.2.1:80", CLIENT), 0x28), Some(TrackedFlow::Published), "another port");
+        let published = |assured| Some(TrackedFlow::Published { assured });
+        assert_eq!(flow(&asked, &translated, 0x28), published(false));
+        assert_eq!(flow(&asked, &translated, 0x28 | ASSURED), published(true));
+        assert_eq!(flow(&asked, &tuple("192.0.2.1:80", CLIENT), 0x28), published(false), "another port");
         assert_eq!(flow(&asked, &translated, 0x28 | EXPECTED), Some(TrackedFlow::Expected));
         assert_eq!(flow(&back, &asked, 8), Some(TrackedFlow::Answer));
         assert_eq!(flow(&tuple("192.168.1.9:5432", CLIENT), &asked, 0x18), Some(TrackedFlow::Translated));
@@ -283,7 +288,7 @@ mod tests {
         let (client, here, backend) = ("[2001:db8:9::1]:40000", "[2001:db8::1]:443", "[fd00::2]:8443");
         let asked = tuple(client, here);
         let body = entry(&asked, &tuple(backend, client), 0x28);
-        assert_eq!(read_entry(&body, &asked), Some(TrackedFlow::Published));
+        assert_eq!(read_entry(&body, &asked), Some(TrackedFlow::Published { assured: false }));
     }
 
     #[test]

@@ -60,10 +60,10 @@ impl Batch {
         self.outcomes.drain(..)
     }
 
-    /// Drops the ban that `packet` refutes, and its probe; returns the target. The packet is this host's SYN/ACK from a port that the
+    /// The target of the ban that `packet` refutes, if the kernel confirms the packet. It is a SYN/ACK from a port that the
     /// ban's evidence calls closed. A listener that lives for milliseconds, and a port that is published by DNAT, are in no
     /// socket table when it is looked up.
-    pub(super) fn drop_refuted(&mut self, packet: &Packet) -> Option<BanTarget> {
+    pub(super) fn refuted(&self, packet: &Packet) -> Option<BanTarget> {
         let Transport::Tcp { source_port, flags, .. } = packet.transport else { return None };
         if self.is_empty() || packet.delivery != Delivery::Outgoing || !flags.has(TcpFlags::SYN | TcpFlags::ACK) {
             return None;
@@ -75,15 +75,18 @@ impl Batch {
                 && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
                 && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
         };
-        let target = self.outcomes.iter().find_map(|outcome| match outcome {
+        self.outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Block(ban, _) if is_refuted(ban) => Some(ban.probe.subject),
             _ => None,
-        })?;
+        })
+    }
+
+    /// Removes the ban of `target`, and its probes.
+    pub(super) fn withdraw(&mut self, target: BanTarget) {
         self.outcomes.retain(|outcome| match outcome {
             Outcome::Block(ban, _) => ban.probe.subject != target,
             Outcome::Report(event) => !matches!(&event.what, EventKind::Probe(probe) if probe.subject == target),
         });
-        Some(target)
     }
 }
 
@@ -96,7 +99,8 @@ mod tests {
     fn refutes(packet: &Packet, flags: u16) -> Option<BanTarget> {
         let mut batch = Batch::new();
         batch.block(ban(flags), SystemTime::UNIX_EPOCH);
-        let target = batch.drop_refuted(packet);
+        let target = batch.refuted(packet);
+        target.into_iter().for_each(|target| batch.withdraw(target));
         assert_eq!(batch.bans(&Blocker::default()).is_empty(), target.is_some());
         target
     }

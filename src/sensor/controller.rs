@@ -95,7 +95,10 @@ impl BanController {
 impl BanController {
     /// Observes a packet that was captured at `time`. What follows from it waits for [`BanController::commit`].
     pub(super) fn observe_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
-        if let Some(target) = self.batch.drop_refuted(packet) {
+        if let Some(target) = self.batch.refuted(packet)
+            && self.observer.proves_port_use(packet)
+        {
+            self.batch.withdraw(target);
             self.observer.lift(target);
         }
         self.observe(now, time, |observer| observer.observe(now, packet));

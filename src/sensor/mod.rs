@@ -12,6 +12,7 @@ mod fixtures;
 mod metrics;
 mod observer;
 mod pending_bans;
+mod port_lookup;
 mod reporter;
 mod table_repair;
 mod trap;
@@ -28,7 +29,6 @@ use crate::clock::boot_time;
 use crate::engine::{Engine, Host};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
-use crate::netlink::sock_diag::SockDiag;
 use crate::types::Timestamp;
 use crate::wire;
 use batch::BATCH_SIZE;
@@ -40,6 +40,7 @@ pub use controller::Sample;
 use drop_counter::DropCounter;
 pub use metrics::{REACTIONS, Read, SensorMetrics};
 use observer::Observer;
+pub use port_lookup::KernelPorts;
 use reporter::Reporter;
 
 /// How long the decoys are left alone after an accept failed, mostly for lack of file descriptors. Trying again at once would
@@ -94,13 +95,13 @@ impl Sensor {
         decoys: Decoys,
         engine: Engine,
         host: Arc<Host>,
-        sockets: SockDiag,
+        kernel: KernelPorts,
         blocker: Blocker,
         events: Sender,
         inbox: Inbox,
         metrics: Arc<SensorMetrics>,
     ) -> Self {
-        let observer = Observer::new(engine, host, sockets, decoys.ports().clone());
+        let observer = Observer::new(engine, host, kernel, decoys.ports().clone());
         Self {
             controller: BanController::new(observer, blocker, Reporter::new(events, metrics)),
             live,

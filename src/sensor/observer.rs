@@ -6,20 +6,21 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::capture::decoy::DecoyPorts;
-use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, Protection, Verdict};
-use crate::netlink::sock_diag::{Owner, SockDiag};
+use crate::engine::{ActiveBan, Engine, Explanation, Host, Observation, PortLookup, PortUse, Protection, Verdict};
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
-use crate::wire::Packet;
+use crate::wire::{Packet, Transport};
+
+use super::port_lookup::{KernelLookup, KernelPorts};
 
 pub(super) struct Observer {
     engine: Engine,
     host: Arc<Host>,
-    lookup: SocketLookup,
+    lookup: KernelLookup,
 }
 
 impl Observer {
-    pub(super) fn new(engine: Engine, host: Arc<Host>, sockets: SockDiag, decoys: DecoyPorts) -> Self {
-        Self { engine, host, lookup: SocketLookup { sockets, decoys } }
+    pub(super) fn new(engine: Engine, host: Arc<Host>, kernel: KernelPorts, decoys: DecoyPorts) -> Self {
+        Self { engine, host, lookup: KernelLookup { kernel, decoys } }
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -41,6 +42,15 @@ impl Observer {
 
     pub(super) fn observe(&mut self, now: Timestamp, packet: &Packet) -> Verdict {
         self.engine.observe(now, packet, &self.host, &mut self.lookup)
+    }
+
+    /// True where the kernel says that `packet`, which leaves from an own address, answers from a port in use.
+    pub(super) fn proves_port_use(&mut self, packet: &Packet) -> bool {
+        let Transport::Tcp { source_port, destination_port, .. } = packet.transport else { return false };
+        let own = SocketAddr::new(packet.source, source_port);
+        let peer = SocketAddr::new(packet.destination, destination_port);
+        let interface = self.host.bridge(packet.interface).unwrap_or(packet.interface);
+        !matches!(self.lookup.port_use(Protocol::Tcp, peer, own, interface), PortUse::Closed | PortUse::Unknown)
     }
 
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation) -> Verdict {
@@ -93,22 +103,5 @@ impl Observer {
             self.engine.lift(*target);
         }
         exempt
-    }
-}
-
-/// The kernel's socket table.
-struct SocketLookup {
-    sockets: SockDiag,
-    /// Sockets of the decoys, which are no services.
-    decoys: DecoyPorts,
-}
-
-impl PortLookup for SocketLookup {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> bool {
-        if self.decoys.contains(protocol, destination.port()) {
-            return false;
-        }
-        // A failed look-up leaves the evidence as it is: the snapshot of the listeners was checked before.
-        self.sockets.owner(protocol, source, destination, interface).is_ok_and(|owner| owner != Owner::Nobody)
     }
 }

@@ -272,7 +272,7 @@ mod tests {
     use super::*;
     use crate::capture::decoy::DecoyPorts;
     use crate::engine::ActiveBan;
-    use crate::netlink::sock_diag::SockDiag;
+    use crate::sensor::KernelPorts;
     use crate::sensor::fixtures::{engine, host};
     use crate::types::Expiry;
 
@@ -282,7 +282,7 @@ mod tests {
         let [blocked, exempt, unknown] = ["192.0.2.7", "192.0.2.8", "192.0.2.9"].map(|text| text.parse().unwrap());
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
-        let mut observer = Observer::new(engine(), host.into(), SockDiag::open().unwrap(), DecoyPorts::default());
+        let mut observer = Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let caught = [blocked, exempt, unknown];
         let mut review = |now| trap.review(now, &caught, &observer, &PendingBans::default());

@@ -128,12 +128,12 @@ fn published_and_masqueraded_flows_are_told() {
 
     let (one, _one) = meet(&networks.client, at(ROUTER, 8080), &backend);
     let client = one.local_addr().unwrap();
-    told((client, at(ROUTER, 8080)), TrackedFlow::Published);
+    told((client, at(ROUTER, 8080)), TrackedFlow::Published { assured: true });
     told((client, at(ROUTER, 8082)), TrackedFlow::Untracked);
     told((at("198.51.100.7", client.port() ^ 1), at(ROUTER, 8080)), TrackedFlow::Untracked);
 
     let (two, _two) = meet(&networks.client, at(ROUTER, 8081), &redirected);
-    told((two.local_addr().unwrap(), at(ROUTER, 8081)), TrackedFlow::Published);
+    told((two.local_addr().unwrap(), at(ROUTER, 8081)), TrackedFlow::Published { assured: true });
 
     let (three, _three) = meet(&networks.client, at(ROUTER, 7000), &plain);
     told((three.local_addr().unwrap(), at(ROUTER, 7000)), TrackedFlow::Assured);

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, Observation, PortLookup, Protection, Response,
-    Settings, Verdict, Watch,
+    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, Observation, PortLookup, PortUse, Protection,
+    Response, Settings, Verdict, Watch,
 };
 use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
 use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
@@ -68,8 +68,8 @@ fn host() -> Host {
 struct InUse(HashSet<u16>);
 
 impl PortLookup for InUse {
-    fn in_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
-        self.0.contains(&destination.port())
+    fn port_use(&mut self, _: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
+        if self.0.contains(&destination.port()) { PortUse::Open } else { PortUse::Closed }
     }
 }
 

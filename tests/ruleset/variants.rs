@@ -58,12 +58,15 @@ fn rejecting(text: &str) -> String {
 /// A table with the trap for both protocols as one for UDP alone.
 fn udp_alone() -> String {
     let mut text = TRAPPING_BOTH.to_owned();
-    for set in ["trapped", "touched", "touched6"] {
+    for set in ["trapped", "touched", "touched6", "answered", "answered6"] {
         let start = text.find(&format!("    set {set} {{")).unwrap();
         let end = start + text[start..].find("}\n").unwrap() + 2;
         text.replace_range(start..end, "");
     }
-    text.lines().filter(|line| !line.contains("tcp dport")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .filter(|line| !line.contains("tcp dport") && !line.contains("tcp sport"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A table with the trap where the first touch blocks, and for ever.

@@ -1,4 +1,5 @@
-//! What the kernel does beyond the sets of single sources: it counts closed ports by itself, and blocks whole networks.
+//! What the kernel does beyond the sets of single sources: it counts closed ports by itself, and blocks whole networks; and
+//! what the program learns of open ports from it.
 //! Against the program as a process in a lab of network namespaces.
 
 #![cfg(test)]
@@ -6,6 +7,7 @@
 mod both;
 mod innocents;
 mod lacking;
+mod learning;
 mod model;
 mod networks;
 mod sources;

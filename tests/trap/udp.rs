@@ -82,7 +82,7 @@ fn datagrams_are_in_no_table_where_they_are_not_counted_or_block_nobody() {
     ] {
         let daemon = Daemon::start_configured(&lab, text, &[]);
         assert!(within(TIMEOUT, || (!lab.ports("trapped").is_empty()).then_some(())).is_some());
-        assert!(!table(&lab).contains("udp") && !table(&lab).contains("asked"), "{text}");
+        assert!(!table(&lab).contains("udp") && !table(&lab).contains("@asked"), "{text}");
         daemon.stop();
     }
 }

@@ -3,7 +3,7 @@
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
 use crate::engine::Response;
-use crate::engine::{IgnoreReason, Settings, Watch};
+use crate::engine::{IgnoreReason, PortUse, Settings, Watch};
 use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
 
@@ -218,7 +218,7 @@ fn active_ftp_comes_back_to_a_socket_that_waits_for_it() {
 fn a_udp_service_of_a_container_is_known_by_its_answers() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!(scene.udp(CLIENT, 53), Probe(1));
-    scene.sends(CLIENT, udp(53, 40_000));
+    scene.leaves(CLIENT, udp(53, 40_000), PortUse::Published { established: false });
     assert_eq!(scene.udp(&stranger(1), 53), Innocent(IgnoreReason::RecentlyOpen));
 }
 
@@ -229,6 +229,83 @@ fn a_forwarded_packet_teaches_nothing_about_this_host() {
     forwarded.delivery = crate::wire::Delivery::Outgoing;
     assert_eq!(scene.see(&forwarded), Innocent(IgnoreReason::Own));
     assert_eq!(scene.syn(SCANNER, 23), Probe(1));
+}
+
+#[test]
+fn bridged_answers_with_own_source_open_nothing() {
+    let mut scene = Scene::new();
+    let before = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    for port in 1..=1_024 {
+        scene.after(0.01).leaves(CLIENT, tcp(port, 40_000, SYN | ACK), PortUse::Closed);
+    }
+    assert_eq!(scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp), before, "the kernel denies each");
+    assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Block(3));
+}
+
+#[test]
+fn masqueraded_connections_open_no_port() {
+    let mut scene = Scene::new();
+    for port in 1..=1_024 {
+        scene.after(0.01).leaves(SERVER, tcp(port, 443, SYN), PortUse::Translated);
+    }
+    assert_eq!(
+        scene.syns(SERVER, [21, 22, 23]),
+        Block(3),
+        "not for the peer either: only the exact flow is translated"
+    );
+    assert_eq!(scene.syns(SCANNER, [24, 25, 26]), Block(3));
+}
+
+#[test]
+fn outgoing_packets_ask_at_bounded_rate() {
+    let mut scene = Scene::with(wide);
+    for port in 1_024..21_024 {
+        scene.after(0.000_05).leaves(SERVER, tcp(port, 443, SYN), PortUse::Closed);
+    }
+    assert!((500..=1_100).contains(&scene.truth.asked), "{} questions in a second", scene.truth.asked);
+    scene.truth.asked = 0;
+    (0..100).for_each(|_| scene.after(1.0).leaves(CLIENT, tcp(23, 443, SYN), PortUse::Closed));
+    assert_eq!(scene.truth.asked, 0, "of a port that is not watched there is nothing to learn");
+    scene.after(5.0).sends(SERVER, udp(40_000, 53));
+    (0..50).for_each(|_| scene.after(1.0).sends(SERVER, udp(40_000, 53)));
+    assert_eq!(scene.truth.asked, 1, "what is known is not asked again");
+}
+
+#[test]
+fn own_flow_opens_its_port_to_peer_alone() {
+    let mut scene = Scene::with(wide);
+    scene.sends(SERVER, tcp(50_000, 443, SYN));
+    assert_eq!(scene.sees(SERVER, tcp(443, 50_000, ACK)), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.syn(SCANNER, 50_000), Probe(1));
+}
+
+#[test]
+fn answer_excuses_its_peer_where_translations_are_unreadable() {
+    let mut scene = Scene::new();
+    for port in [80, 443, 990] {
+        assert_eq!(scene.syn(CLIENT, port), Probe(1));
+        scene.after(0.02).leaves(CLIENT, tcp(port, 40_000, SYN | ACK), PortUse::Unknown);
+    }
+    assert_eq!(scene.syn(SCANNER, 80), Probe(1), "no other source");
+    scene.leaves(CLIENT, tcp(22, 40_000, SYN), PortUse::Unknown);
+    assert_eq!(scene.syn(CLIENT, 22), Probe(1), "a packet that is no answer proves nothing");
+}
+
+#[test]
+fn published_flow_is_no_evidence_before_its_answer() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    let found = |port, established| Some(((Protocol::Tcp, port), PortUse::Published { established }));
+    for port in [143, 465, 993] {
+        scene.truth.flow = found(port, false);
+        assert_eq!(scene.syn(CLIENT, port), Innocent(IgnoreReason::Open));
+    }
+    scene.truth.flow = None;
+    assert!(matches!(scene.syn(SCANNER, 143), Block(1)), "unanswered, it opens the port to no other flow");
+    scene.truth.flow = found(993, true);
+    assert_eq!(scene.tcp(CLIENT, 993, ACK), Innocent(IgnoreReason::Open));
+    scene.truth.flow = None;
+    assert_eq!(scene.syn(&stranger(1), 993), Innocent(IgnoreReason::RecentlyOpen));
+    assert!(matches!(scene.syn_to(HERE_TOO, &stranger(2), 993), Block(1)), "the other address publishes nothing");
 }
 
 #[test]
@@ -309,7 +386,7 @@ fn the_closed_ports_of_udp_are_those_that_nobody_uses_and_no_socket_gets_by_itse
         host.ephemeral = "32768-60999".parse().unwrap();
     });
     assert_eq!(closed(&scene).to_string(), "901-905", "a listener on loopback opens nothing, nor does one of TCP");
-    scene.sends(SERVER, udp(901, 53));
+    scene.leaves(SERVER, udp(901, 53), PortUse::Open);
     scene.sends(SERVER, tcp(902, 443, SYN));
     scene.stop_listening();
     assert_eq!(closed(&scene).to_string(), "902-905");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::engine::{
     ActiveBan, Ban, Class, Engine, Escalation, HashKey, Host, IgnoreReason, Local, MaxPrefix, Notice, Observation,
-    PortLookup, Protection, Settings, Verdict, Watch,
+    PortLookup, PortUse, Protection, Settings, Verdict, Watch,
 };
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
@@ -53,17 +53,25 @@ impl From<Verdict> for Gist {
     }
 }
 
-/// The kernel's socket table: ports that are in use whatever the snapshot says.
+/// The kernel's tables: ports that are in use whatever the snapshot says.
 #[derive(Default)]
 pub(super) struct Truth {
+    /// Those of listeners.
     pub(super) in_use: HashSet<(Protocol, u16)>,
+    /// What a packet to one of the others finds.
+    pub(super) flow: Option<((Protocol, u16), PortUse)>,
     pub(super) asked: u32,
 }
 
 impl PortLookup for Truth {
-    fn in_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> bool {
+    fn port_use(&mut self, protocol: Protocol, _: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
         self.asked += 1;
-        self.in_use.contains(&(protocol, destination.port()))
+        let asked = (protocol, destination.port());
+        match self.flow {
+            _ if self.in_use.contains(&asked) => PortUse::Open,
+            Some((port, found)) if port == asked => found,
+            _ => PortUse::Closed,
+        }
     }
 }
 
@@ -224,17 +232,30 @@ impl Scene {
         self.verdict.into()
     }
 
-    /// This host sends to `peer`.
-    pub(super) fn sends(&mut self, peer: &str, transport: Transport) {
+    /// A packet leaves to `peer` from this host's address, and the kernel says this of its flow.
+    pub(super) fn leaves(&mut self, peer: &str, transport: Transport, found: PortUse) {
+        let port = match transport {
+            Transport::Tcp { source_port, .. } => (Protocol::Tcp, source_port),
+            Transport::Udp { source_port, .. } => (Protocol::Udp, source_port),
+            other => panic!("no port in {other:?}"),
+        };
         let packet = Self::packet(peer, transport);
         let (source, destination) = (packet.destination, packet.source);
+        self.truth.flow = Some((port, found));
         let gist = self.see(&Packet { source, destination, delivery: Delivery::Outgoing, ..packet });
+        self.truth.flow = None;
         assert_eq!(gist, Gist::Innocent(IgnoreReason::Own));
     }
 
-    /// This host answers a SYN of `peer`: `port` is open.
+    /// A socket of this host sends to `peer`.
+    pub(super) fn sends(&mut self, peer: &str, transport: Transport) {
+        self.leaves(peer, transport, PortUse::Flow);
+    }
+
+    /// A service behind destination NAT answers a SYN of `peer`: `port` is open.
     pub(super) fn accepts(&mut self, peer: &str, port: u16) {
-        self.sends(peer, tcp(port, FROM, TcpFlags::SYN | TcpFlags::ACK));
+        let answer = tcp(port, FROM, TcpFlags::SYN | TcpFlags::ACK);
+        self.leaves(peer, answer, PortUse::Published { established: false });
     }
 
     /// The kernel blocks `subject`, nobody knows since when.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP};
 use rustables::sys;
+use rustix::io::Errno;
 
 use super::message::{field, put_request};
-use super::set::Set;
+use super::set::{Set, put_set_name};
 use super::table::TABLE;
 use crate::netlink::message::{Attributes, attributes, be_u32, be_u64};
-use crate::netlink::socket::Batch;
+use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::{BanTarget, Expiry, Prefix};
 
 /// How long a ban has still to run; `None` for one without end.
@@ -84,6 +85,56 @@ pub(crate) fn put_element_query(request: &mut Vec<u8>, set: Set, address: IpAddr
         put_list_name(list, set);
         list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_address(elements, address, Times::default()));
     });
+}
+
+/// True where the trap has recorded that this host sent from the UDP port; false also where there is no such set.
+pub(crate) fn has_sent_from(socket: &mut Socket, request: &mut Vec<u8>, port: u16) -> Result<bool, SocketError> {
+    holds_key(socket, request, Set::Outbound, &port.to_be_bytes())
+}
+
+/// True where the trap has recorded that the TCP port answered the peer; `None` where there is no such set.
+pub(crate) fn has_answered(
+    socket: &mut Socket,
+    request: &mut Vec<u8>,
+    peer: IpAddr,
+    port: u16,
+) -> Result<Option<bool>, SocketError> {
+    // Each part of a joined key fills whole registers of four bytes.
+    let [high, low] = port.to_be_bytes();
+    let (set, found) = match peer {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            (Set::Answered, holds_key(socket, request, Set::Answered, &[a, b, c, d, high, low, 0, 0])?)
+        }
+        IpAddr::V6(v6) => {
+            let mut key = [0; 20];
+            let bytes = v6.octets().into_iter().chain([high, low]);
+            key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+            (Set::Answered6, holds_key(socket, request, Set::Answered6, &key)?)
+        }
+    };
+    if found {
+        return Ok(Some(true));
+    }
+    // The kernel says ENOENT for a set that is not there as well.
+    put_request(request, sys::NFT_MSG_GETSET, 0, |fields| put_set_name(fields, set));
+    match socket.ask(request, |_| {}) {
+        Ok(()) => Ok(Some(false)),
+        Err(error) if error.is(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn holds_key(socket: &mut Socket, request: &mut Vec<u8>, set: Set, key: &[u8]) -> Result<bool, SocketError> {
+    put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
+        put_list_name(list, set);
+        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_element(elements, key, |_| {}));
+    });
+    match socket.ask(request, |_| {}) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes `request` the query for every element of `set`.

@@ -11,6 +11,7 @@ pub(super) struct Family {
     /// The text of the source as it is counted and blocked.
     pub(super) target: &'static str,
     pub(super) source_offset: u32,
+    pub(super) destination_offset: u32,
     pub(super) source_length: u32,
     /// Sources are counted and blocked by the first address of their /64.
     pub(super) is_masked: bool,
@@ -24,6 +25,8 @@ pub(super) struct Family {
     pub(super) probed_udp: Set,
     pub(super) suspects: Set,
     pub(super) trap_banned: Set,
+    /// Peers that a trapped port has answered.
+    pub(super) answered: Set,
 }
 
 pub(super) const V4: Family = Family {
@@ -31,6 +34,7 @@ pub(super) const V4: Family = Family {
     name: "ip",
     target: "ip saddr",
     source_offset: 12,
+    destination_offset: 16,
     source_length: 4,
     is_masked: false,
     // NFT_REG32_01.
@@ -42,6 +46,7 @@ pub(super) const V4: Family = Family {
     probed_udp: Set::TouchedUdp,
     suspects: Set::Suspects,
     trap_banned: Set::TrapBanned,
+    answered: Set::Answered,
 };
 
 pub(super) const V6: Family = Family {
@@ -49,6 +54,7 @@ pub(super) const V6: Family = Family {
     name: "ip6",
     target: "ip6 saddr & ffff:ffff:ffff:ffff::",
     source_offset: 8,
+    destination_offset: 24,
     source_length: 16,
     is_masked: true,
     // NFT_REG_2.
@@ -60,4 +66,5 @@ pub(super) const V6: Family = Family {
     probed_udp: Set::TouchedUdp6,
     suspects: Set::Suspects6,
     trap_banned: Set::TrapBanned6,
+    answered: Set::Answered6,
 };

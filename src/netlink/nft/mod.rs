@@ -28,7 +28,8 @@ pub(crate) use bans::{
 pub use bans::{Watched, put_ban};
 pub use element::Remaining;
 pub(crate) use element::{
-    Bound, Element, bounds_of, networks, next_address, put_element_query, put_flush, put_set_dump,
+    Bound, Element, bounds_of, has_answered, has_sent_from, networks, next_address, put_element_query, put_flush,
+    put_set_dump,
 };
 pub use features::KernelFeatures;
 pub(crate) use generation::{await_turn, generation};

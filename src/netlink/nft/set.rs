@@ -42,6 +42,10 @@ pub enum Set {
     TouchedUdp6,
     /// Trapped UDP ports that this host has sent from a moment ago.
     Outbound,
+    /// Peers whose SYN a socket on a trapped TCP port has answered a moment ago, each with the port.
+    Answered,
+    /// The same for IPv6.
+    Answered6,
     /// Sources that probed any port, and how many more they may.
     Suspects,
     /// The same for IPv6, by /64.
@@ -57,7 +61,7 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 18] = [
+const DEFINITIONS: [(Set, Definition); 20] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -76,6 +80,9 @@ const DEFINITIONS: [(Set, Definition); 18] = [
     (Set::TouchedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
     // Room for every port.
     (Set::Outbound, define("asked", Part::TrapUdp, PORT, TIMED, Some(65_536))),
+    // Only for the second until a new listener is known and its port is trapped no more.
+    (Set::Answered, define("answered", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(8_192))),
+    (Set::Answered6, define("answered6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192))),
     (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
     (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
     // When it is full, the kernel blocks no source until the sensor has looked.
@@ -151,7 +158,8 @@ impl Set {
 
     /// The sets in which such a trap remembers probes, sources and its own bans.
     pub(crate) fn trap_memory(trap: Trap) -> impl Iterator<Item = Self> {
-        let timed = |set: &Self| set.definition().flags == TIMED && *set != Self::Outbound;
+        let own_use = |set: &Self| matches!(set, Self::Outbound | Self::Answered | Self::Answered6);
+        let timed = move |set: &Self| set.definition().flags == TIMED && !own_use(set);
         let sets = Self::all_of(&RulesetSpec { trap: Some(trap), ..RulesetSpec::default() });
         sets.filter(move |set| timed(set) && !matches!(set, Self::Blocked | Self::Blocked6))
     }
@@ -178,7 +186,7 @@ pub(super) fn put_set_deletion(batch: &mut Batch, set: Set) {
     batch.put(sys::NFT_MSG_DELSET, 0, |fields| put_set_name(fields, set));
 }
 
-fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
+pub(super) fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
     fields.put_text(sys::NFTA_SET_TABLE, TABLE);
     fields.put_text(sys::NFTA_SET_NAME, set.name());
 }

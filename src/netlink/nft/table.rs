@@ -19,15 +19,14 @@ pub const TRAP: &str = "trap";
 pub(super) const TRAP_TOUCH: &str = "trap_touch";
 /// Blocks a source that probed too many ports.
 pub(super) const TRAP_BAN: &str = "trap_ban";
-/// Records the ports from which this host sends datagrams, where answers are expected.
+/// Records what this host's own stack sends from trapped ports: they are in use.
 pub(super) const TRAP_ASKED: &str = "trap_asked";
 
 /// The chains of such a table, in the order in which they are made. Where packets are only dropped, one is enough.
 pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let mut chains = vec![CHAIN];
     chains.extend(refuses(spec).then_some(REFUSE));
-    chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP]).into_iter().flatten());
-    chains.extend(spec.trap.is_some_and(|trap| trap.udp).then_some(TRAP_ASKED));
+    chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP, TRAP_ASKED]).into_iter().flatten());
     chains
 }
 
@@ -50,8 +49,9 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
         // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none
         // of this host's, and before the filters of other programs.
         TRAP => Some(Hook::new(HookClass::PreRouting, -10)),
-        // `srcnat + 10`: the ports and addresses that answers come back to.
-        TRAP_ASKED => Some(Hook::new(HookClass::PostRouting, 110)),
+        // `filter + 10`: after the filters of other programs. This hook sees what this host's own stack sends, and nothing
+        // that is forwarded, so that no client behind NAT decides which ports count as used.
+        TRAP_ASKED => Some(Hook::new(HookClass::Out, 10)),
         _ => None,
     };
     let chain = match hook {

@@ -32,9 +32,10 @@ const UDP: u8 = 17;
 
 /// The rules of its chains.
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
-    let entries = [trap.tcp.then(|| tcp_entry(trap)), trap.udp.then(|| udp_entry(trap)), trap.udp.then(outbound)];
-    let rules = ban_rules(trap).into_iter().chain(probe_rules(trap));
-    rules.chain(entries.into_iter().flatten()).collect()
+    let entries = [trap.tcp.then(|| tcp_entry(trap)), trap.udp.then(|| udp_entry(trap))];
+    let answers = [V4, V6].into_iter().filter(|_| trap.tcp).map(|family| answered(&family));
+    let rules = ban_rules(trap).into_iter().chain(probe_rules(trap)).chain(entries.into_iter().flatten());
+    rules.chain(answers).chain(trap.udp.then(outbound)).collect()
 }
 
 /// Selects the segments that are probes at all.
@@ -68,6 +69,22 @@ fn to_this_host(rule: Rule) -> Rule {
     });
     let rule = rule.compare(CmpOp::Eq, [0]).address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL);
     rule.address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST).jump(TRAP_TOUCH)
+}
+
+/// Records which peers a socket of this host has answered: a listener that lives for milliseconds is in no socket table when
+/// the sensor looks, and only this hook tells its SYN/ACK from one that is forwarded.
+fn answered(family: &Family) -> Rule {
+    let text = format!(
+        "meta nfproto {} tcp flags & (fin | syn | rst | ack) == (syn | ack) tcp sport @trapped",
+        if family.is_masked { "ipv6" } else { "ipv4" }
+    );
+    let rule = Rule::new(TRAP_ASKED).text(text).family(family).meta(MetaType::L4Proto, TCP);
+    let rule = rule.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1).mask([0x17]).compare(CmpOp::Eq, [0x12]);
+    let rule = rule.port(SOURCE).lookup(Set::Trapped);
+    let rule = rule.payload(NETWORK, family.destination_offset, family.source_length);
+    let rule = port_behind(rule, family, SOURCE);
+    let key = format!("{} daddr . tcp sport", family.name);
+    rule.add(family.answered, &key, Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
 }
 
 /// Records what this host asks itself. The sensor sees the same, but a moment later, and then takes the port out of the trap;
@@ -168,10 +185,15 @@ fn count_rules(trap: &Trap, protocol: &Transport) -> Vec<Rule> {
 /// Loads source and port of a packet of this version and protocol, the port right behind the source.
 fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
     let rule = rule.family(family).meta(MetaType::L4Proto, protocol.number).target(family);
+    port_behind(rule, family, DESTINATION)
+}
+
+/// Loads a port right behind the address that was loaded.
+fn port_behind(rule: Rule, family: &Family, offset: u32) -> Rule {
     rule.raw("payload", |payload| {
         payload.put_u32(sys::NFTA_PAYLOAD_DREG, family.next_register);
         payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_TRANSPORT_HEADER);
-        payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, DESTINATION);
+        payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, offset);
         payload.put_u32(sys::NFTA_PAYLOAD_LEN, 2);
     })
 }

@@ -41,6 +41,11 @@ impl Wire {
         self.frame(self.victim, packet);
     }
 
+    /// Has [`Wire::send`] and [`Wire::pace`] send to this hardware address from now on, and not to the victim's.
+    pub fn address_to(&mut self, hardware_address: [u8; 6]) {
+        self.victim = hardware_address;
+    }
+
     /// Sends an IP packet to everybody on the link.
     pub fn broadcast(&mut self, packet: &[u8]) {
         self.frame(EVERYBODY, packet);

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use portsentry::config::Config;
 use portsentry::enforce::nft::RulesetSpec;
 use portsentry::engine::{
-    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, Protection, Settings, Verdict,
+    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection, Settings, Verdict,
 };
 pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
@@ -87,11 +87,24 @@ pub struct Detector {
     rules: EngineRules,
 }
 
+/// What takes a packet, as the kernel of the modelled host says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taker {
+    Nothing,
+    Socket,
+    /// A service behind destination NAT.
+    Published,
+}
+
 struct Lookup<F>(F);
 
-impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> bool> PortLookup for Lookup<F> {
-    fn in_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> bool {
-        (self.0)(protocol, source, destination)
+impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> Taker> PortLookup for Lookup<F> {
+    fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
+        match (self.0)(protocol, source, destination) {
+            Taker::Nothing => PortUse::Closed,
+            Taker::Socket => PortUse::Open,
+            Taker::Published => PortUse::Published { established: true },
+        }
     }
 }
 
@@ -104,15 +117,15 @@ impl Detector {
         Self { engine, host: snapshot(model, &rules, ephemeral), rules }
     }
 
-    /// Judges a packet; `in_use` asks the host's socket table.
+    /// Judges a packet; `taker` asks the host's kernel.
     pub fn observe(
         &mut self,
         now: Timestamp,
         packet: &Packet,
-        in_use: impl FnMut(Protocol, SocketAddr, SocketAddr) -> bool,
+        taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
     ) -> Judgement {
         let verdict = if self.rules.socket_lookup {
-            self.engine.observe(now, packet, &self.host, &mut Lookup(in_use))
+            self.engine.observe(now, packet, &self.host, &mut Lookup(taker))
         } else {
             self.engine.observe(now, packet, &self.host, &mut NoLookup)
         };
@@ -137,9 +150,14 @@ impl Detector {
     }
 
     /// The engine sees a packet that the host sends.
-    pub fn sent(&mut self, now: Timestamp, packet: &Packet) {
+    pub fn sent(
+        &mut self,
+        now: Timestamp,
+        packet: &Packet,
+        taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
+    ) {
         if self.rules.recent_ports {
-            let _ = self.engine.observe(now, packet, &self.host, &mut NoLookup);
+            let _ = self.engine.observe(now, packet, &self.host, &mut Lookup(taker));
         }
     }
 

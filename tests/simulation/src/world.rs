@@ -377,8 +377,8 @@ impl World {
         let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         let host = &self.host;
-        let in_use = |protocol, source, to| host.has_socket(now, protocol, source, to);
-        let judgement = self.detector.observe(now, &packet, in_use);
+        let judgement =
+            self.detector.observe(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
         if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
             self.armed.change(now);
         }
@@ -435,7 +435,8 @@ impl World {
             self.armed.change(self.now);
         }
         self.kernel.output(self.now, &packet);
-        self.detector.sent(self.now, &packet);
+        let (now, host) = (self.now, &self.host);
+        self.detector.sent(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
     }
 
     /// Does what the daemon has done since the last packet: reads the listeners, and reviews what the trap caught.

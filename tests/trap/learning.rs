@@ -1,0 +1,250 @@
+//! What makes a port count as open: only this host's own sockets and the administrator's own translations. First the attempts
+//! to blind the program from outside, from guests and through NAT; then the honest clients that must not pay for it.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, ACK, SYN};
+use netns_lab::{Lab, TIMEOUT, eventually};
+
+use crate::Protocol::{self, Tcp, Udp};
+
+/// More ports than any client of a real service uses, all of them watched.
+const MANY: std::ops::RangeInclusive<u16> = 1..=1000;
+
+/// Sends `packets` slowly enough that the program asks the kernel about each.
+fn send(lab: &Lab, host: &str, to: Option<[u8; 6]>, packets: impl Iterator<Item = Vec<u8>>) {
+    let mut wire = lab.wire(host);
+    if let Some(to) = to {
+        wire.address_to(to);
+    }
+    wire.pace(400, packets);
+}
+
+/// Packets with the victim's address as source, from each watched port.
+fn answers(own: impl Into<IpAddr>, peer: impl Into<IpAddr>) -> impl Iterator<Item = Vec<u8>> {
+    let (own, peer) = (own.into(), peer.into());
+    MANY.map(move |port| raw::packet(own, peer, raw::TCP, &raw::segment(own, peer, (port, 40_000), SYN | ACK)))
+}
+
+/// All that was sent has been judged, no port has left the trap, and a scan is blocked.
+fn assert_sighted(lab: &Lab, daemon: Daemon, before: &BTreeSet<u16>) {
+    let scanner = lab.provoke_ban("scanner");
+    assert_eq!(lab.banned(), [scanner]);
+    assert_eq!(&Tcp.watched(lab), before, "the ports that are watched");
+    daemon.stop();
+}
+
+/// Starts the program; the ports that it watches.
+fn start(lab: &Lab) -> (Daemon, BTreeSet<u16>) {
+    let daemon = Tcp.start(lab, "");
+    (daemon, Tcp.watched(lab))
+}
+
+/// Makes the links to these hosts ports of one bridge of the victim, and takes its addresses there away.
+fn bridge(lab: &Lab, hosts: &[&str]) {
+    lab.victim_ip("link add name tenants type bridge");
+    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.tenants.disable_ipv6=1"]);
+    lab.victim_ip("link set tenants up");
+    for host in hosts {
+        lab.victim_ip(&format!("address flush dev {host}"));
+        lab.victim_ip(&format!("link set {host} master tenants"));
+    }
+}
+
+#[test]
+fn guests_of_bridge_open_no_port() {
+    for addressed in [false, true] {
+        let lab = Lab::new(&["scanner", "guest", "other"]);
+        bridge(&lab, &["guest", "other"]);
+        if addressed {
+            lab.victim_ip("address add 172.17.0.1/16 dev tenants");
+        }
+        let (daemon, before) = start(&lab);
+        let to = lab.hardware_address("other", "uplink");
+        send(&lab, "guest", Some(to), answers(lab.victim_v4("scanner"), Ipv4Addr::new(172, 17, 0, 9)));
+        assert_sighted(&lab, daemon, &before);
+    }
+}
+
+/// As Proxmox and libvirt set it up: the network card is a port of the bridge that has the host's address. The sender is any
+/// host on the Internet.
+#[test]
+fn remote_sender_through_bridge_opens_no_port() {
+    let lab = Lab::new(&["scanner", "guest", "remote"]);
+    bridge(&lab, &["guest", "remote"]);
+    lab.victim_ip("address add 10.77.3.1/24 dev tenants");
+    let (daemon, before) = start(&lab);
+    let to = lab.hardware_address("guest", "uplink");
+    send(&lab, "remote", Some(to), answers(lab.victim_v4("remote"), lab.v4("remote")));
+    assert_sighted(&lab, daemon, &before);
+}
+
+/// IPv6 has no filter of martian sources: a router forwards a packet with its own address as source.
+#[test]
+fn forwarded_packets_open_no_port() {
+    for tracked in [false, true] {
+        let lab = Lab::new(&["scanner", "other", "far"]);
+        lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
+        if tracked {
+            lab.run(
+                "victim",
+                "nft",
+                &["add table ip6 t; add chain ip6 t c { type filter hook forward priority 0; }; \
+                                        add rule ip6 t c ct state new counter"],
+            );
+        }
+        let (daemon, before) = start(&lab);
+        send(&lab, "other", None, answers(lab.victim_v6("scanner"), lab.v6("far")));
+        // Neither does it make the way back an answer.
+        let (own, peer) = (lab.victim_v6("other").into(), IpAddr::from(lab.v6("far")));
+        let begin =
+            [21, 22, 23].map(|port| raw::packet(own, peer, raw::TCP, &raw::segment(own, peer, (port, 4_000), SYN)));
+        send(&lab, "other", None, begin.into_iter());
+        let probes =
+            [21, 22, 23].map(|port| raw::packet(peer, own, raw::TCP, &raw::segment(peer, own, (4_000, port), SYN)));
+        send(&lab, "far", None, probes.into_iter());
+        lab.expect_ban(lab.v6_network("far").into());
+        assert_eq!(Tcp.watched(&lab), before, "the ports that are watched");
+        let scanner = lab.provoke_ban("scanner");
+        assert_eq!(lab.banned(), [scanner, lab.v6_network("far").into()]);
+        daemon.stop();
+    }
+}
+
+/// Masquerading keeps the port that a client has chosen.
+#[test]
+fn client_behind_nat_opens_no_port() {
+    let lab = Lab::new(&["scanner", "client", "server"]);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let rules = "add table ip nat; add chain ip nat post { type nat hook postrouting priority srcnat; }; \
+                 add rule ip nat post ip saddr 10.77.2.0/24 oif { scanner, server } masquerade";
+    lab.run("victim", "nft", &[rules]);
+    let (daemon, before) = start(&lab);
+    for peer in [lab.v4("server"), lab.v4("scanner")] {
+        let (client, peer) = (IpAddr::from(lab.v4("client")), IpAddr::from(peer));
+        let begin = MANY.map(|port| raw::packet(client, peer, raw::TCP, &raw::segment(client, peer, (port, 443), SYN)));
+        send(&lab, "client", None, begin);
+    }
+    assert_sighted(&lab, daemon, &before);
+}
+
+/// A data connection of passive FTP: a listener for each, at a port that the client asks for again and again.
+#[test]
+fn short_lived_listeners_open_their_ports_to_peer_alone() {
+    let lab = Lab::new(&["scanner", "client"]);
+    let (daemon, _) = start(&lab);
+    let own = lab.victim_v4("client");
+    for port in 901..=906 {
+        let listener = lab.inside("victim", || TcpListener::bind((own, port)).unwrap());
+        let mut stream = lab.inside("client", || TcpStream::connect((own, port)).unwrap());
+        let (mut data, _) = listener.accept().unwrap();
+        drop(listener);
+        data.write_all(b"file").unwrap();
+        drop(data);
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    // Each may have been seen while it listened, and not all of six.
+    let scanner = IpAddr::from(lab.v4("scanner"));
+    eventually("a scan of ports beside them is blocked", || {
+        lab.touch("scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
+        lab.banned() == [scanner]
+    });
+    daemon.stop();
+}
+
+/// Has the victim lead `ports` on to the host `backend`.
+fn publish(lab: &Lab, backend: Ipv4Addr, ports: &str) {
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let rules = format!(
+        "add table ip nat; add chain ip nat pre {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat pre fib daddr type local tcp dport {{ {ports} }} dnat to {backend}"
+    );
+    lab.run("victim", "nft", &[&rules]);
+}
+
+/// Nothing has answered when the last SYN comes: the backend is slow, or is gone.
+#[test]
+fn clients_of_slow_published_ports_are_innocent() {
+    let lab = Lab::new(&["culprit", "client", "backend"]);
+    let (backend, ports) = (lab.v4("backend"), [143, 465, 587, 993]);
+    let _services = lab.inside("backend", || ports.map(|port| TcpListener::bind((backend, port)).unwrap()));
+    publish(&lab, backend, "143, 465, 587, 993");
+    // To an address of the link without a host: no SYN/ACK ever comes.
+    lab.run(
+        "victim",
+        "nft",
+        &["add rule ip nat pre fib daddr type local tcp dport { 5432, 6379, 9200 } dnat to 10.77.3.99"],
+    );
+    let daemon = Tcp.start(&lab, "");
+    let client = lab.v4("client").into();
+    lab.touch("client", client, lab.victim_v4("client").into(), &[5432, 6379, 9200]);
+    lab.touch("client", client, lab.victim_v4("client").into(), &ports);
+    assert_eq!(lab.provoke_ban("culprit"), IpAddr::from(lab.v4("culprit")));
+    let lines = daemon.lines_with(&client.to_string());
+    assert_eq!(lab.banned(), [IpAddr::from(lab.v4("culprit"))], "{lines:#?}");
+    daemon.stop();
+}
+
+/// Segments of connections that are older than the program: their SYN/ACKs were before its time.
+#[test]
+fn connections_to_published_ports_survive_restart() {
+    let lab = Lab::new(&["culprit", "client", "backend"]);
+    let ports = [5432, 6379, 9200];
+    publish(&lab, lab.v4("backend"), "5432, 6379, 9200");
+    let own = lab.victim_v4("client");
+    let mut pairs = ports.map(|port| {
+        let listener = lab.inside("backend", || TcpListener::bind((lab.v4("backend"), port)).unwrap());
+        let client = lab.inside("client", || TcpStream::connect((own, port)).unwrap());
+        let (server, _) = listener.accept().unwrap();
+        (client, server)
+    });
+    let mut exchange = || {
+        for (client, server) in &mut pairs {
+            for stream in [&*client, &*server] {
+                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+            }
+            client.write_all(b"question").unwrap();
+            server.read_exact(&mut [0; 8]).unwrap();
+            server.write_all(b"answer").unwrap();
+            client.read_exact(&mut [0; 6]).unwrap();
+        }
+    };
+    exchange();
+    let daemon = Tcp.start(&lab, "");
+    exchange();
+    assert_eq!(lab.provoke_ban("culprit"), IpAddr::from(lab.v4("culprit")));
+    assert_eq!(lab.banned(), [IpAddr::from(lab.v4("culprit"))]);
+    exchange();
+    daemon.stop();
+}
+
+/// TFTP answers from another port than it was asked at; a resolver's answer comes to a socket that has closed.
+#[test]
+fn answers_to_own_questions_are_innocent() {
+    let lab = Lab::new(&["server", "scanner"]);
+    let daemon = Udp.start(&lab, "");
+    let (server, own) = (lab.v4("server"), lab.victim_v4("server"));
+    let asked = lab.inside("server", || UdpSocket::bind((server, 69)).unwrap());
+    asked.set_read_timeout(Some(TIMEOUT)).unwrap();
+    for port in 901..=905 {
+        let client = lab.inside("victim", || {
+            let client = UdpSocket::bind((own, port)).unwrap();
+            client.send_to(b"read request", (server, 69)).unwrap();
+            client
+        });
+        let (_, from) = asked.recv_from(&mut [0; 64]).unwrap();
+        let data = lab.inside("server", || UdpSocket::bind((server, 0)).unwrap());
+        data.send_to(b"data", from).unwrap();
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
+        client.recv_from(&mut [0; 64]).unwrap();
+        drop(client);
+        asked.send_to(b"late", from).unwrap();
+    }
+    let scanner = lab.v4("scanner").into();
+    Protocol::touch(Udp, &lab, "scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    lab.expect_banned(&[scanner]);
+    daemon.stop();
+}
