@@ -115,6 +115,8 @@ pub struct BanCounts {
 pub struct TrapCounts {
     pub ports: u64,
     pub udp_ports: u64,
+    /// Ports that have left the trap, while that is more than a quarter of them; otherwise 0.
+    pub lost_ports: u64,
     pub condemned: u64,
     pub let_go: u64,
 }
@@ -288,12 +290,16 @@ impl fmt::Display for BanCounts {
 impl fmt::Display for TrapCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = match (self.ports, self.udp_ports) {
-            (0, 0) => return f.write_str("the kernel counts nothing by itself"),
+            (0, 0) if self.lost_ports == 0 => return f.write_str("the kernel counts nothing by itself"),
             (ports, 0) => counted(ports, "TCP port"),
             (0, udp) => counted(udp, "UDP port"),
             (ports, udp) => format!("{} and {}", counted(ports, "TCP port"), counted(udp, "UDP port")),
         };
-        write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)
+        write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)?;
+        match self.lost_ports {
+            0 => Ok(()),
+            lost => write!(f, "; ALARM: it has lost {lost} ports, which count as in use"),
+        }
     }
 }
 

@@ -149,6 +149,8 @@ impl Collector for All {
         let ports = [("tcp", &metrics.trapped), ("udp", &metrics.trapped_udp)];
         let ports = ports.map(|(protocol, metric)| (vec![("protocol", protocol)], float(metric.get())));
         put(Gauge, "trap_ports", "Ports that the kernel's trap watches", ports.to_vec())?;
+        let help = "Ports that have left the trap, while that is more than a quarter of them";
+        put(Gauge, "trap_ports_lost", help, one(metrics.trap_lost.get()))?;
         let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
         let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));
         put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
@@ -180,6 +182,7 @@ mod tests {
             "portsentry_set_capacity{set=\"blocked6\"} 131072.0",
             "portsentry_ban_failures_total{method=\"hosts-deny\"} 0.0",
             "portsentry_trap_ports{protocol=\"udp\"} 0.0",
+            "portsentry_trap_ports_lost 0.0",
             "portsentry_trap_elements{set=\"touched\"} 0.0",
             "portsentry_trap_bans_total{verdict=\"let-go\"} 0.0",
             "portsentry_reaction_seconds_bucket{le=\"0.0001\"} 0",

@@ -395,6 +395,7 @@ impl BanController {
 
     pub(super) fn reconfigure(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
+        self.trap.forget_coverage(&self.reporter);
         self.arm_trap(now);
     }
 
@@ -407,6 +408,7 @@ impl BanController {
     /// Blocks again. What was probed meanwhile is no evidence for a ban.
     pub(super) fn end_trial(&mut self, now: Timestamp, settings: Settings) {
         self.observer.engine_mut().reconfigure(settings);
+        self.trap.forget_coverage(&self.reporter);
         self.blocker.suspended = false;
         self.trap.resume();
         self.start_trap(now);

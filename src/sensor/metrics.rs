@@ -71,6 +71,8 @@ pub struct SensorMetrics {
     pub trapped: Metric,
     /// Gauge: UDP ports that the kernel's trap watches.
     pub trapped_udp: Metric,
+    /// Gauge: ports that have left the trap, while that is more than a quarter of them; otherwise 0.
+    pub trap_lost: Metric,
     /// Gauge: probed ports of sources that the trap remembers.
     pub trap_touched: Metric,
     /// Gauge: sources that the trap remembers.

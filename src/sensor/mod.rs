@@ -16,6 +16,7 @@ mod port_lookup;
 mod reporter;
 mod table_repair;
 mod trap;
+mod trap_coverage;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,6 +11,7 @@ use super::blocker::Blocker;
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
+use super::trap_coverage::{CoverageChange, TrapCoverage};
 use crate::enforce::nft::{BlockError, Nft, Watched};
 use crate::engine::Protection;
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
@@ -38,6 +39,7 @@ pub(super) struct TrapControl {
     unconfirmed: HashMap<BanTarget, Timestamp>,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
+    coverage: TrapCoverage,
 }
 
 /// What the kernel watches: ports of the protocols that count, and interfaces.
@@ -89,6 +91,7 @@ impl TrapControl {
             udp: closed(rules.udp, Protocol::Udp),
             interfaces: observer.host().interfaces.clone(),
         };
+        self.report_coverage(now, &wanted, reporter);
         if self.armed.as_ref() == Some(&wanted) {
             return;
         }
@@ -106,8 +109,31 @@ impl TrapControl {
         }
     }
 
+    /// Takes the next number of ports for what there should be: the configuration has changed.
+    pub(super) fn forget_coverage(&mut self, reporter: &Reporter) {
+        self.coverage = TrapCoverage::default();
+        reporter.metrics().trap_lost.set(0);
+    }
+
+    /// Says that a large part of the ports has left the trap, or is back.
+    fn report_coverage(&mut self, now: Timestamp, wanted: &Armed, reporter: &Reporter) {
+        let ports = [&wanted.tcp, &wanted.udp].into_iter().flatten().map(PortSet::len).sum();
+        match self.coverage.record(now, ports) {
+            Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
+                "the kernel's trap has lost more than a quarter of its ports: {ports} are left of {before}, the others count as \
+                 in use, and scans of them are not seen; see `ss -lntu` and the NAT rules for what uses them"
+            )),
+            Some(CoverageChange::Regained { before, .. }) => {
+                reporter.note(format!("the kernel's trap has {ports} of {before} ports again"));
+            }
+            None => {}
+        }
+        reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
+    }
+
     fn reset(&mut self, reporter: &Reporter) {
         *self = Self { paused: self.paused, ..Self::default() };
+        reporter.metrics().trap_lost.set(0);
         self.update_metrics(reporter);
     }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, ACK, SYN};
+use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually};
 
 use crate::Protocol::{self, Tcp, Udp};
@@ -246,5 +247,23 @@ fn answers_to_own_questions_are_innocent() {
     let scanner = lab.v4("scanner").into();
     Protocol::touch(Udp, &lab, "scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
     lab.expect_banned(&[scanner]);
+    daemon.stop();
+}
+
+/// However ports come to count as in use, an operator learns that scans of them are not seen.
+#[test]
+fn lost_ports_raise_alarm_in_log_and_status() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Tcp.start(&lab, "[tcp]\nadvanced_ports = \"901-920\"\n");
+    eventually("all ports are watched", || Tcp.watched(&lab).len() == 20);
+    let lost = || lab.ask(&["status"])["trap"]["lost_ports"].as_u64().unwrap();
+    assert_eq!(lost(), 0);
+    let _few = Services::open(&lab, &[901, 902, 903, 904, 905]);
+    eventually("the services are known", || Tcp.watched(&lab).len() == 15);
+    assert_eq!(lost(), 0, "a quarter, and not more");
+    let _many = Services::open(&lab, &[906]);
+    daemon.expect_line("the kernel's trap has lost more than a quarter of its ports: 14 are left of 20");
+    eventually("the status says it", || lost() == 6);
+    assert!(lab.succeed(&["status"]).contains("ALARM: it has lost 6 ports"));
     daemon.stop();
 }

@@ -90,6 +90,7 @@ impl ControlHandler<'_> {
             trap: TrapCounts {
                 ports: metrics.trapped.get(),
                 udp_ports: metrics.trapped_udp.get(),
+                lost_ports: metrics.trap_lost.get(),
                 condemned: metrics.trap_caught.get(),
                 let_go: metrics.trap_let_go.get(),
             },

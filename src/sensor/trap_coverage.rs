@@ -1,0 +1,89 @@
+//! Watches how many ports the trap has: when a large part of them leaves it, scans of those ports are not seen, and an
+//! operator must learn of it. A service that starts takes one port away; only a mistake or an attack takes a quarter.
+
+use std::time::Duration;
+
+use crate::types::Timestamp;
+
+/// Within so long the loss counts, twice that at most.
+const WINDOW: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Default)]
+pub(super) struct TrapCoverage {
+    /// When the current window began, and the most ports in it and in the one before.
+    window: Option<(Timestamp, u32, u32)>,
+    /// The ports that there were before the loss, while it lasts.
+    reference: Option<u32>,
+}
+
+/// What a change of the number of ports amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CoverageChange {
+    /// More than a quarter of the ports has left the trap.
+    Lost { ports: u32, before: u32 },
+    /// Three quarters and more are there again.
+    Regained { ports: u32, before: u32 },
+}
+
+impl TrapCoverage {
+    /// Records that the trap has `ports` now.
+    pub(super) fn record(&mut self, now: Timestamp, ports: u32) -> Option<CoverageChange> {
+        let (began, most, earlier) = match self.window {
+            Some((began, most, _)) if now.since(began) >= WINDOW => (now, ports, most),
+            Some((began, most, earlier)) => (began, most.max(ports), earlier),
+            None => (now, ports, ports),
+        };
+        self.window = Some((began, most, earlier));
+        // While a loss lasts, what was there before it does not change: time alone makes nothing good.
+        let before = self.reference.unwrap_or(most.max(earlier));
+        let is_lost = u64::from(ports) * 4 < u64::from(before) * 3;
+        match (is_lost, self.reference) {
+            (true, None) => {
+                self.reference = Some(before);
+                Some(CoverageChange::Lost { ports, before })
+            }
+            (false, Some(_)) => {
+                *self = Self { window: Some((now, ports, ports)), reference: None };
+                Some(CoverageChange::Regained { ports, before })
+            }
+            _ => None,
+        }
+    }
+
+    /// How many ports are missing while a loss lasts, with `ports` now.
+    pub(super) fn missing(&self, ports: u32) -> u32 {
+        self.reference.map_or(0, |before| before.saturating_sub(ports))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn quarter_lost_in_steps_is_told_once() {
+        let mut coverage = TrapCoverage::default();
+        let changes: Vec<_> = (0..=300).filter_map(|n| coverage.record(at(n.into()), 1_000 - n)).collect();
+        assert_eq!(changes, [CoverageChange::Lost { ports: 749, before: 1_000 }]);
+        assert_eq!(coverage.missing(700), 300);
+        assert_eq!(coverage.record(at(5_000), 700), None, "it lasts, and time makes nothing good");
+        assert_eq!(coverage.record(at(5_001), 750), Some(CoverageChange::Regained { ports: 750, before: 1_000 }));
+        assert_eq!(coverage.missing(750), 0);
+    }
+
+    #[test]
+    fn services_that_start_are_no_loss() {
+        let mut coverage = TrapCoverage::default();
+        // Ten ports a window, over many windows.
+        let slow = (0..50).filter_map(|n| coverage.record(at(u64::from(n) * 700), 1_000 - 10 * n)).count();
+        assert_eq!(slow, 0);
+        let mut small = TrapCoverage::default();
+        assert_eq!(small.record(at(0), 4), None);
+        assert_eq!(small.record(at(1), 3), None, "a quarter, and not more");
+        assert!(small.record(at(2), 2).is_some());
+    }
+}
