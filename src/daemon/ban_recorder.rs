@@ -8,6 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use super::service_tracker::MAX_SERVICES;
+use super::settling;
+use crate::clock::boot_time;
 use crate::engine::{ActiveBan, Ban, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -34,6 +36,8 @@ pub(super) struct Opening {
     pub(super) trial: Option<SystemTime>,
     /// What operators have allowed before the start.
     pub(super) allowances: Vec<Allowance>,
+    /// This is the first start since a boot.
+    pub(super) booted: bool,
     pub(super) messages: Vec<EventKind>,
 }
 
@@ -51,6 +55,7 @@ struct Read {
     services: Found<(Service, SystemTime)>,
     trial: Option<SystemTime>,
     allowances: Found<Allowance>,
+    booted: bool,
     now: SystemTime,
 }
 
@@ -68,7 +73,10 @@ impl Reading {
             let recalled = ledger.recall(forget, now, most)?;
             let services = ledger.services(MAX_SERVICES)?;
             let (trial, allowances) = (ledger.trial()?, ledger.allowances()?);
-            Ok(Read { ledger, opened, recalled, services, trial, allowances, now })
+            let boot = settling::boot_id();
+            let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
+            let booted = settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin());
+            Ok(Read { ledger, opened, recalled, services, trial, allowances, booted, now })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -124,7 +132,7 @@ impl BanRecorder {
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, services, trial, allowances, now } = read;
+        let Read { ledger, opened, recalled, services, trial, allowances, booted, now } = read;
         let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
             messages.push(EventKind::Error(format!(
@@ -162,7 +170,7 @@ impl BanRecorder {
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
         let (strikes, services, allowances) = (recalled.struck, services.items, allowances.items);
-        Ok(Opening { ban_recorder, bans, unheard, strikes, services, trial, allowances, messages })
+        Ok(Opening { ban_recorder, bans, unheard, strikes, services, trial, allowances, booted, messages })
     }
 
     /// A way to hand changes over from another thread.

@@ -13,6 +13,7 @@ use super::allowances::Now;
 use super::error::DaemonError;
 use super::ring_size::RingSizer;
 use super::service_tracker::{ServiceState, ServiceTracker};
+use super::settling::Settling;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
@@ -48,6 +49,8 @@ pub(super) struct HostState {
     facts: HostFacts,
     listeners: Vec<Listener>,
     services: ServiceTracker,
+    /// `None` where the services have come up.
+    settling: Option<Settling>,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
@@ -83,6 +86,7 @@ impl HostState {
             facts,
             listeners,
             services: ServiceTracker::default(),
+            settling: None,
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
@@ -95,6 +99,11 @@ impl HostState {
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
         self.services.recall(services, recorder, SystemTime::now());
         self.host = Arc::new(Host { services: self.services.memory(), ..Host::clone(&self.host) });
+    }
+
+    /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
+    pub(super) fn settle(&mut self) {
+        self.settling = Some(Settling::new(boot_time()));
     }
 
     /// The remembered services.
@@ -216,10 +225,20 @@ impl HostState {
         self.ticks = (self.ticks + 1) % REREAD;
         let observed = self.services.observe(boot_time(), SystemTime::now(), &listeners, &self.host.ephemeral);
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
-        self.stale |= changes.contains(&true) || listeners != self.listeners || ports_moved || self.ticks == 0;
+        let listeners_changed = listeners != self.listeners;
+        self.stale |= changes.contains(&true) || listeners_changed || ports_moved || self.ticks == 0;
         self.stale |= observed.changed;
         self.listeners = listeners;
-        self.update().await
+        let mut commands = self.update().await?;
+        let all_served = self.services.are_all_served();
+        if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
+            self.settling = None;
+            let text = "this host has settled: sources are banned from now on".to_owned();
+            self.events.send(Event::now(EventKind::Note(text)));
+            // Behind the snapshot in which the services are open.
+            commands.push(SensorCommand::EndSettling);
+        }
+        Ok(commands)
     }
 
     /// Catches up where something has changed. Messages come after it: what they call protected is.

@@ -28,6 +28,7 @@ mod sandbox_policy;
 mod sensor_handle;
 mod sensor_thread;
 mod service_tracker;
+mod settling;
 mod startup_reconcile;
 mod systemd;
 mod table_monitor;
@@ -67,6 +68,7 @@ use log_writer::LogWriter;
 use reconciler::{Compared, Wanted};
 use sensor_handle::SensorHandle;
 use sensor_thread::SensorThread;
+use settling::MAX_SETTLING;
 use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_monitor::TableMonitor;
@@ -179,10 +181,18 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, allowances, messages } = opening;
+    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, allowances, booted, messages } =
+        opening;
     let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());
+    if booted {
+        let settles = "this host has just booted: no source is banned until its services have come up";
+        log.write(&Event::now(EventKind::Note(format!("{settles}, for {} s at most", MAX_SETTLING.as_secs()))));
+        // The origin of the sensor's time is its start, a moment from now.
+        engine.settle(Timestamp::at(MAX_SETTLING));
+        host_state.settle();
+    }
     // Before the first packet: a source that comes back in the first moments has to be known.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     if !allowances.is_empty() {

@@ -17,7 +17,7 @@ pub(super) const RESTORING: &str = "restoring";
 
 /// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::host`]); the kernel's
 /// settings; and randomness for SQLite. Folders, where files in them are replaced.
-const HOST_FILES: [&str; 12] = [
+const HOST_FILES: [&str; 13] = [
     "/etc/resolv.conf",
     "/run/systemd",
     "/run/NetworkManager",
@@ -28,6 +28,7 @@ const HOST_FILES: [&str; 12] = [
     "/var/lib/dhclient",
     "/var/lib/NetworkManager",
     "/proc/sys/net",
+    "/proc/sys/kernel/random/boot_id",
     "/sys/class/net",
     "/dev/urandom",
 ];

@@ -131,6 +131,11 @@ impl ServiceTracker {
         observed
     }
 
+    /// True where each of the remembered services is served, and there are some.
+    pub(super) fn are_all_served(&self) -> bool {
+        !self.remembered.is_empty() && self.remembered.values().all(|known| known.is_served)
+    }
+
     fn served(&self) -> impl Iterator<Item = Service> + '_ {
         self.remembered.iter().filter(|(_, known)| known.is_served).map(|(service, _)| *service)
     }

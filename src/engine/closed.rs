@@ -18,7 +18,8 @@ impl Engine {
             Protocol::Udp => (&self.settings.udp, &host.udp),
             Protocol::Sctp | Protocol::Icmp => return PortSet::new(),
         };
-        if watch.response != Response::Block {
+        // Nothing beside the engine may condemn a source while this host settles.
+        if watch.response != Response::Block || self.is_settling(now) {
             return PortSet::new();
         }
         let now = self.latest.max(now).tick();

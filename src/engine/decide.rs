@@ -118,6 +118,7 @@ impl Engine {
                 return self.condemn(now, track, ban, host);
             }
             if !apart
+                && !self.settling.lasts(now)
                 && matches!(sighting.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
                 && let Some(first) = self.swept_pairs(now, key.key, &sighting)
@@ -139,10 +140,31 @@ impl Engine {
             }
             return Verdict::Probe(probe);
         }
-        let items = self.sources.evidence(counted.slot);
+        if self.settling.lasts(now) {
+            if counted.fresh {
+                self.settling.wait(sighting);
+            }
+            return Verdict::Probe(probe);
+        }
+        self.condemn_for(now, track, held, counted.slot, counted.first, probe, host)
+    }
+
+    /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`.
+    #[expect(clippy::too_many_arguments, reason = "what is known of one probe, of which each caller has the parts")]
+    pub(super) fn condemn_for(
+        &mut self,
+        now: Timestamp,
+        track: Track,
+        key: Hashed,
+        slot: usize,
+        first: Tick,
+        probe: Probe,
+        host: &Host,
+    ) -> Verdict {
+        let items = self.sources.evidence(slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
-        self.sources.forget(held);
-        self.condemn(now, track, self.ban(probe, ports, counted.first), host)
+        self.sources.forget(key);
+        self.condemn(now, track, self.ban(probe, ports, first), host)
     }
 
     /// Counts one more host that the source probed. At [`SWEPT_HOSTS`] it is a scan of the network: returns when its first
@@ -214,7 +236,7 @@ impl Engine {
     }
 
     /// Asks the kernel whether a port of the address that `sighting` is for is in use, and records what it says.
-    fn is_used(
+    pub(super) fn is_used(
         &mut self,
         now: Timestamp,
         sighting: &Observation,

@@ -51,6 +51,12 @@ impl Listeners {
         ports
     }
 
+    /// True where `port` is open on any address but loopback.
+    pub(super) fn is_open_anywhere(&self, port: u16) -> bool {
+        let at = |(address, open): &(IpAddr, u16)| *open == port && !address.is_loopback();
+        self.any_v4.contains(port) || self.any_v6.contains(port) || self.at.iter().any(at)
+    }
+
     /// The ports that were open to outside here and are not, or not as widely, in `later`; those of a wildcard with the
     /// unspecified address of its family.
     pub(super) fn gone(&self, later: &Self) -> impl Iterator<Item = (IpAddr, u16)> + use<> {

@@ -27,6 +27,7 @@ mod recent_ports;
 mod reconfigure;
 mod service_memory;
 mod settings;
+mod settling;
 mod sources;
 mod strikes;
 mod table;
@@ -67,6 +68,7 @@ use key::{Hashed, Key, Track};
 use observation::{OwnUse, own_use};
 use prefix_bans::PrefixBans;
 use recent_ports::{OwnPort, RecentPorts};
+use settling::Settling;
 use sources::SourceTable;
 use strikes::Strikes;
 
@@ -133,6 +135,7 @@ pub struct Engine {
     recent_ports: RecentPorts,
     distributed_scans: DistributedScans,
     exempt: ExemptSources,
+    settling: Settling,
     ceiling: TokenBucket,
     lookups: TokenBucket,
     hints: TokenBucket,
@@ -158,6 +161,7 @@ impl Engine {
             recent_ports: RecentPorts::new(secret),
             distributed_scans: DistributedScans::new(),
             exempt: ExemptSources::new(),
+            settling: Settling::new(),
             ceiling: TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
             hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
@@ -247,7 +251,7 @@ impl Engine {
     pub fn wake(&self) -> Option<Timestamp> {
         let summary = self.ban_table.next_due().map(|tick| Timestamp::at(tick.duration()));
         let capped = self.capped_since.map(|since| since.after(SUMMARY));
-        summary.into_iter().chain(capped).min()
+        summary.into_iter().chain(capped).chain(self.settling.next_due(self.latest)).min()
     }
 
     /// What has been counted since the start.

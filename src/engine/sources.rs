@@ -94,6 +94,7 @@ pub(super) struct SourceSummary {
     pub(super) slot: usize,
     pub(super) distinct: u8,
     pub(super) probes: u32,
+    pub(super) first: Tick,
     /// How long since the last probe.
     pub(super) silent: Tick,
 }
@@ -291,6 +292,7 @@ impl SourceTable {
             slot,
             distinct,
             probes: source.probes,
+            first: source.first,
             silent,
         })
     }

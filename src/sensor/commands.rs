@@ -63,6 +63,8 @@ pub enum SensorCommand {
     EndTrial(Box<Settings>),
     /// Stops blocking: scans are only logged from now on.
     LogOnly,
+    /// Ends settling: sources are condemned from now on.
+    EndSettling,
     /// Increments [`super::SensorMetrics::beats`], which the watchdog reads.
     Heartbeat,
     /// Ends the thread.
@@ -145,6 +147,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, *spec),
         SensorCommand::StartTrial => controller.start_trial(),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
+        SensorCommand::EndSettling => controller.end_settling(now),
         SensorCommand::LogOnly => controller.log_only(),
         SensorCommand::Heartbeat => controller.metrics().beats.add(1),
         SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}

@@ -30,6 +30,9 @@ const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 /// Retries of refused bans between two batches.
 const RETRIES_PER_ROUND: usize = 16;
 
+/// Sources that waited while this host settled and are judged between two batches, at some 50 µs each.
+const JUDGED_PER_ROUND: usize = 64;
+
 /// Owns the parts of the sensor behind the capture, and hands each what it needs of the others.
 pub(super) struct BanController {
     observer: Observer,
@@ -308,6 +311,11 @@ impl BanController {
             let Some(retry) = self.pending.due_retry(now) else { break };
             self.retry_ban(now, retry);
         }
+        for _ in 0..JUDGED_PER_ROUND {
+            let Some(verdict) = self.observer.judge_waiting(now) else { break };
+            self.decide(verdict, SystemTime::now());
+        }
+        self.commit(now);
         while let Some(notice) = self.observer.engine_mut().notice(now) {
             self.reporter.emit(notice.into());
         }
@@ -428,6 +436,12 @@ impl BanController {
     pub(super) fn log_only(&mut self) {
         self.suspend_bans();
         self.trap.disarm(&mut self.blocker, &self.reporter);
+    }
+
+    /// The services of this host have come up after a boot.
+    pub(super) fn end_settling(&mut self, now: Timestamp) {
+        self.observer.engine_mut().end_settling();
+        self.arm_trap(now);
     }
 
     /// Gives the table other rules; its sets keep their elements.

@@ -57,6 +57,11 @@ impl Observer {
         self.engine.observe_decoy(now, observation, &self.host, &mut self.lookup)
     }
 
+    /// The verdict on the next source that waited while this host settled.
+    pub(super) fn judge_waiting(&mut self, now: Timestamp) -> Option<Verdict> {
+        self.engine.judge_waiting(now, &self.host, &mut self.lookup)
+    }
+
     /// Replaces the snapshot of the host; true if more targets are exempt than before.
     pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) -> bool {
         self.engine.host_changed(now, &self.host, &host);

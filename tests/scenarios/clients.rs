@@ -104,3 +104,54 @@ fn remembered_services_are_shown_kept_and_forgotten() {
     lab.expect_ban(source);
     daemon.stop();
 }
+
+/// The next start of the daemon is the first one since a boot.
+fn reboot(lab: &Lab) {
+    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    ledger.enter_boot("another boot").unwrap();
+}
+
+#[test]
+fn boot_condemns_after_services_came_up() {
+    let lab = Lab::new(&["client", "scanner", "banned"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let banned = lab.provoke_ban("banned");
+    daemon.stop();
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    remember(&lab, &[80], Duration::from_secs(60));
+    reboot(&lab);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line(
+        "this host has just booted: no source is banned until its services have come up, for 60 s at most",
+    );
+    lab.expect_banned(&[banned]);
+    // The client asks for services that the ledger does not know; the scanner knows that the host has just booted.
+    for v6 in [false, true] {
+        let (source, target) = ends(&lab, "client", v6);
+        lab.touch("client", source, target, &[901, 902, 903, 904]);
+    }
+    let (scanner, target) = ends(&lab, "scanner", false);
+    lab.touch("scanner", scanner, target, &[911, 912, 913]);
+    let probed = || daemon.lines_with(&format!("from host: {scanner}/{scanner}")).get(2).map(drop);
+    assert!(within(TIMEOUT, probed).is_some(), "its probes are logged");
+    lab.expect_banned(&[banned]);
+    assert!(lab.ports("trapped").is_empty(), "the kernel's trap is not armed");
+
+    let _services = Services::open(&lab, &[80, 901, 902, 903]);
+    daemon.expect_line("this host has settled: sources are banned from now on");
+    lab.expect_ban(scanner);
+    let mut both = [banned, scanner];
+    both.sort_unstable();
+    lab.expect_banned(&both);
+    assert!(within(TIMEOUT, || (!lab.ports("trapped").is_empty()).then_some(())).is_some());
+    daemon.stop();
+
+    // A mere restart is no boot.
+    lab.run("victim", "nft", &["flush", "ruleset"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (client, target) = ends(&lab, "client", false);
+    lab.touch("client", client, target, &[911, 912, 913]);
+    lab.expect_ban(client);
+    assert!(daemon.lines_with("has just booted").is_empty());
+    daemon.stop();
+}

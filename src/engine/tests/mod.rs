@@ -8,6 +8,7 @@ mod innocents;
 mod network;
 mod protection;
 pub(crate) mod scene;
+mod settling;
 mod standing;
 mod strikes;
 mod threshold;

@@ -1,0 +1,80 @@
+//! Decides after a boot when the services of this host have come up: until then the engine condemns no source.
+
+use std::time::Duration;
+
+use crate::types::Timestamp;
+
+/// The longest time for which a host settles. What is not up by then is not being started, as a rule.
+pub(super) const MAX_SETTLING: Duration = Duration::from_secs(60);
+
+/// How long the listeners have to stay as they are.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// A host that has been up for less has just booted, where the ledger does not say in which boot it was last opened.
+const JUST_BOOTED: Duration = Duration::from_secs(60);
+
+/// The kernel's name for this boot; `None` where it cannot be read.
+pub(super) fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// True where this is the first start since a boot, and no mere restart. `last` is the boot in which the ledger was opened
+/// before, `present` this one.
+pub(super) fn has_booted(last: Option<&str>, present: Option<&str>, uptime: Duration) -> bool {
+    match (last, present) {
+        (Some(last), Some(present)) => last != present,
+        _ => uptime < JUST_BOOTED,
+    }
+}
+
+/// A host that settles.
+pub(super) struct Settling {
+    until: Timestamp,
+    unchanged_since: Timestamp,
+}
+
+impl Settling {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self { until: now.after(MAX_SETTLING), unchanged_since: now }
+    }
+
+    /// True once all has come up. `all_served`: each of the remembered services, and there are some.
+    pub(super) fn is_over(&mut self, now: Timestamp, listeners_changed: bool, all_served: bool) -> bool {
+        if listeners_changed {
+            self.unchanged_since = now;
+        }
+        now >= self.until || all_served && now.since(self.unchanged_since) >= QUIET
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn restart_is_told_from_boot() {
+        let (minute, day) = (Duration::from_secs(59), Duration::from_secs(86_400));
+        assert!(has_booted(Some("a"), Some("b"), day));
+        assert!(!has_booted(Some("a"), Some("a"), minute), "a restart in the first minutes is one");
+        assert!(has_booted(None, Some("b"), minute), "a new ledger says nothing");
+        assert!(!has_booted(None, Some("b"), day));
+        assert!(!has_booted(Some("a"), None, day));
+    }
+
+    #[test]
+    fn settling_ends_with_services_or_minute() {
+        let mut settling = Settling::new(at(100));
+        assert!(!settling.is_over(at(110), false, false), "not all are up");
+        assert!(!settling.is_over(at(111), true, true), "they are coming up");
+        assert!(!settling.is_over(at(115), false, true));
+        assert!(settling.is_over(at(116), false, true));
+        let mut settling = Settling::new(at(100));
+        assert!(!settling.is_over(at(159), true, false));
+        assert!(settling.is_over(at(160), true, false), "whatever is missing");
+    }
+}

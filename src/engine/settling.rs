@@ -1,0 +1,132 @@
+//! Settling: after a boot the services of this host come up one by one, and until they have no source is condemned. What
+//! sources do meanwhile is counted, and each source with enough evidence is judged again afterwards.
+
+use std::collections::VecDeque;
+
+use super::recent_ports::OwnPort;
+use super::sources::{EVIDENCE, Evidence};
+use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
+use crate::types::{BanTarget, Protocol, Timestamp};
+
+/// The maximum number of sources that wait to be judged again. Those beyond it are judged at their next probe.
+const MAX_WAITING: usize = 1_024;
+
+pub(super) struct Settling {
+    /// `None` where nothing has to settle.
+    until: Option<Timestamp>,
+    /// The last probe of each source that waits.
+    waiting: VecDeque<Observation>,
+}
+
+impl Settling {
+    pub(super) fn new() -> Self {
+        Self { until: None, waiting: VecDeque::new() }
+    }
+
+    pub(super) fn lasts(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    /// Has the source of `probe` wait, if there is room.
+    pub(super) fn wait(&mut self, probe: Observation) {
+        if self.waiting.len() < self.waiting.capacity() {
+            self.waiting.push_back(probe);
+        }
+    }
+
+    /// When the next source may be judged again.
+    pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        self.until.filter(|until| *until > now).or_else(|| (!self.waiting.is_empty()).then_some(now))
+    }
+}
+
+impl Engine {
+    /// Condemns no source until `until`, or until [`Engine::end_settling`].
+    pub fn settle(&mut self, until: Timestamp) {
+        self.settling = Settling { until: Some(until), waiting: VecDeque::with_capacity(MAX_WAITING) };
+    }
+
+    /// This host's services have come up.
+    pub fn end_settling(&mut self) {
+        self.settling.until = None;
+    }
+
+    /// True while no source is condemned.
+    #[must_use]
+    pub fn is_settling(&self, now: Timestamp) -> bool {
+        self.settling.lasts(self.latest.max(now))
+    }
+
+    /// The verdict on the next source that waited while this host settled; `None` where none is left. Evidence about ports
+    /// that turned out to be open is dropped first.
+    pub fn judge_waiting(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
+        let now = self.clock(now);
+        if self.settling.lasts(now) {
+            return None;
+        }
+        while let Some(probe) = self.settling.waiting.pop_front() {
+            if let Some(verdict) = self.judge_again(now, probe, host, lookup) {
+                return Some(verdict);
+            }
+        }
+        // Its memory is of no more use.
+        self.settling = Settling::new();
+        None
+    }
+
+    fn judge_again(
+        &mut self,
+        now: Timestamp,
+        sighting: Observation,
+        host: &Host,
+        lookup: &mut impl PortLookup,
+    ) -> Option<Verdict> {
+        let own = host.local.is_exact() && host.local.contains(sighting.source);
+        let subject = BanTarget::of(sighting.source);
+        let track = self.track_of(sighting.protocol, sighting.class);
+        let key = self.key_of(subject, track);
+        if own || host.allow.protects(sighting.source).is_some() || self.ban_table.get(key, now.tick()).is_some() {
+            return None;
+        }
+        let mut items = [None; EVIDENCE];
+        items.iter_mut().zip(self.sources.within(key, now.tick())).for_each(|(place, item)| *place = Some(item));
+        for item in items.into_iter().flatten() {
+            let (Some(protocol), port) = (item.protocol(), item.port()) else { continue };
+            if !item.is_conclusive() && self.is_served(now, &sighting, (protocol, port), host, lookup) {
+                self.sources.forgive(key, protocol, port);
+            }
+        }
+        let held = self.sources.held(key, now.tick())?;
+        let conclusive = self.sources.within(key, now.tick()).any(Evidence::is_conclusive);
+        if !conclusive && held.distinct <= self.settings.scan_trigger {
+            return None;
+        }
+        let probe = Probe { sighting, subject, distinct: held.distinct, probes: held.probes, fresh: false };
+        Some(self.condemn_for(now, track, key, held.slot, held.first, probe, host))
+    }
+
+    /// True where a port of this host is in use now, whatever it was when it was probed. Of the evidence only the port is
+    /// known, so any address of this host will do.
+    fn is_served(
+        &mut self,
+        now: Timestamp,
+        sighting: &Observation,
+        (protocol, port): (Protocol, u16),
+        host: &Host,
+        lookup: &mut impl PortLookup,
+    ) -> bool {
+        let listeners = match protocol {
+            Protocol::Tcp => &host.tcp,
+            Protocol::Udp => &host.udp,
+            Protocol::Sctp | Protocol::Icmp => return false,
+        };
+        let own = OwnPort { address: sighting.destination, protocol, port };
+        if listeners.is_open_anywhere(port)
+            || host.services.contains(protocol, sighting.destination, port)
+            || self.recent_ports.holds(own, sighting.source, now.tick())
+        {
+            return true;
+        }
+        self.is_used(now, sighting, (protocol, port), lookup)
+    }
+}

@@ -1,0 +1,94 @@
+//! A boot: what clients and scanners do before the services of this host have come up.
+
+use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
+use super::scene::{SCANNER, Scene, stranger};
+use crate::engine::{IgnoreReason, Protection, Service, Verdict};
+use crate::types::{Protocol, Timestamp};
+
+const CLIENT: &str = "203.0.113.9";
+
+fn booting() -> Scene {
+    let mut scene = Scene::new();
+    let until = scene.now.after(std::time::Duration::from_secs(60));
+    scene.engine.settle(until);
+    scene
+}
+
+/// Judges all who wait; the sources that are banned.
+fn banned(scene: &mut Scene) -> Vec<String> {
+    let mut banned = Vec::new();
+    while let Some(verdict) = scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth) {
+        let Verdict::Block(ban) = verdict else { panic!("{verdict:?}") };
+        banned.push(ban.probe.subject.to_string());
+    }
+    banned
+}
+
+#[test]
+fn client_of_late_services_is_not_banned() {
+    let mut scene = booting();
+    for port in [80, 443, 25, 22] {
+        let _ = scene.syn(CLIENT, port);
+    }
+    assert_eq!(scene.syn(CLIENT, 80), Probe(4), "counted, and not condemned");
+    scene.after(20.0).change(|host| [80, 443].into_iter().for_each(|port| host.tcp.insert_any_v4(port)));
+    scene.truth.in_use.insert((Protocol::Tcp, 25));
+    scene.engine.end_settling();
+    assert_eq!(banned(&mut scene), [""; 0], "one closed port is left");
+    assert_eq!(scene.syn(CLIENT, 23), Probe(2), "which still counts");
+}
+
+#[test]
+fn scanner_of_booting_host_is_banned_afterwards() {
+    let mut scene = booting();
+    for port in 1..=100 {
+        assert!(!matches!(scene.syn(SCANNER, port), Block(_)));
+    }
+    assert!(!matches!(scene.tcp(CLIENT, 23, 0), Block(_)), "not even for flags that no stack sends");
+    let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    assert!(closed(&scene).is_empty(), "the kernel's trap is not armed");
+    assert_eq!(banned(&mut scene), [""; 0], "not yet");
+    assert_eq!(scene.engine.wake(), Some(Timestamp::at(std::time::Duration::from_secs(1_060))));
+    scene.after(60.0);
+    assert!(!closed(&scene).is_empty());
+    assert_eq!(banned(&mut scene), [SCANNER, CLIENT], "at the end of the time, also where nothing came up");
+    assert_eq!(scene.syn(SCANNER, 200), Repeated);
+}
+
+#[test]
+fn protected_source_that_waits_is_exempt() {
+    let mut scene = booting();
+    for port in [21, 22, 23] {
+        let _ = scene.syn(SCANNER, port);
+    }
+    scene.change(|host| host.allow.insert("192.0.2.0/24".parse().unwrap(), Protection::Listed));
+    let listed = matches!(scene.syn(SCANNER, 24), Exempt(_));
+    scene.engine.end_settling();
+    assert_eq!(banned(&mut scene).is_empty(), listed);
+}
+
+#[test]
+fn sources_beyond_waiting_room_are_judged_later() {
+    let mut scene = booting();
+    for n in 0..3_000 {
+        for port in [21, 22, 23] {
+            let _ = scene.syn(&stranger(n), port);
+        }
+    }
+    scene.engine.end_settling();
+    let waited = banned(&mut scene).len();
+    assert!((1_024..3_000).contains(&waited), "{waited}");
+    assert!(matches!(scene.syn(&stranger(2_999), 23), Block(3)), "at its next probe");
+}
+
+#[test]
+fn remembered_service_is_no_evidence_when_down() {
+    let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
+    let any = "0.0.0.0".parse().unwrap();
+    scene.change(|host| {
+        host.services = [Service { protocol: Protocol::Tcp, port: 80, address: any }].into_iter().collect()
+    });
+    assert_eq!(scene.syn(SCANNER, 80), Innocent(IgnoreReason::RememberedService));
+    assert!(!scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp).contains(80));
+    assert_eq!(scene.syn(SCANNER, 81), Block(1), "nothing else is excused");
+}
