@@ -19,6 +19,7 @@ use super::systemd::{self, Systemd};
 use super::table_monitor::TableMonitor;
 use super::trial::Trial;
 use super::unban;
+use super::unfounded_bans::UnfoundedBans;
 use crate::control::server::IncomingRequest;
 use crate::events::channel::Receiver;
 use crate::events::event::{Event, EventKind};
@@ -64,6 +65,7 @@ pub(super) struct EventLoop {
     pub(super) trial: Trial,
     pub(super) uptime: Uptime,
     pub(super) host_error: HostErrorReport,
+    pub(super) unfounded_bans: UnfoundedBans,
 }
 
 enum Next {
@@ -170,6 +172,22 @@ impl EventLoop {
         self.resize_ring().await;
         let changed = self.host_state.tick().await;
         self.follow_host(changed);
+        self.lift_unfounded_bans();
+    }
+
+    /// Lifts the bans of clients of a service that begins to be remembered, or that is served again.
+    fn lift_unfounded_bans(&mut self) {
+        if self.host_state.take_served_again()
+            && let Some(recorder) = self.sink.ban_recorder.recorder()
+        {
+            let forgiven = self.config.config.detect.scan_trigger;
+            self.unfounded_bans.ask(&recorder, self.host_state.host(), forgiven);
+        }
+        let unfounded = self.unfounded_bans.take();
+        if !unfounded.is_empty() {
+            let by = "portsentry, because the ports belong to services of this host".to_owned();
+            drop(unban::lift(&self.sensor, &self.sink, Some(unfounded), by));
+        }
     }
 
     async fn resize_ring(&mut self) {

@@ -51,6 +51,8 @@ pub(super) struct HostState {
     services: ServiceTracker,
     /// `None` where the services have come up.
     settling: Option<Settling>,
+    /// A service has begun to be remembered, or is served again.
+    served_again: bool,
     decoys: DecoyPorts,
     host: Arc<Host>,
     wanted: Wanted,
@@ -87,6 +89,7 @@ impl HostState {
             listeners,
             services: ServiceTracker::default(),
             settling: None,
+            served_again: false,
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
@@ -104,6 +107,11 @@ impl HostState {
     /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
     pub(super) fn settle(&mut self) {
         self.settling = Some(Settling::new(boot_time()));
+    }
+
+    /// True once after a service has begun to be remembered, or was served again.
+    pub(super) fn take_served_again(&mut self) -> bool {
+        std::mem::take(&mut self.served_again)
     }
 
     /// The remembered services.
@@ -225,6 +233,7 @@ impl HostState {
         self.ticks = (self.ticks + 1) % REREAD;
         let observed = self.services.observe(boot_time(), SystemTime::now(), &listeners, &self.host.ephemeral);
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
+        self.served_again |= observed.served_again;
         let listeners_changed = listeners != self.listeners;
         self.stale |= changes.contains(&true) || listeners_changed || ports_moved || self.ticks == 0;
         self.stale |= observed.changed;

@@ -34,6 +34,7 @@ mod systemd;
 mod table_monitor;
 mod trial;
 mod unban;
+mod unfounded_bans;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -73,6 +74,7 @@ use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_monitor::TableMonitor;
 use trial::Trial;
+use unfounded_bans::UnfoundedBans;
 
 pub use config_source::{Places, Reread};
 pub use error::DaemonError;
@@ -276,6 +278,7 @@ async fn serve(
         trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
+        unfounded_bans: UnfoundedBans::default(),
         host_state,
         table_monitor,
         received,

@@ -155,3 +155,28 @@ fn boot_condemns_after_services_came_up() {
     assert!(daemon.lines_with("has just booted").is_empty());
     daemon.stop();
 }
+
+#[test]
+fn ban_of_client_is_lifted_when_served() {
+    let lab = Lab::new(&["client", "scanner"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let clients = [false, true].map(|v6| ends(&lab, "client", v6));
+    let (scanner, target) = ends(&lab, "scanner", false);
+    clients.iter().for_each(|(client, target)| lab.touch("client", *client, *target, &[901, 902, 903]));
+    lab.touch("scanner", scanner, target, &[911, 912, 913]);
+    let mut all = [clients[0].0, lab.v6_network("client").into(), scanner];
+    all.sort_unstable();
+    lab.expect_banned(&all);
+    daemon.stop();
+    // As after ten minutes in which two of them were served.
+    remember(&lab, &[902, 903], Duration::from_secs(60));
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.expect_banned(&all);
+    let _services = Services::open(&lab, &[902]);
+    daemon.expect_line("2 bans have been lifted by portsentry, because the ports belong to services of this host");
+    lab.expect_banned(&[scanner]);
+    assert_eq!(lab.served("client", clients[0].1, &[902], 1), 1);
+    let explained = lab.ask(&["explain", &clients[0].0.to_string()]);
+    assert_eq!(explained["strikes"], 0, "it was no scanner: {explained}");
+    daemon.stop();
+}
