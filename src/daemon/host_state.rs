@@ -101,7 +101,9 @@ impl HostState {
     /// Goes on with the services that the ledger remembers, before the sensor starts.
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
         self.services.recall(services, recorder, SystemTime::now());
-        self.host = Arc::new(Host { services: self.services.memory(), ..Host::clone(&self.host) });
+        let mut host = Host { services: self.services.memory(), ..Host::clone(&self.host) };
+        host.find_related();
+        self.host = Arc::new(host);
     }
 
     /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
@@ -268,6 +270,7 @@ impl HostState {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
         self.allow.apply_forced(&mut host.allow);
         host.services = self.services.memory();
+        host.find_related();
         let wanted = Wanted::new(&self.settings, &host);
         self.host = Arc::new(host);
         let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];

@@ -25,6 +25,8 @@ impl Engine {
         let now = self.latest.max(now).tick();
         let closed = watch.ports.without(&listeners.anywhere()).without(&self.recent_ports.ports(protocol, now));
         let closed = closed.without(&host.services.ports(protocol));
+        // What counts as one port with others is counted by the engine alone.
+        let closed = if protocol == Protocol::Tcp { closed.without(&host.related.ports()) } else { closed };
         if protocol == Protocol::Udp { closed.without(&host.ephemeral) } else { closed }
     }
 }

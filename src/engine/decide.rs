@@ -90,9 +90,7 @@ impl Engine {
         let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
         let mut counted = self.sources.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
-        let trigger = self.settings.scan_trigger;
-        let enough = |counted: &ProbeCount| counted.conclusive || counted.distinct > trigger;
-        let mut enough_evidence = enough(&counted);
+        let mut enough_evidence = self.is_enough(&counted, host);
         if (enough_evidence || counted.fresh)
             && !self.confirm(now, held, counted.slot, &sighting, enough_evidence, lookup)
         {
@@ -101,7 +99,7 @@ impl Engine {
             if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
                 return Verdict::Ignored(IgnoreReason::Open);
             }
-            enough_evidence = enough(&counted);
+            enough_evidence = self.is_enough(&counted, host);
         }
         self.counters.probes += 1;
         let probe =
@@ -147,6 +145,16 @@ impl Engine {
             return Verdict::Probe(probe);
         }
         self.condemn_for(now, track, held, counted.slot, counted.first, probe, host)
+    }
+
+    fn is_enough(&self, counted: &ProbeCount, host: &Host) -> bool {
+        counted.conclusive || self.exceeds_threshold(counted.slot, counted.distinct, host)
+    }
+
+    /// True where the `distinct` ports in `slot` are more than are forgiven. Those that one client tries together count as one.
+    pub(super) fn exceeds_threshold(&self, slot: usize, distinct: u8, host: &Host) -> bool {
+        let forgiven = self.settings.scan_trigger;
+        distinct > forgiven && distinct.saturating_sub(host.related.extra(self.sources.evidence(slot))) > forgiven
     }
 
     /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`.

@@ -9,6 +9,7 @@ use prefix_trie::PrefixMap;
 
 use super::allow::AllowList;
 use super::listeners::Listeners;
+use super::related_ports::RelatedPorts;
 use super::service_memory::ServiceMemory;
 use crate::types::{PortSet, Protocol};
 
@@ -120,6 +121,8 @@ pub struct Host {
     pub udp: Listeners,
     /// Services that it runs, whether they are up or not.
     pub services: ServiceMemory,
+    /// Groups of ports that belong to its services, as of [`Host::find_related`].
+    pub related: RelatedPorts,
     /// The ports that it gives to sockets which ask for none. The engine judges what comes to them as anything else.
     pub ephemeral: PortSet,
     /// Indexes of its loopback interfaces: what they carry is the host talking to itself.
@@ -144,12 +147,20 @@ impl Host {
             tcp: Listeners::default(),
             udp: Listeners::default(),
             services: ServiceMemory::default(),
+            related: RelatedPorts::default(),
             ephemeral: PortSet::new(),
             loopback: Vec::new(),
             interfaces: Vec::new(),
             bridge_ports: Vec::new(),
             reverse_path: ReversePath::default(),
         }
+    }
+
+    /// Finds the groups of ports that belong to its services. To be called when listeners or services have changed.
+    pub fn find_related(&mut self) {
+        let is_served =
+            |port| self.tcp.is_open_anywhere(port) || self.services.is_remembered_anywhere(Protocol::Tcp, port);
+        self.related = RelatedPorts::of(is_served);
     }
 
     /// The bridge whose port this interface is.

@@ -38,6 +38,11 @@ impl ServiceMemory {
         self.of(protocol).is_some_and(|services| services.contains(address, port))
     }
 
+    /// True where a service on any address of this host has `port`.
+    pub(super) fn is_remembered_anywhere(&self, protocol: Protocol, port: u16) -> bool {
+        self.of(protocol).is_some_and(|services| services.is_open_anywhere(port))
+    }
+
     /// The ports of `protocol` that are remembered on any address.
     #[must_use]
     pub fn ports(&self, protocol: Protocol) -> PortSet {

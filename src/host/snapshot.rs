@@ -66,6 +66,7 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
     for listener in listeners {
         insert(if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp }, listener);
     }
+    host.find_related();
     host
 }
 

@@ -180,3 +180,25 @@ fn ban_of_client_is_lifted_when_served() {
     assert_eq!(explained["strikes"], 0, "it was no scanner: {explained}");
     daemon.stop();
 }
+
+#[test]
+fn guessing_mail_client_is_not_banned() {
+    let lab = Lab::new(&["client", "scanner", "other"]);
+    let _services = Services::open(&lab, &[993, 465]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    assert!(!trapped.contains(&143));
+    let guessed = [993, 143, 995, 110, 465, 587, 25];
+    for v6 in [false, true] {
+        let (client, target) = ends(&lab, "client", v6);
+        lab.touch("client", client, target, &guessed);
+    }
+    // The scanner that knows the excuse has one more closed port, and not two.
+    let (scanner, target) = ends(&lab, "scanner", false);
+    lab.touch("scanner", scanner, target, &[&guessed[..], &[901]].concat());
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    lab.touch("scanner", scanner, target, &[902]);
+    lab.expect_ban(scanner);
+    daemon.stop();
+}

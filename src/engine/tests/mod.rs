@@ -7,6 +7,7 @@ mod flows;
 mod innocents;
 mod network;
 mod protection;
+mod related;
 pub(crate) mod scene;
 mod settling;
 mod standing;

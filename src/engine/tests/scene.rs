@@ -144,6 +144,7 @@ impl Scene {
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Host)) {
         let mut new = self.host.clone();
         change(&mut new);
+        new.find_related();
         self.engine.host_changed(self.now, &self.host, &new);
         self.host = new;
     }
