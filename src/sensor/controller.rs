@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
+use super::guest_bans::GuestBans;
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
 use super::pending_bans::{PendingBans, Retry};
@@ -41,6 +42,7 @@ pub(super) struct BanController {
     pending: PendingBans,
     table_repair: TableRepair,
     trap: TrapControl,
+    guest_bans: GuestBans,
     /// When to remove bans of targets that have become exempt; `None` while there are none.
     exempt_check_at: Option<Timestamp>,
     reporter: Reporter,
@@ -76,6 +78,7 @@ impl BanController {
             pending: PendingBans::default(),
             table_repair: TableRepair::default(),
             trap: TrapControl::default(),
+            guest_bans: GuestBans::default(),
             exempt_check_at: None,
             reporter,
         }
@@ -104,19 +107,22 @@ impl BanController {
             self.batch.withdraw(target);
             self.observer.lift(target);
         }
-        self.observe(now, time, |observer| observer.observe(now, packet));
+        self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.metrics().connections.add(1);
-        self.observe(now, time, |observer| observer.observe_decoy(now, observation));
+        self.observe(now, time, observation.interface, |observer| observer.observe_decoy(now, observation));
     }
 
-    fn observe(&mut self, now: Timestamp, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) {
+    fn observe(&mut self, now: Timestamp, time: SystemTime, interface: u32, judge: impl Fn(&mut Observer) -> Verdict) {
         let mut verdict = judge(&mut self.observer);
         if self.ban_vanished(now, &verdict, time) {
             verdict = judge(&mut self.observer);
+        }
+        if let Verdict::Block(ban) = &verdict {
+            self.guest_bans.note(ban, interface, self.observer.host());
         }
         self.decide(verdict, time);
     }
@@ -376,13 +382,26 @@ impl BanController {
 
     /// Replaces the snapshot of the host.
     pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) {
+        let departed = self.guest_bans.departed(&host);
         let more_exempt = self.observer.change_host(now, host);
+        self.lift_guest_bans(&departed);
         self.update_allow_list(now, Nft::follow_protected);
         self.arm_trap(now);
         if more_exempt {
             self.exempt_check_at = Some(now);
             // The trap may have caught one of them just before.
             self.trap.check_soon(now);
+        }
+    }
+
+    /// Ends the bans of guests whose bridge ports are gone: the next one may get their addresses.
+    fn lift_guest_bans(&mut self, departed: &[BanTarget]) {
+        for target in departed {
+            match self.unblock(&[*target]) {
+                Ok(unblocked) if unblocked.is_empty() => {}
+                Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its port of the bridge is gone"),
+                Err(error) => self.reporter.error(format!("the ban of {target}, whose port is gone, stays: {error}")),
+            }
         }
     }
 

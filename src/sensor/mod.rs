@@ -9,6 +9,7 @@ mod controller;
 mod drop_counter;
 #[cfg(test)]
 mod fixtures;
+mod guest_bans;
 mod metrics;
 mod observer;
 mod pending_bans;

@@ -8,6 +8,7 @@ use portsentry::ledger::{Change, Ledger};
 use portsentry::types::Protocol;
 
 use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, ACK, FIN};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, within};
 
@@ -200,5 +201,90 @@ fn guessing_mail_client_is_not_banned() {
     assert_eq!(lab.banned(), [other]);
     lab.touch("scanner", scanner, target, &[902]);
     lab.expect_ban(scanner);
+    daemon.stop();
+}
+
+#[test]
+fn container_ban_ends_with_bridge_port() {
+    let lab = Lab::new(&["guest", "outside"]);
+    for line in [
+        "link add br0 type bridge",
+        "addr flush dev guest",
+        "link set guest master br0",
+        "addr add 10.77.1.1/24 dev br0",
+        "link set br0 up",
+    ] {
+        lab.victim_ip(line);
+    }
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (guest, target) = ends(&lab, "guest", false);
+    lab.touch("guest", guest, target, &[901, 902, 903]);
+    lab.expect_ban(guest);
+    daemon.expect_line(&format!("Host {guest} has been blocked"));
+    let outside = lab.provoke_ban("outside");
+    lab.cut("guest");
+    daemon
+        .expect_line(&format!("Host {guest} has been unblocked by portsentry, because its port of the bridge is gone"));
+    lab.expect_banned(&[outside]);
+    daemon.stop();
+}
+
+#[test]
+fn changed_port_range_is_followed() {
+    let lab = Lab::new(&["other"]);
+    let settings = "[udp]\nblock = true\nadvanced_ports = \"53-999,20000-20010\"\n[trap]\nudp = true\n";
+    let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
+    let expect_trapped = |wanted| {
+        let trapped = || (lab.ports("trapped_udp").contains(&20_005) == wanted).then_some(());
+        assert!(within(TIMEOUT, trapped).is_some(), "{:?}", lab.ports("trapped_udp"));
+    };
+    expect_trapped(true);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 20999"]);
+    expect_trapped(false);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=32768 60999"]);
+    expect_trapped(true);
+    daemon.stop();
+}
+
+#[test]
+fn late_acks_are_reported_and_ban_nobody() {
+    let lab = Lab::new(&["peer", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for v6 in [false, true] {
+        let (peer, target) = ends(&lab, "peer", v6);
+        let mut wire = lab.wire("peer");
+        for port in 901..=910 {
+            [ACK, ACK | FIN].into_iter().for_each(|flags| wire.send(&raw::tcp(peer, target, port, flags)));
+        }
+        daemon.expect_line(&format!("from host: {peer}/{peer} to"));
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    // A scanner that sends ACKs first is forgiven no SYN for it.
+    let (peer, target) = ends(&lab, "peer", false);
+    lab.touch("peer", peer, target, &[911, 912, 913]);
+    lab.expect_ban(peer);
+    daemon.stop();
+}
+
+#[test]
+fn restart_of_everything_spares_hundred_clients() {
+    let lab = Lab::new(&["clients", "other"]);
+    let clients = lab.add_addresses("clients", 100..200);
+    remember(&lab, &SERVED, Duration::from_secs(60));
+    let services = Services::open(&lab, &SERVED);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    // An upgrade restarts the services and the daemon; the clients go on asking.
+    drop(services);
+    daemon.stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let target = lab.victim_v4("clients").into();
+    for _ in 0..3 {
+        clients.iter().for_each(|client| lab.touch("clients", (*client).into(), target, &SERVED));
+    }
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    let _services = Services::open(&lab, &SERVED);
+    assert_eq!(lab.served("clients", target, &SERVED, 1), 3);
     daemon.stop();
 }

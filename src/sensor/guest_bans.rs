@@ -1,0 +1,70 @@
+//! Bans of guests on this host's bridges: containers and virtual machines. Such a ban ends when the guest's port of the bridge
+//! is deleted, because the next guest may get the same address.
+
+use std::collections::VecDeque;
+
+use crate::engine::{Ban, Host};
+use crate::types::BanTarget;
+
+/// The maximum number of bans that are followed. Of more the oldest last until their expiry.
+const MAX_FOLLOWED: usize = 1_024;
+
+/// The bans, each with the index of the bridge port that its deciding packet came in on; the oldest first.
+pub(super) struct GuestBans(VecDeque<(BanTarget, u32)>);
+
+impl Default for GuestBans {
+    fn default() -> Self {
+        Self(VecDeque::with_capacity(MAX_FOLLOWED))
+    }
+}
+
+impl GuestBans {
+    /// Follows `ban`, whose deciding packet came in on `interface`, if that is a port of a bridge and the source is on a
+    /// network of this host: what a router sends in through a bridge is no guest.
+    pub(super) fn note(&mut self, ban: &Ban, interface: u32, host: &Host) {
+        let source = ban.probe.sighting.source;
+        let is_port = host.bridge_ports.iter().any(|(port, _)| *port == interface);
+        if !is_port || !host.networks.iter().any(|network| network.contains(&source)) {
+            return;
+        }
+        if self.0.len() == MAX_FOLLOWED {
+            self.0.pop_front();
+        }
+        self.0.push_back((ban.probe.subject, interface));
+    }
+
+    /// The targets whose ports are none any more on `host`; they are no longer followed.
+    pub(super) fn departed(&mut self, host: &Host) -> Vec<BanTarget> {
+        let is_there = |(_, port): &(BanTarget, u32)| host.bridge_ports.iter().any(|(known, _)| known == port);
+        let departed = self.0.iter().filter(|ban| !is_there(ban)).map(|(target, _)| *target).collect();
+        self.0.retain(is_there);
+        departed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Local;
+
+    #[test]
+    fn guest_ban_ends_with_bridge_port() {
+        let mut host = Host::new(Local::Any);
+        host.networks = vec!["192.0.2.0/24".parse().unwrap()];
+        host.bridge_ports = vec![(7, 3), (8, 3)];
+        let mut bans = GuestBans::default();
+        bans.note(&Ban::example(), 9, &host);
+        assert!(bans.0.is_empty(), "no port of a bridge");
+        bans.note(&Ban::example(), 7, &host);
+        assert!(bans.departed(&host).is_empty());
+        host.bridge_ports = vec![(8, 3)];
+        assert_eq!(bans.departed(&host), [Ban::example().probe.subject]);
+        assert!(bans.departed(&host).is_empty(), "once");
+        host.networks.clear();
+        bans.note(&Ban::example(), 8, &host);
+        assert!(bans.0.is_empty(), "a source behind a router is no guest");
+        host.networks = vec!["192.0.2.0/24".parse().unwrap()];
+        (0..2_000).for_each(|_| bans.note(&Ban::example(), 8, &host));
+        assert_eq!(bans.0.len(), MAX_FOLLOWED);
+    }
+}
