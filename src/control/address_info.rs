@@ -31,6 +31,8 @@ pub struct AddressInfo {
     pub suspected: Vec<Suspicion>,
     /// Ports that are no evidence although nothing listens there now: services of this host have them.
     pub unserved: Vec<String>,
+    /// It has a connection to a service of this host.
+    pub connected: bool,
     /// Bans in the ledger; none where there is no ledger.
     #[serde(deserialize_with = "nullable")]
     pub bans: Option<usize>,
@@ -110,6 +112,7 @@ impl AddressInfo {
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
             unserved: Vec::new(),
+            connected: known.connected,
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
         }
@@ -188,6 +191,9 @@ impl fmt::Display for AddressInfo {
             line!(f, "suspected", "no")?;
         }
         self.suspected.iter().try_for_each(|suspicion| line!(f, "suspected", "{suspicion}"))?;
+        if self.connected {
+            line!(f, "connected", "yes, to a service of this host")?;
+        }
         if !self.unserved.is_empty() {
             line!(f, "no evidence", "{}, of services that are not up", self.unserved.join(" "))?;
         }

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::allow_sources::AllowSources;
 use super::allowances::Now;
 use super::error::DaemonError;
+use super::known_peers::KnownPeers;
 use super::ring_size::RingSizer;
 use super::service_tracker::{ServiceState, ServiceTracker};
 use super::settling::Settling;
@@ -49,6 +50,7 @@ pub(super) struct HostState {
     facts: HostFacts,
     listeners: Vec<Listener>,
     services: ServiceTracker,
+    known_peers: KnownPeers,
     /// `None` where the services have come up.
     settling: Option<Settling>,
     /// A service has begun to be remembered, or is served again.
@@ -88,6 +90,7 @@ impl HostState {
             facts,
             listeners,
             services: ServiceTracker::default(),
+            known_peers: KnownPeers::default(),
             settling: None,
             served_again: false,
             decoys: DecoyPorts::default(),
@@ -241,6 +244,8 @@ impl HostState {
         self.stale |= observed.changed;
         self.listeners = listeners;
         let mut commands = self.update().await?;
+        let peers = self.known_peers.poll(boot_time(), &mut self.sockets, &self.host)?;
+        commands.extend(peers.map(SensorCommand::KnownPeers));
         let all_served = self.services.are_all_served();
         if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
             self.settling = None;

@@ -18,6 +18,7 @@ mod event_sink;
 pub(crate) mod fuzzing;
 mod host_state;
 mod ignore_files;
+mod known_peers;
 mod leftovers;
 mod log_writer;
 mod priority;

@@ -7,8 +7,8 @@ use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
-    Protection, Verdict,
+    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PEER_THRESHOLD, PortLookup, PortUse,
+    Ports, Probe, Protection, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -90,7 +90,7 @@ impl Engine {
         let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
         let mut counted = self.sources.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
-        let mut enough_evidence = self.is_enough(&counted, host);
+        let mut enough_evidence = self.is_enough(now, subject, &counted, host);
         if (enough_evidence || counted.fresh)
             && !self.confirm(now, held, counted.slot, &sighting, enough_evidence, lookup)
         {
@@ -99,7 +99,7 @@ impl Engine {
             if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
                 return Verdict::Ignored(IgnoreReason::Open);
             }
-            enough_evidence = self.is_enough(&counted, host);
+            enough_evidence = self.is_enough(now, subject, &counted, host);
         }
         self.counters.probes += 1;
         let probe =
@@ -147,14 +147,29 @@ impl Engine {
         self.condemn_for(now, track, held, counted.slot, counted.first, probe, host)
     }
 
-    fn is_enough(&self, counted: &ProbeCount, host: &Host) -> bool {
-        counted.conclusive || self.exceeds_threshold(counted.slot, counted.distinct, host)
+    fn is_enough(&self, now: Timestamp, subject: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
+        let ProbeCount { slot, distinct, first, .. } = *counted;
+        counted.conclusive || self.exceeds_threshold(now, (subject, first), (slot, distinct), host)
     }
 
-    /// True where the `distinct` ports in `slot` are more than are forgiven. Those that one client tries together count as one.
-    pub(super) fn exceeds_threshold(&self, slot: usize, distinct: u8, host: &Host) -> bool {
+    /// True where the `distinct` ports in `slot` are more than are forgiven to `subject`, whose first probe came at `first`.
+    /// Those that one client tries together count as one.
+    pub(super) fn exceeds_threshold(
+        &self,
+        now: Timestamp,
+        (subject, first): (BanTarget, Tick),
+        (slot, distinct): (usize, u8),
+        host: &Host,
+    ) -> bool {
         let forgiven = self.settings.scan_trigger;
-        distinct > forgiven && distinct.saturating_sub(host.related.extra(self.sources.evidence(slot))) > forgiven
+        if distinct <= forgiven {
+            return false;
+        }
+        let counting = distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)));
+        counting > forgiven
+            && (counting >= PEER_THRESHOLD
+                || !self.known_peers.was_connected(subject, first)
+                || self.strikes.count(self.key_of(subject, Track::Block), now.tick()) > 0)
     }
 
     /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`.

@@ -24,6 +24,8 @@ pub struct Explanation {
     pub logged: Option<Expiry>,
     /// Bans that count against it, the present one included.
     pub strikes: u32,
+    /// It is known to have a connection to a service of this host.
+    pub connected: bool,
     /// What is held against it, for protocols that block, that only log, and that have somebody told.
     pub suspicions: [Option<Suspicion>; 3],
 }
@@ -88,6 +90,7 @@ impl Engine {
             network: around.map(|(network, ..)| network),
             logged: standing(Track::Log, Standing::Logged).or_else(|| standing(Track::Tell, Standing::Logged)),
             strikes: self.strikes.count(self.key_of(subject, Track::Block), now.tick()),
+            connected: self.known_peers.contains(subject),
             suspicions: [Track::Block, Track::Log, Track::Tell].map(suspicion),
         }
     }

@@ -20,6 +20,7 @@ mod explain;
 mod grade;
 mod host;
 mod key;
+mod known_peers;
 mod listeners;
 mod observation;
 mod prefix_bans;
@@ -48,6 +49,7 @@ pub use explain::{Explanation, Suspicion};
 pub use grade::Grade;
 pub use host::{Host, Local, ReversePath};
 pub use key::HashKey;
+pub use known_peers::PEER_THRESHOLD;
 pub use listeners::Listeners;
 pub use observation::Observation;
 pub use prefix_bans::MaxPrefix;
@@ -67,6 +69,7 @@ use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use expiry_jitter::ExpiryJitter;
 use key::{Hashed, Key, Track};
+use known_peers::KnownPeers;
 use observation::{OwnUse, own_use};
 use prefix_bans::PrefixBans;
 use recent_ports::{OwnPort, RecentPorts};
@@ -138,6 +141,7 @@ pub struct Engine {
     distributed_scans: DistributedScans,
     exempt: ExemptSources,
     settling: Settling,
+    known_peers: KnownPeers,
     ceiling: TokenBucket,
     lookups: TokenBucket,
     hints: TokenBucket,
@@ -164,6 +168,7 @@ impl Engine {
             distributed_scans: DistributedScans::new(),
             exempt: ExemptSources::new(),
             settling: Settling::new(),
+            known_peers: KnownPeers::default(),
             ceiling: TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
             hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
@@ -231,6 +236,11 @@ impl Engine {
         let now = self.clock(now);
         let Self { settings, recent_ports, .. } = self;
         recent_ports.listeners_changed((old, new), |protocol, port| settings.watches(protocol, port), now.tick());
+    }
+
+    /// From now on these sources are known to be connected to a service of this host, and for how long.
+    pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
+        self.known_peers = KnownPeers::new(self.clock(now), peers);
     }
 
     /// The next notice that no single packet causes. Call until `None`, after packets and when [`Engine::wake`] is due.

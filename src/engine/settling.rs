@@ -98,7 +98,7 @@ impl Engine {
         }
         let held = self.sources.held(key, now.tick())?;
         let conclusive = self.sources.within(key, now.tick()).any(Evidence::is_conclusive);
-        if !conclusive && !self.exceeds_threshold(held.slot, held.distinct, host) {
+        if !conclusive && !self.exceeds_threshold(now, (subject, held.first), (held.slot, held.distinct), host) {
             return None;
         }
         let probe = Probe { sighting, subject, distinct: held.distinct, probes: held.probes, fresh: false };

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use ipnet::IpNet;
@@ -63,6 +64,8 @@ pub enum SensorCommand {
     EndTrial(Box<Settings>),
     /// Stops blocking: scans are only logged from now on.
     LogOnly,
+    /// Replaces the sources that are connected to services of this host, and for how long they are known to be.
+    KnownPeers(Vec<(BanTarget, Duration)>),
     /// Ends settling: sources are condemned from now on.
     EndSettling,
     /// Increments [`super::SensorMetrics::beats`], which the watchdog reads.
@@ -147,6 +150,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, *spec),
         SensorCommand::StartTrial => controller.start_trial(),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
+        SensorCommand::KnownPeers(peers) => controller.observer().engine_mut().know_peers(now, &peers),
         SensorCommand::EndSettling => controller.end_settling(now),
         SensorCommand::LogOnly => controller.log_only(),
         SensorCommand::Heartbeat => controller.metrics().beats.add(1),

@@ -72,6 +72,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "strikes",
             "suspected",
             "unserved",
+            "connected",
             "bans",
             "history",
         ],

@@ -1,6 +1,6 @@
 //! This host's own clients: what they do while a service is not up, and the scanner who knows each excuse.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Service;
@@ -287,4 +287,24 @@ fn restart_of_everything_spares_hundred_clients() {
     let _services = Services::open(&lab, &SERVED);
     assert_eq!(lab.served("clients", target, &SERVED, 1), 3);
     daemon.stop();
+}
+
+#[test]
+fn connected_peer_is_banned_at_eighth_port() {
+    let lab = Lab::new(&["peer", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let listener = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
+    let connect = || TcpStream::connect_timeout(&(target, 80).into(), TIMEOUT).unwrap();
+    let held = (lab.inside("peer", connect), listener.accept().unwrap());
+    let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    // Until its connection is known the source is like any other.
+    let explained = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
+    assert!(within(TIMEOUT, explained).is_some());
+    lab.touch("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    lab.touch("peer", peer, target, &[908]);
+    lab.expect_ban(peer);
+    daemon.stop();
+    drop(held);
 }

@@ -1,9 +1,12 @@
 //! What made people switch such a tool off: traffic that looks like a scan and is none.
 
-use super::scene::Gist::{Innocent, Probe};
+use std::time::Duration;
+
+use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, SERVER, Scene, address, tcp, udp};
 use crate::engine::IgnoreReason;
 use crate::engine::Response;
+use crate::types::BanTarget;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 const SYN: u16 = TcpFlags::SYN;
@@ -150,4 +153,37 @@ fn what_no_host_can_have_as_its_address_is_nobody() {
 fn what_is_routed_through_this_host_is_not_for_it() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Innocent(IgnoreReason::NotOurs));
+}
+
+#[test]
+fn connected_peer_has_threshold_of_eight() {
+    let mut scene = Scene::new();
+    let peer = |address: &str| BanTarget::of(address.parse().unwrap());
+    let minute = Duration::from_secs(60);
+    scene.engine.know_peers(scene.now, &[(peer(CLIENT), minute), (peer("2001:db8:5::1"), minute)]);
+    assert_eq!(scene.syns(CLIENT, 1..=7), Probe(7), "seven slips");
+    assert_eq!(scene.syn(CLIENT, 8), Block(8), "a scanner that holds a connection gains five ports");
+    assert_eq!(scene.syns("2001:db8:5::77", 1..=7), Probe(7), "its /64 is one source");
+    assert_eq!(scene.tcp("2001:db8:5::77", 9, 0), Block(8), "flags that no stack sends are enough all the same");
+    assert_eq!(scene.syns("198.51.100.99", [1, 2]), Probe(2));
+    assert_eq!(scene.syn("198.51.100.99", 3), Block(3), "another source has no such connection");
+}
+
+#[test]
+fn later_connection_and_strikes_excuse_nothing() {
+    let mut scene = Scene::new();
+    let peer = |address: &str| BanTarget::of(address.parse().unwrap());
+    assert_eq!(scene.syn(CLIENT, 1), Probe(1));
+    scene.after(1.0);
+    scene.engine.know_peers(scene.now, &[(peer(CLIENT), Duration::ZERO)]);
+    assert_eq!(scene.syn(CLIENT, 2), Probe(2));
+    assert_eq!(scene.syn(CLIENT, 3), Block(3), "it connected after its first probe");
+    scene.after(100_000.0);
+    scene.engine.know_peers(scene.now, &[(peer(CLIENT), Duration::from_secs(60))]);
+    assert_eq!(scene.syns(CLIENT, [11, 12]), Probe(2));
+    assert_eq!(scene.syn(CLIENT, 13), Block(3), "it was banned before");
+    scene.after(1_000_000.0);
+    scene.engine.know_peers(scene.now, &[]);
+    assert_eq!(scene.syns("192.0.2.77", [11, 12]), Probe(2));
+    assert_eq!(scene.syn("192.0.2.77", 13), Block(3));
 }

@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_sock_diag::constants::{IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_LISTEN};
+use netlink_packet_sock_diag::constants::{IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN};
 use netlink_packet_sock_diag::inet::SocketId;
 use netlink_sys::Socket;
 
@@ -78,6 +78,15 @@ pub struct Listener {
     pub interface: u32,
     /// The user that the socket belongs to.
     pub user: u32,
+}
+
+/// An established TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// This host's end. An IPv4-mapped address stands as IPv4, also for the peer.
+    pub address: IpAddr,
+    pub port: u16,
+    pub peer: IpAddr,
 }
 
 /// What a packet would find at its destination.
@@ -184,6 +193,27 @@ impl SockDiag {
         listeners.sort_unstable();
         listeners.dedup();
         Ok(listeners)
+    }
+
+    /// Established TCP connections of both address families, at most so many.
+    ///
+    /// # Errors
+    ///
+    /// As for [`SockDiag::listeners`].
+    pub fn connections(&mut self, most: usize) -> Result<Vec<Connection>, SockDiagError> {
+        let mut connections = Vec::new();
+        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+            let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
+            let mut keep = |record: Record| {
+                if record.state == TCP_ESTABLISHED && connections.len() < most {
+                    let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
+                    connections.push(Connection { address, port: record.port, peer });
+                }
+            };
+            self.exchange(IPPROTO_TCP, 1 << TCP_ESTABLISHED, id, NLM_F_DUMP, &mut keep)
+                .map_err(|failure| failure.explain(Protocol::Tcp))?;
+        }
+        Ok(connections)
     }
 
     /// What would receive a packet from `source` to `destination` that arrives on `interface`: one exact look-up, the
