@@ -214,6 +214,7 @@ impl<'a> Replay<'a> {
                 Protocol::Sctp | Protocol::Icmp => {}
             }
         }
+        self.host.find_related();
         for gateway in gateways.finish() {
             self.host.allow.insert(gateway.into(), Protection::Gateway);
             self.summary.gateways.insert(gateway);
