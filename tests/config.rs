@@ -504,6 +504,20 @@ fn more_names_than_can_be_looked_up_are_refused() {
     assert_eq!(refused(&list(65)), [expected]);
 }
 
+/// The kernel's clock has ticks of 1 to 10 ms, and a SYN is sent again after a second.
+#[test]
+fn hold_takes_tenths_below_a_second() {
+    let hold = |text: &str| format!("[trap]\nhold = {text}\n");
+    for (text, millis) in [("\"0s\"", 0), ("\"100ms\"", 100), ("\"900ms\"", 900)] {
+        let config = Config::parse("portsentry.toml", &hold(text)).unwrap();
+        assert_eq!(config.trap.hold.as_millis(), millis);
+    }
+    for text in ["\"1s\"", "\"950ms\"", "\"1ms\"", "\"1h\"", "\"\"", "\"long\"", "0", "true"] {
+        let errors = refused(&hold(text));
+        assert!(errors.len() == 1 && errors[0].contains("\"100ms\" to \"900ms\""), "{text}: {errors:?}");
+    }
+}
+
 #[test]
 fn an_ignore_file_that_would_never_end_is_refused() {
     let dir = tempfile::tempdir().unwrap();

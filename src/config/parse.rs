@@ -248,6 +248,12 @@ values! {
     window(value) -> Duration {
         span(value, "a duration; write for example \"90s\"", MAX_WINDOW, "30 days; write \"30d\" or less")
     }
+    hold(value) -> Duration {
+        like(value, "a duration; write \"0s\" for none, or \"100ms\" to \"900ms\" in tenths of a second", |text| {
+            let tenths = |span: &Duration| span.as_millis() <= 900 && span.as_nanos().is_multiple_of(100_000_000);
+            humantime::parse_duration(text).ok().filter(tenths)
+        })
+    }
     time_limit(value) -> Duration {
         span(value, "a duration; write for example \"30s\"", MAX_RUN_TIME, "ten minutes; write \"10m\" or less")
     }

@@ -144,10 +144,12 @@ table! {
 }
 
 table! {
-    /// For which protocols the kernel counts probes and blocks by itself.
+    /// For which protocols the kernel counts probes and blocks by itself, and for how long it holds their sources.
     Trap {
         tcp: bool = true, "parse::switch";
         udp: bool = false, "parse::switch";
+        /// Zero: sources are not held. Always below a second, after which a SYN is sent again.
+        hold: Duration = Duration::from_millis(900), "parse::hold";
     }
 }
 

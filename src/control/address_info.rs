@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::format::{line, nullable, span, to_seconds};
+use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
 use crate::ledger::{Banned, Ending, Entry, author_key};
@@ -26,6 +27,9 @@ pub struct AddressInfo {
     pub blocked: Option<Remaining>,
     #[serde(deserialize_with = "nullable")]
     pub logged: Option<Remaining>,
+    /// How the kernel's trap holds it; none where it holds no source.
+    #[serde(deserialize_with = "nullable")]
+    pub held: Option<HoldInfo>,
     /// Bans of this subject that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
@@ -54,6 +58,20 @@ pub struct Remaining {
     /// How far the evidence can be trusted: `forgeable` or `proven`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
+}
+
+/// How the kernel's trap holds a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldInfo {
+    /// Its new connections are held at this moment.
+    pub now: bool,
+    /// How long ago it last probed a port that was new for it, where its holds are still counted.
+    #[serde(deserialize_with = "nullable")]
+    pub last_s_ago: Option<u64>,
+    pub for_ms: u64,
+    /// How often it is held within `window_s`.
+    pub at_most: u32,
+    pub window_s: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,12 +127,27 @@ impl AddressInfo {
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
+            held: None,
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
             unserved: Vec::new(),
             connected: known.connected,
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
+        }
+    }
+}
+
+impl HoldInfo {
+    /// What the kernel says of a source, with the length of a hold and the window in which holds count.
+    #[must_use]
+    pub fn new(hold: Hold, length: Duration, window: Duration) -> Self {
+        Self {
+            now: hold.now,
+            last_s_ago: hold.remembered.map(|left| window.saturating_sub(left).as_secs()),
+            for_ms: u64::try_from(length.as_millis()).unwrap_or(u64::MAX),
+            at_most: MAX_HOLDS,
+            window_s: window.as_secs(),
         }
     }
 }
@@ -187,6 +220,9 @@ impl fmt::Display for AddressInfo {
         if let Some(remaining) = &self.logged {
             line!(f, "only logged", "{remaining}")?;
         }
+        if let Some(hold) = &self.held {
+            line!(f, "held", "{hold}")?;
+        }
         if self.suspected.is_empty() {
             line!(f, "suspected", "no")?;
         }
@@ -227,6 +263,22 @@ impl fmt::Display for Remaining {
         }
         self.network.iter().try_for_each(|network| write!(f, ", with all of {network}"))?;
         self.evidence.iter().try_for_each(|grade| write!(f, ", on {grade} evidence"))
+    }
+}
+
+impl fmt::Display for HoldInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { now, last_s_ago, for_ms, at_most, window_s } = self;
+        f.write_str(if *now { "yes" } else { "no" })?;
+        if let Some(ago) = last_s_ago {
+            write!(f, ", its last new port was {} ago", span(*ago))?;
+        }
+        write!(
+            f,
+            "; a closed port that is new for it holds its new connections for {for_ms} ms, at most {at_most} times in {}: \
+             it is refused after a second instead of at once",
+            span(*window_s)
+        )
     }
 }
 

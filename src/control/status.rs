@@ -119,6 +119,12 @@ pub struct TrapCounts {
     pub lost_ports: u64,
     pub condemned: u64,
     pub let_go: u64,
+    /// For how long a source is held, in milliseconds; 0: none is.
+    pub hold_ms: u64,
+    /// SYNs of held sources that the kernel dropped.
+    pub held: u64,
+    /// Packets whose source was not held because a set was full.
+    pub hold_full: u64,
 }
 
 /// A service that is remembered.
@@ -296,6 +302,15 @@ impl fmt::Display for TrapCounts {
             (ports, udp) => format!("{} and {}", counted(ports, "TCP port"), counted(udp, "UDP port")),
         };
         write!(f, "the kernel counts at {at}; {} caught by it, {} let go", self.condemned, self.let_go)?;
+        match (self.hold_ms, self.hold_full) {
+            (0, _) => f.write_str("; it holds no source")?,
+            (ms, 0) => write!(f, "; sources are held for {ms} ms, {} SYNs dropped by that", self.held)?,
+            (ms, full) => write!(
+                f,
+                "; sources are held for {ms} ms, {} SYNs dropped by that, {full} packets passed because a set was full",
+                self.held
+            )?,
+        }
         match self.lost_ports {
             0 => Ok(()),
             lost => write!(f, "; ALARM: it has lost {lost} ports, which count as in use"),

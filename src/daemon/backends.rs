@@ -35,6 +35,7 @@ pub(super) fn open(
     spawner: Option<Spawner>,
     sweeps_lines: bool,
     (events, sensor): (&Sender, &SensorHandle),
+    on_trial: bool,
 ) -> Result<OpenBackends, DaemonError> {
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
     let mut ways = OpenBackends::default();
@@ -47,7 +48,7 @@ pub(super) fn open(
     let command_first = has(Backend::Command) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
-        let (nft, spec, created) = install(config, host, &mut ways.messages)?;
+        let (nft, spec, created) = install(config, host, on_trial, &mut ways.messages)?;
         (ways.blocker.nft, ways.table_created) = (Some(NftBackend::new(nft, spec)), created);
     } else if let Ok(mut nft) = Nft::open() {
         // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
@@ -106,9 +107,13 @@ fn route_free(host: &Host) -> Vec<ipnet::IpNet> {
 fn install(
     config: &Config,
     host: &Host,
+    on_trial: bool,
     messages: &mut Vec<EventKind>,
 ) -> Result<(Nft, RulesetSpec, bool), DaemonError> {
     let mut spec = RulesetSpec::from_config(config);
+    if on_trial {
+        spec = spec.without_hold();
+    }
     let mut nft = Nft::open()?;
     let prefixes: Vec<_> = host.allow.prefixes().collect();
     let mut attempt = 1;

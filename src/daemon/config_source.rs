@@ -35,6 +35,8 @@ pub(super) struct ConfigSource {
     pub(super) config_path: PathBuf,
     pub(super) state_dir: PathBuf,
     pub(super) reread: Reread,
+    /// Until an operator confirms the trial, no source is held.
+    pub(super) on_trial: bool,
 }
 
 impl ConfigSource {
@@ -65,6 +67,12 @@ impl ConfigSource {
         result
     }
 
+    /// The table that the kernel is to have.
+    pub(super) fn ruleset(&self) -> RulesetSpec {
+        let spec = RulesetSpec::from_config(&self.config);
+        if self.on_trial { spec.without_hold() } else { spec }
+    }
+
     async fn replace(
         &mut self,
         host_state: &mut HostState,
@@ -83,11 +91,11 @@ impl ConfigSource {
         let settings = if log_only { settings.log_only() } else { settings };
         sensor.send(SensorCommand::Settings(Box::new(settings)));
         sensor.send_all(commands);
-        let ruleset = RulesetSpec::from_config(&config);
-        if ruleset != RulesetSpec::from_config(&self.config) {
-            sensor.send(SensorCommand::Ruleset(Box::new(ruleset)));
-        }
+        let before = self.ruleset();
         self.config = config;
+        if self.ruleset() != before {
+            sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
+        }
         let [changed, needs_restart] =
             [changed, needs_restart].map(|keys| keys.into_iter().map(str::to_owned).collect());
         Ok(Reloaded { changed, needs_restart })

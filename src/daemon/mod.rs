@@ -173,7 +173,7 @@ async fn serve(
     };
     let spawner = command_helper.as_ref().map(CommandHelper::spawner);
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
-        backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor))?;
+        backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = Server::open(&places.socket)
         .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
@@ -272,7 +272,13 @@ async fn serve(
         tokio::spawn(reconciler::follow_routes(sensor.clone(), monitor));
     }
     let mut event_loop = EventLoop {
-        config: ConfigSource { config, config_path: places.config, state_dir: places.state_dir, reread },
+        config: ConfigSource {
+            config,
+            config_path: places.config,
+            state_dir: places.state_dir,
+            reread,
+            on_trial: confirm.is_some(),
+        },
         systemd: Systemd::new(Arc::clone(sensor.metrics())),
         sensor: sensor.clone(),
         sink: EventSink::new(ban_recorder, log, control, events),

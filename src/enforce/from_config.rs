@@ -39,11 +39,12 @@ fn trap(config: &Config) -> Option<Trap> {
     let forgiven = config.detect.scan_trigger;
     // In whole seconds, as nft shows it.
     let whole = |span: Duration| Duration::from_secs(span.as_secs().max(1));
+    let hold = Some(config.trap.hold).filter(|hold| tcp && !hold.is_zero());
     ((tcp || udp) && blocks).then(|| Trap {
         tcp,
         udp,
         forgiven,
-        window: if forgiven == 0 { Duration::ZERO } else { whole(config.detect.window) },
+        window: if forgiven == 0 && hold.is_none() { Duration::ZERO } else { whole(config.detect.window) },
         expiry: match config.expire {
             Expiry::Never => Expiry::Never,
             Expiry::After(span) => Expiry::After(whole(span)),
@@ -56,6 +57,7 @@ fn trap(config: &Config) -> Option<Trap> {
             uppers
         },
         named_interfaces: !config.interfaces.is_empty(),
+        hold,
     })
 }
 

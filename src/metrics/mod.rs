@@ -157,6 +157,9 @@ impl Collector for All {
         let verdicts = [("condemned", &metrics.trap_caught), ("let-go", &metrics.trap_let_go)];
         let verdicts = verdicts.map(|(verdict, metric)| (vec![("verdict", verdict)], float(metric.get())));
         put(Counter, "trap_bans", "Bans of the kernel's trap by what became of them", verdicts.to_vec())?;
+        put(Counter, "hold_dropped", "SYNs of held sources that the kernel dropped", one(metrics.held.get()))?;
+        let help = "Packets whose source the kernel did not hold because a set was full";
+        put(Counter, "hold_full", help, one(metrics.hold_full.get()))?;
         let reactions = Reactions(metrics);
         let help = "Time from the capture of a packet to the acknowledged ban";
         reactions.encode(encoder.encode_descriptor("reaction_seconds", help, None, MetricType::Histogram)?)

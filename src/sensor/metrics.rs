@@ -81,6 +81,10 @@ pub struct SensorMetrics {
     pub trap_caught: Metric,
     /// Sources that the trap blocked and the sensor unblocked.
     pub trap_let_go: Metric,
+    /// SYNs of held sources that the kernel dropped.
+    pub held: Metric,
+    /// Packets whose source the kernel did not hold because a set was full.
+    pub hold_full: Metric,
     /// Heartbeats answered, for the watchdog.
     pub beats: Metric,
     /// Notified when a flood begins.

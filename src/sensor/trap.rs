@@ -12,7 +12,7 @@ use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
-use crate::enforce::nft::{BlockError, Nft, Watched};
+use crate::enforce::nft::{BlockError, HoldCounts, Nft, Watched};
 use crate::engine::Protection;
 use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
 
@@ -37,6 +37,8 @@ pub(super) struct TrapControl {
     check_at: Option<Timestamp>,
     /// Sources that the trap caught and the sensor has no verdict on, and since when.
     unconfirmed: HashMap<BanTarget, Timestamp>,
+    /// What the kernel's counters of held packets said last.
+    hold_counts: HoldCounts,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
     coverage: TrapCoverage,
@@ -203,10 +205,23 @@ impl TrapControl {
                 self.report(format!("the sources that the kernel's trap caught cannot be read: {error}"), reporter)
             }
         }
+        if rules.hold.is_some()
+            && let Ok(counts) = nft.hold_counts()
+        {
+            self.count_held(counts, reporter);
+        }
         if let Ok(Some(usage)) = nft.filling(rules) {
             reporter.metrics().trap_touched.set(usage.touched.into());
             reporter.metrics().trap_suspects.set(usage.suspects.into());
         }
+    }
+
+    /// Adds to the metrics what the kernel has counted since the last time; rules that were made anew count from zero.
+    fn count_held(&mut self, counts: HoldCounts, reporter: &Reporter) {
+        let last = std::mem::replace(&mut self.hold_counts, counts);
+        let since = |now: u64, last: u64| now.checked_sub(last).unwrap_or(now);
+        reporter.metrics().held.add(since(counts.dropped, last.dropped));
+        reporter.metrics().hold_full.add(since(counts.full, last.full));
     }
 
     /// Compares the sources that the trap caught with the sensor's verdicts.

@@ -120,6 +120,7 @@ fn every_chain_of_a_variant_is_repaired() {
         most_a_minute: 600,
         nat64: [None; 8],
         named_interfaces: false,
+        hold: Some(Duration::from_millis(900)),
     };
     let spec = RulesetSpec { trap: Some(trap), ..RulesetSpec::default() };
     for alter in [

@@ -31,6 +31,7 @@ const TRAP: Trap = Trap {
     most_a_minute: 600,
     nat64: [None; 8],
     named_interfaces: false,
+    hold: Some(Duration::from_millis(900)),
 };
 
 const LOG: &str = "limit rate 3/minute burst 5 packets log prefix \"Portsentry: dropping: \"";
@@ -55,18 +56,46 @@ fn rejecting(text: &str) -> String {
     format!("{}\n    chain refuse{refuse}", &text[..end])
 }
 
-/// A table with the trap for both protocols as one for UDP alone.
-fn udp_alone() -> String {
-    let mut text = TRAPPING_BOTH.to_owned();
-    for set in ["trapped", "touched", "touched6", "answered", "answered6"] {
-        let start = text.find(&format!("    set {set} {{")).unwrap();
-        let end = start + text[start..].find("}\n").unwrap() + 2;
+/// The text without these sets or chains.
+fn without(text: &str, names: &[&str]) -> String {
+    let mut text = text.to_owned();
+    for name in names {
+        let start = text.find(&format!("    {name} {{")).unwrap();
+        let end = start + text[start..].find("    }\n").unwrap() + 6;
         text.replace_range(start..end, "");
     }
-    text.lines()
-        .filter(|line| !line.contains("tcp dport") && !line.contains("tcp sport"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    text
+}
+
+/// A table with the trap that holds no source.
+fn without_hold(text: &str) -> String {
+    let sets = ["held", "held_ports", "hold_counts", "hold_recent"];
+    let sets = sets.iter().flat_map(|set| [format!("set {set}"), format!("set {set}6")]);
+    let chains = ["held", "full", "hold_new", "hold"].map(|chain| format!("chain trap_{chain}"));
+    let names: Vec<String> = sets.chain(chains).collect();
+    let text = without(text, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let other = ["jump trap_h", "!= syn counter drop", "tcp flags & (fin | syn) ", "tcp flags & (syn | rst"];
+    text.lines().filter(|line| other.iter().all(|part| !line.contains(part))).collect::<Vec<_>>().join("\n")
+}
+
+/// A table with the trap where it counts on named interfaces only.
+fn named_interfaces(text: &str) -> String {
+    let selects = |line: &str| ["trap_touch", "trap_held"].iter().any(|chain| line.ends_with(&format!("jump {chain}")));
+    let line = |line: &str| match selects(line) {
+        true => line.replacen("        ", "        iif @trap_interfaces ", 1),
+        false => line.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A table with the trap for both protocols as one for UDP alone.
+fn udp_alone() -> String {
+    let text = without(
+        &without_hold(TRAPPING_BOTH),
+        &["set trapped", "set touched", "set touched6", "set answered", "set answered6"],
+    );
+    let is_tcp = |line: &&str| line.contains("tcp dport") || line.contains("tcp sport");
+    text.lines().filter(|line| !is_tcp(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// A table with the trap where the first touch blocks, and for ever.
@@ -77,22 +106,23 @@ fn at_once(text: &str) -> String {
 }
 
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 13] {
+fn variants() -> [(RulesetSpec, String); 15] {
     let plain = RulesetSpec::default();
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
-    let without = |words: &[&str]| {
+    let reject_without = |words: &[&str]| {
         let kept = |line: &&str| !words.iter().any(|word| line.trim_start().starts_with(word));
         REJECT_LOG.lines().filter(kept).collect::<Vec<_>>().join("\n")
     };
-    let only_log = without(&["fib", "limit rate over", "meta", "reject"]).replace("#     drop", "drop");
-    let first_touch = Trap { forgiven: 0, window: Duration::ZERO, expiry: Expiry::Never, ..TRAP };
+    let only_log = reject_without(&["fib", "limit rate over", "meta", "reject"]).replace("#     drop", "drop");
+    let first_touch = Trap { forgiven: 0, expiry: Expiry::Never, ..TRAP };
     let named = Trap { named_interfaces: true, ..TRAP };
     let both = Trap { udp: true, ..TRAP };
-    let udp = Trap { tcp: false, ..both };
+    let udp = Trap { tcp: false, hold: None, ..both };
+    let brief = Trap { hold: Some(Duration::from_millis(100)), ..TRAP };
     let all = [
         (plain, FILE.to_owned()),
         (RulesetSpec { log_drops: log, ..plain }, only_log),
-        (RulesetSpec { action: reject, ..plain }, without(&["limit rate 3/minute"])),
+        (RulesetSpec { action: reject, ..plain }, reject_without(&["limit rate 3/minute"])),
         (RulesetSpec { action: reject, log_drops: log, ..plain }, REJECT_LOG.to_owned()),
         (RulesetSpec { wide: true, ..plain }, NETWORKS.to_owned()),
         (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
@@ -101,20 +131,13 @@ fn variants() -> [(RulesetSpec, String); 13] {
             RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain },
             rejecting(&at_once(TRAPPING)),
         ),
-        (
-            RulesetSpec { trap: Some(named), ..plain },
-            TRAPPING.replace("        tcp flags", "        iif @trap_interfaces tcp flags"),
-        ),
+        (RulesetSpec { trap: Some(named), ..plain }, named_interfaces(TRAPPING)),
         (RulesetSpec { trap: Some(both), ..plain }, TRAPPING_BOTH.to_owned()),
         (RulesetSpec { trap: Some(udp), ..plain }, udp_alone()),
         (RulesetSpec { trap: Some(Trap { udp: true, ..first_touch }), ..plain }, at_once(TRAPPING_BOTH)),
-        (
-            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..plain },
-            TRAPPING_BOTH.replace("        tcp flags", "        iif @trap_interfaces tcp flags").replace(
-                "        udp dport @trapped_udp udp dport",
-                "        iif @trap_interfaces udp dport @trapped_udp udp dport",
-            ),
-        ),
+        (RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..plain }, named_interfaces(TRAPPING_BOTH)),
+        (RulesetSpec { trap: Some(Trap { hold: None, ..TRAP }), ..plain }, without_hold(TRAPPING)),
+        (RulesetSpec { trap: Some(brief), ..plain }, TRAPPING.replace("900ms", "100ms")),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
     all
@@ -133,7 +156,7 @@ fn each_variant_is_what_its_file_creates() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 13, "each is another");
+    assert_eq!(seen.len(), 15, "each is another");
 }
 
 #[test]

@@ -301,7 +301,8 @@ fn after_a_flush_or_a_change_by_hand_the_trap_is_armed_again() {
         "flush set inet portsentry trapped",
         "flush set inet portsentry trapped; add element inet portsentry trapped { 60000-65535 }",
         "flush chain inet portsentry trap",
-        "flush chain inet portsentry trap; flush chain inet portsentry trap_asked; delete set inet portsentry trapped",
+        "flush chain inet portsentry prerouting; flush chain inet portsentry trap; flush chain inet portsentry trap_asked; \
+         delete set inet portsentry trapped",
     ] {
         lab.run("victim", "nft", &[harm]);
         let began = Instant::now();

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor, usage};
-use crate::control::address_info::AddressInfo;
+use crate::control::address_info::{AddressInfo, HoldInfo};
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::daemon::service_tracker::ServiceState;
+use crate::enforce::nft::Nft;
 use crate::engine::Explanation;
 use crate::ledger::{Entry, Recorder};
 use crate::sensor::SensorRequest;
@@ -25,6 +26,7 @@ impl ControlHandler<'_> {
             states.map(|ServiceState { service, .. }| format!("{}/{}", service.port, service.protocol.key())).collect();
         unserved.dedup();
         let recorder = self.sink.ban_recorder.recorder();
+        let trap = self.config.ruleset().trap.filter(|_| self.hold().is_some());
         Ok(async move {
             let known = of_sensor(known).await?;
             let past = match recorder {
@@ -32,8 +34,14 @@ impl ControlHandler<'_> {
                 // The ledger could not be opened.
                 None => None,
             };
-            let info = AddressInfo::new(address, &known, past.as_deref(), SystemTime::now());
-            Ok(Answer::Explained(Box::new(AddressInfo { unserved, ..info })))
+            let mut info = AddressInfo::new(address, &known, past.as_deref(), SystemTime::now());
+            info.unserved = unserved;
+            if let Some((length, window)) = trap.and_then(|trap| Some((trap.hold?, trap.window))) {
+                let subject = known.subject;
+                let hold = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(subject).ok()).await;
+                info.held = Some(HoldInfo::new(hold.ok().flatten().unwrap_or_default(), length, window));
+            }
+            Ok(Answer::Explained(Box::new(info)))
         })
     }
 }

@@ -9,7 +9,7 @@ pub(super) use status::warnings;
 use std::future::ready;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use tokio::net::unix::UCred;
@@ -86,6 +86,11 @@ impl ControlHandler<'_> {
         self.config.config.blocks() && !self.trial.only_logs()
     }
 
+    /// For how long the kernel holds a source; `None` where it holds none.
+    fn hold(&self) -> Option<Duration> {
+        self.config.ruleset().trap.filter(|_| self.enforces())?.hold
+    }
+
     /// Reads the configuration again, on behalf of `by`.
     pub(super) async fn reload(&mut self, by: &str) -> Reply {
         let targets = (&mut *self.host_state, self.sensor, &mut *self.sink);
@@ -95,6 +100,10 @@ impl ControlHandler<'_> {
 
     fn confirm(&mut self, by: &str) -> Reply {
         self.trial.confirm().map_err(refused)?;
+        self.config.on_trial = false;
+        if self.hold().is_some() {
+            self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
+        }
         self.sink.emit(EventKind::Note(format!("{by} has confirmed: blocking goes on")));
         Ok(Answer::Confirmed {})
     }
@@ -145,6 +154,10 @@ impl ControlHandler<'_> {
         *self.trial = Trial::None;
         let settings = Settings::from_config(&self.config.config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
+        // Begun with `--confirm`, which means nothing any more.
+        if std::mem::take(&mut self.config.on_trial) && self.hold().is_some() {
+            self.sensor.send(SensorCommand::Ruleset(Box::new(self.config.ruleset())));
+        }
         self.sink.ban_recorder.decide(Change::Trial { until: None });
         self.sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
     }

@@ -25,10 +25,10 @@ use allow_set::Protected;
 pub use backend::NftBackend;
 pub use bulk_restore::Generation;
 use transaction::Change;
-pub use trap::TrapUsage;
+pub use trap::{Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    Action, Installed, KernelFeatures, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
+    Action, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

@@ -16,6 +16,24 @@ pub struct TrapUsage {
     pub suspects: u32,
 }
 
+/// What the trap's rules that hold sources have counted since they were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HoldCounts {
+    /// SYNs that were dropped because their source is held.
+    pub dropped: u64,
+    /// Packets whose source is not held because a set is full.
+    pub full: u64,
+}
+
+/// How a source is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Its SYNs are dropped now.
+    pub now: bool,
+    /// It was held within the window; then, how long its holds are remembered still.
+    pub remembered: Option<Duration>,
+}
+
 impl Nft {
     /// Blocks them where the packet path may have done so already: where it has, and for as long, that is left as it is. In
     /// a full set the kernel counts an element twice while it is replaced: packets that add at that moment find room that is
@@ -87,6 +105,28 @@ impl Nft {
         self.batch.clear();
         Set::trap_memory(trap).for_each(|set| nft::put_flush(&mut self.batch, set));
         self.send_batch()
+    }
+
+    /// What the rules have counted that hold sources; the table must have them.
+    pub fn hold_counts(&mut self) -> Result<HoldCounts, BlockError> {
+        let mut count = |chain| nft::counted_packets(&mut self.socket, chain).map_err(BlockError::in_table);
+        Ok(HoldCounts { dropped: count(nft::TRAP_HELD)?, full: count(nft::TRAP_FULL)? })
+    }
+
+    /// How the trap holds `subject`; not at all where the table has no such rules.
+    pub fn hold(&mut self, subject: BanTarget) -> Result<Hold, BlockError> {
+        let sets = match subject {
+            BanTarget::V4(_) => [Set::Held, Set::HoldCounts, Set::HoldRecent],
+            BanTarget::V6(_) => [Set::Held6, Set::HoldCounts6, Set::HoldRecent6],
+            BanTarget::Prefix(_) => return Ok(Hold::default()),
+        };
+        let mut find = |set| match self.find(set, subject.element()) {
+            Err(BlockError::Gone) => Ok(None),
+            found => found,
+        };
+        let [held, counted, recent] = [find(sets[0])?, find(sets[1])?, find(sets[2])?];
+        let remembered = counted.or(recent).and_then(|bound: Bound| bound.remaining);
+        Ok(Hold { now: held.is_some(), remembered })
     }
 
     /// How full the memory of the trap, which is this one, is, where the kernel says so (since Linux 6.15).

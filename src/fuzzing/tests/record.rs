@@ -77,6 +77,7 @@ fn nf_tables() {
         most_a_minute: 100,
         nat64: [None; 8],
         named_interfaces: false,
+        hold: Some(Duration::from_millis(900)),
     };
     let spec = RulesetSpec { size: 65_536, action: nft::Action::Drop, log_drops: None, wide: true, trap: Some(trap) };
     nft::install(&mut socket, &spec).unwrap();

@@ -102,15 +102,17 @@ mod tests {
         most_a_minute: 600,
         nat64: [None; 8],
         named_interfaces: false,
+        hold: None,
     };
     const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
     const BOTH: Trap = Trap { udp: true, ..TRAP };
     const UDP: Trap = Trap { tcp: false, ..BOTH };
     const TRANSLATED: Trap =
         Trap { nat64: [Some(0x2001_0db8_0064_0000), None, None, None, None, None, None, None], ..TRAP };
+    const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 19] {
+    fn variants() -> [RulesetSpec; 24] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -132,6 +134,14 @@ mod tests {
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(HOLD), ..RulesetSpec::default() },
+            RulesetSpec {
+                trap: Some(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
+                ..RulesetSpec::default()
+            },
+            RulesetSpec { trap: Some(Trap { udp: true, named_interfaces: true, ..HOLD }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..HOLD }), ..RulesetSpec::default() },
         ]
     }
 

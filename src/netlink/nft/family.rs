@@ -27,6 +27,10 @@ pub(super) struct Family {
     pub(super) trap_banned: Set,
     /// Peers that a trapped port has answered.
     pub(super) answered: Set,
+    pub(super) held: Set,
+    pub(super) held_ports: Set,
+    pub(super) hold_counts: Set,
+    pub(super) hold_recent: Set,
 }
 
 pub(super) const V4: Family = Family {
@@ -47,6 +51,10 @@ pub(super) const V4: Family = Family {
     suspects: Set::Suspects,
     trap_banned: Set::TrapBanned,
     answered: Set::Answered,
+    held: Set::Held,
+    held_ports: Set::HeldPorts,
+    hold_counts: Set::HoldCounts,
+    hold_recent: Set::HoldRecent,
 };
 
 pub(super) const V6: Family = Family {
@@ -67,4 +75,11 @@ pub(super) const V6: Family = Family {
     suspects: Set::Suspects6,
     trap_banned: Set::TrapBanned6,
     answered: Set::Answered6,
+    held: Set::Held6,
+    held_ports: Set::HeldPorts6,
+    hold_counts: Set::HoldCounts6,
+    hold_recent: Set::HoldRecent6,
 };
+
+/// Addresses of fe80::/64, each of which is a source of its own.
+pub(super) const LINK_LOCAL: Family = Family { target: "ip6 saddr", is_masked: false, ..V6 };

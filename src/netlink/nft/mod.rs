@@ -2,6 +2,7 @@
 
 mod bans;
 mod change;
+mod counters;
 mod desired_ruleset;
 mod element;
 mod family;
@@ -9,6 +10,7 @@ mod features;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod generation;
+mod hold_rules;
 mod message;
 pub mod monitor;
 mod recognise;
@@ -26,6 +28,7 @@ pub(crate) use bans::{
     put_new_network, put_protected, put_protected_change, put_restored, put_trapped,
 };
 pub use bans::{Watched, put_ban};
+pub(crate) use counters::counted_packets;
 pub use element::Remaining;
 pub(crate) use element::{
     Bound, Element, bounds_of, has_answered, has_sent_from, networks, next_address, put_element_query, put_flush,
@@ -33,10 +36,12 @@ pub(crate) use element::{
 };
 pub use features::KernelFeatures;
 pub(crate) use generation::{await_turn, generation};
+pub use hold_rules::MAX_HOLDS;
 pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};
 pub use spec::{Action, RulesetSpec, Trap};
 pub use table::{CHAIN, REFUSE, TABLE, TRAP};
+pub(crate) use table::{TRAP_FULL, TRAP_HELD};
 
 pub use super::socket::Batch;

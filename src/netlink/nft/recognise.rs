@@ -7,7 +7,7 @@ use rustables::sys;
 use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
 use super::spec::{Action, RulesetSpec, Trap};
-use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_TOUCH};
+use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
 use super::trap_rules::LEFT_TO_DAEMON;
 use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
@@ -44,6 +44,8 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     };
     let timeout = |add: &Flat| wide_number(add, &[sys::NFTA_DYNSET_TIMEOUT]).map(Duration::from_millis);
     let suspects = addition(TRAP_TOUCH, Set::Suspects);
+    let hold = addition(TRAP_HOLD_NEW, Set::Held).and_then(timeout);
+    let window = suspects.or_else(|| addition(TRAP_HOLD_NEW, Set::HoldCounts)).and_then(timeout);
     let burst =
         suspects.and_then(|add| number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
     let ceiling = found.rules(TRAP_BAN).first().and_then(|rule| rule.first());
@@ -58,10 +60,11 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
         tcp: found.has_set(Set::Trapped),
         udp: found.has_set(Set::TrappedUdp),
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
-        window: suspects.and_then(timeout).unwrap_or_default(),
+        window: window.unwrap_or_default(),
         expiry: addition(TRAP_BAN, Set::Blocked).and_then(timeout).map_or(Expiry::Never, Expiry::After),
         most_a_minute: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1),
         named_interfaces: entry.first().is_some_and(by_interface),
+        hold,
     })
 }
 

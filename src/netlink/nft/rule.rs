@@ -4,6 +4,7 @@
 //! routes and sockets, extension headers, elements added by packets, inverted look-ups and registers of four bytes.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use rustables::MsgType;
@@ -13,7 +14,7 @@ use rustables::expr::{
 use rustables::sys;
 
 use super::element::timeout;
-use super::family::Family;
+use super::family::{Family, V6};
 use super::message::{field, put_message};
 use super::set::Set;
 use super::table::{TABLE, encode};
@@ -75,6 +76,13 @@ impl Rule {
         self.meta(MetaType::NfProto, family.number)
     }
 
+    /// Goes on with IPv6 packets from link-local addresses.
+    pub(super) fn link_local(self) -> Self {
+        let rule = self.text("ip6 saddr fe80::/64").family(&V6);
+        let rule = rule.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, V6.source_offset, 8);
+        rule.compare(CmpOp::Eq, [0xfe, 0x80, 0, 0, 0, 0, 0, 0])
+    }
+
     /// Loads the source address.
     pub(super) fn source(self, family: &Family) -> Self {
         self.payload(sys::NFT_PAYLOAD_NETWORK_HEADER, family.source_offset, family.source_length)
@@ -95,6 +103,53 @@ impl Rule {
     /// Loads metadata of the packet and goes on where it is `value`.
     pub(super) fn meta(self, key: MetaType, value: u8) -> Self {
         self.expression(Meta::new(key)).compare(CmpOp::Eq, [value])
+    }
+
+    /// Goes on with packets of the interfaces that the set of them holds, where only they count.
+    pub(super) fn on_monitored(self, named_interfaces: bool) -> Self {
+        if !named_interfaces {
+            return self;
+        }
+        self.text("iif @trap_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::TrapInterfaces)
+    }
+
+    /// Goes on with TCP segments whose flags under `mask` are `flags`, or with `how` are not.
+    pub(super) fn tcp_flags(self, mask: u8, how: CmpOp, flags: u8) -> Self {
+        let names = |bits: u8| {
+            let all = [(1, "fin"), (2, "syn"), (4, "rst"), (16, "ack")];
+            all.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect::<Vec<_>>().join(" | ")
+        };
+        let sign = if how == CmpOp::Neq { "!=" } else { "==" };
+        let value = match names(flags).as_str() {
+            "" => "0".to_owned(),
+            several if several.contains('|') => format!("({several})"),
+            one => one.to_owned(),
+        };
+        let rule = self.text(format_args!("tcp flags & ({}) {sign} {value}", names(mask)));
+        let rule = rule.meta(MetaType::L4Proto, TCP).payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1);
+        rule.mask([mask]).compare(how, [flags])
+    }
+
+    /// Goes on with packets to a trapped TCP port, or with `inverted` to another one.
+    pub(super) fn trapped_port(self, inverted: bool) -> Self {
+        let rule = self.text(if inverted { "tcp dport != @trapped" } else { "tcp dport @trapped" });
+        let rule = rule.port(DESTINATION);
+        if inverted { rule.lookup_inverted(Set::Trapped) } else { rule.lookup(Set::Trapped) }
+    }
+
+    /// Loads source and destination port of a packet of this version and protocol, the port right behind the source.
+    pub(super) fn source_and_port(self, family: &Family, protocol: u8) -> Self {
+        self.meta(MetaType::L4Proto, protocol).target(family).port_behind(family, DESTINATION)
+    }
+
+    /// Loads a port right behind the address that was loaded.
+    pub(super) fn port_behind(self, family: &Family, offset: u32) -> Self {
+        self.raw("payload", |payload| {
+            payload.put_u32(sys::NFTA_PAYLOAD_DREG, family.next_register);
+            payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_TRANSPORT_HEADER);
+            payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, offset);
+            payload.put_u32(sys::NFTA_PAYLOAD_LEN, 2);
+        })
     }
 
     /// Loads bytes of the packet.
@@ -192,9 +247,14 @@ impl Rule {
             VerdictKind::Accept => "accept",
             VerdictKind::Drop => "drop",
             VerdictKind::Jump { chain } => &format!("jump {chain}"),
+            VerdictKind::Goto { chain } => &format!("goto {chain}"),
             _ => "return",
         };
         self.text(text).expression(Immediate::new_verdict(kind))
+    }
+
+    pub(super) fn goto(self, chain: &str) -> Self {
+        self.verdict(VerdictKind::Goto { chain: chain.to_owned() })
     }
 
     pub(super) fn jump(self, chain: &str) -> Self {
@@ -206,6 +266,11 @@ fn put_expression(expression: &mut Attributes<'_>, name: &str, fill: impl FnOnce
     expression.put_text(sys::NFTA_EXPR_NAME, name);
     expression.nest(sys::NFTA_EXPR_DATA, fill);
 }
+
+/// IPPROTO_TCP.
+pub(super) const TCP: u8 = 6;
+/// Offset of the destination port in the header of TCP and of UDP.
+pub(super) const DESTINATION: u32 = 2;
 
 /// Addresses and their types, as nft and the kernel have them: flags of the expression, RTN_LOCAL and RTN_UNICAST.
 pub(super) const SOURCE_ADDRESS: (&str, u32) = ("saddr", sys::NFTA_FIB_F_SADDR);
@@ -234,6 +299,12 @@ impl Limit {
         Self { packets, seconds, burst, flags: sys::NFT_LIMIT_F_INV, text }
     }
 
+    /// Matches what is above `packets` in all, for an element that does not live long: no unit of nft's is longer than a week,
+    /// and what that gives back only forgives more.
+    pub(super) fn over_in_all(packets: u32) -> Self {
+        Self::over(1, 604_800, packets, "1/week")
+    }
+
     fn put(&self, fields: &mut Attributes<'_>) {
         fields.put_u64(sys::NFTA_LIMIT_RATE, self.packets);
         fields.put_u64(sys::NFTA_LIMIT_UNIT, self.seconds);
@@ -255,5 +326,11 @@ impl Span {
     pub(super) fn new(expiry: Expiry) -> Option<Self> {
         let Expiry::After(span) = expiry else { return None };
         timeout(expiry).map(|millis| Self { millis, text: humantime::format_duration(span).to_string() })
+    }
+
+    /// Of parts of a second, too.
+    pub(super) fn brief(span: Duration) -> Self {
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self { millis, text: humantime::format_duration(span).to_string() }
     }
 }

@@ -4,11 +4,12 @@ use rustables::expr::{CmpOp, IcmpCode, MetaType, Reject, RejectType, VerdictKind
 use rustables::sys;
 
 use super::family::{V4, V6};
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule};
+use super::hold_rules;
+use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, TCP};
 use super::set::Set;
 use super::spec::{Action, RulesetSpec};
 use super::table::{CHAIN, REFUSE, refuses};
-use super::trap_rules::{TCP, trap_rules};
+use super::trap_rules::trap_rules;
 
 /// All rules.
 pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
@@ -38,6 +39,9 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     ];
     if spec.wide {
         rules.extend([V4, V6].map(|family| refuse(rule().source_in(&family, family.networks))));
+    }
+    if let Some(trap) = spec.trap.filter(|trap| trap.hold.is_some()) {
+        rules.extend(hold_rules::early_rules(&trap));
     }
     rules
 }

@@ -54,6 +54,22 @@ pub enum Set {
     TrapBanned,
     /// The same for IPv6, by /64.
     TrapBanned6,
+    /// Held sources: their SYNs are dropped. This and all below only in a table with [`Trap::hold`].
+    Held,
+    /// The same for IPv6, by /64, and link-local addresses.
+    Held6,
+    /// Sources and the TCP ports that they probed within the last seconds.
+    HeldPorts,
+    /// The same for IPv6.
+    HeldPorts6,
+    /// Sources that were held within the window, and how often they still may be.
+    HoldCounts,
+    /// The same for IPv6.
+    HoldCounts6,
+    /// The same within the last seconds, for sources that find no room there.
+    HoldRecent,
+    /// The same for IPv6.
+    HoldRecent6,
 }
 
 /// What each set is, in the order in which they are made: name, the part of the table that needs it, key, flags, and size.
@@ -61,7 +77,7 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 20] = [
+const DEFINITIONS: [(Set, Definition); 28] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -88,6 +104,16 @@ const DEFINITIONS: [(Set, Definition); 20] = [
     // When it is full, the kernel blocks no source until the sensor has looked.
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(8_192))),
     (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(8_192))),
+    // Room for 20,000 new sources a second: of 900 ms until they are cleared away (at most a second later), and of ten seconds.
+    (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
+    (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),
+    (Set::HeldPorts, define("held_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(262_144))),
+    (Set::HeldPorts6, define("held_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(262_144))),
+    // No size carries a flood for a whole window: the sources without room are counted for ten seconds instead.
+    (Set::HoldCounts, define("hold_counts", Part::Hold, IPV4, TIMED, Some(65_536))),
+    (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
+    (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
+    (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
 ];
 
 /// The part of a table that needs a set.
@@ -98,6 +124,7 @@ enum Part {
     Trap,
     TrapTcp,
     TrapUdp,
+    Hold,
 }
 
 #[derive(Clone, Copy)]
@@ -152,12 +179,14 @@ impl Set {
             Part::Trap => spec.trap.is_some(),
             Part::TrapTcp => spec.trap.is_some_and(|trap| trap.tcp),
             Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),
+            Part::Hold => spec.trap.is_some_and(|trap| trap.hold.is_some()),
         };
         DEFINITIONS.into_iter().filter(move |(_, definition)| needed(definition.part)).map(|(set, _)| set)
     }
 
-    /// The sets in which such a trap remembers probes, sources and its own bans.
+    /// The sets in which such a trap remembers probes, sources and its own bans. What bounds the holds is not among them.
     pub(crate) fn trap_memory(trap: Trap) -> impl Iterator<Item = Self> {
+        let trap = Trap { hold: None, ..trap };
         let own_use = |set: &Self| matches!(set, Self::Outbound | Self::Answered | Self::Answered6);
         let timed = move |set: &Self| set.definition().flags == TIMED && !own_use(set);
         let sets = Self::all_of(&RulesetSpec { trap: Some(trap), ..RulesetSpec::default() });

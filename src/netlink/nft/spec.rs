@@ -32,7 +32,7 @@ pub struct Trap {
     pub udp: bool,
     /// Distinct ports that are forgiven, 0 to 15; 0: the first touch blocks.
     pub forgiven: u8,
-    /// How long a touched port counts. Of no meaning where none is forgiven.
+    /// How long a touched port and a hold count. Of no meaning where none is forgiven and none is held.
     pub window: Duration,
     /// How long a ban lasts.
     pub expiry: Expiry,
@@ -42,6 +42,17 @@ pub struct Trap {
     pub nat64: [Option<u64>; MAX_NAT64],
     /// Whether only the interfaces count that the set of them holds.
     pub named_interfaces: bool,
+    /// How long a source is held when it probes a TCP port that is new for it: its SYNs to this host are dropped. In tenths
+    /// of a second, so that it is whole in the kernel's clock whatever that is; only with [`Trap::tcp`].
+    pub hold: Option<Duration>,
+}
+
+impl RulesetSpec {
+    /// The same table with a trap that holds no source.
+    #[must_use]
+    pub fn without_hold(self) -> Self {
+        Self { trap: self.trap.map(|trap| Trap { hold: None, ..trap }), ..self }
+    }
 }
 
 impl Default for RulesetSpec {

@@ -19,6 +19,14 @@ pub const TRAP: &str = "trap";
 pub(super) const TRAP_TOUCH: &str = "trap_touch";
 /// Blocks a source that probed too many ports.
 pub(super) const TRAP_BAN: &str = "trap_ban";
+/// Holds a source that probes a port which is new for it.
+pub(super) const TRAP_HOLD: &str = "trap_hold";
+/// Holds a source unless it is held already, or was as often as it may be.
+pub(super) const TRAP_HOLD_NEW: &str = "trap_hold_new";
+/// Drops the SYNs of held sources.
+pub(crate) const TRAP_HELD: &str = "trap_held";
+/// Counts the packets of sources that are not held because a set is full.
+pub(crate) const TRAP_FULL: &str = "trap_full";
 /// Records what this host's own stack sends from trapped ports: they are in use.
 pub(super) const TRAP_ASKED: &str = "trap_asked";
 
@@ -26,6 +34,8 @@ pub(super) const TRAP_ASKED: &str = "trap_asked";
 pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let mut chains = vec![CHAIN];
     chains.extend(refuses(spec).then_some(REFUSE));
+    let holds = spec.trap.is_some_and(|trap| trap.hold.is_some());
+    chains.extend(holds.then_some([TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD]).into_iter().flatten());
     chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP, TRAP_ASKED]).into_iter().flatten());
     chains
 }

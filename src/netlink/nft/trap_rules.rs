@@ -8,11 +8,12 @@
 
 use std::time::Duration;
 
-use rustables::expr::{CmpOp, Meta, MetaType, VerdictKind};
+use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
 
 use super::family::{Family, V4, V6};
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, Span, UNICAST};
+use super::hold_rules;
+use super::rule::{DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, Span, TCP, UNICAST};
 use super::set::Set;
 use super::spec::Trap;
 use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
@@ -26,23 +27,32 @@ struct Transport {
     probed: fn(&Family) -> Set,
 }
 
-/// IPPROTO_TCP and IPPROTO_UDP.
-pub(super) const TCP: u8 = 6;
+/// IPPROTO_UDP.
 const UDP: u8 = 17;
 
 /// The rules of its chains.
 pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
-    let entries = [trap.tcp.then(|| tcp_entry(trap)), trap.udp.then(|| udp_entry(trap))];
-    let answers = [V4, V6].into_iter().filter(|_| trap.tcp).map(|family| answered(&family));
-    let rules = ban_rules(trap).into_iter().chain(probe_rules(trap)).chain(entries.into_iter().flatten());
-    rules.chain(answers).chain(trap.udp.then(outbound)).collect()
+    let mut rules = ban_rules(trap);
+    rules.extend(probe_rules(trap));
+    if trap.tcp {
+        rules.push(tcp_entry(trap, (0x17, 0x02)));
+    }
+    if let Some(length) = trap.hold {
+        rules.extend(hold_rules::ILLEGAL.map(|flags| tcp_entry(trap, flags)));
+        rules.extend(hold_rules::late_rules(trap));
+        rules.extend(hold_rules::hold_rules(trap, length));
+    }
+    if trap.udp {
+        rules.push(udp_entry(trap));
+    }
+    rules.extend([V4, V6].into_iter().filter(|_| trap.tcp).map(|family| answered(&family)));
+    rules.extend(trap.udp.then(outbound));
+    rules
 }
 
-/// Selects the segments that are probes at all.
-fn tcp_entry(trap: &Trap) -> Rule {
-    let rule = entry(trap).text("tcp flags & (fin | syn | rst | ack) == syn tcp dport @trapped");
-    let rule = rule.meta(MetaType::L4Proto, TCP).payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1);
-    to_this_host(rule.mask([0x17]).compare(CmpOp::Eq, [0x02]).port(DESTINATION).lookup(Set::Trapped))
+/// Selects segments with these flags under this mask, as far as they are probes at all.
+fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
+    to_this_host(entry(trap).tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false))
 }
 
 /// Selects the datagrams that are: those that are no answers.
@@ -53,11 +63,7 @@ fn udp_entry(trap: &Trap) -> Rule {
 }
 
 fn entry(trap: &Trap) -> Rule {
-    let rule = Rule::new(TRAP);
-    if !trap.named_interfaces {
-        return rule;
-    }
-    rule.text("iif @trap_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::TrapInterfaces)
+    Rule::new(TRAP).on_monitored(trap.named_interfaces)
 }
 
 /// Goes on with what is for this host alone, to an address of its own, from one that could be answered and is not its own.
@@ -74,15 +80,10 @@ fn to_this_host(rule: Rule) -> Rule {
 /// Records which peers a socket of this host has answered: a listener that lives for milliseconds is in no socket table when
 /// the sensor looks, and only this hook tells its SYN/ACK from one that is forwarded.
 fn answered(family: &Family) -> Rule {
-    let text = format!(
-        "meta nfproto {} tcp flags & (fin | syn | rst | ack) == (syn | ack) tcp sport @trapped",
-        if family.is_masked { "ipv6" } else { "ipv4" }
-    );
-    let rule = Rule::new(TRAP_ASKED).text(text).family(family).meta(MetaType::L4Proto, TCP);
-    let rule = rule.payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1).mask([0x17]).compare(CmpOp::Eq, [0x12]);
-    let rule = rule.port(SOURCE).lookup(Set::Trapped);
-    let rule = rule.payload(NETWORK, family.destination_offset, family.source_length);
-    let rule = port_behind(rule, family, SOURCE);
+    let version = if family.is_masked { "meta nfproto ipv6" } else { "meta nfproto ipv4" };
+    let rule = Rule::new(TRAP_ASKED).text(version).family(family).tcp_flags(0x17, CmpOp::Eq, 0x12);
+    let rule = rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped);
+    let rule = rule.payload(NETWORK, family.destination_offset, family.source_length).port_behind(family, SOURCE);
     let key = format!("{} daddr . tcp sport", family.name);
     rule.add(family.answered, &key, Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
 }
@@ -102,7 +103,7 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
     rules.extend(source_rules());
     let configured = trap.nat64.iter().flatten().map(|upper| upper.to_be_bytes());
-    rules.extend(LEFT_TO_DAEMON.into_iter().chain(configured).map(|upper| {
+    rules.extend([NAT64].into_iter().chain(configured).map(|upper| {
         let first = u128::from(u64::from_be_bytes(upper)) << 64;
         let text = format!("ip6 saddr {}/64", std::net::Ipv6Addr::from_bits(first));
         rule().text(text).family(&V6).payload(NETWORK, V6.source_offset, 8).compare(CmpOp::Eq, upper)
@@ -116,15 +117,17 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
         rule.compare(CmpOp::Eq, [transparent])
     }));
     rules.extend(fragment_rules());
+    let hold = trap.hold.into_iter().flat_map(|_| hold_rules::probe_rules());
+    let rules = returning(rules).chain(hold).chain([rule().link_local().verdict(VerdictKind::Return)]);
     if trap.forgiven == 0 {
-        return returning(rules).chain([rule().jump(TRAP_BAN)]).collect();
+        return rules.chain([rule().jump(TRAP_BAN)]).collect();
     }
     let protocols = [
         (trap.tcp, Transport { name: "tcp", number: TCP, probed: |family| family.probed_tcp }),
         (trap.udp, Transport { name: "udp", number: UDP, probed: |family| family.probed_udp }),
     ];
     let counted = protocols.iter().filter(|(counts, _)| *counts);
-    returning(rules).chain(counted.flat_map(|(_, protocol)| count_rules(trap, protocol))).collect()
+    rules.chain(counted.flat_map(|(_, protocol)| count_rules(trap, protocol))).collect()
 }
 
 fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
@@ -184,18 +187,7 @@ fn count_rules(trap: &Trap, protocol: &Transport) -> Vec<Rule> {
 
 /// Loads source and port of a packet of this version and protocol, the port right behind the source.
 fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
-    let rule = rule.family(family).meta(MetaType::L4Proto, protocol.number).target(family);
-    port_behind(rule, family, DESTINATION)
-}
-
-/// Loads a port right behind the address that was loaded.
-fn port_behind(rule: Rule, family: &Family, offset: u32) -> Rule {
-    rule.raw("payload", |payload| {
-        payload.put_u32(sys::NFTA_PAYLOAD_DREG, family.next_register);
-        payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_TRANSPORT_HEADER);
-        payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, offset);
-        payload.put_u32(sys::NFTA_PAYLOAD_LEN, 2);
-    })
+    rule.family(family).source_and_port(family, protocol.number)
 }
 
 /// Blocks a source that probed too many ports.
@@ -217,11 +209,12 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
 }
 
 /// The /64s that many hosts share, so that the kernel may ban none of them as a whole: link-local and NAT64.
-pub(super) const LEFT_TO_DAEMON: [[u8; 8]; 2] = [[0xfe, 0x80, 0, 0, 0, 0, 0, 0], [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0]];
+pub(super) const LEFT_TO_DAEMON: [[u8; 8]; 2] = [[0xfe, 0x80, 0, 0, 0, 0, 0, 0], NAT64];
+/// 64:ff9b::/64 (RFC 6052).
+const NAT64: [u8; 8] = [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0];
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
-/// Offsets of the ports in the header of TCP and of UDP.
+/// Offset of the source port in the header of TCP and of UDP.
 const SOURCE: u32 = 0;
-const DESTINATION: u32 = 2;
 /// How long the kernel remembers a source that it blocked: many times as long as the sensor takes to look.
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// The period of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.

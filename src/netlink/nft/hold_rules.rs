@@ -1,0 +1,112 @@
+//! The rules that hold a source: when it probes a closed TCP port that is new for it, its SYNs to this host are dropped for a
+//! little less than a second, whatever their port. So a scanner learns nothing before it is banned, and a source whose address
+//! was forged loses nothing that TCP does not send again. nft/portsentry-trap.nft says what each rule is for.
+//!
+//! Nothing here asks connection tracking: one such expression switches it on for the whole network namespace.
+//!
+//! Read with: the kernel's net/netfilter/nft_dynset.c, nft_limit.c.
+
+use std::time::Duration;
+
+use rustables::expr::{CmpOp, MetaType, VerdictKind};
+use rustables::sys;
+
+use super::family::{Family, LINK_LOCAL, V4, V6};
+use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, Span, TCP};
+use super::set::Set;
+use super::spec::Trap;
+use super::table::{CHAIN, TRAP, TRAP_FULL, TRAP_HELD, TRAP_HOLD, TRAP_HOLD_NEW, TRAP_TOUCH};
+
+/// The rules of its own chains.
+pub(super) fn hold_rules(trap: &Trap, length: Duration) -> Vec<Rule> {
+    let full = |chain| Rule::new(chain).jump(TRAP_FULL);
+    let mut rules: Vec<Rule> = KINDS.iter().flat_map(new_port_rules).collect();
+    rules.push(full(TRAP_HOLD));
+    rules.extend(KINDS.iter().flat_map(|family| source_rules(trap, length, family)));
+    rules.extend([full(TRAP_HOLD_NEW), Rule::new(TRAP_FULL).counter()]);
+    rules.extend(
+        [V4, V6].map(|family| Rule::new(TRAP_HELD).source_in(&family, family.allowed).verdict(VerdictKind::Return)),
+    );
+    let drop = Rule::new(TRAP_HELD).address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).counter();
+    rules.push(drop.verdict(VerdictKind::Drop));
+    rules
+}
+
+/// Those before address translation: for ports that are open or published, and not trapped.
+pub(super) fn early_rules(trap: &Trap) -> [Rule; 3] {
+    held(CHAIN, trap, true)
+}
+
+/// Those after a probe of a trapped port was counted.
+pub(super) fn late_rules(trap: &Trap) -> [Rule; 3] {
+    held(TRAP, trap, false)
+}
+
+/// Those that hold the source of a packet to a trapped port, and drop flags that no TCP stack sends: a port that is closed
+/// would answer them with a reset, and an open one would not.
+pub(super) fn probe_rules() -> [Rule; 2] {
+    let rule = || Rule::new(TRAP_TOUCH);
+    let hold = rule().text("meta l4proto tcp").meta(MetaType::L4Proto, TCP).jump(TRAP_HOLD);
+    let illegal = rule().tcp_flags(FIN | SYN | RST | ACK, CmpOp::Neq, SYN).counter();
+    [hold, illegal.verdict(VerdictKind::Drop)]
+}
+
+/// Flags that no TCP stack sends: none of those of which each segment has one, or SYN with FIN or RST.
+pub(super) const ILLEGAL: [(u8, u8); 3] = [(SYN | RST | ACK, 0), (FIN | SYN, FIN | SYN), (SYN | RST, SYN | RST)];
+
+fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
+    [V4, V6, LINK_LOCAL].map(|family| {
+        let rule =
+            Rule::new(chain).on_monitored(trap.named_interfaces).tcp_flags(FIN | SYN | RST | ACK, CmpOp::Eq, SYN);
+        let rule = rule.text(format_args!("{} @{}", family.target, family.held.name()));
+        rule.family(&family).target(&family).lookup(family.held).trapped_port(inverted).jump(TRAP_HELD)
+    })
+}
+
+/// Starts a rule for sources of this kind.
+fn of_kind(chain: &'static str, family: &Family) -> Rule {
+    let rule = Rule::new(chain);
+    if family.held == V6.held && !family.is_masked { rule.link_local() } else { rule.family(family) }
+}
+
+/// Ends at a port that the source probed a moment ago: a SYN that is sent again finds the port closed.
+fn new_port_rules(family: &Family) -> [Rule; 2] {
+    let key = format!("{} . tcp dport", family.target);
+    let rule = || of_kind(TRAP_HOLD, family);
+    let known = rule().text(format_args!("{key} @{}", family.held_ports.name())).source_and_port(family, TCP);
+    let add = rule().source_and_port(family, TCP);
+    let add = add.add(family.held_ports, &key, Some(Span::brief(RECENT)), None, sys::NFT_DYNSET_OP_ADD);
+    [known.lookup(family.held_ports).verdict(VerdictKind::Return), add.goto(TRAP_HOLD_NEW)]
+}
+
+/// Holds a source that is counted, in one set or the other, and is not above the bound. The kernel evaluates the limit of an
+/// element also where the element is looked up: only that it is missing can be asked without counting.
+fn source_rules(trap: &Trap, length: Duration, family: &Family) -> [Rule; 5] {
+    let rule = || of_kind(TRAP_HOLD_NEW, family);
+    let add = |rule: Rule, set: Set, span, limit, operation| {
+        rule.target(family).add(set, family.target, Some(span), limit, operation).verdict(VerdictKind::Return)
+    };
+    let count = |rule, set, span| add(rule, set, span, Some(Limit::over_in_all(MAX_HOLDS)), sys::NFT_DYNSET_OP_UPDATE);
+    let missing = |rule: Rule, set: Set| {
+        rule.text(format_args!("{} != @{}", family.target, set.name())).target(family).lookup_inverted(set)
+    };
+    let held = rule().text(format_args!("{} @{}", family.target, family.held.name())).target(family);
+    [
+        held.lookup(family.held).verdict(VerdictKind::Return),
+        count(rule(), family.hold_counts, Span::brief(trap.window)),
+        count(missing(rule(), family.hold_counts), family.hold_recent, Span::brief(RECENT)),
+        missing(missing(rule(), family.hold_counts), family.hold_recent).goto(TRAP_FULL),
+        add(rule(), family.held, Span::brief(length), None, sys::NFT_DYNSET_OP_ADD),
+    ]
+}
+
+/// Link-local addresses before the /64 that they are in.
+const KINDS: [Family; 3] = [V4, LINK_LOCAL, V6];
+/// How often a source is held within a window; of at most 900 ms that is less than 15 seconds.
+pub const MAX_HOLDS: u32 = 16;
+/// How long a port is known: longer than a SYN is sent again, after 1, 3 and 7 seconds.
+const RECENT: Duration = Duration::from_secs(10);
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;

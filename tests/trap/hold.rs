@@ -1,0 +1,306 @@
+//! Sources that the kernel holds: their SYNs to this host are dropped for a moment after they probed a closed port.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness};
+
+use crate::Protocol::Tcp;
+use crate::banned_at_last;
+
+/// Longer than a hold, and shorter than a SYN is sent again a second time.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+fn nft(lab: &Lab, command: &str) {
+    lab.run("victim", "nft", &[command]);
+}
+
+/// Holds an address for as long as a test needs: the rules do not know how long that is.
+fn hold(lab: &Lab, address: impl Into<IpAddr>) {
+    let address = address.into();
+    let set = if address.is_ipv4() { "held" } else { "held6" };
+    nft(lab, &format!("add element inet portsentry {set} {{ {address} timeout 1h }}"));
+}
+
+fn release_all(lab: &Lab) {
+    nft(lab, "flush set inet portsentry held; flush set inet portsentry held6");
+}
+
+/// The packets that the rules of a chain have counted.
+fn packets(lab: &Lab, chain: &str) -> u64 {
+    let text = lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", chain]);
+    let counts = text.split("counter packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    counts.sum()
+}
+
+/// Was this source ever held?
+fn was_held(lab: &Lab, address: impl Into<IpAddr>) -> bool {
+    let address = address.into();
+    let set = if address.is_ipv4() { "hold_counts" } else { "hold_counts6" };
+    lab.set_text(set).contains(&address.to_string())
+}
+
+/// Has the kernel ban no source, while the program stands still.
+fn without_bans(lab: &Lab) {
+    nft(lab, "insert rule inet portsentry trap_ban return");
+}
+
+/// How a connection from a host ends: as an error of its own, or none.
+fn connect(lab: &Lab, host: &str, target: IpAddr, port: u16, patience: Duration) -> Option<ErrorKind> {
+    lab.inside(host, || TcpStream::connect_timeout(&SocketAddr::new(target, port), patience).err().map(|e| e.kind()))
+}
+
+#[test]
+fn probe_holds_its_source_for_a_moment() {
+    let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[80]);
+    lab.victim_ip("addr add fe80::77/64 dev other nodad");
+    let daemon = Tcp.start(&lab, "");
+    assert!(lab.succeed(&["status"]).contains("sources are held for 900 ms"));
+    let ends: [(IpAddr, IpAddr); 2] = [
+        (lab.v4("other").into(), lab.victim_v4("other").into()),
+        (lab.v6("other").into(), lab.victim_v6("other").into()),
+    ];
+    for (source, target) in ends {
+        let before = packets(&lab, "trap_held");
+        lab.touch("other", source, target, &[901]);
+        eventually("the SYN is dropped after it was counted", || packets(&lab, "trap_held") > before);
+        // The SYN is sent again after a second, and is no new probe.
+        let refused = connect(&lab, "other", target, 902, TIMEOUT);
+        assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{source}");
+        assert!(lab.is_served("other", target, 80, TIMEOUT));
+    }
+    assert!(was_held(&lab, lab.v4("other")) && was_held(&lab, lab.v6_network("other")));
+    let neighbour: IpAddr = "fe80::2".parse().unwrap();
+    lab.wire("other").send(&raw::tcp(neighbour, "fe80::77".parse().unwrap(), 901, raw::SYN));
+    eventually("a link-local address is held by itself", || was_held(&lab, neighbour));
+    eventually("holds end", || lab.set("held").is_empty() && lab.set("held6").is_empty());
+    let explained = lab.succeed(&["explain", &lab.v4("other").to_string()]);
+    assert!(explained.contains("at most 16 times in 30m"), "{explained}");
+    assert!(explained.contains("its last new port was"), "{explained}");
+    eventually("the dropped SYNs are among the metrics", || lab.ask(&["status"])["trap"]["held"].as_u64() > Some(1));
+    assert_eq!(lab.ask(&["status"])["trap"]["hold_full"], 0);
+    assert!(banned_at_last(&lab).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn held_source_reaches_no_port_of_host() {
+    let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[80]);
+    let neighbour = lab.add_neighbour("other");
+    let daemon = Tcp.start(&lab, &format!("[allow]\nnetworks = [\"{neighbour}/128\"]\n"));
+    let (v4, v6) = (IpAddr::from(lab.victim_v4("other")), IpAddr::from(lab.victim_v6("other")));
+    let listener = lab.inside("victim", || TcpListener::bind((v4, 8_080)).unwrap());
+    let mut client = lab.inside("other", || TcpStream::connect((v4, 8_080)).unwrap());
+    let (mut server, _) = listener.accept().unwrap();
+    hold(&lab, lab.v4("other"));
+    hold(&lab, lab.v6_network("other"));
+    for (target, port) in [(v4, 80), (v4, 901), (v4, 8_080), (v4, 113), (v6, 80), (v6, 901)] {
+        let ended = lab.inside("other", || {
+            // From the address that is held, not from the allowed one.
+            let source = if target.is_ipv4() { IpAddr::from(lab.v4("other")) } else { lab.v6("other").into() };
+            connect_from(source, SocketAddr::new(target, port))
+        });
+        assert_eq!(ended, Some(ErrorKind::TimedOut), "{target} {port}");
+    }
+    let allowed = lab.inside("other", || connect_from(neighbour.into(), SocketAddr::new(v6, 80)));
+    assert_eq!(allowed, None, "an allowed address of a /64 that is held");
+    client.write_all(b"question").unwrap();
+    let mut heard = [0; 8];
+    server.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"question", "an established connection");
+    server.write_all(b"response").unwrap();
+    client.read_exact(&mut heard).unwrap();
+    release_all(&lab);
+    assert!(lab.is_served("other", v4, 80, TIMEOUT) && lab.is_served("other", v6, 80, TIMEOUT));
+    daemon.stop();
+}
+
+/// A connection from this address: none, or how it ended.
+fn connect_from(source: IpAddr, target: SocketAddr) -> Option<ErrorKind> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::new(source, 0)).unwrap();
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE)).unwrap();
+    connect(&socket, &target).err().map(|errno| match errno {
+        rustix::io::Errno::CONNREFUSED => ErrorKind::ConnectionRefused,
+        rustix::io::Errno::INPROGRESS | rustix::io::Errno::AGAIN => ErrorKind::TimedOut,
+        other => panic!("{other}"),
+    })
+}
+
+/// A router with a container: what it publishes is this host's, what it forwards is not.
+#[test]
+fn published_port_is_held_forwarded_not() {
+    let lab = Lab::new(&["other", "container"]);
+    let daemon = Tcp.start(&lab, "[tcp]\nadvanced_exclude = \"8080,113,139\"\n");
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
+    let rules = format!(
+        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat prerouting iif other ip daddr {target} tcp dport 8080 dnat to {container}:80"
+    );
+    nft(&lab, &rules);
+    let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
+    let try_both = || [(container, 80), (target, 8_080)].map(|(ip, port)| connect(&lab, "other", ip, port, PATIENCE));
+    assert_eq!(try_both(), [None, None]);
+    hold(&lab, lab.v4("other"));
+    assert_eq!(try_both(), [None, Some(ErrorKind::TimedOut)]);
+    release_all(&lab);
+    assert_eq!(try_both(), [None, None]);
+    daemon.stop();
+}
+
+/// Forged SYNs to ever new ports, each after the hold before it has ended. Above the ceilings no ban ends them.
+#[test]
+fn source_is_held_sixteen_times_and_no_more() {
+    let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Tcp.start(&lab, "[trap]\nhold = \"100ms\"\n");
+    let ends: [(IpAddr, IpAddr); 2] = [
+        (lab.v4("other").into(), lab.victim_v4("other").into()),
+        (lab.v6("other").into(), lab.victim_v6("other").into()),
+    ];
+    let mut wire = lab.wire("other");
+    daemon.frozen(|| {
+        without_bans(&lab);
+        for (source, target) in ends {
+            let before = packets(&lab, "trap_held");
+            for port in 901..941 {
+                wire.send(&raw::tcp(source, target, port, raw::SYN));
+                std::thread::sleep(Duration::from_millis(130));
+            }
+            assert_eq!(packets(&lab, "trap_held") - before, 16, "{source}");
+            assert!(lab.is_served("other", target, 80, TIMEOUT));
+        }
+        assert_eq!(packets(&lab, "trap_full"), 0);
+    });
+    daemon.stop();
+}
+
+/// Adds so many elements to a set; keys in the order of their numbers.
+fn fill(lab: &Lab, set: &str, count: u32, port: &str) {
+    let mut text = String::new();
+    for number in 0..count {
+        let [_, b, c, d] = number.to_be_bytes();
+        let separator = if number % 4_096 == 0 { "}\nadd element inet portsentry SET {" } else { "," };
+        let _ = write!(text, "{}11.{b}.{c}.{d}{port} timeout 1h", separator.replace("SET", set));
+    }
+    let text = format!("{}}}\n", text.trim_start_matches("}\n"));
+    let file = lab.write("fill.nft", &text);
+    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+}
+
+#[test]
+fn full_memory_of_trap_ends_no_hold() {
+    let lab = Lab::new(&["other", "second"]);
+    let daemon = Tcp.start(&lab, "");
+    daemon.frozen(|| {
+        fill(&lab, "touched", 131_072, " . 901");
+        fill(&lab, "suspects", 65_536, "");
+        // Without room for the window, holds are counted for ten seconds.
+        fill(&lab, "hold_counts", 65_536, "");
+        for (number, host) in (1..).zip(["other", "second"]) {
+            lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &[901]);
+            eventually("the SYN is dropped", || packets(&lab, "trap_held") == number);
+        }
+        assert!(!was_held(&lab, lab.v4("other")) && lab.set("suspects").len() == 65_536);
+        assert_eq!(packets(&lab, "trap_full"), 0);
+    });
+    daemon.stop();
+}
+
+#[test]
+fn full_set_of_held_sources_is_said() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Tcp.start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
+    fill(&lab, "held", 65_536, "");
+    let target = lab.victim_v4("other").into();
+    assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
+    eventually("status says it", || lab.succeed(&["status"]).contains("1 packets passed because a set was full"));
+    let metrics = lab.inside("victim", || {
+        let mut stream = TcpStream::connect("127.0.0.1:9777").unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert!(metrics.contains("portsentry_hold_full_total 1.0"), "{metrics}");
+    daemon.stop();
+}
+
+/// Where nothing is blocked, nothing is held; nor before an operator has confirmed.
+#[test]
+fn nothing_is_held_where_nothing_is_blocked() {
+    for (text, arguments) in [
+        ("[trap]\nhold = \"0s\"\n", vec![]),
+        ("[tcp]\nblock = false\n", vec![]),
+        ("", vec!["--log-only"]),
+        ("", vec!["--confirm", "1h"]),
+    ] {
+        let lab = Lab::new(&["other"]);
+        let daemon = Daemon::start_configured(&lab, text, &arguments);
+        assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("held"), "{text} {arguments:?}");
+        assert!(!lab.succeed(&["status"]).contains("are held"));
+        assert_eq!(lab.ask(&["explain", "192.0.2.7"])["held"], serde_json::Value::Null);
+        let target = lab.victim_v4("other").into();
+        assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
+        if arguments.len() == 2 {
+            lab.reload("expire = \"2h\"\n");
+            assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("held"), "a reload is no confirmation");
+            lab.succeed(&["confirm"]);
+            let holds = || lab.run("victim", "nft", &["list", "ruleset"]).contains("timeout 900ms");
+            eventually("sources are held from now on", holds);
+        }
+        daemon.stop();
+    }
+}
+
+/// NULL, FIN, XMAS, SYN with FIN, SYN with RST, and all of them.
+const ILLEGAL: [u16; 6] = [0, raw::FIN, 0x29, raw::SYN | raw::FIN, raw::SYN | raw::RST, 0x3f];
+
+#[test]
+fn illegal_flags_are_dropped_and_hold_source() {
+    let lab = Lab::new(&["other"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Tcp.start(&lab, "");
+    let sources = lab.add_addresses("other", 101..107);
+    let target = lab.victim_v4("other").into();
+    let mut wire = lab.wire("other");
+    daemon.frozen(|| {
+        for flags in ILLEGAL {
+            // To an open port: no concern of the trap.
+            wire.send(&raw::tcp(lab.v4("other").into(), target, 80, flags));
+        }
+        for (source, flags) in sources.iter().zip(ILLEGAL) {
+            wire.send(&raw::tcp((*source).into(), target, 901, flags));
+            eventually("the source is held", || was_held(&lab, *source));
+        }
+        assert_eq!(packets(&lab, "trap_touch"), 6, "dropped, and so not answered");
+        assert!(!was_held(&lab, lab.v4("other")));
+        assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty(), "the program bans, not the kernel");
+    });
+    let banned: Vec<IpAddr> = sources.iter().map(|source| IpAddr::from(*source)).collect();
+    eventually("the program bans them all", || banned.iter().all(|source| lab.banned().contains(source)));
+    daemon.stop();
+}
+
+/// What a client notices that asks a closed port: it is refused when its SYN is sent again.
+#[test]
+fn refusal_comes_with_the_second_syn() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Tcp.start(&lab, "");
+    let target = lab.victim_v4("other").into();
+    let begin = std::time::Instant::now();
+    assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(900), "{took:?}");
+    assert!(took < Duration::from_secs(3) * slowness(), "not held again: {took:?}");
+    daemon.stop();
+}
