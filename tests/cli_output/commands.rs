@@ -69,6 +69,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "protected",
             "blocked",
             "logged",
+            "held",
             "strikes",
             "suspected",
             "unserved",
