@@ -28,6 +28,7 @@ fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
 fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and_passes() {
     let _alone = alone();
     let lab = Lab::new(&["forger", "scanner", "client", "late"]);
+    lab.victim_ip("route add default dev forger");
     let _services = Services::open(&lab, &EIGHT);
     let daemon = start(&lab, &format!("[detect]\nwindow = \"{}s\"\n", 20 * slowness()));
     let target = lab.victim_v4("forger").into();
@@ -105,6 +106,7 @@ fn ask(lab: &Lab, host: &str) -> IpAddr {
 fn forged_datagrams_fill_no_more_of_the_kernel_than_its_sets_hold_block_nobody_and_hide_no_scanner() {
     let _alone = alone();
     let lab = Lab::new(&["forger", "scanner", "client"]);
+    lab.victim_ip("route add default dev forger");
     let _services = Services::open(&lab, &EIGHT);
     // Longer than all of this takes: that there is room again after a window is shown with segments.
     let settings = "[detect]\nwindow = \"10m\"\n[udp]\nblock = true\n[trap]\nudp = true\n\
@@ -149,6 +151,7 @@ fn forged_datagrams_fill_no_more_of_the_kernel_than_its_sets_hold_block_nobody_a
 #[test]
 fn of_whom_a_full_set_never_held_nobody_is_said_to_have_been_let_go() {
     let lab = Lab::new(&["forger"]);
+    lab.victim_ip("route add default dev forger");
     let daemon = start(&lab, "[block.nft]\nsize = 64\n");
     let target = lab.victim_v4("forger").into();
     let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
@@ -212,6 +215,7 @@ fn the_kernel_alone_blocks_nobody_whom_the_host_needs_whoever_forges_their_names
 #[test]
 fn a_victim_of_choice_is_one_of_as_many_as_the_ceiling_allows_and_is_free_when_an_operator_says_so() {
     let lab = Lab::new(&["forger"]);
+    lab.victim_ip("route add default dev forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
     let target = lab.victim_v4("forger").into();
     let mut wire = lab.wire("forger");
