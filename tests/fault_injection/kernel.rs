@@ -129,6 +129,7 @@ fn ten_seconds_of_standing_still_lose_nothing() {
 #[test]
 fn a_table_that_is_deleted_at_any_moment_loses_no_ban() {
     let lab = Lab::new(&["attacker", "before"]);
+    lab.victim_ip("route add default dev attacker");
     let sources = lab.add_addresses("attacker", 100..130);
     let daemon = start(&lab, "");
     let before = lab.provoke_ban("before");
