@@ -177,7 +177,7 @@ fn row(name: &str, measure: impl FnOnce() -> Vec<f64>, base: f64) {
 fn settings(trigger: u8, trap: bool, more: &str) -> String {
     format!(
         "expire = \"1h\"\n[detect]\nscan_trigger = {trigger}\n[trap]\ntcp = {trap}\n\
-         [block]\nmax_new_bans_per_minute = 1000000\n{more}"
+         [block]\nmax_new_bans_per_minute = 1000000\nmax_forgeable_bans = 1000000\n{more}"
     )
 }
 

@@ -24,10 +24,9 @@ const PACKETS: u32 = 1_000_000;
 /// Runs of each measurement.
 const RUNS: usize = 3;
 /// So that every ban has its whole length, and all of them find room.
-const SETTINGS: &str =
-    "expire = \"1h\"\n[block]\nmax_new_bans_per_minute = 4000000000\n[block.nft]\nsize = 262144\n[trap]\ntcp = false\n";
+const SETTINGS: &str = "expire = \"1h\"\n[block]\nmax_new_bans_per_minute = 1000000\nmax_forgeable_bans = 1000000\n[block.nft]\nsize = 262144\n[trap]\ntcp = false\n";
 /// The same with the kernel's trap, at the first SYN.
-const WITH_TRAP: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[block]\nmax_new_bans_per_minute = 4000000000\n\
+const WITH_TRAP: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[block]\nmax_new_bans_per_minute = 1000000\nmax_forgeable_bans = 1000000\n\
                          [block.nft]\nsize = 262144\n[trap]\ntcp = true\n";
 
 fn main() {

@@ -95,6 +95,7 @@ fn engine() -> (Engine, Host) {
         max_sources: SOURCES as usize,
         max_judged: BANS as usize,
         max_new_bans_per_minute: 600,
+        max_forgeable_bans: 4_096,
     };
     let mut engine = Engine::new(settings, HashKey(1, 2));
     for n in 0..5_000 {

@@ -41,6 +41,7 @@ fn small() -> (Engine, Host) {
         max_sources: 1_024,
         max_judged: 1_024,
         max_new_bans_per_minute: 10,
+        max_forgeable_bans: 64,
     };
     let mut host = Host::new(Local::Addresses([IpAddr::from(HERE)].into()));
     host.tcp.insert_any_v4(80);

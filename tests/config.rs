@@ -48,11 +48,11 @@ fn every_key_sets_what_it_names() {
          [detect]\nscan_trigger = 0\nwindow = \"1h 30m\"\nmax_sources = 1_024\nsctp = true\nicmp = true\nack = \"ban\"\n\
          [allow]\nnetworks = [\"10.0.0.5/24\", \"192.0.2.7\", \"2001:DB8::1\", \"0.0.0.0/0\"]\n\
          names = [\"Monitor.example.org\", \"_x-1.example.\"]\nfiles = [\"/etc/hosts.ok\"]\n\
-         [block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\nmax_new_bans_per_minute = 1\nwidest_ipv4 = 24\n\
+         [block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\nmax_new_bans_per_minute = 1\nmax_forgeable_bans = 9\nwidest_ipv4 = 24\n\
          widest_ipv6 = 48\n[block.nft]\naction = \"reject\"\nlog_drops = \"3/minute\"\nend_connections = false\nsize = 7\n\
          [block.route]\nkind = \"prohibit\"\n[block.hosts_deny]\nfile = \"/tmp/deny\"\nline = \"ALL: $TARGET$ : DENY\"\n\
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
-         timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nforget = \"1d\"\n\
+         timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nmax_forgeable = \"2d\"\nforget = \"1d\"\n\
          [trap]\ntcp = true\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
          [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\nfacility = \"local3\"\nsingle_probes = false\n",
     );
@@ -73,6 +73,7 @@ fn every_key_sets_what_it_names() {
     let expected = Block {
         method: vec![Backend::Route, Backend::HostsDeny, Backend::Command, Backend::Nft],
         max_new_bans_per_minute: 1,
+        max_forgeable_bans: 9,
         widest_ipv4: 24,
         widest_ipv6: 48,
         nft: NftBlock { action: Action::Reject, log_drops: Some(rate), end_connections: false, size: 7 },
@@ -88,7 +89,7 @@ fn every_key_sets_what_it_names() {
     };
     assert_eq!(config.block, expected);
     let (max, forget) = (Duration::from_secs(7 * 86_400), Duration::from_secs(86_400));
-    assert_eq!(config.escalate, Escalate { factor: 3, max, forget });
+    assert_eq!(config.escalate, Escalate { factor: 3, max, max_forgeable: Duration::from_secs(2 * 86_400), forget });
     assert_eq!(
         read("block.route.via = \"192.0.2.254\"").block.route,
         Route::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
@@ -134,7 +135,7 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
         ("detect.sctp = \"yes\"", "1:15: detect.sctp: \"yes\" is not a switch; write true or false"),
         (
             "block.max_new_bans_per_minute = 0",
-            "1:33: block.max_new_bans_per_minute: 0 does not fit; write a number from 1 to 4294967295",
+            "1:33: block.max_new_bans_per_minute: 0 does not fit; write a number from 1 to 1000000",
         ),
         (
             "block.nft.size = 0x1000001",

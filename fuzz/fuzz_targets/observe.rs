@@ -62,6 +62,7 @@ fn engine() -> Engine {
         max_sources: SOURCES,
         max_judged: SOURCES,
         max_new_bans_per_minute: 2,
+        max_forgeable_bans: 4_096,
     };
     Engine::new(settings, HashKey(1, 2))
 }

@@ -85,7 +85,10 @@ table! {
     Block {
         /// In the order in which they are tried; at least one, each once.
         method: Vec<Backend> = vec![Backend::Nft], "parse::methods";
-        max_new_bans_per_minute: u32 = 600, "parse::number::<1, 4_294_967_295, _, _>";
+        /// On forgeable evidence. What the kernel's trap bans is part of it.
+        max_new_bans_per_minute: u32 = 60, "parse::number::<1, { Rate::MAX as i64 }, _, _>";
+        /// Bans on forgeable evidence that stand at one time.
+        max_forgeable_bans: u32 = 4_096, "parse::number::<1, 1_000_000, _, _>";
         /// Length of the widest IPv4 prefix that is banned for several scanners in it; 32: none is.
         widest_ipv4: u8 = 32, "parse::widest_ipv4";
         /// The same for IPv6; 64: none is.
@@ -138,6 +141,8 @@ table! {
         factor: u32 = 2, "parse::number::<1, 100, _, _>";
         /// The longest that a ban gets by this.
         max: Duration = 30 * DAY, "parse::long_span";
+        /// The same on forgeable evidence.
+        max_forgeable: Duration = 4 * DAY, "parse::long_span";
         /// How long after its end a ban still counts.
         forget: Duration = 90 * DAY, "parse::long_span";
     }

@@ -108,6 +108,7 @@ pub struct BanCounts {
     pub made: u64,
     pub failed: u64,
     pub capped: u64,
+    pub withheld: u64,
     pub repaired: u64,
 }
 

@@ -8,7 +8,7 @@ use super::nft::{Action, RulesetSpec, Trap};
 use super::route::Kind;
 use crate::config::{self, BlockPolicy, Config, Mode, Protocol, Route};
 use crate::types::shared64::MAX_NAT64;
-use crate::types::{Backend, Expiry};
+use crate::types::{Backend, Expiry, Rate};
 
 impl RulesetSpec {
     /// The table that the configuration asks for.
@@ -49,7 +49,7 @@ fn trap(config: &Config) -> Option<Trap> {
             Expiry::Never => Expiry::Never,
             Expiry::After(span) => Expiry::After(whole(span)),
         },
-        most_a_minute: config.block.max_new_bans_per_minute,
+        ceiling: Rate::per_minute(config.block.max_new_bans_per_minute),
         nat64: {
             let mut uppers = [None; MAX_NAT64];
             let configured = config.nat64.iter().map(|prefix| u64::try_from(prefix.addr().to_bits() >> 64).ok());

@@ -132,15 +132,22 @@ impl BanEntry {
 /// Bans and logged sources, each with its expiry.
 pub(super) struct BanTable {
     entries: Table<BanEntry>,
+    /// Entries of bans on forgeable evidence that have not expired.
+    forgeable: u32,
+    /// When each of them ends; also of some that were lifted or replaced since. Twice as large as there may be bans.
+    ends: BinaryHeap<Reverse<(Tick, Key)>>,
     /// The slot where the next sample begins.
     cursor: usize,
     pending: BinaryHeap<Reverse<(Tick, BanTarget, Track)>>,
 }
 
 impl BanTable {
-    pub(super) fn new(capacity: usize, secret: HashKey) -> Self {
+    pub(super) fn new(capacity: usize, max_forgeable: u32, secret: HashKey) -> Self {
+        let ends = usize::try_from(max_forgeable).unwrap_or(usize::MAX).min(capacity).saturating_mul(2) + 2;
         Self {
             entries: Table::with_spare_index(capacity, secret),
+            forgeable: 0,
+            ends: BinaryHeap::with_capacity(ends),
             cursor: 0,
             pending: BinaryHeap::with_capacity(MAX_PENDING),
         }
@@ -180,12 +187,62 @@ impl BanTable {
         length: Tick,
         now: Tick,
     ) {
+        self.expire(now);
+        self.count_off(key);
         let stands = |row: &BanEntry| row.standing == Standing::Blocked && row.until > now;
         let (Ok(slot) | Err(Claim { slot, .. })) = self.entries.claim_beside(key, |row| row.until.0, stands);
         if let Some(row) = self.entries.get_mut(slot) {
             let (until, next) = (now.end(expiry), now.plus(Tick::of(FIRST_SUMMARY)));
             *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, standing, grade };
+            if grade == Some(Grade::Forgeable) {
+                self.forgeable += 1;
+                self.note_end(until, key.key);
+            }
         }
+    }
+
+    /// The number of bans in force on forgeable evidence.
+    pub(super) fn forgeable(&mut self, now: Tick) -> u32 {
+        self.expire(now);
+        self.forgeable
+    }
+
+    /// Counts the forgeable bans off that have ended.
+    fn expire(&mut self, now: Tick) {
+        while let Some(Reverse((until, key))) = self.ends.peek().copied() {
+            if until > now {
+                return;
+            }
+            self.ends.pop();
+            let key = self.entries.hashed(key);
+            if self.entries.row(key).is_some_and(|row| row.until == until) {
+                self.count_off(key);
+            }
+        }
+    }
+
+    /// Counts the entry of `key` off, if it is one of a forgeable ban.
+    fn count_off(&mut self, key: Hashed) {
+        if let Some(row) = self.entries.row_mut(key)
+            && row.grade.take_if(|grade| *grade == Grade::Forgeable).is_some()
+        {
+            self.forgeable = self.forgeable.saturating_sub(1);
+        }
+    }
+
+    /// Notes when the ban of `key` ends. Where there is no room, the ends of bans that are no more are dropped: at least half of
+    /// them, so that this is rare.
+    fn note_end(&mut self, until: Tick, key: Key) {
+        if self.ends.len() == self.ends.capacity() {
+            let entries = &self.entries;
+            self.ends.retain(|Reverse((end, key))| {
+                let row = entries.row(entries.hashed(*key));
+                row.is_some_and(|row| row.until == *end && row.grade == Some(Grade::Forgeable))
+            });
+            // The table may have evicted some.
+            self.forgeable = u32::try_from(self.ends.len()).unwrap_or(u32::MAX).saturating_add(1);
+        }
+        self.ends.push(Reverse((until, key)));
     }
 
     /// The slot of `key` and the decision about it, where that is in force at `now`.
@@ -276,12 +333,15 @@ impl BanTable {
 
     /// Removes the entry of `key`; false where there is none.
     pub(super) fn lift(&mut self, key: Hashed) -> bool {
+        self.count_off(key);
         self.entries.remove(key).is_some()
     }
 
     /// Removes all entries.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
+        self.forgeable = 0;
+        self.ends.clear();
         self.pending.clear();
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::ban_table::{ActiveBan, Standing};
+use super::ceiling::Room;
 use super::key::{Hashed, Track};
 use super::strikes::StrikeHistory;
 use super::verdict::{Ban, Verdict};
@@ -70,6 +71,22 @@ impl Engine {
         self.ban_table.blocked(self.latest.tick())
     }
 
+    /// True where the ceilings have room for so many more bans on forgeable evidence, which the kernel makes by itself.
+    pub fn has_room_for(&mut self, now: Timestamp, bans: u32) -> bool {
+        let now = self.clock(now);
+        let standing = self.ban_table.forgeable(now.tick());
+        self.ceilings.has_room_for(now, bans, standing)
+    }
+
+    /// The kernel has banned `subject` by itself, for reasons that this engine does not see; it is to end in [`CAPPED_BAN`].
+    /// It counts as a ban on forgeable evidence.
+    pub fn adopt_short(&mut self, now: Timestamp, subject: BanTarget) {
+        let now = self.clock(now);
+        self.ceilings.charge(now);
+        let short = ActiveBan::whole(subject, Expiry::After(CAPPED_BAN));
+        self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
+    }
+
     /// Passes at most `n` of the targets that the kernel should be blocking now to `out`, others at each call until all had
     /// their turn: for a continuous, cheap reconciliation with the kernel. Bans in their last ten seconds are left out; bans
     /// that the caller has not carried out yet are included.
@@ -87,7 +104,7 @@ impl Engine {
     }
 
     /// Bans the source, or only logs it where the track only logs.
-    pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, host: &Host) -> Verdict {
+    pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, room: Room, host: &Host) -> Verdict {
         let tick = now.tick();
         let key = self.key_of(ban.probe.subject, track);
         if track != Track::Block {
@@ -100,7 +117,8 @@ impl Engine {
         let many = self.jitter.is_one_of_many(tick);
         ban.strikes = self.strikes.count(key, tick);
         let proven = ban.grade == Grade::Proven;
-        ban.capped = !proven && !self.ceiling.take(now);
+        self.ceilings.take(now, ban.grade, room);
+        ban.capped = room == Room::Short;
         let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {
             self.counters.capped += 1;
@@ -117,7 +135,7 @@ impl Engine {
             (ban.probe.subject, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.jittered(ban.expiry, many, key, tick);
         } else {
-            let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes);
+            let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes, ban.grade);
             ban.expiry = self.jittered(expiry, many, key, tick);
             self.strikes.record(key, ban.expiry, tick);
             // Forged packets must not block the network of the source that they name.

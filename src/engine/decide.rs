@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::ceiling::Room;
 use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
@@ -91,9 +92,9 @@ impl Engine {
         let mut counted = self.sources.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
         let mut enough_evidence = self.is_enough(now, subject, &counted, host);
-        if (enough_evidence || counted.fresh)
-            && !self.confirm(now, held, counted.slot, &sighting, enough_evidence, lookup)
-        {
+        // A flood above the ceilings causes no more look-ups than probes do.
+        let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
+        if (all || counted.fresh) && !self.confirm(now, held, counted.slot, &sighting, all, lookup) {
             // Some of it was refuted; the rest still counts.
             self.sources.recount(held, &mut counted, now.tick());
             if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
@@ -113,10 +114,14 @@ impl Engine {
             {
                 let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
-                return self.condemn(now, track, ban, host);
+                return match self.room(now, track, counted.slot, SWEPT_HOSTS) {
+                    Room::Withheld => self.withhold(now, counted.slot, probe),
+                    room => self.condemn(now, track, ban, room, host),
+                };
             }
             if !apart
                 && !self.settling.lasts(now)
+                && !host.related.contains(sighting.protocol, port)
                 && matches!(sighting.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
                 && let Some(first) = self.swept_pairs(now, key.key, &sighting)
@@ -124,11 +129,7 @@ impl Engine {
                 if self.is_used(now, &sighting, (sighting.protocol, sighting.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                let items = self.sources.evidence(counted.slot);
-                let ports =
-                    Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
-                self.sources.forget(held);
-                return self.condemn(now, track, self.ban(probe, ports, first), host);
+                return self.condemn_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe, host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -144,7 +145,7 @@ impl Engine {
             }
             return Verdict::Probe(probe);
         }
-        self.condemn_for(now, track, held, counted.slot, counted.first, probe, host)
+        self.condemn_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe, host)
     }
 
     fn is_enough(&self, now: Timestamp, subject: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
@@ -166,28 +167,69 @@ impl Engine {
             return false;
         }
         let counting = distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)));
-        counting > forgiven
-            && (counting >= PEER_THRESHOLD
-                || !self.known_peers.was_connected(subject, first)
-                || self.strikes.count(self.key_of(subject, Track::Block), now.tick()) > 0)
+        counting > forgiven && (counting >= PEER_THRESHOLD || !self.is_forgiven_more(now, subject, first))
     }
 
-    /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`.
+    /// True where a connection to a service of this host excuses more ports of `subject`, whose first probe came at `first`.
+    fn is_forgiven_more(&self, now: Timestamp, subject: BanTarget, first: Tick) -> bool {
+        self.known_peers.was_connected(subject, first)
+            && self.strikes.count(self.key_of(subject, Track::Block), now.tick()) == 0
+    }
+
+    /// True where `subject` is connected to a service of this host and has probed too few ports for a ban of such a source:
+    /// for who counts ports beside the engine.
+    #[must_use]
+    pub fn is_forgiven_peer(&self, now: Timestamp, subject: BanTarget) -> bool {
+        let now = self.latest.max(now);
+        let held = self.sources.held(self.key_of(subject, Track::Block), now.tick());
+        let (first, distinct) = held.map_or((now.tick(), 0), |held| (held.first, held.distinct));
+        distinct < PEER_THRESHOLD && self.is_forgiven_more(now, subject, first)
+    }
+
+    /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`, if the ceilings have room.
     #[expect(clippy::too_many_arguments, reason = "what is known of one probe, of which each caller has the parts")]
     pub(super) fn condemn_for(
         &mut self,
         now: Timestamp,
         track: Track,
         key: Hashed,
-        slot: usize,
+        (slot, distinct): (usize, u8),
         first: Tick,
         probe: Probe,
         host: &Host,
     ) -> Verdict {
+        let room = self.room(now, track, slot, distinct);
+        if room == Room::Withheld {
+            return self.withhold(now, slot, probe);
+        }
         let items = self.sources.evidence(slot);
         let ports = Ports::collect(items.filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))));
         self.sources.forget(key);
-        self.condemn(now, track, self.ban(probe, ports, first), host)
+        self.condemn(now, track, self.ban(probe, ports, first), room, host)
+    }
+
+    /// What the ceilings allow for a source with this evidence, which is enough for a ban.
+    fn room(&mut self, now: Timestamp, track: Track, slot: usize, distinct: u8) -> Room {
+        if track != Track::Block {
+            return Room::Full;
+        }
+        let grade = self.grade_of(self.sources.evidence(slot).filter_map(Evidence::class));
+        let standing = self.ban_table.forgeable(now.tick());
+        self.ceilings.room(now, grade, distinct, standing)
+    }
+
+    fn grade_of(&self, classes: impl Iterator<Item = Class>) -> Grade {
+        Grade::of(classes, self.settings.scan_trigger)
+    }
+
+    /// Leaves the source in `slot`, which did enough for a ban, to its next probes.
+    fn withhold(&mut self, now: Timestamp, slot: usize, probe: Probe) -> Verdict {
+        if self.sources.withhold(slot) {
+            self.counters.withheld += 1;
+            self.withheld = self.withheld.saturating_add(1);
+            self.capped_since.get_or_insert(now);
+        }
+        Verdict::Probe(probe)
     }
 
     /// Counts one more host that the source probed. At [`SWEPT_HOSTS`] it is a scan of the network: returns when its first
@@ -221,7 +263,7 @@ impl Engine {
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
         let first = Timestamp::at(first.duration());
-        let grade = Grade::of(ports.iter().map(|(.., class)| class), self.settings.scan_trigger);
+        let grade = self.grade_of(ports.iter().map(|(.., class)| class));
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
@@ -249,6 +291,9 @@ impl Engine {
             if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
                 if self.is_used(now, sighting, (protocol, item.port()), lookup) {
                     self.sources.forgive(key, protocol, item.port());
+                    if self.forgiven.len() < EVIDENCE {
+                        self.forgiven.push((protocol, item.port()));
+                    }
                     sound = false;
                     continue;
                 }

@@ -31,7 +31,7 @@ const SHARED: u64 = 7;
 const NETWORK: u64 = 0x80;
 
 /// A target in 16 bytes, with the track that it is counted in; the second half is zero where there is no target.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key([u64; 2]);
 
 impl Key {

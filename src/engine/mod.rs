@@ -10,6 +10,7 @@ mod acceptance;
 mod allow;
 mod ban_table;
 mod bans;
+mod ceiling;
 mod class;
 mod closed;
 mod decide;
@@ -65,6 +66,7 @@ use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use crate::wire::{Delivery, Packet};
 use acceptance::is_unicast;
 use ban_table::{BanTable, SUMMARY};
+use ceiling::Ceilings;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use expiry_jitter::ExpiryJitter;
@@ -77,7 +79,7 @@ use settling::Settling;
 use sources::SourceTable;
 use strikes::Strikes;
 
-/// The longest ban above the ceiling of new bans.
+/// The longest ban above a ceiling.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 
 /// Socket look-ups per second to confirm a fresh probe. Each takes a few microseconds; above this rate evidence is only
@@ -142,11 +144,15 @@ pub struct Engine {
     exempt: ExemptSources,
     settling: Settling,
     known_peers: KnownPeers,
-    ceiling: TokenBucket,
+    ceilings: Ceilings,
     lookups: TokenBucket,
     hints: TokenBucket,
     verifications: TokenBucket,
     notices: VecDeque<Notice>,
+    /// Evidence that the last packet's look-ups refuted.
+    forgiven: Vec<(Protocol, u16)>,
+    /// Sources above a ceiling that were not banned, and short bans, since the last notice.
+    withheld: u32,
     capped: u32,
     capped_since: Option<Timestamp>,
     latest: Timestamp,
@@ -160,7 +166,7 @@ impl Engine {
         Self {
             secret,
             sources: SourceTable::new(settings.max_sources, settings.window, secret),
-            ban_table: BanTable::new(settings.max_judged, secret),
+            ban_table: BanTable::new(settings.max_judged, settings.max_forgeable_bans, secret),
             strikes: Strikes::new(settings.max_judged, settings.escalate.forget, secret),
             jitter: ExpiryJitter::new(secret),
             prefix_bans: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
@@ -169,11 +175,13 @@ impl Engine {
             exempt: ExemptSources::new(),
             settling: Settling::new(),
             known_peers: KnownPeers::default(),
-            ceiling: TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60)),
+            ceilings: Ceilings::new(&settings),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
             hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
             verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             notices: VecDeque::with_capacity(16),
+            forgiven: Vec::with_capacity(EVIDENCE),
+            withheld: 0,
             capped: 0,
             capped_since: None,
             latest: Timestamp::default(),
@@ -186,6 +194,7 @@ impl Engine {
     pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
+        self.forgiven.clear();
         if packet.interface != 0 && !is_watched(packet.interface, host) {
             return Verdict::Ignored(IgnoreReason::OtherInterface);
         }
@@ -218,6 +227,7 @@ impl Engine {
     ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
+        self.forgiven.clear();
         let known = self.key_of(BanTarget::of(sighting.source), Track::Block);
         if let Some(repeated) = self.recognise(now, sighting.source, known, host) {
             return Verdict::Repeated(repeated);
@@ -229,6 +239,19 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::RememberedService);
         }
         self.count(now, sighting, known, host, lookup)
+    }
+
+    /// Ports of the last packet's source that were evidence and turned out to be in use.
+    #[must_use]
+    pub fn forgiven(&self) -> &[(Protocol, u16)] {
+        &self.forgiven
+    }
+
+    /// The ports that are evidence against `subject`, of protocols that block.
+    pub fn evidence(&self, now: Timestamp, subject: BanTarget) -> impl Iterator<Item = (Protocol, u16)> + '_ {
+        let now = self.latest.max(now).tick();
+        let evidence = self.sources.within(self.key_of(subject, Track::Block), now);
+        evidence.filter_map(|item| Some((item.protocol()?, item.port())))
     }
 
     /// The host's snapshot is about to change from `old` to `new`.
@@ -250,7 +273,8 @@ impl Engine {
             && now.since(since) >= SUMMARY
         {
             self.capped_since = None;
-            return Some(Notice::Capped { bans: std::mem::take(&mut self.capped) });
+            let (bans, withheld) = (std::mem::take(&mut self.capped), std::mem::take(&mut self.withheld));
+            return Some(Notice::Capped { bans, withheld });
         }
         self.notices.pop_front().or_else(|| {
             let (subject, standing, packets) = self.ban_table.due(now.tick())?;

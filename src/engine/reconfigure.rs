@@ -1,18 +1,13 @@
 //! Other settings for a running engine: what it knows of sources stays.
 
-use std::time::Duration;
-
 use super::{Engine, Response, Settings};
-use crate::types::TokenBucket;
 
 impl Engine {
     /// Goes on with other settings. The sizes of the tables stay as they are; a ban in force keeps its end.
     pub fn reconfigure(&mut self, settings: Settings) {
         self.sources.set_window(settings.window);
         self.strikes.set_forget(settings.escalate.forget);
-        if settings.max_new_bans_per_minute != self.settings.max_new_bans_per_minute {
-            self.ceiling = TokenBucket::new(settings.max_new_bans_per_minute, Duration::from_secs(60));
-        }
+        self.ceilings.reconfigure(&settings);
         let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
         self.settings = Settings { max_sources, max_judged, ..settings };
     }

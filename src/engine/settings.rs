@@ -53,8 +53,10 @@ pub struct Settings {
     pub max_sources: usize,
     /// Judged sources that are recognised at one time.
     pub max_judged: usize,
-    /// New bans a minute on evidence that can be forged; above it they last [`CAPPED_BAN`] at most.
+    /// New bans a minute on forgeable evidence.
     pub max_new_bans_per_minute: u32,
+    /// Bans on forgeable evidence that stand at one time.
+    pub max_forgeable_bans: u32,
 }
 
 impl Settings {
@@ -98,6 +100,7 @@ impl Settings {
             escalate: Escalation {
                 factor: config.escalate.factor,
                 max: config.escalate.max,
+                max_forgeable: config.escalate.max_forgeable,
                 forget: config.escalate.forget,
             },
             widest: MaxPrefix { v4: config.block.widest_ipv4, v6: config.block.widest_ipv6 },
@@ -106,6 +109,7 @@ impl Settings {
             // evicted ban is not put back after a flush.
             max_judged: usize::try_from(config.block.nft.size).unwrap_or(usize::MAX).saturating_mul(4),
             max_new_bans_per_minute: config.block.max_new_bans_per_minute,
+            max_forgeable_bans: config.block.max_forgeable_bans,
         }
     }
 }
@@ -121,8 +125,10 @@ pub struct Counters {
     pub probes: u64,
     /// Verdicts to block.
     pub bans: u64,
-    /// Bans above the ceiling.
+    /// Short bans above the ceilings.
     pub capped: u64,
+    /// Sources that did enough for a ban and were not banned, because of the ceilings.
+    pub withheld: u64,
     /// Sources whose evidence had to go for another's because the table was full.
     pub evicted: u64,
     /// Questions to the kernel's socket tables before evidence counted.

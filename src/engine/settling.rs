@@ -102,7 +102,9 @@ impl Engine {
             return None;
         }
         let probe = Probe { sighting, subject, distinct: held.distinct, probes: held.probes, fresh: false };
-        Some(self.condemn_for(now, track, key, held.slot, held.first, probe, host))
+        let verdict = self.condemn_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
+        // Above the ceilings it is left to its next probes.
+        (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }
 
     /// True where a port of this host is in use now, whatever it was when it was probed. Of the evidence only the port is

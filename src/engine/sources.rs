@@ -108,9 +108,11 @@ struct SourceEntry {
     last: Tick,
     probes: u32,
     /// Distinct ports as of the last probe: the number of valid elements of `evidence`; the others are stale.
-    distinct: u16,
+    distinct: u8,
     /// The address that was probed first, folded; 0: none was noted yet.
     home: u16,
+    /// It did enough for a ban, which the ceilings did not allow.
+    withheld: bool,
     evidence: [Evidence; EVIDENCE],
 }
 
@@ -122,6 +124,7 @@ impl Row for SourceEntry {
         probes: 0,
         distinct: 0,
         home: 0,
+        withheld: false,
         evidence: [Evidence(0); EVIDENCE],
     };
 
@@ -130,17 +133,17 @@ impl Row for SourceEntry {
     }
 
     fn give(&mut self, key: Key) {
-        (self.key, self.probes, self.distinct, self.home) = (key, 0, 0, 0);
+        (self.key, self.probes, self.distinct, self.home, self.withheld) = (key, 0, 0, 0, false);
     }
 }
 
 impl SourceEntry {
     fn held(&self) -> &[Evidence] {
-        self.evidence.get(..self.distinct as usize).unwrap_or_default()
+        self.evidence.get(..usize::from(self.distinct)).unwrap_or_default()
     }
 
     fn held_mut(&mut self) -> &mut [Evidence] {
-        self.evidence.get_mut(..self.distinct as usize).unwrap_or_default()
+        self.evidence.get_mut(..usize::from(self.distinct)).unwrap_or_default()
     }
 
     /// The value of keeping this entry rather than that of another source.
@@ -154,7 +157,7 @@ impl SourceEntry {
             return;
         }
         let before = self.evidence;
-        let kept = before.iter().take(self.distinct as usize).filter(|item| !old(item));
+        let kept = before.iter().take(usize::from(self.distinct)).filter(|item| !old(item));
         let places = self.evidence.iter_mut().zip(kept);
         self.distinct = places.map(|(place, item)| *place = *item).fold(0, |count, ()| count + 1);
     }
@@ -169,7 +172,7 @@ impl SourceEntry {
             item.0 = new.0 & !0xff | class.0 & 0x7f | checked;
             return false;
         }
-        if let Some(place) = self.evidence.get_mut(self.distinct as usize) {
+        if let Some(place) = self.evidence.get_mut(usize::from(self.distinct)) {
             *place = new;
             self.distinct += 1;
         } else if let Some(oldest) = self.evidence.iter_mut().min_by_key(|item| item.at()) {
@@ -222,7 +225,7 @@ impl SourceTable {
             return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
         };
         if source.probes == 0 || silent(source) {
-            (source.first, source.probes, source.distinct, source.home) = (now, 0, 0, 0);
+            (source.first, source.probes, source.distinct, source.home, source.withheld) = (now, 0, 0, 0, false);
         }
         source.last = now;
         source.probes = source.probes.saturating_add(1);
@@ -239,6 +242,11 @@ impl SourceTable {
     /// The evidence in `slot`.
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + Clone + '_ {
         self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
+    }
+
+    /// Notes that the ban of the source in `slot` is withheld; true the first time.
+    pub(super) fn withhold(&mut self, slot: usize) -> bool {
+        self.sources.get_mut(slot).is_some_and(|source| !std::mem::replace(&mut source.withheld, true))
     }
 
     /// Marks the evidence about this port as checked.

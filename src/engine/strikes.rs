@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::grade::Grade;
 use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, Row, Table};
 use crate::types::{BanTarget, Expiry, Tick};
@@ -18,15 +19,17 @@ pub struct Escalation {
     pub factor: u32,
     /// No ban grows longer than this; the first one, whose length is configured, may be longer.
     pub max: Duration,
+    /// The same for a ban on forgeable evidence: a few forged packets a day must not ban an innocent source for a month.
+    pub max_forgeable: Duration,
     /// The count of a target starts from zero when its last ban has been over for this long.
     pub forget: Duration,
 }
 
 impl Default for Escalation {
-    /// Twice as long each time, 30 days at most, forgotten after 90. An address has often changed hands by then.
+    /// Twice as long each time, 30 days at most, 4 on forgeable evidence, forgotten after 90. An address has often changed hands by then.
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
-        Self { factor: 2, max: 30 * DAY, forget: 90 * DAY }
+        Self { factor: 2, max: 30 * DAY, max_forgeable: 4 * DAY, forget: 90 * DAY }
     }
 }
 
@@ -34,13 +37,17 @@ impl Default for Escalation {
 const MAX_FACTOR: u32 = 100;
 
 impl Escalation {
-    /// How long a ban lasts after `strikes` earlier ones, where the first lasts `plain`.
+    /// How long a ban on evidence of this grade lasts after `strikes` earlier ones, where the first lasts `plain`.
     #[must_use]
-    pub fn expiry(&self, plain: Expiry, strikes: u32) -> Expiry {
+    pub fn expiry(&self, plain: Expiry, strikes: u32, grade: Grade) -> Expiry {
         let Expiry::After(plain) = plain else { return Expiry::Never };
         let times = self.factor.clamp(1, MAX_FACTOR).checked_pow(strikes);
         let grown = times.map_or(Duration::MAX, |times| plain.saturating_mul(times));
-        Expiry::After(grown.min(self.max).max(plain))
+        let max = match grade {
+            Grade::Proven => self.max,
+            Grade::Forgeable => self.max.min(self.max_forgeable),
+        };
+        Expiry::After(grown.min(max).max(plain))
     }
 }
 
@@ -213,7 +220,7 @@ mod tests {
         let day = 24 * HOUR;
         let days = |factor, strikes| {
             let escalation = Escalation { factor, ..Escalation::default() };
-            match escalation.expiry(Expiry::After(day), strikes) {
+            match escalation.expiry(Expiry::After(day), strikes, Grade::Proven) {
                 Expiry::After(span) => span.as_secs() / 86_400,
                 Expiry::Never => 0,
             }
@@ -222,15 +229,17 @@ mod tests {
         assert_eq!([0, 1, 2, u32::MAX].map(|n| days(1, n)), [1; 4], "a factor of one is none");
         assert_eq!([0, 1].map(|n| days(0, n)), [1; 2], "and nothing makes a ban shorter");
         assert_eq!([0, 1].map(|n| days(100, n)), [1, 30]);
+        let forgeable = |n| Escalation::default().expiry(Expiry::After(day), n, Grade::Forgeable);
+        assert_eq!([1, 2, 3, 9].map(forgeable), [2, 4, 4, 4].map(|days| Expiry::After(days * day)));
     }
 
     #[test]
     fn the_longest_ban_is_never_shorter_than_the_first_and_for_ever_stays_for_ever() {
         let escalation = Escalation { factor: 3, max: HOUR, ..Escalation::default() };
-        assert_eq!(escalation.expiry(Expiry::After(2 * HOUR), 5), Expiry::After(2 * HOUR));
-        assert_eq!(escalation.expiry(Expiry::Never, 5), Expiry::Never);
+        assert_eq!(escalation.expiry(Expiry::After(2 * HOUR), 5, Grade::Proven), Expiry::After(2 * HOUR));
+        assert_eq!(escalation.expiry(Expiry::Never, 5, Grade::Proven), Expiry::Never);
         let endless = Escalation { max: Duration::MAX, ..escalation };
-        assert_eq!(endless.expiry(Expiry::After(HOUR), 40), Expiry::After(Duration::MAX), "no overflow");
+        assert_eq!(endless.expiry(Expiry::After(HOUR), 40, Grade::Proven), Expiry::After(Duration::MAX), "no overflow");
     }
 
     #[test]

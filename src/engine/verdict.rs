@@ -95,7 +95,7 @@ pub struct Ban {
     pub strikes: u32,
     /// How long the ban lasts: the plain time, grown with `strikes`, and where many fall at once up to 5 % longer.
     pub expiry: Expiry,
-    /// More new bans than the ceiling allows: the ban is short, and no strike.
+    /// More bans than the ceilings allow: the ban is short, and no strike.
     pub capped: bool,
 }
 
@@ -156,8 +156,13 @@ pub enum Notice {
         /// How many packets.
         packets: u32,
     },
-    /// New bans above the ceiling, made short.
-    Capped { bans: u32 },
+    /// Sources that did enough for a ban, above the ceilings.
+    Capped {
+        /// Short bans of those that did far more.
+        bans: u32,
+        /// Those that were not banned.
+        withheld: u32,
+    },
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub fn addition(what: &EventKind) -> Option<String> {
             let subject = Shown(ban.probe.subject);
             match (ban.capped, ban.strikes) {
                 (true, _) => Some(format!(
-                    "adminalert: the ban of Host {subject} is short: there are more new bans than max_new_bans_per_minute"
+                    "adminalert: the ban of Host {subject} is short: it is above the ceilings of new bans"
                 )),
                 (false, 0) => None,
                 (false, strikes) => Some(format!("adminalert: earlier bans of Host {subject}: {strikes}")),
@@ -122,8 +122,9 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             sweep.ports,
             humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
         ),
-        EventKind::Capped { bans } => format!(
-            "adminalert: bans above max_new_bans_per_minute that were made short, because their evidence can be forged: {bans}"
+        EventKind::Capped { bans, withheld } => format!(
+            "adminalert: above the ceilings of new bans {withheld} sources were not banned and {bans} were banned for a short \
+             time, because their evidence can be forged (max_new_bans_per_minute, max_forgeable_bans)"
         ),
         EventKind::Lifted { subject } => {
             format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*subject))

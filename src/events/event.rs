@@ -74,9 +74,10 @@ pub enum EventKind {
     },
     /// Many sources share a scan.
     DistributedScan(DistributedScan),
-    /// New bans above the ceiling, made short.
+    /// Sources above the ceilings: short bans, and sources that were not banned.
     Capped {
         bans: u32,
+        withheld: u32,
     },
     /// A ban is gone from the kernel before its expiry.
     Lifted {
@@ -202,7 +203,7 @@ impl From<Notice> for EventKind {
         match notice {
             Notice::DistributedScan(sweep) => Self::DistributedScan(sweep),
             Notice::Repeated { subject, standing, packets } => Self::Repeated { subject, standing, packets },
-            Notice::Capped { bans } => Self::Capped { bans },
+            Notice::Capped { bans, withheld } => Self::Capped { bans, withheld },
         }
     }
 }

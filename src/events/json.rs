@@ -71,6 +71,9 @@ pub struct EventRecord {
     pub packets: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bans: Option<u64>,
+    /// Sources that were not banned, because of the ceilings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<u64>,
 }
@@ -144,7 +147,9 @@ impl From<&Event> for EventRecord {
                 distinct_ports: Some(sweep.ports),
                 ..base.reason("distributed scan")
             },
-            EventKind::Capped { bans } => base.reason("above max_new_bans_per_minute").bans(*bans),
+            EventKind::Capped { bans, withheld } => {
+                Self { withheld: Some((*withheld).into()), ..base.reason("above the ceilings of new bans").bans(*bans) }
+            }
             EventKind::Lifted { subject } => {
                 Self { subject: Some(subject.to_string()), ..base.reason("gone from the kernel's set") }
             }

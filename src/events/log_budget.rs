@@ -109,7 +109,7 @@ mod tests {
             EventKind::Exempt { spared, probes: 1 },
             EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
-            EventKind::Capped { bans: 1 },
+            EventKind::Capped { bans: 1, withheld: 1 },
             EventKind::Lifted { subject },
             EventKind::Unblocked { subject, by: text() },
             EventKind::Expired { subject },

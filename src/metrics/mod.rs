@@ -133,7 +133,8 @@ impl Collector for All {
         put(Counter, "bans", "Bans that came into force", bans.filter(|(_, count)| *count > 0.0).collect())?;
         let failed = Backend::ALL.map(|way| (vec![("method", way.name())], float(metrics.failed_by(way))));
         put(Counter, "ban_failures", "Bans that a way to block did not take", failed.to_vec())?;
-        put(Counter, "bans_capped", "Bans made short by max_new_bans_per_minute", one(metrics.capped.get()))?;
+        put(Counter, "bans_capped", "Short bans above the ceilings of new bans", one(metrics.capped.get()))?;
+        put(Counter, "bans_withheld", "Sources not banned, because of the ceilings", one(metrics.withheld.get()))?;
         put(Gauge, "bans_intended", "Bans that should be in force", one(snapshot.intended))?;
         put(Gauge, "bans_missing", "Bans that should be in force and were not found", one(metrics.missing.get()))?;
         put(Counter, "bans_repaired", "Bans that were missing and were put back", one(metrics.put_back()))?;
@@ -154,7 +155,11 @@ impl Collector for All {
         let filling = [("touched", &metrics.trap_touched), ("suspects", &metrics.trap_suspects)];
         let filling = filling.map(|(set, metric)| (vec![("set", set)], float(metric.get())));
         put(Gauge, "trap_elements", "Elements in the trap's memory, from Linux 6.15 on", filling.to_vec())?;
-        let verdicts = [("condemned", &metrics.trap_caught), ("let-go", &metrics.trap_let_go)];
+        let verdicts = [
+            ("condemned", &metrics.trap_caught),
+            ("let-go", &metrics.trap_let_go),
+            ("shortened", &metrics.trap_shortened),
+        ];
         let verdicts = verdicts.map(|(verdict, metric)| (vec![("verdict", verdict)], float(metric.get())));
         put(Counter, "trap_bans", "Bans of the kernel's trap by what became of them", verdicts.to_vec())?;
         put(Counter, "hold_dropped", "SYNs of held sources that the kernel dropped", one(metrics.held.get()))?;

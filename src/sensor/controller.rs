@@ -106,17 +106,25 @@ impl BanController {
         {
             self.batch.withdraw(target);
             self.observer.lift(target);
+            self.trap.acquit(now, target);
         }
-        self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
+        let verdict = self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
+        self.trap.excuse(now, packet, verdict, self.observer.engine().forgiven());
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
     pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
         self.metrics().connections.add(1);
-        self.observe(now, time, observation.interface, |observer| observer.observe_decoy(now, observation));
+        let _ = self.observe(now, time, observation.interface, |observer| observer.observe_decoy(now, observation));
     }
 
-    fn observe(&mut self, now: Timestamp, time: SystemTime, interface: u32, judge: impl Fn(&mut Observer) -> Verdict) {
+    fn observe(
+        &mut self,
+        now: Timestamp,
+        time: SystemTime,
+        interface: u32,
+        judge: impl Fn(&mut Observer) -> Verdict,
+    ) -> Verdict {
         let mut verdict = judge(&mut self.observer);
         if self.ban_vanished(now, &verdict, time) {
             verdict = judge(&mut self.observer);
@@ -125,6 +133,7 @@ impl BanController {
             self.guest_bans.note(ban, interface, self.observer.host());
         }
         self.decide(verdict, time);
+        verdict
     }
 
     /// True if the ban of a source that keeps sending was removed from the kernel's set without a notification. The source
@@ -303,7 +312,7 @@ impl BanController {
         if self.exempt_check_at.is_some_and(|at| at <= now) {
             self.remove_exempt_bans(now);
         }
-        self.trap.check(now, &mut self.blocker, &self.observer, &self.pending, &self.reporter);
+        self.trap.check(now, &mut self.blocker, &mut self.observer, &self.pending, &self.reporter);
         if let Some(routes) = &mut self.blocker.routes
             && routes.next_due().is_some_and(|due| due <= now)
         {

@@ -55,8 +55,10 @@ pub struct SensorMetrics {
     probes_of: [Metric; Class::ALL.len()],
     bans: [[[Metric; Grade::ALL.len()]; Class::ALL.len()]; Backend::ALL.len()],
     failures: [Metric; Backend::ALL.len()],
-    /// Bans above the ceiling of new bans, which are short.
+    /// Bans above the ceilings, which are short.
     pub capped: Metric,
+    /// Sources that were not banned, because of the ceilings.
+    pub withheld: Metric,
     /// Sources evicted from the full source table.
     pub evicted: Metric,
     /// Look-ups in the kernel's socket table.
@@ -85,6 +87,8 @@ pub struct SensorMetrics {
     pub held: Metric,
     /// Packets whose source the kernel did not hold because a set was full.
     pub hold_full: Metric,
+    /// Sources that the trap blocked and whose bans the sensor made short.
+    pub trap_shortened: Metric,
     /// Heartbeats answered, for the watchdog.
     pub beats: Metric,
     /// Notified when a flood begins.
@@ -110,6 +114,7 @@ impl SensorMetrics {
         self.repeated.set(counters.repeated);
         self.probes.set(counters.probes);
         self.capped.set(counters.capped);
+        self.withheld.set(counters.withheld);
         self.evicted.set(counters.evicted);
         self.lookups.set(counters.lookups);
     }

@@ -7,6 +7,7 @@ mod blocker;
 mod commands;
 mod controller;
 mod drop_counter;
+mod excuses;
 #[cfg(test)]
 mod fixtures;
 mod guest_bans;

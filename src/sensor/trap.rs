@@ -1,20 +1,26 @@
 //! Controls the kernel's trap: arms it with the closed ports, and reviews the sources that it blocked.
 //!
 //! The trap blocks by itself, and the sensor sees the same packets: within milliseconds it reaches the same verdict, with a
-//! reason, a record and the right length. Where it does not (the port turned out to be in use, the source is exempt by now,
-//! packets were lost), the trap's ban is removed again, so that every standing ban has a reason.
+//! reason, a record and the right length. Where it does not, the trap's ban is lifted only for a reason that the sensor saw:
+//! the ports turned out to be in use, the kernel drops such packets, the source is exempt by now. Where it saw none (packets
+//! were lost, or the ceilings withhold the ban), the ban is made short: a scan that the sensor cannot see must not free itself.
+//!
+//! What the trap has caught keeps its place in a small set until the sensor's own ceilings have room again, so that the
+//! kernel bans no source above them.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::blocker::Blocker;
+use super::excuses::Excuses;
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
-use crate::enforce::nft::{BlockError, HoldCounts, Nft, Watched};
-use crate::engine::Protection;
-use crate::types::{BanTarget, PortSet, Protocol, Timestamp};
+use crate::enforce::nft::{BlockError, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
+use crate::engine::{CAPPED_BAN, IgnoreReason, Protection, Verdict};
+use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 
 /// How often the ports are compared and the caught sources reviewed. New listeners need no faster round: the trap's rules
 /// check for a socket themselves.
@@ -26,6 +32,9 @@ const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
 /// Sources reviewed in one round, at some 30 µs each; the rest follows in the next rounds.
 const MAX_PER_ROUND: usize = 512;
+
+/// The flags that the trap looks at: with SYN alone among them a segment counts.
+const OPENING: u16 = TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
@@ -39,6 +48,9 @@ pub(super) struct TrapControl {
     unconfirmed: HashMap<BanTarget, Timestamp>,
     /// What the kernel's counters of held packets said last.
     hold_counts: HoldCounts,
+    /// Sources that the trap caught and that were reviewed: they keep their places while the ceilings have no room.
+    reviewed: Vec<BanTarget>,
+    excuses: Excuses,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
     coverage: TrapCoverage,
@@ -60,8 +72,11 @@ struct Review {
     /// Covered by a prefix ban.
     in_prefix: Vec<BanTarget>,
     exempt: Vec<(BanTarget, Protection)>,
-    /// Without a verdict for [`UNCONFIRMED_FOR`].
-    unfounded: Vec<BanTarget>,
+    /// Without a verdict for [`UNCONFIRMED_FOR`], and the sensor knows why: as many ports as the trap counted are no evidence,
+    /// or less than it took for one.
+    excused: Vec<BanTarget>,
+    /// Without a verdict for as long, for reasons that the sensor does not see.
+    unexplained: Vec<BanTarget>,
 }
 
 impl TrapControl {
@@ -133,6 +148,42 @@ impl TrapControl {
         reporter.metrics().trap_lost.set(self.coverage.missing(ports).into());
     }
 
+    /// Notes what `packet` was no evidence of, where the trap may have counted it.
+    pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
+        let Some(armed) = &self.armed else { return };
+        let target = || BanTarget::of(packet.source);
+        for port in forgiven {
+            self.excuses.add(now, target(), *port);
+        }
+        // For these the trap has no eyes. A port that it does not watch, however open, excuses nothing.
+        let Verdict::Ignored(
+            IgnoreReason::Open
+            | IgnoreReason::RecentlyOpen
+            | IgnoreReason::RememberedService
+            | IgnoreReason::Damaged
+            | IgnoreReason::WrongInterface
+            | IgnoreReason::NoSource,
+        ) = verdict
+        else {
+            return;
+        };
+        let port = match packet.transport {
+            Transport::Tcp { destination_port, flags, .. } if flags.0 & OPENING == TcpFlags::SYN => {
+                (Protocol::Tcp, destination_port)
+            }
+            Transport::Udp { destination_port, .. } => (Protocol::Udp, destination_port),
+            _ => return,
+        };
+        if packet.delivery == Delivery::Host && armed.watches(port) {
+            self.excuses.add(now, target(), port);
+        }
+    }
+
+    /// Notes that the sensor took its own verdict on `target` back.
+    pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
+        self.excuses.acquit(now, target);
+    }
+
     fn reset(&mut self, reporter: &Reporter) {
         *self = Self { paused: self.paused, ..Self::default() };
         reporter.metrics().trap_lost.set(0);
@@ -185,7 +236,7 @@ impl TrapControl {
         &mut self,
         now: Timestamp,
         blocker: &mut Blocker,
-        observer: &Observer,
+        observer: &mut Observer,
         pending: &PendingBans,
         reporter: &Reporter,
     ) {
@@ -196,9 +247,18 @@ impl TrapControl {
         let Some((nft, rules)) = blocker.trap() else { return };
         match nft.caught() {
             Ok(caught) => {
-                let caught = caught.get(..MAX_PER_ROUND).unwrap_or(&caught);
-                let review = self.review(now, caught, observer, pending);
-                self.apply(review, nft, reporter);
+                let caught: HashSet<BanTarget> = caught.into_iter().collect();
+                self.reviewed.retain(|target| caught.contains(target));
+                let fresh = caught.into_iter().filter(|target| !self.reviewed.contains(target)).take(MAX_PER_ROUND);
+                let fresh: Vec<BanTarget> = fresh.collect();
+                let review = self.review(now, &fresh, rules, observer, pending);
+                self.apply(now, review, nft, observer, reporter);
+                if !self.reviewed.is_empty() && observer.engine_mut().has_room_for(now, TRAP_BURST) {
+                    let reviewed = std::mem::take(&mut self.reviewed);
+                    if let Err(error) = nft.release(&reviewed) {
+                        self.report(format!("the kernel's trap cannot be given room: {error}"), reporter);
+                    }
+                }
             }
             Err(BlockError::Gone) => {}
             Err(error) => {
@@ -225,7 +285,14 @@ impl TrapControl {
     }
 
     /// Compares the sources that the trap caught with the sensor's verdicts.
-    fn review(&mut self, now: Timestamp, caught: &[BanTarget], observer: &Observer, pending: &PendingBans) -> Review {
+    fn review(
+        &mut self,
+        now: Timestamp,
+        caught: &[BanTarget],
+        rules: Trap,
+        observer: &Observer,
+        pending: &PendingBans,
+    ) -> Review {
         let mut review = Review::default();
         let unconfirmed = std::mem::take(&mut self.unconfirmed);
         // The sensor decided to block these as well, although a backend has refused so far.
@@ -238,45 +305,77 @@ impl TrapControl {
                 review.in_prefix.push(target);
             } else if let Some(protection) = observer.exemption(target) {
                 review.exempt.push((target, protection));
-            } else if now.since(since) >= UNCONFIRMED_FOR {
-                review.unfounded.push(target);
-            } else {
+            } else if now.since(since) < UNCONFIRMED_FOR {
                 self.unconfirmed.insert(target, since);
+            } else if self.paused
+                || observer.engine().is_forgiven_peer(now, target)
+                || self.is_excused(now, target, rules, observer)
+            {
+                review.excused.push(target);
+            } else {
+                review.unexplained.push(target);
             }
         }
         review
     }
 
-    /// Removes the trap's bans that a review does not uphold, and has the trap count all reviewed sources from zero:
+    /// True where the sensor has seen all ports that the trap counted, and some of them were no evidence.
+    fn is_excused(&self, now: Timestamp, target: BanTarget, rules: Trap, observer: &Observer) -> bool {
+        if self.excuses.is_acquitted(now, target) {
+            return true;
+        }
+        let mut ports: HashSet<_> = self.excuses.ports(now, target, rules.window.max(UNCONFIRMED_FOR * 2)).collect();
+        let some = !ports.is_empty();
+        ports.extend(observer.engine().evidence(now, target));
+        some && ports.len() > usize::from(rules.forgiven)
+    }
+
+    /// Lifts or shortens the trap's bans that a review does not uphold, and has the trap count all reviewed sources from zero:
     /// otherwise one more port would be enough when their bans are over.
-    fn apply(&mut self, review: Review, nft: &mut Nft, reporter: &Reporter) {
-        let Review { confirmed, in_prefix, exempt, unfounded } = review;
+    fn apply(&mut self, now: Timestamp, review: Review, nft: &mut Nft, observer: &mut Observer, reporter: &Reporter) {
+        let Review { confirmed, in_prefix, exempt, excused, unexplained } = review;
         // A full set had no room for these: they are not blocked.
+        let unfounded = [&excused[..], &unexplained].concat();
         let missing: HashSet<BanTarget> = nft.missing(&unfounded).unwrap_or_default().into_iter().collect();
-        let (missing, unfounded): (Vec<_>, Vec<_>) = unfounded.into_iter().partition(|one| missing.contains(one));
+        let is_blocked = |target: &BanTarget| !missing.contains(target);
+        let excused: Vec<_> = excused.into_iter().filter(is_blocked).collect();
+        let unexplained: Vec<_> = unexplained.into_iter().filter(is_blocked).collect();
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
-        for targets in [&unfounded, &in_prefix, &exempt_targets] {
+        for targets in [&excused, &in_prefix, &exempt_targets] {
             applied = applied.and(nft.lift(targets));
         }
-        for targets in [&confirmed, &unfounded, &missing, &in_prefix, &exempt_targets] {
+        if !unexplained.is_empty() {
+            let short: Vec<_> = unexplained.iter().map(|target| (*target, Expiry::After(CAPPED_BAN))).collect();
+            applied = applied.and(nft.block(&short));
+            unexplained.iter().for_each(|target| observer.engine_mut().adopt_short(now, *target));
+        }
+        for targets in [&confirmed, &unfounded, &in_prefix, &exempt_targets] {
             applied = applied.and(nft.forget(targets));
+            self.reviewed.extend(targets);
         }
         reporter.metrics().trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
-        reporter.metrics().trap_let_go.add((unfounded.len() + exempt.len()) as u64);
+        reporter.metrics().trap_let_go.add((excused.len() + exempt.len()) as u64);
+        reporter.metrics().trap_shortened.add(unexplained.len() as u64);
         match applied {
             Ok(()) => {}
             Err(BlockError::Gone) => return,
-            Err(error) => self.report(format!("bans of the kernel's trap could not be lifted: {error}"), reporter),
+            Err(error) => self.report(format!("bans of the kernel's trap could not be changed: {error}"), reporter),
         }
         for (target, protection) in exempt {
             reporter.emit_exempt(target, protection);
         }
-        if let [first, rest @ ..] = unfounded.as_slice() {
-            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        if let Some(sources) = listed(&excused) {
             reporter.note(format!(
-                "the kernel's trap had blocked {first}{more}, and nothing is held against them: let go after {} s",
+                "the kernel's trap had blocked {sources}, and nothing is held against them: let go after {} s",
                 UNCONFIRMED_FOR.as_secs()
+            ));
+        }
+        if let Some(sources) = listed(&unexplained) {
+            reporter.note(format!(
+                "the kernel's trap had blocked {sources}, without a verdict of the sensor (packets were lost, or the ceilings \
+                 of new bans are reached): blocked for {} s",
+                CAPPED_BAN.as_secs()
             ));
         }
     }
@@ -292,7 +391,10 @@ impl TrapControl {
     /// Has the trap count the probes of `targets` from zero: their bans have been removed.
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
-        let forgotten = if targets.len() > MAX_PER_ROUND { nft.forget_everybody(rules) } else { nft.forget(targets) };
+        let forgotten = match targets.len() > MAX_PER_ROUND {
+            true => nft.forget_everybody(rules),
+            false => nft.forget(targets).and_then(|()| nft.release(targets)),
+        };
         match forgotten {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.report(format!("the kernel's trap could not be made to forget: {error}"), reporter),
@@ -308,14 +410,30 @@ impl TrapControl {
     }
 }
 
+impl Armed {
+    fn watches(&self, (protocol, port): (Protocol, u16)) -> bool {
+        let ports = if protocol == Protocol::Udp { &self.udp } else { &self.tcp };
+        ports.as_ref().is_some_and(|ports| ports.contains(port))
+    }
+}
+
+/// The first of `targets` and the number of the others, for the log.
+fn listed(targets: &[BanTarget]) -> Option<String> {
+    match targets {
+        [] => None,
+        [first] => Some(first.to_string()),
+        [first, rest @ ..] => Some(format!("{first} and {} more", rest.len())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::capture::decoy::DecoyPorts;
     use crate::engine::ActiveBan;
     use crate::sensor::KernelPorts;
-    use crate::sensor::fixtures::{engine, host};
-    use crate::types::Expiry;
+    use crate::sensor::fixtures::{engine, host, packet};
+    use crate::types::Rate;
 
     #[test]
     fn caught_source_needs_verdict_within_limit() {
@@ -325,12 +443,46 @@ mod tests {
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
         let mut observer = Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
-        let caught = [blocked, exempt, unknown];
-        let mut review = |now| trap.review(now, &caught, &observer, &PendingBans::default());
+        let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
+        let excused: BanTarget = "192.0.2.10".parse().unwrap();
+        trap.armed = Some(Armed { tcp: Some("21-23".parse().unwrap()), udp: None, interfaces: Vec::new() });
+        for port in [21, 22, 23, 80] {
+            let Transport::Tcp { destination_port, .. } = &mut served.transport else { panic!("a segment") };
+            *destination_port = port;
+            trap.excuse(at(1), &served, Verdict::Ignored(IgnoreReason::RecentlyOpen), &[]);
+        }
+        let half: BanTarget = "192.0.2.11".parse().unwrap();
+        trap.excuse(
+            at(1),
+            &Packet { source: [192, 0, 2, 11].into(), ..served },
+            Verdict::Ignored(IgnoreReason::Open),
+            &[],
+        );
+        let peer: BanTarget = "192.0.2.12".parse().unwrap();
+        observer.engine_mut().know_peers(at(1), &[(peer, Duration::from_secs(1))]);
+        let caught = [blocked, exempt, unknown, excused, half, peer];
+        let rules = Trap {
+            tcp: true,
+            udp: false,
+            forgiven: 2,
+            window: Duration::from_secs(60),
+            expiry: Expiry::Never,
+            ceiling: Rate::per_minute(60),
+            nat64: [None; 8],
+            named_interfaces: false,
+            hold: None,
+        };
+        let mut review = |now| trap.review(now, &caught, rules, &observer, &PendingBans::default());
         let first = review(at(1));
         assert_eq!((&first.confirmed[..], &first.exempt[..]), (&[blocked][..], &[(exempt, Protection::Listed)][..]));
-        assert_eq!(first.unfounded, [], "the verdict may be under way");
-        assert_eq!(review(at(2)).unfounded, []);
-        assert_eq!(review(at(3)).unfounded, [unknown]);
+        assert_eq!((first.excused, first.unexplained), (vec![], vec![]), "the verdict may be under way");
+        assert_eq!(review(at(2)).unexplained, []);
+        let last = review(at(3));
+        assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");
+        assert_eq!(last.excused, [excused, peer], "a connected peer is forgiven more ports than the trap counts");
+        trap.paused = true;
+        let _ = trap.review(at(4), &caught, rules, &observer, &PendingBans::default());
+        let paused = trap.review(at(6), &caught, rules, &observer, &PendingBans::default());
+        assert_eq!(paused.unexplained, [], "no source is blocked anew while blocking is suspended");
     }
 }

@@ -11,11 +11,32 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// The most packets that a rate can have: far more than any log takes, and far from where the kernel's own arithmetic in
+    /// nanoseconds ends.
+    pub const MAX: u32 = 1_000_000;
+
+    /// `packets` a minute; what is outside the bounds of a rate is taken as the bound.
+    #[must_use]
+    pub const fn per_minute(packets: u32) -> Self {
+        let packets = match packets {
+            0 => 1,
+            more if more > Self::MAX => Self::MAX,
+            packets => packets,
+        };
+        Self { packets, unit: Unit::Minute }
+    }
+
+    /// How many packets it has in its span.
+    #[must_use]
+    pub fn packets(self) -> u32 {
+        self.packets
+    }
+
     /// `packets` in `seconds`, as the kernel has it; `None` for a rate that no text can say.
     #[must_use]
     pub fn from_kernel(packets: u64, seconds: u64) -> Option<Self> {
         let (.., unit) = *UNITS.iter().find(|(_, length, _)| *length == seconds)?;
-        let packets = u32::try_from(packets).ok().filter(|packets| (1..=MOST).contains(packets))?;
+        let packets = u32::try_from(packets).ok().filter(|packets| (1..=Self::MAX).contains(packets))?;
         Some(Self { packets, unit })
     }
 
@@ -43,7 +64,7 @@ impl FromStr for Rate {
         let (.., unit) = *UNITS.iter().find(|(known, ..)| *known == name).ok_or_else(refused)?;
         // `parse` takes a sign, nft does not.
         let digits = packets.bytes().all(|byte| byte.is_ascii_digit());
-        let packets = packets.parse().ok().filter(|packets| digits && (1..=MOST).contains(packets));
+        let packets = packets.parse().ok().filter(|packets| digits && (1..=Self::MAX).contains(packets));
         Ok(Self { packets: packets.ok_or_else(refused)?, unit })
     }
 }
@@ -51,8 +72,8 @@ impl FromStr for Rate {
 /// A text that is no rate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no rate: write a number of packets from 1 to {MOST}, a slash, and second, minute, hour or day, for example \
-     \"3/minute\""
+    "{0:?} is no rate: write a number of packets from 1 to {max}, a slash, and second, minute, hour or day, for example \
+     \"3/minute\"", max = Rate::MAX
 )]
 pub struct RateError(String);
 
@@ -71,9 +92,6 @@ const UNITS: [(&str, u64, Unit); 4] = [
     ("hour", 3_600, Unit::Hour),
     ("day", 86_400, Unit::Day),
 ];
-
-/// Far more than any log takes, and far from where the kernel's own arithmetic in nanoseconds ends.
-const MOST: u32 = 1_000_000;
 
 #[cfg(test)]
 mod tests {

@@ -21,10 +21,21 @@ impl TokenBucket {
         Self { per_span: per_span.max(1), span, saved: span, at: Timestamp::default() }
     }
 
-    /// Takes one token; false where none is available.
-    pub fn take(&mut self, now: Timestamp) -> bool {
+    /// Tokens that are available.
+    pub fn available(&mut self, now: Timestamp) -> u32 {
+        self.refill(now);
+        let token = (self.span / self.per_span).max(Duration::from_nanos(1));
+        u32::try_from(self.saved.as_nanos() / token.as_nanos()).unwrap_or(u32::MAX)
+    }
+
+    fn refill(&mut self, now: Timestamp) {
         self.saved = self.saved.saturating_add(now.since(self.at)).min(self.span);
         self.at = self.at.max(now);
+    }
+
+    /// Takes one token; false where none is available.
+    pub fn take(&mut self, now: Timestamp) -> bool {
+        self.refill(now);
         match self.saved.checked_sub(self.span / self.per_span) {
             Some(rest) => {
                 self.saved = rest;
@@ -107,7 +118,9 @@ mod tests {
     #[test]
     fn a_minutes_worth_may_come_at_once_and_then_one_by_one() {
         let mut budget = TokenBucket::new(60, Duration::from_secs(60));
+        assert_eq!(budget.available(at(1)), 60);
         assert_eq!((0..100).filter(|_| budget.take(at(1))).count(), 60);
+        assert_eq!(budget.available(at(1)), 0);
         assert_eq!((0..10).filter(|_| budget.take(at(2))).count(), 1);
         assert_eq!((0..100).filter(|_| budget.take(at(1_000))).count(), 60);
     }

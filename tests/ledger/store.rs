@@ -285,6 +285,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
             max_sources: 1024,
             max_judged: 1024,
             max_new_bans_per_minute: 600,
+            max_forgeable_bans: 4_096,
         },
         HashKey(1, 2),
     );

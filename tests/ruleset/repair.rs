@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec, Trap};
 use portsentry::netlink::nft::Set;
-use portsentry::types::Expiry;
+use portsentry::types::{Expiry, Rate};
 
 use super::{installed, installed_with, listing, nearly, nft, run, seconds, subject};
 
@@ -117,7 +117,7 @@ fn every_chain_of_a_variant_is_repaired() {
         forgiven: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::Never,
-        most_a_minute: 600,
+        ceiling: Rate::per_minute(60),
         nat64: [None; 8],
         named_interfaces: false,
         hold: Some(Duration::from_millis(900)),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portsentry::enforce::nft::{Action, Installed, Nft, RulesetSpec, Trap};
-use portsentry::types::Expiry;
+use portsentry::types::{Expiry, Rate};
 
 use netns_lab::Namespace;
 use netns_lab::slowness;
@@ -28,7 +28,7 @@ const TRAP: Trap = Trap {
     forgiven: 2,
     window: Duration::from_secs(1_800),
     expiry: Expiry::After(Duration::from_secs(86_400)),
-    most_a_minute: 600,
+    ceiling: Rate::per_minute(60),
     nat64: [None; 8],
     named_interfaces: false,
     hold: Some(Duration::from_millis(900)),

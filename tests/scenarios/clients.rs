@@ -308,3 +308,25 @@ fn connected_peer_is_banned_at_eighth_port() {
     daemon.stop();
     drop(held);
 }
+
+#[test]
+fn trap_lets_connected_peer_go() {
+    let lab = Lab::new(&["peer", "other"]);
+    let (peer, target) = ends(&lab, "peer", false);
+    let listener = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
+    let connect = || TcpStream::connect_timeout(&(target, 80).into(), TIMEOUT).unwrap();
+    let held = (lab.inside("peer", connect), listener.accept().unwrap());
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let explained = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
+    assert!(within(TIMEOUT, explained).is_some());
+    assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
+    lab.touch("peer", peer, target, &[901, 902, 903]);
+    daemon.expect_line(&format!(
+        "the kernel's trap had blocked {peer}, and nothing is held against them: let go after 2 s"
+    ));
+    assert!(lab.banned().is_empty(), "the trap counts to three, the program to eight");
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    daemon.stop();
+    drop(held);
+}

@@ -102,7 +102,7 @@ fn what_an_administrator_does_to_the_networks_by_hand_is_known_and_said() {
 #[test]
 fn a_network_of_scanners_is_blocked_where_the_settings_say_so() {
     let lab = Lab::new(&["other", "next"]);
-    let sources = lab.add_addresses("other", 66..72);
+    let sources = lab.add_addresses("other", 66..71);
     let settings = "[block]\nwidest_ipv4 = 29\n[tcp]\nports = \"7001-7003\"\n";
     let daemon = Daemon::start_configured(&lab, settings, &["-tcp"]);
     assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("set blocked_nets "), "ready before it is needed");

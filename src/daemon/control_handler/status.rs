@@ -84,6 +84,7 @@ impl ControlHandler<'_> {
                 made: metrics.bans(),
                 failed: Backend::ALL.iter().map(|way| metrics.failed_by(*way)).sum(),
                 capped: metrics.capped.get(),
+                withheld: metrics.withheld.get(),
                 repaired: metrics.put_back(),
                 ..BanCounts::default()
             },

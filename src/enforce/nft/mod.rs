@@ -28,7 +28,8 @@ use transaction::Change;
 pub use trap::{Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    Action, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, Trap, Watched,
+    Action, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
+    Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

@@ -68,7 +68,7 @@ impl Nft {
         self.send_batch()
     }
 
-    /// Sources that the trap has blocked within the last minute, but for those that were forgotten.
+    /// Sources that the trap has blocked, but for those that were released.
     pub fn caught(&mut self) -> Result<Vec<BanTarget>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::TrapBanned, Set::TrapBanned6] {
@@ -78,19 +78,26 @@ impl Nft {
         Ok(all)
     }
 
-    /// Has the trap count the touches of these, single sources all of them, from the start again, and no longer name them as
-    /// caught; those that are not there are passed over.
+    /// Has the trap count the probes of these, single sources all of them, from the start again; those that are not there are
+    /// passed over.
     pub fn forget(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
+        self.remove_from([Set::Suspects, Set::Suspects6], subjects)
+    }
+
+    /// Removes these from the sources that the trap has blocked, so that it has room for others.
+    pub fn release(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
+        self.remove_from([Set::TrapBanned, Set::TrapBanned6], subjects)
+    }
+
+    fn remove_from(&mut self, sets: [Set; 2], subjects: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
         for subjects in subjects.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
-            for (blocked, sets) in
-                [(Set::Blocked, [Set::TrapBanned, Set::Suspects]), (Set::Blocked6, [Set::TrapBanned6, Set::Suspects6])]
-            {
+            for (blocked, set) in [Set::Blocked, Set::Blocked6].into_iter().zip(sets) {
                 let of_family = subjects.iter().copied().filter(|subject| Set::for_target(*subject) == blocked);
                 let of_family: Vec<BanTarget> = of_family.collect();
                 if !of_family.is_empty() {
-                    sets.into_iter().for_each(|set| nft::put_forget(&mut self.batch, kernel, set, &of_family));
+                    nft::put_forget(&mut self.batch, kernel, set, &of_family);
                 }
             }
             if !self.batch.is_empty() {

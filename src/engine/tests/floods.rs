@@ -4,36 +4,91 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe};
-use super::scene::{DAY, SCANNER, Scene, stranger};
-use crate::engine::{CAPPED_BAN, HashKey, Notice};
+use super::scene::{DAY, SCANNER, Scene, stranger, subject};
+use crate::engine::{ActiveBan, CAPPED_BAN, Grade, HashKey, Notice};
 use crate::types::Expiry;
 
+/// The ports of a source that does far more than a scan needs.
+const SIXTEEN: std::ops::RangeInclusive<u16> = 201..=216;
+
 #[test]
-fn bans_above_the_ceiling_are_short_and_summed_up_in_one_line() {
+fn scans_above_the_ceiling_are_withheld() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 10);
-    let mut capped = Vec::new();
-    for n in 0..50 {
-        scene.banish(&stranger(n));
-        capped.push(scene.ban().capped);
-        // The thirty-third ban of a minute and those after it do not end all at once.
-        let plain = if scene.ban().capped { CAPPED_BAN } else { DAY };
-        let Expiry::After(span) = scene.ban().expiry else { panic!("a ban that ends") };
-        assert!(
-            if n < 32 { span == plain } else { (CAPPED_BAN * 9 / 10..=CAPPED_BAN).contains(&span) },
-            "{n}: {span:?}"
-        );
-    }
-    assert_eq!(capped.iter().position(|capped| *capped), Some(10));
-    assert_eq!((scene.engine.counters().bans, scene.engine.counters().capped), (50, 40));
+    let banned = (0..50).filter(|n| scene.syns(&stranger(*n), [21, 22, 23]) == Block(3)).count();
+    assert_eq!(banned, 10);
+    let again = scene.syns(&stranger(20), [21, 22, 23]);
+    assert_eq!(again, Probe(3), "and each is counted once");
+    assert_eq!(scene.tcp(&stranger(50), 21, 0), Probe(1), "nor are flags enough that no stack sends");
+    assert_eq!((scene.engine.counters().bans, scene.engine.counters().withheld), (10, 41));
     assert_eq!(scene.notices(), []);
     assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_secs(60))));
-    assert_eq!(scene.after(60.0).notices(), [Notice::Capped { bans: 40 }]);
-    assert_eq!((scene.engine.wake(), scene.after(600.0).notices()), (None, vec![]));
+    assert_eq!(scene.after(60.0).notices(), [Notice::Capped { bans: 0, withheld: 41 }]);
+    assert_eq!((scene.engine.wake(), scene.after(6.0).notices()), (None, vec![]));
+    assert_eq!(scene.syn(&stranger(20), 21), Block(3), "which is judged again once there is room");
+}
+
+#[test]
+fn sixteen_ports_get_few_short_bans() {
+    let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
+    scene.banish(&stranger(0));
+    let banned = (1..50).filter(|n| scene.syns(&stranger(*n), SIXTEEN) == Block(16)).count();
+    assert_eq!((banned, scene.engine.counters().capped), (4, 4));
+    scene.after(15.0).syns(SCANNER, SIXTEEN.take(15));
+    assert_eq!(scene.syn(SCANNER, 300), Block(16));
+    assert!(scene.ban().capped && scene.ban().expiry == Expiry::After(CAPPED_BAN));
+    assert_eq!(scene.syn(SCANNER, 301), super::scene::Gist::Repeated);
+}
+
+#[test]
+fn forged_flood_of_a_minute_bans_few() {
+    for ports in [3, 16] {
+        let mut scene = Scene::new();
+        for n in 0..12_000 {
+            scene.after(0.005).syns(&stranger(n), 201..201 + ports);
+        }
+        let bans = scene.engine.counters().bans;
+        assert!((110..=130).contains(&bans), "{bans} of 12,000 with {ports} ports each");
+    }
+}
+
+#[test]
+fn standing_forgeable_bans_have_a_ceiling() {
+    let mut scene =
+        Scene::with(|settings| (settings.max_new_bans_per_minute, settings.max_forgeable_bans) = (9_999, 64));
+    let flood = |scene: &mut Scene, begin, end| {
+        let before = scene.engine.counters().bans;
+        for n in begin..end {
+            scene.after(0.001).syns(&stranger(n), SIXTEEN);
+        }
+        scene.engine.counters().bans - before
+    };
+    assert_eq!(flood(&mut scene, 0, 1_000), 64, "four of them above, and short");
+    assert_eq!(scene.engine.bans().count(), 64);
+    scene.prove(SCANNER);
+    assert_eq!(scene.engine.bans().count(), 65, "proven bans do not count");
+    assert!(!scene.engine.has_room_for(scene.now, 1));
+    assert_eq!(flood(scene.after(310.0), 2_000, 3_000), 4, "the short ones have ended");
+    let lifted: Vec<_> = scene.engine.bans().map(|ban| ban.subject).take(20).collect();
+    assert!(lifted.iter().all(|subject| scene.engine.lift(*subject)));
+    let banned = flood(&mut scene, 4_000, 5_000);
+    assert!((16..=20).contains(&banned), "{banned} in the place of twenty that were lifted");
+    assert_eq!(flood(scene.after(100_000.0), 6_000, 7_000), 64, "and a day later all have ended");
+}
+
+#[test]
+fn restored_bans_count_against_the_ceiling() {
+    let mut scene = Scene::with(|settings| settings.max_forgeable_bans = 10);
+    for n in 0..10 {
+        let ban = ActiveBan::whole(subject(&stranger(n)), Expiry::After(DAY));
+        scene.engine.adopt(scene.now, &ActiveBan { grade: Some(Grade::Forgeable), ..ban });
+    }
+    assert_eq!(scene.syns(&stranger(10), SIXTEEN), Probe(16));
+    scene.prove(SCANNER);
 }
 
 #[test]
 fn bans_that_fall_together_do_not_end_together() {
-    let mut scene = Scene::new();
+    let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 600);
     let mut spans = Vec::new();
     for n in 0..232 {
         scene.banish(&stranger(n));
@@ -52,7 +107,7 @@ fn bans_that_fall_together_do_not_end_together() {
 
 #[test]
 fn a_ban_for_ever_is_not_spread() {
-    let mut scene = Scene::with(|settings| settings.expiry = Expiry::Never);
+    let mut scene = Scene::with(|settings| (settings.expiry, settings.max_new_bans_per_minute) = (Expiry::Never, 600));
     for n in 0..100 {
         scene.banish(&stranger(n));
         assert_eq!(scene.ban().expiry, Expiry::Never);
@@ -60,39 +115,23 @@ fn a_ban_for_ever_is_not_spread() {
 }
 
 #[test]
-fn a_short_ban_ends_after_five_minutes_and_the_ceiling_fills_again() {
-    let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
-    scene.banish(&stranger(1));
-    scene.banish(SCANNER);
-    assert!(scene.ban().capped);
-    assert_eq!(scene.after(CAPPED_BAN.as_secs_f64() + 1.0).syn(SCANNER, 22), Probe(1));
-    scene.banish(SCANNER);
-    assert!(!scene.ban().capped);
-}
-
-#[test]
-fn a_ban_that_is_shorter_anyway_stays_as_it_is_above_the_ceiling() {
+fn short_ban_is_never_longer_than_the_usual_one() {
     let short = Expiry::After(Duration::from_secs(30));
-    let mut scene = Scene::with(|settings| (settings.max_new_bans_per_minute, settings.expiry) = (1, short));
-    scene.banish(&stranger(1));
-    scene.banish(SCANNER);
-    assert_eq!((scene.ban().capped, scene.ban().expiry), (true, short));
-    let mut scene = Scene::with(|settings| (settings.max_new_bans_per_minute, settings.expiry) = (1, Expiry::Never));
-    scene.banish(&stranger(1));
-    scene.banish(SCANNER);
-    assert_eq!(scene.ban().expiry, Expiry::After(CAPPED_BAN));
+    for (expiry, lasts) in [(short, short), (Expiry::Never, Expiry::After(CAPPED_BAN))] {
+        let mut scene = Scene::with(|settings| (settings.max_new_bans_per_minute, settings.expiry) = (1, expiry));
+        scene.banish(&stranger(1));
+        assert_eq!(scene.syns(SCANNER, SIXTEEN), Block(16));
+        assert_eq!((scene.ban().capped, scene.ban().expiry), (true, lasts));
+    }
 }
 
 #[test]
-fn a_completed_connection_cannot_be_forged_and_knows_no_ceiling() {
+fn proven_evidence_has_its_own_ceiling() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
     scene.banish(&stranger(0));
-    for n in 1..50 {
-        assert_eq!([1, 7, 9].map(|port| scene.decoy(&stranger(n), port)), [Probe(1), Probe(2), Block(3)]);
-        assert!(!scene.ban().capped);
-    }
-    scene.banish(&stranger(99));
-    assert!(scene.ban().capped, "a SYN does");
+    let banned = (1..1_000).filter(|n| [1, 7, 9].map(|port| scene.decoy(&stranger(*n), port))[2] == Block(3)).count();
+    assert_eq!((banned, scene.engine.counters().capped), (600, 0));
+    assert_eq!(scene.syns(&stranger(2_000), [21, 22, 23]), Probe(3), "the other one is as full as before");
 }
 
 #[test]

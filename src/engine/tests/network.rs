@@ -24,6 +24,7 @@ fn engine() -> Engine {
         max_sources: 1024,
         max_judged: 1024,
         max_new_bans_per_minute: 600,
+        max_forgeable_bans: 4_096,
     };
     Engine::new(settings, HashKey(3, 5))
 }

@@ -100,7 +100,8 @@ pub(crate) fn builtin() -> Settings {
         widest: MaxPrefix::default(),
         max_sources: 65_536,
         max_judged: 131_072,
-        max_new_bans_per_minute: 600,
+        max_new_bans_per_minute: 60,
+        max_forgeable_bans: 4_096,
     }
 }
 

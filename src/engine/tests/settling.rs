@@ -8,7 +8,10 @@ use crate::types::{Protocol, Timestamp};
 const CLIENT: &str = "203.0.113.9";
 
 fn booting() -> Scene {
-    let mut scene = Scene::new();
+    let ceilings = 9_999;
+    let mut scene = Scene::with(|settings| {
+        (settings.max_new_bans_per_minute, settings.max_forgeable_bans) = (ceilings, ceilings);
+    });
     let until = scene.now.after(std::time::Duration::from_secs(60));
     scene.engine.settle(until);
     scene

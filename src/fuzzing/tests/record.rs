@@ -24,7 +24,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{BanTarget, Expiry, Rate};
 
 /// Writes datagrams into the corpus of one target.
 fn keep(target: &str, name: &str, datagrams: impl IntoIterator<Item = Vec<u8>>) {
@@ -74,7 +74,7 @@ fn nf_tables() {
         forgiven: 2,
         window: Duration::from_secs(60),
         expiry: Expiry::After(Duration::from_secs(3600)),
-        most_a_minute: 100,
+        ceiling: Rate::per_minute(100),
         nat64: [None; 8],
         named_interfaces: false,
         hold: Some(Duration::from_millis(900)),

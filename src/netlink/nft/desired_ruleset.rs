@@ -91,7 +91,7 @@ mod tests {
 
     use super::super::spec::{Action, Trap};
     use super::*;
-    use crate::types::Expiry;
+    use crate::types::{Expiry, Rate};
 
     const TRAP: Trap = Trap {
         tcp: true,
@@ -99,7 +99,7 @@ mod tests {
         forgiven: 2,
         window: Duration::from_secs(1_800),
         expiry: Expiry::After(Duration::from_secs(86_400)),
-        most_a_minute: 600,
+        ceiling: Rate::per_minute(60),
         nat64: [None; 8],
         named_interfaces: false,
         hold: None,
@@ -124,7 +124,7 @@ mod tests {
             RulesetSpec { trap: Some(TRAP), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { forgiven: 15, ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { expiry: Expiry::Never, ..TRAP }), ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(Trap { most_a_minute: 1, ..TRAP }), ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { ceiling: Rate::per_minute(1), ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..TRAP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },

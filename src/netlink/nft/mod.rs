@@ -40,7 +40,7 @@ pub use hold_rules::MAX_HOLDS;
 pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};
-pub use spec::{Action, RulesetSpec, Trap};
+pub use spec::{Action, RulesetSpec, TRAP_BURST, Trap};
 pub use table::{CHAIN, REFUSE, TABLE, TRAP};
 pub(crate) use table::{TRAP_FULL, TRAP_HELD};
 

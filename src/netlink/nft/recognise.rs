@@ -49,7 +49,8 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     let burst =
         suspects.and_then(|add| number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
     let ceiling = found.rules(TRAP_BAN).first().and_then(|rule| rule.first());
-    let most = ceiling.and_then(|(_, limit)| wide_number(limit, &[sys::NFTA_LIMIT_RATE]));
+    let limit = |attribute| ceiling.and_then(|(_, limit)| wide_number(limit, &[attribute]));
+    let rate = limit(sys::NFTA_LIMIT_RATE).zip(limit(sys::NFTA_LIMIT_UNIT));
     let by_interface = |(name, flat): &(String, Flat)| {
         name == "meta" && number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
     };
@@ -62,7 +63,7 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
         window: window.unwrap_or_default(),
         expiry: addition(TRAP_BAN, Set::Blocked).and_then(timeout).map_or(Expiry::Never, Expiry::After),
-        most_a_minute: most.and_then(|most| u32::try_from(most).ok()).unwrap_or(1),
+        ceiling: rate.and_then(|(packets, seconds)| Rate::from_kernel(packets, seconds)).unwrap_or(Rate::per_minute(1)),
         named_interfaces: entry.first().is_some_and(by_interface),
         hold,
     })

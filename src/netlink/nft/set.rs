@@ -5,7 +5,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustables::sys;
 
 use super::message::{field, put_request};
-use super::spec::{RulesetSpec, Trap};
+use super::spec::{RulesetSpec, TRAP_BURST, Trap};
 use super::table::TABLE;
 use crate::netlink::message::{Attributes, be_u32};
 use crate::netlink::socket::{Batch, Socket, SocketError};
@@ -50,7 +50,7 @@ pub enum Set {
     Suspects,
     /// The same for IPv6, by /64.
     Suspects6,
-    /// Sources that the kernel has blocked by itself a moment ago.
+    /// Sources that the kernel has blocked by itself, until the sensor has said what it has against them.
     TrapBanned,
     /// The same for IPv6, by /64.
     TrapBanned6,
@@ -101,9 +101,9 @@ const DEFINITIONS: [(Set, Definition); 28] = [
     (Set::Answered6, define("answered6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192))),
     (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
     (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
-    // When it is full, the kernel blocks no source until the sensor has looked.
-    (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(8_192))),
-    (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(8_192))),
+    // When it is full, the kernel blocks no source until the sensor has looked and found room under its own ceilings.
+    (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
+    (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
     // Room for 20,000 new sources a second: of 900 ms until they are cleared away (at most a second later), and of ten seconds.
     (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
     (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),

@@ -36,8 +36,8 @@ pub struct Trap {
     pub window: Duration,
     /// How long a ban lasts.
     pub expiry: Expiry,
-    /// Bans a minute, at least 1; as many may come at once. Above it the kernel blocks no source by itself.
-    pub most_a_minute: u32,
+    /// Bans that the kernel makes by itself, at most [`TRAP_BURST`] at once. Above it the kernel bans no source.
+    pub ceiling: Rate,
     /// Upper halves of the /64s of configured NAT64 translators, whose sources are left to the daemon.
     pub nat64: [Option<u64>; MAX_NAT64],
     /// Whether only the interfaces count that the set of them holds.
@@ -54,6 +54,10 @@ impl RulesetSpec {
         Self { trap: self.trap.map(|trap| Trap { hold: None, ..trap }), ..self }
     }
 }
+
+/// Bans that the kernel makes at once, and of which the sensor has said nothing yet. It has no part in deciding on them, so
+/// they are few.
+pub const TRAP_BURST: u32 = 10;
 
 impl Default for RulesetSpec {
     fn default() -> Self {

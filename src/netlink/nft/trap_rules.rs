@@ -2,11 +2,10 @@
 //! any program wakes up. nft/portsentry-trap.nft says what each of them is for, nft/portsentry-trap-udp.nft those for UDP.
 //!
 //! A probe counts here only where it counts for the sensor as well: never more than the sensor would hold against the
-//! source, often less. What the kernel blocked is in `caught` for a minute, so that the sensor can look at it.
+//! source, often less. What the kernel blocked is in `caught` until the sensor has looked at it, and
+//! `caught` is small: without the sensor the kernel blocks no more than it holds.
 //!
 //! Read with: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
-
-use std::time::Duration;
 
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;
@@ -15,7 +14,7 @@ use super::family::{Family, V4, V6};
 use super::hold_rules;
 use super::rule::{DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, Span, TCP, UNICAST};
 use super::set::Set;
-use super::spec::Trap;
+use super::spec::{TRAP_BURST, Trap};
 use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
 use crate::engine::RECENT;
 use crate::types::Expiry;
@@ -192,14 +191,14 @@ fn probe(rule: Rule, family: &Family, protocol: &Transport) -> Rule {
 
 /// Blocks a source that probed too many ports.
 fn ban_rules(trap: &Trap) -> Vec<Rule> {
-    let most = trap.most_a_minute.max(1);
-    let ceiling =
-        Rule::new(TRAP_BAN).limit(Limit::over(most.into(), 60, most, format_args!("{most}/minute").to_string()));
+    let (packets, seconds) = trap.ceiling.for_kernel();
+    let burst = trap.ceiling.packets().min(TRAP_BURST);
+    let ceiling = Rule::new(TRAP_BAN).limit(Limit::over(packets, seconds, burst, trap.ceiling));
     let bans = [V4, V6].map(|family| {
         Rule::new(TRAP_BAN)
             .family(&family)
             .target(&family)
-            .add(family.trap_banned, family.target, Span::new(Expiry::After(REMEMBERED)), None, sys::NFT_DYNSET_OP_ADD)
+            .add(family.trap_banned, family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
             .target(&family)
             .add(family.blocked, family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
             .counter()
@@ -215,7 +214,6 @@ const NAT64: [u8; 8] = [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0];
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
 /// Offset of the source port in the header of TCP and of UDP.
 const SOURCE: u32 = 0;
-/// How long the kernel remembers a source that it blocked: many times as long as the sensor takes to look.
-const REMEMBERED: Duration = Duration::from_secs(60);
+
 /// The period of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.
 const WEEK: u64 = 604_800;

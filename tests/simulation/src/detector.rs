@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portsentry::config::Config;
-use portsentry::enforce::nft::RulesetSpec;
+use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST};
 use portsentry::engine::{
     ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection, Settings, Verdict,
 };
@@ -185,6 +185,22 @@ impl Detector {
     #[must_use]
     pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
         self.engine.is_blocked(now, target)
+    }
+
+    /// True where the ceilings have room for what the kernel's trap bans at once.
+    pub fn has_room(&mut self, now: Timestamp) -> bool {
+        self.engine.has_room_for(now, TRAP_BURST)
+    }
+
+    /// The number of ports that are evidence against `target`.
+    #[must_use]
+    pub fn evidence(&self, now: Timestamp, target: BanTarget) -> usize {
+        self.engine.evidence(now, target).count()
+    }
+
+    /// Takes over a ban of the trap that is made short.
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
+        self.engine.adopt_short(now, target);
     }
 
     /// Takes over a ban that the kernel holds.

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portsentry::enforce::nft::{RulesetSpec, Trap};
+use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -168,8 +168,7 @@ pub struct Kernel {
     ceiling: Limit,
 }
 
-/// How long an element of `caught` and of `asked` lasts.
-const REMEMBERED: Duration = Duration::from_secs(60);
+/// How long an element of `asked` lasts.
 const ASKED: Duration = Duration::from_secs(120);
 const WEEK: Duration = Duration::from_secs(604_800);
 
@@ -183,9 +182,10 @@ impl Kernel {
             touched: TimedSet::new(touched),
             touched_udp: TimedSet::new(touched_udp),
             suspects: TimedSet::new(suspects),
-            caught: TimedSet::new(8_192),
+            caught: TimedSet::new(TRAP_BURST as usize),
         };
-        let most = spec.trap.map_or(1, |trap| trap.most_a_minute.max(1));
+        // The configuration has bans a minute.
+        let most = spec.trap.map_or(1, |trap| trap.ceiling.packets());
         Self {
             trap: spec.trap,
             rules,
@@ -195,7 +195,7 @@ impl Kernel {
             asked: TimedSet::new(65_536),
             v4: family(131_072, 65_536, 65_536),
             v6: family(65_536, 32_768, 32_768),
-            ceiling: Limit::new(most, Duration::from_secs(60), most, now),
+            ceiling: Limit::new(most, Duration::from_secs(60), most.min(TRAP_BURST), now),
         }
     }
 
@@ -290,7 +290,7 @@ impl Kernel {
         }
         let target = target(source);
         let family = self.family(source);
-        if family.caught.add(now, target, Expiry::After(REMEMBERED)).is_none()
+        if family.caught.add(now, target, trap.expiry).is_none()
             || family.blocked.add(now, target, trap.expiry).is_none()
         {
             return Passage::Passed;
@@ -322,12 +322,24 @@ impl Kernel {
     pub fn forget(&mut self, targets: &HashSet<BanTarget>) {
         for family in [&mut self.v4, &mut self.v6] {
             for target in targets {
-                family.caught.elements.remove(target);
                 family.suspects.elements.remove(target);
             }
             family.touched.elements.retain(|(source, _), _| !targets.contains(source));
             family.touched_udp.elements.retain(|(source, _), _| !targets.contains(source));
         }
+    }
+
+    /// The daemon makes room in `caught`.
+    pub fn release(&mut self, targets: &HashSet<BanTarget>) {
+        for family in [&mut self.v4, &mut self.v6] {
+            family.caught.elements.retain(|target, _| !targets.contains(target));
+        }
+    }
+
+    /// Ports that the trap forgives.
+    #[must_use]
+    pub fn forgiven(&self) -> usize {
+        self.trap.map_or(0, |trap| trap.forgiven.into())
     }
 
     #[must_use]

@@ -1,0 +1,158 @@
+//! Ceilings on new bans, for each grade of evidence: a flood of forged packets must not make this host block the Internet.
+//! Above a ceiling a source is banned only if it did far more than a scan needs, for a short time, and a few a minute.
+
+use std::time::Duration;
+
+use super::grade::Grade;
+use super::settings::Settings;
+use super::sources::EVIDENCE;
+use crate::types::{Timestamp, TokenBucket};
+
+/// New bans a minute on proven evidence. Handshakes cannot be forged, but a web page makes the browsers of its readers
+/// complete them.
+const PROVEN_BANS_PER_MINUTE: u32 = 600;
+
+/// Distinct ports that ban a source above a ceiling: as many as are stored. A forger who means to ban many sources sends
+/// each of them as few packets as are enough below it.
+const RAISED_THRESHOLD: u8 = 16;
+const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
+
+/// Bans a minute above the ceilings.
+const SHORT_BANS_PER_MINUTE: u32 = 4;
+
+/// One part in so many of the bans that may stand is kept for the short ones.
+const KEPT_FOR_SHORT: u32 = 16;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the ceilings allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// A ban like any other.
+    Full,
+    /// A short ban, which is no strike.
+    Short,
+    /// None for now.
+    Withheld,
+}
+
+pub(super) struct Ceilings {
+    forgeable: TokenBucket,
+    proven: TokenBucket,
+    short: TokenBucket,
+    per_minute: u32,
+    /// Bans on forgeable evidence that may stand at one time.
+    max_standing: u32,
+}
+
+impl Ceilings {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            forgeable: TokenBucket::new(settings.max_new_bans_per_minute, MINUTE),
+            proven: TokenBucket::new(PROVEN_BANS_PER_MINUTE, MINUTE),
+            short: TokenBucket::new(SHORT_BANS_PER_MINUTE, MINUTE),
+            per_minute: settings.max_new_bans_per_minute,
+            max_standing: settings.max_forgeable_bans,
+        }
+    }
+
+    /// Goes on with other settings. A bucket whose size stays keeps what is in it.
+    pub(super) fn reconfigure(&mut self, settings: &Settings) {
+        if settings.max_new_bans_per_minute != self.per_minute {
+            self.forgeable = TokenBucket::new(settings.max_new_bans_per_minute, MINUTE);
+            self.per_minute = settings.max_new_bans_per_minute;
+        }
+        self.max_standing = settings.max_forgeable_bans;
+    }
+
+    /// Full bans on forgeable evidence that may stand at one time.
+    fn max_full(&self) -> u32 {
+        self.max_standing - self.max_standing / KEPT_FOR_SHORT
+    }
+
+    /// What there is room for, for a source with so many `distinct` ports, while so many forgeable bans are `standing`.
+    pub(super) fn room(&mut self, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {
+        let (bucket, full, short) = match grade {
+            Grade::Forgeable => {
+                let max_full = self.max_full();
+                (&mut self.forgeable, standing < max_full, standing < self.max_standing)
+            }
+            Grade::Proven => (&mut self.proven, true, true),
+        };
+        if full && bucket.available(now) > 0 {
+            Room::Full
+        } else if short && distinct >= RAISED_THRESHOLD && self.short.available(now) > 0 {
+            Room::Short
+        } else {
+            Room::Withheld
+        }
+    }
+
+    /// Takes the room for one ban.
+    pub(super) fn take(&mut self, now: Timestamp, grade: Grade, room: Room) {
+        let _ = match (room, grade) {
+            (Room::Full, Grade::Forgeable) => self.forgeable.take(now),
+            (Room::Full, Grade::Proven) => self.proven.take(now),
+            (Room::Short | Room::Withheld, _) => self.short.take(now),
+        };
+    }
+
+    /// Takes the room for a forgeable ban that is in force already, if there is any.
+    pub(super) fn charge(&mut self, now: Timestamp) {
+        let _ = self.forgeable.take(now);
+    }
+
+    /// True where so many more full bans on forgeable evidence have room.
+    pub(super) fn has_room_for(&mut self, now: Timestamp, bans: u32, standing: u32) -> bool {
+        let tokens = self.forgeable.available(now);
+        tokens >= bans.min(self.per_minute) && standing.saturating_add(bans) <= self.max_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::scene::builtin;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    /// Takes what there is room for.
+    fn take(ceilings: &mut Ceilings, now: Timestamp, grade: Grade, distinct: u8, standing: u32) -> Room {
+        let room = ceilings.room(now, grade, distinct, standing);
+        if room != Room::Withheld {
+            ceilings.take(now, grade, room);
+        }
+        room
+    }
+
+    #[test]
+    fn flood_gets_few_short_bans() {
+        let mut ceilings = Ceilings::new(&builtin());
+        let mut count = |room, distinct, now| {
+            (0..1_000).filter(|_| take(&mut ceilings, now, Grade::Forgeable, distinct, 0) == room).count()
+        };
+        assert_eq!(count(Room::Full, 3, at(1)), 60);
+        assert_eq!(count(Room::Short, 15, at(1)), 0, "below the raised threshold");
+        assert_eq!(count(Room::Short, 16, at(1)), 4);
+        assert_eq!((count(Room::Full, 3, at(2)), count(Room::Short, 16, at(2))), (1, 0), "one more each second");
+    }
+
+    #[test]
+    fn standing_bans_leave_room_for_short_ones() {
+        let mut ceilings = Ceilings::new(&builtin());
+        let room = |ceilings: &mut Ceilings, standing| ceilings.room(at(1), Grade::Forgeable, 16, standing);
+        assert_eq!([3_839, 3_840, 4_095].map(|n| room(&mut ceilings, n)), [Room::Full, Room::Short, Room::Short]);
+        assert_eq!(room(&mut ceilings, 4_096), Room::Withheld);
+        assert_eq!(ceilings.room(at(1), Grade::Proven, 3, 4_096), Room::Full, "proven bans do not count");
+        assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));
+    }
+
+    #[test]
+    fn proven_evidence_has_its_own_ceiling() {
+        let mut ceilings = Ceilings::new(&builtin());
+        let mut full = |grade| (0..1_000).filter(|_| take(&mut ceilings, at(1), grade, 3, 0) == Room::Full).count();
+        assert_eq!((full(Grade::Proven), full(Grade::Forgeable)), (600, 60));
+    }
+}
