@@ -32,11 +32,14 @@ const KNOWN_HONEST_BANS: [(&str, u64); 6] = [
 ];
 
 /// Behaviours that detection does not claim to find.
-const KNOWN_MISSED: [&str; 3] = [
+const KNOWN_MISSED: [&str; 5] = [
     // One packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Never more ports within the window than are forgiven.
     "knows the window: a port in 16 minutes",
+    // Only reported, unless `detect.ack = "ban"` says otherwise.
+    "looks like connections: ACK",
+    "looks like connections: FIN/ACK",
     // Ports that are not on the list.
     "knows the list: 20000 to 20100",
 ];
