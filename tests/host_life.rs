@@ -33,13 +33,13 @@ const KNOWN_HONEST_BANS: [(&str, u64); 6] = [
 
 /// Behaviours that detection does not claim to find.
 const KNOWN_MISSED: [&str; 5] = [
-    // Reported, and no ban by default: late segments of honest peers look the same.
-    "looks like connections: ACK",
-    "looks like connections: FIN/ACK",
     // One packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Never more ports within the window than are forgiven.
     "knows the window: a port in 16 minutes",
+    // Only reported, unless `detect.ack = "ban"` says otherwise.
+    "looks like connections: ACK",
+    "looks like connections: FIN/ACK",
     // Ports that are not on the list.
     "knows the list: 20000 to 20100",
 ];

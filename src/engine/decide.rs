@@ -121,17 +121,15 @@ impl Engine {
             }
             if !apart
                 && !self.settling.lasts(now)
+                && !host.related.contains(sighting.protocol, port)
                 && matches!(sighting.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
                 && let Some(first) = self.swept_pairs(now, key.key, &sighting)
             {
-                let source = SocketAddr::new(sighting.source, sighting.source_port);
-                let destination = SocketAddr::new(sighting.destination, sighting.port);
-                let found = lookup.port_use(sighting.protocol, source, destination, sighting.interface);
-                if !matches!(found, PortUse::Closed | PortUse::Unknown) {
+                if self.is_used(now, &sighting, (sighting.protocol, sighting.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                return self.condemn_for(now, track, held, counted.slot, first, probe, host);
+                return self.condemn_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe, host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -147,7 +145,7 @@ impl Engine {
             }
             return Verdict::Probe(probe);
         }
-        self.condemn_for(now, track, held, counted.slot, counted.first, probe, host)
+        self.condemn_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe, host)
     }
 
     fn is_enough(&self, now: Timestamp, subject: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
@@ -195,12 +193,12 @@ impl Engine {
         now: Timestamp,
         track: Track,
         key: Hashed,
-        slot: usize,
+        (slot, distinct): (usize, u8),
         first: Tick,
         probe: Probe,
         host: &Host,
     ) -> Verdict {
-        let room = self.room(now, track, slot, probe.distinct);
+        let room = self.room(now, track, slot, distinct);
         if room == Room::Withheld {
             return self.withhold(now, slot, probe);
         }
@@ -291,20 +289,7 @@ impl Engine {
             let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
             let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
             if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
-                self.counters.lookups += 1;
-                let source = SocketAddr::new(sighting.source, sighting.source_port);
-                let destination = SocketAddr::new(sighting.destination, item.port());
-                let found = lookup.port_use(protocol, source, destination, sighting.interface);
-                let own = OwnPort { address: sighting.destination, protocol, port: item.port() };
-                match found {
-                    PortUse::Open => self.recent_ports.used(own, now.tick()),
-                    PortUse::Flow => self.recent_ports.used_with(own, sighting.source, now.tick()),
-                    PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
-                    // The next flow is asked about again.
-                    PortUse::Translated | PortUse::Published { established: false } => {}
-                    PortUse::Closed | PortUse::Unknown => {}
-                }
-                if !matches!(found, PortUse::Closed | PortUse::Unknown) {
+                if self.is_used(now, sighting, (protocol, item.port()), lookup) {
                     self.sources.forgive(key, protocol, item.port());
                     if self.forgiven.len() < EVIDENCE {
                         self.forgiven.push((protocol, item.port()));
@@ -316,6 +301,30 @@ impl Engine {
             self.sources.verify(slot, item);
         }
         sound
+    }
+
+    /// Asks the kernel whether a port of the address that `sighting` is for is in use, and records what it says.
+    pub(super) fn is_used(
+        &mut self,
+        now: Timestamp,
+        sighting: &Observation,
+        (protocol, port): (Protocol, u16),
+        lookup: &mut impl PortLookup,
+    ) -> bool {
+        self.counters.lookups += 1;
+        let source = SocketAddr::new(sighting.source, sighting.source_port);
+        let destination = SocketAddr::new(sighting.destination, port);
+        let found = lookup.port_use(protocol, source, destination, sighting.interface);
+        let own = OwnPort { address: sighting.destination, protocol, port };
+        match found {
+            PortUse::Open => self.recent_ports.used(own, now.tick()),
+            PortUse::Flow => self.recent_ports.used_with(own, sighting.source, now.tick()),
+            PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
+            // The next flow is asked about again.
+            PortUse::Translated | PortUse::Published { established: false } => {}
+            PortUse::Closed | PortUse::Unknown => {}
+        }
+        !matches!(found, PortUse::Closed | PortUse::Unknown)
     }
 }
 

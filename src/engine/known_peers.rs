@@ -29,9 +29,9 @@ impl KnownPeers {
         self.since(subject).is_some()
     }
 
-    /// True where `subject` was connected before `first`.
+    /// True where `subject` was connected before `first`, or in the same twentieth of a second.
     pub(super) fn was_connected(&self, subject: BanTarget, first: Tick) -> bool {
-        self.since(subject).is_some_and(|since| since < first)
+        self.since(subject).is_some_and(|since| since <= first)
     }
 
     fn since(&self, subject: BanTarget) -> Option<Tick> {

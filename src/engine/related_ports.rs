@@ -25,6 +25,11 @@ impl RelatedPorts {
         GROUPS.into_iter().zip(self.0).filter(|(_, served)| *served).map(|(group, _)| group)
     }
 
+    /// True where `port` is one of those groups.
+    pub(super) fn contains(self, protocol: Protocol, port: u16) -> bool {
+        protocol == Protocol::Tcp && self.groups().any(|group| group.contains(&port))
+    }
+
     /// The ports of those groups.
     pub(super) fn ports(self) -> PortSet {
         self.groups().flatten().copied().collect()

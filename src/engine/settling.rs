@@ -2,11 +2,10 @@
 //! sources do meanwhile is counted, and each source with enough evidence is judged again afterwards.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence};
-use super::{Engine, Host, Observation, PortLookup, PortUse, Probe, Verdict};
+use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
 use crate::types::{BanTarget, Protocol, Timestamp};
 
 /// The maximum number of sources that wait to be judged again. Those beyond it are judged at their next probe.
@@ -103,7 +102,7 @@ impl Engine {
             return None;
         }
         let probe = Probe { sighting, subject, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.condemn_for(now, track, key, held.slot, held.first, probe, host);
+        let verdict = self.condemn_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
         // Above the ceilings it is left to its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }
@@ -130,10 +129,6 @@ impl Engine {
         {
             return true;
         }
-        self.counters.lookups += 1;
-        let source = SocketAddr::new(sighting.source, sighting.source_port);
-        let destination = SocketAddr::new(sighting.destination, port);
-        let found = lookup.port_use(protocol, source, destination, sighting.interface);
-        !matches!(found, PortUse::Closed | PortUse::Unknown)
+        self.is_used(now, sighting, (protocol, port), lookup)
     }
 }

@@ -108,7 +108,7 @@ struct SourceEntry {
     last: Tick,
     probes: u32,
     /// Distinct ports as of the last probe: the number of valid elements of `evidence`; the others are stale.
-    distinct: u16,
+    distinct: u8,
     /// The address that was probed first, folded; 0: none was noted yet.
     home: u16,
     /// It did enough for a ban, which the ceilings did not allow.
@@ -225,8 +225,7 @@ impl SourceTable {
             return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
         };
         if source.probes == 0 || silent(source) {
-            (source.first, source.probes, source.distinct, source.home) = (now, 0, 0, 0);
-            source.withheld = false;
+            (source.first, source.probes, source.distinct, source.home, source.withheld) = (now, 0, 0, 0, false);
         }
         source.last = now;
         source.probes = source.probes.saturating_add(1);

@@ -393,7 +393,8 @@ proptest! {
     ) {
         let span = |ticks: u32| Duration::from_millis(50) * ticks;
         let (window, ban) = (span(1_200), span(6_000));
-        let mut engine = Engine::new(settings(trigger, false), HashKey(9, 10));
+        let settings = Settings { max_new_bans_per_minute: 60_000, ..settings(trigger, false) };
+        let mut engine = Engine::new(settings, HashKey(9, 10));
         let host = Host::new(Local::Addresses(OWN.map(address).into()));
         let mut touched: HashMap<u8, HashMap<u16, Duration>> = HashMap::new();
         let mut banned: HashMap<u8, Duration> = HashMap::new();

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portsentry::config::Config;
-use portsentry::enforce::nft::RulesetSpec;
+use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST};
 use portsentry::engine::{
-    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, Protection, Settings, Verdict,
+    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection, Settings, Verdict,
 };
-pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, PortUse, RECENT as MEMORY};
+pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::Packet;
 
@@ -87,11 +87,24 @@ pub struct Detector {
     rules: EngineRules,
 }
 
+/// What takes a packet, as the kernel of the modelled host says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taker {
+    Nothing,
+    Socket,
+    /// A service behind destination NAT.
+    Published,
+}
+
 struct Lookup<F>(F);
 
-impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> PortUse> PortLookup for Lookup<F> {
+impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> Taker> PortLookup for Lookup<F> {
     fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, _: u32) -> PortUse {
-        (self.0)(protocol, source, destination)
+        match (self.0)(protocol, source, destination) {
+            Taker::Nothing => PortUse::Closed,
+            Taker::Socket => PortUse::Open,
+            Taker::Published => PortUse::Published { established: true },
+        }
     }
 }
 
@@ -104,15 +117,15 @@ impl Detector {
         Self { engine, host: snapshot(model, &rules, ephemeral), rules }
     }
 
-    /// Judges a packet; `port_use` is what the host's kernel says of a port.
+    /// Judges a packet; `taker` asks the host's kernel.
     pub fn observe(
         &mut self,
         now: Timestamp,
         packet: &Packet,
-        port_use: impl FnMut(Protocol, SocketAddr, SocketAddr) -> PortUse,
+        taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
     ) -> Judgement {
         let verdict = if self.rules.socket_lookup {
-            self.engine.observe(now, packet, &self.host, &mut Lookup(port_use))
+            self.engine.observe(now, packet, &self.host, &mut Lookup(taker))
         } else {
             self.engine.observe(now, packet, &self.host, &mut NoLookup)
         };
@@ -136,10 +149,15 @@ impl Detector {
         notices.filter(|notice| matches!(notice, Notice::DistributedScan(_))).count() > 0
     }
 
-    /// The engine sees a packet that the host sends, and asks the kernel, which has seen it in the output hook.
-    pub fn sent(&mut self, now: Timestamp, packet: &Packet, port_use: PortUse) {
+    /// The engine sees a packet that the host sends.
+    pub fn sent(
+        &mut self,
+        now: Timestamp,
+        packet: &Packet,
+        taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
+    ) {
         if self.rules.recent_ports {
-            let _ = self.engine.observe(now, packet, &self.host, &mut Lookup(|_, _, _| port_use));
+            let _ = self.engine.observe(now, packet, &self.host, &mut Lookup(taker));
         }
     }
 
@@ -167,6 +185,22 @@ impl Detector {
     #[must_use]
     pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
         self.engine.is_blocked(now, target)
+    }
+
+    /// True where the ceilings have room for what the kernel's trap bans at once.
+    pub fn has_room(&mut self, now: Timestamp) -> bool {
+        self.engine.has_room_for(now, TRAP_BURST)
+    }
+
+    /// The number of ports that are evidence against `target`.
+    #[must_use]
+    pub fn evidence(&self, now: Timestamp, target: BanTarget) -> usize {
+        self.engine.evidence(now, target).count()
+    }
+
+    /// Takes over a ban of the trap that is made short.
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
+        self.engine.adopt_short(now, target);
     }
 
     /// Takes over a ban that the kernel holds.

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::{Packet, TcpFlags, Transport};
 
+use crate::detector::Taker;
+
 /// Where a service listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bind {
@@ -190,6 +192,18 @@ impl HostModel {
                 .own_flows
                 .get(&(protocol, to.port()))
                 .is_some_and(|(peer, until)| *until > now && (*peer == source || protocol == Protocol::Udp))
+    }
+
+    /// What the kernel says of such a packet: its socket tables first, and then its translations.
+    #[must_use]
+    pub fn taker(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> Taker {
+        if self.has_socket(now, protocol, source, to) {
+            Taker::Socket
+        } else if self.is_published(protocol, to.ip(), to.port()) {
+            Taker::Published
+        } else {
+            Taker::Nothing
+        }
     }
 
     /// How the host answers a packet that its firewall lets pass.

@@ -184,6 +184,7 @@ impl Kernel {
             suspects: TimedSet::new(suspects),
             caught: TimedSet::new(TRAP_BURST as usize),
         };
+        // The configuration has bans a minute.
         let most = spec.trap.map_or(1, |trap| trap.ceiling.packets());
         Self {
             trap: spec.trap,
@@ -321,12 +322,24 @@ impl Kernel {
     pub fn forget(&mut self, targets: &HashSet<BanTarget>) {
         for family in [&mut self.v4, &mut self.v6] {
             for target in targets {
-                family.caught.elements.remove(target);
                 family.suspects.elements.remove(target);
             }
             family.touched.elements.retain(|(source, _), _| !targets.contains(source));
             family.touched_udp.elements.retain(|(source, _), _| !targets.contains(source));
         }
+    }
+
+    /// The daemon makes room in `caught`.
+    pub fn release(&mut self, targets: &HashSet<BanTarget>) {
+        for family in [&mut self.v4, &mut self.v6] {
+            family.caught.elements.retain(|target, _| !targets.contains(target));
+        }
+    }
+
+    /// Ports that the trap forgives.
+    #[must_use]
+    pub fn forgiven(&self) -> usize {
+        self.trap.map_or(0, |trap| trap.forgiven.into())
     }
 
     #[must_use]

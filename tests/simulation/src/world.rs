@@ -10,7 +10,7 @@ use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 use crate::Options;
 use crate::chance::{Chance, days, hours};
-use crate::detector::{CAPPED_BAN, Detector, IgnoreReason, Judgement, MEMORY, PortUse, settings};
+use crate::detector::{CAPPED_BAN, Detector, IgnoreReason, Judgement, MEMORY, settings};
 use crate::host::{HostModel, Profile, Reply, Service, TICK};
 use crate::kernel::{HostState, Kernel, Passage};
 use crate::outcome::{HonestBan, Outcome};
@@ -64,9 +64,6 @@ impl Armed {
     }
 }
 
-/// What the kernel says of a port that destination NAT leads on to a service.
-const PUBLISHED: PortUse = PortUse::Published { established: true };
-
 /// The program needs so long without a verdict until it lets go what the trap caught (src/sensor/trap.rs).
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
@@ -96,6 +93,8 @@ pub struct World {
     review_at: Option<Timestamp>,
     /// Sources that the trap caught, since when the program has no verdict on them.
     unconfirmed: HashMap<BanTarget, Timestamp>,
+    /// Reviewed sources that keep their places in `caught` until the ceilings have room.
+    reviewed: HashSet<BanTarget>,
     armed: Armed,
     pub(crate) trace: Option<Trace>,
     /// The host is off.
@@ -163,6 +162,7 @@ impl World {
             refresh_at: None,
             review_at: None,
             unconfirmed: HashMap::new(),
+            reviewed: HashSet::new(),
             armed: Armed::NEVER,
             trace: None,
             down: false,
@@ -345,6 +345,7 @@ impl World {
         self.down = false;
         (self.refresh_at, self.review_at, self.armed) = (None, None, Armed::NEVER);
         self.unconfirmed.clear();
+        self.reviewed.clear();
         let bans = self.kernel.bans(self.now);
         let key = Chance::new(self.seed, "boot", self.step).key();
         self.detector = Detector::new(self.options.engine, key, &self.host);
@@ -380,12 +381,8 @@ impl World {
         let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         let host = &self.host;
-        let port_use = |protocol, source, to: SocketAddr| match () {
-            () if host.is_published(protocol, to.ip(), to.port()) => PUBLISHED,
-            () if host.has_socket(now, protocol, source, to) => PortUse::Open,
-            () => PortUse::Closed,
-        };
-        let judgement = self.detector.observe(now, &packet, port_use);
+        let judgement =
+            self.detector.observe(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
         if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
             self.armed.change(now);
         }
@@ -442,8 +439,8 @@ impl World {
             self.armed.change(self.now);
         }
         self.kernel.output(self.now, &packet);
-        let published = self.host.is_published(protocol, from.ip(), from.port());
-        self.detector.sent(self.now, &packet, if published { PUBLISHED } else { PortUse::Open });
+        let (now, host) = (self.now, &self.host);
+        self.detector.sent(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
     }
 
     /// Does what the daemon has done since the last packet: reads the listeners, and reviews what the trap caught.
@@ -478,12 +475,22 @@ impl World {
     fn review(&mut self, at: Timestamp) {
         self.review_at = None;
         let mut reviewed = HashSet::new();
-        for target in self.kernel.caught(at) {
+        let caught: HashSet<_> = self.kernel.caught(at).into_iter().collect();
+        self.reviewed.retain(|target| caught.contains(target));
+        let mut fresh: Vec<_> = caught.difference(&self.reviewed).copied().collect();
+        fresh.sort_unstable();
+        for target in fresh {
             let since = *self.unconfirmed.entry(target).or_insert(at);
             if self.detector.is_blocked(at, target) {
                 reviewed.insert(target);
             } else if at.since(since) >= UNCONFIRMED_FOR {
                 reviewed.insert(target);
+                if self.detector.evidence(at, target) > self.kernel.forgiven() {
+                    // The ceilings are reached.
+                    self.kernel.block(at, target, Expiry::After(CAPPED_BAN));
+                    self.detector.adopt_short(at, target);
+                    continue;
+                }
                 self.kernel.lift(target);
                 self.outcome.let_go += 1;
                 self.note(|| format!("the program lets {target} go: it holds nothing against it"));
@@ -493,6 +500,12 @@ impl World {
         }
         self.kernel.forget(&reviewed);
         self.unconfirmed.retain(|target, _| !reviewed.contains(target));
+        self.reviewed.extend(reviewed);
+        if self.detector.has_room(at) {
+            self.kernel.release(&std::mem::take(&mut self.reviewed));
+        } else if !self.reviewed.is_empty() {
+            self.review_at.get_or_insert(at.after(TICK));
+        }
     }
 
     fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
