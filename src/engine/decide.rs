@@ -288,15 +288,16 @@ impl Engine {
         for item in unchecked.into_iter().flatten() {
             let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
             let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
-            if !real && matches!(protocol, Protocol::Tcp | Protocol::Udp) {
-                if self.is_used(now, sighting, (protocol, item.port()), lookup) {
-                    self.sources.forgive(key, protocol, item.port());
-                    if self.forgiven.len() < EVIDENCE {
-                        self.forgiven.push((protocol, item.port()));
-                    }
-                    sound = false;
-                    continue;
+            if !real
+                && matches!(protocol, Protocol::Tcp | Protocol::Udp)
+                && self.is_used(now, sighting, (protocol, item.port()), lookup)
+            {
+                self.sources.forgive(key, protocol, item.port());
+                if self.forgiven.len() < EVIDENCE {
+                    self.forgiven.push((protocol, item.port()));
                 }
+                sound = false;
+                continue;
             }
             self.sources.verify(slot, item);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::class::Class;
 use super::key::{HashKey, Hashed, Key};
-use super::table::{Claim, OLDEST, RANKS, Row, Table, Way};
+use super::table::{Claim, OLDEST, Row, Table, Way};
 use crate::types::{Protocol, Tick};
 
 /// Distinct ports that are stored for one source; the largest `scan_trigger` is one less.
@@ -148,7 +148,7 @@ impl SourceEntry {
 
     /// The value of keeping this entry rather than that of another source.
     fn rank(&self) -> u8 {
-        u8::try_from(self.distinct.saturating_sub(1)).unwrap_or(RANKS)
+        self.distinct.saturating_sub(1)
     }
 
     /// Drops the evidence that is `old`; the rest keeps its order.
@@ -231,7 +231,7 @@ impl SourceTable {
         source.probes = source.probes.saturating_add(1);
         let fresh = source.add(new, now, *window);
         let conclusive = source.held().iter().any(|item| item.is_conclusive());
-        let distinct = u8::try_from(source.distinct).unwrap_or(u8::MAX);
+        let distinct = source.distinct;
         let tally =
             ProbeCount { slot, fresh, evicted, conclusive, distinct, probes: source.probes, first: source.first };
         let rank = source.rank();
