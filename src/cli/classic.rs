@@ -30,7 +30,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["-l", "--logoutput"], "write report.log = \"stderr\" or \"syslog\" in portsentry.toml"),
     (
         &["-L", "--disable-local-check"],
-        "leave it out: scans of the own addresses are never blocked, and there is no setting for it",
+        "leave it out: this host's own addresses are never blocked, and there is no setting for it",
     ),
     (
         &["-S", "--disable-service-check"],

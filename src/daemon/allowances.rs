@@ -1,5 +1,5 @@
-//! Networks that an operator allows, for a time or until he revokes that, and those that are blocked although they are
-//! protected. Allowances outlive the program in the ledger; what was forced does not.
+//! Networks that an operator allows, for a time or until revoked, and networks that `block --force` blocks although
+//! they are protected. The ledger keeps allowances across restarts, but not forced blocks.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -1,4 +1,4 @@
-//! `--daemon`: the program starts itself once more, in a session of its own, and ends when that process watches or has failed.
+//! `--daemon`: the program starts a second process in its own session, and ends when that one watches or has failed.
 //! A boot script that waits for its commands goes on then, as with classic PortSentry, and knows whether it worked.
 //!
 //! The second process tells by a byte on its standard output, which is a pipe to the first one.

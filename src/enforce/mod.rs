@@ -1,4 +1,4 @@
-//! Decisions to the kernel: one backend a file, behind the trait [`BanBackend`].
+//! Enforces bans: one backend per file, behind the trait [`BanBackend`].
 
 mod backend;
 mod ban_context;

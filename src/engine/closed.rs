@@ -1,4 +1,4 @@
-//! Which ports are evidence whoever touches them: for who counts touches beside the engine.
+//! Lists the ports whose probes are evidence, for the kernel's trap, which counts beside the engine.
 
 use super::settings::Response;
 use super::{Engine, Host};

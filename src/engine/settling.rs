@@ -1,5 +1,5 @@
-//! Settling: after a boot the services of this host come up one by one, and until they have no source is condemned. What
-//! sources do meanwhile is counted, and each source with enough evidence is judged again afterwards.
+//! Settling: after a boot the services of this host come up one by one; no source is banned before all have. Probes are
+//! counted meanwhile, and each source with enough evidence is judged again afterwards.
 
 use std::collections::VecDeque;
 

@@ -242,7 +242,7 @@ fn sources(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.top_sources;
     let rows =
         items.iter().map(|source| (html! { code { (display(source.subject)) } }, source.bans, number(source.probes)));
-    let caption = "Who probed most until it was banned.";
+    let caption = "Sources with the most probes before their ban.";
     html! { (list(caption, ["Source", "Bans", "Probes"], rows.collect())) (and_more(*more, "source", "sources")) }
 }
 

@@ -1,5 +1,5 @@
-//! Remembers which packets that the kernel's trap may have counted the sensor has seen and found to be no probes: to a port
-//! that turned out to be in use, or such as the kernel drops later. Bounded: of two sources that share a place the later one
+//! Remembers packets that the kernel's trap may have counted and the sensor found to be no probes: their port turned out to
+//! be in use, or the kernel drops them later. Bounded: of two sources that share a place the later one
 //! keeps it, and the ban of the other is shortened instead of lifted.
 
 use std::hash::{BuildHasher, RandomState};

@@ -226,7 +226,8 @@ fn a_connection_of_who_is_blocked_ends_where_that_is_wanted() {
     scan(&lab, false);
     lab.expect_ban(banned);
     server.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let read = std::io::Read::read(&mut server, &mut [0]);
+    // Reads again where a signal interrupts it.
+    let read = std::io::Read::read_exact(&mut server, &mut [0]);
     let error = read.expect_err("nothing was sent");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted, "{error}");
     daemon.expect_line(&format!("adminalert: connections of Host {banned} that were ended: 1"));
