@@ -16,18 +16,18 @@ use simulation::{Options, run, run_host};
 /// entry goes as soon as its figure is 0.
 const KNOWN_HONEST_BANS: [(&str, u64); 6] = [
     // After a reboot several services are not up yet, or in a maintenance several are stopped for longer than the two
-    // minutes for which a port that was open is remembered. Missing: a memory of the ports that are services here, and time
+    // minutes for which a port that was open is remembered. What would excuse it: a memory of the ports that are services here, and time
     // for services to start in.
     ("clients that lost their connections", 48),
     // The same, later.
     ("regular clients", 2),
     // The same, by a source that asks every service.
     ("monitoring", 1),
-    // The same, and mistakes of three people within half an hour. Missing: the standing of a source that is served here.
+    // The same, and mistakes of three people within half an hour. What would excuse it: the standing of a source that is served here.
     ("people behind a carrier's NAT", 1),
-    // Three closed ports of mail within a second. Missing: ports that belong together count as one.
+    // Three closed ports of mail within a second. What would excuse it: ports that belong together count as one.
     ("mail programs that guess ports", 5),
-    // A scan, by a neighbour. Missing: sources on the local network are told apart from those of the Internet.
+    // A scan, by a neighbour. What would excuse it: sources on the local network are told apart from those of the Internet.
     ("neighbours that look at every device", 4),
 ];
 
