@@ -286,7 +286,7 @@ impl StartupReconcile {
             return;
         };
         let case = BanContext::by_hand(subject, left, SystemTime::now());
-        put(slow, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
+        put(slow, Task::WriteLine { case });
     }
 }
 

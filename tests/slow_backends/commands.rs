@@ -396,3 +396,25 @@ fn at_the_end_what_still_runs_is_ended_within_the_time_that_was_given() {
     assert!(matches!(&told[..], [BackendEvent::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{told:?}");
     assert!(!is_alive(&lines(&path)[0]));
 }
+
+#[test]
+fn late_line_leaves_newer_ban_its_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts.deny");
+    let run = run("echo ran");
+    let spawner = spawner(&run);
+    let bench = Bench::start(Settings {
+        hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
+        run: Some((run, spawner)),
+        end_connections: false,
+    });
+    let case = case("192.0.2.7", 60);
+    bench.block(case, &[Backend::HostsDeny, Backend::Command]);
+    // The start takes the ban, which it finds in the kernel, for one from before.
+    bench.put(Task::WriteLine { case: BanContext::by_hand(case.subject, case.expiry, case.since) });
+    assert!(matches!(bench.next(), BackendEvent::Done { case: BanContext { class: Some(_), .. }, .. }));
+    assert_eq!(ran(&bench).output, "ran", "the ban goes on with its next backend");
+    bench.put(Task::WriteLine { case: BanContext::by_hand(crate::subject("192.0.2.8"), case.expiry, case.since) });
+    let BackendEvent::Done { case, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
+    assert_eq!(case.subject, crate::subject("192.0.2.8"), "a ban that is not known yet gets its line");
+}

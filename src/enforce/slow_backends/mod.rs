@@ -61,6 +61,9 @@ pub enum Task {
         /// The backends, one after another: the next one begins when the one before has ended, failed or not.
         methods: Arc<[Backend]>,
     },
+    /// A ban from before the program started that has no line yet. It counts for nothing where the target has been banned
+    /// meanwhile: that ban knows better.
+    WriteLine { case: BanContext },
     /// A ban is over or lifted.
     Release {
         /// Its target.

@@ -121,6 +121,11 @@ impl Work {
                     None => methods.iter().for_each(|backend| self.refuse(case, *backend, full())),
                 }
             }
+            Task::WriteLine { case } => {
+                if self.bans.get(case.subject).is_none() {
+                    self.take(now, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
+                }
+            }
             Task::Release { subject } => self.release(subject),
             Task::Adopt { bans } => {
                 let there = self.lines.as_ref().and_then(Lines::held);
