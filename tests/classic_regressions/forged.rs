@@ -226,8 +226,7 @@ fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_na
 fn it_neither_cuts_them_off_by_a_route_nor_writes_them_down_nor_has_a_command_run_for_them() {
     let lab = Lab::new(&["forger", "attacker"]);
     let (deny, calls) = (lab.path("hosts.deny"), lab.path("calls"));
-    let script = lab.write("on-ban", &format!("#!/bin/sh\necho \"$1\" >>'{}'\n", calls.display()));
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let script = lab.program("on-ban", &format!("#!/bin/sh\necho \"$1\" >>'{}'\n", calls.display()));
     let settings = format!(
         "[block]\nmethod = [\"route\", \"hosts-deny\", \"run\", \"nft\"]\n[block.hosts_deny]\nfile = \"{}\"\n\
          [block.run]\ncommand = [\"{}\", \"$TARGET$\"]\n",

@@ -295,7 +295,7 @@ fn somebody_without_rights_is_told_what_was_not_tried() {
     let file = host.file("portsentry.toml", "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n");
     // Not from the build directory, which another user may not be let into.
     let program = host.folder.path().join("portsentry");
-    fs::copy(env!("CARGO_BIN_EXE_portsentry"), &program).unwrap();
+    netns_lab::install_program(std::path::Path::new(env!("CARGO_BIN_EXE_portsentry")), &program);
     let mut command = host.namespace.command("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).arg("check").arg(file);
     let output = command.env_remove("SSH_CONNECTION").current_dir("/").output().unwrap();

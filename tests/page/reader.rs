@@ -200,7 +200,7 @@ fn a_ledger_that_is_damaged_in_the_middle_is_said_to_be_and_stays_where_it_is() 
 fn as_nobody(state: &State) -> Option<std::process::Output> {
     let program = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
     let copy = program.path().join("portsentry");
-    fs::copy(env!("CARGO_BIN_EXE_portsentry"), &copy).unwrap();
+    netns_lab::install_program(Path::new(env!("CARGO_BIN_EXE_portsentry")), &copy);
     let mut command = std::process::Command::new(copy);
     command.args(["report", "--json", "--since", "10years", "--state-dir"]).arg(state.path()).uid(65_534).gid(65_534);
     match command.output() {

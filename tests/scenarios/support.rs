@@ -1,7 +1,6 @@
 //! What the trials share: a scene with both families, what each way holds, and the operator's commands.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -124,9 +123,7 @@ fn script(lab: &Lab) -> PathBuf {
     let calls = lab.path("calls").display().to_string();
     let text =
         format!("#!/bin/sh\nline=$(printf '%s|' \"$@\"; env | sort | tr '\\n' '|')\necho \"$line\" >>'{calls}'\n");
-    let path = lab.write("on-ban", &text);
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    path
+    lab.program("on-ban", &text)
 }
 
 /// The bans that the ledger says are in force now.

@@ -24,7 +24,7 @@ pub mod services;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -167,6 +167,13 @@ impl Lab {
         path
     }
 
+    /// A program, mode 0755, in the lab's own directory.
+    pub fn program(&self, name: &str, text: &str) -> PathBuf {
+        let (text, path) = (self.write(&format!("{name}.text"), text), self.path(name));
+        install_program(&text, &path);
+        path
+    }
+
     /// A path in the lab's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -214,6 +221,14 @@ pub fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> O
 /// Waits until `so` holds; a panic with `what` where it takes too long.
 pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     assert!(within(TIMEOUT, || so().then_some(())).is_some(), "never: {what}");
+}
+
+/// Copies a program, with mode 0755, in a process of its own. A file that this process has open for writing is
+/// inherited by what another test starts at that moment, and until that has called `execve`, running the file fails with
+/// ETXTBSY.
+pub fn install_program(from: &Path, to: &Path) {
+    let copied = Command::new("install").args(["-m", "755"]).args([from, to]).status().expect("install runs");
+    assert!(copied.success(), "{} can be copied", from.display());
 }
 
 /// Whether a process here can become any other user. Not where the tests run as root of a user namespace of one user.
