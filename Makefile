@@ -12,7 +12,7 @@
 # make msrv           whether the oldest Rust that Cargo.toml promises takes it
 # make interop        the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
 # make crowdsec       the example files for CrowdSec, with Debian's package of it
-# make man            docs/portsentry.toml.5 anew, from docs/settings.md
+# make man            docs/portsentry.toml.5 anew, from docs/configuration.md
 # make lint fmt setup
 
 SHELL := /bin/bash
@@ -72,7 +72,7 @@ interop: setup-interop setup-deb
 	@tests/interop.sh
 
 man:
-	LC_ALL=C awk -f packaging/settings-page.awk docs/portsentry.8 docs/settings.md >docs/portsentry.toml.5
+	LC_ALL=C awk -f packaging/configuration-page.awk docs/portsentry.8 docs/configuration.md >docs/portsentry.toml.5
 
 lint: setup-lint
 	cargo fmt --all --check

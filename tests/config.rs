@@ -588,7 +588,7 @@ fn the_minimal_example_changes_only_what_it_says() {
 
 #[test]
 fn the_settings_page_has_a_row_for_every_key_and_for_no_other() {
-    let page = example("docs/settings.md");
+    let page = example("docs/configuration.md");
     let row =
         |line: &str| line.strip_prefix("| `").and_then(|rest| rest.split_once('`')).map(|(key, _)| key.to_owned());
     let mut rows: Vec<String> = page.lines().filter_map(row).collect();

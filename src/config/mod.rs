@@ -2,7 +2,7 @@
 //! leave out. Every error names file, line, column, key and remedy, and one run reports all of them. A configuration that
 //! cannot be read stops the program; it never means "watch nothing" or "allow all sources".
 //!
-//! The keys are documented in docs/settings.md and examples/portsentry.toml, which tests compare with `schema`.
+//! The keys are documented in docs/configuration.md and examples/portsentry.toml, which tests compare with `schema`.
 
 mod choices;
 mod consistency;

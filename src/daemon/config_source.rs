@@ -198,12 +198,12 @@ mod tests {
             method = [\"route\"]\nwidest_ipv4 = 24\n[block.nft]\nsize = 7\n[block.route]\nkind = \"prohibit\"\n\
             [block.hosts_deny]\nfile = \"/tmp/x\"\n[block.run]\nfirst = true\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
             [report]\nlog = \"stderr\"\nfacility = \"local0\"\n";
-        let manual = include_str!("../../docs/settings.md");
+        let manual = include_str!("../../docs/configuration.md");
         let list = manual.split("\n\n").find(|paragraph| paragraph.contains("keep their old value until a")).unwrap();
         let kept = keep_until_restart(&config(""), &mut config(other));
         assert_eq!(kept.len(), 13, "each key is changed: {kept:?}");
         for key in kept.iter().filter(|keys| !keys.contains(':')).flat_map(|keys| keys.split(", ")) {
-            assert!(list.contains(&format!("`{key}`")), "{key} is missing in docs/settings.md");
+            assert!(list.contains(&format!("`{key}`")), "{key} is missing in docs/configuration.md");
         }
     }
 

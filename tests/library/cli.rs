@@ -314,7 +314,7 @@ fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
 
 #[test]
 fn the_settings_page_names_every_flag_that_overrides_a_key() {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
     let own = ["--help", "--version", "--confirm", "--no-sandbox", "--daemon"];
     let mut grammar = cli::grammar();
     grammar.build();

@@ -154,12 +154,12 @@ fn the_page_of_the_settings_is_what_its_generator_makes_of_them() {
     let mut awk = Command::new("awk");
     awk.env("LC_ALL", "C")
         .arg("-f")
-        .args(["packaging/settings-page.awk", "docs/portsentry.8", "docs/settings.md"].map(path));
+        .args(["packaging/configuration-page.awk", "docs/portsentry.8", "docs/configuration.md"].map(path));
     let made = run(&mut awk);
     assert!(made.status.success(), "{}", shown(&made));
     assert!(
         text("docs/portsentry.toml.5") == shown(&made),
-        "docs/settings.md has changed; `make man` makes the page anew"
+        "docs/configuration.md has changed; `make man` makes the page anew"
     );
 }
 

@@ -1,4 +1,4 @@
-# docs/settings.md to portsentry.toml(5), in mdoc: awk -f settings-page.awk docs/portsentry.8 docs/settings.md
+# docs/configuration.md to portsentry.toml(5), in mdoc: awk -f configuration-page.awk docs/portsentry.8 docs/configuration.md
 # Knows the little Markdown that is written there: headings, paragraphs, one level of lists, tables, fenced text. The day
 # comes from the other page, so that the same sources always give the same page. Under LC_ALL=C, for the same reason.
 
@@ -8,7 +8,7 @@ FILENAME ~ /\.8$/ {
 }
 
 FNR == 1 {
-    print ".\\\" portsentry.toml(5), made of docs/settings.md by packaging/settings-page.awk: change those, then `make man`."
+    print ".\\\" portsentry.toml(5), made of docs/configuration.md by packaging/configuration-page.awk: change those, then `make man`."
     print day "\n.Dt PORTSENTRY.TOML 5\n.Os"
     print ".Sh NAME\n.Nm portsentry.toml\n.Nd settings of portsentry"
     print ".Sh DESCRIPTION"
