@@ -1,4 +1,4 @@
-//! The clock of everything that has a deadline: CLOCK_BOOTTIME counts suspended time, and nothing can set it.
+//! The clock for deadlines: CLOCK_BOOTTIME, which includes suspended time and cannot be set.
 
 use std::time::Duration;
 

@@ -1,12 +1,13 @@
-//! `portsentry`: notices who touches ports that nobody has a reason to touch, and blocks them in nftables.
+//! `portsentry`: detects port scans against one Linux host and blocks their sources in nftables.
 //!
-//! The folders are the way of a packet, in this order: [`capture`] brings a frame, [`wire`] decodes it, [`engine`]
-//! judges it, [`enforce`] blocks its source through [`netlink`], and [`events`] tells people and machines. [`ledger`]
-//! remembers, and [`report`] sums it up. [`config`] reads what an operator wants, [`import`] what classic PortSentry was told,
-//! [`daemon`] wires it all together, [`check`] says what settings come to, [`control`] answers operators, [`metrics`] counts
-//! and [`sandbox`] gives up rights. [`panic_guard`] says what a panic may end, [`worker`] is
-//! a thread behind a bounded queue, [`clock`] reads the time since boot, and [`atomic_file`] replaces files. `wire` and `engine` are pure: no
-//! I/O, no clock and no randomness of their own, so that a capture file and a live interface get the same verdicts.
+//! The folders follow a packet: [`capture`] reads a frame, [`wire`] decodes it, [`engine`] judges it, [`enforce`]
+//! blocks its source through [`netlink`], and [`events`] reports it. [`ledger`] stores bans, and [`report`]
+//! summarises them. [`config`] reads the configuration, [`import`] a classic one, [`daemon`] connects the
+//! components, [`check`] examines a configuration on this host, [`control`] answers operators, [`metrics`] exports
+//! counters, and [`sandbox`] drops privileges. [`panic_guard`] contains panics, [`worker`] runs a thread behind a
+//! bounded queue, [`clock`] reads the time since boot, and [`atomic_file`] replaces files. `wire` and `engine` are
+//! pure: they do no I/O, read no clock and use no randomness of their own, so that a capture file and a live
+//! interface get the same verdicts.
 
 pub mod atomic_file;
 pub mod capture;

@@ -1,4 +1,4 @@
-//! The program: reads the command line, runs what it asks for, prints an error once.
+//! The program: parses the command line, runs the command, and prints an error once.
 
 use std::fmt::Display;
 use std::io::{BufWriter, ErrorKind, Write};

@@ -1,10 +1,11 @@
-//! From an accepted connection or datagram to a [`Observation`]: the listeners of connect mode, which serve nothing. Who
-//! comes is judged elsewhere. Nothing is ever read from a connection, and no datagram is ever answered: its source may
-//! be forged, and the answer would hit whoever it names.
+//! The decoy listeners of connect mode. They turn an accepted connection or a received datagram into an
+//! [`Observation`] and serve nothing: no byte of a connection is read, and no datagram is answered, because its
+//! source may be forged and the answer would reach the host that it names.
 //!
-//! One socket a port, for IPv4 and IPv6 together where the host has IPv6. A port that somebody holds is left to them.
+//! There is one socket for each port, for IPv4 and IPv6 together where the host has IPv6. A port that another
+//! program has bound is left to that program.
 //!
-//! Read with: ipv6(7) on IPV6_V6ONLY, epoll(7), setrlimit(2).
+//! References: ipv6(7) on IPV6_V6ONLY, epoll(7), setrlimit(2).
 
 use std::collections::HashSet;
 use std::io::IoSliceMut;

@@ -1,9 +1,10 @@
-//! Monitored ports to the text of a BPF filter (pcap-filter(7)). The filter may let too much through, which the engine
-//! judges again; it must never hold back what is evidence.
+//! Builds the text of a BPF filter (pcap-filter(7)) from the monitored ports. The filter may pass too much, because
+//! the engine judges each packet again; it must never drop a packet that is evidence.
 //!
-//! Two traps are walked around here. In a filter for both families `tcp[13]` silently means IPv4 only, so IPv6 is tested
-//! by its own offsets, and what carries extension headers goes to the decoder as it is. And a load beyond the end of a
-//! packet rejects it, so that fragments too short to hold the flags are asked for before the flags are looked at.
+//! It avoids two pitfalls of the filter language. In a filter for both families `tcp[13]` silently means IPv4 only,
+//! so IPv6 is tested by its own offsets, and packets with extension headers pass to the decoder unfiltered. A load
+//! beyond the end of a packet rejects the packet, so fragments that are too short to hold the flags are matched
+//! before the flags are read.
 
 use crate::engine::{Host, Settings};
 use crate::types::PortSet;

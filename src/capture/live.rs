@@ -1,7 +1,7 @@
-//! Frames from every interface of this host, through libpcap's "any" device: one socket that also sees interfaces that
-//! appear later, and says of each packet on which interface and in which direction it went (LINKTYPE_LINUX_SLL2).
+//! Captures frames from every interface of this host through libpcap's "any" device: one socket that also sees
+//! interfaces that appear later, and reports the interface and the direction of each packet (LINKTYPE_LINUX_SLL2).
 //!
-//! The tap sits before netfilter, so packets of blocked sources arrive here, too.
+//! The capture point is before netfilter, so packets of blocked sources arrive here as well.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime};

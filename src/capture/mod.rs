@@ -1,5 +1,5 @@
-//! Frames for the decoder: from every interface at once ([`live`]), narrowed by a filter made from the monitored ports
-//! ([`filter`]), or from a capture file ([`file`]). In connect mode what listeners of our own accept ([`decoy`]).
+//! Provides frames for the decoder: from all interfaces at once ([`live`]), reduced by a filter for the monitored
+//! ports ([`filter`]), or from a capture file ([`file`]). In connect mode [`decoy`] accepts connections.
 
 pub mod decoy;
 pub mod file;

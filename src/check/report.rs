@@ -1,4 +1,4 @@
-//! The report of a check, before it is rendered.
+//! The result of a check, before it is rendered as text or JSON.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 //!
 //! Only what the packaged drop-ins allow is checked, and a unit that restricts nothing has no warnings.
 //!
-//! Read with: systemd.unit(5), systemd.exec(5).
+//! References: systemd.unit(5), systemd.exec(5).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! The command line's grammar to a script with which a shell completes it. Writes nothing.
+//! Generates shell completion scripts from the command line's grammar.
 
 use super::grammar;
 use crate::config::flags::CLASSIC_MODES;

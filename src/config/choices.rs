@@ -1,4 +1,4 @@
-//! The values of keys that name one of a few things.
+//! Enums for configuration keys that take one of a few words.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Checks of keys that are right one by one and wrong together. A detector must never report that it is active while it
-//! watches or blocks nothing.
+//! Checks combinations of keys that are valid one by one and wrong together. A detector must never report that it
+//! is active while it watches or blocks nothing.
 
 use super::{BlockPolicy, Config, Mode};
 use crate::types::Backend;

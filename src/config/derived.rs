@@ -1,4 +1,5 @@
-//! What follows from several keys together: whether anything is blocked or run, and which files have to be trusted.
+//! Values that follow from several keys together: whether bans are enforced or commands run, and which files must
+//! be trusted.
 
 use std::path::Path;
 

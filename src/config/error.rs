@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, as sentences to an operator: file, line, column, key, and what to write instead.
+//! Configuration errors for operators: file, line, column, key, and what to write instead.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The flags of the daemon's command line, and the configuration that they give over the file's.
+//! The flags of the daemon's command line, and how they override the configuration file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Everything that the operator allows: listed networks, ignore files, names, and what is allowed or forced for a while.
+//! Combines everything that the operator allows: networks of the configuration, ignore files, names, allowances at
+//! run time, and forced bans.
 
 use std::time::{Instant, SystemTime};
 

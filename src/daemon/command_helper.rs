@@ -1,13 +1,15 @@
-//! The command helper, from both sides: the process that runs commands. Commands may be any program, and need rights that
-//! whatever reads packets must not have. So before the daemon drops its privileges, it starts this program once more. The
-//! helper reads the configuration itself, gives up all that no command needs, and then only runs the configured commands
-//! for the bans that the daemon names. From then on the daemon can start no program, and can choose none.
+//! Starts and contacts the command helper, the process that runs the operator's commands. A command may be any
+//! program and may need rights that the process which reads packets must not have. So the daemon starts this
+//! program a second time before it drops its privileges. The helper reads the configuration itself, gives up every
+//! right that no command needs, and then runs only the configured commands, for the bans that the daemon names.
+//! After that the daemon can neither start a program nor choose one.
 //!
-//! Both hold an end of a socket. When the daemon's end is closed, in whatever way it ends, the helper ends what it runs, and
-//! itself. When the helper ends, the daemon goes on without commands: it has not kept the right to start another one.
+//! Both hold one end of a socket pair. When the daemon's end is closed, for any reason, the helper ends its
+//! commands and itself. When the helper ends, the daemon continues without commands, because it has given up the
+//! right to start another helper.
 //!
-//! Changed commands take a restart of the daemon. That the configuration is read twice does no harm: each answer says what
-//! was run, and both times no other user could change it.
+//! Changed commands need a restart of the daemon. Reading the configuration twice is safe: each answer says which
+//! command was run, and both times no other user could change the file.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

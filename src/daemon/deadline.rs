@@ -1,4 +1,4 @@
-//! Waiting for a deadline that may not exist.
+//! Waits for a deadline that may be absent.
 
 use std::future::pending;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! Any bytes as what name servers answer. For the fuzzer and its corpus.
+//! Fuzz target input: arbitrary bytes as the answer of a name server.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Instant;

@@ -1,5 +1,6 @@
-//! The files of `allow.files`, followed: read again when they change, so that nobody has to restart for a new entry. A file
-//! that cannot be read any more, or is wrong, leaves what it said before: an editor's slip must not get anybody blocked.
+//! Follows the files of `allow.files` and reads them again when they change, so that a new entry takes no restart.
+//! While a file is unreadable or invalid, its last valid content stays in force, so that an editing mistake bans no
+//! allowed source.
 
 use std::path::PathBuf;
 

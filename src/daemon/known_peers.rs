@@ -1,5 +1,5 @@
-//! Finds the sources that have had a connection to a service of this host for a while: they know what they want of it, and a
-//! closed port that they try is a slip rather than a scan.
+//! Finds the sources that have had a connection to a service of this host for some time. A closed port that such a
+//! client tries is more likely a mistake than a scan.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

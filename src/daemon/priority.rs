@@ -1,5 +1,5 @@
-//! A real-time policy for the sensor's thread. Without it a ban often waits some milliseconds until the scheduler takes
-//! the core away from whatever else runs there, and a scanner learns more ports in that time.
+//! Sets the real-time scheduling policy of the sensor thread. Without it a ban often waits some milliseconds for
+//! the scheduler, and a scanner learns more ports in that time.
 
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,

@@ -1,9 +1,9 @@
-//! Looks up the host names of addresses for log lines: few at one time, kept for some minutes, without ever blocking.
+//! Looks up the host names of addresses for log lines: a few at a time, cached for some minutes, never blocking.
 //!
-//! Whoever owns an address chooses what its reverse look-up says. So a name counts only if it has nothing but letters,
-//! digits, ".", "-" and "_", cannot be taken for an address, and leads back to the address that it was found for.
+//! The owner of an address chooses what its reverse look-up returns. A name is used only if it consists of letters,
+//! digits, ".", "-" and "_", cannot be mistaken for an address, and resolves back to the same address.
 //!
-//! Read with: getnameinfo(3), getaddrinfo(3), RFC 1912 section 2.1.
+//! References: getnameinfo(3), getaddrinfo(3), RFC 1912 section 2.1.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

@@ -1,4 +1,4 @@
-//! Decides after a boot when the services of this host have come up: until then the engine condemns no source.
+//! Decides when the services of this host have come up after a boot. Until then the engine bans no source.
 
 use std::time::Duration;
 

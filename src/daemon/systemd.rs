@@ -1,5 +1,4 @@
-//! What systemd wants to hear of a service: that it is ready, that it lives, that it ends (sd_notify(3)). Silent where
-//! nobody asked.
+//! Sends sd_notify(3) messages: ready, watchdog, stopping. Does nothing without `NOTIFY_SOCKET`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

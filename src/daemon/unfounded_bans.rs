@@ -1,5 +1,5 @@
-//! Finds bans whose evidence has become too little, because ports of it belong to services of this host: a client that asked
-//! for them before they were known.
+//! Finds bans whose evidence no longer suffices because some of its ports belong to services of this host: clients
+//! that asked for a service before it was known.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,4 +1,4 @@
-//! What every backend does: begin a ban, end it, and name the bans that it has lost.
+//! The trait of all backends: begin a ban, end it, and report the bans that the backend has lost.
 
 use super::BanContext;
 use crate::engine::ActiveBan;

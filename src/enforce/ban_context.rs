@@ -1,4 +1,4 @@
-//! A ban as the back ends see it that write lines and run commands.
+//! The facts of a ban that hosts.deny lines and commands are filled in with.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

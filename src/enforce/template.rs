@@ -1,4 +1,4 @@
-//! `$TARGET$` and its like, in the line for hosts.deny and in the arguments of commands, to what they stand for.
+//! Substitutes `$TARGET$` and the other placeholders in the hosts.deny line and in command arguments.
 
 use super::BanContext;
 

@@ -6,7 +6,7 @@
 //! host on a bridge without an address are told apart by [`Host::bridge_ports`], which leaves such bridges out. And IPv6
 //! has no reverse-path filter.
 //!
-//! Read with: the kernel's `ip_rcv_core`, `ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core` and `tcp_v4_rcv`.
+//! References: the kernel's `ip_rcv_core`, `ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core` and `tcp_v4_rcv`.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Who is never blocked, and why: prefixes with the reason that protects them.
+//! The allow-list: exempt prefixes, each with the reason for its exemption.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! What kind of probe a packet is, by its flags alone: RFC 9293 for what a stack may send, nmap's reference guide for the
-//! names of what it may not.
+//! Classifies a packet by its flags as a kind of probe: RFC 9293 for what a TCP stack may send, nmap's reference
+//! guide for the names of the rest.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! An address to everything that the tables hold about it, for an operator who asks why. Changes nothing.
+//! Collects everything that the tables hold about one address, for `portsentry explain`. Changes nothing.
 
 use std::net::IpAddr;
 use std::time::Duration;

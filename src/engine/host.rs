@@ -1,5 +1,5 @@
-//! What is true of this host now: its addresses, whom it protects, what listens. An immutable snapshot, made elsewhere
-//! and swapped in whole.
+//! The facts about this host that verdicts depend on: addresses, exempt prefixes, listeners. An immutable snapshot
+//! that is built elsewhere and replaced as a whole.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Packet to observation: what a packet would be evidence of, if its port is closed. Looks at nothing but the packet.
+//! Derives from a packet what it would be evidence of if its port is closed. Uses nothing but the packet.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Other settings for a running engine: what it knows of sources stays.
+//! Applies a new configuration to a running engine; the source table is kept.
 
 use super::{Engine, Response, Settings};
 

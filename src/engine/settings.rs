@@ -1,4 +1,4 @@
-//! What an operator can set, and what the engine counts.
+//! The engine's configuration, and its counters.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the engine says of a packet. Every verdict carries its reason; logs, replay and tests all read the same value.
+//! The engine's verdict on a packet. Every verdict carries its reason; logs, replay and tests read the same value.
 
 use std::net::IpAddr;
 

@@ -3,7 +3,7 @@
 //!
 //! The messages carry no time: the daemon takes its own, in the time zone of its files.
 //!
-//! Read with: RFC 3164, syslog(3), unix(7).
+//! References: RFC 3164, syslog(3), unix(7).
 
 use std::fmt::{self, Write as _};
 use std::io;

@@ -1,6 +1,7 @@
-//! What fuzz targets feed: any bytes through each reader of what strangers, the kernel, operators and the disk say. Each
-//! function is total and checks that nothing grows past what the bytes can hold. The tests run them over the corpus, cut at
-//! every length and with every byte changed; `fuzz/fuzz_targets` has a program for each.
+//! The functions that fuzz targets call: they feed arbitrary bytes to each reader of packets, kernel replies,
+//! operator input and files. Each is total and checks that nothing grows beyond what the bytes can hold. The tests
+//! run them over the corpus, truncated at every length and with every byte changed; `fuzz/fuzz_targets` has a
+//! program for each.
 
 use std::net::IpAddr;
 

@@ -3,7 +3,7 @@
 //! go by an identifier that is no address, and are not told. Whether the addresses are protected is for
 //! [`crate::engine`].
 //!
-//! Read with: dhclient.leases(5), sd_dhcp_lease_save in systemd's source, and RFC 2132 section 9.7 for the identifier.
+//! References: dhclient.leases(5), sd_dhcp_lease_save in systemd's source, and RFC 2132 section 9.7 for the identifier.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

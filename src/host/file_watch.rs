@@ -1,5 +1,5 @@
-//! Files that other programs keep: read with a limit, the addresses in them, and a watch that tells when they changed. What
-//! is missing, unreadable or no regular file is empty.
+//! Reads files that other programs maintain, with a size limit, extracts addresses, and watches for changes. A file
+//! that is missing, unreadable or not a regular file counts as empty.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -1,7 +1,7 @@
 //! Name look-ups in a bounded pool: each takes a thread, which a name server that is down holds for half a minute, so only
 //! so many run at one time, and neither the event loop nor a command ever waits for all of them.
 //!
-//! Read with: getaddrinfo(3), getnameinfo(3), nsswitch.conf(5), resolv.conf(5).
+//! References: getaddrinfo(3), getnameinfo(3), nsswitch.conf(5), resolv.conf(5).
 
 use std::future::pending;
 use std::io;

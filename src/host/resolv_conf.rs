@@ -1,7 +1,7 @@
-//! The name servers that this host asks, from resolv.conf and the files behind a local stub resolver. Whether they are
-//! protected is for [`crate::engine`].
+//! Reads the name servers of this host from resolv.conf and from the files behind a local stub resolver.
+//! [`crate::engine`] decides whether they are exempt.
 //!
-//! Read with: resolv.conf(5), and systemd-resolved.service(8) for its stub.
+//! References: resolv.conf(5), and systemd-resolved.service(8) for its stub.
 
 use std::io;
 use std::net::IpAddr;

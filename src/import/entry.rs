@@ -1,4 +1,4 @@
-//! One option as it stands in a file: the unit that is translated.
+//! One option of a classic configuration file, the unit of translation.
 
 use super::diagnostics::quoted;
 

@@ -1,4 +1,4 @@
-//! Translates the options that need no plan: the banner, the trigger, names, and those that become of no key.
+//! Translates the options that stand alone: the banner, the trigger, names, and options without an equivalent.
 
 use super::diagnostics::quoted;
 use super::document::Value;

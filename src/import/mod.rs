@@ -8,7 +8,7 @@
 //! evident intention of a line differ, the intention is written and a note says so; where it is not clear, the line
 //! becomes a comment.
 //!
-//! Read with: docs/migrating-from-classic.md.
+//! References: docs/migrating-from-classic.md.
 
 mod allow;
 mod block;

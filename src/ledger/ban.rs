@@ -1,6 +1,6 @@
-//! A ban as the ledger keeps it, and how it ended. Times are the clock on the wall, since they must mean something after a
-//! reboot: where somebody sets it, what is left of a ban changes with it, while the kernel's own timers run on. Whoever
-//! restores a ban that the kernel still holds takes the kernel's remaining time.
+//! A ban as the ledger stores it, and how it ended. Times are wall-clock times, because they must hold after a
+//! reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers run on; a
+//! ban that the kernel still holds is restored with the kernel's remaining time.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

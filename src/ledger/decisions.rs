@@ -1,4 +1,4 @@
-//! What operators decided and a restart must not undo: allowances, and a trial.
+//! Stores decisions of operators that a restart must not undo: allowances, and a trial.
 
 use std::time::SystemTime;
 

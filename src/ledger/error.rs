@@ -1,4 +1,4 @@
-//! Why the ledger cannot be used, as sentences to an operator.
+//! Errors of the ledger, with their remedies.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Any bytes as a database file and as a row of one. For the fuzzer and its corpus.
+//! Fuzz target input: arbitrary bytes as a database file, and as a row of one.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};

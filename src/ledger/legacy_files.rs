@@ -1,11 +1,10 @@
-//! Bans to the two text files of classic PortSentry, one line a ban:
-//! `1795242733 - 11/21/2026 06:32:13 Host: 192.0.2.7/192.0.2.7 Port: 23 TCP Blocked`.
-//! Written for people's scripts and for fail2ban's filter; never read back, except by them.
+//! Writes the two text files of classic PortSentry, one line per ban: `1795242733 - 11/21/2026 06:32:13 Host:
+//! 192.0.2.7/192.0.2.7 Port: 23 TCP Blocked`. Scripts and fail2ban's filter read them; this program does not.
 //!
-//! The date is UTC, where classic wrote local time: it says the same moment as the seconds before it all the year round,
-//! and fail2ban reads the seconds. The address stands for the name too, also where `report.resolve_host` names sources in
-//! the log: a filter must not meet what a stranger has chosen. For an IPv6 network it is the address that sent the deciding
-//! probe, because the filter takes a host. Port 0 stands for "no port": a ban by hand.
+//! The date is in UTC, where classic wrote local time; it denotes the same moment as the seconds before it, and
+//! fail2ban reads the seconds. The address also takes the place of the name, even where `report.resolve_host` names
+//! sources in the log, because an attacker chooses the name. For an IPv6 network it is the address that sent the
+//! deciding probe, because the filter expects a host. Port 0 means that there is no port: a ban by an operator.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};

@@ -1,9 +1,10 @@
-//! Bans to a database and back, so that they outlive the process and the reboot: who, why, since when, until when, how
-//! often. The kernel's set is the enforcement, this is the memory. Nothing here blocks anybody, asks the kernel or looks
-//! at a clock for the life of a ban: `now` comes in.
+//! Stores bans in a database, so that they survive the process and a reboot: target, reason, begin, end and count.
+//! The kernel's set is the enforcement, the ledger is the memory. Nothing here blocks a source, asks the kernel, or
+//! reads a clock to decide whether a ban is over: `now` is an argument.
 //!
-//! [`Ledger`] is the database, one transaction a call; [`Writer`] is a thread around it, for whoever must not wait for a
-//! disk; [`Reader`] looks at it from another process; [`LegacyFiles`] are the two text files that classic PortSentry wrote. `docs/ledger.md` says what an operator finds.
+//! [`Ledger`] is the database, one transaction per call; [`Writer`] is a thread around it, for callers that must
+//! not wait for a disk; [`Reader`] reads it from another process; [`LegacyFiles`] writes the two text files of
+//! classic PortSentry. `docs/ledger.md` describes the files for operators.
 
 mod ban;
 mod decisions;

@@ -1,14 +1,14 @@
-//! The ledger to whoever only wants to look at it, while the daemon runs or not, from another process. Nothing is created,
-//! repaired or changed, not even the log's index, so whoever may read the files may read them here: the owner, or
-//! anybody with a copy. What is wrong with the ledger is said, never mended.
+//! Reads the ledger from another process, whether the daemon runs or not. It creates, repairs and changes nothing,
+//! not even the index of the write-ahead log, so that read permission on the files suffices. It reports damage and
+//! does not repair it.
 //!
-//! Two ways, since a database in WAL mode is more than one file (<https://sqlite.org/wal.html#read_only_databases>). With a
-//! log beside it, the log's index is mapped read-only: SQLite then uses the writer's if there is one, and else makes its own
-//! in memory. Without a log the file is all there is, and is read as one that stands still (`immutable`); that it did is
-//! checked afterwards, and it is read again where it did not.
+//! There are two cases, because a database in WAL mode is more than one file
+//! (<https://sqlite.org/wal.html#read_only_databases>). If there is a log, its index is mapped read-only: SQLite
+//! uses the writer's index, or builds its own in memory. If there is none, the file is complete and is read as
+//! immutable; the reader checks that it did not change meanwhile, and reads it again if it did.
 //!
-//! Never in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log a process, and one that was mapped
-//! read-only for a reader would refuse the writer.
+//! Never use it in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log per process, and
+//! one that a reader mapped read-only would make the writer fail.
 
 use std::fmt::Write as _;
 use std::fs::{self, Metadata};

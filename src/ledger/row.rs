@@ -1,5 +1,5 @@
-//! Bans to columns and back. What is on the disk may have been written by anybody who once was root, or by a failing
-//! disk: a row that does not parse is `None`, never a panic and never half a ban.
+//! Converts bans to columns and back. A failing disk or a former root user may have written anything to the file: a
+//! row that does not parse is `None`, never a panic and never half a ban.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! A file to a database that can be trusted to be a ledger: opened with the settings that it needs, checked, and brought
-//! to the present format. What is damaged is said to be damaged; what to do about it is the caller's.
+//! Opens a file as a ledger: sets the options of SQLite, checks that the file is a ledger, and migrates it to the
+//! current format. A damaged file is reported as damaged; the caller decides what to do with it.
 //!
 //! <https://sqlite.org/pragma.html>, <https://sqlite.org/wal.html>, <https://sqlite.org/security.html>.
 

@@ -1,4 +1,4 @@
-//! Remembered services to rows and back, and the boot in which the ledger was last opened.
+//! Stores remembered services, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;
 

@@ -1,5 +1,5 @@
-//! The state directory and the files in it: made so that nobody else can read or change them, and refused where somebody
-//! else could. Who can write to the directory can free whom they like, or have the daemon write elsewhere.
+//! The state directory and its files: created so that no other user can read or change them, and refused if one
+//! could. A user who can write to the directory can lift any ban, or make the daemon write elsewhere.
 
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io;

@@ -1,4 +1,5 @@
-//! Bans and their ends to rows, within a transaction: which row a ban goes on in, and which it replaces.
+//! The SQL statements that begin and end a ban within a transaction: which row a ban continues, and which one it
+//! replaces.
 
 use std::time::SystemTime;
 

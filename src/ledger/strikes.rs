@@ -1,5 +1,5 @@
-//! Bans to strikes: how often each subject was banned in a way that makes its next ban longer. The engine counts by the
-//! same rules while it runs, and starts from what is found here.
+//! Counts the strikes of each target from its stored bans. The engine counts by the same rules while it runs, and
+//! starts from these counts.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};

@@ -1,5 +1,5 @@
-//! A listener that answers `GET /metrics`, and nothing else. One request a connection, small and soon, so that a few lines
-//! do: this program has rights over the firewall, and every line of a web server would have them, too.
+//! An HTTP listener that answers `GET /metrics` and nothing else, one small request per connection. It is own code,
+//! because every line of a web server library would run with this program's rights over the firewall.
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! Exposes the sensor's metrics in the OpenMetrics text format, over HTTP. Counts nothing itself.
 //!
-//! Read with: <https://prometheus.io/docs/practices/naming/>.
+//! References: <https://prometheus.io/docs/practices/naming/>.
 
 pub mod http;
 

@@ -8,7 +8,7 @@
 //! `bridge-nf-call-iptables`, make entries as well, whatever source they claim. Only a translation is the administrator's
 //! own word, because a rule of the NAT tables made it.
 //!
-//! Read with: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack in the kernel's
+//! References: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack in the kernel's
 //! net/netfilter/nf_conntrack_netlink.c.
 
 use std::io;

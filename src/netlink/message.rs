@@ -1,5 +1,5 @@
-//! Netlink messages and attributes, to bytes and from bytes. Total: what a reply claims is never believed past the end of
-//! the bytes that hold it; a header that lies ends the iteration.
+//! Encodes and decodes netlink messages and attributes. Total: a length in a reply is never trusted beyond the
+//! bytes at hand, and an invalid header ends the iteration.
 
 /// One message of a reply.
 #[derive(Clone, Copy, Debug)]

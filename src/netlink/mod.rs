@@ -1,4 +1,4 @@
-//! The kernel's netlink messages: bytes to values and back. Judges nothing and decides nothing.
+//! Netlink messages of the kernel, encoded and decoded. Makes no decisions.
 
 pub mod conntrack;
 pub(crate) mod message;

@@ -1,5 +1,5 @@
-//! A frame of a capture to the packet that a host would have received. Captures hold what a host never sees: damaged
-//! packets, on which one flipped bit looks like a probe, and headers that tools have made up.
+//! Decodes a frame of a capture into the packet that a host would have received. Captures contain what a host never
+//! sees: damaged packets, in which one flipped bit looks like a probe, and headers that tools have made up.
 
 use crate::engine::{Class, Local};
 use crate::wire::{self, Checksum, Delivery, LinkType, Packet, TcpFlags, Transport, Undecoded};

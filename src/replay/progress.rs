@@ -1,4 +1,4 @@
-//! How far a replay has come, on a terminal's standard error; nothing where there is no terminal.
+//! Shows the progress of a replay on standard error if that is a terminal.
 
 use std::path::Path;
 

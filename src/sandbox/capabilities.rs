@@ -1,6 +1,6 @@
-//! Capabilities to the few that are needed, in every set, for good.
+//! Reduces all capability sets to the few that are needed, permanently.
 //!
-//! Read with: capabilities(7), on the bounding set and on securebits.
+//! References: capabilities(7), on the bounding set and on securebits.
 
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,

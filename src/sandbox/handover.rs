@@ -1,6 +1,5 @@
-//! Ownership of the folders and files that the daemon keeps: what root has made for it is given to its own user, and nothing
-//! else. Every check is made on an open descriptor, and so is the change of owner: a path that is replaced by a link between
-//! the two gives nothing away.
+//! Gives folders and files that root created for the daemon to the daemon's user. Every check and every change of
+//! owner uses an open descriptor, so that replacing a path by a link in between gives nothing away.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};

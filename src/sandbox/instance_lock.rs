@@ -1,9 +1,11 @@
-//! One daemon for each network namespace: two would undo each other's table. Who runs holds an abstract socket, which is the
-//! namespace's own, has no file that a crash leaves behind, and goes with the process.
+//! Ensures that one daemon runs in each network namespace, because two would undo each other's table. A running
+//! daemon holds an abstract socket, which belongs to the namespace, leaves no file after a crash, and disappears
+//! with the process.
 //!
-//! Everybody may take such a name. A holder whom nobody would trust with the firewall keeps no daemon from starting.
+//! Any process may bind such a name, so a holder that runs as an unprivileged user does not keep a daemon from
+//! starting.
 //!
-//! Read with: unix(7) on abstract addresses and SO_PEERCRED, which says who has called listen(2).
+//! References: unix(7) on abstract addresses and SO_PEERCRED, which says who has called listen(2).
 
 use std::io;
 use std::os::fd::OwnedFd;

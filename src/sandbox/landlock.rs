@@ -1,9 +1,10 @@
-//! Paths to the only ones that this process opens from now on, by Landlock. Looking at a file (stat) and passing through a
-//! folder are not restricted; opening, making, renaming and removing are.
+//! Restricts the process to the paths that it needs, by Landlock. Opening, creating, renaming and removing files
+//! are restricted; stat(2) and path traversal are not.
 //!
-//! A rule is for what a path stands for now, so rules are for folders: a file that is replaced is another one.
+//! A rule applies to the file behind a path at this moment, and a replaced file is another one, so rules name
+//! folders.
 //!
-//! Read with: landlock(7).
+//! References: landlock(7).
 
 use std::path::{Path, PathBuf};
 

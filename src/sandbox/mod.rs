@@ -1,8 +1,8 @@
-//! The process to one that may do little: what this program gives up once it knows its settings, before it reads the first
-//! byte of a stranger's. All of it comes before the first thread, so that every thread has it. Who needs what is for the
-//! caller; it decides nothing about packets and blocks nobody.
+//! Drops the privileges that the program does not need, once it knows its configuration and before it reads the
+//! first packet. All of it happens before the first thread starts, so that it applies to every thread. The caller
+//! decides what is needed.
 //!
-//! A kernel that lacks a part has the others all the same, and it is said once.
+//! Where a kernel lacks one of the mechanisms, the others are used, and the log says so once.
 
 mod capabilities;
 mod handover;

@@ -1,5 +1,5 @@
-//! Files that decide what this program does: whether somebody else could change them. Who can write to a command that is run,
-//! to the settings, or to a folder on the way to them, has the rights of this program.
+//! Checks whether another user could change files that decide what this program does. A user who can write to a
+//! command, to the configuration, or to a folder on the path to either has the rights of this program.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};

@@ -1,13 +1,14 @@
-//! System calls to those that the program makes. A list: whatever is not on it ends the process at once, and the service
-//! manager starts it again. A few calls are on it that can be used in a harmful way, too; there the harmful way is an error.
+//! Restricts the system calls of the process with seccomp. A call that is not on the list ends the process at once,
+//! and the service manager starts it again. A few calls on the list can also be used in a harmful way; those uses
+//! return an error.
 //!
-//! For the process that runs commands, which inherit the filter and may be any program, it is the other way round: some
-//! calls that no command needs are errors, and all others pass.
+//! The command helper has the opposite list, because its filter is inherited by commands, which may be any program:
+//! some calls that no command needs return an error, and all others are allowed.
 //!
-//! The lists come from traces of the tests, from what libc, SQLite and libpcap call in less frequent cases, and from what
-//! other versions of libc call for the same.
+//! The lists come from traces of the tests, from what libc, SQLite and libpcap call in rare cases, and from the
+//! equivalents in other versions of libc.
 //!
-//! Read with: seccomp(2), and syscalls(2) for what exists where.
+//! References: seccomp(2), and syscalls(2) for what exists where.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
-//! Root to the program's own user, where there is one that can reach what it needs.
+//! Switches from root to the program's own user, if such a user exists and can access what it needs.
 //!
-//! Read with: capabilities(7) on changes of the user, and PR_SET_KEEPCAPS in prctl(2).
+//! References: capabilities(7) on changes of the user, and PR_SET_KEEPCAPS in prctl(2).
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, Metadata};

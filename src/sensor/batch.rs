@@ -1,5 +1,5 @@
-//! What the frames of one batch led to, in the order of the frames, until its bans are in the kernel. One batch is one
-//! transaction per backend.
+//! Collects the results of one batch of frames, in the order of the frames, until its bans are in the kernel. One
+//! batch is one transaction per backend.
 
 use std::time::SystemTime;
 use std::vec::Drain;

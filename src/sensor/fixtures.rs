@@ -1,4 +1,4 @@
-//! A host, a scanner and a ban for the unit tests of the sensor.
+//! Fixtures for the sensor's unit tests: a host, a scanner and a ban.
 
 use crate::engine::tests::scene::builtin;
 use crate::engine::{Ban, Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};

@@ -1,4 +1,4 @@
-//! How long a ban lasts.
+//! The duration of a ban.
 
 use std::fmt;
 use std::time::Duration;

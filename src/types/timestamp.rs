@@ -1,4 +1,4 @@
-//! Time as the engine sees it: how long since an origin that the caller chose. The engine never asks a clock.
+//! Time for the engine: the duration since an origin that the caller chose. The engine never reads a clock.
 
 use std::time::Duration;
 

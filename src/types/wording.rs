@@ -1,4 +1,4 @@
-//! Numbers and spans in sentences for people.
+//! Formats numbers and durations in sentences.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Checks the checksums of the IPv4 header and of what it carries, as the receiving kernel does before it looks at a port:
 //! one flipped bit turns a segment of a connection into a NULL or XMAS probe that was never sent.
 //!
-//! Read with: RFC 1071 (the sum), RFC 791, 768, 8200 and 9293 (what it covers), and the kernel's
+//! References: RFC 1071 (the sum), RFC 791, 768, 8200 and 9293 (what it covers), and the kernel's
 //! Documentation/networking/checksum-offloads.rst (`CHECKSUM_PARTIAL`).
 
 use super::piece::Piece;

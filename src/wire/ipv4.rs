@@ -1,6 +1,6 @@
-//! An IPv4 packet to its addresses and what it carries.
+//! Decodes an IPv4 packet into its addresses and its payload.
 //!
-//! Read with: RFC 791 (header, fragments), RFC 1858 and 3128 (fragments made to fool filters).
+//! References: RFC 791 (header, fragments), RFC 1858 and 3128 (fragments made to fool filters).
 
 use std::net::{IpAddr, Ipv4Addr};
 

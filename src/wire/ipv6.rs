@@ -1,6 +1,6 @@
-//! An IPv6 packet, through its extension headers, to its addresses and what it carries.
+//! Decodes an IPv6 packet, through its extension headers, into its addresses and its payload.
 //!
-//! Read with: RFC 8200 (header, extensions, fragments), RFC 4302 (AH), RFC 6946 (atomic fragments), RFC 7112 (a first
+//! References: RFC 8200 (header, extensions, fragments), RFC 4302 (AH), RFC 6946 (atomic fragments), RFC 7112 (a first
 //! fragment holds the whole chain of headers), RFC 2675 (jumbograms).
 
 use std::net::{IpAddr, Ipv6Addr};

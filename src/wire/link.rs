@@ -1,7 +1,7 @@
-//! Link layer to the IP packet inside: Ethernet, both Linux cooked captures, bare IP, BSD loopback; VLAN tags and PPPoE
-//! sessions are opened. What is not IP is [`Undecoded::NotIp`].
+//! Decodes the link layer down to the IP packet: Ethernet, both Linux cooked captures, raw IP, BSD loopback; VLAN
+//! tags and PPPoE sessions are removed. A frame without IP is [`Undecoded::NotIp`].
 //!
-//! Read with: IEEE 802.1Q and 802.1ad, RFC 2516 (PPPoE), and the LINKTYPE pages of tcpdump.org.
+//! References: IEEE 802.1Q and 802.1ad, RFC 2516 (PPPoE), and the LINKTYPE pages of tcpdump.org.
 
 use super::{Delivery, LinkType, Undecoded};
 

@@ -1,7 +1,7 @@
-//! Bytes of one captured frame to a [`Packet`]. Total: every input gives a packet or a counted [`Undecoded`]. Never
-//! logs, never allocates, never judges: what a packet means is for [`crate::engine`].
+//! Decodes the bytes of one captured frame into a [`Packet`]. Total: every input gives a packet or a counted
+//! [`Undecoded`]. Never logs, allocates or decides; [`crate::engine`] interprets the packet.
 //!
-//! Read with: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 1858 and 3128 (tiny and
+//! References: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 1858 and 3128 (tiny and
 //! overlapping fragments), `linux/if_packet.h` and the LINKTYPE_LINUX_SLL2 page of tcpdump.org (cooked captures).
 
 mod checksum;

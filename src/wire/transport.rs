@@ -1,7 +1,7 @@
-//! What an IP packet carries, to [`Transport`]. Tunnels are not opened: what comes out of them is captured on their own
-//! interface.
+//! Decodes the payload of an IP packet into a [`Transport`]. Tunnels are not opened: their content is captured on
+//! the tunnel's own interface.
 //!
-//! Read with: RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 792 and 4443 (ICMP), RFC 1858 and 3128 (fragments).
+//! References: RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 792 and 4443 (ICMP), RFC 1858 and 3128 (fragments).
 
 use super::piece::Piece;
 use super::{TcpFlags, Transport, Undecoded};

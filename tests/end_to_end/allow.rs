@@ -25,7 +25,7 @@ enum Reply {
     Nothing,
 }
 
-/// A name server on a host, until dropped. Read with: RFC 1035, section 4.
+/// A name server on a host, until dropped. References: RFC 1035, section 4.
 struct NameServer {
     reply: Arc<Mutex<Reply>>,
     asked: Arc<AtomicUsize>,

@@ -49,7 +49,7 @@ fn encoded(labels: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// A name server that lies. Whatever name it is asked for stands for all of `addresses`, but `victim.lab.example`, which is
-/// somebody else. Read with: RFC 1035, section 4.
+/// somebody else. References: RFC 1035, section 4.
 struct Liar {
     asked: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! The bytes of a capture file, taken record by record, with the position that an error names.
+//! Reads the bytes of a capture file record by record, and keeps the position that an error names.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 

@@ -2,7 +2,7 @@
 //! the file's size. Gives every frame with its time and link type; decodes nothing. A broken file gives all frames before
 //! the break and then an error that says where it is. docs/dependencies.md says why no library does this.
 //!
-//! Read with: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng, and `pcap/dlt.h`.
+//! References: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng, and `pcap/dlt.h`.
 
 mod input;
 mod pcap;

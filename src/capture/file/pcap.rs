@@ -1,4 +1,4 @@
-//! The pcap format: one header that says byte order, unit of time and link type, then frames.
+//! Parses the pcap format: one header with byte order, unit of time and link type, followed by frames.
 
 use std::io::Read;
 use std::time::Duration;

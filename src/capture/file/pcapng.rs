@@ -1,5 +1,5 @@
-//! The pcapng format: sections of blocks, each section with its byte order and interfaces, each interface with its link
-//! type and unit of time. Blocks without packets are passed over, whatever is in them.
+//! Parses the pcapng format: sections of blocks. Each section has its byte order and interfaces, each interface its
+//! link type and unit of time. Blocks without packets are skipped without being parsed.
 
 use std::io::Read;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Captures written byte by byte, in each dialect, whole and broken.
+//! Tests the readers with captures that are written byte by byte, in each dialect, complete and damaged.
 
 use super::*;
 

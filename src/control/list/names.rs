@@ -1,7 +1,7 @@
 //! Looks up the names of addresses, many at once and within a time limit. The owner of an address chooses its name: only
 //! letters, digits, dots and hyphens of it reach a terminal.
 //!
-//! Read with: RFC 1035 section 2.3.1 for what is in a host's name, getnameinfo(3).
+//! References: RFC 1035 section 2.3.1 for what is in a host's name, getnameinfo(3).
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! A ban as the screen shows it.
+//! A ban as the live view displays it.
 
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! Painted screens, compared with text files, and what keys and messages do to them.
+//! Tests of the live view: screens compared with text files, and the effect of keys and messages.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

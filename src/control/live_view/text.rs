@@ -1,4 +1,4 @@
-//! Short and harmless texts for the screen.
+//! Shortens texts for the screen and removes control characters from them.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,6 @@
-//! Requests of the daemon to commands, in a process that does nothing else: it reads no packet, opens no file and follows
-//! nobody's wish but the daemon's, and that one may only choose between the two commands of the settings and name a ban.
-//! What is no request ends it: a daemon that sends such a thing is not itself any more.
+//! The command helper's main loop: receives requests of the daemon and runs commands. It reads no packet and opens
+//! no file. A request chooses between the two commands of the configuration and names a ban. Any other message ends
+//! the helper, because only a compromised daemon sends one.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! The daemon's end of the socket to the process that runs its commands. Starts nothing: that process was there before the
-//! daemon gave up its rights, and once it has ended there is none until the daemon is started anew.
+//! The daemon's side of the socket to the command helper. It starts no process: the helper was started before the
+//! daemon dropped its privileges, and is not started again until the daemon restarts.
 
 use std::fmt;
 use std::io;

@@ -1,13 +1,14 @@
-//! Bans to commands of the administrator's, run when one begins and when it is over. Slow: a process is started, and may
-//! take its time. Nothing is blocked by a command unless somebody asked for that.
+//! The command backend: runs a command of the operator when a ban begins and another when it ends. It is slow,
+//! because each run starts a process. No command runs unless the configuration names one.
 //!
-//! An argument list, never a shell: what stands in an argument is one argument, whatever is put into it. The environment is
-//! new, input and working directory are nobody's, and the process leads a group of its own, so that the time limit ends what
-//! it has started, too. Who leaves the group (setsid(2)) or stays after the command has ended is left alone: the classic
-//! recipe puts a job for tomorrow into the background.
+//! A command is an argument list and never passes through a shell: each argument stays one argument, whatever is
+//! substituted into it. The process gets a new environment, no input, `/` as its working directory, and a process
+//! group of its own, so that the time limit also ends its children. Children that leave the group (setsid(2)), or
+//! outlive the command, are left alone, because a common classic recipe schedules a job for the next day.
 //!
-//! Commands are run by a process of their own ([`helper`]), so that the daemon itself can do without the right to start a
-//! program. It is asked through a socket ([`Spawner`]), which program it runs stands in its own settings.
+//! A separate process runs the commands ([`helper`]), so that the daemon can give up the right to start programs.
+//! The daemon sends it requests over a socket ([`Spawner`]); the helper takes the commands from its own copy of the
+//! configuration.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! What a command has written to text for one line of a log. A command may show what a stranger has sent; here it can
-//! neither end the line nor drive the terminal of whoever reads it.
+//! Converts the output of a command to text for one log line. A command may print bytes that an attacker chose;
+//! control characters are replaced, so that they neither end the line nor control a terminal.
 
 use crate::types::printable::push_escaped;
 

@@ -1,4 +1,4 @@
-//! One process from its start to its end, on the thread of whoever asks: its output, its time limit, its group.
+//! Runs one process from start to end on the calling thread: its output, its time limit, its process group.
 
 use std::fmt;
 use std::io::{self, PipeReader, Read, pipe};

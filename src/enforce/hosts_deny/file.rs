@@ -1,5 +1,5 @@
-//! One file, replaced as a whole: a reader sees the old one or the new one. The new one has the owner, the mode and the
-//! extended attributes of the old one, an access list among them.
+//! Replaces a file atomically: a reader sees either the old or the new content. The new file keeps the owner, the
+//! mode and the extended attributes of the old one, access control lists included.
 
 use std::ffi::CString;
 use std::fs::{self, File, Metadata, Permissions};

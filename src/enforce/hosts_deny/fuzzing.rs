@@ -1,4 +1,4 @@
-//! Any bytes as a hosts.deny. For the fuzzer and its corpus.
+//! Fuzz target input: arbitrary bytes as a hosts.deny file.
 
 use std::collections::HashSet;
 

@@ -1,13 +1,14 @@
-//! Bans to lines of /etc/hosts.deny, for services behind the TCP wrappers, and back. Slow: a file is written and brought to
-//! the disk. Knows no time: who calls it says when a ban is over.
+//! The hosts.deny backend: adds and removes lines of /etc/hosts.deny for services that use TCP wrappers. It is
+//! slow, because each change writes a file and syncs it to the disk. It has no notion of time: its caller says when
+//! a ban ends.
 //!
-//! The file belongs to the administrator. Each ban is two lines, a comment that names it and its rule (see `text`); every
-//! other byte stays as it is. New lines go to the end, so that the administrator's own rules come first.
+//! The file belongs to the administrator. Each ban is two lines, a comment that names it and its rule (see `text`);
+//! every other byte is preserved. New lines go to the end, so that the administrator's own rules come first.
 //!
-//! A symbolic link in the file's place is refused, not followed: its target may be anybody's, and replacing the link by a
-//! file would part the two for good. Who has one names the file that it points to.
+//! A symbolic link in place of the file is refused: any user may own its target, and replacing the link by a file
+//! would separate the two. The administrator of such a host configures the path of the target instead.
 //!
-//! Read with: hosts_access(5), hosts_options(5).
+//! References: hosts_access(5), hosts_options(5).
 
 use std::collections::HashSet;
 use std::io;

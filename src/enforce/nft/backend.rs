@@ -1,4 +1,4 @@
-//! The sets of nftables as a backend, together with the ruleset around them.
+//! Implements [`BanBackend`] for the nftables sets and the ruleset around them.
 
 use super::{BlockError, Nft, Repaired, RulesetError, RulesetSpec, Trap};
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};

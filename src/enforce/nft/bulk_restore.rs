@@ -1,5 +1,5 @@
-//! Restores very many bans while the monitor is paused: a notification of each is half of what they cost the kernel, and the
-//! only listener knows of them.
+//! Restores large numbers of bans while the monitor is paused: the notification of an element is half of its cost
+//! in the kernel, and the monitor is the only listener that would receive it.
 
 use super::{BlockError, Nft};
 use crate::netlink::nft::monitor::{MonitorPause, PausedSpan};

@@ -1,4 +1,4 @@
-//! Routes as a backend.
+//! Implements [`BanBackend`] for routes.
 
 use super::{BlockError, Routes};
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};

@@ -1,4 +1,4 @@
-//! What goes wrong with routes, in words for who has to set it right.
+//! Errors of the route backend, with their remedies.
 
 use std::net::IpAddr;
 

@@ -1,10 +1,11 @@
-//! Bans to routes that lead nowhere, and back: nothing is answered to a blocked source. What it sends still arrives, so a
-//! datagram reaches its socket; only the sets of nf_tables keep it out.
+//! The route backend: a blackhole, unreachable or prohibit route to a banned source, so that nothing is answered to
+//! it. Packets of the source still arrive, and a datagram reaches its socket; only the nftables backend keeps them
+//! out.
 //!
-//! A route is own by its protocol number ([`PROTOCOL`]) and stands in the table `main`. An administrator's routes are
-//! neither replaced nor removed: where there is one to exactly the prefix that is to be blocked, somebody wants to reach
-//! it in this very way (the far end of a tunnel, his own network), and the ban is refused. Longer prefixes inside, and
-//! tables that `ip rule` asks before `main`, win over a ban as over any route.
+//! Own routes carry the protocol number [`PROTOCOL`] and are in the table `main`. Routes of the administrator are
+//! neither replaced nor removed: if one exists for exactly the banned prefix, such as the far end of a tunnel, the
+//! ban is refused. Longer prefixes within a ban, and tables that `ip rule` consults before `main`, take precedence
+//! over a ban as over any route.
 //!
 //! The kernel ignores `expires` on such routes, so their ends are kept here: call [`Routes::due`] at [`Routes::next_due`].
 //! What a crash has left behind is found again at the start:

@@ -1,4 +1,4 @@
-//! Prefixes that no route may take away, not even in part.
+//! Prefixes that no route of a ban may cover, not even in part.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 

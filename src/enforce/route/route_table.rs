@@ -1,4 +1,5 @@
-//! Who has a route, and until when. The kernel ignores `expires` on routes that lead nowhere, so the ends are kept here.
+//! The routes of bans and their expiry. The kernel ignores `expires` on blackhole routes, so the expiry is kept
+//! here.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -1,4 +1,5 @@
-//! The slow backends as seen by the sensor: every ban becomes a task for their thread, which reports what became of it.
+//! Implements [`BanBackend`] for the slow backends: each ban becomes a task of their thread, which reports the
+//! result.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What the thread reports, one sentence for the log each.
+//! Events of the slow backends' thread, one log sentence each.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Who is one source: an IPv4 address, an IPv6 /64, a link-local neighbour.
+//! Tests what counts as one source: an IPv4 address, an IPv6 /64, a link-local neighbour.
 
 use super::scene::Gist::{Block, Probe, Repeated};
 use super::scene::{Scene, subject};

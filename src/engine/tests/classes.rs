@@ -1,4 +1,4 @@
-//! Every kind of probe, each to a port where nobody listens.
+//! Tests every kind of probe against a closed port.
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};

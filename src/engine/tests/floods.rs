@@ -1,4 +1,4 @@
-//! What many sources do together: forged floods, full tables, shared scans, and the noise of the Internet.
+//! Tests many sources at once: forged floods, full tables, distributed scans, background noise.
 
 use std::collections::HashSet;
 use std::time::Duration;

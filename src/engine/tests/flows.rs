@@ -1,4 +1,4 @@
-//! What this host itself does: its services, which come and go, and the flows that it begins.
+//! Tests the traffic of this host: services that start and stop, and flows that it begins.
 
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};

@@ -1,4 +1,4 @@
-//! What made people switch such a tool off: traffic that looks like a scan and is none.
+//! Tests innocent traffic that resembles a scan, the usual reason for switching a scan detector off.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the engine must say, case by case. Each test is a [`scene::Scene`]: a host, a clock, and packets one by one.
+//! Tests of the engine. Each test is a [`scene::Scene`]: a host, a clock, and one packet after another.
 
 mod addresses;
 mod classes;

@@ -1,4 +1,5 @@
-//! What the engine makes of a network: [`Local::Any`] and [`Local::Prefixes`], where the destinations are many hosts.
+//! Tests the engine on captures of a network: [`Local::Any`] and [`Local::Prefixes`], where the destinations are
+//! many hosts.
 
 use crate::engine::Response;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

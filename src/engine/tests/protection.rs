@@ -1,4 +1,4 @@
-//! Who is never blocked, whatever is sent in his name.
+//! Tests that exempt sources are never banned, whatever is forged in their name.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
 use super::scene::{HERE, SCANNER, Scene, stranger, subject, tcp};

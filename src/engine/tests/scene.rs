@@ -1,5 +1,5 @@
-//! The language of the tests: a host with two IPv4 addresses and one IPv6 address, the built-in settings, a clock that
-//! only moves when it is told to, and packets said in one line each.
+//! The vocabulary of the engine tests: a host with two IPv4 addresses and one IPv6 address, the built-in
+//! configuration, a clock that moves only on request, and one-line packets.
 
 use crate::engine::Response;
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! A boot: what clients and scanners do before the services of this host have come up.
+//! Tests a boot: clients and scanners before the services of this host have come up.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
 use super::scene::{SCANNER, Scene, stranger};

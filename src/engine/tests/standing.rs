@@ -1,4 +1,4 @@
-//! Who has been judged: recognised, summed up, checked against the kernel, lifted, judged anew.
+//! Tests banned sources: recognised, summed up, reconciled with the kernel, lifted, judged again.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Who comes again: bans that grow, what counts as a strike, and what is forgotten.
+//! Tests repeat offenders: longer bans, what counts as a strike, what is forgotten.
 
 use std::time::Duration;
 

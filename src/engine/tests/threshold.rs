@@ -1,4 +1,4 @@
-//! How many ports, and within what time.
+//! Tests the threshold: how many ports within what time.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Protocols that only log beside protocols that block: UDP until asked, TCP in a trial run.
+//! Tests protocols that are only logged beside protocols that block: UDP by default, TCP in a trial.
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, subject, udp};

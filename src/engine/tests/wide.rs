@@ -1,4 +1,4 @@
-//! Bans that grow wider than one source: when, how wide, and never over whom.
+//! Tests prefix bans: when they happen, how wide they are, and which prefixes they never cover.
 
 use std::time::Duration;
 

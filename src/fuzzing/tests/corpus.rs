@@ -1,4 +1,4 @@
-//! The corpus through each reader: as it is, cut at every length, and with every byte changed.
+//! Runs the corpus through each reader: unchanged, truncated at every length, and with every byte changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

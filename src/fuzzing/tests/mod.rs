@@ -1,4 +1,4 @@
-//! The corpus: what is made of it, and how it is made.
+//! Builds and uses the corpus.
 
 mod corpus;
 mod record;

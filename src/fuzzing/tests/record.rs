@@ -1,4 +1,5 @@
-//! Real bytes for the corpus: what this kernel answers and tells in a network namespace, and a ledger. Run by hand:
+//! Records real input for the corpus: replies and notifications of this kernel in a network namespace, and a
+//! ledger. Run by hand:
 //!
 //!     cargo test --lib -- --ignored record
 

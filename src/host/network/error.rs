@@ -1,4 +1,4 @@
-//! Why the host could not be read or watched.
+//! Errors of reading or watching the host's network configuration.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,10 +1,11 @@
-//! What this host is, from the kernel over rtnetlink: its addresses, gateways and interfaces, and its resolvers from
-//! resolv.conf. They are protected without being asked, and they follow the system: [`Watcher`] tells when to read again.
+//! Reads this host's addresses, gateways and interfaces from the kernel over rtnetlink, and its resolvers from
+//! resolv.conf. They are exempt without configuration and follow changes of the system: [`Watcher`] says when to
+//! read again.
 //!
-//! For the shell's side. Sockets belong to the network namespace of the thread that opens them, so a tokio runtime of
-//! one thread keeps them together.
+//! Used by the event loop. A socket belongs to the network namespace of the thread that opens it, so a tokio
+//! runtime with one thread keeps all of them in one namespace.
 //!
-//! Read with: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
+//! References: rtnetlink(7), `linux/rtnetlink.h`, `linux/if_addr.h`.
 
 use std::io;
 use std::net::IpAddr;

@@ -1,7 +1,8 @@
-//! Next-hop objects (`ip nexthop`) to gateways. A list of routes shows the gateways of such objects only while the sysctl
-//! net.ipv4.nexthop_compat_mode is 1, so the objects are listed too. netlink-packet-route does not know them yet.
+//! Reads the kernel's next-hop objects (`ip nexthop`) that point to gateways. A list of routes shows such gateways
+//! only while the sysctl net.ipv4.nexthop_compat_mode is 1, so the objects are listed as well. netlink-packet-route
+//! does not support them yet.
 //!
-//! Read with: `linux/nexthop.h` and the kernel's `net/ipv4/nexthop.c`.
+//! References: `linux/nexthop.h` and the kernel's `net/ipv4/nexthop.c`.
 
 use std::future::poll_fn;
 use std::io;

@@ -1,6 +1,6 @@
-//! What the kernel's IPv4 reverse-path filter goes by: which interfaces have a strict one, and the routes.
+//! The input of the kernel's IPv4 reverse-path filter: the interfaces with a strict filter, and the routes.
 //!
-//! Read with: `net/ipv4/fib_frontend.c` (`__fib_validate_source`), Documentation/networking/ip-sysctl.rst (rp_filter).
+//! References: `net/ipv4/fib_frontend.c` (`__fib_validate_source`), Documentation/networking/ip-sysctl.rst (rp_filter).
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! The kernel's notifications of links, addresses and routes to one "something changed". What changed is not said: a
-//! notification may be lost, a full reading cannot.
+//! Reduces the kernel's notifications of links, addresses and routes to one signal, "something changed". The
+//! details are read again in full, because a notification may be lost.
 
 use std::future::poll_fn;
 use std::io;

@@ -4,7 +4,7 @@
 //! Asks no name server: a session that is only known by its host's name has no address here. Whether the addresses are
 //! protected is for [`crate::engine`].
 //!
-//! Read with: utmp(5), and sd-login(3). The files in /run/systemd/sessions are logind's own; what is read from them has
+//! References: utmp(5), and sd-login(3). The files in /run/systemd/sessions are logind's own; what is read from them has
 //! been stable since systemd 30, and asking over D-Bus would need a connection that a firewall should not depend on.
 
 mod utmp;

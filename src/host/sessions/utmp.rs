@@ -1,8 +1,8 @@
-//! Bytes of utmp to the addresses of sessions whose process is root's, as that of a login program is. Records of other
-//! processes say nothing: any local user adds some with setgid helpers such as libutempter's. Total: what is no whole record is
-//! passed over.
+//! Parses utmp into the addresses of sessions whose process runs as root, as a login program does. Records of other
+//! processes are ignored: any local user can add them through setgid helpers such as libutempter's. Total: an
+//! incomplete record is skipped.
 //!
-//! Read with: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, user (32 bytes) at
+//! References: utmp(5), and glibc's bits/utmp.h for the record: type (16 bits) at 0, process (32) at 4, user (32 bytes) at
 //! 44, host (256 bytes) at 76, address (16 bytes, in network order) near its end.
 
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! What the writer reports, one sentence for the log each. A failure is reported when it begins or changes and when it is over,
-//! not at every attempt.
+//! Events of the ledger's writer, one log sentence each. A failure is reported when it begins, when it changes and
+//! when it ends, not at every attempt.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Messages that change what the sets hold: bans, protected prefixes, and what the trap watches and remembers. The one that
-//! blocks a source stands between a packet and its ban, so it is written straight into the batch.
+//! Messages that change the content of sets: bans, exempt prefixes, and the sets of the trap. The message that
+//! blocks a source is on the path between a packet and its ban, so it is written directly into the batch.
 
 use std::time::Duration;
 

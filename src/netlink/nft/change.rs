@@ -1,4 +1,4 @@
-//! A transaction that changes the ruleset, with a name for each of its messages: what the kernel refuses can be said.
+//! A transaction that changes the ruleset. Each message has a name, so that an error says what the kernel refused.
 
 use netlink_packet_core::NLM_F_EXCL;
 use rustables::sys;

@@ -1,5 +1,5 @@
-//! The ruleset as a [`RulesetSpec`] asks for it, and the transactions that make a table so: from nothing, or from what is
-//! there. Sends nothing.
+//! Builds the ruleset that a [`RulesetSpec`] describes, and the transactions that create it from nothing or from an
+//! existing table. Sends nothing.
 
 use super::change::RulesetChange;
 use super::rule::Rule;

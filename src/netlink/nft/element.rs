@@ -1,5 +1,5 @@
-//! Elements of the sets: their bytes in a message, and back. An element of a set of ranges is a bound: the first value of a
-//! range, or the first one after it.
+//! Encodes and decodes set elements. In a set of ranges an element is a bound: the first value of a range, or the
+//! first one after it.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How the rules for the two versions of IP differ.
+//! The differences between the rules for IPv4 and IPv6.
 
 use super::set::Set;
 

@@ -1,4 +1,4 @@
-//! Any bytes as what nf_tables answers and tells, through everything that reads it. For the fuzzer and its corpus.
+//! Fuzz target input: arbitrary bytes as replies and notifications of nf_tables.
 
 #[cfg(test)]
 use netlink_packet_core::NLM_F_DUMP;

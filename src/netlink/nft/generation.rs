@@ -1,5 +1,5 @@
-//! Questions to the kernel that change nothing: which features it has, how many transactions it has carried out, and whether
-//! those that have begun are over.
+//! Queries that change nothing: the kernel's features, the number of transactions, and whether running transactions
+//! have ended.
 
 use rustables::sys;
 

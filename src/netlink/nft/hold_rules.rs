@@ -4,7 +4,7 @@
 //!
 //! Nothing here asks connection tracking: one such expression switches it on for the whole network namespace.
 //!
-//! Read with: the kernel's net/netfilter/nft_dynset.c, nft_limit.c.
+//! References: the kernel's net/netfilter/nft_dynset.c, nft_limit.c.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A rule of a chain in the making: its text as nft writes it, and its expressions as the kernel takes them.
+//! Builds one rule of a chain: its text as nft prints it, and its expressions for the kernel.
 //!
 //! rustables encodes every expression that it knows. Those that it lacks are encoded here: limits, log levels, look-ups of
 //! routes and sockets, extension headers, elements added by packets, inverted look-ups and registers of four bytes.

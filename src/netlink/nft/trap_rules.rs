@@ -5,7 +5,7 @@
 //! source, often less. What the kernel blocked is in `caught` until the sensor has looked at it, and
 //! `caught` is small: without the sensor the kernel blocks no more than it holds.
 //!
-//! Read with: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
+//! References: the kernel's net/netfilter/nft_dynset.c, nft_socket.c, nft_limit.c.
 
 use rustables::expr::{CmpOp, MetaType, VerdictKind};
 use rustables::sys;

@@ -1,5 +1,5 @@
-//! Prefixes to RTM_NEWROUTE, RTM_DELROUTE and RTM_GETROUTE, and RTM_NEWROUTE back to a route. What cannot be read is no
-//! route of ours.
+//! Encodes RTM_NEWROUTE, RTM_DELROUTE and RTM_GETROUTE for a prefix, and decodes RTM_NEWROUTE. A message that
+//! cannot be decoded is not a route of this program.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,10 +1,10 @@
-//! Prefixes to routes of the table `main` that lead nowhere, and back: laying them, taking them away, looking up what the
-//! kernel would do with a packet, and listing those that are this program's own. Judges nothing and remembers nothing.
+//! Adds, removes and lists blackhole, unreachable and prohibit routes of the table `main`, and looks up which route
+//! the kernel would take. Makes no decisions and stores nothing.
 //!
-//! Synchronous, for the thread that blocks: one long-lived socket, and a wait for lost answers that ends. What does not
-//! end by itself is a request that the kernel holds back because somebody else holds its routing lock.
+//! Synchronous, for the thread that blocks: one long-lived socket, and a time limit for lost answers. Only a
+//! request that the kernel delays because another process holds its routing lock can take longer.
 //!
-//! Read with: rtnetlink(7), `linux/rtnetlink.h`, and the kernel's `net/ipv4/fib_trie.c`, `net/ipv6/route.c`.
+//! References: rtnetlink(7), `linux/rtnetlink.h`, and the kernel's `net/ipv4/fib_trie.c`, `net/ipv6/route.c`.
 
 mod message;
 pub mod monitor;

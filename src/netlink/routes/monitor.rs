@@ -1,8 +1,8 @@
-//! The kernel's notifications to own routes that others take away. For the shell's side. Judges nothing: whether a route is
-//! laid again or its ban is lifted is for its caller.
+//! Reports own routes that other programs delete, from the kernel's notifications. Used by the event loop. The
+//! caller decides whether the route is added again or its ban is lifted.
 //!
-//! Routes that go with their interface are not all told, and what the socket cannot hold is lost: whoever must know asks for
-//! the routes themselves as well.
+//! The kernel does not report every route that disappears with its interface, and a full socket loses
+//! notifications, so the caller lists the routes as well.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

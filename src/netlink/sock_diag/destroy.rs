@@ -1,7 +1,7 @@
 //! Ends the TCP connections of blocked sources: a dump finds them, SOCK_DESTROY ends each. The process at this end gets
 //! ECONNABORTED, and the kernel resets the peer.
 //!
-//! Read with: the kernel's `net/ipv4/tcp_diag.c` and `tcp_abort()` in `net/ipv4/tcp.c`.
+//! References: the kernel's `net/ipv4/tcp_diag.c` and `tcp_abort()` in `net/ipv4/tcp.c`.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

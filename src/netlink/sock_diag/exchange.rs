@@ -1,5 +1,5 @@
-//! One request to sock_diag and its answer, on the long-lived socket of a [`SockDiag`]. What the sockets of an answer mean
-//! is for the caller.
+//! Sends one request to sock_diag and receives its answer, on the long-lived socket of a [`SockDiag`]. The caller
+//! interprets the sockets in it.
 
 use std::io;
 

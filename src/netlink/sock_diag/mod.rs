@@ -1,6 +1,5 @@
-//! What listens on this host, from the kernel's socket tables over NETLINK_SOCK_DIAG: a dump of every listener, and an
-//! exact look-up of what would receive one packet. Nothing is ever bound to find out. Who is a scanner is for
-//! [`crate::engine`].
+//! Reads the kernel's socket tables over NETLINK_SOCK_DIAG: a dump of all listeners, and an exact look-up of the
+//! socket that would receive a packet. Binds no socket to find out.
 //!
 //! Synchronous, for the sensor's thread: one long-lived socket, replies matched by sequence number, every wait bounded.
 //! A socket belongs to the network namespace of the thread that opened it.
@@ -8,7 +7,7 @@
 //! A dump walks the kernel's table bucket by bucket, so a listener that appears meanwhile may be missed or come twice.
 //! Ask [`SockDiag::owner`] before holding a closed port against anybody.
 //!
-//! Read with: sock_diag(7), `linux/inet_diag.h`, and the kernel's `net/ipv4/inet_diag.c` and `udp_diag.c`.
+//! References: sock_diag(7), `linux/inet_diag.h`, and the kernel's `net/ipv4/inet_diag.c` and `udp_diag.c`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

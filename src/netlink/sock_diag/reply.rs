@@ -1,5 +1,5 @@
-//! Bytes of one sock_diag datagram to [`Record`]s. Total: every input gives records, an error number of the kernel or a
-//! named [`Fault::Malformed`]. Does no I/O.
+//! Decodes one sock_diag datagram into [`Record`]s. Total: every input gives records, an error number of the
+//! kernel, or [`Fault::Malformed`]. Does no I/O.
 
 use std::io;
 use std::net::IpAddr;

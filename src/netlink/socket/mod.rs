@@ -1,7 +1,8 @@
-//! Requests and transactions to the kernel's answers, over one long-lived socket: to nf_tables, or to the routing tables.
-//! Synchronous: the thread that saw the packet waits for the acknowledgement. Knows nothing of what the messages mean.
+//! Sends requests and transactions to the kernel over one long-lived socket and waits for the answers: for
+//! nf_tables and for the routing tables. Synchronous: the thread that saw the packet waits for the acknowledgement.
+//! Does not interpret the messages.
 //!
-//! Read with: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of answers.
+//! References: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of answers.
 
 mod batch;
 mod requests;

@@ -1,5 +1,5 @@
-//! Many requests in one datagram, each carried out by itself, to what the kernel says of each. nf_tables has transactions
-//! instead; the routing tables have none.
+//! Sends many independent requests in one datagram and returns the kernel's answer to each. The routing tables need
+//! this, because they have no transactions.
 
 use super::{Answer, Socket, SocketError, receive, send};
 use crate::netlink::message::{Message, Messages};

@@ -1,4 +1,4 @@
-//! The decoder against captured frames, against the same cut off at every length, and against made-up hostile ones.
+//! Tests the decoder with captured frames, with the same frames truncated at every length, and with hostile ones.
 
 mod frames;
 mod ipv4;

@@ -1,5 +1,5 @@
 //! Packets that no socket and no scanner of the distribution sends: built byte by byte and put on a host's link as they
-//! are. Read with: RFC 791, 8200 (IP), 9293 (TCP), 768 (UDP), 1071 (the checksum).
+//! are. References: RFC 791, 8200 (IP), 9293 (TCP), 768 (UDP), 1071 (the checksum).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};

@@ -2,7 +2,7 @@
 //! the sets with their sizes, timeouts and limits, and the rules in their order. tests/trap/model.rs holds it against the
 //! kernel on the same packets.
 //!
-//! Read with: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
+//! References: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
 //! that begins full), nft_set_hash.c (expired elements do not match).
 
 use std::collections::{HashMap, HashSet};

@@ -1,6 +1,6 @@
-//! What the daemon and the process that runs its commands say to each other, to bytes and back: one datagram each. A request
-//! has no room for a program, an argument or a variable: it says which of the two commands is meant, and for which ban.
-//! Whatever differs from what the other side writes in any bit is no message.
+//! The protocol between the daemon and the command helper: one datagram per message. A request has no field for a
+//! program, an argument or a variable; it selects one of the two configured commands and names the ban. A message
+//! that deviates in any bit from what the other side writes is rejected.
 
 use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,7 +1,7 @@
-//! The bytes of a hosts.deny to our entries in it, and back. Total and pure: every input has a reading, and whatever is not
-//! an entry of ours comes out as it went in.
+//! Parses the bytes of a hosts.deny file into our entries, and writes entries back. Total and pure: every input
+//! parses, and every line that is not one of our entries is preserved.
 //!
-//! An entry is two lines, a comment that names the subject and the rule that it is about:
+//! An entry is two lines, a comment that names the target, and the rule for it:
 //!
 //! ```text
 //! # portsentry: 192.0.2.7 until 2026-11-22T06:32:13Z
@@ -11,7 +11,7 @@
 //! Each stands by itself, wherever an administrator moves it: between a BEGIN and an END a lost END would make the rest of
 //! the file ours. A rule without its comment is the administrator's, and so is a comment whose next line names somebody else.
 //!
-//! Read with: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
+//! References: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;

@@ -4,7 +4,7 @@
 //! All notifications of one transaction come in a row, after it took effect, and end with NEWGEN, which names the
 //! process. Elements that expire and elements that a rule adds from the packet path are not told.
 //!
-//! Read with: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
+//! References: nft_commit_notify and nf_tables_fill_gen_info in the kernel's net/netfilter/nf_tables_api.c, and netlink(7)
 //! for ENOBUFS.
 
 mod change;

@@ -4,7 +4,7 @@
 //! The kernel's generation, which grows by one with each transaction, tells whether another program changed something
 //! meanwhile: compare it with the number of own transactions.
 //!
-//! Read with: nf_tables_setelem_notify and nf_tables_commit in the kernel's net/netfilter/nf_tables_api.c.
+//! References: nf_tables_setelem_notify and nf_tables_commit in the kernel's net/netfilter/nf_tables_api.c.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
