@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => {
-            // Where an error cannot be written there is nobody to tell; help that cannot be written is an error.
+            // An error that cannot be written is dropped; help that cannot be written is an error.
             let printed = error.print();
             return match (error.use_stderr(), printed) {
                 (true, _) => cli::EXIT_USAGE.into(),

@@ -124,7 +124,7 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
         let (ended, done) = sync_channel(1);
         let work = prepare(Arc::clone(&inbox));
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // Nobody listens any more where the time is up.
+            // After the time limit the receiver is gone.
             let _ = ended.send(panic_guard::restart_on_panic(work));
         })?;
         Ok(Self { handle: Handle { inbox, thread: thread.thread().clone() }, done })

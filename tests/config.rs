@@ -401,7 +401,7 @@ fn settings_that_would_watch_or_block_nothing_are_refused() {
         ),
         (
             "block.method = []",
-            "1:16: block.method: an empty list blocks nobody; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
+            "1:16: block.method: an empty list blocks no source; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
         ),
         ("block.method = [\"nft\", \"nft\"]", "1:16: block.method: names one way twice; write each once"),
         (

@@ -104,7 +104,7 @@ pub enum DecoyError {
     Permission { protocol: Protocol, ports: PortSet },
     /// Every listed port is in use.
     #[error(
-        "no decoy could be opened: somebody listens on every one of the {} ports {ports}; list others, or use another mode",
+        "no decoy could be opened: every one of the {} ports {ports} is in use; list others, or use another mode",
         protocol.name()
     )]
     AllBusy { protocol: Protocol, ports: PortSet },
@@ -136,7 +136,7 @@ struct Decoy {
     port: u16,
 }
 
-/// The open decoys. Its descriptor is readable while somebody waits at one of them.
+/// The open decoys. Its descriptor is readable while a connection or datagram waits.
 pub struct Decoys {
     epoll: OwnedFd,
     sockets: Vec<Decoy>,
@@ -147,7 +147,7 @@ pub struct Decoys {
 }
 
 impl Decoys {
-    /// Opens `wanted`; from its return on, connections are completed. `banner` goes to who connects over TCP.
+    /// Opens `wanted`; from its return on, connections are completed. `banner` is sent on each TCP connection.
     ///
     /// # Errors
     /// Where a port is refused for another reason than that it is in use, and where none of a protocol is left.
@@ -248,7 +248,7 @@ impl AsFd for Decoys {
 }
 
 impl Decoy {
-    /// The next connection or datagram; `None` where nobody waits any more.
+    /// The next connection or datagram; `None` if none waits.
     fn take(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
         let taken = match self.protocol {
             Protocol::Udp => self.receive(),
@@ -265,7 +265,7 @@ impl Decoy {
     fn accept(&self, banner: &[u8]) -> Result<Option<Observation>, Errno> {
         let (connection, peer) = acceptfrom_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         if !banner.is_empty() {
-            // A courtesy: it goes as far as the first window reaches, and nobody waits for it.
+            // Best effort: it is sent as far as the first window reaches, without waiting.
             let _ = send(&connection, banner, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
         let destination = address(Some(getsockname(&connection)?)).map(|local| local.ip());
@@ -281,7 +281,7 @@ impl Decoy {
         let message = recvmsg::<SockaddrStorage>(socket, &mut parts, Some(&mut room), MsgFlags::MSG_DONTWAIT);
         let message = message.map_err(|error| Errno::from_raw_os_error(error as i32))?;
         let peer = message.address.as_ref().and_then(internet);
-        // Without it nobody knows whether this host was meant: a broadcast is no probe.
+        // Without it the destination is unknown, and a broadcast is no probe.
         let sent_to = message.cmsgs().ok().into_iter().flatten().find_map(|part| match part {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 Some((Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into(), u32::try_from(info.ipi_ifindex).ok()?))

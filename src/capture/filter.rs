@@ -204,7 +204,7 @@ mod tests {
                 let passes = |port| program.filter(&frame(v6, port, flags));
                 assert_eq!(passes(23), class.is_some(), "{flags:#x}");
                 assert_eq!(passes(40_000), class.is_some() && !fast, "{flags:#x} to an ephemeral port");
-                assert!(!passes(24), "{flags:#x} to a port that nobody watches");
+                assert!(!passes(24), "{flags:#x} to a port that is not monitored");
             }
         }
     }

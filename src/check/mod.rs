@@ -159,7 +159,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
             Ok(_) => "has no address that another host can have",
             Err(why) => why.as_str(),
         };
-        Some(Warning::new("allow.names", format!("{name}: {why}; nobody is protected by it until it can be looked up")))
+        Some(Warning::new("allow.names", format!("{name}: {why}; it protects no address until it can be looked up")))
     }));
     warnings.extend(own_session(&host));
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
@@ -182,7 +182,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
 
 fn watched(protocol: &crate::config::Protocol, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
     let wanted = protocol.watched();
-    // Connect mode can open a port only where nobody has it, at whatever address.
+    // Connect mode can open a port only if it is unused at every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
     let ports = wanted.without(&in_use);
     let mut partly: Vec<(u16, IpAddr)> = listeners
@@ -245,7 +245,7 @@ fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, Stri
     Ok(found)
 }
 
-/// Whoever runs this over the network and would not be protected: the first whom a mistake would lock out.
+/// The operator who runs this over the network and is not protected would be the first that a mistake locks out.
 fn own_session(host: &Host) -> Option<Warning> {
     let session = std::env::var("SSH_CONNECTION").or_else(|_| std::env::var("SSH_CLIENT")).ok()?;
     let address: IpAddr = session.split_whitespace().next()?.split('%').next()?.parse().ok()?;

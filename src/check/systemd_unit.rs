@@ -32,7 +32,7 @@ const UNIT: &str = "portsentry.service";
 /// Where the package has the drop-ins; the sources have them in `packaging/examples`.
 const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.service.d";
 
-/// Who looks names up by a socket of its own, so that this program needs none for it.
+/// Programs that look names up for others, so that this program needs no socket for it.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
 /// The service section of a unit with its drop-ins.
@@ -335,7 +335,7 @@ mod tests {
     fn what_is_not_used_is_not_named() {
         let names = Unit::of([PACKAGED.to_owned()].into_iter());
         let config = Config::parse("portsentry.toml", CASES[4].0).unwrap();
-        assert_eq!(names.forbids(&config, true), [], "somebody else looks names up");
+        assert_eq!(names.forbids(&config, true), [], "another program looks names up");
         for settings in [
             "[tcp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]",
             "[tcp]\nmode = \"off\"\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]\n[udp]\nblock = true",
@@ -384,7 +384,7 @@ mod tests {
             ("/opt", false),
             ("/var/lib/b/c", true),
             ("/var/lib", false),
-            ("/home/somebody", false),
+            ("/home/alice", false),
             ("/tmp", true),
         ] {
             assert_eq!(strict.writes(Path::new(folder)), writes, "{folder}");

@@ -24,10 +24,10 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
     if !config.uses(BlockPolicy::Yes) && !config.uses(BlockPolicy::Run) {
-        warn("tcp.block", "nobody is blocked: scans are only logged");
+        warn("tcp.block", "no source is blocked: scans are only logged");
     }
     if config.udp.mode != Mode::Off && config.udp.block != BlockPolicy::No {
-        let message = "anybody can forge the source of a datagram and have somebody else blocked; false only logs";
+        let message = "any host can forge the source of a datagram and have another host blocked; false only logs";
         warn("udp.block", message);
     }
     if config.trap.udp && RulesetSpec::from_config(config).trap.is_none_or(|trap| !trap.udp) {
@@ -49,7 +49,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         warn("expire", message);
     }
     if !config.tcp.port_banner.is_empty() {
-        warn("tcp.port_banner", "the banner tells whoever connects that this host watches for scans");
+        warn("tcp.port_banner", "the banner tells each client that this host watches for scans");
     }
     for (key, is_set) in
         [("block.widest_ipv4", config.block.widest_ipv4 < 32), ("block.widest_ipv6", config.block.widest_ipv6 < 64)]
@@ -67,8 +67,10 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
     if config.uses(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
         let message = match (methods.contains(&Backend::Route), methods.contains(&Backend::HostsDeny)) {
             (true, _) => "a route stops the answers only: the packets of a blocked source still arrive; nft stops both",
-            (false, true) => "hosts-deny alone stops nobody but for services that use TCP wrappers; nft stops packets",
-            (false, false) => "a command alone: nobody is blocked unless it does it; nft stops packets",
+            (false, true) => "hosts-deny alone protects only services that use TCP wrappers; nft stops packets",
+            (false, false) => {
+                "with a command alone, no source is blocked unless the command does it; nft stops packets"
+            }
         };
         warn("block.method", message);
     }
@@ -76,7 +78,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         match network.prefix_len() {
             0 => {
                 let family = if matches!(network, IpNet::V4(_)) { "IPv4" } else { "IPv6" };
-                let message = format!("{network} is everybody: nobody who comes by {family} is ever blocked");
+                let message = format!("{network} matches every address: no {family} source is ever blocked");
                 warn("allow.networks", &message);
             }
             length if length < widest(network) => {
@@ -90,12 +92,12 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         warn("block.nft.size", &message);
     }
     if config.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
-        warn("metrics.listen", "everybody who can reach this address may read the figures");
+        warn("metrics.listen", "every host that can reach this address may read the metrics");
     }
     found
 }
 
-/// Networks that are wider than these belong to nobody alone.
+/// Networks that are wider than these belong to several organisations.
 fn widest(network: &IpNet) -> u8 {
     match network {
         IpNet::V4(_) => 8,

@@ -68,7 +68,7 @@ pub enum Command {
     Check(CheckOptions),
 }
 
-/// Blocks who scans the ports of this host, in nftables
+/// Detects port scans and blocks their sources in nftables
 #[derive(Parser)]
 #[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -83,7 +83,7 @@ struct CommandLine {
 enum Subcommands {
     #[command(flatten)]
     Ask(ControlCommand),
-    /// Judge the packets of a capture file, block nobody
+    /// Judge the packets of a capture file, without blocking
     Replay(ReplayOptions),
     /// Translate a classic portsentry.conf to TOML
     Import(ImportOptions),
@@ -91,7 +91,7 @@ enum Subcommands {
     Report(ReportOptions),
     /// What bash, zsh or fish completes command lines with
     Completions(completions::Completions),
-    /// List who is blocked
+    /// List the bans in force
     List(ListOptions),
     /// Show bans and events as they come, at a terminal
     Watch(WatchOptions),

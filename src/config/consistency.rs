@@ -48,7 +48,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
     if methods.is_empty() {
         refuse(
             "block.method",
-            "an empty list blocks nobody; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
+            "an empty list blocks no source; write [\"nft\"], or block = false under [tcp] and [udp] to only log",
         );
     }
     if methods.iter().any(|method| methods.iter().filter(|other| *other == method).count() > 1) {

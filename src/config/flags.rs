@@ -33,7 +33,7 @@ pub struct RunOptions {
     pub state_dir: Option<PathBuf>,
     /// Where operators' commands are answered; `None`: the default socket.
     pub socket: Option<PathBuf>,
-    /// Nothing is blocked any more after this time, unless somebody confirms.
+    /// After this time all bans are lifted and nothing is blocked, unless an operator confirms.
     pub confirm: Option<Duration>,
     /// No rights are given up.
     pub no_sandbox: bool,
@@ -56,7 +56,7 @@ pub(crate) struct RunFlags {
     /// Forgive this many distinct ports, 0 to 15
     #[arg(long, value_name = "N", value_parser = parse_trigger)]
     scan_trigger: Option<u8>,
-    /// Log scans, block nobody
+    /// Log scans without blocking their sources
     #[arg(long)]
     log_only: bool,
     /// The ledger's directory [/var/lib/portsentry]

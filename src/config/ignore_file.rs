@@ -39,7 +39,7 @@ impl Allow {
 /// Where it cannot be read, and every line that is no network.
 pub fn read_ignore_file(path: &Path) -> Result<Vec<IpNet>, ConfigErrors> {
     let name = path.display().to_string();
-    // Opening a FIFO would wait for its writer for ever, and this is read while the program runs.
+    // Opening a FIFO would wait for its writer without end, and this is read while the program runs.
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         return Err(ConfigErrors::about(&name, None, "is no regular file; name a text file".to_owned()));
     }

@@ -16,7 +16,7 @@ pub struct Pitfall {
 /// What the ports of this host have to do with it.
 #[derive(Clone, Copy, Debug)]
 pub struct HostPorts<'a> {
-    /// TCP and UDP ports in use: nobody is banned for them.
+    /// TCP and UDP ports in use: probes of them lead to no ban.
     pub tcp: &'a PortSet,
     pub udp: &'a PortSet,
     /// Ports that the kernel gives to connections of this host.
@@ -65,7 +65,7 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
     found
 }
 
-/// The classic configuration beside this one only logs, and this one blocks: whoever moves over may not expect that.
+/// The classic configuration on this host only logs, and this one blocks: an operator who migrates may not expect that.
 #[must_use]
 pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Pitfall> {
     let classic = folder.join("portsentry.conf");
@@ -89,7 +89,7 @@ fn only_logs(text: &str) -> bool {
     values.next() == Some("0")
 }
 
-/// Own client ports that somebody may have listed on purpose.
+/// Own client ports that an operator may have listed on purpose.
 const MANY: u32 = 64;
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ pub(super) fn set(list: &'static str) -> PortSet {
 /// servers (7001, 8009, 8088), nfs (2049), and back doors old and new (4444, 6667, 12345, 31337). All lie below 32768:
 /// from there on Linux takes the ports of its own outgoing connections, and late answers would look like probes.
 ///
-/// `advanced_exclude`: mail and IRC servers ask ident (113) of whoever connects to them, and Windows neighbours ask
-/// NetBIOS sessions (139) of everybody.
+/// `advanced_exclude`: mail and IRC servers query ident (113) on each client, and Windows neighbours try
+/// NetBIOS sessions (139) on every host.
 pub(super) const TCP: Lists = Lists {
     bare_bones: "1,11,15,110,111,143,540,635,1080,1524,2000,12345,12346,20034,32771,32772,32773,32774,49724,54320",
     aware: "1,11,15,79,111,119,143,540,635,1080,1524,2000,5742,6667,12345,12346,20034,27665,31337,32771,32772,32773,\

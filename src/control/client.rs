@@ -18,10 +18,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 pub enum ClientError {
     #[error("cannot write to standard output: {0}")]
     Write(io::Error),
-    #[error("portsentry is not running: nobody answers at {0}. Start it, or name its socket with --socket")]
+    #[error("portsentry is not running: no daemon answers at {0}. Start it, or name its socket with --socket")]
     NotRunning(PathBuf),
     #[error(
-        "portsentry is not running: nobody answers at {0}. The bans in the kernel stay until their time is over; \
+        "portsentry is not running: no daemon answers at {0}. The bans in the kernel stay until their time is over; \
          `portsentry list` shows them, `nft delete element inet portsentry blocked {{ ADDRESS }}` lifts one (blocked6 for \
          IPv6), `nft flush set inet portsentry blocked` all of them"
     )]

@@ -32,7 +32,7 @@ const MAX_BEHIND: usize = 1024;
 const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the daemon may take for an answer, and a client to take it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long another daemon may take to set up its socket in the same folder. Anyone who can read the folder can lock it, and
+/// How long another daemon may take to set up its socket in the same folder. Any user with read access to the folder can lock it, and
 /// must not keep a daemon from its socket.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long it waits before it tries again.

@@ -27,7 +27,7 @@ pub(super) struct OpenBackends {
     pub(super) messages: Vec<EventKind>,
 }
 
-/// Opens the ways that the settings name; none where nobody is blocked and nothing is run. Commands are left to `spawner`.
+/// Opens the configured backends; none if no source is blocked and no command is run. Commands are left to `spawner`.
 /// With `sweeps_lines` those of hosts.deny are removed, although no new ones are to come.
 pub(super) fn open(
     config: &Config,
@@ -132,7 +132,7 @@ fn install(
         };
         match nft.protect(&prefixes) {
             Ok(()) => break installed,
-            // Somebody has deleted it in between.
+            // Another program has deleted it in between.
             Err(BlockError::Gone) if attempt < MAX_ATTEMPTS => attempt += 1,
             Err(error) => return Err(DaemonError::Protect(error)),
         }

@@ -38,12 +38,12 @@ pub fn start(words: impl Iterator<Item = OsString>) -> io::Result<Result<(), u8>
     Ok(Err(code.unwrap_or(crate::types::exit_code::FAILED)))
 }
 
-/// Leaves the terminal and session of who has started the program, where this is the second process; true where it is.
+/// Leaves the terminal and session of the parent, if this is the second process; true if it is.
 pub fn enter() -> bool {
     if std::env::var_os(VARIABLE).is_none() {
         return false;
     }
-    // It fails for the leader of a group, which has a session already that nobody can take from it.
+    // It fails for the leader of a group, which already has a session of its own.
     let _ = setsid();
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = NULL.set(null);
@@ -54,7 +54,7 @@ pub fn enter() -> bool {
 /// Tells the first process that this one watches, and lets its output go.
 pub(super) fn ready() {
     let Some(null) = NULL.get() else { return };
-    // Where the first one has been ended, nobody waits.
+    // If the first process has been ended, no process waits.
     let mut out = io::stdout().lock();
     let _ = out.write_all(b"\n").and_then(|()| out.flush());
     let _ = dup2_stdin(null).and_then(|()| dup2_stdout(null)).and_then(|()| dup2_stderr(null));

@@ -27,7 +27,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 pub(super) struct Opening {
     pub(super) ban_recorder: BanRecorder,
     pub(super) bans: Vec<Remembered>,
-    /// Who has a route from an earlier run, and was never heard of: a crash came before the ledger.
+    /// Targets with a route of an earlier run that the ledger does not know, because of a crash.
     pub(super) unheard: Vec<BanTarget>,
     pub(super) strikes: Vec<StrikeHistory>,
     /// The services that are remembered, and when each was last served.
@@ -245,7 +245,7 @@ impl BanRecorder {
     }
 }
 
-/// A ban that somebody lifted.
+/// A ban that was lifted.
 pub(super) fn lifted(subject: BanTarget, by: &str, at: SystemTime) -> Change {
     Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

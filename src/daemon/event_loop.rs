@@ -220,7 +220,8 @@ impl EventLoop {
         }
         self.trial = Trial::Expired;
         self.sink.emit(EventKind::Note(
-            "nobody confirmed in time: all bans are lifted, and from now on scans are only logged".to_owned(),
+            "the trial was not confirmed in time: all bans are lifted, and from now on scans are only logged"
+                .to_owned(),
         ));
         self.sensor.send(SensorCommand::LogOnly);
         drop(unban::lift(&self.sensor, &self.sink, None, "the end of the trial".to_owned()));

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{allow_names, reverse_dns};
 
-/// Reads `bytes` as the name that somebody gives an address, and as the addresses that a name of the allow-list stands for.
+/// Reads `bytes` as the name of an address, and as the addresses of a name on the allow-list.
 pub(crate) fn names(bytes: &[u8]) {
     let name = String::from_utf8_lossy(bytes);
     if let Some(clean) = reverse_dns::clean(&name) {

@@ -134,7 +134,7 @@ impl LogWriter {
         Some(lost_events(std::mem::take(&mut self.lost.0)))
     }
 
-    /// Waits until lines can go that waited for a name, and writes them; for ever, where none is awaited. Safe to cancel.
+    /// Waits until lines that waited for a name can go, and writes them; never returns if none waits. Safe to cancel.
     pub(super) async fn named(&mut self) {
         match &mut self.naming {
             Some(naming) => naming.turn().await,
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(written().len(), 5_000 - MAX_PENDING);
         naming.put(&Event::now(EventKind::Stopped), now, Wording::Stealth);
         let rest = written();
-        assert_eq!(rest.len(), MAX_PENDING + 1, "the end waits for nobody");
+        assert_eq!(rest.len(), MAX_PENDING + 1, "the end waits for no name");
         assert!(rest.last().unwrap().starts_with("securityalert:"));
     }
 

@@ -78,7 +78,7 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
         });
         let Ok((looks, found)) = looked.await else { continue };
         *compared = Some(looks);
-        // Missed once, it may be about to be told of: lifted, expired, swept away. Missed twice, nobody will tell.
+        // Missing once, a notification may still come: lifted, expired, flushed. Missing twice, none will come.
         elements.extend(found.elements);
         routes.extend(found.routes);
         for (way, again) in [(Backend::Nft, found.elements_again), (Backend::Route, found.routes_again)] {
@@ -89,7 +89,7 @@ async fn rounds(sensor: &SensorHandle, wanted: Wanted, compared: &mut Option<Com
     }
 }
 
-/// Who is not blocked although he should be.
+/// Targets that should be blocked and are not.
 #[derive(Default)]
 struct Found {
     elements: Vec<BanTarget>,
@@ -156,7 +156,7 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     }
 }
 
-/// Notes one; true where nobody has said which.
+/// Records one; true if it is unknown which one.
 fn note(gone: &mut HashSet<IpNet>, one: Gone) -> bool {
     match one {
         Gone::Route(net) => {

@@ -37,7 +37,7 @@ pub(super) struct ReverseDns {
     states: HashMap<IpAddr, State>,
     /// Those that are known and until when, the oldest first.
     known: VecDeque<(IpAddr, Instant)>,
-    /// Those that wait for a look-up, and how long anybody waits for them.
+    /// Addresses that wait for a look-up, and until when the answer is of use.
     waiting: VecDeque<(IpAddr, Instant)>,
     lookups: LookupPool<IpAddr, Option<String>>,
 }
@@ -57,7 +57,7 @@ impl ReverseDns {
         }
     }
 
-    /// Has `address` looked up, unless it is known. After `until` nobody waits for the answer. Waits for nothing.
+    /// Has `address` looked up, unless it is known. After `until` the answer is not needed. Does not wait.
     pub(super) fn ask(&mut self, address: IpAddr, now: Instant, until: Instant) {
         while let Some((old, until)) = self.known.front()
             && *until <= now

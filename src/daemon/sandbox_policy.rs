@@ -95,16 +95,16 @@ pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
 fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
     match () {
         () if !program.is_absolute() => None,
-        () if sandbox.reaches(program, true) => {
-            Some("lies where portsentry writes, and who takes it over could change it: move the command elsewhere")
-        }
+        () if sandbox.reaches(program, true) => Some(
+            "lies where portsentry writes, so an attacker who takes it over could change it: move the command elsewhere",
+        ),
         () if !sandbox.owns(program) => None,
         () if sandbox.uid == 0 => Some(
-            "is root's, as portsentry itself is here, and who takes it over could change it: on a kernel without Landlock \
+            "belongs to root, as which portsentry itself runs here, so an attacker who takes it over could change it: on a kernel without Landlock \
              only a user of its own keeps it from that",
         ),
         () => Some(
-            "belongs to the user that portsentry has, and who takes it over could change it: give it and its folder to root",
+            "belongs to the user that portsentry runs as, so an attacker who takes it over could change it: give it and its folder to root",
         ),
     }
 }
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(needs(run), plain, "another process runs them");
         assert!(Config::parse("test", run).unwrap().runs_commands() && of_commands().root.is_some());
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
-        assert_eq!(needs(only_logs), plain, "nobody is blocked, so nothing is written");
+        assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
         assert_eq!(deny.write, [Path::new("/etc")]);
         let json = needs("[report]\njson_file = \"/var/log/portsentry/events.json\"");

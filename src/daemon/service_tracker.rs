@@ -362,7 +362,7 @@ mod tests {
         let (wall, ahead) = (scene.wall(), scene.wall() + 365 * DAY);
         scene.tracker.recall([(service, ahead)], None, wall);
         scene.seconds += (7 * DAY).as_secs() + 1;
-        assert!(scene.runs(&[], 1).changed, "a clock that was ahead keeps nothing for ever");
+        assert!(scene.runs(&[], 1).changed, "a clock that was ahead keeps nothing permanently");
         let old = wall - 8 * DAY;
         scene.tracker.recall([(service, old)], None, wall);
         assert_eq!(scene.ports(), [0; 0]);

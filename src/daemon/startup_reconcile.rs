@@ -33,27 +33,27 @@ const RESTORED_AT_ONCE: usize = 10_000;
 const MAX_ATTEMPTS: u32 = 10;
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// What there is to adopt, and who wants to know.
+/// The state to adopt, and the components that are told.
 pub(super) struct StartupReconcile {
     pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
     pub(super) recorder: Option<Recorder>,
     pub(super) remembered: Vec<Remembered>,
     pub(super) ways: Vec<Backend>,
-    /// Who has a route from an earlier run, and was never heard of.
+    /// Targets with a route of an earlier run that the ledger does not know.
     pub(super) unheard: Vec<BanTarget>,
-    /// The table was not there: whom it holds has been blocked since the start.
+    /// The table did not exist: its bans began after the start.
     pub(super) table_created: bool,
     /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
     pub(super) marker: PathBuf,
-    /// How long a ban lasts of which nobody knows the end.
+    /// The duration of bans whose end is unknown.
     pub(super) expire: Expiry,
     pub(super) slow_backends: Option<Orders>,
     /// Lines of earlier bans are to be removed from hosts.deny, and no new ones come.
     pub(super) sweeps_lines: bool,
     /// What is to be removed once the sensor runs, which is the last check of the start.
     pub(super) leftovers: Option<Leftovers>,
-    /// The kernel's sets, for this thread; `None` where nobody is blocked there.
+    /// The kernel's sets, for this thread; `None` if nftables enforces no ban.
     pub(super) nft: Option<Nft>,
 }
 
@@ -92,7 +92,7 @@ impl StartupReconcile {
             }
         }
         if self.ways.contains(&Backend::Route) {
-            // A crash before the ledger, or the loss of it, must free nobody. Noted, or each start would give them the whole time
+            // A crash before the ledger was written, or its loss, must lift no ban. Recorded, or each start would give them the whole time
             // again.
             for subject in &self.unheard {
                 bans.push(ActiveBan::whole(*subject, self.expire));
@@ -107,18 +107,18 @@ impl StartupReconcile {
             }
             self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
         } else if !self.ways.contains(&Backend::Nft) {
-            // Those who are slow hold the bans; the sensor has to recognise the sources.
+            // The slow backends hold the bans; the sensor has to recognise the sources.
             bans.chunks(ADOPTED_AT_ONCE)
                 .for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
         }
     }
 
-    /// Takes the kernel's elements over, and puts back those that it should have; who was lifted meanwhile. `None` where the
+    /// Adopts the kernel's elements and restores missing ones; returns the targets that were lifted meanwhile. `None` where the
     /// kernel's sets cannot be read.
     fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
         let (elements, swept) = match self.elements(remembered) {
             Ok(elements) => (elements, self.table_created),
-            // Somebody has deleted it since it was laid; the guard has it laid again.
+            // Another program has deleted it since; the table monitor creates it again.
             Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
                 let text = format!("the bans in the kernel cannot be read: {error}");
@@ -217,7 +217,7 @@ impl StartupReconcile {
             return;
         }
         let subjects: Vec<BanTarget> = bans.iter().map(|ban| ban.subject).collect();
-        // A table that is gone is laid again with all whom the sensor knows.
+        // A deleted table is created again with all bans that the sensor knows.
         let missing = nft.missing(&subjects).unwrap_or_default();
         missing
             .chunks(ADOPTED_AT_ONCE)
@@ -249,7 +249,7 @@ impl StartupReconcile {
         }
     }
 
-    /// Tells those who are slow which bans are still in force.
+    /// Tells the slow backends which bans are still in force.
     fn hand_over(&self) {
         let Some(slow) = &self.slow_backends else { return };
         let way = |way: &Backend| match way {
@@ -307,12 +307,12 @@ struct Reconciled {
     unknown: Vec<(BanTarget, Expiry)>,
 }
 
-/// So many bans do not go by hand one by one: whoever put them back, or swept them away, was killed over it.
+/// So many missing bans were not lifted by hand one by one: a process that restored or removed them was killed meanwhile.
 const MASS_REMOVAL: usize = 256;
 
-/// Compares them. Where the kernel still holds some of the remembered bans, nobody swept its sets, and what is missing was
-/// lifted by somebody while the program was down, unless it is too much for that. Where it holds none, or is known to be
-/// `incomplete`, because a start was interrupted that was putting bans back or whom it holds has come back since the start,
+/// Compares them. If the kernel still holds some of the remembered bans, its sets were not flushed, and the missing ones were
+/// lifted by an operator while the program was down, unless there are too many for that. Where it holds none, or is known to be
+/// `incomplete`, because a start was interrupted that was restoring bans, or because its bans began after the start,
 /// they were swept, and all come back.
 fn reconcile(
     kernel: &[(BanTarget, Option<Duration>)],
@@ -321,7 +321,7 @@ fn reconcile(
     now: SystemTime,
 ) -> Reconciled {
     let held: HashSet<BanTarget> = kernel.iter().map(|(subject, _)| *subject).collect();
-    // After a reboot the kernel holds nobody, and nobody is looked for.
+    // After a reboot the kernel holds no ban, so none is compared.
     let sought = if kernel.is_empty() { &[] } else { remembered };
     let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.subject).collect();
     let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.subject)).copied().collect();
@@ -338,7 +338,7 @@ fn reconcile(
     if swept || incomplete || missing.len() >= MASS_REMOVAL {
         return Reconciled { restore: missing, changes, unknown };
     }
-    let gone = |ban: &ActiveBan| lifted(ban.subject, "somebody, while portsentry was not running", now);
+    let gone = |ban: &ActiveBan| lifted(ban.subject, "another program, while portsentry was not running", now);
     changes.extend(missing.iter().map(gone));
     Reconciled { restore: Vec::new(), changes, unknown }
 }

@@ -54,6 +54,6 @@ pub(super) fn stopping() {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    // Whoever started the program and does not listen has no harm of it.
+    // A parent process that does not listen is not affected.
     let _ = sd_notify::notify(state);
 }

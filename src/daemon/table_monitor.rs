@@ -192,7 +192,7 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     }
     if allowed {
         events.push(EventKind::Note(format!(
-            "{by} changed the kernel's allow-list; it is put back. Who is to be allowed belongs into allow.networks"
+            "{by} changed the kernel's allow-list; it is restored. Write the addresses to allow into allow.networks"
         )));
         commands.push(SensorCommand::ProtectAddresses);
     }

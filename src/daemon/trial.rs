@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::deadline;
 
-/// The longest time in which scans are only logged: a forgotten trial must not leave a host unprotected for ever.
+/// The longest time in which scans are only logged: a forgotten trial must not leave a host unprotected permanently.
 pub(super) const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Trial {
         matches!(self, Self::Expired | Self::LogOnly(_))
     }
 
-    /// Waits until the time is over; for ever, where there is no trial.
+    /// Waits until the trial is over; never returns if there is none.
     pub(super) async fn expired(&self) {
         deadline::reached(self.ends()).await;
     }
@@ -69,7 +69,9 @@ impl Trial {
                 *self = Self::None;
                 Ok(())
             }
-            Self::Expired => Err("the trial is over, and nobody is blocked any more: restart it to try again"),
+            Self::Expired => {
+                Err("the trial is over, and no source is blocked any more: restart portsentry to try again")
+            }
             Self::LogOnly(_) => {
                 Err("scans are only logged: there is no ban to confirm; `portsentry trial --end` blocks again")
             }

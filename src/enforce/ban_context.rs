@@ -10,11 +10,11 @@ use crate::types::{BanTarget, Expiry, Protocol};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BanContext {
     pub subject: BanTarget,
-    /// The address that sent the deciding probe; the subject's own where nobody probed.
+    /// The address that sent the deciding probe; the target's own address if there was no probe.
     pub source: IpAddr,
     /// Protocol of the deciding probe.
     pub protocol: Protocol,
-    /// Port of the deciding probe; 0 where nobody probed.
+    /// Port of the deciding probe; 0 if there was no probe.
     pub port: u16,
     /// How the port was watched, as the classic flags have it: `atcp`, `stcp`, `tcp`, `audp`, …
     pub mode: &'static str,
@@ -23,12 +23,12 @@ pub struct BanContext {
     /// How long it lasts.
     pub expiry: Expiry,
     pub since: SystemTime,
-    /// All that is known of it; `None` for a ban by hand. Nobody here reads it: it is for whoever hears how the ban fared.
+    /// The engine's verdict; `None` for a ban by an operator. Not read here, but passed on to the report of the result.
     pub ban: Option<Ban>,
 }
 
 impl BanContext {
-    /// A ban that somebody wants without evidence.
+    /// A ban without evidence, by an operator.
     #[must_use]
     pub fn by_hand(subject: BanTarget, expiry: Expiry, since: SystemTime) -> Self {
         let source = subject.element();

@@ -21,7 +21,7 @@ pub enum Protection {
     Resolver,
     /// The DHCP server that gave this host an address.
     DhcpServer,
-    /// The remote end of a logged-in session: whoever administers this host must not be cut off from it.
+    /// The remote end of a logged-in session: the administrator of this host must not be cut off from it.
     Session,
     /// Named by `[allow]` in the configuration: its networks and files.
     Listed,
@@ -38,7 +38,7 @@ impl fmt::Display for Protection {
             Self::TunnelPeer => "the far end of a tunnel of this host",
             Self::Resolver => "a resolver of this host",
             Self::DhcpServer => "a DHCP server of this host",
-            Self::Session => "where somebody is logged in from",
+            Self::Session => "the remote end of a login session",
             Self::Listed => "on the allow-list",
             Self::Named => "the address of a name on the allow-list",
         })

@@ -86,7 +86,7 @@ impl Class {
         }
     }
 
-    /// True where one packet is enough, because no TCP stack sends such a thing to anybody.
+    /// True where one packet is enough, because no TCP stack sends such a packet.
     #[must_use]
     pub fn is_conclusive(self) -> bool {
         matches!(self, Self::Null | Self::Fin | Self::Xmas | Self::Illegal | Self::Fragment)

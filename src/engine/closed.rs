@@ -6,7 +6,7 @@ use crate::types::{PortSet, Protocol, Timestamp};
 
 impl Engine {
     /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, that were not in use a
-    /// moment ago and that no remembered service has; none where nobody is blocked for touching them. A new connection or a datagram to one of them counts
+    /// moment ago and that no remembered service has; none if probes of them do not block. A new connection or a datagram to one of them counts
     /// against its source, unless a listener has come since.
     ///
     /// Of UDP without the ports that this host gives to sockets which ask for none: what comes there is often an answer, and

@@ -177,7 +177,7 @@ impl Engine {
     }
 
     /// True where `subject` is connected to a service of this host and has probed too few ports for a ban of such a source:
-    /// for who counts ports beside the engine.
+    /// for the kernel's trap, which counts ports beside the engine.
     #[must_use]
     pub fn is_forgiven_peer(&self, now: Timestamp, subject: BanTarget) -> bool {
         let now = self.latest.max(now);

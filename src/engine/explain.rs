@@ -10,7 +10,7 @@ use crate::types::{BanTarget, Expiry, Timestamp};
 /// What is known about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// Whom its probes count against.
+    /// The target that its probes count against.
     pub subject: BanTarget,
     /// Why it is never blocked, if it is not.
     pub protection: Option<Protection>,
@@ -26,7 +26,7 @@ pub struct Explanation {
     pub strikes: u32,
     /// It is known to have a connection to a service of this host.
     pub connected: bool,
-    /// What is held against it, for protocols that block, that only log, and that have somebody told.
+    /// What is held against it, for protocols that block, that only log, and that are only reported.
     pub suspicions: [Option<Suspicion>; 3],
 }
 

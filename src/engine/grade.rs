@@ -5,7 +5,7 @@ use super::class::Class;
 /// The grade of the evidence of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Grade {
-    /// Packets whose source address may be another host's: anybody can send them in any name.
+    /// Packets whose source address may be another host's: any host can send them with any source address.
     Forgeable,
     /// Completed TCP handshakes with decoys: their source received what this host sent to it.
     Proven,

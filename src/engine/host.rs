@@ -111,7 +111,7 @@ impl ReversePath {
 pub struct Host {
     /// This host's addresses.
     pub local: Local,
-    /// The networks of its addresses, on whose links its neighbours are. The engine has no use for them: whoever blocks by
+    /// The networks of its addresses, on whose links its neighbours are. The engine does not use them: a backend that blocks by
     /// routes must not cut them off.
     pub networks: Vec<IpNet>,
     pub allow: AllowList,

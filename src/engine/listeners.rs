@@ -24,13 +24,13 @@ impl Listeners {
         self.any_v6.insert(port);
     }
 
-    /// A listener on one address. One on a loopback address opens nothing to anybody outside, and is ignored by look-ups
+    /// A listener on one address. One on a loopback address opens nothing to other hosts, and is ignored by look-ups
     /// for other addresses.
     pub fn insert_at(&mut self, address: IpAddr, port: u16) {
         self.at.insert((address, port));
     }
 
-    /// True where a packet to `address` and `port` finds somebody.
+    /// True if a packet to `address` and `port` reaches a listener.
     #[must_use]
     pub fn contains(&self, address: IpAddr, port: u16) -> bool {
         let any = if address.is_ipv4() { &self.any_v4 } else { &self.any_v6 };

@@ -12,7 +12,7 @@ impl Engine {
         self.settings = Settings { max_sources, max_judged, ..settings };
     }
 
-    /// Blocks nobody from now on: what would, is only logged. What is blocked stays so.
+    /// Stops blocking: further scans are only logged. Existing bans stay in force.
     pub fn log_only(&mut self) {
         self.settings.tcp.response = Response::Log;
         self.settings.udp.response = Response::Log;

@@ -22,7 +22,7 @@ pub enum Response {
     /// It is only logged, once a window.
     #[default]
     Log,
-    /// It is only logged, once for as long as a ban would last: somebody is told about it.
+    /// It is only reported, once for as long as a ban would last.
     Tell,
     /// It is blocked.
     Block,
@@ -121,7 +121,7 @@ pub struct Counters {
     pub packets: u64,
     /// Packets from sources that had been judged.
     pub repeated: u64,
-    /// Probes that counted against somebody.
+    /// Probes that counted against a source.
     pub probes: u64,
     /// Verdicts to block.
     pub bans: u64,

@@ -28,11 +28,11 @@ pub enum IgnoreReason {
     Damaged,
     /// It came in on an interface by which no route leads back to its source, which the kernel checks there.
     WrongInterface,
-    /// Nobody watches the port.
+    /// The port is not monitored.
     NotMonitored,
-    /// Somebody listens at the port.
+    /// A program listens on the port.
     Open,
-    /// Somebody listened at the port, or this host used it, a moment ago.
+    /// A program listened on the port, or this host used it, a moment ago.
     RecentlyOpen,
     /// The port belongs to a service of this host that is not served at the moment.
     RememberedService,
@@ -44,7 +44,7 @@ pub enum IgnoreReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub sighting: Observation,
-    /// Whom it counts against; in a ban, who is blocked, which may be a network around it.
+    /// The target that it counts against; in a ban, the blocked target, which may be a network around it.
     pub subject: BanTarget,
     /// Distinct ports that the subject has touched within the window, this one included.
     pub distinct: u8,
@@ -114,7 +114,7 @@ pub struct Exempt {
 pub struct Repeated {
     /// The sender.
     pub source: IpAddr,
-    /// Whom the judgement names.
+    /// The target of the verdict.
     pub subject: BanTarget,
     /// What stands against it.
     pub standing: Standing,
@@ -132,7 +132,7 @@ pub enum Verdict {
     Ignored(IgnoreReason),
     /// Evidence, not yet enough.
     Probe(Probe),
-    /// Evidence by somebody who is never blocked.
+    /// Evidence against an exempt source.
     Exempt(Exempt),
     /// Enough: block the subject. The caller says with [`super::Engine::lift`] if that failed.
     Block(Ban),
@@ -149,7 +149,7 @@ pub enum Notice {
     DistributedScan(DistributedScan),
     /// This many packets came from a judged source since its last line.
     Repeated {
-        /// Whom the judgement names.
+        /// The target of the verdict.
         subject: BanTarget,
         /// What stands against it.
         standing: Standing,

@@ -89,7 +89,7 @@ impl Files for LeaseFiles {
 }
 
 /// The server of one lease of networkd or NetworkManager. (Newer releases of NetworkManager write ADDRESS alone: that is
-/// the address which the host was given, not who gave it.)
+/// the address which the host was given, not its server.)
 fn server(text: &[u8]) -> Option<IpAddr> {
     lines(text).filter_map(|line| line.strip_prefix("SERVER_ADDRESS=")).find_map(address)
 }
@@ -122,7 +122,7 @@ fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
 struct Lease {
     interface: String,
     server: Option<IpAddr>,
-    /// `None` where it never ends, or in a form that is not known: whoever gave it stays protected.
+    /// `None` where it never ends, or in a form that is not known: its server stays protected.
     expiry: Option<SystemTime>,
 }
 

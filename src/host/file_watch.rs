@@ -27,7 +27,7 @@ pub(super) fn end(path: &Path, limit: u64) -> Vec<u8> {
     read.unwrap_or_default()
 }
 
-/// A regular file and its length. Any other is left alone: opening a FIFO would wait for its writer for ever.
+/// A regular file and its length. Any other is left alone: opening a FIFO would wait for its writer without end.
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let metadata = fs::metadata(path)?;
     match metadata.is_file() {

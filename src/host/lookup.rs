@@ -65,7 +65,7 @@ impl<K: Clone + PartialEq, A: Send + 'static> LookupPool<K, A> {
         self.running.iter_mut().filter(late).map(mark).collect()
     }
 
-    /// Waits until a look-up ends; its answer, `None` where it panicked. Waits for ever where none runs. Safe to cancel.
+    /// Waits until a look-up ends; its answer, `None` where it panicked. Never returns if none runs. Safe to cancel.
     pub async fn next(&mut self) -> (K, Option<A>) {
         loop {
             let Some(ended) = self.tasks.join_next_with_id().await else { return pending().await };
@@ -126,7 +126,7 @@ pub fn look_up_all<K: Clone + PartialEq + Send + 'static, A: Send + 'static>(
     Ok(answers)
 }
 
-/// Addresses of one answer that are used. Every one becomes a protected address, and whoever answers for the name could
+/// Addresses of one answer that are used. Every one becomes a protected address, and the name server could
 /// list the whole Internet, so the list has an end. The first ones in their order: of a long list always the same.
 pub const MAX_ADDRESSES: usize = 64;
 
@@ -150,7 +150,7 @@ pub fn usable_addresses(answer: &[SocketAddr]) -> (Vec<IpAddr>, usize) {
     (usable, left_out)
 }
 
-/// The address, if another host can send from it. A link-local one without its link would be anybody's on any link.
+/// The address, if another host can send from it. A link-local one without its link could be any host on any link.
 fn usable(found: SocketAddr) -> Option<IpAddr> {
     let address = foreign(found.ip())?;
     let anybodys = match (address, found) {

@@ -86,7 +86,7 @@ fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNe
     networks.retain(|network| {
         if network.prefix_len() == 0 {
             let message =
-                "is left out: it means everyone, and nobody would be blocked; classic takes it for one address";
+                "is left out: it matches every address, and no source would be blocked; classic takes it for one address";
             output.notes.add(&source.name, None, None, format!("{network} {message}"));
         }
         network.prefix_len() > 0

@@ -139,7 +139,7 @@ impl<'o> Plan<'o> {
         if is_deny_line(&line) {
             self.hosts_deny = Some((entry, line));
         } else {
-            let why = "it is no line of hosts.deny that names $TARGET$, and would deny nobody or the same for every ban; write for \
+            let why = "it is no line of hosts.deny that names $TARGET$, and would deny no source, or the same one for every ban; write for \
                        example \"ALL: $TARGET$\"";
             output.left_out("block.hosts_deny", entry, why);
         }
@@ -154,7 +154,7 @@ impl<'o> Plan<'o> {
             Policy::Log => (Value::Switch(false), ""),
             Policy::Block if table == "udp" => (
                 Value::Switch(true),
-                "the source of a datagram is easily forged: a stranger can have anybody blocked. Write false to only log",
+                "the source of a datagram is easily forged: a stranger can have any address blocked. Write false to only log",
             ),
             Policy::Block => (Value::Switch(true), ""),
             Policy::Run if self.run.is_some() => (Value::text("run"), ""),
@@ -191,7 +191,7 @@ impl<'o> Plan<'o> {
                       behind one there may be thousands of people.";
         output.document.set("", "expire", &Value::text("24h"), remark);
         output.note_config(
-            "ends no ban, as classic cannot; expire = \"24h\" is written. Write \"never\" to keep bans for ever",
+            "ends no ban, as classic cannot; expire = \"24h\" is written. Write \"never\" for permanent bans",
         );
     }
 
@@ -264,7 +264,7 @@ impl<'o> Plan<'o> {
             } else if entry.key == "KILL_ROUTE" {
                 output.note(
                     entry,
-                    "may block for ever: write the command that takes it back into block.run.expire_command",
+                    "may block permanently: write the command that takes it back into block.run.expire_command",
                 );
             }
             if let Some((entry, is_first)) = first {

@@ -35,7 +35,7 @@ pub fn read(files: &Files) -> Result<Import, ImportError> {
     };
     let ignore = files.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
     translate(&Sources { config, defaults, ignore }, &|path| {
-        // Opening a FIFO would wait for its writer for ever.
+        // Opening a FIFO would wait for its writer without end.
         let is_file = path.metadata()?.is_file();
         if is_file { bytes(path) } else { Err(io::Error::other("it is no regular file")) }
     })

@@ -23,7 +23,7 @@ pub(super) fn banner(options: &Options, output: &mut Output) {
 }
 
 pub(super) fn scan_trigger(options: &Options, output: &mut Output) {
-    let remark = "How many ports are forgiven. 0 blocks on the first touch, also him who has dialled wrongly; the \
+    let remark = "How many ports are forgiven. 0 blocks at the first probe, mistakes of honest clients included; the \
                   built-in value is 2.";
     let Some(entry) = options.get("SCAN_TRIGGER") else {
         let remark = format!("SCAN_TRIGGER is not set: classic forgives none.\n{remark}");

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::engine::{Ban, Class, Grade, Service};
 use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
-/// Who wanted the ban.
+/// What caused the ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     /// The engine, on evidence.
@@ -29,9 +29,9 @@ pub struct Banned {
     pub source: IpAddr,
     /// Since when; kept to the microsecond.
     pub since: SystemTime,
-    /// Until when; `None` for a ban that somebody has to lift. Kept to the microsecond.
+    /// Until when; `None` for a permanent ban. Kept to the microsecond.
     pub until: Option<SystemTime>,
-    /// Class of the deciding probe; `None` where nobody probed.
+    /// Class of the deciding probe; `None` if there was no probe.
     pub class: Option<Class>,
     /// How far its evidence can be trusted; `None` without evidence.
     pub grade: Option<Grade>,
@@ -163,7 +163,7 @@ fn end(at: SystemTime, expiry: Expiry) -> Option<SystemTime> {
 pub enum Ending {
     /// Its time was over.
     Expired,
-    /// Somebody took it back.
+    /// It was lifted.
     Lifted { by: String },
     /// A newer ban of the same subject took its place.
     Replaced,
@@ -184,7 +184,7 @@ pub struct Entry {
     pub ban: Banned,
     /// How often its subject had been banned before, as far back as the ledger then reached.
     pub strikes: u32,
-    /// Its end; `None` while nobody has marked one, which for a ban with `until` does not mean that it is in force.
+    /// Its end; `None` while none is marked, which for a ban with `until` does not mean that it is in force.
     pub ended: Option<Ended>,
 }
 

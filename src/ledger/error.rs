@@ -8,7 +8,7 @@ use rusqlite::{Error, ErrorCode};
 /// Why the ledger cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// It lies behind a symbolic link, which somebody else may point elsewhere.
+    /// It lies behind a symbolic link, which another user may point elsewhere.
     #[error("{0} is a symbolic link; put the real one in its place, or name the state directory that it points to")]
     Link(PathBuf),
     /// It is not what stands there.
@@ -26,7 +26,7 @@ pub enum LedgerError {
         path: PathBuf,
         /// Its owner.
         owner: u32,
-        /// Who runs.
+        /// The user of this process.
         user: u32,
     },
     /// Its permissions let others in, or the owner not.
@@ -68,7 +68,7 @@ pub enum LedgerError {
     /// A copy without the index of its log, which a reader may not make.
     #[error("{0}-wal holds the last bans, but {0}-shm is missing; copy all three files, or start portsentry once")]
     Incomplete(PathBuf),
-    /// Somebody starts and ends the program faster than its ledger can be read.
+    /// The program is started and ended faster than its ledger can be read.
     #[error("{0} was changed again and again while it was read; try again")]
     Changing(PathBuf),
     /// The database refused something.

@@ -140,7 +140,7 @@ impl Date {
     }
 }
 
-/// The host that a filter may take from the line. A forged ::ffff:192.0.2.1 would be 192.0.2.1 to it, whom the allow-list
+/// The host that a filter may take from the line. A forged ::ffff:192.0.2.1 would be 192.0.2.1 to it, which the allow-list
 /// may protect.
 fn host(ban: &InForce) -> IpAddr {
     match ban.source {

@@ -112,7 +112,7 @@ pub const SLACK: u64 = 10_000;
 pub struct Found<T> {
     /// What was read.
     pub items: Vec<T>,
-    /// Rows that do not parse and were skipped: somebody else, or a failing disk, has written them.
+    /// Rows that do not parse and were skipped: another program, or a failing disk, has written them.
     pub unreadable: u64,
 }
 
@@ -172,7 +172,7 @@ const OF: &str = "WHERE subject = :subject ORDER BY id";
 impl Ledger {
     /// Opens the ledger in `directory`, and makes what is missing: the directory with mode 0700, the database with 0600.
     /// A damaged database is moved aside and a new one made. Refuses a directory or file that is a symbolic link, belongs
-    /// to somebody else or lets others in.
+    /// to another user or is accessible to others.
     pub fn open(directory: &Path) -> Result<(Self, Opened), LedgerError> {
         let place = StateDir::prepare(directory)?;
         let fresh = place.claim(DATABASE)?;

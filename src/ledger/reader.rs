@@ -32,7 +32,7 @@ use crate::types::BanTarget;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Source by source, and the bans of each in their order: nobody has to remember all of them to add up one's.
+/// Source by source, and the bans of each in their order: no caller has to keep all of them to add up those of one source.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
 
 /// The ledger as it stood at one moment.
@@ -163,7 +163,7 @@ impl Way {
             return Err(LedgerError::Link(path.to_owned()));
         }
         if !found.is_file() {
-            // A pipe would have the reader wait for ever.
+            // The reader would wait for a pipe without end.
             return Err(LedgerError::Kind { path: path.to_owned(), wanted: "regular file" });
         }
         let has_log = || beside(path, "-wal").map(|log| log.is_some_and(|log| log.len() > 0));

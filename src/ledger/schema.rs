@@ -57,8 +57,8 @@ const STEPS: [&str; 8] = [
     CREATE INDEX ban_open ON ban (until) WHERE ended IS NULL;
     CREATE INDEX ban_ended ON ban (ended) WHERE ended IS NOT NULL;
 ",
-    // Until then nobody wrote down which bans were above the ceiling. They lasted five minutes at most, and that a shorter
-    // one is no strike either harms nobody.
+    // Until then the ledger did not store which bans were above the ceiling. They lasted five minutes at most, and that a shorter
+    // one is no strike either does no harm.
     "
     ALTER TABLE ban ADD COLUMN capped INTEGER NOT NULL DEFAULT 0;  -- 1: above the ceiling, and no strike
     UPDATE ban SET capped = 1 WHERE author = 'detector' AND until - since <= 300000000;

@@ -26,7 +26,7 @@ pub(super) struct StateDir {
 }
 
 impl StateDir {
-    /// Makes `directory` where it is missing; refuses one that somebody else could write to.
+    /// Makes `directory` where it is missing; refuses one that another user could write to.
     pub(super) fn prepare(directory: &Path) -> Result<Self, LedgerError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         let found = fs::symlink_metadata(directory);
@@ -76,7 +76,7 @@ impl StateDir {
         Ok(found.len() == 0)
     }
 
-    /// Moves a damaged database out of the way, for whoever wants to look at it, and says where it is now.
+    /// Moves a damaged database out of the way, keeps it for inspection, and returns its new path.
     pub(super) fn quarantine(&self, name: &str) -> Result<PathBuf, LedgerError> {
         let stem = format!("{name}.corrupt-");
         self.prune(&stem)?;
@@ -121,7 +121,7 @@ impl StateDir {
     }
 }
 
-/// Refuses what stands at `path` unless it is a regular file of the user who runs this.
+/// Refuses what stands at `path` unless it is a regular file of the user of this process.
 pub(super) fn check_file(path: &Path, found: &Metadata) -> Result<(), LedgerError> {
     refuse_link(path, found)?;
     if !found.is_file() {

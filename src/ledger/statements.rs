@@ -40,7 +40,7 @@ pub(super) const INSERT: &str = "
 struct Newest {
     id: i64,
     strikes: i64,
-    /// Nobody has marked its end.
+    /// Its end is not marked.
     open: bool,
     since: i64,
     methods: String,
@@ -100,7 +100,7 @@ impl<'a> Statements<'a> {
                 if open {
                     self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
                 }
-                // What somebody else wrote there may be anything.
+                // Another program may have written anything there.
                 strikes.clamp(0, i64::from(u32::MAX) - 1) + 1
             }
         };

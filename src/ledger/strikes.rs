@@ -12,7 +12,7 @@ use super::{Ledger, LedgerError};
 use crate::engine::{LastBan, StrikeHistory};
 use crate::types::{BanTarget, Expiry};
 
-/// A strike was on evidence, not above the ceiling, and nobody lifted it. It counts until it has been over for as long as
+/// A strike is a ban on evidence that was not above the ceiling and was not lifted. It counts until it has been over for as long as
 /// strikes are remembered, so that a long ban cannot be forgotten while it still lasts.
 const IS_STRIKE: &str = "author = 'detector' AND NOT capped AND ending IS NOT 'lifted'
     AND (ended IS NULL AND until IS NULL OR coalesce(ended, until) > :since)";
@@ -43,7 +43,7 @@ const NEVER: i64 = i64::MAX;
 
 impl Ledger {
     /// How many strikes `subject` has: bans on evidence that at `now` last or have been over for less than `forget`, but
-    /// for those above the ceiling and those that somebody lifted.
+    /// for those above the ceiling and those that were lifted.
     pub fn strikes(&self, subject: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":subject": subject.to_string(), ":since": since};
@@ -53,7 +53,7 @@ impl Ledger {
     }
 
     /// What a start has to know: the bans that are in force at `now`, ordered as by [`Ledger::active`], and the strikes of
-    /// everybody who has any, as [`Ledger::strikes`] counts them. Whose last ban ended last comes first, `limit` at most.
+    /// every target that has any, as [`Ledger::strikes`] counts them. The target whose last ban ended last comes first, `limit` at most.
     pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let values = named_params! {":since": since, ":now": micros(now)};
@@ -75,9 +75,9 @@ impl Ledger {
 pub struct LoadedState {
     /// The bans in force: those without an end, then the others, the next to end first.
     pub active: Vec<InForce>,
-    /// Who was banned before, those whose last ban ended last first.
+    /// Targets that were banned before, those whose last ban ended last first.
     pub struck: Vec<StrikeHistory>,
-    /// Rows of which something of this does not parse: somebody else, or a failing disk, has written them.
+    /// Rows that do not parse: another program, or a failing disk, has written them.
     pub unreadable: u64,
 }
 
@@ -99,7 +99,7 @@ impl Recall {
             readable = ban.is_some();
             self.active.extend(ban);
         }
-        // Who it was may still be legible where the rest is not.
+        // The target may be legible where the rest is not.
         if row.get(STRIKE)? {
             let subject = subject.or_else(|| row::subject(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
             readable &= subject.is_some();

@@ -318,7 +318,7 @@ impl<'a> Replay<'a> {
             let Some(line) = text::line(&event.what) else { return Ok(()) };
             return writeln!(out, "{} {line}", events::json::rfc3339(time));
         }
-        // Nobody was blocked, so nothing took any time.
+        // Nothing was blocked, so no time was spent on it.
         let record = events::json::EventRecord { reaction_us: None, ..(&event).into() };
         writeln!(out, "{}", record.to_json())
     }

@@ -70,7 +70,7 @@ fn quiet(stats: &ReportStats) -> Markup {
     html! {
         section class="card quiet" {
             @if stats.kept == 0 {
-                h2 { "Nobody has been blocked yet" }
+                h2 { "No source has been blocked yet" }
                 p {
                     "The ledger is empty. That is good news if portsentry is running: nobody has touched ports that nobody \
                      has a reason to touch. Whether it is running, " code { "systemctl status portsentry" } " tells."
@@ -88,7 +88,7 @@ fn quiet(stats: &ReportStats) -> Markup {
 fn remarks(stats: &ReportStats) -> Markup {
     html! {
         p {
-            "All times are UTC. Who is blocked is known by its address, which can be forged where no connection was made, \
+            "All times are UTC. A blocked source is known by its address, which can be forged where no connection was made, \
              and many people may share one."
         }
         @if stats.ahead > 0 {
@@ -100,7 +100,7 @@ fn remarks(stats: &ReportStats) -> Markup {
         @if stats.unreadable > 0 {
             p {
                 "Left out: " (counted(stats.unreadable, "row of the ledger makes", "rows of the ledger make"))
-                " no sense. A failing disk or somebody’s hand wrote them."
+                " no sense. A failing disk or another program wrote them."
             }
         }
     }

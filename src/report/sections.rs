@@ -24,7 +24,7 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
     let ends = [
         ("still in force", stats.ends.in_force),
         ("expired", stats.ends.expired),
-        ("lifted by somebody", stats.ends.lifted),
+        ("lifted", stats.ends.lifted),
         ("replaced by a newer ban", stats.ends.replaced),
     ];
     let authors: Vec<_> = stats.authors.iter().map(|(key, bans)| (author_title(key), *bans)).collect();
@@ -35,7 +35,7 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         (section("networks", "", "Networks", &networks(stats)))
         (section("recent", "wide", "Recent bans", &recent(&stats.recent, "Kind", "The newest bans on evidence.")))
         (section("sources", "", "Sources", &sources(stats)))
-        (section("offenders", "wide", "Who came back", &offenders(stats)))
+        (section("offenders", "wide", "Repeat offenders", &offenders(stats)))
         @if !stats.by_hand.is_empty() {
             (section("by-hand", "wide", "By hand and imported",
                 &recent(&stats.by_hand, "Reason", "The newest bans that an operator or an import has made.")))
@@ -44,7 +44,7 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         (shares("classes", "", "Kinds of probes", "Kind", "By the probe that decided.", &classes))
         (shares("evidence", "", "Evidence", "Grade", "How far it can be trusted.", &evidence))
         (shares("ends", "third", "What became of them", "End", "Of the bans that began in this period.", &ends))
-        (shares("authors", "third", "Who wanted them", "By", "Who had the source blocked.", &authors))
+        (shares("authors", "third", "Origin of the bans", "By", "What caused the ban.", &authors))
         (shares("methods", "third", "What blocks them", "Method", "What keeps the source out.", &methods))
     }
 }
@@ -146,7 +146,7 @@ fn hours(stats: &ReportStats) -> Markup {
 fn offenders(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.offenders;
     if items.is_empty() {
-        return html! { p.caption { "Nobody: every source was banned for the first time." } };
+        return html! { p.caption { "None: every source was banned for the first time." } };
     }
     // The roles keep it a table for screen readers, where the style lays its rows out as cards.
     let cell = |head, content: &Markup| html! { td role="cell" data-head=(head) { (content) } };

@@ -52,7 +52,7 @@ pub(super) fn cut(policy: &Policy, nice: bool, warnings: &mut Vec<String>) {
     }
 }
 
-/// The calling thread can give nobody another priority any more.
+/// Takes the right to change priorities from the calling thread.
 pub(super) fn forget_nice() {
     if let Ok(CapabilitySets { effective, permitted, inheritable }) = capabilities(None) {
         let less = CapabilitySets {
@@ -92,7 +92,7 @@ fn try_cut(policy: &Policy, nice: bool) -> rustix::io::Result<()> {
             set_capabilities_secure_bits(kept | locked)?;
         }
     }
-    // A command has what the service gives it, and no more (ambient); nobody else inherits anything.
+    // A command has the ambient capabilities of the service; no other process inherits any.
     let inheritable = if policy.commands { kept } else { CapabilitySet::empty() };
     if !policy.commands {
         clear_ambient_capability_set()?;

@@ -5,7 +5,7 @@
 //! Any process may bind such a name, so a holder that runs as an unprivileged user does not keep a daemon from
 //! starting.
 //!
-//! References: unix(7) on abstract addresses and SO_PEERCRED, which says who has called listen(2).
+//! References: unix(7) on abstract addresses and SO_PEERCRED, which names the process that called listen(2).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,19 +26,19 @@ use super::user::NAME;
 /// The socket's name.
 const SOCKET: &[u8] = b"portsentry";
 
-/// How long one that is starting or ending may take to say who it is, or to let go; longer than one that runs takes until it
-/// hangs up on those who ask.
+/// Time limit for a process that is starting or ending to identify itself or to release the name. Longer than a running
+/// daemon takes to close the connection of a client.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// How long one waits before it looks again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Those who may ask at one time. Whoever does is hung up on, so that the queue never stays full.
+/// Clients that may wait at one time. Each connection is closed at once, so that the queue never stays full.
 const BACKLOG: i32 = 16;
 
 /// The claim to this network namespace, until it is dropped.
 pub struct InstanceLock {
-    /// `None` where somebody holds the name who is no daemon.
+    /// `None` if a process that is not a daemon holds the name.
     listener: Option<OwnedFd>,
     doubt: Option<String>,
 }
@@ -95,7 +95,7 @@ impl InstanceLock {
                 Some((user, process)) => return Ok(Self::in_doubt(&format!("user {user}"), process)),
                 // It is just starting, or ending.
                 None if Instant::now() < until => thread::sleep(AGAIN),
-                None => return Ok(Self::in_doubt("somebody who does not say who it is", None)),
+                None => return Ok(Self::in_doubt("an unknown process", None)),
             }
         }
     }
@@ -115,7 +115,7 @@ impl InstanceLock {
         self.doubt.as_deref()
     }
 
-    /// Hangs up on those who have asked.
+    /// Closes the connections of waiting clients.
     pub fn hang_up(&self) {
         if let Some(listener) = &self.listener {
             while accept_with(listener, SocketFlags::CLOEXEC).is_ok() {}
@@ -127,7 +127,7 @@ fn open() -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
-/// User and process of who listens there; `None` where nobody does, or has no time.
+/// User and process of the listener; `None` if there is none, or it does not answer in time.
 fn holder(address: &SocketAddrUnix) -> Option<(u32, Option<i32>)> {
     let socket = open().ok()?;
     connect(&socket, address).ok()?;
@@ -136,7 +136,7 @@ fn holder(address: &SocketAddrUnix) -> Option<(u32, Option<i32>)> {
     Some((credentials.uid(), (credentials.pid() > 0).then_some(credentials.pid())))
 }
 
-/// True for those who can be a daemon: root, the user that runs this, and the package's.
+/// True for users that a daemon runs as: root, the user of this process, and the package's user.
 fn trusted(user: u32) -> bool {
     let own = rustix::process::geteuid().as_raw();
     let package = || User::from_name(NAME).ok().flatten().is_some_and(|found| found.uid.as_raw() == user);
@@ -144,7 +144,7 @@ fn trusted(user: u32) -> bool {
 }
 
 /// True for a process of another user, which a service may run as, that has CAP_NET_ADMIN in our own user namespace: one of
-/// its own everybody can have. Only root can look there.
+/// its own any user can create. Only root can look there.
 fn blocks(process: Option<i32>) -> bool {
     let Some(process) = process else { return false };
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();

@@ -38,7 +38,7 @@ impl Reach {
             policy.settings.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
         let mut read: Vec<PathBuf> = real(&mut policy.read.iter().chain(&folders));
         if !rustix::process::geteuid().is_root() {
-            // Who is not root reads no secret there; resolv.conf is followed also where it is replaced.
+            // A user other than root can read no secret there; a replaced resolv.conf stays readable.
             read.push(SYSTEM.into());
         }
         Self { read, write }

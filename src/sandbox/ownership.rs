@@ -28,12 +28,12 @@ pub enum Untrusted {
         file: PathBuf,
         /// What can be written: the file, or a folder on the way to it.
         place: PathBuf,
-        /// By whom.
+        /// The users that can write to it.
         who: String,
         /// The mode that helps.
         fix: &'static str,
     },
-    /// It is somebody else's.
+    /// It belongs to another user.
     #[error(
         "{place} belongs to user {owner}, who could then act with the rights of portsentry{}; run: chown root {place}",
         on_the_way(file, place)
@@ -42,7 +42,7 @@ pub enum Untrusted {
         file: PathBuf,
         /// What belongs to them: the file, or a folder on the way to it.
         place: PathBuf,
-        /// To whom.
+        /// Its owner.
         owner: u32,
     },
 }
@@ -51,11 +51,10 @@ fn on_the_way(file: &Path, place: &Path) -> String {
     if file == place { String::new() } else { format!(" by way of {}", file.display()) }
 }
 
-/// Refuses `file` where anybody but root and the user of this program could change what it says. A file that is missing
-/// is nobody's.
+/// Refuses `file` if a user other than root and the user of this program could change it. A missing file is accepted.
 ///
 /// # Errors
-/// For the first place on the way to it, links included, that somebody else could change.
+/// For the first component of its path, links included, that another user could change.
 pub fn only_ours(file: &Path) -> Result<(), Untrusted> {
     let trusted = trusted();
     for place in way_to(file) {
@@ -83,7 +82,7 @@ fn way_to(file: &Path) -> BTreeSet<PathBuf> {
     paths.flat_map(|path| path.ancestors().map(Path::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// Those who may do everything here anyway: root, who runs this, the package's user, and whoever owns the root of all
+/// Users that may do everything here anyway: root, the user of this process, the package's user, and the owner of the root of all
 /// files, which is another number than root's within a user namespace.
 fn trusted() -> Vec<u32> {
     let own = rustix::process::geteuid().as_raw();

@@ -61,7 +61,7 @@ fn listed() -> impl Iterator<Item = i64> {
     LISTED.iter().chain(OLD).copied()
 }
 
-/// Listed calls with arguments that nobody here gives them.
+/// Listed calls with arguments that this program never uses.
 fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
     let is = |index: u8, operator, value: u64| SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value);
     let none_of = |index: u8, values: &[u64]| {
@@ -287,7 +287,7 @@ const LISTED: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
     libc::SYS_shutdown,
-    // Who and where this is, and its limits.
+    // Identity, location and limits of the process.
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_getgid,

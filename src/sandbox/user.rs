@@ -25,7 +25,7 @@ pub(super) fn name(user: u32) -> Option<String> {
     User::from_uid(user.into()).ok().flatten().map(|found| found.name)
 }
 
-/// Makes `folder` for nobody but its owner; true where it was missing.
+/// Creates `folder` for its owner only; true if it was missing.
 pub(super) fn make(folder: &Path) -> io::Result<bool> {
     let mut builder = DirBuilder::new();
     builder.mode(0o750);

@@ -598,7 +598,7 @@ impl BanController {
             return;
         }
         match self.unblock(&[target]) {
-            Ok(_) => self.reporter.emit_unblocked(target, "somebody who deleted its route"),
+            Ok(_) => self.reporter.emit_unblocked(target, "a program that deleted its route"),
             Err(error) => self.reporter.error(format!("the ban of {target}, whose route is gone, stays: {error}")),
         }
     }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Prefix;
 use super::shared64;
 
-/// Whom the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
+/// What the engine counts by and the kernel blocks: one IPv4 address, or an IPv6 /64, because one customer holds a whole
 /// /64 and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share, link-local and NAT64
 /// ([`shared64`]): there each address stands for itself. Where the operator lets bans grow wider, also a whole network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

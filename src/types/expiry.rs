@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How long a ban lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// Until somebody lifts it.
+    /// Until an operator lifts it.
     Never,
     /// This long; at least one second.
     After(Duration),

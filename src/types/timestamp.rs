@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::types::Expiry;
 
 /// A point in time, as the span since the caller's origin. The live sensor gives CLOCK_BOOTTIME since its start, so that
-/// nobody who sets the clock can stretch or fold a window; a replay gives the capture's own clock since its first packet.
+/// setting the clock neither stretches nor shortens a window; a replay gives the capture's own clock since its first packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(Duration);
 

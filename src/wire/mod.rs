@@ -62,17 +62,17 @@ impl LinkType {
     }
 }
 
-/// To whom the link layer says the frame was sent. Ethernet alone cannot tell "to us" from "to another host seen in
+/// The recipient of the frame according to the link layer. Ethernet alone cannot tell "to us" from "to another host seen in
 /// promiscuous mode": group addresses aside it says [`Delivery::Unknown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// To this host (PACKET_HOST).
     Host,
-    /// To everyone on the link (PACKET_BROADCAST, or an all-ones destination address).
+    /// To every host on the link (PACKET_BROADCAST, or an all-ones destination address).
     Broadcast,
     /// To a group on the link (PACKET_MULTICAST, or the group bit of the destination address).
     Multicast,
-    /// To somebody else (PACKET_OTHERHOST).
+    /// To another host (PACKET_OTHERHOST).
     OtherHost,
     /// Sent by this host (PACKET_OUTGOING).
     Outgoing,

@@ -191,7 +191,7 @@ fn one_address_or_network_is_asked_for_by_itself() {
     assert_eq!(subjects(&host.json(&["10.0.0.0/24"])), ["10.0.0.7", "10.0.0.0/24"]);
     assert_eq!(subjects(&host.json(&["10.0.0.0/16"])).len(), 3);
     assert_eq!(subjects(&host.json(&["2001:db8:1:2::77"])), ["2001:db8:1:2::/64"]);
-    assert_eq!(host.text(&["192.0.2.7"]), "nobody is blocked\n");
+    assert_eq!(host.text(&["192.0.2.7"]), "no source is blocked\n");
 }
 
 #[test]

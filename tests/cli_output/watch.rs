@@ -175,7 +175,9 @@ fn without_a_terminal_or_a_daemon_it_says_so_and_touches_no_screen() {
     let line = format!("exec {PROGRAM} watch --socket {}", folder.path().join("none").display());
     let (code, written) = Terminal::run(Command::new("script"), &folder, &line).end();
     assert_eq!(code, Some(1), "{written}");
-    assert!(written.contains("portsentry: portsentry is not running: nobody answers at ") && !written.contains(ENTER));
+    assert!(
+        written.contains("portsentry: portsentry is not running: no daemon answers at ") && !written.contains(ENTER)
+    );
     let (code, written) = Terminal::run(Command::new("script"), &folder, &format!("export TERM=dumb; {line}")).end();
     assert_eq!((code, written.contains("TERM is \"dumb\"")), (Some(1), true), "{written}");
 }
@@ -184,7 +186,7 @@ fn without_a_terminal_or_a_daemon_it_says_so_and_touches_no_screen() {
 fn a_ban_is_seen_and_lifted_with_three_keys() {
     let daemon = Daemon::start();
     let mut terminal = daemon.watch();
-    terminal.expect("nobody is blocked");
+    terminal.expect("no source is blocked");
     assert!(daemon.ask(&["block", "192.0.2.77", "--expire", "1h"]).status.success());
     terminal.expect("192.0.2.77");
     terminal.press("j");
@@ -204,7 +206,7 @@ fn a_ban_is_seen_and_lifted_with_three_keys() {
 fn a_signal_and_a_daemon_that_goes_leave_the_terminal_as_it_was() {
     let mut daemon = Daemon::start();
     let terminal = daemon.watch();
-    terminal.expect("nobody is blocked");
+    terminal.expect("no source is blocked");
     daemon.child.kill().unwrap();
     terminal.expect("not reached");
     terminal.terminate();
@@ -218,7 +220,7 @@ fn no_colour_is_written_where_none_is_wanted() {
     let daemon = Daemon::start();
     let line = format!("export NO_COLOR=1; exec {PROGRAM} watch --socket {}", daemon.socket().display());
     let mut terminal = Terminal::run(daemon.namespace.command("script"), &daemon.folder, &line);
-    terminal.expect("nobody is blocked");
+    terminal.expect("no source is blocked");
     assert!(daemon.ask(&["block", "192.0.2.77", "--expire", "1h"]).status.success());
     terminal.expect("192.0.2.77");
     terminal.press("q");

@@ -171,7 +171,7 @@ fn a_name_that_cannot_be_resolved_any_more_keeps_its_addresses_and_that_is_said_
     let server = NameServer::start(&lab, "dns", Reply::Fails);
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     let failed = format!("adminalert: ERROR: {NAME}. on the allow-list cannot be resolved: ");
-    assert!(daemon.expect_line(&failed).ends_with("nobody is protected by it until it can"));
+    assert!(daemon.expect_line(&failed).ends_with("it protects no address until it can"));
     let both = Reply::Addresses(vec![friend, lab.v6("friend").into()]);
     server.say(&lab, "dns", both.clone());
     daemon.expect_line(&format!("{NAME}. on the allow-list can be resolved again: it is {friend}"));

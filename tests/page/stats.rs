@@ -134,7 +134,7 @@ fn the_period_is_closed_at_its_beginning_and_at_its_end() {
 fn an_empty_ledger_and_a_quiet_period_are_told_apart_and_kindly() {
     let page = |state: &State| html(&stats(state, MONTH), None);
     let empty = page(&State::with(&[]));
-    assert!(empty.contains("<h2>Nobody has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
+    assert!(empty.contains("<h2>No source has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
     let endless = Banned::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never, Backend::Nft);
     let quiet = page(&State::with(&[endless]));
     assert!(quiet.contains("<h2>All quiet</h2>"), "{quiet}");

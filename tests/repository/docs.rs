@@ -20,7 +20,7 @@ fn pages() -> Vec<(String, String)> {
     let found = std::fs::read_dir(path("docs")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = found.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
     names.sort();
-    names.push("README.md".to_owned());
+    names.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned));
     assert!(names.len() >= 13, "{names:?}");
     names.into_iter().map(|name| (name.clone(), text(&name))).collect()
 }

@@ -207,7 +207,7 @@ fn what_cannot_be_repaired_is_said_and_nothing_is_changed() {
                 "delete chain inet portsentry prerouting",
                 "table inet portsentry { chain prerouting { }; chain mine { jump prerouting; }; }",
             ],
-            "has rules of somebody else that use what has to go (deleting chain \"prerouting\")",
+            "has rules of another program that use what has to be removed (deleting chain \"prerouting\")",
         ),
     ] {
         installed(|sets| {

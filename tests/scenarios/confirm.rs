@@ -11,7 +11,7 @@ use netns_lab::{TIMEOUT, slowness, within};
 
 const EVERY_WAY: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
-const OVER: &str = "nobody confirmed in time: all bans are lifted, and from now on scans are only logged";
+const OVER: &str = "the trial was not confirmed in time: all bans are lifted, and from now on scans are only logged";
 
 #[test]
 fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_then_on() {

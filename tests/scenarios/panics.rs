@@ -105,7 +105,7 @@ fn after_panics_of_what_compares_and_of_what_follows_routes_both_go_on() {
     assert_eq!(daemon.lines_with("unblocked"), [""; 0]);
     // The second is told to what has panicked, too.
     delete();
-    daemon.expect_line(&format!("adminalert: Host {address} has been unblocked by somebody who deleted its route"));
+    daemon.expect_line(&format!("adminalert: Host {address} has been unblocked by a program that deleted its route"));
     assert_eq!(routes(&lab), "");
     daemon.stop();
 }

@@ -31,7 +31,7 @@ fn who_deletes_one_route_lifts_the_ban_in_every_way_and_who_scans_again_is_block
             true => ("-6", format!("{FAR_NETWORK}/64")),
         };
         lab.run("victim", "ip", &[family, "route", "del", "blackhole", &net, "proto", "112"]);
-        daemon.expect_line(&format!("adminalert: Host {net} has been unblocked by somebody who deleted its route"));
+        daemon.expect_line(&format!("adminalert: Host {net} has been unblocked by a program that deleted its route"));
         let other: IpAddr = "192.0.2.77".parse().unwrap();
         let lifted = || lab.banned() == [other] && !text(&lab, "hosts.deny").contains(net.trim_end_matches("/64"));
         assert!(

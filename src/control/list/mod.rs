@@ -35,7 +35,7 @@ pub struct ListOptions {
     /// Only the bans of this address, or in this network
     #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
     pub target: Option<IpNet>,
-    /// What comes first: the next to end, the newest, or who was banned most often
+    /// Order: the next ban to end, the newest, or the most frequent source first
     #[arg(long, value_name = "ORDER", value_enum, default_value = "expires")]
     pub sort: Order,
     /// Only bans that began within this time: 1h, 7d
@@ -86,7 +86,7 @@ pub enum Order {
     Expires,
     /// The newest first.
     Since,
-    /// Who was banned most often first.
+    /// The most frequently banned source first.
     Hits,
 }
 

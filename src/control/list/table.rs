@@ -27,7 +27,7 @@ struct Column {
 /// The table of `bans` for a terminal of `width` columns; with names where there are some.
 pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, width: usize, now: SystemTime) -> String {
     if bans.is_empty() {
-        return "nobody is blocked\n".to_owned();
+        return "no source is blocked\n".to_owned();
     }
     let marks: Vec<char> = bans.iter().map(mark).collect();
     let mut out = render(columns(bans, names, now), &marks, width);
@@ -291,6 +291,6 @@ mod tests {
 
     #[test]
     fn nobody_is_said_in_words() {
-        assert_eq!(text(&[], None, 80, now()), "nobody is blocked\n");
+        assert_eq!(text(&[], None, 80, now()), "no source is blocked\n");
     }
 }

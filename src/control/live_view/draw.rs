@@ -171,7 +171,7 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
     if shown == 0 {
         let text = match (view.filter.is_empty(), view.known) {
             (false, _) => "none of them; Esc ends the filter",
-            (true, true) => "nobody is blocked",
+            (true, true) => "no source is blocked",
             (true, false) => "none seen so far",
         };
         frame.render_widget(Paragraph::new(Line::styled(text, FAINT)).block(block), area);

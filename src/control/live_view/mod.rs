@@ -69,7 +69,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
     // An error before the screen is taken; from then on a daemon that goes away is waited for.
     drop(Client::connect(&options.socket)?);
     let poller = poller::start(&options.socket)?;
-    // crossterm does not report a terminal that has gone, and polls again for ever.
+    // crossterm does not report a terminal that has gone, and polls again without end.
     std::thread::Builder::new().name("terminal".to_owned()).spawn(end_with_terminal)?;
     let look = draw::Look {
         colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),

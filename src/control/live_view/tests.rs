@@ -204,7 +204,7 @@ fn the_screens_are_those_in_the_files() {
     let mut fresh = View::new(now());
     is_as_in("fresh-80x24.txt", &screen(&fresh, 80, 24));
     fresh.absorb(Message::Lost(
-        "portsentry is not running: nobody answers at /run/portsentry/portsentry.sock".to_owned(),
+        "portsentry is not running: no daemon answers at /run/portsentry/portsentry.sock".to_owned(),
     ));
     is_as_in("lost-40x20.txt", &screen(&fresh, 40, 20));
 }

@@ -75,7 +75,7 @@ impl Known {
         }
         if usable.is_empty() && before != State::Empty {
             let so = match self.addresses.is_empty() {
-                true => "nobody is protected by it".to_owned(),
+                true => "it protects no address".to_owned(),
                 false => format!("its last ones stay protected for {}", humantime::format_duration(GRACE)),
             };
             text = format!("{name} on the allow-list has no address that another host can have; {so}");
@@ -89,7 +89,7 @@ impl Known {
             return None;
         }
         let so = if self.addresses.is_empty() {
-            "nobody is protected by it until it can"
+            "it protects no address until it can"
         } else {
             "its last addresses stay protected"
         };
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_name_that_never_had_an_answer_says_that_it_protects_nobody() {
         let mut known = Known::default();
-        let told = format!("{NAME} on the allow-list cannot be resolved: down; nobody is protected by it until it can");
+        let told = format!("{NAME} on the allow-list cannot be resolved: down; it protects no address until it can");
         assert_eq!(text(known.fail(NAME, "down")), told);
         let (_, said) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
         assert_eq!(text(said), format!("{NAME} on the allow-list can be resolved again: it is 192.0.2.7"));
@@ -226,7 +226,7 @@ mod tests {
         ]);
         let (changed, said) = known.learn(NAME, now, &hostile);
         let told =
-            format!("{NAME} on the allow-list has no address that another host can have; nobody is protected by it");
+            format!("{NAME} on the allow-list has no address that another host can have; it protects no address");
         assert_eq!((changed, text(said)), (false, told));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
         assert!(held(&known).is_empty());

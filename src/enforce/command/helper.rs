@@ -60,7 +60,7 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
             let (quit, limit) = (&quit, settings.timeout);
             let work = move || {
                 let ran = run(command, limit, quit);
-                // Whoever hears of it may ask for the next at once.
+                // The daemon may send the next request at once.
                 drop(one);
                 answer(socket, number, line, ran);
             };
@@ -94,7 +94,7 @@ fn not_started(why: String) -> Ran {
 
 fn answer(socket: &OwnedFd, number: u64, command: String, ran: Ran) {
     let bytes = Answer { number, command, ran }.to_bytes();
-    // Whoever is gone needs no answer.
+    // A closed connection needs no answer.
     while let Err(Errno::INTR) = send(socket, &bytes, SendFlags::NOSIGNAL) {}
 }
 

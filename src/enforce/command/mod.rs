@@ -92,8 +92,8 @@ pub enum RunError {
         "{0} cannot be run: it is no file that may be executed; is it a program, and is its mode right? chmod 755 {0}"
     )]
     NotExecutable(PathBuf),
-    /// Everybody could have this program run what they like.
-    #[error("{0} can be written by everybody, who could then act with the rights of portsentry; run: chmod o-w {0}")]
+    /// Any user could replace the program that is run.
+    #[error("{0} can be written by every user, who could then act with the rights of portsentry; run: chmod o-w {0}")]
     Writable(PathBuf),
     /// The program's name depends on the ban.
     #[error("the program to run must be the same for every ban: {0} has a macro in it")]

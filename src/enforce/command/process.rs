@@ -104,7 +104,7 @@ struct Watch {
 
 impl Watch {
     fn follow(mut self, started: Instant, limit: Duration, quit: &PipeReader) -> io::Result<(Outcome, Vec<u8>)> {
-        // Until somebody waits for it, its number is no other group's, though it may be a zombie.
+        // Until it is waited for, no other group gets its number, even if it is a zombie.
         let group = Pid::from_child(&self.child);
         let watched = self.watch(group, started + limit, quit);
         if !matches!(watched, Ok(None)) {
@@ -176,7 +176,7 @@ impl Watch {
         }
     }
 
-    /// What is in the pipe still; somebody in the background may hold its other end open, so nothing is waited for.
+    /// Reads the rest of the pipe without waiting, because a background process may hold its other end open.
     fn take_rest(&mut self) {
         while let Some(reader) = &self.reader
             && self.output.len() < KEPT

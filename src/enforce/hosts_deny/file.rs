@@ -16,13 +16,13 @@ use crate::atomic_file::{AtomicFile, TemporaryName};
 /// Bytes of a file that is still read and written. The wrappers read all of it for every connection.
 pub(super) const LIMIT: u64 = 16 << 20;
 
-/// What a file that was not there gets: everybody reads it, as they read the one that a distribution brings.
+/// The mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
 
 /// The kernel's limits for the names of one file's attributes, and for the value of one (xattr(7)).
 const ATTRIBUTES: usize = 64 << 10;
 
-/// The access list. Without it somebody else could read or write the new file than the old one.
+/// The access control list. Without it other users could access the new file than the old one.
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
 /// What is only right for the bytes that it was made for: a new file with the old signature could not be read any more.
@@ -35,7 +35,7 @@ pub(super) struct Old {
     stamp: Stamp,
 }
 
-/// What changes when somebody writes a file, replaces it, or changes who may use it.
+/// What changes when a file is written or replaced, or its permissions change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     place: (u64, u64),
@@ -82,7 +82,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     Ok(Some(Old { bytes, file, stamp: Stamp::of(&found) }))
 }
 
-/// Puts a file of `bytes` in place of `old`; false, and nothing is changed, where somebody has changed it since.
+/// Puts a file of `bytes` in place of `old`; false, without a change, if another program has changed it since.
 pub(super) fn replace(path: &Path, old: Option<&Old>, bytes: &[u8]) -> Result<bool, HostsDenyError> {
     let fresh = AtomicFile::write(path, TemporaryName::Suffix(".portsentry-new"), 0o600, |file| {
         file.write_all(bytes)?;

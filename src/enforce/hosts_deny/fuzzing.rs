@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::text::{Reading, Rule, target};
 use crate::types::BanTarget;
 
-/// Reads `text`, denies somebody and takes that back. What others wrote stays as it is, byte by byte.
+/// Reads `text`, adds an entry and removes it. Every other byte stays as it is.
 pub(crate) fn edit(text: &[u8]) {
     let before = Reading::of(text);
     let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.subject).collect();

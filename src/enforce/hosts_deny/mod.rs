@@ -42,7 +42,7 @@ const ATTEMPTS: usize = 5;
 /// Why a template is none.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// It denies nobody.
+    /// It denies no source.
     #[error("the line for hosts.deny has no $TARGET$; write for example \"{DEFAULT_TEMPLATE}\"")]
     NoTarget,
     /// The target is part of another word, such as a prefix of its own.
@@ -77,8 +77,8 @@ pub enum HostsDenyError {
     /// One more line would make it so.
     #[error("{0} has no room for more lines below {limit} MiB; shorten `expire`, or block with nftables alone", limit = file::LIMIT >> 20)]
     Full(PathBuf),
-    /// Somebody else writes it all the time.
-    #[error("{0} was changed by somebody else {ATTEMPTS} times while it was to be rewritten")]
+    /// Another program writes it all the time.
+    #[error("{0} was changed by another program {ATTEMPTS} times while it was being rewritten")]
     Unsteady(PathBuf),
     /// The operating system refused something.
     #[error("cannot {doing} {path}: {error}")]
@@ -92,7 +92,7 @@ impl HostsDenyError {
     }
 }
 
-/// The file, and the line that denies somebody in it.
+/// The file, and the template of a line in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostsDeny {
     path: PathBuf,
@@ -156,12 +156,12 @@ impl HostsDeny {
         expand(&self.template, &Values { target: &target(case.subject), case })
     }
 
-    /// What differs when somebody has written or replaced the file since; `None` where there is none.
+    /// What differs if the file has been written or replaced since; `None` if there is none.
     pub(crate) fn stamp(&self) -> Option<file::Stamp> {
         file::stamp(&self.path)
     }
 
-    /// The subjects that lines of ours deny, as they follow each other; nobody where there is no file.
+    /// The subjects that lines of ours deny, as they follow each other; none if there is no file.
     ///
     /// # Errors
     /// Where the file cannot be read.
@@ -171,8 +171,8 @@ impl HostsDeny {
         Ok(Reading::of(bytes).entries.iter().map(|entry| entry.subject).collect())
     }
 
-    /// Denies the sources of `add` and takes back the lines of `remove`, all in one new file; who is in both is denied.
-    /// Nobody gets a second line, and who has none is passed over. The subjects whose lines were taken back.
+    /// Adds lines for `add` and removes those of `remove`, all in one new file; a target in both gets a line.
+    /// No target gets a second line, and targets without one are skipped. Returns the targets whose lines were removed.
     ///
     /// # Errors
     /// Where the file cannot be read or replaced. Then it is as it was, unless only the disk's word is missing that it will

@@ -52,7 +52,7 @@ pub enum Failure {
         /// How many there may be.
         size: usize,
     },
-    /// Somebody else's route; it stays as it is.
+    /// A route of another program; it is left unchanged.
     #[error(
         "there is already a route to exactly this{}, and it stays: see `ip route show table all` and `ip -6 route show \
          table all`; remove it, or use the method nft",
@@ -61,7 +61,7 @@ pub enum Failure {
     Taken(Option<u8>),
     /// The gateway of [`super::Kind::Via`] does not do.
     #[error(
-        "the kernel takes no route by way of {gateway} ({refusal}): `via` has to be an address that nobody uses, in a \
+        "the kernel takes no route by way of {gateway} ({refusal}): `via` has to be an unused address, in a \
          network that an interface of this host is in which is up; or use the kind blackhole"
     )]
     Gateway {

@@ -11,10 +11,10 @@
 //! What a crash has left behind is found again at the start:
 //!
 //! ```text
-//! protect(own and allowed prefixes); leftovers(); block(whom the ledger remembers); sweep()
+//! protect(own and allowed prefixes); leftovers(); block(bans of the ledger); sweep()
 //! ```
 //!
-//! Whatever fails to go away is tried again until it is gone, also where nobody asks for it any more.
+//! A removal that fails is retried until it succeeds.
 
 mod backend;
 mod failure;
@@ -35,7 +35,7 @@ pub use failure::{BlockError, Failed, Failure};
 use protected::Protected;
 use route_table::Held;
 
-/// Who is not blocked any more.
+/// Targets that are not blocked any more.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Lifted {
@@ -53,7 +53,7 @@ pub struct Routes {
     size: usize,
     held: Held,
     protected: Protected,
-    /// Own routes from before the start that nobody has asked for yet; true where they are of the wanted kind.
+    /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
     leftovers: HashMap<IpNet, bool>,
     /// When to try again to take away those that [`Routes::sweep`] could not.
     sweep_again: Option<Timestamp>,
@@ -76,7 +76,7 @@ impl Routes {
         })
     }
 
-    /// From now on no route may overlap with one of these prefixes; who is blocked by one that does is lifted.
+    /// From now on no route may overlap with one of these prefixes; bans whose route does are lifted.
     ///
     /// To be given: all that is allowed or protected, own addresses (alone, as /32 and /128, so that a neighbour in the
     /// same IPv4 network can be blocked), and own IPv6 networks.
@@ -129,7 +129,7 @@ impl Routes {
         if failed.is_empty() { Ok(()) } else { Err(BlockError::Failed { asked: bans.len(), failed }) }
     }
 
-    /// Lifts the bans of these; who is not blocked is passed over.
+    /// Lifts the bans of these targets; those without a ban are skipped.
     ///
     /// # Errors
     /// Names those whose route is still there. [`Routes::due`] tries again, and does not tell when it is gone.
@@ -149,7 +149,7 @@ impl Routes {
         let (news, old): (Vec<BanTarget>, Vec<BanTarget>) =
             over.into_iter().partition(|subject| self.held.is_wanted(*subject));
         let lifted = self.remove(&news, |held, subject| held.postpone(subject, again));
-        // These were lifted, or never blocked, as far as anybody knows: no news, except where they still fail.
+        // These are already reported as lifted, or were never blocked: nothing to report, unless they still fail.
         let rest = self.remove(&old, |held, subject| held.postpone(subject, again));
         Lifted { trouble: lifted.trouble.or(rest.trouble), ..lifted }
     }
@@ -160,7 +160,7 @@ impl Routes {
         self.held.next_end().into_iter().chain(self.sweep_again).min()
     }
 
-    /// Everybody who has an own route from an earlier run, of whatever kind. Who is to stay blocked is given to
+    /// All targets with an own route from an earlier run, of any kind. Those that stay blocked are passed to
     /// [`Routes::block`] next; [`Routes::sweep`] takes the other routes away.
     ///
     /// # Errors
@@ -176,13 +176,13 @@ impl Routes {
         Ok(subjects)
     }
 
-    /// Takes away every route from an earlier run that nobody has asked for since [`Routes::leftovers`].
+    /// Removes every route from an earlier run that no ban has claimed since [`Routes::leftovers`].
     pub fn sweep(&mut self, now: Timestamp) -> Lifted {
         self.sweep_again = None;
         let nets: Vec<IpNet> = self.leftovers.keys().copied().collect();
         let mut kept = Vec::new();
         let deleted = self.socket.delete(&nets, |place, refusal| {
-            // Somebody was faster.
+            // Another program was faster.
             if refusal.errno != Errno::SRCH {
                 kept.extend(nets.get(place).map(|net| (*net, refusal)));
             }
@@ -207,7 +207,7 @@ impl Routes {
     }
 
     /// Which of these the kernel would answer: their route is gone, or another one is stronger. Asks for these alone, some
-    /// microseconds each, however many routes there are. A blackhole of somebody else's around them counts as well.
+    /// microseconds each, however many routes there are. A blackhole of another program around them counts as well.
     ///
     /// # Errors
     /// Where an answer is missing.
@@ -227,7 +227,7 @@ impl Routes {
         self.held.is_wanted(subject)
     }
 
-    /// Everybody who is blocked, as far as this back end knows, in no order.
+    /// All targets that this backend blocks, in no order.
     pub fn blocked(&self) -> impl Iterator<Item = BanTarget> + '_ {
         self.held.wanted()
     }
@@ -263,7 +263,7 @@ impl Routes {
                 {
                     failed.push(Failed { subject, reason: Failure::Taken(Some(protocol)) });
                 }
-                // An unknown one may be a blackhole of somebody else's around it, which may go.
+                // An unknown one may be a blackhole of another program around it, which may disappear.
                 _ if asked.known && way.is_closed(asked.net, kind) => {}
                 _ => new.push((subject, (asked.net, kind))),
             }
@@ -334,7 +334,7 @@ impl Routes {
     }
 }
 
-/// [`Routes::missing`], for whoever has a socket of his own.
+/// [`Routes::missing`], for callers with their own socket.
 ///
 /// # Errors
 /// Where an answer is missing.
@@ -375,7 +375,7 @@ fn net(subject: BanTarget) -> IpNet {
     IpNet::new(address, subject.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
 }
 
-/// Whom a route to `net` blocks, where it is one that [`net`] gives.
+/// The target that a route to `net` blocks, if [`net`] can produce it.
 fn subject(net: IpNet) -> Option<BanTarget> {
     BanTarget::exactly(net)
 }

@@ -17,7 +17,7 @@ pub(super) struct Held {
 struct Entry {
     /// `None`: never.
     end: Option<Timestamp>,
-    /// False where nobody wants the route any more, but the kernel may still have it.
+    /// False if the route is not wanted any more, but the kernel may still have it.
     wanted: bool,
 }
 
@@ -35,7 +35,7 @@ impl Held {
         self.entries.get(&subject).is_some_and(|entry| entry.wanted)
     }
 
-    /// Everybody who is blocked.
+    /// All blocked targets.
     pub(super) fn wanted(&self) -> impl Iterator<Item = BanTarget> + '_ {
         self.entries.iter().filter(|(_, entry)| entry.wanted).map(|(subject, _)| *subject)
     }
@@ -45,7 +45,7 @@ impl Held {
         self.set(subject, Entry { end, wanted: true });
     }
 
-    /// Nobody wants the route, but perhaps it is there: due at `at`, and no news then.
+    /// The route is not wanted, but may exist: removed at `at`, without a report.
     pub(super) fn give_up(&mut self, subject: BanTarget, at: Timestamp) {
         self.set(subject, Entry { end: Some(at), wanted: false });
     }

@@ -146,7 +146,7 @@ fn next(f: &mut fmt::Formatter<'_>, again: Option<Duration>) -> fmt::Result {
 /// The targets in a few words.
 fn many(subjects: &[BanTarget]) -> String {
     match subjects {
-        [] => "nobody".to_owned(),
+        [] => "no source".to_owned(),
         [one] => one.to_string(),
         [first, others @ ..] => format!("{first} and {} more", others.len()),
     }

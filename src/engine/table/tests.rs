@@ -167,7 +167,7 @@ fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
     assert!(table.strays > 10, "{} of them are elsewhere", table.strays);
     assert_eq!(table.used(), 384);
     assert_eq!(found(&table, 384).len(), 384);
-    assert!(table.claim_beside(key(3), |_| 0, |_| true).is_ok(), "who is there is not there twice");
+    assert!(table.claim_beside(key(3), |_| 0, |_| true).is_ok(), "a present key is not inserted twice");
     (0..384).step_by(2).for_each(|n| assert!(table.remove(key(n)).is_some()));
     assert_eq!((found(&table, 384).len(), table.used()), (192, 192));
     (0..384).step_by(2).for_each(|n| assert!(table.claim_beside(key(n), |_| 0, |_| true).is_err()));
@@ -267,7 +267,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever is done to it, it holds what a plain map would, but for who was pushed out.
+    /// Whatever is done to it, it holds what a plain map would, except evicted entries.
     #[test]
     fn a_table_is_a_map_that_forgets(entries in 1_usize..130, steps in steps()) {
         let mut table = table(entries);
@@ -324,7 +324,7 @@ static ONE_BUCKET: std::sync::LazyLock<Vec<u32>> =
     std::sync::LazyLock::new(|| (0..).filter(|n| key(*n).hash >> 55 == 7).take(300).collect());
 
 proptest! {
-    /// Also of keys that all belong into one bucket, as an attacker would choose them who knew the secret.
+    /// Also of keys that all belong into one bucket, as an attacker with knowledge of the secret would choose them.
     #[test]
     fn every_call_inspects_a_bounded_number_of_slots(
         entries in 1_usize..500,

@@ -200,7 +200,7 @@ fn pings_of_several_own_addresses_are_a_sweep_only_when_switched_on() {
     assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 1));
     for _ in 0..100 {
-        assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged for ever");
+        assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged without end");
     }
     assert_eq!(scene.see(&ping(HERE_TOO)), Scan(2));
     assert_eq!(scene.ban().probe.sighting.class, Class::Icmp);

@@ -168,7 +168,7 @@ fn in_a_full_table_the_least_suspicious_goes() {
         scene.after(0.01).syn(&stranger(n), 23);
     }
     let caught = (0..8).filter(|n| scene.syn(&stranger(*n), 24) == Block(3)).count();
-    assert_eq!(caught, 8, "two thousand newcomers with one port each do not push out who has two");
+    assert_eq!(caught, 8, "two thousand newcomers with one port each do not push out a source with two");
     assert!(scene.engine.tracked().0 <= 64);
 }
 

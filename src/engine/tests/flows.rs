@@ -373,7 +373,7 @@ fn a_udp_socket_opens_no_tcp_port() {
 fn the_closed_ports_of_udp_are_those_that_nobody_uses_and_no_socket_gets_by_itself() {
     let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Udp);
     let only_logs = Scene::new();
-    assert!(closed(&only_logs).is_empty(), "nobody is blocked for them");
+    assert!(closed(&only_logs).is_empty(), "no source is blocked for them");
 
     let mut scene = Scene::with(|settings| {
         settings.udp = Watch { ports: "53,901-905,40000".parse().unwrap(), response: Response::Block };

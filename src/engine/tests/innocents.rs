@@ -60,7 +60,7 @@ fn backscatter_of_an_attack_in_this_hosts_name_blames_no_victim() {
     }
 }
 
-/// A datagram as a neighbour sends it to everybody.
+/// A broadcast datagram of a neighbour.
 fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet {
     Packet { destination: address(to), delivery, ..Scene::packet(from, udp(port, port)) }
 }

@@ -22,7 +22,7 @@ pub(super) const SCANNER: &str = "198.51.100.7";
 pub(super) const CLIENT: &str = "203.0.113.20";
 pub(super) const SERVER: &str = "203.0.113.53";
 
-/// The port that everybody outside sends from, where it does not matter.
+/// The source port of packets, where it does not matter.
 const FROM: u16 = 40_000;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
@@ -109,7 +109,7 @@ pub(super) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// The `n`th of some sources that nobody has seen.
+/// The `n`th of some sources that were not seen before.
 pub(super) fn stranger(n: u32) -> String {
     IpAddr::from((0x0b00_0000 + n).to_be_bytes()).to_string()
 }
@@ -260,7 +260,7 @@ impl Scene {
         self.leaves(peer, answer, PortUse::Published { established: false });
     }
 
-    /// The kernel blocks `subject`, nobody knows since when.
+    /// The kernel blocks `subject`, since an unknown time.
     pub(super) fn adopt(&mut self, subject: BanTarget, left: Expiry) {
         self.engine.adopt(self.now, &ActiveBan { subject, length: None, grade: None, left });
     }

@@ -17,7 +17,7 @@ fn booting() -> Scene {
     scene
 }
 
-/// Judges all who wait; the sources that are banned.
+/// Judges all waiting sources; returns those that are banned.
 fn banned(scene: &mut Scene) -> Vec<String> {
     let mut banned = Vec::new();
     while let Some(verdict) = scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth) {

@@ -238,11 +238,11 @@ fn samples_go_round_and_round_and_leave_nobody_out() {
     assert_eq!(
         first.iter().chain(&rest).copied().collect::<HashSet<_>>(),
         all,
-        "not who is only logged or about to go"
+        "not sources that are only logged, or bans about to end"
     );
     assert_eq!(sample(&mut scene, 16), first, "and again from the beginning");
     assert_eq!(sample(&mut scene, 0), []);
-    assert_eq!(sample(&mut scene, 1_000).len(), 40, "nobody twice");
+    assert_eq!(sample(&mut scene, 1_000).len(), 40, "no source twice");
     scene.after(DAY.as_secs_f64());
     assert_eq!(sample(&mut scene, 1_000), []);
 }

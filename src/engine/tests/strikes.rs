@@ -35,7 +35,7 @@ fn who_comes_again_is_blocked_twice_as_long_each_time() {
     assert_eq!(bans, [(1, 0), (2, 1), (4, 2), (4, 3), (4, 4), (4, 5), (4, 6)], "SYNs can be forged");
     scene.prove(SCANNER);
     assert_eq!(scene.ban().expiry, Expiry::After(DAY * 30), "handshakes cannot");
-    assert_eq!(banish(&mut scene, &stranger(1)), (1, 0), "somebody else starts from the beginning");
+    assert_eq!(banish(&mut scene, &stranger(1)), (1, 0), "another source starts from the beginning");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_ban_that_only_logs_is_no_strike() {
 #[test]
 fn a_forged_flood_escalates_nobody() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
-    // The ceiling is reached by somebody else each time, and SCANNER's evidence may be forged.
+    // The ceiling is reached by another source each time, and SCANNER's evidence may be forged.
     for n in 0..6 {
         scene.banish(&stranger(n));
         scene.syns(SCANNER, 201..=216);
@@ -131,7 +131,7 @@ fn what_is_remembered_from_before_the_start_counts() {
         scene.engine.remember(scene.now, &struck(&stranger(n), 2, last));
     }
     scene.engine.remember(scene.now, &struck("2001:db8:9::1", 1, LastBan::Over(day(1))));
-    // What the kernel holds is adopted, before or after, and somebody unblocks it.
+    // What the kernel holds is adopted, before or after, and an operator unblocks it.
     for n in [3, 4] {
         scene.adopt(subject(&stranger(n)), Expiry::After(day(1)));
         assert_eq!(scene.syn(&stranger(n), 21), Repeated);

@@ -15,7 +15,7 @@ fn network(text: &str) -> BanTarget {
     BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap())
 }
 
-/// Bans each of them in turn, and says whom the last ban blocks.
+/// Bans each of them in turn, and returns the target of the last ban.
 fn banish(scene: &mut Scene, sources: &[&str]) -> BanTarget {
     sources.iter().for_each(|source| scene.prove(source));
     scene.ban().probe.subject
@@ -102,7 +102,7 @@ fn a_ban_of_a_network_is_as_long_as_a_first_one_every_time() {
         scene.after(DAY.as_secs_f64() + 1.0);
     }
     assert_eq!(banish(&mut scene, &["203.0.113.200"]), subject("203.0.113.200"));
-    assert_eq!(scene.ban().strikes, 0, "nor is it a strike of who was the last straw");
+    assert_eq!(scene.ban().strikes, 0, "nor is it a strike of the last source");
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub struct HostFacts {
     /// The kernel's IPv4 routes as its reverse-path filter reads them. Empty where no interface has a strict one.
     pub reverse_routes: Vec<ReverseRoute>,
     /// Next hops of every unicast route in every table, both families, multipath, RTA_VIA and next-hop objects included. Of
-    /// default routes that routers advertise, those of the highest preference: anybody on the link can advertise one that is
+    /// default routes that routers advertise, those of the highest preference: any host on the link can advertise one that is
     /// never used.
     pub gateways: Vec<IpAddr>,
     /// Outer addresses of the far ends of tunnels that are up.

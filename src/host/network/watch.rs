@@ -134,7 +134,7 @@ fn is_overrun(error: &io::Error) -> bool {
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 
-/// False for notifications of routes that lead nowhere: they have no gateway, and whoever blocks with blackholes makes
+/// False for notifications of routes that lead nowhere: they have no gateway, and a program that blocks with blackholes makes
 /// hundreds a minute. One that replaces another route matters, because that one may have had a gateway.
 pub(super) fn matters(datagram: &[u8]) -> bool {
     let Ok(message) = NetlinkBuffer::new_checked(datagram) else { return true };

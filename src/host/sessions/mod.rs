@@ -101,7 +101,7 @@ fn remote(text: &[u8]) -> Option<RemoteLogin> {
     Some(RemoteLogin { user: user.to_owned(), address })
 }
 
-/// Any bytes as a list of who is logged in. For the fuzzer.
+/// Fuzz target input: arbitrary bytes as a list of sessions.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let _ = remote(bytes);

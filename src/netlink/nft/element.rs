@@ -36,7 +36,7 @@ pub(crate) struct Bound {
     pub(crate) remaining: Remaining,
 }
 
-/// Times of an element in milliseconds: how long in all, `None` for ever; and how long still, where that is less.
+/// Times of an element in milliseconds: the timeout, `None` for permanent; and the remaining time, if that is shorter.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Times {
     timeout: Option<u64>,
@@ -195,7 +195,7 @@ pub(crate) fn next_address(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Milliseconds of a ban; `None` for ever. The kernel refuses what does not fit its clock and takes zero for "no timeout", so both
+/// Milliseconds of a ban; `None` for a permanent one. The kernel refuses what does not fit its clock and takes zero for "no timeout", so both
 /// ends are held: a second at least, a hundred years at most.
 pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
     match expiry {

@@ -322,7 +322,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// `None` for ever.
+    /// `None` for permanent.
     pub(super) fn new(expiry: Expiry) -> Option<Self> {
         let Expiry::After(span) = expiry else { return None };
         timeout(expiry).map(|millis| Self { millis, text: humantime::format_duration(span).to_string() })

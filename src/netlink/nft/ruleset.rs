@@ -88,7 +88,7 @@ pub enum RulesetError {
         errno: Errno,
     },
     /// Others created and removed the table again and again.
-    #[error("somebody else keeps creating and deleting table inet {TABLE}; stop that, then start portsentry again")]
+    #[error("another program keeps creating and deleting table inet {TABLE}; stop it, then start portsentry again")]
     Contended,
     /// The socket failed, or the kernel does not let us.
     #[error(transparent)]
@@ -273,7 +273,8 @@ fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Ou
             Ok(Some(Outrun { object: change.object(message).to_owned(), errno, rule: change.is_rule(message) }))
         }
         Err(SocketError::Refused { message, errno: Errno::BUSY, .. }) => {
-            let difference = format!("rules of somebody else that use what has to go ({})", change.object(message));
+            let difference =
+                format!("rules of another program that use what has to be removed ({})", change.object(message));
             Err(RulesetError::Foreign { difference })
         }
         Err(SocketError::Refused { message, errno, .. }) => {

@@ -26,7 +26,7 @@ use super::socket::{Socket, SocketError};
 pub const PROTOCOL: u8 = 112;
 
 /// The metric of IPv6 routes: the lowest that can be asked for, 0 would mean 1024. IPv4 routes are laid without one, which
-/// is the lowest there. So no route that somebody lays later for the same prefix takes the place of a ban unseen; and with
+/// is the lowest there. So no route that another program adds later for the same prefix takes the place of a ban unseen; and with
 /// the same metric, the kernel refuses the second one instead of replacing the first.
 const METRIC_V6: u32 = 1;
 
@@ -37,11 +37,11 @@ const AT_ONCE: usize = 64;
 /// Where a blocked packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nowhere, and nobody is told (EINVAL to who sends).
+    /// Blackhole: packets are dropped silently (EINVAL for a local sender).
     Blackhole,
-    /// Nowhere; who sends is told that the host is unreachable (EHOSTUNREACH).
+    /// Unreachable: the sender learns that the host is unreachable (EHOSTUNREACH).
     Unreachable,
-    /// Nowhere; who sends is told that it is forbidden (EACCES).
+    /// Prohibit: the sender learns that it is forbidden (EACCES).
     Prohibit,
     /// To a gateway that does not exist, in a network that this host is connected to. Goes when its interface goes down.
     Via(IpAddr),
@@ -58,7 +58,7 @@ impl Kind {
         }
     }
 
-    /// What the kernel answers to who looks up a way to an address behind such a route; `None` where it shows the route.
+    /// The kernel's error for a look-up of an address behind such a route; `None` if it shows the route.
     #[must_use]
     pub fn errno(self) -> Option<Errno> {
         match self {
@@ -92,7 +92,7 @@ pub enum Way {
         /// Its kind; `None` for others than [`Kind`] knows.
         kind: Option<Kind>,
     },
-    /// Refuse it with this error: a blackhole or the like, whoever laid it, or no route at all.
+    /// Refuse it with this error: a blackhole or the like of any program, or no route at all.
     Refused(Errno),
 }
 

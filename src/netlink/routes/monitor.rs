@@ -22,9 +22,9 @@ use crate::netlink::message::Messages;
 /// Something that others did to own routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
-    /// Somebody took away the route to this prefix.
+    /// Another program deleted the route to this prefix.
     Route(IpNet),
-    /// The kernel did, or notifications were lost: nobody said that he wants it so.
+    /// The kernel did, or notifications were lost: no program asked for it.
     Unsaid,
 }
 
@@ -58,7 +58,7 @@ impl RouteMonitor {
         Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own, untold: VecDeque::new() })
     }
 
-    /// Waits until an own route goes by somebody else's hand.
+    /// Waits until another program deletes an own route.
     ///
     /// # Cancel safety
     /// What was noticed is told by the next call.
@@ -125,7 +125,7 @@ mod tests {
         let net = "192.0.2.7/32";
         assert_eq!(read(&notification(net, 7), 8), [Gone::Route(net.parse().unwrap())]);
         assert_eq!(read(&notification(net, 8), 8), [], "that was this program");
-        assert_eq!(read(&notification(net, 0), 8), [Gone::Unsaid], "nobody asked the kernel for it");
+        assert_eq!(read(&notification(net, 0), 8), [Gone::Unsaid], "no program asked the kernel for it");
         let mut added = notification(net, 7);
         added[4] = 24;
         assert_eq!(read(&added, 8), []);

@@ -25,13 +25,13 @@ const CONNECTED: [u8; 7] =
     [TCP_ESTABLISHED, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING];
 
 /// Connections that are ended in one go, of all subjects together. It is more than a process may have open by default, and
-/// who has more is ended at the next attempt.
+/// further ones end at the next attempt.
 const MOST: usize = 16_384;
 
 /// What was ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// How many connections, by subject; only who had any.
+    /// How many connections, by target; only targets that had any.
     pub connections: HashMap<BanTarget, usize>,
     /// There were more than one go ends: ask again.
     pub more: bool,
@@ -39,7 +39,7 @@ pub struct Ended {
 
 impl SockDiag {
     /// Ends every TCP connection of this network namespace whose remote end is one of `subjects`, IPv4 in an IPv6 socket
-    /// included, whoever opened it. Listeners and everybody else's connections stay.
+    /// included, whichever side opened it. Listeners and the connections of other sources stay.
     ///
     /// # Errors
     ///

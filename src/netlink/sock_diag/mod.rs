@@ -160,7 +160,7 @@ impl SockDiag {
     /// # Errors
     ///
     /// Where netlink cannot be opened, or the kernel lacks the diag modules: without them every look-up would answer
-    /// "nobody", and every client of this host would look like a scanner.
+    /// "none", and every client of this host would look like a scanner.
     pub fn open() -> Result<Self, SockDiagError> {
         let mut diag =
             Self { socket: Some(connect()?), sequence: 0, request: Vec::new(), answer: Vec::with_capacity(BUFFER) };

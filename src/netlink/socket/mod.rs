@@ -23,7 +23,7 @@ pub(super) use batch::SUBSYSTEM;
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// There is nobody to talk to.
+    /// The kernel has no such netlink family.
     #[error(
         "this kernel or container has no nf_tables ({0}); load it with `modprobe nf_tables`, or run portsentry on a host \
          whose kernel has CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
@@ -107,7 +107,7 @@ impl Socket {
     /// Opens one to the routing tables.
     pub(crate) fn open_route() -> Result<Self, SocketError> {
         let socket = Self::connected(NETLINK_ROUTE)?;
-        // Makes the kernel choose what it lists. Before 4.20 it cannot; then whoever reads the list has to.
+        // Makes the kernel choose what it lists. Before 4.20 it cannot; then the reader of the list has to.
         let _ = socket.inner.set_netlink_get_strict_chk(true);
         Ok(socket)
     }
@@ -313,7 +313,7 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
     loop {
         let mut room = replies.as_mut_slice();
         match socket.recv_from(&mut room, MSG_TRUNC) {
-            // Connected, the socket takes nothing from others. Read all the same: a reply is believed for who sent it, and
+            // Connected, the socket takes nothing from others. Read all the same: a reply is believed because of its sender, and
             // its sequence number is easy to guess.
             Ok((_, sender)) if sender.port_number() != KERNEL => {}
             Ok((length, _)) if length > replies.len() => {
@@ -412,7 +412,7 @@ mod tests {
         let forged = [20, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let mut buffer = vec![0; 1024];
         match stranger.send_to(&forged, &address, 0) {
-            // Only who may change the network may send to others here.
+            // Only processes with CAP_NET_ADMIN may send to other ports here.
             Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM)),
             Ok(_) => {
                 let asked = [20, 0, 0, 0, 250, 0, 5, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -184,7 +184,7 @@ fn put_span(bytes: &mut Vec<u8>, span: Duration) {
     bytes.extend(span.subsec_nanos().to_be_bytes());
 }
 
-/// Whatever drives a terminal is replaced; a reason may quote a name that somebody has chosen.
+/// Whatever drives a terminal is replaced; a reason may quote a name that an attacker chose.
 fn put_text(bytes: &mut Vec<u8>, text: &str, longest: usize) {
     let plain = masked_to(text, '?', longest);
     bytes.extend(u32::try_from(plain.len()).unwrap_or_default().to_be_bytes());

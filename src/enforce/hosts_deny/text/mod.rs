@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Each stands by itself, wherever an administrator moves it: between a BEGIN and an END a lost END would make the rest of
-//! the file ours. A rule without its comment is the administrator's, and so is a comment whose next line names somebody else.
+//! the file ours. A rule without its comment is the administrator's, and so is a comment whose next line names another target.
 //!
 //! References: hosts_access(5), and `xgets()` of the TCP wrappers, which joins lines.
 
@@ -58,7 +58,7 @@ pub(super) struct Reading<'a> {
     /// Our entries, as they follow each other.
     pub(super) entries: Vec<Entry>,
     /// Where the last whole rule ends. What follows it has no end: a line behind it would be taken for a part of it. The
-    /// wrappers refuse everybody while such a line is there, and to give it an end is the administrator's to decide.
+    /// wrappers refuse every client while such a line is there, and to give it an end is the administrator's to decide.
     end: usize,
 }
 
@@ -92,8 +92,8 @@ impl<'a> Reading<'a> {
         reading
     }
 
-    /// The file without the entries of `remove`, and with `add`: an entry that is there keeps its place, and nobody has
-    /// two. A rule that somebody else has written already is left to them. `None` where nothing changes.
+    /// The file without the entries of `remove`, and with `add`: an existing entry keeps its place, and no target has
+    /// two. A rule that another author has written already is left unchanged. `None` where nothing changes.
     pub(super) fn edit(&self, add: &[Rule], remove: &HashSet<BanTarget>) -> Option<Edit> {
         let mut wanted: Vec<(&Rule, bool)> = Vec::with_capacity(add.len());
         let mut seen = HashSet::new();

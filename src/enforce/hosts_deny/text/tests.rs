@@ -34,7 +34,7 @@ fn a_target_is_written_as_hosts_access_5_wants_it() {
     assert_eq!(target(subject("192.0.2.7")), "192.0.2.7");
     assert_eq!(target(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
     assert_eq!(target(subject("fe80::1")), "[fe80::1]/128");
-    // An element that somebody put into the kernel's set by hand, with bits beyond the prefix.
+    // An element that an operator added to the kernel's set, with bits beyond the prefix.
     assert_eq!(target(BanTarget::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
 }
 
@@ -53,7 +53,7 @@ fn an_entry_is_added_at_the_end_read_back_and_removed_again() {
 fn many_at_once_keep_their_order_and_each_comes_once() {
     let with = edit("", &["192.0.2.9", "2001:db8::1", "192.0.2.7", "192.0.2.9"], &[]);
     assert_eq!(held(&with), ["2001:db8::/64", "192.0.2.7", "192.0.2.9"]);
-    assert_eq!(edit(&with, &["192.0.2.7", "2001:db8::2"], &[]), with, "nobody gets a second line");
+    assert_eq!(edit(&with, &["192.0.2.7", "2001:db8::2"], &[]), with, "no target gets a second line");
     let two = edit(&with, &["192.0.2.1"], &["192.0.2.9", "2001:db8::"]);
     assert_eq!(held(&two), ["192.0.2.7", "192.0.2.1"]);
     let doubled = format!("{ENTRY}x: y\n{ENTRY}");
@@ -128,7 +128,7 @@ fn what_somebody_else_has_written_already_is_not_written_again() {
     assert_eq!(edit(theirs, &["192.0.2.7"], &[]), theirs);
     assert_eq!(edit(" ALL: 192.0.2.7 \r\n", &["192.0.2.7"], &[]), " ALL: 192.0.2.7 \r\n");
     for no_rule in ["#ALL: 192.0.2.7\n", "x: \\\nALL: 192.0.2.7\n"] {
-        assert_eq!(held(edit(no_rule, &["192.0.2.7"], &[])), ["192.0.2.7"], "{no_rule:?} denies nobody");
+        assert_eq!(held(edit(no_rule, &["192.0.2.7"], &[])), ["192.0.2.7"], "{no_rule:?} denies no source");
     }
     assert_eq!(
         edit("ALL: 192.0.2.7", &["192.0.2.7"], &[]),

@@ -228,7 +228,7 @@ mod tests {
         assert!(!decoder.open);
         assert_eq!(decoder.author, Some(Author { process: 812, name: "a?[2J?? and far".to_owned() }));
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
-        assert_eq!(decoder.author, None, "the next transaction is by somebody not yet named");
+        assert_eq!(decoder.author, None, "the author of the next transaction is not named yet");
     }
 
     #[test]

@@ -146,13 +146,13 @@ impl Monitor {
                     break;
                 }
             }
-            // What others do to other tables, and what we do to ours, may go on for ever.
+            // What others do to other tables, and what we do to ours, may go on without end.
             datagrams += u32::from(!self.decoder.changes.is_empty());
         }
         Ok(self.decoder.drain())
     }
 
-    /// Who made the last of the changes that [`Monitor::next`] gave, where the kernel has said it.
+    /// The process that made the last change that [`Monitor::next`] returned, if the kernel named it.
     #[must_use]
     pub fn author(&self) -> Option<&Author> {
         self.decoder.author.as_ref()
