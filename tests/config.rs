@@ -3,8 +3,8 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    AckPolicy, Action, Block, BlockPolicy, Config, Escalate, Facility, HostsDeny, LogTarget, Mode, NftBlock, Report,
-    Route, Run, parse_expiry, parse_name,
+    AckPolicy, Action, Block, BlockPolicy, Config, Escalate, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny,
+    LogTarget, Mode, NftBlock, Report, Route, Run, parse_expiry, parse_name,
 };
 use portsentry::types::{Backend, Expiry};
 use proptest::prelude::*;
@@ -304,6 +304,62 @@ fn the_trap_is_set_for_each_protocol_by_itself() {
 }
 
 #[test]
+fn fleet_keys_set_what_they_name() {
+    let fleet = read(
+        "[fleet]\nurl = \"rediss://valkey.example.org\"\nname = \"prod\"\nhost = \"web-1\"\nuser = \"sentry\"\n\
+         credentials = \"/run/secret\"\nca_file = \"/etc/ca.pem\"\nshadow = false\nsocket = \"/run/x.sock\"\n\
+         [fleet.accept]\nsingle = true\nforgeable_authors = 3\nmax_per_author_per_hour = 7\nmax_bans_per_hour = 8\nsize = 9\n",
+    )
+    .fleet;
+    let expected = Fleet {
+        url: Some(FleetUrl::Tls { host: "valkey.example.org".to_owned(), port: 6_379 }),
+        name: "prod".to_owned(),
+        host: "web-1".to_owned(),
+        user: "sentry".to_owned(),
+        credentials: "/run/secret".into(),
+        ca_file: Some("/etc/ca.pem".into()),
+        shadow: false,
+        socket: "/run/x.sock".into(),
+        accept: FleetAccept {
+            single: true,
+            forgeable_authors: 3,
+            max_per_author_per_hour: 7,
+            max_bans_per_hour: 8,
+            size: 9,
+        },
+    };
+    assert_eq!(fleet, expected);
+    let builtin = read("").fleet;
+    assert!(!builtin.is_joined() && builtin.shadow && !builtin.accept.single && builtin.accept.forgeable_authors == 0);
+}
+
+#[test]
+fn wrong_fleet_names_its_remedy() {
+    let joined = "[fleet]\nurl = \"unix:///run/valkey/fleet.sock\"\n";
+    for (text, expected) in [
+        (
+            "[fleet]\nhost = \"Web.1\"",
+            "2:8: fleet.host: \"Web.1\" is not the name of a fleet, host or user; write 1 to 63",
+        ),
+        ("[fleet]\nurl = \"redis://h:6379\"", "2:7: fleet.url: \"redis://h:6379\" is not encrypted; write \"rediss://"),
+        (
+            "[fleet]\nurl = \"rediss://a:b@h\"",
+            "2:7: fleet.url: \"rediss://a:b@h\" holds a user or a password; write them",
+        ),
+        ("[fleet.accept]\nforgeable_authors = 1", "2:21: fleet.accept.forgeable_authors: 1 lets one author ban"),
+        ("[fleet]\nsocket = \"fleet.sock\"", "2:10: fleet.socket: \"fleet.sock\" is not a socket with its whole path"),
+        (joined, "fleet.host: a host in a fleet needs a name there; write for example host = \"web-1\""),
+        (
+            &format!("{joined}host = \"a\"\n[block]\nmethod = [\"route\"]"),
+            "2:7: fleet.url: bans of a fleet are kept in nftables; add \"nft\" to block.method",
+        ),
+    ] {
+        let errors = refused(text);
+        assert!(errors.len() == 1 && errors[0].trim_start().contains(expected), "{text}: {errors:?}");
+    }
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     for (text, expected) in [
         ("[detect]\nwindw = \"1h\"", "2:1: detect.windw: unknown key; did you mean \"detect.window\"?"),
@@ -317,7 +373,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");

@@ -69,5 +69,11 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
             "no command is left to run; write for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]",
         );
     }
+    if config.fleet.is_joined() && config.fleet.host.is_empty() {
+        refuse("fleet.host", "a host in a fleet needs a name there; write for example host = \"web-1\" under [fleet]");
+    }
+    if config.fleet.is_joined() && !methods.contains(&Backend::Nft) {
+        refuse("fleet.url", "bans of a fleet are kept in nftables; add \"nft\" to block.method, or write url = \"\"");
+    }
     found
 }

@@ -10,6 +10,7 @@ mod derived;
 mod document;
 mod error;
 pub mod flags;
+mod fleet;
 pub mod ignore_file;
 mod parse;
 mod pitfalls;
@@ -18,6 +19,7 @@ mod schema;
 
 pub use choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
 pub use error::{ConfigError, ConfigErrors, Position};
+pub use fleet::{Fleet, FleetAccept, FleetUrl, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
 pub use parse::{
     is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,

@@ -169,12 +169,16 @@ pub(super) fn expected_names(message: &str) -> Vec<&str> {
 }
 
 /// What `parse` makes of a text. Values of other types are not `expected`.
-fn text<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+pub(super) fn text<T>(
+    value: &Value,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, String> {
     value.as_str().map_or_else(|| Err(format!("is not {expected}")), parse)
 }
 
 /// As [`text`]; neither are the texts of which `parse` makes nothing.
-fn like<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, String> {
+pub(super) fn like<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, String> {
     text(value, expected, |text| parse(text).ok_or_else(|| format!("is not {expected}")))
 }
 
@@ -206,7 +210,7 @@ fn port_set(value: &Value, lists: Option<&port_lists::Lists>) -> Result<PortSet,
 }
 
 /// A whole number from `least` to `most`.
-fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
+pub(super) fn within<T: TryFrom<i64>>(value: &Value, least: i64, most: i64) -> Result<T, String> {
     let found = value.as_integer().filter(|number| (least..=most).contains(number));
     let found = found.and_then(|number| T::try_from(number).ok());
     found.ok_or_else(|| format!("does not fit; write a number from {least} to {most}"))
@@ -218,7 +222,7 @@ fn span(value: &Value, expected: &str, longest: Duration, bound: &str) -> Result
 }
 
 /// A relative path would depend on where the daemon was started.
-fn whole_path(text: &str) -> Option<PathBuf> {
+pub(super) fn whole_path(text: &str) -> Option<PathBuf> {
     Some(PathBuf::from(text)).filter(|path| path.is_absolute())
 }
 
@@ -229,7 +233,7 @@ pub(super) fn number<'de, const LEAST: i64, const MOST: i64, D: Deserializer<'de
 }
 
 /// Any value. A number that `Value` cannot hold becomes a list of a table, which is wrong for every key and every list.
-fn any<'de, D: Deserializer<'de>>(source: D) -> Value {
+pub(super) fn any<'de, D: Deserializer<'de>>(source: D) -> Value {
     Value::deserialize(source).unwrap_or_else(|_| vec![toml::Table::new()].into())
 }
 
@@ -242,6 +246,8 @@ macro_rules! values {
         }
     )*};
 }
+
+pub(super) use values;
 
 values! {
     expiry(value) -> Expiry { text(value, EXPIRY, parse_expiry) }

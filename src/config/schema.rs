@@ -2,6 +2,7 @@
 //! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
 
 use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
+use super::fleet::Fleet;
 use super::{parse, port_lists};
 use crate::types::{Backend, Expiry, PortSet, Rate};
 use ipnet::{IpNet, Ipv6Net};
@@ -35,6 +36,8 @@ macro_rules! table {
     };
 }
 
+pub(super) use table;
+
 table! {
     /// The whole configuration.
     Config {
@@ -52,6 +55,7 @@ table! {
         trap: Trap = Trap::default();
         metrics: Metrics = Metrics::default();
         report: Report = Report::default();
+        fleet: Fleet = Fleet::default();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::types::Span;
 
@@ -27,4 +27,12 @@ pub(super) fn span(seconds: u64) -> String {
 /// A time to the second: what is left of a ban is known no better.
 pub(super) fn to_seconds(time: &str) -> String {
     time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
+}
+
+/// `message` as one line of JSON.
+pub(super) fn to_line(message: &impl Serialize) -> String {
+    // Numbers, strings and switches: there is nothing that could not be written.
+    let mut line = serde_json::to_string(message).unwrap_or_default();
+    line.push('\n');
+    line
 }

@@ -4,6 +4,7 @@
 pub mod address_info;
 pub mod client;
 pub mod commands;
+pub mod fleet_protocol;
 mod format;
 pub mod list;
 pub mod live_view;

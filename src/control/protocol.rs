@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
-use super::format::{nullable, to_seconds};
+use super::format::{nullable, to_line, to_seconds};
 use super::service_port::ServicePort;
 use super::status::Status;
 use crate::events::json::rfc3339;
@@ -375,13 +375,6 @@ pub fn parse_reply(line: &[u8], request: &Request) -> Result<Reply, String> {
         let hint = "the daemon may be of another version than this program; restart portsentry after an upgrade";
         format!("the daemon's answer cannot be read: {error}; {hint}")
     })
-}
-
-fn to_line(message: &impl Serialize) -> String {
-    // Numbers, strings and switches: there is nothing that could not be written.
-    let mut line = serde_json::to_string(message).unwrap_or_default();
-    line.push('\n');
-    line
 }
 
 #[cfg(test)]

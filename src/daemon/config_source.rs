@@ -124,7 +124,8 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
     macro_rules! differing {
         ($($field:ident),*) => { [$((stringify!($field), old.$field != new.$field)),*] };
     }
-    let all = differing!(expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report);
+    let all =
+        differing!(expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet);
     all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
 
@@ -161,6 +162,9 @@ fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
         "metrics.listen": metrics.listen;
         "report.log": report.log;
         "report.facility": report.facility;
+        "fleet.url": fleet.url;
+        "fleet.socket": fleet.socket;
+        "fleet.accept.size": fleet.accept.size;
     }
     kept.dedup();
     for (old, new) in [(&old.tcp, &mut new.tcp), (&old.udp, &mut new.udp)] {
@@ -195,13 +199,14 @@ mod tests {
     #[test]
     fn manual_lists_what_takes_a_restart() {
         let other = "nat64 = [\"2001:db8:64::/96\"]\n[tcp]\nmode = \"connect\"\nblock = false\n[udp]\nblock = true\n[detect]\nmax_sources = 2048\n[block]\n\
-            method = [\"route\"]\nwidest_ipv4 = 24\n[block.nft]\nsize = 7\n[block.route]\nkind = \"prohibit\"\n\
+            method = [\"route\", \"nft\"]\nwidest_ipv4 = 24\n[block.nft]\nsize = 7\n[block.route]\nkind = \"prohibit\"\n\
             [block.hosts_deny]\nfile = \"/tmp/x\"\n[block.run]\nfirst = true\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
-            [report]\nlog = \"stderr\"\nfacility = \"local0\"\n";
+            [report]\nlog = \"stderr\"\nfacility = \"local0\"\n\
+            [fleet]\nurl = \"unix:///a\"\nhost = \"a\"\nsocket = \"/b\"\n[fleet.accept]\nsize = 1\n";
         let manual = include_str!("../../docs/configuration.md");
         let list = manual.split("\n\n").find(|paragraph| paragraph.contains("keep their old value until a")).unwrap();
         let kept = keep_until_restart(&config(""), &mut config(other));
-        assert_eq!(kept.len(), 13, "each key is changed: {kept:?}");
+        assert_eq!(kept.len(), 16, "each key is changed: {kept:?}");
         for key in kept.iter().filter(|keys| !keys.contains(':')).flat_map(|keys| keys.split(", ")) {
             assert!(list.contains(&format!("`{key}`")), "{key} is missing in docs/configuration.md");
         }

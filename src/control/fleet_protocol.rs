@@ -1,0 +1,329 @@
+//! Messages on the fleet socket, between the daemon and the process that is connected to the fleet's server: one JSON object
+//! a line, requests and their replies in turns. Both sides use these types.
+//!
+//! The socket is not the control socket. The fleet process reads what strangers may have written on a server, so it may
+//! bring forward reports, take part of them back, say how its connection is, and follow this host's own bans; the daemon
+//! decides what becomes of a report, whatever this process says of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::format::{nullable, to_line};
+use crate::engine::Grade;
+
+/// The longest line that either side accepts, in bytes.
+pub const MAX_FLEET_LINE_LEN: usize = 64 << 10;
+
+/// Reports in one request: they and their outcomes fit into a line.
+pub const MAX_REPORTS: usize = 128;
+
+/// The longest name of an author, in bytes.
+pub const MAX_AUTHOR_LEN: usize = 63;
+
+/// The longest class or reason that the daemon keeps, in bytes.
+pub const MAX_TEXT_LEN: usize = 64;
+
+/// Authors that one [`FleetRequest::Link`] names.
+pub const MAX_IGNORED: usize = 64;
+
+/// What the fleet process asks of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum FleetRequest {
+    /// Reports of other hosts, at most [`MAX_REPORTS`].
+    Reports {
+        reports: Vec<FleetReport>,
+        /// These are the last reports of a complete scan of the server.
+        #[serde(default)]
+        scan_ends: bool,
+    },
+    /// An operator of the fleet has lifted the ban of `target`.
+    Lift { target: String },
+    /// The state of the connection; sent when it changes, and as a sign of life every [`LINK_INTERVAL_S`] seconds.
+    Link {
+        state: LinkState,
+        /// Authors of which the fleet process ignores something, the first [`MAX_IGNORED`].
+        #[serde(default)]
+        ignored: Vec<IgnoredAuthor>,
+    },
+    /// Send this host's own bans: those in force, and from then on every change, one [`OwnBanEvent`] a line. There are no
+    /// more requests on this connection.
+    Watch,
+}
+
+/// How often the fleet process says how its connection is, in seconds. After three times as long the daemon takes the
+/// process for dead.
+pub const LINK_INTERVAL_S: u64 = 10;
+
+/// A ban that another host has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetReport {
+    /// The host that made it, as the key on the server names it.
+    pub author: String,
+    /// An IPv4 address, or an IPv6 /64, as [`crate::types::BanTarget`] shows it.
+    pub target: String,
+    /// For how long it still stands, in seconds: more than 0, at most four hours.
+    pub remaining_s: u64,
+    #[serde(with = "grade")]
+    pub grade: Grade,
+    /// Distinct ports of the evidence; of proven evidence those with a completed handshake.
+    pub distinct_ports: u32,
+    /// The class of the probe that decided, as events have it.
+    pub class: String,
+    /// The author's number of this report: a later one is higher.
+    pub sequence: u64,
+}
+
+/// The connection to the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum LinkState {
+    Connected,
+    /// What is wrong, as a sentence.
+    Away(String),
+}
+
+/// An author of which something is ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IgnoredAuthor {
+    pub author: String,
+    pub reason: String,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "lowercase", deny_unknown_fields)]
+pub enum FleetReply {
+    /// One outcome for each report, in the order of the request.
+    Reports { outcomes: Vec<ReportOutcome> },
+    /// Whether a ban was lifted.
+    Lifted { lifted: bool },
+    /// The state is noted.
+    Noted,
+    /// What follows are events.
+    Watching,
+    /// The request was refused as a whole.
+    Refused { reason: String },
+}
+
+/// What has become of one report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "lowercase", deny_unknown_fields)]
+pub enum ReportOutcome {
+    /// The target is blocked because of it and of those that stand already.
+    Accepted,
+    /// It would be, were this host not in shadow mode.
+    Shadowed,
+    /// It is counted; the target takes reports of so many more authors.
+    Waiting { authors: u32 },
+    /// It counts for nothing.
+    Refused { reason: String },
+}
+
+/// A change of this host's own bans on evidence. Bans by operators and bans for the reports of others are none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase", deny_unknown_fields)]
+pub enum OwnBanEvent {
+    Ban {
+        target: String,
+        /// For how long it still stands, in seconds; null: without an end.
+        #[serde(deserialize_with = "nullable")]
+        remaining_s: Option<u64>,
+        #[serde(with = "grade")]
+        grade: Grade,
+        /// Distinct ports of the evidence; of proven evidence those with a completed handshake.
+        distinct_ports: u32,
+        class: String,
+    },
+    /// An operator of this host has lifted it, or the target is protected or allowed by now.
+    Lift { target: String },
+    /// So many events were lost because they were not read; connect again for the bans in force.
+    Lost { events: u64 },
+}
+
+impl FleetRequest {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(line)
+            .map_err(|error| format!("refused: this is not a request on the fleet socket: {error}"))
+    }
+
+    /// The request as one line.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        to_line(self)
+    }
+}
+
+impl FleetReply {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(line).map_err(|error| {
+            format!(
+                "the daemon's answer cannot be read: {error}; restart portsentry and portsentry-fleet after an upgrade"
+            )
+        })
+    }
+
+    /// The reply as one line.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        to_line(self)
+    }
+}
+
+impl OwnBanEvent {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(line).map_err(|error| {
+            format!(
+                "the daemon's event cannot be read: {error}; restart portsentry and portsentry-fleet after an upgrade"
+            )
+        })
+    }
+
+    /// The event as one line.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        to_line(self)
+    }
+}
+
+/// A grade by its key.
+mod grade {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::engine::Grade;
+
+    pub(super) fn serialize<S: Serializer>(grade: &Grade, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(grade.key())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(field: D) -> Result<Grade, D::Error> {
+        let key = String::deserialize(field)?;
+        Grade::from_key(&key).ok_or_else(|| D::Error::custom("the grade is neither \"forgeable\" nor \"proven\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> FleetReport {
+        FleetReport {
+            author: "web-1".to_owned(),
+            target: "192.0.2.7".to_owned(),
+            remaining_s: 14_400,
+            grade: Grade::Proven,
+            distinct_ports: 5,
+            class: "connect".to_owned(),
+            sequence: u64::MAX,
+        }
+    }
+
+    #[test]
+    fn request_reads_as_it_is_written() {
+        let one = r#"{"author":"web-1","target":"192.0.2.7","remaining_s":14400,"grade":"proven","distinct_ports":5,"class":"connect","sequence":18446744073709551615}"#;
+        let ignored = vec![IgnoredAuthor { author: "web-2".to_owned(), reason: "keys without a TTL".to_owned() }];
+        for (line, request) in [
+            (
+                format!(r#"{{"command":"reports","reports":[{one}],"scan_ends":true}}"#),
+                FleetRequest::Reports { reports: vec![report()], scan_ends: true },
+            ),
+            (
+                r#"{"command":"lift","target":"192.0.2.7"}"#.to_owned(),
+                FleetRequest::Lift { target: "192.0.2.7".to_owned() },
+            ),
+            (
+                r#"{"command":"link","state":"connected","ignored":[{"author":"web-2","reason":"keys without a TTL"}]}"#
+                    .to_owned(),
+                FleetRequest::Link { state: LinkState::Connected, ignored },
+            ),
+            (
+                r#"{"command":"link","state":{"away":"refused"},"ignored":[]}"#.to_owned(),
+                FleetRequest::Link { state: LinkState::Away("refused".to_owned()), ignored: Vec::new() },
+            ),
+            (r#"{"command":"watch"}"#.to_owned(), FleetRequest::Watch),
+        ] {
+            assert_eq!(FleetRequest::parse(line.as_bytes()).as_ref(), Ok(&request));
+            assert_eq!(request.to_line(), format!("{line}\n"));
+        }
+    }
+
+    #[test]
+    fn unknown_command_or_field_is_refused() {
+        for line in [
+            r#"{"command":"status"}"#,
+            r#"{"command":"unblock","all":true}"#,
+            r#"{"command":"watch","all":true}"#,
+            r#"{"command":"lift"}"#,
+            r#"{"command":"lift","target":"192.0.2.7","force":true}"#,
+            r#"{"command":"reports","reports":[{"author":"a"}]}"#,
+            "[]",
+            "",
+        ] {
+            assert!(FleetRequest::parse(line.as_bytes()).is_err(), "{line}");
+        }
+        for (part, other) in [("\"proven\"", "\"certain\""), (":5,", ":-5,"), (":14400,", ":1e9,")] {
+            let line = FleetRequest::Reports { reports: vec![report()], scan_ends: false }.to_line();
+            assert!(FleetRequest::parse(line.replace(part, other).as_bytes()).is_err(), "{part}");
+        }
+    }
+
+    #[test]
+    fn reply_and_event_read_as_they_are_written() {
+        let outcomes = vec![
+            ReportOutcome::Accepted,
+            ReportOutcome::Shadowed,
+            ReportOutcome::Waiting { authors: 1 },
+            ReportOutcome::Refused { reason: "protected".to_owned() },
+        ];
+        for reply in [
+            FleetReply::Reports { outcomes },
+            FleetReply::Lifted { lifted: true },
+            FleetReply::Noted,
+            FleetReply::Watching,
+            FleetReply::Refused { reason: "too many".to_owned() },
+        ] {
+            assert_eq!(FleetReply::parse(reply.to_line().as_bytes()), Ok(reply));
+        }
+        let ban = |remaining_s| OwnBanEvent::Ban {
+            target: "2001:db8::/64".to_owned(),
+            remaining_s,
+            grade: Grade::Forgeable,
+            distinct_ports: 3,
+            class: "syn".to_owned(),
+        };
+        for event in
+            [ban(None), ban(Some(1)), OwnBanEvent::Lift { target: String::new() }, OwnBanEvent::Lost { events: 3 }]
+        {
+            assert_eq!(OwnBanEvent::parse(event.to_line().as_bytes()), Ok(event));
+        }
+    }
+
+    #[test]
+    fn largest_batch_fits_into_line() {
+        let report = FleetReport {
+            author: "a".repeat(MAX_AUTHOR_LEN),
+            target: "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128".to_owned(),
+            class: "c".repeat(MAX_TEXT_LEN),
+            distinct_ports: u32::MAX,
+            ..report()
+        };
+        let request = FleetRequest::Reports { reports: vec![report; MAX_REPORTS], scan_ends: true };
+        assert!(request.to_line().len() <= MAX_FLEET_LINE_LEN);
+        let refused = ReportOutcome::Refused { reason: "r".repeat(4 * MAX_TEXT_LEN) };
+        let reply = FleetReply::Reports { outcomes: vec![refused; MAX_REPORTS] };
+        assert!(reply.to_line().len() <= MAX_FLEET_LINE_LEN);
+    }
+}
