@@ -47,7 +47,7 @@ pub enum FleetRequest {
     },
     /// Send this host's own bans: those in force, and from then on every change, one [`OwnBanEvent`] a line. There are no
     /// more requests on this connection.
-    Watch,
+    Watch {},
 }
 
 /// How often the fleet process says how its connection is, in seconds. After three times as long the daemon takes the
@@ -253,7 +253,7 @@ mod tests {
                 r#"{"command":"link","state":{"away":"refused"},"ignored":[]}"#.to_owned(),
                 FleetRequest::Link { state: LinkState::Away("refused".to_owned()), ignored: Vec::new() },
             ),
-            (r#"{"command":"watch"}"#.to_owned(), FleetRequest::Watch),
+            (r#"{"command":"watch"}"#.to_owned(), FleetRequest::Watch {}),
         ] {
             assert_eq!(FleetRequest::parse(line.as_bytes()).as_ref(), Ok(&request));
             assert_eq!(request.to_line(), format!("{line}\n"));

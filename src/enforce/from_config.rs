@@ -23,6 +23,7 @@ impl RulesetSpec {
             },
             log_drops: nft.log_drops,
             trap: trap(config),
+            fleet: config.fleet.is_joined().then_some(config.fleet.accept.size),
             wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
         }
     }

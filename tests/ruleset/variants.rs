@@ -16,6 +16,9 @@ const REJECT_LOG: &str = include_str!("../../nft/portsentry-reject-log.nft");
 /// The specification of a table that blocks networks.
 const NETWORKS: &str = include_str!("../../nft/portsentry-networks.nft");
 
+/// The specification of a table with the sets of a fleet.
+const FLEET: &str = include_str!("../../nft/portsentry-fleet.nft");
+
 /// The specification of a table with the trap.
 const TRAPPING: &str = include_str!("../../nft/portsentry-trap.nft");
 
@@ -106,7 +109,7 @@ fn at_once(text: &str) -> String {
 }
 
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 15] {
+fn variants() -> [(RulesetSpec, String); 17] {
     let plain = RulesetSpec::default();
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
     let reject_without = |words: &[&str]| {
@@ -126,6 +129,8 @@ fn variants() -> [(RulesetSpec, String); 15] {
         (RulesetSpec { action: reject, log_drops: log, ..plain }, REJECT_LOG.to_owned()),
         (RulesetSpec { wide: true, ..plain }, NETWORKS.to_owned()),
         (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
+        (RulesetSpec { fleet: Some(16_384), ..plain }, FLEET.to_owned()),
+        (RulesetSpec { fleet: Some(16_384), action: reject, log_drops: log, ..plain }, rejecting(FLEET)),
         (RulesetSpec { trap: Some(TRAP), ..plain }, TRAPPING.to_owned()),
         (
             RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain },
@@ -156,7 +161,7 @@ fn each_variant_is_what_its_file_creates() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 15, "each is another");
+    assert_eq!(seen.len(), 17, "each is another");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod allow_set;
 mod backend;
 mod bulk_restore;
+mod fleet_sets;
 mod prefixes;
 mod transaction;
 mod trap;

@@ -80,7 +80,14 @@ fn nf_tables() {
         named_interfaces: false,
         hold: Some(Duration::from_millis(900)),
     };
-    let spec = RulesetSpec { size: 65_536, action: nft::Action::Drop, log_drops: None, wide: true, trap: Some(trap) };
+    let spec = RulesetSpec {
+        size: 65_536,
+        action: nft::Action::Drop,
+        log_drops: None,
+        wide: true,
+        trap: Some(trap),
+        fleet: None,
+    };
     nft::install(&mut socket, &spec).unwrap();
     let mut batch = Batch::new();
     let hour = Expiry::After(Duration::from_secs(3600));

@@ -97,7 +97,12 @@ pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, subject: BanTa
     });
 }
 
-/// Appends that `set`, one of the trap's, does not hold these: they are destroyed, or added and deleted, because to delete
+/// Appends bans to `set`, which is not the one of local bans, as [`put_bans`].
+pub(crate) fn put_bans_in(batch: &mut Batch, kernel: KernelFeatures, set: Set, bans: &[(BanTarget, Expiry)]) {
+    put_steps(batch, replacing(kernel), set, bans.iter().map(new_ban));
+}
+
+/// Appends that `set`, one of the trap's or of the fleet's, does not hold these: they are destroyed, or added and deleted, because to delete
 /// what is not there fails, and to undo a transaction takes the kernel a thousand times as long as to do one.
 pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, subjects: &[BanTarget]) {
     let steps: Steps = match kernel.destroys() {

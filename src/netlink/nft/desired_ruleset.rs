@@ -113,14 +113,22 @@ mod tests {
     const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 24] {
+    fn variants() -> [RulesetSpec; 27] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
             RulesetSpec { log_drops: rate("3/minute"), ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, ..RulesetSpec::default() },
-            RulesetSpec { action: Action::Reject, log_drops: rate("1000000/second"), size: 7, wide: false, trap: None },
+            RulesetSpec {
+                action: Action::Reject,
+                log_drops: rate("1000000/second"),
+                size: 7,
+                ..RulesetSpec::default()
+            },
             RulesetSpec { wide: true, ..RulesetSpec::default() },
+            RulesetSpec { fleet: Some(16_384), ..RulesetSpec::default() },
+            RulesetSpec { fleet: Some(7), action: Action::Reject, wide: true, ..RulesetSpec::default() },
+            RulesetSpec { fleet: Some(7), trap: Some(HOLD), ..RulesetSpec::default() },
             RulesetSpec { action: Action::Reject, wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(TRAP), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { forgiven: 15, ..TRAP }), ..RulesetSpec::default() },

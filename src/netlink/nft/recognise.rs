@@ -18,7 +18,8 @@ use crate::types::{Expiry, Rate};
 /// is not like `found`.
 pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
     let wide = found.has_set(Set::BlockedNets);
-    let mut spec = RulesetSpec { size, wide, trap: recognise_trap(found), ..RulesetSpec::default() };
+    let fleet = found.has_set(Set::Fleet).then(|| found.size(Set::Fleet));
+    let mut spec = RulesetSpec { size, wide, fleet, trap: recognise_trap(found), ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {
         let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), rule.first()) {

@@ -40,6 +40,14 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     if spec.wide {
         rules.extend([V4, V6].map(|family| refuse(rule().source_in(&family, family.networks))));
     }
+    if spec.fleet.is_some() {
+        let slash_64 = rule().text(format_args!("{} @fleet6", V6.target)).family(&V6).target(&V6).lookup(Set::Fleet6);
+        rules.extend([
+            refuse(rule().source_in(&V4, Set::Fleet)),
+            refuse(slash_64),
+            refuse(rule().source_in(&V6, Set::Fleet6)),
+        ]);
+    }
     if let Some(trap) = spec.trap.filter(|trap| trap.hold.is_some()) {
         rules.extend(hold_rules::early_rules(&trap));
     }

@@ -26,6 +26,10 @@ pub enum Set {
     BlockedNets,
     /// Blocked IPv6 networks wider than a /64, likewise.
     BlockedNets6,
+    /// IPv4 addresses that are blocked because other hosts have reported them. Only with [`RulesetSpec::fleet`].
+    Fleet,
+    /// The same for IPv6, by /64.
+    Fleet6,
     /// Trapped TCP ports. This and all below only in a table with [`RulesetSpec::trap`].
     Trapped,
     /// Trapped UDP ports. Sets for UDP exist only with [`Trap::udp`], those for TCP alone only with [`Trap::tcp`].
@@ -77,7 +81,7 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 28] = [
+const DEFINITIONS: [(Set, Definition); 30] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -86,6 +90,9 @@ const DEFINITIONS: [(Set, Definition); 28] = [
     // Bounds of 4,096 networks. To add one takes time with their number, some 0.2 ms here.
     (Set::BlockedNets, define("blocked_nets", Part::Networks, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
     (Set::BlockedNets6, define("blocked_nets6", Part::Networks, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
+    // Of these, too, the configuration says the size: its own, so that reports of others never displace a ban.
+    (Set::Fleet, define("fleet", Part::Fleet, IPV4, TIMED, None)),
+    (Set::Fleet6, define("fleet6", Part::Fleet, IPV6, TIMED, None)),
     (Set::Trapped, define("trapped", Part::TrapTcp, PORT, RANGES, None)),
     (Set::TrappedUdp, define("trapped_udp", Part::TrapUdp, PORT, RANGES, None)),
     // Few, and never with a flag: nft prints none.
@@ -121,6 +128,7 @@ const DEFINITIONS: [(Set, Definition); 28] = [
 enum Part {
     Base,
     Networks,
+    Fleet,
     Trap,
     TrapTcp,
     TrapUdp,
@@ -170,12 +178,19 @@ impl Set {
         }
     }
 
+    /// The set in which `target`, an address or a /64, is blocked for the reports of other hosts.
+    #[must_use]
+    pub(crate) fn fleet_for_target(target: BanTarget) -> Self {
+        if target.element().is_ipv4() { Self::Fleet } else { Self::Fleet6 }
+    }
+
     /// The sets of such a table, in the order in which they are made.
     pub(super) fn all_of(spec: &RulesetSpec) -> impl Iterator<Item = Self> + use<> {
         let spec = *spec;
         let needed = move |part| match part {
             Part::Base => true,
             Part::Networks => spec.wide,
+            Part::Fleet => spec.fleet.is_some(),
             Part::Trap => spec.trap.is_some(),
             Part::TrapTcp => spec.trap.is_some_and(|trap| trap.tcp),
             Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),
@@ -197,7 +212,11 @@ impl Set {
 /// Appends the creation of `set`; `id` tells it from others within the transaction.
 pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) {
     let Definition { key: Key(key_type, key_length), flags, size, .. } = set.definition();
-    let size = if matches!(set, Set::Blocked | Set::Blocked6) { Some(spec.size) } else { size };
+    let size = match set {
+        Set::Blocked | Set::Blocked6 => Some(spec.size),
+        Set::Fleet | Set::Fleet6 => spec.fleet,
+        _ => size,
+    };
     batch.put(sys::NFT_MSG_NEWSET, NLM_F_CREATE | NLM_F_EXCL, |fields| {
         put_set_name(fields, set);
         fields.put_u32(sys::NFTA_SET_FLAGS, flags);

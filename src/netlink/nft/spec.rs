@@ -20,6 +20,8 @@ pub struct RulesetSpec {
     pub wide: bool,
     /// What the kernel counts and blocks by itself; `None`: nothing.
     pub trap: Option<Trap>,
+    /// How many bans the sets `fleet` and `fleet6` hold, each; `None`: this host is in no fleet, and there are no such sets.
+    pub fleet: Option<u32>,
 }
 
 /// What the kernel counts and blocks by itself: distinct trapped ports that one source probes, those of TCP and
@@ -61,7 +63,7 @@ pub const TRAP_BURST: u32 = 10;
 
 impl Default for RulesetSpec {
     fn default() -> Self {
-        Self { size: 131_072, action: Action::Drop, log_drops: None, wide: false, trap: None }
+        Self { size: 131_072, action: Action::Drop, log_drops: None, wide: false, trap: None, fleet: None }
     }
 }
 

@@ -1,0 +1,73 @@
+//! The sets `fleet` and `fleet6`: bans that other hosts have reported. They are written through a socket of their own, away
+//! from the thread that judges packets.
+
+use std::collections::HashMap;
+
+use super::{BlockError, Nft, Remaining};
+use crate::netlink::nft::{self, Set};
+use crate::types::{BanTarget, Expiry};
+
+const SETS: [Set; 2] = [Set::Fleet, Set::Fleet6];
+
+impl Nft {
+    /// Blocks them in the fleet's sets, each from now on for its expiry, whether it is blocked there already or not. Each
+    /// target is an address or a /64, and stands in it once.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where the table or a set is missing, and what else the kernel says; then some are not blocked.
+    pub fn block_for_fleet(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
+        let kernel = self.kernel();
+        for set in SETS {
+            let bans: Vec<_> =
+                bans.iter().filter(|(target, _)| Set::fleet_for_target(*target) == set).copied().collect();
+            for bans in bans.chunks(nft::BANS_A_MESSAGE) {
+                self.batch.clear();
+                nft::put_bans_in(&mut self.batch, kernel, set, bans);
+                self.send_batch()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lifts the bans of these in the fleet's sets; those that are not blocked there are passed over.
+    ///
+    /// # Errors
+    /// As [`Nft::block_for_fleet`].
+    pub fn lift_for_fleet(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
+        let kernel = self.kernel();
+        for set in SETS {
+            let targets: Vec<_> =
+                targets.iter().filter(|target| Set::fleet_for_target(**target) == set).copied().collect();
+            for targets in targets.chunks(nft::BANS_A_MESSAGE) {
+                self.batch.clear();
+                nft::put_forget(&mut self.batch, kernel, set, targets);
+                self.send_batch()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties the fleet's sets.
+    ///
+    /// # Errors
+    /// As [`Nft::block_for_fleet`].
+    pub fn clear_fleet(&mut self) -> Result<(), BlockError> {
+        self.batch.clear();
+        SETS.into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
+        self.send_batch()
+    }
+
+    /// What the fleet's sets hold, and for how long still.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where there are no such sets.
+    pub fn fleet_bans(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
+        let mut all = Vec::new();
+        for set in SETS {
+            all.extend(self.read_set(set, HashMap::new, |found, bound| {
+                found.insert(BanTarget::from_element(bound.address), bound.remaining);
+            })?);
+        }
+        Ok(all)
+    }
+}
