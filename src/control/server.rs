@@ -58,16 +58,29 @@ pub enum ControlError {
     System { doing: &'static str, path: PathBuf, error: io::Error },
 }
 
-/// The listening socket; its file is removed when this is dropped, unless another one has taken its place.
-pub struct Server {
+/// The socket's file, which is removed when this is dropped, unless another one has taken its place. One that root has made
+/// in a folder of its own stays, and the next start replaces it.
+struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the socket's file.
-    file: Option<(u64, u64)>,
-    requests: mpsc::Receiver<IncomingRequest>,
-    events: broadcast::Sender<Arc<str>>,
+    /// Device and inode.
+    id: Option<(u64, u64)>,
 }
 
-impl Server {
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(id(&found)) == self.id) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A socket that listens, but is not served yet.
+pub struct Bound {
+    listener: std::os::unix::net::UnixListener,
+    file: SocketFile,
+}
+
+impl Bound {
     /// Listens at `path`. Makes its directory where it is missing, and replaces a socket that an earlier daemon left behind.
     /// One at which a daemon answers, that of another network namespace for example, stays.
     ///
@@ -93,19 +106,39 @@ impl Server {
         }
         // Only the owner may connect until the mode is set.
         let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let bound = UnixListener::bind(path);
+        let bound = std::os::unix::net::UnixListener::bind(path);
         rustix::process::umask(mask);
         let listener = bound.map_err(system("listen at"))?;
+        listener.set_nonblocking(true).map_err(system("listen at"))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(system("set the mode of"))?;
+        let id = std::fs::symlink_metadata(path).ok().map(|found| id(&found));
+        Ok(Self { listener, file: SocketFile { path: path.to_owned(), id } })
+    }
+}
+
+/// The control socket that is served.
+pub struct Server {
+    _file: SocketFile,
+    requests: mpsc::Receiver<IncomingRequest>,
+    events: broadcast::Sender<Arc<str>>,
+}
+
+impl Server {
+    /// Serves a socket. Has to be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the runtime cannot watch it.
+    pub fn serve(bound: Bound) -> Result<Self, ControlError> {
+        let Bound { listener, file } = bound;
+        let listener = UnixListener::from_std(listener).map_err(|error| ControlError::System {
+            doing: "serve",
+            path: file.path.clone(),
+            error,
+        })?;
         let (sender, requests) = mpsc::channel(MAX_PENDING);
         let (events, _) = broadcast::channel(MAX_BEHIND);
         tokio::spawn(accept(listener, sender, events.clone()));
-        Ok(Self {
-            path: path.to_owned(),
-            file: std::fs::symlink_metadata(path).ok().map(|found| id(&found)),
-            requests,
-            events,
-        })
+        Ok(Self { _file: file, requests, events })
     }
 
     /// The next request. Safe to cancel.
@@ -121,14 +154,6 @@ impl Server {
     pub fn publish(&self, event: impl Into<EventRecord>) {
         if self.events.receiver_count() > 0 {
             let _ = self.events.send(format!("{}\n", event.into().to_json()).into());
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(id(&found)) == self.file) {
-            let _ = std::fs::remove_file(&self.path);
         }
     }
 }

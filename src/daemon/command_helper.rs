@@ -197,7 +197,8 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
 fn ready(args: &HelperArgs) -> Result<(RunSettings, Sandbox), String> {
     let config = Config::load(&args.config_path).map_err(|errors| errors.to_string())?;
     config.check_ownership(&args.config_path).map_err(|error| error.to_string())?;
-    let mut sandbox = if args.sandboxed { Sandbox::enter(&sandbox_policy::of_commands()) } else { Sandbox::now() };
+    let mut sandbox =
+        if args.sandboxed { Sandbox::enter(&sandbox_policy::of_commands(), || ()) } else { Sandbox::now() };
     if args.sandboxed {
         sandbox.drop_privileges();
     }

@@ -45,7 +45,7 @@ use tokio::sync::oneshot;
 use crate::capture::decoy::{DecoyPorts, Decoys};
 use crate::capture::live::{Live, Ring};
 use crate::config::Config;
-use crate::control::server::Server;
+use crate::control::server::{Bound, ControlError, Server};
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
@@ -98,6 +98,7 @@ struct Privileged {
     sandbox: Sandbox,
     sensor_thread: SensorThread,
     command_helper: Option<CommandHelper>,
+    control: Result<Bound, ControlError>,
     /// Lines of earlier bans are to be removed from hosts.deny.
     sweeps_lines: bool,
 }
@@ -124,8 +125,16 @@ pub fn run(
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
-    // Before there is a second thread.
-    let mut sandbox = if sandboxed { Sandbox::enter(&policy) } else { Sandbox::now() };
+    // Before there is a second thread. The socket's folder may be one in which only root can make it.
+    let (mut sandbox, control) = match sandboxed {
+        true => {
+            let mut control = None;
+            let sandbox = Sandbox::enter(&policy, || control = Some(Bound::open(&places.socket)));
+            (sandbox, control)
+        }
+        false => (Sandbox::without(&policy), None),
+    };
+    let control = control.unwrap_or_else(|| Bound::open(&places.socket));
     let sensor_thread = SensorThread::start(sandboxed)?;
     if sandboxed {
         sandbox.drop_privileges();
@@ -133,7 +142,7 @@ pub fn run(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
-    let privileged = Privileged { instance_lock, sandbox, sensor_thread, command_helper, sweeps_lines };
+    let privileged = Privileged { instance_lock, sandbox, sensor_thread, command_helper, control, sweeps_lines };
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
     // A look-up that no name server answers must not hold up the end.
     runtime.shutdown_background();
@@ -147,7 +156,7 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, sensor_thread, command_helper, sweeps_lines } = privileged;
+    let Privileged { instance_lock, sandbox, sensor_thread, command_helper, control, sweeps_lines } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
@@ -175,7 +184,8 @@ async fn serve(
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
         backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
-    let control = Server::open(&places.socket)
+    let control = control
+        .and_then(Server::serve)
         .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))))
         .ok();
     let table_monitor = TableMonitor::open(blocker.nft.as_ref().map(|backend| backend.nft.port_id()))?;

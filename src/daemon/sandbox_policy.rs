@@ -49,7 +49,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
     let mut policy = Policy {
         own: [Some(places.state_dir.clone()), folder(&places.socket)].into_iter().flatten().collect(),
         own_files: ledger::OWN_FILES.iter().chain(&[RESTORING]).map(|&name| name.to_owned()).collect(),
-        own_socket: places.socket.file_name().map(ToOwned::to_owned),
+        own_socket: Some(places.socket.clone()),
         settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
         read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),

@@ -32,7 +32,7 @@ impl Capabilities {
 }
 
 /// What stays, of what there is.
-fn needed(policy: &Policy) -> CapabilitySet {
+fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
     let mut needed = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
     if policy.low_ports {
         needed |= CapabilitySet::NET_BIND_SERVICE;
@@ -40,14 +40,18 @@ fn needed(policy: &Policy) -> CapabilitySet {
     if policy.others_files {
         needed |= CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
     }
+    if shut_out {
+        needed |= CapabilitySet::DAC_READ_SEARCH;
+    }
     needed
 }
 
 /// Cuts all sets down. What the process does not have it does not get.
 ///
-/// `nice` stays as well, until the sensor's thread has its priority ([`forget_nice`]).
-pub(super) fn cut(policy: &Policy, nice: bool, warnings: &mut Vec<String>) {
-    if let Err(error) = try_cut(policy, nice) {
+/// `nice` stays as well, until the sensor's thread has its priority ([`forget_nice`]). A process that is `shut_out` of its own
+/// files may pass through all folders.
+pub(super) fn cut(policy: &Policy, (nice, shut_out): (bool, bool), warnings: &mut Vec<String>) {
+    if let Err(error) = try_cut(policy, nice, shut_out) {
         warnings.push(format!("its capabilities cannot be cut down ({error})"));
     }
 }
@@ -65,9 +69,9 @@ pub(super) fn forget_nice() {
     }
 }
 
-fn try_cut(policy: &Policy, nice: bool) -> rustix::io::Result<()> {
+fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()> {
     let has = capabilities(None)?.permitted;
-    let kept = has & needed(policy);
+    let kept = has & needed(policy, shut_out);
     // A change of the user has emptied the effective set.
     let last = has & (kept | CapabilitySet::SETPCAP | CapabilitySet::SYS_NICE);
     set_capabilities(None, CapabilitySets { effective: last, permitted: last, inheritable: kept })?;
@@ -108,16 +112,17 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_is_kept() {
-        let plain = needed(&Policy::default());
+        let plain = needed(&Policy::default(), false);
         assert_eq!(plain, CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
-        let low = needed(&Policy { low_ports: true, ..Policy::default() });
+        let low = needed(&Policy { low_ports: true, ..Policy::default() }, false);
         assert_eq!(low - plain, CapabilitySet::NET_BIND_SERVICE);
-        assert_eq!(needed(&Policy { names: true, commands: true, ..Policy::default() }), plain);
+        assert_eq!(needed(&Policy::default(), true) - plain, CapabilitySet::DAC_READ_SEARCH);
+        assert_eq!(needed(&Policy { names: true, commands: true, ..Policy::default() }, false), plain);
     }
 
     #[test]
     fn a_few_are_named_and_all_of_root_s_are_not() {
-        let few = Capabilities(needed(&Policy::default()));
+        let few = Capabilities(needed(&Policy::default(), false));
         assert_eq!(few.names().unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
         assert_eq!(Capabilities(CapabilitySet::all()).names(), None);
     }

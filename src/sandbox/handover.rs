@@ -1,5 +1,6 @@
-//! Gives folders and files that root created for the daemon to the daemon's user. Every check and every change of
-//! owner uses an open descriptor, so that replacing a path by a link in between gives nothing away.
+//! Gives folders and files that root created for the daemon to the daemon's user, also those of an earlier run under
+//! another user. Every check and every change of owner uses an open descriptor, so that replacing a path by a link in
+//! between gives nothing away.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -8,11 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::User;
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
 use rustix::io::Errno;
 
 use super::Policy;
-use super::user::{Account, NAME};
+use super::dynamic_user;
+use super::user::{Account, NAME, looked_up};
 
 /// Folders that belong to the system with all that is below them, beside those at the top of the tree and in `/var`.
 const SYSTEM: [&str; 13] = [
@@ -39,20 +42,26 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub enum HandoverError {
     /// Other programs rely on it.
     #[error(
-        "refused to give {} to the user {NAME}: it is a system folder; name a folder of portsentry's own with --state-dir \
-         or --socket",
-        .0.display()
+        "refused to give {} to {account}: it is a system folder; name a folder of portsentry's own with --state-dir or --socket",
+        folder.display()
     )]
-    SystemFolder(PathBuf),
+    SystemFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The user that the daemon would become.
+        account: String,
+    },
     /// Files of others would be given away, or be at the mercy of the folder's new owner.
     #[error(
-        "refused to give {} to the user {NAME}: it holds {entry:?}, which is no file of portsentry's; name a new or an empty \
-         folder with --state-dir or --socket",
+        "refused to give {} to {account}: it holds {entry:?}, which is no file of portsentry's; name a new or an empty folder \
+         with --state-dir or --socket",
         folder.display()
     )]
     ForeignEntry {
         /// The folder.
         folder: PathBuf,
+        /// The user that the daemon would become.
+        account: String,
         /// What it holds.
         entry: OsString,
     },
@@ -68,34 +77,55 @@ pub enum HandoverError {
 /// A folder of the daemon's, held open.
 struct Folder {
     open: File,
-    /// It is root's still, and is to be given away as well as its files.
-    is_roots: bool,
+    /// It is not the account's yet, and is to be given away as well as its files.
+    is_given: bool,
 }
 
 /// Refuses a folder of `policy` that could not be given to `account`. Changes nothing.
 pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverError> {
-    policy.own.iter().try_for_each(|folder| inspect(folder, policy, account, &[]).map(drop))
+    let refused =
+        |path: &PathBuf| inspect(path, policy, account, &[]).err().filter(|_| !policy.stays_roots(path, account));
+    policy.own.iter().find_map(refused).map_or(Ok(()), Err)
 }
 
 /// Gives the own folders of `policy` to `account`, and the own files in them. A folder that is among those just `made` may
 /// lie in a system folder.
 pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
     for path in &policy.own {
-        let Some(folder) = inspect(path, policy, account, made)? else { continue };
+        let folder = match inspect(path, policy, account, made) {
+            Ok(Some(folder)) => folder,
+            Ok(None) => continue,
+            Err(_) if policy.stays_roots(path, account) => continue,
+            Err(error) => return Err(error),
+        };
         let system = |error: Errno| HandoverError::System { folder: path.clone(), error: error.into() };
         folder
             .each_entry(|name, entry, found| {
-                if policy.is_own_file(name, found) && found.uid() == 0 && found.nlink() == 1 {
+                if policy.is_own_file(name, found) && found.nlink() == 1 && is_to_give(found.uid(), account) {
                     change_owner(entry, account)?;
                 }
                 Ok(true)
             })
             .map_err(system)?;
-        if folder.is_roots {
+        if folder.is_given {
             change_owner(&folder.open, account).map_err(system)?;
         }
     }
+    give_socket(policy, account);
     Ok(())
+}
+
+/// Gives the control socket to `account` where its folder is not given, so that this one can remove it as far as the folder
+/// allows that.
+fn give_socket(policy: &Policy, account: &Account) {
+    let Some(path) = &policy.own_socket else { return };
+    let Ok(open) = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else { return };
+    let open = File::from(open);
+    let is_roots = |found: Metadata| found.file_type().is_socket() && found.nlink() == 1 && found.uid() == 0;
+    if open.metadata().is_ok_and(is_roots) {
+        // Where it fails the socket stays root's, and works all the same.
+        let _ = change_owner(&open, account);
+    }
 }
 
 /// Opens `path`; `None` where there is nothing to be given: it is missing, a link, another user's, or `account` may write
@@ -111,15 +141,15 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
     };
     let found = open.metadata().map_err(system)?;
     if found.uid() == account.uid() {
-        return Ok(Some(Folder { open, is_roots: false }));
+        return Ok(Some(Folder { open, is_given: false }));
     }
-    if found.uid() != 0 || account.may(&found, 0o3) {
+    if !is_to_give(found.uid(), account) || account.may(&found, 0o3) {
         return Ok(None);
     }
     if !made.iter().any(|made| made == path) && is_system(path, &found).map_err(system)? {
-        return Err(HandoverError::SystemFolder(path.to_owned()));
+        return Err(HandoverError::SystemFolder { folder: path.to_owned(), account: account.to_string() });
     }
-    let folder = Folder { open, is_roots: true };
+    let folder = Folder { open, is_given: true };
     let mut foreign = None;
     let own: Vec<(u64, u64)> = policy.own.iter().filter_map(|path| path.metadata().ok()).map(|own| id(&own)).collect();
     folder
@@ -136,7 +166,9 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
         })
         .map_err(|error| system(error.into()))?;
     match foreign {
-        Some(entry) => Err(HandoverError::ForeignEntry { folder: path.to_owned(), entry }),
+        Some(entry) => {
+            Err(HandoverError::ForeignEntry { folder: path.to_owned(), account: account.to_string(), entry })
+        }
         // One that others may write to is shared with them.
         None => Ok((found.mode() & 0o022 == 0).then_some(folder)),
     }
@@ -175,8 +207,26 @@ impl Policy {
             None => name == pattern.as_str(),
         };
         (kind.is_file() && self.own_files.iter().any(named))
-            || (kind.is_socket() && self.own_socket.as_deref() == Some(name))
+            || (kind.is_socket() && self.own_socket.as_deref().and_then(Path::file_name) == Some(name))
     }
+
+    /// True for the folder of the control socket.
+    fn is_of_socket(&self, folder: &Path) -> bool {
+        self.own_socket.as_deref().and_then(Path::parent) == Some(folder)
+    }
+
+    /// True for a folder that need not be given away: root makes the control socket in it. Where the package has made a user,
+    /// the folder of the socket is to be that user's own, and another one is refused.
+    fn stays_roots(&self, folder: &Path, account: &Account) -> bool {
+        account.is_dynamic() && self.is_of_socket(folder) && self.own.first().is_none_or(|state| state != folder)
+    }
+}
+
+/// True for an owner whose folders and files may be given to `account`: root, and what an earlier run may have been. A number
+/// that a process has now is not among those.
+fn is_to_give(owner: u32, account: &Account) -> bool {
+    let is_package = || matches!(looked_up(User::from_name(NAME)), Ok(Some(user)) if user.uid.as_raw() == owner);
+    owner != account.uid() && (owner == 0 || is_package() || dynamic_user::is_unused(owner))
 }
 
 fn id(found: &Metadata) -> (u64, u64) {

@@ -5,6 +5,7 @@
 //! Where a kernel lacks one of the mechanisms, the others are used, and the log says so once.
 
 mod capabilities;
+mod dynamic_user;
 mod handover;
 mod instance_lock;
 mod landlock;
@@ -12,7 +13,6 @@ mod ownership;
 mod seccomp;
 mod user;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{
@@ -34,8 +34,8 @@ pub struct Policy {
     pub own: Vec<PathBuf>,
     /// Names of the files that it makes in them; `*` at the end of one stands for any rest.
     pub own_files: Vec<String>,
-    /// The name of the socket that it makes in one of them.
-    pub own_socket: Option<OsString>,
+    /// The socket that it makes in one of them.
+    pub own_socket: Option<PathBuf>,
     /// Folders in which it makes, writes, renames and removes files.
     pub write: Vec<PathBuf>,
     /// Files that it reads again when they are replaced.
@@ -100,8 +100,8 @@ impl Calls {
     }
 }
 
-/// Refuses a policy whose own folders are not the program's own, where root would give them to its own user. Changes
-/// nothing.
+/// Refuses a policy whose own folders are not the program's own, where root would give them to the user that it becomes.
+/// Changes nothing.
 ///
 /// # Errors
 /// For the first folder that belongs to the system, or holds files of others.
@@ -110,16 +110,28 @@ pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
 }
 
 impl Sandbox {
-    /// Gives up all that `policy` does not name. [`check_folders`] is to be asked before.
+    /// Gives up all that `policy` does not name. [`check_folders`] is to be asked before. `last` is what is done with the
+    /// rights of the start, once the folders are there.
     #[must_use]
-    pub fn enter(policy: &Policy) -> Self {
+    pub fn enter(policy: &Policy, last: impl FnOnce()) -> Self {
         let mut warnings = Vec::new();
         let made = make_folders(policy);
+        last();
         let nice = !prepare(&mut warnings);
-        if let Err(Some(stays)) = become_own_user(policy, &made) {
-            warnings.push(format!("it stays root, without root's rights: {stays}"));
+        let shut_out = match become_own_user(policy, &made) {
+            Ok(shut_out) => shut_out,
+            Err(stays) => {
+                warnings.extend(stays.map(|why| format!("it stays root, without root's rights: {why}")));
+                None
+            }
+        };
+        capabilities::cut(policy, (nice, shut_out.is_some()), &mut warnings);
+        if let Some(why) = shut_out {
+            warnings.push(format!(
+                "{why}: it keeps CAP_DAC_READ_SEARCH, with which it may read and pass through more than it needs; open the way \
+                 (chmod o+x on folders, o+r on files) or move the files, and restart portsentry"
+            ));
         }
-        capabilities::cut(policy, nice, &mut warnings);
         if let Err(error) = set_no_new_privs(true) {
             warnings.push(format!("the kernel knows no no_new_privs ({error})"));
         }
@@ -144,6 +156,13 @@ impl Sandbox {
             }
         };
         Self { seccomp, warnings, ..now }
+    }
+
+    /// Gives up nothing, and takes folders back that an earlier run in a sandbox has given away.
+    #[must_use]
+    pub fn without(policy: &Policy) -> Self {
+        let warnings = take_back(policy).err().map(|error| error.to_string()).into_iter().collect();
+        Self { warnings, ..Self::now() }
     }
 
     /// Gives up what only the start of the sensor's thread takes, which has given it up already ([`forget_priority`]).
@@ -207,11 +226,30 @@ fn make_folders(policy: &Policy) -> Vec<PathBuf> {
     folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect()
 }
 
-/// Becomes the own user where this is root, with the folders that are its own; a sentence where it stays root.
-fn become_own_user(policy: &Policy, made: &[PathBuf]) -> Result<(), Option<String>> {
-    let account = Account::find(policy)?;
+/// Becomes the own user where this is root, with the folders that are its own. A sentence where that one is shut out of some
+/// of its files; as an error, one where it stays root.
+fn become_own_user(policy: &Policy, made: &[PathBuf]) -> Result<Option<String>, Option<String>> {
+    let account = match Account::find(policy) {
+        Err(Some(stays)) => {
+            // An earlier run may have had a user of its own.
+            take_back(policy).map_err(|error| format!("{stays}; {error}"))?;
+            return Err(Some(stays));
+        }
+        found => found?,
+    };
+    let shut_out = account.is_shut_out(policy);
     handover::give(policy, &account, made).map_err(|error| error.to_string())?;
-    Ok(account.enter()?)
+    account.enter()?;
+    Ok(shut_out)
+}
+
+/// Takes folders and files for root that an earlier run has given to the user that it had. Without root's rights it does
+/// nothing.
+///
+/// # Errors
+/// For the first folder that holds files of others.
+fn take_back(policy: &Policy) -> Result<(), HandoverError> {
+    if rustix::process::geteuid().is_root() { handover::give(policy, &Account::root(), &[]) } else { Ok(()) }
 }
 
 /// What takes rights that will be gone; true where the limit allows the sensor's thread its real-time priority without any.

@@ -1,20 +1,25 @@
-//! Switches from root to the program's own user, if such a user exists and can access what it needs.
+//! Switches from root to the program's own user, or to an unused uid if the host has no such user.
 //!
 //! References: capabilities(7) on changes of the user, and PR_SET_KEEPCAPS in prctl(2).
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, User, getgrouplist, setgroups, setresgid, setresuid};
-use rustix::thread::set_keep_capabilities;
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
+use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
-use super::Policy;
+use super::{Policy, dynamic_user};
 
 /// The program's own user, which its package makes.
 pub(super) const NAME: &str = "portsentry";
+
+/// Only its owner may replace a file in such a folder.
+const STICKY: u32 = 0o1000;
 
 /// The name of `user`, if it has one.
 pub(super) fn name(user: u32) -> Option<String> {
@@ -39,79 +44,149 @@ pub(super) fn make(folder: &Path) -> io::Result<bool> {
     }
 }
 
-/// The program's own user, with its groups.
+/// The user that the daemon becomes, with its groups.
 pub(super) struct Account {
-    user: User,
-    groups: Vec<Gid>,
+    name: Option<&'static str>,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            Some(name) => write!(f, "the user {name}"),
+            None => write!(f, "user {}", self.uid),
+        }
+    }
 }
 
 impl Account {
-    /// The user that a process with `policy` is to become; a sentence where it stays what it is, and `None` where that is
-    /// not root.
+    /// The user that a process with `policy` is to become: `portsentry`, or an unused number where the host has no such user.
+    /// A sentence where it stays root, and `None` where it is not root.
     pub(super) fn find(policy: &Policy) -> Result<Self, Option<String>> {
         if !rustix::process::geteuid().is_root() {
             return Err(None);
         }
-        let user = match (policy.root, User::from_name(NAME)) {
-            (Some(why), _) => return Err(Some(why.to_owned())),
-            (None, Err(error)) => return Err(Some(format!("the user {NAME} cannot be looked up ({error})"))),
-            (None, Ok(None)) => {
-                return Err(Some(format!("there is no user {NAME} (the package makes one: sysusers.d)")));
-            }
-            (None, Ok(Some(user))) => user,
+        if let Some(why) = policy.root {
+            return Err(Some(why.to_owned()));
+        }
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+        let missing = needed - capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+        if !missing.is_empty() {
+            let names: Vec<String> = missing.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+            return Err(Some(format!("it cannot become another user without {}", names.join(", "))));
+        }
+        let account = match looked_up(User::from_name(NAME)) {
+            Ok(Some(user)) if !user.uid.is_root() => Self::of(&user)?,
+            _ => Self::dynamic(policy).ok_or_else(|| {
+                format!("there is no user {NAME} (the package makes one: sysusers.d) and no unused user number")
+            })?,
         };
-        let name = CString::new(NAME).map_err(|error| error.to_string())?;
-        let groups = getgrouplist(&name, user.gid).map_err(unable)?;
-        let account = Self { user, groups };
-        account.reaches(policy)?;
+        if !is_mapped(account.uid) {
+            return Err(Some(format!("this user namespace does not have {account}")));
+        }
+        account.writes(policy)?;
         Ok(account)
     }
 
+    fn of(user: &User) -> Result<Self, String> {
+        let name = CString::new(NAME).map_err(|error| error.to_string())?;
+        let groups = getgrouplist(&name, user.gid).map_err(|error| format!("the groups of {NAME}: {error}"))?;
+        let groups = groups.iter().map(|group| group.as_raw()).collect();
+        Ok(Self { name: Some(NAME), uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups })
+    }
+
+    fn dynamic(policy: &Policy) -> Option<Self> {
+        let number = dynamic_user::choose(&policy.own)?;
+        Some(Self { name: None, uid: number, gid: number, groups: vec![number] })
+    }
+
+    /// Root, for a daemon that has to stay what it is.
+    pub(super) fn root() -> Self {
+        Self { name: Some("root"), uid: 0, gid: 0, groups: vec![0] }
+    }
+
     pub(super) fn uid(&self) -> u32 {
-        self.user.uid.as_raw()
+        self.uid
     }
 
     pub(super) fn gid(&self) -> u32 {
-        self.user.gid.as_raw()
+        self.gid
+    }
+
+    /// A number without an account.
+    pub(super) fn is_dynamic(&self) -> bool {
+        self.name.is_none()
     }
 
     /// Whether it has all of `bits` (4 to read, 2 to write, 1 to search).
     pub(super) fn may(&self, found: &Metadata, bits: u32) -> bool {
-        may(found, bits, self.uid(), &self.group_ids())
+        may(found, bits, self.uid, &self.groups)
     }
 
-    fn group_ids(&self) -> Vec<u32> {
-        self.groups.iter().map(|group| group.as_raw()).collect()
-    }
-
-    /// Refuses, with a sentence, where the user could not get at what `policy` names.
-    fn reaches(&self, policy: &Policy) -> Result<(), String> {
+    /// A sentence where it reaches what `policy` names only with CAP_DAC_READ_SEARCH: a folder on the way is closed to it, or
+    /// a file of the configuration.
+    pub(super) fn is_shut_out(&self, policy: &Policy) -> Option<String> {
         for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
-            if let Some(closed) = closed_to(path, self.uid(), &self.group_ids()) {
-                return Err(format!("the user {NAME} cannot reach {} through {}", path.display(), closed.display()));
+            let closed =
+                closed_to(path, self.uid, &self.groups).filter(|closed| !policy.own.iter().any(|own| own == closed));
+            if let Some(closed) = closed {
+                return Some(format!("{self} cannot reach {} through {}", path.display(), closed.display()));
             }
         }
-        for (paths, bit, doing) in [(&policy.settings, 0o4, "read"), (&policy.write, 0o3, "write to")] {
-            let closed = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, bit));
-            if let Some(path) = paths.iter().find(closed) {
-                return Err(format!("the user {NAME} cannot {doing} {}", path.display()));
-            }
+        let unreadable = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o4));
+        let path = policy.settings.iter().find(unreadable)?;
+        Some(format!("{self} cannot read {}", path.display()))
+    }
+
+    /// Refuses, with a sentence, where the user could not write what `policy` names.
+    fn writes(&self, policy: &Policy) -> Result<(), String> {
+        // Where it is sticky, files of others can be neither replaced nor renamed.
+        let others = |found: &Metadata| found.mode() & STICKY != 0 && found.uid() != self.uid;
+        let closed = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o3) || others(&found));
+        match policy.write.iter().filter(|path| !policy.own.contains(path)).find(closed) {
+            Some(path) => Err(format!("{self} cannot write to {}", path.display())),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Becomes the user. Capabilities stay.
     pub(super) fn enter(&self) -> Result<(), String> {
-        let (uid, gid) = (self.user.uid, self.user.gid);
-        set_keep_capabilities(true).map_err(|error| format!("the user {NAME} would lose CAP_NET_ADMIN ({error})"))?;
-        setgroups(&self.groups).map_err(unable)?;
-        setresgid(gid, gid, gid).map_err(unable)?;
-        setresuid(uid, uid, uid).map_err(unable)
+        let unable = |error: io::Error| format!("{self} cannot be taken on ({error})");
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        set_keep_capabilities(true).map_err(|error| unable(error.into()))?;
+        setgroups(&groups).map_err(|error| unable(error.into()))?;
+        setresgid(gid, gid, gid).map_err(|error| unable(error.into()))?;
+        setresuid(uid, uid, uid).map_err(|error| unable(error.into()))
     }
 }
 
-fn unable(error: nix::Error) -> String {
-    format!("the user {NAME} cannot be taken on ({error})")
+/// The answer of a name service, in which several errors mean that there is no such entry (getpwnam(3)).
+pub(super) fn looked_up<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match found {
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
+        other => other,
+    }
+}
+
+/// Whether this user namespace has `number`, as a user and as a group.
+pub(super) fn is_mapped(number: u32) -> bool {
+    ["/proc/self/uid_map", "/proc/self/gid_map"]
+        .iter()
+        .all(|path| fs::read_to_string(path).map_or(true, |map| maps(&map, number)))
+}
+
+/// Reads one map: lines of the first number inside, the first number outside, and how many there are.
+fn maps(map: &str, number: u32) -> bool {
+    map.lines().any(|line| {
+        let mut words = line.split_whitespace().map(str::parse::<u32>);
+        let (Some(Ok(first)), Some(_), Some(Ok(count))) = (words.next(), words.next(), words.next()) else {
+            return false;
+        };
+        number.checked_sub(first).is_some_and(|offset| offset < count)
+    })
 }
 
 /// The first folder on the way to `path` that `user` may not pass.
@@ -136,6 +211,15 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn map_of_a_user_namespace_is_read() {
+        let whole = "         0          0 4294967295\n";
+        assert!(maps(whole, 0) && maps(whole, 61_184));
+        let container = "0 100000 65536\n";
+        assert!(maps(container, 65_519) && !maps(container, 65_536));
+        assert!(!maps("0 1000 1\n", 61_184) && !maps("", 0) && !maps("0 x\n", 0));
+    }
 
     #[test]
     fn a_folder_that_is_closed_on_the_way_is_found() {

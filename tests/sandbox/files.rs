@@ -34,12 +34,15 @@ fn a_file_elsewhere_that_a_reload_names_is_refused_with_what_to_do() {
         return println!("skipped: this kernel has no Landlock, and no file is out of reach");
     }
     let lab = Lab::new(&[]);
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    let ignore = elsewhere.path().display();
     let daemon = Daemon::start_configured(&lab, "", &[]);
-    lab.write("portsentry.toml", "expire = \"2h\"\n[allow]\nfiles = [\"/etc/shadow\"]\n");
+    lab.write("portsentry.toml", &format!("expire = \"2h\"\n[allow]\nfiles = [\"{ignore}\"]\n"));
     daemon.signal(Signal::HUP);
     let line = daemon.expect_line("the settings stay as they were");
-    let why = "allow.files: /etc/shadow cannot be read in the sandbox of the settings at the start; restart portsentry";
-    assert!(line.ends_with(why), "{line}");
+    let why =
+        format!("allow.files: {ignore} cannot be read in the sandbox of the settings at the start; restart portsentry");
+    assert!(line.ends_with(&why), "{line}");
     lab.write("portsentry.toml", "expire = \"3h\"\n[report]\njson_file = \"/var/tmp/portsentry-events\"\n");
     daemon.signal(Signal::HUP);
     let line = daemon.expect_line("report.json_file: ");

@@ -46,7 +46,7 @@ fn whoever_becomes_another_program_from_inside_ends_with_that_and_no_process_can
 #[test]
 #[ignore = "for a process of its own"]
 fn inside_a_program_is_started() {
-    assert_eq!(Sandbox::enter(&Policy::default()).seccomp, Calls::Listed);
+    assert_eq!(Sandbox::enter(&Policy::default(), || ()).seccomp, Calls::Listed);
     assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
     println!("sandboxed");
     // It does not return, or not from the kernel.
@@ -62,7 +62,7 @@ fn what_can_be_used_in_a_harmful_way_is_refused_there() {
 #[ignore = "for a process of its own"]
 fn inside_harmful_ways_are_tried() {
     let (parent, has_landlock) = (rustix::process::getppid().unwrap(), super::has_landlock());
-    assert_eq!(Sandbox::enter(&Policy::default()).seccomp, Calls::Listed);
+    assert_eq!(Sandbox::enter(&Policy::default(), || ()).seccomp, Calls::Listed);
     let socket = |family| rustix::net::socket(family, SocketType::STREAM, None).map(drop);
     assert_eq!(socket(AddressFamily::VSOCK), Err(Errno::PERM));
     socket(AddressFamily::INET).unwrap();
@@ -83,7 +83,7 @@ fn a_kernel_without_landlock_has_all_the_rest_and_it_is_said_once() {
 #[ignore = "for a process of its own"]
 fn inside_without_landlock() {
     without(libc::SYS_landlock_create_ruleset);
-    let sandbox = Sandbox::enter(&Policy::default());
+    let sandbox = Sandbox::enter(&Policy::default(), || ());
     assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
     assert!(sandbox.no_new_privs && !sandbox.core_dumps);
     let said: Vec<_> = sandbox.warnings.iter().filter(|text| text.contains("Landlock")).collect();
@@ -101,7 +101,7 @@ fn a_kernel_without_seccomp_filters_has_all_the_rest_and_it_is_said_once() {
 fn inside_without_seccomp() {
     let has_landlock = super::has_landlock();
     without(libc::SYS_seccomp);
-    let sandbox = Sandbox::enter(&Policy::default());
+    let sandbox = Sandbox::enter(&Policy::default(), || ());
     assert_eq!((sandbox.seccomp, sandbox.landlock.is_some()), (Calls::All, has_landlock));
     assert!(sandbox.no_new_privs);
     let said = sandbox.warnings.iter().filter(|text| text.starts_with("its system calls are not restricted: ")).count();
@@ -116,7 +116,7 @@ fn commands_may_be_any_program_but_take_over_no_other() {
 #[test]
 #[ignore = "for a process of its own"]
 fn inside_with_commands() {
-    let sandbox = Sandbox::enter(&Policy { commands: true, ..Policy::default() });
+    let sandbox = Sandbox::enter(&Policy { commands: true, root: Some("commands"), ..Policy::default() }, || ());
     assert_eq!((sandbox.seccomp, sandbox.landlock), (Calls::Most, None));
     let output = Command::new("sh").args(["-c", "grep -E 'CapPrm|NoNewPrivs' /proc/self/status"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod commands;
+mod dynamic;
 mod files;
 mod handover;
 mod lacking;

@@ -39,7 +39,7 @@ pub(super) fn status(lab: &Lab) -> Value {
 #[test]
 fn every_thread_has_two_capabilities_and_no_way_to_more() {
     let lab = Lab::new(&["attacker"]);
-    let events = lab.path("events");
+    let events = lab.path("state/events");
     let configuration = format!("[report]\njson_file = {events:?}\n");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--scan-trigger", "0"]);
     lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
@@ -63,9 +63,10 @@ fn every_thread_has_two_capabilities_and_no_way_to_more() {
     let mut told = told(&lab);
     let version = told.as_object_mut().unwrap().remove("landlock_abi").unwrap();
     assert_eq!(version.as_i64().is_some_and(|version| version >= 1), super::has_landlock(), "{version}");
+    let uid = told.as_object_mut().unwrap().remove("uid").unwrap();
+    assert_eq!(uid != 0, netns_lab::has_other_users(), "{uid}");
     let expected = json!({
-        "user": "root",
-        "uid": 0,
+        "user": null,
         "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
         "no_new_privs": true,
         "seccomp": "allow-list",
@@ -126,9 +127,12 @@ fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
     let socket = socket.to_str().unwrap();
     let arguments = ["--scan-trigger", "0", "--config", configuration.to_str().unwrap(), "--socket", socket];
 
-    // The user cannot pass through the folder: it stays root, and says why.
+    // The user cannot pass through the folder: it may read and pass through everything, and says why.
     let daemon = Daemon::start(&lab, &arguments);
-    daemon.expect_line("the user portsentry cannot reach");
+    let line = daemon.expect_line("the user portsentry cannot reach");
+    assert!(line.contains("it keeps CAP_DAC_READ_SEARCH"), "{line}");
+    let (_, status) = threads(&daemon).swap_remove(0);
+    assert_eq!((field(&status, "Uid"), field(&status, "CapEff")), ("4242\t4242\t4242\t4242", "0000000000003004"));
     daemon.stop();
 
     fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();

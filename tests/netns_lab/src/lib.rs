@@ -23,7 +23,9 @@ pub mod scan;
 pub mod services;
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,6 +50,8 @@ impl Lab {
     /// A victim and one host for each name, in this order.
     pub fn new(hosts: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
+        // As /tmp: the program gives up root, and makes its socket here.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).expect("it is ours");
         let mut lab = Self { victim: Namespace::with_loopback(), hosts: Vec::new(), directory };
         lab.set_resolver(Ipv4Addr::new(10, 77, 255, 53).into());
         lab.write("passwd", include_str!("../etc/passwd"));

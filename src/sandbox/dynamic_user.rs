@@ -1,0 +1,99 @@
+//! Chooses an unused user number on a host without the user `portsentry`, from the range that systemd reserves for dynamic
+//! users: no distribution assigns a number of it to an account.
+//!
+//! Read with: "Users, Groups, UIDs and GIDs on systemd systems" for the range, and DynamicUser= in systemd.exec(5).
+
+use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Group, User};
+
+use super::user::{is_mapped, looked_up};
+
+/// The numbers of dynamic users.
+const RANGE: RangeInclusive<u32> = 61_184..=65_519;
+
+/// Where systemd keeps a file for each number that it has handed out.
+const HANDED_OUT: &str = "/run/systemd/dynamic-uid";
+
+/// The number for a process whose state lies in the first of `folders`: the one that owns a folder since an earlier run, or
+/// else the first unused one from a place that depends on the path alone, so that a later start finds the same. `None` where
+/// none is unused, or none is mapped into this user namespace.
+pub(super) fn choose(folders: &[PathBuf]) -> Option<u32> {
+    let owners = folders.iter().filter_map(|folder| fs::symlink_metadata(folder).ok()).map(|found| found.uid());
+    let size = RANGE.end() - RANGE.start() + 1;
+    let path = folders.first().map_or(Path::new("/"), PathBuf::as_path);
+    let first = u32::try_from(hash(path.as_os_str().as_bytes()) % u64::from(size)).unwrap_or_default();
+    let all = (0..size).map(|offset| RANGE.start() + (first + offset) % size);
+    let mut candidates = owners.filter(|owner| RANGE.contains(owner)).chain(all).filter(|number| is_mapped(*number));
+    candidates.find(|number| is_unused(*number))
+}
+
+/// True for a number of the range that belongs to no account, no service of systemd and no process.
+pub(super) fn is_unused(number: u32) -> bool {
+    RANGE.contains(&number)
+        && matches!(looked_up(User::from_uid(number.into())), Ok(None))
+        && matches!(looked_up(Group::from_gid(number.into())), Ok(None))
+        && !Path::new(HANDED_OUT).join(number.to_string()).exists()
+        && !has_process(number).unwrap_or(true)
+}
+
+/// FNV-1a: the same number for the same path in each version of this program.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Whether a process runs with the user number, as any of its four.
+fn has_process(number: u32) -> io::Result<bool> {
+    for process in fs::read_dir("/proc")? {
+        let path = process?.path();
+        let is_process = path.file_name().is_some_and(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
+        // A process that ends meanwhile has no status any more.
+        if is_process && fs::read_to_string(path.join("status")).is_ok_and(|status| runs_as(&status, number)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads one `/proc/PID/status`. A zombie does nothing any more, and may be the daemon before this one.
+fn runs_as(status: &str, number: u32) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let ended = field("State:").is_some_and(|state| state.trim_start().starts_with(['Z', 'X']));
+    let users = field("Uid:").unwrap_or_default();
+    !ended && users.split_whitespace().any(|user| user.parse() == Ok(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn number_is_stable_and_in_range() {
+        let number = choose(&["/var/lib/portsentry".into()]);
+        let Some(number) = number else { return println!("skipped: no number of the range is mapped here") };
+        assert!(RANGE.contains(&number));
+        assert_eq!(choose(&["/var/lib/portsentry".into()]), Some(number), "a second start has the same");
+        assert_ne!(choose(&["/var/lib/other".into()]), Some(number), "another state has another");
+    }
+
+    #[test]
+    fn number_of_a_running_process_is_used() {
+        let status = |state: &str, users: &str| format!("Name:\tx\nState:\t{state}\nUid:\t{users}\nGid:\t61200\n");
+        assert!(runs_as(&status("S (sleeping)", "0\t0\t61200\t0"), 61_200), "saved");
+        assert!(!runs_as(&status("S (sleeping)", "0\t0\t0\t0"), 61_200), "only its group");
+        assert!(!runs_as(&status("Z (zombie)", "61200\t61200\t61200\t61200"), 61_200));
+        assert!(has_process(rustix::process::getuid().as_raw()).unwrap());
+    }
+
+    #[test]
+    fn numbers_outside_the_range_are_never_free() {
+        for number in [0, 1_000, 61_183, 65_520, 65_534] {
+            assert!(!is_unused(number), "{number}");
+        }
+    }
+}
