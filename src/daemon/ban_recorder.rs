@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
 use crate::clock::boot_time;
@@ -32,6 +33,8 @@ pub(super) struct Opening {
     pub(super) strikes: Vec<StrikeHistory>,
     /// The services that are remembered, and when each was last served.
     pub(super) services: Vec<(Service, SystemTime)>,
+    /// The ports that were open lately, and when each was closed; `None`: it was open at the end of the last run.
+    pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
     /// Until when scans are only logged, by the word of an operator before the start.
     pub(super) trial: Option<SystemTime>,
     /// What operators have allowed before the start.
@@ -53,6 +56,7 @@ struct Read {
     opened: Opened,
     recalled: LoadedState,
     services: Found<(Service, SystemTime)>,
+    listeners: Found<(Service, Option<SystemTime>)>,
     trial: Option<SystemTime>,
     allowances: Found<Allowance>,
     booted: bool,
@@ -71,12 +75,12 @@ impl Reading {
             // Marked before they are asked for: what ended while the program was down is no ban any more.
             let _ = ledger.expire(now)?;
             let recalled = ledger.recall(forget, now, most)?;
-            let services = ledger.services(MAX_SERVICES)?;
+            let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
             let (trial, allowances) = (ledger.trial()?, ledger.allowances()?);
             let boot = settling::boot_id();
             let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
             let booted = settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin());
-            Ok(Read { ledger, opened, recalled, services, trial, allowances, booted, now })
+            Ok(Read { ledger, opened, recalled, services, listeners, trial, allowances, booted, now })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -132,7 +136,7 @@ impl BanRecorder {
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, services, trial, allowances, booted, now } = read;
+        let Read { ledger, opened, recalled, services, listeners, trial, allowances, booted, now } = read;
         let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
             messages.push(EventKind::Error(format!(
@@ -140,7 +144,7 @@ impl BanRecorder {
                 aside.display()
             )));
         }
-        let unreadable = recalled.unreadable + services.unreadable + allowances.unreadable;
+        let unreadable = recalled.unreadable + services.unreadable + listeners.unreadable + allowances.unreadable;
         if unreadable > 0 {
             let text = format!("{unreadable} rows of the ledger cannot be read and are left out");
             messages.push(EventKind::Error(text));
@@ -169,8 +173,9 @@ impl BanRecorder {
         let writer =
             Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
         let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
-        let (strikes, services, allowances) = (recalled.struck, services.items, allowances.items);
-        Ok(Opening { ban_recorder, bans, unheard, strikes, services, trial, allowances, booted, messages })
+        let (strikes, services, listeners) = (recalled.struck, services.items, listeners.items);
+        let allowances = allowances.items;
+        Ok(Opening { ban_recorder, bans, unheard, strikes, services, listeners, trial, allowances, booted, messages })
     }
 
     /// A way to hand changes over from another thread.

@@ -19,7 +19,8 @@ use super::systemd::{self, Systemd};
 use super::table_monitor::TableMonitor;
 use super::trial::Trial;
 use super::unban;
-use super::unfounded_bans::UnfoundedBans;
+use super::unfounded_bans::{Served, UnfoundedBans};
+use crate::clock::boot_time;
 use crate::control::server::IncomingRequest;
 use crate::events::channel::Receiver;
 use crate::events::event::{Event, EventKind};
@@ -175,13 +176,16 @@ impl EventLoop {
         self.lift_unfounded_bans();
     }
 
-    /// Lifts the bans of clients of a service that begins to be remembered, or that is served again.
+    /// Lifts the bans of clients of a service that begins to be remembered or to listen, or that is served again.
     fn lift_unfounded_bans(&mut self) {
-        if self.host_state.take_served_again()
-            && let Some(recorder) = self.sink.ban_recorder.recorder()
+        if let Some(recorder) = self.sink.ban_recorder.recorder()
+            && self.unfounded_bans.may_ask(boot_time())
+            && self.host_state.take_served_again()
         {
+            let services =
+                Served { remembered: self.host_state.host().services.clone(), listening: self.host_state.listening() };
             let forgiven = self.config.config.detect.scan_trigger;
-            self.unfounded_bans.ask(&recorder, self.host_state.host(), forgiven);
+            self.unfounded_bans.ask(&recorder, boot_time(), services, forgiven);
         }
         let unfounded = self.unfounded_bans.take();
         if !unfounded.is_empty() {

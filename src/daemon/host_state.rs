@@ -12,8 +12,9 @@ use super::allow_sources::AllowSources;
 use super::allowances::Now;
 use super::error::DaemonError;
 use super::known_peers::KnownPeers;
+use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
-use super::service_tracker::{ServiceState, ServiceTracker};
+use super::service_tracker::{self, ServiceState, ServiceTracker};
 use super::settling::Settling;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
@@ -21,7 +22,7 @@ use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::Config;
 use crate::control::protocol::AllowedEntry;
-use crate::engine::{Host, Service, Settings};
+use crate::engine::{Host, Service, ServiceMemory, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::host::dhcp_leases::LeaseFiles;
@@ -50,10 +51,13 @@ pub(super) struct HostState {
     facts: HostFacts,
     listeners: Vec<Listener>,
     services: ServiceTracker,
+    recent_listeners: RecentListeners,
+    /// `None` where there is no ledger.
+    recorder: Option<Recorder>,
     known_peers: KnownPeers,
     /// `None` where the services have come up.
     settling: Option<Settling>,
-    /// A service has begun to be remembered, or is served again.
+    /// A service has begun to be remembered or to listen, or is served again.
     served_again: bool,
     decoys: DecoyPorts,
     host: Arc<Host>,
@@ -90,6 +94,8 @@ impl HostState {
             facts,
             listeners,
             services: ServiceTracker::default(),
+            recent_listeners: RecentListeners::default(),
+            recorder: None,
             known_peers: KnownPeers::default(),
             settling: None,
             served_again: false,
@@ -103,10 +109,31 @@ impl HostState {
 
     /// Goes on with the services that the ledger remembers, before the sensor starts.
     pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
+        self.recorder.clone_from(&recorder);
         self.services.recall(services, recorder, SystemTime::now());
         let mut host = Host { services: self.services.memory(), ..Host::clone(&self.host) };
         host.find_related();
         self.host = Arc::new(host);
+    }
+
+    /// Goes on with the ports that were open at the end of the last run, likewise: for how long each still counts as open.
+    pub(super) fn recall_listeners(
+        &mut self,
+        listeners: Vec<(Service, Option<SystemTime>)>,
+    ) -> Vec<(Service, Duration)> {
+        self.recent_listeners.recall(listeners, SystemTime::now())
+    }
+
+    /// Writes which ports are open now, at the end.
+    pub(super) fn write_listeners(&mut self) {
+        self.recent_listeners.write(self.recorder.as_ref());
+    }
+
+    /// The ports that programs of the system listen on now.
+    pub(super) fn listening(&self) -> ServiceMemory {
+        let ephemeral = &self.host.ephemeral;
+        let listeners = self.listeners.iter().filter(|listener| service_tracker::is_eligible(listener, ephemeral));
+        listeners.flat_map(service_tracker::services).collect()
     }
 
     /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
@@ -114,7 +141,7 @@ impl HostState {
         self.settling = Some(Settling::new(boot_time()));
     }
 
-    /// True once after a service has begun to be remembered, or was served again.
+    /// True once after a service has begun to be remembered or to listen, or was served again.
     pub(super) fn take_served_again(&mut self) -> bool {
         std::mem::take(&mut self.served_again)
     }
@@ -236,9 +263,11 @@ impl HostState {
         let resolvers = self.resolvers.poll();
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
-        let observed = self.services.observe(boot_time(), SystemTime::now(), &listeners, &self.host.ephemeral);
+        let (now, wall, ephemeral) = (boot_time(), SystemTime::now(), &self.host.ephemeral);
+        let observed = self.services.observe(now, wall, &listeners, ephemeral);
+        let appeared = self.recent_listeners.observe(now, wall, &listeners, ephemeral, self.recorder.as_ref());
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
-        self.served_again |= observed.served_again;
+        self.served_again |= observed.served_again || appeared;
         let listeners_changed = listeners != self.listeners;
         self.stale |= changes.contains(&true) || listeners_changed || ports_moved || self.ticks == 0;
         self.stale |= observed.changed;

@@ -22,6 +22,7 @@ mod known_peers;
 mod leftovers;
 mod log_writer;
 mod priority;
+mod recent_listeners;
 mod reconciler;
 mod reverse_dns;
 mod ring_size;
@@ -194,8 +195,18 @@ async fn serve(
     }
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let opening = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let Opening { ban_recorder, bans: remembered, unheard, strikes, services, trial, allowances, booted, messages } =
-        opening;
+    let Opening {
+        ban_recorder,
+        bans: remembered,
+        unheard,
+        strikes,
+        services,
+        listeners,
+        trial,
+        allowances,
+        booted,
+        messages,
+    } = opening;
     let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());
@@ -206,6 +217,7 @@ async fn serve(
         engine.settle(Timestamp::at(MAX_SETTLING));
         host_state.settle();
     }
+    engine.recall_listeners(Timestamp::default(), &host_state.recall_listeners(listeners));
     // Before the first packet: a source that comes back in the first moments has to be known.
     strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     if !allowances.is_empty() {
@@ -305,6 +317,7 @@ async fn serve(
         command_helper,
     };
     let result = event_loop.run(signals, &mut end).await;
+    event_loop.host_state.write_listeners();
     if result.is_ok() {
         sensor.send(SensorCommand::Stop);
         if tokio::time::timeout(SENSOR_TIMEOUT, &mut end).await.is_ok() {

@@ -215,13 +215,14 @@ impl ServiceTracker {
     }
 }
 
-fn is_eligible(listener: &Listener, ephemeral: &PortSet) -> bool {
+/// True for a listener of a system user or on a privileged port, outside of `ephemeral`.
+pub(super) fn is_eligible(listener: &Listener, ephemeral: &PortSet) -> bool {
     let system = listener.user < FIRST_PERSON || listener.port < FIRST_UNPRIVILEGED;
     system && !ephemeral.contains(listener.port)
 }
 
 /// The ports of a listener that packets from outside reach: one for each family.
-fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
+pub(super) fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let (protocol, port) = (listener.protocol, listener.port);

@@ -1,42 +1,66 @@
 //! Finds bans whose evidence no longer suffices because some of its ports belong to services of this host: clients
 //! that asked for a service before it was known.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot::{self, Receiver};
 
-use crate::engine::{Class, Host};
+use crate::engine::{Class, ServiceMemory};
 use crate::ledger::{Author, Banned, Recorder};
-use crate::types::BanTarget;
+use crate::types::{BanTarget, Protocol, Timestamp};
 
-/// A question to the ledger, which is asked when a service begins to be remembered or is served again.
+/// How long after a ban a port that begins to be served still speaks for the source, where it is not remembered: a boot or an
+/// upgrade takes minutes.
+const MAX_AGE: Duration = Duration::from_secs(3_600);
+
+/// The shortest time between two questions: programs that come and go all the time keep no disk busy.
+const INTERVAL: Duration = Duration::from_secs(3);
+
+/// The ports of this host's services.
 #[derive(Default)]
-pub(super) struct UnfoundedBans(Option<Receiver<Vec<BanTarget>>>);
+pub(super) struct Served {
+    pub(super) remembered: ServiceMemory,
+    /// Those that programs of the system listen on now.
+    pub(super) listening: ServiceMemory,
+}
+
+/// A question to the ledger, which is asked when a service begins to be remembered or to listen, or is served again.
+#[derive(Default)]
+pub(super) struct UnfoundedBans {
+    answer: Option<Receiver<Vec<BanTarget>>>,
+    next: Timestamp,
+}
 
 impl UnfoundedBans {
-    /// Asks which bans would not have been made with the services of `host`, `forgiven` ports being forgiven.
-    pub(super) fn ask(&mut self, recorder: &Recorder, host: Arc<Host>, forgiven: u8) {
+    /// True where the last question is answered and long enough ago.
+    pub(super) fn may_ask(&self, now: Timestamp) -> bool {
+        self.answer.is_none() && now >= self.next
+    }
+
+    /// Asks which bans would not have been made with the services of this host, `forgiven` ports being forgiven.
+    pub(super) fn ask(&mut self, recorder: &Recorder, now: Timestamp, served: Served, forgiven: u8) {
         let (sent, answer) = oneshot::channel();
         let asked = recorder.ask(move |ledger| {
+            let now = SystemTime::now();
             // What cannot be read now is looked at when the next service comes up.
-            let active = ledger.active(SystemTime::now()).map(|found| found.items).unwrap_or_default();
+            let active = ledger.active(now).map(|found| found.items).unwrap_or_default();
             let bans = active.into_iter().map(|entry| entry.ban);
-            let unfounded = bans.filter(|ban| is_unfounded(ban, &host, forgiven)).map(|ban| ban.subject).collect();
-            let _ = sent.send(unfounded);
+            let unfounded = bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.subject);
+            let _ = sent.send(unfounded.collect());
         });
         if asked {
-            self.0 = Some(answer);
+            self.answer = Some(answer);
+            self.next = now.after(INTERVAL);
         }
     }
 
     /// The bans to lift, once the ledger has answered.
     pub(super) fn take(&mut self) -> Vec<BanTarget> {
-        let answered = self.0.as_mut().map(Receiver::try_recv);
+        let answered = self.answer.as_mut().map(Receiver::try_recv);
         match answered {
             None | Some(Err(oneshot::error::TryRecvError::Empty)) => Vec::new(),
             Some(answer) => {
-                self.0 = None;
+                self.answer = None;
                 answer.unwrap_or_default()
             }
         }
@@ -45,10 +69,14 @@ impl UnfoundedBans {
 
 /// True where too little is left of the evidence. Flags that no stack sends, and handshakes with decoys, need no number of
 /// ports, and the evidence of a prefix is that of several bans.
-fn is_unfounded(ban: &Banned, host: &Host, forgiven: u8) -> bool {
+fn is_unfounded(ban: &Banned, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
     let single = !matches!(ban.subject, BanTarget::Prefix(_));
-    let is_service = |(protocol, port): &(_, u16)| host.services.ports(*protocol).contains(*port);
+    let is_young = now.duration_since(ban.since).map_or(true, |age| age <= MAX_AGE);
+    let is_service = |(protocol, port): &(Protocol, u16)| {
+        let has_port = |services: &ServiceMemory| services.is_remembered_anywhere(*protocol, *port);
+        has_port(&served.remembered) || is_young && has_port(&served.listening)
+    };
     let left = ban.ports.iter().filter(|port| !is_service(port)).count();
     ban.author == Author::Detector && counts && single && left < ban.ports.len() && left <= usize::from(forgiven)
 }
@@ -56,27 +84,43 @@ fn is_unfounded(ban: &Banned, host: &Host, forgiven: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Ban, Local, Service};
-    use crate::types::{Backend, Protocol};
+    use crate::engine::{Ban, Service};
+    use crate::types::Backend;
 
-    #[test]
-    fn ban_needs_more_ports_than_services() {
-        let mut host = Host::new(Local::Any);
-        let service = |port| Service { protocol: Protocol::Tcp, port, address: [0; 4].into() };
-        host.services = [80, 443].map(service).into_iter().collect();
-        let ban = |class, ports: &[u16]| Banned {
+    fn memory(ports: &[u16]) -> ServiceMemory {
+        let service = |port: &u16| Service { protocol: Protocol::Tcp, port: *port, address: [0; 4].into() };
+        ports.iter().map(service).collect()
+    }
+
+    fn ban(class: Class, ports: &[u16]) -> Banned {
+        Banned {
             class: Some(class),
             ports: ports.iter().map(|port| (Protocol::Tcp, *port)).collect(),
             ..Banned::from_ban(&Ban::example(), SystemTime::UNIX_EPOCH, None, Backend::Nft)
-        };
-        assert!(is_unfounded(&ban(Class::Syn, &[80, 443, 23]), &host, 2));
-        assert!(is_unfounded(&ban(Class::Syn, &[80, 23, 25]), &host, 2));
-        assert!(!is_unfounded(&ban(Class::Syn, &[80, 23, 25, 26]), &host, 2), "three are left");
-        assert!(!is_unfounded(&ban(Class::Syn, &[21, 23, 25]), &host, 2), "no service is among them");
-        assert!(!is_unfounded(&ban(Class::Syn, &[23]), &host, 2), "banned with another threshold");
-        assert!(!is_unfounded(&ban(Class::Xmas, &[80]), &host, 2));
-        assert!(!is_unfounded(&ban(Class::Connect, &[80, 443, 23]), &host, 2));
+        }
+    }
+
+    #[test]
+    fn ban_needs_more_ports_than_services() {
+        let served = Served { remembered: memory(&[80, 443]), ..Served::default() };
+        let is_unfounded = |ban: &Banned| is_unfounded(ban, &served, 2, SystemTime::now());
+        assert!(is_unfounded(&ban(Class::Syn, &[80, 443, 23])));
+        assert!(is_unfounded(&ban(Class::Syn, &[80, 23, 25])));
+        assert!(!is_unfounded(&ban(Class::Syn, &[80, 23, 25, 26])), "three are left");
+        assert!(!is_unfounded(&ban(Class::Syn, &[21, 23, 25])), "no service is among them");
+        assert!(!is_unfounded(&ban(Class::Syn, &[23])), "banned with another threshold");
+        assert!(!is_unfounded(&ban(Class::Xmas, &[80])));
+        assert!(!is_unfounded(&ban(Class::Connect, &[80, 443, 23])));
         let operator = Banned { author: Author::Operator, ..ban(Class::Syn, &[80, 443, 23]) };
-        assert!(!is_unfounded(&operator, &host, 2), "a ban by hand stays");
+        assert!(!is_unfounded(&operator), "a ban by hand stays");
+    }
+
+    #[test]
+    fn new_listener_excuses_for_an_hour() {
+        let served = Served { listening: memory(&[80]), ..Served::default() };
+        let ban = ban(Class::Syn, &[80, 23, 25]);
+        assert!(is_unfounded(&ban, &served, 2, ban.since + MAX_AGE));
+        let late = ban.since + MAX_AGE + Duration::from_secs(1);
+        assert!(!is_unfounded(&ban, &served, 2, late), "a service that is new frees no scanner of yesterday");
     }
 }

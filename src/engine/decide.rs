@@ -2,6 +2,7 @@
 //! whether the kernel's sockets and translations contradict that evidence.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::ceiling::Room;
 use super::key::{Hashed, Key, Track, fold};
@@ -21,6 +22,10 @@ const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 /// So many pairs of an own address and a closed port, beyond the address that was probed first, are a scan, however few the
 /// ports. A crawler asks one port at a few addresses.
 const SWEPT_PAIRS: u8 = 16;
+
+/// Before a ban, what the kernel said so long ago is asked again: a service may have come up since, and the snapshot of the
+/// listeners is up to a second old. A burst of probes is asked about once.
+const STALE: Duration = Duration::from_millis(500);
 
 impl Engine {
     /// Judges a packet of a source without a ban; `known` is the source's key in [`Track::Block`].
@@ -94,7 +99,9 @@ impl Engine {
         let mut enough_evidence = self.is_enough(now, subject, &counted, host);
         // A flood above the ceilings causes no more look-ups than probes do.
         let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
-        if (all || counted.fresh) && !self.confirm(now, held, counted.slot, &sighting, all, lookup) {
+        let served = all && self.forgive_served(held, counted.slot, sighting.destination, host);
+        let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &sighting, all, lookup);
+        if served || refuted {
             // Some of it was refuted; the rest still counts.
             self.sources.recount(held, &mut counted, now.tick());
             if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
@@ -267,8 +274,33 @@ impl Engine {
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Asks the kernel about unchecked evidence: `all` of it before a ban, otherwise as far as the token
-    /// bucket allows. False if some of it was refuted.
+    /// Drops the evidence about ports of `destination` that a service has taken since; true where there was some.
+    fn forgive_served(&mut self, key: Hashed, slot: usize, destination: IpAddr, host: &Host) -> bool {
+        let is_served = |item: &Evidence| {
+            let counts = !item.is_conclusive() && item.class() != Some(Class::Connect);
+            let listens = |protocol| {
+                host.listens(protocol, destination, item.port())
+                    || host.services.contains(protocol, destination, item.port())
+            };
+            counts && item.protocol().is_some_and(listens)
+        };
+        let mut served = [None; EVIDENCE];
+        served
+            .iter_mut()
+            .zip(self.sources.evidence(slot).filter(is_served))
+            .for_each(|(place, item)| *place = Some(item));
+        for item in served.into_iter().flatten() {
+            let Some(protocol) = item.protocol() else { continue };
+            self.sources.forgive(key, protocol, item.port());
+            if self.forgiven.len() < EVIDENCE {
+                self.forgiven.push((protocol, item.port()));
+            }
+        }
+        served.first().is_some_and(Option::is_some)
+    }
+
+    /// Asks the kernel about unchecked evidence: `all` of it before a ban, with what was checked a while ago, otherwise as far as
+    /// the token bucket allows. False if some of it was refuted.
     fn confirm(
         &mut self,
         now: Timestamp,
@@ -282,7 +314,8 @@ impl Engine {
             return true;
         }
         let mut unchecked = [None; EVIDENCE];
-        let items = self.sources.evidence(slot).filter(|item| !item.is_verified());
+        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::of(STALE);
+        let items = self.sources.evidence(slot).filter(|item| !item.is_verified() || is_stale(item));
         unchecked.iter_mut().zip(items).for_each(|(place, item)| *place = Some(item));
         let mut sound = true;
         for item in unchecked.into_iter().flatten() {

@@ -261,6 +261,17 @@ impl Engine {
         recent_ports.listeners_changed((old, new), |protocol, port| settings.watches(protocol, port), now.tick());
     }
 
+    /// These ports were open before the start, and count as open for so long, two minutes at most.
+    pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
+        let now = self.clock(now);
+        for (Service { protocol, port, address }, left) in listeners {
+            if self.settings.watches(*protocol, *port) {
+                let own = OwnPort { address: *address, protocol: *protocol, port: *port };
+                self.recent_ports.served(own, now.tick(), *left);
+            }
+        }
+    }
+
     /// From now on these sources are known to be connected to a service of this host, and for how long.
     pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
         let now = self.clock(now);

@@ -79,6 +79,11 @@ impl RecentPorts {
         self.services.insert(own, None, now, Tick::of(PUBLISHED));
     }
 
+    /// Records that a service was on `own` until lately, and that its clients go on asking for so long.
+    pub(super) fn served(&mut self, own: OwnPort, now: Tick, left: Duration) {
+        self.services.insert(own, None, now, Tick::of(left.min(RECENT)));
+    }
+
     /// Records a change of the listeners: closed ones were open until now. Only `watched` ports are worth a place.
     pub(super) fn listeners_changed(
         &mut self,

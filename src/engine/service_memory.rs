@@ -39,7 +39,7 @@ impl ServiceMemory {
     }
 
     /// True where a service on any address of this host has `port`.
-    pub(super) fn is_remembered_anywhere(&self, protocol: Protocol, port: u16) -> bool {
+    pub(crate) fn is_remembered_anywhere(&self, protocol: Protocol, port: u16) -> bool {
         self.of(protocol).is_some_and(|services| services.is_open_anywhere(port))
     }
 

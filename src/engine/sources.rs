@@ -24,7 +24,7 @@ impl Evidence {
         Self(u64::from(at.0) << 32 | u64::from(port) << 16 | (protocol as u64) << 8 | class as u64)
     }
 
-    fn at(self) -> Tick {
+    pub(super) fn at(self) -> Tick {
         Tick((self.0 >> 32) as u32)
     }
 

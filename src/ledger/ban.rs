@@ -265,6 +265,8 @@ pub enum Change {
     },
     /// A service is remembered, and was served at this time.
     Served(Service, SystemTime),
+    /// These ports were open lately, each with the time at which it was closed; `None`: it is open. No others were.
+    Listeners(Vec<(Service, Option<SystemTime>)>),
     /// A service is no longer remembered.
     ServiceForgotten(Service),
 }

@@ -244,6 +244,7 @@ impl Ledger {
                 Change::Disallowed { network } => statements.disallow(*network),
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
+                Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
             })
         })

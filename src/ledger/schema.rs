@@ -34,7 +34,7 @@ macro_rules! evidence_before {
 }
 
 /// Step N brings format N to N + 1. A step that was once released is never changed.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -106,6 +106,15 @@ const STEPS: [&str; 8] = [
         until INTEGER,                 -- NULL: until it is revoked
         author TEXT NOT NULL
     ) STRICT;
+",
+    "
+    CREATE TABLE listener (            -- ports that were open lately
+        protocol TEXT NOT NULL,
+        port INTEGER NOT NULL,
+        address TEXT NOT NULL,
+        gone INTEGER,                  -- NULL: it is open
+        PRIMARY KEY (protocol, port, address)
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 

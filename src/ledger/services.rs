@@ -1,4 +1,4 @@
-//! Stores remembered services, and the boot in which the ledger was last opened.
+//! Stores remembered services and recent listeners, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;
 
@@ -18,11 +18,17 @@ const REMOVE: &str = "DELETE FROM service WHERE protocol = :protocol AND port = 
 /// The ones that were served last come first.
 const ALL: &str = "SELECT protocol, port, address, served FROM service ORDER BY served DESC LIMIT :most";
 
+const CLEAR_LISTENERS: &str = "DELETE FROM listener";
+const PUT_LISTENER: &str =
+    "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (:protocol, :port, :address, :gone)";
+const LISTENERS: &str = "SELECT protocol, port, address, gone FROM listener LIMIT :most";
+
 const LAST_BOOT: &str = "SELECT id FROM boot LIMIT 1";
 const CLEAR_BOOT: &str = "DELETE FROM boot";
 const PUT_BOOT: &str = "INSERT INTO boot (id) VALUES (:id)";
 
-pub(super) const USED: [&str; 6] = [PUT, REMOVE, ALL, LAST_BOOT, CLEAR_BOOT, PUT_BOOT];
+pub(super) const USED: [&str; 9] =
+    [PUT, REMOVE, ALL, CLEAR_LISTENERS, PUT_LISTENER, LISTENERS, LAST_BOOT, CLEAR_BOOT, PUT_BOOT];
 
 pub(super) fn put(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
     let Service { protocol, port, address } = service;
@@ -38,7 +44,22 @@ pub(super) fn remove(connection: &Connection, service: Service) -> Result<(), ru
     connection.execute(REMOVE, values).map(drop)
 }
 
-fn service(row: &Row<'_>) -> Option<(Service, SystemTime)> {
+/// Replaces the recent listeners.
+pub(super) fn put_listeners(
+    connection: &Connection,
+    listeners: &[(Service, Option<SystemTime>)],
+) -> Result<(), rusqlite::Error> {
+    connection.execute(CLEAR_LISTENERS, [])?;
+    let mut put = connection.prepare(PUT_LISTENER)?;
+    listeners.iter().try_for_each(|(Service { protocol, port, address }, gone)| {
+        let values = named_params! {
+            ":protocol": protocol.key(), ":port": port, ":address": address.to_string(), ":gone": gone.map(micros),
+        };
+        put.execute(values).map(drop)
+    })
+}
+
+fn service(row: &Row<'_>) -> Option<Service> {
     let protocol = match row.get_ref(0).ok()?.as_str().ok()? {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
@@ -46,15 +67,35 @@ fn service(row: &Row<'_>) -> Option<(Service, SystemTime)> {
     };
     let port = row.get::<_, u16>(1).ok().filter(|port| *port > 0)?;
     let address = row.get_ref(2).ok()?.as_str().ok()?.parse().ok()?;
-    Some((Service { protocol, port, address }, row::time(row.get(3).ok()?)?))
+    Some(Service { protocol, port, address })
+}
+
+fn remembered(row: &Row<'_>) -> Option<(Service, SystemTime)> {
+    Some((service(row)?, row::time(row.get(3).ok()?)?))
+}
+
+fn recent(row: &Row<'_>) -> Option<(Service, Option<SystemTime>)> {
+    let gone = match row.get::<_, Option<i64>>(3).ok()? {
+        Some(gone) => Some(row::time(gone)?),
+        None => None,
+    };
+    Some((service(row)?, gone))
 }
 
 impl Ledger {
     /// The remembered services and when each was last served, at most so many, those first that were served last.
     pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let found =
-            self.connection.prepare(ALL).and_then(|mut all| collect(&mut all, named_params! {":most": most}, service));
+        let found = self.connection.prepare(ALL);
+        let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, remembered));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
+    /// The ports that were open lately, at most so many, and when each was closed; `None`: it was open when this was written.
+    pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let found = self.connection.prepare(LISTENERS);
+        let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, recent));
         found.map_err(LedgerError::database("read", &self.path()))
     }
 

@@ -101,7 +101,7 @@ fn remembered_services_are_shown_kept_and_forgotten() {
     // Closed and forgotten, they are evidence again.
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (source, target) = ends(&lab, "client", false);
-    lab.touch("client", source, target, &[80, 443, 3306, 901]);
+    lab.touch("client", source, target, &[25, 80, 3306, 901]);
     lab.expect_ban(source);
     daemon.stop();
 }
@@ -116,7 +116,9 @@ fn reboot(lab: &Lab) {
 fn boot_condemns_after_services_came_up() {
     let lab = Lab::new(&["client", "scanner", "banned"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let banned = lab.provoke_ban("banned");
+    let (banned, own) = ends(&lab, "banned", false);
+    lab.touch("banned", banned, own, &[921, 922, 923]);
+    lab.expect_ban(banned);
     daemon.stop();
     lab.run("victim", "nft", &["flush", "ruleset"]);
     remember(&lab, &[80], Duration::from_secs(60));
@@ -286,6 +288,88 @@ fn restart_of_everything_spares_hundred_clients() {
     assert_eq!(lab.banned(), [other]);
     let _services = Services::open(&lab, &SERVED);
     assert_eq!(lab.served("clients", target, &SERVED, 1), 3);
+    daemon.stop();
+}
+
+#[test]
+fn restart_before_memory_spares_hundred_clients() {
+    let lab = Lab::new(&["clients", "scanner", "other"]);
+    let clients = lab.add_addresses("clients", 100..200);
+    let services = Services::open(&lab, &SERVED);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let written = || {
+        let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+        let open = ledger.listeners(100).unwrap().items;
+        (open.iter().filter(|(service, gone)| SERVED.contains(&service.port) && gone.is_none()).count() == 6)
+            .then_some(())
+    };
+    assert!(within(TIMEOUT, written).is_some(), "open ports are in the ledger at once");
+    // An upgrade restarts the services and the daemon, twice; no listener has lasted for ten minutes.
+    drop(services);
+    daemon.stop();
+    Daemon::start(&lab, &["--expire", "24h"]).stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let trapped = within(TIMEOUT, || Some(lab.ports("trapped")).filter(|ports| ports.contains(&901))).unwrap();
+    assert!(SERVED.iter().all(|port| !trapped.contains(port)), "the kernel's trap knows them");
+    let target = lab.victim_v4("clients").into();
+    for _ in 0..3 {
+        clients.iter().for_each(|client| lab.touch("clients", (*client).into(), target, &SERVED));
+    }
+    // The scanner that knows the excuse is forgiven no other port for it.
+    let (scanner, own) = ends(&lab, "scanner", false);
+    lab.touch("scanner", scanner, own, &[80, 443, 3306, 901, 902]);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other]);
+    lab.touch("scanner", scanner, own, &[903]);
+    lab.expect_ban(scanner);
+    daemon.stop();
+}
+
+#[test]
+fn service_that_comes_up_frees_client() {
+    let lab = Lab::new(&["client", "scanner", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (client, target) = ends(&lab, "client", false);
+    let (scanner, own) = ends(&lab, "scanner", false);
+    lab.touch("client", client, target, &SERVED);
+    lab.touch("scanner", scanner, own, &[911, 912, 913]);
+    let mut both = [client, scanner];
+    both.sort_unstable();
+    lab.expect_banned(&both);
+    let services = Services::open(&lab, &SERVED);
+    daemon.expect_line(&format!(
+        "Host {client} has been unblocked by portsentry, because the ports belong to services of this host"
+    ));
+    lab.expect_banned(&[scanner]);
+    assert_eq!(lab.served("client", target, &SERVED, 1), 3);
+    // It is a source like any other from now on.
+    lab.touch("client", client, target, &[901, 902]);
+    let other = lab.provoke_ban("other");
+    let mut banned = [scanner, other];
+    banned.sort_unstable();
+    lab.expect_banned(&banned);
+    lab.touch("client", client, target, &[903]);
+    lab.expect_ban(client);
+    drop(services);
+    daemon.stop();
+}
+
+#[test]
+fn port_served_since_probe_counts_no_more() {
+    let lab = Lab::new(&["client", "other"]);
+    let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = false\n", &["--expire", "24h"]);
+    let (client, target) = ends(&lab, "client", false);
+    lab.touch("client", client, target, &[901, 902]);
+    let probed = || lab.ask(&["explain", &client.to_string()])["suspected"][0]["distinct_ports"].as_u64();
+    assert!(within(TIMEOUT, || probed().filter(|ports| *ports == 2)).is_some());
+    // A burst of probes is asked about once; a service takes longer to come up.
+    std::thread::sleep(Duration::from_millis(600));
+    let _services = Services::open(&lab, &[901, 902]);
+    lab.touch("client", client, target, &[903, 904]);
+    let other = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [other], "two closed ports are left");
+    lab.touch("client", client, target, &[905]);
+    lab.expect_ban(client);
     daemon.stop();
 }
 

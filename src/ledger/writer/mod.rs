@@ -307,6 +307,9 @@ impl Work {
                 Change::Disallowed { .. } => {}
                 Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
                 Change::Served(_, at) => *at = step.moved(*at),
+                Change::Listeners(listeners) => {
+                    listeners.iter_mut().for_each(|(_, gone)| *gone = gone.map(|gone| step.moved(gone)));
+                }
                 Change::ServiceForgotten(_) => {}
             }
         }

@@ -1,0 +1,167 @@
+//! Remembers across restarts which ports were open a moment ago: the sensor's own memory of two minutes ends with the process,
+//! and an upgrade restarts the services together with the daemon.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use super::service_tracker::{is_eligible, services};
+use crate::engine::{RECENT, Service};
+use crate::ledger::{Change, Recorder};
+use crate::netlink::sock_diag::Listener;
+use crate::types::{PortSet, Timestamp};
+
+/// The maximum number of listeners of unprivileged users that are recorded, and of all listeners.
+pub(super) const MAX_LISTENERS: usize = 1_024;
+const MAX_UNPRIVILEGED: usize = MAX_LISTENERS / 2;
+
+/// The shortest time between two writes, so that a program that opens and closes ports keeps no disk busy.
+const WRITE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The listeners outside `ip_local_port_range`, each with the time at which it was gone; `None`: it is there.
+#[derive(Default)]
+pub(super) struct RecentListeners {
+    known: BTreeMap<Service, Option<SystemTime>>,
+    /// `known` is not what the ledger has.
+    unwritten: bool,
+    next_write: Timestamp,
+}
+
+impl RecentListeners {
+    /// Goes on with what the ledger has: for how long each port still counts as open. What was there at the last end of the
+    /// daemon, however it ended, is gone from now on.
+    pub(super) fn recall(
+        &mut self,
+        listeners: impl IntoIterator<Item = (Service, Option<SystemTime>)>,
+        wall: SystemTime,
+    ) -> Vec<(Service, Duration)> {
+        self.unwritten = true;
+        let gone = listeners.into_iter().map(|(service, gone)| (service, Some(gone.unwrap_or(wall).min(wall))));
+        self.known = gone.take(MAX_LISTENERS).collect();
+        let left = |(service, gone): (&Service, &Option<SystemTime>)| {
+            let since = wall.duration_since((*gone)?).ok()?;
+            Some((*service, RECENT.checked_sub(since)?))
+        };
+        self.known.iter().filter_map(left).collect()
+    }
+
+    /// Takes in what listens now; true where a program of the system has begun to listen. Ports of `ephemeral` are given out
+    /// at random.
+    pub(super) fn observe(
+        &mut self,
+        now: Timestamp,
+        wall: SystemTime,
+        listeners: &[Listener],
+        ephemeral: &PortSet,
+        recorder: Option<&Recorder>,
+    ) -> bool {
+        let mut appeared = false;
+        let mut present = BTreeMap::new();
+        let lasting = listeners.iter().filter(|listener| !ephemeral.contains(listener.port));
+        for listener in lasting {
+            let privileged = is_eligible(listener, ephemeral);
+            for service in services(listener) {
+                let is_new = !matches!(self.known.get(&service), Some(None));
+                appeared |= is_new && privileged;
+                if present.len() < if privileged { MAX_LISTENERS } else { MAX_UNPRIVILEGED } {
+                    present.insert(service, None);
+                }
+            }
+        }
+        for (service, gone) in &self.known {
+            let gone = gone.unwrap_or(wall).min(wall);
+            if wall.duration_since(gone).is_ok_and(|since| since < RECENT) && present.len() < MAX_LISTENERS {
+                present.entry(*service).or_insert(Some(gone));
+            }
+        }
+        self.unwritten |= present != self.known;
+        self.known = present;
+        if self.unwritten && now >= self.next_write {
+            self.write(recorder);
+            self.next_write = now.after(WRITE_INTERVAL);
+        }
+        appeared
+    }
+
+    /// Writes what has not been written.
+    pub(super) fn write(&mut self, recorder: Option<&Recorder>) {
+        if let Some(recorder) = recorder.filter(|_| self.unwritten) {
+            let listeners = self.known.iter().map(|(service, gone)| (*service, *gone)).collect();
+            self.unwritten = !recorder.put(Change::Listeners(listeners));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::netlink::sock_diag::Bound;
+    use crate::types::Protocol;
+
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+    fn listener(port: u16, user: u32) -> Listener {
+        Listener { protocol: Protocol::Tcp, port, bound: Bound::AnyV4, interface: 0, user }
+    }
+
+    fn service(port: u16) -> Service {
+        Service { protocol: Protocol::Tcp, port, address: V4 }
+    }
+
+    fn wall(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+    }
+
+    fn observe(recent: &mut RecentListeners, seconds: u64, listeners: &[Listener]) -> bool {
+        let now = Timestamp::at(Duration::from_secs(seconds));
+        recent.observe(now, wall(seconds), listeners, &(32_768..=60_999).collect(), None)
+    }
+
+    /// What a start finds `seconds` after the origin.
+    fn recalled(recent: &RecentListeners, seconds: u64) -> Vec<(Service, Duration)> {
+        RecentListeners::default().recall(recent.known.clone(), wall(seconds))
+    }
+
+    #[test]
+    fn open_port_counts_two_minutes_after_start() {
+        let mut recent = RecentListeners::default();
+        assert!(observe(&mut recent, 0, &[listener(80, 0), listener(40_000, 0)]));
+        assert_eq!(recalled(&recent, 500), [(service(80), RECENT)], "and none of the ephemeral range");
+        assert!(!observe(&mut recent, 1, &[]));
+        assert_eq!(recalled(&recent, 31), [(service(80), RECENT - Duration::from_secs(30))]);
+        assert_eq!(recalled(&recent, 121), [(service(80), Duration::ZERO)]);
+        assert_eq!(recalled(&recent, 122), [], "the excuse has an end");
+    }
+
+    #[test]
+    fn repeated_restarts_give_no_more_time() {
+        let mut recent = RecentListeners::default();
+        let _ = observe(&mut recent, 0, &[listener(80, 0)]);
+        let mut left = Duration::MAX;
+        for start in [10, 50, 90, 129] {
+            let mut next = RecentListeners::default();
+            left = next.recall(std::mem::take(&mut recent.known), wall(start))[0].1;
+            let _ = observe(&mut next, start + 1, &[]);
+            recent = next;
+        }
+        assert_eq!(left, Duration::from_secs(1), "two minutes from the first start on");
+    }
+
+    #[test]
+    fn clock_ahead_keeps_port_two_minutes() {
+        let mut recent = RecentListeners::default();
+        assert_eq!(recent.recall([(service(80), Some(wall(9_999)))], wall(0)), [(service(80), RECENT)]);
+    }
+
+    #[test]
+    fn users_cannot_crowd_out_system() {
+        let mut recent = RecentListeners::default();
+        let mut all: Vec<_> = (2_000..20_000).map(|port| listener(port, 1_000)).collect();
+        assert!(!observe(&mut recent, 0, &all), "a user's program is no reason to look at bans");
+        assert_eq!(recent.known.len(), MAX_UNPRIVILEGED);
+        all.push(listener(80, 0));
+        assert!(observe(&mut recent, 1, &all));
+        assert!(recent.known.contains_key(&service(80)));
+    }
+}
