@@ -119,14 +119,20 @@ fn install(
     let mut attempt = 1;
     let installed = loop {
         let installed = match nft.install(&spec) {
-            // Everything else works without it.
+            // Everything else works without either of them.
             Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
                 spec.trap = None;
-                let installed = nft.install(&spec)?;
                 messages.push(EventKind::Error(format!(
                     "the kernel counts nothing by itself (the settings of `trap`): {error}"
                 )));
-                installed
+                continue;
+            }
+            Err(error @ RulesetError::Lacking { .. }) if spec.own_source => {
+                spec.own_source = false;
+                messages.push(EventKind::Error(format!(
+                    "the kernel does not drop frames that come in with an address of this host as their source: {error}"
+                )));
+                continue;
             }
             installed => installed?,
         };

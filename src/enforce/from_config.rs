@@ -22,6 +22,7 @@ impl RulesetSpec {
                 config::Action::Reject => Action::Reject,
             },
             log_drops: nft.log_drops,
+            own_source: true,
             trap: trap(config),
             fleet: config.fleet.is_joined().then_some(config.fleet.accept.size),
             wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,

@@ -129,6 +129,8 @@ pub struct Host {
     pub loopback: Vec<u32>,
     /// Indexes of the interfaces that are watched; empty: all of them.
     pub interfaces: Vec<u32>,
+    /// Interfaces, by index and name, at which no unicast frame from an own address comes in but by forgery or a loop.
+    pub guarded: Vec<(u32, String)>,
     /// Which sources the kernel expects on which interface.
     pub reverse_path: ReversePath,
     /// Indexes of the ports of its bridges that have an address, each with the bridge's. What comes in there for the bridge's own hardware address
@@ -152,6 +154,7 @@ impl Host {
             loopback: Vec::new(),
             interfaces: Vec::new(),
             bridge_ports: Vec::new(),
+            guarded: Vec::new(),
             reverse_path: ReversePath::default(),
         }
     }

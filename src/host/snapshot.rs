@@ -61,6 +61,10 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
         |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
     let ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge.filter(has_address)?)));
     host.bridge_ports = ports.collect();
+    let guarded =
+        facts.interfaces.iter().filter(|one| !one.loopback && !one.accepts_own && is_watched(names, &one.name));
+    // A container may have given an interface a name that drives a terminal.
+    host.guarded = guarded.map(|one| (one.index, one.name.escape_debug().to_string())).collect();
     host.reverse_path = reverse_path(facts);
     host.ephemeral = ephemeral_ports();
     for listener in listeners {

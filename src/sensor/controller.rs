@@ -11,6 +11,7 @@ use super::blocker::Blocker;
 use super::guest_bans::GuestBans;
 use super::metrics::SensorMetrics;
 use super::observer::Observer;
+use super::own_source::OwnSourceGuard;
 use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
@@ -42,6 +43,7 @@ pub(super) struct BanController {
     pending: PendingBans,
     table_repair: TableRepair,
     trap: TrapControl,
+    own_sources: OwnSourceGuard,
     guest_bans: GuestBans,
     /// When to remove bans of targets that have become exempt; `None` while there are none.
     exempt_check_at: Option<Timestamp>,
@@ -78,6 +80,7 @@ impl BanController {
             pending: PendingBans::default(),
             table_repair: TableRepair::default(),
             trap: TrapControl::default(),
+            own_sources: OwnSourceGuard::default(),
             guest_bans: GuestBans::default(),
             exempt_check_at: None,
             reporter,
@@ -110,6 +113,7 @@ impl BanController {
         }
         let verdict = self.observe(now, time, packet.interface, |observer| observer.observe(now, packet));
         self.trap.excuse(now, packet, verdict, self.observer.engine().forgiven());
+        self.own_sources.inspect(packet, self.observer.host(), &self.reporter);
     }
 
     /// Observes a connection or datagram that a decoy accepted at `time`, likewise.
@@ -387,6 +391,7 @@ impl BanController {
     /// Has the kernel block nothing by itself while no sensor reviews it.
     pub(super) fn stop(&mut self) {
         self.trap.suspend(&mut self.blocker, &self.reporter);
+        self.own_sources.clear(&mut self.blocker, &self.reporter);
     }
 
     /// Replaces the snapshot of the host.
@@ -395,6 +400,7 @@ impl BanController {
         let more_exempt = self.observer.change_host(now, host);
         self.lift_guest_bans(&departed);
         self.update_allow_list(now, Nft::follow_protected);
+        self.guard_own_sources();
         self.arm_trap(now);
         if more_exempt {
             self.exempt_check_at = Some(now);
@@ -438,6 +444,7 @@ impl BanController {
     /// Suspends blocking: the trap watches nothing, no backend gets a ban, and the bans in force stay.
     pub(super) fn start_trial(&mut self) {
         self.suspend_bans();
+        self.guard_own_sources();
         self.trap.pause(&mut self.blocker, &self.reporter);
     }
 
@@ -463,6 +470,7 @@ impl BanController {
     /// Blocks no source from now on.
     pub(super) fn log_only(&mut self) {
         self.suspend_bans();
+        self.guard_own_sources();
         self.trap.disarm(&mut self.blocker, &self.reporter);
     }
 
@@ -492,8 +500,14 @@ impl BanController {
 
     /// Arms the trap again, whatever others made it watch.
     pub(super) fn reset_trap(&mut self, now: Timestamp) {
+        self.own_sources.forget();
+        self.guard_own_sources();
         self.trap.forget_ports();
         self.arm_trap(now);
+    }
+
+    fn guard_own_sources(&mut self) {
+        self.own_sources.update(&mut self.blocker, self.observer.host(), &self.reporter);
     }
 
     fn arm_trap(&mut self, now: Timestamp) {
@@ -619,6 +633,8 @@ impl BanController {
         let Some(table) = &mut self.blocker.nft else { return };
         if self.table_repair.repair(now, table, damage, &mut self.observer, &mut self.pending, &self.reporter) {
             self.trap.forget_ports();
+            self.own_sources.forget();
+            self.guard_own_sources();
         }
     }
 

@@ -13,6 +13,7 @@ mod fixtures;
 mod guest_bans;
 mod metrics;
 mod observer;
+mod own_source;
 mod pending_bans;
 mod port_lookup;
 mod reporter;

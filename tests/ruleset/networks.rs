@@ -13,6 +13,8 @@ const WIDE: RulesetSpec = RulesetSpec {
     action: portsentry::enforce::nft::Action::Drop,
     log_drops: None,
     wide: true,
+    own_source: false,
+    fleet: None,
     trap: None,
 };
 

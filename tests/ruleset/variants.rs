@@ -18,6 +18,8 @@ const NETWORKS: &str = include_str!("../../nft/portsentry-networks.nft");
 
 /// The specification of a table with the sets of a fleet.
 const FLEET: &str = include_str!("../../nft/portsentry-fleet.nft");
+/// The specification of a table that drops frames with an own source address.
+const OWN_SOURCE: &str = include_str!("../../nft/portsentry-own-source.nft");
 
 /// The specification of a table with the trap.
 const TRAPPING: &str = include_str!("../../nft/portsentry-trap.nft");
@@ -108,8 +110,19 @@ fn at_once(text: &str) -> String {
     text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
 }
 
+/// A table with the chain and the set for frames with an own source address.
+fn guarding(text: &str) -> String {
+    let part = |name: &str| {
+        let start = OWN_SOURCE.find(&format!("    {name} {{")).unwrap();
+        let end = start + OWN_SOURCE[start..].find("    }\n").unwrap() + 6;
+        &OWN_SOURCE[start..end]
+    };
+    let end = text.rfind('}').unwrap();
+    format!("{}\n{}\n{}}}\n", &text[..end], part("set guarded_interfaces"), part("chain own_source"))
+}
+
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 17] {
+fn variants() -> [(RulesetSpec, String); 19] {
     let plain = RulesetSpec::default();
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
     let reject_without = |words: &[&str]| {
@@ -131,6 +144,8 @@ fn variants() -> [(RulesetSpec, String); 17] {
         (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
         (RulesetSpec { fleet: Some(16_384), ..plain }, FLEET.to_owned()),
         (RulesetSpec { fleet: Some(16_384), action: reject, log_drops: log, ..plain }, rejecting(FLEET)),
+        (RulesetSpec { own_source: true, ..plain }, OWN_SOURCE.to_owned()),
+        (RulesetSpec { own_source: true, trap: Some(TRAP), ..plain }, guarding(TRAPPING)),
         (RulesetSpec { trap: Some(TRAP), ..plain }, TRAPPING.to_owned()),
         (
             RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain },

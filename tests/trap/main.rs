@@ -11,6 +11,7 @@ mod lacking;
 mod learning;
 mod model;
 mod networks;
+mod own_source;
 mod sources;
 mod tcp;
 mod udp;

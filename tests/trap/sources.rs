@@ -42,6 +42,35 @@ fn martian_sources_are_not_counted() {
     daemon.stop();
 }
 
+/// The kernel drops such packets where they come from outside, but only after the trap: whoever can send a frame could have any
+/// source blocked for as long as the program takes to let it go.
+#[test]
+fn loopback_destinations_are_not_counted() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Tcp.start(&lab, "");
+    let mut wire = lab.wire("other");
+    let ends: [(IpAddr, IpAddr); 2] = [
+        (lab.v4("other").into(), lab.victim_v4("other").into()),
+        (lab.v6("other").into(), lab.victim_v6("other").into()),
+    ];
+    daemon.frozen(|| {
+        for (source, loopback) in [(ends[0].0, "127.0.0.1"), (ends[0].0, "127.255.255.254"), (ends[1].0, "::1")] {
+            PORTS.iter().for_each(|port| wire.send(&raw::tcp(source, loopback.parse().unwrap(), *port, raw::SYN)));
+        }
+        assert!(banned_at_last(&lab).is_empty());
+        for set in ["suspects", "suspects6", "touched", "touched6", "held", "held6"] {
+            assert!(!lab.set_text(set).contains("elements"), "{}", lab.set_text(set));
+        }
+        for (source, target) in ends {
+            PORTS.iter().for_each(|port| wire.send(&raw::tcp(source, target, *port, raw::SYN)));
+        }
+        for banned in [ends[0].0, lab.v6_network("other").into()] {
+            assert!(is_banned(&lab, banned), "{banned}: packets to an address of the host count");
+        }
+    });
+    daemon.stop();
+}
+
 /// Under a strict filter (RFC 3704) the kernel drops such packets, and the program ignores them; without one the program judges
 /// them alone: the source may really be there, by another way.
 #[test]

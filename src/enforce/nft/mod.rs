@@ -177,6 +177,16 @@ impl Nft {
         nft::repair(&mut self.socket, spec)
     }
 
+    /// Has frames with an own source address dropped at these interfaces, by their indexes, and at no others.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] where the table has no rules for that.
+    pub fn guard(&mut self, interfaces: &[u32]) -> Result<(), BlockError> {
+        self.batch.clear();
+        nft::put_interfaces(&mut self.batch, Set::Guarded, interfaces);
+        self.send_batch()
+    }
+
     /// Blocks them all, each from now on for its expiry, whether it is blocked already or not.
     ///
     /// Networks that overlap cannot all stand in one set: one that is inside the new one goes for it, and a new one inside

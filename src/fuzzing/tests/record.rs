@@ -85,6 +85,7 @@ fn nf_tables() {
         action: nft::Action::Drop,
         log_drops: None,
         wide: true,
+        own_source: false,
         trap: Some(trap),
         fleet: None,
     };

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{ErrorMessage, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RoutePreference, RouteProtocol, RouteType, RouteVia,
 };
@@ -71,6 +71,9 @@ pub struct Interface {
     pub loopback: bool,
     /// True where it takes IPv4 packets only from sources to which a route leads back by it (rp_filter is 1).
     pub strict: bool,
+    /// True where packets from this host's own addresses may be wanted: accept_local is 1, or it belongs to a VRF, in which the
+    /// same address may be another host's.
+    pub accepts_own: bool,
     /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
     pub bridge: Option<u32>,
 }
@@ -219,10 +222,14 @@ fn interface(link: &LinkMessage) -> Interface {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     });
-    let is_port = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge)),
-        _ => false,
-    });
+    let is = |info: LinkInfo| {
+        link.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => infos.contains(&info),
+            _ => false,
+        })
+    };
+    let is_port = is(LinkInfo::PortKind(InfoPortKind::Bridge));
+    let in_vrf = is(LinkInfo::PortKind(InfoPortKind::Vrf)) || is(LinkInfo::Kind(InfoKind::Vrf));
     let master = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Controller(index) => Some(*index),
         _ => None,
@@ -231,6 +238,7 @@ fn interface(link: &LinkMessage) -> Interface {
     Interface {
         index: link.header.index,
         strict: name.as_deref().is_some_and(reverse_path::is_strict),
+        accepts_own: in_vrf || name.as_deref().is_some_and(reverse_path::accepts_local),
         name: name.unwrap_or_default(),
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),

@@ -75,10 +75,20 @@ pub(super) fn is_usual(rule: &RuleMessage) -> bool {
     !narrows && rule.header.action == RuleAction::ToTable && (DEFAULT_TABLE..=LOCAL_TABLE).contains(&table)
 }
 
-/// The kernel takes the greater of the interface's value and that of `all`: 1 is strict, 2 loose.
+/// 1 is strict, 2 loose.
 pub(super) fn is_strict(interface: &str) -> bool {
+    setting(interface, "rp_filter") == Some(1)
+}
+
+/// True where the kernel takes IPv4 packets from this host's own addresses (accept_local).
+pub(super) fn accepts_local(interface: &str) -> bool {
+    setting(interface, "accept_local") == Some(1)
+}
+
+/// The kernel takes the greater of the interface's value and that of `all`.
+fn setting(interface: &str, key: &str) -> Option<u8> {
     let value = |name: &str| -> Option<u8> {
-        std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?.trim().parse().ok()
+        std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/{key}")).ok()?.trim().parse().ok()
     };
-    value(interface).max(value("all")) == Some(1)
+    value(interface).max(value("all"))
 }

@@ -191,9 +191,14 @@ pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
             });
         }
     }
-    put_flush(batch, Set::TrapInterfaces);
-    for interfaces in watched.interfaces.chunks(RANGES_A_MESSAGE) {
-        put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, Set::TrapInterfaces, |elements| {
+    put_interfaces(batch, Set::TrapInterfaces, watched.interfaces);
+}
+
+/// Appends what makes `set` hold these interfaces, by their indexes, and no others.
+pub(crate) fn put_interfaces(batch: &mut Batch, set: Set, interfaces: &[u32]) {
+    put_flush(batch, set);
+    for interfaces in interfaces.chunks(RANGES_A_MESSAGE) {
+        put_elements(batch, sys::NFT_MSG_NEWSETELEM, 0, set, |elements| {
             interfaces.iter().for_each(|index| put_element(elements, &index.to_ne_bytes(), |_| {}));
         });
     }

@@ -113,7 +113,7 @@ mod tests {
     const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 27] {
+    fn variants() -> [RulesetSpec; 29] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -143,6 +143,8 @@ mod tests {
             RulesetSpec { trap: Some(Trap { named_interfaces: true, ..UDP }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { udp: true, tcp: false, ..FIRST_TOUCH }), ..RulesetSpec::default() },
+            RulesetSpec { own_source: true, ..RulesetSpec::default() },
+            RulesetSpec { own_source: true, trap: Some(HOLD), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(HOLD), ..RulesetSpec::default() },
             RulesetSpec {
                 trap: Some(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),

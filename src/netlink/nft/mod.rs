@@ -24,8 +24,8 @@ mod table;
 mod trap_rules;
 
 pub(crate) use bans::{
-    BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_lift, put_network, put_network_lift,
-    put_new_bans, put_new_network, put_protected, put_protected_change, put_restored, put_trapped,
+    BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_interfaces, put_lift, put_network,
+    put_network_lift, put_new_bans, put_new_network, put_protected, put_protected_change, put_restored, put_trapped,
 };
 pub use bans::{Watched, put_ban};
 pub(crate) use counters::counted_packets;

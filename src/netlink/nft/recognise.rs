@@ -19,7 +19,9 @@ use crate::types::{Expiry, Rate};
 pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
     let wide = found.has_set(Set::BlockedNets);
     let fleet = found.has_set(Set::Fleet).then(|| found.size(Set::Fleet));
-    let mut spec = RulesetSpec { size, wide, fleet, trap: recognise_trap(found), ..RulesetSpec::default() };
+    let own_source = found.has_set(Set::Guarded);
+    let trap = recognise_trap(found);
+    let mut spec = RulesetSpec { size, wide, own_source, fleet, trap, ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {
         let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), rule.first()) {

@@ -113,6 +113,16 @@ impl Rule {
         self.text("iif @trap_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::TrapInterfaces)
     }
 
+    /// Goes on with frames for this host's hardware address: a broadcast frame may hold a unicast packet.
+    pub(super) fn for_this_host(self) -> Self {
+        let rule = self.text("meta pkttype host").raw("meta", |meta| {
+            meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
+            meta.put_u32(sys::NFTA_META_KEY, sys::NFT_META_PKTTYPE);
+        });
+        // PACKET_HOST of linux/if_packet.h.
+        rule.compare(CmpOp::Eq, [0])
+    }
+
     /// Goes on with TCP segments whose flags under `mask` are `flags`, or with `how` are not.
     pub(super) fn tcp_flags(self, mask: u8, how: CmpOp, flags: u8) -> Self {
         let names = |bits: u8| {

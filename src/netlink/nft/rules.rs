@@ -1,14 +1,14 @@
 //! The rules of the table, chain after chain, as a [`RulesetSpec`] asks for them.
 
-use rustables::expr::{CmpOp, IcmpCode, MetaType, Reject, RejectType, VerdictKind};
+use rustables::expr::{CmpOp, IcmpCode, Meta, MetaType, Reject, RejectType, VerdictKind};
 use rustables::sys;
 
 use super::family::{V4, V6};
 use super::hold_rules;
-use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, TCP};
+use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, TCP};
 use super::set::Set;
 use super::spec::{Action, RulesetSpec};
-use super::table::{CHAIN, REFUSE, refuses};
+use super::table::{CHAIN, OWN_SOURCE, REFUSE, refuses};
 use super::trap_rules::trap_rules;
 
 /// All rules.
@@ -16,6 +16,9 @@ pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
     let mut rules = source_rules(spec);
     if refuses(spec) {
         rules.extend(refuse_rules(spec));
+    }
+    if spec.own_source {
+        rules.extend(own_source_rules());
     }
     rules.extend(spec.trap.iter().flat_map(trap_rules));
     rules
@@ -52,6 +55,17 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
         rules.extend(hold_rules::early_rules(&trap));
     }
     rules
+}
+
+/// Drops unicast frames from outside whose source and destination are addresses of this host: IPv6 would take them, and IPv4
+/// connection tracking sees them before the kernel drops them. Multicast of this host's own comes back by design. A neighbour
+/// may have the link-local address that this host has on another link.
+fn own_source_rules() -> [Rule; 2] {
+    let rule = || Rule::new(OWN_SOURCE);
+    let guarded = rule().text("iif @guarded_interfaces").expression(Meta::new(MetaType::Iif)).lookup(Set::Guarded);
+    let own = guarded.for_this_host().address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL);
+    let own = own.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL).counter();
+    [rule().link_local().verdict(VerdictKind::Return), own.verdict(VerdictKind::Drop)]
 }
 
 /// How they are refused. What makes answers harmless to others:

@@ -30,6 +30,8 @@ pub enum Set {
     Fleet,
     /// The same for IPv6, by /64.
     Fleet6,
+    /// Interfaces at which frames with an own source address are dropped. Only in a table with [`RulesetSpec::own_source`].
+    Guarded,
     /// Trapped TCP ports. This and all below only in a table with [`RulesetSpec::trap`].
     Trapped,
     /// Trapped UDP ports. Sets for UDP exist only with [`Trap::udp`], those for TCP alone only with [`Trap::tcp`].
@@ -81,7 +83,7 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 30] = [
+const DEFINITIONS: [(Set, Definition); 31] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -93,6 +95,7 @@ const DEFINITIONS: [(Set, Definition); 30] = [
     // Of these, too, the configuration says the size: its own, so that reports of others never displace a ban.
     (Set::Fleet, define("fleet", Part::Fleet, IPV4, TIMED, None)),
     (Set::Fleet6, define("fleet6", Part::Fleet, IPV6, TIMED, None)),
+    (Set::Guarded, define("guarded_interfaces", Part::OwnSource, INTERFACE, 0, None)),
     (Set::Trapped, define("trapped", Part::TrapTcp, PORT, RANGES, None)),
     (Set::TrappedUdp, define("trapped_udp", Part::TrapUdp, PORT, RANGES, None)),
     // Few, and never with a flag: nft prints none.
@@ -129,6 +132,7 @@ enum Part {
     Base,
     Networks,
     Fleet,
+    OwnSource,
     Trap,
     TrapTcp,
     TrapUdp,
@@ -191,6 +195,7 @@ impl Set {
             Part::Base => true,
             Part::Networks => spec.wide,
             Part::Fleet => spec.fleet.is_some(),
+            Part::OwnSource => spec.own_source,
             Part::Trap => spec.trap.is_some(),
             Part::TrapTcp => spec.trap.is_some_and(|trap| trap.tcp),
             Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),

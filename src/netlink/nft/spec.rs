@@ -18,6 +18,9 @@ pub struct RulesetSpec {
     /// Whether whole networks can be blocked, in sets of their own. A table that has these sets keeps them, whatever is
     /// asked for: they may hold bans.
     pub wide: bool,
+    /// Whether frames that come in with a source address of this host's own are dropped, at the interfaces that a set names.
+    /// Needs nft_fib.
+    pub own_source: bool,
     /// What the kernel counts and blocks by itself; `None`: nothing.
     pub trap: Option<Trap>,
     /// How many bans the sets `fleet` and `fleet6` hold, each; `None`: this host is in no fleet, and there are no such sets.
@@ -63,7 +66,15 @@ pub const TRAP_BURST: u32 = 10;
 
 impl Default for RulesetSpec {
     fn default() -> Self {
-        Self { size: 131_072, action: Action::Drop, log_drops: None, wide: false, trap: None, fleet: None }
+        Self {
+            size: 131_072,
+            action: Action::Drop,
+            log_drops: None,
+            wide: false,
+            own_source: false,
+            trap: None,
+            fleet: None,
+        }
     }
 }
 

@@ -13,6 +13,9 @@ pub const CHAIN: &str = "prerouting";
 /// The chain that logs or answers packets before they are dropped, where that is wanted.
 pub const REFUSE: &str = "refuse";
 
+/// The base chain that drops frames with an own source address.
+pub(super) const OWN_SOURCE: &str = "own_source";
+
 /// The base chain that selects packets to trapped ports.
 pub const TRAP: &str = "trap";
 /// Counts the probes of a source.
@@ -34,6 +37,7 @@ pub(super) const TRAP_ASKED: &str = "trap_asked";
 pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let mut chains = vec![CHAIN];
     chains.extend(refuses(spec).then_some(REFUSE));
+    chains.extend(spec.own_source.then_some(OWN_SOURCE));
     let holds = spec.trap.is_some_and(|trap| trap.hold.is_some());
     chains.extend(holds.then_some([TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD]).into_iter().flatten());
     chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP, TRAP_ASKED]).into_iter().flatten());
@@ -55,7 +59,8 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
     let chain = Chain::new(&table()).with_name(name);
     let hook = match name {
         // `raw - 10`: before connection tracking and before the raw tables of other programs.
-        CHAIN => Some(Hook::new(HookClass::PreRouting, -310)),
+        // In a chain of its own, because own addresses are allowed, and what is allowed skips the rest of that one.
+        CHAIN | OWN_SOURCE => Some(Hook::new(HookClass::PreRouting, -310)),
         // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none
         // of this host's, and before the filters of other programs.
         TRAP => Some(Hook::new(HookClass::PreRouting, -10)),

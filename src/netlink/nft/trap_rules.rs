@@ -67,12 +67,7 @@ fn entry(trap: &Trap) -> Rule {
 
 /// Goes on with what is for this host alone, to an address of its own, from one that could be answered and is not its own.
 fn to_this_host(rule: Rule) -> Rule {
-    // A broadcast frame may hold a unicast packet. PACKET_HOST of linux/if_packet.h is 0.
-    let rule = rule.text("meta pkttype host").raw("meta", |meta| {
-        meta.put_u32(sys::NFTA_META_DREG, sys::NFT_REG_1);
-        meta.put_u32(sys::NFTA_META_KEY, sys::NFT_META_PKTTYPE);
-    });
-    let rule = rule.compare(CmpOp::Eq, [0]).address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL);
+    let rule = rule.for_this_host().address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL);
     rule.address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST).jump(TRAP_TOUCH)
 }
 
@@ -100,7 +95,7 @@ fn outbound() -> Rule {
 fn probe_rules(trap: &Trap) -> Vec<Rule> {
     let rule = || Rule::new(TRAP_TOUCH);
     let mut rules = Vec::from([V4, V6].map(|family| rule().source_in(&family, family.allowed)));
-    rules.extend(source_rules());
+    rules.extend(address_rules());
     let configured = trap.nat64.iter().flatten().map(|upper| upper.to_be_bytes());
     rules.extend([NAT64].into_iter().chain(configured).map(|upper| {
         let first = u128::from(u64::from_be_bytes(upper)) << 64;
@@ -133,18 +128,23 @@ fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
     rules.into_iter().map(|rule| rule.verdict(VerdictKind::Return))
 }
 
-/// Sources that the sensor refuses to judge: addresses that no host sends from ([`crate::engine`] knows the same ones), and, of
-/// IPv4, those to which no route leads back. A strict reverse-path filter drops their packets, but only after these rules.
-/// Without one, or with asymmetric routes, they are left to the sensor.
-fn source_rules() -> [Rule; 4] {
-    let from = |family: &Family, network: &str, length| {
-        let text = format!("{} saddr {network}", family.name);
-        Rule::new(TRAP_TOUCH).text(text).family(family).payload(NETWORK, family.source_offset, length)
+/// Packets that the sensor refuses to judge: from addresses that no host sends from ([`crate::engine`] knows the same ones), to
+/// loopback addresses, which the kernel drops where they come from outside, but only after these rules; and, of IPv4, from those
+/// to which no route leads back. A strict reverse-path filter drops their packets, likewise after these rules. Without one, or
+/// with asymmetric routes, they are left to the sensor.
+fn address_rules() -> [Rule; 6] {
+    let address = |family: &Family, (name, offset): (&str, u32), network: &str, length| {
+        let text = format!("{} {name} {network}", family.name);
+        Rule::new(TRAP_TOUCH).text(text).family(family).payload(NETWORK, offset, length)
     };
+    let from = |family: &Family, network, length| address(family, ("saddr", family.source_offset), network, length);
+    let to = |family: &Family, network, length| address(family, ("daddr", family.destination_offset), network, length);
     [
         from(&V4, "0.0.0.0/8", 1).compare(CmpOp::Eq, [0]),
         from(&V4, "240.0.0.0/4", 4).mask([0xf0, 0, 0, 0]).compare(CmpOp::Eq, [0xf0, 0, 0, 0]),
         from(&V6, "::/64", 8).compare(CmpOp::Eq, [0; 8]),
+        to(&V4, "127.0.0.0/8", 1).compare(CmpOp::Eq, [127]),
+        to(&V6, "::1", 16).compare(CmpOp::Eq, std::net::Ipv6Addr::LOCALHOST.octets()),
         Rule::new(TRAP_TOUCH).text("meta nfproto ipv4").family(&V4).no_route_back(),
     ]
 }

@@ -84,7 +84,9 @@ impl Decoder {
                         self.lose();
                     }
                 }
-                Some(Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces) => self.add(Change::TrapChanged),
+                Some(Set::Trapped | Set::TrappedUdp | Set::TrapInterfaces | Set::Guarded) => {
+                    self.add(Change::TrapChanged)
+                }
                 // What the trap has counted is of no interest.
                 _ => {}
             },
