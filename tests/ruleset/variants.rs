@@ -110,20 +110,10 @@ fn at_once(text: &str) -> String {
     text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
 }
 
-/// A table with the chain and the set for frames with an own source address.
-fn guarding(text: &str) -> String {
-    let part = |name: &str| {
-        let start = OWN_SOURCE.find(&format!("    {name} {{")).unwrap();
-        let end = start + OWN_SOURCE[start..].find("    }\n").unwrap() + 6;
-        &OWN_SOURCE[start..end]
-    };
-    let end = text.rfind('}').unwrap();
-    format!("{}\n{}\n{}}}\n", &text[..end], part("set guarded_interfaces"), part("chain own_source"))
-}
-
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
 fn variants() -> [(RulesetSpec, String); 19] {
     let plain = RulesetSpec::default();
+    let own = RulesetSpec { own_source: true, ..plain };
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
     let reject_without = |words: &[&str]| {
         let kept = |line: &&str| !words.iter().any(|word| line.trim_start().starts_with(word));
@@ -144,20 +134,17 @@ fn variants() -> [(RulesetSpec, String); 19] {
         (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
         (RulesetSpec { fleet: Some(16_384), ..plain }, FLEET.to_owned()),
         (RulesetSpec { fleet: Some(16_384), action: reject, log_drops: log, ..plain }, rejecting(FLEET)),
-        (RulesetSpec { own_source: true, ..plain }, OWN_SOURCE.to_owned()),
-        (RulesetSpec { own_source: true, trap: Some(TRAP), ..plain }, guarding(TRAPPING)),
-        (RulesetSpec { trap: Some(TRAP), ..plain }, TRAPPING.to_owned()),
-        (
-            RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..plain },
-            rejecting(&at_once(TRAPPING)),
-        ),
-        (RulesetSpec { trap: Some(named), ..plain }, named_interfaces(TRAPPING)),
-        (RulesetSpec { trap: Some(both), ..plain }, TRAPPING_BOTH.to_owned()),
-        (RulesetSpec { trap: Some(udp), ..plain }, udp_alone()),
-        (RulesetSpec { trap: Some(Trap { udp: true, ..first_touch }), ..plain }, at_once(TRAPPING_BOTH)),
-        (RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..plain }, named_interfaces(TRAPPING_BOTH)),
-        (RulesetSpec { trap: Some(Trap { hold: None, ..TRAP }), ..plain }, without_hold(TRAPPING)),
-        (RulesetSpec { trap: Some(brief), ..plain }, TRAPPING.replace("900ms", "100ms")),
+        (own, OWN_SOURCE.to_owned()),
+        (RulesetSpec { trap: Some(TRAP), ..plain }, without(TRAPPING, &["set guarded_interfaces", "chain own_source"])),
+        (RulesetSpec { trap: Some(TRAP), ..own }, TRAPPING.to_owned()),
+        (RulesetSpec { trap: Some(first_touch), action: reject, log_drops: log, ..own }, rejecting(&at_once(TRAPPING))),
+        (RulesetSpec { trap: Some(named), ..own }, named_interfaces(TRAPPING)),
+        (RulesetSpec { trap: Some(both), ..own }, TRAPPING_BOTH.to_owned()),
+        (RulesetSpec { trap: Some(udp), ..own }, udp_alone()),
+        (RulesetSpec { trap: Some(Trap { udp: true, ..first_touch }), ..own }, at_once(TRAPPING_BOTH)),
+        (RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..own }, named_interfaces(TRAPPING_BOTH)),
+        (RulesetSpec { trap: Some(Trap { hold: None, ..TRAP }), ..own }, without_hold(TRAPPING)),
+        (RulesetSpec { trap: Some(brief), ..own }, TRAPPING.replace("900ms", "100ms")),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
     all
