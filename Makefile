@@ -77,7 +77,7 @@ man:
 lint: setup-lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/mail-on-ban
+	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/notify/*
 
 fmt:
 	cargo fmt --all

@@ -4,7 +4,7 @@
 
 use portsentry::config::{
     AckPolicy, Action, Block, BlockPolicy, Config, Escalate, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny,
-    LogTarget, Mode, NftBlock, Report, Route, Run, parse_expiry, parse_name,
+    LogTarget, Mode, NftBlock, Notify, Report, Route, Run, parse_expiry, parse_name,
 };
 use portsentry::types::{Backend, Expiry};
 use proptest::prelude::*;
@@ -54,7 +54,8 @@ fn every_key_sets_what_it_names() {
          [block.run]\ncommand = [\"/bin/echo\", \"$TARGET$\"]\nexpire_command = [\"/bin/true\"]\nfirst = true\n\
          timeout = \"5s\"\nat_once = 2\n[escalate]\nfactor = 3\nmax = \"7d\"\nmax_forgeable = \"2d\"\nforget = \"1d\"\n\
          [trap]\ntcp = true\nudp = false\n[metrics]\nlisten = \"[::1]:9777\"\n\
-         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\nfacility = \"local3\"\nsingle_probes = false\n",
+         [report]\nresolve_host = true\njson_file = \"/var/log/events.json\"\nlog = \"syslog\"\nfacility = \"local3\"\nsingle_probes = false\n\
+         [notify]\ncommand = [\"/bin/cat\"]\ninterval = \"1h\"\n",
     );
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
@@ -95,6 +96,7 @@ fn every_key_sets_what_it_names() {
         Route::Via(std::net::Ipv4Addr::new(192, 0, 2, 254).into())
     );
     assert_eq!(config.metrics.listen, Some("[::1]:9777".parse().unwrap()));
+    assert_eq!(config.notify, Notify { command: vec!["/bin/cat".to_owned()], interval: Duration::from_secs(3_600) });
     let json_file = Some(PathBuf::from("/var/log/events.json"));
     assert_eq!(
         config.report,
@@ -125,6 +127,15 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
         ("expire = \"11 years\"", "1:10: expire: \"11 years\" is longer than ten years; write \"never\""),
         ("detect.window = \"31d\"", "1:17: detect.window: \"31d\" is longer than 30 days; write \"30d\" or less"),
         ("detect.window = \"0s\"", "1:17: detect.window: \"0s\" is shorter than one second; write \"1s\" or more"),
+        (
+            "notify.interval = \"9s\"",
+            "1:19: notify.interval: \"9s\" is shorter than ten seconds; write \"10s\" or more",
+        ),
+        ("notify.interval = \"25h\"", "1:19: notify.interval: \"25h\" is longer than one day; write \"1d\" or less"),
+        (
+            "notify.command = [\"mail\"]",
+            "1:18: notify.command: the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"",
+        ),
         ("detect.scan_trigger = 16", "1:23: detect.scan_trigger: 16 does not fit; write a number from 0 to 15"),
         ("detect.scan_trigger = -1", "1:23: detect.scan_trigger: -1 does not fit; write a number from 0 to 15"),
         ("detect.scan_trigger = \"2\"", "1:23: detect.scan_trigger: \"2\" does not fit; write a number from 0 to 15"),
@@ -373,7 +384,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ),
         (
             "\"\\u001b]\" = 1",
-            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet",
+            "1:1: \\u{1b}]: unknown key; take it out: the keys here are expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet, notify",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");

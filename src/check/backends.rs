@@ -8,7 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use super::warnings::Warning;
 use crate::config::{Action, BlockPolicy, Config, ConfigError, Route};
-use crate::enforce::command::RunSettings;
+use crate::enforce::command::{RunSettings, check_program};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{Nft, RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
@@ -39,6 +39,11 @@ pub(super) fn look(
     if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
         notes.push("without CAP_NET_ADMIN: nf_tables and routes could not be looked at; try it with sudo".to_owned());
     }
+    if config.notifies()
+        && let Err(error) = check_program(&config.notify.command)
+    {
+        wrong.push(unfit("notify.command", error.to_string()));
+    }
     let mut look = |method: &Backend| {
         let (key, does, works) = match method {
             Backend::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
@@ -49,8 +54,8 @@ pub(super) fn look(
                 ("block.hosts_deny", does, hosts_deny(config, notes))
             }
             Backend::Command => {
-                let words: Vec<String> = config.block.run.command.iter().map(|word| format!("{word:?}")).collect();
-                ("block.run.command", format!("the command {}", words.join(" ")), Some(command(config)))
+                let words = words(&config.block.run.command);
+                ("block.run.command", format!("the command {words}"), Some(command(config)))
             }
         };
         let (state, works) = match works {
@@ -67,6 +72,11 @@ pub(super) fn look(
         Way { name: method.name(), does: format!("{does}{state}"), works }
     };
     methods.iter().map(&mut look).collect()
+}
+
+/// A command on one line, each word in quotes.
+pub(super) fn words(command: &[String]) -> String {
+    command.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" ")
 }
 
 fn nft(config: &Config) -> String {

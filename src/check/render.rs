@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use super::backends::words;
 use super::report::{Report, Watched};
-use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Protocol};
+use crate::config::{BlockPolicy, ConfigError, DEFAULT_CONFIG, Mode, Notify, Protocol};
 use crate::engine::Protection;
 use crate::types::{Expiry, Span, counted};
 
@@ -58,6 +59,11 @@ pub(super) fn text(report: &Report) -> String {
     }
     if let Some(address) = config.metrics.listen {
         line(&mut out, "figures", &format!("at {address}"));
+    }
+    if config.notifies() {
+        let Notify { command, interval } = &config.notify;
+        let rate = format!("once in {} at most, by the command {}", Span(*interval), words(command));
+        line(&mut out, "digests", &rate);
     }
     for interface in &report.interfaces {
         let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
@@ -187,6 +193,7 @@ pub(super) fn json(report: &Report) -> Value {
         "window_s": config.detect.window.as_secs(),
         "expire_s": config.expire.seconds(),
         "methods": ways.collect::<Vec<_>>(),
+        "notify": {"command": config.notify.command, "interval_s": config.notify.interval.as_secs()},
         "interfaces": interfaces.collect::<Vec<_>>(),
         "protected": protected.collect::<Vec<_>>(),
         "names": names.collect::<Vec<_>>(),

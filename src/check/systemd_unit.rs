@@ -203,11 +203,13 @@ impl Unit {
                 warn("block.hosts_deny.file", &does, &format!("{shipped}, from {EXAMPLES}"));
             }
         }
-        if (used(Backend::Command) || config.uses(BlockPolicy::Run))
-            && (!internet || self.is_on("MemoryDenyWriteExecute"))
+        let runs = used(Backend::Command) || config.uses(BlockPolicy::Run);
+        for (key, _) in [("block.run.command", runs), ("notify.command", config.notifies())]
+            .into_iter()
+            .filter(|(_, wanted)| *wanted && (!internet || self.is_on("MemoryDenyWriteExecute")))
         {
             let does = "commands have no way to the network, and may make no code while they run,";
-            warn("block.run.command", does, &drop_in("run.conf"));
+            warn(key, does, &drop_in("run.conf"));
         }
         if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
             && !self.writes(folder)
@@ -253,7 +255,7 @@ mod tests {
     const RUN: &str = include_str!("../../packaging/examples/portsentry.service.d/run.conf");
 
     /// Settings, the key of the warning, what it names, and the drop-in that ends it.
-    const CASES: [(&str, &str, &str, &str); 11] = [
+    const CASES: [(&str, &str, &str, &str); 12] = [
         ("[tcp]\nmode = \"connect\"\nports = \"23\"", "tcp.mode", "connect-mode.conf", CONNECT),
         ("[udp]\nmode = \"connect\"\nports = \"6900\"", "udp.mode", "connect-mode.conf", INTERNET),
         ("[metrics]\nlisten = \"127.0.0.1:9777\"", "metrics.listen", "internet.conf", INTERNET),
@@ -279,6 +281,7 @@ mod tests {
             RUN,
         ),
         ("[tcp]\nblock = \"run\"\n[block.run]\ncommand = [\"/bin/true\"]", "block.run.command", "run.conf", RUN),
+        ("[notify]\ncommand = [\"/bin/true\"]", "notify.command", "run.conf", RUN),
         (
             "[report]\njson_file = \"/srv/portsentry/events.json\"",
             "report.json_file",

@@ -55,7 +55,11 @@ pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
         refuse("block.method", "names one way twice; write each once");
     }
     let run = &config.block.run;
-    for (key, command) in [("block.run.command", &run.command), ("block.run.expire_command", &run.expire_command)] {
+    for (key, command) in [
+        ("block.run.command", &run.command),
+        ("block.run.expire_command", &run.expire_command),
+        ("notify.command", &config.notify.command),
+    ] {
         // Not searched in PATH: the daemon runs with rights over the firewall.
         if command.first().is_some_and(|program| !program.starts_with('/')) {
             refuse(key, "the program needs its whole path; write for example \"/usr/local/sbin/on-scan\"");

@@ -40,12 +40,18 @@ impl Config {
             || [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run)
     }
 
+    /// True where digests of bans go to `notify.command`.
+    #[must_use]
+    pub fn notifies(&self) -> bool {
+        !self.notify.command.is_empty()
+    }
+
     /// Checks that no other user can change the configuration in `path`, the files that it names, or the commands.
     ///
     /// # Errors
     /// The first one that another user can change.
     pub fn check_ownership(&self, path: &Path) -> Result<(), Untrusted> {
-        let commands = [&self.block.run.command, &self.block.run.expire_command];
+        let commands = [&self.block.run.command, &self.block.run.expire_command, &self.notify.command];
         let programs = commands.into_iter().filter_map(|command| command.first()).map(Path::new);
         let files = self.allow.files.iter().map(|file| file.as_path());
         std::iter::once(path).chain(files).chain(programs).try_for_each(only_ours)

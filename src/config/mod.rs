@@ -26,7 +26,9 @@ pub use parse::{
     parse_watched,
 };
 pub use pitfalls::{HostPorts, Pitfall, classic_only_logs, pitfalls};
-pub use schema::{Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Protocol, Report, Run, Trap};
+pub use schema::{
+    Allow, Block, Config, Detect, Escalate, HostsDeny, Metrics, NftBlock, Notify, Protocol, Report, Run, Trap,
+};
 
 use std::io::{self, Read};
 use std::path::Path;

@@ -21,6 +21,10 @@ const MAX_WINDOW: Duration = Duration::from_secs(30 * 86_400);
 const MAX_EXPIRY: Duration = Duration::from_secs(315_576_000);
 /// A command that takes longer is stuck, and delays others.
 const MAX_RUN_TIME: Duration = Duration::from_secs(600);
+
+/// Between two digests: a flood of packets must not become a flood of messages.
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
 /// What fits into one segment on every link, so that it is sent at once and as a whole.
 const MAX_BANNER_LEN: usize = 1_024;
 /// Far above what people write; several of them still fit where a command line or a line of hosts.deny must.
@@ -262,6 +266,16 @@ values! {
     }
     time_limit(value) -> Duration {
         span(value, "a duration; write for example \"30s\"", MAX_RUN_TIME, "ten minutes; write \"10m\" or less")
+    }
+    interval(value) -> Duration {
+        let expected = "a duration; write for example \"15m\"";
+        match span(value, expected, MAX_INTERVAL, "one day; write \"1d\" or less")? {
+            interval if interval < MIN_INTERVAL => {
+                let text = quoted(value.as_str().unwrap_or_default());
+                Err(format!("{text} is shorter than ten seconds; write \"10s\" or more"))
+            },
+            interval => Ok(interval),
+        }
     }
     long_span(value) -> Duration {
         span(value, "a duration; write for example \"30d\"", MAX_EXPIRY, "ten years; write less")

@@ -56,6 +56,7 @@ table! {
         metrics: Metrics = Metrics::default();
         report: Report = Report::default();
         fleet: Fleet = Fleet::default();
+        notify: Notify = Notify::default();
     }
 }
 
@@ -181,6 +182,16 @@ table! {
         /// Whether probes that are not enough for a ban have a line each; else one line a day counts them.
         single_probes: bool = true, "parse::switch";
         facility: Facility = Facility::Daemon, "parse::facility";
+    }
+}
+
+table! {
+    /// Digests of bans to a command: no shell is involved.
+    Notify {
+        /// Gets a digest as JSON on its standard input; empty: none.
+        command: Vec<String> = Vec::new(), "parse::command";
+        /// From the first ban of a digest until it is sent.
+        interval: Duration = Duration::from_secs(900), "parse::interval";
     }
 }
 

@@ -11,7 +11,7 @@ use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
 use crate::clock::boot_time;
-use crate::engine::{ActiveBan, Ban, Service, StrikeHistory};
+use crate::engine::{ActiveBan, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::reason;
@@ -121,7 +121,9 @@ impl BanRecorder {
             Err(error) => {
                 let text =
                     format!("{error}. Blocking goes on, but bans do not outlive a reboot or a flush of the ruleset");
-                Opening { messages: vec![EventKind::Error(text)], unheard: leftovers.to_vec(), ..Opening::default() }
+                let ban_recorder = Self { ways: ways.to_vec(), ..Self::default() };
+                let messages = vec![EventKind::Error(text)];
+                Opening { ban_recorder, messages, unheard: leftovers.to_vec(), ..Opening::default() }
             }
         }
     }
@@ -190,49 +192,64 @@ impl BanRecorder {
         }
     }
 
-    /// Records what `event` says about a ban, if it does. `interface` names the interface of an index.
-    pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) {
-        if self.writer.is_none() {
-            return;
-        }
-        let change = match &event.what {
-            EventKind::Blocked { ban, way, .. } => self.banned(ban, event.time, *way, interface),
-            EventKind::Wrapped { ban: Some(ban), .. } => self.banned(ban, event.time, Backend::HostsDeny, interface),
+    /// Records what `event` says about a ban, if it does; true where it is the first to report a ban on evidence.
+    /// `interface` names the interface of an index.
+    pub(super) fn record(&mut self, event: &Event, interface: impl Fn(u32) -> Option<String>) -> bool {
+        let banned = match &event.what {
+            EventKind::Blocked { ban, way, .. } => Some((ban, *way)),
+            EventKind::Wrapped { ban: Some(ban), .. } => Some((ban, Backend::HostsDeny)),
             EventKind::Ran { ban: Some(ban), well: true, .. } if self.ways.contains(&Backend::Command) => {
-                self.banned(ban, event.time, Backend::Command, interface)
+                Some((ban, Backend::Command))
             }
-            EventKind::ByHand { subject, expiry, note, way, .. } => {
-                let methods: Backends = match way {
-                    Some(way) => (*way).into(),
-                    None => self.ways.iter().copied().collect(),
-                };
-                let ban = Banned::wanted_by(Author::Operator, *subject, event.time, *expiry, methods);
-                Banned { note: note.clone(), ..ban }.into()
+            _ => None,
+        };
+        let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.subject, event.time));
+        let change = match (&event.what, banned) {
+            (_, Some((ban, way))) => {
+                let row = Banned::from_ban(ban, event.time, interface(ban.probe.sighting.interface).as_deref(), way);
+                if begins { row.into() } else { Change::Also(row) }
             }
-            EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, event.time, reason(ban))),
-            EventKind::Unblocked { subject, by } => lifted(*subject, by, event.time),
-            EventKind::Lifted { subject } => lifted(*subject, "somebody", event.time),
-            _ => return,
+            (what, None) => match self.other(what, event.time) {
+                Some(change) => change,
+                None => return false,
+            },
         };
         if let Some(writer) = &self.writer {
             // What finds no room is counted and messages by the writer.
             let _ = writer.recorder().put(change);
         }
+        begins
     }
 
-    /// A ban that is in force in one way; the same ban, where it is so in another one already.
-    fn banned(&mut self, ban: &Ban, at: SystemTime, way: Backend, interface: impl Fn(u32) -> Option<String>) -> Change {
-        let interface = interface(ban.probe.sighting.interface);
-        let row = Banned::from_ban(ban, at, interface.as_deref(), way);
-        let this = (row.subject, at);
+    /// What an event says about a ban that does not begin on evidence.
+    fn other(&self, what: &EventKind, at: SystemTime) -> Option<Change> {
+        Some(match what {
+            EventKind::ByHand { subject, expiry, note, way, .. } => {
+                let methods: Backends = match way {
+                    Some(way) => (*way).into(),
+                    None => self.ways.iter().copied().collect(),
+                };
+                let ban = Banned::wanted_by(Author::Operator, *subject, at, *expiry, methods);
+                Banned { note: note.clone(), ..ban }.into()
+            }
+            EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, at, reason(ban))),
+            EventKind::Unblocked { subject, by } => lifted(*subject, by, at),
+            EventKind::Lifted { subject } => lifted(*subject, "somebody", at),
+            _ => return None,
+        })
+    }
+
+    /// False where the ban of `subject` from this time was reported before, by another backend.
+    fn is_new(&mut self, subject: BanTarget, at: SystemTime) -> bool {
+        let this = (subject, at);
         if self.recent.contains(&this) {
-            return Change::Also(row);
+            return false;
         }
         if self.recent.len() >= MAX_RECENT {
             self.recent.pop_front();
         }
         self.recent.push_back(this);
-        row.into()
+        true
     }
 
     /// Writes what is left, and ends; a sentence where that did not work.

@@ -8,8 +8,11 @@
 //! commands and itself. When the helper ends, the daemon continues without commands, because it has given up the
 //! right to start another helper.
 //!
-//! Changed commands need a restart of the daemon. Reading the configuration twice is safe: each answer says which
-//! command was run, and both times no other user could change the file.
+//! A second socket pair, in the place of its standard output, takes digests for `notify.command`.
+//!
+//! Changed commands of bans need a restart of the daemon; a reload reads `notify.command` again. Reading the
+//! configuration twice is safe: each answer says which command was run, and both times no other user could change
+//! the file.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -17,12 +20,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_type;
-use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketType, recv, send, shutdown};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,7 +34,9 @@ use super::error::DaemonError;
 use super::sandbox_policy;
 use crate::config::Config;
 use crate::control::status::{self, SandboxState};
-use crate::enforce::command::{RunSettings, Spawner, pair, serve};
+use crate::enforce::command::{
+    Notifications, RunSettings, Spawner, TIME_LIMIT, check_program, pair, serve, serve_notifications,
+};
 use crate::sandbox::Sandbox;
 
 /// The helper's first argument. Only the daemon passes it, so it is in no help and no manual.
@@ -50,6 +56,7 @@ const MAX_GREETING_LEN: usize = 32 << 10;
 
 pub(super) struct CommandHelper {
     spawner: Spawner,
+    notifications: Option<Notifications>,
     /// What it has given up, as `status` has it.
     sandbox: SandboxState,
     warnings: Vec<String>,
@@ -72,18 +79,20 @@ impl CommandHelper {
     pub(super) fn start(config_path: &Path, sandboxed: bool) -> Result<Self, DaemonError> {
         let unable = DaemonError::system("start the process that runs commands");
         let (ours, theirs) = pair().map_err(&unable)?;
+        let (digests, their_digests) = pair().map_err(&unable)?;
         let mut command = Command::new(ITSELF);
         command.arg0("portsentry").arg(WORD).arg(config_path).args((!sandboxed).then_some(FREE));
-        command.env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        command.env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::from(their_digests));
         let mut child = command.spawn().map_err(&unable)?;
-        // Its copy of the other end would keep the socket open.
+        // Its copies of the other ends would keep the sockets open.
         drop(command);
         let process = child.id();
         match greeting(&ours) {
             Ok((sandbox, said)) => {
                 let named = |text| format!("process {process}, which runs commands: {text}");
                 let warnings = said.into_iter().map(named).collect();
-                Ok(Self { spawner: Spawner::over(ours, process, move || ended(&mut child)), sandbox, warnings })
+                let spawner = Spawner::over(ours, process, move || ended(&mut child));
+                Ok(Self { spawner, notifications: Some(Notifications::new(digests)), sandbox, warnings })
             }
             Err(error) => {
                 drop(ours);
@@ -96,6 +105,11 @@ impl CommandHelper {
 
     pub(super) fn spawner(&self) -> Spawner {
         self.spawner.clone()
+    }
+
+    /// The way to `notify.command`; once.
+    pub(super) fn take_notifications(&mut self) -> Option<Notifications> {
+        self.notifications.take()
     }
 
     pub(super) fn warnings(&self) -> &[String] {
@@ -168,11 +182,12 @@ impl HelperArgs {
 /// # Errors
 /// A sentence where it was not started by the daemon, or the daemon cannot be reached.
 pub fn run(args: &HelperArgs) -> Result<(), String> {
-    let input = rustix::stdio::stdin();
-    if !matches!(socket_type(input), Ok(SocketType::SEQPACKET)) {
+    let places = [rustix::stdio::stdin(), rustix::stdio::stdout()];
+    if places.iter().any(|place| !matches!(socket_type(place), Ok(SocketType::SEQPACKET))) {
         return Err(format!("{WORD} is what portsentry says to itself; start it without"));
     }
-    let socket = input.try_clone_to_owned().map_err(|error| error.to_string())?;
+    let [socket, digests] = places.map(|place| place.try_clone_to_owned().map_err(|error| error.to_string()));
+    let (socket, digests) = (socket?, digests?);
     // The service manager signals all processes, and a terminal all in the foreground, but only the daemon decides when this
     // one ends. Not ignored, because that is inherited.
     let runtime =
@@ -182,21 +197,45 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
     let _caught = caught.into_iter().collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
     let ready = ready(args);
     let greeting = match &ready {
-        Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
+        Ok((_, _, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
         Err(error) => Greeting::Failed { error: error.clone() },
     };
     let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
     let greeted = send(&socket, &greeting, SendFlags::NOSIGNAL);
     // The daemon reports the error.
-    let Ok((settings, _)) = ready else { return Ok(()) };
+    let Ok((settings, notify, _)) = ready else { return Ok(()) };
     greeted.map_err(|error| error.to_string())?;
-    serve(&socket, &settings).map_err(|error| error.to_string())
+    let (quit, hung_up) = io::pipe().map_err(|error| error.to_string())?;
+    thread::scope(|scope| {
+        let (quit, digests) = (&quit, &digests);
+        let reread = || notify_command(&load(args)?);
+        scope.spawn(move || serve_notifications(digests, notify, TIME_LIMIT, reread, quit));
+        let served = serve(&socket, &settings).map_err(|error| error.to_string());
+        // Ends the command that a digest is with, and the thread.
+        drop(hung_up);
+        let _ = shutdown(digests, Shutdown::Both);
+        served
+    })
+}
+
+fn load(args: &HelperArgs) -> Result<Config, String> {
+    let config = Config::load(&args.config_path).map_err(|errors| errors.to_string())?;
+    config.check_ownership(&args.config_path).map_err(|error| error.to_string())?;
+    Ok(config)
+}
+
+/// The command for digests; empty where there is none.
+fn notify_command(config: &Config) -> Result<Vec<String>, String> {
+    let command = config.notify.command.clone();
+    if !command.is_empty() {
+        check_program(&command).map_err(|error| DaemonError::Notify(error).to_string())?;
+    }
+    Ok(command)
 }
 
 /// The commands, when all is given up that they do not need.
-fn ready(args: &HelperArgs) -> Result<(RunSettings, Sandbox), String> {
-    let config = Config::load(&args.config_path).map_err(|errors| errors.to_string())?;
-    config.check_ownership(&args.config_path).map_err(|error| error.to_string())?;
+fn ready(args: &HelperArgs) -> Result<(RunSettings, Vec<String>, Sandbox), String> {
+    let config = load(args)?;
     let mut sandbox =
         if args.sandboxed { Sandbox::enter(&sandbox_policy::of_commands(), || ()) } else { Sandbox::now() };
     if args.sandboxed {
@@ -204,8 +243,10 @@ fn ready(args: &HelperArgs) -> Result<(RunSettings, Sandbox), String> {
     }
     // Last: with the rights that there are from now on.
     let settings = RunSettings::from(&config.block.run);
-    settings.check().map_err(|error| DaemonError::Run(error).to_string())?;
-    Ok((settings, sandbox))
+    if config.runs_commands() {
+        settings.check().map_err(|error| DaemonError::Run(error).to_string())?;
+    }
+    Ok((settings, notify_command(&config)?, sandbox))
 }
 
 #[cfg(test)]

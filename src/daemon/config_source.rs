@@ -52,9 +52,11 @@ impl ConfigSource {
         trial: Trial,
     ) -> Result<Reloaded, String> {
         systemd::reloading();
-        let result = self.replace(host_state, sensor, sandbox, trial.only_logs()).await;
+        let can_notify = sink.notifier.can_notify();
+        let result = self.replace(host_state, sensor, sandbox, (trial.only_logs(), can_notify)).await;
         if result.is_ok() {
             sink.log.reconfigure(&self.config);
+            sink.notifier.reconfigure(&self.config.notify);
             if trial == Trial::Expired {
                 sensor.send(SensorCommand::LogOnly);
             }
@@ -78,13 +80,17 @@ impl ConfigSource {
         host_state: &mut HostState,
         sensor: &SensorHandle,
         sandbox: &Sandbox,
-        log_only: bool,
+        (log_only, can_notify): (bool, bool),
     ) -> Result<Reloaded, String> {
         let mut config = (self.reread)().map_err(|errors| errors.to_string())?;
         config.check_ownership(&self.config_path).map_err(|error| error.to_string())?;
         out_of_reach(&config, sandbox).map_or(Ok(()), Err)?;
         let changed = changes(&self.config, &config);
-        let needs_restart = keep_until_restart(&self.config, &mut config);
+        let mut needs_restart = keep_until_restart(&self.config, &mut config);
+        if config.notifies() && !can_notify {
+            config.notify.command.clear();
+            needs_restart.push("notify.command");
+        }
         let commands = host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
         // The settings before the host: a port that is monitored from now on must not be judged by the old list.
         let settings = Settings::from_config(&config);
@@ -124,8 +130,9 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
     macro_rules! differing {
         ($($field:ident),*) => { [$((stringify!($field), old.$field != new.$field)),*] };
     }
-    let all =
-        differing!(expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet);
+    let all = differing!(
+        expire, interfaces, nat64, tcp, udp, detect, allow, block, escalate, trap, metrics, report, fleet, notify
+    );
     all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
 

@@ -44,6 +44,8 @@ pub enum DaemonError {
     HostsDeny(#[from] TemplateError),
     #[error("block.run: {0}")]
     Run(#[from] RunError),
+    #[error("notify.command: {0}")]
+    Notify(RunError),
     #[error("{0}")]
     NoSpawner(String),
     #[error("the kernel's allow-list could not be set: {0}")]

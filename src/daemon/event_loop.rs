@@ -231,12 +231,22 @@ impl EventLoop {
         drop(unban::lift(&self.sensor, &self.sink, None, "the end of the trial".to_owned()));
     }
 
-    /// Takes in what the sensor has reported until now, and ends.
-    pub(super) fn close(mut self) {
+    /// Takes in what the sensor has reported until now, and sends the last digest.
+    pub(super) async fn finish(&mut self) {
         systemd::stopping();
+        self.take_in();
+        self.sink.send_last_digest().await;
+    }
+
+    fn take_in(&mut self) {
         while let Some(event) = self.received.poll() {
             self.dispatch(&event);
         }
+    }
+
+    /// Takes in what has been reported until now, and ends.
+    pub(super) fn close(mut self) {
+        self.take_in();
         self.sink.close(self.received.dropped());
     }
 }

@@ -21,6 +21,7 @@ mod ignore_files;
 mod known_peers;
 mod leftovers;
 mod log_writer;
+mod notifier;
 mod priority;
 mod recent_listeners;
 mod reconciler;
@@ -68,6 +69,7 @@ use event_sink::EventSink;
 use host_state::HostState;
 use leftovers::Leftovers;
 use log_writer::LogWriter;
+use notifier::Notifier;
 use reconciler::{Compared, Wanted};
 use sensor_handle::SensorHandle;
 use sensor_thread::SensorThread;
@@ -122,7 +124,7 @@ pub fn run(
         check_folders(&policy)?;
     }
     // While programs can be started still.
-    let command_helper = match config.runs_commands() {
+    let command_helper = match config.runs_commands() || config.notifies() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
@@ -157,7 +159,7 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, sensor_thread, command_helper, control, sweeps_lines } = privileged;
+    let Privileged { instance_lock, sandbox, sensor_thread, mut command_helper, control, sweeps_lines } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
@@ -181,7 +183,7 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let spawner = command_helper.as_ref().map(CommandHelper::spawner);
+    let spawner = command_helper.as_ref().filter(|_| config.runs_commands()).map(CommandHelper::spawner);
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
         backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
@@ -293,6 +295,8 @@ async fn serve(
         let monitor = RouteMonitor::open(port_id).map_err(DaemonError::system("follow the kernel's routes"))?;
         tokio::spawn(reconciler::follow_routes(sensor.clone(), monitor));
     }
+    let notifications = command_helper.as_mut().and_then(CommandHelper::take_notifications);
+    let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
     let mut event_loop = EventLoop {
         config: ConfigSource {
             config,
@@ -303,7 +307,7 @@ async fn serve(
         },
         systemd: Systemd::new(Arc::clone(sensor.metrics())),
         sensor: sensor.clone(),
-        sink: EventSink::new(ban_recorder, log, control, events),
+        sink: EventSink::new(ban_recorder, log, notifier, control, events),
         trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
@@ -324,6 +328,8 @@ async fn serve(
             let _ = thread.join();
         }
     }
+    // While the process that runs commands is there.
+    event_loop.finish().await;
     if let Some(slow_backends) = slow_backends {
         // It reports what it leaves undone, or the next start finds it.
         let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);

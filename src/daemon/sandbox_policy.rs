@@ -85,6 +85,7 @@ pub(super) fn of_commands() -> Policy {
 pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
     let commands = [&run.command, &run.expire_command].into_iter().filter(|_| config.runs_commands());
+    let commands = commands.chain([&config.notify.command]);
     let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
     programs
         .into_iter()

@@ -4,6 +4,7 @@
 
 pub mod channel;
 pub mod classic_log;
+pub mod digest;
 pub mod event;
 pub mod json;
 pub mod json_log;

@@ -139,6 +139,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
             "interfaces",
             "protected",
             "names",
+            "notify",
         ],
     ),
     ("import FILE/classic.conf", "[tcp]", &["toml", "notes"]),

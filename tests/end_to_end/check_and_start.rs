@@ -31,6 +31,8 @@ const GROUPS: [&[&str]; 9] = [
         "[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nfile = \"DIR/hosts.deny\"\nline = \"ALL: $TARGER$\"",
         "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]",
         "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/nosuch/program\"]",
+        "[notify]\ncommand = [\"/bin/true\"]",
+        "[notify]\ncommand = [\"/nosuch/program\"]",
         "[block]\nmethod = [\"run\"]\n[block.run]\ncommand = [\"/bin/true\", \"$TARGET$\"]\nfirst = true",
         "[block]\nmethod = [\"nft\", \"run\"]",
     ],

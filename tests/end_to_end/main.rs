@@ -11,6 +11,7 @@ mod innocents;
 mod lab_itself;
 mod lifecycle;
 mod memory;
+mod notify;
 mod refusals;
 mod report;
 mod reverse;

@@ -325,37 +325,32 @@ fn the_example_ruleset_loads_with_the_table_that_it_includes() {
 }
 
 #[test]
-fn the_mailing_hook_bundles_what_comes_while_it_waits() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mails, spool) = (folder.path().join("mails"), folder.path().join("spool"));
-    let script = text("packaging/examples/mail-on-ban");
-    let script = script.replace("'msmtp -t'", &format!("'tee -a {}'", mails.display()));
-    let script = script.replace("/var/lib/portsentry/mail", spool.to_str().unwrap());
-    let hook = folder.path().join("mail-on-ban");
-    std::fs::write(&hook, &script).unwrap();
-    let ban = |address: &str| {
-        let output = run(Command::new("sh").arg(&hook).args([address, "23", "TCP SYN/Normal scan"]));
-        assert!(output.status.success(), "{}", shown(&output));
+fn mail_example_names_bans_and_counts() {
+    let digest = serde_json::json!({
+        "summary": "portsentry on web1: 2 bans", "from": "F", "until": "U", "unnamed": 1, "lost_events": 0,
+        "bans": [{"subject": "192.0.2.1", "evidence": "proven", "expires": "never", "reason": "ports were touched"}],
+        "lifted": {"count": 0, "named": []}, "not_banned": {"only_logged": 0, "withheld": 5, "failed": 0},
+    });
+    let mail = |mailer: &str, digest: &str| {
+        let script = path("packaging/examples/notify/mail");
+        let mut command = Command::new("sh");
+        command.arg(script).arg("root").env("MAILER", mailer).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut command = command.spawn().unwrap();
+        command.stdin.take().unwrap().write_all(digest.as_bytes()).unwrap();
+        command.wait_with_output().unwrap()
     };
-    let mailed = || std::fs::read_to_string(&mails).unwrap();
-    ban("192.0.2.1");
-    assert!(mailed().contains("192.0.2.1 port 23 TCP SYN/Normal scan"), "{}", mailed());
-    ban("192.0.2.2");
-    ban("192.0.2.3");
-    assert!(!mailed().contains("192.0.2.2"), "a mail for every ban");
-    std::fs::write(spool.join("last"), "0\n").unwrap();
-    ban("192.0.2.4");
-    assert_eq!(mailed().matches("Subject: ").count(), 2);
-    assert!(["192.0.2.2", "192.0.2.3", "192.0.2.4"].iter().all(|address| mailed().contains(address)), "{}", mailed());
-
-    // A mailer that fails loses nothing, and a flood fills no disk.
-    std::fs::write(&hook, script.replace("mailer='tee", "mailer='false")).unwrap();
-    std::fs::write(spool.join("last"), "0\n").unwrap();
-    assert!(!run(Command::new("sh").arg(&hook).arg("192.0.2.5")).status.success());
-    assert!(std::fs::read_to_string(spool.join("waiting")).unwrap().contains("192.0.2.5"));
-    std::fs::write(spool.join("waiting"), "x\n".repeat(1_000)).unwrap();
-    let _ = run(Command::new("sh").arg(&hook).arg("192.0.2.6"));
-    assert_eq!(std::fs::read_to_string(spool.join("waiting")).unwrap().lines().count(), 1_000);
+    let output = mail("cat", &digest.to_string());
+    assert!(output.status.success(), "{}", shown(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = [
+        "To: root",
+        "Subject: portsentry on web1: 2 bans",
+        "192.0.2.1  proven  until never  ports were touched",
+        "and 1 more",
+        "not banned: 0 only logged, 5 above the ceilings, 0 failed",
+    ];
+    assert!(lines.iter().all(|line| text.lines().any(|other| other == *line)), "{text}");
+    assert!(!mail("false", "{}").status.success(), "a mailer that fails is an error, so that the digest is sent again");
 }
 
 #[test]
@@ -374,7 +369,9 @@ fn shell_scripts_of_the_package_have_no_known_mistakes() {
         "packaging/debian/postrm",
         "packaging/debian/postinst",
         "packaging/build.sh",
-        "packaging/examples/mail-on-ban",
+        "packaging/examples/notify/mail",
+        "packaging/examples/notify/ntfy",
+        "packaging/examples/notify/webhook",
     ];
     // By these names one finds the other.
     let output = run(Command::new("shellcheck").current_dir(path("")).args(packaged).args(tests));

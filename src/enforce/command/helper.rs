@@ -59,7 +59,7 @@ pub fn serve(socket: &OwnedFd, settings: &RunSettings) -> Result<(), Refused> {
             let one = One::more(&running);
             let (quit, limit) = (&quit, settings.timeout);
             let work = move || {
-                let ran = run(command, limit, quit);
+                let ran = run(command, &[], limit, quit);
                 // The daemon may send the next request at once.
                 drop(one);
                 answer(socket, number, line, ran);

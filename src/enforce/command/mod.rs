@@ -23,16 +23,16 @@ use super::template::{NAMES, Values, expand, unknown};
 
 mod helper;
 mod helper_client;
+mod notification;
 mod output;
 mod process;
 mod protocol;
 
 pub use helper::{Refused, serve};
 pub use helper_client::{Spawner, pair};
+pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
 pub use process::Outcome;
 pub(super) use process::Ran;
-#[cfg(any(test, fuzzing))]
-pub(crate) use protocol::fuzz;
 pub(super) use protocol::{Answer, Which};
 
 /// Where a command without a slash is looked for, and what it gets as its PATH.
@@ -134,13 +134,20 @@ fn check(command: &[String]) -> Result<(), RunError> {
     if program.contains('$') {
         return Err(RunError::Macro(program.clone()));
     }
-    for argument in command {
-        if argument.contains('\0') {
-            return Err(RunError::Nul);
-        }
-        if let Some(word) = unknown(argument) {
-            return Err(RunError::Unknown(word.to_owned()));
-        }
+    if let Some(word) = command.iter().find_map(|argument| unknown(argument)) {
+        return Err(RunError::Unknown(word.to_owned()));
+    }
+    check_program(command)
+}
+
+/// Proves that `command`, in which nothing is replaced, can be started, as far as that can be seen without starting it.
+///
+/// # Errors
+/// For a command that is empty, missing, not executable or not safe.
+pub fn check_program(command: &[String]) -> Result<(), RunError> {
+    let program = command.first().filter(|program| !program.is_empty()).ok_or(RunError::Empty)?;
+    if command.iter().any(|argument| argument.contains('\0')) {
+        return Err(RunError::Nul);
     }
     let path = find(program)?;
     let found = fs::metadata(&path).map_err(|_| RunError::Missing(path.clone()))?;
@@ -176,14 +183,11 @@ fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), R
     let values = Values { target: &target, case };
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
     let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &values)).collect();
-    let line = std::iter::once(program).chain(&arguments).map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-    let mut prepared = Command::new(find(program)?);
-    prepared.args(arguments).env_clear().current_dir("/");
+    let line = line(std::iter::once(program).chain(&arguments));
+    let mut prepared = start_of(program, arguments)?;
     let (port, source) = (case.port.to_string(), case.source.to_string());
     prepared.envs([
-        ("PATH", PATH),
-        ("LANG", "C"),
-        ("PORTSENTRY_TARGET", &target),
+        ("PORTSENTRY_TARGET", target.as_str()),
         ("PORTSENTRY_SOURCE", &source),
         ("PORTSENTRY_PROTOCOL", case.protocol.key()),
         ("PORTSENTRY_PORT", &port),
@@ -194,10 +198,29 @@ fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), R
     Ok((prepared, line))
 }
 
+/// `program` with `arguments`, and with an environment and a working directory of its own.
+fn start_of(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<Command, RunError> {
+    let mut command = Command::new(find(program)?);
+    command.args(arguments).env_clear().current_dir("/").envs([("PATH", PATH), ("LANG", "C")]);
+    Ok(command)
+}
+
+/// A command on one line.
+fn line<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
+    words.into_iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
 /// A word as it can be read in a log: in quotes where it would not be seen as one word.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,[]".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("\"{}\"", word.escape_debug()) }
+}
+
+/// Any bytes as a message to either side.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    protocol::fuzz(bytes);
+    notification::fuzz(bytes);
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! Runs one process from start to end on the calling thread: its output, its time limit, its process group.
 
 use std::fmt;
-use std::io::{self, PipeReader, Read, pipe};
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Seek, Write, pipe};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
@@ -70,11 +72,11 @@ pub(in crate::enforce) struct Ran {
     pub(in crate::enforce) took: Duration,
 }
 
-/// Runs `command` for at most `limit`, and less where `quit` is hung up meanwhile. Returns when the process has ended, or a
+/// Runs `command` with `input` on its standard input for at most `limit`, and less where `quit` is hung up meanwhile. Returns when the process has ended, or a
 /// little after the limit when its whole group has been killed; what it has left in the background is not waited for.
-pub(super) fn run(mut command: Command, limit: Duration, quit: &PipeReader) -> Ran {
+pub(super) fn run(mut command: Command, input: &[u8], limit: Duration, quit: &PipeReader) -> Ran {
     let started = Instant::now();
-    let ended = start(&mut command).and_then(|(child, reader)| {
+    let ended = start(&mut command, input).and_then(|(child, reader)| {
         // Its copies of the pipe's end would keep the pipe open.
         drop(command);
         Watch { child, reader: Some(reader), output: Vec::new(), read: 0 }.follow(started, limit, quit)
@@ -87,10 +89,21 @@ pub(super) fn run(mut command: Command, limit: Duration, quit: &PipeReader) -> R
 }
 
 /// Both outputs go into one pipe, so that they are in the order in which they were written.
-fn start(command: &mut Command) -> io::Result<(Child, PipeReader)> {
+fn start(command: &mut Command, input: &[u8]) -> io::Result<(Child, PipeReader)> {
     let (reader, writer) = pipe()?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    command.stdin(stdin(input)?).stdout(writer.try_clone()?).stderr(writer).process_group(0);
     Ok((command.spawn()?, reader))
+}
+
+/// `input` as a file in memory, so that a command that does not read it holds nothing up.
+fn stdin(input: &[u8]) -> io::Result<Stdio> {
+    if input.is_empty() {
+        return Ok(Stdio::null());
+    }
+    let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// A process and what it has written so far.

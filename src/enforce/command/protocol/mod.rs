@@ -237,7 +237,7 @@ impl Rest<'_> {
 
 /// Any bytes as a message to either side. What is one is written as it was.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn fuzz(bytes: &[u8]) {
+pub(super) fn fuzz(bytes: &[u8]) {
     if let Some(request) = Request::read(bytes) {
         assert_eq!(request.to_bytes().as_deref(), Some(bytes));
         assert!(bytes.len() <= LONGEST_REQUEST && Answer::read(bytes).is_none());

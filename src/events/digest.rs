@@ -1,0 +1,265 @@
+//! Digests for `notify.command`: what has happened to bans in a span of time, as one JSON object. The counts are whole; of
+//! the bans so many are named that the object stays small, those on forgeable evidence apart from the others, so that a
+//! flood of forged packets neither makes a digest long nor pushes a proven ban out of it.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::event::{Event, EventKind};
+use super::json::{EventRecord, rfc3339};
+use crate::engine::Grade;
+use crate::types::counted;
+
+/// Bans on forgeable evidence that are named, and as many others, and as many lifted ones.
+const MAX_NAMED: usize = 20;
+
+/// Collects what is reported next.
+#[derive(Clone, Debug)]
+pub struct Digest {
+    from: SystemTime,
+    /// Bans of each kind.
+    forgeable: Named,
+    proven: Named,
+    by_hand: Named,
+    lifted: Named,
+    /// Of the forgeable ones, those that are short because there were many.
+    capped: u64,
+    not_banned: NotBanned,
+    lost_events: u64,
+}
+
+/// How many there were, and the first of them.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Named {
+    count: u64,
+    named: Vec<EventRecord>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct NotBanned {
+    /// Scans that were only logged.
+    only_logged: u64,
+    /// Sources above the ceilings of bans on forgeable evidence.
+    withheld: u64,
+    /// Bans that a backend did not take.
+    failed: u64,
+    /// Probes of sources that are protected or allowed.
+    exempt_probes: u64,
+}
+
+/// A digest as it is sent.
+#[derive(Serialize)]
+struct Sent<'a> {
+    host: &'a str,
+    from: String,
+    until: String,
+    summary: String,
+    count: u64,
+    proven: u64,
+    forgeable: u64,
+    by_hand: u64,
+    capped: u64,
+    bans: Vec<&'a EventRecord>,
+    unnamed: u64,
+    lifted: &'a Named,
+    not_banned: NotBanned,
+    lost_events: u64,
+}
+
+impl Named {
+    fn push(&mut self, event: &Event) {
+        self.count += 1;
+        if self.named.len() < MAX_NAMED {
+            self.named.push(event.into());
+        }
+    }
+
+    /// `later` was counted after this.
+    fn append(&mut self, later: Self) {
+        self.count += later.count;
+        let room = MAX_NAMED.saturating_sub(self.named.len());
+        self.named.extend(later.named.into_iter().take(room));
+    }
+}
+
+impl Digest {
+    /// Of what happens from now on.
+    #[must_use]
+    pub fn new(from: SystemTime) -> Self {
+        let [forgeable, proven, by_hand, lifted] = std::array::from_fn(|_| Named::default());
+        Self { from, forgeable, proven, by_hand, lifted, capped: 0, not_banned: NotBanned::default(), lost_events: 0 }
+    }
+
+    /// Takes `event` in. `begins`: it is the first that reports its ban, which several backends may do.
+    pub fn add(&mut self, event: &Event, begins: bool) {
+        match &event.what {
+            EventKind::Blocked { ban, .. }
+            | EventKind::Wrapped { ban: Some(ban), .. }
+            | EventKind::Ran { ban: Some(ban), .. }
+                if begins =>
+            {
+                self.capped += u64::from(ban.capped);
+                match ban.grade {
+                    Grade::Forgeable => self.forgeable.push(event),
+                    Grade::Proven => self.proven.push(event),
+                }
+            }
+            EventKind::ByHand { .. } => self.by_hand.push(event),
+            EventKind::Unblocked { .. } | EventKind::Lifted { .. } => self.lifted.push(event),
+            EventKind::Scan(_) => self.not_banned.only_logged += 1,
+            EventKind::Capped { withheld, .. } => self.not_banned.withheld += u64::from(*withheld),
+            EventKind::BlockFailed { .. } => self.not_banned.failed += 1,
+            EventKind::Exempt { probes, .. } => self.not_banned.exempt_probes += u64::from(*probes),
+            _ => {}
+        }
+    }
+
+    /// So many events were lost before they could be taken in.
+    pub fn lose(&mut self, events: u64) {
+        self.lost_events += events;
+    }
+
+    /// Takes in what has happened after this.
+    pub fn append(&mut self, later: Self) {
+        let Self { from: _, forgeable, proven, by_hand, lifted, capped, not_banned, lost_events } = later;
+        self.forgeable.append(forgeable);
+        self.proven.append(proven);
+        self.by_hand.append(by_hand);
+        self.lifted.append(lifted);
+        self.capped += capped;
+        self.not_banned.only_logged += not_banned.only_logged;
+        self.not_banned.withheld += not_banned.withheld;
+        self.not_banned.failed += not_banned.failed;
+        self.not_banned.exempt_probes += not_banned.exempt_probes;
+        self.lost_events += lost_events;
+    }
+
+    /// How many bans began.
+    #[must_use]
+    pub fn bans(&self) -> u64 {
+        self.forgeable.count + self.proven.count + self.by_hand.count
+    }
+
+    /// True where there is something to tell. Probes of exempt sources alone are nothing; lost events may have been bans.
+    #[must_use]
+    pub fn is_worth_sending(&self) -> bool {
+        let NotBanned { only_logged, withheld, failed, exempt_probes: _ } = self.not_banned;
+        [self.bans(), self.lifted.count, only_logged, withheld, failed, self.lost_events].iter().any(|count| *count > 0)
+    }
+
+    /// The JSON object of `host`, on one line, without a line feed.
+    #[must_use]
+    pub fn to_json(&self, host: &str, until: SystemTime) -> String {
+        let kinds = [&self.proven, &self.by_hand, &self.forgeable];
+        let bans: Vec<_> = kinds.iter().flat_map(|kind| &kind.named).collect();
+        let count = self.bans();
+        let sent = Sent {
+            host,
+            from: rfc3339(self.from),
+            until: rfc3339(until),
+            summary: self.summary(host),
+            count,
+            proven: self.proven.count,
+            forgeable: self.forgeable.count,
+            by_hand: self.by_hand.count,
+            capped: self.capped,
+            unnamed: count.saturating_sub(u64::try_from(bans.len()).unwrap_or(u64::MAX)),
+            bans,
+            lifted: &self.lifted,
+            not_banned: self.not_banned,
+            lost_events: self.lost_events,
+        };
+        // Strings and numbers: there is nothing that could not be written.
+        serde_json::to_string(&sent).unwrap_or_default()
+    }
+
+    /// One line for the subject of a message.
+    fn summary(&self, host: &str) -> String {
+        let NotBanned { only_logged, withheld, failed, .. } = self.not_banned;
+        let rest =
+            [(self.lifted.count, "lifted"), (only_logged, "only logged"), (withheld, "withheld"), (failed, "failed")];
+        let rest = rest.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}"));
+        format!("portsentry on {host}: {}{}", counted(self.bans(), "ban"), rest.collect::<String>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::engine::Ban;
+    use crate::types::{Backend, Expiry};
+
+    fn ban(grade: Grade) -> Event {
+        let ban = Ban { grade, ..Ban::example() };
+        Event::now(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO })
+    }
+
+    fn json(digest: &Digest) -> Value {
+        serde_json::from_str(&digest.to_json("web1", UNIX_EPOCH + Duration::from_secs(900))).unwrap()
+    }
+
+    #[test]
+    fn flood_of_forged_bans_keeps_digest_short() {
+        let mut digest = Digest::new(UNIX_EPOCH);
+        (0..100_000).for_each(|_| digest.add(&ban(Grade::Forgeable), true));
+        digest.add(&ban(Grade::Proven), true);
+        (0..1_000).for_each(|_| {
+            let note = Some("\u{1f600}".repeat(200));
+            let subject = "192.0.2.7".parse().unwrap();
+            let by = "x".repeat(100);
+            digest.add(&Event::now(EventKind::ByHand { subject, expiry: Expiry::Never, by, note, way: None }), false);
+        });
+        let text = digest.to_json("web1", UNIX_EPOCH);
+        assert!(text.len() < 64 << 10, "{} bytes", text.len());
+        let sent = json(&digest);
+        assert_eq!((&sent["count"], &sent["unnamed"]), (&101_001.into(), &(101_001 - 41).into()));
+        assert_eq!(sent["bans"][0]["evidence"], "proven", "the flood does not push it out");
+    }
+
+    #[test]
+    fn each_ban_counts_once() {
+        let mut digest = Digest::new(UNIX_EPOCH);
+        assert!(!digest.is_worth_sending());
+        digest.add(&ban(Grade::Proven), true);
+        digest.add(&ban(Grade::Proven), false);
+        assert!(digest.is_worth_sending() && digest.bans() == 1);
+        let sent = json(&digest);
+        assert_eq!(
+            (&sent["from"], &sent["until"]),
+            (&"1970-01-01T00:00:00.000000Z".into(), &"1970-01-01T00:15:00.000000Z".into())
+        );
+        assert!(sent["bans"][0]["reason"].is_string(), "{sent}");
+        assert_eq!(sent["summary"], "portsentry on web1: 1 ban");
+    }
+
+    #[test]
+    fn digest_that_failed_goes_with_the_next() {
+        let (mut failed, mut later) = (Digest::new(UNIX_EPOCH), Digest::new(SystemTime::now()));
+        failed.add(&ban(Grade::Forgeable), true);
+        (0..30).for_each(|_| later.add(&ban(Grade::Forgeable), true));
+        later.add(&Event::now(EventKind::Capped { bans: 0, withheld: 5 }), false);
+        later.lose(3);
+        failed.append(later);
+        let sent = json(&failed);
+        assert_eq!((&sent["count"], &sent["lost_events"]), (&31.into(), &3.into()), "{sent}");
+        assert_eq!(sent["from"], "1970-01-01T00:00:00.000000Z");
+        assert_eq!(sent["not_banned"]["withheld"], 5);
+        assert_eq!(sent["bans"].as_array().map(Vec::len), Some(MAX_NAMED));
+        assert_eq!(sent["summary"], "portsentry on web1: 31 bans, 5 withheld");
+    }
+
+    #[test]
+    fn exempt_probes_alone_send_nothing() {
+        let mut digest = Digest::new(UNIX_EPOCH);
+        digest.not_banned.exempt_probes = 9;
+        digest.add(&Event::now(EventKind::Note("something".to_owned())), false);
+        assert!(!digest.is_worth_sending());
+        digest.lose(1);
+        assert!(digest.is_worth_sending(), "it may have been a ban");
+    }
+}

@@ -1,0 +1,125 @@
+//! Digests of bans to a command, a real script: what it gets, how often, and what becomes of one that fails.
+
+use std::path::Path;
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, eventually};
+use serde_json::{Value, json};
+
+fn digests(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+/// A script that appends each digest to a file, and the configuration of it.
+fn script(lab: &Lab, name: &str, guard: &str) -> (std::path::PathBuf, String) {
+    let told = lab.path(&format!("{name}.told"));
+    let program = lab.program(name, &format!("#!/bin/sh\n{guard}\ncat >>{}\n", told.display()));
+    (told, format!("[notify]\ncommand = [{program:?}]\ninterval = \"10s\"\n"))
+}
+
+#[test]
+fn bans_of_an_interval_are_one_message() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let (told, config) = script(&lab, "notify", "");
+    let daemon = Daemon::start_configured(&lab, &config, &[]);
+    let first = lab.provoke_ban("attacker").to_string();
+    let second = lab.provoke_ban("other").to_string();
+    lab.succeed(&["unblock", &second]);
+    lab.succeed(&["block", "198.51.100.7", "--reason", "by hand"]);
+    eventually("a digest comes", || !digests(&told).is_empty());
+    let all = digests(&told);
+    assert_eq!(all.len(), 1, "one message, not one for each ban: {all:?}");
+    let digest = &all[0];
+    let of = |key: &str| digest[key].clone();
+    assert_eq!([of("count"), of("by_hand"), of("unnamed")], [json!(3), json!(1), json!(0)], "{digest}");
+    let bans = digest["bans"].as_array().unwrap();
+    let ban = bans.iter().find(|ban| ban["subject"] == first.as_str()).unwrap_or_else(|| panic!("{digest}"));
+    assert!(ban["reason"].is_string() && ban["expires"].is_string(), "{ban}");
+    assert_eq!(ban["evidence"], "forgeable", "{ban}");
+    assert!(bans.iter().any(|ban| ban["note"] == "by hand"), "{digest}");
+    assert_eq!(digest["lifted"]["count"], 1, "{digest}");
+    assert_eq!(digest["lifted"]["named"][0]["subject"], second.as_str(), "{digest}");
+
+    // What comes later is in the next one, which is sent at once where the program ends.
+    lab.succeed(&["unblock", &first]);
+    daemon.stop();
+    let all = digests(&told);
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert_eq!((&all[1]["count"], &all[1]["lifted"]["count"]), (&json!(0), &json!(1)), "{}", all[1]);
+    assert!(all[1]["from"].as_str() > all[0]["from"].as_str(), "{all:?}");
+}
+
+#[test]
+fn failing_command_is_said_once_and_loses_nothing() {
+    let lab = Lab::new(&["attacker", "other"]);
+    let works = lab.path("works");
+    let (told, config) = script(&lab, "notify", &format!("[ -e {} ] || {{ echo no mail; exit 3; }}", works.display()));
+    let daemon = Daemon::start_configured(&lab, &config, &[]);
+    lab.provoke_ban("attacker");
+    let line = daemon.expect_line("notify.command: ");
+    assert!(line.contains("failed with exit status 3; it says: no mail"), "{line}");
+    lab.provoke_ban("other");
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(daemon.lines_with("notify.command: ").len(), 1, "a second failure is not said again");
+    assert!(digests(&told).is_empty());
+    std::fs::write(&works, "").unwrap();
+    daemon.expect_line("notify.command succeeds again");
+    let all = digests(&told);
+    assert_eq!((all.len(), &all[0]["count"]), (1, &json!(2)), "both bans are in it: {all:?}");
+    daemon.stop();
+}
+
+#[test]
+fn reload_applies_another_command() {
+    let lab = Lab::new(&["attacker"]);
+    let (_, config) = script(&lab, "before", "exit 9");
+    let (told, after) = script(&lab, "after", "");
+    let daemon = Daemon::start_configured(&lab, &config, &[]);
+    lab.reload(&after);
+    lab.provoke_ban("attacker");
+    eventually("the new command gets the digest", || !digests(&told).is_empty());
+    lab.reload("[notify]\ncommand = [\"/no/such/program\"]\n");
+    daemon.expect_line("notify.command stays as it was");
+    daemon.stop();
+}
+
+#[test]
+fn first_command_takes_a_restart() {
+    let lab = Lab::new(&["attacker"]);
+    let (_, config) = script(&lab, "notify", "");
+    let daemon = Daemon::start_configured(&lab, "", &[]);
+    lab.reload(&config);
+    daemon.expect_line("these take a restart: notify.command");
+    daemon.stop();
+}
+
+#[test]
+fn forged_flood_is_one_short_message() {
+    let lab = Lab::new(&["attacker"]);
+    let (told, config) = script(&lab, "notify", "");
+    let daemon = Daemon::start_configured(&lab, &format!("{config}[block]\nmax_new_bans_per_minute = 100\n"), &[]);
+    for source in lab.add_addresses("attacker", 10..210) {
+        lab.touch("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903]);
+    }
+    eventually("a digest comes", || !digests(&told).is_empty());
+    daemon.stop();
+    let all = digests(&told);
+    assert!(all.len() <= 3, "{} messages", all.len());
+    let sum = |key: &str| all.iter().map(|digest| digest[key].as_u64().unwrap()).sum::<u64>();
+    assert!(sum("count") >= 50, "the ceiling lets so many through: {}", sum("count"));
+    assert_eq!(sum("count") - 20 * u64::try_from(all.len()).unwrap(), sum("unnamed"), "the rest is counted");
+    assert!(all.iter().all(|digest| digest["bans"].as_array().unwrap().len() <= 20), "one kind of ban");
+    assert!(std::fs::metadata(&told).unwrap().len() < 128 << 10);
+}
+
+#[test]
+fn command_that_hangs_at_the_end_is_counted() {
+    let lab = Lab::new(&["attacker"]);
+    let (_, config) = script(&lab, "notify", "sleep 1000");
+    let daemon = Daemon::start_configured(&lab, &config, &[]);
+    lab.provoke_ban("attacker");
+    let log = daemon.stop();
+    assert!(log.contains("notify.command has not told of the last digest, of 1 ban"), "{log}");
+}
