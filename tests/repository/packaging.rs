@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -211,6 +212,7 @@ fn completions_name_every_flag_and_command_as_it_is_typed() {
             assert!(script.contains(command.get_name()), "{shell:?}: {}", command.get_name());
         }
     }
+    assert!(Shell::Zsh.completions().contains("free:_portsentry_or_target'"), "the grammar has another word for it");
     assert!(has_syntax("bash", &Shell::Bash.completions()));
     assert!(!has_syntax("bash", "case x in"));
 }
@@ -219,6 +221,44 @@ fn has_syntax(shell: &str, script: &str) -> bool {
     let mut child = Command::new(shell).arg("-n").stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     child.wait().unwrap().success()
+}
+
+/// What bash inserts for TAB at the end of `line`, where `list` has two bans.
+fn completed_by_bash(line: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = folder.path().join("portsentry");
+    let list = r#"#!/bin/sh
+[ "$*" = "list --json" ] && echo '{"bans":[{"subject":"192.0.2.7","source":"192.0.2.7"},{"subject":"2001:db8:1::/64"}]}'
+"#;
+    std::fs::write(&fake, list).unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script = folder.path().join("completions");
+    std::fs::write(&script, Shell::Bash.completions()).unwrap();
+    // As readline calls it: the words are split at colons, too.
+    let ask = r#"
+        PATH=$1:$PATH; . "$2"; COMP_LINE=$3; COMP_POINT=${#3}
+        words=${3//:/ : }; read -ra COMP_WORDS <<<"$words"
+        case $3 in *[[:space:]]|*:) COMP_WORDS+=("") ;; esac
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        function=$(complete -p portsentry); function=${function##*-F }; function=${function%% *}
+        "$function" portsentry "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut bash = Command::new("bash");
+    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(folder.path()).arg(&script).arg(line));
+    assert!(output.stderr.is_empty(), "{}", shown(&output));
+    shown(&output).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn unblock_completes_what_is_blocked() {
+    assert_eq!(completed_by_bash("portsentry unblock "), ["192.0.2.7", "2001:db8:1::/64"]);
+    assert_eq!(completed_by_bash("portsentry unblock 192"), ["192.0.2.7"]);
+    // Readline has `2001:` in the line already, and inserts the last word.
+    assert_eq!(completed_by_bash("portsentry unblock 2001:d"), ["db8:1::/64"]);
+    assert_eq!(completed_by_bash("portsentry unblock 10."), [""]);
+    assert_eq!(completed_by_bash("portsentry unblock --a"), ["--all"]);
+    assert_eq!(completed_by_bash("portsentry unb"), ["unblock"]);
+    assert!(!completed_by_bash("portsentry block ").contains(&"192.0.2.7".to_owned()));
 }
 
 #[test]
