@@ -84,17 +84,17 @@ impl Listed {
     }
 }
 
-/// The bans in force at `now`, all of them or those that `target` has to do with.
+/// The bans in force at `now`, all of them or those that overlap with `asked`.
 ///
 /// # Errors
 /// Where neither the ledger nor the kernel can be read.
-pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
-    match target.map(|target| (target, BanTarget::of_prefix(target))) {
-        Some((target, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) => one(directory, target, subject, now),
-        target => {
+pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
+    match asked.map(|asked| (asked, BanTarget::of_prefix(asked))) {
+        Some((asked, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) => one(directory, asked, subject, now),
+        asked => {
             let mut all = all(directory, now)?;
-            if let Some((target, _)) = target {
-                all.bans.retain(|ban| overlaps(ban.subject, target));
+            if let Some((asked, _)) = asked {
+                all.bans.retain(|ban| overlaps(ban.subject, asked));
             }
             Ok(all)
         }
@@ -102,14 +102,14 @@ pub fn read(directory: &Path, target: Option<IpNet>, now: SystemTime) -> Result<
 }
 
 /// True where they have an address in common.
-pub(super) fn overlaps(subject: BanTarget, target: IpNet) -> bool {
+pub(super) fn overlaps(subject: BanTarget, other: IpNet) -> bool {
     let network = IpNet::new(subject.element(), subject.prefix_len()).ok();
-    network.is_some_and(|network| network.contains(&target) || target.contains(&network))
+    network.is_some_and(|network| network.contains(&other) || other.contains(&network))
 }
 
 /// The bans of one source: its own, and those of the networks around it. Nothing is read as a whole.
-fn one(directory: &Path, target: IpNet, subject: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
-    let address = if target.prefix_len() > subject.prefix_len() { target.addr() } else { subject.element() };
+fn one(directory: &Path, asked: IpNet, subject: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
+    let address = if asked.prefix_len() > subject.prefix_len() { asked.addr() } else { subject.element() };
     let around = (0..128).filter_map(|length| Prefix::of(address, length)).map(BanTarget::Prefix);
     let subjects: Vec<BanTarget> = std::iter::once(subject).chain(around).collect();
     let remembered = Reader::read(directory, |reader| {

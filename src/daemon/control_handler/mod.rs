@@ -215,11 +215,11 @@ impl ControlHandler<'_> {
     /// Checks whether `target` may be blocked by hand; the subject of its ban, and for how long. A protected one that is
     /// blocked by force is no longer protected.
     async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(BanTarget, Expiry), Failure> {
-        let target = parse_network(target).map_err(usage)?;
+        let asked = parse_network(target).map_err(usage)?;
         let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
-        let subject = BanTarget::of_prefix(target).map_err(usage)?;
-        if let Some(why) = no_source(target.addr()) {
-            return Err(refused(format!("{} is refused: {why}, from which no packet comes", plain(target))));
+        let subject = BanTarget::of_prefix(asked).map_err(usage)?;
+        if let Some(why) = no_source(asked.addr()) {
+            return Err(refused(format!("{} is refused: {why}, from which no packet comes", plain(asked))));
         }
         if !self.enforces() {
             return Err(refused(
@@ -227,7 +227,7 @@ impl ControlHandler<'_> {
                  --confirm that was not confirmed)",
             ));
         }
-        let Some((network, protection)) = protected(&self.host_state.host(), target) else {
+        let Some((network, protection)) = protected(&self.host_state.host(), asked) else {
             return Ok((subject, expiry));
         };
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
@@ -235,8 +235,8 @@ impl ControlHandler<'_> {
             let remedy = if own { "" } else { "; --force blocks it all the same" };
             return Err(refused(format!(
                 "refused to block {}: {} is {protection}{remedy}",
-                plain(target),
-                if target == network { "it".to_owned() } else { plain(network).to_string() }
+                plain(asked),
+                if asked == network { "it".to_owned() } else { plain(network).to_string() }
             )));
         }
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::text::{Reading, Rule, target};
+use super::text::{Reading, Rule, hosts_pattern};
 use crate::types::BanTarget;
 
 /// Reads `text`, adds an entry and removes it. Every other byte stays as it is.
@@ -18,7 +18,8 @@ pub(crate) fn edit(text: &[u8]) {
 }
 
 fn deny(before: &Reading<'_>, text: &[u8], subject: BanTarget) {
-    let rule = Rule { subject, rule: format!("ALL: {}", target(subject)), until: "2026-11-22T06:32:13Z".to_owned() };
+    let rule =
+        Rule { subject, rule: format!("ALL: {}", hosts_pattern(subject)), until: "2026-11-22T06:32:13Z".to_owned() };
     let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
     if before.entries.iter().any(|entry| entry.subject == subject) {
         // Its line was written anew, and further ones of it went.

@@ -25,7 +25,7 @@ pub(crate) mod file;
 pub(crate) mod fuzzing;
 mod text;
 
-use text::{Reading, Rule, target};
+use text::{Reading, Rule, hosts_pattern};
 
 /// Where the TCP wrappers look.
 pub const DEFAULT_PATH: &str = "/etc/hosts.deny";
@@ -153,7 +153,7 @@ impl HostsDeny {
     /// The line that denies the source of `case`.
     #[must_use]
     pub fn line(&self, case: &BanContext) -> String {
-        expand(&self.template, &Values { target: &target(case.subject), case })
+        expand(&self.template, &Values { target: &hosts_pattern(case.subject), case })
     }
 
     /// What differs if the file has been written or replaced since; `None` if there is none.

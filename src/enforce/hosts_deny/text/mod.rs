@@ -25,7 +25,7 @@ const MARK: &str = "# portsentry: ";
 
 /// `subject` as hosts_access(5) wants it: an IPv4 address as it is, an IPv4 network as `203.0.113.0/255.255.255.0`, an
 /// IPv6 prefix as `[2001:db8:1:2::]/64`.
-pub(super) fn target(subject: BanTarget) -> String {
+pub(super) fn hosts_pattern(subject: BanTarget) -> String {
     // The wrappers mask a client's address and compare it to what is written, which must have no bits beyond the mask.
     let masked = if let BanTarget::Prefix(_) = subject { subject } else { BanTarget::of(subject.element()) };
     match masked {
@@ -195,13 +195,13 @@ fn mark(line: &[u8]) -> Option<BanTarget> {
 
 /// Whether a rule is about `subject`: it names its target as a word.
 fn names(line: &[u8], subject: BanTarget) -> bool {
-    let target = target(subject);
+    let pattern = hosts_pattern(subject);
     let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'[' | b']' | b'_' | b'-');
     !line.starts_with(b"#")
-        && line.windows(target.len()).enumerate().any(|(at, window)| {
+        && line.windows(pattern.len()).enumerate().any(|(at, window)| {
             let before = at.checked_sub(1).and_then(|before| line.get(before));
-            let after = line.get(at + target.len());
-            window == target.as_bytes() && !before.is_some_and(part) && !after.is_some_and(part)
+            let after = line.get(at + pattern.len());
+            window == pattern.as_bytes() && !before.is_some_and(part) && !after.is_some_and(part)
         })
 }
 

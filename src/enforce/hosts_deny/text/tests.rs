@@ -8,7 +8,7 @@ fn subject(address: &str) -> BanTarget {
 
 fn rule(address: &str) -> Rule {
     let subject = subject(address);
-    Rule { subject, rule: format!("ALL: {}", target(subject)), until: "never".to_owned() }
+    Rule { subject, rule: format!("ALL: {}", hosts_pattern(subject)), until: "never".to_owned() }
 }
 
 /// The file after adding and removing these; the same bytes where nothing changes.
@@ -31,11 +31,11 @@ const ENTRY: &str = "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n";
 
 #[test]
 fn a_target_is_written_as_hosts_access_5_wants_it() {
-    assert_eq!(target(subject("192.0.2.7")), "192.0.2.7");
-    assert_eq!(target(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
-    assert_eq!(target(subject("fe80::1")), "[fe80::1]/128");
+    assert_eq!(hosts_pattern(subject("192.0.2.7")), "192.0.2.7");
+    assert_eq!(hosts_pattern(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
+    assert_eq!(hosts_pattern(subject("fe80::1")), "[fe80::1]/128");
     // An element that an operator added to the kernel's set, with bits beyond the prefix.
-    assert_eq!(target(BanTarget::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
+    assert_eq!(hosts_pattern(BanTarget::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
 }
 
 #[test]
