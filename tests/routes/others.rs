@@ -25,11 +25,11 @@ fn an_administrators_route_to_the_same_prefix_stays_and_the_ban_is_refused() {
             lab.victim_ip(words);
             let before = shown(&lab, prefix);
             assert!(!before.is_empty(), "{prefix}");
-            let target = prefix.split('/').next().unwrap();
-            let blocked = back_end.block(&for_ever(&[target, "203.0.113.9"]), at(0));
+            let address = prefix.split('/').next().unwrap();
+            let blocked = back_end.block(&for_ever(&[address, "203.0.113.9"]), at(0));
             assert_eq!(only_failure(blocked), Failure::Taken(*protocol), "{kind}: {prefix}");
             assert!(back_end.due(at(0)).subjects.is_empty(), "nobody has been blocked, so nobody is lifted");
-            back_end.lift(&[subject(target)]).unwrap();
+            back_end.lift(&[subject(address)]).unwrap();
             assert_eq!(shown(&lab, prefix), before, "{kind}");
             lab.victim_ip(&words.replace("route add", "route del"));
         }
