@@ -12,15 +12,15 @@ use portsentry::cli::{
 };
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{commands, list, live_view};
-use portsentry::daemon::{self, DaemonError, Places, background, command_helper};
+use portsentry::daemon::{self, DaemonError, Places, background, helper};
 use portsentry::events::log;
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::{self, ReportStats};
 
 fn main() -> ExitCode {
-    if let Some(args) = command_helper::HelperArgs::parse(std::env::args_os()) {
-        return match command_helper::run(&args) {
+    if let Some(args) = helper::HelperArgs::parse(std::env::args_os()) {
+        return match helper::run(&args) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         };

@@ -6,6 +6,7 @@ use super::error::DaemonError;
 use super::sensor_handle::SensorHandle;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::command::Spawner;
+use crate::enforce::file_helper::FileHelper;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{BlockError, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
 use crate::enforce::route::Routes;
@@ -27,12 +28,13 @@ pub(super) struct OpenBackends {
     pub(super) messages: Vec<EventKind>,
 }
 
-/// Opens the configured backends; none if no source is blocked and no command is run. Commands are left to `spawner`.
+/// Opens the configured backends; none if no source is blocked and no command is run. Commands are left to `spawner`, and
+/// a hosts.deny that only root may write to `file_helper`.
 /// With `sweeps_lines` those of hosts.deny are removed, although no new ones are to come.
 pub(super) fn open(
     config: &Config,
     host: &Host,
-    spawner: Option<Spawner>,
+    (spawner, file_helper): (Option<Spawner>, Option<FileHelper>),
     sweeps_lines: bool,
     (events, sensor): (&Sender, &SensorHandle),
     on_trial: bool,
@@ -65,12 +67,14 @@ pub(super) fn open(
         ways.blocker.routes = Some(routes);
     }
     let deny = (hosts_deny || sweeps_lines).then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
-    if let Some(Err(error)) = deny.as_ref().map(HostsDeny::check) {
+    // The helper has looked for itself.
+    if let Some(Err(error)) = deny.as_ref().filter(|_| file_helper.is_none()).map(HostsDeny::check) {
         ways.messages
             .push(EventKind::Error(format!("no line can be written to hosts.deny, which is tried again: {error}")));
     }
     let settings = Settings {
         hosts_deny: deny,
+        file_helper,
         run: spawner.map(|spawner| ((&config.block.run).into(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };

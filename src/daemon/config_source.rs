@@ -84,7 +84,7 @@ impl ConfigSource {
     ) -> Result<Reloaded, String> {
         let mut config = (self.reread)().map_err(|errors| errors.to_string())?;
         config.check_ownership(&self.config_path).map_err(|error| error.to_string())?;
-        out_of_reach(&config, sandbox).map_or(Ok(()), Err)?;
+        out_of_reach(&self.config, &config, sandbox).map_or(Ok(()), Err)?;
         let changed = changes(&self.config, &config);
         let mut needs_restart = keep_until_restart(&self.config, &mut config);
         if config.notifies() && !can_notify {
@@ -118,9 +118,11 @@ fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
 }
 
 /// A sentence where `config` names a file that the sandbox has closed since the start.
-fn out_of_reach(config: &Config, sandbox: &Sandbox) -> Option<String> {
+fn out_of_reach(old: &Config, config: &Config, sandbox: &Sandbox) -> Option<String> {
     let read = config.allow.files.iter().map(|path| ("allow.files", path, false));
-    let written = config.report.json_file.iter().map(|path| ("report.json_file", path, true));
+    // One that stays may be opened by a helper.
+    let written = config.report.json_file.iter().filter(|path| old.report.json_file.as_ref() != Some(path));
+    let written = written.map(|path| ("report.json_file", path, true));
     let closed = |(key, path, write): (_, &PathBuf, _)| Some((key, sandbox.out_of_reach(path, write)?));
     read.chain(written).find_map(closed).map(|(key, why)| format!("{key}: {why}"))
 }

@@ -47,7 +47,7 @@ pub enum DaemonError {
     #[error("notify.command: {0}")]
     Notify(RunError),
     #[error("{0}")]
-    NoSpawner(String),
+    NoHelper(String),
     #[error("the kernel's allow-list could not be set: {0}")]
     Protect(BlockError),
     #[error(transparent)]

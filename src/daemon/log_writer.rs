@@ -5,12 +5,14 @@
 use std::collections::VecDeque;
 use std::future::pending;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::deadline;
 use super::reverse_dns::ReverseDns;
 use crate::clock::boot_time;
 use crate::config::{BlockPolicy, Config, Mode};
+use crate::enforce::file_helper::FileHelper;
 use crate::events::channel::Sender;
 use crate::events::classic_log::{self, Wording};
 use crate::events::event::{Event, EventKind};
@@ -39,12 +41,14 @@ pub(super) struct LogWriter {
     /// What holds while the program does not run.
     after_stop: Option<String>,
     file: Option<LineFile>,
+    /// The file that another process opens, because it lies in a folder of root.
+    opened_by: Option<(PathBuf, FileHelper)>,
     events: Sender,
 }
 
 impl LogWriter {
     /// Configured by `config`. Failures are sent as events.
-    pub(super) fn new(config: &Config, events: Sender) -> Self {
+    pub(super) fn new(config: &Config, events: Sender, opened_by: Option<(PathBuf, FileHelper)>) -> Self {
         let mut lines = Self {
             budget: LogBudget::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
@@ -53,6 +57,7 @@ impl LogWriter {
             daily: None,
             after_stop: after_stop(config),
             file: None,
+            opened_by,
             events,
         };
         lines.reconfigure(config);
@@ -91,7 +96,11 @@ impl LogWriter {
                 News::Better(text) => EventKind::Note(text),
             }));
         };
-        match LineFile::start(path, tell) {
+        let started = match self.opened_by.clone() {
+            Some((file, helper)) if file == *path => LineFile::start_with(path, move || helper.open_log(), tell),
+            _ => LineFile::start(path, tell),
+        };
+        match started {
             Ok(file) => self.file = Some(file),
             Err(error) => {
                 let text = format!("report.json_file: no thread can be started for it: {error}");
@@ -376,7 +385,7 @@ mod tests {
         let (events, _received) = crate::events::channel::bounded(1);
         let mut config = Config::default();
         config.report.json_file = Some(path.clone());
-        let mut log = LogWriter::new(&config, events);
+        let mut log = LogWriter::new(&config, events, None);
         let ban = crate::engine::Ban::example();
         let flood = Event::now(EventKind::Scan(ban));
         (0..100_000).for_each(|_| log.write(&flood));

@@ -7,15 +7,17 @@ mod allowances;
 mod backends;
 pub mod background;
 mod ban_recorder;
-pub mod command_helper;
+mod command_helper;
 mod config_source;
 mod control_handler;
 mod deadline;
 mod error;
 mod event_loop;
 mod event_sink;
+mod file_helper;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub mod helper;
 mod host_state;
 mod ignore_files;
 mod known_peers;
@@ -56,9 +58,9 @@ use crate::events::event::{Event, EventKind};
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
-use crate::sandbox::{InstanceLock, Sandbox, check_folders};
+use crate::sandbox::{InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{Protocol, Timestamp, shared64};
+use crate::types::{Backend, Protocol, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::CommandHelper;
@@ -66,6 +68,7 @@ use config_source::ConfigSource;
 use control_handler::Uptime;
 use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
+use file_helper::RootFiles;
 use host_state::HostState;
 use leftovers::Leftovers;
 use log_writer::LogWriter;
@@ -101,6 +104,7 @@ struct Privileged {
     sandbox: Sandbox,
     sensor_thread: SensorThread,
     command_helper: Option<CommandHelper>,
+    root_files: RootFiles,
     control: Result<Bound, ControlError>,
     /// Lines of earlier bans are to be removed from hosts.deny.
     sweeps_lines: bool,
@@ -119,7 +123,7 @@ pub fn run(
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
     let sweeps_lines = leftovers::has_lines(&config);
-    let policy = sandbox_policy::of_daemon(&config, &places, sweeps_lines);
+    let mut policy = sandbox_policy::of_daemon(&config, &places, sweeps_lines);
     if sandboxed {
         check_folders(&policy)?;
     }
@@ -128,6 +132,10 @@ pub fn run(
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
+    let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
+    let writes_hosts_deny = sweeps_lines || config.blocks() && config.block.method.contains(&Backend::HostsDeny);
+    let root_files = RootFiles::start(&config, &places.config, (&closed, writes_hosts_deny))?;
+    policy.write.retain(|folder| !closed.contains(folder));
     // Before there is a second thread. The socket's folder may be one in which only root can make it.
     let (mut sandbox, control) = match sandboxed {
         true => {
@@ -145,7 +153,8 @@ pub fn run(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
-    let privileged = Privileged { instance_lock, sandbox, sensor_thread, command_helper, control, sweeps_lines };
+    let privileged =
+        Privileged { instance_lock, sandbox, sensor_thread, command_helper, root_files, control, sweeps_lines };
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
     // A look-up that no name server answers must not hold up the end.
     runtime.shutdown_background();
@@ -159,7 +168,8 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, sensor_thread, mut command_helper, control, sweeps_lines } = privileged;
+    let Privileged { instance_lock, sandbox, sensor_thread, mut command_helper, root_files, control, sweeps_lines } =
+        privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
@@ -167,10 +177,10 @@ async fn serve(
     let (events, received) = channel::bounded(MAX_EVENTS);
     let mut host_state = HostState::open(&config, events.clone()).await?;
     let sensor = SensorHandle::new()?;
-    let mut log = LogWriter::new(&config, events.clone());
+    let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
     let helper_warnings = command_helper.iter().flat_map(CommandHelper::warnings);
     let notes = instance_lock.doubt().map(str::to_owned).into_iter();
-    let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).cloned());
+    let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
     notes.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
 
     for warning in control_handler::warnings(&config, &places.config, &host_state.host()) {
@@ -183,9 +193,10 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let spawner = command_helper.as_ref().filter(|_| config.runs_commands()).map(CommandHelper::spawner);
+    let helpers =
+        (command_helper.as_ref().filter(|_| config.runs_commands()).map(CommandHelper::spawner), root_files.hosts_deny);
     let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
-        backends::open(&config, &host_state.host(), spawner, sweeps_lines, (&events, &sensor), confirm.is_some())?;
+        backends::open(&config, &host_state.host(), helpers, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
         .and_then(Server::serve)

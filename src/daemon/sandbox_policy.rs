@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::config_source::Places;
 use crate::config::{Config, Mode};
+use crate::enforce::file_helper::Files;
+use crate::enforce::hosts_deny::HostsDeny;
 use crate::ledger;
-use crate::sandbox::{Policy, Sandbox};
+use crate::sandbox::{Policy, Process, Sandbox};
 use crate::types::Backend;
 
 /// Names the bans of a reboot that is being made good ([`super::startup_reconcile`]).
@@ -70,7 +72,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
     }
     policy.write.extend(json.and_then(folder));
     if sweeps_lines || method(Backend::HostsDeny) {
-        replace(&mut policy, &config.block.hosts_deny.file);
+        policy.write.extend(folder(&config.block.hosts_deny.file));
     }
     policy
 }
@@ -78,7 +80,26 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
 /// What the process needs that runs the commands, and which they inherit: any file that its user may open, and the rights
 /// to act on the network.
 pub(super) fn of_commands() -> Policy {
-    Policy { commands: true, root: Some("commands have the user that portsentry is started as"), ..Policy::default() }
+    let root = Some("commands have the user that portsentry is started as");
+    Policy { process: Process::Commands, root, ..Policy::default() }
+}
+
+/// What the process needs that writes files in folders of root.
+pub(super) fn of_files(files: &Files) -> Policy {
+    let hosts_deny = files.hosts_deny.as_ref().map(HostsDeny::path);
+    let foreign = |file: &Path| fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
+    Policy {
+        process: Process::Files,
+        write: hosts_deny
+            .into_iter()
+            .chain(files.json_file.as_deref())
+            .filter_map(Path::parent)
+            .map(Path::to_owned)
+            .collect(),
+        others_files: hosts_deny.is_some_and(foreign),
+        root: Some("only root may write these files"),
+        ..Policy::default()
+    }
 }
 
 /// Sentences about commands that the daemon could change, though it can choose none.
@@ -110,16 +131,6 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
     }
 }
 
-/// A file of others is replaced as a whole.
-fn replace(policy: &mut Policy, file: &Path) {
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    policy.write.push(folder.to_owned());
-    if fs::metadata(folder).is_ok_and(|found| found.uid() == 0) {
-        policy.root = Some("hosts.deny lies in a folder of root's");
-        policy.others_files = fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +149,7 @@ mod tests {
         let plain = needs("");
         assert_eq!(plain.own, [Path::new("/var/lib/portsentry"), Path::new("/run/portsentry")]);
         assert!(plain.write.is_empty() && plain.root.is_none());
-        assert!(!(plain.low_ports || plain.names || plain.commands || plain.others_files));
+        assert!(!(plain.low_ports || plain.names || plain.others_files) && plain.process == Process::Daemon);
     }
 
     #[test]
@@ -156,7 +167,9 @@ mod tests {
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
-        assert_eq!(deny.write, [Path::new("/etc")]);
+        assert_eq!((&deny.write, deny.root), (&vec![PathBuf::from("/etc")], None), "another process writes for root");
+        let files = Files { hosts_deny: Some(HostsDeny::default()), json_file: None };
+        assert_eq!(of_files(&files).write, [Path::new("/etc")]);
         let json = needs("[report]\njson_file = \"/var/log/portsentry/events.json\"");
         assert_eq!(json.write, [Path::new("/var/log/portsentry")]);
     }

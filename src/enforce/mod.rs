@@ -2,7 +2,9 @@
 
 mod backend;
 mod ban_context;
+mod codec;
 pub mod command;
+pub mod file_helper;
 mod from_config;
 pub mod hosts_deny;
 pub mod nft;

@@ -54,9 +54,23 @@ impl LineFile {
     /// # Errors
     /// Where no thread can be started.
     pub fn start(path: &Path, tell: impl Fn(News) + Send + 'static) -> io::Result<Self> {
+        let place = path.to_owned();
+        Self::start_with(path, move || open(&place), tell)
+    }
+
+    /// As [`LineFile::start`], where another process opens the file.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn start_with(
+        path: &Path,
+        open: impl Fn() -> io::Result<File> + Send + 'static,
+        tell: impl Fn(News) + Send + 'static,
+    ) -> io::Result<Self> {
         let worker = Worker::start("json-file", QUEUE, |inbox| {
             let mut writer = Writer {
                 path: path.to_owned(),
+                open: Box::new(open),
                 file: None,
                 looked: Instant::now(),
                 waiting: String::new(),
@@ -101,6 +115,7 @@ impl Drop for LineFile {
 
 struct Writer {
     path: PathBuf,
+    open: Box<dyn Fn() -> io::Result<File> + Send>,
     file: Option<File>,
     /// When it was last compared with what its name stands for, or tried in vain.
     looked: Instant,
@@ -205,7 +220,7 @@ impl Writer {
             Some(file) => file,
             None => {
                 self.looked = Instant::now();
-                open(&self.path)?
+                (self.open)()?
             }
         };
         append_whole(&mut file, self.waiting.as_bytes())?;
@@ -222,7 +237,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// Opens the file. A link could lead to any file of the system, and a FIFO would wait for its reader.
-fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP);

@@ -153,7 +153,8 @@ pub fn sock_diag(bytes: &[u8]) {
     netlink::sock_diag::fuzz(bytes);
 }
 
-/// What the daemon and the process that runs its commands say to each other.
+/// What the daemon and its helper processes say to each other.
 pub fn spawner(bytes: &[u8]) {
     enforce::command::fuzz(bytes);
+    enforce::file_helper::fuzz(bytes);
 }

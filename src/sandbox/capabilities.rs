@@ -7,7 +7,7 @@ use rustix::thread::{
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
 };
 
-use super::Policy;
+use super::{Policy, Process};
 
 /// The numbers of all capabilities that a kernel can have (capability.h).
 const NUMBERS: std::ops::Range<u32> = 0..64;
@@ -33,7 +33,10 @@ impl Capabilities {
 
 /// What stays, of what there is.
 fn needed(policy: &Policy, shut_out: bool) -> CapabilitySet {
-    let mut needed = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+    let mut needed = match policy.process {
+        Process::Daemon | Process::Commands => CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW,
+        Process::Files => CapabilitySet::empty(),
+    };
     if policy.low_ports {
         needed |= CapabilitySet::NET_BIND_SERVICE;
     }
@@ -83,7 +86,7 @@ fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()
                 let _ = remove_capability_from_bounding_set(one);
             }
         }
-        if !policy.commands {
+        if policy.process != Process::Commands {
             // What is executed by root is no longer root's by that alone, and nothing of this can be undone.
             let locked = CapabilitiesSecureBits::NO_ROOT
                 | CapabilitiesSecureBits::NO_ROOT_LOCKED
@@ -96,9 +99,9 @@ fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()
             set_capabilities_secure_bits(kept | locked)?;
         }
     }
-    // A command has the ambient capabilities of the service; no other process inherits any.
-    let inheritable = if policy.commands { kept } else { CapabilitySet::empty() };
-    if !policy.commands {
+    // A command has what the service gives it, and no more (ambient); nobody else inherits anything.
+    let inheritable = if policy.process == Process::Commands { kept } else { CapabilitySet::empty() };
+    if policy.process != Process::Commands {
         clear_ambient_capability_set()?;
     }
     let nice = if nice { has & CapabilitySet::SYS_NICE } else { CapabilitySet::empty() };
@@ -117,7 +120,9 @@ mod tests {
         let low = needed(&Policy { low_ports: true, ..Policy::default() }, false);
         assert_eq!(low - plain, CapabilitySet::NET_BIND_SERVICE);
         assert_eq!(needed(&Policy::default(), true) - plain, CapabilitySet::DAC_READ_SEARCH);
-        assert_eq!(needed(&Policy { names: true, commands: true, ..Policy::default() }, false), plain);
+        assert_eq!(needed(&Policy { names: true, process: Process::Commands, ..Policy::default() }, false), plain);
+        let files = Policy { process: Process::Files, ..Policy::default() };
+        assert_eq!(needed(&files, false), CapabilitySet::empty());
     }
 
     #[test]

@@ -88,6 +88,11 @@ pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverEr
     policy.own.iter().find_map(refused).map_or(Ok(()), Err)
 }
 
+/// True for an own folder of `policy` that is `account`'s already, or is to be given to it.
+pub(super) fn is_given(path: &Path, policy: &Policy, account: &Account) -> bool {
+    policy.own.iter().any(|own| own == path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)))
+}
+
 /// Gives the own folders of `policy` to `account`, and the own files in them. A folder that is among those just `made` may
 /// lie in a system folder.
 pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
@@ -109,6 +114,13 @@ pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Resu
             .map_err(system)?;
         if folder.is_given {
             change_owner(&folder.open, account).map_err(system)?;
+        }
+    }
+    // The folder of a log, say, that was not there.
+    for path in made.iter().filter(|made| policy.write.contains(made)) {
+        if let Some(folder) = inspect(path, policy, account, made)?.filter(|folder| folder.is_given) {
+            change_owner(&folder.open, account)
+                .map_err(|error| HandoverError::System { folder: path.clone(), error: error.into() })?;
         }
     }
     give_socket(policy, account);

@@ -46,12 +46,24 @@ pub struct Policy {
     pub low_ports: bool,
     /// Look-ups of names, which load libraries.
     pub names: bool,
-    /// It runs commands of the administrator's, which inherit all of this.
-    pub commands: bool,
+    /// Which of the program's processes this is.
+    pub process: Process,
     /// Files of others are replaced, and keep their owner.
     pub others_files: bool,
     /// Why it stays root; `None` where its own user will do.
     pub root: Option<&'static str>,
+}
+
+/// The processes of this program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Process {
+    /// It reads packets.
+    #[default]
+    Daemon,
+    /// It runs the administrator's commands, which inherit all of this.
+    Commands,
+    /// It writes files that only root may write.
+    Files,
 }
 
 /// What holds from now on, and is never taken back.
@@ -109,6 +121,13 @@ pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
     Account::find(policy).map_or(Ok(()), |account| handover::check(policy, &account))
 }
 
+/// The folders among [`Policy::write`] in which the user that root becomes could not make and replace files; none where it
+/// stays what it is.
+#[must_use]
+pub fn closed_folders(policy: &Policy) -> Vec<PathBuf> {
+    Account::find(policy).map_or(Vec::new(), |account| account.cannot_write(policy))
+}
+
 impl Sandbox {
     /// Gives up all that `policy` does not name. [`check_folders`] is to be asked before. `last` is what is done with the
     /// rights of the start, once the folders are there.
@@ -139,7 +158,7 @@ impl Sandbox {
         if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
             warnings.push(format!("a crash may leave memory on the disk ({error})"));
         }
-        let fenced = if policy.commands { Ok(None) } else { landlock::fence(policy) };
+        let fenced = if policy.process == Process::Commands { Ok(None) } else { landlock::fence(policy) };
         let (landlock, reach) = match fenced {
             Ok(fenced) => fenced.unzip(),
             Err(error) => {
@@ -221,6 +240,9 @@ pub fn forget_priority() {
 
 /// Makes the folders that are missing, as long as there is a right to; those that were made.
 fn make_folders(policy: &Policy) -> Vec<PathBuf> {
+    if policy.process == Process::Files {
+        return Vec::new();
+    }
     let folders = policy.own.iter().chain(&policy.write);
     // What is wrong with one is said where it is used.
     folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect()

@@ -18,7 +18,7 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter,
 };
 
-use super::{Calls, Policy};
+use super::{Calls, Policy, Process};
 
 /// Why the calls are not restricted.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub(super) fn filter(policy: &Policy) -> Result<Calls, Unfiltered> {
         apply_filter(&program).map_err(Unfiltered::from)
     };
     let all = |calls: &mut dyn Iterator<Item = i64>| calls.map(|call| (call, Vec::new())).collect::<Rules>();
-    if policy.commands {
+    if policy.process == Process::Commands {
         install(all(&mut DENIED.iter().copied()), SeccompAction::Allow, error(libc::EPERM))?;
         return Ok(Calls::Most);
     }
@@ -53,12 +53,13 @@ pub(super) fn filter(policy: &Policy) -> Result<Calls, Unfiltered> {
     install(all(&mut [libc::SYS_clone3].into_iter()), SeccompAction::Allow, error(libc::ENOSYS))?;
     install(harmful(policy)?, SeccompAction::Allow, error(libc::EPERM))?;
     // Last: installing another one is not on the list.
-    install(all(&mut listed()), SeccompAction::KillProcess, SeccompAction::Allow)?;
+    install(all(&mut listed(policy.process)), SeccompAction::KillProcess, SeccompAction::Allow)?;
     Ok(Calls::Listed)
 }
 
-fn listed() -> impl Iterator<Item = i64> {
-    LISTED.iter().chain(OLD).copied()
+fn listed(process: Process) -> impl Iterator<Item = i64> {
+    let (listed, old) = if process == Process::Files { (FILES, FILES_OLD) } else { (LISTED, OLD) };
+    listed.iter().chain(old).copied()
 }
 
 /// Listed calls with arguments that this program never uses.
@@ -99,7 +100,7 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_chmod, vec![none_of(1, &[SOCKET_MODE])?]);
-    if policy.write.is_empty() {
+    if policy.process == Process::Daemon && policy.write.is_empty() {
         // Only a hosts.deny that is replaced keeps its attributes.
         rules.insert(libc::SYS_fsetxattr, Vec::new());
     }
@@ -327,6 +328,77 @@ const OLD: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[i64] = &[];
 
+/// What the process calls that writes root's files: no socket is made, and no thread, process or program started.
+const FILES: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    libc::SYS_lseek,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_ctl,
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_readlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_ftruncate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_umask,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_geteuid,
+    // Messages of the daemon, and the end of a signal.
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+];
+
+#[cfg(target_arch = "x86_64")]
+const FILES_OLD: &[i64] = &[
+    libc::SYS_poll,
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_unlink,
+    libc::SYS_rename,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const FILES_OLD: &[i64] = &[];
+
 /// What no command needs: other processes' memory, the kernel's modules, mounts, keys and clocks, and namespaces.
 const DENIED: &[i64] = &[
     libc::SYS_ptrace,
@@ -377,7 +449,9 @@ mod tests {
     fn nothing_that_starts_a_program_or_takes_over_another_is_on_the_list() {
         let never = [libc::SYS_execve, libc::SYS_execveat, libc::SYS_ptrace, libc::SYS_mount, libc::SYS_setuid];
         for call in never.iter().chain(DENIED) {
-            assert!(!listed().any(|listed| listed == *call), "{call}");
+            for process in [Process::Daemon, Process::Files] {
+                assert!(!listed(process).any(|listed| listed == *call), "{call}");
+            }
         }
     }
 
@@ -436,8 +510,10 @@ mod tests {
 
     #[test]
     fn no_call_is_listed_twice() {
-        let mut calls: Vec<i64> = listed().collect();
-        calls.sort_unstable();
-        assert!(calls.windows(2).all(|pair| pair[0] != pair[1]));
+        for process in [Process::Daemon, Process::Files] {
+            let mut calls: Vec<i64> = listed(process).collect();
+            calls.sort_unstable();
+            assert!(calls.windows(2).all(|pair| pair[0] != pair[1]));
+        }
     }
 }

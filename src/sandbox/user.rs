@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
-use super::{Policy, dynamic_user};
+use super::{Policy, dynamic_user, handover};
 
 /// The program's own user, which its package makes.
 pub(super) const NAME: &str = "portsentry";
@@ -86,7 +86,6 @@ impl Account {
         if !is_mapped(account.uid) {
             return Err(Some(format!("this user namespace does not have {account}")));
         }
-        account.writes(policy)?;
         Ok(account)
     }
 
@@ -140,15 +139,16 @@ impl Account {
         Some(format!("{self} cannot read {}", path.display()))
     }
 
-    /// Refuses, with a sentence, where the user could not write what `policy` names.
-    fn writes(&self, policy: &Policy) -> Result<(), String> {
-        // Where it is sticky, files of others can be neither replaced nor renamed.
+    /// The folders among [`Policy::write`] in which it could not make and replace files. One that is missing is made for it,
+    /// and one of its own is given to it.
+    pub(super) fn cannot_write(&self, policy: &Policy) -> Vec<PathBuf> {
+        // In a sticky folder, files of others can be neither replaced nor renamed.
         let others = |found: &Metadata| found.mode() & STICKY != 0 && found.uid() != self.uid;
-        let closed = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o3) || others(&found));
-        match policy.write.iter().filter(|path| !policy.own.contains(path)).find(closed) {
-            Some(path) => Err(format!("{self} cannot write to {}", path.display())),
-            None => Ok(()),
-        }
+        let closed = |path: &&PathBuf| {
+            fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o3) || others(&found))
+                && !handover::is_given(path, policy, self)
+        };
+        policy.write.iter().filter(closed).cloned().collect()
     }
 
     /// Becomes the user. Capabilities stay.

@@ -6,7 +6,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output};
 
 use nix::libc;
-use portsentry::sandbox::{Calls, Policy, Sandbox};
+use portsentry::sandbox::{Calls, Policy, Process, Sandbox};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
@@ -116,10 +116,38 @@ fn commands_may_be_any_program_but_take_over_no_other() {
 #[test]
 #[ignore = "for a process of its own"]
 fn inside_with_commands() {
-    let sandbox = Sandbox::enter(&Policy { commands: true, root: Some("commands"), ..Policy::default() }, || ());
+    let sandbox =
+        Sandbox::enter(&Policy { process: Process::Commands, root: Some("commands"), ..Policy::default() }, || ());
     assert_eq!((sandbox.seccomp, sandbox.landlock), (Calls::Most, None));
     let output = Command::new("sh").args(["-c", "grep -E 'CapPrm|NoNewPrivs' /proc/self/status"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("0000000000003000") && text.contains("NoNewPrivs:\t1"), "{text}");
     assert_eq!(rustix::process::chroot("/"), Err(Errno::PERM));
+}
+
+#[test]
+fn helper_of_root_files_makes_no_socket() {
+    let output = run_alone("inside_helper_of_root_files");
+    assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
+}
+
+#[test]
+#[ignore = "for a process of its own"]
+fn inside_helper_of_root_files() {
+    let (place, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let policy = Policy {
+        process: Process::Files,
+        write: vec![place.path().to_owned()],
+        root: Some("root's files"),
+        ..Policy::default()
+    };
+    let has_landlock = super::has_landlock();
+    let sandbox = Sandbox::enter(&policy, || ());
+    assert_eq!((sandbox.seccomp, sandbox.landlock.is_some()), (Calls::Listed, has_landlock));
+    std::fs::write(place.path().join("hosts.deny"), "x").unwrap();
+    let elsewhere = std::fs::write(other.path().join("hosts.deny"), "x");
+    assert_eq!(elsewhere.is_err(), has_landlock, "{elsewhere:?}");
+    println!("sandboxed");
+    drop(rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None));
 }

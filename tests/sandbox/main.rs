@@ -8,6 +8,7 @@ mod files;
 mod handover;
 mod lacking;
 mod rights;
+mod root_files;
 mod second;
 mod trust;
 

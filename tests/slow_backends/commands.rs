@@ -327,7 +327,7 @@ fn methods_follow_each_other_in_the_order_that_is_given() {
     let bench = Bench::start(Settings {
         hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
         run: Some((run, spawner)),
-        end_connections: false,
+        ..Settings::default()
     });
     bench.block(case("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
     assert_eq!(ran(&bench).output, "open");
@@ -406,7 +406,7 @@ fn late_line_leaves_newer_ban_its_command() {
     let bench = Bench::start(Settings {
         hosts_deny: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap()),
         run: Some((run, spawner)),
-        end_connections: false,
+        ..Settings::default()
     });
     let case = case("192.0.2.7", 60);
     bench.block(case, &[Backend::HostsDeny, Backend::Command]);

@@ -5,6 +5,7 @@
 
 mod commands;
 mod connections;
+mod file_helper;
 mod hosts_deny;
 mod hosts_deny_queue;
 

@@ -14,7 +14,7 @@ use super::HostsDenyError;
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
 /// Bytes of a file that is still read and written. The wrappers read all of it for every connection.
-pub(super) const LIMIT: u64 = 16 << 20;
+pub(crate) const LIMIT: u64 = 16 << 20;
 
 /// The mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
@@ -58,8 +58,8 @@ pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     fs::symlink_metadata(path).ok().map(|found| Stamp::of(&found))
 }
 
-/// Reads the file; `None` where there is none.
-pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
+/// Opens the file to read it; `None` where there is none.
+pub(super) fn open(path: &Path) -> Result<Option<File>, HostsDenyError> {
     let system = |doing| HostsDenyError::system(doing, path);
     // Not blocking: behind the name there may be a pipe without a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -69,11 +69,18 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
         Err(Errno::LOOP) => return Err(HostsDenyError::Link(path.to_owned())),
         Err(error) => return Err(system("open")(error.into())),
     };
+    match file.metadata().map_err(system("look at"))?.is_file() {
+        true => Ok(Some(file)),
+        false => Err(HostsDenyError::Kind(path.to_owned())),
+    }
+}
+
+/// Reads the file; `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
+    let system = |doing| HostsDenyError::system(doing, path);
+    let Some(file) = open(path)? else { return Ok(None) };
     // Before its bytes: what is written while they are read then shows.
     let found = file.metadata().map_err(system("look at"))?;
-    if !found.is_file() {
-        return Err(HostsDenyError::Kind(path.to_owned()));
-    }
     let mut bytes = Vec::new();
     let read = (&file).take(LIMIT + 1).read_to_end(&mut bytes).map_err(system("read"))?;
     if u64::try_from(read).is_ok_and(|read| read > LIMIT) {

@@ -166,9 +166,17 @@ impl HostsDeny {
     /// # Errors
     /// Where the file cannot be read.
     pub fn held(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
-        let old = file::read(&self.path)?;
-        let bytes = old.as_ref().map_or(&[][..], |old| &old.bytes);
-        Ok(Reading::of(bytes).entries.iter().map(|entry| entry.subject).collect())
+        Ok(file::read(&self.path)?.map_or(Vec::new(), |old| Self::held_in(&old.bytes)))
+    }
+
+    /// The subjects that lines of ours deny in a file of these bytes.
+    pub(crate) fn held_in(bytes: &[u8]) -> Vec<BanTarget> {
+        Reading::of(bytes).entries.iter().map(|entry| entry.subject).collect()
+    }
+
+    /// Opens the file for another process to read; `None` where there is none.
+    pub(crate) fn open(&self) -> Result<Option<std::fs::File>, HostsDenyError> {
+        file::open(&self.path)
     }
 
     /// Adds lines for `add` and removes those of `remove`, all in one new file; a target in both gets a line.

@@ -6,17 +6,18 @@
 //! `portsentry unblock` lifts a ban.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::time::Duration;
 
+use super::deny_file::DenyFile;
 use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
 use crate::enforce::BanContext;
 use crate::enforce::hosts_deny::file::Stamp;
-use crate::enforce::hosts_deny::{HostsDeny, HostsDenyError};
 use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 
 /// Changes that wait to be written.
 pub(super) struct Lines {
-    file: HostsDeny,
+    file: DenyFile,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
     /// Lines of bans that are not held are to be removed.
@@ -41,7 +42,7 @@ struct Add {
 }
 
 impl Lines {
-    pub(super) fn new(file: HostsDeny) -> Self {
+    pub(super) fn new(file: DenyFile) -> Self {
         Self {
             file,
             add: HashMap::new(),
@@ -175,7 +176,7 @@ impl Lines {
         }
     }
 
-    fn write(&self, has_line: impl Fn(BanTarget) -> bool) -> Result<Vec<BanTarget>, HostsDenyError> {
+    fn write(&self, has_line: impl Fn(BanTarget) -> bool) -> io::Result<Vec<BanTarget>> {
         let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.sweep {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::BanContext;
 use super::command::{RunSettings, Spawner};
+use super::file_helper::FileHelper;
 use super::hosts_deny::HostsDeny;
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 use crate::worker::{Handle, Worker};
@@ -19,6 +20,7 @@ mod backend;
 mod ban_queue;
 mod command_queue;
 mod connections;
+mod deny_file;
 mod events;
 mod hosts_deny_queue;
 mod worker;
@@ -42,6 +44,8 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_sec
 pub struct Settings {
     /// For [`Backend::HostsDeny`].
     pub hosts_deny: Option<HostsDeny>,
+    /// Writes hosts.deny where this process may not.
+    pub file_helper: Option<FileHelper>,
     /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the process that runs them.
     pub run: Option<(RunSettings, Spawner)>,
     /// The connections of every blocked source are ended, in the network namespace of the thread's starter.

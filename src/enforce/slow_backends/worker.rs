@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::ban_queue::{Bans, Held};
 use super::command_queue::{Commands, Job};
 use super::connections::Connections;
+use super::deny_file::DenyFile;
 use super::hosts_deny_queue::Lines;
 use super::{Adopted, BackendEvent, CommandPhase, Left, MAX_BANS, MAX_PENDING, Settings, SlowTask, Task};
 use crate::clock::boot_time;
@@ -42,7 +43,7 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn new(settings: Settings, tell: Box<dyn FnMut(BackendEvent) + Send>, inbox: Arc<Inbox<Task>>) -> Self {
         Self {
-            lines: settings.hosts_deny.map(Lines::new),
+            lines: settings.hosts_deny.map(|file| Lines::new(DenyFile::new(file, settings.file_helper))),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,

@@ -1,7 +1,12 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use std::time::Duration;
+
 use super::*;
+use crate::enforce::codec::MODES;
+use crate::engine::Class;
+use crate::types::{BanTarget, Expiry};
 
 fn requests() -> Vec<Request> {
     let subjects = ["192.0.2.7/32", "2001:db8::/64", "fe80::7/128", "203.0.113.0/24", "2001:db8::/48"];

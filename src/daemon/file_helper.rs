@@ -1,0 +1,70 @@
+//! The helper process that writes the files in folders of root: hosts.deny and `report.json_file`. It is root, without any
+//! network, and the daemon has none of root's rights.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use super::error::DaemonError;
+use super::helper::{self, Helper, Work};
+use super::sandbox_policy;
+use crate::config::Config;
+use crate::enforce::file_helper::{FileHelper, Files};
+use crate::enforce::hosts_deny::HostsDeny;
+use crate::sandbox::Sandbox;
+
+/// The helper, and what it serves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RootFiles {
+    /// Writes hosts.deny.
+    pub(super) hosts_deny: Option<FileHelper>,
+    /// Opens this file.
+    pub(super) json_file: Option<(PathBuf, FileHelper)>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl RootFiles {
+    /// Starts the helper where one of the files that `config` has written lies in one of the folders that are `closed` to the
+    /// daemon's user.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub(super) fn start(
+        config: &Config,
+        config_path: &Path,
+        (closed, writes_hosts_deny): (&[PathBuf], bool),
+    ) -> Result<Self, DaemonError> {
+        let is_closed = |file: &Path| closed.iter().any(|folder| file.parent() == Some(folder));
+        let hosts_deny = writes_hosts_deny && is_closed(&config.block.hosts_deny.file);
+        let json_file = config.report.json_file.as_ref().filter(|file| is_closed(file));
+        if !hosts_deny && json_file.is_none() {
+            return Ok(Self::default());
+        }
+        let work = Work::Files { hosts_deny, json_file: json_file.is_some() };
+        // It ends with the daemon, which need not wait for it.
+        let Helper { socket, child, warnings, .. } = Helper::start(work, config_path, true, Stdio::null())?;
+        let helper = FileHelper::new(socket, child.id());
+        let json_file = json_file.map(|file| (file.clone(), helper.clone()));
+        Ok(Self { hosts_deny: hosts_deny.then_some(helper), json_file, warnings })
+    }
+}
+
+/// The files, when all is given up that they do not need.
+pub(super) fn ready(
+    config_path: &Path,
+    sandboxed: bool,
+    (hosts_deny, json_file): (bool, bool),
+) -> Result<(Files, Sandbox), String> {
+    let config = helper::load(config_path)?;
+    let hosts_deny = hosts_deny.then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose();
+    let hosts_deny = hosts_deny.map_err(|error| DaemonError::HostsDeny(error).to_string())?;
+    let files = Files { hosts_deny, json_file: config.report.json_file.filter(|_| json_file) };
+    let policy = sandbox_policy::of_files(&files);
+    let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };
+    if sandboxed {
+        sandbox.drop_privileges();
+    }
+    if let Some(Err(error)) = files.hosts_deny.as_ref().map(HostsDeny::check) {
+        sandbox.warnings.push(format!("no line can be written to hosts.deny, which is tried again: {error}"));
+    }
+    Ok((files, sandbox))
+}

@@ -1,0 +1,112 @@
+//! The daemon's side: asks for one thing and waits for the answer. Once the helper has ended, each request fails until the
+//! daemon is started anew.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+
+use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
+use crate::enforce::BanContext;
+use crate::types::BanTarget;
+
+/// The process that writes root's files, as the daemon has it. Cheap to clone.
+#[derive(Clone)]
+pub struct FileHelper(Arc<Shared>);
+
+struct Shared {
+    /// One request at a time.
+    socket: Mutex<OwnedFd>,
+    process: u32,
+}
+
+impl FileHelper {
+    /// The one at the other end of `socket` (`SOCK_SEQPACKET`), which is this `process`.
+    #[must_use]
+    pub fn new(socket: OwnedFd, process: u32) -> Self {
+        Self(Arc::new(Shared { socket: Mutex::new(socket), process }))
+    }
+
+    /// Changes hosts.deny: denies the sources of `add` and takes back the lines of `remove`.
+    ///
+    /// # Errors
+    /// What the helper says, or that it has ended.
+    pub fn edit(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<()> {
+        let chunks = add.len().div_ceil(MAX_IN_MESSAGE).max(remove.len().div_ceil(MAX_IN_MESSAGE)).max(1);
+        let (mut adds, mut removes) = (add.chunks(MAX_IN_MESSAGE), remove.chunks(MAX_IN_MESSAGE));
+        let requests = (1..=chunks).map(|number| Request::Edit {
+            add: adds.next().unwrap_or_default().iter().map(|case| BanContext { ban: None, ..*case }).collect(),
+            remove: removes.next().unwrap_or_default().to_vec(),
+            last: number == chunks,
+        });
+        self.ask(requests).map(drop)
+    }
+
+    /// The bytes of hosts.deny; `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`FileHelper::edit`], and where it cannot be read.
+    pub fn read(&self, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = self.ask(std::iter::once(Request::Read))? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Opens `report.json_file` to append to it.
+    ///
+    /// # Errors
+    /// As [`FileHelper::edit`].
+    pub fn open_log(&self) -> io::Result<File> {
+        let file = self.ask(std::iter::once(Request::OpenLog))?;
+        file.ok_or_else(|| io::Error::other("no descriptor has come with the answer"))
+    }
+
+    fn ask(&self, requests: impl Iterator<Item = Request>) -> io::Result<Option<File>> {
+        let Shared { socket, process } = &*self.0;
+        let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = || io::Error::other(format!("process {process}, which writes it, has ended; restart portsentry"));
+        for request in requests {
+            let bytes = request.to_bytes().ok_or_else(|| io::Error::other("a mode that has no word"))?;
+            loop {
+                match send(&*socket, &bytes, SendFlags::NOSIGNAL) {
+                    Err(Errno::INTR) => {}
+                    Err(_) => return Err(ended()),
+                    Ok(_) => break,
+                }
+            }
+        }
+        let mut bytes = vec![0; MAX_MESSAGE_LEN];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let length = loop {
+            match recvmsg(&*socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(ended()),
+                Ok(received) => break received.bytes,
+            }
+        };
+        let descriptors = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        let file = descriptors.flatten().next().map(File::from);
+        match bytes.get(..length).and_then(Answer::read) {
+            Some(Answer::Done) => Ok(file),
+            Some(Answer::Missing) => Ok(None),
+            Some(Answer::Failed(reason)) => Err(io::Error::other(reason)),
+            None => Err(ended()),
+        }
+    }
+}
+
+impl fmt::Debug for FileHelper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileHelper({})", self.0.process)
+    }
+}

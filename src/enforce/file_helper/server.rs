@@ -1,0 +1,122 @@
+//! The helper's side: carries out what the daemon asks for, one request after another, until the daemon hangs up.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
+
+use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
+use crate::enforce::BanContext;
+use crate::enforce::hosts_deny::HostsDeny;
+use crate::events::json_log;
+use crate::types::BanTarget;
+
+/// Bans, and targets, of one change: as many as the kernel's sets hold by default.
+const MAX_CHANGES: usize = 131_072;
+
+/// The files that the helper serves; what is `None` is refused.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    pub hosts_deny: Option<HostsDeny>,
+    pub json_file: Option<PathBuf>,
+}
+
+/// Why the helper ends before the daemon does.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The daemon is not itself.
+    #[error("what came from the daemon is no request: no more files are written")]
+    NoRequest,
+    #[error("the daemon cannot be heard: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A change of hosts.deny whose last part has not come yet.
+#[derive(Default)]
+struct Change {
+    add: Vec<BanContext>,
+    remove: Vec<BanTarget>,
+}
+
+/// Serves the daemon at the other end of `socket` until it hangs up.
+///
+/// # Errors
+/// For bytes that are no request, and for a change that is larger than any that a daemon makes.
+pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), Refused> {
+    let mut buffer = vec![0; MAX_MESSAGE_LEN];
+    let mut change = Change::default();
+    while let Some(request) = next(socket, &mut buffer)? {
+        match request {
+            Request::Edit { add, remove, last } => {
+                change.add.extend(add);
+                change.remove.extend(remove);
+                if change.add.len().max(change.remove.len()) > MAX_CHANGES {
+                    return Err(Refused::NoRequest);
+                }
+                if last {
+                    let Change { add, remove } = std::mem::take(&mut change);
+                    answer(socket, &edited(files, &add, &remove), None);
+                }
+            }
+            Request::Read => answer_file(socket, files.hosts_deny.as_ref().map(HostsDeny::open)),
+            Request::OpenLog => answer_file(socket, files.json_file.as_ref().map(|path| log(path).map(Some))),
+        }
+    }
+    Ok(())
+}
+
+fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> Answer {
+    match &files.hosts_deny {
+        None => Answer::Failed(NOT_SERVED.to_owned()),
+        Some(hosts_deny) => match hosts_deny.apply(add, remove) {
+            Ok(_) => Answer::Done,
+            Err(error) => Answer::Failed(error.to_string()),
+        },
+    }
+}
+
+const NOT_SERVED: &str = "the configuration of the start does not name this file";
+
+/// Opens the file. Root must not append to one that has another name elsewhere.
+fn log(path: &std::path::Path) -> io::Result<File> {
+    let file = json_log::open(path)?;
+    if file.metadata()?.nlink() == 1 { Ok(file) } else { Err(io::Error::other("it has a second hard link")) }
+}
+
+fn answer_file<E: ToString>(socket: &OwnedFd, file: Option<Result<Option<File>, E>>) {
+    match file {
+        None => answer(socket, &Answer::Failed(NOT_SERVED.to_owned()), None),
+        Some(Ok(Some(file))) => answer(socket, &Answer::Done, Some(file.as_fd())),
+        Some(Ok(None)) => answer(socket, &Answer::Missing, None),
+        Some(Err(error)) => answer(socket, &Answer::Failed(error.to_string()), None),
+    }
+}
+
+fn answer(socket: &OwnedFd, answer: &Answer, file: Option<BorrowedFd<'_>>) {
+    let bytes = answer.to_bytes();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<BorrowedFd<'_>> = file.into_iter().collect();
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    // A daemon that is gone needs no answer.
+    while let Err(Errno::INTR) = sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {}
+}
+
+/// The next request; `None` where the daemon has hung up.
+fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Request>, Refused> {
+    loop {
+        return match recv(socket, &mut *buffer, RecvFlags::TRUNC) {
+            Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(None),
+            Ok((_, length)) => buffer.get(..length).and_then(Request::read).map(Some).ok_or(Refused::NoRequest),
+            Err(Errno::INTR) => continue,
+            Err(error) => Err(Refused::System(error.into())),
+        };
+    }
+}

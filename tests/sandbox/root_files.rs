@@ -1,0 +1,126 @@
+//! Files in folders of root, which a process of their own writes for a daemon that is not root.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, eventually, within};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::rights::{NONE, field, threads};
+
+/// A lab with a folder of root that others only read.
+fn lab() -> Option<(Lab, PathBuf)> {
+    if !netns_lab::has_other_users() {
+        return None;
+    }
+    let lab = Lab::new(&["attacker"]);
+    let folder = lab.path("roots");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+    Some((lab, folder))
+}
+
+fn settings(folder: &Path) -> String {
+    format!(
+        "expire = \"1h\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n[block.hosts_deny]\nfile = {:?}\n[report]\n\
+         json_file = {:?}\n",
+        folder.join("hosts.deny"),
+        folder.join("events.json")
+    )
+}
+
+/// The process that the daemon has started.
+fn helper(daemon: &Daemon) -> (i32, String) {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.id())).unwrap();
+    let process: i32 = children.trim().parse().unwrap_or_else(|_| panic!("one process: {children}"));
+    (process, fs::read_to_string(format!("/proc/{process}/status")).unwrap())
+}
+
+fn expect_text(path: &Path, holds: impl Fn(&str) -> bool) -> String {
+    let text = within(TIMEOUT, || fs::read_to_string(path).ok().filter(|text| holds(text)));
+    text.unwrap_or_else(|| panic!("{}: {:?}", path.display(), fs::read_to_string(path)))
+}
+
+#[test]
+fn daemon_without_root_has_lines_written() {
+    let Some((lab, folder)) = lab() else { return };
+    let (deny, events) = (folder.join("hosts.deny"), folder.join("events.json"));
+    fs::write(&deny, "sshd: x\n").unwrap();
+    // Not even the user reads it.
+    fs::set_permissions(&deny, Permissions::from_mode(0o600)).unwrap();
+    let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
+    for (name, status) in threads(&daemon) {
+        assert_ne!(field(&status, "Uid").split_whitespace().next(), Some("0"), "{name}");
+    }
+    assert_eq!(daemon.lines_with("ERROR"), [""; 0]);
+    let (_, status) = helper(&daemon);
+    assert_eq!(field(&status, "Uid"), "0\t0\t0\t0");
+    for set in ["CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"] {
+        assert_eq!(field(&status, set), NONE, "{set}");
+    }
+    assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1", "2"));
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.expect_ban(lab.v4("attacker").into());
+    let text = expect_text(&deny, |text| text.contains("ALL: "));
+    assert!(text.starts_with("sshd: x\n# portsentry: "), "{text}");
+    let found = fs::metadata(&deny).unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600), "as it was");
+    expect_text(&events, |text| text.contains("\"ban\"") || text.contains("blocked"));
+    // Rotation: the file is made anew, by root.
+    fs::rename(&events, folder.join("events.1")).unwrap();
+    lab.succeed(&["unblock", &lab.v4("attacker").to_string()]);
+    expect_text(&deny, |text| text == "sshd: x\n");
+    expect_text(&events, |text| !text.is_empty());
+    assert_eq!(fs::metadata(&events).unwrap().uid(), 0);
+    daemon.stop();
+}
+
+#[test]
+fn lines_of_earlier_method_are_removed() {
+    let Some((lab, folder)) = lab() else { return };
+    let deny = folder.join("hosts.deny");
+    let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    expect_text(&deny, |text| text.contains("ALL: "));
+    daemon.stop();
+    let without = settings(&folder).replace(", \"hosts-deny\"", "");
+    let daemon = Daemon::start_configured(&lab, &without, &[]);
+    expect_text(&deny, str::is_empty);
+    daemon.stop();
+}
+
+#[test]
+fn daemon_without_helper_goes_on_and_says_so() {
+    let Some((lab, folder)) = lab() else { return };
+    let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
+    let (process, _) = helper(&daemon);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(helper(&daemon).0, process, "only the daemon ends it");
+    kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
+    lab.touch("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.expect_ban(lab.v4("attacker").into());
+    daemon.expect_line(&format!("process {process}, which writes it, has ended; restart portsentry"));
+    assert!(!folder.join("hosts.deny").exists());
+    daemon.stop();
+}
+
+#[test]
+fn helper_ends_with_daemon() {
+    let Some((lab, folder)) = lab() else { return };
+    for killed in [false, true] {
+        let daemon = Daemon::start_configured(&lab, &settings(&folder), &[]);
+        let (process, _) = helper(&daemon);
+        if killed {
+            daemon.kill();
+        } else {
+            daemon.stop();
+        }
+        let status = || fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        eventually("it ends", || status().is_empty() || field(&status(), "State").starts_with('Z'));
+    }
+}

@@ -1,0 +1,144 @@
+//! The process that writes root's files, as a thread of this one, with a daemon that asks for what it should and for more.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use portsentry::enforce::command::pair;
+use portsentry::enforce::file_helper::{FileHelper, Files, Refused, serve};
+use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
+use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
+use portsentry::types::Backend;
+use rustix::net::{SendFlags, send};
+use tempfile::TempDir;
+
+use super::{Bench, case, subject};
+
+type Served = JoinHandle<Result<(), Refused>>;
+
+fn start(files: &Files) -> (FileHelper, Served) {
+    let (ours, served) = start_raw(files);
+    (FileHelper::new(ours, 7), served)
+}
+
+fn start_raw(files: &Files) -> (OwnedFd, Served) {
+    let (ours, theirs) = pair().unwrap();
+    let files = files.clone();
+    (ours, std::thread::spawn(move || serve(&theirs, &files)))
+}
+
+fn place() -> (TempDir, PathBuf, HostsDeny) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts.deny");
+    let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap();
+    (folder, path, hosts_deny)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn lines_are_written_by_helper() {
+    let (_folder, path, hosts_deny) = place();
+    fs::write(&path, "sshd: x\n").unwrap();
+    let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
+    let bench = Bench::start(Settings {
+        hosts_deny: Some(hosts_deny.clone()),
+        file_helper: Some(helper.clone()),
+        ..Settings::default()
+    });
+    let case = case("192.0.2.7", 60);
+    bench.block(case, &[Backend::HostsDeny]);
+    assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
+    assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until "));
+    // Another program removes the line: the thread reads the file through the helper, and has it written again.
+    fs::write(&path, "sshd: y\n").unwrap();
+    assert!(matches!(bench.next(), BackendEvent::Restored { .. }));
+    bench.put(Task::Release { subject: subject("192.0.2.7") });
+    assert!(matches!(bench.next(), BackendEvent::Released { .. }));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "sshd: y\n");
+    drop((bench, helper));
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn change_of_many_messages_is_one() {
+    let (folder, _, hosts_deny) = place();
+    let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
+    assert_eq!(helper.read(1 << 20).unwrap(), None, "there is no file");
+    let sources: Vec<String> =
+        (0..1_200).map(|number| format!("192.0.{}.{}", number / 250, number % 250 + 1)).collect();
+    let add: Vec<_> = sources.iter().map(|source| case(source, 60)).collect();
+    helper.edit(&add, &[]).unwrap();
+    assert_eq!(hosts_deny.held().unwrap().len(), 1_200);
+    let remove: Vec<_> = sources[1..].iter().map(|source| subject(source)).collect();
+    helper.edit(&[], &remove).unwrap();
+    assert_eq!(hosts_deny.held().unwrap(), [subject(&sources[0])]);
+    let bytes = helper.read(1 << 20).unwrap().unwrap();
+    assert_eq!(bytes, fs::read(hosts_deny.path()).unwrap());
+    assert_eq!(names(folder.path()), ["hosts.deny"]);
+    drop(helper);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn garbage_ends_helper_and_writes_nothing() {
+    let (folder, path, hosts_deny) = place();
+    let files = Files { hosts_deny: Some(hosts_deny), json_file: Some(folder.path().join("log")) };
+    let garbage: [&[u8]; 6] =
+        [b"\x03", b"\x03\x09", b"/etc/passwd", b"\x03\x00\x01\xff\xff", b"\x03\x01/etc/shadow", &[3; 70_000]];
+    for bytes in garbage {
+        let (ours, served) = start_raw(&files);
+        send(&ours, bytes, SendFlags::NOSIGNAL).unwrap();
+        assert!(matches!(served.join().unwrap(), Err(Refused::NoRequest)), "{bytes:?}");
+        let error = FileHelper::new(ours, 7).edit(&[case("192.0.2.7", 60)], &[]).unwrap_err();
+        assert_eq!(error.to_string(), "process 7, which writes it, has ended; restart portsentry");
+    }
+    assert!(!path.exists());
+    // A change without an end is bounded.
+    let (ours, served) = start_raw(&files);
+    let target = [4, 192, 0, 2, 7, 32];
+    let part = [&[3, 0, 0, 0, 0, 2, 0][..], &target.repeat(512)].concat();
+    let sent = (0..1_000).take_while(|_| send(&ours, &part, SendFlags::NOSIGNAL).is_ok()).count();
+    assert!((256..1_000).contains(&sent), "{sent}");
+    assert!(matches!(served.join().unwrap(), Err(Refused::NoRequest)));
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
+fn helper_serves_configured_files_only() {
+    let (folder, path, hosts_deny) = place();
+    let (helper, served) = start(&Files::default());
+    for error in [helper.edit(&[case("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)] {
+        let error = error.unwrap_err();
+        assert_eq!(error.to_string(), "the configuration of the start does not name this file");
+    }
+    drop(helper);
+    served.join().unwrap().unwrap();
+
+    let [log, secret] = ["log", "secret"].map(|name| folder.path().join(name));
+    fs::write(&secret, "of root\n").unwrap();
+    let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny), json_file: Some(log.clone()) });
+    helper.open_log().unwrap().write_all(b"one\n").unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "one\n");
+    fs::remove_file(&log).unwrap();
+    // What others may have put in their places.
+    fs::hard_link(&secret, &log).unwrap();
+    assert_eq!(helper.open_log().unwrap_err().to_string(), "it has a second hard link");
+    fs::remove_file(&log).unwrap();
+    symlink(&secret, &log).unwrap();
+    assert!(helper.open_log().unwrap_err().to_string().contains("symbolic link"));
+    symlink(&secret, &path).unwrap();
+    assert!(helper.read(9).unwrap_err().to_string().contains("symbolic link"));
+    assert!(helper.edit(&[case("192.0.2.7", 60)], &[]).unwrap_err().to_string().contains("symbolic link"));
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "of root\n");
+    drop(helper);
+    served.join().unwrap().unwrap();
+}
