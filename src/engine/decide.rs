@@ -23,6 +23,9 @@ const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
 /// ports. A crawler asks one port at a few addresses.
 const SWEPT_PAIRS: u8 = 16;
 
+/// How long a connection is known before the kernel's trap learns of its peer: visitors that come and go change no set.
+const PEER_SETTLED: Duration = Duration::from_secs(2);
+
 /// Before a ban, what the kernel said so long ago is asked again: a service may have come up since, and the snapshot of the
 /// listeners is up to a second old. A burst of probes is asked about once.
 const STALE: Duration = Duration::from_millis(500);
@@ -191,6 +194,12 @@ impl Engine {
         let held = self.sources.held(self.key_of(subject, Track::Block), now.tick());
         let (first, distinct) = held.map_or((now.tick(), 0), |held| (held.first, held.distinct));
         distinct < PEER_THRESHOLD && self.is_forgiven_more(now, subject, first)
+    }
+
+    /// The sources of which that is true, and for whom a connection is known for a moment already.
+    pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
+        let settled = Timestamp::at(self.latest.max(now).since_origin().saturating_sub(PEER_SETTLED)).tick();
+        self.known_peers.since_before(settled).filter(move |peer| self.is_forgiven_peer(now, *peer))
     }
 
     /// Condemns the source of `probe` for the evidence in `slot`, which is held against `key`, if the ceilings have room.

@@ -34,6 +34,11 @@ impl KnownPeers {
         self.since(subject).is_some_and(|since| since <= first)
     }
 
+    /// The peers whose connection is known since `before`.
+    pub(super) fn since_before(&self, before: Tick) -> impl Iterator<Item = BanTarget> + '_ {
+        self.0.iter().filter(move |(_, since)| *since <= before).map(|(peer, _)| *peer)
+    }
+
     fn since(&self, subject: BanTarget) -> Option<Tick> {
         let place = self.0.binary_search_by_key(&subject, |(peer, _)| *peer).ok()?;
         self.0.get(place).map(|(_, since)| *since)

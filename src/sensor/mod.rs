@@ -20,6 +20,7 @@ mod reporter;
 mod table_repair;
 mod trap;
 mod trap_coverage;
+mod trap_peers;
 
 use std::sync::Arc;
 use std::time::Duration;

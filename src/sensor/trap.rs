@@ -17,6 +17,7 @@ use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
+use super::trap_peers::TrapPeers;
 use crate::enforce::nft::{BlockError, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
 use crate::engine::{CAPPED_BAN, IgnoreReason, Protection, Verdict};
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
@@ -51,6 +52,7 @@ pub(super) struct TrapControl {
     /// Sources that the trap caught and that were reviewed: they keep their places while the ceilings have no room.
     reviewed: Vec<BanTarget>,
     excuses: Excuses,
+    peers: TrapPeers,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
     coverage: TrapCoverage,
@@ -83,6 +85,7 @@ impl TrapControl {
     /// Has the next [`TrapControl::arm`] set the ports, whatever the kernel is believed to watch.
     pub(super) fn forget_ports(&mut self) {
         self.armed = None;
+        self.peers.forget();
     }
 
     /// Has the next [`TrapControl::check`] review the caught sources, if there is a trap.
@@ -245,6 +248,12 @@ impl TrapControl {
         }
         self.arm(now, blocker, observer, reporter);
         let Some((nft, rules)) = blocker.trap() else { return };
+        match self.peers.update(now, nft, observer) {
+            Ok(()) | Err(BlockError::Gone) => {}
+            Err(error) => {
+                self.report(format!("the kernel's trap cannot be told of connected sources: {error}"), reporter)
+            }
+        }
         match nft.caught() {
             Ok(caught) => {
                 let caught: HashSet<BanTarget> = caught.into_iter().collect();

@@ -394,23 +394,41 @@ fn connected_peer_is_banned_at_eighth_port() {
 }
 
 #[test]
-fn trap_lets_connected_peer_go() {
+fn trap_counts_connected_peer_to_eight() {
     let lab = Lab::new(&["peer", "other"]);
-    let (peer, target) = ends(&lab, "peer", false);
-    let listener = lab.inside("victim", || TcpListener::bind((target, 80)).unwrap());
-    let connect = || TcpStream::connect_timeout(&(target, 80).into(), TIMEOUT).unwrap();
-    let held = (lab.inside("peer", connect), listener.accept().unwrap());
+    let ends = [false, true].map(|v6| ends(&lab, "peer", v6));
+    let target = ends[0].1;
+    let listeners = ends.map(|(_, target)| lab.inside("victim", || TcpListener::bind((target, 80)).unwrap()));
+    let held = [0, 1].map(|end| {
+        let connect = || TcpStream::connect_timeout(&(ends[end].1, 80).into(), TIMEOUT).unwrap();
+        (lab.inside("peer", connect), listeners[end].accept().unwrap())
+    });
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let explained = || lab.ask(&["explain", &peer.to_string()])["connected"].as_bool().filter(|known| *known);
-    assert!(within(TIMEOUT, explained).is_some());
+    let known = || (lab.set("peers").len() == 1 && lab.set("peers6").len() == 1).then_some(());
+    assert!(within(TIMEOUT, known).is_some(), "{} {}", lab.set_text("peers"), lab.set_text("peers6"));
     assert!(within(TIMEOUT, || lab.ports("trapped").contains(&901).then_some(())).is_some());
-    lab.touch("peer", peer, target, &[901, 902, 903]);
-    daemon.expect_line(&format!(
-        "the kernel's trap had blocked {peer}, and nothing is held against them: let go after 2 s"
-    ));
-    assert!(lab.banned().is_empty(), "the trap counts to three, the program to eight");
-    let other = lab.provoke_ban("other");
-    assert_eq!(lab.banned(), [other]);
-    daemon.stop();
+    // The kernel alone.
+    let banned = daemon.frozen(|| {
+        for (peer, target) in ends {
+            lab.touch("peer", peer, target, &[901, 902, 903, 904, 905, 906, 907]);
+        }
+        let other = lab.provoke_ban("other");
+        assert_eq!(lab.banned(), [other], "seven ports are forgiven to a connected source");
+        for (peer, target) in ends {
+            lab.touch("peer", peer, target, &[908]);
+        }
+        let mut banned = vec![ends[0].0, lab.v6_network("peer").into(), other];
+        banned.sort_unstable();
+        lab.expect_banned(&banned);
+        banned
+    });
+    // The program agrees, and a source with a ban is forgiven no more than any other.
+    daemon.expect_line(&format!("Host {} has been blocked", ends[0].0));
+    lab.expect_banned(&banned);
+    let forgotten = || (lab.set("peers").is_empty() && lab.set("peers6").is_empty()).then_some(());
+    assert!(within(TIMEOUT, forgotten).is_some(), "{}", lab.set_text("peers"));
     drop(held);
+    let gone = || lab.ask(&["explain", &target.to_string()])["connected"].as_bool().filter(|known| !known);
+    assert!(within(TIMEOUT, gone).is_some());
+    daemon.stop();
 }

@@ -81,7 +81,8 @@ impl Nft {
     /// Has the trap count the probes of these, single sources all of them, from the start again; those that are not there are
     /// passed over.
     pub fn forget(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
-        self.remove_from([Set::Suspects, Set::Suspects6], subjects)
+        self.remove_from([Set::Suspects, Set::Suspects6], subjects)?;
+        self.remove_from([Set::PeerSuspects, Set::PeerSuspects6], subjects)
     }
 
     /// Removes these from the sources that the trap has blocked, so that it has room for others.
@@ -105,6 +106,23 @@ impl Nft {
             }
         }
         Ok(())
+    }
+
+    /// Has the trap know no connected source.
+    pub fn clear_peers(&mut self) -> Result<(), BlockError> {
+        self.batch.clear();
+        [Set::Peers, Set::Peers6].into_iter().for_each(|set| nft::put_flush(&mut self.batch, set));
+        self.send_batch()
+    }
+
+    /// Changes which connected sources the trap knows, [`nft::BANS_A_MESSAGE`] of each at most.
+    ///
+    /// # Errors
+    /// Where one of `out` is not there, or the table is gone, [`BlockError::Gone`]; nothing is changed then.
+    pub fn change_peers(&mut self, out: &[BanTarget], into: &[BanTarget]) -> Result<(), BlockError> {
+        self.batch.clear();
+        nft::put_peers(&mut self.batch, out, into);
+        self.send_batch()
     }
 
     /// Has the trap, which is this one, forget all probes of every source.
@@ -141,7 +159,7 @@ impl Nft {
         let mut filling = TrapUsage::default();
         for set in Set::trap_memory(trap) {
             let sum = match set {
-                Set::Suspects | Set::Suspects6 => &mut filling.suspects,
+                Set::Suspects | Set::Suspects6 | Set::PeerSuspects | Set::PeerSuspects6 => &mut filling.suspects,
                 Set::TrapBanned | Set::TrapBanned6 => continue,
                 _ => &mut filling.touched,
             };

@@ -114,6 +114,22 @@ pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, su
     put_steps(batch, steps, set, subjects.iter().map(|subject| (*subject, times)));
 }
 
+/// Appends a change of the sources that the trap knows to be connected: those out, each of which must be there, then these in,
+/// none of which may be.
+pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]) {
+    for (steps, peers) in [(DELETE, out), (ADD, into)] {
+        for (blocked, set) in [(Set::Blocked, Set::Peers), (Set::Blocked6, Set::Peers6)] {
+            let of_family = peers.iter().copied().filter(|peer| Set::for_target(*peer) == blocked);
+            if of_family.clone().next().is_some() {
+                put_steps(batch, steps, set, of_family.map(|peer| (peer, Times::default())));
+            }
+        }
+    }
+}
+
+const DELETE: Steps = &[(sys::NFT_MSG_DELSETELEM, 0)];
+const ADD: Steps = &[(sys::NFT_MSG_NEWSETELEM, 0)];
+
 /// Appends a ban of `network`, as for every ban. It must be there, or nothing that overlaps it: where both its ends are ends
 /// of networks inside, Linux 6.1 and older take it for one that is there.
 pub(crate) fn put_network(batch: &mut Batch, network: Prefix, length: Option<Duration>, left: Expiry) {

@@ -24,6 +24,9 @@ pub(super) struct Family {
     pub(super) probed_tcp: Set,
     pub(super) probed_udp: Set,
     pub(super) suspects: Set,
+    /// Connected sources, and those of them that probed any port.
+    pub(super) peers: Set,
+    pub(super) peer_suspects: Set,
     pub(super) trap_banned: Set,
     /// Peers that a trapped port has answered.
     pub(super) answered: Set,
@@ -49,6 +52,8 @@ pub(super) const V4: Family = Family {
     probed_tcp: Set::Probed,
     probed_udp: Set::TouchedUdp,
     suspects: Set::Suspects,
+    peers: Set::Peers,
+    peer_suspects: Set::PeerSuspects,
     trap_banned: Set::TrapBanned,
     answered: Set::Answered,
     held: Set::Held,
@@ -73,6 +78,8 @@ pub(super) const V6: Family = Family {
     probed_tcp: Set::Probed6,
     probed_udp: Set::TouchedUdp6,
     suspects: Set::Suspects6,
+    peers: Set::Peers6,
+    peer_suspects: Set::PeerSuspects6,
     trap_banned: Set::TrapBanned6,
     answered: Set::Answered6,
     held: Set::Held6,

@@ -25,7 +25,8 @@ mod trap_rules;
 
 pub(crate) use bans::{
     BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_interfaces, put_lift, put_network,
-    put_network_lift, put_new_bans, put_new_network, put_protected, put_protected_change, put_restored, put_trapped,
+    put_network_lift, put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored,
+    put_trapped,
 };
 pub use bans::{Watched, put_ban};
 pub(crate) use counters::counted_packets;
@@ -40,7 +41,7 @@ pub use hold_rules::MAX_HOLDS;
 pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};
-pub use spec::{Action, RulesetSpec, TRAP_BURST, Trap};
+pub use spec::{Action, MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};
 pub use table::{CHAIN, REFUSE, TABLE, TRAP};
 pub(crate) use table::{TRAP_FULL, TRAP_HELD};
 

@@ -5,7 +5,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustables::sys;
 
 use super::message::{field, put_request};
-use super::spec::{RulesetSpec, TRAP_BURST, Trap};
+use super::spec::{MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};
 use super::table::TABLE;
 use crate::netlink::message::{Attributes, be_u32};
 use crate::netlink::socket::{Batch, Socket, SocketError};
@@ -56,6 +56,14 @@ pub enum Set {
     Suspects,
     /// The same for IPv6, by /64.
     Suspects6,
+    /// Sources that are connected to a service of this host, and are forgiven more ports.
+    Peers,
+    /// The same for IPv6, by /64.
+    Peers6,
+    /// Those of them that probed any port, and how many more they may.
+    PeerSuspects,
+    /// The same for IPv6, by /64.
+    PeerSuspects6,
     /// Sources that the kernel has blocked by itself, until the sensor has said what it has against them.
     TrapBanned,
     /// The same for IPv6, by /64.
@@ -83,7 +91,7 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 31] = [
+const DEFINITIONS: [(Set, Definition); 35] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
@@ -111,6 +119,11 @@ const DEFINITIONS: [(Set, Definition); 31] = [
     (Set::Answered6, define("answered6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192))),
     (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
     (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
+    // The daemon fills them, with no flag as above.
+    (Set::Peers, define("peers", Part::Trap, IPV4, 0, Some(MAX_TRAP_PEERS))),
+    (Set::Peers6, define("peers6", Part::Trap, IPV6, 0, Some(MAX_TRAP_PEERS))),
+    (Set::PeerSuspects, define("peer_suspects", Part::Trap, IPV4, TIMED, Some(MAX_TRAP_PEERS))),
+    (Set::PeerSuspects6, define("peer_suspects6", Part::Trap, IPV6, TIMED, Some(MAX_TRAP_PEERS))),
     // When it is full, the kernel blocks no source until the sensor has looked and found room under its own ceilings.
     (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
     (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),

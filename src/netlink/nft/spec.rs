@@ -64,6 +64,9 @@ impl RulesetSpec {
 /// they are few.
 pub const TRAP_BURST: u32 = 10;
 
+/// Connected sources of each family that the trap knows; the daemon knows no more of both.
+pub const MAX_TRAP_PEERS: u32 = 4_096;
+
 impl Default for RulesetSpec {
     fn default() -> Self {
         Self {

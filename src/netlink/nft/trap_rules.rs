@@ -16,7 +16,7 @@ use super::rule::{DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_A
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
 use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
-use crate::engine::RECENT;
+use crate::engine::{PEER_THRESHOLD, RECENT};
 use crate::types::Expiry;
 
 /// A transport protocol whose ports are trapped.
@@ -120,8 +120,9 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
         (trap.tcp, Transport { name: "tcp", number: TCP, probed: |family| family.probed_tcp }),
         (trap.udp, Transport { name: "udp", number: UDP, probed: |family| family.probed_udp }),
     ];
-    let counted = protocols.iter().filter(|(counts, _)| *counts);
-    rules.chain(counted.flat_map(|(_, protocol)| count_rules(trap, protocol))).collect()
+    let counted: Vec<Transport> =
+        protocols.into_iter().filter_map(|(counts, protocol)| counts.then_some(protocol)).collect();
+    rules.chain(count_rules(trap, &counted)).collect()
 }
 
 fn returning(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
@@ -164,24 +165,45 @@ fn fragment_rules() -> [Rule; 2] {
     [v4.mask([0x1f, 0xff]), v6.mask([0xff, 0xf8])].map(|rule| rule.compare(CmpOp::Neq, [0, 0]))
 }
 
-/// Counts the ports of one protocol: each once, and together with those of the other one.
-fn count_rules(trap: &Trap, protocol: &Transport) -> Vec<Rule> {
-    let window = || Span::new(Expiry::After(trap.window));
-    let known = [V4, V6].map(|family| {
+/// Counts the ports of these protocols: each once, and all together. Those of a connected source are counted apart, because more
+/// of them are forgiven.
+fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
+    let every = || protocols.iter().flat_map(|protocol| [V4, V6].map(|family| (protocol, family)));
+    let known = every().map(|(protocol, family)| {
         let set = (protocol.probed)(&family);
         let text = format!("{} . {} dport @{}", family.target, protocol.name, set.name());
         probe(Rule::new(TRAP_TOUCH).text(text), &family, protocol).lookup(set)
     });
-    let new = [V4, V6].map(|family| {
-        let key = format!("{} . {} dport", family.target, protocol.name);
-        let limit = Limit::over(1, WEEK, trap.forgiven.into(), "1/week");
-        probe(Rule::new(TRAP_TOUCH), &family, protocol)
-            .add((protocol.probed)(&family), &key, window(), None, sys::NFT_DYNSET_OP_ADD)
-            .target(&family)
-            .add(family.suspects, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD)
-            .jump(TRAP_BAN)
+    let connected = |family: &Family| {
+        let text = format!("{} @{}", family.target, family.peers.name());
+        Rule::new(TRAP_TOUCH).text(text).family(family).target(family).lookup(family.peers)
+    };
+    let of_peers = every().map(|(protocol, family)| {
+        let rule = connected(&family).source_and_port(&family, protocol.number);
+        let forgiven = trap.forgiven.max(PEER_THRESHOLD - 1);
+        count_new_port(rule, trap, protocol, &family, (family.peer_suspects, forgiven))
     });
-    returning(known.into()).chain(new).collect()
+    let of_others = every().map(|(protocol, family)| {
+        let rule = probe(Rule::new(TRAP_TOUCH), &family, protocol);
+        count_new_port(rule, trap, protocol, &family, (family.suspects, trap.forgiven))
+    });
+    let peers_end = returning([V4, V6].iter().map(connected).collect());
+    returning(known.collect()).chain(of_peers).chain(peers_end).chain(of_others).collect()
+}
+
+/// Counts a port that is new for its source in the set of `counted`, and goes on where more than so many are.
+fn count_new_port(
+    rule: Rule,
+    trap: &Trap,
+    protocol: &Transport,
+    family: &Family,
+    (counted, forgiven): (Set, u8),
+) -> Rule {
+    let window = || Span::new(Expiry::After(trap.window));
+    let key = format!("{} . {} dport", family.target, protocol.name);
+    let limit = Limit::over(1, WEEK, forgiven.into(), "1/week");
+    let rule = rule.add((protocol.probed)(family), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
+    rule.add(counted, family.target, window(), Some(limit), sys::NFT_DYNSET_OP_ADD).jump(TRAP_BAN)
 }
 
 /// Loads source and port of a packet of this version and protocol, the port right behind the source.
