@@ -11,10 +11,11 @@ use ipnet::IpNet;
 use super::allow_sources::AllowSources;
 use super::allowances::Now;
 use super::error::DaemonError;
+use super::host_memory;
 use super::known_peers::KnownPeers;
 use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
-use super::service_tracker::{self, ServiceState, ServiceTracker};
+use super::service_tracker::{ServiceState, ServiceTracker};
 use super::settling::Settling;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
@@ -131,9 +132,7 @@ impl HostState {
 
     /// The ports that programs of the system listen on now.
     pub(super) fn listening(&self) -> ServiceMemory {
-        let ephemeral = &self.host.ephemeral;
-        let listeners = self.listeners.iter().filter(|listener| service_tracker::is_eligible(listener, ephemeral));
-        listeners.flat_map(service_tracker::services).collect()
+        host_memory::listening(&self.listeners, &self.host.ephemeral)
     }
 
     /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.

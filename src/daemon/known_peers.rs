@@ -43,11 +43,16 @@ impl KnownPeers {
         let connections = sockets.connections(MAX_CONNECTIONS)?;
         let changed = self.update(now, &connections, host);
         self.next = now.after(INTERVAL.max(started.elapsed() * SHARE));
-        Ok(changed.then(|| self.since.iter().map(|(peer, since)| (*peer, now.since(*since))).collect()))
+        Ok(changed.then(|| self.ages(now)))
+    }
+
+    /// The peers and for how long each is known.
+    pub(super) fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
+        self.since.iter().map(|(peer, since)| (*peer, now.since(*since))).collect()
     }
 
     /// True where the peers are others than before.
-    fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
+    pub(super) fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
         let mut peers: Vec<BanTarget> =
             connections.iter().filter(|one| is_served(one, host)).map(|one| BanTarget::of(one.peer)).collect();
         peers.sort_unstable();

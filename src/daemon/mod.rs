@@ -18,6 +18,7 @@ mod file_helper;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod helper;
+pub mod host_memory;
 mod host_state;
 mod ignore_files;
 mod known_peers;

@@ -69,7 +69,7 @@ impl UnfoundedBans {
 
 /// True where too little is left of the evidence. Flags that no stack sends, and handshakes with decoys, need no number of
 /// ports, and the evidence of a prefix is that of several bans.
-fn is_unfounded(ban: &Banned, served: &Served, forgiven: u8, now: SystemTime) -> bool {
+pub(super) fn is_unfounded(ban: &Banned, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
     let single = !matches!(ban.subject, BanTarget::Prefix(_));
     let is_young = now.duration_since(ban.since).map_or(true, |age| age <= MAX_AGE);

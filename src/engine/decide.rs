@@ -9,8 +9,8 @@ use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
-    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PEER_THRESHOLD, PortLookup, PortUse,
-    Ports, Probe, Protection, Verdict,
+    Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
+    Protection, Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -176,8 +176,9 @@ impl Engine {
         if distinct <= forgiven {
             return false;
         }
-        let counting = distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)));
-        counting > forgiven && (counting >= PEER_THRESHOLD || !self.is_forgiven_more(now, subject, first))
+        let counting =
+            distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)).min(self.bounds.related));
+        counting > forgiven && (counting >= self.bounds.peer_threshold || !self.is_forgiven_more(now, subject, first))
     }
 
     /// True where a connection to a service of this host excuses more ports of `subject`, whose first probe came at `first`.
@@ -193,7 +194,7 @@ impl Engine {
         let now = self.latest.max(now);
         let held = self.sources.held(self.key_of(subject, Track::Block), now.tick());
         let (first, distinct) = held.map_or((now.tick(), 0), |held| (held.first, held.distinct));
-        distinct < PEER_THRESHOLD && self.is_forgiven_more(now, subject, first)
+        distinct < self.bounds.peer_threshold && self.is_forgiven_more(now, subject, first)
     }
 
     /// The sources of which that is true, and for whom a connection is known for a moment already.

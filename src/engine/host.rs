@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 use prefix_trie::PrefixMap;
 
-use super::allow::AllowList;
+use super::allow::{AllowList, Protection};
 use super::listeners::Listeners;
 use super::related_ports::RelatedPorts;
 use super::service_memory::ServiceMemory;
-use crate::types::{PortSet, Protocol};
+use crate::types::{BanTarget, PortSet, Protocol};
 
 /// Which addresses are this host's.
 #[derive(Clone, Debug)]
@@ -164,6 +164,13 @@ impl Host {
         let is_served =
             |port| self.tcp.is_open_anywhere(port) || self.services.is_remembered_anywhere(Protocol::Tcp, port);
         self.related = RelatedPorts::of(is_served);
+    }
+
+    /// Why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not enough: the kernel's
+    /// allow-list lets it pass whatever the ban says.
+    #[must_use]
+    pub fn exemption(&self, target: BanTarget) -> Option<Protection> {
+        self.allow.covers(IpNet::new(target.element(), target.prefix_len()).ok()?)
     }
 
     /// The bridge whose port this interface is.

@@ -10,6 +10,7 @@ mod acceptance;
 mod allow;
 mod ban_table;
 mod bans;
+mod bounds;
 mod ceiling;
 mod class;
 mod closed;
@@ -44,6 +45,7 @@ use std::time::Duration;
 
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
+pub use bounds::Bounds;
 pub use class::Class;
 pub use distributed_scan::DistributedScan;
 pub use explain::{Explanation, Suspicion};
@@ -133,6 +135,7 @@ impl PortLookup for NoLookup {
 /// The detector.
 pub struct Engine {
     settings: Settings,
+    bounds: Bounds,
     secret: HashKey,
     sources: SourceTable,
     ban_table: BanTable,
@@ -164,6 +167,7 @@ impl Engine {
     #[must_use]
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
+            bounds: Bounds::default(),
             secret,
             sources: SourceTable::new(settings.max_sources, settings.window, secret),
             ban_table: BanTable::new(settings.max_judged, settings.max_forgeable_bans, secret),
@@ -188,6 +192,14 @@ impl Engine {
             counters: Counters::default(),
             settings,
         }
+    }
+
+    /// The same engine with other bounds than those that are built in. For simulations.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self.recent_ports.remember_for(bounds.recent);
+        self
     }
 
     /// Judges one packet. A `now` that is earlier than the latest one counts as the latest one.

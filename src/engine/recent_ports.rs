@@ -36,11 +36,17 @@ pub(super) struct RecentPorts {
     services: PortTable,
     /// Ports that this host sent from.
     own_use: PortTable,
+    /// [`RECENT`].
+    span: Duration,
 }
 
 impl RecentPorts {
     pub(super) fn new(secret: HashKey) -> Self {
-        Self { services: PortTable::new(secret), own_use: PortTable::new(secret) }
+        Self { services: PortTable::new(secret), own_use: PortTable::new(secret), span: RECENT }
+    }
+
+    pub(super) fn remember_for(&mut self, span: Duration) {
+        self.span = span;
     }
 
     /// True where `own` was in use recently, for any peer or for this one.
@@ -54,7 +60,7 @@ impl RecentPorts {
 
     /// True where `own` is on record for so long that asking the kernel again would tell nothing new.
     pub(super) fn is_fresh(&self, own: OwnPort, peer: IpAddr, now: Tick) -> bool {
-        self.holds(own, peer, now.plus(Tick::of(RECENT / 2)))
+        self.holds(own, peer, now.plus(Tick::of(self.span / 2)))
     }
 
     /// The ports that were in use recently for any peer, at any address.
@@ -66,12 +72,12 @@ impl RecentPorts {
 
     /// Records that a socket on `own` took what any peer sends.
     pub(super) fn used(&mut self, own: OwnPort, now: Tick) {
-        self.own_use.insert(own, None, now, Tick::of(RECENT));
+        self.own_use.insert(own, None, now, Tick::of(self.span));
     }
 
     /// Records that a flow between `own` and `peer` was in use.
     pub(super) fn used_with(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
-        self.own_use.insert(own, Some(peer), now, Tick::of(RECENT));
+        self.own_use.insert(own, Some(peer), now, Tick::of(self.span));
     }
 
     /// Records that destination NAT leads from `own` to a service.
@@ -91,7 +97,7 @@ impl RecentPorts {
         watched: impl Fn(Protocol, u16) -> bool,
         now: Tick,
     ) {
-        let span = Tick::of(RECENT);
+        let span = Tick::of(self.span);
         for (protocol, before, after) in [(Protocol::Tcp, &old.tcp, &new.tcp), (Protocol::Udp, &old.udp, &new.udp)] {
             for (address, port) in before.gone(after).filter(|(_, port)| watched(protocol, *port)) {
                 self.services.insert(OwnPort { address, protocol, port }, None, now, span);

@@ -9,7 +9,7 @@ use crate::types::{PortSet, Protocol};
 const GROUPS: [&[u16]; 3] = [&[25, 110, 143, 465, 587, 993, 995, 4190], &[515, 631, 9100], &[80, 443]];
 
 /// The maximum number of ports that one source is forgiven for their relation to others.
-const MAX_EXTRA: u8 = 4;
+pub(super) const MAX_EXTRA: u8 = 4;
 
 /// The groups of which this host serves a port, or is known to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl RelatedPorts {
         self.groups().flatten().copied().collect()
     }
 
-    /// How many ports of `evidence` do not count.
+    /// How many ports of `evidence` stand for others of their group; at most [`MAX_EXTRA`] of them do not count.
     pub(super) fn extra(self, evidence: impl Iterator<Item = Evidence> + Clone) -> u8 {
         let extra = self.groups().map(|group| {
             let is_related = |item: &Evidence| {
@@ -43,6 +43,6 @@ impl RelatedPorts {
             };
             evidence.clone().filter(is_related).count().saturating_sub(1)
         });
-        u8::try_from(extra.sum::<usize>()).unwrap_or(u8::MAX).min(MAX_EXTRA)
+        u8::try_from(extra.sum::<usize>()).unwrap_or(u8::MAX)
     }
 }

@@ -2,9 +2,12 @@
 //! be in use, or the kernel drops them later. Bounded: of two sources that share a place the later one
 //! keeps it, and the ban of the other is shortened instead of lifted.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
 
+use siphasher::sip::SipHasher13;
+
+use crate::engine::HashKey;
 use crate::types::{BanTarget, Protocol, Timestamp};
 
 /// Sources at one time. The trap bans few at once.
@@ -17,7 +20,7 @@ const PORTS: usize = 16;
 const ACQUITTED_FOR: Duration = Duration::from_secs(6);
 
 pub(super) struct Excuses {
-    secret: RandomState,
+    secret: HashKey,
     places: Box<[Option<Excused>]>,
 }
 
@@ -31,13 +34,11 @@ struct Excused {
     ports: [Option<(Protocol, u16)>; PORTS],
 }
 
-impl Default for Excuses {
-    fn default() -> Self {
-        Self { secret: RandomState::new(), places: vec![None; PLACES].into() }
-    }
-}
-
 impl Excuses {
+    pub(super) fn new(secret: HashKey) -> Self {
+        Self { secret, places: vec![None; PLACES].into() }
+    }
+
     /// Notes that a packet of `target` to this port is no probe.
     pub(super) fn add(&mut self, now: Timestamp, target: BanTarget, port: (Protocol, u16)) {
         let Some(excused) = self.entry(now, target) else { return };
@@ -62,7 +63,7 @@ impl Excuses {
     }
 
     fn entry(&mut self, now: Timestamp, target: BanTarget) -> Option<&mut Excused> {
-        let place = self.places.get_mut(index(&self.secret, target))?;
+        let place = self.places.get_mut(index(self.secret, target))?;
         if place.is_none_or(|excused| excused.target != target) {
             *place = Some(Excused { target, last: now, acquitted: None, ports: [None; PORTS] });
         }
@@ -72,7 +73,7 @@ impl Excuses {
     }
 
     fn get(&self, target: BanTarget) -> Option<&Excused> {
-        let place = self.places.get(index(&self.secret, target))?;
+        let place = self.places.get(index(self.secret, target))?;
         place.as_ref().filter(|excused| excused.target == target)
     }
 
@@ -88,8 +89,10 @@ impl Excuses {
     }
 }
 
-fn index(secret: &RandomState, target: BanTarget) -> usize {
-    usize::try_from(secret.hash_one(target) % PLACES as u64).unwrap_or(0)
+fn index(secret: HashKey, target: BanTarget) -> usize {
+    let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);
+    target.hash(&mut hasher);
+    usize::try_from(hasher.finish() % PLACES as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -98,7 +101,7 @@ mod tests {
 
     #[test]
     fn excuses_are_bounded_and_expire() {
-        let mut excuses = Excuses::default();
+        let mut excuses = Excuses::new(HashKey(1, 2));
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
         let target: BanTarget = "192.0.2.7".parse().unwrap();
         for port in [901, 902, 901].into_iter().chain(1..100) {

@@ -21,6 +21,7 @@ mod table_repair;
 mod trap;
 mod trap_coverage;
 mod trap_peers;
+pub mod trap_review;
 
 use std::sync::Arc;
 use std::time::Duration;

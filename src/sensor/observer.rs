@@ -82,11 +82,9 @@ impl Observer {
         self.engine.explain(now, address, &self.host)
     }
 
-    /// Why `target` must not be blocked, if all of it is exempt. One exempt address in a /64 is not enough: the kernel's
-    /// allow-list lets it pass whatever the ban says.
+    /// Why `target` must not be blocked, if all of it is exempt.
     pub(super) fn exemption(&self, target: BanTarget) -> Option<Protection> {
-        let network = IpNet::new(target.element(), target.prefix_len()).ok()?;
-        self.host.allow.covers(network)
+        self.host.exemption(target)
     }
 
     /// The banned targets in `network`, at most so many, and how many there are.

@@ -8,34 +8,27 @@
 //! What the trap has caught keeps its place in a small set until the sensor's own ceilings have room again, so that the
 //! kernel bans no source above them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::blocker::Blocker;
-use super::excuses::Excuses;
 use super::observer::Observer;
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
 use super::trap_peers::TrapPeers;
+use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
 use crate::enforce::nft::{BlockError, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
-use crate::engine::{CAPPED_BAN, IgnoreReason, Protection, Verdict};
+use crate::engine::{CAPPED_BAN, Verdict};
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
-use crate::wire::{Delivery, Packet, TcpFlags, Transport};
+use crate::wire::Packet;
 
 /// How often the ports are compared and the caught sources reviewed. New listeners need no faster round: the trap's rules
 /// check for a socket themselves.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest time that a source stays blocked without the sensor's own verdict, which takes milliseconds, or under a flood
-/// as long as its ring buffer is deep.
-const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
-
 /// Sources reviewed in one round, at some 30 µs each; the rest follows in the next rounds.
 const MAX_PER_ROUND: usize = 512;
-
-/// The flags that the trap looks at: with SYN alone among them a segment counts.
-const OPENING: u16 = TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK;
 
 #[derive(Default)]
 pub(super) struct TrapControl {
@@ -45,14 +38,12 @@ pub(super) struct TrapControl {
     paused: bool,
     /// The next review; `None` without a trap.
     check_at: Option<Timestamp>,
-    /// Sources that the trap caught and the sensor has no verdict on, and since when.
-    unconfirmed: HashMap<BanTarget, Timestamp>,
     /// What the kernel's counters of held packets said last.
     hold_counts: HoldCounts,
     /// Sources that the trap caught and that were reviewed: they keep their places while the ceilings have no room.
     reviewed: Vec<BanTarget>,
-    excuses: Excuses,
     peers: TrapPeers,
+    review: TrapReview,
     /// The last error that was logged, so that it is not repeated.
     last_error: Option<String>,
     coverage: TrapCoverage,
@@ -64,21 +55,6 @@ struct Armed {
     tcp: Option<PortSet>,
     udp: Option<PortSet>,
     interfaces: Vec<u32>,
-}
-
-/// The sources that the trap caught, by the sensor's view of them.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Review {
-    /// Blocked by the sensor as well.
-    confirmed: Vec<BanTarget>,
-    /// Covered by a prefix ban.
-    in_prefix: Vec<BanTarget>,
-    exempt: Vec<(BanTarget, Protection)>,
-    /// Without a verdict for [`UNCONFIRMED_FOR`], and the sensor knows why: as many ports as the trap counted are no evidence,
-    /// or less than it took for one.
-    excused: Vec<BanTarget>,
-    /// Without a verdict for as long, for reasons that the sensor does not see.
-    unexplained: Vec<BanTarget>,
 }
 
 impl TrapControl {
@@ -154,37 +130,12 @@ impl TrapControl {
     /// Notes what `packet` was no evidence of, where the trap may have counted it.
     pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
         let Some(armed) = &self.armed else { return };
-        let target = || BanTarget::of(packet.source);
-        for port in forgiven {
-            self.excuses.add(now, target(), *port);
-        }
-        // For these the trap has no eyes. A port that it does not watch, however open, excuses nothing.
-        let Verdict::Ignored(
-            IgnoreReason::Open
-            | IgnoreReason::RecentlyOpen
-            | IgnoreReason::RememberedService
-            | IgnoreReason::Damaged
-            | IgnoreReason::WrongInterface
-            | IgnoreReason::NoSource,
-        ) = verdict
-        else {
-            return;
-        };
-        let port = match packet.transport {
-            Transport::Tcp { destination_port, flags, .. } if flags.0 & OPENING == TcpFlags::SYN => {
-                (Protocol::Tcp, destination_port)
-            }
-            Transport::Udp { destination_port, .. } => (Protocol::Udp, destination_port),
-            _ => return,
-        };
-        if packet.delivery == Delivery::Host && armed.watches(port) {
-            self.excuses.add(now, target(), port);
-        }
+        self.review.excuse(now, packet, verdict, forgiven, |port| armed.watches(port));
     }
 
     /// Notes that the sensor took its own verdict on `target` back.
     pub(super) fn acquit(&mut self, now: Timestamp, target: BanTarget) {
-        self.excuses.acquit(now, target);
+        self.review.acquit(now, target);
     }
 
     fn reset(&mut self, reporter: &Reporter) {
@@ -302,41 +253,11 @@ impl TrapControl {
         observer: &Observer,
         pending: &PendingBans,
     ) -> Review {
-        let mut review = Review::default();
-        let unconfirmed = std::mem::take(&mut self.unconfirmed);
         // The sensor decided to block these as well, although a backend has refused so far.
         let refused: HashSet<BanTarget> = pending.refused().collect();
-        for target in caught.iter().copied().filter(|target| !refused.contains(target)) {
-            let since = unconfirmed.get(&target).copied().unwrap_or(now);
-            if observer.engine().is_blocked(now, target) {
-                review.confirmed.push(target);
-            } else if observer.engine().is_in_blocked_network(now, target.element()) {
-                review.in_prefix.push(target);
-            } else if let Some(protection) = observer.exemption(target) {
-                review.exempt.push((target, protection));
-            } else if now.since(since) < UNCONFIRMED_FOR {
-                self.unconfirmed.insert(target, since);
-            } else if self.paused
-                || observer.engine().is_forgiven_peer(now, target)
-                || self.is_excused(now, target, rules, observer)
-            {
-                review.excused.push(target);
-            } else {
-                review.unexplained.push(target);
-            }
-        }
-        review
-    }
-
-    /// True where the sensor has seen all ports that the trap counted, and some of them were no evidence.
-    fn is_excused(&self, now: Timestamp, target: BanTarget, rules: Trap, observer: &Observer) -> bool {
-        if self.excuses.is_acquitted(now, target) {
-            return true;
-        }
-        let mut ports: HashSet<_> = self.excuses.ports(now, target, rules.window.max(UNCONFIRMED_FOR * 2)).collect();
-        let some = !ports.is_empty();
-        ports.extend(observer.engine().evidence(now, target));
-        some && ports.len() > usize::from(rules.forgiven)
+        let counting = Counting { forgiven: rules.forgiven, window: rules.window };
+        let caught = caught.iter().copied().filter(|target| !refused.contains(target));
+        self.review.review(now, caught, (counting, self.paused), observer.engine(), observer.host())
     }
 
     /// Lifts or shortens the trap's bans that a review does not uphold, and has the trap count all reviewed sources from zero:
@@ -439,10 +360,11 @@ fn listed(targets: &[BanTarget]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::capture::decoy::DecoyPorts;
-    use crate::engine::ActiveBan;
+    use crate::engine::{ActiveBan, IgnoreReason, Protection};
     use crate::sensor::KernelPorts;
     use crate::sensor::fixtures::{engine, host, packet};
     use crate::types::Rate;
+    use crate::wire::{TcpFlags, Transport};
 
     #[test]
     fn caught_source_needs_verdict_within_limit() {

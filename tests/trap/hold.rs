@@ -31,7 +31,7 @@ fn release_all(lab: &Lab) {
 }
 
 /// The packets that the rules of a chain have counted.
-fn packets(lab: &Lab, chain: &str) -> u64 {
+pub(crate) fn packets(lab: &Lab, chain: &str) -> u64 {
     let text = lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", chain]);
     let counts = text.split("counter packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
     counts.sum()

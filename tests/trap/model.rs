@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, Wire};
@@ -11,12 +11,16 @@ use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually, within};
 use portsentry::config::Config;
 use portsentry::enforce::nft::RulesetSpec;
-use portsentry::types::{PortSet, Protocol, Timestamp};
+use portsentry::types::{BanTarget, PortSet, Protocol, Timestamp};
 use portsentry::wire::{Delivery, LinkType, Packet, Transport, decode};
 use simulation::chance::Chance;
 use simulation::kernel::{HostState, Kernel, KernelRules, Passage};
 
+use crate::hold::packets;
 use crate::{BLOCKING, banned_at_last};
+
+/// Flags that no TCP stack sends, which are dropped and hold their source.
+const ILLEGAL: [u16; 4] = [raw::FIN, 0, raw::SYN | raw::FIN, raw::SYN | raw::RST];
 
 const OPEN: [u16; 3] = [22, 80, 443];
 
@@ -99,7 +103,8 @@ impl<'a> Pair<'a> {
     }
 
     fn expect_same_sets(&self) {
-        for name in ["touched", "touched_udp", "suspects", "caught", "blocked"] {
+        let holds = ["held_ports", "hold_counts", "hold_recent"];
+        for name in ["touched", "touched_udp", "suspects", "caught", "blocked"].into_iter().chain(holds) {
             for name in [name.to_owned(), format!("{name}6")] {
                 let model: BTreeSet<_> = self.model.set(self.now(), &name).into_iter().collect();
                 assert_eq!(elements(self.lab, &name), model, "{name}: the kernel, then the model");
@@ -168,7 +173,8 @@ fn model_agrees_on_random_packets() {
                 if chance.is(0.3) {
                     pair.udp(source, port);
                 } else {
-                    let flags = chance.pick(&[raw::SYN, raw::SYN, raw::SYN, raw::ACK, raw::SYN | raw::ACK, raw::FIN]);
+                    let legal = [raw::SYN, raw::SYN, raw::SYN, raw::SYN, raw::ACK, raw::SYN | raw::ACK];
+                    let flags = chance.pick(&[&legal[..], &ILLEGAL].concat());
                     pair.tcp(source, port, flags);
                 }
             }
@@ -230,6 +236,41 @@ fn model_agrees_above_ceiling_of_bans() {
         // One more for each twelve seconds.
         let most = CEILING + 1 + usize::try_from(pair.began.elapsed().as_secs() / 12).unwrap();
         assert!((CEILING..=most).contains(&kernel) && (CEILING..=most).contains(&model), "{kernel} {model} {most}");
+    });
+    daemon.kill();
+}
+
+/// Probes that hold and do not count, each followed by a SYN to an open port, which a held source does not reach.
+#[test]
+fn model_agrees_on_holds_and_their_bound() {
+    let lab = Lab::new(&["other"]);
+    lab.victim_ip("route add fd77:0:1::/48 dev other");
+    let _services = Services::open(&lab, &OPEN);
+    let configuration = "[trap]\nhold = \"300ms\"\n";
+    let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
+    eventually("ports are watched", || lab.ports("trapped").contains(&901));
+    daemon.frozen(|| {
+        let mut pair = Pair::new(&lab, configuration);
+        let sources: [IpAddr; 2] = [Ipv4Addr::new(10, 77, 1, 100).into(), "fd77:0:1:5::9".parse().unwrap()];
+        let mut held = 0;
+        for port in 901..921 {
+            for source in sources {
+                assert_eq!(pair.tcp(source, port, 0), Passage::Illegal);
+                // The same port again holds no longer, and an open one is as far as any other.
+                for next in [port, OPEN[0]] {
+                    held += u64::from(pair.tcp(source, next, raw::SYN) == Passage::Held);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(350));
+            for set in ["suspects", "suspects6"] {
+                lab.run("victim", "nft", &["flush", "set", "inet", "portsentry", set]);
+            }
+            pair.model.forget(&sources.map(BanTarget::of));
+        }
+        assert_eq!(held, 2 * 2 * 16, "the model: sixteen holds of each source");
+        eventually("the kernel dropped as many", || packets(&lab, "trap_held") == held);
+        pair.settle(Ipv4Addr::new(10, 77, 1, 250));
+        pair.expect_same_sets();
     });
     daemon.kill();
 }

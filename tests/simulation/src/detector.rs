@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portsentry::config::Config;
-use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST};
+use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::engine::{
-    ActiveBan, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection, Settings, Verdict,
+    ActiveBan, Ban, Bounds, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection,
+    RelatedPorts, ServiceMemory, Settings, Verdict,
 };
 pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
+use portsentry::sensor::trap_review::{Counting, Review, TrapReview};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::Packet;
 
 use crate::host::{Bind, HostModel};
 
-/// Rules of the engine that can be switched off, and thresholds that can be changed; the default is what is built in.
+/// Rules of the engine and of the sensor that can be switched off, and thresholds and bounds that can be changed; the default
+/// is what is built in.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineRules {
     /// Ports of services that have just stopped, and of own traffic, do not count.
@@ -25,10 +28,17 @@ pub struct EngineRules {
     pub socket_lookup: bool,
     /// Open ports do not count.
     pub listeners: bool,
+    /// Ports that belong together count as one.
+    pub related_ports: bool,
+    /// What the trap counted and the sensor did not is lifted, not made short.
+    pub trap_excuses: bool,
+    pub bounds: Bounds,
     pub scan_trigger: Option<u8>,
     pub window: Option<Duration>,
     /// The ceiling of bans on evidence that can be forged.
     pub max_new_bans_per_minute: Option<u32>,
+    /// The ceiling of such bans that stand at one time.
+    pub max_forgeable_bans: Option<u32>,
 }
 
 impl Default for EngineRules {
@@ -37,9 +47,13 @@ impl Default for EngineRules {
             recent_ports: true,
             socket_lookup: true,
             listeners: true,
+            related_ports: true,
+            trap_excuses: true,
+            bounds: Bounds::default(),
             scan_trigger: None,
             window: None,
             max_new_bans_per_minute: None,
+            max_forgeable_bans: None,
         }
     }
 }
@@ -56,6 +70,9 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
     }
     if let Some(most) = rules.max_new_bans_per_minute {
         config.block.max_new_bans_per_minute = most;
+    }
+    if let Some(most) = rules.max_forgeable_bans {
+        config.block.max_forgeable_bans = most;
     }
     (Settings::from_config(&config), RulesetSpec::from_config(&config))
 }
@@ -76,15 +93,43 @@ pub enum Judgement {
         expiry: Expiry,
         /// The ports of the evidence, for people.
         ports: String,
+        ban: Box<Ban>,
     },
     /// Enough evidence, but its protocol is only logged.
     LogOnly,
+}
+
+impl Judgement {
+    /// The source that is banned.
+    #[must_use]
+    pub fn target(&self) -> Option<BanTarget> {
+        match self {
+            Self::Ban { target, .. } => Some(*target),
+            _ => None,
+        }
+    }
+
+    fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Ignored(reason) => Self::Ignored(reason),
+            Verdict::Probe(probe) => Self::Probe(probe.distinct),
+            Verdict::Exempt(_) => Self::Exempt,
+            Verdict::Repeated(_) => Self::Repeated,
+            Verdict::LogOnly(_) => Self::LogOnly,
+            Verdict::Block(ban) => {
+                let ports = ban.ports.iter().map(|(protocol, port, class)| format!("{protocol:?} {port} ({class})"));
+                let ports = ports.collect::<Vec<_>>().join(", ");
+                Self::Ban { target: ban.probe.subject, expiry: ban.expiry, ports, ban: Box::new(ban) }
+            }
+        }
+    }
 }
 
 pub struct Detector {
     engine: Engine,
     host: Host,
     rules: EngineRules,
+    review: TrapReview,
 }
 
 /// What takes a packet, as the kernel of the modelled host says.
@@ -92,6 +137,8 @@ pub struct Detector {
 pub enum Taker {
     Nothing,
     Socket,
+    /// A socket of a flow: the port may be closed to others.
+    Flow,
     /// A service behind destination NAT.
     Published,
 }
@@ -103,44 +150,83 @@ impl<F: FnMut(Protocol, SocketAddr, SocketAddr) -> Taker> PortLookup for Lookup<
         match (self.0)(protocol, source, destination) {
             Taker::Nothing => PortUse::Closed,
             Taker::Socket => PortUse::Open,
+            Taker::Flow => PortUse::Flow,
             Taker::Published => PortUse::Published { established: true },
         }
     }
 }
 
 impl Detector {
-    /// An engine that starts now on `model`.
+    /// An engine that starts now on `model`, whose daemon remembers `services`.
     #[must_use]
-    pub fn new(rules: EngineRules, key: (u64, u64), model: &HostModel) -> Self {
-        let engine = Engine::new(settings(&rules).0, HashKey(key.0, key.1));
+    pub fn new(rules: EngineRules, key: (u64, u64), model: &HostModel, services: ServiceMemory) -> Self {
+        let key = HashKey(key.0, key.1);
+        let engine = Engine::new(settings(&rules).0, key).with_bounds(rules.bounds);
         let ephemeral = model.ephemeral.clone().collect();
-        Self { engine, host: snapshot(model, &rules, ephemeral), rules }
+        Self { engine, host: snapshot(model, &rules, ephemeral, services), rules, review: TrapReview::new(key) }
     }
 
-    /// Judges a packet; `taker` asks the host's kernel.
+    /// Judges a packet; `taker` asks the host's kernel, and the trap `watches` ports.
     pub fn observe(
         &mut self,
         now: Timestamp,
         packet: &Packet,
         taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
+        watches: impl Fn((Protocol, u16)) -> bool,
     ) -> Judgement {
         let verdict = if self.rules.socket_lookup {
             self.engine.observe(now, packet, &self.host, &mut Lookup(taker))
         } else {
             self.engine.observe(now, packet, &self.host, &mut NoLookup)
         };
-        match verdict {
-            Verdict::Ignored(reason) => Judgement::Ignored(reason),
-            Verdict::Probe(probe) => Judgement::Probe(probe.distinct),
-            Verdict::Exempt(_) => Judgement::Exempt,
-            Verdict::Repeated(_) => Judgement::Repeated,
-            Verdict::LogOnly(_) => Judgement::LogOnly,
-            Verdict::Block(ban) => {
-                let ports = ban.ports.iter().map(|(protocol, port, class)| format!("{protocol:?} {port} ({class})"));
-                let ports = ports.collect::<Vec<_>>().join(", ");
-                Judgement::Ban { target: ban.probe.subject, expiry: ban.expiry, ports }
-            }
+        if self.rules.trap_excuses {
+            self.review.excuse(now, packet, verdict, self.engine.forgiven(), watches);
         }
+        Judgement::of(verdict)
+    }
+
+    /// The judgement on the next source that waited while the host settled.
+    pub fn judge_waiting(
+        &mut self,
+        now: Timestamp,
+        taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
+    ) -> Option<Judgement> {
+        self.engine.judge_waiting(now, &self.host, &mut Lookup(taker)).map(Judgement::of)
+    }
+
+    /// Bans no source until then.
+    pub fn settle(&mut self, until: Timestamp) {
+        self.engine.settle(until);
+    }
+
+    pub fn end_settling(&mut self) {
+        self.engine.end_settling();
+    }
+
+    #[must_use]
+    pub fn is_settling(&self, now: Timestamp) -> bool {
+        self.engine.is_settling(now)
+    }
+
+    pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
+        self.engine.know_peers(now, peers);
+    }
+
+    /// The snapshot of the host that it works with.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Compares what the trap caught with its own verdicts.
+    pub fn review(&mut self, now: Timestamp, caught: &[BanTarget], trap: &Trap) -> Review {
+        let counting = Counting { forgiven: trap.forgiven, window: trap.window };
+        self.review.review(now, caught.iter().copied(), (counting, false), &self.engine, &self.host)
+    }
+
+    /// Takes `target` for unblocked.
+    pub fn lift(&mut self, target: BanTarget) {
+        self.engine.lift(target);
     }
 
     /// True if a distributed scan is to be reported now.
@@ -162,8 +248,8 @@ impl Detector {
     }
 
     /// The daemon has read the listeners again.
-    pub fn host_changed(&mut self, now: Timestamp, model: &HostModel) {
-        let new = snapshot(model, &self.rules, self.host.ephemeral.clone());
+    pub fn host_changed(&mut self, now: Timestamp, model: &HostModel, services: ServiceMemory) {
+        let new = snapshot(model, &self.rules, self.host.ephemeral.clone(), services);
         if self.rules.recent_ports {
             self.engine.host_changed(now, &self.host, &new);
         }
@@ -192,12 +278,6 @@ impl Detector {
         self.engine.has_room_for(now, TRAP_BURST)
     }
 
-    /// The number of ports that are evidence against `target`.
-    #[must_use]
-    pub fn evidence(&self, now: Timestamp, target: BanTarget) -> usize {
-        self.engine.evidence(now, target).count()
-    }
-
     /// Takes over a ban of the trap that is made short.
     pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
         self.engine.adopt_short(now, target);
@@ -210,7 +290,7 @@ impl Detector {
 }
 
 /// The host as the daemon reads it.
-fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet) -> Host {
+fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet, services: ServiceMemory) -> Host {
     let mut host = Host::new(Local::Own { addresses: model.addresses().into(), prefixes: Vec::new() });
     host.ephemeral = ephemeral;
     for network in model.protected() {
@@ -222,6 +302,11 @@ fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet) -> Host 
         if service.bind == Bind::Everywhere {
             listeners.insert_any_v6(service.port);
         }
+    }
+    host.services = services;
+    host.find_related();
+    if !rules.related_ports {
+        host.related = RelatedPorts::default();
     }
     host
 }

@@ -1,12 +1,13 @@
 //! The model of the host: its addresses, its services and their sockets, published ports, and the sockets of its own client
 //! traffic. It says what the kernel's socket table holds now, and how the host answers a packet.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use portsentry::netlink::sock_diag::{Bound, Connection, Listener};
 use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::{Packet, TcpFlags, Transport};
 
@@ -28,6 +29,8 @@ pub struct Service {
     pub protocol: Protocol,
     pub port: u16,
     pub bind: Bind,
+    /// It runs for a person, not for the system.
+    pub personal: bool,
 }
 
 /// What kind of host it is.
@@ -40,15 +43,19 @@ pub struct Profile {
 }
 
 const fn tcp(port: u16) -> Service {
-    Service { protocol: Protocol::Tcp, port, bind: Bind::Everywhere }
+    Service { protocol: Protocol::Tcp, port, bind: Bind::Everywhere, personal: false }
 }
 
 const fn udp(port: u16) -> Service {
-    Service { protocol: Protocol::Udp, port, bind: Bind::Everywhere }
+    Service { protocol: Protocol::Udp, port, bind: Bind::Everywhere, personal: false }
 }
 
 const fn published(port: u16) -> Service {
-    Service { protocol: Protocol::Tcp, port, bind: Bind::Published }
+    Service { protocol: Protocol::Tcp, port, bind: Bind::Published, personal: false }
+}
+
+const fn personal(service: Service) -> Service {
+    Service { personal: true, ..service }
 }
 
 impl Profile {
@@ -62,7 +69,12 @@ impl Profile {
             profile("mail", false, &[tcp(22), tcp(25), tcp(80), tcp(143), tcp(443), tcp(465), tcp(587), tcp(993)]),
             profile("containers", false, &[tcp(22), published(80), published(443), published(3_000), published(5_432)]),
             profile("home", true, &[tcp(22), tcp(80), tcp(445), tcp(2_049), tcp(8_096), udp(5_353), udp(1_900)]),
-            profile("voice and games", false, &[tcp(22), tcp(5_060), udp(5_060), tcp(7_777), udp(7_777), tcp(443)]),
+            profile("mail relay", false, &[tcp(22), tcp(25), tcp(80), tcp(443)]),
+            profile(
+                "voice and games",
+                false,
+                &[tcp(22), tcp(5_060), udp(5_060), personal(tcp(7_777)), personal(udp(7_777)), tcp(443)],
+            ),
         ]
     }
 }
@@ -97,6 +109,8 @@ pub struct HostModel {
     up: HashSet<(Protocol, u16)>,
     /// Sockets of own client traffic by their port, with their peer and until when they exist.
     own_flows: HashMap<(Protocol, u16), (SocketAddr, Timestamp)>,
+    /// Connections to its services that last, by the peer's end and the port, with the time at which they end.
+    connections: BTreeMap<(SocketAddr, u16), Timestamp>,
 }
 
 impl HostModel {
@@ -105,7 +119,16 @@ impl HostModel {
         let up = profile.services.iter().map(|service| (service.protocol, service.port)).collect();
         let v4 = if profile.lan { Ipv4Addr::new(192, 168, 7, 10) } else { Ipv4Addr::new(192, 0, 2, 1) };
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-        Self { profile, v4, v6, ephemeral: 32_768..=60_999, extra: Vec::new(), up, own_flows: HashMap::new() }
+        Self {
+            profile,
+            v4,
+            v6,
+            ephemeral: 32_768..=60_999,
+            extra: Vec::new(),
+            up,
+            own_flows: HashMap::new(),
+            connections: BTreeMap::new(),
+        }
     }
 
     /// Its address of the family of `peer`.
@@ -138,7 +161,49 @@ impl HostModel {
             self.up.insert(key);
         } else {
             self.up.remove(&key);
+            self.connections.retain(|(_, port), _| service.protocol != Protocol::Tcp || *port != service.port);
         }
+    }
+
+    /// A peer has a connection to a service of this host, not to one behind destination NAT, until then.
+    pub fn connect(&mut self, peer: SocketAddr, port: u16, until: Timestamp) {
+        if self.service(Protocol::Tcp, peer.ip(), port).is_some_and(|service| service.bind != Bind::Published) {
+            self.connections.insert((peer, port), until);
+        }
+    }
+
+    pub fn close_ended(&mut self, now: Timestamp) {
+        self.connections.retain(|_, until| *until > now);
+    }
+
+    /// When the next connection ends.
+    #[must_use]
+    pub fn next_connection_end(&self) -> Option<Timestamp> {
+        self.connections.values().min().copied()
+    }
+
+    /// The connections as the kernel lists them.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        let connection = |(peer, port): &(SocketAddr, u16)| Connection {
+            address: self.address_for(peer.ip()),
+            port: *port,
+            peer: peer.ip(),
+        };
+        self.connections.keys().map(connection).collect()
+    }
+
+    /// The listeners as the kernel lists them.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Listener> {
+        let listener = |service: Service| Listener {
+            protocol: service.protocol,
+            port: service.port,
+            bound: if service.bind == Bind::V4 { Bound::AnyV4 } else { Bound::Any },
+            interface: 0,
+            user: if service.personal { 1_000 } else { 0 },
+        };
+        self.running().filter(|service| service.bind != Bind::Published).map(listener).collect()
     }
 
     /// Adds a service that the profile did not have, which does not run yet.
@@ -160,6 +225,8 @@ impl HostModel {
     /// Stops everything.
     pub fn stop_all(&mut self) {
         self.up.clear();
+        self.own_flows.clear();
+        self.connections.clear();
     }
 
     /// The services that run now.
@@ -183,22 +250,30 @@ impl HostModel {
         self.own_flows.insert((protocol, port), (peer, until));
     }
 
+    /// True where a socket of this host's own client traffic takes such a packet.
+    fn has_own_flow(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
+        let flow = self.own_flows.get(&(protocol, to.port()));
+        flow.is_some_and(|(peer, until)| *until > now && (*peer == source || protocol == Protocol::Udp))
+    }
+
+    fn listens(&self, protocol: Protocol, to: SocketAddr) -> bool {
+        self.service(protocol, to.ip(), to.port()).is_some_and(|found| found.bind != Bind::Published)
+    }
+
     /// True where the kernel's socket table has a listener or a connection for such a packet.
     #[must_use]
     pub fn has_socket(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> bool {
-        let listens = self.service(protocol, to.ip(), to.port()).is_some_and(|found| found.bind != Bind::Published);
-        listens
-            || self
-                .own_flows
-                .get(&(protocol, to.port()))
-                .is_some_and(|(peer, until)| *until > now && (*peer == source || protocol == Protocol::Udp))
+        self.listens(protocol, to) || self.has_own_flow(now, protocol, source, to)
     }
 
     /// What the kernel says of such a packet: its socket tables first, and then its translations.
     #[must_use]
     pub fn taker(&self, now: Timestamp, protocol: Protocol, source: SocketAddr, to: SocketAddr) -> Taker {
-        if self.has_socket(now, protocol, source, to) {
+        if self.listens(protocol, to) {
             Taker::Socket
+        } else if self.has_own_flow(now, protocol, source, to) {
+            // A datagram's socket takes packets from any source.
+            if protocol == Protocol::Udp { Taker::Socket } else { Taker::Flow }
         } else if self.is_published(protocol, to.ip(), to.port()) {
             Taker::Published
         } else {

@@ -5,8 +5,6 @@
 //! References: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
 //! that begins full), nft_set_hash.c (expired elements do not match).
 
-use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
@@ -15,100 +13,7 @@ use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 
-/// The expression `limit rate over`: a token bucket that begins full.
-#[derive(Clone, Copy, Debug)]
-struct Limit {
-    /// The time that one packet costs.
-    cost: Duration,
-    most: Duration,
-    tokens: Duration,
-    last: Timestamp,
-}
-
-impl Limit {
-    fn new(packets: u32, per: Duration, burst: u32, now: Timestamp) -> Self {
-        let cost = per / packets.max(1);
-        Self { cost, most: cost * burst, tokens: cost * burst, last: now }
-    }
-
-    /// Counts a packet; true if it is over the limit.
-    fn is_over(&mut self, now: Timestamp) -> bool {
-        let tokens = (self.tokens + now.since(self.last)).min(self.most);
-        self.last = now;
-        let over = tokens < self.cost;
-        self.tokens = if over { tokens } else { tokens - self.cost };
-        over
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Element {
-    /// `None`: no timeout.
-    expires: Option<Timestamp>,
-    limit: Option<Limit>,
-}
-
-impl Element {
-    fn is_live(&self, now: Timestamp) -> bool {
-        self.expires.is_none_or(|at| at > now)
-    }
-}
-
-/// A hash set of the table whose elements have timeouts.
-struct TimedSet<K> {
-    size: usize,
-    elements: HashMap<K, Element>,
-}
-
-impl<K: Copy + Eq + Hash> TimedSet<K> {
-    fn new(size: usize) -> Self {
-        Self { size, elements: HashMap::new() }
-    }
-
-    fn contains(&self, now: Timestamp, key: K) -> bool {
-        self.elements.get(&key).is_some_and(|element| element.is_live(now))
-    }
-
-    /// The rule statement `add @set { key timeout … }`: keeps an element that is there. `None` where the set is full, which
-    /// ends the rule.
-    fn add(&mut self, now: Timestamp, key: K, timeout: Expiry) -> Option<&mut Element> {
-        let fresh = Element { expires: end(now, timeout), limit: None };
-        if !self.contains(now, key) {
-            if self.elements.len() >= self.size {
-                // The kernel collects expired elements within a second or so.
-                self.elements.retain(|_, element| element.is_live(now));
-            }
-            if self.elements.len() >= self.size {
-                return None;
-            }
-            self.elements.insert(key, fresh);
-        }
-        self.elements.get_mut(&key)
-    }
-
-    /// Sets the element whatever was there, as the daemon does.
-    fn replace(&mut self, now: Timestamp, key: K, timeout: Expiry) {
-        self.elements.remove(&key);
-        self.add(now, key, timeout);
-    }
-
-    fn live(&self, now: Timestamp) -> Vec<K>
-    where
-        K: Ord,
-    {
-        let mut keys: Vec<K> =
-            self.elements.iter().filter(|(_, element)| element.is_live(now)).map(|(key, _)| *key).collect();
-        keys.sort();
-        keys
-    }
-}
-
-fn end(now: Timestamp, timeout: Expiry) -> Option<Timestamp> {
-    match timeout {
-        Expiry::Never => None,
-        Expiry::After(span) => Some(now.after(span)),
-    }
-}
+use crate::sets::{Limit, TimedSet};
 
 /// The sets of one address family.
 struct Family {
@@ -117,6 +22,10 @@ struct Family {
     touched_udp: TimedSet<(BanTarget, u16)>,
     suspects: TimedSet<BanTarget>,
     caught: TimedSet<BanTarget>,
+    held: TimedSet<BanTarget>,
+    held_ports: TimedSet<(BanTarget, u16)>,
+    hold_counts: TimedSet<BanTarget>,
+    hold_recent: TimedSet<BanTarget>,
 }
 
 /// What the firewall made of a packet.
@@ -127,6 +36,10 @@ pub enum Passage {
     Blocked,
     /// The trap put its source into `blocked`, and dropped it.
     Trapped,
+    /// A SYN of a source that is held.
+    Held,
+    /// Flags that no TCP stack sends, to a port that is trapped.
+    Illegal,
 }
 
 /// What the rules ask the host for.
@@ -148,11 +61,15 @@ pub struct KernelRules {
     pub touched: bool,
     /// The set `asked`: answers to datagrams do not count.
     pub asked: bool,
+    /// A source is held when it probes a port that is new for it.
+    pub hold: bool,
+    /// How often it is held within a window.
+    pub max_holds: u32,
 }
 
 impl Default for KernelRules {
     fn default() -> Self {
-        Self { socket: true, touched: true, asked: true }
+        Self { socket: true, touched: true, asked: true, hold: true, max_holds: MAX_HOLDS }
     }
 }
 
@@ -166,8 +83,14 @@ pub struct Kernel {
     v4: Family,
     v6: Family,
     ceiling: Limit,
+    /// The last hold that began, until it is asked for.
+    began: Option<BanTarget>,
 }
 
+/// How often a source is held within a window (src/netlink/nft/hold_rules.rs).
+pub const MAX_HOLDS: u32 = 16;
+/// How long the hold rules remember a port.
+const RECENT: Duration = Duration::from_secs(10);
 /// How long an element of `asked` lasts.
 const ASKED: Duration = Duration::from_secs(120);
 const WEEK: Duration = Duration::from_secs(604_800);
@@ -183,11 +106,15 @@ impl Kernel {
             touched_udp: TimedSet::new(touched_udp),
             suspects: TimedSet::new(suspects),
             caught: TimedSet::new(TRAP_BURST as usize),
+            held: TimedSet::new(65_536),
+            held_ports: TimedSet::new(262_144),
+            hold_counts: TimedSet::new(65_536),
+            hold_recent: TimedSet::new(262_144),
         };
         // The configuration has bans a minute.
         let most = spec.trap.map_or(1, |trap| trap.ceiling.packets());
         Self {
-            trap: spec.trap,
+            trap: spec.trap.map(|trap| Trap { hold: trap.hold.filter(|_| rules.hold), ..trap }),
             rules,
             allowed: Vec::new(),
             trapped: PortSet::new(),
@@ -196,6 +123,7 @@ impl Kernel {
             v4: family(131_072, 65_536, 65_536),
             v6: family(65_536, 32_768, 32_768),
             ceiling: Limit::new(most, Duration::from_secs(60), most.min(TRAP_BURST), now),
+            began: None,
         }
     }
 
@@ -237,18 +165,41 @@ impl Kernel {
             return Passage::Blocked;
         }
         let Some(trap) = self.trap else { return Passage::Passed };
-        let (protocol, port) = match packet.transport {
+        let opening = matches!(packet.transport, Transport::Tcp { flags, .. } if is_new(flags));
+        let port = match packet.transport {
+            Transport::Tcp { destination_port, .. } => destination_port,
+            _ => 0,
+        };
+        let trapped = self.trapped.contains(port);
+        let is_held = |kernel: &mut Self| opening && kernel.is_held(now, source) && host.is_local(packet.destination);
+        // Before destination NAT.
+        if !trapped && is_held(self) {
+            return Passage::Held;
+        }
+        let passage = self.touch(now, packet, &trap, host);
+        if passage == Passage::Passed && trapped && !host.is_published(packet) && is_held(self) {
+            return Passage::Held;
+        }
+        passage
+    }
+
+    /// The rules of the chain `trap` that lead to the chain `trap_touch`, and that chain.
+    fn touch(&mut self, now: Timestamp, packet: &Packet, trap: &Trap, host: &impl HostState) -> Passage {
+        let source = packet.source;
+        let (protocol, port, opening) = match packet.transport {
             Transport::Tcp { destination_port, flags, .. }
-                if trap.tcp && is_new(flags) && self.trapped.contains(destination_port) =>
+                if trap.tcp
+                    && self.trapped.contains(destination_port)
+                    && (is_new(flags) || trap.hold.is_some() && is_illegal(flags)) =>
             {
-                (Protocol::Tcp, destination_port)
+                (Protocol::Tcp, destination_port, is_new(flags))
             }
             Transport::Udp { destination_port, .. }
                 if trap.udp
                     && self.trapped_udp.contains(destination_port)
                     && !(self.rules.asked && self.asked.contains(now, destination_port)) =>
             {
-                (Protocol::Udp, destination_port)
+                (Protocol::Udp, destination_port, true)
             }
             _ => return Passage::Passed,
         };
@@ -256,15 +207,59 @@ impl Kernel {
             || host.is_published(packet)
             || !host.is_local(packet.destination)
             || host.is_local(source)
-            || is_link_local(source)
             || self.rules.socket && host.has_socket(packet)
         {
             return Passage::Passed;
         }
-        if trap.forgiven > 0 && !self.count(now, source, (protocol, port), &trap) {
+        if protocol == Protocol::Tcp {
+            self.hold(now, source, port, trap);
+            if !opening {
+                return Passage::Illegal;
+            }
+        }
+        // Neighbours by their link-local addresses are held and left to the daemon.
+        if is_link_local(source) || trap.forgiven > 0 && !self.count(now, source, (protocol, port), trap) {
             return Passage::Passed;
         }
-        self.ban(now, source, &trap)
+        self.ban(now, source, trap)
+    }
+
+    /// True where the source is in `held`, or in `held6` by its /64 or, where it is link-local, itself.
+    fn is_held(&self, now: Timestamp, source: IpAddr) -> bool {
+        let held = if source.is_ipv4() { &self.v4.held } else { &self.v6.held };
+        held.contains(now, held_target(source)) || held.contains(now, target(source))
+    }
+
+    /// The chains `trap_hold` and `trap_hold_new`.
+    fn hold(&mut self, now: Timestamp, source: IpAddr, port: u16, trap: &Trap) {
+        let Some(length) = trap.hold else { return };
+        let (target, max_holds) = (held_target(source), self.rules.max_holds);
+        let family = self.family(source);
+        if family.held_ports.contains(now, (target, port))
+            || family.held_ports.add(now, (target, port), Expiry::After(RECENT)).is_none()
+            || family.held.contains(now, target)
+        {
+            return;
+        }
+        let known = family.hold_counts.update(now, target, Expiry::After(trap.window));
+        let counted = match known {
+            Some(element) => Some(element),
+            None => family.hold_recent.update(now, target, Expiry::After(RECENT)),
+        };
+        // Where both sets are full the source is not held.
+        let Some(element) = counted else { return };
+        if element.limit.get_or_insert_with(|| Limit::new(1, WEEK, max_holds, now)).is_over(now) {
+            return;
+        }
+        if family.held.add(now, target, Expiry::After(length)).is_some() {
+            self.began = Some(target);
+        }
+    }
+
+    /// The source of which a hold has begun with the last packet, and how long it lasts.
+    pub fn take_hold(&mut self) -> Option<(BanTarget, Duration)> {
+        let length = self.trap.and_then(|trap| trap.hold)?;
+        self.began.take().map(|target| (target, length))
     }
 
     /// Counts a probe; true if it is one too many.
@@ -318,28 +313,33 @@ impl Kernel {
         self.family(target.element()).blocked.elements.remove(&target);
     }
 
-    /// The daemon has the trap count these from zero.
-    pub fn forget(&mut self, targets: &HashSet<BanTarget>) {
+    /// The daemon has the trap count these from zero. The ports that they touched stay known.
+    pub fn forget(&mut self, targets: &[BanTarget]) {
+        for target in targets {
+            self.family(target.element()).suspects.elements.remove(target);
+        }
+    }
+
+    /// The daemon has the trap count every source from zero.
+    pub fn forget_all(&mut self) {
         for family in [&mut self.v4, &mut self.v6] {
-            for target in targets {
-                family.suspects.elements.remove(target);
-            }
-            family.touched.elements.retain(|(source, _), _| !targets.contains(source));
-            family.touched_udp.elements.retain(|(source, _), _| !targets.contains(source));
+            family.suspects.elements.clear();
+            family.touched.elements.clear();
+            family.touched_udp.elements.clear();
         }
     }
 
     /// The daemon makes room in `caught`.
-    pub fn release(&mut self, targets: &HashSet<BanTarget>) {
-        for family in [&mut self.v4, &mut self.v6] {
-            family.caught.elements.retain(|target, _| !targets.contains(target));
+    pub fn release(&mut self, targets: &[BanTarget]) {
+        for target in targets {
+            self.family(target.element()).caught.elements.remove(target);
         }
     }
 
-    /// Ports that the trap forgives.
+    /// How the trap counts; `None` where there is none.
     #[must_use]
-    pub fn forgiven(&self) -> usize {
-        self.trap.map_or(0, |trap| trap.forgiven.into())
+    pub fn trap(&self) -> Option<Trap> {
+        self.trap
     }
 
     #[must_use]
@@ -381,6 +381,10 @@ impl Kernel {
             "caught" => sources(&family.caught),
             "touched" => ports(&family.touched),
             "touched_udp" => ports(&family.touched_udp),
+            "held" => sources(&family.held),
+            "held_ports" => ports(&family.held_ports),
+            "hold_counts" => sources(&family.hold_counts),
+            "hold_recent" => sources(&family.hold_recent),
             _ => Vec::new(),
         }
     }
@@ -389,6 +393,21 @@ impl Kernel {
 /// `tcp flags & (fin | syn | rst | ack) == syn`.
 fn is_new(flags: TcpFlags) -> bool {
     flags.0 & (TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK) == TcpFlags::SYN
+}
+
+/// Flags that no TCP stack sends and that the trap answers like closed ports, with silence.
+fn is_illegal(TcpFlags(flags): TcpFlags) -> bool {
+    const FIN_SYN: u16 = TcpFlags::FIN | TcpFlags::SYN;
+    const SYN_RST: u16 = TcpFlags::SYN | TcpFlags::RST;
+    flags & (SYN_RST | TcpFlags::ACK) == 0 || flags & FIN_SYN == FIN_SYN || flags & SYN_RST == SYN_RST
+}
+
+/// The key of the sets that hold: link-local addresses are sources of their own.
+fn held_target(source: IpAddr) -> BanTarget {
+    match source {
+        IpAddr::V6(v6) if is_link_local(source) => BanTarget::V6(v6),
+        _ => target(source),
+    }
 }
 
 /// The key of the sets: the address, or the /64 around it, link-local addresses included.

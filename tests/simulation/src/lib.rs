@@ -13,6 +13,7 @@
 
 mod actors;
 pub mod chance;
+pub mod daemon;
 pub mod detector;
 mod dishonest;
 mod honest;
@@ -22,6 +23,7 @@ pub mod outcome;
 pub mod picture;
 mod queue;
 pub mod replay;
+mod sets;
 pub mod table;
 pub mod world;
 
@@ -29,6 +31,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use daemon::DaemonRules;
 use detector::EngineRules;
 use kernel::KernelRules;
 use outcome::Outcome;
@@ -47,13 +50,14 @@ pub struct Options {
     pub pace: u32,
     pub engine: EngineRules,
     pub kernel: KernelRules,
+    pub daemon: DaemonRules,
 }
 
 impl Options {
     #[must_use]
     pub fn new(seed: u64, hosts: u64, span: Duration) -> Self {
-        let (engine, kernel) = (EngineRules::default(), KernelRules::default());
-        Self { seed, hosts, span, pace: 1, engine, kernel }
+        let (engine, kernel, daemon) = (EngineRules::default(), KernelRules::default(), DaemonRules::default());
+        Self { seed, hosts, span, pace: 1, engine, kernel, daemon }
     }
 }
 

@@ -35,7 +35,7 @@ struct Args {
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Kinds of hosts.
-const KINDS: f64 = 5.0;
+const KINDS: f64 = 6.0;
 
 fn main() -> ExitCode {
     let args = Args::parse();

@@ -39,6 +39,8 @@ pub struct Honest {
     pub refused: u64,
     /// Seconds during which connections were held back.
     pub hold_seconds: f64,
+    /// The same, because of packets that others sent in the name of these sources.
+    pub forged_hold_seconds: f64,
 }
 
 /// What happened to the sources of one dishonest behaviour.
@@ -82,6 +84,10 @@ pub struct Outcome {
     pub honest_bans: Vec<HonestBan>,
     /// Bans of the kernel's trap that the program lifted, because it held nothing against the source.
     pub let_go: u64,
+    /// Those that it made short, because it had no verdict.
+    pub shortened: u64,
+    /// Bans that ended because their ports turned out to belong to services.
+    pub lifted: u64,
 }
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -98,6 +104,8 @@ impl Outcome {
         self.host_years += other.host_years;
         self.packets += other.packets;
         self.let_go += other.let_go;
+        self.shortened += other.shortened;
+        self.lifted += other.lifted;
         self.honest_bans.extend(other.honest_bans);
         for (behaviour, more) in other.honest {
             let sum = self.honest.entry(behaviour).or_default();
@@ -108,6 +116,7 @@ impl Outcome {
             sum.alarms += more.alarms;
             sum.refused += more.refused;
             sum.hold_seconds += more.hold_seconds;
+            sum.forged_hold_seconds += more.forged_hold_seconds;
         }
         for (behaviour, more) in other.dishonest {
             let sum = self.dishonest.entry(behaviour).or_default();

@@ -96,6 +96,8 @@ impl Trace {
         let passage = match passage {
             Passage::Passed => "passed",
             Passage::Blocked => "dropped: blocked",
+            Passage::Held => "dropped: the source is held",
+            Passage::Illegal => "dropped: no TCP stack sends such flags",
             Passage::Trapped => "dropped: the trap blocks the source",
         };
         let text = format!("{} [{sent_by}] kernel: {passage}; engine: {}", Shown(packet), shown(judgement));

@@ -47,23 +47,38 @@ pub fn text(outcome: &Outcome, pace: u32) -> String {
 fn honest(text: &mut String, outcome: &Outcome) {
     let _ = writeln!(
         text,
-        "{:<42} {:>9} {:>10} {:>7} {:>10} {:>7} {:>8} {:>10}",
-        "honest behaviour", "sources", "packets", "bans", "bans/year", "alarms", "refused", "hold s/src"
+        "{:<42} {:>9} {:>10} {:>7} {:>10} {:>7} {:>8} {:>8} {:>10} {:>10}",
+        "honest behaviour",
+        "sources",
+        "packets",
+        "bans",
+        "bans/year",
+        "trapped",
+        "alarms",
+        "refused",
+        "hold s/src",
+        "forged s"
     );
     for (behaviour, seen) in &outcome.honest {
         let _ = writeln!(
             text,
-            "{behaviour:<42} {:>9} {:>10} {:>7} {:>10.2} {:>7} {:>8} {:>10.2}",
+            "{behaviour:<42} {:>9} {:>10} {:>7} {:>10.2} {:>7} {:>8} {:>8} {:>10.2} {:>10.2}",
             seen.sources,
             seen.packets,
             seen.bans,
             seen.bans as f64 / outcome.host_years,
+            seen.trapped,
             seen.alarms,
             seen.refused,
             seen.hold_seconds / (seen.sources.max(1) as f64),
+            seen.forged_hold_seconds / (seen.sources.max(1) as f64),
         );
     }
-    let _ = writeln!(text, "bans of the kernel's trap that the program lifted: {}\n", outcome.let_go);
+    let _ = writeln!(
+        text,
+        "bans of the kernel's trap that the program lifted: {}, made short: {}; bans lifted for too little evidence: {}\n",
+        outcome.let_go, outcome.shortened, outcome.lifted
+    );
 }
 
 fn dishonest(text: &mut String, outcome: &Outcome) {

@@ -1,19 +1,24 @@
 //! One host's world: a packet goes through the model of the kernel first, which decides whether it passes, and then through
 //! the engine, as on a live host, where the capture sees packets before the firewall drops them.
 
+mod record;
+mod traffic;
+mod upkeep;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
+use portsentry::types::{BanTarget, Protocol, Timestamp};
 use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 
 use crate::Options;
 use crate::chance::{Chance, days, hours};
-use crate::detector::{CAPPED_BAN, Detector, IgnoreReason, Judgement, MEMORY, settings};
+use crate::daemon::Daemon;
+use crate::detector::{Detector, settings};
 use crate::host::{HostModel, Profile, Reply, Service, TICK};
-use crate::kernel::{HostState, Kernel, Passage};
-use crate::outcome::{HonestBan, Outcome};
+use crate::kernel::{HostState, Kernel};
+use crate::outcome::Outcome;
 use crate::queue::{ActorId, Queue};
 use crate::replay::Trace;
 
@@ -44,6 +49,7 @@ struct Part {
 
 /// Which ports the trap was armed with. They are computed only when a packet asks for them and they may have changed: that is
 /// most of a run's work.
+#[derive(Clone, Copy)]
 struct Armed {
     /// The tick for which they were computed.
     at: Timestamp,
@@ -51,27 +57,31 @@ struct Armed {
     changed: bool,
     /// When the engine forgets some of what kept ports out of them.
     stale_at: Timestamp,
+    /// How long the engine remembers a port.
+    memory: Duration,
 }
 
 impl Armed {
-    const NEVER: Self = Self { at: Timestamp::ZERO, changed: true, stale_at: Timestamp::ZERO };
+    fn never(options: &Options) -> Self {
+        let memory = options.engine.bounds.recent;
+        Self { at: Timestamp::ZERO, changed: true, stale_at: Timestamp::ZERO, memory }
+    }
+
     /// The engine remembers published ports for a day: not to notice the end of that for an hour excuses a little more.
     const LONGEST: Duration = hours(1);
 
     fn change(&mut self, now: Timestamp) {
         self.changed = true;
-        self.stale_at = self.stale_at.min(now.after(MEMORY + TICK));
+        self.stale_at = self.stale_at.min(now.after(self.memory + TICK));
     }
 }
-
-/// The program needs so long without a verdict until it lets go what the trap caught (src/sensor/trap.rs).
-const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
 pub struct World {
     pub now: Timestamp,
     pub host: HostModel,
     kernel: Kernel,
     detector: Detector,
+    daemon: Daemon,
     options: Options,
     seed: u64,
     number: u64,
@@ -87,14 +97,14 @@ pub struct World {
     /// Packets from outside so far.
     step: u64,
     outcome: Outcome,
-    /// When the daemon reads the listeners next, if they have changed.
-    refresh_at: Option<Timestamp>,
     /// When the daemon reviews the trap next, if it caught a source.
     review_at: Option<Timestamp>,
-    /// Sources that the trap caught, since when the program has no verdict on them.
-    unconfirmed: HashMap<BanTarget, Timestamp>,
     /// Reviewed sources that keep their places in `caught` until the ceilings have room.
-    reviewed: HashSet<BanTarget>,
+    reviewed: Vec<BanTarget>,
+    /// Which actor sent the last packet of sources that the trap caught, or that wait for a verdict.
+    senders: HashMap<BanTarget, (ActorId, Role)>,
+    /// The host settles, or sources wait that probed it meanwhile.
+    waiting: bool,
     armed: Armed,
     pub(crate) trace: Option<Trace>,
     /// The host is off.
@@ -139,14 +149,17 @@ impl World {
         let mut chance = Chance::new(options.seed, "host", number);
         let now = Timestamp::at(TICK);
         let seed = u64::from(chance.below(u32::MAX)) << 32 | number;
-        let detector = Detector::new(options.engine, chance.key(), &host);
-        let mut kernel = Kernel::new(now, &settings(&options.engine).1, options.kernel);
+        let settings = settings(&options.engine);
+        let daemon = Daemon::new(now, options.daemon, options.pace, &host, settings.0.scan_trigger);
+        let detector = Detector::new(options.engine, chance.key(), &host, daemon.services());
+        let mut kernel = Kernel::new(now, &settings.1, options.kernel);
         kernel.allow(detector.allowed());
         Self {
             now,
             host,
             kernel,
             detector,
+            daemon,
             options: options.clone(),
             seed,
             number,
@@ -159,11 +172,11 @@ impl World {
             addresses: 0,
             step: 0,
             outcome: Outcome::default(),
-            refresh_at: None,
             review_at: None,
-            unconfirmed: HashMap::new(),
-            reviewed: HashSet::new(),
-            armed: Armed::NEVER,
+            reviewed: Vec::new(),
+            senders: HashMap::new(),
+            waiting: false,
+            armed: Armed::never(options),
             trace: None,
             down: false,
         }
@@ -319,15 +332,29 @@ impl World {
         self.send(peer.ip(), transport);
     }
 
+    /// A connection of `source` to a service, which the client keeps for so long.
+    pub fn connect(&mut self, source: SocketAddr, port: u16, keeps: Duration) {
+        self.host.connect(source, port, self.now.after(keeps));
+        // Connections are listed every two seconds.
+        let second = next_tick(self.now);
+        let odd = second.since_origin().as_secs() % 2 == 1;
+        self.daemon.look_at(if odd { second.after(TICK) } else { second });
+    }
+
     /// Starts or stops a service.
     pub fn set_up(&mut self, service: Service, up: bool) {
         if self.host.is_up(service.protocol, service.port) == up {
             return;
         }
         self.catch_up();
-        self.host.set_up(service, up);
         let tick = next_tick(self.now);
-        self.refresh_at.get_or_insert(tick);
+        if !self.down {
+            // The daemon has seen every second that it was served.
+            let last = Timestamp::at(tick.since_origin() - TICK);
+            let _ = self.daemon.observe(last, &self.host.listeners());
+        }
+        self.host.set_up(service, up);
+        self.daemon.look_at(tick);
         let state = if up { "starts" } else { "stops" };
         self.note(|| format!("the service on {:?} port {} {state}", service.protocol, service.port));
     }
@@ -335,235 +362,65 @@ impl World {
     /// The host goes down: nothing answers and nothing is seen until [`World::boot`].
     pub fn power_off(&mut self) {
         self.catch_up();
+        let _ = self.daemon.observe(self.now, &self.host.listeners());
         self.down = true;
         self.host.stop_all();
         self.note(|| "the host goes down".to_owned());
     }
 
-    /// The host comes up, with the program and without any service; bans are restored from the ledger.
-    pub fn boot(&mut self) {
+    /// The host comes up, with the program and without any service; bans are restored from the ledger, which is empty where
+    /// the host was installed anew.
+    pub fn boot(&mut self, keeps_ledger: bool) {
         self.down = false;
-        (self.refresh_at, self.review_at, self.armed) = (None, None, Armed::NEVER);
-        self.unconfirmed.clear();
-        self.reviewed.clear();
-        let bans = self.kernel.bans(self.now);
-        let key = Chance::new(self.seed, "boot", self.step).key();
-        self.detector = Detector::new(self.options.engine, key, &self.host);
+        let bans = if keeps_ledger { self.kernel.bans(self.now) } else { Vec::new() };
         self.kernel = Kernel::new(self.now, &settings(&self.options.engine).1, self.options.kernel);
-        self.kernel.allow(self.detector.allowed());
         for (target, left) in bans {
             self.kernel.block(self.now, target, left);
+        }
+        self.start_program(true, keeps_ledger);
+        let state = if keeps_ledger { "" } else { ", installed anew" };
+        self.note(|| format!("the host is up{state}, and the program runs"));
+    }
+
+    /// The program ends and starts: an upgrade. The kernel's table stays.
+    pub fn restart_program(&mut self) {
+        if self.down {
+            return;
+        }
+        self.catch_up();
+        let _ = self.daemon.observe(self.now, &self.host.listeners());
+        self.kernel.forget_all();
+        self.start_program(false, true);
+        self.note(|| "the program restarts".to_owned());
+    }
+
+    fn start_program(&mut self, booted: bool, keeps_ledger: bool) {
+        (self.review_at, self.armed) = (None, Armed::never(&self.options));
+        self.reviewed.clear();
+        let empty = Daemon::new(self.now, self.options.daemon, self.options.pace, &self.host, 0);
+        let before = std::mem::replace(&mut self.daemon, empty);
+        self.daemon = Daemon::restarted(self.now, before, booted, keeps_ledger, &self.host);
+        let key = Chance::new(self.seed, "boot", self.step).key();
+        self.detector = Detector::new(self.options.engine, key, &self.host, self.daemon.services());
+        self.kernel.allow(self.detector.allowed());
+        for (target, left) in self.kernel.bans(self.now) {
             self.detector.adopt(self.now, target, left);
         }
-        self.note(|| "the host is up, and the program runs".to_owned());
+        self.waiting = false;
+        if let Some(until) = self.daemon.settles_until(self.now) {
+            self.detector.settle(until);
+            self.waiting = true;
+        }
     }
 
     fn note(&mut self, text: impl FnOnce() -> String) {
+        self.note_at(self.now, text);
+    }
+
+    fn note_at(&mut self, at: Timestamp, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            trace.note(self.now, text());
+            trace.note(at, text());
         }
-    }
-}
-
-/// The way of a packet.
-impl World {
-    /// A packet comes from outside.
-    pub fn receive(&mut self, packet: Packet) -> Reply {
-        self.step += 1;
-        if self.down {
-            return Reply::Silence;
-        }
-        self.catch_up();
-        let (protocol, _, to) = ends(&packet);
-        if !self.host.is_up(protocol, to.port()) {
-            self.arm();
-        }
-        let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
-        let passage = self.kernel.input(now, &packet, &View(&self.host, now));
-        let host = &self.host;
-        let judgement =
-            self.detector.observe(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
-        if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
-            self.armed.change(now);
-        }
-        if let Some(trace) = &mut self.trace {
-            trace.packet(now, self.step, part, &packet, passage, &judgement);
-        }
-        self.record(part, &packet, to.port(), passage, &judgement);
-        if let Judgement::Ban { target, expiry, .. } = judgement {
-            self.kernel.block(now, target, expiry);
-        }
-        if passage != Passage::Passed {
-            return Reply::Silence;
-        }
-        let reply = self.host.answer(now, &packet);
-        self.reply(&packet, reply);
-        if reply == Reply::SynAck
-            && let Some(part) = self.parts.get_mut(&self.current)
-        {
-            part.learned.insert(to.port());
-        }
-        reply
-    }
-
-    /// The host sends what it answers.
-    fn reply(&mut self, packet: &Packet, reply: Reply) {
-        let (_, from, to) = ends(packet);
-        let tcp = |flags| Transport::Tcp {
-            source_port: to.port(),
-            destination_port: from.port(),
-            flags: TcpFlags(flags),
-            payload: 0,
-        };
-        let transport = match (reply, packet.transport) {
-            (Reply::SynAck, _) => tcp(TcpFlags::SYN | TcpFlags::ACK),
-            (Reply::Data, Transport::Udp { .. }) => {
-                Transport::Udp { source_port: to.port(), destination_port: from.port() }
-            }
-            (Reply::Data, _) => tcp(TcpFlags::ACK),
-            // A reset and an ICMP error teach the engine nothing.
-            _ => return,
-        };
-        self.send(from.ip(), transport);
-    }
-
-    fn send(&mut self, peer: IpAddr, transport: Transport) {
-        let (source, destination) = (self.host.address_for(peer), peer);
-        let packet = Packet { source, destination, delivery: Delivery::Outgoing, ..self.packet(peer, transport) };
-        let (protocol, from, _) = ends(&packet);
-        // The trap was armed before the engine learns of this.
-        if !self.host.is_up(protocol, from.port()) {
-            self.arm();
-        }
-        if self.kernel.traps(protocol, from.port()) {
-            self.armed.change(self.now);
-        }
-        self.kernel.output(self.now, &packet);
-        let (now, host) = (self.now, &self.host);
-        self.detector.sent(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
-    }
-
-    /// Does what the daemon has done since the last packet: reads the listeners, and reviews what the trap caught.
-    fn catch_up(&mut self) {
-        let now = self.now;
-        if let Some(at) = self.refresh_at.filter(|at| *at <= now) {
-            self.refresh_at = None;
-            self.detector.host_changed(at, &self.host);
-            self.armed.change(at);
-        }
-        while let Some(at) = self.review_at.filter(|at| *at <= now) {
-            self.review(at);
-        }
-    }
-
-    /// Arms the trap with the ports that were closed at the last tick.
-    fn arm(&mut self) {
-        let tick = Timestamp::at(next_tick(self.now).since_origin() - TICK);
-        let Armed { at, changed, stale_at } = self.armed;
-        if at == tick || !changed && self.now < stale_at {
-            return;
-        }
-        let longest = self.now.after(Armed::LONGEST);
-        let stale_at = if stale_at > self.now { stale_at.min(longest) } else { longest };
-        self.armed = Armed { at: tick, changed: false, stale_at };
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let ports = self.detector.closed(self.now, protocol);
-            self.kernel.arm(protocol, ports);
-        }
-    }
-
-    fn review(&mut self, at: Timestamp) {
-        self.review_at = None;
-        let mut reviewed = HashSet::new();
-        let caught: HashSet<_> = self.kernel.caught(at).into_iter().collect();
-        self.reviewed.retain(|target| caught.contains(target));
-        let mut fresh: Vec<_> = caught.difference(&self.reviewed).copied().collect();
-        fresh.sort_unstable();
-        for target in fresh {
-            let since = *self.unconfirmed.entry(target).or_insert(at);
-            if self.detector.is_blocked(at, target) {
-                reviewed.insert(target);
-            } else if at.since(since) >= UNCONFIRMED_FOR {
-                reviewed.insert(target);
-                if self.detector.evidence(at, target) > self.kernel.forgiven() {
-                    // The ceilings are reached.
-                    self.kernel.block(at, target, Expiry::After(CAPPED_BAN));
-                    self.detector.adopt_short(at, target);
-                    continue;
-                }
-                self.kernel.lift(target);
-                self.outcome.let_go += 1;
-                self.note(|| format!("the program lets {target} go: it holds nothing against it"));
-            } else {
-                self.review_at = Some(at.after(TICK));
-            }
-        }
-        self.kernel.forget(&reviewed);
-        self.unconfirmed.retain(|target, _| !reviewed.contains(target));
-        self.reviewed.extend(reviewed);
-        if self.detector.has_room(at) {
-            self.kernel.release(&std::mem::take(&mut self.reviewed));
-        } else if !self.reviewed.is_empty() {
-            self.review_at.get_or_insert(at.after(TICK));
-        }
-    }
-
-    fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
-        if passage == Passage::Trapped {
-            let tick = next_tick(self.now);
-            self.review_at.get_or_insert(tick);
-        }
-        let banned = matches!(judgement, Judgement::Ban { .. });
-        let source = BanTarget::of(packet.source);
-        let owner = self.owners.get(&source).copied();
-        match role {
-            Role::Honest(behaviour) => {
-                let seen = self.outcome.honest.entry(behaviour).or_default();
-                seen.packets += 1;
-                seen.bans += u64::from(banned);
-                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
-                seen.trapped += u64::from(passage == Passage::Trapped);
-                seen.refused += u64::from(passage == Passage::Blocked);
-            }
-            Role::Dishonest(behaviour) => {
-                let seen = self.outcome.dishonest.entry(behaviour).or_default();
-                seen.packets += 1;
-                let Some(part) = self.parts.get_mut(&self.current) else { return };
-                let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
-                seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
-                let reported = self.detector.reports_distributed_scan(self.now);
-                // What is done in the name of others finds nothing, unless it is all that the source does.
-                if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
-                    part.ports.insert(port);
-                    part.banned = banned || reported || passage == Passage::Blocked;
-                    if part.banned {
-                        let ports = u32::try_from(part.ports.len()).unwrap_or(u32::MAX);
-                        let place = seen.ports_before_ban.partition_point(|other| *other < ports);
-                        seen.ports_before_ban.insert(place, ports);
-                    }
-                }
-            }
-            Role::Backstage => {}
-        }
-        let Judgement::Ban { target, expiry, ports } = judgement else { return };
-        let (behaviour, forged) = match (role, owner) {
-            (Role::Honest(behaviour), _) => (behaviour, false),
-            (Role::Dishonest(behaviour), Some(_)) => (behaviour, true),
-            _ => return,
-        };
-        self.outcome.honest_bans.push(HonestBan {
-            replay: format!("{}:{}:{}:{}", self.options.seed, self.options.pace, self.number, self.step),
-            profile: self.host.profile.name,
-            behaviour,
-            forged,
-            target: target.to_string(),
-            at: self.now.since_origin().as_secs(),
-            lasts: match expiry {
-                Expiry::Never => None,
-                Expiry::After(span) => Some(span.as_secs()),
-            },
-            ports: ports.clone(),
-        });
     }
 }
 

@@ -3,12 +3,15 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::{Packet, TcpFlags};
 
 use super::scanners::POPULAR;
 use crate::actors::{rare, script};
-use crate::chance::{Chance, days, minutes};
-use crate::world::{Role, World};
+use crate::chance::{Chance, days, minutes, seconds};
+use crate::honest::operations::{NEW_PORTS, SHORT_PORTS};
+use crate::host::{Bind, Reply};
+use crate::world::{Actor, Role, World};
 
 /// The time between two of each kind.
 const EVERY: Duration = days(15);
@@ -55,6 +58,32 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows the list: 20000 to 20100", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(5), &(20_000..20_100).collect::<Vec<_>>())
     });
+    // Remembered services are excused, whether they are up or not; so are ports that listened for some minutes.
+    evader(world, "knows services that come and go", |world, chance, source| {
+        let mut ports = NEW_PORTS.to_vec();
+        ports.extend(world.host.profile.services.iter().map(|service| service.port));
+        ports.extend([21, 23, 3_389, 5_900]);
+        in_turn(world, chance, source, minutes(1), &ports)
+    });
+    evader(world, "knows ports that listened lately", |world, chance, source| {
+        in_turn(world, chance, source, seconds(20), &SHORT_PORTS)
+    });
+    evader(world, "knows ports of an old test", |world, chance, source| {
+        let mut ports: Vec<u16> = (300..400).collect();
+        chance.shuffle(&mut ports);
+        in_turn(world, chance, source, seconds(1), &ports[..40])
+    });
+    // Ports that belong together count as one, up to four of them.
+    evader(world, "knows related ports: mail and printing", |world, chance, source| {
+        in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 515, 631, 9_100])
+    });
+    // The hold is over after less than a second.
+    evader(world, "knows the hold: a port in 1.1 seconds", |world, chance, source| {
+        in_turn(world, chance, source, Duration::from_millis(1_100), &POPULAR[..40])
+    });
+    // A peer with a connection is forgiven more.
+    connected(world, "knows connected peers: a connection first", Duration::from_secs(20), 30);
+    connected(world, "knows connected peers: 7 ports in 35 minutes", minutes(5), 30);
     // A source counts as one by its /64.
     evader(world, "one /64, an address a port", |world, _, source| {
         let IpAddr::V6(v6) = source else { return Vec::new() };
@@ -98,4 +127,44 @@ fn with_flags(world: &World, chance: &mut Chance, source: IpAddr, flags: u16) ->
         (Duration::from_millis(5) * n, world.tcp_packet(source, *port, flags))
     };
     (0..).zip(&POPULAR).map(probe).collect()
+}
+
+/// Opens a connection to a service, keeps it, and asks one port after the other.
+fn connected(world: &mut World, name: &'static str, gap: Duration, ports: usize) {
+    rare(world, name, EVERY, move |world, chance| {
+        let source = SocketAddr::new(world.new_addresses(Role::Dishonest(name)).0.into(), 40_000);
+        let open = |port: &u16| world.host.profile.services.iter().any(|service| service.port == *port);
+        let mut ports: Vec<u16> = POPULAR.iter().copied().filter(|port| !open(port)).take(ports).collect();
+        ports.reverse();
+        let role = Role::Dishonest(name);
+        world.spawn(role, world.now, Connected { source, ports, gap, chance, is_connected: false });
+    });
+}
+
+struct Connected {
+    source: SocketAddr,
+    ports: Vec<u16>,
+    gap: Duration,
+    chance: Chance,
+    is_connected: bool,
+}
+
+impl Actor for Connected {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        if !self.is_connected {
+            let services = world.host.running();
+            let own = services.filter(|one| one.protocol == Protocol::Tcp && one.bind != Bind::Published);
+            let own: Vec<u16> = own.map(|service| service.port).collect();
+            if own.is_empty() {
+                return Some(world.now.after(minutes(5)));
+            }
+            let port = self.chance.pick(&own);
+            self.is_connected = world.syn(self.source, port) == Reply::SynAck;
+            world.connect(self.source, port, days(1));
+            return Some(world.now.after(seconds(10)));
+        }
+        let source = SocketAddr::new(self.source.ip(), self.chance.client_port());
+        world.syn(source, self.ports.pop()?);
+        Some(world.now.after(self.gap))
+    }
 }

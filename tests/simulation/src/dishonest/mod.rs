@@ -3,7 +3,7 @@
 mod evaders;
 mod forgers;
 mod many;
-mod scanners;
+pub(crate) mod scanners;
 
 use crate::world::World;
 

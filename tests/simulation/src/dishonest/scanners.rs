@@ -28,12 +28,14 @@ struct Manner {
     gap: Duration,
     ports: usize,
     popular_first: bool,
+    /// It ends after so many probes in a row without an answer.
+    patience: u32,
     /// The time between two such scans of one host.
     every: Duration,
 }
 
 const fn nmap(role: &'static str, gap_micros: u64, ports: usize, every: Duration) -> Manner {
-    Manner { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, every }
+    Manner { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, patience: 60, every }
 }
 
 /// nmap's reference guide has the gaps of T0 to T2; those of T3 to T5 follow the answers, and are typical ones.
@@ -44,11 +46,15 @@ const MANNERS: [Manner; 7] = [
     nmap("nmap -T2", 400_000, 300, days(12)),
     nmap("nmap -T1", 15_000_000, 100, days(20)),
     nmap("nmap -T0", 300_000_000, 60, days(20)),
-    Manner { role: "masscan", gap: Duration::from_millis(10), ports: 3_000, popular_first: false, every: days(6) },
+    Manner {
+        role: "masscan",
+        gap: Duration::from_millis(10),
+        ports: 3_000,
+        popular_first: false,
+        patience: 3_000,
+        every: days(6),
+    },
 ];
-
-/// A scanner that gets no answer to so many probes in a row gives up.
-const GIVES_UP_AFTER: u32 = 60;
 
 pub(super) fn populate(world: &mut World) {
     for manner in MANNERS {
@@ -89,7 +95,22 @@ impl Actor for Scanner {
         let port = self.ports.pop()?;
         let source = SocketAddr::new(self.source, self.chance.client_port());
         self.unanswered = if world.syn(source, port) == Reply::Silence { self.unanswered + 1 } else { 0 };
-        let more = !self.ports.is_empty() && self.unanswered < GIVES_UP_AFTER;
+        let more = !self.ports.is_empty() && self.unanswered < self.manner.patience;
         more.then(|| world.now.after(self.manner.gap))
     }
+}
+
+const BOOT: Role = Role::Dishonest("knows settling: right after a boot");
+
+/// A scanner that waits for the host to come up, and asks before its services are there.
+pub(crate) fn meet_boot(world: &mut World) {
+    let (v4, _) = world.new_addresses(BOOT);
+    let mut chance = world.chance("scanner at boot", world.now.since_origin().as_secs());
+    let began = chance.between(Duration::from_secs(2), Duration::from_secs(100));
+    let source = SocketAddr::new(v4.into(), 40_000);
+    let probe = |(n, port): (u32, &u16)| {
+        (began + Duration::from_millis(50) * n, world.tcp_packet(source, *port, portsentry::wire::TcpFlags::SYN))
+    };
+    let packets: Vec<_> = (0..).zip(&POPULAR).map(probe).collect();
+    crate::actors::script(world, BOOT, packets);
 }

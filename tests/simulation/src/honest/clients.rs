@@ -71,6 +71,9 @@ impl Actor for Pool {
         }
         let failures = self.failures.map_or(0, |failures| failures + 1);
         self.failures = (open < CONNECTIONS).then_some(failures);
+        if self.failures.is_none() {
+            world.connect(SocketAddr::new(self.source, 40_000), self.port, hours(4));
+        }
         Some(world.now.after(if open == CONNECTIONS { hours(3) } else { seconds(5 << failures.min(8)) }))
     }
 }

@@ -5,7 +5,7 @@ mod clients;
 mod lan;
 mod late;
 mod media;
-mod operations;
+pub(crate) mod operations;
 mod visitors;
 
 use crate::world::World;

@@ -1,7 +1,7 @@
 //! What the host's operators and programs do: restarts, maintenance, reboots, crashes, services that move to another port,
 //! containers that come and go.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portsentry::types::{Protocol, Timestamp};
@@ -10,7 +10,8 @@ use portsentry::wire::TcpFlags;
 use super::clients;
 use crate::actors::script;
 use crate::chance::{Chance, days, hours, minutes, seconds};
-use crate::host::{Bind, SILENT, Service};
+use crate::dishonest::scanners;
+use crate::host::{Bind, Reply, SILENT, Service};
 use crate::world::{Actor, Role, World};
 
 pub(super) fn populate(world: &mut World) {
@@ -27,6 +28,11 @@ pub(super) fn populate(world: &mut World) {
         (Kind::PortChange, days(120)),
         (Kind::NewContainer, days(10)),
         (Kind::NewServices, days(20)),
+        (Kind::Reinstall, days(300)),
+        (Kind::BrokenBoot, days(120)),
+        (Kind::ProgramRestart, days(30)),
+        (Kind::ShortService, days(10)),
+        (Kind::PortTest, days(180)),
     ];
     let containers = world.host.profile.services.iter().any(|service| service.bind == Bind::Published);
     for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || *kind != Kind::NewContainer) {
@@ -52,6 +58,16 @@ enum Kind {
     NewContainer,
     /// Several services that were not there before start in the same moment.
     NewServices,
+    /// The same host on a new disk: what the program remembered is gone, and its clients are not.
+    Reinstall,
+    /// After a reboot two services do not come up before an operator has mended them.
+    BrokenBoot,
+    /// The program is upgraded.
+    ProgramRestart,
+    /// A transfer or a debugging aid of the system listens for some minutes.
+    ShortService,
+    /// An operator's test listens on a thousand ports for an hour.
+    PortTest,
 }
 
 impl Kind {
@@ -65,6 +81,11 @@ impl Kind {
             Self::PortChange => "port change",
             Self::NewContainer => "new container",
             Self::NewServices => "new services",
+            Self::Reinstall => "reinstallation",
+            Self::BrokenBoot => "broken boot",
+            Self::ProgramRestart => "upgrade of the program",
+            Self::ShortService => "short services",
+            Self::PortTest => "test of ports",
         }
     }
 }
@@ -74,11 +95,20 @@ enum Step {
     Stop(Service),
     Start(Service),
     PowerOff,
-    Boot,
+    /// With the ledger, or without.
+    Boot(bool),
+    RestartProgram,
 }
 
 /// Ports of services that start together.
-const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
+pub(crate) const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
+
+/// Ports that listen for some minutes, and that the built-in list watches.
+pub(crate) const SHORT_PORTS: [u16; 4] = [111, 873, 2_049, 8_000];
+
+const fn system(port: u16) -> Service {
+    Service { protocol: Protocol::Tcp, port, bind: Bind::Everywhere, personal: false }
+}
 
 struct Operation {
     kind: Kind,
@@ -125,7 +155,7 @@ impl Operation {
             }
             Kind::NewContainer => {
                 let port = chance.pick(&[8_000, 8_081, 8_088, 8_443, 8_888, 9_000, 9_200]);
-                let container = Service { protocol: Protocol::Tcp, port, bind: Bind::Published };
+                let container = Service { protocol: Protocol::Tcp, port, bind: Bind::Published, personal: false };
                 let end = at.after(chance.between(hours(1), days(5)) / world.pace());
                 plan.extend([(at, Step::Start(container)), (end, Step::Stop(container))]);
             }
@@ -133,18 +163,39 @@ impl Operation {
                 let end = at.after(chance.between(hours(1), days(5)) / world.pace());
                 let tcp = NEW_PORTS.map(|port| (Protocol::Tcp, port));
                 for (protocol, port) in tcp.into_iter().chain(SILENT.map(|port| (Protocol::Udp, port))) {
-                    let service = Service { protocol, port, bind: Bind::Everywhere };
+                    let service = Service { protocol, port, bind: Bind::Everywhere, personal: false };
                     plan.extend([(at, Step::Start(service)), (end, Step::Stop(service))]);
                 }
             }
-            Kind::Reboot => {
+            Kind::Reboot | Kind::Reinstall | Kind::BrokenBoot => {
                 plan.push((at, Step::PowerOff));
-                let up = at.after(chance.between(seconds(20), minutes(5)));
-                plan.push((up, Step::Boot));
-                // Databases and Java take their time.
-                for service in services {
-                    let slow = if chance.is(0.2) { minutes(6) } else { seconds(20) };
-                    plan.push((up.after(chance.between(seconds(1), slow)), Step::Start(service)));
+                let reinstalled = self.kind == Kind::Reinstall;
+                let off = if reinstalled { (minutes(30), hours(6)) } else { (seconds(20), minutes(5)) };
+                let up = at.after(chance.between(off.0, off.1));
+                plan.push((up, Step::Boot(!reinstalled)));
+                let broken = if self.kind == Kind::BrokenBoot { 2 } else { 0 };
+                for (number, service) in services.into_iter().enumerate() {
+                    let takes = if number < broken {
+                        chance.between(minutes(20), hours(8))
+                    } else {
+                        // Databases and Java take their time, but not on a new disk.
+                        let slow = if chance.is(0.2) && !reinstalled { minutes(6) } else { seconds(20) };
+                        chance.between(seconds(1), slow)
+                    };
+                    plan.push((up.after(takes), Step::Start(service)));
+                }
+            }
+            Kind::ProgramRestart => plan.push((at, Step::RestartProgram)),
+            Kind::ShortService => {
+                for port in SHORT_PORTS.into_iter().filter(|port| !services.iter().any(|known| known.port == *port)) {
+                    plan.push((at, Step::Start(system(port))));
+                    plan.push((at.after(chance.between(minutes(2), minutes(6))), Step::Stop(system(port))));
+                }
+            }
+            Kind::PortTest => {
+                let free = |port: &u16| !services.iter().any(|known| known.port == *port);
+                for port in (1..1_000).filter(free) {
+                    plan.extend([(at, Step::Start(system(port))), (at.after(hours(1)), Step::Stop(system(port)))]);
                 }
             }
         }
@@ -162,7 +213,8 @@ impl Actor for Operation {
             match step {
                 Step::Stop(service) => {
                     world.set_up(service, false);
-                    lost = !matches!(self.kind, Kind::NewContainer | Kind::NewServices);
+                    let extra = [Kind::NewContainer, Kind::NewServices, Kind::ShortService, Kind::PortTest];
+                    lost = !extra.contains(&self.kind);
                 }
                 Step::Start(service) => {
                     world.host.add(service);
@@ -172,10 +224,12 @@ impl Actor for Operation {
                     }
                 }
                 Step::PowerOff => world.power_off(),
-                Step::Boot => {
-                    world.boot();
+                Step::Boot(keeps_ledger) => {
+                    world.boot(keeps_ledger);
                     lost = true;
+                    scanners::meet_boot(world);
                 }
+                Step::RestartProgram => world.restart_program(),
             }
         }
         if lost {
@@ -184,6 +238,9 @@ impl Actor for Operation {
         }
         if self.kind == Kind::NewServices && NEW_PORTS.iter().all(|port| world.host.is_up(Protocol::Tcp, *port)) {
             health_checks(world);
+        }
+        if self.kind == Kind::ShortService && world.host.is_up(Protocol::Tcp, SHORT_PORTS[0]) {
+            transfers(world, self.chance.below(u32::MAX));
         }
         let next = self.plan.last().map(|(at, _)| *at);
         Some(next.unwrap_or_else(|| world.now.after(self.chance.after(self.mean))))
@@ -219,4 +276,33 @@ fn health_checks(world: &mut World) {
     let packets = tcp.into_iter().chain(udp);
     let checks: Vec<_> = (0..).zip(packets).map(|(n, packet)| (Duration::from_millis(40) * n, packet)).collect();
     script(world, ROLE, checks);
+}
+
+/// Partners of a transfer connect as long as its ports listen, and try each for a minute more.
+fn transfers(world: &mut World, number: u32) {
+    const ROLE: Role = Role::Honest("partners of short transfers");
+    let mut chance = world.chance("transfer", number.into());
+    let source = world.new_addresses(ROLE).0.into();
+    for port in SHORT_PORTS {
+        let first = world.now.after(chance.between(seconds(0), seconds(20)));
+        let chance = world.chance("partner", u64::from(port) << 32 | u64::from(number));
+        world.spawn(ROLE, first, Partner { source, port, chance, failures: 0 });
+    }
+}
+
+struct Partner {
+    source: IpAddr,
+    port: u16,
+    chance: Chance,
+    failures: u32,
+}
+
+impl Actor for Partner {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        let source = SocketAddr::new(self.source, self.chance.client_port());
+        let answered = world.syn(source, self.port) == Reply::SynAck;
+        self.failures = if answered { 0 } else { self.failures + 1 };
+        let pause = if answered { (seconds(20), seconds(50)) } else { (seconds(10), seconds(20)) };
+        (self.failures < 5).then(|| world.now.after(self.chance.between(pause.0, pause.1)))
+    }
 }

@@ -4,12 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use portsentry::types::Protocol;
+use portsentry::types::{Protocol, Timestamp};
 use portsentry::wire::TcpFlags;
 
 use crate::actors::{rare, script, steady};
 use crate::chance::{Chance, days, hours, minutes, seconds};
-use crate::world::{Role, World};
+use crate::host::{Bind, Reply};
+use crate::world::{Actor, Role, World};
 
 const BROWSERS: Role = Role::Honest("browsers with happy eyeballs");
 const PHONES: Role = Role::Honest("phones that change their address");
@@ -22,6 +23,7 @@ pub(super) fn populate(world: &mut World) {
     steady(world, "phone", hours(8), phone);
     steady(world, "carrier NAT", hours(8), carrier);
     steady(world, "crawler", hours(12), crawl);
+    rare(world, "user at work", days(3), work);
     // Users of a mail server add an account; users of another server mistype its name.
     let mail = world.host.profile.services.iter().any(|service| service.port == 993);
     rare(world, "mail program", if mail { days(3) } else { days(60) }, guess);
@@ -124,4 +126,48 @@ fn guess(world: &mut World, mut chance: Chance) {
         })
         .collect();
     script(world, MAIL, packets);
+}
+
+const WORKERS: Role = Role::Honest("connected users that try ports");
+
+/// A user who has a session on the host, or reads mail on it, tries a handful of ports where something might be: what was
+/// called 8080 on another host, a database, a printer.
+struct Worker {
+    source: IpAddr,
+    /// The service of the session.
+    session: Option<u16>,
+    ports: Vec<u16>,
+    chance: Chance,
+}
+
+fn work(world: &mut World, mut chance: Chance) {
+    let (v4, _) = world.new_addresses(WORKERS);
+    let services = world.host.profile.services.iter();
+    let own = services.filter(|service| service.protocol == Protocol::Tcp && service.bind != Bind::Published);
+    let session = chance.pick(&own.map(|service| service.port).collect::<Vec<_>>());
+    let mut ports = MISTAKES.to_vec();
+    chance.shuffle(&mut ports);
+    // Up to five, which with the mistake of a moment ago are still fewer than a scan of a connected peer.
+    ports.truncate(1 + usize::try_from(chance.below(5)).unwrap_or(0));
+    world.spawn(WORKERS, world.now, Worker { source: v4.into(), session: Some(session), ports, chance });
+}
+
+impl Actor for Worker {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        let source = SocketAddr::new(self.source, self.chance.client_port());
+        if let Some(session) = self.session.take() {
+            if world.syn(source, session) != Reply::SynAck {
+                return None;
+            }
+            world.connect(source, session, hours(2));
+            return Some(world.now.after(self.chance.between(seconds(20), minutes(20))));
+        }
+        let port = *self.ports.last()?;
+        // A SYN that nothing answers is sent again.
+        if world.syn(source, port) == Reply::Silence {
+            return Some(world.now.after(seconds(1)));
+        }
+        self.ports.pop();
+        Some(world.now.after(self.chance.between(seconds(10), minutes(2))))
+    }
 }

@@ -1,0 +1,225 @@
+//! The model of the daemon's half: it reads listeners and connections, remembers services in a ledger that outlives a reboot,
+//! lets the host settle, and lifts bans whose evidence has become too little. What decides is the program's own code
+//! (`portsentry::daemon::host_memory`); modelled is only when it runs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use portsentry::daemon::host_memory::{HostMemory, MAX_SETTLING, listening, unfounded};
+use portsentry::engine::{Ban, ServiceMemory};
+use portsentry::ledger::Banned;
+use portsentry::netlink::sock_diag::Listener;
+use portsentry::types::{Backend, BanTarget, PortSet, Timestamp};
+
+use crate::chance::{days, hours, seconds};
+use crate::detector::Detector;
+use crate::host::{HostModel, TICK};
+
+/// Rules of the daemon that can be switched off, and their bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct DaemonRules {
+    /// Services are remembered while they are not served.
+    pub service_memory: bool,
+    /// At most so many.
+    pub bounded_services: bool,
+    /// For at most a week.
+    pub forgets_services: bool,
+    /// After a boot no source is banned until the services are up.
+    pub settling: bool,
+    /// For at most a minute.
+    pub bounded_settling: bool,
+    /// Peers with a connection are forgiven more ports.
+    pub known_peers: bool,
+    /// Bans end whose evidence has become too little.
+    pub lifts_unfounded: bool,
+}
+
+impl Default for DaemonRules {
+    fn default() -> Self {
+        Self {
+            service_memory: true,
+            bounded_services: true,
+            forgets_services: true,
+            settling: true,
+            bounded_settling: true,
+            known_peers: true,
+            lifts_unfounded: true,
+        }
+    }
+}
+
+/// What a tick has brought about.
+#[derive(Default)]
+pub(crate) struct Ticked {
+    /// Other ports may be closed than before.
+    pub(crate) changed: bool,
+    pub(crate) settled: bool,
+    pub(crate) lift: Vec<BanTarget>,
+}
+
+pub(crate) struct Daemon {
+    rules: DaemonRules,
+    /// How many times as fast the calendar runs: what is remembered for days is, at the pace of the rare events.
+    pace: u32,
+    /// One, or many where the number of services is not to be bounded.
+    memories: Vec<HostMemory>,
+    ephemeral: PortSet,
+    listeners: Vec<Listener>,
+    ledger: BTreeMap<BanTarget, Banned>,
+    /// Listeners are new until then, and have to be seen every few seconds.
+    busy_until: Timestamp,
+    next: Timestamp,
+    settles: bool,
+    forgiven: u8,
+}
+
+/// Longer than a listener has to last before it is a service.
+const BUSY: Duration = Duration::from_secs(610);
+
+/// A new listener is seen that often; one that is missed for longer than five seconds counts as another.
+const BUSY_TICK: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    pub(crate) fn new(now: Timestamp, rules: DaemonRules, pace: u32, host: &HostModel, forgiven: u8) -> Self {
+        let shards = if rules.bounded_services { 1 } else { 64 };
+        Self {
+            rules,
+            pace,
+            memories: (0..shards).map(|_| HostMemory::default()).collect(),
+            ephemeral: host.ephemeral.clone().collect(),
+            listeners: Vec::new(),
+            ledger: BTreeMap::new(),
+            busy_until: now.after(BUSY),
+            next: now,
+            settles: false,
+            forgiven,
+        }
+    }
+
+    /// Starts anew, with what `before` had in its ledger, or with a new disk.
+    pub(crate) fn restarted(now: Timestamp, before: Self, booted: bool, keeps_ledger: bool, host: &HostModel) -> Self {
+        let mut daemon = Self::new(now, before.rules, before.pace, host, before.forgiven);
+        if keeps_ledger {
+            let wall = daemon.wall(now);
+            for (memory, old) in daemon.memories.iter_mut().zip(&before.memories) {
+                memory.recall(old.services(), wall);
+            }
+            daemon.ledger = before.ledger;
+        }
+        if booted && daemon.rules.settling {
+            daemon.settles = true;
+            daemon.memories.iter_mut().for_each(|memory| memory.settle(now));
+        }
+        daemon
+    }
+
+    /// Until when the engine settles.
+    pub(crate) fn settles_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let longest = if self.rules.bounded_settling { MAX_SETTLING } else { days(10_000) };
+        self.settles.then(|| now.after(longest))
+    }
+
+    fn wall(&self, now: Timestamp) -> SystemTime {
+        let span = if self.rules.forgets_services { now.since_origin() * self.pace } else { Duration::ZERO };
+        SystemTime::UNIX_EPOCH + span
+    }
+
+    pub(crate) fn next_due(&self) -> Timestamp {
+        self.next
+    }
+
+    /// Looks again at `at`.
+    pub(crate) fn look_at(&mut self, at: Timestamp) {
+        self.next = self.next.min(at);
+    }
+
+    /// What it remembers.
+    pub(crate) fn services(&self) -> ServiceMemory {
+        if !self.rules.service_memory {
+            return ServiceMemory::default();
+        }
+        match self.memories.as_slice() {
+            [one] => one.memory(),
+            many => many.iter().flat_map(HostMemory::services).map(|(service, _)| service).collect(),
+        }
+    }
+
+    /// Takes in what listens now; whether the services are others, and whether one is served again.
+    pub(crate) fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
+        let (wall, shards) = (self.wall(at), self.memories.len());
+        let (mut changed, mut served_again) = (false, false);
+        for (number, memory) in self.memories.iter_mut().enumerate() {
+            let seen = if shards == 1 {
+                memory.observe(at, wall, listeners, &self.ephemeral)
+            } else {
+                let own = |one: &&Listener| usize::from(one.port) % shards == number;
+                let own: Vec<Listener> = listeners.iter().filter(own).copied().collect();
+                memory.observe(at, wall, &own, &self.ephemeral)
+            };
+            changed |= seen.changed;
+            served_again |= seen.served_again;
+        }
+        (changed, served_again)
+    }
+
+    /// One round of the daemon's clock.
+    pub(crate) fn tick(&mut self, at: Timestamp, host: &mut HostModel, detector: &mut Detector) -> Ticked {
+        let listeners = host.listeners();
+        let listeners_changed = listeners != self.listeners;
+        let (services_changed, served_again) = self.observe(at, &listeners);
+        self.listeners = listeners;
+        if listeners_changed {
+            self.busy_until = at.after(BUSY);
+        }
+        let changed = listeners_changed || services_changed;
+        if changed {
+            detector.host_changed(at, host, self.services());
+        }
+        host.close_ended(at);
+        if self.rules.known_peers
+            && let Some(peers) = self.memories[0].peers(at, &host.connections(), detector.host())
+        {
+            detector.know_peers(at, &peers);
+        }
+        let memory = &mut self.memories[0];
+        let settled = self.settles
+            && match self.rules.bounded_settling {
+                true => memory.has_settled(at, listeners_changed),
+                false => memory.are_all_served(),
+            };
+        if settled {
+            self.settles = false;
+            detector.end_settling();
+        }
+        let lift = if served_again && self.rules.lifts_unfounded { self.unfounded(at, detector) } else { Vec::new() };
+        let gap = if self.settles {
+            TICK
+        } else if at < self.busy_until {
+            BUSY_TICK
+        } else {
+            hours(1) / self.pace
+        };
+        self.next = at.after(gap.max(TICK));
+        if let Some(end) = host.next_connection_end() {
+            self.look_at(end.max(at.after(seconds(2))));
+        }
+        Ticked { changed: changed || settled, settled, lift }
+    }
+
+    fn unfounded(&mut self, at: Timestamp, detector: &Detector) -> Vec<BanTarget> {
+        let wall = SystemTime::UNIX_EPOCH + at.since_origin();
+        self.ledger.retain(|_, ban| ban.until.is_none_or(|until| until > wall));
+        let listening = listening(&self.listeners, &self.ephemeral);
+        unfounded(self.ledger.values(), detector.host().services.clone(), listening, self.forgiven, wall)
+    }
+
+    /// Writes a ban into the ledger.
+    pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
+        let at = SystemTime::UNIX_EPOCH + now.since_origin();
+        self.ledger.insert(ban.probe.subject, Banned::from_ban(ban, at, None, Backend::Nft));
+    }
+
+    pub(crate) fn remove(&mut self, target: BanTarget) {
+        self.ledger.remove(&target);
+    }
+}

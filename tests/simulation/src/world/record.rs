@@ -1,0 +1,104 @@
+//! What is recorded of a run while it goes.
+
+use portsentry::types::{BanTarget, Expiry, Timestamp};
+use portsentry::wire::Packet;
+
+use super::{Role, World, next_tick};
+use crate::detector::{CAPPED_BAN, Judgement};
+use crate::kernel::Passage;
+use crate::outcome::HonestBan;
+
+impl World {
+    /// Records what became of a packet.
+    pub(super) fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
+        if passage == Passage::Trapped {
+            let tick = next_tick(self.now);
+            self.review_at.get_or_insert(tick);
+        }
+        if passage == Passage::Trapped || self.waiting {
+            self.senders.insert(BanTarget::of(packet.source), (self.current, role));
+        }
+        let banned = matches!(judgement, Judgement::Ban { .. });
+        let source = BanTarget::of(packet.source);
+        let owner = self.owners.get(&source).copied();
+        match role {
+            Role::Honest(behaviour) => {
+                let seen = self.outcome.honest.entry(behaviour).or_default();
+                seen.packets += 1;
+                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
+                seen.trapped += u64::from(passage == Passage::Trapped);
+                seen.refused += u64::from(passage == Passage::Blocked);
+            }
+            Role::Dishonest(behaviour) => {
+                let seen = self.outcome.dishonest.entry(behaviour).or_default();
+                seen.packets += 1;
+                let Some(part) = self.parts.get_mut(&self.current) else { return };
+                let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
+                seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
+                let reported = self.detector.reports_distributed_scan(self.now);
+                // What is done in the name of others finds nothing, unless it is all that the source does.
+                if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
+                    part.ports.insert(port);
+                    part.banned = banned || reported || passage == Passage::Blocked;
+                    if part.banned {
+                        let ports = u32::try_from(part.ports.len()).unwrap_or(u32::MAX);
+                        let place = seen.ports_before_ban.partition_point(|other| *other < ports);
+                        seen.ports_before_ban.insert(place, ports);
+                    }
+                }
+            }
+            Role::Backstage => {}
+        }
+        self.record_ban(role, judgement);
+    }
+
+    /// Records a ban of an honest source, whose last packet came from `role`.
+    pub(super) fn record_ban(&mut self, role: Role, judgement: &Judgement) {
+        let Judgement::Ban { target, expiry, ports, .. } = judgement else { return };
+        self.record_honest_ban(self.now, role, (*target, *expiry), ports.clone());
+    }
+
+    /// Records that a ban of the trap, on which the program has no verdict, is made short.
+    pub(super) fn record_short_ban(&mut self, at: Timestamp, target: BanTarget) {
+        self.outcome.shortened += 1;
+        let role = self.senders.get(&target).map_or(Role::Backstage, |(_, role)| *role);
+        self.record_honest_ban(at, role, (target, Expiry::After(CAPPED_BAN)), "what the trap counted".to_owned());
+    }
+
+    /// Records that a source is found which waited while the host settled, be its scan over or not.
+    pub(super) fn record_found(&mut self, target: BanTarget) {
+        let Some((actor, Role::Dishonest(behaviour))) = self.senders.get(&target).copied() else { return };
+        if self.owners.contains_key(&target) {
+            return;
+        }
+        if let Some(part) = self.parts.get_mut(&actor) {
+            part.banned = true;
+        } else if let Some(seen) = self.outcome.dishonest.get_mut(behaviour) {
+            seen.found = seen.sources.min(seen.found + 1);
+        }
+    }
+
+    fn record_honest_ban(&mut self, at: Timestamp, role: Role, (target, expiry): (BanTarget, Expiry), ports: String) {
+        let (behaviour, forged) = match (role, self.owners.get(&target)) {
+            (Role::Honest(behaviour), _) => (behaviour, false),
+            (Role::Dishonest(behaviour), Some(_)) => (behaviour, true),
+            _ => return,
+        };
+        if !forged {
+            self.outcome.honest.entry(behaviour).or_default().bans += 1;
+        }
+        self.outcome.honest_bans.push(HonestBan {
+            replay: format!("{}:{}:{}:{}", self.options.seed, self.options.pace, self.number, self.step),
+            profile: self.host.profile.name,
+            behaviour,
+            forged,
+            target: target.to_string(),
+            at: at.since_origin().as_secs(),
+            lasts: match expiry {
+                Expiry::Never => None,
+                Expiry::After(span) => Some(span.as_secs()),
+            },
+            ports,
+        });
+    }
+}

@@ -1,0 +1,109 @@
+//! The way of a packet through the world: the kernel's rules decide first, and the engine sees it all the same.
+
+use std::net::IpAddr;
+
+use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
+
+use super::{Role, View, World, ends};
+use crate::detector::{IgnoreReason, Judgement};
+use crate::host::Reply;
+use crate::kernel::Passage;
+
+impl World {
+    /// A packet comes from outside.
+    pub fn receive(&mut self, packet: Packet) -> Reply {
+        self.step += 1;
+        if self.down {
+            return Reply::Silence;
+        }
+        self.catch_up();
+        let (protocol, _, to) = ends(&packet);
+        if !self.host.is_up(protocol, to.port()) {
+            self.arm();
+        }
+        let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
+        let passage = self.kernel.input(now, &packet, &View(&self.host, now));
+        self.note_hold();
+        let (host, kernel) = (&self.host, &self.kernel);
+        let judgement = self.detector.observe(
+            now,
+            &packet,
+            |protocol, source, to| host.taker(now, protocol, source, to),
+            |(protocol, port)| kernel.traps(protocol, port),
+        );
+        if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
+            self.armed.change(now);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.packet(now, self.step, part, &packet, passage, &judgement);
+        }
+        self.record(part, &packet, to.port(), passage, &judgement);
+        self.ban(&judgement);
+        if passage != Passage::Passed {
+            return Reply::Silence;
+        }
+        let reply = self.host.answer(now, &packet);
+        self.reply(&packet, reply);
+        if reply == Reply::SynAck
+            && let Some(part) = self.parts.get_mut(&self.current)
+        {
+            part.learned.insert(to.port());
+        }
+        reply
+    }
+
+    /// Carries a ban out.
+    pub(super) fn ban(&mut self, judgement: &Judgement) {
+        if let Judgement::Ban { target, expiry, ban, .. } = judgement {
+            self.kernel.block(self.now, *target, *expiry);
+            self.daemon.record(self.now, ban);
+        }
+    }
+
+    /// Counts a hold that the last packet began against the source that it names.
+    fn note_hold(&mut self) {
+        let Some((target, length)) = self.kernel.take_hold() else { return };
+        let Some(behaviour) = self.owners.get(&target) else { return };
+        let own = matches!(self.parts.get(&self.current), Some(part) if matches!(part.role, Role::Honest(_)));
+        let seen = self.outcome.honest.entry(behaviour).or_default();
+        let seconds = if own { &mut seen.hold_seconds } else { &mut seen.forged_hold_seconds };
+        *seconds += length.as_secs_f64();
+    }
+
+    /// The host sends what it answers.
+    fn reply(&mut self, packet: &Packet, reply: Reply) {
+        let (_, from, to) = ends(packet);
+        let tcp = |flags| Transport::Tcp {
+            source_port: to.port(),
+            destination_port: from.port(),
+            flags: TcpFlags(flags),
+            payload: 0,
+        };
+        let transport = match (reply, packet.transport) {
+            (Reply::SynAck, _) => tcp(TcpFlags::SYN | TcpFlags::ACK),
+            (Reply::Data, Transport::Udp { .. }) => {
+                Transport::Udp { source_port: to.port(), destination_port: from.port() }
+            }
+            (Reply::Data, _) => tcp(TcpFlags::ACK),
+            // A reset and an ICMP error teach the engine nothing.
+            _ => return,
+        };
+        self.send(from.ip(), transport);
+    }
+
+    pub(super) fn send(&mut self, peer: IpAddr, transport: Transport) {
+        let (source, destination) = (self.host.address_for(peer), peer);
+        let packet = Packet { source, destination, delivery: Delivery::Outgoing, ..self.packet(peer, transport) };
+        let (protocol, from, _) = ends(&packet);
+        // The trap was armed before the engine learns of this.
+        if !self.host.is_up(protocol, from.port()) {
+            self.arm();
+        }
+        if self.kernel.traps(protocol, from.port()) {
+            self.armed.change(self.now);
+        }
+        self.kernel.output(self.now, &packet);
+        let (now, host) = (self.now, &self.host);
+        self.detector.sent(now, &packet, |protocol, source, to| host.taker(now, protocol, source, to));
+    }
+}

@@ -1,0 +1,134 @@
+//! What the daemon and the sensor do beside packets: they read the listeners, arm the trap and review what it caught.
+
+use std::collections::HashSet;
+
+use portsentry::enforce::nft::Trap;
+use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
+
+use super::{Armed, Role, World, next_tick};
+use crate::daemon::Ticked;
+use crate::detector::CAPPED_BAN;
+use crate::host::TICK;
+
+impl World {
+    /// Does what the daemon has done since the last packet.
+    pub(super) fn catch_up(&mut self) {
+        if self.down {
+            return;
+        }
+        loop {
+            let (tick, review) = (self.daemon.next_due(), self.review_at);
+            if tick <= self.now && review.is_none_or(|review| tick <= review) {
+                self.tick(tick);
+            } else if let Some(at) = review.filter(|at| *at <= self.now) {
+                self.review(at);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn tick(&mut self, at: Timestamp) {
+        let Ticked { changed, settled, lift } = self.daemon.tick(at, &mut self.host, &mut self.detector);
+        if changed {
+            self.armed.change(at);
+        }
+        if settled {
+            self.note_at(at, || "the host has settled".to_owned());
+        }
+        for target in lift {
+            self.lift(at, target);
+        }
+        self.judge_waiting(at);
+    }
+
+    /// The judgements on the sources that waited while the host settled.
+    pub(super) fn judge_waiting(&mut self, at: Timestamp) {
+        while self.waiting && !self.detector.is_settling(at) {
+            let host = &self.host;
+            let taker = |protocol, source, to| host.taker(at, protocol, source, to);
+            let Some(judgement) = self.detector.judge_waiting(at, taker) else {
+                self.waiting = false;
+                self.armed.change(at);
+                return;
+            };
+            if let Some(target) = judgement.target() {
+                let role = self.senders.get(&target).map_or(Role::Backstage, |(_, role)| *role);
+                self.record_ban(role, &judgement);
+                self.record_found(target);
+                self.note_at(at, || format!("{target} waited while the host settled, and is banned"));
+            }
+            self.ban(&judgement);
+        }
+    }
+
+    /// Ends a ban whose evidence has become too little.
+    fn lift(&mut self, at: Timestamp, target: BanTarget) {
+        self.kernel.lift(target);
+        self.kernel.forget(&[target]);
+        self.kernel.release(&[target]);
+        self.detector.lift(target);
+        self.daemon.remove(target);
+        self.outcome.lifted += 1;
+        let name = target.to_string();
+        if let Some(ban) = self.outcome.honest_bans.iter_mut().rev().find(|ban| ban.target == name) {
+            ban.lasts = Some(at.since_origin().as_secs().saturating_sub(ban.at));
+        }
+        self.note_at(at, || format!("the ban of {target} ends: its ports belong to services"));
+    }
+
+    /// Arms the trap with the ports that were closed at the last tick.
+    pub(super) fn arm(&mut self) {
+        let tick = Timestamp::at(next_tick(self.now).since_origin() - TICK);
+        let Armed { at, changed, stale_at, .. } = self.armed;
+        if at == tick || !changed && self.now < stale_at {
+            return;
+        }
+        let longest = self.now.after(Armed::LONGEST);
+        let stale_at = if stale_at > self.now { stale_at.min(longest) } else { longest };
+        self.armed = Armed { at: tick, changed: false, stale_at, ..self.armed };
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ports = self.detector.closed(self.now, protocol);
+            self.kernel.arm(protocol, ports);
+        }
+    }
+
+    fn review(&mut self, at: Timestamp) {
+        self.review_at = None;
+        let Some(trap) = self.kernel.trap() else { return };
+        let caught: HashSet<_> = self.kernel.caught(at).into_iter().collect();
+        self.reviewed.retain(|target| caught.contains(target));
+        let mut fresh: Vec<_> = caught.into_iter().filter(|target| !self.reviewed.contains(target)).collect();
+        fresh.sort_unstable();
+        self.apply_review(at, &fresh, &trap);
+        if self.detector.has_room(at) {
+            self.kernel.release(&std::mem::take(&mut self.reviewed));
+        }
+        // The rest waits for a verdict, or for room.
+        if !self.kernel.caught(at).is_empty() {
+            self.review_at = Some(at.after(TICK));
+        }
+    }
+
+    fn apply_review(&mut self, at: Timestamp, caught: &[BanTarget], trap: &Trap) {
+        let review = self.detector.review(at, caught, trap);
+        let exempt: Vec<_> = review.exempt.iter().map(|(target, _)| *target).collect();
+        for target in review.excused.iter().chain(&review.in_prefix).chain(&exempt) {
+            self.kernel.lift(*target);
+        }
+        for target in &review.excused {
+            self.outcome.let_go += 1;
+            self.note_at(at, || format!("the program lets {target} go: it holds nothing against it"));
+        }
+        for target in &review.unexplained {
+            self.kernel.block(at, *target, Expiry::After(CAPPED_BAN));
+            self.detector.adopt_short(at, *target);
+            self.record_short_ban(at, *target);
+            self.note_at(at, || format!("the trap's ban of {target} is made short: the program has no verdict"));
+        }
+        for targets in [&review.confirmed, &review.excused, &review.unexplained, &review.in_prefix, &exempt] {
+            self.kernel.forget(targets);
+            self.reviewed.extend(targets);
+        }
+    }
+}
