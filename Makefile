@@ -12,6 +12,7 @@
 # make msrv           whether the oldest Rust that Cargo.toml promises takes it
 # make interop        the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
 # make crowdsec       the example files for CrowdSec, with Debian's package of it
+# make quick-start    every command of the quick start and of the migration page, typed in a Debian of its own with systemd
 # make man            docs/portsentry.toml.5 anew, from docs/configuration.md
 # make lint fmt setup
 
@@ -22,7 +23,7 @@ AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 SECONDS ?= 10
 
-.PHONY: run build test test-fast simulate test-kernels demo bench fuzz deb reproducible audit msrv interop crowdsec man lint fmt setup setup-build \
+.PHONY: run build test test-fast simulate test-kernels demo bench fuzz deb reproducible audit msrv interop quick-start crowdsec man lint fmt setup setup-build \
     setup-test setup-demo setup-lint setup-deb setup-audit setup-interop setup-kernels
 
 run: build
@@ -67,6 +68,10 @@ msrv: setup-build
 
 crowdsec:
 	@tests/crowdsec.sh
+
+quick-start: setup-interop setup-deb
+	@tests/quick-start.sh
+	@tests/migrate.sh
 
 interop: setup-interop setup-deb
 	@tests/interop.sh

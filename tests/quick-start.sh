@@ -1,5 +1,5 @@
 #!/bin/bash
-# A new user with a stop-watch: quick-start.sh [PACKAGE]. Types what docs/quick-start.md says, as an ordinary user with sudo
+# A new user with a stop-watch: quick-start.sh [PACKAGE]. Types every command of docs/quick-start.md, as an ordinary user with sudo
 # in a Debian of its own (see tests/debian.sh): install, watch, allow, block, look, lift. Needs root, mmdebstrap and a Debian
 # mirror, so that `make test` leaves it out. Who scans is another namespace, with the address that the page has.
 set -euo pipefail
@@ -8,18 +8,13 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 page=docs/quick-start.md
 # shellcheck source=tests/debian.sh
 . tests/debian.sh
+# shellcheck source=tests/typing.sh
+. tests/typing.sh
 
 # From the first command to the lifted ban, in seconds.
 limit=300
 settings=/etc/portsentry/portsentry.toml
 
-as_user() { nsenter --target "$init" --all runuser -u newcomer -- env -C /home/newcomer/portsentry PATH=/usr/bin:/bin DEBIAN_FRONTEND=noninteractive "$@"; }
-# Runs a line that stands in the page, as it stands there.
-types() {
-    grep -qF -- "$1" "$page" || fail "not in $page: $1"
-    printf '$ %s\n' "$1"
-    as_user bash -c "$1"
-}
 # As an editor: the key under [tcp], or a list that is empty so far.
 writes() { inside sed -i "$1" "$settings"; }
 scans() { for port in 23 79 111 143; do at scanner timeout 1 bash -c "exec 3<>/dev/tcp/198.51.100.1/$port" 2>/dev/null || true; done; }
@@ -30,11 +25,7 @@ in_set() { inside nft list set inet portsentry blocked | seen -F '198.51.100.7 '
 
 say "a Debian"
 debian sudo,netcat-openbsd
-inside useradd --create-home --shell /bin/bash newcomer
-echo 'newcomer ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/newcomer"
-inside install -d -o newcomer /home/newcomer/portsentry/target/debian
-cp "$package" "$root/home/newcomer/portsentry/target/debian/portsentry-nft_package.deb"
-echo "127.0.1.1 $(inside hostname)" >>"$root/etc/hosts"
+newcomer "$package"
 neighbour scanner 1
 inside ip addr add 198.51.100.1/24 dev scanner
 at scanner ip addr flush dev up0
@@ -46,9 +37,33 @@ SECONDS=0
 say "install"
 types "sudo apt install ./target/debian/portsentry-nft_*.deb"
 until_true said "adminalert: PortSentry is now active and listening."
-grep -qF 'sudo journalctl -t portsentry -f' "$page"
+leaves_out 'make demo' 'it takes the sources and a scanner; tests/demo.sh is run by itself'
+leaves_out 'make deb' 'the package is there'
+leaves_out 'make build' 'the program of the package is put in its place'
+# It follows the journal until it is ended.
+types 'sudo journalctl -t portsentry -f' >"$work/followed" &
+follows=$!
+until_true grep -q "PortSentry is now active" "$work/followed"
+kill "$follows" 2>/dev/null || true
+inside pkill -x journalctl
+# In place of the service, each until it is ended.
+inside systemctl stop portsentry
+foreground() {
+    types "$1" >"$work/foreground" 2>&1 &
+    until_true grep -q "PortSentry is now active" "$work/foreground"
+    ! second=$(as_user sudo target/release/portsentry 2>&1) || fail "a second one starts"
+    [[ $second == *"as process"* ]] || fail "a second one does not name the first: $second"
+    inside pkill -x portsentry
+    until_true grep -q "PortSentry is shutting down" "$work/foreground"
+}
+foreground 'sudo target/release/portsentry --log-only'
+foreground 'sudo target/release/portsentry --expire 24h'
+inside systemctl start portsentry
 
 say "watch without blocking"
+types "sudo portsentry trial 1d"
+as_user sudo portsentry status | head -n 1 | seen "only logging" || fail "a trial blocks"
+types "sudo portsentry trial --end"
 writes '/^\[tcp\]/,/^\[udp\]/s/^block = true/block = false/'
 types "sudo systemctl restart portsentry"
 scans
@@ -79,16 +94,17 @@ types 'sudo portsentry block 198.51.100.7 --expire 7d --reason "by hand"'
 until_true refuses
 types "sudo portsentry unblock 198.51.100.7"
 types "sudo portsentry allow 192.0.2.0/24 --for 1h"
+types "sudo portsentry allowed" | seen -F 192.0.2.0/24 || fail "what is allowed is not listed"
+types "sudo portsentry disallow 192.0.2.0/24"
 types "sudo portsentry report -o report.html"
 as_user grep -q '</html>' report.html || fail "no page"
 
 say "figures"
 # shellcheck disable=SC2016  # the last line of the file
 writes '/^\[metrics\]/,$s/^listen = .*/listen = "127.0.0.1:9777"/'
-as_user sudo portsentry check | seen 'warning *metrics.listen: .*internet.conf' || fail "no word about the drop-in"
-# The page has it on two lines.
-line=$(sed -n '/^sudo install -D/,/internet.conf$/p' "$page")
-as_user bash -c "$line"
+! as_user sudo portsentry check >"$work/check" 2>&1 || fail "the settings need no drop-in"
+grep -q 'metrics.listen: .*internet.conf' "$work/check" || fail "no word about the drop-in: $(cat "$work/check")"
+types "$(commands_of_page | grep 'internet.conf$')"
 types "sudo systemctl daemon-reload"
 types "sudo systemctl restart portsentry"
 as_user sudo portsentry check | seen '^verdict *nothing is wrong' || fail "the drop-in is not enough"
@@ -99,5 +115,6 @@ say "stop"
 types "sudo systemctl stop portsentry"
 inside nft list table inet portsentry >/dev/null || fail "its table does not stay"
 inside nft delete table inet portsentry
+every_line_was_typed
 [ "$took" -le "$limit" ] || fail "it took more than $limit s"
 say "all of it went well"

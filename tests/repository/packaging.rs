@@ -400,6 +400,7 @@ fn shell_scripts_of_the_package_have_no_known_mistakes() {
         "tests/debian.sh",
         "tests/deb.sh",
         "tests/interop.sh",
+        "tests/migrate.sh",
         "tests/quick-start.sh",
         "tests/reproducible.sh",
     ];
