@@ -9,7 +9,7 @@ package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
 . tests/debian.sh
 
 parts=${PARTS:-nftables iptables ufw firewalld docker fail2ban prometheus}
-others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,prometheus,netcat-openbsd,busybox-static
+others=firewalld,ufw,iptables,docker.io,fail2ban,python3-systemd,prometheus,netcat-openbsd,busybox-static,logrotate
 
 # The next port that nobody serves: the kernel counts one that was touched within half an hour only once, also when the ban
 # that it led to has been lifted.
@@ -222,8 +222,16 @@ fail2ban() {
     inside cp "$examples/filter.conf" /etc/fail2ban/filter.d/portsentry-journal.conf
     printf '[portsentry-journal]\nenabled = true\nfilter = portsentry-journal\nbackend = systemd\nmaxretry = 1\nbanaction = nftables-allports\n' \
         >"$root/etc/fail2ban/jail.d/portsentry-journal.conf"
+    # As on a host that has banned no source yet.
+    local history=/var/lib/portsentry/portsentry.history
+    inside systemctl stop portsentry
+    inside rm "$history"
+    inside systemctl start portsentry
+    until_true inside test -f "$history"
+    ! inside test -s "$history" || fail "the history of no ban is not empty"
     inside systemctl start fail2ban
     until_true inside fail2ban-client status portsentry
+    say "  the jail starts before the first ban"
     stands "start"
     local jail
     touches_closed scanner 10.97.1.1
@@ -237,6 +245,27 @@ fail2ban() {
     done
     inside fail2ban-client reload >/dev/null
     stands "reload"
+    inside portsentry unblock 10.97.1.2 >/dev/null
+    inside fail2ban-client unban 10.97.1.2 >/dev/null
+    until_true reaches scanner 10.97.1.1 "$service"
+    # What an operator has lifted stays lifted, although its line is not a minute old.
+    inside systemctl restart fail2ban
+    until_true inside fail2ban-client status portsentry
+    sleep 5
+    for jail in portsentry portsentry-journal; do
+        ! inside fail2ban-client status "$jail" | seen -F 10.97.1.2 || fail "$jail bans again what was lifted"
+    done
+    say "  what was lifted stays lifted"
+    inside logrotate --force /etc/logrotate.d/portsentry-nft
+    ! inside test -s "$history" || fail "the history was not rotated"
+    inside systemctl restart fail2ban
+    until_true inside fail2ban-client status portsentry
+    say "  the jail starts after logrotate"
+    touches_closed scanner 10.97.1.1
+    until_true banned 10.97.1.2
+    jail=portsentry
+    until_true takes_over
+    say "  the jail follows the new file"
     inside portsentry unblock 10.97.1.2 >/dev/null
     inside fail2ban-client unban 10.97.1.2 >/dev/null
     until_true reaches scanner 10.97.1.1 "$service"
