@@ -5,47 +5,45 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use simulation::detector::EngineRules;
-use simulation::kernel::KernelRules;
 use simulation::outcome::Outcome;
 use simulation::picture::svg;
 use simulation::replay::replay;
 use simulation::{Options, run, run_host};
 
-/// Behaviours whose honest sources are banned today: at most how often in the short run, and the rule that is missing. An
-/// entry goes as soon as its figure is 0.
-const KNOWN_HONEST_BANS: [(&str, u64); 6] = [
-    // After a reboot several services are not up yet, or in a maintenance several are stopped for longer than the two
-    // minutes for which a port that was open is remembered. What would excuse it: a memory of the ports that are services here, and time
-    // for services to start in.
-    ("clients that lost their connections", 48),
-    // The same, later.
-    ("regular clients", 2),
-    // The same, by a source that asks every service.
-    ("monitoring", 1),
-    // The same, and mistakes of three people within half an hour. What would excuse it: the standing of a source that is served here.
-    ("people behind a carrier's NAT", 1),
-    // Three closed ports of mail within a second. What would excuse it: ports that belong together count as one.
-    ("mail programs that guess ports", 5),
-    // A scan, by a neighbour. What would excuse it: sources on the local network are told apart from those of the Internet.
-    ("neighbours that look at every device", 4),
+/// Behaviours whose honest sources are banned today: at most how often in the short run, and why. An entry goes as soon as
+/// its figure is 0.
+const KNOWN_HONEST_BANS: [(&str, u64); 2] = [
+    // Three closed ports of mail within a second, on a host that serves none: the domain of an address often is a web server.
+    ("mail programs that guess ports", 30),
+    // A dozen ports within seconds, by a neighbour: that is a scan, and no program can tell that it is meant well.
+    ("neighbours that look at every device", 20),
 ];
 
-/// Behaviours that detection does not claim to find.
-const KNOWN_MISSED: [&str; 5] = [
+/// Behaviours that detection does not claim to find, or not always.
+const KNOWN_MISSED: [&str; 12] = [
     // One packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Never more ports within the window than are forgiven.
     "knows the window: a port in 16 minutes",
+    "knows connected peers: 7 ports in 35 minutes",
+    "forger that holds a victim, two ports",
+    // Random ports of a victim that has a connection: eight of them are needed.
+    "forger with a victim of choice",
     // Only reported, unless `detect.ack = "ban"` says otherwise.
     "looks like connections: ACK",
     "looks like connections: FIN/ACK",
     // Ports that are not on the list.
     "knows the list: 20000 to 20100",
+    // Excused for a week, for two minutes, and while a test or its memory lasts.
+    "knows services of long ago",
+    "knows ports that listened lately",
+    "knows ports of an old test",
+    // Where mail is served the three that are closed count as one.
+    "knows related ports: mail",
 ];
 
 fn options() -> Options {
-    Options { pace: 20, ..Options::new(1, 5, Duration::from_secs(4 * 86_400)) }
+    Options { pace: 40, ..Options::new(1, 6, Duration::from_secs(86_400)) }
 }
 
 fn run_short(options: &Options) -> Outcome {
@@ -73,11 +71,11 @@ fn honest_behaviour_is_not_banned() {
 
 #[test]
 fn every_kind_of_scan_is_found() {
-    assert!(SHORT_RUN.dishonest.len() >= 24, "{:?}", SHORT_RUN.dishonest.keys());
+    assert!(SHORT_RUN.dishonest.len() >= 35, "{:?}", SHORT_RUN.dishonest.keys());
     for (behaviour, seen) in &SHORT_RUN.dishonest {
         assert!(seen.sources > 0, "{behaviour} did not occur: the run is too short to say anything about it");
         if KNOWN_MISSED.contains(behaviour) {
-            assert_eq!(seen.found, 0, "{behaviour} is found: remove it from KNOWN_MISSED");
+            assert!(seen.found < seen.sources, "{behaviour} is always found: remove it from KNOWN_MISSED");
         } else {
             assert_eq!(seen.found, seen.sources, "{behaviour}: sources that were not found");
         }
@@ -103,11 +101,11 @@ fn same_seed_repeats_packet_by_packet() {
 
 #[test]
 fn honest_ban_replays_up_to_its_packet() {
-    let ban = SHORT_RUN.honest_bans.iter().find(|ban| ban.behaviour == "clients that lost their connections").unwrap();
+    let ban = SHORT_RUN.honest_bans.iter().find(|ban| !ban.forged).unwrap();
     let text = replay(&options(), ban.replay.parse().unwrap());
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains(&format!("BAN of {}", ban.target)) && last.contains(&ban.ports), "{ban:?}\n{text}");
-    assert!(text.contains("stops") || text.contains("goes down"), "it shows what happened on the host: {text}");
+    assert!(text.contains("engine: probe, 1 distinct"), "it shows what led to the ban: {text}");
 }
 
 /// What shows that something is amiss.
@@ -117,9 +115,19 @@ fn honest_bans(outcome: &Outcome) -> u64 {
     outcome.count_honest_bans(false) as u64
 }
 
+/// Seconds for which honest sources were banned, be it for forged packets.
+fn banned_seconds(outcome: &Outcome) -> u64 {
+    outcome.honest_bans.iter().filter_map(|ban| ban.lasts).sum()
+}
+
 /// Bans of the kernel's trap that the program has to lift.
 fn let_go(outcome: &Outcome) -> u64 {
     outcome.let_go
+}
+
+/// Those that it cannot explain.
+fn shortened(outcome: &Outcome) -> u64 {
+    outcome.shortened
 }
 
 /// Verdicts on honest sources of protocols that are only logged. What answers is excused by its answer as well.
@@ -132,45 +140,113 @@ fn long_bans(outcome: &Outcome) -> u64 {
     outcome.dishonest.get("flood from forged sources").map_or(0, |seen| seen.long_bans)
 }
 
-/// The simulation can fail: without any single rule it shows more of the symptom than with all of them.
+/// Open ports that fast scanners learned.
+fn learned(outcome: &Outcome) -> u64 {
+    let fast = ["nmap -T5", "nmap -T4", "nmap -T3"].iter().filter_map(|name| outcome.dishonest.get(name));
+    fast.flat_map(|seen| &seen.ports_learned).map(|ports| u64::from(*ports)).sum()
+}
+
+/// Seconds for which forgers held honest sources.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands")]
+fn forged_holds(outcome: &Outcome) -> u64 {
+    outcome.honest.values().map(|seen| seen.forged_hold_seconds).sum::<f64>() as u64
+}
+
+/// One rule less, or one bound less.
+struct Case {
+    rule: &'static str,
+    /// The kind of host that shows it: its number in the order of the profiles.
+    host: u64,
+    /// What is switched off in both runs, because it would cover for the rule.
+    without: fn(&mut Options),
+    change: fn(&mut Options),
+    symptom: Symptom,
+}
+
+const WEB: u64 = 0;
+const MAIL: u64 = 1;
+const RELAY: u64 = 4;
+
+const fn case(rule: &'static str, host: u64, symptom: Symptom, change: fn(&mut Options)) -> Case {
+    Case { rule, host, without: |_| (), change, symptom }
+}
+
+const CASES: [Case; 26] = [
+    case("recently open ports", MAIL, honest_bans, |all| all.engine.recent_ports = false),
+    // Each of these covers for the others: what answers has a socket, and is remembered for its answer.
+    case("listeners, look-up and recently open ports", MAIL, honest_bans, |all| {
+        (all.engine.listeners, all.engine.socket_lookup, all.engine.recent_ports) = (false, false, false);
+    }),
+    case("socket look-up", MAIL, alarms, |all| all.engine.socket_lookup = false),
+    case("forgiven ports", MAIL, honest_bans, |all| all.engine.scan_trigger = Some(0)),
+    case("bound of forgiven ports", MAIL, Outcome::missed, |all| all.engine.scan_trigger = Some(15)),
+    case("length of the window", MAIL, Outcome::missed, |all| all.engine.window = Some(Duration::from_secs(60))),
+    case("bound of the window", MAIL, honest_bans, |all| all.engine.window = Some(Duration::from_secs(86_400))),
+    case("ceiling of bans", MAIL, long_bans, |all| all.engine.max_new_bans_per_minute = Some(1_000_000)),
+    case("socket in the kernel", MAIL, let_go, |all| all.kernel.socket = false),
+    case("touched in the kernel", MAIL, let_go, |all| all.kernel.touched = false),
+    case("bound of the memory of open ports", WEB, Outcome::missed, |all| {
+        all.engine.bounds.recent = Duration::from_secs(7 * 86_400);
+    }),
+    case("memory of open ports of one second", WEB, honest_bans, |all| {
+        all.engine.bounds.recent = Duration::from_secs(1);
+    }),
+    case("remembered services", MAIL, honest_bans, |all| all.daemon.service_memory = false),
+    case("bound of remembered services", WEB, Outcome::missed, |all| all.daemon.bounded_services = false),
+    case("end of the memory of services", WEB, Outcome::missed, |all| all.daemon.forgets_services = false),
+    case("settling", MAIL, honest_bans, |all| all.daemon.settling = false),
+    case("bound of settling", MAIL, Outcome::missed, |all| all.daemon.bounded_settling = false),
+    case("related ports", MAIL, honest_bans, |all| all.engine.related_ports = false),
+    case("bound of related ports", RELAY, Outcome::missed, |all| all.engine.bounds.related = u8::MAX),
+    case("connected peers", MAIL, honest_bans, |all| all.daemon.known_peers = false),
+    case("bound of connected peers", MAIL, Outcome::missed, |all| all.engine.bounds.peer_threshold = u8::MAX),
+    // Settling leaves nothing to lift.
+    Case {
+        rule: "lifting of bans",
+        host: MAIL,
+        without: |all| all.daemon.settling = false,
+        change: |all| all.daemon.lifts_unfounded = false,
+        symptom: banned_seconds,
+    },
+    case("excuses of what the trap caught", MAIL, shortened, |all| all.engine.trap_excuses = false),
+    case("hold", MAIL, learned, |all| all.kernel.hold = false),
+    case("bound of holds", MAIL, forged_holds, |all| all.kernel.max_holds = 1_000_000),
+    Case {
+        rule: "ceiling of bans that stand",
+        host: WEB,
+        without: |all| all.engine.max_new_bans_per_minute = Some(1_000_000),
+        change: |all| all.engine.max_forgeable_bans = Some(1_000_000),
+        symptom: long_bans,
+    },
+];
+
+/// The simulation can fail: without any single rule, and without any bound of one, it shows more of a symptom than with all.
 #[test]
 fn missing_rule_shows_in_short_run() {
-    // A mail server, at a pace at which all of it happens within days.
-    let all = Options { pace: 30, ..Options::new(3, 1, Duration::from_secs(60 * 3_600)) };
-    let run_mail = |options: &Options| run_host(options, 1, &|| ());
-    let engine = |change: fn(&mut EngineRules)| {
-        let mut options = all.clone();
-        change(&mut options.engine);
-        options
+    // At a pace at which all of it happens within a day.
+    let all = Options { pace: 60, ..Options::new(3, 1, Duration::from_secs(30 * 3_600)) };
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let results = std::sync::Mutex::new(Vec::new());
+    let work = || {
+        while let Some(Case { rule, host, without, change, symptom }) =
+            CASES.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        {
+            let mut options = all.clone();
+            without(&mut options);
+            let with = symptom(&run_host(&options, *host, &|| ()));
+            change(&mut options);
+            let missing = symptom(&run_host(&options, *host, &|| ()));
+            results.lock().unwrap().push((rule, with, missing));
+        }
     };
-    let kernel = |change: fn(&mut KernelRules)| {
-        let mut options = all.clone();
-        change(&mut options.kernel);
-        options
-    };
-    let cases: [(&str, Options, Symptom); 10] = [
-        ("recently open ports", engine(|rules| rules.recent_ports = false), honest_bans),
-        // Each of these covers for the others: what answers has a socket, and is remembered for its answer.
-        (
-            "listeners, look-up and recently open ports",
-            engine(|rules| (rules.listeners, rules.socket_lookup, rules.recent_ports) = (false, false, false)),
-            honest_bans,
-        ),
-        ("socket look-up", engine(|rules| rules.socket_lookup = false), alarms),
-        ("forgiven ports", engine(|rules| rules.scan_trigger = Some(0)), honest_bans),
-        ("bound of forgiven ports", engine(|rules| rules.scan_trigger = Some(15)), Outcome::missed),
-        ("length of the window", engine(|rules| rules.window = Some(Duration::from_secs(60))), Outcome::missed),
-        ("bound of the window", engine(|rules| rules.window = Some(Duration::from_secs(86_400))), honest_bans),
-        ("ceiling of bans", engine(|rules| rules.max_new_bans_per_minute = Some(1_000_000)), long_bans),
-        ("socket in the kernel", kernel(|rules| rules.socket = false), let_go),
-        ("touched in the kernel", kernel(|rules| rules.touched = false), let_go),
-    ];
-    let with_all = run_mail(&all);
-    let mut failed = false;
-    for (rule, options, symptom) in cases {
-        let (with, without) = (symptom(&with_all), symptom(&run_mail(&options)));
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let mut failed = Vec::new();
+    for (rule, with, without) in results.into_inner().unwrap() {
         println!("without {rule}: {without}, with it: {with}");
-        failed |= without <= with;
+        failed.extend((without <= with).then_some(*rule));
     }
-    assert!(!failed, "without one of these rules nothing got worse; see above");
+    assert!(failed.is_empty(), "without {failed:?} nothing got worse; see above");
 }

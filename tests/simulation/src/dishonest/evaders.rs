@@ -65,6 +65,9 @@ pub(super) fn populate(world: &mut World) {
         ports.extend([21, 23, 3_389, 5_900]);
         in_turn(world, chance, source, minutes(1), &ports)
     });
+    evader(world, "knows services of long ago", |world, chance, source| {
+        in_turn(world, chance, source, minutes(1), &NEW_PORTS)
+    });
     evader(world, "knows ports that listened lately", |world, chance, source| {
         in_turn(world, chance, source, seconds(20), &SHORT_PORTS)
     });
@@ -74,8 +77,8 @@ pub(super) fn populate(world: &mut World) {
         in_turn(world, chance, source, seconds(1), &ports[..40])
     });
     // Ports that belong together count as one, up to four of them.
-    evader(world, "knows related ports: mail and printing", |world, chance, source| {
-        in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 515, 631, 9_100])
+    evader(world, "knows related ports: mail", |world, chance, source| {
+        in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25])
     });
     // The hold is over after less than a second.
     evader(world, "knows the hold: a port in 1.1 seconds", |world, chance, source| {

@@ -28,11 +28,11 @@ pub(super) fn populate(world: &mut World) {
         (Kind::PortChange, days(120)),
         (Kind::NewContainer, days(10)),
         (Kind::NewServices, days(20)),
-        (Kind::Reinstall, days(300)),
-        (Kind::BrokenBoot, days(120)),
+        (Kind::Reinstall, days(100)),
+        (Kind::BrokenBoot, days(60)),
         (Kind::ProgramRestart, days(30)),
         (Kind::ShortService, days(10)),
-        (Kind::PortTest, days(180)),
+        (Kind::PortTest, days(60)),
     ];
     let containers = world.host.profile.services.iter().any(|service| service.bind == Bind::Published);
     for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || *kind != Kind::NewContainer) {
@@ -283,7 +283,8 @@ fn transfers(world: &mut World, number: u32) {
     const ROLE: Role = Role::Honest("partners of short transfers");
     let mut chance = world.chance("transfer", number.into());
     let source = world.new_addresses(ROLE).0.into();
-    for port in SHORT_PORTS {
+    let lasting: Vec<u16> = world.host.profile.services.iter().map(|service| service.port).collect();
+    for port in SHORT_PORTS.into_iter().filter(|port| !lasting.contains(port)) {
         let first = world.now.after(chance.between(seconds(0), seconds(20)));
         let chance = world.chance("partner", u64::from(port) << 32 | u64::from(number));
         world.spawn(ROLE, first, Partner { source, port, chance, failures: 0 });
