@@ -199,7 +199,9 @@ const CASES: [Case; 26] = [
     case("related ports", MAIL, honest_bans, |all| all.engine.related_ports = false),
     case("bound of related ports", RELAY, Outcome::missed, |all| all.engine.bounds.related = u8::MAX),
     case("connected peers", MAIL, honest_bans, |all| all.daemon.known_peers = false),
-    case("bound of connected peers", MAIL, Outcome::missed, |all| all.engine.bounds.peer_threshold = u8::MAX),
+    case("bound of connected peers", MAIL, Outcome::missed, |all| {
+        (all.engine.bounds.peer_threshold, all.kernel.peer_forgiven) = (u8::MAX, u8::MAX);
+    }),
     // Settling leaves nothing to lift.
     Case {
         rule: "lifting of bans",

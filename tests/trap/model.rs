@@ -22,6 +22,9 @@ use crate::{BLOCKING, banned_at_last};
 /// Flags that no TCP stack sends, which are dropped and hold their source.
 const ILLEGAL: [u16; 4] = [raw::FIN, 0, raw::SYN | raw::FIN, raw::SYN | raw::RST];
 
+/// Sources that the trap knows to be connected.
+const PEERS: [&str; 2] = ["10.77.1.103", "fd77:0:1:2::1"];
+
 const OPEN: [u16; 3] = [22, 80, 443];
 
 /// The victim as the model's rules see it.
@@ -60,6 +63,9 @@ impl<'a> Pair<'a> {
             model.arm(protocol, lab.ports(name).into_iter().collect::<PortSet>());
         }
         model.allow(config.allow.networks.clone());
+        model.set_peers(PEERS.iter().map(|peer| BanTarget::of(peer.parse().unwrap())));
+        lab.run("victim", "nft", &["add element inet portsentry peers { 10.77.1.103 }"]);
+        lab.run("victim", "nft", &["add element inet portsentry peers6 { fd77:0:1:2:: }"]);
         let addresses = [lab.victim_v4("other").into(), lab.victim_v6("other").into()];
         Self { lab, wire: lab.wire("other"), victim: Victim { addresses }, model, began: Instant::now() }
     }
@@ -103,7 +109,7 @@ impl<'a> Pair<'a> {
     }
 
     fn expect_same_sets(&self) {
-        let holds = ["held_ports", "hold_counts", "hold_recent"];
+        let holds = ["held_ports", "hold_counts", "hold_recent", "peer_suspects"];
         for name in ["touched", "touched_udp", "suspects", "caught", "blocked"].into_iter().chain(holds) {
             for name in [name.to_owned(), format!("{name}6")] {
                 let model: BTreeSet<_> = self.model.set(self.now(), &name).into_iter().collect();

@@ -212,6 +212,11 @@ impl Detector {
         self.engine.know_peers(now, peers);
     }
 
+    /// The sources that the trap is told are connected.
+    pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
+        self.engine.forgiven_peers(now)
+    }
+
     /// The snapshot of the host that it works with.
     #[must_use]
     pub fn host(&self) -> &Host {

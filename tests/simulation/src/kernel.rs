@@ -5,11 +5,13 @@
 //! References: the kernel's net/netfilter/nft_dynset.c (an existing element is not refreshed by `add`), nft_limit.c (a bucket
 //! that begins full), nft_set_hash.c (expired elements do not match).
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
+use portsentry::engine::PEER_THRESHOLD;
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 
@@ -21,6 +23,7 @@ struct Family {
     touched: TimedSet<(BanTarget, u16)>,
     touched_udp: TimedSet<(BanTarget, u16)>,
     suspects: TimedSet<BanTarget>,
+    peer_suspects: TimedSet<BanTarget>,
     caught: TimedSet<BanTarget>,
     held: TimedSet<BanTarget>,
     held_ports: TimedSet<(BanTarget, u16)>,
@@ -65,11 +68,13 @@ pub struct KernelRules {
     pub hold: bool,
     /// How often it is held within a window.
     pub max_holds: u32,
+    /// Ports that a connected source is forgiven.
+    pub peer_forgiven: u8,
 }
 
 impl Default for KernelRules {
     fn default() -> Self {
-        Self { socket: true, touched: true, asked: true, hold: true, max_holds: MAX_HOLDS }
+        Self { socket: true, touched: true, asked: true, hold: true, max_holds: MAX_HOLDS, peer_forgiven: PEER_THRESHOLD - 1 }
     }
 }
 
@@ -83,6 +88,8 @@ pub struct Kernel {
     v4: Family,
     v6: Family,
     ceiling: Limit,
+    /// Connected sources, in the sets `peers` and `peers6`.
+    peers: HashSet<BanTarget>,
     /// The last hold that began, until it is asked for.
     began: Option<BanTarget>,
 }
@@ -105,6 +112,7 @@ impl Kernel {
             touched: TimedSet::new(touched),
             touched_udp: TimedSet::new(touched_udp),
             suspects: TimedSet::new(suspects),
+            peer_suspects: TimedSet::new(4_096),
             caught: TimedSet::new(TRAP_BURST as usize),
             held: TimedSet::new(65_536),
             held_ports: TimedSet::new(262_144),
@@ -123,6 +131,7 @@ impl Kernel {
             v4: family(131_072, 65_536, 65_536),
             v6: family(65_536, 32_768, 32_768),
             ceiling: Limit::new(most, Duration::from_secs(60), most.min(TRAP_BURST), now),
+            peers: HashSet::new(),
             began: None,
         }
     }
@@ -139,6 +148,11 @@ impl Kernel {
     #[must_use]
     pub fn traps(&self, protocol: Protocol, port: u16) -> bool {
         if protocol == Protocol::Udp { self.trapped_udp.contains(port) } else { self.trapped.contains(port) }
+    }
+
+    /// The daemon tells the trap which sources are connected.
+    pub fn set_peers(&mut self, peers: impl Iterator<Item = BanTarget>) {
+        self.peers = peers.collect();
     }
 
     pub fn allow(&mut self, networks: Vec<IpNet>) {
@@ -266,6 +280,8 @@ impl Kernel {
     fn count(&mut self, now: Timestamp, source: IpAddr, (protocol, port): (Protocol, u16), trap: &Trap) -> bool {
         let (window, once) = (Expiry::After(trap.window), self.rules.touched);
         let target = target(source);
+        let is_peer = self.peers.contains(&target);
+        let forgiven = if is_peer { trap.forgiven.max(self.rules.peer_forgiven) } else { trap.forgiven };
         let family = self.family(source);
         let touched = if protocol == Protocol::Udp { &mut family.touched_udp } else { &mut family.touched };
         if once && touched.contains(now, (target, port)) {
@@ -274,8 +290,9 @@ impl Kernel {
         if touched.add(now, (target, port), window).is_none() {
             return false;
         }
-        let Some(suspect) = family.suspects.add(now, target, window) else { return false };
-        suspect.limit.get_or_insert_with(|| Limit::new(1, WEEK, trap.forgiven.into(), now)).is_over(now)
+        let counted = if is_peer { &mut family.peer_suspects } else { &mut family.suspects };
+        let Some(suspect) = counted.add(now, target, window) else { return false };
+        suspect.limit.get_or_insert_with(|| Limit::new(1, WEEK, forgiven.into(), now)).is_over(now)
     }
 
     /// The chain `trap_ban`.
@@ -316,7 +333,9 @@ impl Kernel {
     /// The daemon has the trap count these from zero. The ports that they touched stay known.
     pub fn forget(&mut self, targets: &[BanTarget]) {
         for target in targets {
-            self.family(target.element()).suspects.elements.remove(target);
+            let family = self.family(target.element());
+            family.suspects.elements.remove(target);
+            family.peer_suspects.elements.remove(target);
         }
     }
 
@@ -324,6 +343,7 @@ impl Kernel {
     pub fn forget_all(&mut self) {
         for family in [&mut self.v4, &mut self.v6] {
             family.suspects.elements.clear();
+            family.peer_suspects.elements.clear();
             family.touched.elements.clear();
             family.touched_udp.elements.clear();
         }
@@ -379,6 +399,7 @@ impl Kernel {
             "blocked" => sources(&family.blocked),
             "suspects" => sources(&family.suspects),
             "caught" => sources(&family.caught),
+            "peer_suspects" => sources(&family.peer_suspects),
             "touched" => ports(&family.touched),
             "touched_udp" => ports(&family.touched_udp),
             "held" => sources(&family.held),

@@ -106,6 +106,8 @@ pub struct World {
     /// The host settles, or sources wait that probed it meanwhile.
     waiting: bool,
     armed: Armed,
+    /// The tick at which the trap was told of connected sources.
+    peers_at: Timestamp,
     pub(crate) trace: Option<Trace>,
     /// The host is off.
     down: bool,
@@ -177,6 +179,7 @@ impl World {
             senders: HashMap::new(),
             waiting: false,
             armed: Armed::never(options),
+            peers_at: Timestamp::ZERO,
             trace: None,
             down: false,
         }

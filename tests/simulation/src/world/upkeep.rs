@@ -77,9 +77,13 @@ impl World {
         self.note_at(at, || format!("the ban of {target} ends: its ports belong to services"));
     }
 
-    /// Arms the trap with the ports that were closed at the last tick.
+    /// Arms the trap with the ports that were closed, and the sources that were connected, at the last tick.
     pub(super) fn arm(&mut self) {
         let tick = Timestamp::at(next_tick(self.now).since_origin() - TICK);
+        if self.peers_at != tick {
+            self.peers_at = tick;
+            self.kernel.set_peers(self.detector.forgiven_peers(tick));
+        }
         let Armed { at, changed, stale_at, .. } = self.armed;
         if at == tick || !changed && self.now < stale_at {
             return;
