@@ -23,6 +23,8 @@ pub(super) struct OpenBackends {
     pub(super) slow_backends: Option<SlowBackends>,
     /// The table was not there before.
     pub(super) table_created: bool,
+    /// The kernel's number of the table that was there.
+    pub(super) table_found: Option<u64>,
     /// Targets that have a route from an earlier run.
     pub(super) leftovers: Vec<BanTarget>,
     pub(super) messages: Vec<EventKind>,
@@ -50,7 +52,9 @@ pub(super) fn open(
     let command_first = has(Backend::Command) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
     if nft {
-        let (nft, spec, created) = install(config, host, on_trial, &mut ways.messages)?;
+        let mut nft = Nft::open()?;
+        ways.table_found = nft.table_handle().ok().flatten();
+        let (spec, created) = install(&mut nft, config, host, on_trial, &mut ways.messages)?;
         (ways.blocker.nft, ways.table_created) = (Some(NftBackend::new(nft, spec)), created);
     } else if let Ok(mut nft) = Nft::open() {
         // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
@@ -109,16 +113,16 @@ fn route_free(host: &Host) -> Vec<ipnet::IpNet> {
 
 /// Creates or adopts the ruleset, and sets the allow-list before the first ban; true where there was no table.
 fn install(
+    nft: &mut Nft,
     config: &Config,
     host: &Host,
     on_trial: bool,
     messages: &mut Vec<EventKind>,
-) -> Result<(Nft, RulesetSpec, bool), DaemonError> {
+) -> Result<(RulesetSpec, bool), DaemonError> {
     let mut spec = RulesetSpec::from_config(config);
     if on_trial {
         spec = spec.without_hold();
     }
-    let mut nft = Nft::open()?;
     let prefixes: Vec<_> = host.allow.prefixes().collect();
     let mut attempt = 1;
     let installed = loop {
@@ -163,7 +167,7 @@ fn install(
             spec.size
         )));
     }
-    Ok((nft, spec, installed == Installed::Created))
+    Ok((spec, installed == Installed::Created))
 }
 
 /// How often the table is created where another program deletes it at once.

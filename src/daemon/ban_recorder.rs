@@ -35,6 +35,8 @@ pub(super) struct Opening {
     pub(super) services: Vec<(Service, SystemTime)>,
     /// The ports that were open lately, and when each was closed; `None`: it was open at the end of the last run.
     pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
+    /// What told the kernel's table from others when the daemon last ran.
+    pub(super) table: Option<String>,
     /// Until when scans are only logged, by the word of an operator before the start.
     pub(super) trial: Option<SystemTime>,
     /// What operators have allowed before the start.
@@ -57,6 +59,7 @@ struct Read {
     recalled: LoadedState,
     services: Found<(Service, SystemTime)>,
     listeners: Found<(Service, Option<SystemTime>)>,
+    table: Option<String>,
     trial: Option<SystemTime>,
     allowances: Found<Allowance>,
     booted: bool,
@@ -76,11 +79,11 @@ impl Reading {
             let _ = ledger.expire(now)?;
             let recalled = ledger.recall(forget, now, most)?;
             let (services, listeners) = (ledger.services(MAX_SERVICES)?, ledger.listeners(MAX_LISTENERS)?);
-            let (trial, allowances) = (ledger.trial()?, ledger.allowances()?);
+            let (table, trial, allowances) = (ledger.table()?, ledger.trial()?, ledger.allowances()?);
             let boot = settling::boot_id();
             let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
             let booted = settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin());
-            Ok(Read { ledger, opened, recalled, services, listeners, trial, allowances, booted, now })
+            Ok(Read { ledger, opened, recalled, services, listeners, table, trial, allowances, booted, now })
         };
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(read)?;
         Ok(Self { directory: directory.to_owned(), thread })
@@ -138,7 +141,7 @@ impl BanRecorder {
         let directory = directory.as_path();
         let gone = || io::Error::other("the thread that reads it ended by a defect of its own");
         let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-        let Read { ledger, opened, recalled, services, listeners, trial, allowances, booted, now } = read;
+        let Read { ledger, opened, recalled, services, listeners, table, trial, allowances, booted, now } = read;
         let mut messages = Vec::new();
         if let Opened::Rebuilt { aside, damage } = opened {
             messages.push(EventKind::Error(format!(
@@ -177,7 +180,19 @@ impl BanRecorder {
         let ban_recorder = Self { writer: Some(writer), ways: ways.to_vec(), recent: VecDeque::new() };
         let (strikes, services, listeners) = (recalled.struck, services.items, listeners.items);
         let allowances = allowances.items;
-        Ok(Opening { ban_recorder, bans, unheard, strikes, services, listeners, trial, allowances, booted, messages })
+        Ok(Opening {
+            ban_recorder,
+            bans,
+            unheard,
+            strikes,
+            services,
+            listeners,
+            table,
+            trial,
+            allowances,
+            booted,
+            messages,
+        })
     }
 
     /// A way to hand changes over from another thread.

@@ -16,6 +16,7 @@ use super::event_sink::EventSink;
 use super::host_state::HostState;
 use super::sensor_handle::SensorHandle;
 use super::systemd::{self, Systemd};
+use super::table_identity::TableIdentity;
 use super::table_monitor::TableMonitor;
 use super::trial::Trial;
 use super::unban;
@@ -67,6 +68,7 @@ pub(super) struct EventLoop {
     pub(super) uptime: Uptime,
     pub(super) host_error: HostErrorReport,
     pub(super) unfounded_bans: UnfoundedBans,
+    pub(super) table_identity: TableIdentity,
 }
 
 enum Next {
@@ -174,6 +176,7 @@ impl EventLoop {
         let changed = self.host_state.tick().await;
         self.follow_host(changed);
         self.lift_unfounded_bans();
+        self.table_identity.record(self.sink.ban_recorder.recorder().as_ref());
     }
 
     /// Lifts the bans of clients of a service that begins to be remembered or to listen, or that is served again.

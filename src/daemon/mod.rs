@@ -37,6 +37,7 @@ mod service_tracker;
 mod settling;
 mod startup_reconcile;
 mod systemd;
+mod table_identity;
 mod table_monitor;
 mod trial;
 mod unban;
@@ -51,6 +52,7 @@ use crate::capture::decoy::{DecoyPorts, Decoys};
 use crate::capture::live::{Live, Ring};
 use crate::config::Config;
 use crate::control::server::{Bound, ControlError, Server};
+use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
@@ -80,6 +82,7 @@ use sensor_thread::SensorThread;
 use settling::MAX_SETTLING;
 use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
+use table_identity::TableIdentity;
 use table_monitor::TableMonitor;
 use trial::Trial;
 use unfounded_bans::UnfoundedBans;
@@ -196,7 +199,7 @@ async fn serve(
     };
     let helpers =
         (command_helper.as_ref().filter(|_| config.runs_commands()).map(CommandHelper::spawner), root_files.hosts_deny);
-    let OpenBackends { mut blocker, slow_backends, table_created, leftovers, messages } =
+    let OpenBackends { mut blocker, slow_backends, table_created, table_found, leftovers, messages } =
         backends::open(&config, &host_state.host(), helpers, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
@@ -216,6 +219,7 @@ async fn serve(
         strikes,
         services,
         listeners,
+        table,
         trial,
         allowances,
         booted,
@@ -257,6 +261,7 @@ async fn serve(
             ways: blocker.backends.clone(),
             unheard,
             table_created,
+            table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
             marker: places.state_dir.join(sandbox_policy::RESTORING),
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::orders),
@@ -267,6 +272,7 @@ async fn serve(
         }
         .start()?;
     }
+    let table_identity = TableIdentity::new(blocker.nft.is_some().then(Nft::open).transpose()?, settling::boot_id());
     let wanted =
         Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then(|| config.block.route.into()) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
@@ -324,6 +330,7 @@ async fn serve(
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
         unfounded_bans: UnfoundedBans::default(),
+        table_identity,
         host_state,
         table_monitor,
         received,

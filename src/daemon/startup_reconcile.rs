@@ -44,6 +44,8 @@ pub(super) struct StartupReconcile {
     pub(super) unheard: Vec<BanTarget>,
     /// The table did not exist: its bans began after the start.
     pub(super) table_created: bool,
+    /// A file has made the table, and filled its sets with bans of the past.
+    pub(super) table_loaded: bool,
     /// A file that is there while bans are put back: where a start is killed over it, the next one knows.
     pub(super) marker: PathBuf,
     /// The duration of bans whose end is unknown.
@@ -126,6 +128,10 @@ impl StartupReconcile {
                 return None;
             }
         };
+        let (elements, swept) = match self.table_loaded {
+            true => (self.review_loaded(elements, remembered), true),
+            false => (elements, swept),
+        };
         let elements = self.mask(elements);
         let bans = elements.len();
         let interrupted = self.marker.exists();
@@ -173,6 +179,25 @@ impl StartupReconcile {
             self.events.send(Event::now(EventKind::Adopted { bans }));
         }
         Some(gone)
+    }
+
+    /// Has the sensor remove what a file has put into the sets, but for the bans of the ledger, which says how long each lasts
+    /// still. Those are returned.
+    fn review_loaded(
+        &self,
+        elements: Vec<(BanTarget, Option<Duration>)>,
+        remembered: &[ActiveBan],
+    ) -> Vec<(BanTarget, Option<Duration>)> {
+        for part in remembered.chunks(ADOPTED_AT_ONCE) {
+            self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec()));
+        }
+        let targets: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
+        for part in targets.chunks(RESTORED_AT_ONCE) {
+            self.sensor.send_blocking(SensorCommand::ReviewLoaded(part.to_vec(), "a file".to_owned()));
+        }
+        let loaded: HashSet<BanTarget> = targets.into_iter().collect();
+        let held = remembered.iter().filter(|ban| loaded.contains(&ban.subject));
+        held.map(|ban| (ban.subject, if let Expiry::After(left) = ban.left { Some(left) } else { None })).collect()
     }
 
     /// Has elements replaced that were added with host bits while the daemon was down, and match no packet.

@@ -1,5 +1,6 @@
 //! Turns changes that other programs make to the table into commands for the sensor: a deleted table is created again, an
-//! altered one is repaired, a deleted element lifts its ban, and an added element is a ban by hand.
+//! altered one is repaired, a deleted element lifts its ban, and an added element is a ban by hand, unless it came with a ruleset
+//! that was loaded: of such elements those stay that are bans.
 //!
 //! A program that rewrites the table in a loop causes a repair every ten milliseconds at most.
 
@@ -149,7 +150,8 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         // Mostly it was about another table. Single elements are left to the comparison.
         commands.push(SensorCommand::RepairRules("an unknown process".to_owned()));
     }
-    let (mut lifted, mut added, mut masked, mut allowed, mut trap) = (Vec::new(), Vec::new(), Vec::new(), false, false);
+    let (mut lifted, mut added, mut masked, mut loaded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut allowed, mut trap) = (false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
         match *change {
             Change::ElementRemoved(subject) => lifted.push(subject),
@@ -159,13 +161,14 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
             Change::ElementAdded(subject, remaining) => {
                 added.push((subject, remaining.map_or(Expiry::Never, Expiry::After)));
             }
+            Change::ElementLoaded(subject) => loaded.push(subject),
             Change::AllowedChanged => allowed = true,
             Change::TrapChanged => trap = true,
             Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Unheard | Change::Overrun => {}
         }
     }
     // An element whose timeout was changed by hand is deleted and added in one transaction: it stays.
-    lifted.retain(|subject| added.iter().chain(&masked).all(|(kept, _)| kept != subject));
+    lifted.retain(|subject| added.iter().chain(&masked).all(|(kept, _)| kept != subject) && !loaded.contains(subject));
     events.extend(lifted.iter().map(|subject| EventKind::Unblocked { subject: *subject, by: by.to_owned() }));
     events.extend(masked.iter().map(|(subject, _)| {
         let (element, network) = (subject.element(), subject.masked());
@@ -189,6 +192,9 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     if !added.is_empty() {
         let ban = |(subject, expiry)| ActiveBan::whole(subject, expiry);
         commands.push(SensorCommand::Adopt(added.into_iter().map(ban).collect()));
+    }
+    if !loaded.is_empty() {
+        commands.push(SensorCommand::ReviewLoaded(loaded, by.to_owned()));
     }
     if allowed {
         events.push(EventKind::Note(format!(

@@ -267,6 +267,8 @@ pub enum Change {
     Served(Service, SystemTime),
     /// These ports were open lately, each with the time at which it was closed; `None`: it is open. No others were.
     Listeners(Vec<(Service, Option<SystemTime>)>),
+    /// The kernel's table is this one: a boot and a number.
+    Table(String),
     /// A service is no longer remembered.
     ServiceForgotten(Service),
 }

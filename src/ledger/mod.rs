@@ -245,6 +245,7 @@ impl Ledger {
                 Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
+                Change::Table(table) => services::put_table(statements.connection, table),
                 Change::ServiceForgotten(service) => services::remove(statements.connection, *service),
             })
         })

@@ -115,6 +115,7 @@ const STEPS: [&str; 9] = [
         gone INTEGER,                  -- NULL: it is open
         PRIMARY KEY (protocol, port, address)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE kernel_table (id TEXT NOT NULL) STRICT;  -- boot and number of the kernel's table, which no file has
 ",
 ];
 

@@ -23,12 +23,28 @@ const PUT_LISTENER: &str =
     "INSERT OR REPLACE INTO listener (protocol, port, address, gone) VALUES (:protocol, :port, :address, :gone)";
 const LISTENERS: &str = "SELECT protocol, port, address, gone FROM listener LIMIT :most";
 
+const TABLE: &str = "SELECT id FROM kernel_table LIMIT 1";
+const CLEAR_TABLE: &str = "DELETE FROM kernel_table";
+const PUT_TABLE: &str = "INSERT INTO kernel_table (id) VALUES (:id)";
+
 const LAST_BOOT: &str = "SELECT id FROM boot LIMIT 1";
 const CLEAR_BOOT: &str = "DELETE FROM boot";
 const PUT_BOOT: &str = "INSERT INTO boot (id) VALUES (:id)";
 
-pub(super) const USED: [&str; 9] =
-    [PUT, REMOVE, ALL, CLEAR_LISTENERS, PUT_LISTENER, LISTENERS, LAST_BOOT, CLEAR_BOOT, PUT_BOOT];
+pub(super) const USED: [&str; 12] = [
+    PUT,
+    REMOVE,
+    ALL,
+    CLEAR_LISTENERS,
+    PUT_LISTENER,
+    LISTENERS,
+    TABLE,
+    CLEAR_TABLE,
+    PUT_TABLE,
+    LAST_BOOT,
+    CLEAR_BOOT,
+    PUT_BOOT,
+];
 
 pub(super) fn put(connection: &Connection, service: Service, served: SystemTime) -> Result<(), rusqlite::Error> {
     let Service { protocol, port, address } = service;
@@ -42,6 +58,12 @@ pub(super) fn remove(connection: &Connection, service: Service) -> Result<(), ru
     let Service { protocol, port, address } = service;
     let values = named_params! {":protocol": protocol.key(), ":port": port, ":address": address.to_string()};
     connection.execute(REMOVE, values).map(drop)
+}
+
+/// Replaces what tells the kernel's table from others.
+pub(super) fn put_table(connection: &Connection, id: &str) -> Result<(), rusqlite::Error> {
+    connection.execute(CLEAR_TABLE, [])?;
+    connection.execute(PUT_TABLE, named_params! {":id": id}).map(drop)
 }
 
 /// Replaces the recent listeners.
@@ -96,6 +118,12 @@ impl Ledger {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let found = self.connection.prepare(LISTENERS);
         let found = found.and_then(|mut all| collect(&mut all, named_params! {":most": most}, recent));
+        found.map_err(LedgerError::database("read", &self.path()))
+    }
+
+    /// What told the kernel's table from others when the daemon last ran.
+    pub fn table(&self) -> Result<Option<String>, LedgerError> {
+        let found = self.connection.query_row(TABLE, [], |row| row.get(0)).optional();
         found.map_err(LedgerError::database("read", &self.path()))
     }
 

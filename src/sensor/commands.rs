@@ -64,6 +64,9 @@ pub enum SensorCommand {
     EndTrial(Box<Settings>),
     /// Stops blocking: scans are only logged from now on.
     LogOnly,
+    /// Has the kernel hold, of these elements that a ruleset brought along, those that are bans, for the time that is left of each. The text
+    /// names the process that loaded it.
+    ReviewLoaded(Vec<BanTarget>, String),
     /// Replaces the sources that are connected to services of this host, and for how long they are known to be.
     KnownPeers(Vec<(BanTarget, Duration)>),
     /// Ends settling: sources are condemned from now on.
@@ -150,6 +153,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, *spec),
         SensorCommand::StartTrial => controller.start_trial(),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
+        SensorCommand::ReviewLoaded(elements, by) => controller.review_loaded(now, &elements, &by),
         SensorCommand::KnownPeers(peers) => controller.observer().engine_mut().know_peers(now, &peers),
         SensorCommand::EndSettling => controller.end_settling(now),
         SensorCommand::LogOnly => controller.log_only(),

@@ -528,6 +528,26 @@ impl BanController {
         }
     }
 
+    /// Removes from the kernel's sets those of `elements`, which came with a ruleset that `by` loaded, that are no bans, and gives the
+    /// others the time that they have left.
+    pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
+        let engine = self.observer.engine();
+        let bans = elements.iter().filter_map(|target| engine.standing_of(now, *target));
+        let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        let stale = elements.iter().copied().filter(|target| engine.standing_of(now, *target).is_none());
+        let stale: Vec<BanTarget> = stale.collect();
+        self.change_sets(now, "elements of a loaded ruleset could not be compared with the bans", |nft| {
+            nft.lift(&stale)?;
+            nft.restore(&bans)
+        });
+        self.reporter.note(format!(
+            "{by} loaded a ruleset with elements of table inet portsentry: {} are bans and keep the time that they have left, {} \
+             are not and were removed; docs/interoperability.md says how to save a ruleset without them",
+            bans.len(),
+            stale.len()
+        ));
+    }
+
     /// Replaces elements that another program added with host bits, and that match no packet.
     pub(super) fn mask_elements(&mut self, now: Timestamp, elements: &[(BanTarget, Expiry)]) {
         let wrong: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();

@@ -324,7 +324,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
 /// Back to the format before there was a column for the grade of evidence.
 fn downgrade(state: &State) {
     let intruder = intruder(&state.path());
-    let tables = ["service", "boot", "logged", "trial", "allowance", "listener"];
+    let tables = ["service", "boot", "logged", "trial", "allowance", "listener", "kernel_table"];
     let later: String = tables.iter().map(|table| format!("DROP TABLE {table};")).collect();
     let step = "ALTER TABLE ban DROP COLUMN evidence; PRAGMA user_version = 3";
     intruder.execute_batch(&format!("{later}{step}")).unwrap();

@@ -18,6 +18,7 @@ mod many;
 mod operator;
 mod panics;
 mod removed;
+mod saved_ruleset;
 mod socket;
 mod support;
 mod trial;

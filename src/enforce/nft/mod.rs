@@ -154,6 +154,11 @@ impl Nft {
         Ok(installed)
     }
 
+    /// The kernel's number of the table, which another table of the same name does not have; `None` where there is none.
+    pub fn table_handle(&mut self) -> Result<Option<u64>, SocketError> {
+        nft::table_handle(&mut self.socket)
+    }
+
     /// What [`Nft::install`] would find: the sizes of the sets for IPv4 and IPv6, `None` where there is no table. Changes
     /// nothing.
     pub fn examine(&mut self, spec: &RulesetSpec) -> Result<Option<(u32, u32)>, RulesetError> {

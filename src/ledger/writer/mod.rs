@@ -310,7 +310,7 @@ impl Work {
                 Change::Listeners(listeners) => {
                     listeners.iter_mut().for_each(|(_, gone)| *gone = gone.map(|gone| step.moved(gone)));
                 }
-                Change::ServiceForgotten(_) => {}
+                Change::Table(_) | Change::ServiceForgotten(_) => {}
             }
         }
         self.clock.follow(step);

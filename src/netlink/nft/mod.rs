@@ -38,6 +38,7 @@ pub(crate) use element::{
 pub use features::KernelFeatures;
 pub(crate) use generation::{await_turn, generation};
 pub use hold_rules::MAX_HOLDS;
+pub(crate) use ruleset::table_handle;
 pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};

@@ -7,12 +7,13 @@ use rustix::io::Errno;
 
 use super::change::RulesetChange;
 use super::desired_ruleset::DesiredRuleset;
-use super::message::put_request;
+use super::message::{field, put_request};
 use super::recognise::recognise;
 use super::set::Set;
 use super::snapshot::{Difference, Part, TableSnapshot};
 use super::spec::RulesetSpec;
 use super::table::TABLE;
+use crate::netlink::message::be_u64;
 use crate::netlink::socket::{Batch, Socket, SocketError};
 
 /// Where the table came from.
@@ -281,6 +282,21 @@ fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<Ou
             Err(RulesetError::Lacking { object: change.object(message).to_owned(), errno })
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The number by which the kernel tells this table from an earlier one of its name; `None` where there is none. A listing of the
+/// ruleset does not have it.
+pub(crate) fn table_handle(socket: &mut Socket) -> Result<Option<u64>, SocketError> {
+    let mut request = Vec::new();
+    put_request(&mut request, sys::NFT_MSG_GETTABLE, 0, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
+    let mut handle = None;
+    let asked = socket.ask(&mut request, |message| {
+        handle = message.nft().and_then(|(_, list)| field(list, sys::NFTA_TABLE_HANDLE)).and_then(be_u64);
+    });
+    match asked {
+        Err(error) if error.is(Errno::NOENT) => Ok(None),
+        asked => asked.map(|()| handle),
     }
 }
 

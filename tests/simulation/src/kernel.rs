@@ -74,7 +74,14 @@ pub struct KernelRules {
 
 impl Default for KernelRules {
     fn default() -> Self {
-        Self { socket: true, touched: true, asked: true, hold: true, max_holds: MAX_HOLDS, peer_forgiven: PEER_THRESHOLD - 1 }
+        Self {
+            socket: true,
+            touched: true,
+            asked: true,
+            hold: true,
+            max_holds: MAX_HOLDS,
+            peer_forgiven: PEER_THRESHOLD - 1,
+        }
     }
 }
 

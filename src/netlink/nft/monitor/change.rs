@@ -16,6 +16,8 @@ pub enum Change {
     RulesetChanged,
     /// An element was added, or its timeout changed.
     ElementAdded(BanTarget, Remaining),
+    /// An element came with a ruleset that was loaded in one transaction, as from a file.
+    ElementLoaded(BanTarget),
     /// An element was deleted. `nft flush set` gives one for each.
     ElementRemoved(BanTarget),
     /// What `allowed` or `allowed6` hold changed.

@@ -19,6 +19,11 @@ pub(super) struct Decoder {
     pub(super) author: Option<Author>,
     /// The end of a transaction that changed something is still to come.
     pub(super) open: bool,
+    /// It made a table, a set, a chain or a rule: its elements come from a ruleset that was saved or written, and are no decisions
+    /// of this moment.
+    loads: bool,
+    /// The number of changes that were there before it began.
+    before: usize,
     /// Notifications were lost, and older ones may still be queued.
     pub(super) lost: bool,
     /// Ends of intervals in the sets of networks, and whether they came or went: which belong together shows at the end of
@@ -38,6 +43,7 @@ impl Decoder {
             let Some(message) = messages.next() else { return };
             if let Some(list) = message.generation() {
                 self.pair();
+                self.convert();
                 if self.open {
                     self.author = author(list);
                 }
@@ -61,16 +67,16 @@ impl Decoder {
             sys::NFT_MSG_DELTABLE => {
                 // Nothing that happened before has left a trace.
                 self.changes.clear();
+                self.before = 0;
                 self.bounds.clear();
                 self.add(Change::TableGone);
             }
             sys::NFT_MSG_DELSET => self.add(set().map_or(Change::RulesetChanged, Change::SetGone)),
-            sys::NFT_MSG_NEWTABLE
-            | sys::NFT_MSG_NEWCHAIN
-            | sys::NFT_MSG_NEWRULE
-            | sys::NFT_MSG_NEWSET
-            | sys::NFT_MSG_DELCHAIN
-            | sys::NFT_MSG_DELRULE => self.add(Change::RulesetChanged),
+            sys::NFT_MSG_NEWTABLE | sys::NFT_MSG_NEWCHAIN | sys::NFT_MSG_NEWRULE | sys::NFT_MSG_NEWSET => {
+                self.add(Change::RulesetChanged);
+                self.loads = true;
+            }
+            sys::NFT_MSG_DELCHAIN | sys::NFT_MSG_DELRULE => self.add(Change::RulesetChanged),
             // What a request destroys (deletes if present) is notified as deleted.
             sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
                 Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
@@ -109,10 +115,21 @@ impl Decoder {
         }
     }
 
+    /// Tells which elements came with a ruleset.
+    fn convert(&mut self) {
+        let loaded = self.changes.iter_mut().skip(self.before).filter(|_| self.loads);
+        for change in loaded {
+            if let Change::ElementAdded(subject, _) = *change {
+                *change = Change::ElementLoaded(subject);
+            }
+        }
+    }
+
     /// A transaction is under way that concerns the table.
     fn begin(&mut self) {
         if !mem::replace(&mut self.open, true) {
             self.author = None;
+            (self.loads, self.before) = (false, self.changes.len());
         }
     }
 
@@ -128,6 +145,7 @@ impl Decoder {
     pub(super) fn lose(&mut self) {
         self.lost = true;
         self.open = false;
+        (self.loads, self.before) = (false, 0);
         self.author = None;
         self.bounds.clear();
         self.changes.clear();
@@ -142,6 +160,11 @@ impl Decoder {
     }
 
     pub(super) fn drain(&mut self) -> Vec<Change> {
+        // Of a transaction that comes in parts, what follows a part that made rules comes from the same ruleset.
+        if self.open {
+            self.convert();
+        }
+        self.before = 0;
         let next = if self.lost { vec![Change::Overrun] } else { Vec::new() };
         mem::replace(&mut self.changes, next)
     }

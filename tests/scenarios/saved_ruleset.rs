@@ -1,0 +1,115 @@
+//! A ruleset that was saved with `nft list ruleset` is loaded again, as many people make rules permanent.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::{Lab, TIMEOUT, within};
+
+/// Bans of two sources, of which one is lifted after the ruleset was saved. The file as it is loaded, with `flush ruleset` or
+/// without.
+fn saved(lab: &Lab, flushes: bool) -> (IpAddr, IpAddr, String) {
+    let kept: IpAddr = lab.v4("kept").into();
+    lab.touch("kept", kept, lab.victim_v4("kept").into(), &[901, 902, 903]);
+    lab.expect_ban(kept);
+    let lifted = lab.provoke_ban("lifted");
+    std::thread::sleep(Duration::from_secs(3));
+    let file = lab.path("nftables.conf");
+    let first = if flushes { "flush ruleset\n" } else { "" };
+    let text = first.to_owned() + &lab.run("victim", "nft", &["list", "ruleset"]);
+    assert!(text.contains(&lifted.to_string()) && text.contains("elements = {"), "{text}");
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(lab.operate(&["unblock", &lifted.to_string()]).code, Some(0));
+    lab.expect_banned(&[kept]);
+    (kept, lifted, file.display().to_string())
+}
+
+/// Of both bans the ledger's is in force, with the ledger's time, and none by hand.
+fn expect_ledger_decides(lab: &Lab, kept: IpAddr, lifted: IpAddr) {
+    lab.expect_banned(&[kept]);
+    let left = || lab.ask(&["explain", &kept.to_string()])["blocked"]["left_s"].as_u64();
+    let left = within(TIMEOUT, left).unwrap();
+    let right_time = || {
+        let bans = lab.set("blocked");
+        bans.iter()
+            .any(|ban| ban.expires.is_some_and(|expires| expires.abs_diff(Duration::from_secs(left)) < SLACK))
+            .then_some(())
+    };
+    assert!(within(TIMEOUT, right_time).is_some(), "{left} s are left: {}", lab.set_text("blocked"));
+    assert_eq!(lab.ask(&["explain", &lifted.to_string()])["blocked"], serde_json::Value::Null);
+    let listed = lab.operate(&["list", "--json"]).out;
+    assert!(!listed.contains("operator") && !listed.contains("import"), "no ban by hand: {listed}");
+}
+
+/// The saved times are older than the ledger's by three seconds and more.
+const SLACK: Duration = Duration::from_secs(2);
+
+#[test]
+fn reloaded_ruleset_restores_no_lifted_ban() {
+    for flushes in [true, false] {
+        let lab = Lab::new(&["kept", "lifted", "other"]);
+        let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+        let (kept, lifted, file) = saved(&lab, flushes);
+        lab.run("victim", "nft", &["-f", &file]);
+        daemon.expect_line("loaded a ruleset with elements of table inet portsentry");
+        expect_ledger_decides(&lab, kept, lifted);
+        assert!(daemon.lines_with("by hand").is_empty());
+        // An element that is added alone is a ban by hand as ever.
+        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+        let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());
+        assert!(within(TIMEOUT, listed).is_some());
+        // The table does its work.
+        lab.provoke_ban("other");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn ruleset_loaded_before_start_is_no_ban() {
+    let lab = Lab::new(&["kept", "lifted", "innocent", "other"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (kept, lifted, _) = saved(&lab, true);
+    // Saved once more, with the trap armed and a long time for each ban.
+    let armed = || lab.ports("trapped").contains(&901).then_some(());
+    assert!(within(TIMEOUT, armed).is_some());
+    let text = "flush ruleset\n".to_owned() + &lab.run("victim", "nft", &["list", "ruleset"]);
+    let text = text.replacen(&kept.to_string(), &format!("{lifted} timeout 2h expires 2h, {kept}"), 1);
+    let file = lab.path("nftables.conf");
+    std::fs::write(&file, text).unwrap();
+    let recorded = || {
+        let (ledger, _) = portsentry::ledger::Ledger::open(&lab.path("state")).unwrap();
+        ledger.table().unwrap().map(drop)
+    };
+    assert!(within(TIMEOUT, recorded).is_some());
+    daemon.stop();
+    lab.run("victim", "nft", &["-f", &file.display().to_string()]);
+    // Without a daemon the trap that the file armed bans a client, without evidence that the daemon has.
+    let (innocent, target) = (lab.v4("innocent").into(), lab.victim_v4("innocent").into());
+    lab.touch("innocent", innocent, target, &[901, 902, 903]);
+    lab.expect_ban(innocent);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    daemon.expect_line("a file loaded a ruleset with elements of table inet portsentry: 1 are bans");
+    expect_ledger_decides(&lab, kept, lifted);
+    assert_eq!(lab.ask(&["explain", &innocent.to_string()])["blocked"], serde_json::Value::Null);
+    lab.provoke_ban("other");
+    daemon.stop();
+    // A table that the daemon left, with an element that was added meanwhile: a ban by hand.
+    lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());
+    assert!(within(TIMEOUT, listed).is_some());
+    daemon.stop();
+}
+
+#[test]
+fn documented_command_saves_everything_else() {
+    let lab = Lab::new(&["kept", "lifted"]);
+    lab.run("victim", "nft", &["add table inet own; add chain inet own input"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/nft/portsentry.nft")).unwrap();
+    let command = documented.lines().find_map(|line| line.strip_prefix("#     nft list tables")).unwrap();
+    let script = format!("nft list tables{command}").replace("/etc/nftables.conf", "/dev/stdout");
+    let saved = lab.run("victim", "sh", &["-c", &script]);
+    assert!(saved.contains("table inet own {") && !saved.contains("portsentry"), "{saved}");
+    daemon.stop();
+}
