@@ -22,12 +22,15 @@ use serde_json::{Value, json};
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
 use crate::config::{Config, ConfigError, ConfigErrors, DEFAULT_CONFIG, HostPorts, Mode, pitfalls};
+use crate::control::DEFAULT_SOCKET;
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::host::lookup;
 use crate::host::network::{self, HostError, HostFacts};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
+use crate::ledger;
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag, SockDiagError};
+use crate::sandbox::{self, Policy};
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
 use warnings::Warning;
@@ -37,6 +40,12 @@ use warnings::Warning;
 pub struct CheckOptions {
     /// The settings to check [/etc/portsentry/portsentry.toml]
     pub file: Option<PathBuf>,
+    /// Where the bans would be kept
+    #[arg(long, value_name = "DIR", default_value = ledger::DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Where the control socket would be
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
     /// Write one JSON object
     #[arg(long)]
     pub json: bool,
@@ -134,17 +143,26 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         key: Some(key.to_owned()),
         message,
     };
-    let (mut wrong, mut notes) = (Vec::new(), Vec::new());
+    let (mut wrong, mut notes, mut state) = (Vec::new(), Vec::new(), Vec::new());
     // The program would not start with them.
     if let Some(path) = &file
         && let Err(error) = config.check_ownership(Path::new(path))
     {
         wrong.push(ConfigError { key: None, ..unfit("", error.to_string()) });
     }
+    if !systemd_unit::has_user() {
+        let mut policy = Policy::of_folders(&options.state_dir, &options.socket, &ledger::OWN_FILES);
+        policy.settings.extend(file.iter().map(PathBuf::from).chain(config.allow.files.iter().cloned()));
+        if let Err(error) = sandbox::check_folders(&policy) {
+            wrong.push(ConfigError { key: None, ..unfit("", error.to_string()) });
+        }
+        state.extend(sandbox::obstacles(&policy).into_iter().map(|text| Warning::new("--state-dir", text)));
+    }
     wrong.extend(missing_interfaces(&config.interfaces, &facts).map(|error| unfit("interfaces", error.to_string())));
     capture(&config, &host, &mut wrong, &mut notes, &unfit);
     ports::look(&config, &host, &mut wrong, &mut notes, &unfit);
     let mut warnings = warnings::of(&config);
+    warnings.append(&mut state);
     let ways = backends::look(&config, &mut wrong, &mut warnings, &mut notes, &unfit);
     let (prevents_start, unit_warnings) = systemd_unit::look(&config);
     wrong.extend(prevents_start.into_iter().map(|one| unfit(one.key, one.message)));

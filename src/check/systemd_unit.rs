@@ -60,6 +60,11 @@ pub(super) fn look(config: &Config) -> (Vec<Warning>, Vec<Warning>) {
     (findings(fatal), findings(others))
 }
 
+/// Whether an installed service has a user of its own. Its folders are given to that one by systemd.
+pub(super) fn has_user() -> bool {
+    Unit::installed().is_some_and(|unit| !matches!(unit.value("User"), "" | "root" | "0"))
+}
+
 impl Unit {
     fn installed() -> Option<Self> {
         let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;

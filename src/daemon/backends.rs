@@ -22,12 +22,33 @@ pub(super) struct OpenBackends {
     pub(super) blocker: Blocker,
     pub(super) slow_backends: Option<SlowBackends>,
     /// The table was not there before.
-    pub(super) table_created: bool,
+    pub(super) new_table: Option<NewTable>,
     /// The kernel's number of the table that was there.
     pub(super) table_found: Option<u64>,
     /// Targets that have a route from an earlier run.
     pub(super) leftovers: Vec<BanTarget>,
     pub(super) messages: Vec<EventKind>,
+}
+
+/// A table that this start has created, which is removed again where the start fails.
+pub(super) struct NewTable(Option<RulesetSpec>);
+
+impl NewTable {
+    /// The start has succeeded.
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for NewTable {
+    fn drop(&mut self) {
+        if let Some(spec) = self.0.take()
+            && let Ok(mut nft) = Nft::open()
+        {
+            // The start fails with an error of its own.
+            drop(nft.remove(&spec));
+        }
+    }
 }
 
 /// Opens the configured backends; none if no source is blocked and no command is run. Commands are left to `spawner`, and
@@ -51,11 +72,21 @@ pub(super) fn open(
     let (nft, route, hosts_deny) = (has(Backend::Nft), has(Backend::Route), has(Backend::HostsDeny));
     let command_first = has(Backend::Command) && config.block.run.first;
     (ways.blocker.tcp_mode, ways.blocker.udp_mode) = (classic("tcp", config.tcp.mode), classic("udp", config.udp.mode));
+    // What can fail comes before the first change.
+    let deny = (hosts_deny || sweeps_lines).then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
+    let mut routes = None;
+    if route {
+        let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
+        let mut open = Routes::open(config.block.route.into(), size)?;
+        ways.leftovers = open.leftovers()?;
+        routes = Some(open);
+    }
     if nft {
         let mut nft = Nft::open()?;
         ways.table_found = nft.table_handle().ok().flatten();
         let (spec, created) = install(&mut nft, config, host, on_trial, &mut ways.messages)?;
-        (ways.blocker.nft, ways.table_created) = (Some(NftBackend::new(nft, spec)), created);
+        ways.new_table = created.then(|| NewTable(Some(spec)));
+        ways.blocker.nft = Some(NftBackend::new(nft, spec));
     } else if let Ok(mut nft) = Nft::open() {
         // A trap that a run before this one left armed, when it crashed, must not go on blocking. Mostly there is none. Of each
         // protocol by itself, because what is not there refuses the rest as well.
@@ -63,14 +94,10 @@ pub(super) fn open(
         drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
         drop(nft.arm(Watched { udp: none, ..Watched::default() }));
     }
-    if route {
-        let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-        let mut routes = Routes::open(config.block.route.into(), size)?;
+    if let Some(routes) = &mut routes {
         drop(routes.protect(&route_free(host)));
-        ways.leftovers = routes.leftovers()?;
-        ways.blocker.routes = Some(routes);
     }
-    let deny = (hosts_deny || sweeps_lines).then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose()?;
+    ways.blocker.routes = routes;
     // The helper has looked for itself.
     if let Some(Err(error)) = deny.as_ref().filter(|_| file_helper.is_none()).map(HostsDeny::check) {
         ways.messages

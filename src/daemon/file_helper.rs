@@ -60,9 +60,6 @@ pub(super) fn ready(
     let files = Files { hosts_deny, json_file: config.report.json_file.filter(|_| json_file) };
     let policy = sandbox_policy::of_files(&files);
     let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };
-    if sandboxed {
-        sandbox.drop_privileges();
-    }
     if let Some(Err(error)) = files.hosts_deny.as_ref().map(HostsDeny::check) {
         sandbox.warnings.push(format!("no line can be written to hosts.deny, which is tried again: {error}"));
     }

@@ -58,6 +58,7 @@ use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
+use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
@@ -191,7 +192,10 @@ async fn serve(
         log.write(&Event::now(EventKind::Note(format!("warning: {warning}"))));
     }
 
-    // A missing capability or a busy port is found before anything is changed.
+    // A missing capability or a busy port is found before anything is changed. What connects to a decoy from now on waits for
+    // the sensor.
+    let mut decoys = Decoys::open(&DecoyPorts::from_config(&config), &config.tcp.port_banner)?;
+    let (kernel, kernel_failure) = KernelPorts::open()?;
     let live = Live::open(&host_state.filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
@@ -199,7 +203,7 @@ async fn serve(
     };
     let helpers =
         (command_helper.as_ref().filter(|_| config.runs_commands()).map(CommandHelper::spawner), root_files.hosts_deny);
-    let OpenBackends { mut blocker, slow_backends, table_created, table_found, leftovers, messages } =
+    let OpenBackends { mut blocker, slow_backends, new_table, table_found, leftovers, messages } =
         backends::open(&config, &host_state.host(), helpers, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
@@ -260,9 +264,9 @@ async fn serve(
             remembered,
             ways: blocker.backends.clone(),
             unheard,
-            table_created,
+            table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
-            marker: places.state_dir.join(sandbox_policy::RESTORING),
+            marker: places.state_dir.join(ledger::RESTORING),
             expire: config.expire,
             slow_backends: slow_backends.as_ref().map(SlowBackends::orders),
             nft,
@@ -276,16 +280,13 @@ async fn serve(
     let wanted =
         Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then(|| config.block.route.into()) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
-    // Only now, when no address on the allow-list is blocked any more.
-    let mut decoys = Decoys::open(&DecoyPorts::from_config(&config), &config.tcp.port_banner)?;
     if let Some(busy) = decoys.busy() {
         log.write(&Event::now(EventKind::Note(busy)));
     }
     listening(decoys.ports()).for_each(|text| log.write(&Event::now(EventKind::Note(text))));
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());
-    let (kernel, failure) = KernelPorts::open()?;
-    if let Some(error) = failure {
+    if let Some(error) = kernel_failure {
         let text = format!(
             "translated connections cannot be read, so a port that destination NAT publishes counts as closed until it has \
              answered the same source: {error}"
@@ -303,6 +304,9 @@ async fn serve(
         ))));
     }
     let (ended, mut end) = oneshot::channel();
+    if let Some(table) = new_table {
+        table.keep();
+    }
     // The receiver is gone only when the event loop has ended.
     let thread = sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 

@@ -14,9 +14,6 @@ use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
 use crate::types::Backend;
 
-/// Names the bans of a reboot that is being made good ([`super::startup_reconcile`]).
-pub(super) const RESTORING: &str = "restoring";
-
 /// What is read of the host: name servers, leases and sessions, as far as each exists ([`crate::host`]); the kernel's
 /// settings; and randomness for SQLite. Folders, where files in them are replaced.
 const HOST_FILES: [&str; 13] = [
@@ -49,14 +46,17 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
     let connects = |protocol: &&&crate::config::Protocol| protocol.mode == Mode::Connect;
     let names = config.report.resolve_host || !config.allow.names.is_empty();
     let mut policy = Policy {
-        own: [Some(places.state_dir.clone()), folder(&places.socket)].into_iter().flatten().collect(),
-        own_files: ledger::OWN_FILES.iter().chain(&[RESTORING]).map(|&name| name.to_owned()).collect(),
-        own_socket: Some(places.socket.clone()),
         settings: [&places.config].into_iter().chain(&config.allow.files).cloned().collect(),
         read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
+        tcp_ports: [&config.tcp]
+            .iter()
+            .filter(connects)
+            .flat_map(|protocol| protocol.watched().iter().collect::<Vec<_>>())
+            .chain(config.metrics.listen.map(|address| address.port()))
+            .collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
         names,
-        ..Policy::default()
+        ..Policy::of_folders(&places.state_dir, &places.socket, &ledger::OWN_FILES)
     };
     // Without logind, the processes of logins are looked at.
     if !Path::new("/run/systemd/sessions").is_dir() {
@@ -159,7 +159,9 @@ mod tests {
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);
         assert!(named.names && named.read.contains(&"/usr/lib".into()));
         let connect = needs("[tcp]\nmode = \"connect\"\nports = \"23\"");
-        assert_eq!(Policy { low_ports: false, ..connect.clone() }, plain);
+        assert_eq!(connect.tcp_ports, [23]);
+        assert_eq!(Policy { low_ports: false, tcp_ports: Vec::new(), ..connect.clone() }, plain);
+        assert_eq!(needs("[metrics]\nlisten = \"127.0.0.1:9777\"").tcp_ports, [9777]);
         assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);
         let run = "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]";
         assert_eq!(needs(run), plain, "another process runs them");

@@ -48,8 +48,11 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
 /// The database's name in the state directory.
 pub const DATABASE: &str = "ledger.sqlite";
 
-/// What this module makes in the state directory; `*` stands for what SQLite, a rewrite, a rotation or a repair adds.
-pub const OWN_FILES: [&str; 8] = [
+/// Names the bans of a reboot that is being made good.
+pub const RESTORING: &str = "restoring";
+
+/// What the daemon makes in the state directory; `*` stands for what SQLite, a rewrite, a rotation or a repair adds.
+pub const OWN_FILES: [&str; 9] = [
     DATABASE,
     "ledger.sqlite-*",
     "ledger.sqlite.corrupt-*",
@@ -58,6 +61,7 @@ pub const OWN_FILES: [&str; 8] = [
     "portsentry.history-*",
     BLOCKED,
     "portsentry.blocked.new",
+    RESTORING,
 ];
 
 /// The bans, in a directory of their own.

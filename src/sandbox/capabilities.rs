@@ -104,7 +104,8 @@ fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()
     if policy.process != Process::Commands {
         clear_ambient_capability_set()?;
     }
-    let nice = if nice { has & CapabilitySet::SYS_NICE } else { CapabilitySet::empty() };
+    let nice =
+        if nice && policy.process != Process::Files { has & CapabilitySet::SYS_NICE } else { CapabilitySet::empty() };
     let now = kept | nice;
     set_capabilities(None, CapabilitySets { effective: now, permitted: now, inheritable })
 }

@@ -93,6 +93,31 @@ pub(super) fn is_given(path: &Path, policy: &Policy, account: &Account) -> bool 
     policy.own.iter().any(|own| own == path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)))
 }
 
+/// Own folders and files that `account` needs for itself, and that belong to another user who keeps them; with their owner.
+pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)> {
+    let mut found = Vec::new();
+    for path in &policy.own {
+        let Ok(folder) = path.metadata() else { continue };
+        match inspect(path, policy, account, &[]) {
+            Ok(None) if !policy.is_of_socket(path) && folder.uid() != account.uid() => {
+                found.push((path.clone(), folder.uid()));
+            }
+            Ok(Some(open)) => {
+                // What cannot be read is found by the start.
+                let _ = open.each_entry(|name, _, entry| {
+                    let owner = entry.uid();
+                    if policy.is_own_file(name, entry) && owner != account.uid() && !is_to_give(owner, account) {
+                        found.push((path.join(name), owner));
+                    }
+                    Ok(true)
+                });
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// Gives the own folders of `policy` to `account`, and the own files in them. A folder that is among those just `made` may
 /// lie in a system folder.
 pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {

@@ -4,20 +4,29 @@
 //! A rule applies to the file behind a path at this moment, and a replaced file is another one, so rules name
 //! folders.
 //!
+//! TCP ports that it does not use are closed to it, and so are abstract Unix sockets and signals of other processes, where the
+//! kernel supports that (Linux 6.7, 6.12).
+//!
 //! References: landlock(7).
 
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, LandlockStatus, PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus,
+    ABI, Access, AccessFs, AccessNet, LandlockStatus, NetPort, PathBeneath, PathFd, RestrictionStatus, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::Policy;
+use super::{Policy, Process};
 
 /// What is restricted, where the kernel knows it: everything up to devices' own calls. What came later (connecting to Unix
 /// sockets) would cut off the log.
 const KNOWN: ABI = ABI::V5;
+
+/// Above so many ports, each of which is a rule, the ports to listen on are not restricted.
+const MAX_PORTS: usize = 1_024;
+
+/// Where a resolver answers what does not fit into a datagram.
+const DNS: u16 = 53;
 
 /// The system's settings.
 const SYSTEM: &str = "/etc";
@@ -80,7 +89,25 @@ pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
         | AccessFs::Refer;
     let write = write & !AccessFs::Execute;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(KNOWN))?.create()?;
+    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(KNOWN))?;
+    let (binds, connects) = tcp_ports(policy);
+    if binds.is_some() {
+        rules = rules.handle_access(AccessNet::BindTcp)?;
+    }
+    if connects.is_some() {
+        rules = rules.handle_access(AccessNet::ConnectTcp)?;
+    }
+    rules = rules.scope(Scope::Signal)?;
+    if !notifies_abstract_socket() {
+        rules = rules.scope(Scope::AbstractUnixSocket)?;
+    }
+    let mut rules = rules.create()?;
+    for port in binds.into_iter().flatten() {
+        rules = rules.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
+    }
+    for port in connects.into_iter().flatten() {
+        rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+    }
     for (paths, access) in [(&reach.write, write), (&reach.read, read)] {
         for path in paths {
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(KNOWN) };
@@ -92,6 +119,23 @@ pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
     }
     let version = in_force(&rules.restrict_self()?)?;
     Ok(Some((version, reach)))
+}
+
+/// The ports on which it may listen, and those to which it may connect; `None` where that cannot be restricted.
+fn tcp_ports(policy: &Policy) -> (Option<&[u16]>, Option<&'static [u16]>) {
+    let connects = match policy.process {
+        Process::Files => Some(&[][..]),
+        // A library for names may ask any server of its own.
+        _ if policy.names => None,
+        // A reload may ask for names.
+        _ => Some(&[DNS][..]),
+    };
+    (Some(policy.tcp_ports.as_slice()).filter(|ports| ports.len() <= MAX_PORTS), connects)
+}
+
+/// Whether the service manager is told by an abstract socket (sd_notify(3)).
+fn notifies_abstract_socket() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_encoded_bytes().starts_with(b"@"))
 }
 
 fn in_force(status: &RestrictionStatus) -> Result<i32, Unfenced> {
@@ -106,6 +150,16 @@ fn in_force(status: &RestrictionStatus) -> Result<i32, Unfenced> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tcp_ports_are_those_of_the_policy() {
+        let ports = |policy: &Policy| tcp_ports(policy).0.map(<[u16]>::len);
+        assert_eq!(tcp_ports(&Policy::default()), (Some(&[][..]), Some(&[53][..])));
+        assert_eq!(tcp_ports(&Policy { process: Process::Files, ..Policy::default() }).1, Some(&[][..]));
+        assert_eq!(tcp_ports(&Policy { names: true, ..Policy::default() }).1, None);
+        assert_eq!(ports(&Policy { tcp_ports: vec![7; MAX_PORTS], ..Policy::default() }), Some(MAX_PORTS));
+        assert_eq!(ports(&Policy { tcp_ports: vec![7; MAX_PORTS + 1], ..Policy::default() }), None);
+    }
 
     #[test]
     fn what_is_beside_the_folders_is_out_of_reach() {

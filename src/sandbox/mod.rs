@@ -44,6 +44,8 @@ pub struct Policy {
     pub read: Vec<PathBuf>,
     /// Listeners on ports below 1024.
     pub low_ports: bool,
+    /// TCP ports on which it listens.
+    pub tcp_ports: Vec<u16>,
     /// Look-ups of names, which load libraries.
     pub names: bool,
     /// Which of the program's processes this is.
@@ -52,6 +54,21 @@ pub struct Policy {
     pub others_files: bool,
     /// Why it stays root; `None` where its own user will do.
     pub root: Option<&'static str>,
+}
+
+impl Policy {
+    /// One with the folders of a daemon's state and of its control socket, and nothing else. `files` are the names that it
+    /// makes in them ([`Policy::own_files`]).
+    #[must_use]
+    pub fn of_folders(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
+        let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Self {
+            own: std::iter::once(state_dir).chain(folder).map(Path::to_owned).collect(),
+            own_files: files.iter().map(|&name| name.to_owned()).collect(),
+            own_socket: Some(socket.to_owned()),
+            ..Self::default()
+        }
+    }
 }
 
 /// The processes of this program.
@@ -121,6 +138,26 @@ pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
     Account::find(policy).map_or(Ok(()), |account| handover::check(policy, &account))
 }
 
+/// What would be in the way of the user that root becomes with `policy`, each as a sentence; nothing where this is not root.
+/// None of it keeps the daemon from starting.
+#[must_use]
+pub fn obstacles(policy: &Policy) -> Vec<String> {
+    let account = match Account::find(policy) {
+        Ok(account) => account,
+        Err(why) => return why.map(|why| format!("portsentry would stay root: {why}")).into_iter().collect(),
+    };
+    let shut_out = account.is_shut_out(policy).map(|why| {
+        format!(
+            "{why}: portsentry would keep CAP_DAC_READ_SEARCH; chmod o+x the folders and o+r the files, or move them"
+        )
+    });
+    let foreign = handover::foreign(policy, &account).into_iter().map(|(path, owner)| {
+        let path = path.display();
+        format!("{path} belongs to user {owner}, but portsentry would run as {account}; chown it, after a look at what is in it")
+    });
+    shut_out.into_iter().chain(foreign).collect()
+}
+
 /// The folders among [`Policy::write`] in which the user that root becomes could not make and replace files; none where it
 /// stays what it is.
 #[must_use]
@@ -140,6 +177,8 @@ impl Sandbox {
         let shut_out = match become_own_user(policy, &made) {
             Ok(shut_out) => shut_out,
             Err(stays) => {
+                // The daemon has started the other one because it is root.
+                let stays = stays.filter(|_| policy.process != Process::Files);
                 warnings.extend(stays.map(|why| format!("it stays root, without root's rights: {why}")));
                 None
             }

@@ -82,9 +82,53 @@ fn check_and_start_refuse_alike() {
     assert!(refused > 0 && accepted > 0, "{refused} refused, {accepted} accepted: the draws show something");
 }
 
+#[test]
+fn check_and_start_agree_on_state() {
+    if !netns_lab::has_other_users() {
+        return;
+    }
+    let lab = Lab::new(&["attacker"]);
+    let file = lab.write("state.toml", "");
+    let states = ["missing", "roots", "mixed", "foreign", "foreign-file"].map(|name| lab.path(name));
+    let [_, roots, mixed, foreign, foreign_file] = &states;
+    for folder in [roots, mixed, foreign, foreign_file] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    lab.write("roots/ledger.sqlite-wal", "");
+    lab.write("mixed/notes", "");
+    let ledger = lab.write("foreign-file/portsentry.history", "");
+    for path in [foreign, &ledger] {
+        std::os::unix::fs::chown(path, Some(4_242), Some(4_243)).unwrap();
+    }
+    for (state, (refused, reason)) in states.iter().zip([
+        (false, None),
+        (false, None),
+        (true, Some("it holds \"notes\", which is no file of portsentry's".to_owned())),
+        (false, Some(format!("{} belongs to user 4242", foreign.display()))),
+        (false, Some(format!("{} belongs to user 4242", ledger.display()))),
+    ]) {
+        let place = ["--state-dir", state.to_str().unwrap()];
+        let mut check = lab.command("victim", "sh");
+        check.args(["-c", "for file in passwd group; do mount --bind \"$0/$file\" /etc/$file; done; exec \"$@\""]);
+        check.arg(lab.path("")).arg(binary()).arg("check").arg(&file).args(place);
+        let check = check.output().unwrap();
+        let said = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
+        let (starts, log) = start_with(&lab, &[&["--config", file.to_str().unwrap()], &place[..]].concat());
+        assert_eq!((check.status.success(), starts), (!refused, !refused), "{}\n{said}\n{log}", state.display());
+        match reason {
+            None => assert!(!said.contains("--state-dir") && !log.contains("ERROR"), "{said}\n{log}"),
+            Some(reason) => assert!(said.contains(&reason) && log.contains(&reason), "{reason}\n{said}\n{log}"),
+        }
+    }
+}
+
 /// Whether the daemon comes to watch with this file, and its log.
 fn start(lab: &Lab, file: &str) -> (bool, String) {
-    let mut daemon = Daemon::spawn(lab, &[], &["--config", file]);
+    start_with(lab, &["--config", file])
+}
+
+fn start_with(lab: &Lab, arguments: &[&str]) -> (bool, String) {
+    let mut daemon = Daemon::spawn(lab, &[], arguments);
     let watches = |daemon: &Daemon| !daemon.lines_with("is now active and listening").is_empty();
     let started = within(TIMEOUT, || match (watches(&daemon), daemon.is_running()) {
         (true, _) => Some(true),

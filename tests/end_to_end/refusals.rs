@@ -30,9 +30,20 @@ fn failed_start_leaves_the_host_unchanged() {
     let taken = lab.inside("victim", || std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let address = taken.local_addr().unwrap().to_string();
     let metrics = lab.write("metrics.toml", &format!("[metrics]\nlisten = \"{address}\"\n"));
-    // A raw socket, and a port that another program has.
-    let failures: [(&[&str], &[&str]); 2] =
-        [(&["setpriv", "--bounding-set=-net_raw"], &[]), (&[], &["--config", metrics.to_str().unwrap()])];
+    // The only port of connect mode is another program's; the routes cannot lead anywhere.
+    let port = taken.local_addr().unwrap().port();
+    let _other = lab.inside("victim", || std::net::TcpListener::bind(("0.0.0.0", 2323)).unwrap());
+    let decoys = format!("[tcp]\nmode = \"connect\"\nports = \"2323\"\n[block]\nmethod = [\"nft\", \"route\"]\n");
+    let decoys = lab.write("decoys.toml", &decoys);
+    let both = format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n[block]\nmethod = [\"route\", \"nft\"]\n");
+    let both = lab.write("both.toml", &both);
+    // A raw socket, and ports that another program has.
+    let failures: [(&[&str], &[&str]); 4] = [
+        (&["setpriv", "--bounding-set=-net_raw"], &[]),
+        (&[], &["--config", metrics.to_str().unwrap()]),
+        (&[], &["--config", decoys.to_str().unwrap()]),
+        (&[], &["--config", both.to_str().unwrap()]),
+    ];
     let fail = |lab: &Lab| {
         for (wrapper, arguments) in failures {
             assert_refused(&Daemon::run_to_end(lab, wrapper, arguments));

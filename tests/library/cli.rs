@@ -197,7 +197,12 @@ fn watch_asks_the_usual_socket_or_another_one() {
 #[test]
 fn check_takes_a_file_or_the_usual_one() {
     assert_eq!(parse("check").unwrap(), Command::Check(CheckOptions::default()));
-    let expected = CheckOptions { file: Some(PathBuf::from("p.toml")), json: true };
+    let expected = CheckOptions {
+        file: Some(PathBuf::from("p.toml")),
+        state_dir: PathBuf::from(cli::DEFAULT_STATE_DIR),
+        socket: PathBuf::from(cli::DEFAULT_SOCKET),
+        json: true,
+    };
     assert_eq!(parse("check p.toml --json").unwrap(), Command::Check(expected));
 }
 

@@ -2,6 +2,8 @@
 //! process of its own: this program again, for one test that is left out otherwise.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output};
 
@@ -62,12 +64,32 @@ fn what_can_be_used_in_a_harmful_way_is_refused_there() {
 #[ignore = "for a process of its own"]
 fn inside_harmful_ways_are_tried() {
     let (parent, has_landlock) = (rustix::process::getppid().unwrap(), super::has_landlock());
-    assert_eq!(Sandbox::enter(&Policy::default(), || ()).seccomp, Calls::Listed);
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let name =
+        rustix::net::SocketAddrUnix::new_abstract_name(format!("lacking-{}", std::process::id()).as_bytes()).unwrap();
+    let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&listener, &name).unwrap();
+    rustix::net::listen(&listener, 4).unwrap();
+    let sandbox = Sandbox::enter(&Policy::default(), || ());
+    assert_eq!(sandbox.seccomp, Calls::Listed);
+    let abi = sandbox.landlock.unwrap_or_default();
     let socket = |family| rustix::net::socket(family, SocketType::STREAM, None).map(drop);
     assert_eq!(socket(AddressFamily::VSOCK), Err(Errno::PERM));
     socket(AddressFamily::INET).unwrap();
     assert_eq!(rustix::process::kill_process(parent, rustix::process::Signal::CONT), Err(Errno::PERM));
     assert_eq!(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable), Err(Errno::PERM));
+    // As far as this kernel's Landlock knows it (6.7, 6.12).
+    let bound = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    assert_eq!(bound(0), abi < 4, "no port is the policy's");
+    let connected = TcpStream::connect(address).err().map(|error| error.kind());
+    assert_eq!(connected, (abi >= 4).then_some(ErrorKind::PermissionDenied));
+    let stream = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    assert_eq!(rustix::net::connect(&stream, &name), if abi >= 6 { Err(Errno::PERM) } else { Ok(()) });
+    // seccomp allows to ask for a process, which is no signal.
+    let asked = rustix::process::test_kill_process(parent);
+    assert_eq!(asked, if abi >= 6 { Err(Errno::PERM) } else { Ok(()) });
+    rustix::process::test_kill_process(rustix::process::getpid()).unwrap();
     // A thread can be started.
     std::thread::spawn(|| ()).join().unwrap();
     let denied = std::fs::read("/etc/shadow").err().map(|error| error.kind());
