@@ -83,7 +83,6 @@ pub(super) fn fence(policy: &Policy) -> Result<Option<(i32, Reach)>, Unfenced> {
     let reach = Reach::of(policy);
     let write = (AccessFs::from_read(KNOWN) | AccessFs::WriteFile | AccessFs::Truncate)
         | AccessFs::MakeReg
-        | AccessFs::MakeSock
         | AccessFs::MakeDir
         | AccessFs::RemoveFile
         | AccessFs::Refer;

@@ -83,10 +83,10 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
         (libc::SYS_sched_setparam, vec![another(0)?]),
         (libc::SYS_sched_setattr, vec![another(0)?]),
         (libc::SYS_sched_setscheduler, vec![none_of(1, &[number(libc::SCHED_RR)])?]),
-        // A file for another user's rights, and by its path, where Landlock has no say, any mode but that of the socket.
+        // A file for another user's rights, and any mode by its path, where Landlock has no say.
         (libc::SYS_fchmod, vec![set_bit(1, 0o4000)?, set_bit(1, 0o2000)?]),
-        (libc::SYS_fchmodat, vec![none_of(2, &[SOCKET_MODE])?]),
-        (libc::SYS_fchmodat2, vec![none_of(2, &[SOCKET_MODE])?]),
+        (libc::SYS_fchmodat, Vec::new()),
+        (libc::SYS_fchmodat2, Vec::new()),
         // Landlock has no say in times either.
         (libc::SYS_utimensat, Vec::new()),
         (libc::SYS_ioctl, vec![none_of(1, &REQUESTS)?]),
@@ -99,7 +99,7 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
         (libc::SYS_clone, vec![one(is(0, SeccompCmpOp::MaskedEq(number(libc::CLONE_THREAD)), 0))?]),
     ]);
     #[cfg(target_arch = "x86_64")]
-    rules.insert(libc::SYS_chmod, vec![none_of(1, &[SOCKET_MODE])?]);
+    rules.insert(libc::SYS_chmod, Vec::new());
     if policy.process == Process::Daemon && policy.write.is_empty() {
         // Only a hosts.deny that is replaced keeps its attributes.
         rules.insert(libc::SYS_fsetxattr, Vec::new());
@@ -119,9 +119,6 @@ const FAMILIES: [i32; 5] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET, li
 
 /// Routes, links and addresses; sockets; nftables.
 const NETLINK: [i32; 3] = [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_NETFILTER];
-
-/// The mode of the control socket, which is made after the filter.
-const SOCKET_MODE: u64 = 0o660;
 
 /// What is asked of devices: blocking or not, what waits, whether it is a terminal; interfaces' names, numbers, link
 /// layers, sizes, flags, abilities and times (libpcap); the time of a packet.
@@ -268,7 +265,6 @@ const LISTED: &[i64] = &[
     libc::SYS_flistxattr,
     libc::SYS_fsetxattr,
     libc::SYS_utimensat,
-    libc::SYS_umask,
     // Sockets.
     libc::SYS_socket,
     libc::SYS_socketpair,
@@ -500,7 +496,7 @@ mod tests {
             assert!(prlimit(Some(parent), Resource::Nofile, limit()).is_err(), "of another process");
             assert!(prlimit(None, Resource::Core, Rlimit { current: Some(0), maximum: None }).is_ok());
             let path = |mode| set_permissions(file.path(), Permissions::from_mode(mode)).is_ok();
-            assert!(path(0o660) && !path(0o666) && !path(0o4755));
+            assert!(!path(0o660) && !path(0o4755));
             let open = |mode| file.as_file().set_permissions(Permissions::from_mode(mode)).is_ok();
             assert!(open(0o644) && !open(0o4755) && !open(0o2755));
             assert!(file.as_file().set_modified(std::time::SystemTime::UNIX_EPOCH).is_err(), "times");

@@ -4,18 +4,23 @@ use std::time::Duration;
 
 use portsentry::ledger::DATABASE;
 use rusqlite::Connection;
-use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Resource, getrlimit};
 
-use crate::support::{process, recorded, scan, start};
+use crate::support::{recorded, scan, start};
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, eventually};
 
 /// Lets the program have no descriptor above these, whatever it has already.
 fn limit(daemon: &Daemon, descriptors: Option<u64>) {
-    let own = getrlimit(Resource::Nofile);
-    let new = Rlimit { current: descriptors.or(own.current), maximum: own.maximum };
-    prlimit(Some(process(daemon)), Resource::Nofile, new).unwrap();
+    let soft = descriptors.or(getrlimit(Resource::Nofile).current).expect("a number");
+    // The program is not root, and root may change limits of others only with CAP_SYS_RESOURCE.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    let id = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()).unwrap();
+    let mut command = std::process::Command::new("setpriv");
+    command.arg(format!("--reuid={}", id("Uid:"))).arg(format!("--regid={}", id("Gid:"))).arg("--clear-groups");
+    let done = command.args(["prlimit", "--pid", &daemon.id().to_string(), &format!("--nofile={soft}:")]).status();
+    assert!(done.unwrap().success());
 }
 
 #[test]
