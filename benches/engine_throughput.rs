@@ -175,7 +175,7 @@ fn full_engine() -> (Engine, Host) {
     for n in 5_000..BANS {
         let subject = BanTarget::V4(address(BLOCKED, n));
         engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: day });
-        engine.remember(now, &StrikeHistory { subject, strikes: 1, last: LastBan::Lasts(day) });
+        engine.remember(now, &StrikeHistory { subject, strikes: 1, proven: 0, last: LastBan::Lasts(day) });
     }
     let probes: Vec<Frame> = (0..2 * SOURCES).map(|n| frame(address(PROBERS, n), 23, SYN)).collect();
     replay(&mut engine, &host, &probes);

@@ -109,7 +109,10 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
                 }
                 let subject = BanTarget::V4(Ipv4Addr::from_bits(n));
                 engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: Expiry::Never });
-                engine.remember(now, &StrikeHistory { subject, strikes: 3, last: LastBan::Lasts(Expiry::Never) });
+                engine.remember(
+                    now,
+                    &StrikeHistory { subject, strikes: 3, proven: 0, last: LastBan::Lasts(Expiry::Never) },
+                );
                 engine.sample(now, &mut |_| sampled += 1, 16);
                 engine.lift(subject);
             }

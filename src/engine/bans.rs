@@ -63,7 +63,7 @@ impl Engine {
     pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
         let now = self.clock(now);
         let key = self.key_of(struck.subject, Track::Block);
-        self.strikes.remember(key, struck.strikes, struck.last, now.tick());
+        self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now.tick());
     }
 
     /// All bans that the kernel should hold now: to restore them after a flush.
@@ -135,9 +135,11 @@ impl Engine {
             (ban.probe.subject, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.jittered(ban.expiry, many, key, tick);
         } else {
-            let expiry = self.settings.escalate.expiry(ban.expiry, ban.strikes, ban.grade);
+            // What can be forged lengthens no ban that may last a month.
+            let strikes = if proven { self.strikes.proven(key, tick) } else { ban.strikes };
+            let expiry = self.settings.escalate.expiry(ban.expiry, strikes, ban.grade);
             ban.expiry = self.jittered(expiry, many, key, tick);
-            self.strikes.record(key, ban.expiry, tick);
+            self.strikes.record(key, ban.expiry, ban.grade, tick);
             // Forged packets must not block the network of the source that they name.
             if proven {
                 self.prefix_bans.record(ban.probe.subject, tick);

@@ -4,6 +4,8 @@
 //! Two kinds of bans do not count. A ban above the ceiling: its evidence may be forged, and a flood of forged packets must
 //! not ban an innocent source for a month. A ban that was lifted: it failed, the port turned out to be open, or an operator
 //! removed it as a mistake.
+//!
+//! Bans on proven evidence are counted by themselves as well: what can be forged must not lengthen a ban that may last a month.
 
 use std::time::Duration;
 
@@ -57,6 +59,8 @@ pub struct StrikeHistory {
     pub subject: BanTarget,
     /// The number of its bans that count.
     pub strikes: u32,
+    /// How many of them were on proven evidence.
+    pub proven: u32,
     /// The last of them.
     pub last: LastBan,
 }
@@ -80,6 +84,8 @@ pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 struct Record {
     key: Key,
     bans: u32,
+    /// How many of them were on proven evidence.
+    proven: u32,
     /// When the last of them ends.
     until: Tick,
     /// When all of them are forgotten.
@@ -89,7 +95,7 @@ struct Record {
 }
 
 impl Row for Record {
-    const EMPTY: Self = Self { key: Key::NONE, bans: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
+    const EMPTY: Self = Self { key: Key::NONE, bans: 0, proven: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
 
     fn key(&self) -> Key {
         self.key
@@ -126,11 +132,21 @@ impl Strikes {
         self.records.row(key).filter(|record| record.forgotten > now).map_or(0, |record| record.bans)
     }
 
-    /// Counts one more ban of `key`, from `now` on for `expiry`.
-    pub(super) fn record(&mut self, key: Hashed, expiry: Expiry, now: Tick) {
+    /// The number of bans on proven evidence that count against `key` at `now`.
+    pub(super) fn proven(&self, key: Hashed, now: Tick) -> u32 {
+        self.records.row(key).filter(|record| record.forgotten > now).map_or(0, |record| record.proven)
+    }
+
+    /// Counts one more ban of `key` on evidence of this grade, from `now` on for `expiry`.
+    pub(super) fn record(&mut self, key: Hashed, expiry: Expiry, grade: Grade, now: Tick) {
         let bans = self.count(key, now).saturating_add(1);
+        let proven = self.proven(key, now).saturating_add(u32::from(grade == Grade::Proven));
         let until = now.end(expiry);
-        self.insert(Record { key: key.key, bans, until, forgotten: until.plus(self.forget), since: now }, key, now);
+        self.insert(
+            Record { key: key.key, bans, proven, until, forgotten: until.plus(self.forget), since: now },
+            key,
+            now,
+        );
     }
 
     /// Another ban of `key`, which does not count, replaces the last one.
@@ -151,6 +167,8 @@ impl Strikes {
             return;
         }
         record.bans = record.bans.saturating_sub(1);
+        // Of which grade it was is not stored: one of the others is taken back first.
+        record.proven = record.proven.min(record.bans);
         // The end of the ban before is not stored; it was no later than now.
         (record.until, record.forgotten) = (now, forgotten_at.min(record.forgotten));
         if record.bans == 0 {
@@ -159,11 +177,12 @@ impl Strikes {
     }
 
     /// Adds the strikes of the last run; a ban that was counted before this call remains the latest.
-    pub(super) fn remember(&mut self, key: Hashed, strikes: u32, last: LastBan, now: Tick) {
+    pub(super) fn remember(&mut self, key: Hashed, (strikes, proven): (u32, u32), last: LastBan, now: Tick) {
         let since_then = self.count(key, now);
         if since_then > 0 {
             if let Some(record) = self.records.row_mut(key) {
                 record.bans = record.bans.saturating_add(strikes);
+                record.proven = record.proven.saturating_add(proven);
             }
             return;
         }
@@ -176,7 +195,11 @@ impl Strikes {
             LastBan::Lasts(_) => until.plus(self.forget),
         };
         if strikes > 0 && forgotten > now {
-            self.insert(Record { key: key.key, bans: strikes, until, forgotten, since }, key, now);
+            self.insert(
+                Record { key: key.key, bans: strikes, proven: proven.min(strikes), until, forgotten, since },
+                key,
+                now,
+            );
         }
     }
 
@@ -245,35 +268,49 @@ mod tests {
     #[test]
     fn strikes_are_forgotten_so_long_after_the_end_of_the_last_ban() {
         let mut strikes = table(8);
-        strikes.record(key(1), Expiry::After(HOUR), at(0));
-        strikes.record(key(1), Expiry::After(2 * HOUR), at(3));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(3));
         assert_eq!(strikes.count(key(1), Tick(at(15).0 - 1)), 2, "five hours and ten");
         assert_eq!(strikes.count(key(1), at(15)), 0);
-        strikes.record(key(1), Expiry::After(HOUR), at(16));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(16));
         assert_eq!(strikes.count(key(1), at(16)), 1, "and it starts from the beginning");
     }
 
     #[test]
     fn a_lifted_ban_is_no_strike_but_one_that_was_served_stays_one() {
         let mut strikes = table(8);
-        strikes.record(key(1), Expiry::After(HOUR), at(0));
-        strikes.record(key(1), Expiry::After(2 * HOUR), at(2));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(2));
         strikes.take_back(key(1), at(3));
         assert_eq!(strikes.count(key(1), at(3)), 1, "the first one was not lifted");
         strikes.take_back(key(1), at(3));
         assert_eq!(strikes.count(key(1), at(3)), 1, "and is not now");
-        strikes.record(key(1), Expiry::After(HOUR), at(4));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(4));
         strikes.take_back(key(1), Tick(at(5).0 - 100));
         assert_eq!(strikes.count(key(1), at(5)), 2, "five seconds before its end it has expired");
-        strikes.record(key(2), Expiry::After(Duration::from_secs(2)), at(5));
+        strikes.record(key(2), Expiry::After(Duration::from_secs(2)), Grade::Forgeable, at(5));
         strikes.take_back(key(2), at(5));
         assert_eq!(strikes.count(key(2), at(5)), 0, "a short ban that failed was not served");
     }
 
     #[test]
+    fn proven_strikes_are_counted_apart() {
+        let mut strikes = table(8);
+        let proven = |strikes: &Strikes| (strikes.count(key(1), at(3)), strikes.proven(key(1), at(3)));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Proven, at(1));
+        assert_eq!(proven(&strikes), (2, 1));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(3));
+        strikes.take_back(key(1), at(3));
+        assert_eq!(proven(&strikes), (2, 1));
+        strikes.remember(key(1), (4, 3), LastBan::Over(HOUR), at(3));
+        assert_eq!(proven(&strikes), (6, 4));
+    }
+
+    #[test]
     fn a_ban_that_does_not_count_shields_the_strike_behind_it() {
         let mut strikes = table(8);
-        strikes.record(key(1), Expiry::After(HOUR), at(0));
+        strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.supersede(key(1));
         strikes.take_back(key(1), at(0));
         assert_eq!(strikes.count(key(1), at(0)), 1);
@@ -282,31 +319,31 @@ mod tests {
     #[test]
     fn what_is_remembered_is_forgotten_when_it_would_have_been() {
         let mut strikes = table(8);
-        strikes.remember(key(1), 3, LastBan::Over(9 * HOUR), at(0));
-        strikes.remember(key(2), 2, LastBan::Over(10 * HOUR), at(0));
-        strikes.remember(key(3), 1, LastBan::Lasts(Expiry::Never), at(0));
-        strikes.remember(key(4), 4, LastBan::Lasts(Expiry::After(HOUR)), at(0));
+        strikes.remember(key(1), (3, 0), LastBan::Over(9 * HOUR), at(0));
+        strikes.remember(key(2), (2, 0), LastBan::Over(10 * HOUR), at(0));
+        strikes.remember(key(3), (1, 0), LastBan::Lasts(Expiry::Never), at(0));
+        strikes.remember(key(4), (4, 0), LastBan::Lasts(Expiry::After(HOUR)), at(0));
         let counts = |strikes: &Strikes, now| [1, 2, 3, 4].map(|n| strikes.count(key(n), now));
         assert_eq!(counts(&strikes, at(0)), [3, 0, 1, 4]);
         assert_eq!(counts(&strikes, Tick(at(1).0 + 1)), [0, 0, 1, 4]);
         assert_eq!(counts(&strikes, Tick(at(11).0 + 1)), [0, 0, 1, 0]);
         strikes.take_back(key(3), at(12));
         assert_eq!(strikes.count(key(3), at(12)), 0, "one that lasts can be lifted");
-        strikes.record(key(5), Expiry::After(HOUR), at(12));
-        strikes.remember(key(5), 6, LastBan::Over(HOUR), at(12));
+        strikes.record(key(5), Expiry::After(HOUR), Grade::Forgeable, at(12));
+        strikes.remember(key(5), (6, 0), LastBan::Over(HOUR), at(12));
         assert_eq!(strikes.count(key(5), at(12)), 7);
     }
 
     #[test]
     fn a_full_table_keeps_who_came_again_and_again() {
         let mut strikes = table(8);
-        (0..2).for_each(|_| strikes.record(key(1), Expiry::After(HOUR), at(0)));
+        (0..2).for_each(|_| strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0)));
         for n in 2..1_000 {
-            strikes.record(key(n), Expiry::After(HOUR), at(1));
+            strikes.record(key(n), Expiry::After(HOUR), Grade::Forgeable, at(1));
         }
         assert_eq!(strikes.count(key(1), at(1)), 2);
-        strikes.record(key(1_000), Expiry::After(HOUR), at(12));
-        strikes.record(key(1_001), Expiry::After(HOUR), at(13));
+        strikes.record(key(1_000), Expiry::After(HOUR), Grade::Forgeable, at(12));
+        strikes.record(key(1_001), Expiry::After(HOUR), Grade::Forgeable, at(13));
         assert_eq!((strikes.count(key(1), at(1)), strikes.count(key(1_001), at(13))), (0, 1), "until it is forgotten");
     }
 }

@@ -9,7 +9,7 @@ use rusqlite::{Row, named_params};
 use super::ban::InForce;
 use super::row::{self, micros};
 use super::{Ledger, LedgerError};
-use crate::engine::{LastBan, StrikeHistory};
+use crate::engine::{Grade, LastBan, StrikeHistory};
 use crate::types::{BanTarget, Expiry};
 
 /// A strike is a ban on evidence that was not above the ceiling and was not lifted. It counts until it has been over for as long as
@@ -31,9 +31,10 @@ pub(super) fn of_all() -> String {
     )
 }
 
-/// Places in a row of [`of_all`]: two of [`row::IN_FORCE`], and what follows it.
+/// Places in a row of [`of_all`]: three of [`row::IN_FORCE`], and what follows it.
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
+const EVIDENCE: usize = 6;
 const ACTIVE: usize = 7;
 const STRIKE: usize = 8;
 const ENDED: usize = 9;
@@ -85,8 +86,8 @@ pub struct LoadedState {
 #[derive(Default)]
 struct Recall {
     active: Vec<InForce>,
-    /// How often, and the end of the last ban in microseconds.
-    struck: HashMap<BanTarget, (u32, i64)>,
+    /// How often, how often on proven evidence, and the end of the last ban in microseconds.
+    struck: HashMap<BanTarget, (u32, u32, i64)>,
     unreadable: u64,
 }
 
@@ -104,9 +105,11 @@ impl Recall {
             let subject = subject.or_else(|| row::subject(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
             readable &= subject.is_some();
             if let Some(subject) = subject {
-                let (times, last) = self.struck.entry(subject).or_insert((0, i64::MIN));
+                let (times, proven, last) = self.struck.entry(subject).or_insert((0, 0, i64::MIN));
                 let (until, ended): (Option<i64>, Option<i64>) = (row.get(UNTIL)?, row.get(ENDED)?);
                 *times = times.saturating_add(1);
+                let is_proven = row.get_ref(EVIDENCE)?.as_str().is_ok_and(|evidence| evidence == Grade::Proven.key());
+                *proven = proven.saturating_add(u32::from(is_proven));
                 *last = ended.or(until).unwrap_or(NEVER).max(*last);
             }
         }
@@ -117,13 +120,13 @@ impl Recall {
     fn finish(mut self, now: SystemTime, limit: usize) -> LoadedState {
         self.active.sort_by_key(|ban| ban.until);
         let mut struck: Vec<_> = self.struck.into_iter().collect();
-        struck.sort_unstable_by_key(|(_, (_, last))| std::cmp::Reverse(*last));
+        struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
         struck.truncate(limit);
         let mut unreadable = self.unreadable;
-        let read = |(subject, (strikes, last))| {
+        let read = |(subject, (strikes, proven, last))| {
             let last = last_ban(last, now);
             unreadable += u64::from(last.is_none());
-            Some(StrikeHistory { subject, strikes, last: last? })
+            Some(StrikeHistory { subject, strikes, proven, last: last? })
         };
         LoadedState { active: self.active, struck: struck.into_iter().filter_map(read).collect(), unreadable }
     }

@@ -21,7 +21,7 @@ fn serve(scene: &mut Scene) {
 }
 
 fn struck(source: &str, strikes: u32, last: LastBan) -> StrikeHistory {
-    StrikeHistory { subject: subject(source), strikes, last }
+    StrikeHistory { subject: subject(source), strikes, proven: 0, last }
 }
 
 #[test]
@@ -33,8 +33,15 @@ fn who_comes_again_is_blocked_twice_as_long_each_time() {
         serve(&mut scene);
     }
     assert_eq!(bans, [(1, 0), (2, 1), (4, 2), (4, 3), (4, 4), (4, 5), (4, 6)], "SYNs can be forged");
-    scene.prove(SCANNER);
-    assert_eq!(scene.ban().expiry, Expiry::After(DAY * 30), "handshakes cannot");
+    for days in [1, 2, 4, 8, 16, 30, 30] {
+        scene.prove(SCANNER);
+        assert_eq!(
+            scene.ban().expiry,
+            Expiry::After(DAY * days),
+            "handshakes cannot, and strikes that can be do not count"
+        );
+        serve(&mut scene);
+    }
     assert_eq!(banish(&mut scene, &stranger(1)), (1, 0), "another source starts from the beginning");
 }
 
