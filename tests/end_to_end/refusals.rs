@@ -33,8 +33,8 @@ fn failed_start_leaves_the_host_unchanged() {
     // The only port of connect mode is another program's; the routes cannot lead anywhere.
     let port = taken.local_addr().unwrap().port();
     let _other = lab.inside("victim", || std::net::TcpListener::bind(("0.0.0.0", 2323)).unwrap());
-    let decoys = format!("[tcp]\nmode = \"connect\"\nports = \"2323\"\n[block]\nmethod = [\"nft\", \"route\"]\n");
-    let decoys = lab.write("decoys.toml", &decoys);
+    let decoys = "[tcp]\nmode = \"connect\"\nports = \"2323\"\n[block]\nmethod = [\"nft\", \"route\"]\n";
+    let decoys = lab.write("decoys.toml", decoys);
     let both = format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n[block]\nmethod = [\"route\", \"nft\"]\n");
     let both = lab.write("both.toml", &both);
     // A raw socket, and ports that another program has.
