@@ -44,6 +44,11 @@ pub(super) fn look(
     {
         wrong.push(unfit("notify.command", error.to_string()));
     }
+    if config.only_undoes_commands()
+        && let Err(error) = RunSettings::from(&config.block.run).check_expiry()
+    {
+        wrong.push(unfit("block.run.expire_command", error.to_string()));
+    }
     let mut look = |method: &Backend| {
         let (key, does, works) = match method {
             Backend::Nft => ("block.method", nft(config), firewall.then(|| table(config))),

@@ -40,6 +40,12 @@ impl Config {
             || [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run)
     }
 
+    /// True where `block.run.expire_command` is still run for bans of an earlier run, although commands begin no ban any more.
+    #[must_use]
+    pub fn only_undoes_commands(&self) -> bool {
+        self.blocks() && !self.block.run.expire_command.is_empty() && !self.runs_commands()
+    }
+
     /// True where digests of bans go to `notify.command`.
     #[must_use]
     pub fn notifies(&self) -> bool {

@@ -247,7 +247,7 @@ impl fmt::Display for Answer {
         match self {
             Self::Status(status) => status.fmt(f),
             Self::Blocked(Blocked { subject, expires }) => match expires.as_str() {
-                "never" => writeln!(f, "{subject} is blocked forever"),
+                "never" => writeln!(f, "{subject} is blocked without an end"),
                 end => writeln!(f, "{subject} is blocked until {}", to_seconds(end)),
             },
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),

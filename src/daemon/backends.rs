@@ -114,7 +114,7 @@ pub(super) fn open(
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
         let queue = SlowQueue::new(slow.orders(), &ways.blocker.backends, command_first, end_connections);
-        ways.blocker.slow = Some(queue);
+        ways.blocker.slow = Some(queue.undoing_commands(config.only_undoes_commands()));
         ways.slow_backends = Some(slow);
     }
     Ok(ways)

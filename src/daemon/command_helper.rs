@@ -122,6 +122,8 @@ pub(super) fn ready(config_path: &Path, sandboxed: bool) -> Result<(Commands, Sa
     let settings = RunSettings::from(&config.block.run);
     if config.runs_commands() {
         settings.check().map_err(|error| DaemonError::Run(error).to_string())?;
+    } else {
+        settings.check_expiry().map_err(|error| DaemonError::Run(error).to_string())?;
     }
     Ok(((settings, notify_command(&config)?), sandbox))
 }

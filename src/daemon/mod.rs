@@ -133,7 +133,7 @@ pub fn run(
         check_folders(&policy)?;
     }
     // While programs can be started still.
-    let command_helper = match config.runs_commands() || config.notifies() {
+    let command_helper = match config.runs_commands() || config.only_undoes_commands() || config.notifies() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
@@ -201,8 +201,8 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let helpers =
-        (command_helper.as_ref().filter(|_| config.runs_commands()).map(CommandHelper::spawner), root_files.hosts_deny);
+    let runs = config.runs_commands() || config.only_undoes_commands();
+    let helpers = (command_helper.as_ref().filter(|_| runs).map(CommandHelper::spawner), root_files.hosts_deny);
     let OpenBackends { mut blocker, slow_backends, new_table, table_found, leftovers, messages } =
         backends::open(&config, &host_state.host(), helpers, sweeps_lines, (&events, &sensor), confirm.is_some())?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
@@ -271,6 +271,7 @@ async fn serve(
             slow_backends: slow_backends.as_ref().map(SlowBackends::orders),
             nft,
             sweeps_lines,
+            undoes_commands: config.only_undoes_commands(),
             // Without a ledger the old backend alone knows the bans.
             leftovers: ban_recorder.recorder().map(|_| Leftovers::new(&config)),
         }

@@ -105,7 +105,9 @@ pub(super) fn of_files(files: &Files) -> Policy {
 /// Sentences about commands that the daemon could change, though it can choose none.
 pub(super) fn own_commands(config: &Config, sandbox: &Sandbox) -> Vec<String> {
     let run = &config.block.run;
-    let commands = [&run.command, &run.expire_command].into_iter().filter(|_| config.runs_commands());
+    let commands = [&run.command, &run.expire_command]
+        .into_iter()
+        .filter(|_| config.runs_commands() || config.only_undoes_commands());
     let commands = commands.chain([&config.notify.command]);
     let programs: BTreeSet<&Path> = commands.filter_map(|command| command.first()).map(Path::new).collect();
     programs

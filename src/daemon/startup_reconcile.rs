@@ -18,7 +18,7 @@ use crate::enforce::slow_backends::{Adopted, Orders, Task};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Author, Banned, Change, Recorder};
+use crate::ledger::{Author, Banned, Change, InForce, Recorder};
 use crate::panic_guard;
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::{Backend, BanTarget, Expiry};
@@ -53,6 +53,8 @@ pub(super) struct StartupReconcile {
     pub(super) slow_backends: Option<Orders>,
     /// Lines of earlier bans are to be removed from hosts.deny, and no new ones come.
     pub(super) sweeps_lines: bool,
+    /// Commands begin no ban any more, but are undone at the end of those that they began.
+    pub(super) undoes_commands: bool,
     /// What is to be removed once the sensor runs, which is the last check of the start.
     pub(super) leftovers: Option<Leftovers>,
     /// The kernel's sets, for this thread; `None` if nftables enforces no ban.
@@ -283,14 +285,17 @@ impl StartupReconcile {
             Backend::Nft | Backend::Route => None,
         };
         let methods: Arc<[Backend]> = self.ways.iter().filter_map(way).collect();
-        if methods.is_empty() {
-            if self.sweeps_lines {
-                // Lines of bans that are not held are removed.
-                put(slow, Task::Adopt { bans: Vec::new() });
-            }
+        if methods.is_empty() && !self.sweeps_lines && !self.undoes_commands {
             return;
         }
+        let with_command: Arc<[Backend]> = methods.iter().copied().chain([Backend::Command]).collect();
+        let methods_of = |ban: &InForce| {
+            let undoes = self.undoes_commands && ban.methods.iter().any(|method| method == Backend::Command);
+            Arc::clone(if undoes { &with_command } else { &methods })
+        };
         let adopted = |Remembered { ban, left }: &Remembered| {
+            // Lines of bans that are not held are removed.
+            let methods = Some(methods_of(ban)).filter(|methods| !methods.is_empty())?;
             let expiry = match ban.until.and_then(|until| until.duration_since(ban.since).ok()) {
                 Some(length) => Expiry::After(length),
                 None => Expiry::Never,
@@ -300,9 +305,9 @@ impl StartupReconcile {
             if let Some((protocol, port)) = ban.port {
                 (case.protocol, case.port) = (protocol, port);
             }
-            Adopted { case, methods: Arc::clone(&methods), left: *left }
+            Some(Adopted { case, methods, left: *left })
         };
-        put(slow, Task::Adopt { bans: self.remembered.iter().map(adopted).collect() });
+        put(slow, Task::Adopt { bans: self.remembered.iter().filter_map(adopted).collect() });
     }
 
     /// Has a line written for a ban that a crash has kept from having one.

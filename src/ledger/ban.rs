@@ -124,12 +124,14 @@ pub struct InForce {
     pub grade: Option<Grade>,
     /// The port that decided, if there was one.
     pub port: Option<(Protocol, u16)>,
+    /// The backends that have enforced it.
+    pub methods: Backends,
 }
 
 impl From<&Banned> for InForce {
     fn from(ban: &Banned) -> Self {
-        let Banned { subject, source, since, until, class, grade, .. } = *ban;
-        Self { subject, source, since, until, class, grade, port: ban.ports.first().copied() }
+        let Banned { subject, source, since, until, class, grade, methods, .. } = *ban;
+        Self { subject, source, since, until, class, grade, port: ban.ports.first().copied(), methods }
     }
 }
 

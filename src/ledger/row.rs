@@ -14,7 +14,7 @@ pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, p
                                   ended, ending, lifted_by, capped, note, evidence";
 
 /// The columns that [`in_force`] reads, in its order.
-pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence";
+pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence, method";
 
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const LIFTED: &str = "lifted";
@@ -57,6 +57,7 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<InForce> {
         class: class(row)?,
         grade: grade(row, 6)?,
         port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
+        methods: row.get_ref(7).ok()?.as_str().ok()?.parse().ok()?,
     })
 }
 

@@ -35,9 +35,9 @@ pub(super) fn of_all() -> String {
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
 const EVIDENCE: usize = 6;
-const ACTIVE: usize = 7;
-const STRIKE: usize = 8;
-const ENDED: usize = 9;
+const ACTIVE: usize = 8;
+const STRIKE: usize = 9;
+const ENDED: usize = 10;
 
 /// The end of a ban that has none, after all others.
 const NEVER: i64 = i64::MAX;

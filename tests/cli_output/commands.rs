@@ -59,7 +59,7 @@ const DONE_WELL: &[(&str, &str, &[&str])] = &[
         "192.0.2.7 is blocked until 2",
         &["subject", "expires"],
     ),
-    ("block 192.0.2.8 --expire never --socket SOCKET", "192.0.2.8 is blocked forever", &["subject", "expires"]),
+    ("block 192.0.2.8 --expire never --socket SOCKET", "192.0.2.8 is blocked without an end", &["subject", "expires"]),
     (
         "explain 192.0.2.7 --socket SOCKET",
         "until 2",

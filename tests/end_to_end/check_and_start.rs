@@ -32,6 +32,7 @@ const GROUPS: [&[&str]; 9] = [
         "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/bin/true\"]",
         "[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [\"/nosuch/program\"]",
         "[notify]\ncommand = [\"/bin/true\"]",
+        "[block.run]\nexpire_command = [\"/nosuch/program\"]",
         "[notify]\ncommand = [\"/nosuch/program\"]",
         "[block]\nmethod = [\"run\"]\n[block.run]\ncommand = [\"/bin/true\", \"$TARGET$\"]\nfirst = true",
         "[block]\nmethod = [\"nft\", \"run\"]",

@@ -91,6 +91,7 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
         class: ban.class,
         grade: ban.grade,
         port: ban.ports.first().copied(),
+        methods: ban.methods,
     };
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));

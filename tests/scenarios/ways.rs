@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{
     DENY, FAR_NETWORK, SHORTLY, ends, expect_held, expect_nothing_left, held, is_served, is_served_at_last, routes,
-    scan, scene, settings, text,
+    run_settings, scan, scene, settings, text,
 };
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
@@ -255,6 +255,31 @@ fn changed_method_leaves_no_routes_or_lines() {
     assert!(within(TIMEOUT, || clean().then_some(())).is_some(), "left of the earlier bans: {}", left());
     lab.succeed(&["unblock", "--all"]);
     expect_nothing_left(&lab);
+    daemon.stop();
+}
+
+#[test]
+fn command_left_out_of_method_is_undone() {
+    let lab = scene();
+    let _services = Services::open(&lab, &EIGHT[..1]);
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft", "run"], ""), &["--expire", "1h"]);
+    let begun = lab.provoke_ban("attacker").to_string();
+    let calls = |word: &str, target: &str| {
+        text(&lab, "calls").lines().filter(|line| line.starts_with(&format!("{word}|{target}|"))).count()
+    };
+    netns_lab::eventually("the command is run", || calls("begin", &begun) == 1);
+    // The ledger has to know that.
+    daemon.expect_line("on-ban");
+    daemon.stop();
+    let without = settings(&lab, &["nft"], &run_settings(&lab, ""));
+    let daemon = Daemon::start_configured(&lab, &without, &["--expire", "1h"]);
+    lab.succeed(&["block", "198.51.100.9"]);
+    lab.succeed(&["unblock", "198.51.100.9"]);
+    assert_eq!(calls("end", &begun), 0, "the ban goes on");
+    lab.succeed(&["unblock", &begun]);
+    netns_lab::eventually("the command is undone", || calls("end", &begun) == 1);
+    std::thread::sleep(SHORTLY);
+    assert_eq!(text(&lab, "calls").lines().count(), 2, "nothing is run for a ban that no command began");
     daemon.stop();
 }
 

@@ -125,6 +125,14 @@ impl RunSettings {
             return Err(RunError::AtOnce);
         }
         check(&self.command)?;
+        self.check_expiry()
+    }
+
+    /// The same for `expire_command` alone.
+    ///
+    /// # Errors
+    /// As [`RunSettings::check`].
+    pub fn check_expiry(&self) -> Result<(), RunError> {
         if self.expire_command.is_empty() { Ok(()) } else { check(&self.expire_command) }
     }
 }

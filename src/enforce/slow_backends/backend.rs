@@ -17,6 +17,8 @@ pub struct SlowQueue {
     after_command: Option<Arc<[Backend]>>,
     /// Connections of blocked sources are ended.
     end_connections: bool,
+    /// Bans of an earlier run have a command for their end.
+    undoes_commands: bool,
 }
 
 impl SlowQueue {
@@ -28,7 +30,13 @@ impl SlowQueue {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(slow).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
-        Self { orders, backends, after_command, end_connections }
+        Self { orders, backends, after_command, end_connections, undoes_commands: false }
+    }
+
+    /// The same where the command of an earlier run is still undone at the end of its bans.
+    #[must_use]
+    pub fn undoing_commands(self, undoes_commands: bool) -> Self {
+        Self { undoes_commands, ..self }
     }
 
     /// True where bans are enforced by a slow backend, also or only.
@@ -70,7 +78,7 @@ impl BanBackend for SlowQueue {
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
-        for target in targets.iter().filter(|_| self.enforces()) {
+        for target in targets.iter().filter(|_| self.enforces() || self.undoes_commands) {
             // Without room in the queue, a line stays until its ban would have ended.
             let _ = self.orders.put(Task::Release { subject: *target });
         }
