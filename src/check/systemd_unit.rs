@@ -209,10 +209,9 @@ impl Unit {
             }
         }
         let runs = used(Backend::Command) || config.uses(BlockPolicy::Run);
-        for (key, _) in [("block.run.command", runs), ("notify.command", config.notifies())]
-            .into_iter()
-            .filter(|(_, wanted)| *wanted && (!internet || self.is_on("MemoryDenyWriteExecute")))
-        {
+        let shut = !internet || self.is_on("MemoryDenyWriteExecute");
+        let commands = [("block.run.command", runs), ("notify.command", config.notifies())];
+        for (key, _) in commands.into_iter().filter(|(_, wanted)| *wanted && shut) {
             let does = "commands have no way to the network, and may make no code while they run,";
             warn(key, does, &drop_in("run.conf"));
         }
