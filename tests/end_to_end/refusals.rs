@@ -1,7 +1,7 @@
 //! What the program cannot or must not run with: it says so in a sentence, names the remedy, and ends.
 
-use netns_lab::Lab;
 use netns_lab::daemon::{Daemon, Ended};
+use netns_lab::{Lab, TIMEOUT, within};
 
 #[test]
 fn a_foreign_table_of_the_same_name_is_left_alone_and_the_remedy_is_named() {
@@ -57,6 +57,8 @@ fn failed_start_leaves_the_host_unchanged() {
     let daemon = Daemon::start(&lab, &["--scan-trigger", "0"]);
     let banned = lab.provoke_ban("attacker");
     daemon.stop();
+    let is_held = || lab.set_text("held").contains(&banned.to_string());
+    assert!(within(TIMEOUT, || (!is_held()).then_some(())).is_some(), "a source is held for less than a second");
     let before = rules(&lab);
     fail(&lab);
     assert_eq!(rules(&lab), before);
