@@ -8,8 +8,9 @@ use super::error::DaemonError;
 use super::helper::{self, Helper, Work};
 use super::sandbox_policy;
 use crate::config::Config;
-use crate::enforce::file_helper::{FileHelper, Files};
+use crate::enforce::file_helper::{FileHelper, Files, Open};
 use crate::enforce::hosts_deny::HostsDeny;
+use crate::events::json_log;
 use crate::sandbox::Sandbox;
 
 /// The helper, and what it serves.
@@ -57,7 +58,8 @@ pub(super) fn ready(
     let config = helper::load(config_path)?;
     let hosts_deny = hosts_deny.then(|| HostsDeny::try_from(&config.block.hosts_deny)).transpose();
     let hosts_deny = hosts_deny.map_err(|error| DaemonError::HostsDeny(error).to_string())?;
-    let files = Files { hosts_deny, json_file: config.report.json_file.filter(|_| json_file) };
+    let json_file = config.report.json_file.filter(|_| json_file);
+    let files = Files { hosts_deny, json_file: json_file.map(|file| (file, json_log::open as Open)) };
     let policy = sandbox_policy::of_files(&files);
     let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };
     if let Some(Err(error)) = files.hosts_deny.as_ref().map(HostsDeny::check) {

@@ -92,7 +92,7 @@ pub(super) fn of_files(files: &Files) -> Policy {
         process: Process::Files,
         write: hosts_deny
             .into_iter()
-            .chain(files.json_file.as_deref())
+            .chain(files.json_file.as_ref().map(|(file, _)| file.as_path()))
             .filter_map(Path::parent)
             .map(Path::to_owned)
             .collect(),

@@ -237,7 +237,10 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// Opens the file. A link could lead to any file of the system, and a FIFO would wait for its reader.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// Where it is no regular file, or cannot be opened or made.
+pub fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
 
-use super::user::{is_mapped, looked_up};
+use super::name_service::{is_mapped, looked_up};
 
 /// The numbers of dynamic users.
 const RANGE: RangeInclusive<u32> = 61_184..=65_519;

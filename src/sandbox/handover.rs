@@ -15,7 +15,8 @@ use rustix::io::Errno;
 
 use super::Policy;
 use super::dynamic_user;
-use super::user::{Account, NAME, looked_up};
+use super::name_service::looked_up;
+use super::user::{Account, NAME};
 
 /// Folders that belong to the system with all that is below them, beside those at the top of the tree and in `/var`.
 const SYSTEM: [&str; 13] = [
@@ -88,9 +89,14 @@ pub(super) fn check(policy: &Policy, account: &Account) -> Result<(), HandoverEr
     policy.own.iter().find_map(refused).map_or(Ok(()), Err)
 }
 
-/// True for an own folder of `policy` that is `account`'s already, or is to be given to it.
-pub(super) fn is_given(path: &Path, policy: &Policy, account: &Account) -> bool {
-    policy.own.iter().any(|own| own == path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)))
+/// The folders among [`Policy::write`] in which `account` could not make and replace files. One that is missing is made for
+/// it, and one of its own is given to it.
+pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
+    let is_given =
+        |path: &PathBuf| policy.own.contains(path) && matches!(inspect(path, policy, account, &[]), Ok(Some(_)));
+    let is_closed =
+        |path: &&PathBuf| path.metadata().is_ok_and(|found| !account.can_replace(&found)) && !is_given(path);
+    policy.write.iter().filter(is_closed).cloned().collect()
 }
 
 /// Own folders and files that `account` needs for itself, and that belong to another user who keeps them; with their owner.

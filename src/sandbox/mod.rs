@@ -9,6 +9,7 @@ mod dynamic_user;
 mod handover;
 mod instance_lock;
 mod landlock;
+mod name_service;
 mod ownership;
 mod seccomp;
 mod user;
@@ -162,7 +163,7 @@ pub fn obstacles(policy: &Policy) -> Vec<String> {
 /// stays what it is.
 #[must_use]
 pub fn closed_folders(policy: &Policy) -> Vec<PathBuf> {
-    Account::find(policy).map_or(Vec::new(), |account| account.cannot_write(policy))
+    Account::find(policy).map_or(Vec::new(), |account| handover::closed(policy, &account))
 }
 
 impl Sandbox {

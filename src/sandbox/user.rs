@@ -9,11 +9,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
-use super::{Policy, dynamic_user, handover};
+use super::name_service::{is_mapped, looked_up};
+use super::{Policy, dynamic_user};
 
 /// The program's own user, which its package makes.
 pub(super) const NAME: &str = "portsentry";
@@ -139,16 +139,10 @@ impl Account {
         Some(format!("{self} cannot read {}", path.display()))
     }
 
-    /// The folders among [`Policy::write`] in which it could not make and replace files. One that is missing is made for it,
-    /// and one of its own is given to it.
-    pub(super) fn cannot_write(&self, policy: &Policy) -> Vec<PathBuf> {
-        // In a sticky folder, files of others can be neither replaced nor renamed.
-        let others = |found: &Metadata| found.mode() & STICKY != 0 && found.uid() != self.uid;
-        let closed = |path: &&PathBuf| {
-            fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o3) || others(&found))
-                && !handover::is_given(path, policy, self)
-        };
-        policy.write.iter().filter(closed).cloned().collect()
+    /// Whether it could make and replace files in a folder. In a sticky one, files of others can be neither replaced nor
+    /// renamed.
+    pub(super) fn can_replace(&self, found: &Metadata) -> bool {
+        self.may(found, 0o3) && (found.mode() & STICKY == 0 || found.uid() == self.uid)
     }
 
     /// Becomes the user. Capabilities stay.
@@ -161,32 +155,6 @@ impl Account {
         setresgid(gid, gid, gid).map_err(|error| unable(error.into()))?;
         setresuid(uid, uid, uid).map_err(|error| unable(error.into()))
     }
-}
-
-/// The answer of a name service, in which several errors mean that there is no such entry (getpwnam(3)).
-pub(super) fn looked_up<T>(found: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
-    match found {
-        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
-        other => other,
-    }
-}
-
-/// Whether this user namespace has `number`, as a user and as a group.
-pub(super) fn is_mapped(number: u32) -> bool {
-    ["/proc/self/uid_map", "/proc/self/gid_map"]
-        .iter()
-        .all(|path| fs::read_to_string(path).map_or(true, |map| maps(&map, number)))
-}
-
-/// Reads one map: lines of the first number inside, the first number outside, and how many there are.
-fn maps(map: &str, number: u32) -> bool {
-    map.lines().any(|line| {
-        let mut words = line.split_whitespace().map(str::parse::<u32>);
-        let (Some(Ok(first)), Some(_), Some(Ok(count))) = (words.next(), words.next(), words.next()) else {
-            return false;
-        };
-        number.checked_sub(first).is_some_and(|offset| offset < count)
-    })
 }
 
 /// The first folder on the way to `path` that `user` may not pass.
@@ -211,15 +179,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-
-    #[test]
-    fn map_of_a_user_namespace_is_read() {
-        let whole = "         0          0 4294967295\n";
-        assert!(maps(whole, 0) && maps(whole, 61_184));
-        let container = "0 100000 65536\n";
-        assert!(maps(container, 65_519) && !maps(container, 65_536));
-        assert!(!maps("0 1000 1\n", 61_184) && !maps("", 0) && !maps("0 x\n", 0));
-    }
 
     #[test]
     fn a_folder_that_is_closed_on_the_way_is_found() {

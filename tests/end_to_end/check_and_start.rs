@@ -97,7 +97,7 @@ fn check_and_start_agree_on_state() {
     }
     lab.write("roots/ledger.sqlite-wal", "");
     lab.write("mixed/notes", "");
-    let ledger = lab.write("foreign-file/portsentry.history", "");
+    let ledger = lab.write("foreign-file/ledger.sqlite", "");
     for path in [foreign, &ledger] {
         std::os::unix::fs::chown(path, Some(4_242), Some(4_243)).unwrap();
     }

@@ -70,6 +70,8 @@ fn daemon_without_root_has_lines_written() {
     expect_text(&events, |text| text.contains("\"event\":\"block\""));
     // Rotation: the file is made anew, by root.
     fs::rename(&events, folder.join("events.1")).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.expect_line("the settings were read again");
     lab.succeed(&["unblock", &lab.v4("attacker").to_string()]);
     expect_text(&deny, |text| text == "sshd: x\n");
     expect_text(&events, |text| !text.is_empty());

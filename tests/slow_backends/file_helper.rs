@@ -11,6 +11,7 @@ use portsentry::enforce::command::pair;
 use portsentry::enforce::file_helper::{FileHelper, Files, Refused, serve};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
+use portsentry::events::json_log;
 use portsentry::types::Backend;
 use rustix::net::{SendFlags, send};
 use tempfile::TempDir;
@@ -91,7 +92,7 @@ fn change_of_many_messages_is_one() {
 #[test]
 fn garbage_ends_helper_and_writes_nothing() {
     let (folder, path, hosts_deny) = place();
-    let files = Files { hosts_deny: Some(hosts_deny), json_file: Some(folder.path().join("log")) };
+    let files = Files { hosts_deny: Some(hosts_deny), json_file: Some((folder.path().join("log"), json_log::open)) };
     let garbage: [&[u8]; 6] =
         [b"\x03", b"\x03\x09", b"/etc/passwd", b"\x03\x00\x01\xff\xff", b"\x03\x01/etc/shadow", &[3; 70_000]];
     for bytes in garbage {
@@ -125,7 +126,8 @@ fn helper_serves_configured_files_only() {
 
     let [log, secret] = ["log", "secret"].map(|name| folder.path().join(name));
     fs::write(&secret, "of root\n").unwrap();
-    let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny), json_file: Some(log.clone()) });
+    let (helper, served) =
+        start(&Files { hosts_deny: Some(hosts_deny), json_file: Some((log.clone(), json_log::open)) });
     helper.open_log().unwrap().write_all(b"one\n").unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), "one\n");
     fs::remove_file(&log).unwrap();

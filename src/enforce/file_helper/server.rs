@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
@@ -13,17 +13,20 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlag
 use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
 use crate::enforce::BanContext;
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::events::json_log;
 use crate::types::BanTarget;
 
 /// Bans, and targets, of one change: as many as the kernel's sets hold by default.
 const MAX_CHANGES: usize = 131_072;
 
+/// Opens a file to append to it.
+pub type Open = fn(&Path) -> io::Result<File>;
+
 /// The files that the helper serves; what is `None` is refused.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     pub hosts_deny: Option<HostsDeny>,
-    pub json_file: Option<PathBuf>,
+    /// `report.json_file`, and how it is opened.
+    pub json_file: Option<(PathBuf, Open)>,
 }
 
 /// Why the helper ends before the daemon does.
@@ -64,7 +67,9 @@ pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), Refused> {
                 }
             }
             Request::Read => answer_file(socket, files.hosts_deny.as_ref().map(HostsDeny::open)),
-            Request::OpenLog => answer_file(socket, files.json_file.as_ref().map(|path| log(path).map(Some))),
+            Request::OpenLog => {
+                answer_file(socket, files.json_file.as_ref().map(|(path, open)| log(path, *open).map(Some)))
+            }
         }
     }
     Ok(())
@@ -83,8 +88,8 @@ fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> Answer {
 const NOT_SERVED: &str = "the configuration of the start does not name this file";
 
 /// Opens the file. Root must not append to one that has another name elsewhere.
-fn log(path: &std::path::Path) -> io::Result<File> {
-    let file = json_log::open(path)?;
+fn log(path: &Path, open: Open) -> io::Result<File> {
+    let file = open(path)?;
     if file.metadata()?.nlink() == 1 { Ok(file) } else { Err(io::Error::other("it has a second hard link")) }
 }
 
