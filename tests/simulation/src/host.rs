@@ -235,7 +235,10 @@ impl HostModel {
     }
 
     fn service(&self, protocol: Protocol, address: IpAddr, port: u16) -> Option<Service> {
-        let service = self.running().find(|service| (service.protocol, service.port) == (protocol, port))?;
+        if !self.is_up(protocol, port) {
+            return None;
+        }
+        let service = self.services().find(|service| (service.protocol, service.port) == (protocol, port))?;
         (address.is_ipv4() || service.bind != Bind::V4).then_some(service)
     }
 

@@ -72,7 +72,7 @@ pub(super) fn populate(world: &mut World) {
         in_turn(world, chance, source, seconds(20), &SHORT_PORTS)
     });
     evader(world, "knows ports of an old test", |world, chance, source| {
-        let mut ports: Vec<u16> = (300..400).collect();
+        let mut ports: Vec<u16> = (400..480).collect();
         chance.shuffle(&mut ports);
         in_turn(world, chance, source, seconds(1), &ports[..40])
     });
