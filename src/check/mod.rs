@@ -133,7 +133,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let allowed: Vec<_> = ignored.into_iter().map(|network| (network, Protection::Listed)).chain(named).collect();
     let host = snapshot(&config.interfaces, &allowed, &facts, &listeners);
     let mut protected: Vec<_> =
-        host.allow.prefixes().filter_map(|prefix| Some((prefix, host.allow.covers(prefix)?))).collect();
+        host.allow.networks().filter_map(|prefix| Some((prefix, host.allow.covers(prefix)?))).collect();
     protected.sort_by_key(|(prefix, why)| (*why, *prefix));
 
     let origin = file.clone().unwrap_or_else(|| "built-in settings".to_owned());

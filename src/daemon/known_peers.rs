@@ -53,8 +53,11 @@ impl KnownPeers {
 
     /// True where the peers are others than before.
     pub(super) fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
-        let mut peers: Vec<BanTarget> =
-            connections.iter().filter(|one| is_served(one, host)).map(|one| BanTarget::of(one.peer)).collect();
+        let mut peers: Vec<BanTarget> = connections
+            .iter()
+            .filter(|one| is_served(one, host))
+            .map(|one| BanTarget::on(one.peer, one.interface))
+            .collect();
         peers.sort_unstable();
         peers.dedup();
         let before = self.since.len();
@@ -73,9 +76,10 @@ impl KnownPeers {
 
 /// True for a connection to a service: the port listens. One that this host began leaves from another port.
 fn is_served(connection: &Connection, host: &Host) -> bool {
-    let Connection { address, port, peer } = *connection;
+    let Connection { address, port, peer, interface } = *connection;
     let own = |address: IpAddr| address.is_loopback() || host.local.contains(address);
-    host.tcp.contains(address, port) && !own(peer)
+    let interfaces = if interface == 0 { &[][..] } else { &[interface] };
+    host.tcp.contains_on(interfaces, address, port) && !own(peer)
 }
 
 #[cfg(test)]
@@ -89,7 +93,7 @@ mod tests {
         let mut host = Host::new(Local::Addresses([own].into()));
         host.tcp.insert_any_v4(443);
         let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
-        let from = |peer: u32, port| Connection { address: own, port, peer: IpAddr::V4(peer.into()) };
+        let from = |peer: u32, port| Connection { address: own, port, peer: IpAddr::V4(peer.into()), interface: 0 };
         let mut peers = KnownPeers::default();
         let mixed = [from(1, 443), from(1, 443), from(2, 40_000), Connection { peer: own, ..from(0, 443) }];
         assert!(peers.update(at(1), &mixed, &host));

@@ -64,7 +64,7 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{Backend, Protocol, Timestamp, shared64};
+use crate::types::{Backend, BanTarget, Protocol, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::CommandHelper;
@@ -229,6 +229,9 @@ async fn serve(
         booted,
         messages,
     } = opening;
+    // After a reboot another link may have the number of this one.
+    let mut remembered = remembered;
+    remembered.retain(|one| !(booted && matches!(one.ban.subject, BanTarget::Link { .. })));
     let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());

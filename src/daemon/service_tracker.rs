@@ -218,7 +218,8 @@ impl ServiceTracker {
 /// True for a listener of a system user or on a privileged port, outside of `ephemeral`.
 pub(super) fn is_eligible(listener: &Listener, ephemeral: &PortSet) -> bool {
     let system = listener.user < FIRST_PERSON || listener.port < FIRST_UNPRIVILEGED;
-    system && !ephemeral.contains(listener.port)
+    // What is remembered is remembered for every interface.
+    system && listener.interface == 0 && !ephemeral.contains(listener.port)
 }
 
 /// The ports of a listener that packets from outside reach: one for each family.

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::{AsView, PrefixMap};
 
+use crate::types::BanTarget;
+
 /// The rule that protects an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protection {
@@ -50,6 +52,8 @@ impl fmt::Display for Protection {
 pub struct AllowList {
     v4: PrefixMap<Ipv4Net, Protection>,
     v6: PrefixMap<Ipv6Net, Protection>,
+    /// Link-local addresses of one link, sorted. The kernel's allow-list has none of them: there they would hold on every link.
+    links: Vec<(BanTarget, Protection)>,
 }
 
 impl AllowList {
@@ -76,11 +80,30 @@ impl AllowList {
         }
     }
 
+    /// Protects `address` on `interface`: of a link-local address on that link alone.
+    pub fn insert_on(&mut self, address: IpAddr, interface: u32, protection: Protection) {
+        let target = BanTarget::on(address, interface);
+        if !matches!(target, BanTarget::Link { .. }) {
+            return self.insert(address.into(), protection);
+        }
+        match self.links.binary_search_by_key(&target, |(link, _)| *link) {
+            Ok(place) => {
+                if let Some((_, held)) = self.links.get_mut(place) {
+                    *held = protection.min(*held);
+                }
+            }
+            Err(place) => self.links.insert(place, (target, protection)),
+        }
+    }
+
     /// Takes all of `hole` out of the list, whatever protects it, but for this host's own addresses: what lies around it
     /// stays protected.
     pub fn except(&mut self, hole: IpNet) {
         let hole = hole.trunc();
         let before = std::mem::take(self);
+        let stays =
+            |link: &(BanTarget, Protection)| link.1 == Protection::OwnAddress || !hole.contains(&link.0.element());
+        self.links = before.links.iter().copied().filter(stays).collect();
         for (network, why) in before.entries() {
             if matches!(why, Protection::OwnAddress | Protection::Loopback) || !overlap(network, hole) {
                 self.insert(network, why);
@@ -99,9 +122,28 @@ impl AllowList {
         }
     }
 
-    /// The reason why `address` is protected, if it is.
+    /// The reason why `address` is protected, if it is, on whatever link.
     #[must_use]
     pub fn protects(&self, address: IpAddr) -> Option<Protection> {
+        self.listed(address).or_else(|| self.on_some_link(address.into()))
+    }
+
+    /// The reason why all of `target` is protected, if it is.
+    #[must_use]
+    pub fn protects_target(&self, target: BanTarget) -> Option<Protection> {
+        if let BanTarget::Link { address, .. } = target {
+            let place = self.links.binary_search_by_key(&target, |(link, _)| *link).ok();
+            let on_link = place.and_then(|place| self.links.get(place)).map(|(_, why)| *why);
+            return on_link.or_else(|| self.listed(address.into()));
+        }
+        self.covers(IpNet::new(target.element(), target.prefix_len()).ok()?)
+    }
+
+    fn on_some_link(&self, network: IpNet) -> Option<Protection> {
+        self.links.iter().find(|(link, _)| IpNet::from(link.element()) == network).map(|(_, why)| *why)
+    }
+
+    fn listed(&self, address: IpAddr) -> Option<Protection> {
         match address {
             IpAddr::V4(v4) => self.v4.get_lpm(&Ipv4Net::from(v4)).map(|(_, why)| *why),
             IpAddr::V6(v6) => self.v6.get_lpm(&Ipv6Net::from(v6)).map(|(_, why)| *why),
@@ -111,10 +153,18 @@ impl AllowList {
     /// The reason why all of `network` is protected, if it is.
     #[must_use]
     pub fn covers(&self, network: IpNet) -> Option<Protection> {
-        match network {
+        let listed = match network {
             IpNet::V4(net) => self.v4.get_lpm(&net).map(|(_, why)| *why),
             IpNet::V6(net) => self.v6.get_lpm(&net).map(|(_, why)| *why),
-        }
+        };
+        listed.or_else(|| self.on_some_link(network))
+    }
+
+    /// True where `before` does not protect all that this list does.
+    #[must_use]
+    pub fn protects_more_than(&self, before: &Self) -> bool {
+        self.prefixes().any(|prefix| before.covers(prefix).is_none())
+            || self.links.iter().any(|(link, _)| before.protects_target(*link).is_none())
     }
 
     /// Every prefix with its reason.
@@ -128,7 +178,11 @@ impl AllowList {
     pub fn touches(&self, network: IpNet) -> bool {
         match network {
             IpNet::V4(net) => self.v4.get_lpm(&net).is_some() || (&self.v4).view_at(&net).is_some(),
-            IpNet::V6(net) => self.v6.get_lpm(&net).is_some() || (&self.v6).view_at(&net).is_some(),
+            IpNet::V6(net) => {
+                self.v6.get_lpm(&net).is_some()
+                    || (&self.v6).view_at(&net).is_some()
+                    || self.links.iter().any(|(link, _)| network.contains(&link.element()))
+            }
         }
     }
 
@@ -137,7 +191,12 @@ impl AllowList {
     pub fn counts(&self) -> (usize, usize) {
         let listed = |(_, why): &(IpNet, Protection)| matches!(why, Protection::Listed | Protection::Named);
         let listed = self.entries().filter(listed).count();
-        (listed, self.entries().count() - listed)
+        (listed, self.entries().count() + self.links.len() - listed)
+    }
+
+    /// Everything that is protected, on whatever link.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.prefixes().chain(self.links.iter().map(|(link, _)| IpNet::from(link.element())))
     }
 
     /// Every prefix, for the kernel's `allowed` sets.
@@ -207,6 +266,28 @@ mod tests {
         ] {
             assert!(!touches(text), "{text}");
         }
+    }
+
+    #[test]
+    fn gateway_is_protected_on_its_link_alone() {
+        let [gateway, other]: [IpAddr; 2] = ["fe80::1", "2001:db8::1"].map(|text| text.parse().unwrap());
+        let mut list = AllowList::new();
+        list.insert_on(gateway, 3, Protection::Gateway);
+        list.insert_on(other, 3, Protection::Gateway);
+        let on = |list: &AllowList, interface| list.protects_target(BanTarget::on(gateway, interface));
+        assert_eq!((on(&list, 3), on(&list, 4)), (Some(Protection::Gateway), None));
+        assert_eq!(list.protects(gateway), Some(Protection::Gateway), "an operator who names no link");
+        assert_eq!(list.covers(gateway.into()), Some(Protection::Gateway));
+        assert!(list.touches("fe80::/64".parse().unwrap()));
+        assert!(list.prefixes().any(|prefix| prefix == other.into()), "a global address has no link");
+        assert!(list.prefixes().all(|prefix| prefix != gateway.into()), "the kernel's list knows no links");
+        assert!(list.protects_more_than(&AllowList::new()) && !list.protects_more_than(&list.clone()));
+        list.insert_on(gateway, 3, Protection::OwnAddress);
+        list.insert_on(gateway, 4, Protection::Gateway);
+        list.except(gateway.into());
+        assert_eq!((on(&list, 3), on(&list, 4)), (Some(Protection::OwnAddress), None), "own addresses stay");
+        list.insert("fe80::/64".parse().unwrap(), Protection::Listed);
+        assert_eq!(on(&list, 4), Some(Protection::Listed), "what an operator lists is so on every link");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
     Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
-    Protection, Verdict,
+    Verdict,
 };
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 
@@ -51,7 +51,7 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::NotMonitored);
         }
         // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way.
-        if host.listens(protocol, destination, port) {
+        if host.listens(protocol, destination, port, sighting.interface) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
         let own = OwnPort { address: destination, protocol, port };
@@ -77,13 +77,11 @@ impl Engine {
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
-        let own = host.local.is_exact() && host.local.contains(sighting.source);
-        let protection = if own { Some(Protection::OwnAddress) } else { host.allow.protects(sighting.source) };
-        if let Some(protection) = protection {
+        if let Some(protection) = host.protection(sighting.source, sighting.interface) {
             let report = self.exempt.observe(now, sighting.source);
             return Verdict::Exempt(Exempt { sighting, protection, report });
         }
-        let subject = BanTarget::of(sighting.source);
+        let subject = host.target(sighting.source, sighting.interface);
         let track = self.track_of(sighting.protocol, sighting.class);
         let key = if track == Track::Block { known } else { self.key_of(subject, track) };
         if track != Track::Block
@@ -102,7 +100,7 @@ impl Engine {
         let mut enough_evidence = self.is_enough(now, subject, &counted, host);
         // A flood above the ceilings causes no more look-ups than probes do.
         let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
-        let served = all && self.forgive_served(held, counted.slot, sighting.destination, host);
+        let served = all && self.forgive_served(held, counted.slot, &sighting, host);
         let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &sighting, all, lookup);
         if served || refuted {
             // Some of it was refuted; the rest still counts.
@@ -285,11 +283,12 @@ impl Engine {
     }
 
     /// Drops the evidence about ports of `destination` that a service has taken since; true where there was some.
-    fn forgive_served(&mut self, key: Hashed, slot: usize, destination: IpAddr, host: &Host) -> bool {
+    fn forgive_served(&mut self, key: Hashed, slot: usize, sighting: &Observation, host: &Host) -> bool {
+        let Observation { destination, interface, .. } = *sighting;
         let is_served = |item: &Evidence| {
             let counts = !item.is_conclusive() && item.class() != Some(Class::Connect);
             let listens = |protocol| {
-                host.listens(protocol, destination, item.port())
+                host.listens(protocol, destination, item.port(), interface)
                     || host.services.contains(protocol, destination, item.port())
             };
             counts && item.protocol().is_some_and(listens)

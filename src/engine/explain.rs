@@ -48,12 +48,29 @@ pub struct Suspicion {
 }
 
 impl Engine {
+    /// The target that `address` is explained as: of a link-local address that of the first link on which something is held
+    /// against it.
+    fn explained(&self, now: Timestamp, address: IpAddr, host: &Host) -> BanTarget {
+        let every_link = BanTarget::of(address);
+        let is_known = |target: &BanTarget| {
+            let key = self.key_of(*target, Track::Block);
+            self.ban_table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()
+        };
+        let on_links = host.guarded.iter().map(|(interface, _)| host.target(address, *interface));
+        std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)
+    }
+
     /// Everything that is known about `address` at `now`.
     #[must_use]
     pub fn explain(&self, now: Timestamp, address: IpAddr, host: &Host) -> Explanation {
         let now = self.latest.max(now);
-        let subject = BanTarget::of(address);
+        let subject = self.explained(now, address, host);
         let own = host.local.is_exact() && host.local.contains(address);
+        let protection = match subject {
+            BanTarget::Link { .. } => host.allow.protects_target(subject),
+            _ => host.allow.protects(address),
+        };
+        let own = own && !matches!(subject, BanTarget::Link { .. });
         let standing = |track, wanted| {
             let (slot, standing) = self.ban_table.get(self.key_of(subject, track), now.tick())?;
             (standing == wanted).then(|| self.ban_table.left(slot, now.tick()))
@@ -80,7 +97,7 @@ impl Engine {
         };
         Explanation {
             subject,
-            protection: if own { Some(Protection::OwnAddress) } else { host.allow.protects(address) },
+            protection: if own { Some(Protection::OwnAddress) } else { protection },
             blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.ban_table.left(slot, now.tick()))),
             grade: match &around {
                 Some((network, ..)) => self.standing_of(now, *network),

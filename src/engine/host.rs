@@ -31,6 +31,12 @@ pub enum Local {
     Any,
 }
 
+/// Interfaces that are looked at above one: more have none of the traffic of a host.
+const MAX_NEAR: usize = 16;
+
+/// Ports of masters that are ports themselves.
+const MAX_DEPTH: usize = 4;
+
 /// Up to so many addresses are compared one by one.
 const FEW: usize = 8;
 
@@ -136,6 +142,11 @@ pub struct Host {
     /// Indexes of the ports of its bridges that have an address, each with the bridge's. What comes in there for the bridge's own hardware address
     /// is for this host, and the capture calls it another host's.
     pub bridge_ports: Vec<(u32, u32)>,
+    /// Indexes of the ports of bridges, bonds and the like, each with that of its master: what comes in at the port is the
+    /// master's, and the capture shows it at both.
+    pub ports: Vec<(u32, u32)>,
+    /// Indexes of interfaces, each with that of one above it whose listeners may get what comes in there: masters, VRFs, VLANs.
+    pub uppers: Vec<(u32, u32)>,
 }
 
 impl Host {
@@ -154,6 +165,8 @@ impl Host {
             loopback: Vec::new(),
             interfaces: Vec::new(),
             bridge_ports: Vec::new(),
+            ports: Vec::new(),
+            uppers: Vec::new(),
             guarded: Vec::new(),
             reverse_path: ReversePath::default(),
         }
@@ -170,7 +183,23 @@ impl Host {
     /// allow-list lets it pass whatever the ban says.
     #[must_use]
     pub fn exemption(&self, target: BanTarget) -> Option<Protection> {
-        self.allow.covers(IpNet::new(target.element(), target.prefix_len()).ok()?)
+        self.allow.protects_target(target)
+    }
+
+    /// The target that packets from `source` count against which come in on `interface`. A capture of another host does not tell
+    /// its links apart.
+    pub(super) fn target(&self, source: IpAddr, interface: u32) -> BanTarget {
+        if self.local.is_exact() { BanTarget::on(source, self.link(interface)) } else { BanTarget::of(source) }
+    }
+
+    /// The reason why `source` is never blocked for what comes in on `interface`, if there is one.
+    pub(super) fn protection(&self, source: IpAddr, interface: u32) -> Option<Protection> {
+        let target = self.target(source, interface);
+        if matches!(target, BanTarget::Link { .. }) {
+            return self.allow.protects_target(target);
+        }
+        let own = self.local.is_exact() && self.local.contains(source);
+        if own { Some(Protection::OwnAddress) } else { self.allow.protects(source) }
     }
 
     /// The bridge whose port this interface is.
@@ -179,11 +208,65 @@ impl Host {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
-    pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+    /// The interface that stands for the link of this one: the master of a port.
+    #[must_use]
+    pub fn link(&self, interface: u32) -> u32 {
+        let mut link = interface;
+        for _ in 0..MAX_DEPTH {
+            let Some((_, master)) = self.ports.iter().find(|(port, _)| *port == link) else { break };
+            link = *master;
+        }
+        link
+    }
+
+    /// This interface and those above it, the first [`MAX_NEAR`] of them; all of one that is not known (0) is unknown.
+    fn near(&self, interface: u32) -> ([u32; MAX_NEAR], usize) {
+        let (mut near, mut length) = ([interface; MAX_NEAR], usize::from(interface != 0));
+        let mut next = 0;
+        while next < length {
+            let lower = near.get(next).copied();
+            let above = self.uppers.iter().filter(|(below, _)| Some(*below) == lower);
+            for (_, upper) in above {
+                if let Some(place) = near.get_mut(length) {
+                    *place = *upper;
+                    length += 1;
+                }
+            }
+            next += 1;
+        }
+        (near, length)
+    }
+
+    /// True where a packet to `address` and `port` that comes in on `interface` finds a listener; 0: on any interface.
+    pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16, interface: u32) -> bool {
+        let (near, length) = self.near(interface);
+        let interfaces = near.get(..length).unwrap_or_default();
         match protocol {
-            Protocol::Tcp => self.tcp.contains(address, port),
-            Protocol::Udp => self.udp.contains(address, port),
+            Protocol::Tcp => self.tcp.contains_on(interfaces, address, port),
+            Protocol::Udp => self.udp.contains_on(interfaces, address, port),
             Protocol::Sctp | Protocol::Icmp => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_of_upper_interfaces_get_packets() {
+        let own: IpAddr = "192.0.2.1".parse().unwrap();
+        let mut host = Host::new(Local::Own { addresses: [own].into(), prefixes: Vec::new() });
+        host.uppers = vec![(2, 5), (5, 7), (7, 2), (3, 5)];
+        host.ports = vec![(2, 5), (5, 7)];
+        host.tcp.insert_on(7, "0.0.0.0".parse().unwrap(), 80);
+        let open = |interface| host.listens(Protocol::Tcp, own, 80, interface);
+        assert!(open(2) && open(5) && open(7) && open(3), "through a bond and its VRF");
+        assert!(open(0) && !open(9));
+        let neighbour: IpAddr = "fe80::9".parse().unwrap();
+        assert_eq!(host.target(neighbour, 2), BanTarget::on(neighbour, 7), "the link of a port is its master's");
+        assert_eq!(host.target(neighbour, 3), BanTarget::on(neighbour, 3));
+        host.ports.push((7, 2));
+        assert_ne!(host.link(2), 0, "a ring ends");
     }
 }

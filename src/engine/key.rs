@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use crate::types::{BanTarget, Prefix, Tick, shared64};
+use crate::types::{BanTarget, MAX_LINK, Prefix, Tick, shared64};
 
 /// The secret that distributes targets over buckets. With a known secret, an attacker could choose source addresses of one
 /// bucket that evict each other.
@@ -26,6 +26,15 @@ pub(super) enum Track {
 
 /// Marks one address of a shared /64, the number of which is added.
 const SHARED: u64 = 7;
+
+/// Marks a link-local address of one link; the index of the interface stands beside it, six bits here and six bits behind the
+/// track.
+const LINK: u64 = 0x40;
+const LINK_BITS: u32 = 6;
+/// The track takes two bits.
+const TRACK_SHIFT: u32 = 8;
+const LINK_SHIFT: u32 = 10;
+const _: () = assert!(MAX_LINK < 1 << (2 * LINK_BITS));
 
 /// Marks a network; its prefix length stands beside it.
 const NETWORK: u64 = 0x80;
@@ -58,8 +67,13 @@ impl Key {
                 };
                 (NETWORK | u64::from(wide.prefix_len()), bits)
             }
+            BanTarget::Link { address, interface } => {
+                let [_, low] = halves(address.to_bits());
+                let (high, rest) = (u64::from(interface >> LINK_BITS), u64::from(interface) & (LINK - 1));
+                (LINK | rest | high << LINK_SHIFT, low)
+            }
         };
-        Self([bits, tag | (track as u64) << 8])
+        Self([bits, tag | (track as u64) << TRACK_SHIFT])
     }
 
     /// The target of the key; `None` where the key counts only a part of its packets.
@@ -70,7 +84,12 @@ impl Key {
             _ if tag >> 16 != 0 => None,
             4 => u32::try_from(bits).ok().map(|bits| BanTarget::V4(bits.into())),
             6 => Some(v6(bits, 0)),
-            code @ SHARED..NETWORK => Some(v6(shared64::upper_half(u8::try_from(code - SHARED).ok()?)?, bits)),
+            code @ LINK..NETWORK => {
+                let interface = (tag >> LINK_SHIFT & (LINK - 1)) << LINK_BITS | code & (LINK - 1);
+                let address = u128::from(shared64::LINK_LOCAL) << 64 | u128::from(bits);
+                Some(BanTarget::Link { address: address.into(), interface: u32::try_from(interface).ok()? })
+            }
+            code @ SHARED..LINK => Some(v6(shared64::upper_half(u8::try_from(code - SHARED).ok()?)?, bits)),
             // The lengths of the two families do not overlap.
             code if code & NETWORK != 0 => {
                 let BanTarget::V6(first) = v6(bits, 0) else { return None };
@@ -196,8 +215,9 @@ mod tests {
         let local = BanTarget::of("fe80::1".parse().unwrap());
         let wide = |text: &str| BanTarget::Prefix(Prefix::new(text.parse().unwrap()).unwrap());
         let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
+        let links = [1, 63, 64, MAX_LINK].map(|interface| BanTarget::on("fe80::1".parse().unwrap(), interface));
         let translated = BanTarget::of("64:ff9b::cb00:7109".parse().unwrap());
-        let subjects = [&[v4, v6, local, translated][..], &networks.map(wide)].concat();
+        let subjects = [&[v4, v6, local, translated][..], &networks.map(wide), &links].concat();
         let keys: Vec<_> =
             subjects.iter().map(|subject| Key::new(*subject, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
         let back: Vec<_> = keys.iter().map_while(|key| key.subject()).collect();

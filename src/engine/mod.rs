@@ -214,15 +214,17 @@ impl Engine {
             self.learn(now, packet, host, lookup);
             return Verdict::Ignored(IgnoreReason::Own);
         }
-        let known = self.key_of(BanTarget::of(packet.source), Track::Block);
-        if let Some(repeated) = self.recognise(now, packet.source, known, host) {
+        // Sockets bound to an interface are bound to the bridge, not to its port, and so are neighbours.
+        let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        let subject = host.target(packet.source, interface);
+        let known = self.key_of(subject, Track::Block);
+        if let Some(repeated) = self.recognise(now, packet.source, interface, known, host) {
             return Verdict::Repeated(repeated);
         }
         let Some(mut sighting) = Observation::of(packet) else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
-        // Sockets bound to an interface are bound to the bridge, not to its port.
-        sighting.interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        sighting.interface = interface;
         if let Some(reason) = acceptance::refusal(packet, sighting.interface, host) {
             return Verdict::Ignored(reason);
         }
@@ -240,8 +242,8 @@ impl Engine {
         let now = self.clock(now);
         self.counters.packets += 1;
         self.forgiven.clear();
-        let known = self.key_of(BanTarget::of(sighting.source), Track::Block);
-        if let Some(repeated) = self.recognise(now, sighting.source, known, host) {
+        let known = self.key_of(host.target(sighting.source, sighting.interface), Track::Block);
+        if let Some(repeated) = self.recognise(now, sighting.source, sighting.interface, known, host) {
             return Verdict::Repeated(repeated);
         }
         if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
@@ -351,7 +353,8 @@ impl Engine {
             return;
         }
         let Some(OwnUse { protocol, port, peer_port, may_answer }) = own_use(packet) else { return };
-        if !self.settings.watches(protocol, port) || host.listens(protocol, packet.source, port) {
+        let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        if !self.settings.watches(protocol, port) || host.listens(protocol, packet.source, port, interface) {
             return;
         }
         let (own, peer) = (OwnPort { address: packet.source, protocol, port }, packet.destination);
@@ -360,7 +363,6 @@ impl Engine {
                 return;
             }
             let [own_end, peer_end] = [(own.address, port), (peer, peer_port)].map(SocketAddr::from);
-            let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
             match lookup.port_use(protocol, peer_end, own_end, interface) {
                 PortUse::Open => self.recent_ports.used(own, now.tick()),
                 PortUse::Flow => self.recent_ports.used_with(own, peer, now.tick()),
@@ -376,20 +378,35 @@ impl Engine {
         }
         if may_answer {
             // The client's request was no probe of this port.
-            let peer = self.key_of(BanTarget::of(peer), self.track(protocol));
+            let peer = self.key_of(host.target(peer, interface), self.track(protocol));
             self.sources.forgive(peer, protocol, port);
         }
     }
 
     /// The standing verdict on a source, unless the kernel lets it pass all the same.
     #[inline]
-    fn recognise(&mut self, now: Timestamp, source: IpAddr, known: Hashed, host: &Host) -> Option<Repeated> {
-        let (subject, slot, standing) = match self.ban_table.get(known, now.tick()) {
-            Some((slot, standing)) => (BanTarget::of(source), slot, standing),
+    fn recognise(
+        &mut self,
+        now: Timestamp,
+        source: IpAddr,
+        interface: u32,
+        known: Hashed,
+        host: &Host,
+    ) -> Option<Repeated> {
+        let subject = host.target(source, interface);
+        let every_link = subject.on_every_link();
+        let mut found = self.ban_table.get(known, now.tick()).map(|(slot, standing)| (subject, slot, standing));
+        // A ban by hand names no link.
+        if found.is_none() && every_link != subject {
+            let held = self.ban_table.get(self.key_of(every_link, Track::Block), now.tick());
+            found = held.map(|(slot, standing)| (every_link, slot, standing));
+        }
+        let (subject, slot, standing) = match found {
+            Some(found) => found,
             None if self.prefix_bans.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
         };
-        if host.allow.protects(source).is_some() || host.local.is_exact() && host.local.contains(source) {
+        if host.protection(source, interface).is_some() {
             return None;
         }
         Some(self.repeat(now, slot, standing, source, subject, Track::Block))

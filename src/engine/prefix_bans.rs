@@ -86,7 +86,7 @@ impl PrefixBans {
                 let [_, _, _, number, ..] = v6.segments();
                 Some((Prefix::of(v6.into(), self.widest.v6()?)?, number))
             }
-            BanTarget::V6(_) | BanTarget::Prefix(_) => None,
+            BanTarget::V6(_) | BanTarget::Prefix(_) | BanTarget::Link { .. } => None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use super::recent_ports::OwnPort;
 use super::sources::{EVIDENCE, Evidence};
 use super::{Engine, Host, Observation, PortLookup, Probe, Verdict};
-use crate::types::{BanTarget, Protocol, Timestamp};
+use crate::types::{Protocol, Timestamp};
 
 /// The maximum number of sources that wait to be judged again. Those beyond it are judged at their next probe.
 const MAX_WAITING: usize = 1_024;
@@ -81,11 +81,11 @@ impl Engine {
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Option<Verdict> {
-        let own = host.local.is_exact() && host.local.contains(sighting.source);
-        let subject = BanTarget::of(sighting.source);
+        let exempt = host.protection(sighting.source, sighting.interface).is_some();
+        let subject = host.target(sighting.source, sighting.interface);
         let track = self.track_of(sighting.protocol, sighting.class);
         let key = self.key_of(subject, track);
-        if own || host.allow.protects(sighting.source).is_some() || self.ban_table.get(key, now.tick()).is_some() {
+        if exempt || self.ban_table.get(key, now.tick()).is_some() {
             return None;
         }
         let mut items = [None; EVIDENCE];

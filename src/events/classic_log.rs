@@ -77,7 +77,11 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         EventKind::Probe(_) => return None,
         EventKind::Scan(ban) => scan(&ban.probe, name),
         EventKind::Blocked { ban, way, .. } => {
-            let set = if ban.probe.subject.element().is_ipv4() { "blocked" } else { "blocked6" };
+            let set = match ban.probe.subject {
+                BanTarget::Link { .. } => "blocked_link",
+                subject if subject.element().is_ipv4() => "blocked",
+                _ => "blocked6",
+            };
             let via = match way {
                 Backend::Nft => format!("nftables set inet portsentry {set}"),
                 Backend::Route => "dropped route".to_owned(),

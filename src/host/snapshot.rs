@@ -34,10 +34,11 @@ pub fn missing_interfaces<'a>(names: &'a [String], facts: &'a HostFacts) -> impl
 #[must_use]
 pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostFacts, listeners: &[Listener]) -> Host {
     let mut allow = AllowList::new();
+    facts.addresses.iter().for_each(|(on, address)| allow.insert_on(address.addr(), *on, Protection::OwnAddress));
+    facts.link_gateways.iter().for_each(|(on, gateway)| allow.insert_on(*gateway, *on, Protection::Gateway));
     let mut protect = |addresses: &mut dyn Iterator<Item = IpAddr>, protection| {
         addresses.for_each(|address| allow.insert(IpNet::from(address), protection));
     };
-    protect(&mut facts.addresses.iter().map(|(_, address)| address.addr()), Protection::OwnAddress);
     protect(&mut facts.gateways.iter().copied(), Protection::Gateway);
     protect(&mut facts.tunnel_peers.iter().copied(), Protection::TunnelPeer);
     protect(&mut facts.resolvers.iter().copied(), Protection::Resolver);
@@ -61,13 +62,22 @@ pub fn snapshot(names: &[String], allowed: &[(IpNet, Protection)], facts: &HostF
         |bridge: &u32| facts.addresses.iter().any(|(on, address)| on == bridge && !link_local(address.addr()));
     let ports = facts.interfaces.iter().filter_map(|one| Some((one.index, one.bridge.filter(has_address)?)));
     host.bridge_ports = ports.collect();
-    let guarded =
-        facts.interfaces.iter().filter(|one| !one.loopback && !one.accepts_own && is_watched(names, &one.name));
+    let guarded = facts
+        .interfaces
+        .iter()
+        .filter(|one| !one.loopback && !one.accepts_own && one.vrf.is_none() && is_watched(names, &one.name));
     // A container may have given an interface a name that drives a terminal.
     host.guarded = guarded.map(|one| (one.index, one.name.escape_debug().to_string())).collect();
     host.reverse_path = reverse_path(facts);
     host.ephemeral = ephemeral_ports();
-    for listener in listeners {
+    // The link-local addresses of a VRF are those of its ports.
+    let is_vrf = |index: &u32| facts.interfaces.iter().any(|one| one.index == *index && one.vrf == Some(*index));
+    let masters = || facts.interfaces.iter().filter_map(|one| Some((one.index, one.master?)));
+    host.ports = masters().filter(|(_, master)| !is_vrf(master)).collect();
+    let lower = facts.interfaces.iter().filter_map(|one| Some((one.lower?, one.index)));
+    host.uppers = masters().chain(lower).collect();
+    // One that is bound to loopback opens nothing to outside.
+    for listener in listeners.iter().filter(|one| !host.loopback.contains(&one.interface)) {
         insert(if listener.protocol == Protocol::Tcp { &mut host.tcp } else { &mut host.udp }, listener);
     }
     host.find_related();
@@ -84,7 +94,16 @@ fn reverse_path(facts: &HostFacts) -> ReversePath {
 }
 
 fn insert(listeners: &mut Listeners, listener: &Listener) {
-    let port = listener.port;
+    let Listener { port, interface, .. } = *listener;
+    if interface != 0 {
+        let [any4, any6] = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+        return match listener.bound {
+            Bound::AnyV4 => listeners.insert_on(interface, any4, port),
+            Bound::AnyV6 => listeners.insert_on(interface, any6, port),
+            Bound::Any => [any4, any6].into_iter().for_each(|any| listeners.insert_on(interface, any, port)),
+            Bound::One(address) => listeners.insert_on(interface, address, port),
+        };
+    }
     if matches!(listener.bound, Bound::AnyV4 | Bound::Any) {
         listeners.insert_any_v4(port);
     }

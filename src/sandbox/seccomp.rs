@@ -117,8 +117,8 @@ fn harmful(policy: &Policy) -> Result<Rules, BackendError> {
 /// The log and the control socket; blocking and the host; packets; decoys, figures, and the names that a reload may ask for.
 const FAMILIES: [i32; 5] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_INET, libc::AF_INET6];
 
-/// Routes, links and addresses; sockets; nftables.
-const NETLINK: [i32; 3] = [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_NETFILTER];
+/// Routes, links and addresses; sockets; nftables; the policies of IPsec.
+const NETLINK: [i32; 4] = [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_NETFILTER, libc::NETLINK_XFRM];
 
 /// What is asked of devices: blocking or not, what waits, whether it is a terminal; interfaces' names, numbers, link
 /// layers, sizes, flags, abilities and times (libpcap); the time of a packet.

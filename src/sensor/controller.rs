@@ -703,6 +703,7 @@ impl BanController {
     /// Ends the bans of `targets`; which of them were blocked.
     pub(super) fn unblock(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
         let mut unblocked = Vec::new();
+        let targets = &self.with_links(targets)[..];
         for target in targets {
             let in_set = self.blocker.remove_from_sets(*target).map_err(|error| error.to_string())?;
             if self.observer.lift(*target) || in_set {
@@ -711,6 +712,15 @@ impl BanController {
         }
         self.release(targets);
         Ok(unblocked)
+    }
+
+    /// These targets and, of link-local addresses that are named without a link, their bans on each link.
+    fn with_links(&self, targets: &[BanTarget]) -> Vec<BanTarget> {
+        let mut all = targets.to_vec();
+        let links = self.observer.engine().bans().map(|ban| ban.subject);
+        let links = links.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
+        all.extend(links);
+        all
     }
 
     /// Ends all bans; which there were.
@@ -750,7 +760,7 @@ impl BanController {
         let (BanTarget::Prefix(outer), true) = (target, self.blocker.nft.is_some()) else { return };
         let is_inside = |inner: &BanTarget| match inner {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
-            BanTarget::V4(_) | BanTarget::V6(_) => false,
+            BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
         };
         let inner: Vec<_> = self.observer.engine().bans().map(|ban| ban.subject).filter(is_inside).collect();
         for subject in inner {

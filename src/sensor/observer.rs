@@ -65,7 +65,7 @@ impl Observer {
     /// Replaces the snapshot of the host; true if more targets are exempt than before.
     pub(super) fn change_host(&mut self, now: Timestamp, host: Arc<Host>) -> bool {
         self.engine.host_changed(now, &self.host, &host);
-        let more_exempt = host.allow.prefixes().any(|prefix| self.host.allow.covers(prefix).is_none());
+        let more_exempt = host.allow.protects_more_than(&self.host.allow);
         self.host = host;
         more_exempt
     }

@@ -59,7 +59,7 @@ impl OwnSourceGuard {
 
     /// Reports the first frame of an interface that has addresses of this host as source and as destination.
     pub(super) fn inspect(&mut self, packet: &Packet, host: &Host, reporter: &Reporter) {
-        let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
+        let interface = host.link(packet.interface);
         if packet.delivery != Delivery::Host
             || !host.local.is_exact()
             || !host.local.contains(packet.source)

@@ -20,7 +20,18 @@ pub enum BanTarget {
     V6(Ipv6Addr),
     /// A network, in which many sources did enough.
     Prefix(Prefix),
+    /// A link-local address on one link, because another link may have another host with that address (RFC 4007).
+    Link {
+        /// Of fe80::/64.
+        address: Ipv6Addr,
+        /// Index of the interface, 1 to [`MAX_LINK`].
+        interface: u32,
+    },
 }
+
+/// The highest index of an interface on which link-local sources are told from those of other links: the engine's tables have
+/// 12 bits for it. Above it they count and are blocked on all links together.
+pub const MAX_LINK: u32 = 4_095;
 
 impl BanTarget {
     /// The subject that `address` belongs to.
@@ -30,6 +41,26 @@ impl BanTarget {
             IpAddr::V4(v4) => Self::V4(v4),
             IpAddr::V6(v6) if shared64::number(v6).is_some() => Self::V6(v6),
             IpAddr::V6(v6) => Self::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
+        }
+    }
+
+    /// The subject that `address` belongs to where its packets come in on `interface`.
+    #[must_use]
+    pub fn on(address: IpAddr, interface: u32) -> Self {
+        match address {
+            IpAddr::V6(address) if shared64::is_link_local(address) && (1..=MAX_LINK).contains(&interface) => {
+                Self::Link { address, interface }
+            }
+            _ => Self::of(address),
+        }
+    }
+
+    /// The same target without the link: on every one. Another target only where this is one of a single link.
+    #[must_use]
+    pub fn on_every_link(self) -> Self {
+        match self {
+            Self::Link { address, .. } => Self::V6(address),
+            _ => self,
         }
     }
 
@@ -46,7 +77,7 @@ impl BanTarget {
     #[must_use]
     pub fn masked(self) -> Self {
         match self {
-            Self::V4(_) | Self::Prefix(_) => self,
+            Self::V4(_) | Self::Prefix(_) | Self::Link { .. } => self,
             Self::V6(v6) => Self::of(v6.into()),
         }
     }
@@ -104,6 +135,7 @@ impl BanTarget {
             Self::V4(v4) => v4.into(),
             Self::V6(v6) => v6.into(),
             Self::Prefix(wide) => wide.network().addr(),
+            Self::Link { address, .. } => address.into(),
         }
     }
 
@@ -116,6 +148,7 @@ impl BanTarget {
             Self::V6(v6) if !is_first(v6) || shared64::number(v6).is_some() => 128,
             Self::V6(_) => 64,
             Self::Prefix(wide) => wide.prefix_len(),
+            Self::Link { .. } => 128,
         }
     }
 
@@ -125,6 +158,7 @@ impl BanTarget {
         match self {
             Self::V4(_) | Self::V6(_) => Self::of(address) == self,
             Self::Prefix(wide) => wide.network().contains(&address),
+            Self::Link { address: own, .. } => address == own,
         }
     }
 }
@@ -139,6 +173,11 @@ impl FromStr for BanTarget {
     type Err = ParseBanTargetError;
 
     fn from_str(text: &str) -> Result<Self, ParseBanTargetError> {
+        if let Some((address, interface)) = text.split_once('%') {
+            let address = address.parse::<Ipv6Addr>().map_err(|_| ParseBanTargetError)?;
+            let subject = Self::on(address.into(), interface.parse().map_err(|_| ParseBanTargetError)?);
+            return Some(subject).filter(|subject| subject.to_string() == text).ok_or(ParseBanTargetError);
+        }
         let network = match text.parse::<IpAddr>() {
             Ok(address) => IpNet::from(address),
             Err(_) => text.parse::<IpNet>().map_err(|_| ParseBanTargetError)?,
@@ -157,6 +196,7 @@ impl fmt::Display for BanTarget {
             Self::V4(v4) => v4.fmt(f),
             Self::V6(v6) => write!(f, "{v6}/{}", self.prefix_len()),
             Self::Prefix(wide) => wide.network().fmt(f),
+            Self::Link { address, interface } => write!(f, "{address}%{interface}"),
         }
     }
 }
@@ -173,6 +213,25 @@ mod tests {
         assert_eq!(of("64:ff9b::cb00:7109"), "64:ff9b::cb00:7109/128", "one IPv4 host behind NAT64");
         assert_eq!(of("64:ff9b:0:1::1"), "64:ff9b:0:1::/64");
         assert_eq!(of("192.0.2.7"), "192.0.2.7");
+    }
+
+    #[test]
+    fn link_local_target_is_of_one_link() {
+        let on = |text: &str, interface| BanTarget::on(text.parse().unwrap(), interface);
+        let [first, second] = [3, MAX_LINK].map(|interface| on("fe80::1", interface));
+        assert_ne!(first, second);
+        for subject in [first, second] {
+            assert_eq!(subject.to_string().parse(), Ok(subject));
+            assert_eq!((subject.element(), subject.prefix_len()), ("fe80::1".parse().unwrap(), 128));
+            assert_eq!(subject.on_every_link(), BanTarget::of("fe80::1".parse().unwrap()));
+        }
+        assert_eq!(first.to_string(), "fe80::1%3");
+        for unscoped in [on("fe80::1", 0), on("fe80::1", MAX_LINK + 1), on("2001:db8::1", 3), on("192.0.2.1", 3)] {
+            assert!(!unscoped.to_string().contains('%'), "{unscoped}");
+        }
+        for text in ["fe80::1%0", "fe80::1%03", "fe80::1%4096", "2001:db8::%3", "fe80::1%eth0", "fe80::1%", "%3"] {
+            assert!(text.parse::<BanTarget>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod wording;
 
 pub use backend::{Backend, Backends, ParseBackendsError};
 pub use backoff::Backoff;
-pub use ban_target::{BanTarget, ParseBanTargetError};
+pub use ban_target::{BanTarget, MAX_LINK, ParseBanTargetError};
 pub use expiry::Expiry;
 pub use port_set::{PortSet, PortSetError};
 pub use prefix::Prefix;

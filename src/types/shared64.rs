@@ -13,7 +13,10 @@ use ipnet::Ipv6Net;
 pub const MAX_NAT64: usize = 8;
 
 /// fe80::/64, the only part of fe80::/10 that RFC 4291 gives out, and the /64 of 64:ff9b::/96.
-const WELL_KNOWN: [u64; 2] = [0xfe80 << 48, 0x0064_ff9b << 32];
+const WELL_KNOWN: [u64; 2] = [LINK_LOCAL, 0x0064_ff9b << 32];
+
+/// The upper half of fe80::/64.
+pub const LINK_LOCAL: u64 = 0xfe80 << 48;
 
 /// The upper halves of the configured prefixes.
 static NAT64: OnceLock<Vec<u64>> = OnceLock::new();
@@ -21,6 +24,12 @@ static NAT64: OnceLock<Vec<u64>> = OnceLock::new();
 /// Declares the prefixes of the translators that this host's clients come through. The first call decides.
 pub fn set_nat64(prefixes: &[Ipv6Net]) {
     let _ = NAT64.set(prefixes.iter().map(|prefix| upper(prefix.addr())).take(MAX_NAT64).collect());
+}
+
+/// True for an address of fe80::/64.
+#[must_use]
+pub fn is_link_local(address: Ipv6Addr) -> bool {
+    upper(address) == LINK_LOCAL
 }
 
 /// The number of the shared /64 that `address` is in.

@@ -8,6 +8,7 @@ mod flood;
 mod forged;
 mod innocents;
 mod kernel;
+mod link_local;
 mod links;
 mod seen;
 mod services;

@@ -75,7 +75,7 @@ fn a_link_local_scanner_is_blocked_alone_and_its_neighbours_are_served() {
     }
     lab.expect_ban(scanner.into());
     assert_eq!(lab.banned(), [IpAddr::from(scanner)], "the address itself, not fe80::/64");
-    daemon.expect_line("Host fe80::66 has been blocked via nftables set inet portsentry blocked6");
+    daemon.expect_line("Host fe80::66 has been blocked via nftables set inet portsentry blocked_link");
 
     let scope = lab.run("attacker", "cat", &["/sys/class/net/uplink/ifindex"]).trim().parse().unwrap();
     let service = SocketAddr::V6(SocketAddrV6::new(target, 80, 0, scope));

@@ -1,7 +1,8 @@
 //! Real services inside the monitored range: never in their way, and their clients never blamed.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,9 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN};
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, enter};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::BindToDevice;
+use rustix::net::{AddressFamily, SocketType};
 
 const PER_SECOND: u32 = 20_000;
 const SECONDS: u32 = 2;
@@ -92,4 +96,51 @@ fn connections_to_real_services_in_the_monitored_range_log_nothing() {
         let lines = daemon.lines_with(&client.to_string());
         assert!(lines.is_empty(), "{lines:?}");
     }
+}
+
+/// Opens `ports` of the victim on one interface alone (SO_BINDTODEVICE).
+fn bound_listeners(lab: &Lab, interface: &str, ports: &[u16]) -> Vec<OwnedFd> {
+    let open = |port: &u16| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        setsockopt(&socket, BindToDevice, &interface.into()).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port))).unwrap();
+        rustix::net::listen(&socket, 64).unwrap();
+        socket
+    };
+    lab.inside("victim", || ports.iter().map(open).collect())
+}
+
+#[test]
+fn bound_listener_opens_port_on_its_interface() {
+    const PORTS: [u16; 4] = [901, 902, 903, 904];
+    let lab = Lab::new(&["inner", "outer"]);
+    let _listeners = bound_listeners(&lab, "inner", &PORTS);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let probe = |host: &str| lab.touch(host, lab.v4(host).into(), lab.victim_v4(host).into(), &PORTS);
+    for _ in 0..3 {
+        probe("inner");
+    }
+    probe("outer");
+    lab.expect_ban(lab.v4("outer").into());
+    assert_eq!(lab.banned(), [IpAddr::from(lab.v4("outer"))], "clients on the listener's interface are served");
+    daemon.stop();
+}
+
+/// What comes to a bridge comes in at one of its ports, and the capture shows it there as well.
+#[test]
+fn listener_bound_to_bridge_serves_its_ports() {
+    const PORTS: [u16; 4] = [901, 902, 903, 904];
+    let lab = Lab::new(&["guest", "other"]);
+    for line in ["link add br0 type bridge", "addr flush dev guest", "link set guest master br0", "link set br0 up"] {
+        lab.victim_ip(line);
+    }
+    lab.victim_ip("addr add 10.77.1.1/24 dev br0");
+    let _listeners = bound_listeners(&lab, "br0", &PORTS);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for _ in 0..3 {
+        lab.touch("guest", lab.v4("guest").into(), lab.victim_v4("guest").into(), &PORTS);
+    }
+    let provoked = lab.provoke_ban("other");
+    assert_eq!(lab.banned(), [provoked]);
+    daemon.stop();
 }

@@ -239,6 +239,27 @@ fn tunnel_peer_is_never_blocked() {
     daemon.stop();
 }
 
+/// A policy that comes while the program runs, as a daemon for key exchange makes it.
+#[test]
+fn ipsec_peer_is_never_blocked() {
+    let lab = Lab::new(&["gateway", "attacker"]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let (peer, own) = (lab.v4("gateway"), lab.victim_v4("gateway"));
+    // What the lab needs itself goes past the tunnel.
+    lab.victim_ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out priority 1");
+    let tunnel = format!("tmpl src {own} dst {peer} proto esp reqid 7 mode tunnel");
+    let policy = format!("xfrm policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir out priority 9 {tunnel}");
+    lab.victim_ip(&policy);
+    netns_lab::eventually("the peer is on the kernel's allow-list", || {
+        lab.set_text("allowed").contains(&peer.to_string())
+    });
+    assert_protected(&lab, &daemon, "gateway", peer.into(), "the far end of a tunnel");
+    lab.victim_ip("xfrm policy delete src 0.0.0.0/0 dst 0.0.0.0/0 dir out");
+    netns_lab::eventually("it is not any more", || !lab.set_text("allowed").contains(&peer.to_string()));
+    lab.touch_until_banned("gateway", own.into());
+    daemon.stop();
+}
+
 #[test]
 fn nat64_scanner_is_banned_by_address() {
     let lab = Lab::new(&["attacker", "other"]);

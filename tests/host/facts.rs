@@ -17,7 +17,8 @@ async fn read() -> HostFacts {
 }
 
 fn gateways(facts: &HostFacts) -> Vec<String> {
-    facts.gateways.iter().map(IpAddr::to_string).collect()
+    let on_links = facts.link_gateways.iter().map(|(_, gateway)| gateway);
+    facts.gateways.iter().chain(on_links).map(IpAddr::to_string).collect()
 }
 
 /// Waits until a watcher that has seen its namespace being built has nothing more to tell.
@@ -273,6 +274,25 @@ fn tunnel_peers_are_found_on_links() {
     found.sort();
     expected.sort_unstable();
     assert_eq!(found, expected);
+}
+
+/// Of a policy for a single address the peer is one remote worker.
+#[test]
+fn ipsec_peers_of_networks_are_found() {
+    let net = network();
+    let tunnel = |selector: &str, direction: &str, own: &str, peer: &str, mode: &str| {
+        net.ip(&format!(
+            "xfrm policy add {selector} dir {direction} tmpl src {own} dst {peer} proto esp reqid 7 mode {mode}"
+        ));
+    };
+    tunnel("src 0.0.0.0/0 dst 0.0.0.0/0", "out", "192.0.2.1", "198.51.100.1", "tunnel");
+    tunnel("src 0.0.0.0/0 dst 10.1.0.0/16", "out", "192.0.2.1", "198.51.100.2", "tunnel");
+    tunnel("src ::/0 dst ::/0", "out", "2001:db8::1", "2001:db8:9::1", "tunnel");
+    tunnel("src 0.0.0.0/0 dst 10.2.0.9/32", "out", "192.0.2.1", "198.51.100.3", "tunnel");
+    tunnel("src 192.0.2.1/32 dst 10.3.0.0/16", "out", "0.0.0.0", "0.0.0.0", "transport");
+    tunnel("src 0.0.0.0/0 dst 192.0.2.1/32", "in", "198.51.100.4", "192.0.2.1", "tunnel");
+    let found: Vec<String> = net.inside_async(read).tunnel_peers.iter().map(IpAddr::to_string).collect();
+    assert_eq!(found, ["198.51.100.1", "198.51.100.2", "2001:db8:9::1"]);
 }
 
 #[test]

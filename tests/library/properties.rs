@@ -278,7 +278,7 @@ proptest! {
         for step in &steps {
             let verdict = run.step(step);
             let Step::Packet(_, packet) = step else { continue };
-            let subject = BanTarget::of(packet.source);
+            let subject = BanTarget::on(packet.source, packet.interface);
             let at = packet.destination;
             let (port, conclusive) = match packet.transport {
                 // ICMP has no ports; what counts there is the address.

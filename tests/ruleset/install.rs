@@ -69,7 +69,7 @@ fn a_table_whose_rules_have_counted_is_adopted() {
 #[test]
 fn altered_table_is_repaired_at_start() {
     let repairable = [
-        ("add rule inet portsentry prerouting accept", "6 rules"),
+        ("add rule inet portsentry prerouting accept", "7 rules"),
         ("insert rule inet portsentry prerouting tcp dport 22 accept", "another rule 1 in chain"),
         ("flush chain inet portsentry prerouting", "no rule 1 in chain"),
         ("add chain inet portsentry prerouting { policy drop; }", "another type, hook, priority or policy"),

@@ -54,7 +54,7 @@ fn whatever_is_done_to_the_chain_is_undone_and_the_bans_stay() {
     let chain = "chain inet portsentry prerouting";
     for (alter, difference) in [
         (vec!["insert rule inet portsentry prerouting ip saddr 192.0.2.1 accept"], accepting),
-        (vec!["add rule inet portsentry prerouting accept"], "6 rules in chain \"prerouting\" where 5 are ours"),
+        (vec!["add rule inet portsentry prerouting accept"], "7 rules in chain \"prerouting\" where 6 are ours"),
         (vec!["flush chain inet portsentry prerouting"], empty),
         (vec!["delete chain inet portsentry prerouting"], "no chain \"prerouting\""),
         (vec!["chain inet portsentry prerouting { policy drop; }"], elsewhere),

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::enforce::nft::{BlockError, Nft, Remaining};
 use crate::ledger::{Entry, Found, LedgerError, Reader};
-use crate::types::{Backend, BanTarget, Expiry, Prefix};
+use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
 /// Bans up to which the kernel's sets are read: some seconds. The time grows with the square of their number.
 const MAX_DUMPED: usize = 200_000;
@@ -90,7 +90,10 @@ impl Listed {
 /// Where neither the ledger nor the kernel can be read.
 pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
     match asked.map(|asked| (asked, BanTarget::of_prefix(asked))) {
-        Some((asked, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) => one(directory, asked, subject, now),
+        // Of a link-local address there may be a ban on each link.
+        Some((asked, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked) => {
+            one(directory, asked, subject, now)
+        }
         asked => {
             let mut all = all(directory, now)?;
             if let Some((asked, _)) = asked {
@@ -99,6 +102,10 @@ pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<B
             Ok(all)
         }
     }
+}
+
+fn is_link_local(target: IpNet) -> bool {
+    matches!(target.addr(), IpAddr::V6(v6) if shared64::is_link_local(v6))
 }
 
 /// True where they have an address in common.

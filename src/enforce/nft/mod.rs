@@ -293,8 +293,9 @@ impl Nft {
         if let BanTarget::Prefix(network) = subject {
             return self.holds_network(network);
         }
-        let found = self.find(Set::for_target(subject), subject.element())?;
-        Ok(found.filter(|found| found.address == subject.element()).map(|found| found.remaining))
+        nft::put_ban_query(&mut self.request, subject);
+        let found = self.ask_for(Set::for_target(subject))?;
+        Ok(found.filter(|found| found.target() == subject).map(|found| found.remaining))
     }
 
     /// Which of these the kernel does not block. Asks for each by itself, some microseconds, however full the sets are.
@@ -315,10 +316,10 @@ impl Nft {
     /// [`SocketError::Unsteady`] where the sets change faster than they can be read.
     pub fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
         let mut all = Vec::new();
-        for set in [Set::Blocked, Set::Blocked6] {
+        for set in [Set::Blocked, Set::Blocked6, Set::BlockedLink] {
             // A table that grows while it is read may show an element twice.
             all.extend(self.read_set(set, HashMap::new, |found, bound| {
-                found.insert(BanTarget::from_element(bound.address), bound.remaining);
+                found.insert(bound.target(), bound.remaining);
             })?);
         }
         all.extend(self.networks()?.unwrap_or_default());
@@ -332,6 +333,11 @@ impl Nft {
     /// The element of `set` with this address, or the first bound of the interval around it.
     fn find(&mut self, set: Set, address: IpAddr) -> Result<Option<Bound>, BlockError> {
         nft::put_element_query(&mut self.request, set, address);
+        self.ask_for(set)
+    }
+
+    /// What the request, a query for an element of `set`, finds.
+    fn ask_for(&mut self, set: Set) -> Result<Option<Bound>, BlockError> {
         let mut found = None;
         let asked = self.socket.ask(&mut self.request, |message| {
             found = bounds_of(message.nft_of(sys::NFT_MSG_NEWSETELEM)).find(|bound| !bound.is_end);

@@ -101,7 +101,9 @@ impl Nft {
     /// Whether a ban of exactly `subject` is in force: one that can be lifted.
     pub fn has(&mut self, subject: BanTarget) -> Result<bool, BlockError> {
         match subject {
-            BanTarget::V4(_) | BanTarget::V6(_) => self.holds(subject).map(|held| held.is_some()),
+            BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => {
+                self.holds(subject).map(|held| held.is_some())
+            }
             BanTarget::Prefix(_) => {
                 Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == subject)))
             }

@@ -142,7 +142,7 @@ impl Nft {
     pub fn hold(&mut self, subject: BanTarget) -> Result<Hold, BlockError> {
         let sets = match subject {
             BanTarget::V4(_) => [Set::Held, Set::HoldCounts, Set::HoldRecent],
-            BanTarget::V6(_) => [Set::Held6, Set::HoldCounts6, Set::HoldRecent6],
+            BanTarget::V6(_) | BanTarget::Link { .. } => [Set::Held6, Set::HoldCounts6, Set::HoldRecent6],
             BanTarget::Prefix(_) => return Ok(Hold::default()),
         };
         let mut find = |set| match self.find(set, subject.element()) {

@@ -21,8 +21,10 @@ use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::host::resolv_conf::ResolverFiles;
+use crate::types::shared64;
 
 mod error;
+mod ipsec;
 mod next_hops;
 mod reverse_path;
 mod tunnels;
@@ -48,14 +50,24 @@ pub struct HostFacts {
     /// default routes that routers advertise, those of the highest preference: any host on the link can advertise one that is
     /// never used.
     pub gateways: Vec<IpAddr>,
-    /// Outer addresses of the far ends of tunnels that are up.
+    /// The link-local ones among them by the interfaces of their routes: on another link another host may have that address.
+    pub link_gateways: Vec<(u32, IpAddr)>,
+    /// Outer addresses of the far ends of tunnels that are up, and of those that IPsec policies send networks into.
     pub tunnel_peers: Vec<IpAddr>,
     /// Name servers, those behind a local stub included.
     pub resolvers: Vec<IpAddr>,
     /// Every interface.
     pub interfaces: Vec<Interface>,
     /// Routers that advertised a default route, with its preference; empty once the facts are in order.
-    advertised: Vec<(i8, IpAddr)>,
+    advertised: Vec<(i8, Gateway)>,
+}
+
+/// A next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gateway {
+    address: IpAddr,
+    /// Index of the interface, or 0.
+    interface: u32,
 }
 
 /// A network interface.
@@ -71,9 +83,14 @@ pub struct Interface {
     pub loopback: bool,
     /// True where it takes IPv4 packets only from sources to which a route leads back by it (rp_filter is 1).
     pub strict: bool,
-    /// True where packets from this host's own addresses may be wanted: accept_local is 1, or it belongs to a VRF, in which the
-    /// same address may be another host's.
+    /// True where the kernel takes IPv4 packets from this host's own addresses (accept_local).
     pub accepts_own: bool,
+    /// The index of the VRF that it belongs to; its own where it is one.
+    pub vrf: Option<u32>,
+    /// The index of the interface that it is a port of (IFLA_MASTER): a bridge, a bond, a VRF.
+    pub master: Option<u32>,
+    /// The index of the interface that it lies on (IFLA_LINK): of a VLAN, a macvlan.
+    pub lower: Option<u32>,
     /// The index of the bridge that it is a port of (IFLA_MASTER, where IFLA_INFO_SLAVE_KIND is "bridge").
     pub bridge: Option<u32>,
 }
@@ -137,7 +154,10 @@ impl HostFacts {
             answer = ask => answer?,
             () = connection => return Err(HostError::Ended("addresses, routes and links")),
         };
-        Ok(next_hops::list(&mut self.gateways).await? && consistent)
+        let mut gateways = Vec::new();
+        let consistent = next_hops::list(&mut gateways).await? && consistent;
+        gateways.into_iter().for_each(|gateway| self.add_gateway(gateway));
+        Ok(ipsec::list(&mut self.tunnel_peers).await? && consistent)
     }
 
     fn add(&mut self, message: RouteNetlinkMessage) {
@@ -154,13 +174,13 @@ impl HostFacts {
                 if self.interfaces.iter().any(|interface| interface.strict) {
                     self.reverse_routes.extend(ReverseRoute::new(&route));
                 }
+                let mut gateways = Vec::new();
+                route_gateways(&route.attributes, 0, &mut gateways);
                 match advertised_preference(&route) {
                     Some(preference) => {
-                        let mut routers = Vec::new();
-                        route_gateways(&route.attributes, &mut routers);
-                        self.advertised.extend(routers.into_iter().map(|router| (preference, router)));
+                        self.advertised.extend(gateways.into_iter().map(|router| (preference, router)));
                     }
-                    None => route_gateways(&route.attributes, &mut self.gateways),
+                    None => gateways.into_iter().for_each(|gateway| self.add_gateway(gateway)),
                 }
             }
             // Which table answers is then for rules to say that this program does not follow.
@@ -171,11 +191,22 @@ impl HostFacts {
         }
     }
 
+    fn add_gateway(&mut self, Gateway { address, interface }: Gateway) {
+        match address {
+            IpAddr::V6(v6) if interface != 0 && shared64::is_link_local(v6) => {
+                self.link_gateways.push((interface, address));
+            }
+            _ => self.gateways.push(address),
+        }
+    }
+
     fn in_order(mut self) -> Self {
         let advertised = std::mem::take(&mut self.advertised);
         let best = advertised.iter().map(|(preference, _)| *preference).max();
         let in_use = advertised.into_iter().filter(|(preference, _)| Some(*preference) == best);
-        self.gateways.extend(in_use.map(|(_, router)| router));
+        in_use.for_each(|(_, router)| self.add_gateway(router));
+        self.link_gateways.sort_unstable();
+        self.link_gateways.dedup();
         self.tunnel_peers.sort_unstable();
         self.tunnel_peers.dedup();
         self.addresses.sort_unstable();
@@ -229,20 +260,32 @@ fn interface(link: &LinkMessage) -> Interface {
         })
     };
     let is_port = is(LinkInfo::PortKind(InfoPortKind::Bridge));
-    let in_vrf = is(LinkInfo::PortKind(InfoPortKind::Vrf)) || is(LinkInfo::Kind(InfoKind::Vrf));
     let master = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Controller(index) => Some(*index),
         _ => None,
     });
+    let lower = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    // In another network namespace, which has numbers of its own.
+    let elsewhere = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
     let flags = link.header.flags;
     Interface {
         index: link.header.index,
         strict: name.as_deref().is_some_and(reverse_path::is_strict),
-        accepts_own: in_vrf || name.as_deref().is_some_and(reverse_path::accepts_local),
+        accepts_own: name.as_deref().is_some_and(reverse_path::accepts_local),
         name: name.unwrap_or_default(),
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),
         bridge: master.filter(|_| is_port),
+        master,
+        lower: lower.filter(|_| !elsewhere),
+        vrf: if is(LinkInfo::Kind(InfoKind::Vrf)) {
+            Some(link.header.index)
+        } else {
+            master.filter(|_| is(LinkInfo::PortKind(InfoPortKind::Vrf)))
+        },
     }
 }
 
@@ -281,20 +324,25 @@ fn advertised_preference(route: &RouteMessage) -> Option<i8> {
     })
 }
 
-/// Collects the gateways of a route or of one path of it.
-fn route_gateways(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
+/// Collects the gateways of a route or of one path of it, which leaves by `interface` unless the attributes name another one.
+fn route_gateways(attributes: &[RouteAttribute], interface: u32, gateways: &mut Vec<Gateway>) {
+    let named = attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let interface = named.unwrap_or(interface);
     for attribute in attributes {
         match attribute {
             RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
-                gateways.push((*ip).into());
+                gateways.push(Gateway { address: (*ip).into(), interface });
             }
             RouteAttribute::Gateway(RouteAddress::Inet6(ip)) | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
-                gateways.push((*ip).into());
+                gateways.push(Gateway { address: (*ip).into(), interface });
             }
             // The kernel nests one level; the decoder has bounded what arrives here by the datagram.
             RouteAttribute::MultiPath(paths) => {
                 for path in paths {
-                    route_gateways(&path.attributes, gateways);
+                    route_gateways(&path.attributes, path.interface_index, gateways);
                 }
             }
             _ => {}
@@ -314,8 +362,14 @@ pub(crate) fn fuzz(datagram: &[u8]) {
             facts.add(message);
         }
     }
-    let _ = next_hops::read(datagram, &mut facts.gateways, &mut true);
+    let mut gateways = Vec::new();
+    let _ = next_hops::read(datagram, &mut gateways, &mut true);
+    gateways.into_iter().for_each(|gateway| facts.add_gateway(gateway));
+    let _ = ipsec::read(datagram, &mut Vec::new(), &mut true);
     let facts = facts.in_order();
-    assert!(facts.addresses.len() + facts.gateways.len() + facts.interfaces.len() <= datagram.len());
+    assert!(
+        facts.addresses.len() + facts.gateways.len() + facts.link_gateways.len() + facts.interfaces.len()
+            <= datagram.len()
+    );
     let _ = watch::matters(datagram);
 }

@@ -12,12 +12,14 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuf
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 
+use super::Gateway;
 use super::error::HostError;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
+const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 
 /// `struct nhmsg`, in bytes; attributes follow.
@@ -27,7 +29,7 @@ const LIST: &str = "next-hop objects";
 
 /// Adds the gateways of every next-hop object; false where the list changed while it was read. A kernel before 5.3 has
 /// none.
-pub(super) async fn list(gateways: &mut Vec<IpAddr>) -> Result<bool, HostError> {
+pub(super) async fn list(gateways: &mut Vec<Gateway>) -> Result<bool, HostError> {
     let socket = TokioSocket::new(NETLINK_ROUTE).map_err(HostError::Open)?;
     let mut request = [0; 16 + NHMSG];
     let mut header = NetlinkBuffer::new(&mut request[..]);
@@ -49,7 +51,7 @@ pub(super) async fn list(gateways: &mut Vec<IpAddr>) -> Result<bool, HostError> 
 }
 
 /// Reads one datagram; true where the list is complete.
-pub(super) fn read(datagram: &[u8], gateways: &mut Vec<IpAddr>, consistent: &mut bool) -> Result<bool, HostError> {
+pub(super) fn read(datagram: &[u8], gateways: &mut Vec<Gateway>, consistent: &mut bool) -> Result<bool, HostError> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| HostError::Ended(LIST))?;
@@ -74,11 +76,18 @@ fn status(payload: &[u8]) -> Result<(), HostError> {
     Err(HostError::Refused { list: LIST, error: io::Error::from_raw_os_error(code) })
 }
 
-fn gateway(payload: &[u8]) -> Option<IpAddr> {
-    let attributes = NlasIterator::new(payload.get(NHMSG..)?);
-    attributes.flatten().find(|attribute| attribute.kind() == NHA_GATEWAY).and_then(|attribute| {
+fn gateway(payload: &[u8]) -> Option<Gateway> {
+    let (mut address, mut interface) = (None, 0);
+    for attribute in NlasIterator::new(payload.get(NHMSG..)?).flatten() {
         let value = attribute.value();
-        let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
-        v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
-    })
+        match attribute.kind() {
+            NHA_OIF => interface = value.first_chunk().map_or(0, |index| u32::from_ne_bytes(*index)),
+            NHA_GATEWAY => {
+                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+                address = v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
+            }
+            _ => {}
+        }
+    }
+    Some(Gateway { address: address?, interface })
 }

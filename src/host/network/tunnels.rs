@@ -1,7 +1,7 @@
 //! The far ends of tunnels, from the settings of their links: a ban of one cuts off everything that the tunnel carries.
 //!
-//! The kernel's links name the peer of VXLAN, Geneve, GRE, IPIP, SIT and VTI. Peers of WireGuard and of IPsec policies are
-//! known to generic netlink and XFRM alone, which the daemon does not open.
+//! The kernel's links name the peer of VXLAN, Geneve, GRE, IPIP, SIT and VTI. Peers of WireGuard are known to generic netlink
+//! alone, which tells the private key with them and which the daemon does not open.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,12 @@ pub(super) fn peer(link: &LinkMessage) -> Option<IpAddr> {
         _ => None,
     });
     let data = infos?.iter().find_map(|info| if let LinkInfo::Data(data) = info { Some(data) } else { None });
-    outer(data?).filter(|peer| !peer.is_unspecified() && !peer.is_multicast() && !peer.is_loopback())
+    outer(data?).filter(is_peer)
+}
+
+/// True for an address that the far end of a tunnel can have.
+pub(super) fn is_peer(address: &IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
 }
 
 fn outer(data: &InfoData) -> Option<IpAddr> {

@@ -3,16 +3,18 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer};
 use netlink_packet_route::route::{RouteHeader, RouteType};
 use rtnetlink::MulticastGroup;
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::HostError;
+use super::ipsec;
 
 /// A DHCP client or `ip` changes several things in a row: wait until it is quiet for this long.
 const QUIET: Duration = Duration::from_millis(50);
@@ -42,6 +44,8 @@ const BUFFER: usize = 8 * 1024;
 /// is bounded: what the kernel's buffer cannot hold (ENOBUFS) counts as a change like any other.
 pub struct Watcher {
     socket: TokioSocket,
+    /// For IPsec; `None` where the kernel has none.
+    policies: Option<TokioSocket>,
     buffer: Vec<u8>,
     burst: Option<Burst>,
 }
@@ -76,7 +80,12 @@ impl Watcher {
             }
             Ok(socket)
         };
-        Ok(Self { socket: open().map_err(HostError::Open)?, buffer: Vec::with_capacity(BUFFER), burst: None })
+        Ok(Self {
+            socket: open().map_err(HostError::Open)?,
+            policies: open_policies().ok(),
+            buffer: Vec::with_capacity(BUFFER),
+            burst: None,
+        })
     }
 
     /// Waits until something changed and 50 ms passed without a further change, at most 500 ms after the first. Then
@@ -115,15 +124,32 @@ impl Watcher {
     async fn notification(&mut self) -> Result<(), HostError> {
         loop {
             self.buffer.clear();
-            match poll_fn(|context| self.socket.poll_recv_from(context, &mut self.buffer)).await {
+            let (told, of_policies) = poll_fn(|context| {
+                if let Some(policies) = &mut self.policies
+                    && let Poll::Ready(told) = policies.poll_recv_from(context, &mut self.buffer)
+                {
+                    return Poll::Ready((told, true));
+                }
+                self.socket.poll_recv_from(context, &mut self.buffer).map(|told| (told, false))
+            })
+            .await;
+            match told {
                 // Other processes may send to a netlink socket too; the kernel is number 0.
-                Ok(sender) if sender.port_number() == 0 && matters(&self.buffer) => return Ok(()),
+                Ok(sender) if sender.port_number() == 0 && (of_policies || matters(&self.buffer)) => return Ok(()),
                 Err(error) if is_overrun(&error) => return Ok(()),
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(HostError::Watch(error)),
                 Ok(_) | Err(_) => {}
             }
         }
     }
+}
+
+/// A socket that hears of IPsec policies and associations.
+fn open_policies() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_XFRM)?;
+    socket.socket_mut().bind_auto()?;
+    ipsec::GROUPS.iter().try_for_each(|group| socket.socket_ref().add_membership(*group))?;
+    Ok(socket)
 }
 
 /// ENOBUFS: notifications were lost.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netlink_packet_core::NLM_F_EXCL;
 use rustables::sys;
 
-use super::element::{Times, put_address, put_element, put_elements, put_end, put_flush, put_interval};
+use super::element::{Times, put_element, put_elements, put_end, put_flush, put_interval, put_target};
 use super::features::KernelFeatures;
 use super::message::DESTROY_ELEMENT;
 use super::set::Set;
@@ -70,7 +70,7 @@ fn replacing(kernel: KernelFeatures) -> Steps {
 
 /// Appends the messages about those of the bans that belong into each set.
 fn put_per_set(batch: &mut Batch, steps: Steps, bans: impl Iterator<Item = (BanTarget, Times)> + Clone) {
-    for set in [Set::Blocked, Set::Blocked6] {
+    for set in [Set::Blocked, Set::Blocked6, Set::BlockedLink] {
         let bans = bans.clone().filter(|(subject, _)| Set::for_target(*subject) == set);
         if bans.clone().next().is_some() {
             put_steps(batch, steps, set, bans);
@@ -83,7 +83,7 @@ fn put_steps(batch: &mut Batch, steps: Steps, set: Set, bans: impl Iterator<Item
         put_elements(batch, kind, flags, set, |elements| {
             bans.clone().for_each(|(subject, times)| {
                 let times = if kind == sys::NFT_MSG_NEWSETELEM { times } else { Times::default() };
-                put_address(elements, subject.element(), times);
+                put_target(elements, subject, times);
             });
         });
     }
@@ -93,7 +93,7 @@ fn put_steps(batch: &mut Batch, steps: Steps, set: Set, bans: impl Iterator<Item
 pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, subject: BanTarget) {
     let kind = if kernel.destroys() { DESTROY_ELEMENT } else { sys::NFT_MSG_DELSETELEM };
     put_elements(batch, kind, 0, Set::for_target(subject), |elements| {
-        put_address(elements, subject.element(), Times::default());
+        put_target(elements, subject, Times::default());
     });
 }
 
@@ -239,7 +239,8 @@ mod tests {
 
     #[test]
     fn a_ban_reads_back_as_it_was_written() {
-        for text in ["192.0.2.7", "2001:db8:1:2:3::4", "fe80::1"] {
+        for subject in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128", "fe80::1%2"].map(|text| text.parse().unwrap())
+        {
             for (expiry, remaining) in [
                 (Expiry::Never, None),
                 (Expiry::After(Duration::from_secs(86_400)), Some(Duration::from_secs(86_400))),
@@ -247,12 +248,12 @@ mod tests {
                 (Expiry::After(Duration::MAX), Some(Duration::from_millis(CENTURY))),
             ] {
                 let mut batch = Batch::new();
-                put_ban(&mut batch, subject(text), expiry);
+                put_ban(&mut batch, subject, expiry);
                 let messages: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
                 let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
                 assert_eq!(kinds, [12, 14, 12]);
                 let last = elements_of(messages[2].1).collect::<Vec<_>>();
-                assert_eq!(last, [Element { subject: subject(text), remaining }]);
+                assert_eq!(last, [Element { subject, remaining }]);
             }
         }
     }

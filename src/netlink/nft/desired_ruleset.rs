@@ -182,10 +182,10 @@ mod tests {
         assert_eq!(whole.object(0), "a change");
         assert_eq!(whole.object(1), "the table itself");
         assert_eq!(whole.object(2), "set \"blocked\"");
-        assert_eq!(whole.object(6), "chain \"prerouting\"");
-        assert_eq!(whole.object(7), "the rule `ip saddr @allowed accept`");
-        assert_eq!(whole.object(11), "the rule `ip6 saddr @blocked6 counter drop`");
-        assert_eq!(whole.object(12), "a change");
+        assert_eq!(whole.object(7), "chain \"prerouting\"");
+        assert_eq!(whole.object(8), "the rule `ip saddr @allowed accept`");
+        assert_eq!(whole.object(12), "the rule `ip6 saddr @blocked6 counter drop`");
+        assert_eq!(whole.object(14), "a change");
     }
 
     #[test]

@@ -30,10 +30,22 @@ pub(crate) struct Element {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
     pub(crate) address: IpAddr,
+    /// Index of the interface, where the set holds addresses of single links; else 0.
+    pub(crate) interface: u32,
     /// The first address after an interval, not one of it.
     pub(crate) is_end: bool,
     /// The end of an interval does not say it.
     pub(crate) remaining: Remaining,
+}
+
+impl Bound {
+    /// The target that the element stands for.
+    pub(crate) fn target(self) -> BanTarget {
+        match self.interface {
+            0 => BanTarget::from_element(self.address),
+            interface => BanTarget::on(self.address, interface),
+        }
+    }
 }
 
 /// Times of an element in milliseconds: the timeout, `None` for permanent; and the remaining time, if that is shorter.
@@ -77,6 +89,14 @@ pub(super) fn put_elements(batch: &mut Batch, kind: u32, flags: u16, set: Set, f
 /// Appends the removal of all elements of `set`.
 pub(crate) fn put_flush(batch: &mut Batch, set: Set) {
     batch.put(sys::NFT_MSG_DELSETELEM, 0, |list| put_list_name(list, set));
+}
+
+/// Makes `request` the query for the ban of `subject`.
+pub(crate) fn put_ban_query(request: &mut Vec<u8>, subject: BanTarget) {
+    put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
+        put_list_name(list, Set::for_target(subject));
+        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_target(elements, subject, Times::default()));
+    });
 }
 
 /// Makes `request` the query for the element of `set` with this address, or the first bound of the interval around it.
@@ -155,6 +175,17 @@ fn put_list_name(list: &mut Attributes<'_>, set: Set) {
     list.put_text(sys::NFTA_SET_ELEM_LIST_SET, set.name());
 }
 
+/// Appends the element that a ban of a single source is.
+pub(super) fn put_target(elements: &mut Attributes<'_>, subject: BanTarget, times: Times) {
+    let BanTarget::Link { address, interface } = subject else {
+        return put_address(elements, subject.element(), times);
+    };
+    let mut key = [0; 20];
+    let bytes = interface.to_ne_bytes().into_iter().chain(address.octets());
+    key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+    put_element(elements, &key, |element| times.put(element));
+}
+
 /// Appends an element with this address.
 pub(super) fn put_address(elements: &mut Attributes<'_>, address: IpAddr, times: Times) {
     match address {
@@ -206,8 +237,7 @@ pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
 
 /// The bans in the attributes of one NEWSETELEM or DELSETELEM message.
 pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = Element> {
-    bounds_of(list)
-        .map(|Bound { address, remaining, .. }| Element { subject: BanTarget::from_element(address), remaining })
+    bounds_of(list).map(|bound| Element { subject: bound.target(), remaining: bound.remaining })
 }
 
 /// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address or with one of another
@@ -221,13 +251,22 @@ pub(crate) fn bounds_of(list: &[u8]) -> impl Iterator<Item = Bound> {
 
 fn read_bound(element: &[u8]) -> Option<Bound> {
     let key = field(field(element, sys::NFTA_SET_ELEM_KEY)?, sys::NFTA_DATA_VALUE)?;
+    let (interface, key) = match key.split_first_chunk() {
+        // The address fills the rest of the joined key.
+        Some((interface, rest)) if key.len() == 20 && *interface != [0; 4] => (u32::from_ne_bytes(*interface), rest),
+        _ => (0, key),
+    };
     let v4 = <[u8; 4]>::try_from(key).map(IpAddr::from).ok();
     let address = v4.or_else(|| <[u8; 16]>::try_from(key).map(IpAddr::from).ok())?;
+    if interface != 0 && !matches!(BanTarget::on(address, interface), BanTarget::Link { .. }) {
+        return None;
+    }
     let number = |kind| field(element, kind).and_then(be_u64);
     let remaining = number(sys::NFTA_SET_ELEM_EXPIRATION).or_else(|| number(sys::NFTA_SET_ELEM_TIMEOUT));
     let flags = field(element, sys::NFTA_SET_ELEM_FLAGS).and_then(be_u32).unwrap_or(0);
     Some(Bound {
         address,
+        interface,
         is_end: flags & sys::NFT_SET_ELEM_INTERVAL_END != 0,
         remaining: remaining.map(Duration::from_millis),
     })
@@ -279,7 +318,7 @@ mod tests {
     }
 
     fn bound(address: &str, is_end: bool) -> Bound {
-        Bound { address: address.parse().unwrap(), is_end, remaining: None }
+        Bound { address: address.parse().unwrap(), interface: 0, is_end, remaining: None }
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub use bans::{Watched, put_ban};
 pub(crate) use counters::counted_packets;
 pub use element::Remaining;
 pub(crate) use element::{
-    Bound, Element, bounds_of, has_answered, has_sent_from, networks, next_address, put_element_query, put_flush,
-    put_set_dump,
+    Bound, Element, bounds_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query,
+    put_flush, put_set_dump,
 };
 pub use features::KernelFeatures;
 pub(crate) use generation::{await_turn, generation};

@@ -152,6 +152,17 @@ impl Rule {
         self.meta(MetaType::L4Proto, protocol).target(family).port_behind(family, DESTINATION)
     }
 
+    /// Loads the index of the interface and right behind it the source of an IPv6 packet.
+    pub(super) fn interface_and_source(self) -> Self {
+        self.expression(Meta::new(MetaType::Iif)).raw("payload", |payload| {
+            // NFT_REG32_01.
+            payload.put_u32(sys::NFTA_PAYLOAD_DREG, 9);
+            payload.put_u32(sys::NFTA_PAYLOAD_BASE, sys::NFT_PAYLOAD_NETWORK_HEADER);
+            payload.put_u32(sys::NFTA_PAYLOAD_OFFSET, V6.source_offset);
+            payload.put_u32(sys::NFTA_PAYLOAD_LEN, V6.source_length);
+        })
+    }
+
     /// Loads a port right behind the address that was loaded.
     pub(super) fn port_behind(self, family: &Family, offset: u32) -> Self {
         self.raw("payload", |payload| {

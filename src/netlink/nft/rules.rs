@@ -33,12 +33,15 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     };
     let accept = |rule: Rule| rule.verdict(VerdictKind::Accept);
     let slash_64 = rule().text(format_args!("{} @blocked6", V6.target)).family(&V6).target(&V6).lookup(Set::Blocked6);
+    let on_link =
+        rule().link_local().text("iif . ip6 saddr @blocked_link").interface_and_source().lookup(Set::BlockedLink);
     let mut rules = vec![
         accept(rule().source_in(&V4, V4.allowed)),
         accept(rule().source_in(&V6, V6.allowed)),
         refuse(rule().source_in(&V4, V4.blocked)),
         refuse(slash_64),
         refuse(rule().source_in(&V6, V6.blocked)),
+        refuse(on_link),
     ];
     if spec.wide {
         rules.extend([V4, V6].map(|family| refuse(rule().source_in(&family, family.networks))));

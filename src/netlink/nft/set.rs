@@ -16,8 +16,10 @@ use crate::types::BanTarget;
 pub enum Set {
     /// Blocked IPv4 addresses.
     Blocked,
-    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses.
+    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses on every link.
     Blocked6,
+    /// Blocked link-local addresses, each with the interface.
+    BlockedLink,
     /// IPv4 prefixes that are never dropped.
     Allowed,
     /// IPv6 prefixes that are never dropped.
@@ -91,12 +93,14 @@ pub enum Set {
 /// The sizes of the trap's sets bound what a flood of forged sources can take: some 50 MB, and at most half as much again
 /// where datagrams count as well, while it lasts and for the window after it. A full set takes no new source, and the sensor
 /// still counts.
-const DEFINITIONS: [(Set, Definition); 35] = [
+const DEFINITIONS: [(Set, Definition); 36] = [
     // These two have the size that the configuration says.
     (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
     (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
     (Set::Allowed, define("allowed", Part::Base, IPV4, RANGES, None)),
     (Set::Allowed6, define("allowed6", Part::Base, IPV6, RANGES, None)),
+    // Neighbours only.
+    (Set::BlockedLink, define("blocked_link", Part::Base, INTERFACE_AND_IPV6, TIMED, Some(8_192))),
     // Bounds of 4,096 networks. To add one takes time with their number, some 0.2 ms here.
     (Set::BlockedNets, define("blocked_nets", Part::Networks, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
     (Set::BlockedNets6, define("blocked_nets6", Part::Networks, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
@@ -188,6 +192,7 @@ impl Set {
         match subject {
             BanTarget::V4(_) => Self::Blocked,
             BanTarget::V6(_) => Self::Blocked6,
+            BanTarget::Link { .. } => Self::BlockedLink,
             BanTarget::Prefix(wide) => match wide.network() {
                 IpNet::V4(_) => Self::BlockedNets,
                 IpNet::V6(_) => Self::BlockedNets6,
@@ -223,7 +228,7 @@ impl Set {
         let own_use = |set: &Self| matches!(set, Self::Outbound | Self::Answered | Self::Answered6);
         let timed = move |set: &Self| set.definition().flags == TIMED && !own_use(set);
         let sets = Self::all_of(&RulesetSpec { trap: Some(trap), ..RulesetSpec::default() });
-        sets.filter(move |set| timed(set) && !matches!(set, Self::Blocked | Self::Blocked6))
+        sets.filter(move |set| timed(set) && !matches!(set, Self::Blocked | Self::Blocked6 | Self::BlockedLink))
     }
 }
 
@@ -294,6 +299,7 @@ const IPV4: Key = Key(7, 4);
 const IPV6: Key = Key(8, 16);
 const PORT: Key = Key(13, 2);
 const INTERFACE: Key = Key(20, 4);
+const INTERFACE_AND_IPV6: Key = Key(20 << 6 | 8, 20);
 const IPV4_AND_PORT: Key = Key(7 << 6 | 13, 8);
 const IPV6_AND_PORT: Key = Key(8 << 6 | 13, 20);
 /// Since Linux 6.15, newer than the headers that rustables is built with may be.

@@ -52,10 +52,9 @@ impl SockDiag {
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
             let mut keep = |record: Record| {
-                let subject = BanTarget::of(record.peer.to_canonical());
-                if !CONNECTED.contains(&record.state) || !subjects.contains(&subject) {
-                    return;
-                }
+                let on_link = BanTarget::on(record.peer.to_canonical(), record.interface);
+                let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| subjects.contains(one));
+                let Some(subject) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
                 match found.len() < MOST {
                     true => found.push((subject, record)),
                     false => ended.more = true,

@@ -86,6 +86,8 @@ pub struct Connection {
     pub address: IpAddr,
     pub port: u16,
     pub peer: IpAddr,
+    /// Index of the interface that it is bound to, as one with a link-local peer always is; or 0.
+    pub interface: u32,
 }
 
 /// What a packet would find at its destination.
@@ -206,7 +208,7 @@ impl SockDiag {
             let mut keep = |record: Record| {
                 if record.state == TCP_ESTABLISHED && connections.len() < most {
                     let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
-                    connections.push(Connection { address, port: record.port, peer });
+                    connections.push(Connection { address, port: record.port, peer, interface: record.interface });
                 }
             };
             self.exchange(IPPROTO_TCP, 1 << TCP_ESTABLISHED, id, NLM_F_DUMP, &mut keep)

@@ -150,22 +150,27 @@ impl Lab {
             .collect()
     }
 
-    /// The addresses in `blocked` and `blocked6`, sorted.
+    /// The addresses in `blocked`, `blocked6` and `blocked_link`, sorted.
     pub fn banned(&self) -> Vec<IpAddr> {
-        let mut addresses: Vec<_> = ["blocked", "blocked6"].iter().flat_map(|name| self.set(name)).collect();
+        let mut addresses: Vec<_> =
+            ["blocked", "blocked6", "blocked_link"].iter().flat_map(|name| self.set(name)).collect();
         addresses.sort_by_key(|ban| ban.address);
         addresses.into_iter().map(|ban| ban.address).collect()
     }
 
-    /// Waits until exactly these addresses, sorted, are in `blocked` and `blocked6`.
+    /// Waits until exactly these addresses, sorted, are in those sets.
     pub fn expect_banned(&self, addresses: &[IpAddr]) {
         let found = within(TIMEOUT, || (self.banned() == addresses).then_some(()));
         assert!(found.is_some(), "{:?}, and not {addresses:?}", self.banned());
     }
 
-    /// Waits for an address to be in `blocked` or `blocked6`, and gives its element.
+    /// Waits for an address to be in the set of its kind, and gives its element.
     pub fn expect_ban(&self, address: IpAddr) -> Ban {
-        let name = if address.is_ipv4() { "blocked" } else { "blocked6" };
+        let name = match address {
+            IpAddr::V4(_) => "blocked",
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => "blocked_link",
+            IpAddr::V6(_) => "blocked6",
+        };
         let ban = within(TIMEOUT, || self.set(name).into_iter().find(|ban| ban.address == address));
         ban.unwrap_or_else(|| panic!("{address} never came into {name}, which holds {:?}", self.set(name)))
     }
@@ -210,9 +215,10 @@ fn parse_set(text: &str) -> Vec<Ban> {
 }
 
 fn parse_element(element: &str) -> Ban {
-    let mut words = element.split_whitespace();
-    let address = words.next().and_then(|word| word.parse().ok());
-    let words: Vec<_> = words.collect();
+    let words: Vec<_> = element.split_whitespace().collect();
+    // Behind the interface, where the set has one.
+    let key = if words.get(1) == Some(&".") { words.get(2) } else { words.first() };
+    let address = key.and_then(|word| word.parse().ok());
     let span = |key: &str| {
         let value = words.iter().skip_while(|word| **word != key).nth(1)?;
         Some(humantime::parse_duration(value).unwrap_or_else(|error| panic!("{element}: {error}")))

@@ -189,6 +189,7 @@ impl HostModel {
             address: self.address_for(peer.ip()),
             port: *port,
             peer: peer.ip(),
+            interface: 0,
         };
         self.connections.keys().map(connection).collect()
     }

@@ -31,6 +31,8 @@ pub(super) fn hosts_pattern(subject: BanTarget) -> String {
     match masked {
         BanTarget::V4(v4) => v4.to_string(),
         BanTarget::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
+        // The wrappers do not look at the link.
+        BanTarget::Link { address, .. } => format!("[{address}]/128"),
         BanTarget::Prefix(wide) => match wide.network() {
             IpNet::V4(net) => format!("{}/{}", net.addr(), net.netmask()),
             IpNet::V6(net) => format!("[{}]/{}", net.addr(), net.prefix_len()),

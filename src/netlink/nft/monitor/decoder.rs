@@ -80,7 +80,7 @@ impl Decoder {
             // What a request destroys (deletes if present) is notified as deleted.
             sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
                 Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
-                Some(Set::Blocked | Set::Blocked6) => {
+                Some(Set::Blocked | Set::Blocked6 | Set::BlockedLink) => {
                     elements_of(list).for_each(|element| self.add(element_change(kind, element)));
                 }
                 Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {

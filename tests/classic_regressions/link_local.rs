@@ -1,0 +1,119 @@
+//! Link-local addresses, which name a host on one link alone: another link may have another host of that address.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use netns_lab::daemon::Daemon;
+use netns_lab::raw::{self, SYN};
+use netns_lab::scan::fetch;
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, slowness, within};
+
+const SHORTLY: Duration = Duration::from_millis(500);
+
+fn link_local(text: &str) -> Ipv6Addr {
+    text.parse().unwrap()
+}
+
+/// A victim that is fe80::1 on the link of each of these hosts, which are all fe80::77.
+fn lab_of_twins(hosts: &[&str]) -> Lab {
+    let lab = Lab::new(hosts);
+    for host in hosts {
+        lab.victim_ip(&format!("addr add fe80::1/64 dev {host} nodad"));
+        lab.run(host, "ip", &["addr", "flush", "dev", "uplink", "scope", "link"]);
+        lab.run(host, "ip", &["addr", "add", "fe80::77/64", "dev", "uplink", "nodad"]);
+    }
+    lab
+}
+
+fn index(lab: &Lab, host: &str, interface: &str) -> u32 {
+    lab.run(host, "cat", &[&format!("/sys/class/net/{interface}/ifindex")]).trim().parse().unwrap()
+}
+
+/// True where the service of the victim answers the host by its link-local address.
+fn is_served(lab: &Lab, host: &str, patience: Duration) -> bool {
+    let service = SocketAddr::V6(SocketAddrV6::new(link_local("fe80::1"), 80, 0, index(lab, host, "uplink")));
+    lab.inside(host, || fetch(service, patience * slowness()))
+}
+
+/// Sends SYNs to closed ports of the victim from a link-local address.
+fn probe(lab: &Lab, host: &str, source: &str) {
+    let mut wire = lab.wire(host);
+    for port in [23, 79, 111, 512] {
+        wire.send(&raw::tcp(link_local(source).into(), link_local("fe80::1").into(), port, SYN));
+    }
+}
+
+#[test]
+fn link_local_ban_spares_twin_of_other_link() {
+    let lab = lab_of_twins(&["scanner", "twin"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    let scanner = IpAddr::from(link_local("fe80::77"));
+    assert!(is_served(&lab, "scanner", TIMEOUT) && is_served(&lab, "twin", TIMEOUT));
+    probe(&lab, "scanner", "fe80::77");
+    lab.expect_ban(scanner);
+    let target = format!("fe80::77%{}", index(&lab, "victim", "scanner"));
+    daemon.expect_line("Host fe80::77 has been blocked via nftables set inet portsentry blocked_link");
+    assert!(!is_served(&lab, "scanner", SHORTLY), "on its link it is blocked");
+    assert!(is_served(&lab, "twin", TIMEOUT), "the other host is another one");
+    assert_eq!(lab.banned(), [scanner], "one element");
+
+    // The ban is put back for that link, known by its address, and lifted by it.
+    lab.run("victim", "nft", &["flush ruleset"]);
+    lab.expect_ban(scanner);
+    assert!(!is_served(&lab, "scanner", SHORTLY) && is_served(&lab, "twin", TIMEOUT));
+    let known = lab.ask(&["explain", "fe80::77"]);
+    assert_eq!(known["subject"], target, "{known}");
+    assert_eq!(lab.ask(&["list"])["bans"][0]["subject"], target);
+    daemon.stop();
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    assert!(!is_served(&lab, "scanner", SHORTLY) && is_served(&lab, "twin", TIMEOUT), "after a restart");
+
+    // The twin is judged by what it does itself.
+    probe(&lab, "twin", "fe80::77");
+    assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
+    lab.succeed(&["unblock", "fe80::77"]);
+    assert!(lab.banned().is_empty(), "who names no link means each");
+    assert!(is_served(&lab, "scanner", TIMEOUT) && is_served(&lab, "twin", TIMEOUT));
+    daemon.stop();
+}
+
+#[test]
+fn block_without_link_is_on_every_link() {
+    let lab = lab_of_twins(&["one", "two"]);
+    let _services = Services::open(&lab, &[80]);
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    lab.succeed(&["block", "fe80::77"]);
+    assert!(!is_served(&lab, "one", SHORTLY) && !is_served(&lab, "two", SHORTLY));
+    probe(&lab, "one", "fe80::77");
+    probe(&lab, "one", "fe80::66");
+    let other = lab.expect_ban(link_local("fe80::66").into()).address;
+    assert_eq!(lab.set("blocked_link").len(), 1, "{other} alone, because the first is banned already");
+    lab.succeed(&["unblock", "fe80::77"]);
+    assert!(is_served(&lab, "one", TIMEOUT) && is_served(&lab, "two", TIMEOUT));
+    daemon.stop();
+}
+
+/// Who takes the gateway's address, or the host's own, on another link is no gateway and not the host.
+#[test]
+fn gateway_and_own_address_excuse_on_own_link() {
+    let lab = lab_of_twins(&["uplink1", "guest"]);
+    lab.victim_ip("addr add fe80::5/64 dev uplink1 nodad");
+    lab.victim_ip("route add default via fe80::77 dev uplink1");
+    let daemon = Daemon::start(&lab, &["--expire", "24h"]);
+    for source in ["fe80::77", "fe80::5"] {
+        probe(&lab, "uplink1", source);
+    }
+    daemon.expect_line("a gateway of this host");
+    daemon.expect_line("an address of this host");
+    assert!(lab.set("blocked_link").is_empty(), "{:?}", lab.banned());
+    for source in ["fe80::77", "fe80::5"] {
+        probe(&lab, "guest", source);
+    }
+    let both = [link_local("fe80::5"), link_local("fe80::77")].map(IpAddr::from);
+    lab.expect_banned(&both);
+    let refused = lab.operate(&["block", "fe80::77"]);
+    assert!(refused.err.contains("a gateway of this host"), "{refused:?}");
+    daemon.stop();
+}
