@@ -84,6 +84,7 @@ fn engine() -> (Engine, Host) {
     let settings = Settings {
         tcp: Watch { ports: ports.clone(), response: Response::Block },
         udp: Watch { ports, response: Response::Log },
+        decoys: PortSet::new(),
         sctp: false,
         icmp: false,
         ack_bans: false,

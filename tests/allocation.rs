@@ -30,6 +30,7 @@ fn small() -> (Engine, Host) {
     let settings = Settings {
         tcp: watch(Response::Block),
         udp: watch(Response::Log),
+        decoys: portsentry::types::PortSet::new(),
         sctp: true,
         icmp: true,
         ack_bans: false,

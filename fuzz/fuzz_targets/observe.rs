@@ -51,6 +51,7 @@ fn engine() -> Engine {
     let settings = Settings {
         tcp: watch(Response::Block),
         udp: watch(Response::Log),
+        decoys: PortSet::new(),
         sctp: true,
         icmp: true,
         ack_bans: false,

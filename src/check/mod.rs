@@ -29,7 +29,9 @@ use crate::host::network::{self, HostError, HostFacts};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
 use crate::ledger;
+use crate::netlink::nft::Firewall;
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag, SockDiagError};
+use crate::netlink::socket::Socket;
 use crate::sandbox::{self, Policy};
 use crate::types::Protocol;
 use report::{Interface, Report, Watched};
@@ -180,6 +182,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
         Some(Warning::new("allow.names", format!("{name}: {why}; it protects no address until it can be looked up")))
     }));
     warnings.extend(own_session(&host));
+    warnings.extend(silent_decoys(&config));
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
         notes.push("where portsentry runs in connect mode now, its own ports are among those in use".to_owned());
     }
@@ -261,6 +264,15 @@ fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, Stri
         found.insert(name, usable.map_err(|error| error.to_string()));
     }
     Ok(found)
+}
+
+/// Filters of other programs that keep decoys silent, where they can be read.
+fn silent_decoys(config: &Config) -> Option<Warning> {
+    if !config.shares_decoys() || !backends::may(CapabilitySet::NET_ADMIN) {
+        return None;
+    }
+    let firewall = Firewall::read(&mut Socket::open().ok()?).ok()?;
+    firewall.silences_decoys().map(|text| Warning::new("tcp.mode", text))
 }
 
 /// The operator who runs this over the network and is not protected would be the first that a mistake locks out.

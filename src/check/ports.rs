@@ -22,7 +22,14 @@ pub(super) fn look(
     unfit: &dyn Fn(&str, String) -> ConfigError,
 ) {
     let runs = InstanceLock::is_held();
-    let decoys = DecoyPorts::from_config(config);
+    let mut decoys = DecoyPorts::from_config(config);
+    if config.shares_decoys() {
+        // It needs neither a descriptor nor the right to a low port for each, only one that is free.
+        let ports = std::mem::take(&mut decoys.tcp);
+        if !ports.is_empty() && ports.without(&host.tcp.anywhere()).is_empty() {
+            wrong.push(unfit("tcp.ports", DecoyError::AllBusy { protocol: Protocol::Tcp, ports }.to_string()));
+        }
+    }
     let count = u64::from(decoys.tcp.len()) + u64::from(decoys.udp.len());
     wrong.extend(make_room(count).err().map(|error| unfit("tcp.ports", error.to_string())));
     for (key, protocol, ports, open) in

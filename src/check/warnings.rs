@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::config::{BlockPolicy, Config, Mode};
+use crate::config::{BlockPolicy, Config, HalfOpenPolicy, Mode};
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
@@ -59,6 +59,17 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
                 "of no effect: only completed connections to decoys ban a network, and tcp.mode is not \"connect\"";
             warn(key, message);
         }
+    }
+    if config.tcp.half_open == HalfOpenPolicy::Ban {
+        warn(
+            "tcp.half_open",
+            match config.tcp.mode {
+                Mode::Connect => {
+                    "anybody can forge the source of a half-open connection; \"ignore\" bans for completed ones"
+                }
+                _ => "of no effect: tcp.mode is not \"connect\"",
+            },
+        );
     }
     if config.tcp.mode == Mode::Off {
         warn("tcp.mode", "TCP is not watched, and UDP can be forged");
@@ -129,6 +140,8 @@ mod tests {
             ("[tcp]\nblock = false\n", "tcp.block"),
             ("[tcp]\nmode = \"off\"\n[udp]\nblock = true\n", "tcp.mode"),
             ("[tcp]\nport_banner = \"go away\"\n", "tcp.port_banner"),
+            ("[tcp]\nhalf_open = \"ban\"\n", "tcp.half_open"),
+            ("[tcp]\nmode = \"connect\"\nhalf_open = \"ban\"\n", "tcp.half_open"),
             ("expire = \"never\"\n", "expire"),
             ("[detect]\nscan_trigger = 0\n", "detect.scan_trigger"),
             ("[allow]\nnetworks = [\"0.0.0.0/0\"]\n", "allow.networks"),

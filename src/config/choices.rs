@@ -38,6 +38,16 @@ pub enum AckPolicy {
     Ban,
 }
 
+/// What half-open connections to decoys lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HalfOpenPolicy {
+    /// Nothing: their source may be forged.
+    Ignore,
+    /// They count like probes of closed ports, as in stealth mode.
+    Ban,
+}
+
 /// What the ruleset does with packets of a blocked source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -33,6 +33,13 @@ impl Config {
         [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy)
     }
 
+    /// True where one listener takes the connections to all ports of TCP's connect mode: rules of the nftables backend's table
+    /// lead them there.
+    #[must_use]
+    pub fn shares_decoys(&self) -> bool {
+        self.tcp.mode == Mode::Connect && self.blocks() && self.block.method.contains(&Backend::Nft)
+    }
+
     /// True where `block.run.command` is run.
     #[must_use]
     pub fn runs_commands(&self) -> bool {

@@ -17,7 +17,7 @@ mod pitfalls;
 mod port_lists;
 mod schema;
 
-pub use choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
+pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use fleet::{Fleet, FleetAccept, FleetUrl, parse_fleet_name};
 pub use ignore_file::read_ignore_file;

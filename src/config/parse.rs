@@ -2,7 +2,7 @@
 //! line and the control socket share. An error says what to write instead. Where it does not begin with the offending text
 //! in quotes, `document` puts the value in front of it.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
 use super::port_lists;
 use crate::types::shared64::MAX_NAT64;
 use crate::types::{Backend, Expiry, PortSet, Rate};
@@ -356,6 +356,13 @@ values! {
         }
     }
     ack_policy(value) -> AckPolicy { choice(value, "a policy for ACK segments") }
+    half_open(value) -> HalfOpenPolicy { choice(value, "a policy for half-open connections") }
+    no_half_open(value) -> HalfOpenPolicy {
+        text(value, "a text; write \"ignore\"", |policy| match policy {
+            "ignore" => Ok(HalfOpenPolicy::Ignore),
+            _ => Err("is for TCP, where connections are half-open; write \"ignore\"".to_owned()),
+        })
+    }
     mode(value) -> Mode { choice(value, "a mode") }
     methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a way to block")) }
     action(value) -> Action { choice(value, "an action") }

@@ -1,7 +1,7 @@
 //! The keys of portsentry.toml, one struct per table and one line per key: name, type, built-in value, and the function of
 //! `parse` that reads it. Every table refuses unknown keys. What the keys must be together is in `consistency`.
 
-use super::choices::{AckPolicy, Action, BlockPolicy, Facility, LogTarget, Mode, Route};
+use super::choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
 use super::fleet::Fleet;
 use super::{parse, port_lists};
 use crate::types::{Backend, Expiry, PortSet, Rate};
@@ -206,12 +206,14 @@ pub struct Protocol {
     pub block: BlockPolicy,
     /// Sent to clients in connect mode; always empty for UDP.
     pub port_banner: String,
+    /// Whether connect mode judges packets as well; of TCP alone.
+    pub half_open: HalfOpenPolicy,
 }
 
 /// Defines how serde reads [`Protocol`] from the table of one protocol: the keys are the same, the built-in values, the
 /// named port lists and the banner are not.
 macro_rules! protocol_table {
-    ($table:ident, $builtin:path, $ports:literal, $port_banner:literal) => {
+    ($table:ident, $builtin:path, $ports:literal, $port_banner:literal, $half_open:literal) => {
         mod $table {
             use super::*;
 
@@ -234,13 +236,15 @@ macro_rules! protocol_table {
                 block: BlockPolicy,
                 #[serde(deserialize_with = $port_banner)]
                 port_banner: String,
+                #[serde(deserialize_with = $half_open)]
+                half_open: HalfOpenPolicy,
             }
         }
     };
 }
 
-protocol_table!(tcp, Protocol::tcp, "parse::tcp_ports", "parse::port_banner");
-protocol_table!(udp, Protocol::udp, "parse::udp_ports", "parse::no_port_banner");
+protocol_table!(tcp, Protocol::tcp, "parse::tcp_ports", "parse::port_banner", "parse::half_open");
+protocol_table!(udp, Protocol::udp, "parse::udp_ports", "parse::no_port_banner", "parse::no_half_open");
 
 impl Protocol {
     fn tcp() -> Self {
@@ -260,6 +264,7 @@ impl Protocol {
             advanced_exclude: port_lists::set(lists.advanced_exclude),
             block,
             port_banner: String::new(),
+            half_open: HalfOpenPolicy::Ignore,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::command::Spawner;
 use crate::enforce::file_helper::FileHelper;
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{BlockError, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
+use crate::enforce::nft::{BlockError, DecoyRules, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
 use crate::engine::Host;
@@ -61,6 +61,7 @@ pub(super) fn open(
     sweeps_lines: bool,
     (events, sensor): (&Sender, &SensorHandle),
     on_trial: bool,
+    decoys: Option<DecoyRules>,
 ) -> Result<OpenBackends, DaemonError> {
     let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
     let mut ways = OpenBackends::default();
@@ -84,7 +85,7 @@ pub(super) fn open(
     if nft {
         let mut nft = Nft::open()?;
         ways.table_found = nft.table_handle().ok().flatten();
-        let (spec, created) = install(&mut nft, config, host, on_trial, &mut ways.messages)?;
+        let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut ways.messages)?;
         ways.new_table = created.then(|| NewTable(Some(spec)));
         ways.blocker.nft = Some(NftBackend::new(nft, spec));
     } else if let Ok(mut nft) = Nft::open() {
@@ -143,10 +144,10 @@ fn install(
     nft: &mut Nft,
     config: &Config,
     host: &Host,
-    on_trial: bool,
+    (on_trial, decoys): (bool, Option<DecoyRules>),
     messages: &mut Vec<EventKind>,
 ) -> Result<(RulesetSpec, bool), DaemonError> {
-    let mut spec = RulesetSpec::from_config(config);
+    let mut spec = RulesetSpec { decoys, ..RulesetSpec::from_config(config) };
     if on_trial {
         spec = spec.without_hold();
     }
@@ -154,20 +155,26 @@ fn install(
     let mut attempt = 1;
     let installed = loop {
         let installed = match nft.install(&spec) {
-            // Everything else works without either of them.
-            Err(error @ RulesetError::Lacking { .. }) if spec.trap.is_some() => {
-                spec.trap = None;
-                messages.push(EventKind::Error(format!(
-                    "the kernel counts nothing by itself (the settings of `trap`): {error}"
-                )));
-                continue;
-            }
-            Err(error @ RulesetError::Lacking { .. }) if spec.own_source => {
-                spec.own_source = false;
-                messages.push(EventKind::Error(format!(
-                    "the kernel does not drop frames that come in with an address of this host as their source: {error}"
-                )));
-                continue;
+            // Everything else works without any of them.
+            Err(error @ RulesetError::Lacking { .. }) if spec.watches_ports() || spec.own_source => {
+                let asked = spec;
+                let installed = install_less(nft, &mut spec)?;
+                if decoys.is_some() && spec.decoys.is_none() {
+                    messages.push(EventKind::Error(format!(
+                        "connect mode opens a socket for each port, because the kernel lacks nft_tproxy or nft_socket: {error}"
+                    )));
+                }
+                if asked.trap.is_some() && spec.trap.is_none() {
+                    messages.push(EventKind::Error(format!(
+                        "the kernel counts nothing by itself (the settings of `trap`): {error}"
+                    )));
+                }
+                if asked.own_source && !spec.own_source {
+                    messages.push(EventKind::Error(format!(
+                        "the kernel does not drop frames that come in with an address of this host as their source: {error}"
+                    )));
+                }
+                installed
             }
             installed => installed?,
         };
@@ -195,6 +202,26 @@ fn install(
         )));
     }
     Ok((spec, installed == Installed::Created))
+}
+
+/// Installs the table with as much as the kernel supports of decoys, the trap, and the chain for own source addresses.
+fn install_less(nft: &mut Nft, spec: &mut RulesetSpec) -> Result<Installed, RulesetError> {
+    let asked = *spec;
+    // Bits of what is left out: one part, then two, then all.
+    for left_out in [1, 2, 4, 3, 5, 6, 7] {
+        let has = |part| left_out & part == 0;
+        *spec = RulesetSpec {
+            decoys: asked.decoys.filter(|_| has(1)),
+            trap: asked.trap.filter(|_| has(2)),
+            own_source: asked.own_source && has(4),
+            ..asked
+        };
+        match nft.install(spec) {
+            Err(RulesetError::Lacking { .. }) => {}
+            installed => return installed,
+        }
+    }
+    nft.install(spec)
 }
 
 /// How often the table is created where another program deletes it at once.

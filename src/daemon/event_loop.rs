@@ -11,6 +11,7 @@ use super::background;
 use super::command_helper::CommandHelper;
 use super::config_source::ConfigSource;
 use super::control_handler::{ControlHandler, Uptime};
+use super::decoys::Surroundings;
 use super::error::DaemonError;
 use super::event_sink::EventSink;
 use super::host_state::HostState;
@@ -69,6 +70,7 @@ pub(super) struct EventLoop {
     pub(super) host_error: HostErrorReport,
     pub(super) unfounded_bans: UnfoundedBans,
     pub(super) table_identity: TableIdentity,
+    pub(super) surroundings: Surroundings,
 }
 
 enum Next {
@@ -154,6 +156,7 @@ impl EventLoop {
             sandbox: &self.sandbox,
             command_helper: self.command_helper.as_ref(),
             uptime: self.uptime,
+            silent_decoys: self.surroundings.notice(),
         }
     }
 
@@ -177,6 +180,9 @@ impl EventLoop {
         self.follow_host(changed);
         self.lift_unfounded_bans();
         self.table_identity.record(self.sink.ban_recorder.recorder().as_ref());
+        let (command, notice) = self.surroundings.poll(self.sensor.metrics());
+        self.sensor.send_all(command);
+        notice.into_iter().for_each(|kind| self.sink.emit(kind));
     }
 
     /// Lifts the bans of clients of a service that begins to be remembered or to listen, or that is served again.

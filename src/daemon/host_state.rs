@@ -2,7 +2,7 @@
 //! allows. Every change becomes commands for the sensor: a new snapshot, and a new capture where the filter changes.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,7 +33,7 @@ use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{ephemeral_ports, missing_interfaces, snapshot, watched_interfaces};
 use crate::ledger::{Allowance, Recorder};
-use crate::netlink::sock_diag::{Listener, SockDiag};
+use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::Protocol;
 
@@ -351,11 +351,12 @@ async fn capture(wanted: &Wanted, ring: Ring) -> Result<Live, DaemonError> {
     Ok(opened.map_err(|_| DaemonError::SensorGone)??)
 }
 
-/// True for a port that a decoy holds on every address: nothing else can listen there.
+/// True for a socket of the decoys.
 fn is_decoy(decoys: &DecoyPorts, listener: &Listener) -> bool {
-    match listener.protocol {
-        Protocol::Tcp => decoys.tcp.contains(listener.port),
-        Protocol::Udp => decoys.udp.contains(listener.port),
-        Protocol::Sctp | Protocol::Icmp => false,
-    }
+    let address = match listener.bound {
+        Bound::One(address) => address,
+        Bound::AnyV4 => Ipv4Addr::UNSPECIFIED.into(),
+        Bound::AnyV6 | Bound::Any => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    decoys.holds(listener.protocol, address, listener.port)
 }

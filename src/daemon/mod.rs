@@ -11,6 +11,7 @@ mod command_helper;
 mod config_source;
 mod control_handler;
 mod deadline;
+mod decoys;
 mod error;
 mod event_loop;
 mod event_sink;
@@ -64,12 +65,13 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
 use crate::sandbox::{InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{Backend, BanTarget, Protocol, Timestamp, shared64};
+use crate::types::{Backend, BanTarget, Timestamp, shared64};
 use backends::OpenBackends;
 use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::CommandHelper;
 use config_source::ConfigSource;
 use control_handler::Uptime;
+use decoys::{LegacyTables, Surroundings};
 use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
@@ -94,9 +96,6 @@ pub use error::DaemonError;
 /// Events that wait for the log at one time.
 const MAX_EVENTS: usize = 8192;
 
-/// Ports of connect mode that have a line each at the start, as many as classic PortSentry could listen on.
-const MAX_PORT_LINES: usize = 64;
-
 /// How long the sensor may take to end.
 const SENSOR_TIMEOUT: Duration = Duration::from_millis(800);
 
@@ -113,6 +112,7 @@ struct Privileged {
     control: Result<Bound, ControlError>,
     /// Lines of earlier bans are to be removed from hosts.deny.
     sweeps_lines: bool,
+    legacy_tables: LegacyTables,
 }
 
 /// Runs until SIGINT or SIGTERM. With `confirm` nothing is blocked any more after that time, unless an operator confirms.
@@ -141,6 +141,7 @@ pub fn run(
     let writes_hosts_deny = sweeps_lines || config.blocks() && config.block.method.contains(&Backend::HostsDeny);
     let root_files = RootFiles::start(&config, &places.config, (&closed, writes_hosts_deny))?;
     policy.write.retain(|folder| !closed.contains(folder));
+    let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
     // Before there is a second thread. The socket's folder may be one in which only root can make it.
     let (mut sandbox, control) = match sandboxed {
         true => {
@@ -158,8 +159,16 @@ pub fn run(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
-    let privileged =
-        Privileged { instance_lock, sandbox, sensor_thread, command_helper, root_files, control, sweeps_lines };
+    let privileged = Privileged {
+        instance_lock,
+        sandbox,
+        sensor_thread,
+        command_helper,
+        root_files,
+        control,
+        sweeps_lines,
+        legacy_tables,
+    };
     let result = runtime.block_on(serve(config, places, privileged, confirm, reread));
     // A look-up that no name server answers must not hold up the end.
     runtime.shutdown_background();
@@ -173,8 +182,16 @@ async fn serve(
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    let Privileged { instance_lock, sandbox, sensor_thread, mut command_helper, root_files, control, sweeps_lines } =
-        privileged;
+    let Privileged {
+        instance_lock,
+        sandbox,
+        sensor_thread,
+        mut command_helper,
+        root_files,
+        control,
+        sweeps_lines,
+        legacy_tables,
+    } = privileged;
     let signals = Signals::catch()?;
     let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes)
@@ -194,7 +211,13 @@ async fn serve(
 
     // A missing capability or a busy port is found before anything is changed. What connects to a decoy from now on waits for
     // the sensor.
-    let mut decoys = Decoys::open(&DecoyPorts::from_config(&config), &config.tcp.port_banner)?;
+    let mut surroundings = Surroundings::new(legacy_tables);
+    let (shared, decoy_rules) = decoys::listen(&config, &mut surroundings, &mut log);
+    let decoy_ports = DecoyPorts::from_config(&config);
+    let unshared = match shared {
+        Some(_) => None,
+        None => Some(Decoys::open(&decoy_ports, None, &config.tcp.port_banner)?),
+    };
     let (kernel, kernel_failure) = KernelPorts::open()?;
     let live = Live::open(&host_state.filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {
@@ -203,8 +226,15 @@ async fn serve(
     };
     let runs = config.runs_commands() || config.only_undoes_commands();
     let helpers = (command_helper.as_ref().filter(|_| runs).map(CommandHelper::spawner), root_files.hosts_deny);
-    let OpenBackends { mut blocker, slow_backends, new_table, table_found, leftovers, messages } =
-        backends::open(&config, &host_state.host(), helpers, sweeps_lines, (&events, &sensor), confirm.is_some())?;
+    let OpenBackends { mut blocker, slow_backends, new_table, table_found, leftovers, messages } = backends::open(
+        &config,
+        &host_state.host(),
+        helpers,
+        sweeps_lines,
+        (&events, &sensor),
+        confirm.is_some(),
+        decoy_rules,
+    )?;
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     let control = control
         .and_then(Server::serve)
@@ -284,10 +314,14 @@ async fn serve(
     let wanted =
         Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then(|| config.block.route.into()) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
-    if let Some(busy) = decoys.busy() {
-        log.write(&Event::now(EventKind::Note(busy)));
-    }
-    listening(decoys.ports()).for_each(|text| log.write(&Event::now(EventKind::Note(text))));
+    // One listener for all ports needs its rules, and the ports that are in use.
+    let has_rules = blocker.nft.as_ref().is_some_and(|backend| backend.spec.decoys.is_some());
+    let shared = shared.filter(|_| has_rules).map(|listener| (listener, host_state.host().tcp.anywhere()));
+    let mut decoys = match unshared {
+        Some(decoys) => decoys,
+        None => Decoys::open(&decoy_ports, shared, &config.tcp.port_banner)?,
+    };
+    decoys::announce(&decoys, &mut log);
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());
     if let Some(error) = kernel_failure {
@@ -337,6 +371,7 @@ async fn serve(
         trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
+        surroundings,
         unfounded_bans: UnfoundedBans::default(),
         table_identity,
         host_state,
@@ -363,18 +398,6 @@ async fn serve(
     }
     event_loop.close();
     result
-}
-
-/// The classic lines of connect mode, one for each port.
-fn listening(ports: &DecoyPorts) -> impl Iterator<Item = String> {
-    [(Protocol::Tcp, &ports.tcp), (Protocol::Udp, &ports.udp)].into_iter().flat_map(|(protocol, ports)| {
-        let protocol = protocol.name();
-        let rest = usize::try_from(ports.len()).unwrap_or(usize::MAX).saturating_sub(MAX_PORT_LINES);
-        let lines = ports.iter().take(MAX_PORT_LINES);
-        lines
-            .map(move |port| format!("Going into listen mode on {protocol} port: {port}"))
-            .chain((rest > 0).then(|| format!("and on {rest} more {protocol} ports")))
-    })
 }
 
 /// A key for hashes that no source of packets knows.

@@ -53,6 +53,8 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
             .filter(connects)
             .flat_map(|protocol| protocol.watched().iter().collect::<Vec<_>>())
             .chain(config.metrics.listen.map(|address| address.port()))
+            // The listener of all decoys takes a free port, which a rule for port 0 permits.
+            .chain(config.shares_decoys().then_some(0))
             .collect(),
         low_ports: protocols.iter().filter(connects).any(|protocol| protocol.watched().iter().any(|port| port < 1024)),
         names,

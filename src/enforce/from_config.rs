@@ -25,6 +25,8 @@ impl RulesetSpec {
             own_source: true,
             trap: trap(config),
             fleet: config.fleet.is_joined().then_some(config.fleet.accept.size),
+            // Where the listener is that takes the connections only the daemon knows.
+            decoys: None,
             wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
         }
     }

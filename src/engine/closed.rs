@@ -1,10 +1,23 @@
-//! Lists the ports whose probes are evidence, for the kernel's trap, which counts beside the engine.
+//! Lists the ports whose probes are evidence: for the kernel's trap, which counts beside the engine, and for decoys.
 
 use super::settings::Response;
 use super::{Engine, Host};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 impl Engine {
+    /// The TCP ports that decoys serve: those of connect mode that nothing listens on at any address but loopback, that were
+    /// not in use a moment ago and that no remembered service has. None while this host settles: a service that is not up yet
+    /// must not be answered for.
+    #[must_use]
+    pub fn decoy_ports(&self, now: Timestamp, host: &Host) -> PortSet {
+        if self.is_settling(now) {
+            return PortSet::new();
+        }
+        let now = self.latest.max(now).tick();
+        let free = self.settings.decoys.without(&host.tcp.anywhere());
+        free.without(&self.recent_ports.ports(Protocol::Tcp, now)).without(&host.services.ports(Protocol::Tcp))
+    }
+
     /// The ports of `protocol` that are watched, that nothing listens on at any address but loopback, that were not in use a
     /// moment ago and that no remembered service has; none if probes of them do not block. A new connection or a datagram to one of them counts
     /// against its source, unless a listener has come since.

@@ -249,7 +249,15 @@ impl Engine {
         if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        if host.services.contains(sighting.protocol, sighting.destination, sighting.port) {
+        let Observation { destination, protocol, port, .. } = sighting;
+        // A service has started since: its first clients must not count.
+        if host.listens(protocol, destination, port, sighting.interface) {
+            return Verdict::Ignored(IgnoreReason::Open);
+        }
+        if self.recent_ports.holds(OwnPort { address: destination, protocol, port }, sighting.source, now.tick()) {
+            return Verdict::Ignored(IgnoreReason::RecentlyOpen);
+        }
+        if host.services.contains(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::RememberedService);
         }
         self.count(now, sighting, known, host, lookup)

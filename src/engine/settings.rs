@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::prefix_bans::MaxPrefix;
 use super::strikes::Escalation;
-use crate::config::{AckPolicy, BlockPolicy, Config, Mode, Protocol as ProtocolConfig};
+use crate::config::{AckPolicy, BlockPolicy, Config, HalfOpenPolicy, Mode, Protocol as ProtocolConfig};
 use crate::types::{Expiry, PortSet, Protocol};
 
 /// What the packets of one protocol are watched for.
@@ -32,6 +32,8 @@ pub enum Response {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub tcp: Watch,
+    /// TCP ports that decoys serve where nothing else does (connect mode). A connection that one completes is evidence.
+    pub decoys: PortSet,
     pub udp: Watch,
     /// SCTP INIT to any port counts; blocks like TCP.
     pub sctp: bool,
@@ -67,10 +69,10 @@ impl Settings {
         self
     }
 
-    /// True where packets to `port` are judged.
+    /// True where packets to `port` are judged, or connections to it.
     pub(super) fn watches(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {
-            Protocol::Tcp => self.tcp.ports.contains(port),
+            Protocol::Tcp => self.tcp.ports.contains(port) || self.decoys.contains(port),
             Protocol::Udp => self.udp.ports.contains(port),
             Protocol::Sctp | Protocol::Icmp => false,
         }
@@ -80,8 +82,11 @@ impl Settings {
     #[must_use]
     pub fn from_config(config: &Config) -> Self {
         let watch = |protocol: &ProtocolConfig| Watch {
-            // In connect mode only what a decoy accepts is evidence.
-            ports: if protocol.mode == Mode::Connect { PortSet::new() } else { protocol.watched() },
+            // In connect mode only what a decoy accepts is evidence, unless half-open connections are to be.
+            ports: match (protocol.mode, protocol.half_open) {
+                (Mode::Connect, HalfOpenPolicy::Ignore) => PortSet::new(),
+                _ => protocol.watched(),
+            },
             response: match protocol.block {
                 BlockPolicy::Yes => Response::Block,
                 BlockPolicy::No => Response::Log,
@@ -90,6 +95,7 @@ impl Settings {
         };
         Self {
             tcp: watch(&config.tcp),
+            decoys: if config.tcp.mode == Mode::Connect { config.tcp.watched() } else { PortSet::new() },
             udp: watch(&config.udp),
             sctp: config.detect.sctp,
             icmp: config.detect.icmp,

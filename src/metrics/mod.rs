@@ -122,6 +122,9 @@ impl Collector for All {
             "Connections and datagrams that decoys took",
             one(metrics.connections.get()),
         )?;
+        put(Gauge, "decoy_ports", "TCP ports that one listener serves", one(metrics.decoy_ports.get()))?;
+        put(Counter, "decoy_syns", "SYNs that the kernel led to that listener", one(metrics.decoy_syns.get()))?;
+        put(Counter, "decoy_answers", "SYNs that it answered", one(metrics.decoy_answers.get()))?;
         let classes = Class::ALL.map(|class| (vec![("class", class.key())], float(metrics.probes_of(class))));
         put(Counter, "probes", "Probes that counted against their source", classes.to_vec())?;
         let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.map(|class| (way, class)));

@@ -58,6 +58,8 @@ pub enum SensorCommand {
     Settings(Box<Settings>),
     /// Replaces the rules of the table; its sets stay.
     Ruleset(Box<RulesetSpec>),
+    /// Has connections to decoys tracked, at most so many new ones at once; `None`: not at all.
+    TrackDecoys(Option<u32>),
     /// Suspends blocking: scans are only logged, and the bans in force stay.
     StartTrial,
     /// Blocks again, with these settings.
@@ -151,12 +153,13 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => controller.reconfigure(now, *settings),
         SensorCommand::Ruleset(spec) => controller.replace_ruleset(now, *spec),
+        SensorCommand::TrackDecoys(most) => controller.track_decoys(now, most),
         SensorCommand::StartTrial => controller.start_trial(),
         SensorCommand::EndTrial(settings) => controller.end_trial(now, *settings),
         SensorCommand::ReviewLoaded(elements, by) => controller.review_loaded(now, &elements, &by),
         SensorCommand::KnownPeers(peers) => controller.observer().engine_mut().know_peers(now, &peers),
         SensorCommand::EndSettling => controller.end_settling(now),
-        SensorCommand::LogOnly => controller.log_only(),
+        SensorCommand::LogOnly => controller.log_only(now),
         SensorCommand::Heartbeat => controller.metrics().beats.add(1),
         SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}
     }

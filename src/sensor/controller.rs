@@ -390,8 +390,8 @@ impl BanController {
 
     /// Has the kernel block nothing by itself while no sensor reviews it.
     pub(super) fn stop(&mut self) {
-        self.trap.suspend(&mut self.blocker, &self.reporter);
         self.own_sources.clear(&mut self.blocker, &self.reporter);
+        self.trap.stop(&mut self.blocker, &self.reporter);
     }
 
     /// Replaces the snapshot of the host.
@@ -468,10 +468,11 @@ impl BanController {
     }
 
     /// Blocks no source from now on.
-    pub(super) fn log_only(&mut self) {
+    pub(super) fn log_only(&mut self, now: Timestamp) {
         self.suspend_bans();
         self.guard_own_sources();
         self.trap.disarm(&mut self.blocker, &self.reporter);
+        self.arm_trap(now);
     }
 
     /// The services of this host have come up after a boot.
@@ -490,6 +491,17 @@ impl BanController {
             }
         }
         self.start_trap(now);
+    }
+
+    /// Has connections to decoys tracked or not.
+    pub(super) fn track_decoys(&mut self, now: Timestamp, max_new_tracked: Option<u32>) {
+        let Some(backend) = &mut self.blocker.nft else { return };
+        let Some(decoys) = &mut backend.spec.decoys else { return };
+        decoys.max_new_tracked = max_new_tracked;
+        if let Err(error) = backend.repair() {
+            self.reporter.error(format!("the rules for decoys could not be changed: {error}"));
+        }
+        self.reset_trap(now);
     }
 
     /// Arms the trap, which counts from zero: the sensor may not have seen what was counted before, or judges it otherwise.

@@ -69,6 +69,11 @@ pub struct SensorMetrics {
     pub repaired: Metric,
     /// Missing lines of hosts.deny that were written again. Written by the thread of the slow backends.
     pub relined: Metric,
+    /// Gauge: TCP ports whose connections the kernel leads to the decoys' listener.
+    pub decoy_ports: Metric,
+    /// SYNs that the kernel led to that listener, and those that it answered.
+    pub decoy_syns: Metric,
+    pub decoy_answers: Metric,
     /// Gauge: TCP ports that the kernel's trap watches.
     pub trapped: Metric,
     /// Gauge: UDP ports that the kernel's trap watches.

@@ -75,11 +75,14 @@ pub(super) struct KernelLookup {
 
 impl PortLookup for KernelLookup {
     fn port_use(&mut self, protocol: Protocol, source: SocketAddr, destination: SocketAddr, interface: u32) -> PortUse {
-        if self.decoys.contains(protocol, destination.port()) {
+        let is_decoy = self.decoys.contains(protocol, destination.port());
+        if is_decoy && (protocol != Protocol::Tcp || self.decoys.shared.is_none()) {
             return PortUse::Closed;
         }
+        // Of a port without a socket of its own: a flow is the decoys', a listener is not. None has a peer with port 0.
+        let peer = if is_decoy { SocketAddr::new(source.ip(), 0) } else { source };
         // A failed look-up leaves the evidence as it is: the snapshot of the listeners was checked before.
-        match self.kernel.sockets.owner(protocol, source, destination, interface) {
+        match self.kernel.sockets.owner(protocol, peer, destination, interface) {
             Ok(Owner::Listener) => return PortUse::Open,
             Ok(Owner::Flow) => return PortUse::Flow,
             Ok(Owner::Nobody) | Err(_) => {}
@@ -87,6 +90,10 @@ impl PortLookup for KernelLookup {
         let translated = self.kernel.translated_use(protocol, source, destination);
         if !matches!(translated, PortUse::Closed | PortUse::Unknown) {
             return translated;
+        }
+        if is_decoy {
+            // What leaves from there is the decoys' own answers.
+            return PortUse::Closed;
         }
         match self.kernel.recorded_use(protocol, source.ip(), destination.port()) {
             PortUse::Closed => translated,

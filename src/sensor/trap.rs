@@ -18,7 +18,7 @@ use super::reporter::Reporter;
 use super::trap_coverage::{CoverageChange, TrapCoverage};
 use super::trap_peers::TrapPeers;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
-use crate::enforce::nft::{BlockError, HoldCounts, Nft, TRAP_BURST, Trap, Watched};
+use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, TRAP_BURST, Trap, Watched};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use crate::wire::Packet;
@@ -40,6 +40,8 @@ pub(super) struct TrapControl {
     check_at: Option<Timestamp>,
     /// What the kernel's counters of held packets said last.
     hold_counts: HoldCounts,
+    /// The same of decoys.
+    decoy_counts: DecoyCounts,
     /// Sources that the trap caught and that were reviewed: they keep their places while the ceilings have no room.
     reviewed: Vec<BanTarget>,
     peers: TrapPeers,
@@ -49,12 +51,14 @@ pub(super) struct TrapControl {
     coverage: TrapCoverage,
 }
 
-/// What the kernel watches: ports of the protocols that count, and interfaces.
-#[derive(PartialEq, Eq)]
+/// What the kernel watches: ports of the protocols that count, those of decoys, and interfaces.
+#[derive(Default, PartialEq, Eq)]
 struct Armed {
     tcp: Option<PortSet>,
     udp: Option<PortSet>,
-    interfaces: Vec<u32>,
+    decoys: Option<PortSet>,
+    /// `None` without a trap.
+    interfaces: Option<Vec<u32>>,
 }
 
 impl TrapControl {
@@ -76,24 +80,32 @@ impl TrapControl {
 
     /// Has the kernel watch the ports that are closed now. The kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, now: Timestamp, blocker: &mut Blocker, observer: &Observer, reporter: &Reporter) {
-        let Some((nft, rules)) = blocker.trap() else { return self.reset(reporter) };
-        self.check_at = Some(now.after(POLL_INTERVAL));
-        if self.paused {
-            return;
-        }
-        let closed = |counts: bool, protocol| counts.then(|| observer.closed_ports(now, protocol));
-        let wanted = Armed {
-            tcp: closed(rules.tcp, Protocol::Tcp),
-            udp: closed(rules.udp, Protocol::Udp),
-            interfaces: observer.host().interfaces.clone(),
+        let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
+            return self.reset(reporter);
         };
-        self.report_coverage(now, &wanted, reporter);
+        self.check_at = Some(now.after(POLL_INTERVAL));
+        let RulesetSpec { trap, decoys, .. } = backend.spec;
+        let closed = |counts: fn(Trap) -> bool, protocol| {
+            let ports = || if self.paused { PortSet::new() } else { observer.closed_ports(now, protocol) };
+            trap.is_some_and(counts).then(ports)
+        };
+        let wanted = Armed {
+            tcp: closed(|trap| trap.tcp, Protocol::Tcp),
+            udp: closed(|trap| trap.udp, Protocol::Udp),
+            decoys: decoys.map(|_| observer.decoy_ports(now)),
+            interfaces: trap.map(|_| observer.host().interfaces.clone()),
+        };
+        if !self.paused {
+            self.report_coverage(now, &wanted, reporter);
+        }
         if self.armed.as_ref() == Some(&wanted) {
             return;
         }
-        let [tcp, udp] = [&wanted.tcp, &wanted.udp].map(|ports| ports.as_ref().map(PortSet::ranges));
+        let [tcp, udp, decoys] =
+            [&wanted.tcp, &wanted.udp, &wanted.decoys].map(|ports| ports.as_ref().map(PortSet::ranges));
         self.armed = None;
-        match nft.arm(Watched { tcp: tcp.as_deref(), udp: udp.as_deref(), interfaces: &wanted.interfaces }) {
+        let interfaces = wanted.interfaces.as_deref();
+        match backend.nft.arm(Watched { tcp: decoys.or(tcp).as_deref(), udp: udp.as_deref(), interfaces }) {
             Ok(()) => {
                 (self.armed, self.last_error) = (Some(wanted), None);
                 self.update_metrics(reporter);
@@ -113,14 +125,15 @@ impl TrapControl {
 
     /// Says that a large part of the ports has left the trap, or is back.
     fn report_coverage(&mut self, now: Timestamp, wanted: &Armed, reporter: &Reporter) {
-        let ports = [&wanted.tcp, &wanted.udp].into_iter().flatten().map(PortSet::len).sum();
+        let ports = [&wanted.tcp, &wanted.udp, &wanted.decoys].into_iter().flatten().map(PortSet::len).sum();
+        let subject = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
         match self.coverage.record(now, ports) {
             Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
-                "the kernel's trap has lost more than a quarter of its ports: {ports} are left of {before}, the others count as \
+                "{subject} lost more than a quarter of its ports: {ports} are left of {before}, the others count as \
                  in use, and scans of them are not seen; see `ss -lntu` and the NAT rules for what uses them"
             )),
             Some(CoverageChange::Regained { before, .. }) => {
-                reporter.note(format!("the kernel's trap has {ports} of {before} ports again"));
+                reporter.note(format!("{subject} {ports} of {before} ports again"));
             }
             None => {}
         }
@@ -145,8 +158,10 @@ impl TrapControl {
     }
 
     fn update_metrics(&self, reporter: &Reporter) {
-        let ports = self.armed.as_ref().map_or([None; 2], |armed| [armed.tcp.as_ref(), armed.udp.as_ref()]);
-        let [tcp, udp] = ports.map(|ports| ports.map_or(0, |ports| ports.len().into()));
+        let none = Armed::default();
+        let Armed { tcp, udp, decoys, .. } = self.armed.as_ref().unwrap_or(&none);
+        let [tcp, udp, decoys] = [tcp, udp, decoys].map(|ports| ports.as_ref().map_or(0, |ports| ports.len().into()));
+        reporter.metrics().decoy_ports.set(decoys);
         reporter.metrics().trapped.set(tcp);
         reporter.metrics().trapped_udp.set(udp);
     }
@@ -174,14 +189,24 @@ impl TrapControl {
         self.paused = false;
     }
 
-    /// Has the trap watch nothing until it is armed again.
+    /// Has the trap watch nothing until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         self.armed = None;
-        let none: &[(u16, u16)] = &[];
-        match nft.arm(Watched { tcp: rules.tcp.then_some(none), udp: rules.udp.then_some(none), interfaces: &[] }) {
+        let none: Option<&[(u16, u16)]> = Some(&[]);
+        let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
+        match nft.arm(Watched { tcp, udp, interfaces: Some(&[]) }) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => self.report(format!("the kernel's trap could not be emptied: {error}"), reporter),
+        }
+    }
+
+    /// Takes the ports from the trap and from the decoys: no thread reviews the one or accepts for the others.
+    pub(super) fn stop(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
+        self.suspend(blocker, reporter);
+        if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
+            // Without a listener their rules do nothing.
+            let _ = backend.nft.arm(Watched { tcp: Some(&[]), ..Watched::default() });
         }
     }
 
@@ -198,6 +223,13 @@ impl TrapControl {
             return;
         }
         self.arm(now, blocker, observer, reporter);
+        if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
+            && let Ok(counts) = backend.nft.decoy_counts()
+        {
+            let last = std::mem::replace(&mut self.decoy_counts, counts);
+            reporter.metrics().decoy_syns.add(since(counts.syns, last.syns));
+            reporter.metrics().decoy_answers.add(since(counts.answers, last.answers));
+        }
         let Some((nft, rules)) = blocker.trap() else { return };
         match self.peers.update(now, nft, observer) {
             Ok(()) | Err(BlockError::Gone) => {}
@@ -236,10 +268,9 @@ impl TrapControl {
         }
     }
 
-    /// Adds to the metrics what the kernel has counted since the last time; rules that were made anew count from zero.
+    /// Adds to the metrics what the kernel has counted since the last time.
     fn count_held(&mut self, counts: HoldCounts, reporter: &Reporter) {
         let last = std::mem::replace(&mut self.hold_counts, counts);
-        let since = |now: u64, last: u64| now.checked_sub(last).unwrap_or(now);
         reporter.metrics().held.add(since(counts.dropped, last.dropped));
         reporter.metrics().hold_full.add(since(counts.full, last.full));
     }
@@ -340,6 +371,11 @@ impl TrapControl {
     }
 }
 
+/// What a counter of rules has counted since the last time; rules that were made anew count from zero.
+fn since(now: u64, last: u64) -> u64 {
+    now.checked_sub(last).unwrap_or(now)
+}
+
 impl Armed {
     fn watches(&self, (protocol, port): (Protocol, u16)) -> bool {
         let ports = if protocol == Protocol::Udp { &self.udp } else { &self.tcp };
@@ -376,7 +412,7 @@ mod tests {
         observer.engine_mut().adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();
-        trap.armed = Some(Armed { tcp: Some("21-23".parse().unwrap()), udp: None, interfaces: Vec::new() });
+        trap.armed = Some(Armed { tcp: Some("21-23".parse().unwrap()), ..Armed::default() });
         for port in [21, 22, 23, 80] {
             let Transport::Tcp { destination_port, .. } = &mut served.transport else { panic!("a segment") };
             *destination_port = port;

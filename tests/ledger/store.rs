@@ -274,6 +274,7 @@ fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
         Settings {
             tcp: watch.clone(),
             udp: watch,
+            decoys: portsentry::types::PortSet::new(),
             sctp: false,
             icmp: false,
             ack_bans: false,

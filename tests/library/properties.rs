@@ -40,6 +40,7 @@ fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
     Settings {
         tcp: watch(Response::Block),
         udp: watch(if udp_blocks { Response::Block } else { Response::Log }),
+        decoys: portsentry::types::PortSet::new(),
         sctp: true,
         icmp: true,
         ack_bans: false,

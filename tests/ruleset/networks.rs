@@ -16,6 +16,7 @@ const WIDE: RulesetSpec = RulesetSpec {
     own_source: false,
     fleet: None,
     trap: None,
+    decoys: None,
 };
 
 fn network(text: &str) -> BanTarget {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portsentry::enforce::nft::{Action, Installed, Nft, RulesetSpec, Trap};
+use portsentry::enforce::nft::{Action, DecoyRules, Installed, Nft, RulesetSpec, Trap};
 use portsentry::types::{Expiry, Rate};
 
 use netns_lab::Namespace;
@@ -26,6 +26,11 @@ const TRAPPING: &str = include_str!("../../nft/portsentry-trap.nft");
 
 /// The specification of a table with the trap for datagrams as well.
 const TRAPPING_BOTH: &str = include_str!("../../nft/portsentry-trap-udp.nft");
+
+/// The specification of a table with decoys.
+const DECOYS: &str = include_str!("../../nft/portsentry-decoys.nft");
+
+const DECOY_RULES: DecoyRules = DecoyRules { v4: 40_001, v6: Some(40_003), max_new_tracked: None };
 
 const TRAP: Trap = Trap {
     tcp: true,
@@ -110,8 +115,14 @@ fn at_once(text: &str) -> String {
     text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
 }
 
+/// A table with decoys whose connections are tracked.
+fn tracked(text: &str) -> String {
+    let text = without(text, &["chain decoy_untrack"]).replace("#     tcp flags", "tcp flags");
+    text.lines().filter(|line| !line.contains("jump decoy_untrack")).collect::<Vec<_>>().join("\n")
+}
+
 /// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
-fn variants() -> [(RulesetSpec, String); 19] {
+fn variants() -> [(RulesetSpec, String); 22] {
     let plain = RulesetSpec::default();
     let own = RulesetSpec { own_source: true, ..plain };
     let (reject, log) = (Action::Reject, "3/minute".parse().ok());
@@ -145,6 +156,15 @@ fn variants() -> [(RulesetSpec, String); 19] {
         (RulesetSpec { trap: Some(Trap { named_interfaces: true, ..both }), ..own }, named_interfaces(TRAPPING_BOTH)),
         (RulesetSpec { trap: Some(Trap { hold: None, ..TRAP }), ..own }, without_hold(TRAPPING)),
         (RulesetSpec { trap: Some(brief), ..own }, TRAPPING.replace("900ms", "100ms")),
+        (RulesetSpec { decoys: Some(DECOY_RULES), ..plain }, DECOYS.to_owned()),
+        (
+            RulesetSpec { decoys: Some(DecoyRules { max_new_tracked: Some(65_536), ..DECOY_RULES }), ..plain },
+            tracked(DECOYS),
+        ),
+        (
+            RulesetSpec { decoys: Some(DecoyRules { v6: None, ..DECOY_RULES }), ..plain },
+            DECOYS.lines().filter(|line| !line.contains("tproxy ip6")).collect::<Vec<_>>().join("\n"),
+        ),
     ];
     assert!(all.iter().all(|(spec, text)| text.contains(LOG) == spec.log_drops.is_some()));
     all
@@ -163,7 +183,7 @@ fn each_variant_is_what_its_file_creates() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 19, "each is another");
+    assert_eq!(seen.len(), 22, "each is another");
 }
 
 #[test]

@@ -78,6 +78,8 @@ pub(super) struct ControlHandler<'a> {
     pub(super) sandbox: &'a Sandbox,
     pub(super) command_helper: Option<&'a CommandHelper>,
     pub(super) uptime: Uptime,
+    /// Why decoys stay silent.
+    pub(super) silent_decoys: Option<&'a str>,
 }
 
 impl ControlHandler<'_> {

@@ -100,7 +100,10 @@ impl ControlHandler<'_> {
             },
             services: self.host_state.services().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
-            warnings: warnings(&self.config.config, &self.config.config_path, &host),
+            warnings: warnings(&self.config.config, &self.config.config_path, &host)
+                .into_iter()
+                .chain(self.silent_decoys.map(str::to_owned))
+                .collect(),
             allowed,
             protected_networks,
             ledger: self.config.state_dir.display().to_string(),

@@ -39,7 +39,8 @@ impl NftBackend {
     /// See [`Nft::repair`].
     pub fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<(), RulesetError> {
         let wide = self.spec.wide || wanted.wide;
-        self.spec = RulesetSpec { wide, ..wanted };
+        // The listener stays the same, whatever is configured anew.
+        self.spec = RulesetSpec { wide, decoys: self.spec.decoys, ..wanted };
         self.repair().map(|_| ())
     }
 

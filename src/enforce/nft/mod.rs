@@ -26,11 +26,11 @@ use allow_set::Protected;
 pub use backend::NftBackend;
 pub use bulk_restore::Generation;
 use transaction::Change;
-pub use trap::{Hold, HoldCounts, TrapUsage};
+pub use trap::{DecoyCounts, Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    Action, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
-    Watched,
+    Action, DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec,
+    TRAP_BURST, Trap, Watched,
 };
 use crate::netlink::socket::{Socket, SocketError};
 

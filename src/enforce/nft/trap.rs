@@ -25,6 +25,15 @@ pub struct HoldCounts {
     pub full: u64,
 }
 
+/// What the rules for decoys have counted since they were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecoyCounts {
+    /// SYNs that were led to the listener.
+    pub syns: u64,
+    /// SYNs that it answered.
+    pub answers: u64,
+}
+
 /// How a source is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hold {
@@ -136,6 +145,12 @@ impl Nft {
     pub fn hold_counts(&mut self) -> Result<HoldCounts, BlockError> {
         let mut count = |chain| nft::counted_packets(&mut self.socket, chain).map_err(BlockError::in_table);
         Ok(HoldCounts { dropped: count(nft::TRAP_HELD)?, full: count(nft::TRAP_FULL)? })
+    }
+
+    /// What the rules for decoys have counted; the table must have them.
+    pub fn decoy_counts(&mut self) -> Result<DecoyCounts, BlockError> {
+        let mut count = |chain| nft::counted_packets(&mut self.socket, chain).map_err(BlockError::in_table);
+        Ok(DecoyCounts { syns: count(nft::DECOY_TAKE)?, answers: count(nft::DECOY_ANSWERED)? })
     }
 
     /// How the trap holds `subject`; not at all where the table has no such rules.

@@ -14,6 +14,7 @@ fn engine() -> Engine {
     let settings = Settings {
         tcp: Watch { ports: ports.clone(), response: Response::Block },
         udp: Watch { ports, response: Response::Log },
+        decoys: PortSet::new(),
         sctp: false,
         icmp: true,
         ack_bans: false,

@@ -89,6 +89,7 @@ pub(crate) fn builtin() -> Settings {
     let ports = |list: &str| list.parse::<PortSet>().unwrap();
     Settings {
         tcp: Watch { ports: ports("1-112,114-138,140-1024,3389,5900,8080,31337"), response: Response::Block },
+        decoys: PortSet::new(),
         udp: Watch { ports: ports("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337"), response: Response::Log },
         sctp: false,
         icmp: false,

@@ -28,6 +28,27 @@ fn banned(scene: &mut Scene) -> Vec<String> {
 }
 
 #[test]
+fn decoys_leave_ports_to_services() {
+    let mut scene = Scene::with(|settings| settings.decoys = "21-25,80".parse().unwrap());
+    let ports = |scene: &Scene| scene.engine.decoy_ports(scene.now, &scene.host).to_string();
+    assert_eq!(ports(&scene), "21-25,80");
+    scene.change(|host| host.tcp.insert_any_v4(22));
+    assert_eq!(ports(&scene), "21,23-25,80", "a service of one family has the port in both");
+    assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::Open), "it was accepted a moment before");
+    scene.change(|host| host.tcp = crate::engine::Listeners::default());
+    assert_eq!(ports(&scene), "21,23-25,80", "a service that restarts");
+    assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::RecentlyOpen));
+    scene.after(300.0);
+    assert_eq!(ports(&scene), "21-25,80");
+    let service = Service { protocol: Protocol::Tcp, port: 80, address: [0; 4].into() };
+    scene.change(|host| host.services = [service].into_iter().collect());
+    assert_eq!(ports(&scene), "21-25");
+    let until = scene.now.after(std::time::Duration::from_secs(60));
+    scene.engine.settle(until);
+    assert_eq!(ports(&scene), "", "services that are not known yet may be coming up");
+}
+
+#[test]
 fn client_of_late_services_is_not_banned() {
     let mut scene = booting();
     for port in [80, 443, 25, 22] {

@@ -88,6 +88,7 @@ fn nf_tables() {
         own_source: false,
         trap: Some(trap),
         fleet: None,
+        decoys: None,
     };
     nft::install(&mut socket, &spec).unwrap();
     let mut batch = Batch::new();

@@ -187,8 +187,8 @@ pub struct Watched<'a> {
     pub tcp: Option<&'a [(u16, u16)]>,
     /// UDP ports.
     pub udp: Option<&'a [(u16, u16)]>,
-    /// Interfaces by their indexes, where the table's rules ask for them.
-    pub interfaces: &'a [u32],
+    /// Interfaces by their indexes, where the table's rules ask for them; `None` where it has no trap.
+    pub interfaces: Option<&'a [u32]>,
 }
 
 /// Appends the replacement of what the trap watches.
@@ -207,7 +207,9 @@ pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
             });
         }
     }
-    put_interfaces(batch, Set::TrapInterfaces, watched.interfaces);
+    if let Some(interfaces) = watched.interfaces {
+        put_interfaces(batch, Set::TrapInterfaces, interfaces);
+    }
 }
 
 /// Appends what makes `set` hold these interfaces, by their indexes, and no others.

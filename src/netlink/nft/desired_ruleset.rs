@@ -89,7 +89,7 @@ impl DesiredRuleset {
 mod tests {
     use std::time::Duration;
 
-    use super::super::spec::{Action, Trap};
+    use super::super::spec::{Action, DecoyRules, Trap};
     use super::*;
     use crate::types::{Expiry, Rate};
 
@@ -110,10 +110,11 @@ mod tests {
     const TRANSLATED: Trap =
         Trap { nat64: [Some(0x2001_0db8_0064_0000), None, None, None, None, None, None, None], ..TRAP };
 
+    const DECOYS: DecoyRules = DecoyRules { v4: 40_001, v6: Some(40_003), max_new_tracked: None };
     const HOLD: Trap = Trap { hold: Some(Duration::from_millis(900)), ..TRAP };
 
     /// Every kind of table that can be chosen.
-    fn variants() -> [RulesetSpec; 29] {
+    fn variants() -> [RulesetSpec; 33] {
         let rate = |text: &str| text.parse().ok();
         [
             RulesetSpec::default(),
@@ -153,6 +154,10 @@ mod tests {
             RulesetSpec { trap: Some(Trap { udp: true, named_interfaces: true, ..HOLD }), ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
             RulesetSpec { trap: Some(Trap { window: Duration::from_secs(1), ..HOLD }), ..RulesetSpec::default() },
+            RulesetSpec { decoys: Some(DECOYS), ..RulesetSpec::default() },
+            RulesetSpec { decoys: Some(DecoyRules { v6: None, ..DECOYS }), trap: Some(UDP), ..RulesetSpec::default() },
+            RulesetSpec { decoys: Some(DecoyRules { max_new_tracked: Some(64), ..DECOYS }), ..RulesetSpec::default() },
+            RulesetSpec { decoys: Some(DecoyRules { v4: 40_002, ..DECOYS }), wide: true, ..RulesetSpec::default() },
         ]
     }
 

@@ -3,7 +3,7 @@
 //! References: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's net/netfilter/nf_tables_api.c.
 //! Headers are in host order, attributes of nf_tables in network order. Their numbers are those of [`rustables::sys`].
 
-use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 use rustables::sys;
 
 use crate::netlink::message::{Attributes, Message, attributes, patch};
@@ -12,9 +12,15 @@ use crate::netlink::socket::{Batch, SUBSYSTEM};
 impl<'a> Message<'a> {
     /// Kind (NFT_MSG_*) and attributes, where it is an nf_tables message about the family `inet`.
     pub(crate) fn nft(&self) -> Option<(u32, &'a [u8])> {
+        let (family, kind, attributes) = self.nft_of_any_family()?;
+        (family == FAMILY_INET).then_some((kind, attributes))
+    }
+
+    /// Family (NFPROTO_*), kind and attributes of an nf_tables message.
+    pub(super) fn nft_of_any_family(&self) -> Option<(u8, u32, &'a [u8])> {
         let ([family, ..], attributes) = self.body.split_first_chunk::<4>()?;
         let [subsystem, kind] = self.kind.to_be_bytes();
-        (subsystem == SUBSYSTEM && *family == FAMILY_INET).then_some((kind.into(), attributes))
+        (subsystem == SUBSYSTEM).then_some((*family, kind.into(), attributes))
     }
 
     /// The attributes of a message about a generation (NEWGEN), which has no family.
@@ -60,6 +66,13 @@ pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl
 pub(crate) fn put_request(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
     bytes.clear();
     put_message(bytes, kind, flags, fill);
+}
+
+/// Makes `bytes` a request for what a family (NFPROTO_*) has, 0: all of them.
+pub(super) fn put_dump(bytes: &mut Vec<u8>, family: u8, kind: u32, fill: impl FnOnce(&mut Attributes<'_>)) {
+    put_request(bytes, kind, NLM_F_DUMP, fill);
+    // Behind the header of netlink.
+    patch(bytes, 16, [family]);
 }
 
 /// NFPROTO_INET: rules for IPv4 and IPv6 in one table.

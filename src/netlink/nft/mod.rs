@@ -3,10 +3,12 @@
 mod bans;
 mod change;
 mod counters;
+mod decoy_rules;
 mod desired_ruleset;
 mod element;
 mod family;
 mod features;
+mod firewall;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod generation;
@@ -36,14 +38,15 @@ pub(crate) use element::{
     put_flush, put_set_dump,
 };
 pub use features::KernelFeatures;
+pub use firewall::{Firewall, InputChain};
 pub(crate) use generation::{await_turn, generation};
 pub use hold_rules::MAX_HOLDS;
 pub(crate) use ruleset::table_handle;
 pub use ruleset::{Installed, Repaired, RulesetError, examine, foreign_objects, install, remove, repair};
 pub use set::Set;
 pub(crate) use set::{set_count, set_size};
-pub use spec::{Action, MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};
+pub use spec::{Action, DecoyRules, MAX_TRAP_PEERS, RulesetSpec, TRAP_BURST, Trap};
 pub use table::{CHAIN, REFUSE, TABLE, TRAP};
-pub(crate) use table::{TRAP_FULL, TRAP_HELD};
+pub(crate) use table::{DECOY_ANSWERED, DECOY_TAKE, TRAP_FULL, TRAP_HELD};
 
 pub use super::socket::Batch;

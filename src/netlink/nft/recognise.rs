@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use rustables::sys;
 
+use super::family::V4;
 use super::rule::LINK_LOCAL;
 use super::set::Set;
 use super::snapshot::{Flat, TableSnapshot};
-use super::spec::{Action, RulesetSpec, Trap};
-use super::table::{REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
+use super::spec::{Action, DecoyRules, RulesetSpec, Trap};
+use super::table::{DECOY_TAKE, REFUSE, TRAP, TRAP_BAN, TRAP_HOLD_NEW, TRAP_TOUCH};
 use super::trap_rules::NAT64;
 use crate::netlink::message::{be_u32, be_u64};
 use crate::types::shared64::MAX_NAT64;
@@ -21,7 +22,8 @@ pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
     let fleet = found.has_set(Set::Fleet).then(|| found.size(Set::Fleet));
     let own_source = found.has_set(Set::Guarded);
     let trap = recognise_trap(found);
-    let mut spec = RulesetSpec { size, wide, own_source, fleet, trap, ..RulesetSpec::default() };
+    let decoys = recognise_decoys(found);
+    let mut spec = RulesetSpec { size, wide, own_source, fleet, trap, decoys, ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {
         let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), rule.first()) {
@@ -62,7 +64,7 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     nat64.iter_mut().zip(left_out(found)).for_each(|(slot, upper)| *slot = Some(upper));
     Some(Trap {
         nat64,
-        tcp: found.has_set(Set::Trapped),
+        tcp: found.has_set(Set::Probed),
         udp: found.has_set(Set::TrappedUdp),
         forgiven: burst.and_then(|burst| u8::try_from(burst).ok()).unwrap_or(0),
         window: window.unwrap_or_default(),
@@ -71,6 +73,27 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
         named_interfaces: entry.first().is_some_and(by_interface),
         hold,
     })
+}
+
+/// The same of the decoys.
+fn recognise_decoys(found: &TableSnapshot) -> Option<DecoyRules> {
+    let ([mut v4, mut v6], mut max_new_tracked) = ([None; 2], None);
+    for rule in found.rules(DECOY_TAKE) {
+        let limit = rule.iter().find(|(name, _)| name == "limit");
+        max_new_tracked = max_new_tracked.or(limit.and_then(|(_, limit)| number(limit, &[sys::NFTA_LIMIT_BURST])));
+        let Some((_, tproxy)) = rule.iter().find(|(name, _)| name == "tproxy") else { continue };
+        let loaded = rule.iter().filter(|(name, _)| name == "immediate");
+        // The address has more bytes.
+        let mut port = loaded.filter_map(|(_, flat)| {
+            field(flat, &[sys::NFTA_IMMEDIATE_DATA, sys::NFTA_DATA_VALUE])?.try_into().ok().map(u16::from_be_bytes)
+        });
+        let port = port.next();
+        match number(tproxy, &[sys::NFTA_TPROXY_FAMILY]) {
+            Some(family) if family == u32::from(V4.number) => v4 = port,
+            _ => v6 = port,
+        }
+    }
+    Some(DecoyRules { v4: v4?, v6, max_new_tracked })
 }
 
 /// Upper halves of the IPv6 sources that the trap leaves to the daemon, but for those that it always does.

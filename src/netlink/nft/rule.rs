@@ -1,9 +1,10 @@
 //! Builds one rule of a chain: its text as nft prints it, and its expressions for the kernel.
 //!
 //! rustables encodes every expression that it knows. Those that it lacks are encoded here: limits, log levels, look-ups of
-//! routes and sockets, extension headers, elements added by packets, inverted look-ups and registers of four bytes.
+//! routes and sockets, redirection to transparent sockets, extension headers, elements added by packets, inverted look-ups and registers of four bytes.
 
 use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
@@ -138,6 +139,35 @@ impl Rule {
         let rule = self.text(format_args!("tcp flags & ({}) {sign} {value}", names(mask)));
         let rule = rule.meta(MetaType::L4Proto, TCP).payload(sys::NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1);
         rule.mask([mask]).compare(how, [flags])
+    }
+
+    /// Goes on where a socket takes the packet, listening or connected, that is transparent (1) or not (0).
+    pub(super) fn socket_transparent(self, value: u8) -> Self {
+        let rule = self.text(format_args!("socket transparent {value}")).raw("socket", |socket| {
+            socket.put_u32(sys::NFTA_SOCKET_KEY, sys::NFT_SOCKET_TRANSPARENT);
+            socket.put_u32(sys::NFTA_SOCKET_DREG, sys::NFT_REG_1);
+        });
+        rule.compare(CmpOp::Eq, [value])
+    }
+
+    /// Hands the packet, which is of this version, to the transparent listener there; goes on only where there is one.
+    pub(super) fn tproxy(self, family: &Family, address: IpAddr, port: u16) -> Self {
+        let bytes = match address {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let rule = self.text(format_args!("tproxy {} to {}", family.name, SocketAddr::new(address, port)));
+        let rule = rule.expression(Immediate::new_data(bytes, Register::Reg1));
+        rule.expression(Immediate::new_data(port.to_be_bytes().to_vec(), Register::Reg2)).raw("tproxy", |tproxy| {
+            tproxy.put_u32(sys::NFTA_TPROXY_FAMILY, family.number.into());
+            tproxy.put_u32(sys::NFTA_TPROXY_REG_ADDR, sys::NFT_REG_1);
+            tproxy.put_u32(sys::NFTA_TPROXY_REG_PORT, sys::NFT_REG_2);
+        })
+    }
+
+    /// Keeps the packet out of connection tracking.
+    pub(super) fn notrack(self) -> Self {
+        self.text("notrack").raw("notrack", |_| {})
     }
 
     /// Goes on with packets to a trapped TCP port, or with `inverted` to another one.
@@ -290,7 +320,9 @@ fn put_expression(expression: &mut Attributes<'_>, name: &str, fill: impl FnOnce
 
 /// IPPROTO_TCP.
 pub(super) const TCP: u8 = 6;
-/// Offset of the destination port in the header of TCP and of UDP.
+/// Offset of the source port in the header of TCP and of UDP.
+pub(super) const SOURCE: u32 = 0;
+/// Offset of the destination port.
 pub(super) const DESTINATION: u32 = 2;
 
 /// Addresses and their types, as nft and the kernel have them: flags of the expression, RTN_LOCAL and RTN_UNICAST.

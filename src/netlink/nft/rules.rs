@@ -3,6 +3,7 @@
 use rustables::expr::{CmpOp, IcmpCode, Meta, MetaType, Reject, RejectType, VerdictKind};
 use rustables::sys;
 
+use super::decoy_rules::{decoy_rules, early_rule};
 use super::family::{V4, V6};
 use super::hold_rules;
 use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, TCP};
@@ -21,6 +22,7 @@ pub(super) fn rules(spec: &RulesetSpec) -> Vec<Rule> {
         rules.extend(own_source_rules());
     }
     rules.extend(spec.trap.iter().flat_map(trap_rules));
+    rules.extend(spec.decoys.iter().flat_map(decoy_rules));
     rules
 }
 
@@ -57,6 +59,7 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     if let Some(trap) = spec.trap.filter(|trap| trap.hold.is_some()) {
         rules.extend(hold_rules::early_rules(&trap));
     }
+    rules.extend(spec.decoys.as_ref().and_then(early_rule));
     rules
 }
 

@@ -34,7 +34,8 @@ pub enum Set {
     Fleet6,
     /// Interfaces at which frames with an own source address are dropped. Only in a table with [`RulesetSpec::own_source`].
     Guarded,
-    /// Trapped TCP ports. This and all below only in a table with [`RulesetSpec::trap`].
+    /// Trapped TCP ports, or those of decoys. This and all below only in a table with [`RulesetSpec::trap`], this one also with
+    /// [`RulesetSpec::decoys`].
     Trapped,
     /// Trapped UDP ports. Sets for UDP exist only with [`Trap::udp`], those for TCP alone only with [`Trap::tcp`].
     TrappedUdp,
@@ -108,7 +109,7 @@ const DEFINITIONS: [(Set, Definition); 36] = [
     (Set::Fleet, define("fleet", Part::Fleet, IPV4, TIMED, None)),
     (Set::Fleet6, define("fleet6", Part::Fleet, IPV6, TIMED, None)),
     (Set::Guarded, define("guarded_interfaces", Part::OwnSource, INTERFACE, 0, None)),
-    (Set::Trapped, define("trapped", Part::TrapTcp, PORT, RANGES, None)),
+    (Set::Trapped, define("trapped", Part::Ports, PORT, RANGES, None)),
     (Set::TrappedUdp, define("trapped_udp", Part::TrapUdp, PORT, RANGES, None)),
     // Few, and never with a flag: nft prints none.
     (Set::TrapInterfaces, define("trap_interfaces", Part::Trap, INTERFACE, 0, None)),
@@ -150,6 +151,8 @@ enum Part {
     Networks,
     Fleet,
     OwnSource,
+    /// The ports of a trap for TCP, or of decoys.
+    Ports,
     Trap,
     TrapTcp,
     TrapUdp,
@@ -214,6 +217,7 @@ impl Set {
             Part::Networks => spec.wide,
             Part::Fleet => spec.fleet.is_some(),
             Part::OwnSource => spec.own_source,
+            Part::Ports => spec.decoys.is_some() || spec.trap.is_some_and(|trap| trap.tcp),
             Part::Trap => spec.trap.is_some(),
             Part::TrapTcp => spec.trap.is_some_and(|trap| trap.tcp),
             Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),

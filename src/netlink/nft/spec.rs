@@ -25,7 +25,32 @@ pub struct RulesetSpec {
     pub trap: Option<Trap>,
     /// How many bans the sets `fleet` and `fleet6` hold, each; `None`: this host is in no fleet, and there are no such sets.
     pub fleet: Option<u32>,
+    /// The listener that gets connections to closed TCP ports; `None`: there is none. Only where [`Trap::tcp`] is not set.
+    pub decoys: Option<DecoyRules>,
 }
+
+/// Where connections to closed TCP ports are led, and whether the kernel tracks them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoyRules {
+    /// The port of the transparent listener at 127.0.0.1.
+    pub v4: u16,
+    /// The port of that at ::1; `None` where this host has no IPv6.
+    pub v6: Option<u16>,
+    /// New connections that are tracked at once, at most; as many follow within two minutes. `None`: none is tracked, which
+    /// would leave them out of address translation.
+    pub max_new_tracked: Option<u32>,
+}
+
+impl DecoyRules {
+    /// New connections that are tracked in a second when those at once are used up.
+    pub(super) fn tracked_per_second(self) -> u32 {
+        (self.max_new_tracked.unwrap_or(0) / TRACKED_FOR).max(1)
+    }
+}
+
+/// How long connection tracking remembers a connection that has ended or was never completed, at most, in seconds
+/// (nf_conntrack_tcp_timeout_time_wait, nf_conntrack_tcp_timeout_fin_wait, nf_conntrack_tcp_timeout_syn_recv).
+const TRACKED_FOR: u32 = 120;
 
 /// What the kernel counts and blocks by itself: distinct trapped ports that one source probes, those of TCP and
 /// UDP together.
@@ -53,6 +78,12 @@ pub struct Trap {
 }
 
 impl RulesetSpec {
+    /// True where the daemon fills sets of ports: a trap counts there, or decoys serve them.
+    #[must_use]
+    pub fn watches_ports(&self) -> bool {
+        self.trap.is_some() || self.decoys.is_some()
+    }
+
     /// The same table with a trap that holds no source.
     #[must_use]
     pub fn without_hold(self) -> Self {
@@ -77,6 +108,7 @@ impl Default for RulesetSpec {
             own_source: false,
             trap: None,
             fleet: None,
+            decoys: None,
         }
     }
 }

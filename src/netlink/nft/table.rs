@@ -33,6 +33,17 @@ pub(crate) const TRAP_FULL: &str = "trap_full";
 /// Records what this host's own stack sends from trapped ports: they are in use.
 pub(super) const TRAP_ASKED: &str = "trap_asked";
 
+/// The base chain that selects what comes to the decoys' ports.
+pub(super) const DECOY: &str = "decoy";
+/// Hands connections to the decoys' listener, and counts their SYNs.
+pub(crate) const DECOY_TAKE: &str = "decoy_take";
+/// Keeps the decoys' connections out of connection tracking.
+pub(super) const DECOY_UNTRACK: &str = "decoy_untrack";
+/// The base chain that selects what leaves from the decoys' ports.
+pub(super) const DECOY_SENT: &str = "decoy_sent";
+/// Counts the SYNs that decoys have answered.
+pub(crate) const DECOY_ANSWERED: &str = "decoy_answered";
+
 /// The chains of such a table, in the order in which they are made. Where packets are only dropped, one is enough.
 pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let mut chains = vec![CHAIN];
@@ -41,6 +52,10 @@ pub(super) fn chains(spec: &RulesetSpec) -> Vec<&'static str> {
     let holds = spec.trap.is_some_and(|trap| trap.hold.is_some());
     chains.extend(holds.then_some([TRAP_HELD, TRAP_FULL, TRAP_HOLD_NEW, TRAP_HOLD]).into_iter().flatten());
     chains.extend(spec.trap.is_some().then_some([TRAP_BAN, TRAP_TOUCH, TRAP, TRAP_ASKED]).into_iter().flatten());
+    if let Some(decoys) = &spec.decoys {
+        chains.extend(decoys.max_new_tracked.is_none().then_some(DECOY_UNTRACK));
+        chains.extend([DECOY_TAKE, DECOY, DECOY_ANSWERED, DECOY_SENT]);
+    }
     chains
 }
 
@@ -63,10 +78,12 @@ pub(super) fn chain_message(name: &str) -> Vec<u8> {
         CHAIN | OWN_SOURCE => Some(Hook::new(HookClass::PreRouting, -310)),
         // `filter - 10`: after destination NAT (-100, with firewalld -90), so that a published port of a container is none
         // of this host's, and before the filters of other programs.
-        TRAP => Some(Hook::new(HookClass::PreRouting, -10)),
+        TRAP | DECOY => Some(Hook::new(HookClass::PreRouting, -10)),
         // `filter + 10`: after the filters of other programs. This hook sees what this host's own stack sends, and nothing
         // that is forwarded, so that no client behind NAT decides which ports count as used.
         TRAP_ASKED => Some(Hook::new(HookClass::Out, 10)),
+        // `raw - 10`: before connection tracking.
+        DECOY_SENT => Some(Hook::new(HookClass::Out, -310)),
         _ => None,
     };
     let chain = match hook {

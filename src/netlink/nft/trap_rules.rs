@@ -12,7 +12,7 @@ use rustables::sys;
 
 use super::family::{Family, V4, V6};
 use super::hold_rules;
-use super::rule::{DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE_ADDRESS, Span, TCP, UNICAST};
+use super::rule::{DESTINATION, DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, Span, TCP, UNICAST};
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
 use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
@@ -103,13 +103,7 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
         rule().text(text).family(&V6).payload(NETWORK, V6.source_offset, 8).compare(CmpOp::Eq, upper)
     }));
     // Whatever the socket says of itself: that there is one is what counts.
-    rules.extend([0, 1].map(|transparent| {
-        let rule = rule().text(format_args!("socket transparent {transparent}")).raw("socket", |socket| {
-            socket.put_u32(sys::NFTA_SOCKET_KEY, sys::NFT_SOCKET_TRANSPARENT);
-            socket.put_u32(sys::NFTA_SOCKET_DREG, sys::NFT_REG_1);
-        });
-        rule.compare(CmpOp::Eq, [transparent])
-    }));
+    rules.extend([0, 1].map(|transparent| rule().socket_transparent(transparent)));
     rules.extend(fragment_rules());
     let hold = trap.hold.into_iter().flat_map(|_| hold_rules::probe_rules());
     let rules = returning(rules).chain(hold).chain([rule().link_local().verdict(VerdictKind::Return)]);
@@ -232,8 +226,6 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
 /// The /64 that many IPv4 hosts share behind NAT64 (RFC 6052), so that the kernel may neither ban nor hold it as a whole.
 pub(super) const NAT64: [u8; 8] = [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0];
 const NETWORK: u32 = sys::NFT_PAYLOAD_NETWORK_HEADER;
-/// Offset of the source port in the header of TCP and of UDP.
-const SOURCE: u32 = 0;
 
 /// The period of the limit that forgives: no unit of nft's is longer. What it gives back within a window only forgives more.
 const WEEK: u64 = 604_800;

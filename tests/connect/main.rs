@@ -1,7 +1,11 @@
 //! Connect mode as an operator meets it: the program listens on the listed ports itself, and only what its listeners
 //! accept counts. Each test has a network of its own.
 
-#[cfg(test)]
+#![cfg(test)]
+
+mod every_port;
+mod surroundings;
+
 mod tests {
     use std::io::{ErrorKind, Read as _};
     use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -147,7 +151,8 @@ mod tests {
     #[test]
     fn thousands_of_ports_open_and_a_limit_that_is_too_low_is_said_with_its_remedy() {
         let lab = Lab::new(&["attacker"]);
-        let text = "tcp.ports = \"2001-4000\"\nudp.mode = \"off\"\n";
+        // Without nftables there is a socket for each port.
+        let text = "tcp.ports = \"2001-4000\"\nudp.mode = \"off\"\nblock.method = [\"route\"]\n";
         let path = lab.write("many.toml", text);
         let arguments = ["--config", path.to_str().unwrap(), "-tcp"];
         let ended = Daemon::run_to_end(&lab, &["prlimit", "--nofile=512:1024"], &arguments);
@@ -157,14 +162,16 @@ mod tests {
 
         let daemon = Daemon::start_under(&lab, &["prlimit", "--nofile=512:2064"], &arguments);
         assert_eq!(lab.run("victim", "ss", &["-Hltn"]).lines().count(), 2_000);
-        connect_until_banned(&lab, "attacker", [2001, 3000, 4000]);
+        connect(&lab, "attacker", lab.victim_v4("attacker").into(), &[2001, 3000, 4000]);
+        daemon.expect_line(&format!("attackalert: Host {} has been blocked via dropped route", lab.v4("attacker")));
         daemon.stop();
     }
 
     #[test]
     fn without_the_right_to_privileged_ports_it_says_which_and_ends() {
         let lab = Lab::new(&[]);
-        let path = lab.write("portsentry.toml", "tcp.ports = \"79,111,7001\"\nudp.mode = \"off\"\n");
+        let text = "tcp.ports = \"79,111,7001\"\nudp.mode = \"off\"\nblock.method = [\"route\"]\n";
+        let path = lab.write("portsentry.toml", text);
         let wrapper = ["setpriv", "--bounding-set=-net_bind_service"];
         let ended = Daemon::run_to_end(&lab, &wrapper, &["--config", path.to_str().unwrap(), "-tcp"]);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");

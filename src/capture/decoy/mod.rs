@@ -2,10 +2,14 @@
 //! [`Observation`] and serve nothing: no byte of a connection is read, and no datagram is answered, because its
 //! source may be forged and the answer would reach the host that it names.
 //!
-//! There is one socket for each port, for IPv4 and IPv6 together where the host has IPv6. A port that another
-//! program has bound is left to that program.
+//! TCP has one transparent listener for all ports, to which rules of the kernel lead connections that no service takes. For
+//! UDP, and where the kernel lacks nft_tproxy, there is one socket for each port, for IPv4 and IPv6 together where the host
+//! has IPv6. A port that another program has bound is left to that program.
 //!
-//! References: ipv6(7) on IPV6_V6ONLY, epoll(7), setrlimit(2).
+//! References: epoll(7), and accept(2) on errors.
+
+mod ports;
+mod socket;
 
 use std::collections::HashSet;
 use std::io::IoSliceMut;
@@ -15,125 +19,24 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
 use nix::cmsg_space;
-use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with, bind, getsockname, listen, send,
-    socket_with, sockopt,
-};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, getsockname, send};
 
-use crate::config::{self, Config, Mode};
 use crate::engine::{Class, Observation};
 use crate::types::{PortSet, Protocol};
+pub use ports::{DecoyError, DecoyPorts, make_room};
+pub use socket::SharedListener;
 
 /// Connections and datagrams that one turn takes: at some 30 µs each, packets wait half a millisecond for it at most.
 const TURN: usize = 16;
 
-/// Connections that wait to be accepted, a port. Beyond it the kernel drops SYNs: memory that strangers cannot raise.
-const BACKLOG: i32 = 128;
-
-/// Bytes of datagrams that wait, a port: a dozen small ones. The system's default would let strangers fill 200 KB a port.
-const DATAGRAMS: usize = 8 << 10;
-
-/// Descriptors left for all else: sockets of netlink, capture, log, and the connection that is being accepted.
-const RESERVE: u64 = 64;
-
-/// Ports of both protocols.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DecoyPorts {
-    pub tcp: PortSet,
-    pub udp: PortSet,
-}
-
-impl DecoyPorts {
-    /// The ports that connect mode opens.
-    #[must_use]
-    pub fn from_config(config: &Config) -> Self {
-        let ports = |protocol: &config::Protocol| match protocol.mode {
-            Mode::Connect => protocol.watched(),
-            Mode::Off | Mode::Stealth | Mode::Advanced => PortSet::new(),
-        };
-        Self { tcp: ports(&config.tcp), udp: ports(&config.udp) }
-    }
-
-    /// True where `port` of `protocol` is among them.
-    #[must_use]
-    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        match protocol {
-            Protocol::Tcp => self.tcp.contains(port),
-            Protocol::Udp => self.udp.contains(port),
-            Protocol::Sctp | Protocol::Icmp => false,
-        }
-    }
-
-    fn each(&self) -> [(Protocol, &PortSet); 2] {
-        [(Protocol::Tcp, &self.tcp), (Protocol::Udp, &self.udp)]
-    }
-
-    fn of(&mut self, protocol: Protocol) -> &mut PortSet {
-        if protocol == Protocol::Udp { &mut self.udp } else { &mut self.tcp }
-    }
-}
-
-/// Why the listed ports cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum DecoyError {
-    /// More ports than descriptors.
-    #[error(
-        "{ports} decoys need {needed} file descriptors, and the hard limit is {limit}; list fewer ports, or raise it \
-         (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
-    )]
-    Limit {
-        /// Ports of both protocols.
-        ports: u64,
-        /// Descriptors that they need.
-        needed: u64,
-        /// Descriptors that the process may have.
-        limit: u64,
-    },
-    /// The process may not bind privileged ports.
-    #[error(
-        "decoys on the {} ports {ports} need CAP_NET_BIND_SERVICE ({}); run as root, give the service \
-         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE, or list only ports from 1024 on",
-        protocol.name(),
-        Errno::ACCESS
-    )]
-    Permission { protocol: Protocol, ports: PortSet },
-    /// Every listed port is in use.
-    #[error(
-        "no decoy could be opened: every one of the {} ports {ports} is in use; list others, or use another mode",
-        protocol.name()
-    )]
-    AllBusy { protocol: Protocol, ports: PortSet },
-    /// The kernel refused one for another reason.
-    #[error("no decoy can be opened on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
-    Open {
-        /// Its protocol.
-        protocol: Protocol,
-        port: u16,
-        error: Errno,
-    },
-    /// Epoll is not to be had.
-    #[error("the decoys cannot be watched: {0}")]
-    Epoll(#[from] Errno),
-}
-
-/// What to do where a service may open no Internet socket.
-fn remedy(error: Errno) -> &'static str {
-    if error == Errno::AFNOSUPPORT {
-        "; the service needs its drop-in connect-mode.conf, see the package's examples"
-    } else {
-        ""
-    }
-}
-
 struct Decoy {
     socket: OwnedFd,
     protocol: Protocol,
-    port: u16,
+    /// `None` for a listener that serves all ports.
+    port: Option<u16>,
 }
 
 /// The open decoys. Its descriptor is readable while a connection or datagram waits.
@@ -147,11 +50,16 @@ pub struct Decoys {
 }
 
 impl Decoys {
-    /// Opens `wanted`; from its return on, connections are completed. `banner` is sent on each TCP connection.
+    /// Opens `wanted`; from its return on, connections are completed. `banner` is sent on each TCP connection. With a listener
+    /// for all TCP ports those of `in_use` are left to their services.
     ///
     /// # Errors
     /// Where a port is refused for another reason than that it is in use, and where none of a protocol is left.
-    pub fn open(wanted: &DecoyPorts, banner: &str) -> Result<Self, DecoyError> {
+    pub fn open(
+        wanted: &DecoyPorts,
+        shared: Option<(SharedListener, PortSet)>,
+        banner: &str,
+    ) -> Result<Self, DecoyError> {
         let mut decoys = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             sockets: Vec::new(),
@@ -160,24 +68,46 @@ impl Decoys {
             banner: banner.as_bytes().to_vec(),
             watched: None,
         };
-        let ports = u64::from(wanted.tcp.len()) + u64::from(wanted.udp.len());
+        let tcp = if shared.is_some() { 0 } else { wanted.tcp.len() };
+        let ports = u64::from(tcp) + u64::from(wanted.udp.len());
         if ports > 0 {
             make_room(ports)?;
         }
-        for (protocol, ports) in wanted.each() {
-            decoys.open_all(protocol, ports)?;
+        match shared {
+            Some((listener, in_use)) => decoys.share(listener, &wanted.tcp, &in_use)?,
+            None => decoys.open_all(Protocol::Tcp, &wanted.tcp)?,
         }
+        decoys.open_all(Protocol::Udp, &wanted.udp)?;
         Ok(decoys)
+    }
+
+    /// Has one listener take the connections to all of `wanted` but those of `in_use`.
+    fn share(&mut self, listener: SharedListener, wanted: &PortSet, in_use: &PortSet) -> Result<(), DecoyError> {
+        self.open.tcp = wanted.without(in_use);
+        self.busy.tcp = wanted.without(&self.open.tcp);
+        if self.open.tcp.is_empty() {
+            return Err(DecoyError::AllBusy { protocol: Protocol::Tcp, ports: wanted.clone() });
+        }
+        self.open.shared = Some(listener.ports());
+        for socket in listener.into_sockets() {
+            self.add(socket, Protocol::Tcp, None)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, socket: OwnedFd, protocol: Protocol, port: Option<u16>) -> Result<(), DecoyError> {
+        let data = epoll::EventData::new_u64(self.sockets.len() as u64);
+        epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+        self.sockets.push(Decoy { socket, protocol, port });
+        Ok(())
     }
 
     fn open_all(&mut self, protocol: Protocol, ports: &PortSet) -> Result<(), DecoyError> {
         let mut denied = PortSet::new();
         for port in ports.iter() {
-            match open(protocol, port) {
+            match socket::open(protocol, port) {
                 Ok(socket) => {
-                    let data = epoll::EventData::new_u64(self.sockets.len() as u64);
-                    epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
-                    self.sockets.push(Decoy { socket, protocol, port });
+                    self.add(socket, protocol, Some(port))?;
                     self.open.of(protocol).insert(port);
                 }
                 Err(Errno::ADDRINUSE) => self.busy.of(protocol).insert(port),
@@ -268,8 +198,10 @@ impl Decoy {
             // Best effort: it is sent as far as the first window reaches, without waiting.
             let _ = send(&connection, banner, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
-        let destination = address(Some(getsockname(&connection)?)).map(|local| local.ip());
-        Ok(self.sighting(address(peer), destination, 0, Class::Connect))
+        let local = address(Some(getsockname(&connection)?));
+        // No rule leads there: a program of this host found the listener of all ports by itself.
+        let local = local.filter(|local| self.port.is_some() || !local.ip().is_loopback());
+        Ok(self.sighting(address(peer), local, 0, Class::Connect))
     }
 
     fn receive(&self) -> Result<Option<Observation>, Errno> {
@@ -292,24 +224,25 @@ impl Decoy {
             _ => None,
         });
         let Some((destination, interface)) = sent_to else { return Ok(None) };
-        Ok(self.sighting(peer, Some(destination), interface, Class::Udp))
+        let local = self.port.map(|port| SocketAddr::new(destination, port));
+        Ok(self.sighting(peer, local, interface, Class::Udp))
     }
 
     fn sighting(
         &self,
         peer: Option<SocketAddr>,
-        destination: Option<IpAddr>,
+        local: Option<SocketAddr>,
         interface: u32,
         class: Class,
     ) -> Option<Observation> {
-        let (peer, destination) = (peer?, destination?);
+        let (peer, local) = (peer?, local?);
         Some(Observation {
             interface,
             source: peer.ip(),
             source_port: peer.port(),
-            destination,
+            destination: local.ip(),
             protocol: self.protocol,
-            port: self.port,
+            port: local.port(),
             class,
             fragmented: false,
             unverified: false,
@@ -335,55 +268,4 @@ fn internet(any: &SockaddrStorage) -> Option<SocketAddr> {
 fn is_host(source: IpAddr) -> bool {
     let broadcast = matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
     !(source.is_unspecified() || source.is_multicast() || broadcast)
-}
-
-/// Raises the limit of descriptors as far as it goes.
-///
-/// # Errors
-/// [`DecoyError::Limit`] where that is not enough for decoys on so many ports.
-pub fn make_room(ports: u64) -> Result<(), DecoyError> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum {
-        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
-    }
-    let needed = ports + RESERVE;
-    match maximum {
-        Some(limit) if limit < needed => Err(DecoyError::Limit { ports, needed, limit }),
-        _ => Ok(()),
-    }
-}
-
-/// A listener for both families, or for IPv4 alone where the host has no IPv6.
-fn open(protocol: Protocol, port: u16) -> Result<OwnedFd, Errno> {
-    match open_at(Ipv6Addr::UNSPECIFIED.into(), protocol, port) {
-        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => open_at(Ipv4Addr::UNSPECIFIED.into(), protocol, port),
-        result => result,
-    }
-}
-
-fn open_at(address: IpAddr, protocol: Protocol, port: u16) -> Result<OwnedFd, Errno> {
-    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let kind = if protocol == Protocol::Udp { SocketType::DGRAM } else { SocketType::STREAM };
-    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    if address.is_ipv6() {
-        // Whatever net.ipv6.bindv6only says.
-        sockopt::set_ipv6_v6only(&socket, false)?;
-    }
-    if protocol == Protocol::Udp {
-        // Not SO_REUSEADDR: on a UDP port it would let a decoy and a service that sets it, too, take each other's datagrams.
-        sockopt::set_socket_recv_buffer_size(&socket, DATAGRAMS)?;
-        let asked = match address {
-            IpAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
-            IpAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
-        };
-        asked.map_err(|error| Errno::from_raw_os_error(error as i32))?;
-    } else {
-        // Connections in TIME-WAIT of an earlier run must not count as a port in use.
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-    }
-    bind(&socket, &SocketAddr::new(address, port))?;
-    if protocol != Protocol::Udp {
-        listen(&socket, BACKLOG)?;
-    }
-    Ok(socket)
 }

@@ -1,0 +1,140 @@
+//! Which ports decoys have, and why they cannot have them.
+
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::{self, Config, Mode};
+use crate::types::{PortSet, Protocol};
+
+/// Descriptors left for all else: sockets of netlink, capture, log, and the connection that is being accepted.
+const RESERVE: u64 = 64;
+
+/// Ports of both protocols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DecoyPorts {
+    pub tcp: PortSet,
+    pub udp: PortSet,
+    /// The listener of all TCP ports; `None` where each port has a socket.
+    pub shared: Option<SharedPorts>,
+}
+
+/// The ports that a listener for all TCP ports has itself, at the loopback addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedPorts {
+    /// At 127.0.0.1.
+    pub v4: u16,
+    /// At ::1; `None` where this host has no IPv6.
+    pub v6: Option<u16>,
+}
+
+impl DecoyPorts {
+    /// The ports that connect mode opens.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Self {
+        let ports = |protocol: &config::Protocol| match protocol.mode {
+            Mode::Connect => protocol.watched(),
+            Mode::Off | Mode::Stealth | Mode::Advanced => PortSet::new(),
+        };
+        Self { tcp: ports(&config.tcp), udp: ports(&config.udp), shared: None }
+    }
+
+    /// True where `port` of `protocol` is among them.
+    #[must_use]
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        match protocol {
+            Protocol::Tcp => self.tcp.contains(port),
+            Protocol::Udp => self.udp.contains(port),
+            Protocol::Sctp | Protocol::Icmp => false,
+        }
+    }
+
+    /// True where a decoy has a socket at `address` (the unspecified one: at all of them) and `port`, so that it is no service's.
+    #[must_use]
+    pub fn holds(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+        match (protocol, self.shared) {
+            (Protocol::Tcp, Some(shared)) => {
+                let own = if address.is_ipv4() { Some(shared.v4) } else { shared.v6 };
+                address.is_loopback() && own == Some(port)
+            }
+            _ => self.contains(protocol, port),
+        }
+    }
+
+    pub(super) fn each(&self) -> [(Protocol, &PortSet); 2] {
+        [(Protocol::Tcp, &self.tcp), (Protocol::Udp, &self.udp)]
+    }
+
+    pub(super) fn of(&mut self, protocol: Protocol) -> &mut PortSet {
+        if protocol == Protocol::Udp { &mut self.udp } else { &mut self.tcp }
+    }
+}
+
+/// Why the listed ports cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DecoyError {
+    /// More ports than descriptors.
+    #[error(
+        "{ports} decoys need {needed} file descriptors, and the hard limit is {limit}; list fewer ports, or raise it \
+         (LimitNOFILE={needed} in the service, ulimit -Hn {needed} in a shell)"
+    )]
+    Limit {
+        /// Ports of both protocols.
+        ports: u64,
+        /// Descriptors that they need.
+        needed: u64,
+        /// Descriptors that the process may have.
+        limit: u64,
+    },
+    /// The process may not bind privileged ports.
+    #[error(
+        "decoys on the {} ports {ports} need CAP_NET_BIND_SERVICE ({}); run as root, give the service \
+         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE, or list only ports from 1024 on",
+        protocol.name(),
+        Errno::ACCESS
+    )]
+    Permission { protocol: Protocol, ports: PortSet },
+    /// Every listed port is in use.
+    #[error(
+        "no decoy could be opened: somebody listens on every one of the {} ports {ports}; list others, or use another mode",
+        protocol.name()
+    )]
+    AllBusy { protocol: Protocol, ports: PortSet },
+    /// The kernel refused one for another reason.
+    #[error("no decoy can be opened on {} port {port}: {error}{}", protocol.name(), remedy(*error))]
+    Open {
+        /// Its protocol.
+        protocol: Protocol,
+        port: u16,
+        error: Errno,
+    },
+    /// Epoll is not to be had.
+    #[error("the decoys cannot be watched: {0}")]
+    Epoll(#[from] Errno),
+}
+
+/// What to do where a service may open no Internet socket.
+fn remedy(error: Errno) -> &'static str {
+    if error == Errno::AFNOSUPPORT {
+        "; the service needs its drop-in connect-mode.conf, see the package's examples"
+    } else {
+        ""
+    }
+}
+
+/// Raises the limit of descriptors as far as it goes.
+///
+/// # Errors
+/// [`DecoyError::Limit`] where that is not enough for decoys on so many ports.
+pub fn make_room(ports: u64) -> Result<(), DecoyError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    }
+    let needed = ports + RESERVE;
+    match maximum {
+        Some(limit) if limit < needed => Err(DecoyError::Limit { ports, needed, limit }),
+        _ => Ok(()),
+    }
+}

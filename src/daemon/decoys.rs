@@ -1,0 +1,199 @@
+//! Opens the listener that completes connections to all closed ports, announces the decoys, and follows what other programs'
+//! rules mean for them: connections are tracked only where addresses are translated, and a filter may drop them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+
+use super::log_writer::LogWriter;
+use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener};
+use crate::config::Config;
+use crate::enforce::nft::DecoyRules;
+use crate::events::event::{Event, EventKind};
+use crate::netlink::nft::{Firewall, generation};
+use crate::netlink::socket::Socket;
+use crate::sensor::{SensorCommand, SensorMetrics};
+use crate::types::{Protocol, counted};
+
+/// Ports of connect mode that have a line each at the start, as many as classic PortSentry could listen on.
+const MAX_PORT_LINES: usize = 64;
+
+/// The listener for all TCP ports and the rules that lead to it, in connect mode with nftables. Without it each port gets a
+/// socket.
+pub(super) fn listen(
+    config: &Config,
+    surroundings: &mut Surroundings,
+    log: &mut LogWriter,
+) -> (Option<SharedListener>, Option<DecoyRules>) {
+    if !config.shares_decoys() {
+        return (None, None);
+    }
+    match SharedListener::open() {
+        Ok(listener) => {
+            let ports = listener.ports();
+            surroundings.look();
+            let rules = DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked };
+            (Some(listener), Some(rules))
+        }
+        Err(error) => {
+            let text = format!("connect mode opens a socket for each port, because one for all is refused: {error}");
+            log.write(&Event::now(EventKind::Error(text)));
+            (None, None)
+        }
+    }
+}
+
+/// The tables of the older iptables, which are not among those of nftables. Opened before privileges are dropped.
+#[derive(Debug, Default)]
+pub(super) struct LegacyTables(Vec<File>);
+
+impl LegacyTables {
+    pub(super) fn open() -> Self {
+        Self(LEGACY.iter().filter_map(|path| File::open(path).ok()).collect())
+    }
+
+    /// True where one of them translates addresses. One that cannot be read may do so.
+    fn translate(&self) -> bool {
+        let is_nat = |file: &File| {
+            let mut names = [0; 256];
+            let read = file.read_at(&mut names, 0).unwrap_or(0);
+            names.get(..read).unwrap_or_default().split(|byte| *byte == b'\n').any(|name| name == b"nat")
+        };
+        let there = LEGACY.iter().filter(|path| fs::exists(path).unwrap_or(false)).count();
+        there > self.0.len() || self.0.iter().any(is_nat)
+    }
+}
+
+/// Their names, one a line, in the network namespace of the reader.
+const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+
+/// What the rules of other programs mean for the decoys.
+#[derive(Default)]
+pub(super) struct Surroundings {
+    legacy: LegacyTables,
+    socket: Option<Socket>,
+    generation: Option<u32>,
+    firewall: Firewall,
+    /// See [`DecoyRules::max_new_tracked`].
+    max_new_tracked: Option<u32>,
+    notice: Option<String>,
+}
+
+impl Surroundings {
+    pub(super) fn new(legacy: LegacyTables) -> Self {
+        Self { legacy, ..Self::default() }
+    }
+
+    /// Looks at the rules again where any have changed. What cannot be read counts as translation.
+    fn look(&mut self) {
+        if self.socket.is_none() {
+            self.socket = Socket::open().ok();
+        }
+        let Some(socket) = &mut self.socket else { return };
+        let generation = generation(socket).ok();
+        if generation.is_none() || generation != self.generation {
+            self.firewall = Firewall::read(socket).unwrap_or(Firewall { translates: true, closed: Vec::new() });
+            self.generation = generation;
+        }
+        let translates = self.firewall.translates || self.legacy.translate();
+        self.max_new_tracked = translates.then(max_new_tracked);
+    }
+
+    /// Follows changes of the rules: the command for the sensor, and a notice that is new.
+    pub(super) fn poll(&mut self, metrics: &SensorMetrics) -> (Option<SensorCommand>, Option<EventKind>) {
+        if metrics.decoy_ports.get() == 0 {
+            return (None, None);
+        }
+        let before = self.max_new_tracked;
+        self.look();
+        let changed = before != self.max_new_tracked;
+        let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
+        let notice = notice(&self.firewall, metrics.decoy_syns.get(), metrics.decoy_answers.get());
+        let is_new = notice != self.notice;
+        self.notice = notice;
+        let event = self.notice.clone().filter(|_| is_new).map(|text| EventKind::Note(format!("warning: {text}")));
+        (command, event)
+    }
+
+    /// Why decoys stay silent; `None` where they do not.
+    pub(super) fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+}
+
+/// Why decoys stay silent that got so many SYNs and answered so many.
+fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
+    if answers > 0 && answers >= syns / 2 {
+        return None;
+    }
+    let silent = firewall.silences_decoys().map(|text| format!("tcp.mode: {text}"));
+    let dropped = || {
+        format!(
+            "tcp.mode: of {} to decoys none was answered: a filter drops them; have its input chain accept `socket \
+             transparent 1`",
+            counted(syns, "SYN")
+        )
+    };
+    silent.or_else(|| (answers == 0 && syns >= ENOUGH_SYNS).then(dropped))
+}
+
+/// New connections that may be tracked at once: a quarter of what the table holds.
+fn max_new_tracked() -> u32 {
+    let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
+    let most: u32 = text.trim().parse().unwrap_or(LEAST_TRACKED);
+    (most / 4).max(LEAST_AT_ONCE)
+}
+
+/// SYNs without an answer that show a filter. Fewer may just have come.
+const ENOUGH_SYNS: u64 = 8;
+
+/// Where the kernel does not say how many connections it tracks: what it tracks at least on a small machine.
+const LEAST_TRACKED: u32 = 8_192;
+
+/// The least number of new connections at once.
+const LEAST_AT_ONCE: u32 = 16;
+
+/// Logs which ports the decoys have and which they leave to services.
+pub(super) fn announce(decoys: &Decoys, log: &mut LogWriter) {
+    let lines = decoys.busy().into_iter().chain(listening(decoys.ports()));
+    lines.for_each(|text| log.write(&Event::now(EventKind::Note(text))));
+}
+
+/// The classic lines of connect mode, one for each port.
+fn listening(ports: &DecoyPorts) -> impl Iterator<Item = String> {
+    [(Protocol::Tcp, &ports.tcp), (Protocol::Udp, &ports.udp)].into_iter().flat_map(|(protocol, ports)| {
+        let protocol = protocol.name();
+        let rest = usize::try_from(ports.len()).unwrap_or(usize::MAX).saturating_sub(MAX_PORT_LINES);
+        let lines = ports.iter().take(MAX_PORT_LINES);
+        lines
+            .map(move |port| format!("Going into listen mode on {protocol} port: {port}"))
+            .chain((rest > 0).then(|| format!("and on {rest} more {protocol} ports")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_refute_a_silent_filter() {
+        let open = Firewall::default();
+        assert_eq!(notice(&open, 0, 0), None);
+        assert_eq!(notice(&open, 7, 0), None, "they may have just come");
+        assert!(notice(&open, 8, 0).is_some_and(|text| text.contains("of 8 SYNs to decoys none was answered")));
+        assert_eq!(notice(&open, 1_000, 1), None, "forged sources may be out of reach");
+    }
+
+    #[test]
+    fn legacy_table_that_cannot_be_read_translates() {
+        let none = LegacyTables::default();
+        assert_eq!(none.translate(), LEGACY.iter().any(|path| fs::exists(path).unwrap()));
+        let folder = tempfile::tempdir().unwrap();
+        for (names, translates) in [("filter\nnat\n", true), ("filter\nnatural\n", false), ("", false)] {
+            let path = folder.path().join("names");
+            fs::write(&path, names).unwrap();
+            // As many as the kernel has.
+            let tables = LegacyTables(LEGACY.iter().map(|_| File::open(&path).unwrap()).collect());
+            assert_eq!(tables.translate(), translates, "{names}");
+        }
+    }
+}

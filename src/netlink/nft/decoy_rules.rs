@@ -1,0 +1,80 @@
+//! The rules that lead connections to closed TCP ports to one transparent listener, which completes them in the place of a
+//! socket for each port. nft/portsentry-decoys.nft says what each rule is for.
+//!
+//! The ports are those of the set `trapped`. The rules stand after destination NAT, so that a published port is none of this
+//! host's, and ask for a socket first, so that a service which has just started has its port at once.
+//!
+//! Read with: the kernel's net/netfilter/nft_tproxy.c, nft_socket.c, and Documentation/networking/tproxy.rst.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rustables::expr::{CmpOp, MetaType, VerdictKind};
+
+use super::family::{V4, V6};
+use super::rule::{DESTINATION_ADDRESS, LOCAL, Limit, Rule, SOURCE, SOURCE_ADDRESS, TCP, UNICAST};
+use super::set::Set;
+use super::spec::DecoyRules;
+use super::table::{CHAIN, DECOY, DECOY_ANSWERED, DECOY_SENT, DECOY_TAKE, DECOY_UNTRACK};
+
+/// The rules of its chains.
+pub(super) fn decoy_rules(decoys: &DecoyRules) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if decoys.max_new_tracked.is_none() {
+        rules.push(Rule::new(DECOY_UNTRACK).socket_transparent(0).verdict(VerdictKind::Return));
+        rules.push(Rule::new(DECOY_UNTRACK).notrack());
+        let sent = Rule::new(DECOY_SENT).meta(MetaType::L4Proto, TCP);
+        rules.push(from_trapped(sent).jump(DECOY_UNTRACK));
+    }
+    rules.extend(take_rules(decoys));
+    let asked = to_trapped(DECOY).address_type(SOURCE_ADDRESS, CmpOp::Eq, UNICAST);
+    rules.push(asked.jump(DECOY_TAKE));
+    rules.push(from_trapped(Rule::new(DECOY_SENT).tcp_flags(FLAGS, CmpOp::Eq, SYN_ACK)).jump(DECOY_ANSWERED));
+    rules.push(Rule::new(DECOY_ANSWERED).socket_transparent(0).verdict(VerdictKind::Return));
+    rules.push(Rule::new(DECOY_ANSWERED).counter());
+    rules
+}
+
+/// Before connection tracking, where that may be left out: of what decoys receive.
+pub(super) fn early_rule(decoys: &DecoyRules) -> Option<Rule> {
+    decoys.max_new_tracked.is_none().then(|| to_trapped(CHAIN).jump(DECOY_UNTRACK))
+}
+
+/// Hands a segment that no socket takes to the listener. Not only SYNs: the segment that completes a handshake finds no socket
+/// while SYN cookies are sent.
+fn take_rules(decoys: &DecoyRules) -> Vec<Rule> {
+    let rule = || Rule::new(DECOY_TAKE);
+    let mut rules = Vec::from([0, 1].map(|value| rule().socket_transparent(value).verdict(VerdictKind::Return)));
+    let syn = || rule().tcp_flags(FLAGS, CmpOp::Eq, SYN);
+    if let Some(burst) = decoys.max_new_tracked {
+        let rate = decoys.tracked_per_second();
+        let limit = Limit::over(rate.into(), 1, burst, format_args!("{rate}/second"));
+        rules.push(syn().limit(limit).verdict(VerdictKind::Return));
+    }
+    rules.push(syn().counter());
+    let listeners = [
+        (V4, "meta nfproto ipv4", IpAddr::from(Ipv4Addr::LOCALHOST), Some(decoys.v4)),
+        (V6, "meta nfproto ipv6", Ipv6Addr::LOCALHOST.into(), decoys.v6),
+    ];
+    for (family, version, address, port) in listeners {
+        let Some(port) = port else { continue };
+        let rule = rule().text(version).family(&family).text("meta l4proto tcp").meta(MetaType::L4Proto, TCP);
+        rules.push(rule.tproxy(&family, address, port).verdict(VerdictKind::Accept));
+    }
+    rules
+}
+
+/// Selects what comes to a trapped port of an address of this host, from another host.
+fn to_trapped(chain: &'static str) -> Rule {
+    let rule = Rule::new(chain).meta(MetaType::L4Proto, TCP).trapped_port(false).for_this_host();
+    rule.address_type(DESTINATION_ADDRESS, CmpOp::Eq, LOCAL)
+}
+
+/// Goes on with TCP segments that leave from a trapped port.
+fn from_trapped(rule: Rule) -> Rule {
+    rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped)
+}
+
+/// FIN, SYN, RST and ACK.
+const FLAGS: u8 = 0x17;
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;

@@ -1,0 +1,137 @@
+//! What the rulesets of other programs mean for decoys: whether addresses are translated, and which input chains drop what no
+//! rule accepts. Reads chains of all tables, and of input chains the rules.
+
+use rustables::sys;
+
+use super::message::{field, put_dump};
+use super::table::TABLE;
+use crate::netlink::message::{attributes, be_u32, text};
+use crate::netlink::socket::{Socket, SocketError};
+
+/// The rulesets of other programs, as far as decoys are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// A chain translates addresses.
+    pub translates: bool,
+    /// Input chains that drop or reject what no rule of theirs accepts, and that have no rule which accepts decoys.
+    pub closed: Vec<InputChain>,
+}
+
+/// A base chain of the hook `input`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputChain {
+    /// The family of its table: ip, ip6 or inet.
+    pub family: &'static str,
+    /// The name of its table.
+    pub table: String,
+    pub name: String,
+    drops: bool,
+    number: u8,
+}
+
+impl Firewall {
+    /// Why decoys stay silent, and the commands that open them and nothing else, because services have no transparent sockets;
+    /// `None` where no chain drops what they receive.
+    #[must_use]
+    pub fn silences_decoys(&self) -> Option<String> {
+        let chains = self.closed.iter().map(|one| format!("{} {} {}", one.family, one.table, one.name));
+        let commands = self.closed.iter().map(|one| {
+            format!("`nft insert rule {} {} {} socket transparent 1 accept`", one.family, one.table, one.name)
+        });
+        let (chains, commands): (Vec<_>, Vec<_>) = (chains.collect(), commands.collect());
+        (!chains.is_empty()).then(|| {
+            format!(
+                "decoys are silent where a filter drops what it does not accept (input chain {}); {} lets them answer",
+                chains.join(", "),
+                commands.join(" with ")
+            )
+        })
+    }
+
+    /// Reads it in the network namespace of the socket. The time grows with the number of chains: some 2 µs each.
+    ///
+    /// # Errors
+    /// Where the kernel does not show its rules.
+    pub fn read(socket: &mut Socket) -> Result<Self, SocketError> {
+        let mut request = Vec::new();
+        put_dump(&mut request, 0, sys::NFT_MSG_GETCHAIN, |_| {});
+        let (translates, inputs) =
+            socket.dump(&mut request, <(bool, Vec<InputChain>)>::default, |found, message| {
+                let Some((family, _, body)) = message.nft_of_any_family() else { return };
+                let named = |kind| field(body, kind).and_then(text);
+                let (Some(table), Some(kind)) = (named(sys::NFTA_CHAIN_TABLE), named(sys::NFTA_CHAIN_TYPE)) else {
+                    return;
+                };
+                found.0 |= kind == "nat";
+                let hook =
+                    field(body, sys::NFTA_CHAIN_HOOK).and_then(|hook| be_u32(field(hook, sys::NFTA_HOOK_HOOKNUM)?));
+                if let (Some(LOCAL_IN), Some(name), Some((number, label))) =
+                    (hook, named(sys::NFTA_CHAIN_NAME), FAMILIES.into_iter().find(|(number, _)| *number == family))
+                    && table != TABLE
+                {
+                    let drops = field(body, sys::NFTA_CHAIN_POLICY).and_then(be_u32) == Some(DROP);
+                    let (table, name) = (table.to_owned(), name.to_owned());
+                    found.1.push(InputChain { family: label, table, name, drops, number });
+                }
+            })?;
+        let mut closed = Vec::new();
+        for chain in inputs {
+            if chain.is_closed(socket)? {
+                closed.push(chain);
+            }
+        }
+        Ok(Self { translates, closed })
+    }
+}
+
+impl InputChain {
+    fn is_closed(&self, socket: &mut Socket) -> Result<bool, SocketError> {
+        let mut request = Vec::new();
+        put_dump(&mut request, self.number, sys::NFT_MSG_GETRULE, |fields| {
+            fields.put_text(sys::NFTA_RULE_TABLE, &self.table);
+            fields.put_text(sys::NFTA_RULE_CHAIN, &self.name);
+        });
+        // Whether a rule accepts decoys, and whether the last one drops everything.
+        let start = || (false, self.drops);
+        let (opens, drops) = socket.dump(&mut request, start, |found, message| {
+            let Some((_, sys::NFT_MSG_NEWRULE, body)) = message.nft_of_any_family() else { return };
+            if field(body, sys::NFTA_RULE_CHAIN).and_then(text) != Some(&self.name) {
+                return;
+            }
+            let rule = field(body, sys::NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+            let expressions = attributes(rule).filter_map(|(_, one)| {
+                let data = field(one, sys::NFTA_EXPR_DATA).unwrap_or_default();
+                Some((field(one, sys::NFTA_EXPR_NAME).and_then(text)?, data))
+            });
+            let expressions: Vec<(&str, &[u8])> = expressions.collect();
+            let verdict = expressions.iter().find_map(|(name, data)| match *name {
+                "reject" => Some(DROP),
+                "immediate" => verdict(data),
+                _ => None,
+            });
+            let always =
+                expressions.iter().all(|(name, _)| matches!(*name, "counter" | "log" | "immediate" | "reject"));
+            found.0 |= verdict == Some(ACCEPT) && expressions.iter().any(|(name, _)| *name == "socket");
+            found.1 = match (always, verdict) {
+                (true, Some(verdict)) => verdict == DROP,
+                _ => self.drops,
+            };
+        })?;
+        Ok(drops && !opens)
+    }
+}
+
+/// The verdict of the kernel itself that an immediate expression has.
+fn verdict(immediate: &[u8]) -> Option<u32> {
+    let data = field(immediate, sys::NFTA_IMMEDIATE_DATA)?;
+    be_u32(field(field(data, sys::NFTA_DATA_VERDICT)?, sys::NFTA_VERDICT_CODE)?)
+}
+
+/// Families of tables that an input chain of packets can be in, by NFPROTO_*.
+const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+/// NF_INET_LOCAL_IN.
+const LOCAL_IN: u32 = 1;
+/// NF_DROP.
+const DROP: u32 = 0;
+/// NF_ACCEPT.
+const ACCEPT: u32 = 1;

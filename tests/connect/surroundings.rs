@@ -1,0 +1,221 @@
+//! Decoys on every port beside what else a host does: containers, forwarding, connection tracking, filters.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use netns_lab::services::Services;
+use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness};
+
+use crate::every_port::{ALL, alone, start};
+
+fn attempt(lab: &Lab, host: &str, target: IpAddr, port: u16) -> Result<(), ErrorKind> {
+    attempt_within(lab, host, target, port, TIMEOUT)
+}
+
+fn attempt_within(lab: &Lab, host: &str, target: IpAddr, port: u16, limit: Duration) -> Result<(), ErrorKind> {
+    lab.inside(host, || TcpStream::connect_timeout(&SocketAddr::new(target, port), limit))
+        .map(drop)
+        .map_err(|error| error.kind())
+}
+
+fn nft(lab: &Lab, rules: &str) {
+    lab.run("victim", "nft", &[rules]);
+}
+
+const REFUSED: Result<(), ErrorKind> = Err(ErrorKind::ConnectionRefused);
+
+#[test]
+fn published_port_and_forwarded_traffic_are_untouched() {
+    let lab = Lab::new(&["client", "container"]);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+    let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("client")));
+    let rules = format!(
+        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat prerouting ip daddr {target} tcp dport 8080 dnat to {container}:80"
+    );
+    nft(&lab, &rules);
+    let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
+    let _six = lab.inside("container", || TcpListener::bind((IpAddr::from(lab.v6("container")), 80)).unwrap());
+    let daemon = start(&lab, ALL);
+    for _ in 0..20 {
+        assert_eq!(attempt(&lab, "client", target, 8_080), Ok(()), "the container's port");
+        assert_eq!(attempt(&lab, "client", container, 80), Ok(()), "forwarded");
+        assert_eq!(attempt(&lab, "client", lab.v6("container").into(), 80), Ok(()), "forwarded");
+    }
+    assert_eq!(attempt(&lab, "client", container, 81), REFUSED, "the port of another host is none of the decoys'");
+    assert_eq!(attempt(&lab, "client", lab.v6("container").into(), 81), REFUSED);
+    assert_eq!(daemon.lines_with(&format!("Connect from host: {}", lab.v4("client"))), [""; 0]);
+    assert!(lab.banned().is_empty());
+    assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "and beside it are decoys");
+    daemon.stop();
+}
+
+#[test]
+fn own_connections_work_from_any_port() {
+    let lab = Lab::new(&["server"]);
+    let server = IpAddr::from(lab.v4("server"));
+    let _listener = lab.inside("server", || TcpListener::bind((server, 80)).unwrap());
+    let daemon = start(&lab, ALL);
+    for _ in 0..100 {
+        assert_eq!(attempt(&lab, "victim", server, 80), Ok(()));
+    }
+    assert_eq!(attempt(&lab, "victim", server, 81), REFUSED);
+    assert_eq!(attempt(&lab, "victim", lab.victim_v4("server").into(), 81), REFUSED, "this host meets no decoys");
+    daemon.stop();
+}
+
+/// Entries of the victim's connection tracking table.
+fn tracked(lab: &Lab) -> u32 {
+    lab.run("victim", "cat", &["/proc/sys/net/netfilter/nf_conntrack_count"]).trim().parse().expect("a number")
+}
+
+/// Without translation decoys are not tracked, however much comes; services are.
+#[test]
+fn decoys_stay_out_of_connection_tracking() {
+    let _alone = alone();
+    let lab = Lab::new(&["client", "forger"]);
+    lab.victim_ip("route add default dev forger");
+    nft(
+        &lab,
+        "add table inet f; add chain inet f i { type filter hook input priority 0; }; add rule inet f i ct state invalid drop",
+    );
+    let _services = Services::open(&lab, &[80]);
+    let daemon = start(&lab, ALL);
+    let before = tracked(&lab);
+    let target = lab.victim_v4("forger").into();
+    let sources = (0..20_000_u32).map(|number| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a63_0000 + number)));
+    lab.wire("forger").pace(1_000_000, sources.map(|source| raw::tcp(source, target, 901, raw::SYN)));
+    lab.connect("client", lab.v4("client").into(), lab.victim_v4("client").into(), &[901, 902]);
+    daemon.expect_line("to TCP port: 902");
+    assert!(tracked(&lab) < before + 8, "{} entries, {before} before", tracked(&lab));
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
+    assert!(tracked(&lab) > before, "the service's connection is tracked");
+    daemon.stop();
+}
+
+/// With translation they are tracked, and never more of them than half of what the table holds.
+#[test]
+fn tracked_decoys_leave_room_in_table() {
+    let _alone = alone();
+    let lab = Lab::new(&["client", "forger"]);
+    lab.victim_ip("route add default dev forger");
+    nft(
+        &lab,
+        "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority dstnat; }; add rule ip nat prerouting tcp dport 1 accept",
+    );
+    let _services = Services::open(&lab, &[80]);
+    let daemon = start(&lab, ALL);
+    let limits = lab.run("victim", "cat", &["/proc/sys/net/netfilter/nf_conntrack_max"]);
+    let burst = limits.trim().parse::<u32>().unwrap() / 4;
+    let list = lab.run("victim", "nft", &["list table inet portsentry"]);
+    assert!(list.contains(&format!("burst {burst} packets return")), "{list}");
+    // The same rule with a small limit, so that a flood of the test's size is far above it.
+    let rate = (burst / 120).max(1);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.tcp_syncookies=1"]);
+    daemon.frozen(|| {
+        let find = lab.run("victim", "nft", &["-a", "list chain inet portsentry decoy_take"]);
+        let line = find.lines().find(|line| line.contains("limit rate over")).unwrap();
+        let handle = line.rsplit_once("# handle ").unwrap().1;
+        let small = line.replace(&format!("{rate}/second burst {burst}"), "1/second burst 500");
+        let small = small.split(" # handle").next().unwrap().trim();
+        nft(&lab, &format!("replace rule inet portsentry decoy_take handle {handle} {small}"));
+        let target = lab.victim_v4("forger").into();
+        let sources = (0..5_000_u32).map(|number| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a63_0000 + number)));
+        lab.wire("forger").pace(1_000_000, sources.map(|source| raw::tcp(source, target, 901, raw::SYN)));
+        let states = lab.run("victim", "nft", &["list chain inet portsentry decoy_take"]);
+        let counted =
+            states.split("counter packets ").nth(1).unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
+        assert!((500..600).contains(&counted), "so many SYNs were taken: {counted}");
+    });
+    assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
+    daemon.stop();
+}
+
+/// Translation that comes while the program runs, as with a container engine that starts later.
+#[test]
+fn translation_that_comes_later_works() {
+    let lab = Lab::new(&["client", "container"]);
+    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("client")));
+    let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
+    let daemon = start(&lab, ALL);
+    let list = || lab.run("victim", "nft", &["list table inet portsentry"]);
+    assert!(list().contains("notrack"), "no translation is in use");
+    let rules = format!(
+        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip nat prerouting ip daddr {target} tcp dport 8080 dnat to {container}:80"
+    );
+    nft(&lab, &rules);
+    eventually("connections are tracked again", || !list().contains("notrack"));
+    assert!(list().contains("limit rate over"), "and limited");
+    assert_eq!(attempt(&lab, "client", target, 8_080), Ok(()));
+    assert_eq!(daemon.lines_with("to TCP port: 8080"), [""; 0], "no decoy has taken it");
+    assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "the decoys go on");
+    nft(&lab, "delete table ip nat");
+    eventually("and not any more", || list().contains("notrack"));
+    daemon.stop();
+}
+
+/// Families of the tables of a filter, and how its chain drops: by its policy, or by its last rule.
+const FILTERS: [(&str, &str); 3] = [
+    ("inet filter input", "policy drop; ct state established accept; tcp dport 22 accept; icmpv6 type != 1 accept"),
+    ("ip filter INPUT", "policy drop; ct state established accept; tcp dport 22 accept"),
+    (
+        "inet firewalld filter_INPUT",
+        "policy accept; ct state established accept; icmpv6 type != 1 accept; reject with icmpx admin-prohibited",
+    ),
+];
+
+#[test]
+fn filter_that_silences_decoys_is_named() {
+    for (chain, rules) in FILTERS {
+        let lab = Lab::new(&["client"]);
+        let (table, name) = chain.rsplit_once(' ').unwrap();
+        let (policy, rules) = rules.split_once("; ").unwrap();
+        let mut text =
+            format!("add table {table}; add chain {chain} {{ type filter hook input priority 0; {policy}; }}");
+        rules.split("; ").for_each(|rule| text += &format!("; add rule {table} {name} {rule}"));
+        nft(&lab, &text);
+        let target = lab.victim_v4("client").into();
+        let path = lab.write("checked.toml", ALL);
+        let said = lab
+            .command("victim", netns_lab::daemon::binary().to_str().unwrap())
+            .arg("check")
+            .arg(&path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+        let line = format!("nft insert rule {chain} socket transparent 1 accept");
+        assert!(said.contains(&line), "{said}");
+        let daemon = start(&lab, ALL);
+        let soon = Duration::from_millis(300) * slowness();
+        assert!(attempt_within(&lab, "client", target, 901, soon).is_err(), "the filter decides");
+        daemon.expect_line(&format!(
+            "warning: tcp.mode: decoys are silent where a filter drops what it does not accept (input chain {chain})"
+        ));
+        let warnings = || lab.ask(&["status"])["warnings"].to_string();
+        assert!(warnings().contains(&line), "{}", warnings());
+        nft(&lab, line.trim_start_matches("nft "));
+        assert_eq!(attempt(&lab, "client", target, 901), Ok(()), "{chain}");
+        eventually("the warning is gone", || !warnings().contains("silent"));
+        daemon.stop();
+    }
+}
+
+/// A filter that no netlink shows: the counters tell.
+#[test]
+fn filter_that_cannot_be_read_is_noticed() {
+    let lab = Lab::new(&["forger"]);
+    lab.victim_ip("route add default dev forger");
+    let rules = "add table inet f; add chain inet f i { type filter hook input priority 0; }; \
+                 add rule inet f i tcp dport 900-1000 tcp dport != 80 drop";
+    nft(&lab, rules);
+    let daemon = start(&lab, ALL);
+    let target = lab.victim_v4("forger").into();
+    let source = lab.v4("forger").into();
+    lab.wire("forger").pace(1_000, (901..951).map(|port| raw::tcp(source, target, port, raw::SYN)));
+    let line = daemon.expect_line("a filter drops them");
+    assert!(line.contains("SYNs to decoys none was answered"), "{line}");
+    daemon.stop();
+}
