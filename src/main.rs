@@ -12,7 +12,7 @@ use portsentry::cli::{
 };
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{commands, list, live_view};
-use portsentry::daemon::{self, DaemonError, Places, background, helper};
+use portsentry::daemon::{self, DaemonError, Places, background, helper, helper_process};
 use portsentry::events::log;
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
@@ -20,7 +20,7 @@ use portsentry::report::{self, ReportStats};
 
 fn main() -> ExitCode {
     if let Some(args) = helper::HelperArgs::parse(std::env::args_os()) {
-        return match helper::run(&args) {
+        return match helper_process::run(&args) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
         };

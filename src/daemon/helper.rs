@@ -18,17 +18,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_type;
-use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send};
+use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::DaemonError;
-use super::{command_helper, file_helper};
 use crate::config::Config;
 use crate::control::status::SandboxState;
 use crate::enforce::command::pair;
-use crate::sandbox::Sandbox;
 
 /// Behind the configuration file, where the helper keeps all rights.
 const FREE: &str = "--no-sandbox";
@@ -60,7 +56,7 @@ const ALL: [Work; 4] = [
 
 impl Work {
     /// The helper's first argument. Only the daemon passes it, so it is in no help and no manual.
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Commands => "--run-commands-of",
             Self::Files { hosts_deny: true, json_file: false } => "--write-hosts-deny-of",
@@ -90,7 +86,7 @@ pub(super) struct Helper {
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Greeting {
+pub(super) enum Greeting {
     /// Why it cannot do its work.
     Failed { error: String },
     /// What it has given up, and what is to be reported.
@@ -163,9 +159,9 @@ fn receive(socket: &OwnedFd, limit: Duration) -> io::Result<Vec<u8>> {
 /// The command line of a helper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelperArgs {
-    work: Work,
-    config_path: PathBuf,
-    sandboxed: bool,
+    pub(super) work: Work,
+    pub(super) config_path: PathBuf,
+    pub(super) sandboxed: bool,
 }
 
 impl HelperArgs {
@@ -184,53 +180,6 @@ impl HelperArgs {
     }
 }
 
-/// Does the work until the daemon, at the other end of standard input, ends.
-///
-/// # Errors
-/// A sentence where it was not started by the daemon, or the daemon cannot be reached.
-pub fn run(args: &HelperArgs) -> Result<(), String> {
-    let input = rustix::stdio::stdin();
-    if !matches!(socket_type(input), Ok(SocketType::SEQPACKET)) {
-        return Err(format!("{} is what portsentry says to itself; start it without", args.work.word()));
-    }
-    let socket = input.try_clone_to_owned().map_err(|error| error.to_string())?;
-    // The service manager signals all processes, and a terminal all in the foreground, but only the daemon decides when this
-    // one ends. Not ignored, because that is inherited.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
-    let _inside = runtime.enter();
-    let caught = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-    let _caught = caught.into_iter().collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
-    let HelperArgs { work, config_path, sandboxed } = args;
-    match work {
-        Work::Commands => {
-            let digests = command_helper::digests()?;
-            let Some(commands) = greet(&socket, command_helper::ready(config_path, *sandboxed))? else { return Ok(()) };
-            command_helper::run(&socket, &digests, commands, config_path)
-        }
-        Work::Files { hosts_deny, json_file } => {
-            let served = (*hosts_deny, *json_file);
-            let Some(files) = greet(&socket, file_helper::ready(config_path, *sandboxed, served))? else {
-                return Ok(());
-            };
-            crate::enforce::file_helper::serve(&socket, &files).map_err(|error| error.to_string())
-        }
-    }
-}
-
-/// Says whether it is ready; `None` where it is not, which the daemon reports.
-fn greet<T>(socket: &OwnedFd, ready: Result<(T, Sandbox), String>) -> Result<Option<T>, String> {
-    let greeting = match &ready {
-        Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
-        Err(error) => Greeting::Failed { error: error.clone() },
-    };
-    let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
-    let greeted = send(socket, &greeting, SendFlags::NOSIGNAL);
-    let Ok((work, _)) = ready else { return Ok(None) };
-    greeted.map_err(|error| error.to_string())?;
-    Ok(Some(work))
-}
-
 /// The configuration at `path`, if no other user could change it.
 pub(super) fn load(path: &Path) -> Result<Config, String> {
     let config = Config::load(path).map_err(|errors| errors.to_string())?;
@@ -240,6 +189,8 @@ pub(super) fn load(path: &Path) -> Result<Config, String> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::{SendFlags, send};
+
     use super::*;
 
     fn part(words: &[&str]) -> Option<HelperArgs> {

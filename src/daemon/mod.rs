@@ -19,6 +19,7 @@ mod file_helper;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod helper;
+pub mod helper_process;
 pub mod host_memory;
 mod host_state;
 mod ignore_files;

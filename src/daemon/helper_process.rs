@@ -1,0 +1,59 @@
+//! The side of a helper process: greets the daemon, and does its work until the daemon ends.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::net::sockopt::socket_type;
+use rustix::net::{SendFlags, SocketType, send};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::helper::{Greeting, HelperArgs, Work};
+use super::{command_helper, file_helper};
+use crate::sandbox::Sandbox;
+
+/// Does the work until the daemon, at the other end of standard input, ends.
+///
+/// # Errors
+/// A sentence where it was not started by the daemon, or the daemon cannot be reached.
+pub fn run(args: &HelperArgs) -> Result<(), String> {
+    let input = rustix::stdio::stdin();
+    if !matches!(socket_type(input), Ok(SocketType::SEQPACKET)) {
+        return Err(format!("{} is what portsentry says to itself; start it without", args.work.word()));
+    }
+    let socket = input.try_clone_to_owned().map_err(|error| error.to_string())?;
+    // The service manager signals all processes, and a terminal all in the foreground, but only the daemon decides when this
+    // one ends. Not ignored, because that is inherited.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
+    let _inside = runtime.enter();
+    let caught = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let _caught = caught.into_iter().collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+    let HelperArgs { work, config_path, sandboxed } = args;
+    match work {
+        Work::Commands => {
+            let digests = command_helper::digests()?;
+            let Some(commands) = greet(&socket, command_helper::ready(config_path, *sandboxed))? else { return Ok(()) };
+            command_helper::run(&socket, &digests, commands, config_path)
+        }
+        Work::Files { hosts_deny, json_file } => {
+            let served = (*hosts_deny, *json_file);
+            let Some(files) = greet(&socket, file_helper::ready(config_path, *sandboxed, served))? else {
+                return Ok(());
+            };
+            crate::enforce::file_helper::serve(&socket, &files).map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// Says whether it is ready; `None` where it is not, which the daemon reports.
+fn greet<T>(socket: &OwnedFd, ready: Result<(T, Sandbox), String>) -> Result<Option<T>, String> {
+    let greeting = match &ready {
+        Ok((_, sandbox)) => Greeting::Ready { sandbox: sandbox.into(), said: sandbox.warnings.clone() },
+        Err(error) => Greeting::Failed { error: error.clone() },
+    };
+    let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
+    let greeted = send(socket, &greeting, SendFlags::NOSIGNAL);
+    let Ok((work, _)) = ready else { return Ok(None) };
+    greeted.map_err(|error| error.to_string())?;
+    Ok(Some(work))
+}
