@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod enforce;
 pub mod engine;
 pub mod events;
+pub mod fleet;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

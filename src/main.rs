@@ -8,12 +8,14 @@ use std::time::SystemTime;
 
 use portsentry::check::{self, CheckError};
 use portsentry::cli::{
-    self, CheckOptions, Command, ControlCommand, ImportOptions, ListOptions, ReplayOptions, ReportOptions, RunOptions,
+    self, CheckOptions, Command, ControlCommand, FleetOptions, ImportOptions, ListOptions, ReplayOptions,
+    ReportOptions, RunOptions,
 };
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{commands, list, live_view};
 use portsentry::daemon::{self, DaemonError, Places, background, helper, helper_process};
 use portsentry::events::log;
+use portsentry::fleet::{self, FleetError};
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::{self, ReportStats};
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Complete(shell) => print(&shell.completions()),
         Command::List(options) => list(&options),
         Command::Check(options) => check(&options),
+        Command::Fleet(options) => fleet(&options),
         Command::Watch(options) => match live_view::run(&options) {
             Ok(()) => cli::EXIT_DONE.into(),
             Err(error) => fail(&error, cli::EXIT_FAILED),
@@ -168,6 +171,14 @@ fn check(options: &CheckOptions) -> ExitCode {
             cli::EXIT_DONE.into()
         }
         Err(error @ (CheckError::Config(_) | CheckError::Unfit(_))) => fail(&error, cli::EXIT_CONFIG),
+        Err(error) => fail(&error, cli::EXIT_FAILED),
+    }
+}
+
+fn fleet(options: &FleetOptions) -> ExitCode {
+    match fleet::run(options, &mut std::io::stdout().lock()) {
+        Ok(()) => cli::EXIT_DONE.into(),
+        Err(error @ (FleetError::Config(_) | FleetError::Setup(_))) => fail(&error, cli::EXIT_CONFIG),
         Err(error) => fail(&error, cli::EXIT_FAILED),
     }
 }

@@ -8,6 +8,8 @@ build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
 # The namespaces, the judge, the scanners, the tracer and the tools that the tests run in the namespaces; the TCP wrappers;
 # what judges the unit, the manual and the scripts.
 test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
+# The server of a fleet, its client, and what makes its certificates.
+test+=(redis-server redis-tools openssl)
 # The namespaces, the table and the one scanner that it shows.
 demo=(iproute2 nftables nmap util-linux)
 lint=(shellcheck)

@@ -2,6 +2,7 @@
 //! protected and how bans would be enforced, and warns of what is allowed but unwise. Changes nothing.
 
 mod backends;
+mod fleet;
 mod ports;
 mod render;
 mod report;
@@ -183,6 +184,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     }));
     warnings.extend(own_session(&host));
     warnings.extend(silent_decoys(&config));
+    fleet::look(&config, &mut warnings, &mut notes);
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
         notes.push("where portsentry runs in connect mode now, its own ports are among those in use".to_owned());
     }

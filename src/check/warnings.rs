@@ -38,6 +38,9 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
         };
         warn("trap.udp", message);
     }
+    if config.fleet.is_joined() {
+        fleet(config, &mut warn);
+    }
     if config.detect.scan_trigger == 0 {
         warn(
             "detect.scan_trigger",
@@ -118,6 +121,27 @@ fn widest(network: &IpNet) -> u8 {
 
 /// Elements from which on a set is read slowly.
 const LARGE: u32 = 500_000;
+
+/// What is to be thought about in `[fleet]`.
+fn fleet(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
+    if !config.uses(BlockPolicy::Yes) {
+        warn("fleet.shadow", "nothing is blocked for other hosts, because scans are only logged here");
+    } else if config.fleet.shadow {
+        warn("fleet.shadow", "reports of other hosts are only logged; false blocks what they report");
+    }
+    if config.fleet.accept.single {
+        warn(
+            "fleet.accept.single",
+            "one host that is taken over can have 30 addresses an hour blocked here; false takes two hosts",
+        );
+    }
+    if config.fleet.accept.forgeable_authors > 0 {
+        warn(
+            "fleet.accept.forgeable_authors",
+            "three forged packets make a host report any address; 0 takes proven evidence alone",
+        );
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,7 @@ pub use crate::control::options::{
     AllowOptions, BlockOptions, Connection, ControlCommand, DisallowOptions, ExplainOptions, TrialOptions,
     UnblockOptions,
 };
+pub use crate::fleet::options::FleetOptions;
 pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;
 pub use crate::replay::ReplayOptions;
@@ -38,7 +39,7 @@ Commands (portsentry COMMAND --help):
   status list watch events explain            how it is, what happens
   block unblock allow disallow allowed trial  what is blocked, and what is not
   confirm reload check import forget-service  the settings, the services
-  report replay completions help              the past; a capture; your shell
+  report replay fleet completions help        the past; captures; fleet; shell
 Classic modes: -tcp -udp connect, -stcp -sudp stealth, -atcp -audp advanced
 Bans: nft list set inet portsentry blocked      Manual: man 8 portsentry";
 
@@ -66,6 +67,8 @@ pub enum Command {
     Watch(WatchOptions),
     /// Say what is wrong with the settings, or what they come to.
     Check(CheckOptions),
+    /// Share bans with other hosts.
+    Fleet(FleetOptions),
 }
 
 /// Detects port scans and blocks their sources in nftables
@@ -97,6 +100,8 @@ enum Subcommands {
     Watch(WatchOptions),
     /// Check the settings, and say what they come to on this host
     Check(CheckOptions),
+    /// Share bans with other hosts through Valkey or Redis
+    Fleet(FleetOptions),
 }
 
 /// Reads the command line, program name first.
@@ -119,6 +124,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
         Some(Subcommands::List(options)) => Command::List(options),
         Some(Subcommands::Watch(options)) => Command::Watch(options),
         Some(Subcommands::Check(options)) => Command::Check(options),
+        Some(Subcommands::Fleet(options)) => Command::Fleet(options),
     })
 }
 

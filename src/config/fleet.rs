@@ -2,7 +2,7 @@
 //! the others. The fleet process reads the connection, the daemon reads the rest; both read the same file.
 
 use super::parse::{self, any, like, quoted, text, values, whole_path, within};
-use super::schema::table;
+use super::table::table;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use std::fmt;

@@ -16,6 +16,7 @@ mod parse;
 mod pitfalls;
 mod port_lists;
 mod schema;
+mod table;
 
 pub use choices::{AckPolicy, Action, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode, Route};
 pub use error::{ConfigError, ConfigErrors, Position};

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::fleet_info::FleetBan;
 use super::format::{line, nullable, span, to_seconds};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
@@ -33,6 +34,9 @@ pub struct AddressInfo {
     /// Bans of this subject that make the next one longer.
     pub strikes: u32,
     pub suspected: Vec<Suspicion>,
+    /// What other hosts of the fleet have reported; none where that is nothing.
+    #[serde(deserialize_with = "nullable")]
+    pub fleet: Option<FleetBan>,
     /// Ports that are no evidence although nothing listens there now: services of this host have them.
     pub unserved: Vec<String>,
     /// It has a connection to a service of this host.
@@ -130,6 +134,7 @@ impl AddressInfo {
             held: None,
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
+            fleet: None,
             unserved: Vec::new(),
             connected: known.connected,
             bans: history.map(<[_]>::len),
@@ -219,6 +224,9 @@ impl fmt::Display for AddressInfo {
         }
         if let Some(remaining) = &self.logged {
             line!(f, "only logged", "{remaining}")?;
+        }
+        if let Some(ban) = &self.fleet {
+            line!(f, "fleet", "{ban}")?;
         }
         if let Some(hold) = &self.held {
             line!(f, "held", "{hold}")?;

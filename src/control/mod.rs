@@ -4,7 +4,9 @@
 pub mod address_info;
 pub mod client;
 pub mod commands;
+pub mod fleet_info;
 pub mod fleet_protocol;
+pub mod fleet_server;
 mod format;
 pub mod list;
 pub mod live_view;
@@ -12,6 +14,7 @@ pub mod options;
 pub mod protocol;
 pub mod server;
 pub mod service_port;
+mod socket_file;
 pub mod status;
 
 /// Where the running daemon answers where no other place is named.

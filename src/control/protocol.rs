@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
+use super::fleet_info::FleetBans;
 use super::format::{nullable, to_line, to_seconds};
 use super::service_port::ServicePort;
 use super::status::Status;
@@ -60,6 +61,11 @@ pub enum Request {
     Explain {
         address: String,
     },
+    /// List what other hosts have reported, from the first target or from the one after `after` on.
+    Fleet {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
     /// Forget the services of this host on a port: closed, it is evidence again.
     #[serde(rename = "forget-service")]
     ForgetService {
@@ -101,7 +107,7 @@ impl Request {
     /// True for a request that changes anything: only root and the daemon's own user may send it.
     #[must_use]
     pub fn changes(&self) -> bool {
-        !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Subscribe)
+        !matches!(self, Self::Status | Self::Explain { .. } | Self::Allowed | Self::Fleet { .. } | Self::Subscribe)
     }
 
     /// Reads the answer to this request.
@@ -114,6 +120,7 @@ impl Request {
             Self::Disallow { .. } => Answer::Disallowed(serde_json::from_slice(line)?),
             Self::Allowed => Answer::Allowances(serde_json::from_slice(line)?),
             Self::Explain { .. } => Answer::Explained(serde_json::from_slice(line)?),
+            Self::Fleet { .. } => Answer::FleetBans(serde_json::from_slice(line)?),
             Self::ForgetService { .. } => Answer::ServiceForgotten(serde_json::from_slice(line)?),
             Self::Reload => Answer::Reloaded(serde_json::from_slice(line)?),
             Self::Trial { .. } => Answer::Trial(serde_json::from_slice(line)?),
@@ -134,6 +141,7 @@ pub enum Answer {
     Disallowed(Disallowed),
     Allowances(Allowances),
     Explained(Box<AddressInfo>),
+    FleetBans(FleetBans),
     ServiceForgotten(ServiceForgotten),
     Reloaded(Reloaded),
     Trial(TrialState),
@@ -285,6 +293,9 @@ impl fmt::Display for Answer {
                 if *more > 0 { writeln!(f, "and {more} more, from the settings") } else { Ok(()) }
             }
             Self::Explained(info) => info.fmt(f),
+            Self::FleetBans(FleetBans { bans, .. }) => {
+                bans.iter().try_for_each(|ban| writeln!(f, "{}  {ban}", ban.target))
+            }
             Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
             Self::Reloaded(Reloaded { changed, needs_restart }) => {
                 let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));

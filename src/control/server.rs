@@ -1,17 +1,8 @@
 //! The control socket: connections become [`IncomingRequest`]s, which the daemon answers. Clients are counted and lines are
 //! bounded; a slow client is disconnected and never delays the daemon or another client.
 
-use std::fs::{File, Metadata};
-use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, UCred};
@@ -20,6 +11,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::protocol::{Answer, ErrorKind, Failure, MAX_LINE_LEN, Reply, Request, reply_to_line};
+use super::socket_file::SocketFile;
+pub use super::socket_file::{Access, Bound, ControlError};
 use crate::events::json::EventRecord;
 
 /// Clients at one time.
@@ -32,12 +25,6 @@ const MAX_BEHIND: usize = 1024;
 const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the daemon may take for an answer, and a client to take it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long another daemon may take to set up its socket in the same folder. Any user with read access to the folder can lock it, and
-/// must not keep a daemon from its socket.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long it waits before it tries again.
-const RETRY_DELAY: Duration = Duration::from_millis(10);
-
 /// A request that waits for its reply.
 #[derive(Debug)]
 pub struct IncomingRequest {
@@ -47,76 +34,7 @@ pub struct IncomingRequest {
     pub reply: oneshot::Sender<Reply>,
 }
 
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    #[error("{0} is no socket; take it away, or name another place with --socket")]
-    NotASocket(PathBuf),
-    #[error("another portsentry answers at {0}; name another place with --socket")]
-    InUse(PathBuf),
-    #[error("cannot {doing} {path}: {error}; name another place with --socket")]
-    System { doing: &'static str, path: PathBuf, error: io::Error },
-}
-
-/// The socket's file, which is removed when this is dropped, unless another one has taken its place. One that root has made
-/// in a folder of its own stays, and the next start replaces it.
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode.
-    id: Option<(u64, u64)>,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(id(&found)) == self.id) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// A socket that listens, but is not served yet.
-pub struct Bound {
-    listener: std::os::unix::net::UnixListener,
-    file: SocketFile,
-}
-
-impl Bound {
-    /// Listens at `path`. Makes its directory where it is missing, and replaces a socket that an earlier daemon left behind.
-    /// One at which a daemon answers, that of another network namespace for example, stays.
-    ///
-    /// # Errors
-    /// Where something else is at `path`, or it cannot be written.
-    pub fn open(path: &Path) -> Result<Self, ControlError> {
-        let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory).map_err(system("make the directory of"))?;
-        // Held until it listens: of two daemons that start at once, the second finds the first one's socket answered.
-        let _lock = lock(directory);
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => return Err(ControlError::NotASocket(path.to_owned())),
-            Ok(_) if is_answered(path).map_err(system("connect to"))? => {
-                return Err(ControlError::InUse(path.to_owned()));
-            }
-            Ok(_) => match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system("replace")(error)),
-                _ => {}
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(system("look at")(error)),
-        }
-        // Only the owner may connect until the mode is set.
-        let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let bound = std::os::unix::net::UnixListener::bind(path);
-        rustix::process::umask(mask);
-        let listener = bound.map_err(system("listen at"))?;
-        listener.set_nonblocking(true).map_err(system("listen at"))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(system("set the mode of"))?;
-        let id = std::fs::symlink_metadata(path).ok().map(|found| id(&found));
-        Ok(Self { listener, file: SocketFile { path: path.to_owned(), id } })
-    }
-}
-
-/// The control socket that is served.
+/// The listening socket of operators.
 pub struct Server {
     _file: SocketFile,
     requests: mpsc::Receiver<IncomingRequest>,
@@ -129,12 +47,7 @@ impl Server {
     /// # Errors
     /// Where the runtime cannot watch it.
     pub fn serve(bound: Bound) -> Result<Self, ControlError> {
-        let Bound { listener, file } = bound;
-        let listener = UnixListener::from_std(listener).map_err(|error| ControlError::System {
-            doing: "serve",
-            path: file.path.clone(),
-            error,
-        })?;
+        let (file, listener) = bound.listen()?;
         let (sender, requests) = mpsc::channel(MAX_PENDING);
         let (events, _) = broadcast::channel(MAX_BEHIND);
         tokio::spawn(accept(listener, sender, events.clone()));
@@ -155,35 +68,6 @@ impl Server {
         if self.events.receiver_count() > 0 {
             let _ = self.events.send(format!("{}\n", event.into().to_json()).into());
         }
-    }
-}
-
-fn id(found: &Metadata) -> (u64, u64) {
-    (found.dev(), found.ino())
-}
-
-/// Locks `directory` against other daemons until the file is closed. One that cannot be read, or that another process keeps
-/// locked, is used without.
-fn lock(directory: &Path) -> Option<File> {
-    let folder = File::open(directory).ok()?;
-    let deadline = Instant::now() + LOCK_TIMEOUT;
-    while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
-        && Instant::now() < deadline
-    {
-        thread::sleep(RETRY_DELAY);
-    }
-    Some(folder)
-}
-
-/// True where a process listens at the socket `path`.
-fn is_answered(path: &Path) -> io::Result<bool> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match connect(&socket, &SocketAddrUnix::new(path)?) {
-        // A listener that is too busy, or stopped, has a full queue.
-        Ok(()) | Err(Errno::AGAIN) => Ok(true),
-        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -287,6 +171,6 @@ async fn stream_events(
 }
 
 /// Writes a line; `None` where the client does not take it.
-async fn write_line(writer: &mut OwnedWriteHalf, line: &str) -> Option<()> {
+pub(super) async fn write_line(writer: &mut OwnedWriteHalf, line: &str) -> Option<()> {
     timeout(ANSWER_TIMEOUT, writer.write_all(line.as_bytes())).await.ok()?.ok()
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::fleet_info::FleetStatus;
 use super::format::{line, nullable, span, to_seconds};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
@@ -46,6 +47,9 @@ pub struct Status {
     pub sandbox: SandboxState,
     #[serde(deserialize_with = "nullable")]
     pub commands: Option<CommandHelper>,
+    /// None where this host is in no fleet.
+    #[serde(deserialize_with = "nullable")]
+    pub fleet: Option<FleetStatus>,
     #[serde(deserialize_with = "nullable")]
     pub last_event: Option<EventRecord>,
 }
@@ -240,6 +244,12 @@ impl fmt::Display for Status {
                 line!(f, "commands", "none is run, because process {process} has ended: restart portsentry")?;
             }
             None => {}
+        }
+        if let Some(fleet) = &self.fleet {
+            line!(f, "fleet", "{fleet}")?;
+            for one in &fleet.ignored {
+                line!(f, "ignored", "{}: {}", one.author, one.reason)?;
+            }
         }
         let Some(last) = &self.last_event else { return Ok(()) };
         let target = last.subject.as_ref().or(last.source.as_ref());

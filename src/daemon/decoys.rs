@@ -21,7 +21,7 @@ const MAX_PORT_LINES: usize = 64;
 /// socket.
 pub(super) fn listen(
     config: &Config,
-    surroundings: &mut Surroundings,
+    surroundings: &mut FirewallWatch,
     log: &mut LogWriter,
 ) -> (Option<SharedListener>, Option<DecoyRules>) {
     if !config.shares_decoys() {
@@ -68,7 +68,7 @@ const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_na
 
 /// What the rules of other programs mean for the decoys.
 #[derive(Default)]
-pub(super) struct Surroundings {
+pub(super) struct FirewallWatch {
     legacy: LegacyTables,
     socket: Option<Socket>,
     generation: Option<u32>,
@@ -78,7 +78,7 @@ pub(super) struct Surroundings {
     notice: Option<String>,
 }
 
-impl Surroundings {
+impl FirewallWatch {
     pub(super) fn new(legacy: LegacyTables) -> Self {
         Self { legacy, ..Self::default() }
     }

@@ -11,9 +11,10 @@ use super::background;
 use super::command_helper::CommandHelper;
 use super::config_source::ConfigSource;
 use super::control_handler::{ControlHandler, Uptime};
-use super::decoys::Surroundings;
+use super::decoys::FirewallWatch;
 use super::error::DaemonError;
 use super::event_sink::EventSink;
+use super::fleet::{self, Fleet, FleetWork, Surroundings};
 use super::host_state::HostState;
 use super::sensor_handle::SensorHandle;
 use super::systemd::{self, Systemd};
@@ -58,6 +59,8 @@ pub(super) struct EventLoop {
     pub(super) host_state: HostState,
     pub(super) table_monitor: TableMonitor,
     pub(super) sensor: SensorHandle,
+    /// `None` where this host is in no fleet.
+    pub(super) fleet: Option<Fleet>,
     pub(super) sink: EventSink,
     pub(super) received: Receiver,
     pub(super) scrapes: Option<Scrapes>,
@@ -70,7 +73,7 @@ pub(super) struct EventLoop {
     pub(super) host_error: HostErrorReport,
     pub(super) unfounded_bans: UnfoundedBans,
     pub(super) table_identity: TableIdentity,
-    pub(super) surroundings: Surroundings,
+    pub(super) firewall_watch: FirewallWatch,
 }
 
 enum Next {
@@ -82,6 +85,7 @@ enum Next {
     TableChanged(Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>),
     Request(IncomingRequest),
     Scrape(oneshot::Sender<String>),
+    Fleet(FleetWork),
     TrialExpired,
     FloodBegins,
     Tick,
@@ -120,6 +124,7 @@ impl EventLoop {
                 changed = self.table_monitor.changed() => Next::TableChanged(changed),
                 request = self.sink.next_request() => Next::Request(request),
                 place = next_scrape(&mut self.scrapes) => Next::Scrape(place),
+                work = fleet::next_work(&mut self.fleet) => Next::Fleet(work),
                 () = self.trial.expired() => Next::TrialExpired,
                 () = self.sensor.metrics().flood.notified() => Next::FloodBegins,
                 _ = ticks.tick() => Next::Tick,
@@ -136,6 +141,7 @@ impl EventLoop {
                     self.control_handler().handle_request(request).await;
                 }
                 Next::Scrape(place) => self.control_handler().scrape(place),
+                Next::Fleet(work) => self.with_fleet(|fleet, surroundings| fleet.work(work, surroundings)),
                 Next::TrialExpired => self.end_trial().await,
                 Next::FloodBegins => {
                     self.host_state.flood_begins();
@@ -151,12 +157,13 @@ impl EventLoop {
             config: &mut self.config,
             host_state: &mut self.host_state,
             sensor: &self.sensor,
+            fleet: self.fleet.as_mut(),
             sink: &mut self.sink,
             trial: &mut self.trial,
             sandbox: &self.sandbox,
             command_helper: self.command_helper.as_ref(),
             uptime: self.uptime,
-            silent_decoys: self.surroundings.notice(),
+            silent_decoys: self.firewall_watch.notice(),
         }
     }
 
@@ -164,6 +171,9 @@ impl EventLoop {
         if matches!(event.what, EventKind::Started) {
             systemd::ready("watching");
             background::ready();
+        }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.follow(event);
         }
         let host_state = &self.host_state;
         self.sink.dispatch(event, |index| host_state.interface(index));
@@ -180,9 +190,18 @@ impl EventLoop {
         self.follow_host(changed);
         self.lift_unfounded_bans();
         self.table_identity.record(self.sink.ban_recorder.recorder().as_ref());
-        let (command, notice) = self.surroundings.poll(self.sensor.metrics());
+        let (command, notice) = self.firewall_watch.poll(self.sensor.metrics());
         self.sensor.send_all(command);
         notice.into_iter().for_each(|kind| self.sink.emit(kind));
+        self.with_fleet(Fleet::tick);
+    }
+
+    /// Has the fleet do something, and logs what it says.
+    fn with_fleet(&mut self, act: impl FnOnce(&mut Fleet, Surroundings<'_>) -> Vec<EventKind>) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let enforces = self.config.config.blocks() && !self.trial.only_logs();
+        let events = act(fleet, Surroundings { host: &self.host_state.host(), enforces });
+        events.into_iter().for_each(|kind| self.sink.emit(kind));
     }
 
     /// Lifts the bans of clients of a service that begins to be remembered or to listen, or that is served again.
@@ -218,8 +237,17 @@ impl EventLoop {
         match changed {
             // Commands first: a line in the log says what has been done.
             Ok((commands, events)) => {
+                let repairs = |command: &SensorCommand| {
+                    matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))
+                };
+                if let Some(fleet) = self.fleet.as_mut().filter(|_| commands.iter().any(repairs)) {
+                    fleet.table_changed();
+                }
                 self.sensor.send_all(commands);
-                events.into_iter().for_each(|kind| self.sink.emit(kind));
+                for kind in events {
+                    // A ban that an operator deletes from the kernel's set.
+                    self.dispatch(&Event::now(kind));
+                }
             }
             // What cannot be read now is tried again; until then the last state holds.
             Err(error) => self.sink.emit(EventKind::Error(error.to_string())),

@@ -16,6 +16,7 @@ mod error;
 mod event_loop;
 mod event_sink;
 mod file_helper;
+mod fleet;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod helper;
@@ -28,6 +29,7 @@ mod leftovers;
 mod log_writer;
 mod notifier;
 mod priority;
+mod protection;
 mod recent_listeners;
 mod reconciler;
 mod reverse_dns;
@@ -53,7 +55,8 @@ use tokio::sync::oneshot;
 use crate::capture::decoy::{DecoyPorts, Decoys};
 use crate::capture::live::{Live, Ring};
 use crate::config::Config;
-use crate::control::server::{Bound, ControlError, Server};
+use crate::control::fleet_server::FleetServer;
+use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::nft::Nft;
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
@@ -64,7 +67,7 @@ use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::panic_guard;
-use crate::sandbox::{InstanceLock, Sandbox, check_folders, closed_folders};
+use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
 use crate::types::{Backend, BanTarget, Timestamp, shared64};
 use backends::OpenBackends;
@@ -72,10 +75,11 @@ use ban_recorder::{BanRecorder, Opening, Reading};
 use command_helper::CommandHelper;
 use config_source::ConfigSource;
 use control_handler::Uptime;
-use decoys::{LegacyTables, Surroundings};
+use decoys::{FirewallWatch, LegacyTables};
 use event_loop::{EventLoop, HostErrorReport, Signals};
 use event_sink::EventSink;
 use file_helper::RootFiles;
+use fleet::{Fleet, Surroundings};
 use host_state::HostState;
 use leftovers::Leftovers;
 use log_writer::LogWriter;
@@ -111,10 +115,20 @@ struct Privileged {
     command_helper: Option<CommandHelper>,
     root_files: RootFiles,
     control: Result<Bound, ControlError>,
+    fleet: Option<FleetSocket>,
     /// Lines of earlier bans are to be removed from hosts.deny.
     sweeps_lines: bool,
     legacy_tables: LegacyTables,
 }
+
+/// The socket for reports of a fleet, and the users that may connect.
+struct FleetSocket {
+    bound: Result<Bound, ControlError>,
+    users: Vec<u32>,
+}
+
+/// The user of the process that is connected to a fleet's server.
+const FLEET_USER: &str = "portsentry-fleet";
 
 /// Runs until SIGINT or SIGTERM. With `confirm` nothing is blocked any more after that time, unless an operator confirms.
 /// Where it is to be `sandboxed`, privileges are dropped for good.
@@ -144,20 +158,27 @@ pub fn run(
     policy.write.retain(|folder| !closed.contains(folder));
     let legacy_tables = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
     // Before there is a second thread. The socket's folder may be one in which only root can make it.
-    let (mut sandbox, control) = match sandboxed {
+    let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
+    let bind = || {
+        let fleet = config.fleet.is_joined().then(|| Bound::open(&config.fleet.socket, Access::All));
+        (Bound::open(&places.socket, Access::Group), fleet)
+    };
+    let (mut sandbox, sockets) = match sandboxed {
         true => {
-            let mut control = None;
-            let sandbox = Sandbox::enter(&policy, || control = Some(Bound::open(&places.socket)));
-            (sandbox, control)
+            let mut sockets = None;
+            let sandbox = Sandbox::enter(&policy, || sockets = Some(bind()));
+            (sandbox, sockets)
         }
         false => (Sandbox::without(&policy), None),
     };
-    let control = control.unwrap_or_else(|| Bound::open(&places.socket));
+    let (control, fleet) = sockets.unwrap_or_else(bind);
     let sensor_thread = SensorThread::start(sandboxed)?;
     if sandboxed {
         sandbox.drop_privileges();
         sandbox.warnings.extend(sandbox_policy::own_commands(&config, &sandbox));
     }
+    let users = [0, sandbox.uid].into_iter().chain(fleet_user).collect();
+    let fleet = fleet.map(|bound| FleetSocket { bound, users });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
     let privileged = Privileged {
@@ -167,6 +188,7 @@ pub fn run(
         command_helper,
         root_files,
         control,
+        fleet,
         sweeps_lines,
         legacy_tables,
     };
@@ -190,6 +212,7 @@ async fn serve(
         mut command_helper,
         root_files,
         control,
+        fleet: fleet_socket,
         sweeps_lines,
         legacy_tables,
     } = privileged;
@@ -212,8 +235,8 @@ async fn serve(
 
     // A missing capability or a busy port is found before anything is changed. What connects to a decoy from now on waits for
     // the sensor.
-    let mut surroundings = Surroundings::new(legacy_tables);
-    let (shared, decoy_rules) = decoys::listen(&config, &mut surroundings, &mut log);
+    let mut firewall_watch = FirewallWatch::new(legacy_tables);
+    let (shared, decoy_rules) = decoys::listen(&config, &mut firewall_watch, &mut log);
     let decoy_ports = DecoyPorts::from_config(&config);
     let unshared = match shared {
         Some(_) => None,
@@ -287,6 +310,24 @@ async fn serve(
             "lines of earlier bans are removed from {file}, because \"hosts-deny\" is not in block.method"
         ))));
     }
+    let fleet = match &blocker.nft {
+        Some(backend) if config.fleet.is_joined() => {
+            let surroundings =
+                Surroundings { host: &host_state.host(), enforces: config.blocks() && !trial.only_logs() };
+            let server =
+                fleet_socket.map(|socket| socket.bound.and_then(|bound| FleetServer::serve(bound, &socket.users)));
+            let server = server
+                .transpose()
+                .map_err(|error| log.write(&Event::now(EventKind::Error(format!("{error}. It runs without")))));
+            let nft = backend.nft.try_clone()?;
+            let own_bans = match ban_recorder.recorder() {
+                Some(recorder) => fleet::recorded(&recorder, &remembered).await,
+                None => Vec::new(),
+            };
+            server.ok().flatten().map(|server| Fleet::new(&config.fleet, server, nft, surroundings, &own_bans))
+        }
+        _ => None,
+    };
     // A host that only logs leaves the bans of an earlier run as they are.
     if config.blocks() {
         let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
@@ -372,11 +413,12 @@ async fn serve(
         trial,
         uptime: Uptime { started: SystemTime::now(), since: Instant::now() },
         host_error: HostErrorReport::default(),
-        surroundings,
+        firewall_watch,
         unfounded_bans: UnfoundedBans::default(),
         table_identity,
         host_state,
         table_monitor,
+        fleet,
         received,
         scrapes,
         instance_lock,

@@ -60,6 +60,10 @@ pub(super) fn of_daemon(config: &Config, places: &Places, sweeps_lines: bool) ->
         names,
         ..Policy::of_folders(&places.state_dir, &places.socket, &ledger::OWN_FILES)
     };
+    if config.fleet.is_joined() {
+        policy.shared_socket = Some(config.fleet.socket.clone());
+        policy.own.extend(folder(&config.fleet.socket).filter(|folder| !policy.own.contains(folder)));
+    }
     // Without logind, the processes of logins are looked at.
     if !Path::new("/run/systemd/sessions").is_dir() {
         policy.read.push("/proc".into());
@@ -176,6 +180,9 @@ mod tests {
         assert_eq!((&deny.write, deny.root), (&vec![PathBuf::from("/etc")], None), "another process writes for root");
         let files = Files { hosts_deny: Some(HostsDeny::default()), json_file: None };
         assert_eq!(of_files(&files).write, [Path::new("/etc")]);
+        let fleet = needs("[fleet]\nurl = \"unix:///run/valkey.sock\"\nhost = \"a\"\nsocket = \"/run/fleet/s.sock\"");
+        assert_eq!(fleet.own, [plain.own.clone(), vec!["/run/fleet".into()]].concat());
+        assert_eq!(fleet.shared_socket, Some("/run/fleet/s.sock".into()));
         let json = needs("[report]\njson_file = \"/var/log/portsentry/events.json\"");
         assert_eq!(json.write, [Path::new("/var/log/portsentry")]);
     }

@@ -9,7 +9,7 @@ use crate::capture::file::Reader;
 use crate::config::{self, Config, ignore_file};
 use crate::control::protocol::{Request, parse_reply, reply_to_line};
 use crate::import::{self, Source, Sources};
-use crate::{daemon, enforce, host, ledger, netlink};
+use crate::{daemon, enforce, fleet, host, ledger, netlink};
 
 #[cfg(test)]
 mod tests;
@@ -18,11 +18,12 @@ mod tests;
 pub type Target = fn(&[u8]);
 
 /// Each target by its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("capture", capture),
     ("config", config),
     ("control", control),
     ("files", files),
+    ("fleet", fleet),
     ("hosts_deny", hosts_deny),
     ("ignore_file", ignore_file),
     ("import", import),
@@ -92,6 +93,11 @@ pub fn files(bytes: &[u8]) {
     host::resolv_conf::fuzz(bytes);
     host::dhcp_leases::fuzz(bytes);
     host::sessions::fuzz(bytes);
+}
+
+/// What other hosts write on the fleet's server.
+pub fn fleet(bytes: &[u8]) {
+    fleet::fuzz(bytes);
 }
 
 /// A hosts.deny.

@@ -29,6 +29,23 @@ pub struct Snapshot {
     pub events_lost: u64,
     /// Prefixes that are never blocked.
     pub allowed: u64,
+    /// `None` where this host is in no fleet.
+    pub fleet: Option<FleetSnapshot>,
+}
+
+/// What the daemon counts of a fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct FleetSnapshot {
+    /// There is a connection to the server.
+    pub connected: bool,
+    /// Targets that are blocked, or would be.
+    pub bans: u64,
+    /// Targets that wait for a report of another author.
+    pub waiting: u64,
+    /// Reports that were counted.
+    pub accepted: u64,
+    /// Reports that count for nothing.
+    pub refused: u64,
 }
 
 /// The text of all figures, in the format OpenMetrics 1.0.
@@ -144,6 +161,19 @@ impl Collector for All {
         if let Some(capacity) = snapshot.capacity {
             let sets = ["blocked", "blocked6"].map(|set| (vec![("set", set)], float(capacity)));
             put(Gauge, "set_capacity", "Elements that a set of nftables holds at most", sets.to_vec())?;
+        }
+        if let Some(fleet) = snapshot.fleet {
+            put(Gauge, "fleet_connected", "Whether the fleet's server can be reached", one(fleet.connected.into()))?;
+            put(
+                Gauge,
+                "fleet_bans",
+                "Targets that are blocked for reports of other hosts, or would be",
+                one(fleet.bans),
+            )?;
+            put(Gauge, "fleet_waiting", "Targets that wait for a report of another host", one(fleet.waiting))?;
+            let outcomes = [("counted", fleet.accepted), ("refused", fleet.refused)];
+            let outcomes = outcomes.map(|(outcome, count)| (vec![("outcome", outcome)], float(count)));
+            put(Counter, "fleet_reports", "Reports of other hosts by what became of them", outcomes.to_vec())?;
         }
         put(Gauge, "sources_tracked", "Sources with evidence against them", one(metrics.suspects.get()))?;
         put(Counter, "sources_evicted", "Sources forgotten because the table was full", one(metrics.evicted.get()))?;

@@ -250,7 +250,11 @@ impl Policy {
             None => name == pattern.as_str(),
         };
         (kind.is_file() && self.own_files.iter().any(named))
-            || (kind.is_socket() && self.own_socket.as_deref().and_then(Path::file_name) == Some(name))
+            || (kind.is_socket()
+                && [&self.own_socket, &self.shared_socket]
+                    .into_iter()
+                    .flatten()
+                    .any(|own| own.file_name() == Some(name)))
     }
 
     /// True for the folder of the control socket.

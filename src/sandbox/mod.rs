@@ -37,6 +37,8 @@ pub struct Policy {
     pub own_files: Vec<String>,
     /// The socket that it makes in one of them.
     pub own_socket: Option<PathBuf>,
+    /// Another one, which processes of other users reach.
+    pub shared_socket: Option<PathBuf>,
     /// Folders in which it makes, writes, renames and removes files.
     pub write: Vec<PathBuf>,
     /// Files that it reads again when they are replaced.
@@ -285,7 +287,15 @@ fn make_folders(policy: &Policy) -> Vec<PathBuf> {
     }
     let folders = policy.own.iter().chain(&policy.write);
     // What is wrong with one is said where it is used.
-    folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect()
+    let made = folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect();
+    policy.shared_socket.as_deref().and_then(Path::parent).into_iter().for_each(user::let_pass);
+    made
+}
+
+/// The number of the user `name`; `None` where there is none. To be asked before the sandbox closes the files of users.
+#[must_use]
+pub fn user_id(name: &str) -> Option<u32> {
+    user::number(name)
 }
 
 /// Becomes the own user where this is root, with the folders that are its own. A sentence where that one is shut out of some

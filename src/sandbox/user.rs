@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
@@ -28,6 +28,20 @@ pub(super) fn name(user: u32) -> Option<String> {
         return Some("root".to_owned());
     }
     User::from_uid(user.into()).ok().flatten().map(|found| found.name)
+}
+
+/// The number of the user `name`, if there is one.
+pub(super) fn number(name: &str) -> Option<u32> {
+    User::from_name(name).ok().flatten().map(|found| found.uid.as_raw())
+}
+
+/// Lets other users pass through `folder`, where it is this process's own: to open what they may, and to list nothing.
+pub(super) fn let_pass(folder: &Path) {
+    let Ok(found) = fs::symlink_metadata(folder) else { return };
+    if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o001 == 0 {
+        // Where that fails, the fleet process says that it cannot connect.
+        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(found.mode() & 0o7777 | 0o001));
+    }
 }
 
 /// Creates `folder` for its owner only; true if it was missing.
@@ -176,8 +190,6 @@ fn may(found: &Metadata, bits: u32, user: u32, groups: &[u32]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

@@ -119,6 +119,30 @@ fn the_unit_keeps_what_the_program_reads_and_asks_for() {
 }
 
 #[test]
+fn fleet_unit_has_no_rights_but_network() {
+    let unit = text("packaging/portsentry-fleet.service");
+    for (key, value) in [
+        ("ExecStart", "/usr/sbin/portsentry fleet"),
+        ("User", "portsentry-fleet"),
+        ("Group", "portsentry-fleet"),
+        ("CapabilityBoundingSet", ""),
+        ("AmbientCapabilities", ""),
+        ("NoNewPrivileges", "yes"),
+        ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6"),
+        ("RestartPreventExitStatus", "2 78"),
+    ] {
+        assert_eq!(values(&unit, key), [value], "{key}");
+    }
+    assert!(text("packaging/portsentry.sysusers").lines().any(|line| line.starts_with("u portsentry-fleet ")));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("portsentry-fleet.service");
+    std::fs::write(&path, unit.replace("/usr/sbin/portsentry", "/bin/true")).unwrap();
+    assert!(is_exposed_at_most(&path, 15));
+    let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path));
+    assert!(output.status.success() && shown(&output).is_empty(), "{}", shown(&output));
+}
+
+#[test]
 fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
     let manifest = text("Cargo.toml");
     let asset = Regex::new(r#"(?m)^    \["([^"]+)", "[^"]+", "[0-7]+"\],$"#).unwrap();

@@ -12,6 +12,7 @@ mod crashes;
 mod disk;
 mod escalation;
 mod failing;
+mod fleet;
 mod flush;
 mod kernel_log;
 mod many;

@@ -2,6 +2,7 @@
 //! daemon, changes nothing, and runs in a process of its own: the ledger's reader must not be in the daemon's.
 
 mod bans;
+mod fleet;
 mod names;
 mod table;
 mod would_block;
@@ -24,6 +25,7 @@ pub(super) use table::{compact_ports, shortened};
 
 use super::address_info::port_list;
 use super::client::{Client, ClientError};
+use super::fleet_info::FleetBan;
 use crate::engine::{Class, Grade};
 use crate::events::json::{PortRecord, expires, rfc3339};
 use crate::ledger::author_key;
@@ -120,13 +122,14 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
         }
     }
     sort(&mut bans, options.sort, now);
+    let fleet = fleet::read(&options.socket, options.target);
     let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
     let text = if options.json {
         let bans = bans.iter().map(|ban| Item::new(ban, names.as_ref(), now)).collect();
-        let document = Document { time: rfc3339(now), kernel, notes: &notes, bans };
+        let document = Document { time: rfc3339(now), kernel, notes: &notes, bans, fleet };
         serde_json::to_string(&document).unwrap_or_default() + "\n"
     } else {
-        table::text(&bans, names.as_ref(), width(), now)
+        table::text(&bans, names.as_ref(), width(), now) + &fleet::text(fleet.as_deref().unwrap_or_default())
     };
     write(out, &text).map(|()| notes)
 }
@@ -161,6 +164,8 @@ struct Document<'a> {
     kernel: bool,
     notes: &'a [String],
     bans: Vec<Item<'a>>,
+    /// What other hosts have reported; null where that is not known, or this host is in no fleet.
+    fleet: Option<Vec<FleetBan>>,
 }
 
 /// A ban of the list; what only the ledger knows is null where it does not know the ban.

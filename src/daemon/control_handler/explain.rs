@@ -27,6 +27,8 @@ impl ControlHandler<'_> {
         unserved.dedup();
         let recorder = self.sink.ban_recorder.recorder();
         let trap = self.config.ruleset().trap.filter(|_| self.hold().is_some());
+        let target = BanTarget::of(address);
+        let fleet = self.ask_fleet(|fleet, surroundings| fleet.explain(target, surroundings)).flatten();
         Ok(async move {
             let known = of_sensor(known).await?;
             let past = match recorder {
@@ -36,6 +38,7 @@ impl ControlHandler<'_> {
             };
             let mut info = AddressInfo::new(address, &known, past.as_deref(), SystemTime::now());
             info.unserved = unserved;
+            info.fleet = fleet;
             if let Some((length, window)) = trap.and_then(|trap| Some((trap.hold?, trap.window))) {
                 let subject = known.subject;
                 let hold = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(subject).ok()).await;

@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use super::command_helper::CommandHelper;
 use super::config_source::ConfigSource;
 use super::event_sink::EventSink;
+use super::fleet::{Fleet, Surroundings};
 use super::host_state::HostState;
+use super::protection::protected;
 use super::sensor_handle::SensorHandle;
 use super::trial::{MAX_TRIAL, Trial};
 use super::unban;
@@ -29,7 +31,7 @@ use crate::control::protocol::{
 };
 use crate::control::server::IncomingRequest;
 use crate::control::service_port::ServicePort;
-use crate::engine::{Host, Protection, Settings};
+use crate::engine::{Protection, Settings};
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
 use crate::ledger::{Allowance, Change};
@@ -73,6 +75,7 @@ pub(super) struct ControlHandler<'a> {
     pub(super) config: &'a mut ConfigSource,
     pub(super) host_state: &'a mut HostState,
     pub(super) sensor: &'a SensorHandle,
+    pub(super) fleet: Option<&'a mut Fleet>,
     pub(super) sink: &'a mut EventSink,
     pub(super) trial: &'a mut Trial,
     pub(super) sandbox: &'a Sandbox,
@@ -88,6 +91,12 @@ impl ControlHandler<'_> {
         self.config.config.blocks() && !self.trial.only_logs()
     }
 
+    /// What the fleet says, of what it is asked; `None` where this host is in none.
+    fn ask_fleet<T>(&self, ask: impl FnOnce(&Fleet, Surroundings<'_>) -> T) -> Option<T> {
+        let fleet = self.fleet.as_ref()?;
+        Some(ask(fleet, Surroundings { host: &self.host_state.host(), enforces: self.enforces() }))
+    }
+
     /// For how long the kernel holds a source; `None` where it holds none.
     fn hold(&self) -> Option<Duration> {
         self.config.ruleset().trap.filter(|_| self.enforces())?.hold
@@ -97,6 +106,9 @@ impl ControlHandler<'_> {
     pub(super) async fn reload(&mut self, by: &str) -> Reply {
         let targets = (&mut *self.host_state, self.sensor, &mut *self.sink);
         let reloaded = self.config.reload(by, targets, self.sandbox, *self.trial).await;
+        if let Some(fleet) = &mut self.fleet {
+            fleet.reconfigure(&self.config.config.fleet);
+        }
         reloaded.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
     }
 
@@ -190,6 +202,11 @@ impl ControlHandler<'_> {
             }
             Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
             Request::Allowed => Box::pin(ready(Ok(self.allowed()))),
+            Request::Fleet { after } => {
+                let after = after.map(|text| text.parse().map_err(|_| usage("`after` is not a target"))).transpose()?;
+                let bans = self.ask_fleet(|fleet, surroundings| fleet.list(after, surroundings)).unwrap_or_default();
+                Box::pin(ready(Ok(Answer::FleetBans(bans))))
+            }
             Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
             Request::Trial { span, end } => Box::pin(ready(self.trial(&by, span.as_deref(), end).await)),
             Request::Confirm => Box::pin(ready(self.confirm(&by))),
@@ -260,6 +277,20 @@ impl ControlHandler<'_> {
             (Some(target), false) => Some(parse_network(target).and_then(BanTarget::of_prefix).map_err(usage)?),
             _ => return Err(usage("name an address or prefix, or all")),
         };
+        let by_fleet = match (&mut self.fleet, target) {
+            (Some(fleet), Some(target)) => usize::from(fleet.lift(target)),
+            (Some(fleet), None) => fleet.lift_all(),
+            (None, _) => 0,
+        };
+        if by_fleet > 0 {
+            let what = target.map_or_else(
+                || format!("{by_fleet} bans of the fleet"),
+                |target| format!("the fleet's ban of {target}"),
+            );
+            self.sink.emit(EventKind::Note(format!(
+                "{by} has lifted {what} on this host, for as long as they are reported"
+            )));
+        }
         let lifted = unban::lift(self.sensor, self.sink, target.map(|subject| vec![subject]), by);
         let known = target
             .map(|subject| self.sensor.ask(|answer| SensorRequest::Explain { address: subject.element(), answer }));
@@ -270,7 +301,7 @@ impl ControlHandler<'_> {
             Err(error) => self.sink.emit(EventKind::Error(error)),
         }
         Ok(async move {
-            let unblocked = of_sensor(lifted).await?.map_err(failed)?;
+            let unblocked = of_sensor(lifted).await?.map_err(failed)? + by_fleet;
             if let (0, Some(subject), Some(known)) = (unblocked, target, known) {
                 // `subject` may itself be a network inside another.
                 let around = of_sensor(known).await.ok().and_then(|known| known.network);
@@ -380,19 +411,6 @@ fn no_source(address: IpAddr) -> Option<&'static str> {
         address if address.is_multicast() => Some("it is a multicast address"),
         _ => None,
     }
-}
-
-/// A protected prefix that `target` touches: the one that `--force` could least do anything about.
-fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection)> {
-    let touches = |network: &IpNet| target.contains(network) || network.contains(&target);
-    let why = |network: IpNet| {
-        // An allowed network around it, or one that begins with an own address, says nothing of that address.
-        let alone = network.prefix_len() == network.max_prefix_len();
-        let own = alone && host.local.is_exact() && host.local.contains(network.addr());
-        if own { Some(Protection::OwnAddress) } else { host.allow.covers(network) }
-    };
-    let touched = host.allow.networks().filter(touches);
-    touched.filter_map(|network| Some((network, why(network)?))).min_by_key(|(_, why)| *why)
 }
 
 /// Why there is nothing to lift for `subject`, and what there is instead.

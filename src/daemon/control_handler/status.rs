@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
 use crate::config::{BlockPolicy, Config, HostPorts, Protocol, classic_only_logs, pitfalls};
+use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{
     BanCounts, BlockState, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts,
@@ -18,7 +19,7 @@ use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
 use crate::engine::{Host, Service};
 use crate::events::json::rfc3339;
-use crate::metrics::{self, Snapshot};
+use crate::metrics::{self, FleetSnapshot, Snapshot};
 use crate::sensor::SensorRequest;
 use crate::types::{Backend, PortSet};
 
@@ -34,6 +35,13 @@ impl ControlHandler<'_> {
             capacity: self.uses_nft().then(|| self.config.config.block.nft.size.into()),
             events_lost: self.sink.lost,
             allowed: self.host_state.host().allow.prefixes().count() as u64,
+            fleet: self.ask_fleet(|fleet, surroundings| fleet.status(surroundings)).map(|fleet| FleetSnapshot {
+                connected: fleet.link == FleetLink::Connected,
+                bans: fleet.bans as u64,
+                waiting: fleet.waiting as u64,
+                accepted: fleet.accepted,
+                refused: fleet.refused,
+            }),
             ..Snapshot::default()
         };
         let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });
@@ -109,6 +117,7 @@ impl ControlHandler<'_> {
             ledger: self.config.state_dir.display().to_string(),
             sandbox: self.sandbox.into(),
             commands: self.command_helper.map(CommandHelper::status),
+            fleet: self.ask_fleet(|fleet, surroundings| fleet.status(surroundings)),
             last_event: self.sink.last_event.as_ref().map(Into::into),
         };
         let counted = self.sensor.ask(|answer| SensorRequest::Count { answer });

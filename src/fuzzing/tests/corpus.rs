@@ -75,7 +75,7 @@ macro_rules! targets {
 }
 
 // A test for each, so that they run side by side.
-targets! { capture config control files hosts_deny ignore_file import ledger names nft rtnetlink sock_diag spawner }
+targets! { capture config control files fleet hosts_deny ignore_file import ledger names nft rtnetlink sock_diag spawner }
 
 #[test]
 fn every_reader_has_its_test_its_program_and_its_corpus() {

@@ -1,0 +1,155 @@
+//! What a fleet costs: several hundred real `portsentry fleet` processes on one server, each with a daemon that only notes what
+//! it is brought. How long a report takes to all others, how many reports a second go through, what a late joiner needs for
+//! 100,000 reports, and what a report costs in processor time.
+//!
+//! `HOSTS=300` says how many hosts, `RUNS=1` shortens it; `-- fleet` and `-- late` run one part. Needs redis-server; no root.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints figures"
+)]
+
+#[path = "../tests/fleet/engine.rs"]
+mod engine;
+#[path = "../tests/fleet/fake_daemon.rs"]
+mod fake_daemon;
+#[path = "../tests/fleet/member.rs"]
+mod member;
+mod support;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use engine::{Engine, Users};
+use member::Member;
+
+/// Reports whose propagation is measured.
+const REPORTS: usize = 50;
+
+/// Reports of each host in the burst.
+const BURST: usize = 5;
+
+/// Authors and reports that a late joiner finds.
+const AUTHORS: usize = 1_000;
+const OF_EACH: usize = 100;
+
+fn main() {
+    if support::is_asked_for("fleet") {
+        fleet();
+    }
+    if support::is_asked_for("late joiner") {
+        late_joiner();
+    }
+}
+
+/// Propagation and a burst, in a fleet of several hundred hosts.
+fn fleet() {
+    let hosts = std::env::var("HOSTS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let names: Vec<String> = (0..hosts).map(|number| format!("h{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let engine = Engine::start(Users::new(&names), &["--maxclients", "10000"]);
+    let members: Vec<Member> = names.iter().map(|host| start(host, &engine)).collect();
+    for member in &members {
+        member.await_scan();
+    }
+
+    support::table(
+        &format!("A report of one of {hosts} hosts, until the others have it, in milliseconds"),
+        "reports | deliveries | median | p99 | worst | server's processor time per report, ms",
+    );
+    let reports = support::runs(REPORTS);
+    let before = engine_time(&engine);
+    let mut spans = Vec::new();
+    for number in 0..reports {
+        let (author, target) = (number % members.len(), format!("203.0.{}.{}", number / 250, number % 250 + 1));
+        let begun = Instant::now();
+        members[author].daemon.ban(&target);
+        for (place, other) in members.iter().enumerate().filter(|(place, _)| *place != author) {
+            let arrived = netns_lab::within(Duration::from_secs(60), || other.daemon.arrival(&target));
+            let arrived = arrived.unwrap_or_else(|| panic!("{place} never got {target}: {}", other.log()));
+            spans.push(arrived.duration_since(begun).as_secs_f64() * 1e3);
+        }
+    }
+    let each = (engine_time(&engine) - before).as_secs_f64() * 1e3 / reports as f64;
+    let cells = [0.5, 0.99, 1.0].map(|share| format!("{:.1}", support::quantile(&spans, share))).join(" | ");
+    println!("| {reports} | {} | {cells} | {each:.2} |", spans.len());
+
+    support::table(
+        &format!("A burst: each of {hosts} hosts reports {BURST} sources at once, until one of them has all"),
+        "reports | seconds | reports/s | deliveries/s | processor time of a host per 1,000 reports, ms | server's, ms",
+    );
+    let (own, server) = (members[0].processor_time(), engine_time(&engine));
+    let begun = Instant::now();
+    for (place, member) in members.iter().enumerate() {
+        for number in 0..BURST {
+            member.daemon.ban(&format!("198.{}.{}.{number}", 18 + place / 256, place % 256));
+        }
+    }
+    let all = (hosts - 1) * BURST;
+    let seen = |member: &Member| {
+        member.daemon.said(|said| said.arrivals.keys().filter(|target| target.starts_with("198.1")).count())
+    };
+    let done = netns_lab::within(Duration::from_secs(600), || (seen(&members[0]) >= all).then_some(()));
+    assert!(done.is_some(), "{} of {all}: {}", seen(&members[0]), members[0].log());
+    let took = begun.elapsed().as_secs_f64();
+    let per_thousand = |time: Duration| time.as_secs_f64() * 1e6 / all as f64;
+    println!(
+        "| {all} | {took:.1} | {:.0} | {:.0} | {:.1} | {:.1} |",
+        all as f64 / took,
+        (all * hosts) as f64 / took,
+        per_thousand(members[0].processor_time() - own),
+        per_thousand(engine_time(&engine) - server),
+    );
+}
+
+fn start(host: &str, engine: &Engine) -> Member {
+    let lines = format!("url = \"unix://{}\"\naccept.max_per_author_per_hour = 100000", engine.socket().display());
+    Member::start_with(
+        host,
+        &lines,
+        &engine.users().password_file(host),
+        &mut Command::new(netns_lab::daemon::binary()),
+    )
+}
+
+/// One host that comes to a fleet with 100,000 reports.
+fn late_joiner() {
+    support::table(
+        &format!("A late joiner that finds {} reports of {AUTHORS} authors", AUTHORS * OF_EACH),
+        "run | seconds until its daemon has all | resident after it, MiB | its processor time, s | server's, s | server's memory, MiB",
+    );
+    let engine = Engine::start(Users::new(&["late"]), &[]);
+    let fill = format!(
+        "for i = 0, {} do redis.call('SET', 'portsentry:lab:ban:h' .. i % {AUTHORS} .. ':10.' .. math.floor(i / 65536) .. '.' \
+         .. math.floor(i / 256) % 256 .. '.' .. i % 256, '{{\"v\":1,\"class\":\"connect\",\"ports\":7,\"grade\":\"proven\",\"seq\":42}}', \
+         'PX', 14000000) end",
+        AUTHORS * OF_EACH - 1
+    );
+    engine.admin(&["EVAL", &fill, "0"]);
+    for run in 1..=support::runs(3) {
+        let (begun, server) = (Instant::now(), engine_time(&engine));
+        let late = start("late", &engine);
+        let scanned =
+            netns_lab::within(Duration::from_secs(600), || late.daemon.said(|said| said.scans > 0).then_some(()));
+        assert!(scanned.is_some(), "{}", late.log());
+        let took = begun.elapsed().as_secs_f64();
+        let found = late.daemon.said(|said| said.arrivals.len());
+        assert_eq!(found, AUTHORS * OF_EACH, "{}", late.log());
+        let memory = engine.admin(&["INFO", "memory"]);
+        let memory = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse::<f64>();
+        println!(
+            "| {run} | {took:.1} | {:.1} | {:.2} | {:.2} | {:.0} |",
+            late.resident() as f64 / 1024.0,
+            late.processor_time().as_secs_f64(),
+            (engine_time(&engine) - server).as_secs_f64(),
+            memory.unwrap() / f64::from(1 << 20),
+        );
+    }
+}
+
+fn engine_time(engine: &Engine) -> Duration {
+    member::processor_time_of(engine.id())
+}

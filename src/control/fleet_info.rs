@@ -1,0 +1,149 @@
+//! What `status`, `list` and `explain` say about the fleet: its connection, and which hosts have reported what.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::fleet_protocol::IgnoredAuthor;
+use super::format::{nullable, span};
+use crate::types::counted;
+
+/// Targets in one answer: they fit into a line.
+pub const MAX_FLEET_BANS: usize = 64;
+
+/// Reports of one target that are told.
+pub const MAX_FLEET_REPORTS: usize = 4;
+
+/// The fleet in the answer to `status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetStatus {
+    pub name: String,
+    /// This host's name in it.
+    pub host: String,
+    /// Reports are judged, and nothing is blocked for them.
+    pub shadow: bool,
+    pub link: FleetLink,
+    /// What is wrong with the connection.
+    #[serde(deserialize_with = "nullable")]
+    pub reason: Option<String>,
+    /// Targets that are blocked, or would be.
+    pub bans: usize,
+    /// Targets that wait for a report of another author.
+    pub waiting: usize,
+    pub accepted: u64,
+    pub refused: u64,
+    /// Authors of which something is ignored, and why.
+    pub ignored: Vec<IgnoredAuthor>,
+}
+
+/// The connection to the fleet's server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FleetLink {
+    #[default]
+    Away,
+    Connected,
+}
+
+/// What is known of a target that other hosts have reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetBan {
+    pub target: String,
+    pub state: FleetBanState,
+    /// For how long it is blocked still, or would be, or stays lifted.
+    #[serde(deserialize_with = "nullable")]
+    pub left_s: Option<u64>,
+    /// How many more authors it takes.
+    pub lacking: usize,
+    /// The first [`MAX_FLEET_REPORTS`].
+    pub reports: Vec<FleetReportInfo>,
+    /// Reports that are left out.
+    pub more: usize,
+}
+
+/// Whether a target is blocked for the reports of other hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FleetBanState {
+    #[default]
+    #[serde(rename = "waiting")]
+    Waiting,
+    #[serde(rename = "blocked")]
+    Blocked,
+    /// In shadow mode, and where scans are only logged.
+    #[serde(rename = "would be blocked")]
+    WouldBeBlocked,
+    /// An operator has lifted it.
+    #[serde(rename = "lifted")]
+    Lifted,
+}
+
+/// One host's report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetReportInfo {
+    pub author: String,
+    pub evidence: String,
+    pub distinct_ports: u32,
+    pub class: String,
+    pub left_s: u64,
+}
+
+/// The answer to `fleet`: the targets after the one that was named, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetBans {
+    /// False where this host is in no fleet.
+    pub joined: bool,
+    /// At most [`MAX_FLEET_BANS`].
+    pub bans: Vec<FleetBan>,
+    /// There are more after the last one.
+    pub more: bool,
+}
+
+impl fmt::Display for FleetBan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let left = span(self.left_s.unwrap_or_default());
+        match self.state {
+            FleetBanState::Blocked => write!(f, "blocked, {left} left")?,
+            FleetBanState::WouldBeBlocked => write!(f, "would be blocked, {left} left (fleet.shadow)")?,
+            FleetBanState::Lifted => write!(f, "lifted by an operator, for {left} more")?,
+            FleetBanState::Waiting if self.lacking == 0 => {
+                f.write_str("not blocked: its hour on evidence that can be forged is over")?;
+            }
+            FleetBanState::Waiting => write!(f, "not blocked: it takes {} more", counted(self.lacking, "author"))?,
+        }
+        if self.reports.is_empty() {
+            return if self.state == FleetBanState::Lifted {
+                Ok(())
+            } else {
+                f.write_str("; reported before a restart")
+            };
+        }
+        let reports: Vec<String> = self.reports.iter().map(ToString::to_string).collect();
+        write!(f, "; reported by {}", reports.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for FleetReportInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { author, evidence, distinct_ports, class, left_s } = self;
+        write!(f, "{author} ({evidence}, {class}, {}, {} left)", counted(*distinct_ports, "port"), span(*left_s))
+    }
+}
+
+impl fmt::Display for FleetStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, host, link, reason, bans, waiting, accepted, refused, .. } = self;
+        write!(f, "{name}, as {host}: ")?;
+        match (link, reason) {
+            (FleetLink::Connected, _) => f.write_str("connected")?,
+            (FleetLink::Away, Some(reason)) => write!(f, "ALARM: not connected, {reason}")?,
+            (FleetLink::Away, None) => f.write_str("not connected yet")?,
+        }
+        let verb = if self.shadow { "would be blocked (fleet.shadow)" } else { "blocked" };
+        write!(
+            f,
+            "; {} {verb}, {waiting} waiting for another author; reports: {accepted} counted, {refused} refused",
+            counted(*bans, "target")
+        )
+    }
+}

@@ -1,0 +1,199 @@
+//! The fleet socket: lets the process that is connected to the fleet's server bring reports to the daemon and follow this
+//! host's own bans, and nothing else. That process reads what strangers may have written, so its lines, their rate and what
+//! waits are bounded here, and only the users may connect that the daemon names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::fleet_protocol::{FleetReply, FleetRequest, MAX_FLEET_LINE_LEN, OwnBanEvent};
+use super::server::write_line;
+use super::socket_file::{Bound, ControlError, SocketFile};
+use crate::types::{Timestamp, TokenBucket};
+
+/// Clients at one time: one that reports and one that watches, and as many of a process that takes over from another.
+const MAX_CLIENTS: usize = 4;
+/// Requests that wait for the daemon at one time.
+const MAX_PENDING: usize = 4;
+/// Events that a client may be behind.
+const MAX_BEHIND: usize = 1_024;
+/// Requests of all clients in a second; more wait. 25,600 reports, which take the daemon less than a tenth of a core.
+const MAX_REQUESTS_PER_SECOND: u32 = 200;
+/// How long a client may take for a line.
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the daemon may take for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the next attempt where no request may be made, or no connection accepted.
+const RETRY_DELAY: Duration = Duration::from_millis(5);
+
+/// What the daemon is asked.
+#[derive(Debug)]
+pub enum IncomingFleetRequest {
+    /// Never [`FleetRequest::Watch`].
+    Request { request: FleetRequest, reply: oneshot::Sender<FleetReply> },
+    /// The own bans in force, for a client that watches from now on.
+    OwnBans { reply: oneshot::Sender<Vec<OwnBanEvent>> },
+}
+
+/// What the tasks of all clients share.
+#[derive(Clone)]
+struct Shared {
+    requests: mpsc::Sender<IncomingFleetRequest>,
+    events: broadcast::Sender<Arc<str>>,
+    rate: Arc<Mutex<TokenBucket>>,
+    /// Users that may connect.
+    users: Arc<[u32]>,
+    start: tokio::time::Instant,
+}
+
+/// The listening socket.
+pub struct FleetServer {
+    _file: SocketFile,
+    requests: mpsc::Receiver<IncomingFleetRequest>,
+    events: broadcast::Sender<Arc<str>>,
+}
+
+impl FleetServer {
+    /// Serves a socket for processes of these `users`. Has to be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the runtime cannot watch it.
+    pub fn serve(bound: Bound, users: &[u32]) -> Result<Self, ControlError> {
+        let (file, listener) = bound.listen()?;
+        let (sender, requests) = mpsc::channel(MAX_PENDING);
+        let (events, _) = broadcast::channel(MAX_BEHIND);
+        let shared = Shared {
+            requests: sender,
+            events: events.clone(),
+            rate: Arc::new(Mutex::new(TokenBucket::new(MAX_REQUESTS_PER_SECOND, Duration::from_secs(1)))),
+            users: users.into(),
+            start: tokio::time::Instant::now(),
+        };
+        tokio::spawn(accept(listener, shared));
+        Ok(Self { _file: file, requests, events })
+    }
+
+    /// The next request. Safe to cancel.
+    pub async fn next_request(&mut self) -> IncomingFleetRequest {
+        match self.requests.recv().await {
+            Some(request) => request,
+            // The listening task has ended: no request can come any more.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Sends an event to the clients that watch.
+    pub fn publish(&self, event: &OwnBanEvent) {
+        if self.events.receiver_count() > 0 {
+            let _ = self.events.send(event.to_line().into());
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, shared: Shared) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, as a rule: a retry at once would burn a core.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        let is_known = stream.peer_cred().is_ok_and(|peer| shared.users.contains(&peer.uid()));
+        let refuse = |reason: String| {
+            // It fits into the socket's buffer, or the client does not read.
+            let _ = stream.try_write(FleetReply::Refused { reason }.to_line().as_bytes());
+        };
+        if !is_known {
+            refuse("refused: only root, the daemon's own user and the user portsentry-fleet may connect".to_owned());
+            continue;
+        }
+        match Arc::clone(&places).try_acquire_owned() {
+            Ok(place) => drop(tokio::spawn(serve(stream, place, shared.clone()))),
+            Err(_) => refuse(format!("refused: {MAX_CLIENTS} clients are connected already")),
+        }
+    }
+}
+
+/// Answers one client until it disconnects, is too slow, or ends its subscription.
+async fn serve(stream: UnixStream, _place: OwnedSemaphorePermit, shared: Shared) {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut bounded = (&mut reader).take(MAX_FLEET_LINE_LEN as u64);
+        let Ok(Ok(1..)) = timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await else { return };
+        shared.await_turn().await;
+        let is_whole = line.ends_with(b"\n");
+        let reply = match FleetRequest::parse(&line) {
+            _ if !is_whole => FleetReply::Refused {
+                reason: format!("refused: a request ends with a line feed after at most {MAX_FLEET_LINE_LEN} bytes"),
+            },
+            Err(reason) => FleetReply::Refused { reason },
+            Ok(FleetRequest::Watch {}) => return stream_events(&mut writer, &mut reader, &shared).await,
+            Ok(request) => {
+                shared.forward(|reply| IncomingFleetRequest::Request { request, reply }).await.unwrap_or_else(|| {
+                    FleetReply::Refused { reason: "the daemon is ending, or did not answer in time".to_owned() }
+                })
+            }
+        };
+        // After a line that was cut, the rest of it would be taken for a request.
+        if write_line(&mut writer, &reply.to_line()).await.is_none() || !is_whole {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    /// Waits until a request may be made.
+    async fn await_turn(&self) {
+        while !self.rate.lock().await.take(Timestamp::at(self.start.elapsed())) {
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+
+    /// Has the daemon answer; `None` where it does not.
+    async fn forward<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> IncomingFleetRequest) -> Option<T> {
+        let (reply, answered) = oneshot::channel();
+        let exchange = async {
+            self.requests.send(request(reply)).await.ok()?;
+            answered.await.ok()
+        };
+        timeout(ANSWER_TIMEOUT, exchange).await.ok().flatten()
+    }
+}
+
+/// Sends the own bans in force, and every change from then on, until the client disconnects or cannot keep up.
+async fn stream_events(writer: &mut OwnedWriteHalf, reader: &mut BufReader<OwnedReadHalf>, shared: &Shared) {
+    // Before the bans in force are read, so that none falls between.
+    let mut events = shared.events.subscribe();
+    let Some(bans) = shared.forward(|reply| IncomingFleetRequest::OwnBans { reply }).await else { return };
+    if write_line(writer, &FleetReply::Watching.to_line()).await.is_none() {
+        return;
+    }
+    for ban in &bans {
+        if write_line(writer, &ban.to_line()).await.is_none() {
+            return;
+        }
+    }
+    let mut end = [0];
+    loop {
+        let line: Arc<str> = tokio::select! {
+            // A subscriber has no more requests; what it sends, or its end, ends the subscription.
+            _ = reader.read(&mut end) => return,
+            event = events.recv() => match event {
+                Ok(line) => line,
+                Err(broadcast::error::RecvError::Lagged(events)) => OwnBanEvent::Lost { events }.to_line().into(),
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+        };
+        if write_line(writer, &line).await.is_none() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What other hosts of the fleet have reported, from the running daemon, which alone knows it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::bans::overlaps;
+use crate::control::client::Client;
+use crate::control::fleet_info::{FleetBan, FleetBans};
+use crate::control::protocol::{Answer, Request};
+use crate::types::BanTarget;
+
+/// Answers that are read: a million targets.
+const MAX_ANSWERS: usize = 16_384;
+
+/// The targets that were reported, all of them or those that `target` has to do with; `None` where no daemon answers, or
+/// this host is in no fleet.
+pub(super) fn read(socket: &Path, target: Option<IpNet>) -> Option<Vec<FleetBan>> {
+    let mut client = Client::connect(socket).ok()?;
+    let (mut all, mut after) = (Vec::new(), None);
+    for _ in 0..MAX_ANSWERS {
+        let Ok(Answer::FleetBans(FleetBans { joined: true, bans, more })) = client.ask(&Request::Fleet { after })
+        else {
+            return None;
+        };
+        after = bans.last().map(|ban| ban.target.clone());
+        let wanted = |ban: &FleetBan| {
+            let found = ban.target.parse::<BanTarget>();
+            target.is_none_or(|target| found.is_ok_and(|found| overlaps(found, target)))
+        };
+        all.extend(bans.into_iter().filter(wanted));
+        if !more || after.is_none() {
+            break;
+        }
+    }
+    Some(all)
+}
+
+/// The same as text, a line each.
+pub(super) fn text(bans: &[FleetBan]) -> String {
+    let mut out = String::new();
+    if !bans.is_empty() {
+        let _ = writeln!(out, "\nreported by other hosts of the fleet:");
+    }
+    for ban in bans {
+        let _ = writeln!(out, "{}  {ban}", ban.target);
+    }
+    out
+}

@@ -1,0 +1,162 @@
+//! The file of a listening socket: made where no other daemon listens, and removed when it is done with.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use tokio::net::UnixListener;
+
+/// How long another daemon may take to set up its socket in the same folder. Any user with read access to the folder can lock it, and
+/// must not keep a daemon from its socket.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it waits before it tries again.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("{path} is no socket; take it away, or name another place with {option}")]
+    NotASocket { path: PathBuf, option: &'static str },
+    #[error("another portsentry answers at {path}; name another place with {option}")]
+    InUse { path: PathBuf, option: &'static str },
+    #[error("cannot {doing} {path}: {error}; name another place with {option}")]
+    System { doing: &'static str, path: PathBuf, error: io::Error, option: &'static str },
+}
+
+/// Which processes the file lets connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Those of its owner and of its group.
+    Group,
+    /// All: the server looks at each peer's user.
+    All,
+}
+
+impl Access {
+    /// What names the place of such a socket.
+    fn option(self) -> &'static str {
+        match self {
+            Self::Group => "--socket",
+            Self::All => "fleet.socket",
+        }
+    }
+}
+
+/// The socket's file, which is removed when this is dropped, unless another one has taken its place. One that root has made
+/// in a folder of its own stays, and the next start replaces it.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: Option<(u64, u64)>,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(id(&found)) == self.id) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A socket that listens, but is not served yet.
+pub struct Bound {
+    listener: std::os::unix::net::UnixListener,
+    file: SocketFile,
+    access: Access,
+}
+
+impl Bound {
+    /// Listens at `path`. Makes its directory where it is missing, and replaces a socket that an earlier daemon left behind.
+    /// One at which a daemon answers, that of another network namespace for example, stays.
+    ///
+    /// # Errors
+    /// Where something else is at `path`, or it cannot be written.
+    pub fn open(path: &Path, access: Access) -> Result<Self, ControlError> {
+        let option = access.option();
+        let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error, option };
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory).map_err(system("make the directory of"))?;
+        // Held until it listens: of two daemons that start at once, the second finds the first one's socket answered.
+        let _lock = lock(directory);
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(ControlError::NotASocket { path: path.to_owned(), option });
+            }
+            Ok(_) if is_answered(path).map_err(system("connect to"))? => {
+                return Err(ControlError::InUse { path: path.to_owned(), option });
+            }
+            Ok(_) => match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system("replace")(error)),
+                _ => {}
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(system("look at")(error)),
+        }
+        // For a group only the owner may connect until the mode is set.
+        let mask = match access {
+            Access::Group => 0o177,
+            Access::All => 0o111,
+        };
+        let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+        let bound = std::os::unix::net::UnixListener::bind(path);
+        rustix::process::umask(mask);
+        let listener = bound.map_err(system("listen at"))?;
+        listener.set_nonblocking(true).map_err(system("listen at"))?;
+        if access == Access::Group {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+                .map_err(system("set the mode of"))?;
+        }
+        let id = std::fs::symlink_metadata(path).ok().map(|found| id(&found));
+        Ok(Self { listener, file: SocketFile { path: path.to_owned(), id }, access })
+    }
+
+    /// The listener for a server. Has to be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the runtime cannot watch it.
+    pub(super) fn listen(self) -> Result<(SocketFile, UnixListener), ControlError> {
+        let Self { listener, file, access } = self;
+        let listener = UnixListener::from_std(listener).map_err(|error| ControlError::System {
+            doing: "serve",
+            path: file.path.clone(),
+            error,
+            option: access.option(),
+        })?;
+        Ok((file, listener))
+    }
+}
+
+fn id(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+/// Locks `directory` against other daemons until the file is closed. One that cannot be read, or that another process keeps
+/// locked, is used without.
+fn lock(directory: &Path) -> Option<File> {
+    let folder = File::open(directory).ok()?;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        && Instant::now() < deadline
+    {
+        thread::sleep(RETRY_DELAY);
+    }
+    Some(folder)
+}
+
+/// True where a process listens at the socket `path`.
+fn is_answered(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        // A listener that is too busy, or stopped, has a full queue.
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,384 @@
+//! Decides what this host does with a report of another host. Pure: it takes the time, touches no socket and no kernel, and
+//! holds all that is known of the fleet, within bounds.
+//!
+//! What is in doubt protects the target: a report is refused, and an address that an operator or the host's network needs is
+//! never blocked for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::authors::{Authors, BACKLOG_HOURS, Ignored, Phase, take_backlog};
+use super::pace::HourCount;
+use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
+use crate::config::{FleetAccept, parse_fleet_name};
+use crate::control::fleet_protocol::{FleetReport, MAX_TEXT_LEN};
+use crate::engine::Grade;
+use crate::types::{BanTarget, Expiry, Timestamp};
+
+/// The longest that a report stands, and a ban because of it.
+pub(super) const MAX_TIME: Duration = Duration::from_secs(4 * 3_600);
+
+/// The longest that a ban on forgeable evidence lasts, whatever is reported meanwhile.
+const MAX_FORGEABLE_TIME: Duration = HOUR;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A ban is made longer by no less.
+const MIN_STEP: Duration = Duration::from_secs(60);
+
+/// Reports of one target that are held.
+const MAX_REPORTS: usize = 64;
+
+/// Targets that wait for another author, beyond those that are blocked.
+const MAX_WAITING: usize = 16_384;
+
+/// Targets that operators have lifted.
+const MAX_LIFTS: usize = 4_096;
+
+/// One author's word about one target.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    pub(super) author: Arc<str>,
+    pub(super) grade: Grade,
+    pub(super) distinct_ports: u32,
+    pub(super) class: String,
+    pub(super) until: Timestamp,
+}
+
+impl Report {
+    fn is_proven(&self) -> bool {
+        self.grade == Grade::Proven && self.distinct_ports >= MIN_PROVEN_PORTS
+    }
+}
+
+/// What is known of one target.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Entry {
+    /// At most one of each author.
+    pub(super) reports: Vec<Report>,
+    /// Until when it is to be blocked.
+    pub(super) until: Option<Timestamp>,
+    /// When forgeable evidence was first enough, as long as any report stands.
+    forgeable_since: Option<Timestamp>,
+}
+
+pub(super) struct Acceptance {
+    rules: FleetAccept,
+    /// This host's own name.
+    own: String,
+    authors: Authors,
+    targets: BTreeMap<BanTarget, Entry>,
+    lifts: BTreeMap<BanTarget, Timestamp>,
+    all: HourCount,
+    backlog: u32,
+    phase: Phase,
+    /// Blocked targets of IPv4 and of IPv6.
+    blocked: [usize; 2],
+}
+
+impl Acceptance {
+    pub(super) fn new(rules: FleetAccept, own: String) -> Self {
+        Self {
+            backlog: rules.max_bans_per_hour.saturating_mul(BACKLOG_HOURS),
+            rules,
+            own,
+            authors: Authors::default(),
+            targets: BTreeMap::new(),
+            lifts: BTreeMap::new(),
+            all: HourCount::default(),
+            phase: Phase::Starting,
+            blocked: [0; 2],
+        }
+    }
+
+    /// Goes on with other rules. What is blocked stays so for its time.
+    pub(super) fn reconfigure(&mut self, rules: FleetAccept) {
+        self.rules = rules;
+    }
+
+    /// The connection is away.
+    pub(super) fn lose_link(&mut self) {
+        if self.phase == Phase::Steady {
+            self.phase = Phase::CatchingUp;
+        }
+    }
+
+    /// A complete scan has ended.
+    pub(super) fn end_scan(&mut self) {
+        self.phase = Phase::Steady;
+    }
+
+    /// Judges `report`. `exempt` says why a network is never blocked, as for the bans of this host.
+    pub(super) fn judge(
+        &mut self,
+        now: Timestamp,
+        report: &FleetReport,
+        exempt: impl Fn(IpNet) -> Option<String>,
+    ) -> Verdict {
+        self.try_judge(now, report, exempt).unwrap_or_else(Verdict::Refused)
+    }
+
+    fn try_judge(
+        &mut self,
+        now: Timestamp,
+        report: &FleetReport,
+        exempt: impl Fn(IpNet) -> Option<String>,
+    ) -> Result<Verdict, Refusal> {
+        let FleetReport { author, remaining_s, grade, distinct_ports, .. } = report;
+        parse_fleet_name(author).map_err(|_| Refusal::NoAuthor)?;
+        if *author == self.own {
+            return Err(Refusal::OwnName);
+        }
+        let remaining = Duration::from_secs(*remaining_s);
+        if remaining.is_zero() {
+            return Err(Refusal::NoTime);
+        }
+        if remaining > MAX_TIME {
+            return Err(Refusal::TooLong);
+        }
+        let (target, network) = target(&report.target).ok_or(Refusal::NoTarget)?;
+        if let Some(why) = exempt(network) {
+            return Err(Refusal::Exempt(why));
+        }
+        let until = now.after(remaining);
+        if let Some(lifted) = self.lifts.get_mut(&target) {
+            // For as long as anything is reported that the operator may have known.
+            *lifted = (*lifted).max(until);
+            return Err(Refusal::Lifted);
+        }
+        let mut report = Report {
+            author: author.as_str().into(),
+            grade: *grade,
+            distinct_ports: *distinct_ports,
+            class: report.class.chars().filter(char::is_ascii_graphic).take(MAX_TEXT_LEN).collect(),
+            until,
+        };
+        if self.rules.forgeable_authors == 0 && !report.is_proven() {
+            return Err(if *grade == Grade::Proven { Refusal::TooFewPorts } else { Refusal::Forgeable });
+        }
+        let known = self.targets.get(&target);
+        let place = known.and_then(|entry| entry.reports.iter().position(|one| one.author == report.author));
+        if place.is_none() {
+            if known
+                .map_or_else(|| self.targets.len() >= self.max_targets(), |entry| entry.reports.len() >= MAX_REPORTS)
+            {
+                return Err(Refusal::TableFull);
+            }
+            report.author = self.authors.charge(now, &report.author, self.rules.max_per_author_per_hour, self.phase)?;
+        } else if self.authors.is_ignored(now, &report.author) {
+            return Err(Refusal::AuthorIgnored);
+        }
+        let entry = self.targets.entry(target).or_default();
+        match place.and_then(|place| entry.reports.get_mut(place)) {
+            Some(known) => {
+                report.author = Arc::clone(&known.author);
+                *known = report;
+            }
+            None => entry.reports.push(report),
+        }
+        self.decide(now, target)
+    }
+
+    /// Both sets, and what waits.
+    fn max_targets(&self) -> usize {
+        self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING)
+    }
+
+    fn max_blocked(&self) -> usize {
+        usize::try_from(self.rules.size).unwrap_or(usize::MAX)
+    }
+
+    /// What follows from the reports about `target`.
+    fn decide(&mut self, now: Timestamp, target: BanTarget) -> Result<Verdict, Refusal> {
+        let max_blocked = self.max_blocked();
+        let Some(entry) = self.targets.get_mut(&target) else { return Err(Refusal::NoTarget) };
+        let proven = if self.rules.single { 1 } else { 2 };
+        let forgeable = usize::try_from(self.rules.forgeable_authors).unwrap_or(usize::MAX);
+        let (by_proof, lacking) = supported_until(now, entry, proven, Report::is_proven);
+        let (by_number, others) = match forgeable {
+            0 => (None, usize::MAX),
+            _ => supported_until(now, entry, forgeable, |_| true),
+        };
+        let by_number = by_number.map(|until| {
+            let since = *entry.forgeable_since.get_or_insert(now);
+            until.min(since.after(MAX_FORGEABLE_TIME))
+        });
+        let supported = by_proof.max(by_number).filter(|until| *until > now);
+        let Some(until) = supported else {
+            return Ok(match entry.until.filter(|until| *until > now) {
+                // From before a restart, or no longer renewed.
+                Some(until) => Verdict::Blocks { target, until, step: None },
+                None if lacking.min(others) == 0 => Verdict::Refused(Refusal::HourOver),
+                None => Verdict::Waits { authors: u32::try_from(lacking.min(others)).unwrap_or(u32::MAX) },
+            });
+        };
+        if let Some(before) = entry.until.filter(|before| *before > now) {
+            // Each change is one of the kernel's set as well, so there are few.
+            if until < before.after(MIN_STEP) {
+                return Ok(Verdict::Blocks { target, until: before, step: None });
+            }
+            entry.until = Some(until);
+            return Ok(Verdict::Blocks { target, until, step: Some(Step::Longer) });
+        }
+        let family = usize::from(target.element().is_ipv6());
+        if self.blocked.get(family).is_some_and(|blocked| *blocked >= max_blocked) {
+            return Err(Refusal::SetFull);
+        }
+        if !self.all.take(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
+            return Err(Refusal::Ceiling);
+        }
+        let was_counted = entry.until.replace(until).is_some();
+        if !was_counted && let Some(blocked) = self.blocked.get_mut(family) {
+            *blocked += 1;
+        }
+        Ok(Verdict::Blocks { target, until, step: Some(Step::New) })
+    }
+
+    /// Takes in what the kernel's sets hold at the start; those that are not to be there.
+    pub(super) fn adopt(
+        &mut self,
+        now: Timestamp,
+        found: impl Iterator<Item = (BanTarget, Option<Duration>)>,
+        exempt: impl Fn(IpNet) -> Option<String>,
+    ) -> Vec<BanTarget> {
+        let mut refused = Vec::new();
+        for (element, left) in found {
+            let left = left.filter(|left| *left <= MAX_TIME);
+            let wanted = target(&element.to_string()).filter(|(_, network)| exempt(*network).is_none());
+            match (wanted, left) {
+                (Some((target, _)), Some(left)) if target == element => {
+                    self.targets.entry(target).or_default().until = Some(now.after(left));
+                }
+                _ => refused.push(element),
+            }
+        }
+        self.count_blocked();
+        refused
+    }
+
+    /// Lifts the ban of `target`, and of no other; it stays lifted for as long as reports of it stand. True where it was to be
+    /// blocked.
+    pub(super) fn lift(&mut self, now: Timestamp, target: BanTarget) -> bool {
+        let entry = self.targets.remove(&target).unwrap_or_default();
+        self.count_blocked();
+        if self.lifts.len() >= MAX_LIFTS
+            && !self.lifts.contains_key(&target)
+            && let Some(first) = self.lifts.iter().min_by_key(|(_, until)| **until).map(|(first, _)| *first)
+        {
+            self.lifts.remove(&first);
+        }
+        self.lifts.insert(target, now.after(MAX_TIME));
+        entry.until.is_some_and(|until| until > now)
+    }
+
+    /// Lifts all bans, as [`Acceptance::lift`]; how many there were.
+    pub(super) fn lift_all(&mut self, now: Timestamp) -> usize {
+        let targets: Vec<BanTarget> = self.bans(now).map(|(target, _)| target).collect();
+        targets.iter().filter(|target| self.lift(now, **target)).count()
+    }
+
+    /// Drops the bans of targets that are exempt by now.
+    pub(super) fn drop_exempt(&mut self, exempt: impl Fn(IpNet) -> Option<String>) -> Vec<BanTarget> {
+        let network = |target: &BanTarget| IpNet::new(target.element(), target.prefix_len()).ok();
+        let dropped: Vec<BanTarget> = self
+            .targets
+            .keys()
+            .filter(|target| network(target).is_none_or(|net| exempt(net).is_some()))
+            .copied()
+            .collect();
+        dropped.iter().for_each(|target| drop(self.targets.remove(target)));
+        self.count_blocked();
+        dropped
+    }
+
+    /// Forgets what has run out.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        self.targets.retain(|_, entry| {
+            entry.reports.retain(|report| report.until > now);
+            entry.until = entry.until.filter(|until| *until > now);
+            entry.until.is_some() || !entry.reports.is_empty()
+        });
+        self.lifts.retain(|_, until| *until > now);
+        self.authors.expire(now, self.phase);
+        self.count_blocked();
+    }
+
+    fn count_blocked(&mut self) {
+        self.blocked = [0; 2];
+        for target in self.targets.iter().filter(|(_, entry)| entry.until.is_some()).map(|(target, _)| target) {
+            if let Some(blocked) = self.blocked.get_mut(usize::from(target.element().is_ipv6())) {
+                *blocked += 1;
+            }
+        }
+    }
+
+    /// The targets that are to be blocked, each for its remaining time.
+    pub(super) fn bans(&self, now: Timestamp) -> impl Iterator<Item = (BanTarget, Expiry)> + '_ {
+        self.targets.iter().filter_map(move |(target, entry)| {
+            let left = entry.until?.since(now);
+            (left >= Duration::from_secs(1)).then_some((*target, Expiry::After(left)))
+        })
+    }
+
+    /// What is known of the targets after `last`, in their order.
+    pub(super) fn entries(&self, last: Option<BanTarget>) -> impl Iterator<Item = (BanTarget, &Entry)> {
+        use std::ops::Bound;
+        let start = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.targets.range((start, Bound::Unbounded)).map(|(target, entry)| (*target, entry))
+    }
+
+    /// What is known of `target`.
+    pub(super) fn entry(&self, target: BanTarget) -> Option<&Entry> {
+        self.targets.get(&target)
+    }
+
+    /// Until when `target` stays lifted.
+    pub(super) fn lifted_until(&self, target: BanTarget) -> Option<Timestamp> {
+        self.lifts.get(&target).copied()
+    }
+
+    /// How many authors are still needed for `entry`; 0 where it is blocked.
+    pub(super) fn lacking(&self, now: Timestamp, entry: &Entry) -> usize {
+        if entry.until.is_some_and(|until| until > now) {
+            return 0;
+        }
+        let (_, proven) = supported_until(now, entry, if self.rules.single { 1 } else { 2 }, Report::is_proven);
+        let forgeable = usize::try_from(self.rules.forgeable_authors).unwrap_or(usize::MAX);
+        if forgeable == 0 { proven } else { proven.min(supported_until(now, entry, forgeable, |_| true).1) }
+    }
+
+    /// Targets that are blocked, and those that wait for another author.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let blocked = self.blocked.iter().sum();
+        (blocked, self.targets.len().saturating_sub(blocked))
+    }
+
+    /// The authors that are ignored.
+    pub(super) fn ignored(&self, now: Timestamp) -> impl Iterator<Item = Ignored> + '_ {
+        self.authors.ignored(now)
+    }
+
+    /// The authors that are ignored from now on, each once.
+    pub(super) fn newly_ignored(&mut self, now: Timestamp) -> Vec<Arc<str>> {
+        self.authors.newly_ignored(now)
+    }
+}
+
+/// Until when `wanted` reports support a ban, and how many are lacking.
+fn supported_until(
+    now: Timestamp,
+    entry: &Entry,
+    wanted: usize,
+    counts: impl Fn(&Report) -> bool,
+) -> (Option<Timestamp>, usize) {
+    let standing = entry.reports.iter().filter(|report| report.until > now && counts(report));
+    let mut ends: Vec<Timestamp> = standing.map(|report| report.until).collect();
+    ends.sort_unstable_by(|one, other| other.cmp(one));
+    (ends.get(wanted.saturating_sub(1)).copied(), wanted.saturating_sub(ends.len()))
+}
+
+#[cfg(test)]
+mod tests;

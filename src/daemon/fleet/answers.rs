@@ -1,0 +1,91 @@
+//! What operators and the log are told about the fleet.
+
+use super::acceptance::Entry;
+use super::{Fleet, Surroundings, now};
+use crate::control::fleet_info::{
+    FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
+};
+use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
+use crate::types::{BanTarget, Timestamp, counted};
+
+impl Fleet {
+    pub(in crate::daemon) fn status(&self, surroundings: Surroundings<'_>) -> FleetStatus {
+        let (bans, waiting) = self.acceptance.counts();
+        let (link, reason) = self.link.status();
+        let above = self.acceptance.ignored(now()).map(|one| IgnoredAuthor {
+            author: one.author.to_string(),
+            reason: format!(
+                "above {} targets in an hour; ignored for {} s more, {} left out",
+                self.config.accept.max_per_author_per_hour,
+                one.for_s,
+                counted(one.excess, "report")
+            ),
+        });
+        let faulty = self.faulty.named();
+        FleetStatus {
+            name: self.config.name.clone(),
+            host: self.config.host.clone(),
+            shadow: self.is_shadow(surroundings),
+            link,
+            reason,
+            bans,
+            waiting,
+            accepted: self.accepted,
+            refused: self.refused,
+            ignored: above.chain(faulty).chain(self.link.ignored().iter().cloned()).take(MAX_IGNORED).collect(),
+        }
+    }
+
+    /// What other hosts have reported of `target`.
+    pub(in crate::daemon) fn explain(&self, target: BanTarget, surroundings: Surroundings<'_>) -> Option<FleetBan> {
+        let now = now();
+        if let Some(until) = self.acceptance.lifted_until(target) {
+            return Some(FleetBan {
+                target: target.to_string(),
+                state: FleetBanState::Lifted,
+                left_s: Some(until.since(now).as_secs()),
+                ..FleetBan::default()
+            });
+        }
+        let entry = self.acceptance.entry(target)?;
+        Some(self.describe(now, target, entry, self.is_shadow(surroundings)))
+    }
+
+    /// What other hosts have reported of the targets after `last`.
+    pub(in crate::daemon) fn list(&self, last: Option<BanTarget>, surroundings: Surroundings<'_>) -> FleetBans {
+        let (now, shadow) = (now(), self.is_shadow(surroundings));
+        let mut entries = self.acceptance.entries(last);
+        let bans = entries.by_ref().take(MAX_FLEET_BANS);
+        let bans = bans.map(|(target, entry)| self.describe(now, target, entry, shadow)).collect();
+        FleetBans { joined: true, bans, more: entries.next().is_some() }
+    }
+
+    pub(super) fn describe(&self, now: Timestamp, target: BanTarget, entry: &Entry, shadow: bool) -> FleetBan {
+        let left = entry.until.filter(|until| *until > now).map(|until| until.since(now).as_secs());
+        let reports = entry.reports.iter().take(MAX_FLEET_REPORTS).map(|report| FleetReportInfo {
+            author: report.author.to_string(),
+            evidence: report.grade.key().to_owned(),
+            distinct_ports: report.distinct_ports,
+            class: report.class.clone(),
+            left_s: report.until.since(now).as_secs(),
+        });
+        FleetBan {
+            target: target.to_string(),
+            state: match (left, shadow) {
+                (None, _) => FleetBanState::Waiting,
+                (Some(_), true) => FleetBanState::WouldBeBlocked,
+                (Some(_), false) => FleetBanState::Blocked,
+            },
+            left_s: left,
+            lacking: self.acceptance.lacking(now, entry),
+            reports: reports.collect(),
+            more: entry.reports.len().saturating_sub(MAX_FLEET_REPORTS),
+        }
+    }
+}
+
+/// A new ban as the log has it.
+pub(super) fn told(ban: &FleetBan) -> String {
+    let verb = if ban.state == FleetBanState::Blocked { "is" } else { "" };
+    format!("{verb} {ban}").trim_start().to_owned()
+}

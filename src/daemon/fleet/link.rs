@@ -1,0 +1,83 @@
+//! The connection to the fleet's server, as the fleet process tells it: one line in the log when it goes, and one when it is back.
+
+use std::time::{Duration, Instant};
+
+use crate::control::fleet_info::FleetLink;
+use crate::control::fleet_protocol::{IgnoredAuthor, LINK_INTERVAL_S, LinkState, MAX_IGNORED, MAX_TEXT_LEN};
+use crate::events::event::EventKind;
+use crate::types::printable::masked;
+
+/// After this time without a word the fleet process counts as dead.
+const TIMEOUT: Duration = Duration::from_secs(3 * LINK_INTERVAL_S);
+
+pub(super) struct Link {
+    /// `None`: no fleet process has said anything yet.
+    state: Option<LinkState>,
+    heard: Instant,
+    ignored: Vec<IgnoredAuthor>,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { state: None, heard: Instant::now(), ignored: Vec::new() }
+    }
+}
+
+impl Link {
+    /// Takes in what the fleet process says of its connection to the server of `fleet`; what is to be logged.
+    pub(super) fn note(&mut self, state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
+        self.heard = Instant::now();
+        let text = |text: &str| masked(text, ' ').take(2 * MAX_TEXT_LEN).collect::<String>();
+        let ignored = ignored.iter().take(MAX_IGNORED);
+        self.ignored =
+            ignored.map(|one| IgnoredAuthor { author: text(&one.author), reason: text(&one.reason) }).collect();
+        let state = match state {
+            LinkState::Connected => LinkState::Connected,
+            LinkState::Away(reason) => LinkState::Away(text(&reason)),
+        };
+        self.change(state, fleet)
+    }
+
+    /// Takes the fleet process for dead where it has been silent; what is to be logged.
+    pub(super) fn check(&mut self, fleet: &str) -> Option<EventKind> {
+        if self.heard.elapsed() < TIMEOUT || self.is_away() {
+            return None;
+        }
+        self.ignored.clear();
+        let reason = "the fleet process is silent; see `systemctl status portsentry-fleet`".to_owned();
+        self.change(LinkState::Away(reason), fleet)
+    }
+
+    fn change(&mut self, state: LinkState, fleet: &str) -> Option<EventKind> {
+        let before = self.state.replace(state);
+        match (&before, &self.state) {
+            (Some(LinkState::Connected), Some(LinkState::Connected)) => None,
+            (_, Some(LinkState::Connected)) => {
+                Some(EventKind::Note(format!("fleet: connected to the server of {fleet}")))
+            }
+            (None | Some(LinkState::Connected), Some(LinkState::Away(reason))) => Some(EventKind::Error(format!(
+                "fleet: not connected to the server of {fleet}: {reason}; this host goes on by itself, and bans of the \
+                 fleet run out"
+            ))),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self.state, Some(LinkState::Away(_)))
+    }
+
+    /// The connection, and what is wrong with it.
+    pub(super) fn status(&self) -> (FleetLink, Option<String>) {
+        match &self.state {
+            Some(LinkState::Connected) => (FleetLink::Connected, None),
+            Some(LinkState::Away(reason)) => (FleetLink::Away, Some(reason.clone())),
+            None => (FleetLink::Away, None),
+        }
+    }
+
+    /// Authors of which the fleet process ignores something.
+    pub(super) fn ignored(&self) -> &[IgnoredAuthor] {
+        &self.ignored
+    }
+}

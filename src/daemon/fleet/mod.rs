@@ -1,0 +1,402 @@
+//! The daemon's side of a fleet: takes reports of other hosts from the fleet process, decides about each, and has the kernel
+//! block what is decided, in sets of its own. Runs beside the event loop's other work; the thread that judges packets has no
+//! part in it.
+
+mod acceptance;
+mod answers;
+mod authors;
+mod faulty;
+mod link;
+mod own_bans;
+mod pace;
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::IpNet;
+
+use super::protection::protected;
+use crate::clock::boot_time;
+use crate::config::{Fleet as FleetConfig, parse_network};
+use crate::control::fleet_protocol::{FleetReply, FleetReport, FleetRequest, MAX_REPORTS, ReportOutcome};
+use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
+use crate::enforce::nft::{BlockError, Nft};
+use crate::engine::Host;
+use crate::events::event::{Event, EventKind};
+use crate::ledger::Banned;
+use crate::types::{BanTarget, Expiry, LineLimiter, Timestamp, counted};
+use acceptance::Acceptance;
+use answers::told;
+use faulty::FaultyAuthors;
+use link::Link;
+use own_bans::OwnBans;
+pub(super) use own_bans::recorded;
+use verdict::{Step, Verdict};
+
+/// Lines about single bans in a minute.
+const MAX_LINES: u32 = 20;
+
+/// How long after the table was changed or could not be written the sets are filled again.
+const REFILL_DELAY: Duration = Duration::from_millis(50);
+const REFILL_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How often what has run out is forgotten.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the fleet needs of the daemon for a decision.
+#[derive(Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) host: &'a Arc<Host>,
+    /// False where scans are only logged.
+    pub(super) enforces: bool,
+}
+
+/// What waits for the fleet.
+pub(super) enum FleetWork {
+    Request(IncomingFleetRequest),
+    Refill,
+}
+
+pub(super) struct Fleet {
+    config: FleetConfig,
+    acceptance: Acceptance,
+    own_bans: OwnBans,
+    server: FleetServer,
+    nft: Nft,
+    /// Whether the kernel's sets hold the bans.
+    in_kernel: bool,
+    refill_at: Option<Instant>,
+    last_error: Option<String>,
+    link: Link,
+    faulty: FaultyAuthors,
+    lines: LineLimiter,
+    host: Arc<Host>,
+    expired_at: Instant,
+    accepted: u64,
+    refused: u64,
+}
+
+impl Fleet {
+    /// Takes in what the kernel's sets hold, or empties them in shadow mode. Before the first request.
+    pub(super) fn new(
+        config: &FleetConfig,
+        server: FleetServer,
+        nft: Nft,
+        surroundings: Surroundings<'_>,
+        own_bans: &[Banned],
+    ) -> Self {
+        let mut fleet = Self {
+            acceptance: Acceptance::new(config.accept.clone(), config.host.clone()),
+            config: config.clone(),
+            own_bans: OwnBans::default(),
+            server,
+            nft,
+            in_kernel: false,
+            refill_at: None,
+            last_error: None,
+            link: Link::default(),
+            faulty: FaultyAuthors::default(),
+            lines: LineLimiter::new(MAX_LINES, Duration::from_secs(60)),
+            host: Arc::clone(surroundings.host),
+            expired_at: Instant::now(),
+            accepted: 0,
+            refused: 0,
+        };
+        fleet.own_bans.recall(own_bans.iter());
+        if fleet.is_shadow(surroundings) {
+            let cleared = fleet.nft.clear_fleet();
+            fleet.note_kernel(cleared);
+            return fleet;
+        }
+        fleet.in_kernel = true;
+        if let Ok(found) = fleet.nft.fleet_bans() {
+            let refused = fleet.acceptance.adopt(now(), found.into_iter(), exempt(surroundings.host));
+            let lifted = fleet.nft.lift_for_fleet(&refused);
+            fleet.note_kernel(lifted);
+        }
+        fleet
+    }
+
+    fn is_shadow(&self, surroundings: Surroundings<'_>) -> bool {
+        self.config.shadow || !surroundings.enforces
+    }
+
+    /// Waits for work. Safe to cancel.
+    pub(super) async fn next(&mut self) -> FleetWork {
+        let refill = async {
+            match self.refill_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            request = self.server.next_request() => FleetWork::Request(request),
+            () = refill => FleetWork::Refill,
+        }
+    }
+
+    /// Does it; what is to be logged.
+    pub(super) fn work(&mut self, work: FleetWork, surroundings: Surroundings<'_>) -> Vec<EventKind> {
+        let mut events = Vec::new();
+        match work {
+            FleetWork::Refill => self.refill(surroundings),
+            FleetWork::Request(IncomingFleetRequest::OwnBans { reply }) => {
+                let _ = reply.send(self.own_bans.in_force(SystemTime::now()));
+            }
+            FleetWork::Request(IncomingFleetRequest::Request { request, reply }) => {
+                let answer = self.handle(request, surroundings, &mut events);
+                // The client may have gone.
+                let _ = reply.send(answer);
+            }
+        }
+        events.extend(self.kernel_error());
+        events
+    }
+
+    fn handle(
+        &mut self,
+        request: FleetRequest,
+        surroundings: Surroundings<'_>,
+        events: &mut Vec<EventKind>,
+    ) -> FleetReply {
+        match request {
+            FleetRequest::Reports { reports, .. } if reports.len() > MAX_REPORTS => {
+                FleetReply::Refused { reason: format!("refused: more than {MAX_REPORTS} reports in one request") }
+            }
+            FleetRequest::Reports { reports, scan_ends } => {
+                let outcomes = self.judge(&reports, surroundings, events);
+                if scan_ends {
+                    self.acceptance.end_scan();
+                }
+                FleetReply::Reports { outcomes }
+            }
+            FleetRequest::Lift { target } => match parse_network(&target).and_then(BanTarget::of_prefix) {
+                Ok(target) => {
+                    let lifted = self.lift(target);
+                    if lifted {
+                        let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
+                        events.extend(self.line(text));
+                    }
+                    FleetReply::Lifted { lifted }
+                }
+                Err(_) => {
+                    FleetReply::Refused { reason: "refused: the target is neither an address nor a /64".to_owned() }
+                }
+            },
+            FleetRequest::Link { state, ignored } => {
+                events.extend(self.link.note(state, &ignored, &self.config.name));
+                self.follow_link();
+                FleetReply::Noted
+            }
+            FleetRequest::Watch {} => {
+                FleetReply::Refused { reason: "subscriptions are served by the socket itself".to_owned() }
+            }
+        }
+    }
+
+    /// Judges `reports` and has the kernel block what follows.
+    fn judge(
+        &mut self,
+        reports: &[FleetReport],
+        surroundings: Surroundings<'_>,
+        events: &mut Vec<EventKind>,
+    ) -> Vec<ReportOutcome> {
+        let (now, shadow) = (now(), self.is_shadow(surroundings));
+        let mut bans = BTreeMap::new();
+        let mut fresh = BTreeSet::new();
+        let mut outcomes = Vec::with_capacity(reports.len());
+        for report in reports {
+            let verdict = self.acceptance.judge(now, report, exempt(surroundings.host));
+            outcomes.push(match verdict {
+                Verdict::Blocks { target, until, step } => {
+                    self.accepted += 1;
+                    if step.is_some() {
+                        bans.insert(target, Expiry::After(until.since(now).max(Duration::from_secs(1))));
+                    }
+                    if step == Some(Step::New) {
+                        fresh.insert(target);
+                    }
+                    if shadow { ReportOutcome::Shadowed } else { ReportOutcome::Accepted }
+                }
+                Verdict::Waits { authors } => {
+                    self.accepted += 1;
+                    ReportOutcome::Waiting { authors }
+                }
+                Verdict::Refused(refusal) => {
+                    self.refused += 1;
+                    let reason = refusal.to_string();
+                    events.extend(self.faulty.note(&report.author, refusal));
+                    ReportOutcome::Refused { reason }
+                }
+            });
+        }
+        if !shadow && !bans.is_empty() {
+            let bans: Vec<_> = bans.into_iter().collect();
+            let done = self.nft.block_for_fleet(&bans);
+            self.note_kernel(done);
+        }
+        for target in fresh {
+            let text = self.acceptance.entry(target).map(|entry| {
+                let ban = self.describe(now, target, entry, shadow);
+                format!("fleet: {target} {}", told(&ban))
+            });
+            events.extend(text.and_then(|text| self.line(text)));
+        }
+        for author in self.acceptance.newly_ignored(now) {
+            events.push(EventKind::Error(format!(
+                "fleet: {author} has brought forward more than {} targets in an hour and is ignored for an hour; look at \
+                 that host, it may be taken over",
+                self.config.accept.max_per_author_per_hour
+            )));
+        }
+        outcomes
+    }
+
+    /// While there is no connection, other hosts have more to say later.
+    fn follow_link(&mut self) {
+        if self.link.is_away() {
+            self.acceptance.lose_link();
+        }
+    }
+
+    /// A line about a single ban, unless there were too many in this minute.
+    fn line(&mut self, text: String) -> Option<EventKind> {
+        self.lines.admit(boot_time()).then_some(EventKind::Note(text))
+    }
+
+    /// Lifts the ban of `target`, which stays lifted for as long as it is reported; true where there was one.
+    pub(super) fn lift(&mut self, target: BanTarget) -> bool {
+        if matches!(target, BanTarget::Prefix(_)) {
+            return false;
+        }
+        let lifted = self.acceptance.lift(now(), target);
+        let done = if self.in_kernel { self.nft.lift_for_fleet(&[target]) } else { Ok(()) };
+        self.note_kernel(done);
+        lifted
+    }
+
+    /// Lifts all bans; how many there were.
+    pub(super) fn lift_all(&mut self) -> usize {
+        let lifted = self.acceptance.lift_all(now());
+        let done = if self.in_kernel { self.nft.clear_fleet() } else { Ok(()) };
+        self.note_kernel(done);
+        self.own_bans.lift_all().iter().for_each(|event| self.server.publish(event));
+        lifted
+    }
+
+    /// Tells the fleet process of this host's own bans.
+    pub(super) fn follow(&mut self, event: &Event) {
+        if let Some(event) = self.own_bans.follow(event) {
+            self.server.publish(&event);
+        }
+    }
+
+    /// The table was created again, or repaired.
+    pub(super) fn table_changed(&mut self) {
+        self.refill_at = Some(Instant::now() + REFILL_DELAY);
+    }
+
+    /// Makes the kernel's sets hold the bans, for the time that is left, or nothing in shadow mode.
+    fn refill(&mut self, surroundings: Surroundings<'_>) {
+        self.refill_at = None;
+        let done = if self.is_shadow(surroundings) {
+            self.in_kernel = false;
+            // A trial leaves the bans in force, as it does those of this host.
+            if self.config.shadow { self.nft.clear_fleet() } else { Ok(()) }
+        } else {
+            self.in_kernel = true;
+            self.fill()
+        };
+        self.note_kernel(done);
+    }
+
+    /// Makes the kernel's sets hold the bans and nothing else: a saved ruleset that is loaded brings old ones back.
+    fn fill(&mut self) -> Result<(), BlockError> {
+        let bans: BTreeMap<_, _> = self.acceptance.bans(now()).collect();
+        let found = self.nft.fleet_bans()?;
+        let stale: Vec<_> =
+            found.into_iter().map(|(target, _)| target).filter(|target| !bans.contains_key(target)).collect();
+        self.nft.lift_for_fleet(&stale)?;
+        self.nft.block_for_fleet(&bans.into_iter().collect::<Vec<_>>())
+    }
+
+    /// Has the sets filled again where that failed.
+    fn note_kernel(&mut self, done: Result<(), BlockError>) {
+        let (error, delay) = match done {
+            Ok(()) => return,
+            // The sensor is about to create the table again.
+            Err(BlockError::Gone) => (None, REFILL_DELAY * 4),
+            Err(error) => (Some(error.to_string()), REFILL_BACKOFF),
+        };
+        self.last_error = error.or(self.last_error.take());
+        self.refill_at = Some(Instant::now() + delay);
+    }
+
+    fn kernel_error(&mut self) -> Option<EventKind> {
+        let error = self.last_error.take()?;
+        self.line(String::new())?;
+        Some(EventKind::Error(format!("fleet: the kernel's sets could not be changed: {error}; it is tried again")))
+    }
+
+    /// Goes on with other rules.
+    pub(super) fn reconfigure(&mut self, config: &FleetConfig) {
+        if *config == self.config {
+            return;
+        }
+        self.acceptance.reconfigure(config.accept.clone());
+        self.config = config.clone();
+        self.refill_at = Some(Instant::now());
+    }
+
+    /// What is due every second; what is to be logged.
+    pub(super) fn tick(&mut self, surroundings: Surroundings<'_>) -> Vec<EventKind> {
+        let mut events = Vec::new();
+        events.extend(self.link.check(&self.config.name));
+        self.follow_link();
+        if !Arc::ptr_eq(&self.host, surroundings.host) {
+            self.host = Arc::clone(surroundings.host);
+            let dropped = self.acceptance.drop_exempt(exempt(surroundings.host));
+            if self.in_kernel && !dropped.is_empty() {
+                let lifted = self.nft.lift_for_fleet(&dropped);
+                self.note_kernel(lifted);
+            }
+        }
+        if self.in_kernel == self.is_shadow(surroundings) && self.refill_at.is_none() {
+            self.refill_at = Some(Instant::now());
+        }
+        if self.expired_at.elapsed() >= EXPIRE_INTERVAL {
+            self.expired_at = Instant::now();
+            self.acceptance.expire(now());
+            self.faulty.expire();
+        }
+        if let Some(left_out) = self.lines.turn(boot_time()).filter(|left_out| *left_out > 0) {
+            events.push(EventKind::Note(format!(
+                "fleet: {} of the last minute were left out",
+                counted(left_out, "line")
+            )));
+        }
+        events.extend(self.kernel_error());
+        events
+    }
+}
+
+/// The time by a clock that nothing sets.
+fn now() -> Timestamp {
+    boot_time()
+}
+
+/// Why a network is never blocked, by the same decision as for a ban by hand.
+fn exempt(host: &Host) -> impl Fn(IpNet) -> Option<String> + '_ {
+    |network| protected(host, network).map(|(_, why)| why.to_string())
+}
+
+/// The next work; none where this host is in no fleet.
+pub(super) async fn next_work(fleet: &mut Option<Fleet>) -> FleetWork {
+    match fleet {
+        Some(fleet) => fleet.next().await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,171 @@
+//! This host's own bans on evidence, as the fleet process is told of them: those in force, and each change.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use tokio::sync::oneshot;
+
+use crate::control::fleet_protocol::OwnBanEvent;
+use crate::daemon::ban_recorder::Remembered;
+use crate::engine::{Ban, Class, Grade};
+use crate::events::event::{Event, EventKind};
+use crate::ledger::{Banned, Recorder};
+use crate::types::{BanTarget, Expiry};
+
+/// Bans that are kept for a client that begins to watch. Of more, those that end first are left out.
+const MAX_OWN_BANS: usize = 4_096;
+
+/// Proven bans of which the ledger is asked at the start.
+const MAX_RECALLED: usize = 1_024;
+
+/// What the ledger has about those of `remembered` whose evidence is proven.
+pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<Banned> {
+    let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
+    let targets: Vec<BanTarget> = proven.map(|one| one.ban.subject).take(MAX_RECALLED).collect();
+    let (sent, read) = oneshot::channel();
+    let asked = recorder.ask(move |ledger| {
+        let last = |target: &BanTarget| ledger.of(*target).ok()?.items.pop();
+        let entries = targets.iter().filter_map(last).filter(|entry| entry.ended.is_none());
+        let _ = sent.send(entries.map(|entry| entry.ban).collect());
+    });
+    if asked { read.await.unwrap_or_default() } else { Vec::new() }
+}
+
+struct OwnBan {
+    /// `None`: without an end.
+    until: Option<SystemTime>,
+    grade: Grade,
+    distinct_ports: u32,
+    class: &'static str,
+}
+
+#[derive(Default)]
+pub(super) struct OwnBans(BTreeMap<BanTarget, OwnBan>);
+
+impl OwnBans {
+    /// Takes in the bans that the ledger has.
+    pub(super) fn recall<'a>(&mut self, bans: impl Iterator<Item = &'a Banned>) {
+        for ban in bans {
+            if let (Some(grade), Some(class)) = (ban.grade, ban.class) {
+                let distinct_ports = u32::try_from(ban.ports.len()).unwrap_or(u32::MAX);
+                self.insert(ban.subject, OwnBan { until: ban.until, grade, distinct_ports, class: class.key() });
+            }
+        }
+    }
+
+    /// What `event` is to the fleet; `None` for most.
+    pub(super) fn follow(&mut self, event: &Event) -> Option<OwnBanEvent> {
+        match &event.what {
+            EventKind::Blocked { ban, .. } => self.add(ban, event.time),
+            EventKind::Lifted { subject } | EventKind::Unblocked { subject, .. } => self.lift(*subject),
+            EventKind::Expired { subject } => {
+                self.0.remove(subject);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// A ban that is in force since `at`; nothing where a second backend enforces it as well.
+    fn add(&mut self, ban: &Ban, at: SystemTime) -> Option<OwnBanEvent> {
+        let target = ban.probe.subject;
+        let until = match ban.expiry {
+            Expiry::Never => None,
+            Expiry::After(span) => at.checked_add(span),
+        };
+        if matches!(target, BanTarget::Prefix(_)) || self.0.get(&target).is_some_and(|known| known.until == until) {
+            return None;
+        }
+        let handshakes = ban.ports.iter().filter(|(.., class)| *class == Class::Connect).count();
+        let distinct_ports = match ban.grade {
+            Grade::Proven => u32::try_from(handshakes).unwrap_or(u32::MAX),
+            Grade::Forgeable => ban.probe.distinct.into(),
+        };
+        let class = ban.probe.sighting.class.key();
+        self.insert(target, OwnBan { until, grade: ban.grade, distinct_ports, class });
+        self.event(target, SystemTime::now())
+    }
+
+    fn insert(&mut self, target: BanTarget, ban: OwnBan) {
+        if matches!(target, BanTarget::Prefix(_)) {
+            return;
+        }
+        if self.0.len() >= MAX_OWN_BANS
+            && !self.0.contains_key(&target)
+            && let Some(first) = self.0.iter().filter_map(|(target, ban)| Some((ban.until?, *target))).min()
+        {
+            self.0.remove(&first.1);
+        }
+        if self.0.len() < MAX_OWN_BANS {
+            self.0.insert(target, ban);
+        }
+    }
+
+    /// The ban of `target` is lifted.
+    pub(super) fn lift(&mut self, target: BanTarget) -> Option<OwnBanEvent> {
+        self.0.remove(&target).map(|_| OwnBanEvent::Lift { target: target.to_string() })
+    }
+
+    /// All bans are lifted.
+    pub(super) fn lift_all(&mut self) -> Vec<OwnBanEvent> {
+        std::mem::take(&mut self.0).into_keys().map(|target| OwnBanEvent::Lift { target: target.to_string() }).collect()
+    }
+
+    /// The bans in force at `now`.
+    pub(super) fn in_force(&mut self, now: SystemTime) -> Vec<OwnBanEvent> {
+        self.0.retain(|_, ban| ban.until.is_none_or(|until| until > now));
+        self.0.keys().filter_map(|target| self.event(*target, now)).collect()
+    }
+
+    fn event(&self, target: BanTarget, now: SystemTime) -> Option<OwnBanEvent> {
+        let OwnBan { until, grade, distinct_ports, class } = self.0.get(&target)?;
+        Some(OwnBanEvent::Ban {
+            target: target.to_string(),
+            remaining_s: until.map(|until| until.duration_since(now).unwrap_or_default().as_secs()),
+            grade: *grade,
+            distinct_ports: *distinct_ports,
+            class: (*class).to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::types::Backend;
+
+    fn blocked(expiry: Expiry) -> Event {
+        let ban = Ban { expiry, ..Ban::example() };
+        Event::now(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO })
+    }
+
+    #[test]
+    fn ban_is_told_once_and_lifted_once() {
+        let (mut own, event) = (OwnBans::default(), blocked(Expiry::After(Duration::from_secs(60))));
+        let target = Ban::example().probe.subject;
+        assert!(matches!(own.follow(&event), Some(OwnBanEvent::Ban { remaining_s: Some(59..=60), .. })));
+        assert_eq!(own.follow(&event), None, "a second backend enforces it as well");
+        assert_eq!(own.in_force(SystemTime::now()).len(), 1);
+        assert!(own.in_force(SystemTime::now() + Duration::from_secs(61)).is_empty());
+        assert!(own.follow(&blocked(Expiry::Never)).is_some());
+        let lifted = Event::now(EventKind::Unblocked { subject: target, by: "root".to_owned() });
+        assert_eq!(own.follow(&lifted), Some(OwnBanEvent::Lift { target: target.to_string() }));
+        assert_eq!(own.follow(&lifted), None);
+    }
+
+    #[test]
+    fn flood_of_bans_keeps_those_that_last() {
+        let mut own = OwnBans::default();
+        for number in 0..10_000_u32 {
+            let mut event = blocked(Expiry::After(Duration::from_secs(60 + u64::from(number))));
+            if let EventKind::Blocked { ban, .. } = &mut event.what {
+                ban.probe.subject = BanTarget::V4(number.into());
+            }
+            let _ = own.follow(&event);
+        }
+        assert_eq!(own.in_force(SystemTime::now()).len(), MAX_OWN_BANS);
+        assert!(own.0.contains_key(&BanTarget::V4(9_999.into())));
+    }
+}

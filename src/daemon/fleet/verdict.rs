@@ -1,0 +1,106 @@
+//! What becomes of a report, and why.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::parse_network;
+use crate::types::{BanTarget, Timestamp};
+
+/// Distinct closed ports with a completed handshake that make a report proven.
+pub(super) const MIN_PROVEN_PORTS: u32 = 5;
+
+/// What has become of a report.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The target is to be blocked until then.
+    Blocks {
+        target: BanTarget,
+        until: Timestamp,
+        /// What that changes; `None`: it is to be blocked so long already.
+        step: Option<Step>,
+    },
+    /// It takes reports of so many more authors.
+    Waits {
+        authors: u32,
+    },
+    Refused(Refusal),
+}
+
+/// What a report changes about a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    New,
+    Longer,
+}
+
+/// Why a report counts for nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("its author has no name of a-z, 0-9 and \"-\"")]
+    NoAuthor,
+    #[error("it names this host as its author")]
+    OwnName,
+    #[error("it has no time left")]
+    NoTime,
+    #[error("it stands for longer than four hours")]
+    TooLong,
+    #[error("its target is neither an IPv4 address nor an IPv6 /64 from which a host sends")]
+    NoTarget,
+    #[error("its target is {0}")]
+    Exempt(String),
+    #[error("an operator has lifted the ban of its target")]
+    Lifted,
+    #[error("its evidence can be forged (fleet.accept.forgeable_authors)")]
+    Forgeable,
+    #[error("its target was blocked for an hour on evidence that can be forged")]
+    HourOver,
+    #[error("fewer than {MIN_PROVEN_PORTS} distinct closed ports took part in its proof")]
+    TooFewPorts,
+    #[error("its author is above fleet.accept.max_per_author_per_hour, and is ignored for an hour")]
+    AuthorIgnored,
+    #[error("its author has brought forward fleet.accept.max_per_author_per_hour targets; it counts later")]
+    AuthorFull,
+    #[error("all authors are above fleet.accept.max_bans_per_hour")]
+    Ceiling,
+    #[error("the set is full (fleet.accept.size)")]
+    SetFull,
+    #[error("too many authors or targets are known")]
+    TableFull,
+}
+
+impl Refusal {
+    /// True where no host that is in order sends such a report: its author is named.
+    pub(super) fn is_fault(&self) -> bool {
+        match self {
+            Self::NoAuthor | Self::OwnName | Self::NoTime | Self::TooLong | Self::NoTarget | Self::Exempt(_) => true,
+            Self::Lifted
+            | Self::Forgeable
+            | Self::HourOver
+            | Self::TooFewPorts
+            | Self::AuthorIgnored
+            | Self::AuthorFull
+            | Self::Ceiling
+            | Self::SetFull
+            | Self::TableFull => false,
+        }
+    }
+}
+
+/// The target that `text` names, with its network: one IPv4 address or IPv6 /64 from which a host of any network can send.
+/// An address of one link is another host on another link.
+pub(super) fn target(text: &str) -> Option<(BanTarget, IpNet)> {
+    let network = parse_network(text).ok()?;
+    let is_one_link = match network.addr() {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let target = BanTarget::of_prefix(network).ok().filter(|target| !matches!(target, BanTarget::Prefix(_)))?;
+    let address = target.element();
+    let is_source = match address {
+        IpAddr::V4(v4) => v4.octets().first().is_some_and(|first| (1..224).contains(first)),
+        IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified(),
+    };
+    (is_source && !is_one_link).then_some((target, IpNet::new(address, target.prefix_len()).ok()?))
+}

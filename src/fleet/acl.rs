@@ -1,0 +1,49 @@
+//! Users of the server, as lines for its ACL file: the ACL makes the host in a key its author.
+
+use super::key::{Author, HostName, Keyspace};
+
+/// The user of a host: reads all of the fleet, and writes only its own reports and notices.
+///
+/// The permissions to publish and to subscribe are selectors of their own: a rule that may subscribe to all channels could
+/// otherwise publish on all of them, too.
+#[must_use]
+pub fn host(keys: &Keyspace, host: &HostName, user: &str, password: &str) -> String {
+    let own = Author::Host(host.clone());
+    let (reports, lifts, mine) = (keys.reports(), keys.lifts(), keys.reports_of(host));
+    format!(
+        "user {user} reset on >{password} resetchannels -@all +ping +scan +getrange +pttl +set +del \
+         %R~{reports} %R~{lifts} %W~{mine} (+publish &{}) (+psubscribe &{})",
+        keys.channel(&own),
+        keys.channels()
+    )
+}
+
+/// The operator's user: reads all of the fleet, and writes only lifts and the notices about them.
+#[must_use]
+pub fn operator(keys: &Keyspace, user: &str, password: &str) -> String {
+    let (reports, lifts) = (keys.reports(), keys.lifts());
+    format!(
+        "user {user} reset on >{password} resetchannels -@all +ping +scan +getrange +pttl +set +del \
+         %R~{reports} %RW~{lifts} (+publish &{})",
+        keys.channel(&Author::Operator)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_may_write_and_publish_only_as_itself() {
+        let keys = Keyspace::new("lab");
+        let line = host(&keys, &HostName::parse("web-1").unwrap(), "web-1", "secret");
+        assert_eq!(
+            line,
+            "user web-1 reset on >secret resetchannels -@all +ping +scan +getrange +pttl +set +del \
+             %R~portsentry:lab:ban:* %R~portsentry:lab:lift:* %W~portsentry:lab:ban:web-1:* \
+             (+publish &portsentry:lab:news:web-1) (+psubscribe &portsentry:lab:news:*)"
+        );
+        let line = operator(&keys, "operator", "secret");
+        assert!(line.contains("%RW~portsentry:lab:lift:* (+publish &portsentry:lab:news:@operator)"), "{line}");
+    }
+}

@@ -1,0 +1,82 @@
+//! Bounds what the server can make this process hold. The client crate collects a whole reply before it hands it over; this
+//! stream ends the connection where more bytes arrive than the last request allows.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that may arrive for one request, or for one notice.
+pub(super) const MAX_REPLY_LEN: usize = 4 << 20;
+
+/// The bytes that may still arrive; renewed by each request and each notice.
+#[derive(Clone, Default)]
+pub(super) struct Allowance(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    left: AtomicUsize,
+    is_exceeded: AtomicBool,
+}
+
+impl Allowance {
+    /// What has arrived is dealt with, or a request is about to be sent.
+    pub(super) fn renew(&self) {
+        self.0.left.store(MAX_REPLY_LEN, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.0.is_exceeded.load(Ordering::Relaxed)
+    }
+}
+
+/// A stream that fails after its allowance.
+pub(super) struct Bounded<S> {
+    stream: S,
+    allowance: Allowance,
+}
+
+impl<S> Bounded<S> {
+    pub(super) fn new(stream: S, allowance: Allowance) -> Self {
+        allowance.renew();
+        Self { stream, allowance }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let left = self.allowance.0.left.load(Ordering::Relaxed);
+        if left == 0 {
+            self.allowance.0.is_exceeded.store(true, Ordering::Relaxed);
+            let error = format!("the server's reply has more than {MAX_REPLY_LEN} bytes");
+            return Poll::Ready(Err(io::Error::other(error)));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        // One read may go past the end; the buffer bounds by how much.
+        let read = buffer.filled().len().saturating_sub(before);
+        self.allowance.0.left.store(left.saturating_sub(read), Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,203 @@
+//! What is known of the other authors: the numbers of their notices, and what of theirs is ignored.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::key::Author;
+use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
+use crate::types::{LineLimiter, Timestamp, TokenBucket};
+
+/// Authors that are remembered; notices of others are read, and gaps in them are not noticed.
+const MAX_AUTHORS: usize = 16_384;
+
+/// Notices of one author that are read in a minute. An honest host has fewer reports in an hour.
+const MAX_NOTICES_PER_MINUTE: u32 = 600;
+
+/// Scans that gaps in the numbers of one author may cause in an hour.
+const MAX_GAPS_PER_HOUR: u32 = 4;
+
+/// Keys of one author that are read in one scan.
+const MAX_KEYS_PER_SCAN: u32 = 10_000;
+
+/// Lines of the log about one author in an hour.
+const MAX_LINES_PER_HOUR: u32 = 8;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Known {
+    /// Number of the last notice.
+    sequence: Option<u64>,
+    notices: TokenBucket,
+    gaps: TokenBucket,
+    /// Keys in the scan that runs.
+    scanned: u32,
+    blame: Option<Blame>,
+}
+
+struct Blame {
+    reason: String,
+    /// When the log has last named it.
+    named: Timestamp,
+    last: Timestamp,
+    times: u64,
+    lines: LineLimiter,
+}
+
+/// What to do about a notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Its number is the next one.
+    Next,
+    /// Notices were missed, or the author has begun anew.
+    Gap,
+    /// The author sends too many.
+    TooMany,
+}
+
+#[derive(Default)]
+pub(super) struct Authors(HashMap<Author, Known>);
+
+impl Authors {
+    fn get(&mut self, author: &Author) -> Option<&mut Known> {
+        if !self.0.contains_key(author) && self.0.len() >= MAX_AUTHORS {
+            return None;
+        }
+        Some(self.0.entry(author.clone()).or_insert_with(|| Known {
+            sequence: None,
+            notices: TokenBucket::new(MAX_NOTICES_PER_MINUTE, Duration::from_secs(60)),
+            gaps: TokenBucket::new(MAX_GAPS_PER_HOUR, HOUR),
+            scanned: 0,
+            blame: None,
+        }))
+    }
+
+    /// Notes a notice of this number.
+    pub(super) fn note(&mut self, author: &Author, sequence: u64, now: Timestamp) -> Order {
+        let Some(known) = self.get(author) else { return Order::Next };
+        if !known.notices.take(now) {
+            return Order::TooMany;
+        }
+        let last = known.sequence.replace(sequence);
+        let is_next = last.is_none_or(|last| last.wrapping_add(1) == sequence);
+        if is_next || !known.gaps.take(now) { Order::Next } else { Order::Gap }
+    }
+
+    /// Forgets the numbers: notices may have been missed, and a scan follows.
+    pub(super) fn forget_sequences(&mut self) {
+        self.0.values_mut().for_each(|known| known.sequence = None);
+    }
+
+    /// A scan begins.
+    pub(super) fn begin_scan(&mut self) {
+        self.0.values_mut().for_each(|known| known.scanned = 0);
+    }
+
+    /// False where a scan has found too many keys of this author.
+    pub(super) fn admit_scanned(&mut self, author: &Author) -> bool {
+        let Some(known) = self.get(author) else { return true };
+        known.scanned = known.scanned.saturating_add(1);
+        known.scanned <= MAX_KEYS_PER_SCAN
+    }
+
+    /// Notes that something of this author is ignored. True where the log should name it: once an hour, and for new reasons a
+    /// bounded number of times.
+    pub(super) fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) -> bool {
+        let Some(known) = self.get(author) else { return false };
+        let is_first = known.blame.is_none();
+        let blame = known.blame.get_or_insert_with(|| Blame {
+            reason: String::new(),
+            named: now,
+            last: now,
+            times: 0,
+            lines: LineLimiter::new(MAX_LINES_PER_HOUR, HOUR),
+        });
+        blame.times = blame.times.saturating_add(1);
+        blame.last = now;
+        let is_news = is_first || blame.reason != reason || now.since(blame.named) >= HOUR;
+        if !is_news || !blame.lines.admit(now) {
+            return false;
+        }
+        (blame.reason, blame.named) = (reason.to_owned(), now);
+        true
+    }
+
+    /// Authors of which something was ignored within the last hour.
+    pub(super) fn ignored(&self, now: Timestamp) -> Vec<IgnoredAuthor> {
+        let mut found: Vec<_> = self
+            .0
+            .iter()
+            .filter_map(|(author, known)| {
+                let blame = known.blame.as_ref().filter(|blame| now.since(blame.last) < HOUR)?;
+                let Author::Host(host) = author else { return None };
+                let reason = format!("{} ({}×)", blame.reason, blame.times);
+                Some(IgnoredAuthor { author: host.as_str().to_owned(), reason })
+            })
+            .collect();
+        found.sort_by(|one, other| one.author.cmp(&other.author));
+        found.truncate(MAX_IGNORED);
+        found
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::HostName;
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    fn host(name: &str) -> Author {
+        Author::Host(HostName::parse(name).unwrap())
+    }
+
+    #[test]
+    fn gap_in_sequence_is_noticed_a_bounded_number() {
+        let mut authors = Authors::default();
+        let a = host("a");
+        assert_eq!(authors.note(&a, 100, at(1)), Order::Next, "the first one says nothing of earlier ones");
+        assert_eq!(authors.note(&a, 101, at(1)), Order::Next);
+        assert_eq!(authors.note(&a, 103, at(1)), Order::Gap);
+        assert_eq!(authors.note(&a, 7, at(1)), Order::Gap, "the author has begun anew");
+        let gaps = (0..100).filter(|n| authors.note(&a, 2 * n, at(1)) == Order::Gap).count();
+        assert_eq!(gaps, 2, "an author causes {MAX_GAPS_PER_HOUR} scans in an hour");
+        assert_eq!(authors.note(&host("b"), 5, at(1)), Order::Next);
+        assert_eq!(authors.note(&host("b"), 9, at(1)), Order::Gap, "others are not limited by it");
+    }
+
+    #[test]
+    fn flood_of_one_author_is_cut() {
+        let mut authors = Authors::default();
+        let read = (0..100_000).filter(|n| authors.note(&host("a"), *n, at(1)) != Order::TooMany).count();
+        assert_eq!(read, 600);
+        assert_eq!((0..20_000).filter(|_| authors.admit_scanned(&host("a"))).count(), 10_000);
+        authors.begin_scan();
+        assert!(authors.admit_scanned(&host("a")));
+    }
+
+    #[test]
+    fn authors_above_limit_are_not_kept() {
+        let mut authors = Authors::default();
+        for number in 0..20_000 {
+            authors.note(&host(&format!("h{number}")), 1, at(1));
+        }
+        assert_eq!(authors.len(), MAX_AUTHORS);
+    }
+
+    #[test]
+    fn author_is_named_once_an_hour_for_one_reason() {
+        let mut authors = Authors::default();
+        let named = (0..7_200).filter(|second| authors.blame(&host("a"), "a key has no end", at(*second))).count();
+        assert_eq!(named, 2);
+        let ignored = authors.ignored(at(7_200));
+        assert_eq!((ignored[0].author.as_str(), ignored.len()), ("a", 1));
+        assert!(authors.ignored(at(20_000)).is_empty());
+        let turns = (0..100).filter(|n| authors.blame(&host("a"), ["one", "other"][n % 2], at(20_000))).count();
+        assert_eq!(turns, 8, "two reasons in turns are no line for each key");
+    }
+}

@@ -1,0 +1,129 @@
+//! The two connections to the daemon's fleet socket: one for requests, and one on which the daemon names its own bans.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::control::fleet_protocol::{FleetReply, FleetRequest, MAX_FLEET_LINE_LEN, OwnBanEvent};
+
+/// How long the daemon may take for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait before the daemon is asked for its bans again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Changes of own bans that wait to be handled.
+const MAX_EVENTS: usize = 256;
+
+/// The connection for requests. It is opened by the first request, and again after it has broken.
+pub(super) struct Daemon {
+    path: PathBuf,
+    stream: Option<BufReader<UnixStream>>,
+    is_away: bool,
+    has_returned: bool,
+}
+
+impl Daemon {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), stream: None, is_away: false, has_returned: false }
+    }
+
+    /// Has the daemon do something. False where it did not answer, which a line in the log says; the next request connects again.
+    pub(super) async fn ask(&mut self, request: &FleetRequest) -> bool {
+        let answer = match timeout(ANSWER_TIMEOUT, self.exchange(request)).await {
+            Ok(Ok(FleetReply::Refused { reason })) => Err(reason),
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err("it does not answer".to_owned()),
+        };
+        match answer {
+            Ok(()) if std::mem::take(&mut self.is_away) => {
+                tracing::info!("adminalert: fleet: portsentry answers again");
+                self.has_returned = true;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                self.stream = None;
+                if !std::mem::replace(&mut self.is_away, true) {
+                    let path = self.path.display();
+                    tracing::error!(
+                        "adminalert: fleet: no answer from portsentry at {path}: {error}; start it. Until then nothing is \
+                         blocked for reports"
+                    );
+                }
+            }
+        }
+        !self.is_away
+    }
+
+    /// True once after the daemon was away: it has missed reports.
+    pub(super) fn has_returned(&mut self) -> bool {
+        std::mem::take(&mut self.has_returned)
+    }
+
+    async fn exchange(&mut self, request: &FleetRequest) -> Result<FleetReply, String> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            stream => {
+                stream.insert(BufReader::new(UnixStream::connect(&self.path).await.map_err(|error| error.to_string())?))
+            }
+        };
+        stream.write_all(request.to_line().as_bytes()).await.map_err(|error| error.to_string())?;
+        let mut line = Vec::new();
+        read_line(stream, &mut line).await.map_err(|error| error.to_string())?;
+        FleetReply::parse(&line)
+    }
+}
+
+/// A change of own bans, or of the connection that names them.
+#[derive(Debug)]
+pub(super) enum OwnNews {
+    /// From here on the daemon names all bans in force, and then every change.
+    Connected,
+    Changed(OwnBanEvent),
+}
+
+/// Follows the daemon's own bans for as long as the receiver lives.
+pub(super) fn watch(path: &Path) -> mpsc::Receiver<OwnNews> {
+    let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+    let path = path.to_owned();
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            // Why it has ended is what requests fail with, too.
+            let _ = follow(&path, &sender).await;
+            sleep(RETRY_DELAY).await;
+        }
+    });
+    receiver
+}
+
+async fn follow(path: &Path, news: &mpsc::Sender<OwnNews>) -> io::Result<()> {
+    let mut stream = BufReader::new(UnixStream::connect(path).await?);
+    stream.write_all(FleetRequest::Watch {}.to_line().as_bytes()).await?;
+    let mut line = Vec::new();
+    read_line(&mut stream, &mut line).await?;
+    if FleetReply::parse(&line) != Ok(FleetReply::Watching) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let send = async |one| news.send(one).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
+    send(OwnNews::Connected).await?;
+    loop {
+        read_line(&mut stream, &mut line).await?;
+        match OwnBanEvent::parse(&line).map_err(io::Error::other)? {
+            // The bans in force come again with the next connection.
+            OwnBanEvent::Lost { .. } => return Ok(()),
+            event => send(OwnNews::Changed(event)).await?,
+        }
+    }
+}
+
+/// Reads a whole line.
+async fn read_line(stream: &mut BufReader<UnixStream>, line: &mut Vec<u8>) -> io::Result<()> {
+    line.clear();
+    stream.take(MAX_FLEET_LINE_LEN as u64).read_until(b'\n', line).await?;
+    if line.ends_with(b"\n") { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}

@@ -1,0 +1,247 @@
+//! Names of keys and channels on the server, and their strict reader: other hosts write them.
+//!
+//! | name | written by | read by |
+//! |---|---|---|
+//! | `portsentry:FLEET:ban:HOST:TARGET` | the host itself | all |
+//! | `portsentry:FLEET:lift:TARGET` | the operator | all |
+//! | `portsentry:FLEET:news:HOST` (channel) | the host itself | all |
+//! | `portsentry:FLEET:news:@operator` (channel) | the operator | all |
+//!
+//! The author of a report is the host in its key: the server's ACL lets no other user write there ([`super::acl`]).
+
+use std::fmt;
+
+use crate::config::parse_fleet_name;
+use crate::types::BanTarget;
+
+/// The longest key that can be well-formed, in bytes: two names of 63 bytes and the longest target.
+pub const MAX_KEY_LEN: usize = 256;
+
+/// Stands where a host stands in the channel of the operator's notices. No host can have this name.
+const OPERATOR: &str = "@operator";
+
+/// The name of a host in the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(Box<str>);
+
+impl HostName {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// A sentence where it has other characters than `a-z`, `0-9` and `-`, or too many.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        parse_fleet_name(text).map(|name| Self(name.into()))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The author of a key or of a notice.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Author {
+    Host(HostName),
+    Operator,
+}
+
+impl fmt::Display for Author {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host) => write!(f, "host {host}"),
+            Self::Operator => f.write_str("the operator"),
+        }
+    }
+}
+
+/// A well-formed key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub author: Author,
+    /// One IPv4 address, an IPv6 /64, or one address of a shared /64; never a network.
+    pub target: BanTarget,
+}
+
+/// A key that is not used, with its author where the name has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadKey {
+    pub author: Option<Author>,
+    pub reason: &'static str,
+}
+
+/// The names of one fleet.
+#[derive(Clone, Debug)]
+pub struct Keyspace {
+    /// `portsentry:FLEET:`
+    prefix: String,
+}
+
+impl Keyspace {
+    /// The names of the fleet `name`, which [`parse_fleet_name`] has accepted.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { prefix: format!("portsentry:{name}:") }
+    }
+
+    /// The key of a report, or of a lift.
+    #[must_use]
+    pub fn key(&self, key: &Key) -> String {
+        let Key { author, target } = key;
+        match author {
+            Author::Host(host) => format!("{}ban:{host}:{target}", self.prefix),
+            Author::Operator => format!("{}lift:{target}", self.prefix),
+        }
+    }
+
+    /// The channel on which `author` publishes its notices.
+    #[must_use]
+    pub fn channel(&self, author: &Author) -> String {
+        match author {
+            Author::Host(host) => format!("{}news:{host}", self.prefix),
+            Author::Operator => format!("{}news:{OPERATOR}", self.prefix),
+        }
+    }
+
+    /// Pattern of the keys of all reports.
+    #[must_use]
+    pub fn reports(&self) -> String {
+        format!("{}ban:*", self.prefix)
+    }
+
+    /// Pattern of the keys of the reports of one host.
+    #[must_use]
+    pub fn reports_of(&self, host: &HostName) -> String {
+        format!("{}ban:{host}:*", self.prefix)
+    }
+
+    /// Pattern of the keys of all lifts.
+    #[must_use]
+    pub fn lifts(&self) -> String {
+        format!("{}lift:*", self.prefix)
+    }
+
+    /// Pattern of every key of the fleet.
+    #[must_use]
+    pub fn all(&self) -> String {
+        format!("{}*", self.prefix)
+    }
+
+    /// Pattern of the channels of all notices.
+    #[must_use]
+    pub fn channels(&self) -> String {
+        format!("{}news:*", self.prefix)
+    }
+
+    /// Reads a key that the server names. Only what [`Keyspace::key`] writes is read: the text form of a target is unique.
+    ///
+    /// # Errors
+    /// The author, so that the log can name it, and the reason.
+    pub fn parse(&self, key: &[u8]) -> Result<Key, BadKey> {
+        let bad = |author, reason| BadKey { author, reason };
+        let rest = key.strip_prefix(self.prefix.as_bytes()).ok_or(bad(None, "is of another fleet"))?;
+        let (author, target) = if let Some(target) = rest.strip_prefix(b"lift:") {
+            (Author::Operator, target)
+        } else {
+            let rest = rest.strip_prefix(b"ban:").ok_or(bad(None, "is neither a report nor a lift"))?;
+            let end = rest.iter().position(|byte| *byte == b':').ok_or(bad(None, "has no target"))?;
+            let (host, target) = rest.split_at(end);
+            let host = std::str::from_utf8(host).ok().and_then(|host| HostName::parse(host).ok());
+            let host = host.ok_or(bad(None, "has no name of a host"))?;
+            (Author::Host(host), target.get(1..).unwrap_or_default())
+        };
+        if key.len() > MAX_KEY_LEN {
+            return Err(bad(Some(author), "is too long"));
+        }
+        let target = std::str::from_utf8(target).ok().and_then(|target| target.parse().ok());
+        match target {
+            Some(BanTarget::Prefix(_)) => Err(bad(Some(author), "is of a network wider than /32 or /64")),
+            Some(target) => Ok(Key { author, target }),
+            None => Err(bad(Some(author), "has no address that can be blocked")),
+        }
+    }
+
+    /// The author of the notices on a channel.
+    #[must_use]
+    pub fn parse_channel(&self, channel: &[u8]) -> Option<Author> {
+        let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"news:")?;
+        if rest == OPERATOR.as_bytes() {
+            return Some(Author::Operator);
+        }
+        HostName::parse(std::str::from_utf8(rest).ok()?).ok().map(Author::Host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str) -> Author {
+        Author::Host(HostName::parse(name).unwrap())
+    }
+
+    #[test]
+    fn key_reads_back_as_it_is_written() {
+        let keys = Keyspace::new("lab");
+        for author in [host("web-1"), Author::Operator] {
+            for target in ["203.0.113.7", "2001:db8:1:2::/64", "64:ff9b::cb00:7109/128"] {
+                let key = Key { author: author.clone(), target: target.parse().unwrap() };
+                assert_eq!(keys.parse(keys.key(&key).as_bytes()), Ok(key));
+            }
+            assert_eq!(keys.parse_channel(keys.channel(&author).as_bytes()), Some(author));
+        }
+        let key = Key { author: host("web-1"), target: "203.0.113.7".parse().unwrap() };
+        assert_eq!(keys.key(&key), "portsentry:lab:ban:web-1:203.0.113.7");
+        assert_eq!(keys.channel(&host("web-1")), "portsentry:lab:news:web-1");
+    }
+
+    #[test]
+    fn malformed_key_is_refused_with_author() {
+        let keys = Keyspace::new("lab");
+        for target in [
+            "0.0.0.0/0",
+            "203.0.113.0/24",
+            "::/0",
+            "2001:db8::/48",
+            "203.0.113.7/32",
+            "203.0.113.07",
+            "2001:DB8:1:2::/64",
+            "2001:db8:1:2::7/64",
+            "2001:db8:1:2::7",
+            " 203.0.113.7",
+            "203.0.113.7\n",
+            "203.0.113.7:x",
+            "*",
+            "",
+            "localhost",
+        ] {
+            let read = keys.parse(format!("portsentry:lab:ban:web-1:{target}").as_bytes());
+            assert_eq!(read.unwrap_err().author, Some(host("web-1")), "{target:?}");
+        }
+        let long = format!("portsentry:lab:ban:web-1:{}", "7".repeat(1 << 20));
+        assert_eq!(keys.parse(long.as_bytes()), Err(BadKey { author: Some(host("web-1")), reason: "is too long" }));
+        for key in [
+            "portsentry:other:ban:a:203.0.113.7",
+            "portsentry:lab:ban:A:203.0.113.7",
+            "portsentry:lab:ban:203.0.113.7",
+            "x",
+        ] {
+            assert_eq!(keys.parse(key.as_bytes()).unwrap_err().author, None, "{key}");
+        }
+        assert!(keys.parse(b"portsentry:lab:ban:a:\xff").is_err());
+    }
+
+    #[test]
+    fn channel_of_no_member_is_refused() {
+        let keys = Keyspace::new("lab");
+        for channel in ["portsentry:lab:news:", "portsentry:lab:news:A", "portsentry:other:news:a", "news:a"] {
+            assert_eq!(keys.parse_channel(channel.as_bytes()), None, "{channel}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The fleet process: carries this host's bans to the server, and the reports of others to the daemon, which decides about
+//! them. Keeps nothing that the server or the daemon could not tell again.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::connect::Endpoint;
+use super::daemon::{Daemon, OwnNews};
+use super::key::Keyspace;
+use super::own::OwnReports;
+use super::relay::Relay;
+use super::scan::Schedule;
+use super::server::{Incoming, MAX_NOTICES, Server, ServerError};
+use crate::clock::boot_time;
+use crate::control::fleet_protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
+use crate::types::{Backoff, BanTarget, Span, Timestamp};
+
+/// The longest delay between two attempts to connect.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Attempts in a second that all hosts together may begin when the server has ended all connections at once.
+const CONNECTS_PER_SECOND: u32 = 500;
+
+/// A connection that has held for so long was a success.
+const STABLE: Duration = Duration::from_secs(30);
+
+/// How often own keys are looked after.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long an idle connection goes without a sign of life.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long to wait after the server has refused a report.
+const REFUSED_DELAY: Duration = Duration::from_secs(30);
+
+/// This host in the fleet.
+pub(super) struct Member {
+    endpoint: Endpoint,
+    keys: Keyspace,
+    own: OwnReports,
+    relay: Relay,
+    daemon: Daemon,
+    scan: Schedule,
+    /// Hosts that were told of the last report.
+    told: u32,
+    link: LinkState,
+    next: Deadlines,
+    /// Where the last check of own keys has ended.
+    checked: Option<BanTarget>,
+}
+
+/// When something is due again.
+#[derive(Default)]
+struct Deadlines {
+    heartbeat: Timestamp,
+    ping: Timestamp,
+    upkeep: Timestamp,
+    /// Not before this: the server refuses what is written.
+    write: Timestamp,
+}
+
+impl Member {
+    pub(super) fn new(endpoint: Endpoint, keys: Keyspace, own: OwnReports, daemon: Daemon) -> Self {
+        Self {
+            endpoint,
+            keys,
+            relay: Relay::new(own.author().clone()),
+            own,
+            daemon,
+            scan: Schedule::new(),
+            told: 0,
+            link: LinkState::Away("it was not asked yet".to_owned()),
+            next: Deadlines::default(),
+            checked: None,
+        }
+    }
+
+    /// Runs until the process ends.
+    pub(super) async fn run(mut self, mut news: mpsc::Receiver<OwnNews>) -> Result<(), super::FleetError> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), MAX_BACKOFF);
+        let mut away_since: Option<Timestamp> = None;
+        loop {
+            let begun = boot_time();
+            let error = match self.connect().await {
+                Ok(mut server) => {
+                    let since = away_since.take().map(|since| Span(begun.since(since)));
+                    let since = since.map_or_else(String::new, |since| format!(" again, after {since}"));
+                    tracing::info!("adminalert: fleet: connected to {}{since}", self.endpoint.url);
+                    self.set_link(LinkState::Connected).await;
+                    self.session(&mut server, &mut news).await
+                }
+                Err(error) => error,
+            };
+            let now = boot_time();
+            if now.since(begun) > STABLE {
+                backoff.reset();
+            }
+            if away_since.is_none() {
+                tracing::error!(
+                    "adminalert: fleet: {}: {error}. Scans are detected and blocked here as before; bans of other hosts run \
+                     out. It is tried again.",
+                    self.endpoint.url
+                );
+                away_since = Some(now);
+            }
+            self.set_link(LinkState::Away(error.to_string())).await;
+            // The first attempt of a large fleet is spread, too.
+            let spread = Duration::from_secs(1) * self.hosts() / CONNECTS_PER_SECOND;
+            let delay = (backoff.extend(now) + spread).mul_f64(0.5 + super::chance()?);
+            self.wait(delay, &mut news).await;
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Server, ServerError> {
+        let mut server = Server::connect(&self.endpoint, self.keys.clone()).await?;
+        server.subscribe().await?;
+        Ok(server)
+    }
+
+    /// The number of hosts, as far as it is known.
+    fn hosts(&self) -> u32 {
+        self.relay.hosts().max(self.told)
+    }
+
+    /// Follows the daemon while the server is away.
+    async fn wait(&mut self, delay: Duration, news: &mut mpsc::Receiver<OwnNews>) {
+        let end = boot_time().after(delay);
+        loop {
+            let now = boot_time();
+            if now >= end {
+                return;
+            }
+            if now >= self.next.heartbeat {
+                self.heartbeat(now).await;
+            }
+            let next = end.min(self.next.heartbeat).since(now);
+            tokio::select! {
+                one = news.recv() => self.own_news(one),
+                () = sleep(next) => {}
+            }
+            self.own.expire(boot_time());
+        }
+    }
+
+    /// Works with a connection until it ends; returns why.
+    async fn session(&mut self, server: &mut Server, news: &mut mpsc::Receiver<OwnNews>) -> ServerError {
+        let now = boot_time();
+        self.own.renew_all(now);
+        self.relay.connected();
+        self.scan.connected((self.hosts(), super::chance().unwrap_or_default()), now);
+        (self.next.upkeep, self.next.write, self.next.ping) = (now, now, now.after(PING_INTERVAL));
+        loop {
+            let now = boot_time();
+            tokio::select! {
+                biased;
+                one = news.recv() => self.own_news(one),
+                incoming = server.next_notice() => match incoming {
+                    Some(incoming) => self.notices(incoming, server, now),
+                    None => return ServerError::Other("the connection has ended".to_owned()),
+                },
+                () = sleep(self.next_due(now).since(now)) => {}
+            }
+            if server.has_missed() || self.daemon.has_returned() {
+                self.request_scan(boot_time());
+            }
+            match self.work(server).await {
+                Err(error) if !error.leaves_connection() => return error,
+                Err(error) => {
+                    tracing::warn!("adminalert: fleet: {}: {error}", self.endpoint.url);
+                    self.next.write = boot_time().after(REFUSED_DELAY);
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Takes the notices that wait.
+    fn notices(&mut self, first: Incoming, server: &mut Server, now: Timestamp) {
+        let mut next = Some(first);
+        // As many as can have waited; those that arrive meanwhile are next.
+        for _ in 0..MAX_NOTICES {
+            let Some(incoming) = next else { return };
+            if self.relay.incoming(incoming, self.hosts(), now) {
+                self.request_scan(now);
+            }
+            next = server.waiting_notice();
+        }
+    }
+
+    /// When [`Member::work`] has something to do.
+    fn next_due(&self, now: Timestamp) -> Timestamp {
+        let due = [self.next.heartbeat, self.next.ping, self.next.upkeep, self.scan.due()].into_iter().min();
+        let mut due = due.unwrap_or(now);
+        if self.own.has_pending(now) || self.own.has_withdrawn() {
+            due = due.min(self.next.write);
+        }
+        self.relay.due().map_or(due, |at| due.min(at))
+    }
+
+    fn own_news(&mut self, news: Option<OwnNews>) {
+        let now = boot_time();
+        match news {
+            Some(OwnNews::Connected) => {
+                // It may be a new process, which knows nothing of the reports.
+                self.next.heartbeat = now;
+                self.own.connected(now);
+            }
+            Some(OwnNews::Changed(event)) => self.own.apply(&event, now),
+            None => {}
+        }
+    }
+
+    /// Does what is due.
+    async fn work(&mut self, server: &mut Server) -> Result<(), ServerError> {
+        let now = boot_time();
+        if now >= self.next.write {
+            self.write(server, now).await?;
+        }
+        if now >= self.next.heartbeat {
+            self.heartbeat(now).await;
+        }
+        if self.relay.due().is_some_and(|due| due <= now) {
+            self.relay.deliver(server, &mut self.daemon).await?;
+        }
+        if now >= self.scan.due() {
+            self.scan_page(server).await?;
+        }
+        if now >= self.next.upkeep {
+            self.next.upkeep = now.after(UPKEEP_INTERVAL);
+            self.upkeep(server, now).await?;
+        }
+        if now >= self.next.ping {
+            self.next.ping = now.after(PING_INTERVAL);
+            server.ping().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes new reports and deletes old ones.
+    async fn write(&mut self, server: &mut Server, now: Timestamp) -> Result<(), ServerError> {
+        let withdrawn = self.own.take_withdrawn();
+        server.withdraw(&withdrawn).await?;
+        let batch = self.own.take_pending(now);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        match server.publish(&batch).await {
+            Ok(told) => {
+                self.told = u32::try_from(told).unwrap_or(u32::MAX);
+                self.own.written(&batch, now);
+                Ok(())
+            }
+            Err(error) => {
+                self.own.put_back(&batch);
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps own keys on the server: renews them, and writes those again that it has lost.
+    async fn upkeep(&mut self, server: &mut Server, now: Timestamp) -> Result<(), ServerError> {
+        self.own.expire(now);
+        let some = self.own.some_written(self.checked);
+        self.checked = some.last().map(|key| key.target);
+        let has = server.has(&some).await?;
+        let lost: Vec<_> = some.into_iter().zip(has).filter_map(|(key, has)| (!has).then_some(key)).collect();
+        self.own.renew(&lost, now);
+        loop {
+            let batch = self.own.renewals(now);
+            if batch.is_empty() {
+                return Ok(());
+            }
+            server.renew(&batch).await?;
+            self.own.written(&batch, now);
+        }
+    }
+
+    async fn scan_page(&mut self, server: &mut Server) -> Result<(), ServerError> {
+        let spread = (self.hosts(), super::chance().unwrap_or_default());
+        let page = self.relay.scan_page(server, &mut self.daemon, &mut self.scan, spread).await;
+        if page.is_err() && !self.scan.is_broken_off() {
+            self.scan.end(spread, boot_time());
+        }
+        page
+    }
+
+    fn request_scan(&mut self, now: Timestamp) {
+        self.relay.forget_sequences();
+        self.scan.request((self.hosts(), super::chance().unwrap_or_default()), now);
+    }
+
+    async fn set_link(&mut self, link: LinkState) {
+        self.link = link;
+        self.heartbeat(boot_time()).await;
+    }
+
+    /// Tells the daemon how the connection is.
+    async fn heartbeat(&mut self, now: Timestamp) {
+        self.next.heartbeat = now.after(Duration::from_secs(LINK_INTERVAL_S));
+        let request = FleetRequest::Link { state: self.link.clone(), ignored: self.relay.ignored(now) };
+        self.daemon.ask(&request).await;
+    }
+}

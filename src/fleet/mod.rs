@@ -1,0 +1,167 @@
+//! Bans shared with other hosts through Valkey or Redis: the process of `portsentry fleet`, and the commands beside it. The
+//! packet path does not know of it, and the daemon decides about every report.
+
+pub mod acl;
+mod allowance;
+mod authors;
+mod connect;
+mod daemon;
+pub mod key;
+mod member;
+pub mod options;
+mod own;
+mod relay;
+pub mod report;
+mod scan;
+mod server;
+
+use std::io::{self, Write};
+
+use crate::config::{Config, ConfigErrors, Fleet};
+use crate::events::log;
+
+use connect::Endpoint;
+pub use connect::SetupError;
+use daemon::Daemon;
+use key::{Author, HostName, Key, Keyspace};
+use member::Member;
+use options::{AclOptions, FleetCommand, FleetOptions, LiftOptions};
+use own::OwnReports;
+use server::Server;
+pub use server::ServerError;
+
+/// Why `portsentry fleet` has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error("{url}: {error}")]
+    Server { url: String, error: ServerError },
+    #[error("cannot set up the log")]
+    Log,
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+impl FleetError {
+    fn system(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| Self::System(doing, error)
+    }
+}
+
+/// Runs what the command line asks for; writes to `out` what a command answers.
+///
+/// # Errors
+/// Where the settings are wrong, or the server does not do it. The process that is connected to the server ends only for wrong
+/// settings.
+pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetError> {
+    let config = Config::load_or_builtin(options.config.as_deref())?;
+    match &options.command {
+        None => {
+            log::init(config.report.log, config.report.facility).map_err(|_| FleetError::Log)?;
+            join(&config.fleet)
+        }
+        Some(FleetCommand::Acl(acl)) => print_acl(&config.fleet, acl, out),
+        Some(FleetCommand::Lift(lift)) => lift_bans(&config.fleet, lift, out),
+    }
+}
+
+/// Tries whether the server takes this host.
+///
+/// # Errors
+/// What is wrong with the settings, or with the connection.
+pub fn probe(fleet: &Fleet) -> Result<(), FleetError> {
+    let endpoint = Endpoint::open(fleet)?;
+    on_runtime(async {
+        let connected = async {
+            let mut server = Server::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
+            server.subscribe().await?;
+            server.ping().await
+        };
+        connected.await.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })
+    })?
+}
+
+fn join(fleet: &Fleet) -> Result<(), FleetError> {
+    let endpoint = Endpoint::open(fleet)?;
+    let host = HostName::parse(&fleet.host).map_err(|_| SetupError::NotJoined)?;
+    let keys = Keyspace::new(&fleet.name);
+    // Others take the jump after a restart for a gap, which is what it is.
+    let own = OwnReports::new(host, fleet.accept.max_per_author_per_hour, random()?.into());
+    on_runtime(async {
+        let news = daemon::watch(&fleet.socket);
+        // A refusal has no harm: then the process was not started by systemd.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        Member::new(endpoint, keys, own, Daemon::new(&fleet.socket)).run(news).await
+    })?
+}
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> Result<T, FleetError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(FleetError::system("start the runtime"))?.block_on(work))
+}
+
+fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Result<(), FleetError> {
+    let keys = Keyspace::new(&fleet.name);
+    let password = match &options.credentials {
+        Some(path) => connect::read_password(path)?,
+        None => new_password()?,
+    };
+    let line = match &options.host {
+        Some(host) => acl::host(&keys, host, options.user.as_deref().unwrap_or(host.as_str()), &password),
+        None => acl::operator(&keys, options.user.as_deref().unwrap_or("operator"), &password),
+    };
+    writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
+}
+
+/// 32 random bytes as text.
+fn new_password() -> Result<String, FleetError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| FleetError::System("get random bytes", error.into()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn random() -> Result<u32, FleetError> {
+    getrandom::u32().map_err(|error| FleetError::System("get random bytes", error.into()))
+}
+
+/// A random number from 0 to 1, so that hosts do not act at the same time.
+fn chance() -> Result<f64, FleetError> {
+    Ok(f64::from(random()?) / f64::from(u32::MAX))
+}
+
+fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Result<(), FleetError> {
+    let fleet = Fleet { user: options.user.clone(), credentials: options.credentials.clone(), ..fleet.clone() };
+    let endpoint = Endpoint::open(&fleet)?;
+    let key = Key { author: Author::Operator, target: options.target };
+    let sequence = random()?.into();
+    let lifted = on_runtime(async {
+        let mut server = Server::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
+        server.lift(&key, sequence, options.span).await
+    })?;
+    lifted.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })?;
+    let span = humantime::format_duration(options.span);
+    writeln!(out, "the bans of the fleet on {} are lifted, and reports of it are ignored for {span}", options.target)
+        .map_err(FleetError::system("write to standard output"))
+}
+
+/// Any bytes as the name of a key or channel, and as a value: what is read, reads the same as it is written.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let keys = Keyspace::new("lab");
+    if let Ok(key) = keys.parse(bytes) {
+        assert_eq!(keys.key(&key).as_bytes(), bytes);
+    }
+    if let Some(author) = keys.parse_channel(bytes) {
+        assert_eq!(keys.channel(&author).as_bytes(), bytes);
+    }
+    if let Ok(report) = report::Report::parse(bytes) {
+        assert_eq!(report::Report::parse(report.to_json().as_bytes()), Ok(report));
+    }
+    if let Ok(notice) = report::Notice::parse(bytes) {
+        assert_eq!(report::Notice::parse(notice.to_json().as_bytes()), Ok(notice));
+    }
+    let _ = report::parse_lift(bytes);
+}

@@ -1,0 +1,322 @@
+//! The reports of this host: which of its bans are on the server, and which have to be written or renewed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::key::{Author, HostName, Key};
+use super::report::{MAX_REMAINING, Report};
+use crate::control::fleet_protocol::OwnBanEvent;
+use crate::engine::{Class, Grade};
+use crate::types::{BanTarget, Timestamp};
+
+/// Bans that are kept in mind; later ones are not reported.
+const MAX_OWN: usize = 65_536;
+
+/// Reports in one message to the server.
+const MAX_BATCH: usize = 64;
+
+/// The span in which a number of new reports is allowed.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long the daemon may take to name the bans in force once it is connected.
+const CONFIRM_TIME: Duration = Duration::from_secs(30);
+
+struct OwnReport {
+    report: Report,
+    /// When the ban ends.
+    ends: Timestamp,
+    /// When the key has to be written again; `None` until it is written first.
+    renew: Option<Timestamp>,
+    /// When the daemon has last named the ban.
+    named: Timestamp,
+}
+
+/// All reports of this host.
+pub(super) struct OwnReports {
+    author: Author,
+    reports: BTreeMap<BanTarget, OwnReport>,
+    /// Targets that wait for their first report.
+    pending: VecDeque<BanTarget>,
+    /// Targets whose keys are to be deleted.
+    withdrawn: Vec<BanTarget>,
+    /// When new reports were made within the last hour.
+    made: VecDeque<Timestamp>,
+    /// New reports that are allowed in an hour.
+    limit: usize,
+    sequence: u64,
+    /// When the daemon has begun to name all bans in force.
+    connected: Option<Timestamp>,
+}
+
+impl OwnReports {
+    /// No reports yet. The number of the first notice is one above `sequence`.
+    pub(super) fn new(host: HostName, limit: u32, sequence: u64) -> Self {
+        Self {
+            author: Author::Host(host),
+            reports: BTreeMap::new(),
+            pending: VecDeque::new(),
+            withdrawn: Vec::new(),
+            made: VecDeque::new(),
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            sequence,
+            connected: None,
+        }
+    }
+
+    pub(super) fn author(&self) -> &Author {
+        &self.author
+    }
+
+    /// The daemon is about to name all bans in force. What it does not name is over.
+    pub(super) fn connected(&mut self, now: Timestamp) {
+        self.connected = Some(now);
+    }
+
+    /// Takes what the daemon says of its own bans.
+    pub(super) fn apply(&mut self, event: &OwnBanEvent, now: Timestamp) {
+        match event {
+            OwnBanEvent::Ban { target, remaining_s, grade, distinct_ports, class } => {
+                let class = Class::ALL.into_iter().find(|one| one.key() == class);
+                let (Some(class), Ok(target)) = (class, target.parse()) else { return };
+                let left = remaining_s.map_or(Duration::MAX, Duration::from_secs);
+                self.ban(target, (*grade, *distinct_ports, class), left, now);
+            }
+            OwnBanEvent::Lift { target } => {
+                if let Ok(target) = target.parse() {
+                    self.remove(target);
+                }
+            }
+            OwnBanEvent::Lost { .. } => {}
+        }
+    }
+
+    fn ban(&mut self, target: BanTarget, (grade, ports, class): (Grade, u32, Class), left: Duration, now: Timestamp) {
+        if matches!(target, BanTarget::Prefix(_)) || left.is_zero() {
+            return;
+        }
+        let (ends, sequence) = (now.after(left), self.sequence);
+        if let Some(known) = self.reports.get_mut(&target) {
+            (known.ends, known.named) = (ends, now);
+            // Better evidence is news; a repetition is none.
+            if (known.report.grade, grade) == (Grade::Forgeable, Grade::Proven) {
+                known.report = Report { class, ports, grade, sequence };
+                self.pending.push_back(target);
+            }
+            return;
+        }
+        if self.reports.len() < MAX_OWN {
+            let report = Report { class, ports, grade, sequence };
+            self.reports.insert(target, OwnReport { report, ends, renew: None, named: now });
+            self.pending.push_back(target);
+        }
+    }
+
+    fn remove(&mut self, target: BanTarget) {
+        if self.reports.remove(&target).is_some_and(|known| known.renew.is_some()) {
+            self.withdrawn.push(target);
+        }
+    }
+
+    /// The reports that are to be written now, with new numbers; each counts against the limit of an hour. Call
+    /// [`OwnReports::written`] once the server has them, or [`OwnReports::put_back`].
+    pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(Key, Report, Duration)> {
+        self.made.retain(|at| now.since(*at) < HOUR);
+        let mut batch = Vec::new();
+        while batch.len() < MAX_BATCH && self.made.len() < self.limit {
+            // Proven evidence first: it is what most hosts of a fleet act on.
+            let proven =
+                |target: &BanTarget| self.reports.get(target).is_some_and(|known| known.report.grade == Grade::Proven);
+            let place = self.pending.iter().position(proven).unwrap_or(0);
+            let Some(target) = self.pending.remove(place) else { break };
+            let Some(known) = self.reports.get_mut(&target).filter(|known| known.ends > now) else { continue };
+            self.sequence = self.sequence.wrapping_add(1);
+            known.report.sequence = self.sequence;
+            if known.renew.is_none() {
+                self.made.push_back(now);
+            }
+            batch.push((Key { author: self.author.clone(), target }, known.report, left(known.ends, now)));
+        }
+        batch
+    }
+
+    /// The server has these.
+    pub(super) fn written(&mut self, batch: &[(Key, Report, Duration)], now: Timestamp) {
+        for (key, _, left) in batch {
+            if let Some(known) = self.reports.get_mut(&key.target) {
+                known.renew = Some(now.after(*left / 2));
+            }
+        }
+    }
+
+    /// The server did not take these.
+    pub(super) fn put_back(&mut self, batch: &[(Key, Report, Duration)]) {
+        for (key, ..) in batch.iter().rev() {
+            self.pending.push_front(key.target);
+        }
+    }
+
+    /// True where a report waits that the limit of an hour allows.
+    pub(super) fn has_pending(&self, now: Timestamp) -> bool {
+        let made = self.made.iter().filter(|at| now.since(**at) < HOUR).count();
+        !self.pending.is_empty() && made < self.limit
+    }
+
+    /// The next keys that are to be deleted.
+    pub(super) fn take_withdrawn(&mut self) -> Vec<Key> {
+        let rest = self.withdrawn.len().saturating_sub(MAX_BATCH);
+        let targets = self.withdrawn.split_off(rest);
+        targets.into_iter().map(|target| Key { author: self.author.clone(), target }).collect()
+    }
+
+    pub(super) fn has_withdrawn(&self) -> bool {
+        !self.withdrawn.is_empty()
+    }
+
+    /// The keys that are to be written again now, because their time is half over or the server has lost them.
+    pub(super) fn renewals(&self, now: Timestamp) -> Vec<(Key, Report, Duration)> {
+        let due = self.reports.iter().filter(|(_, known)| known.renew.is_some_and(|at| at <= now) && known.ends > now);
+        let report = |(target, known): (&BanTarget, &OwnReport)| {
+            (Key { author: self.author.clone(), target: *target }, known.report, left(known.ends, now))
+        };
+        due.take(MAX_BATCH).map(report).collect()
+    }
+
+    /// Has every key written again: the server may have lost them all.
+    pub(super) fn renew_all(&mut self, now: Timestamp) {
+        for known in self.reports.values_mut() {
+            known.renew = known.renew.map(|_| now);
+        }
+    }
+
+    /// Has these keys written again.
+    pub(super) fn renew(&mut self, keys: &[Key], now: Timestamp) {
+        for key in keys {
+            if let Some(known) = self.reports.get_mut(&key.target) {
+                known.renew = Some(now);
+            }
+        }
+    }
+
+    /// Some keys that the server should have, in turns: those after `last`.
+    pub(super) fn some_written(&self, last: Option<BanTarget>) -> Vec<Key> {
+        let later = self
+            .reports
+            .range((last.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded), std::ops::Bound::Unbounded));
+        let written = later.filter(|(_, known)| known.renew.is_some()).take(MAX_BATCH);
+        written.map(|(target, _)| Key { author: self.author.clone(), target: *target }).collect()
+    }
+
+    /// Forgets the bans that have ended, and those that the daemon no longer names.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        let since = self.connected.take_if(|since| now.since(*since) >= CONFIRM_TIME);
+        let mut gone = Vec::new();
+        self.reports.retain(|target, known| {
+            let unnamed = since.is_some_and(|since| known.named < since);
+            if unnamed && known.renew.is_some() {
+                gone.push(*target);
+            }
+            !unnamed && known.ends > now
+        });
+        self.withdrawn.append(&mut gone);
+        let reports = &self.reports;
+        self.pending.retain(|target| reports.contains_key(target));
+    }
+}
+
+fn left(ends: Timestamp, now: Timestamp) -> Duration {
+    ends.since(now).min(MAX_REMAINING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    fn ban(target: &str, grade: Grade, remaining_s: Option<u64>) -> OwnBanEvent {
+        let class = if grade == Grade::Proven { "connect" } else { "syn" }.to_owned();
+        OwnBanEvent::Ban { target: target.to_owned(), remaining_s, grade, distinct_ports: 5, class }
+    }
+
+    fn reports(limit: u32) -> OwnReports {
+        OwnReports::new(HostName::parse("a").unwrap(), limit, 7)
+    }
+
+    fn targets(batch: &[(Key, Report, Duration)]) -> Vec<String> {
+        batch.iter().map(|(key, ..)| key.target.to_string()).collect()
+    }
+
+    #[test]
+    fn ban_is_reported_once_and_renewed() {
+        let mut own = reports(30);
+        own.apply(&ban("203.0.113.7", Grade::Proven, Some(86_400)), at(1));
+        own.apply(&ban("203.0.113.7", Grade::Proven, Some(86_400)), at(2));
+        let batch = own.take_pending(at(2));
+        assert_eq!(
+            (targets(&batch), batch[0].1.sequence, batch[0].2),
+            (vec!["203.0.113.7".to_owned()], 8, MAX_REMAINING)
+        );
+        own.written(&batch, at(2));
+        assert!(!own.has_pending(at(3)) && own.renewals(at(3)).is_empty());
+        assert_eq!(own.renewals(at(2 + 7_200)).len(), 1, "half of four hours later");
+        own.renew_all(at(10));
+        assert_eq!(own.renewals(at(10))[0].1.sequence, 8, "a renewal is not news");
+        own.expire(at(86_500));
+        assert_eq!((own.reports.len(), own.has_withdrawn()), (0, false), "its key runs out by itself");
+    }
+
+    #[test]
+    fn networks_and_ended_bans_are_not_reported() {
+        let mut own = reports(30);
+        own.apply(&ban("203.0.113.0/24", Grade::Proven, None), at(1));
+        own.apply(&ban("203.0.113.7", Grade::Proven, Some(0)), at(1));
+        own.apply(&ban("203.0.113.8", Grade::Proven, Some(5)), at(1));
+        assert!(own.take_pending(at(7)).is_empty());
+    }
+
+    #[test]
+    fn reports_above_hourly_limit_wait_proven_first() {
+        let mut own = reports(2);
+        for (host, grade) in [(1, Grade::Forgeable), (2, Grade::Forgeable), (3, Grade::Proven)] {
+            own.apply(&ban(&format!("203.0.113.{host}"), grade, None), at(1));
+        }
+        let batch = own.take_pending(at(1));
+        assert_eq!(targets(&batch), ["203.0.113.3", "203.0.113.1"]);
+        own.put_back(&batch[1..]);
+        own.written(&batch[..1], at(1));
+        assert!(!own.has_pending(at(3_600)) && own.has_pending(at(3_601)));
+        assert_eq!(targets(&own.take_pending(at(3_601))), ["203.0.113.1", "203.0.113.2"]);
+    }
+
+    #[test]
+    fn better_evidence_is_reported_again_without_new_count() {
+        let mut own = reports(1);
+        own.apply(&ban("203.0.113.7", Grade::Forgeable, None), at(1));
+        let batch = own.take_pending(at(1));
+        own.written(&batch, at(1));
+        own.apply(&ban("203.0.113.7", Grade::Proven, None), at(2));
+        assert!(own.take_pending(at(2)).is_empty(), "the limit of the hour is reached");
+        let batch = own.take_pending(at(3_602));
+        assert_eq!((batch.len(), batch[0].1.grade), (1, Grade::Proven));
+    }
+
+    #[test]
+    fn lifted_and_unnamed_bans_are_withdrawn() {
+        let mut own = reports(30);
+        for host in 1..=3 {
+            own.apply(&ban(&format!("203.0.113.{host}"), Grade::Proven, None), at(1));
+        }
+        let batch = own.take_pending(at(1));
+        own.written(&batch, at(1));
+        own.apply(&OwnBanEvent::Lift { target: "203.0.113.1".to_owned() }, at(2));
+        assert_eq!(own.take_withdrawn().len(), 1);
+        own.connected(at(100));
+        own.apply(&ban("203.0.113.2", Grade::Proven, None), at(101));
+        own.expire(at(120));
+        assert!(!own.has_withdrawn(), "the daemon may still name it");
+        own.expire(at(131));
+        assert_eq!(own.take_withdrawn()[0].target.to_string(), "203.0.113.3");
+    }
+}

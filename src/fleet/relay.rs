@@ -1,0 +1,232 @@
+//! The reports of others, on their way from the server to the daemon: notices name keys, keys are read in batches, and what is
+//! well-formed goes on. The rest is counted, and its author named.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use super::authors::{Authors, Order};
+use super::daemon::Daemon;
+use super::key::{Author, Key};
+use super::report::Report;
+use super::scan::{Pass, Progress, Scan, Schedule};
+use super::server::{Entry, Incoming, Server, ServerError};
+use crate::clock::boot_time;
+use crate::control::fleet_protocol::{FleetReport, FleetRequest, IgnoredAuthor, MAX_REPORTS};
+use crate::types::{BanTarget, Timestamp};
+
+/// Keys that notices have named and that were not read yet; above it a scan has to find them.
+const MAX_WAITING: usize = 4096;
+
+/// Lifts that are remembered.
+const MAX_LIFTS: usize = 65_536;
+
+/// Keys that all hosts together may read in a second for one notice: they are spread over so much time.
+const READS_PER_SECOND: u32 = 20_000;
+
+pub(super) struct Relay {
+    own: Author,
+    authors: Authors,
+    /// Targets whose reports are not handed on, and until when.
+    lifts: HashMap<BanTarget, Timestamp>,
+    waiting: Vec<Key>,
+    named: HashSet<Key>,
+    due: Timestamp,
+}
+
+impl Relay {
+    pub(super) fn new(own: Author) -> Self {
+        Self {
+            own,
+            authors: Authors::default(),
+            lifts: HashMap::new(),
+            waiting: Vec::new(),
+            named: HashSet::new(),
+            due: Timestamp::ZERO,
+        }
+    }
+
+    /// Hosts that are known.
+    pub(super) fn hosts(&self) -> u32 {
+        u32::try_from(self.authors.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    pub(super) fn ignored(&self, now: Timestamp) -> Vec<IgnoredAuthor> {
+        self.authors.ignored(now)
+    }
+
+    /// The connection is new: nothing is known of what was said before.
+    pub(super) fn connected(&mut self) {
+        self.waiting.clear();
+        self.named.clear();
+        self.forget_sequences();
+    }
+
+    pub(super) fn forget_sequences(&mut self) {
+        self.authors.forget_sequences();
+    }
+
+    /// When keys have to be read.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        (!self.waiting.is_empty()).then_some(self.due)
+    }
+
+    /// Takes a notice. True where a scan is needed, because one was missed.
+    pub(super) fn incoming(&mut self, incoming: Incoming, hosts: u32, now: Timestamp) -> bool {
+        let (author, notice) = match incoming {
+            Incoming::Notice(author, _) | Incoming::Bad(author, _) if author == self.own => return false,
+            Incoming::Notice(author, notice) => (author, notice),
+            Incoming::Bad(author, error) => {
+                self.blame(&author, &format!("a notice {}", error.0), now);
+                return false;
+            }
+        };
+        let is_gap = match self.authors.note(&author, notice.sequence, now) {
+            Order::Next => false,
+            Order::Gap => true,
+            Order::TooMany => {
+                self.blame(&author, "it sends more than 600 notices in a minute", now);
+                return false;
+            }
+        };
+        if self.waiting.len() >= MAX_WAITING {
+            return true;
+        }
+        let key = Key { author, target: notice.target };
+        if self.named.insert(key.clone()) {
+            if self.waiting.is_empty() {
+                let spread = Duration::from_secs(1) * hosts / READS_PER_SECOND;
+                self.due = now.after(spread.mul_f64(super::chance().unwrap_or_default()));
+            }
+            self.waiting.push(key);
+        }
+        is_gap
+    }
+
+    /// Reads the keys that notices have named, and hands them to the daemon.
+    pub(super) async fn deliver(&mut self, server: &mut Server, daemon: &mut Daemon) -> Result<(), ServerError> {
+        let batch: Vec<Key> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
+        for key in &batch {
+            self.named.remove(key);
+        }
+        self.hand_on(&batch, server, daemon).await
+    }
+
+    /// Reads the next page of the scan.
+    pub(super) async fn scan_page(
+        &mut self,
+        server: &mut Server,
+        daemon: &mut Daemon,
+        schedule: &mut Schedule,
+        spread: (u32, f64),
+    ) -> Result<(), ServerError> {
+        let Some((scan, begins)) = schedule.take(boot_time()) else { return Ok(()) };
+        if begins {
+            self.authors.begin_scan();
+            self.lifts.retain(|_, until| *until > boot_time());
+        }
+        let started = Instant::now();
+        let pattern = scan.pattern(&server.keys);
+        let (next, names) = match server.scan(scan.cursor, &pattern, schedule.page()).await {
+            Err(ServerError::TooLarge) => {
+                schedule.shrink(scan);
+                return Err(ServerError::TooLarge);
+            }
+            page => page?,
+        };
+        // The server's time alone: that of the daemon says nothing of other hosts.
+        let took = started.elapsed();
+        let keys = self.readable(&names, &scan, server);
+        for batch in keys.chunks(MAX_REPORTS) {
+            self.hand_on(batch, server, daemon).await?;
+        }
+        match schedule.advance(scan, next, names.len(), took, boot_time()) {
+            Progress::More => {}
+            Progress::TooMany => {
+                tracing::warn!("adminalert: fleet: the server has more keys than a fleet; the scan was ended");
+                schedule.end(spread, boot_time());
+            }
+            Progress::Done => {
+                schedule.end(spread, boot_time());
+                let end = FleetRequest::Reports { reports: Vec::new(), scan_ends: true };
+                daemon.ask(&end).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys of a page that are to be read.
+    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &Server) -> Vec<Key> {
+        let now = boot_time();
+        let mut keys = Vec::with_capacity(names.len());
+        for name in names {
+            match server.keys.parse(name) {
+                Ok(key) if key.author == self.own => {}
+                Ok(key) if (scan.pass == Pass::Lifts) != (key.author == Author::Operator) => {}
+                Ok(key) if !self.authors.admit_scanned(&key.author) => {
+                    self.blame(&key.author, "it has more than 10000 keys", now);
+                }
+                Ok(key) => keys.push(key),
+                Err(bad) => {
+                    if let Some(author) = bad.author.filter(|author| *author != self.own) {
+                        self.blame(&author, &format!("a key {}", bad.reason), now);
+                    }
+                }
+            }
+        }
+        keys
+    }
+
+    /// Reads at most [`MAX_REPORTS`] keys and hands the daemon what is well-formed.
+    async fn hand_on(&mut self, keys: &[Key], server: &mut Server, daemon: &mut Daemon) -> Result<(), ServerError> {
+        let entries = server.read(keys).await?;
+        let now = boot_time();
+        let mut reports = Vec::with_capacity(keys.len());
+        for (key, entry) in keys.iter().zip(entries) {
+            match entry {
+                Entry::Gone => {}
+                Entry::Bad(error) => self.blame(&key.author, &format!("a key {}", error.0), now),
+                Entry::Lift(left) => self.lift(key.target, left, now, daemon).await,
+                Entry::Report(report, left) => {
+                    let is_lifted = self.lifts.get(&key.target).is_some_and(|until| *until > now);
+                    if !is_lifted && left.as_secs() > 0 {
+                        reports.extend(to_daemon(key, &report, left));
+                    }
+                }
+            }
+        }
+        if !reports.is_empty() {
+            daemon.ask(&FleetRequest::Reports { reports, scan_ends: false }).await;
+        }
+        Ok(())
+    }
+
+    /// No report of the target is handed on while the lift stands.
+    async fn lift(&mut self, target: BanTarget, left: Duration, now: Timestamp, daemon: &mut Daemon) {
+        if self.lifts.len() >= MAX_LIFTS && !self.lifts.contains_key(&target) {
+            tracing::warn!("adminalert: fleet: there are more than {MAX_LIFTS} lifts; that of {target} is ignored");
+            return;
+        }
+        // Also where it is known: the daemon may be a new process.
+        daemon.ask(&FleetRequest::Lift { target: target.to_string() }).await;
+        self.lifts.insert(target, now.after(left));
+    }
+
+    fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) {
+        if self.authors.blame(author, reason, now) {
+            tracing::warn!("adminalert: fleet: {author} is ignored in part: {reason}");
+        }
+    }
+}
+
+fn to_daemon(key: &Key, report: &Report, left: Duration) -> Option<FleetReport> {
+    let Author::Host(host) = &key.author else { return None };
+    Some(FleetReport {
+        author: host.as_str().to_owned(),
+        target: key.target.to_string(),
+        remaining_s: left.as_secs(),
+        grade: report.grade,
+        distinct_ports: report.ports,
+        class: report.class.key().to_owned(),
+        sequence: report.sequence,
+    })
+}

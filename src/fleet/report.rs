@@ -1,0 +1,215 @@
+//! The values on the server: reports, lifts and notices, as JSON with a version. Other hosts write them, so that they are read
+//! strictly and only up to a length.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{Class, Grade};
+use crate::types::BanTarget;
+
+/// The longest value or notice that is read, in bytes.
+pub const MAX_VALUE_LEN: usize = 256;
+
+/// The longest remaining time of a report or a lift.
+pub const MAX_REMAINING: Duration = Duration::from_secs(4 * 3600);
+
+const VERSION: u32 = 1;
+
+/// What a host says of a source: the value of a report's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Class of the last probe.
+    pub class: Class,
+    /// Distinct closed ports that count for the grade.
+    pub ports: u32,
+    pub grade: Grade,
+    /// Number of the author's notice about it.
+    pub sequence: u64,
+}
+
+/// A value or notice that is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadValue(pub &'static str);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReportWire<'a> {
+    v: u32,
+    #[serde(borrow)]
+    class: Cow<'a, str>,
+    ports: u32,
+    #[serde(borrow)]
+    grade: Cow<'a, str>,
+    seq: u64,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    v: u32,
+}
+
+impl Report {
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let (class, grade) = (self.class.key().into(), self.grade.key().into());
+        json(&ReportWire { v: VERSION, class, ports: self.ports, grade, seq: self.sequence })
+    }
+
+    /// Reads the value of a report's key.
+    ///
+    /// # Errors
+    /// Where it is too long, of another version, or anything else than [`Report::to_json`] writes.
+    pub fn parse(value: &[u8]) -> Result<Self, BadValue> {
+        let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
+        let class = Class::ALL.into_iter().find(|one| one.key() == class).ok_or(BadValue("has an unknown class"))?;
+        let grade = Grade::from_key(&grade).ok_or(BadValue("has an unknown grade of evidence"))?;
+        Ok(Self { class, ports, grade, sequence: seq })
+    }
+}
+
+/// A hint that a key has changed. The key is the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// One more than that of the author's notice before; a gap means that one was missed.
+    pub sequence: u64,
+    pub target: BanTarget,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoticeWire<'a> {
+    v: u32,
+    seq: u64,
+    #[serde(borrow)]
+    target: Cow<'a, str>,
+}
+
+impl Notice {
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        json(&NoticeWire { v: VERSION, seq: self.sequence, target: self.target.to_string().into() })
+    }
+
+    /// Reads the text of a notice.
+    ///
+    /// # Errors
+    /// As for [`Report::parse`].
+    pub fn parse(text: &[u8]) -> Result<Self, BadValue> {
+        let NoticeWire { seq, target, .. } = parse(text)?;
+        match target.parse() {
+            Ok(BanTarget::Prefix(_)) | Err(_) => Err(BadValue("has no address that can be blocked")),
+            Ok(target) => Ok(Self { sequence: seq, target }),
+        }
+    }
+}
+
+/// The value of a lift's key.
+#[must_use]
+pub fn lift_json() -> String {
+    json(&LiftWire { v: VERSION })
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LiftWire {
+    v: u32,
+}
+
+/// Checks the value of a lift's key.
+///
+/// # Errors
+/// As for [`Report::parse`].
+pub fn parse_lift(value: &[u8]) -> Result<(), BadValue> {
+    parse::<LiftWire>(value).map(drop)
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, BadValue> {
+    if text.len() > MAX_VALUE_LEN {
+        return Err(BadValue("is too long"));
+    }
+    match serde_json::from_slice::<Version>(text) {
+        Err(_) => Err(BadValue("is not JSON of this form")),
+        Ok(Version { v: VERSION }) => serde_json::from_slice(text).map_err(|_| BadValue("is not JSON of this form")),
+        Ok(_) => Err(BadValue("is of another version of portsentry")),
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    // Numbers and strings: there is nothing that could not be written.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// What a PTTL reply in milliseconds says of a key.
+///
+/// # Errors
+/// Where the key has no end, or one later than [`MAX_REMAINING`]; and where it is gone.
+pub fn remaining(pttl: i64) -> Result<Duration, BadValue> {
+    match u64::try_from(pttl).map(Duration::from_millis) {
+        Ok(remaining) if remaining <= MAX_REMAINING => Ok(remaining),
+        Ok(_) => Err(BadValue("has more than four hours left")),
+        Err(_) if pttl == -1 => Err(BadValue("has no end")),
+        Err(_) => Err(BadValue("is gone")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;
+
+    #[test]
+    fn report_reads_back_as_it_is_written() {
+        let report = Report { class: Class::Connect, ports: 7, grade: Grade::Proven, sequence: 42 };
+        assert_eq!(report.to_json(), TEXT);
+        for class in Class::ALL {
+            for grade in Grade::ALL {
+                let report = Report { class, ports: u32::MAX, grade, sequence: u64::MAX };
+                assert_eq!(Report::parse(report.to_json().as_bytes()), Ok(report));
+                assert!(report.to_json().len() <= MAX_VALUE_LEN);
+            }
+        }
+        let notice = Notice { sequence: 42, target: "2001:db8:1:2::/64".parse().unwrap() };
+        assert_eq!(notice.to_json(), r#"{"v":1,"seq":42,"target":"2001:db8:1:2::/64"}"#);
+        assert_eq!(Notice::parse(notice.to_json().as_bytes()), Ok(notice));
+        assert_eq!((lift_json().as_str(), parse_lift(lift_json().as_bytes())), (r#"{"v":1}"#, Ok(())));
+    }
+
+    #[test]
+    fn malformed_report_is_refused_at_every_length() {
+        for end in 0..TEXT.len() {
+            assert!(Report::parse(&TEXT.as_bytes()[..end]).is_err(), "{}", &TEXT[..end]);
+        }
+        for (from, to) in [
+            ("\"v\":1", "\"v\":2"),
+            ("\"v\":1", "\"v\":1,\"more\":1"),
+            ("\"v\":1", "\"v\":1,\"v\":1"),
+            ("connect", "Connect"),
+            ("proven", "certain"),
+            (":7", ":-7"),
+            (":7", ":4294967296"),
+            (":7", ":7.0"),
+            (":7", ":\"7\""),
+            (":42", ":18446744073709551616"),
+            ("}", "}{"),
+            ("}", "}]"),
+        ] {
+            assert!(Report::parse(TEXT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
+        }
+        let long = format!("{TEXT}{}", " ".repeat(MAX_VALUE_LEN));
+        assert_eq!(Report::parse(long.as_bytes()), Err(BadValue("is too long")));
+        assert!(Notice::parse(br#"{"v":1,"seq":1,"target":"0.0.0.0/0"}"#).is_err());
+        assert!(parse_lift(b"1").is_err());
+    }
+
+    #[test]
+    fn key_without_bounded_end_is_refused() {
+        assert_eq!(remaining(14_400_000), Ok(MAX_REMAINING));
+        assert_eq!(remaining(0), Ok(Duration::ZERO));
+        for pttl in [-1, -2, 14_400_001, i64::MAX, i64::MIN] {
+            assert!(remaining(pttl).is_err(), "{pttl}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! When the whole fleet is read, and how fast: a scan costs the server as much as there are reports, and there are as many
+//! scans as hosts. The more hosts, the rarer.
+
+use std::time::Duration;
+
+use super::key::Keyspace;
+use crate::types::Timestamp;
+
+/// Scans in a second that all hosts together begin, after the server was away and for gaps. One of 100,000 reports takes the
+/// server some tenths of a second.
+const SCANS_PER_SECOND: u32 = 2;
+
+/// The shortest time between two scans.
+const MIN_GAP: Duration = Duration::from_secs(30);
+
+/// Time between two scans without a reason: renewed reports are found by it.
+const MIN_PERIOD: Duration = Duration::from_secs(15 * 60);
+const MAX_PERIOD: Duration = Duration::from_secs(100 * 60);
+/// This much for each host, within these limits.
+const PERIOD_PER_HOST: Duration = Duration::from_millis(600);
+
+/// A page that takes longer is the work of a busy server.
+const BUSY: Duration = Duration::from_millis(100);
+
+/// Names that are asked for at once.
+const PAGE: usize = 256;
+
+/// Names that one scan reads at most.
+const MAX_NAMES: usize = 4_000_000;
+
+/// What a scan reads. Lifts come first, so that no report of a lifted ban is handed to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    Lifts,
+    Reports,
+}
+
+/// A scan that runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scan {
+    pub(super) pass: Pass,
+    pub(super) cursor: u64,
+    names: usize,
+}
+
+impl Scan {
+    pub(super) fn pattern(&self, keys: &Keyspace) -> String {
+        match self.pass {
+            Pass::Lifts => keys.lifts(),
+            Pass::Reports => keys.reports(),
+        }
+    }
+}
+
+/// What a page was, for the scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    More,
+    Done,
+    /// There are more names than a fleet has.
+    TooMany,
+}
+
+/// When the next page is due.
+pub(super) struct Schedule {
+    due: Timestamp,
+    running: Option<Scan>,
+    ended: Option<Timestamp>,
+    /// Smaller where a page of the scan was too large.
+    page: usize,
+    /// A scan that goes on with the next connection.
+    broken_off: Option<Scan>,
+}
+
+impl Schedule {
+    /// The first scan is due at once.
+    pub(super) fn new() -> Self {
+        Self { due: Timestamp::ZERO, running: None, ended: None, page: PAGE, broken_off: None }
+    }
+
+    pub(super) fn due(&self) -> Timestamp {
+        self.due
+    }
+
+    pub(super) fn page(&self) -> usize {
+        self.page
+    }
+
+    /// The connection is new. `hosts` is the size of the fleet, `chance` from 0 to 1.
+    pub(super) fn connected(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
+        // The others write their reports again in the meantime.
+        let settle = if self.ended.is_some() { Duration::from_secs(2) } else { Duration::from_millis(100) };
+        let spread = Duration::from_secs(1).max(Duration::from_secs(1) * hosts / SCANS_PER_SECOND);
+        // Cursors of a server that was away are worth nothing.
+        self.running = self.broken_off.take();
+        self.due = if self.running.is_some() { now } else { now.after(settle + spread.mul_f64(chance)) };
+    }
+
+    /// Something was missed.
+    pub(super) fn request(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
+        let gap = MIN_GAP.max(Duration::from_secs(1) * hosts / SCANS_PER_SECOND);
+        let earliest = self.ended.map_or(now, |ended| ended.after(gap)).max(now);
+        if self.running.is_none() {
+            self.due = self.due.min(earliest.after((Duration::from_millis(100) * hosts).mul_f64(chance)));
+        }
+    }
+
+    /// The scan whose next page is due; true where it begins with it.
+    pub(super) fn take(&mut self, now: Timestamp) -> Option<(Scan, bool)> {
+        if now < self.due {
+            return None;
+        }
+        let begins = self.running.is_none();
+        Some((self.running.take().unwrap_or(Scan { pass: Pass::Lifts, cursor: 0, names: 0 }), begins))
+    }
+
+    /// A page of `names` was read in `took`, and the server names the cursor of the next one.
+    pub(super) fn advance(
+        &mut self,
+        mut scan: Scan,
+        next: u64,
+        names: usize,
+        took: Duration,
+        now: Timestamp,
+    ) -> Progress {
+        scan.names = scan.names.saturating_add(names);
+        if scan.names > MAX_NAMES {
+            return Progress::TooMany;
+        }
+        match (scan.pass, next) {
+            (Pass::Reports, 0) => return Progress::Done,
+            (Pass::Lifts, 0) => (scan.pass, scan.cursor) = (Pass::Reports, 0),
+            _ => scan.cursor = next,
+        }
+        self.running = Some(scan);
+        self.due = now.after(pause(took));
+        Progress::More
+    }
+
+    /// True where the scan goes on with the next connection.
+    pub(super) fn is_broken_off(&self) -> bool {
+        self.broken_off.is_some()
+    }
+
+    /// A page was too large, and the connection has ended for it: the rest of the scan is read in smaller pages. Not where
+    /// they cannot be smaller.
+    pub(super) fn shrink(&mut self, scan: Scan) {
+        let can = self.page > 1;
+        self.page = (self.page / 16).max(1);
+        self.broken_off = can.then_some(scan);
+    }
+
+    /// The scan has ended.
+    pub(super) fn end(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
+        self.running = None;
+        self.page = PAGE;
+        self.ended = Some(now);
+        let period = (PERIOD_PER_HOST * hosts).clamp(MIN_PERIOD, MAX_PERIOD);
+        self.due = now.after(period.mul_f64(0.75 + chance / 2.0));
+    }
+}
+
+/// How long to wait after a page: half of the time is left to others, and far more where the server is busy, so that many
+/// hosts that scan at once do not keep each other waiting.
+fn pause(took: Duration) -> Duration {
+    took.saturating_add(took.saturating_sub(BUSY).saturating_mul(20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn scans_are_rarer_in_larger_fleets() {
+        for (hosts, reconnect, gap, period) in [(2, 1, 30, 900), (1_000, 500, 500, 900), (10_000, 5_000, 5_000, 6_000)]
+        {
+            let mut schedule = Schedule::new();
+            schedule.connected((hosts, 0.0), at(1_000));
+            assert_eq!(schedule.due(), at(1_000).after(Duration::from_millis(100)), "a late joiner does not wait");
+            schedule.end((hosts, 0.5), at(1_000));
+            assert_eq!(schedule.due(), at(1_000 + period));
+            schedule.request((hosts, 0.0), at(1_001));
+            assert_eq!(schedule.due(), at(1_000 + gap.min(period)), "{hosts} hosts");
+            schedule.connected((hosts, 1.0), at(1_001));
+            assert_eq!(schedule.due(), at(1_003 + reconnect), "{hosts} hosts");
+        }
+    }
+
+    #[test]
+    fn busy_server_is_given_time() {
+        let millis = Duration::from_millis;
+        assert_eq!([2, 100, 200, 2_000].map(|took| pause(millis(took))), [2, 100, 2_200, 40_000].map(millis));
+    }
+
+    #[test]
+    fn scan_reads_lifts_before_reports() {
+        let mut schedule = Schedule::new();
+        let mut passes = Vec::new();
+        for next in [5, 0, 9, 0] {
+            let (scan, begins) = schedule.take(at(1)).unwrap();
+            assert_eq!(begins, passes.is_empty());
+            passes.push((scan.pass, scan.cursor));
+            let progress = schedule.advance(scan, next, 10, Duration::ZERO, at(1));
+            assert_eq!(progress == Progress::Done, passes.len() == 4);
+        }
+        assert_eq!(passes, [(Pass::Lifts, 0), (Pass::Lifts, 5), (Pass::Reports, 0), (Pass::Reports, 9)]);
+    }
+
+    #[test]
+    fn scan_goes_on_in_smaller_pages() {
+        let mut schedule = Schedule::new();
+        let (mut scan, _) = schedule.take(at(1)).unwrap();
+        scan.cursor = 77;
+        for page in [16, 1] {
+            schedule.shrink(scan);
+            assert!(schedule.is_broken_off());
+            schedule.connected((3, 1.0), at(2));
+            let (resumed, begins) = schedule.take(at(2)).unwrap();
+            assert_eq!((resumed.cursor, begins, schedule.page()), (77, false, page));
+        }
+        schedule.shrink(scan);
+        assert!(!schedule.is_broken_off(), "one name is too large");
+        schedule.end((3, 0.0), at(3));
+        assert_eq!(schedule.page(), PAGE);
+    }
+
+    #[test]
+    fn endless_scan_ends() {
+        let mut schedule = Schedule::new();
+        let pages = (0..100_000).take_while(|_| {
+            let (scan, _) = schedule.take(at(1)).unwrap();
+            schedule.advance(scan, 7, 256, Duration::ZERO, at(1)) != Progress::TooMany
+        });
+        assert_eq!(pages.count(), MAX_NAMES / 256);
+    }
+}

@@ -1,0 +1,307 @@
+//! The connection to the server of the fleet: typed commands, and the notices of other hosts. Whatever the server sends, this
+//! holds a bounded amount of it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, ErrorKind, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError,
+    RedisResult, ServerErrorKind, Value, cmd, pipe,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::allowance::{Allowance, Bounded};
+use super::connect::{Endpoint, SERVER_TIMEOUT};
+use super::key::{Author, Key, Keyspace};
+use super::report::{BadValue, MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
+
+/// Notices that wait to be read; those above it count as missed.
+pub(super) const MAX_NOTICES: usize = 4096;
+
+/// Why the server did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("{0}")]
+    Connect(io::Error),
+    #[error("it refuses the user or the password: {0}")]
+    Login(String),
+    #[error("it did not answer within {} s", SERVER_TIMEOUT.as_secs())]
+    Slow,
+    #[error("a reply is too large; set proto-max-bulk-len 1mb on the server, and look for keys that are too long")]
+    TooLarge,
+    #[error("it is full: {0}; raise maxmemory on the server")]
+    Full(String),
+    #[error("the ACL of the server refuses it: {0}; compare it with `portsentry fleet acl`")]
+    Denied(String),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl ServerError {
+    /// True where the connection can still be used.
+    pub(super) fn leaves_connection(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Denied(_))
+    }
+}
+
+/// What arrives on the channels of the fleet.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Notice(Author, Notice),
+    Bad(Author, BadValue),
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Report(Report, Duration),
+    Lift(Duration),
+    Gone,
+    Bad(BadValue),
+}
+
+/// A connection, which is subscribed to the notices of the fleet.
+pub(super) struct Server {
+    connection: MultiplexedConnection,
+    pub(super) keys: Keyspace,
+    allowance: Allowance,
+    notices: mpsc::Receiver<Incoming>,
+    missed: Arc<AtomicBool>,
+    driver: JoinHandle<()>,
+}
+
+impl Server {
+    /// Connects and logs in. Notices arrive after [`Server::subscribe`].
+    pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
+        let stream = endpoint.connect().await.map_err(ServerError::Connect)?;
+        let allowance = Allowance::default();
+        let stream = Bounded::new(stream, allowance.clone());
+        let (sender, notices) = mpsc::channel(MAX_NOTICES);
+        let missed = Arc::new(AtomicBool::new(false));
+        let push = push_handler(keys.clone(), allowance.clone(), sender, Arc::clone(&missed));
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(SERVER_TIMEOUT)).set_push_sender(push);
+        // The library's name is sent by a command that the ACL does not permit.
+        let login = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_username(&endpoint.user)
+            .set_password(&endpoint.password)
+            .set_skip_set_lib_name();
+        let opened = timeout(SERVER_TIMEOUT, MultiplexedConnection::new_with_config(&login, stream, config)).await;
+        let (connection, driver) =
+            opened.map_err(|_| ServerError::Slow)?.map_err(|error| explain(&error, &allowance))?;
+        let driver = tokio::spawn(driver);
+        Ok(Self { connection, keys, allowance, notices, missed, driver })
+    }
+
+    /// Asks for the notices of the whole fleet.
+    pub(super) async fn subscribe(&mut self) -> Result<(), ServerError> {
+        self.allowance.renew();
+        let channels = self.keys.channels();
+        self.connection.psubscribe(channels).await.map_err(|error| explain(&error, &self.allowance))
+    }
+
+    /// The next notice; `None` where the connection has ended. Safe to cancel.
+    pub(super) async fn next_notice(&mut self) -> Option<Incoming> {
+        self.notices.recv().await
+    }
+
+    /// A notice that has arrived already.
+    pub(super) fn waiting_notice(&mut self) -> Option<Incoming> {
+        self.notices.try_recv().ok()
+    }
+
+    /// True once where notices were lost since the last call.
+    pub(super) fn has_missed(&self) -> bool {
+        self.missed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Writes the reports, each with its remaining time, and says so to the fleet. Returns how many hosts were told, at most.
+    pub(super) async fn publish(&mut self, reports: &[(Key, Report, Duration)]) -> Result<u64, ServerError> {
+        let mut commands = pipe();
+        for (key, report, left) in reports {
+            set(&mut commands, &self.keys.key(key), &report.to_json(), *left);
+            let notice = Notice { sequence: report.sequence, target: key.target };
+            commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
+        }
+        let mut told = 0;
+        for reply in self.send(&commands).await? {
+            if let Value::Int(hosts) = self.accept(reply)? {
+                told = told.max(u64::try_from(hosts).unwrap_or_default());
+            }
+        }
+        Ok(told)
+    }
+
+    /// Writes the reports again, without a notice.
+    pub(super) async fn renew(&mut self, reports: &[(Key, Report, Duration)]) -> Result<(), ServerError> {
+        let mut commands = pipe();
+        for (key, report, left) in reports {
+            set(&mut commands, &self.keys.key(key), &report.to_json(), *left);
+        }
+        let replies = self.send(&commands).await?;
+        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+    }
+
+    /// Lifts the fleet's bans of a target for `left`, in the operator's name.
+    pub(super) async fn lift(&mut self, key: &Key, sequence: u64, left: Duration) -> Result<(), ServerError> {
+        let mut commands = pipe();
+        set(&mut commands, &self.keys.key(key), &lift_json(), left);
+        let notice = Notice { sequence, target: key.target };
+        commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
+        let replies = self.send(&commands).await?;
+        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+    }
+
+    /// Deletes own keys.
+    pub(super) async fn withdraw(&mut self, keys: &[Key]) -> Result<(), ServerError> {
+        let mut commands = pipe();
+        for key in keys {
+            commands.cmd("DEL").arg(self.keys.key(key));
+        }
+        let replies = self.send(&commands).await?;
+        replies.into_iter().try_for_each(|reply| self.accept(reply).map(drop))
+    }
+
+    /// What each of these keys holds. Of a value no more is fetched than a report can have.
+    pub(super) async fn read(&mut self, keys: &[Key]) -> Result<Vec<Entry>, ServerError> {
+        let mut commands = pipe();
+        for key in keys {
+            let name = self.keys.key(key);
+            commands.cmd("GETRANGE").arg(&name).arg(0).arg(MAX_VALUE_LEN);
+            commands.cmd("PTTL").arg(&name);
+        }
+        let replies = self.send(&commands).await?;
+        let mut entries = Vec::with_capacity(keys.len());
+        for (key, replies) in keys.iter().zip(replies.chunks_exact(2)) {
+            entries.push(match replies {
+                [Ok(value), Ok(Value::Int(pttl))] => read_entry(key, value, *pttl),
+                [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => {
+                    return Err(explain(error, &self.allowance));
+                }
+                _ => Entry::Bad(BadValue("is not a string")),
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Which of these keys the server has, in their order.
+    pub(super) async fn has(&mut self, keys: &[Key]) -> Result<Vec<bool>, ServerError> {
+        let mut commands = pipe();
+        for key in keys {
+            commands.cmd("PTTL").arg(self.keys.key(key));
+        }
+        let replies = self.send(&commands).await?;
+        replies.into_iter().map(|reply| Ok(self.accept(reply)? != Value::Int(-2))).collect()
+    }
+
+    /// One page of the names that match `pattern`, and the cursor of the next page, 0 after the last one.
+    pub(super) async fn scan(
+        &mut self,
+        cursor: u64,
+        pattern: &str,
+        count: usize,
+    ) -> Result<(u64, Vec<Vec<u8>>), ServerError> {
+        self.allowance.renew();
+        let mut command = cmd("SCAN");
+        command.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
+        let page = command.query_async::<(u64, Vec<Vec<u8>>)>(&mut self.connection).await;
+        page.map_err(|error| explain(&error, &self.allowance))
+    }
+
+    /// Asks for a sign of life.
+    pub(super) async fn ping(&mut self) -> Result<(), ServerError> {
+        self.allowance.renew();
+        let pong = cmd("PING").query_async::<Value>(&mut self.connection).await;
+        pong.map(drop).map_err(|error| explain(&error, &self.allowance))
+    }
+
+    async fn send(&mut self, commands: &Pipeline) -> Result<Vec<RedisResult<Value>>, ServerError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.allowance.renew();
+        let mut commands = commands.clone();
+        let replies = commands.ignore_errors().query_async(&mut self.connection).await;
+        replies.map_err(|error| explain(&error, &self.allowance))
+    }
+
+    fn accept(&self, reply: RedisResult<Value>) -> Result<Value, ServerError> {
+        reply.map_err(|error| explain(&error, &self.allowance))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+fn set(commands: &mut Pipeline, key: &str, value: &str, left: Duration) {
+    let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+    commands.cmd("SET").arg(key).arg(value).arg("PX").arg(millis);
+}
+
+fn read_entry(key: &Key, value: &Value, pttl: i64) -> Entry {
+    let Value::BulkString(value) = value else { return Entry::Bad(BadValue("is not a string")) };
+    if pttl == -2 {
+        return Entry::Gone;
+    }
+    let read = remaining(pttl).and_then(|left| match key.author {
+        Author::Host(_) => Report::parse(value).map(|report| Entry::Report(report, left)),
+        Author::Operator => parse_lift(value).map(|()| Entry::Lift(left)),
+    });
+    read.unwrap_or_else(Entry::Bad)
+}
+
+/// Takes what the server sends unasked. It runs where the connection is read, so it only parses and queues.
+fn push_handler(
+    keys: Keyspace,
+    allowance: Allowance,
+    sender: mpsc::Sender<Incoming>,
+    missed: Arc<AtomicBool>,
+) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
+    move |push| {
+        allowance.renew();
+        let (PushKind::PMessage, [_, Value::BulkString(channel), Value::BulkString(text)]) =
+            (push.kind, push.data.as_slice())
+        else {
+            return Ok(());
+        };
+        let Some(author) = keys.parse_channel(channel) else { return Ok(()) };
+        let incoming = match Notice::parse(text) {
+            Ok(notice) => Incoming::Notice(author, notice),
+            Err(error) => Incoming::Bad(author, error),
+        };
+        if sender.try_send(incoming).is_err() {
+            missed.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+fn explain(error: &RedisError, allowance: &Allowance) -> ServerError {
+    if allowance.is_exceeded() {
+        return ServerError::TooLarge;
+    }
+    if error.is_timeout() {
+        return ServerError::Slow;
+    }
+    match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => ServerError::Login(detail(error)),
+        (_, Some("OOM")) => ServerError::Full(detail(error)),
+        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail(error)),
+        (ErrorKind::Io, _) => ServerError::Other("the connection has ended".to_owned()),
+        _ => ServerError::Other(detail(error)),
+    }
+}
+
+/// The server's words, without what could drive a terminal, and not longer than a line.
+fn detail(error: &RedisError) -> String {
+    let text = error.detail().map_or_else(|| error.to_string(), str::to_owned);
+    crate::types::printable::masked_to(&text, '?', 200)
+}

@@ -1,0 +1,151 @@
+//! The daemon's side of the fleet socket, for tests of the fleet process alone: keeps what is brought, and names bans.
+#![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use portsentry::control::fleet_protocol::{
+    FleetReply, FleetReport, FleetRequest, IgnoredAuthor, LinkState, OwnBanEvent, ReportOutcome,
+};
+use portsentry::engine::Grade;
+
+/// What the fleet process has said so far.
+#[derive(Default)]
+pub(crate) struct Said {
+    pub(crate) reports: Vec<FleetReport>,
+    /// When each target was first brought.
+    pub(crate) arrivals: HashMap<String, Instant>,
+    pub(crate) lifts: Vec<String>,
+    pub(crate) scans: usize,
+    pub(crate) link: Option<LinkState>,
+    pub(crate) ignored: Vec<IgnoredAuthor>,
+}
+
+#[derive(Default)]
+struct Shared {
+    said: Mutex<Said>,
+    bans: Mutex<Vec<OwnBanEvent>>,
+    watchers: Mutex<Vec<UnixStream>>,
+}
+
+pub(crate) struct FakeDaemon {
+    shared: Arc<Shared>,
+    path: PathBuf,
+}
+
+impl FakeDaemon {
+    /// Listens at `path`.
+    pub(crate) fn listen(path: &Path) -> Self {
+        let shared = Arc::new(Shared::default());
+        let listener = UnixListener::bind(path).unwrap();
+        let accepted = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let shared = Arc::clone(&accepted);
+                std::thread::spawn(move || serve(stream, &shared));
+            }
+        });
+        Self { shared, path: path.to_owned() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// This host bans a source on proven evidence.
+    pub(crate) fn ban(&self, target: &str) {
+        self.change(OwnBanEvent::Ban {
+            target: target.to_owned(),
+            remaining_s: Some(86_400),
+            grade: Grade::Proven,
+            distinct_ports: 5,
+            class: "connect".to_owned(),
+        });
+    }
+
+    pub(crate) fn unban(&self, target: &str) {
+        self.change(OwnBanEvent::Lift { target: target.to_owned() });
+    }
+
+    fn change(&self, event: OwnBanEvent) {
+        let mut bans = self.shared.bans.lock().unwrap();
+        for watcher in self.shared.watchers.lock().unwrap().iter_mut() {
+            let _ = watcher.write_all(event.to_line().as_bytes());
+        }
+        bans.push(event);
+    }
+
+    /// What was said, as `of` sees it.
+    pub(crate) fn said<T>(&self, of: impl FnOnce(&Said) -> T) -> T {
+        of(&self.shared.said.lock().unwrap())
+    }
+
+    pub(crate) fn has_report(&self, author: &str, target: &str) -> bool {
+        self.said(|said| said.reports.iter().any(|one| one.author == author && one.target == target))
+    }
+
+    /// When a target was first brought.
+    pub(crate) fn arrival(&self, target: &str) -> Option<Instant> {
+        self.said(|said| said.arrivals.get(target).copied())
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.said(|said| said.link == Some(LinkState::Connected))
+    }
+
+    /// Why the server is away, if it is.
+    pub(crate) fn away(&self) -> Option<String> {
+        self.said(|said| match &said.link {
+            Some(LinkState::Away(why)) => Some(why.clone()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn forget(&self) {
+        *self.shared.said.lock().unwrap() = Said::default();
+    }
+}
+
+fn serve(stream: UnixStream, shared: &Shared) {
+    let mut writer = stream.try_clone().unwrap();
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        let reply = match FleetRequest::parse(line.as_bytes()).unwrap() {
+            FleetRequest::Reports { reports, scan_ends } => {
+                let mut said = shared.said.lock().unwrap();
+                said.scans += usize::from(scan_ends);
+                let outcomes = vec![ReportOutcome::Accepted; reports.len()];
+                let now = Instant::now();
+                for report in &reports {
+                    said.arrivals.entry(report.target.clone()).or_insert(now);
+                }
+                said.reports.extend(reports);
+                FleetReply::Reports { outcomes }
+            }
+            FleetRequest::Lift { target } => {
+                shared.said.lock().unwrap().lifts.push(target);
+                FleetReply::Lifted { lifted: true }
+            }
+            FleetRequest::Link { state, ignored } => {
+                let mut said = shared.said.lock().unwrap();
+                (said.link, said.ignored) = (Some(state), ignored);
+                FleetReply::Noted
+            }
+            FleetRequest::Watch {} => {
+                let bans = shared.bans.lock().unwrap();
+                let _ = writer.write_all(FleetReply::Watching.to_line().as_bytes());
+                for event in bans.iter() {
+                    let _ = writer.write_all(event.to_line().as_bytes());
+                }
+                shared.watchers.lock().unwrap().push(writer.try_clone().unwrap());
+                continue;
+            }
+        };
+        if writer.write_all(reply.to_line().as_bytes()).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A running `portsentry fleet`, with a daemon of the test's own.
+#![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use netns_lab::daemon::binary;
+
+use crate::engine::{Engine, Users};
+use crate::fake_daemon::FakeDaemon;
+
+/// A fleet process; killed when dropped.
+pub(crate) struct Member {
+    pub(crate) daemon: FakeDaemon,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Member {
+    /// Starts the process of a host whose user the server has.
+    pub(crate) fn start(host: &str, engine: &Engine) -> Self {
+        let url = format!("url = \"unix://{}\"", engine.socket().display());
+        Self::start_with(host, &url, &engine.users().password_file(host), &mut Command::new(binary()))
+    }
+
+    /// The same with these lines under `[fleet]`, in a command's place.
+    pub(crate) fn start_with(host: &str, lines: &str, credentials: &Path, command: &mut Command) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = FakeDaemon::listen(&folder.path().join("fleet.sock"));
+        let config = folder.path().join("portsentry.toml");
+        let text = format!(
+            "[fleet]\nname = \"lab\"\nhost = \"{host}\"\n{lines}\ncredentials = {credentials:?}\nsocket = {:?}\n",
+            daemon.path()
+        );
+        fs::write(&config, text).unwrap();
+        command.args(["fleet", "--config"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (writer, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                writer.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Self { daemon, child, log, _folder: folder }
+    }
+
+    /// Starts the processes of hosts, and waits until each has scanned the server.
+    pub(crate) fn fleet<const N: usize>(hosts: [&str; N], engine: &Engine) -> [Self; N] {
+        let members = hosts.map(|host| Self::start(host, engine));
+        for member in &members {
+            member.await_scan();
+        }
+        members
+    }
+
+    pub(crate) fn await_scan(&self) {
+        self.eventually("it scans the server", || self.daemon.said(|said| said.scans > 0));
+    }
+
+    /// Waits until `so` holds; a panic with the log where it does not.
+    pub(crate) fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let held = netns_lab::within(netns_lab::TIMEOUT, || so().then_some(()));
+        assert!(held.is_some(), "never: {what}\n{}", self.log());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub(crate) fn processor_time(&self) -> Duration {
+        processor_time_of(self.child.id())
+    }
+
+    /// Memory that is resident now, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+/// Processor time that a process has used so far.
+pub(crate) fn processor_time_of(id: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    // After the name: state, then ten fields, then the times in user and kernel mode, in hundredths of a second.
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A server with users for hosts a, b and c.
+pub(crate) fn engine(options: &[&str]) -> Engine {
+    Engine::start(Users::new(&["a", "b", "c"]), options)
+}
+
+/// The key of a report in the fleet `lab`.
+pub(crate) fn key(host: &str, target: &str) -> String {
+    format!("portsentry:lab:ban:{host}:{target}")
+}

@@ -1,0 +1,74 @@
+//! TLS with a certificate authority of the test's own.
+
+use std::path::Path;
+use std::process::Command;
+
+use netns_lab::Namespace;
+use netns_lab::daemon::binary;
+
+use crate::engine::{Engine, Users};
+use crate::member::Member;
+
+/// Runs openssl in a folder.
+fn openssl(folder: &Path, words: &str) {
+    let output =
+        Command::new("openssl").args(words.split(' ')).current_dir(folder).output().expect("openssl is installed");
+    assert!(output.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes a certificate authority `NAME.pem`.
+pub(crate) fn authority(folder: &Path, name: &str) {
+    openssl(
+        folder,
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"
+        ),
+    );
+}
+
+/// Makes a server's certificate `server.crt` for these names, as `DNS:fleet.example,IP:192.0.2.1`.
+pub(crate) fn certificate(folder: &Path, authority: &str, names: &str) {
+    std::fs::write(folder.join("names"), format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n")).unwrap();
+    openssl(
+        folder,
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=fleet -keyout server.key -out server.csr",
+    );
+    openssl(
+        folder,
+        &format!(
+            "x509 -req -in server.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial -days 2 -extfile names -out server.crt"
+        ),
+    );
+}
+
+/// The options of a server with TLS.
+pub(crate) fn options(folder: &Path) -> Vec<String> {
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let words = ["--tls-port", "6379", "--tls-auth-clients", "no", "--bind", "*", "--tls-cert-file"].map(str::to_owned);
+    [&words[..], &[file("server.crt"), "--tls-key-file".to_owned(), file("server.key")]].concat()
+}
+
+#[test]
+fn wrong_certificate_is_refused_and_named() {
+    let users = Users::new(&["a", "b", "c"]);
+    let folder = users.folder.path().to_owned();
+    authority(&folder, "ca");
+    authority(&folder, "stranger");
+    certificate(&folder, "ca", "IP:127.0.0.1");
+    let (options, host) = (options(&folder), Namespace::with_loopback());
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let engine = Engine::start_in(Some(&host), users, &options);
+    let start = |name: &str, url: &str, ca: &str| {
+        let lines = format!("url = {url:?}\nca_file = {:?}", folder.join(ca));
+        let mut command = host.command(binary().to_str().unwrap());
+        Member::start_with(name, &lines, &engine.users().password_file(name), &mut command)
+    };
+    let trusting = start("a", "rediss://127.0.0.1:6379", "ca.pem");
+    trusting.await_scan();
+    let mut deceived = start("b", "rediss://127.0.0.1:6379", "stranger.pem");
+    deceived.eventually("it says why", || deceived.log().contains("invalid peer certificate: UnknownIssuer"));
+    let mut misled = start("c", "rediss://localhost:6379", "ca.pem");
+    misled.eventually("it says why", || misled.log().contains("certificate not valid for name"));
+    assert!(deceived.is_running() && misled.is_running(), "the server may get another certificate");
+    assert_eq!(engine.admin(&["CLIENT", "LIST"]).matches("user=b").count(), 0, "no password was sent");
+}
