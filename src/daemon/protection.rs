@@ -13,6 +13,6 @@ pub(super) fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection
         let own = alone && host.local.is_exact() && host.local.contains(network.addr());
         if own { Some(Protection::OwnAddress) } else { host.allow.covers(network) }
     };
-    let touched = host.allow.prefixes().filter(touches);
+    let touched = host.allow.networks().filter(touches);
     touched.filter_map(|network| Some((network, why(network)?))).min_by_key(|(_, why)| *why)
 }
