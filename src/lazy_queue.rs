@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_holds_as_many_as_it_says_and_gives_back_the_next() {
+    fn queue_returns_items_beyond_capacity() {
         for length in [1, 2, INITIAL_LEN, INITIAL_LEN + 1, 1_000] {
             let queue = LazyQueue::new(length);
             assert!((0..length).all(|item| queue.push(item).is_ok()));
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_in_while_others_are_taken_out_keeps_its_order() {
+    fn queue_keeps_order_under_removal() {
         let queue = LazyQueue::new(2 * INITIAL_LEN);
         let (mut put, mut taken) = (0, 0);
         // Fills and empties it again and again, across both parts and back.
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_keep_the_order_of_what_one_of_them_puts_in() {
+    fn queue_keeps_order_of_each_thread() {
         let queue = LazyQueue::new(600);
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_that_panics_is_done_again_with_what_it_has() {
+    fn panicking_work_is_repeated() {
         let mut left = vec![1, 2, 3];
         let mut done = Vec::new();
         let sum = restart_on_panic(|| {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_future_ends_it_and_nothing_else() {
+    fn panic_in_future_ends_only_it() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let after = |panics: bool| async move {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_panic_says_is_one_short_line() {
+    fn panic_is_one_short_line() {
         let text: Box<dyn Any + Send> = Box::new(format!("a\nb\x1b[2J{}", "é".repeat(1000)));
         let said = message(&*text);
         assert!(said.starts_with("a?b?[2J") && said.chars().count() == MAX_MESSAGE_LEN, "{said}");

@@ -128,7 +128,7 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
 }
 
 #[test]
-fn an_engine_costs_what_its_settings_say_and_no_more() {
+fn engine_memory_follows_its_settings() {
     let info = measure(|| {
         let (mut engine, host) = small();
         let bytes = datagram(0x0b00_0000, 6, 23, 2);

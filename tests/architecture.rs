@@ -253,7 +253,7 @@ fn first(path: &str) -> String {
 }
 
 #[test]
-fn every_module_of_the_crate_is_known_here() {
+fn every_module_is_known_here() {
     let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let modules: BTreeSet<&str> =
         code(&lib)
@@ -270,7 +270,7 @@ fn every_module_of_the_crate_is_known_here() {
 }
 
 #[test]
-fn no_module_names_one_that_comes_after_it() {
+fn modules_name_only_lower_ones() {
     let mut wrong = Vec::new();
     for (module, may) in MAY_NAME {
         let sources = sources(module);
@@ -441,7 +441,7 @@ fn sibling_modules_make_no_circle() {
 }
 
 #[test]
-fn circles_are_found_through_exports_names_and_full_paths() {
+fn import_circles_are_found_through_every_path() {
     let found = |files: &[(&str, &str)]| {
         let modules = files.iter().map(|(path, text)| ((*path).to_owned(), Module::of(text)));
         let arrows = Modules(modules.collect()).arrows();
@@ -486,7 +486,7 @@ fn folders_use_only_what_stands_after_them() {
 const SET_ONCE: (&str, &str) = ("types/shared64.rs", "std::sync::OnceLock");
 
 #[test]
-fn the_pure_modules_import_only_what_they_may() {
+fn pure_modules_import_only_permitted_ones() {
     let mut wrong = Vec::new();
     for (module, may) in PURE {
         for (path, text) in sources(module) {
@@ -512,7 +512,7 @@ fn the_pure_modules_import_only_what_they_may() {
 }
 
 #[test]
-fn the_pure_modules_ask_no_clock_and_touch_no_file_socket_or_thread() {
+fn pure_modules_do_no_io() {
     for (module, _) in PURE {
         for (path, text) in sources(module) {
             for name in OUTSIDE {
@@ -524,7 +524,7 @@ fn the_pure_modules_ask_no_clock_and_touch_no_file_socket_or_thread() {
 }
 
 #[test]
-fn the_reader_of_sources_sees_what_it_must() {
+fn source_reader_sees_imports() {
     let text = "pub use allow::A;\nuse std::{io::{self, Read}, fmt};\nfn f() { crate::daemon::run(); } // crate::cli\n\
                 #[cfg(test)]\nmod tests {\n use crate::config::C;\n}";
     let code = code(text);

@@ -27,7 +27,7 @@ fn example(name: &str) -> String {
 }
 
 #[test]
-fn an_empty_file_means_the_built_in_settings() {
+fn empty_file_means_built_in_settings() {
     let config = read("");
     assert_eq!(config, Config::builtin());
     assert_eq!(config.expire, Expiry::After(Duration::from_secs(86_400)));
@@ -115,7 +115,7 @@ fn every_key_sets_what_it_names() {
 }
 
 #[test]
-fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
+fn wrong_value_is_refused_with_remedy() {
     let table = [
         ("[detect]\n\nwindow = \"90x\"\n", "3:10: detect.window: \"90x\" is not a duration; write for example \"90s\""),
         (
@@ -281,7 +281,7 @@ fn every_wrong_value_is_refused_with_its_place_and_what_to_write_instead() {
 }
 
 #[test]
-fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
+fn banner_is_for_tcp_only() {
     assert_eq!(read("tcp.port_banner = \"Go away.\\r\\n\"").tcp.port_banner, "Go away.\r\n");
     let longest = "x".repeat(1_024);
     assert_eq!(read(&format!("tcp.port_banner = \"{longest}\"")).tcp.port_banner, longest);
@@ -295,7 +295,7 @@ fn a_banner_is_taken_as_written_for_tcp_and_refused_for_udp() {
 }
 
 #[test]
-fn log_rate_has_the_bounds_of_the_ruleset() {
+fn log_rate_shares_bounds_of_ruleset() {
     let rate = |text: &str| read(&format!("block.nft.log_drops = \"{text}\"")).block.nft.log_drops;
     assert_eq!(rate(" 3 / hour "), "3/hour".parse().ok());
     assert_eq!(rate("1000000/second").map(|rate| rate.to_string()).as_deref(), Some("1000000/second"));
@@ -304,7 +304,7 @@ fn log_rate_has_the_bounds_of_the_ruleset() {
 }
 
 #[test]
-fn the_trap_is_set_for_each_protocol_by_itself() {
+fn trap_is_set_per_protocol() {
     for (text, expected) in
         [("", (true, false)), ("trap.udp = true", (true, true)), ("trap.tcp = false\ntrap.udp = true", (false, true))]
     {
@@ -371,7 +371,7 @@ fn wrong_fleet_names_its_remedy() {
 }
 
 #[test]
-fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+fn unknown_key_names_nearest_known_one() {
     for (text, expected) in [
         ("[detect]\nwindw = \"1h\"", "2:1: detect.windw: unknown key; did you mean \"detect.window\"?"),
         ("scan-trigger = 2", "1:1: scan-trigger: unknown key; did you mean \"detect.scan_trigger\"?"),
@@ -392,7 +392,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
-fn key_or_table_that_stands_twice_names_both() {
+fn repeated_key_or_table_names_both() {
     assert_eq!(
         refused("expire = \"1h\"\nexpire = \"2h\"\n"),
         ["2:1: the key \"expire\" stands twice; keep one of the two lines"]
@@ -402,7 +402,7 @@ fn key_or_table_that_stands_twice_names_both() {
 }
 
 #[test]
-fn interfaces_are_watched_or_left_out_not_both() {
+fn interfaces_are_watched_or_excluded() {
     assert_eq!(read("interfaces = [\"!docker0\"]").interfaces, ["!docker0"]);
     let mixed = refused("interfaces = [\"eth0\", \"!docker0\"]");
     assert!(mixed[0].contains("names interfaces to watch and others to leave out; write"), "{mixed:?}");
@@ -410,7 +410,7 @@ fn interfaces_are_watched_or_left_out_not_both() {
 }
 
 #[test]
-fn what_is_no_toml_is_refused_with_its_place() {
+fn invalid_toml_is_refused_with_position() {
     let remedy = "; write key = \"text\", key = 5, key = true or [table]";
     for (text, expected) in [
         ("expire = 24h\n", "1:10: \"24h\": string values must be quoted, expected literal string"),
@@ -423,7 +423,7 @@ fn what_is_no_toml_is_refused_with_its_place() {
 }
 
 #[test]
-fn all_errors_of_a_file_come_in_one_run_and_in_its_order() {
+fn all_errors_of_file_are_in_order() {
     let text = "expier = \"1h\"\nexpire = 24h\n\n[detect]\nwindow = \"90x\"\nscan_trigger = 99\n\n[tcp]\nmode = \"loud\"\n\
                 [allow]\nnetworks = [\"a\", \"::1\", \"b\"]\n";
     let places: Vec<String> =
@@ -443,7 +443,7 @@ fn all_errors_of_a_file_come_in_one_run_and_in_its_order() {
 }
 
 #[test]
-fn settings_that_would_watch_or_block_nothing_are_refused() {
+fn ineffective_settings_are_refused() {
     for (text, expected) in [
         (
             "tcp.advanced_ports = \"\"",
@@ -485,13 +485,13 @@ fn settings_that_would_watch_or_block_nothing_are_refused() {
 }
 
 #[test]
-fn columns_count_characters_and_a_byte_order_mark_or_crlf_is_no_harm() {
+fn columns_count_characters_and_ignore_bom() {
     assert!(refused("interfaces = [\"ü\", \"a b\"]")[0].starts_with("1:20: "));
     assert_eq!(read("\u{feff}expire = \"1h\"\r\n[tcp]\r\nblock = false\r\n").tcp.block, BlockPolicy::No);
 }
 
 #[test]
-fn an_expiry_runs_from_one_second_to_ten_years() {
+fn expiry_is_one_second_to_ten_years() {
     for (text, seconds) in
         [("1s", 1), ("24h", 86_400), ("7d", 604_800), ("90m", 5_400), ("1h 30m", 5_400), ("10 years", 315_576_000)]
     {
@@ -504,7 +504,7 @@ fn an_expiry_runs_from_one_second_to_ten_years() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_says_what_the_system_says_and_what_to_do() {
+fn unreadable_file_names_error_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let said = |path: &Path| {
         let message = Config::load(path).unwrap_err().to_string();
@@ -522,7 +522,7 @@ fn a_file_that_cannot_be_read_says_what_the_system_says_and_what_to_do() {
 }
 
 #[test]
-fn a_name_is_one_that_dns_can_hold_and_no_address_in_any_spelling() {
+fn name_is_valid_dns_and_no_address() {
     let label = "a".repeat(63);
     let longest = format!("{label}.{label}.{label}.{}", "a".repeat(61));
     for right in ["a", "a.b", "a.b.", "1.example", "x_y.example", "_dmarc.example", "xn--mnchen-3ya.example", &longest]
@@ -561,7 +561,7 @@ fn a_name_is_one_that_dns_can_hold_and_no_address_in_any_spelling() {
 }
 
 #[test]
-fn more_names_than_can_be_looked_up_are_refused() {
+fn too_many_names_are_refused() {
     let list = |count: usize| {
         let names: Vec<String> = (0..count).map(|number| format!("\"h{number}.example\"")).collect();
         format!("allow.names = [{}]", names.join(", "))
@@ -587,7 +587,7 @@ fn hold_takes_tenths_below_a_second() {
 }
 
 #[test]
-fn an_ignore_file_that_would_never_end_is_refused() {
+fn endless_ignore_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
@@ -598,7 +598,7 @@ fn an_ignore_file_that_would_never_end_is_refused() {
 }
 
 #[test]
-fn the_allow_list_is_the_networks_and_those_of_all_files() {
+fn allow_list_joins_networks_and_files() {
     let dir = tempfile::tempdir().unwrap();
     let [good, bad, none] = ["good", "bad", "none"].map(|name| dir.path().join(name));
     std::fs::write(&good, "192.0.2.7 # monitor\r\n10.0.0.5/255.0.0.0").unwrap();
@@ -614,7 +614,7 @@ fn the_allow_list_is_the_networks_and_those_of_all_files() {
 }
 
 #[test]
-fn the_full_example_is_exactly_the_built_in_settings() {
+fn full_example_equals_built_in_settings() {
     let text = example("examples/portsentry.toml");
     assert_eq!(read(&text), Config::builtin());
 }
@@ -636,7 +636,7 @@ fn written_keys(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_full_example_holds_every_key_once_and_no_other() {
+fn full_example_has_every_key_once() {
     let mut keys = written_keys(&example("examples/portsentry.toml"));
     keys.sort();
     assert_eq!(keys, Config::keys());
@@ -644,7 +644,7 @@ fn the_full_example_holds_every_key_once_and_no_other() {
 }
 
 #[test]
-fn the_minimal_example_changes_only_what_it_says() {
+fn minimal_example_changes_only_its_keys() {
     let config = read(&example("examples/minimal.toml"));
     let mut expected = Config::builtin();
     expected.expire = Expiry::After(Duration::from_secs(7 * 86_400));
@@ -654,7 +654,7 @@ fn the_minimal_example_changes_only_what_it_says() {
 }
 
 #[test]
-fn the_settings_page_has_a_row_for_every_key_and_for_no_other() {
+fn settings_page_has_every_key() {
     let page = example("docs/configuration.md");
     let row =
         |line: &str| line.strip_prefix("| `").and_then(|rest| rest.split_once('`')).map(|(key, _)| key.to_owned());
@@ -670,7 +670,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_that_looks_like_toml_makes_it_panic_and_every_error_has_a_place_in_it(
+    fn toml_errors_have_positions(
         lines in prop::collection::vec("(\\[{0,2}(tcp|detect|block|block\\.nft|x)\\]{0,2}|(expire|tcp\\.mode|window|ports|networks|size|\"q\\\\n\") ?= ?(\"[a-z0-9,-]{0,9}\"|\\[[\"a,1]{0,6}\\]?|[0-9x_-]{1,25}|true|\"\"\"|\\{a=1\\}|1979-05-27))", 0..12),
     ) {
         let text = lines.join("\n");
@@ -687,7 +687,7 @@ proptest! {
     }
 
     #[test]
-    fn no_ignore_file_makes_its_reader_panic_and_every_line_counts(text in "([0-9./#: a-f]{0,12}\n){0,9}") {
+    fn ignore_file_reader_never_panics(text in "([0-9./#: a-f]{0,12}\n){0,9}") {
         let wanted = text.lines().filter(|line| !line.split('#').next().unwrap_or("").trim().is_empty()).count();
         let found = match portsentry::config::ignore_file::parse("f", &text) {
             Ok(networks) => networks.len(),
@@ -700,7 +700,7 @@ proptest! {
     }
 
     #[test]
-    fn any_expiry_in_range_is_read_back_as_it_is_shown(seconds in 1_u64..315_576_000) {
+    fn any_expiry_reads_back_as_shown(seconds in 1_u64..315_576_000) {
         let expiry = Expiry::After(Duration::from_secs(seconds));
         prop_assert_eq!(parse_expiry(&expiry.to_string()), Ok(expiry));
     }

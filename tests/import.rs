@@ -75,7 +75,7 @@ fn compare(name: &str, sources: &Sources, read: &ReadFile) -> String {
 }
 
 #[test]
-fn debian_s_1_2_as_it_is_installed() {
+fn installed_debian_1_2_is_imported() {
     let (config, defaults) = (source("debian-1.2.conf"), Some(source("debian-1.2.default")));
     let sources = Sources { config, defaults, ignore: Vec::new() };
     let toml = compare("debian-1.2", &sources, &|path| match path.to_str() {
@@ -95,7 +95,7 @@ fn debian_s_1_2_as_it_is_installed() {
 }
 
 #[test]
-fn the_2_0_line_as_it_is_installed() {
+fn installed_2_0_is_imported() {
     let sources = Sources { config: source("stock-2.0.conf"), ..Sources::default() };
     let config = watched(&compare("stock-2.0", &sources, &nothing));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Stealth, Mode::Stealth));
@@ -104,7 +104,7 @@ fn the_2_0_line_as_it_is_installed() {
 }
 
 #[test]
-fn what_guides_on_the_web_make_of_it() {
+fn web_guide_configurations_are_imported() {
     let sources = Sources {
         config: source("recipe.conf"),
         defaults: Some(source("recipe.default")),
@@ -122,7 +122,7 @@ fn what_guides_on_the_web_make_of_it() {
 }
 
 #[test]
-fn what_is_odd_and_still_has_a_meaning() {
+fn odd_configuration_keeps_its_meaning() {
     compare("odd", &Sources { config: source("odd.conf"), ..Sources::default() }, &nothing);
 }
 
@@ -165,7 +165,7 @@ fn each_way_to_block_becomes_a_setting() {
 }
 
 #[test]
-fn what_needs_a_shell_is_a_comment_and_never_a_command() {
+fn shell_line_becomes_comment() {
     for command in [
         "/bin/x $TARGET$ | /bin/y",
         "/bin/x $TARGET$ && /bin/y",
@@ -183,7 +183,7 @@ fn what_needs_a_shell_is_a_comment_and_never_a_command() {
 }
 
 #[test]
-fn a_command_that_blocks_is_no_command_to_run() {
+fn blocking_command_is_not_imported_as_run() {
     let toml = toml(
         "TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"iptables -I INPUT -s $TARGET$ -j DROP && mail -s x root </dev/null\"\n",
     );
@@ -193,7 +193,7 @@ fn a_command_that_blocks_is_no_command_to_run() {
 }
 
 #[test]
-fn dropped_kill_route_script_is_replaced_by_nft() {
+fn dropped_kill_route_script_becomes_nft() {
     let blocker = "KILL_ROUTE=\"/usr/local/sbin/block.sh $TARGET$\"\n";
     for (other, methods) in [
         ("KILL_RUN_CMD=\"/usr/local/sbin/notify.sh $TARGET$ $PORT$\"\n", "\"nft\", \"run\""),
@@ -279,7 +279,7 @@ fn blocking_script_without_undo_is_noted() {
 }
 
 #[test]
-fn the_time_at_which_a_ban_ended_is_kept() {
+fn end_of_ban_is_stored() {
     for (time, expire) in [("now+24hour", 86_400), ("now + 90 minutes", 5_400), ("now +1 week", 604_800)] {
         let recipe = format!("echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at {time}");
         let toml = toml(&format!("TCP_PORTS=\"1\"\nKILL_RUN_CMD=\"{recipe}\"\n"));
@@ -331,7 +331,7 @@ fn mode_in_portsentry_conf_is_a_fallback() {
 }
 
 #[test]
-fn every_error_is_named_with_its_line_in_one_run() {
+fn errors_name_their_lines_in_one_run() {
     let sources = Sources {
         config: text(
             "TCP_PORTS=\"1,70000\"\nBLOCK_TCP=\"yes\"\nSCAN_TRIGGER=\"-1\"\nnonsense\nKILL_RUN_CMD_FIRST=\"x\"\n\
@@ -376,7 +376,7 @@ fn nothing_that_would_watch_nothing_is_written() {
 }
 
 #[test]
-fn a_configuration_cut_off_anywhere_is_translated_or_refused() {
+fn truncated_classic_file_is_translated_or_refused() {
     let whole = source("recipe.conf");
     let mut translated = 0;
     for length in 0..=whole.bytes.len() {
@@ -392,7 +392,7 @@ fn a_configuration_cut_off_anywhere_is_translated_or_refused() {
 }
 
 #[test]
-fn a_megabyte_of_commands_becomes_a_small_result() {
+fn megabyte_of_commands_gives_small_result() {
     for command in
         ["iptables -I INPUT -s $TARGET$ -j DROP", "route add $TARGET$ gw 333.444.555.666", "x $TARGET$", "''"]
     {
@@ -455,7 +455,7 @@ fn option() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn whatever_the_options_say_the_result_is_toml_that_the_daemon_reads(
+    fn any_options_give_valid_toml(
         options in prop::collection::vec(option(), 1..12), mode in prop::sample::select(vec!["", "tcp", "stcp", "atcp"])
     ) {
         let defaults = Some(Source { name: "d\u{1b}".to_owned(), bytes: format!("TCP_MODE={mode}").into_bytes() });

@@ -48,7 +48,7 @@ fn blocked(file: &Path, arguments: &[&str]) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn every_kind_of_scan_is_found_in_its_capture() {
+fn scan_kinds_are_found_in_captures() {
     for (name, class, ports) in [
         ("nmap-sS", "syn", 3),
         ("nmap-sT", "syn", 3),
@@ -71,7 +71,7 @@ fn every_kind_of_scan_is_found_in_its_capture() {
 }
 
 #[test]
-fn ack_scans_are_logged_and_banned_where_configured() {
+fn ack_scans_are_logged_or_banned() {
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&config, "[detect]\nack = \"ban\"\n").unwrap();
     for (name, class) in [("nmap-sM", "maimon"), ("nmap-sA", "ack"), ("nmap-sW", "ack"), ("nmap-sA-data", "ack")] {
@@ -89,7 +89,7 @@ fn ack_scans_are_logged_and_banned_where_configured() {
 }
 
 #[test]
-fn one_port_of_a_whole_network_is_a_scan_of_it() {
+fn one_port_of_network_is_scan() {
     // Nothing answers in this capture: that the ports are closed says who names the network.
     let local = ["--local", "10.88.0.0/24"];
     let bans = blocked(&capture("zmap"), &local);
@@ -101,13 +101,13 @@ fn one_port_of_a_whole_network_is_a_scan_of_it() {
 }
 
 #[test]
-fn decoys_are_seen_as_who_they_claim_to_be() {
+fn decoy_sources_are_seen_as_claimed() {
     let bans: Vec<_> = blocked(&capture("nmap-decoys"), &[]).into_iter().map(|(subject, _)| subject).collect();
     assert_eq!(bans, ["10.77.1.2", "10.77.1.66", "10.77.1.67"]);
 }
 
 #[test]
-fn a_udp_scan_is_logged_and_blocked_only_when_asked() {
+fn udp_scan_blocks_only_if_configured() {
     let logged = summary(&capture("nmap-sU"), &[]);
     assert_eq!(
         (logged["blocked"].as_array().unwrap().len(), &logged["logged"][0]["subject"]),
@@ -137,7 +137,7 @@ fn a_visit_and_damaged_probes_block_nobody() {
 }
 
 #[test]
-fn who_stays_below_the_threshold_is_named_with_its_ports() {
+fn source_below_threshold_is_named() {
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&config, "[detect]\nscan_trigger = 15\n").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
@@ -164,7 +164,7 @@ fn protected_sources_are_named_and_never_blocked() {
 }
 
 #[test]
-fn events_carry_the_captures_time_in_both_forms() {
+fn events_carry_capture_time_in_both_forms() {
     let events = objects(&capture("nmap-sS"), &[]);
     let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["probe", "probe", "block", "summary"]);
@@ -196,7 +196,7 @@ fn convert(name: &str, convert: impl Fn(&mut Vec<u8>, u32, u32, &[u8]), header: 
 }
 
 #[test]
-fn the_verdicts_are_the_same_in_every_format() {
+fn verdicts_are_equal_in_every_format() {
     for name in ["nmap-sS", "nmap-f", "nmap6-sS", "nmap-sU", "web"] {
         let expected = objects(&capture(name), &[]);
         let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
@@ -230,7 +230,7 @@ fn the_verdicts_are_the_same_in_every_format() {
 }
 
 #[test]
-fn a_broken_capture_is_judged_as_far_as_it_goes() {
+fn damaged_capture_is_judged_up_to_damage() {
     let bytes = std::fs::read(capture("nmap-sS")).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes[..bytes.len() - 5]).unwrap();
@@ -245,7 +245,7 @@ fn a_broken_capture_is_judged_as_far_as_it_goes() {
 }
 
 #[test]
-fn what_is_no_capture_is_refused_in_a_sentence() {
+fn non_capture_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     for (bytes, sentence) in [
@@ -268,7 +268,7 @@ fn what_is_no_capture_is_refused_in_a_sentence() {
 }
 
 #[test]
-fn a_capture_without_packets_or_of_an_unknown_link_is_read_to_its_end() {
+fn empty_or_unknown_capture_is_read_completely() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut bytes = std::fs::read(capture("web")).unwrap();
     bytes[20] = 147;
@@ -284,7 +284,7 @@ fn a_capture_without_packets_or_of_an_unknown_link_is_read_to_its_end() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_error() {
+fn early_reader_exit_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
@@ -366,7 +366,7 @@ fn unanswered_client_of_many_servers_is_innocent() {
 }
 
 #[test]
-fn icmpv6_refusal_counts_and_missing_route_does_not() {
+fn icmpv6_refusal_counts_missing_route_not() {
     let scanned = |code| {
         let frames = (1..=20).flat_map(|net| {
             let (client, server) = ((2, "fd00:3::9035", 40_000), format!("2a00:{net}::71"));
@@ -383,7 +383,7 @@ fn icmpv6_refusal_counts_and_missing_route_does_not() {
 }
 
 #[test]
-fn silent_ports_count_half_unless_host_is_named() {
+fn silent_ports_count_half_without_host() {
     let probe = |port| frame((2, "192.168.1.100", 50_000), (1, "10.0.0.1", port), Carries::Syn);
     let file = |ports: u16| written(&(20..20 + ports).map(probe).collect::<Vec<_>>());
     assert_eq!(blocked(file(5).path(), &[]), NOBODY);

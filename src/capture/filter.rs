@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_wish_compiles_and_stays_below_the_kernels_limit() {
+    fn filters_stay_below_kernel_limit() {
         let scattered: PortSet = (1..=65_535).step_by(7).collect();
         let lists = ["", "1-1024,1433,3306,3389,8080", "1-65535"].map(|text| text.parse::<PortSet>().unwrap());
         for tcp in lists.iter().chain([&scattered]) {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_combination_of_flags_that_is_evidence_passes_and_no_answer_does() {
+    fn filter_passes_evidence_and_no_answer() {
         use crate::engine::Class;
         use crate::wire::TcpFlags;
         let wanted =
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cover_holds_every_port_and_closes_the_narrowest_gaps() {
+    fn cover_contains_every_port_in_fewest_ranges() {
         let set: PortSet = "1-10,12-20,500,900-1000,1002".parse().unwrap();
         assert_eq!(cover(&set, 3), [(1, 20), (500, 500), (900, 1002)]);
         assert_eq!(cover(&set, 1), [(1, 1002)]);

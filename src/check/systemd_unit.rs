@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn the_packaged_unit_is_enough_for_the_built_in_settings_and_its_own_folders() {
+    fn packaged_unit_suffices_for_built_in_settings() {
         assert_eq!(warnings(&[PACKAGED], ""), []);
         for file in ["/var/log/portsentry/events.json", "/var/lib/portsentry/events.json"] {
             assert_eq!(warnings(&[PACKAGED], &format!("[report]\njson_file = \"{file}\"")), []);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_that_needs_more_is_named_with_its_drop_in_until_that_is_there() {
+    fn missing_right_is_named_with_drop_in() {
         for (settings, key, named, drop_in) in CASES {
             let found = warnings(&[PACKAGED], settings);
             assert!(matches!(&found[..], [(one, message)] if *one == key && message.contains(named)), "{found:?}");
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_places_on_its_command_line_are_looked_at_as_well() {
+    fn places_on_command_line_are_checked() {
         let elsewhere = "[Service]\nExecStart=\nExecStart=/usr/sbin/portsentry --state-dir /srv/p --socket /run/p/sock";
         let found: Vec<String> = warnings(&[PACKAGED, elsewhere], "").into_iter().map(|(_, message)| message).collect();
         assert!(found.len() == 2 && found[0].contains("--state-dir") && found[1].contains("--socket"), "{found:?}");
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_add_up_begin_anew_and_exclude_as_systemd_reads_them() {
+    fn lists_follow_systemd_syntax() {
         let unit = |text: &str| Unit::of([text.to_owned()].into_iter());
         let families = unit(
             "# RestrictAddressFamilies=AF_INET\n[Unit]\nRestrictAddressFamilies=AF_INET\n[Service]\n\
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_special_place_decides_what_can_be_written() {
+    fn most_specific_path_decides_write_access() {
         let unit = |text: &str| Unit::of([format!("[Service]\n{text}\n")].into_iter());
         let strict = unit("ProtectSystem=strict\nProtectHome=yes\nReadWritePaths=/srv -/opt/x\nStateDirectory=a b");
         for (folder, writes) in [

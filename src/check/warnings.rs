@@ -152,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_settings_give_no_cause_for_thought() {
+    fn built_in_settings_cause_no_warning() {
         assert_eq!(of(&Config::builtin()), []);
         assert!(keys("[metrics]\nlisten = \"127.0.0.1:9777\"\n[allow]\nnetworks = [\"10.0.0.0/8\"]\n").is_empty());
     }
 
     #[test]
-    fn what_is_not_wise_is_named_with_its_key() {
+    fn unwise_setting_is_named_by_key() {
         for (text, key) in [
             ("[udp]\nblock = true\n", "udp.block"),
             ("[tcp]\nblock = false\n", "tcp.block"),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trap_for_datagrams_without_effect_is_named_with_what_it_needs() {
+    fn ineffective_udp_trap_names_what_it_needs() {
         let said = |text: &str| {
             let found = of(&Config::parse("portsentry.toml", &format!("[trap]\nudp = true\n{text}")).unwrap());
             found.into_iter().find(|warning| warning.key == "trap.udp").map(|warning| warning.message)

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_refused_with_its_line_and_all_of_it_at_once() {
+    fn junk_is_refused_with_its_lines() {
         let text = "127.0.0.1/32\nlocalhost\n # fine\n  10.0.0.0/33 # too long\n::1/129\r\n10.0.0.0/255.0.255.0\n10.0.0.1 10.0.0.2\n";
         let errors = parse("portsentry.ignore", text).unwrap_err().to_string();
         let instead = "is not an address or network; write for example \"192.0.2.7\" or \"198.51.100.0/24\"";

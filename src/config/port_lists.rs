@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_list_reads_and_has_as_many_ports_as_it_names() {
+    fn port_lists_have_as_many_as_named() {
         for lists in [TCP, UDP] {
             for list in [lists.bare_bones, lists.aware, lists.everything] {
                 let ports: PortSet = list.parse().unwrap();
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_advanced_ports_stay_below_the_ephemeral_range_and_within_a_kernel_filter() {
+    fn advanced_ports_avoid_ephemeral_range() {
         for lists in [TCP, UDP] {
             let ports = set(lists.advanced);
             assert!(ports.iter().all(|port| port < 32_768));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_found_by_its_classic_name() {
+    fn port_list_has_classic_name() {
         assert_eq!(TCP.named("bare-bones").unwrap().len(), 20);
         assert_eq!(TCP.named("aware").unwrap().len(), 26);
         assert_eq!(UDP.named("everything").unwrap().len(), 32);

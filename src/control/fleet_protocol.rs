@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_and_event_read_as_they_are_written() {
+    fn reply_and_event_read_back() {
         let outcomes = vec![
             ReportOutcome::Accepted,
             ReportOutcome::Shadowed,

@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn every_request_is_read_as_it_is_written() {
+    fn request_reads_back_as_written() {
         reads(r#"{"command":"status"}"#, &Request::Status);
         let target = || "192.0.2.7".to_owned();
         let block = Request::Block { target: target(), expire: Some("2h".to_owned()), reason: None, force: false };
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused_with_a_sentence() {
+    fn invalid_request_is_refused_with_sentence() {
         for line in ["", "status", "{}", r#"{"command":"format"}"#, r#"{"command":"block"}"#, "[1]", "\u{0}"] {
             let error = Request::parse(line.as_bytes()).expect_err(line);
             assert!(error.starts_with("this is no request: "), "{error}");
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_read_back_whatever_stands_in_it() {
+    fn reply_is_read_whatever_it_contains() {
         let reloaded = Reloaded { changed: vec!["two\nlines".to_owned()], needs_restart: Vec::new() };
         for (request, reply) in [
             (Request::Confirm, Ok(Answer::Confirmed {})),
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_reply_field_is_an_error_naming_it() {
+    fn missing_reply_field_is_named_error() {
         let status = reply_to_line(&Ok(Answer::Status(Box::default())));
         for (part, key) in [
             ("\"seen\":0,", "seen"),

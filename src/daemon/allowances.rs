@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_ends_when_its_time_is_over_and_the_last_word_counts() {
+    fn allowance_ends_on_time() {
         let (now, network) = (now(), "192.0.2.0/24".parse().unwrap());
         let mut allowances = Allowances::default();
         allowances.add(allowance(network, now, None), now).unwrap();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_is_not_forced_and_the_other_way_round() {
+    fn allowed_and_forced_exclude_each_other() {
         let (now, network) = (now(), "192.0.2.7/32".parse().unwrap());
         let mut allowances = Allowances::default();
         allowances.force(network, None, now).unwrap();

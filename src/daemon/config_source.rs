@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_changed_stays_and_is_named() {
+    fn unchangeable_key_stays_and_is_named() {
         let (old, new) = (config(""), config("expire = \"1h\"\n[block.nft]\nsize = 7\n[tcp]\nmode = \"connect\""));
         assert_eq!(changes(&old, &new), ["expire", "tcp", "block"]);
         let mut mixed = new;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_restart_is_taken_over_whole() {
+    fn reloadable_keys_are_applied() {
         let old = config("");
         let new =
             config("[tcp]\nmode = \"stealth\"\n[detect]\nscan_trigger = 0\n[allow]\nnetworks = [\"192.0.2.0/24\"]");

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_words_of_the_daemon_make_helpers() {
+    fn only_daemons_words_start_helpers() {
         for work in ALL {
             let word = work.word();
             let args = |sandboxed| HelperArgs { work, config_path: "/etc/p.toml".into(), sandboxed };
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_says_nothing_or_what_is_wrong_is_none_that_runs_commands() {
+    fn silent_or_wrong_process_is_no_helper() {
         let said = |bytes: Option<&[u8]>| {
             let (ours, theirs) = pair().unwrap();
             bytes.map(|bytes| send(&theirs, bytes, SendFlags::NOSIGNAL).unwrap());

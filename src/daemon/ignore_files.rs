@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_renamed_removed_and_put_back_is_followed() {
+    fn renamed_and_restored_file_is_followed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ignore");
         fs::write(&path, "192.0.2.7\n").unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_told_with_its_place_and_leaves_all_as_it_was() {
+    fn wrong_line_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ignore");
         fs::write(&path, "192.0.2.7\n").unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_never_rests_is_read_all_the_same() {
+    fn constantly_changing_file_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ignore");
         fs::write(&path, "").unwrap();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_start_everything_wrong_is_an_error() {
+    fn start_refuses_every_configuration_error() {
         let folder = tempfile::tempdir().unwrap();
         let [bad, none] = ["bad", "none"].map(|name| folder.path().join(name));
         fs::write(&bad, "localhost\n").unwrap();

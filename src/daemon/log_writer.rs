@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_keep_their_order_and_wait_two_seconds_at_most() {
+    async fn lines_keep_order_and_wait_briefly() {
         static FREE: AtomicUsize = AtomicUsize::new(0);
         let lookup = |address: IpAddr| match address.to_string().as_str() {
             "10.0.0.1" => {
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_that_wait_are_bounded_and_none_is_lost() {
+    async fn waiting_lines_are_bounded_without_loss() {
         let mut naming = naming(|_| {
             std::thread::sleep(Duration::from_millis(500));
             None

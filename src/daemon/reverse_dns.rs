@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_line_may_hold_is_a_name() {
+    fn only_valid_characters_are_a_name() {
         let long = format!("{}.example", "a.".repeat(120).trim_end_matches('.'));
         for (given, expected) in [
             ("Scanner-1.Example.ORG.", Some("scanner-1.example.org")),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_does_not_lead_back_is_none() {
+    fn name_without_forward_match_is_dropped() {
         let forward = |name: &str| match name {
             "good.example" => Ok(vec![address(9), address(1)]),
             "mapped.example" => Ok(vec!["::ffff:10.0.0.1".parse().unwrap()]),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_is_looked_up_once_in_five_minutes_and_a_few_at_one_time() {
+    async fn address_is_looked_up_every_five_minutes() {
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
         static RAN: AtomicUsize = AtomicUsize::new(0);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_has_an_end_and_nobody_is_looked_up_for_whom_no_line_waits() {
+    async fn reverse_dns_cache_is_bounded() {
         static FREE: AtomicUsize = AtomicUsize::new(0);
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: IpAddr| {

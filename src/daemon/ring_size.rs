@@ -68,7 +68,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_scan_needs_no_more_room_and_a_flood_does_until_it_has_been_calm_for_a_minute() {
+    fn ring_grows_for_flood_only() {
         let mut now = Instant::now();
         let mut sizer = RingSizer::new(now);
         now += SECOND;
@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn so_does_a_packet_that_is_lost_however_few_there_are() {
+    fn single_lost_packet_makes_larger_ring() {
         let now = Instant::now();
         assert_eq!(RingSizer::new(now).wanted(now + SECOND, 10, 1), Some(Ring::Large));
     }
 
     #[test]
-    fn a_few_milliseconds_of_a_burst_are_no_rate_but_who_sees_them_may_say_so() {
+    fn short_burst_is_no_rate() {
         let now = Instant::now();
         let mut sizer = RingSizer::new(now);
         assert_eq!(sizer.wanted(now + Duration::from_millis(10), 1_000, 0), None);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_asked_for_again_after_a_minute() {
+    fn refused_ban_is_requested_again_later() {
         let now = Instant::now();
         let mut sizer = RingSizer::new(now);
         sizer.flood_begins(now);

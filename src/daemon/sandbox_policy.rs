@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn built_in_settings_need_no_more_than_their_own_folders() {
+    fn built_in_settings_need_own_folders_only() {
         let plain = needs("");
         assert_eq!(plain.own, [Path::new("/var/lib/portsentry"), Path::new("/run/portsentry")]);
         assert!(plain.write.is_empty() && plain.root.is_none());
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_opens_what_it_needs_and_nothing_else() {
+    fn setting_opens_only_what_it_needs() {
         let plain = needs("");
         let named = needs("[report]\nresolve_host = true");
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(json.write, [Path::new("/var/log/portsentry")]);
     }
     #[test]
-    fn without_landlock_a_command_of_the_own_user_is_named_and_one_of_another_is_not() {
+    fn own_command_is_named_without_landlock() {
         let folder = tempfile::tempdir().unwrap();
         let hook = folder.path().join("hook");
         fs::write(&hook, "").unwrap();

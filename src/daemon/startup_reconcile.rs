@@ -388,7 +388,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3_600);
 
     #[test]
-    fn a_table_without_any_remembered_ban_was_swept_and_gets_all_of_them() {
+    fn flushed_table_gets_all_bans() {
         let remembered = remembered();
         let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered);
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn bans_that_an_interrupted_start_had_not_put_back_yet_come_back() {
+    fn interrupted_restore_is_completed() {
         let result = reconcile(&[(subject(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered()[1..]);
         assert!(result.changes.is_empty());

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_before_a_sweep_is_part_of_it() {
+    fn earlier_probes_belong_to_distributed_scan() {
         let changes = [Change::ElementRemoved(subject(1)), Change::TableGone, Change::ElementAdded(subject(2), None)];
         let (commands, events) = respond(&changes, "nft");
         assert!(
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_ruleset_is_mended_and_its_elements_count_as_ever() {
+    fn changed_ruleset_is_repaired_with_its_elements() {
         let changes = [Change::ElementRemoved(subject(1)), Change::RulesetChanged];
         let (commands, events) = respond(&changes, "nft");
         assert!(
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repair_that_is_held_back_holds_nothing_else_back() {
+    fn delayed_repair_delays_nothing_else() {
         let (mut pace, now) = (repairs(), Instant::now());
         let changes = [Change::RulesetChanged, Change::ElementRemoved(subject(1)), Change::AllowedChanged];
         assert!(matches!(
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_are_few_in_a_minute_and_what_happened_to_a_ban_is_always_said() {
+    fn notes_are_limited_and_bans_reported() {
         let (mut notes, start) = (Notes::default(), Instant::now());
         let mut count = |second| {
             let (_, mut events) = respond(&[Change::ElementRemoved(subject(1)), Change::AllowedChanged], "nft");

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_a_time_with_four_digits_of_the_year_or_never() {
+    fn ban_end_is_dated_or_never() {
         let mut case = case("192.0.2.7");
         assert_eq!(case.until(), "2026-01-01T01:00:00Z");
         case.expiry = Expiry::Never;
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_by_hand_has_its_reason_too() {
+    fn operator_ban_keeps_its_reason() {
         assert_eq!(case("192.0.2.7").reason(), "TCP SYN/Normal scan");
         assert_eq!(BanContext { class: None, ..case("192.0.2.7") }.reason(), "blocked by hand");
     }

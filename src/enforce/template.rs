@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_macro_stays_as_it_is() {
+    fn unknown_placeholder_stays() {
         for text in ["", "$", "$$", "$TARGET", "TARGET$", "$target$", "$TARGET $", "5 $ und 6 €$"] {
             assert_eq!(expanded(text), text);
         }
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_is_never_expanded_again() {
+    fn substituted_text_is_not_expanded_again() {
         let case = case("192.0.2.7");
         let values = Values { target: "$PORT$", case: &case };
         assert_eq!(expand("$TARGET$", &values), "$PORT$");

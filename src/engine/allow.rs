@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_covered_only_as_a_whole() {
+    fn network_is_covered_only_as_whole() {
         let mut list = AllowList::new();
         list.insert("2001:db8:0:1::7/128".parse().unwrap(), Protection::Named);
         list.insert("2001:db8:1::/48".parse().unwrap(), Protection::Listed);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_touched_by_what_is_in_it_and_by_what_it_is_in() {
+    fn network_matches_inner_and_outer_networks() {
         let mut list = AllowList::new();
         for prefix in ["203.0.113.77/32", "198.51.100.0/28", "10.0.0.0/8", "2001:db8:1:2::3/128"] {
             list.insert(prefix.parse().unwrap(), Protection::Listed);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_in_the_list_leaves_what_is_around_it() {
+    fn hole_in_list_keeps_its_surroundings() {
         let mut list = AllowList::new();
         list.insert("10.0.0.0/8".parse().unwrap(), Protection::Listed);
         list.insert("10.1.2.3/32".parse().unwrap(), Protection::Gateway);

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_stack_sends_is_illegal_and_an_answer_is_nothing() {
+    fn illegal_flags_are_evidence_answers_are_not() {
         for bits in [0x003, 0x006, 0x03f, 0x02b, 0x013, 0x008, 0x020, 0x028, 0x040, 0x202, 0x410] {
             assert_eq!(Class::of_tcp(TcpFlags(bits)), Some(Class::Illegal), "{bits:#x}");
         }

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn thirty_sources_that_divide_the_ports_are_one_sweep_named_once() {
+    fn thirty_sources_sharing_ports_are_one_scan() {
         let mut sweeps = DistributedScans::new();
         let found: Vec<DistributedScan> = (0..60_u16)
             .filter_map(|n| sweeps.observe(hash(u64::from(n) / 2), 100 + n, Tick(1 + u32::from(n))))
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_at_the_same_few_ports_is_no_sweep() {
+    fn crowd_at_few_ports_is_no_scan() {
         let mut sweeps = DistributedScans::new();
         for source in 0..5_000_u64 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];

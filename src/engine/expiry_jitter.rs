@@ -60,7 +60,7 @@ mod tests {
     use crate::types::BanTarget;
 
     #[test]
-    fn the_thirty_third_ban_within_a_minute_is_one_of_many() {
+    fn thirty_third_ban_in_minute_is_spread() {
         let mut spread = ExpiryJitter::new(HashKey(1, 2));
         let second = |n| Tick::of(Duration::from_secs(n));
         assert_eq!((0..40).position(|n| spread.is_one_of_many(second(100 + n))), Some(32));
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_spread_evenly_over_their_range_and_never_beyond() {
+    fn expiries_are_spread_evenly_within_range() {
         let spread = ExpiryJitter::new(HashKey(3, 4));
         let key = |n: u32| Key::new(BanTarget::V4(n.into()), Track::Block);
         let (day, short) = (Duration::from_secs(86_400), Duration::from_secs(300));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_ban_ends_at_the_same_time_and_another_secret_gives_another() {
+    fn expiry_jitter_depends_on_secret() {
         let key = Key::new(BanTarget::V4(7.into()), Track::Block);
         let ends = |secret: u64, now: u32| {
             ExpiryJitter::new(HashKey(secret, 1)).longer(Duration::from_secs(864_000), key, Tick(now))

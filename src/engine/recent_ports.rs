@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn flow_counts_for_its_peer_and_address_alone() {
+    fn flow_counts_for_its_peer_alone() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
         recent.used_with(own(7), peer(1), Tick(1));
         let elsewhere = OwnPort { address: "192.0.2.2".parse().unwrap(), ..own(7) };

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_leaves_the_evidence_when_its_window_has_passed() {
+    fn port_leaves_evidence_after_window() {
         let mut suspects = table(8);
         let ticks = Tick::of(Duration::from_secs(10)).0;
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn more_ports_than_there_is_room_push_out_the_oldest() {
+    fn new_ports_displace_oldest() {
         let mut suspects = table(8);
         for port in 1..=40 {
             let _ = suspects.observe(key(1), syn(u32::from(port), port), Tick(u32::from(port)));
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_turned_out_open_is_forgiven_but_an_xmas_probe_is_not() {
+    fn open_port_is_forgiven_xmas_is_not() {
         let mut suspects = table(8);
         let _ = suspects.observe(key(1), syn(1, 23), Tick(1));
         suspects.forgive(key(1), Protocol::Tcp, 23);

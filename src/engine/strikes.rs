@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn each_ban_is_as_many_times_as_long_up_to_the_longest() {
+    fn each_ban_is_longer_up_to_maximum() {
         let day = 24 * HOUR;
         let days = |factor, strikes| {
             let escalation = Escalation { factor, ..Escalation::default() };
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_ban_is_never_shorter_than_the_first_and_for_ever_stays_for_ever() {
+    fn longest_ban_bounds_and_permanent_stays() {
         let escalation = Escalation { factor: 3, max: HOUR, ..Escalation::default() };
         assert_eq!(escalation.expiry(Expiry::After(2 * HOUR), 5, Grade::Proven), Expiry::After(2 * HOUR));
         assert_eq!(escalation.expiry(Expiry::Never, 5, Grade::Proven), Expiry::Never);
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn strikes_are_forgotten_so_long_after_the_end_of_the_last_ban() {
+    fn strikes_are_forgotten_after_configured_time() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(3));
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lifted_ban_is_no_strike_but_one_that_was_served_stays_one() {
+    fn only_lifted_bans_are_no_strikes() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.record(key(1), Expiry::After(2 * HOUR), Grade::Forgeable, at(2));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_that_does_not_count_shields_the_strike_behind_it() {
+    fn uncounted_ban_hides_no_earlier_strike() {
         let mut strikes = table(8);
         strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0));
         strikes.supersede(key(1));
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_forgotten_when_it_would_have_been() {
+    fn remembered_strikes_expire() {
         let mut strikes = table(8);
         strikes.remember(key(1), (3, 0), LastBan::Over(9 * HOUR), at(0));
         strikes.remember(key(2), (2, 0), LastBan::Over(10 * HOUR), at(0));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_keeps_who_came_again_and_again() {
+    fn full_table_keeps_repeated_sources() {
         let mut strikes = table(8);
         (0..2).for_each(|_| strikes.record(key(1), Expiry::After(HOUR), Grade::Forgeable, at(0)));
         for n in 2..1_000 {

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_strangers_cause_leaves_room_for_the_rest() {
+    fn attacker_events_leave_room() {
         let (sender, receiver) = bounded(8);
         let subject = "192.0.2.7".parse().unwrap();
         let flood = || Event::now(EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 });

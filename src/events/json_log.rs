@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_appended_and_all_are_there_at_the_end() {
+    fn appended_lines_are_all_there() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         fs::write(&path, "of a crash").unwrap();
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_moved_or_removed_is_followed_within_a_second() {
+    fn moved_file_is_followed_within_a_second() {
         let directory = tempfile::tempdir().unwrap();
         let (path, moved) = (directory.path().join("events"), directory.path().join("events.1"));
         let (file, said) = start(&path);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_said_once_and_what_waits_is_written_later() {
+    fn unwritable_file_is_reported_and_retried() {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("later");
         let path = folder.join("events");
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_whatever_is_no_file_are_refused() {
+    fn links_and_special_files_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let (target, link) = (directory.path().join("target"), directory.path().join("link"));
         fs::write(&target, "precious").unwrap();

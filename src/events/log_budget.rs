@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_probe_like_kind_leaves_room_for_bans_and_errors() {
+    fn probe_events_leave_room_for_bans() {
         let probe_like = every_kind().into_iter().filter(EventKind::is_attacker_driven);
         for flood in probe_like {
             let mut budget = LogBudget::default();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn floods_of_bans_and_failures_hide_no_error() {
+    fn floods_of_bans_hide_no_error() {
         let mut budget = LogBudget::default();
         for flood in [LineClass::Ban, LineClass::FailedBan, LineClass::Probe].into_iter().flat_map(of_class) {
             admitted(&mut budget, &flood, 10_000, 1);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn summary_counts_each_kind_that_was_left_out() {
+    fn summary_counts_each_omitted_kind() {
         let mut budget = LogBudget::default();
         let ban = Ban::example();
         assert_eq!(admitted(&mut budget, &EventKind::Probe(ban.probe), 310, 0), 300);
@@ -207,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_mix_writes_at_most_the_budget_a_minute(
+        fn any_mix_stays_within_budget(
             mix in prop::collection::vec((0..100_usize, 1..2_000_usize, 0..59_u64), 1..12),
         ) {
             let kinds: Vec<_> =

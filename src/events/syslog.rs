@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_datagram_with_facility_severity_and_identity() {
+    fn syslog_line_is_one_datagram() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let daemon = daemon(&path);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_restarts_is_found_again_and_no_line_is_lost_meanwhile() {
+    fn restarted_syslog_loses_no_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let first = daemon(&path);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_hangs_costs_a_tenth_of_a_second_in_each_second() {
+    fn hanging_daemon_costs_bounded_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let _hangs = daemon(&path);

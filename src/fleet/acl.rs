@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn host_may_write_and_publish_only_as_itself() {
+    fn host_writes_and_publishes_as_itself() {
         let keys = Keyspace::new("lab");
         let line = host(&keys, &HostName::parse("web-1").unwrap(), "web-1", "secret");
         assert_eq!(

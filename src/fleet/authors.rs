@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn gap_in_sequence_is_noticed_a_bounded_number() {
+    fn sequence_gaps_are_noticed_boundedly() {
         let mut authors = Authors::default();
         let a = host("a");
         assert_eq!(authors.note(&a, 100, at(1)), Order::Next, "the first one says nothing of earlier ones");
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn author_is_named_once_an_hour_for_one_reason() {
+    fn author_is_named_once_an_hour() {
         let mut authors = Authors::default();
         let named = (0..7_200).filter(|second| authors.blame(&host("a"), "a key has no end", at(*second))).count();
         assert_eq!(named, 2);

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn better_evidence_is_reported_again_without_new_count() {
+    fn better_evidence_is_reported_again() {
         let mut own = reports(1);
         own.apply(&ban("203.0.113.7", Grade::Forgeable, None), at(1));
         let batch = own.take_pending(at(1));

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_dhclient_names_its_server_until_it_is_over() {
+    fn dhclient_lease_names_server_until_expiry() {
         assert_eq!(servers(LEASE, "2026-11-18 11:59:59"), ["192.0.2.1"]);
         assert!(servers(LEASE, "2026-11-18 12:00:00").is_empty());
         let local = LEASE.replace("3 2026/11/18 12:00:00;", "epoch 1795003200; # Wed Nov 18 12:00:00 2026");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lease_of_an_interface_counts_and_others_are_not_its_business() {
+    fn last_lease_of_interface_counts() {
         let newer = LEASE.replace("192.0.2.1;", "192.0.2.2;");
         let other = LEASE.replace("eth0", "eth1").replace("192.0.2.1;", "198.51.100.1;");
         let now = "2026-11-18 11:00:00";
@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_for_ipv6_has_no_address_and_hides_no_other() {
+    fn ipv6_lease_hides_no_other_lease() {
         let v6 = "lease6 {\n  interface \"eth0\";\n  ia-na 52:54:00:12 {\n    starts 1794988800;\n    iaaddr 2001:db8::5 {\n      \
             max-life 4000;\n    }\n  }\n  option dhcp6.server-id 0:1:0:1:2b:3c;\n}\n";
         assert_eq!(servers(&format!("{v6}{LEASE}{v6}"), "2026-11-18 11:00:00"), ["192.0.2.1"]);
     }
 
     #[test]
-    fn a_file_cut_anywhere_gives_no_half_lease() {
+    fn truncated_file_gives_no_half_lease() {
         for end in 0..LEASE.len() - 2 {
             assert!(servers(&LEASE[..end], "2026-11-18 11:00:00").is_empty(), "{end}");
         }
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn every_client_is_read_and_each_server_once() {
+    fn every_client_and_server_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         fs::write(files.networkd.join("2"), "# This is private data.\nADDRESS=192.0.2.50\nSERVER_ADDRESS=192.0.2.3\n")
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_history_is_read_from_its_end_and_the_list_has_one() {
+    fn long_history_is_read_from_its_end() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let newest = LEASE.replace("192.0.2.1;", "192.0.2.2;");
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_written_appended_or_removed_is_noticed_once() {
+    fn changed_lease_is_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let mut watch = FileWatch::new(files.clone());

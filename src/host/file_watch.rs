@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_read_without_its_zone_and_only_if_it_can_be_somebody_else() {
+    fn address_is_read_without_zone() {
         let read = |text| address(text).map(|address| address.to_string());
         assert_eq!(read("203.0.113.9").unwrap(), "203.0.113.9");
         assert_eq!(read("fe80::1%eth0").unwrap(), "fe80::1");
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_to_its_limit_from_either_end() {
+    fn file_is_read_to_its_limit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         fs::write(&path, "abcdef").unwrap();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_empty_and_nobody_waits_for_it() {
+    fn non_regular_file_is_empty() {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_replaced_or_removed_is_noticed_once() {
+    fn changed_file_is_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let mut watch = FileWatch::new(path.clone());
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_symlink_the_file_itself_is_watched() {
+    fn file_behind_symlink_is_watched() {
         let folder = tempfile::tempdir().unwrap();
         let [link, one, two] = ["link", "one", "two"].map(|name| folder.path().join(name));
         fs::write(&one, "one").unwrap();

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn name_servers_are_read_as_glibc_reads_them() {
+    fn name_servers_follow_glibc_syntax() {
         let text = b"# nameserver 192.0.2.1\n; nameserver 192.0.2.2\nsearch example.net\nnameserver 192.0.2.3\r\n\
             nameserver\t2001:db8::53 trailing words\nnameserver fe80::1%eth0\nnameserver ::ffff:192.0.2.4\n nameserver 192.0.2.5\n\
             nameserver192.0.2.6\nnameserver 192.0.2.256\nnameserver 192.0.2.7%eth0\nnameserver\nnameserver 0.0.0.0\nnameserver 192.0.2.8";
@@ -118,12 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_hide_no_other_line() {
+    fn invalid_utf8_hides_no_other_line() {
         assert_eq!(servers(b"\xff\xfe\0\nnameserver \xff\nnameserver 192.0.2.1\n\0"), addresses(&["192.0.2.1"]));
     }
 
     #[test]
-    fn an_endless_file_is_read_to_its_limit_and_a_long_list_to_its_end() {
+    fn endless_file_is_read_to_its_limit() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let mut text = "#".repeat(64 * 1024);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_behind_a_local_stub_are_read_too_and_only_then() {
+    fn stub_resolver_upstreams_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         fs::write(&files.upstream[0], "nameserver 198.51.100.53\n").unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_names_nobody_and_a_folder_is_an_error() {
+    fn missing_file_names_no_source() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         assert!(files.read().unwrap().is_empty());
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_replaced_or_removed_is_noticed_once() {
+    fn changed_file_is_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let mut watch = FileWatch::new(files.clone());

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limited_log_beside_the_rule_is_recognised() {
+    fn rate_limited_log_rule_is_recognised() {
         let drop = "/sbin/iptables -I INPUT -s $TARGET$ -j DROP";
         let log = "/sbin/iptables -I INPUT -s $TARGET$ -m limit --limit LIMIT --limit-burst 5 -j LOG --log-level debug \
                    --log-prefix 'Portsentry: dropping: '";
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ban_s_end_that_at_brings_is_recognised() {
+    fn at_job_that_ends_ban_is_recognised() {
         let lift = "echo 'sed -e \"/$TARGET/d\" -i /var/lib/portsentry/portsentry.blocked.atcp && /sbin/iptables -D INPUT -s \
                     $TARGET$ -j DROP'";
         for (time, expire) in [

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_an_assignment_is_read() {
+    fn assignment_syntaxes_are_read() {
         for text in [
             "TCP_MODE=\"atcp\"\nUDP_MODE=\"sudp\"\n",
             "# modes\nTCP_MODE='atcp' # advanced\nUDP_MODE=sudp",
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_a_shell_knows_is_refused_and_the_rest_left_out() {
+    fn shell_only_syntax_is_refused() {
         let (tcp, _, errors, notes) = read("TCP_MODE=$MODE\nOPTIONS=\"-x\"\nif true; then\n");
         assert_eq!((tcp, errors.len(), notes.len()), (None, 1, 2));
         assert_eq!(errors, ["d:1: TCP_MODE: $MODE is no plain word; write TCP_MODE=\"atcp\""]);

@@ -133,7 +133,7 @@ mod tests {
     use crate::import::Source;
 
     #[test]
-    fn what_does_not_print_is_escaped_and_what_is_long_is_cut() {
+    fn unprintable_text_is_escaped_and_cut() {
         assert_eq!(quoted("a\x1b[2J\t\"b\\"), "\"a\\u{1b}[2J\\u{9}\"b\\\"");
         assert_eq!(shown("\u{202e}\u{2028}é"), "\\u{202e}\\u{2028}é");
         assert_eq!(shown(&"x".repeat(81)), format!("{}…", "x".repeat(80)));

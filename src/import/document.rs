@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_come_in_their_order_and_empty_ones_not_at_all() {
+    fn tables_are_ordered_and_nonempty() {
         let mut document = Document::default();
         document.head("Head.");
         document.set("tcp", "mode", &Value::text("off"), "Why.");

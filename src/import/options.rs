@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_classic_skips_is_taken_as_meant_and_said() {
+    fn classic_skipped_lines_are_imported_with_note() {
         let (options, errors, notes) = read(b"BLOCK_TCP=1 # yes\nKILL_ROUTE=\"sed -e \\\"/x/d\\\" -i \"f\" \"\n");
         assert!(errors.is_empty());
         assert_eq!(options.get("BLOCK_TCP").unwrap().value, "1");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_that_stands_twice_is_said_unless_both_say_the_same() {
+    fn repeated_option_is_reported_unless_equal() {
         let (options, _, notes) = read(b"BLOCK_TCP=\"1\"\nBLOCK_TCP=\"0\"\nBLOCK_UDP=\"1\"\nBLOCK_UDP=\"1\"\n");
         assert_eq!(options.get("BLOCK_TCP").unwrap().value, "0");
         assert_eq!(notes.len(), 1);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_line_is_named_in_one_run() {
+    fn wrong_lines_are_named_in_one_run() {
         let bytes = b"BLOCK_TCP=\"1\"\nBLOCK_UDP=\"1\nnonsense\n# caf\xe9 is fine here\nPORT_BANNER=\"caf\xe9\"\n\
                       TCP_PORTS=\"1\"2\"\nKILL_RUN_CMD=\"\"/bin/x\"\n";
         let (_, errors, _) = read(bytes);

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_taken_apart_as_a_shell_does() {
+    fn words_are_split_as_in_shell() {
         for (text, expected) in [
             ("/bin/x $TARGET$ $PORT$", vec!["/bin/x", "$TARGET$", "$PORT$"]),
             ("x 'a  b'\"c $MODE$\"d", vec!["x", "a  bc $MODE$d"]),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_shell_is_not_taken_for_words() {
+    fn shell_syntax_is_not_split() {
         for text in [
             "x | y", "x && y", "x; y", "x &", "x > f", "x 2>&1", "x $HOME", "x `y`", "x *.c", "x ~", "A=1 x", "(x)",
             "x # y",
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_told_apart_and_redirections_left_out() {
+    fn commands_are_split_without_redirections() {
         let line = Line::split("a 1 2>&1 >/dev/null && (b | c 2) ; d & e || f 2> g").unwrap();
         let expected =
             [vec![vec!["a", "1"]], vec![vec!["b"], vec!["c", "2"]], vec![vec!["d"]], vec![vec!["e"]], vec![vec!["f"]]];

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_can_hold_nothing_that_means_something_in_a_uri() {
+    fn path_is_escaped_in_uri() {
         let path = Path::new("/var/a b?mode=rw#%2f&c=é/ledger.sqlite");
         assert_eq!(
             uri(path, Way::Log),

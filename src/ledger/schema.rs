@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_of_the_first_format_tells_its_short_bans_from_the_others() {
+    fn first_format_ledger_distinguishes_short_bans() {
         let mut connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(STEPS[0]).unwrap();
         let minutes = |minutes: i64| minutes * 60_000_000;

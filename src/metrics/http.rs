@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_figures_are_at_one_place_and_nothing_is_anywhere_else() {
+    fn metrics_are_at_one_path() {
         let metrics = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(
             metrics.starts_with("HTTP/1.1 200 OK\r\n") && metrics.ends_with("\r\n\r\nportsentry_x 1\n"),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_hung_up_on() {
+    fn overlong_request_is_disconnected() {
         assert_eq!(ask(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(20_000))), "");
     }
 }

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_has_every_figure_by_prometheus_conventions() {
+    fn metrics_text_follows_prometheus_conventions() {
         let metrics = Arc::new(SensorMetrics::default());
         let snapshot = Snapshot { started: 1.5, intended: 7, capacity: Some(131_072), ..Snapshot::default() };
         let text = text(&metrics, snapshot);

@@ -127,7 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_length_below_the_header_ends_the_iteration() {
+    fn length_below_header_ends_iteration() {
         assert_eq!(Messages(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_reply_holds_more_than_it_has_bytes(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        fn reply_holds_no_more_than_bytes(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
             let held: usize = Messages(&bytes).map(|message| HEADER + message.body.len()).sum();
             prop_assert!(held <= bytes.len());
             let held: usize = attributes(&bytes).map(|(_, value)| 4 + value.len()).sum();

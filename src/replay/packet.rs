@@ -95,13 +95,13 @@ mod tests {
     }
 
     #[test]
-    fn data_without_flags_is_data_and_a_null_probe_is_one() {
+    fn payload_without_flags_is_null_probe() {
         assert_eq!(flags(&segment(0, b"GET /")), Ok(TcpFlags::ACK | TcpFlags::PSH));
         assert_eq!(flags(&segment(0, b"")), Ok(0));
     }
 
     #[test]
-    fn strange_flags_under_a_wrong_checksum_are_damage_and_a_syn_is_offloaded() {
+    fn bad_checksum_is_damage_unless_offloaded() {
         let mut xmas = segment(0x29, b"");
         assert_eq!(flags(&xmas), Ok(0x29));
         xmas[36] = 1;

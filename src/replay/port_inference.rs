@@ -227,14 +227,14 @@ mod tests {
     const RST: u16 = TcpFlags::RST;
 
     #[test]
-    fn who_answers_has_an_open_port_and_who_resets_has_none() {
+    fn answering_port_is_open_resetting_is_closed() {
         assert_eq!(used(&[tcp(SERVER, CLIENT, SYN | ACK, 0)]), [143]);
         assert_eq!(used(&[tcp(SERVER, CLIENT, RST | ACK, 0)]), NONE);
         assert_eq!(used(&[tcp(CLIENT, SERVER, SYN, 0)]), [1080], "answers come back to where a SYN came from");
     }
 
     #[test]
-    fn one_direction_is_enough_to_see_a_connection() {
+    fn one_direction_shows_a_connection() {
         let handshake = [tcp((1, 40_000), SERVER, SYN, 0), tcp((1, 40_000), SERVER, ACK, 0)];
         assert_eq!(used(&handshake), [143]);
         assert_eq!(used(&[tcp((2, 40_143), CLIENT, ACK, 512)]), [1080], "data that comes to a client");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_forged_flows_is_forgotten_and_not_kept() {
+    fn forged_flows_are_forgotten() {
         let ports: PortSet = "1-2000".parse().unwrap();
         let mut inference = PortInference::new(&Local::Any, &ports, &ports);
         for source_port in 0..u16::MAX {

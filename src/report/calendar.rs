@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn times_that_no_calendar_has_are_the_nearest_that_one_has() {
+    fn times_outside_calendar_are_clamped() {
         assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(1 << 50)), "9999-12-31T23:59:59Z");
     }
 
     #[test]
-    fn a_period_is_cut_into_as_many_bars_as_can_be_read() {
+    fn period_has_readable_number_of_bars() {
         let end = at("2026-11-21T06:32:13Z");
         for (hours, width, count) in [
             (1, "one minute", 61),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_told_in_their_two_largest_units() {
+    fn spans_have_two_largest_units() {
         let of = |seconds| span(Duration::from_secs(seconds));
         assert_eq!([of(0), of(59), of(3_600), of(90_061), of(86_400 + 59)], ["0 s", "59 s", "1 h", "1 d 1 h", "1 d"]);
         assert_eq!(of(400 * DAY), "1 y 35 d");

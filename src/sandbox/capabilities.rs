@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_named_and_all_of_root_s_are_not() {
+    fn few_sources_are_named_roots_are_not() {
         let few = Capabilities(needed(&Policy::default(), false));
         assert_eq!(few.names().unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
         assert_eq!(Capabilities(CapabilitySet::all()).names(), None);

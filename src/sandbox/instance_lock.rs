@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_hears_of_the_first_until_it_is_gone() {
+    fn second_instance_notices_first_until_gone() {
         let name = name("two");
         let first = InstanceLock::claim_as(&name).unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_never_listens_keeps_nobody_from_starting() {
+    fn silent_lock_holder_prevents_no_start() {
         let name = name("silent");
         let silent = open().unwrap();
         bind(&silent, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beside_the_folders_is_out_of_reach() {
+    fn outside_folders_are_inaccessible() {
         let folder = tempfile::tempdir().unwrap();
         let [state, settings] = ["state", "settings"].map(|name| folder.path().join(name));
         [&state, &settings].iter().for_each(|path| std::fs::create_dir(path).unwrap());

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_can_change_or_replace_is_refused_with_the_command_that_helps() {
+    fn changeable_file_is_refused_with_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let (way, file) = (folder.path().join("way"), folder.path().join("way/hook"));
         fs::create_dir(&way).unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_followed_and_its_own_place_counts_too() {
+    fn link_and_its_folder_are_both_checked() {
         let folder = tempfile::tempdir().unwrap();
         let [open, good] = ["open", "good"].map(|name| folder.path().join(name));
         [&open, &good].iter().for_each(|path| fs::create_dir(path).unwrap());

@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_starts_a_program_or_takes_over_another_is_on_the_list() {
+    fn syscall_list_starts_no_program() {
         let never = [libc::SYS_execve, libc::SYS_execveat, libc::SYS_ptrace, libc::SYS_mount, libc::SYS_setuid];
         for call in never.iter().chain(DENIED) {
             for process in [Process::Daemon, Process::Files] {
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_can_be_made_for_every_processor_that_has_a_list() {
+    fn filters_exist_for_every_listed_processor() {
         for arch in [TargetArch::x86_64, TargetArch::aarch64] {
             for policy in [Policy::default(), Policy { names: true, ..Policy::default() }] {
                 let rules = harmful(&policy).unwrap();

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_closed_on_the_way_is_found() {
+    fn closed_folder_on_path_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let (closed, inside) = (folder.path().join("closed"), folder.path().join("closed/state"));
         fs::create_dir_all(&inside).unwrap();

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_answers_in_the_same_batch_was_not_closed() {
+    fn port_answering_in_batch_was_open() {
         let answer = TcpFlags::SYN | TcpFlags::ACK;
         assert_eq!(refutes(&packet(true, answer, 21), TcpFlags::SYN), Some(BanTarget::V4(SCANNER.into())));
         assert_eq!(refutes(&packet(true, answer, 22), TcpFlags::SYN), None, "another port");

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_lasts_is_a_flood_and_said_once() {
+    fn lasting_crowd_is_reported_as_flood_once() {
         let mut batching = Batching::default();
         let begins = (1..100_000).filter(|step| {
             batching.count(at(10_000_000 + step * 10), 1);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_over_at_the_first_packet_after_a_pause() {
+    fn flood_ends_at_first_packet_after_pause() {
         let mut batching = Batching::default();
         assert!((1..1_000).any(|step| batching.count(at(10_000_000 + step * 10), 1)));
         assert!(!batching.count(at(11_000_000), 1));

@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reaction_falls_into_the_class_of_its_bound() {
+    fn reaction_falls_into_its_bucket() {
         let metrics = SensorMetrics::default();
         [1, 50, 51, 2_000_000].iter().for_each(|micros| metrics.reacted(Duration::from_micros(*micros)));
         let read = metrics.reactions();

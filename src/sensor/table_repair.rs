@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_of_repairs_is_a_few_lines_a_minute_and_their_sum() {
+    fn loop_of_repairs_is_summed_up() {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_complaint_is_said_once_and_again_after_something_else() {
+    fn repeated_error_is_reported_once() {
         let (mut table_repair, now) = (TableRepair::default(), Instant::now());
         let mut lines = |event: EventKind| limited(&mut table_repair, event, now).len();
         assert_eq!(lines(EventKind::Error("a".into())), 1);

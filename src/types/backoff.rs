@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_five_minutes_and_no_further() {
+    fn backoff_grows_to_five_minutes() {
         let backoff = backoff();
         let pauses: Vec<u64> = (1..=11).map(|attempt| backoff.delay(attempt).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn something_new_waits_a_second_after_the_last_failure_at_most() {
+    fn new_attempt_waits_a_second_at_most() {
         let (mut pause, at) = (backoff(), |seconds| Timestamp::at(Duration::from_secs(seconds)));
         for second in [10, 20, 30, 40] {
             pause.extend(at(second));

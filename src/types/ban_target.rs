@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ipv6_source_is_its_slash_64_unless_shared() {
+    fn ipv6_source_is_its_64_unless_shared() {
         let of = |text: &str| BanTarget::of(text.parse().unwrap()).to_string();
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("fe80::1"), "fe80::1/128");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_wider_than_one_source_and_covers_all_of_its() {
+    fn network_covers_its_sources() {
         let wide = |text: &str| Prefix::new(text.parse().unwrap()).map(|wide| BanTarget::Prefix(wide).to_string());
         assert_eq!(wide("203.0.113.77/24").as_deref(), Some("203.0.113.0/24"));
         assert_eq!(wide("203.0.113.77/31").as_deref(), Some("203.0.113.76/31"));

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_day_reads_as_the_classic_line_wants_it() {
+    fn day_has_format_of_classic_line() {
         assert_eq!(Expiry::After(Duration::from_secs(86_400)).to_string(), "1day");
         assert_eq!(Expiry::Never.to_string(), "ever");
     }

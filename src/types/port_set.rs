@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_with_ranges_reads_and_prints_in_its_shortest_form() {
+    fn port_ranges_print_in_shortest_form() {
         let set: PortSet = " 9, 1,7 ,11-15,14-16".parse().unwrap();
         assert_eq!(set.to_string(), "1,7,9,11-16");
         assert_eq!(set.len(), 9);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused_by_name() {
+    fn non_port_is_refused_by_name() {
         for wrong in ["0", "65536", "70000-70001", "-5", "5-", "ssh", "1,,2", "+7", "1;2", ","] {
             assert!(matches!(wrong.parse::<PortSet>(), Err(PortSetError::NotAPort(_))), "{wrong}");
         }

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_reads_back_as_it_was_written() {
+    fn rate_reads_back_unchanged() {
         for text in ["1/second", "3/minute", "12/hour", "1000000/day"] {
             let rate: Rate = text.parse().unwrap();
             assert_eq!(rate.to_string(), text);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rate_is_refused_with_an_example() {
+    fn non_rate_is_refused_with_example() {
         for text in [
             "",
             "3",
@@ -134,12 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_not_repeated_in_full() {
+    fn long_text_is_shortened_in_error() {
         assert!("9".repeat(10_000).parse::<Rate>().unwrap_err().to_string().len() < 250);
     }
 
     #[test]
-    fn a_limit_that_no_setting_can_say_is_no_rate() {
+    fn unsayable_limit_is_no_rate() {
         for (packets, seconds) in [(0, 60), (1_000_001, 60), (u64::MAX, 60), (3, 604_800), (3, 0)] {
             assert_eq!(Rate::from_kernel(packets, seconds), None, "{packets} in {seconds}");
         }

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minutes_worth_may_come_at_once_and_then_one_by_one() {
+    fn minutes_budget_may_come_at_once() {
         let mut budget = TokenBucket::new(60, Duration::from_secs(60));
         assert_eq!(budget.available(at(1)), 60);
         assert_eq!((0..100).filter(|_| budget.take(at(1))).count(), 60);

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_segment_is_sound_and_any_flipped_bit_shows() {
+    fn any_flipped_bit_breaks_checksum() {
         assert_eq!(checksum(&SYN), Some(Checksum::Good));
         // Version, header length and total length say where everything lies: behind them, every bit is covered.
         for bit in 4 * 8..SYN.len() * 8 {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_that_was_left_out_says_nothing() {
+    fn missing_checksum_is_unknown() {
         let mut frame = SYN;
         frame[10..12].fill(0);
         assert_eq!(checksum(&frame), Some(Checksum::Blank));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_captured_is_not_held_against_a_frame() {
+    fn uncaptured_bytes_are_no_error() {
         for length in 0..SYN.len() {
             assert!(matches!(checksum(&SYN[..length]), None | Some(Checksum::Unknown)), "{length}");
         }

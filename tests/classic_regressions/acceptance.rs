@@ -130,7 +130,7 @@ fn addresses_by_local_route_are_watched() {
 }
 
 #[test]
-fn frames_between_guests_of_foreign_bridge_block_nothing() {
+fn frames_on_foreign_bridge_ban_nothing() {
     let lab = Lab::new(&["guest", "client"]);
     lab.victim_ip("link add tenants type bridge");
     lab.victim_ip("link set tenants up");

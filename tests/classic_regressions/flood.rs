@@ -33,7 +33,7 @@ fn resident(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn a_flood_from_a_quarter_of_a_million_sources_takes_bounded_memory_and_leaves_all_as_it_was() {
+fn flood_of_250000_sources_is_bounded() {
     let lab = Lab::new(&["forger", "scanner", "client"]);
     let services = Services::open(&lab, &[80]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -60,7 +60,7 @@ fn a_flood_from_a_quarter_of_a_million_sources_takes_bounded_memory_and_leaves_a
 }
 
 #[test]
-fn a_source_that_is_blocked_already_has_one_line_however_much_it_sends() {
+fn banned_source_has_one_line() {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let source = IpAddr::from(Ipv4Addr::new(10, 128, 0, 1));
@@ -91,7 +91,7 @@ fn accounted(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn a_flood_gets_a_larger_ring_and_no_packet_is_unaccounted_for_when_it_comes() {
+fn flood_gets_larger_ring_without_loss() {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let usual = ring(&lab);

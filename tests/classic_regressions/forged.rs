@@ -24,7 +24,7 @@ fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
 }
 
 #[test]
-fn among_a_thousand_forged_syns_a_second_the_real_scanner_is_blocked_and_nobody_else() {
+fn scanner_among_forged_syns_is_banned_alone() {
     let lab = Lab::new(&["forger", "scanner"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let target = lab.victim_v4("forger").into();
@@ -44,7 +44,7 @@ fn among_a_thousand_forged_syns_a_second_the_real_scanner_is_blocked_and_nobody_
 
 /// Neither a protocol that is only logged nor the allow-list may be a way to fill the disk, or to hide a ban.
 #[test]
-fn floods_of_logged_and_exempt_sources_stay_in_budget() {
+fn floods_of_probes_stay_in_budget() {
     let lab = Lab::new(&["forger", "scanner"]);
     let file = lab.path("events.json");
     let configuration = format!("[allow]\nnetworks = [\"10.98.0.0/16\"]\n[report]\njson_file = {file:?}\n");
@@ -68,7 +68,7 @@ fn floods_of_logged_and_exempt_sources_stay_in_budget() {
 }
 
 #[test]
-fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_short() {
+fn burst_of_2000_sources_is_banned_completely() {
     let lab = Lab::new(&["forger"]);
     let settings = "[block]\nmax_new_bans_per_minute = 1000000\n";
     let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
@@ -90,7 +90,7 @@ fn a_burst_of_two_thousand_sources_is_blocked_to_the_last_and_the_log_stays_shor
 }
 
 #[test]
-fn a_full_set_under_a_flood_is_said_in_a_bounded_number_of_lines() {
+fn full_set_under_flood_is_logged_boundedly() {
     let lab = Lab::new(&["forger"]);
     let start = Instant::now();
     let settings = "[block]\nmax_new_bans_per_minute = 1000000\n[block.nft]\nsize = 4\n";
@@ -218,12 +218,12 @@ fn session(host: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_forged_in_the_name_of_whom_this_host_needs_blocks_none_of_them_and_names_each() {
+fn forged_exempt_sources_ban_none() {
     innocents_are_spared(&Lab::new(&["forger", "attacker"]), "", |_, _| {});
 }
 
 #[test]
-fn it_neither_cuts_them_off_by_a_route_nor_writes_them_down_nor_has_a_command_run_for_them() {
+fn exempt_sources_reach_no_backend() {
     let lab = Lab::new(&["forger", "attacker"]);
     let (deny, calls) = (lab.path("hosts.deny"), lab.path("calls"));
     let script = lab.program("on-ban", &format!("#!/bin/sh\necho \"$1\" >>'{}'\n", calls.display()));

@@ -20,7 +20,7 @@ fn assert_nobody_but_the_culprit(lab: &Lab) {
 }
 
 #[test]
-fn an_active_ftp_server_that_connects_from_port_20_is_no_scanner() {
+fn active_ftp_server_is_no_scanner() {
     let lab = Lab::new(&["server", "culprit"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (server, victim) = (lab.v4("server"), lab.victim_v4("server"));
@@ -44,7 +44,7 @@ fn an_active_ftp_server_that_connects_from_port_20_is_no_scanner() {
 }
 
 #[test]
-fn a_client_of_passive_ftp_is_no_scanner() {
+fn passive_ftp_client_is_no_scanner() {
     let lab = Lab::new(&["client", "culprit"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for port in 710..720 {
@@ -55,7 +55,7 @@ fn a_client_of_passive_ftp_is_no_scanner() {
 }
 
 #[test]
-fn clients_of_ports_published_by_dnat_are_no_scanners_from_the_first() {
+fn clients_of_dnat_ports_are_no_scanners() {
     let lab = Lab::new(&["client", "container", "culprit"]);
     let ports = [8000, 8080, 8081, 8088];
     let container = lab.v4("container");
@@ -78,7 +78,7 @@ fn clients_of_ports_published_by_dnat_are_no_scanners_from_the_first() {
 }
 
 #[test]
-fn a_client_that_tries_web_and_is_asked_for_ident_is_no_scanner() {
+fn web_and_ident_client_is_no_scanner() {
     let lab = Lab::new(&["client", "culprit"]);
     let _services = Services::open(&lab, &[80]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -91,7 +91,7 @@ fn a_client_that_tries_web_and_is_asked_for_ident_is_no_scanner() {
 }
 
 #[test]
-fn an_answer_that_comes_after_its_socket_has_closed_is_no_probe() {
+fn late_answer_to_closed_socket_is_ignored() {
     let lab = Lab::new(&["server", "culprit"]);
     let _daemon = Daemon::start_configured(&lab, UDP_BLOCKS, &STRICT);
     let (server, victim) = (lab.v4("server").into(), lab.victim_v4("server").into());
@@ -109,7 +109,7 @@ fn an_answer_that_comes_after_its_socket_has_closed_is_no_probe() {
 }
 
 #[test]
-fn answers_to_own_connections_from_a_wide_port_range_are_no_probes() {
+fn answers_in_wide_port_range_are_ignored() {
     let lab = Lab::new(&["server", "culprit"]);
     let range = "echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && \
                  echo 600 1000 >/proc/sys/net/ipv4/ip_local_port_range";
@@ -140,7 +140,7 @@ fn answers_to_own_connections_from_a_wide_port_range_are_no_probes() {
 }
 
 #[test]
-fn broadcast_and_multicast_are_not_meant_for_this_host() {
+fn broadcast_and_multicast_are_not_own() {
     let lab = Lab::new(&["neighbour", "culprit"]);
     let daemon = Daemon::start_configured(&lab, "[udp]\nblock = true\nadvanced_exclude = \"\"\n", &STRICT);
     let source = lab.v4("neighbour").into();
@@ -181,7 +181,7 @@ fn a_traceroute_is_no_scan() {
 }
 
 #[test]
-fn backscatter_of_an_attack_in_this_hosts_name_is_no_scan() {
+fn backscatter_is_no_scan() {
     let lab = Lab::new(&["victim2", "culprit"]);
     let _daemon = Daemon::start(&lab, &STRICT);
     for (source, target) in [
@@ -195,7 +195,7 @@ fn backscatter_of_an_attack_in_this_hosts_name_is_no_scan() {
 }
 
 #[test]
-fn clients_that_go_on_while_their_service_restarts_are_no_scanners() {
+fn clients_during_service_restart_are_no_scanners() {
     let lab = Lab::new(&["client", "culprit"]);
     let ports = [800, 801, 802];
     let services = Services::open(&lab, &ports);

@@ -11,7 +11,7 @@ use netns_lab::{Lab, TIMEOUT, slowness, within};
 const SHORTLY: Duration = Duration::from_millis(300);
 
 #[test]
-fn who_was_blocked_once_is_blocked_again_really_after_expiry_and_after_deletion() {
+fn ban_can_return_after_expiry_or_deletion() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 2 * slowness())]);
@@ -31,7 +31,7 @@ fn who_was_blocked_once_is_blocked_again_really_after_expiry_and_after_deletion(
 }
 
 #[test]
-fn ten_thousand_packets_of_a_blocked_source_are_a_handful_of_lines() {
+fn repeated_packets_give_few_lines() {
     let lab = Lab::new(&["attacker", "culprit"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (source, target) = (lab.provoke_ban("attacker"), lab.victim_v4("attacker").into());
@@ -55,7 +55,7 @@ fn ten_thousand_packets_of_a_blocked_source_are_a_handful_of_lines() {
 }
 
 #[test]
-fn a_table_deleted_in_the_middle_is_laid_again_by_the_next_ban() {
+fn table_deleted_midway_returns_with_next_ban() {
     let lab = Lab::new(&["attacker", "gateway"]);
     let _services = Services::open(&lab, &[80]);
     lab.victim_ip(&format!("route add default via {}", lab.v4("gateway")));
@@ -69,7 +69,7 @@ fn a_table_deleted_in_the_middle_is_laid_again_by_the_next_ban() {
 }
 
 #[test]
-fn a_ban_that_the_kernel_refuses_is_said_counted_as_none_and_tried_again() {
+fn refused_ban_is_reported_and_retried() {
     let lab = Lab::new(&["attacker"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
     // Somebody puts another table in the place of ours: its set takes no IPv4 address.

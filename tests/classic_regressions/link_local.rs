@@ -45,7 +45,7 @@ fn probe(lab: &Lab, host: &str, source: &str) {
 }
 
 #[test]
-fn link_local_ban_spares_twin_of_other_link() {
+fn link_local_ban_applies_to_one_link() {
     let lab = lab_of_twins(&["scanner", "twin"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -97,7 +97,7 @@ fn block_without_link_is_on_every_link() {
 
 /// Who takes the gateway's address, or the host's own, on another link is no gateway and not the host.
 #[test]
-fn gateway_and_own_address_excuse_on_own_link() {
+fn gateway_is_exempt_on_own_link() {
     let lab = lab_of_twins(&["uplink1", "guest"]);
     lab.victim_ip("addr add fe80::5/64 dev uplink1 nodad");
     lab.victim_ip("route add default via fe80::77 dev uplink1");

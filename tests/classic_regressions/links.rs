@@ -4,7 +4,7 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 
 #[test]
-fn an_interface_that_goes_and_comes_back_is_watched_again_and_the_others_all_the_time() {
+fn returning_interface_is_watched_again_unaided() {
     let lab = Lab::new(&["attacker", "other"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.cut("attacker");
@@ -15,7 +15,7 @@ fn an_interface_that_goes_and_comes_back_is_watched_again_and_the_others_all_the
 }
 
 #[test]
-fn a_named_interface_that_comes_back_under_its_name_is_watched_again_and_no_other() {
+fn returning_interface_is_watched_again() {
     let lab = Lab::new(&["attacker", "other"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
     let touch = || lab.touch("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);

@@ -18,7 +18,7 @@ const PER_SECOND: u32 = 20_000;
 const SECONDS: u32 = 2;
 
 #[test]
-fn a_service_can_start_while_its_port_is_probed_20000_times_a_second_and_closed_ports_stay_silent() {
+fn service_starts_at_heavily_probed_port() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     // Whatever answers for a closed port is counted by the kernel itself.
@@ -62,7 +62,7 @@ fn a_service_can_start_while_its_port_is_probed_20000_times_a_second_and_closed_
 }
 
 #[test]
-fn the_first_clients_of_a_service_that_starts_under_probing_are_not_blamed() {
+fn first_clients_under_probing_are_not_blamed() {
     let lab = Lab::new(&["attacker", "client", "culprit"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));
@@ -84,7 +84,7 @@ fn the_first_clients_of_a_service_that_starts_under_probing_are_not_blamed() {
 }
 
 #[test]
-fn connections_to_real_services_in_the_monitored_range_log_nothing() {
+fn service_connections_log_nothing() {
     let lab = Lab::new(&["client", "culprit"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);

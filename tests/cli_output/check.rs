@@ -85,7 +85,7 @@ fn stdout(output: &Output) -> String {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_in_one_run() {
+fn everything_wrong_is_reported_in_one_run() {
     let host = Host::new();
     let settings = "expire = 5\n[detect]\nwindow = \"x\"\n[block]\nmethods = [\"nft\"]\n";
     let output = host.check(settings, &[]);
@@ -111,7 +111,7 @@ fn everything_that_is_wrong_is_said_in_one_run() {
 }
 
 #[test]
-fn what_would_be_watched_and_who_protected_is_this_host_s() {
+fn watched_and_protected_are_of_this_host() {
     let host = Host::new();
     let _listeners = host.namespace.inside(|| {
         let tcp = ["0.0.0.0:22", "[::]:80", "127.0.0.1:25"].map(|address| TcpListener::bind(address).unwrap());
@@ -158,7 +158,7 @@ fn what_would_be_watched_and_who_protected_is_this_host_s() {
 }
 
 #[test]
-fn what_is_right_in_itself_and_cannot_work_here_is_wrong() {
+fn impossible_configuration_on_host_is_refused() {
     let host = Host::new();
     let program = host.file("on-scan", "#!/bin/sh\n");
     let settings = |mode: u32| {
@@ -193,7 +193,7 @@ fn what_is_right_in_itself_and_cannot_work_here_is_wrong() {
 }
 
 #[test]
-fn what_others_could_change_is_wrong_as_it_is_at_the_start() {
+fn changeable_file_fails_check() {
     let host = Host::new();
     let list = host.file("ignore", "192.0.2.9\n");
     let settings = format!("[allow]\nfiles = [{list:?}]\n");
@@ -206,7 +206,7 @@ fn what_others_could_change_is_wrong_as_it_is_at_the_start() {
 }
 
 #[test]
-fn the_kernel_is_looked_at_and_left_as_it_is() {
+fn check_changes_nothing_in_kernel() {
     let host = Host::new();
     let ruleset = || host.namespace.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
     let does = |told: &Value| told["methods"][0]["does"].as_str().unwrap().to_owned();
@@ -229,7 +229,7 @@ fn the_kernel_is_looked_at_and_left_as_it_is() {
 }
 
 #[test]
-fn names_are_looked_up_and_what_is_not_wise_is_a_warning() {
+fn unwise_names_are_warned_about() {
     let host = Host::new();
     let settings =
         "expire = \"never\"\n[udp]\nblock = true\n[allow]\nnetworks = [\"0.0.0.0/0\"]\nnames = [\"localhost\"]\n";
@@ -248,7 +248,7 @@ fn names_are_looked_up_and_what_is_not_wise_is_a_warning() {
 }
 
 #[test]
-fn what_the_installed_service_forbids_is_named_until_its_drop_in_is_there() {
+fn forbidden_needs_are_named_until_drop_in() {
     let host = Host::new();
     let settings = "[metrics]\nlisten = \"127.0.0.1:9777\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n\
         [report]\njson_file = \"/srv/portsentry/events.json\"\n[trap]\nudp = true\n";
@@ -289,7 +289,7 @@ fn what_the_installed_service_forbids_is_named_until_its_drop_in_is_there() {
 }
 
 #[test]
-fn somebody_without_rights_is_told_what_was_not_tried() {
+fn unprivileged_check_names_what_was_skipped() {
     let host = Host::new();
     fs::set_permissions(host.folder.path(), Permissions::from_mode(0o755)).unwrap();
     let file = host.file("portsentry.toml", "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n");

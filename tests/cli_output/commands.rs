@@ -231,7 +231,7 @@ fn daemon() -> Daemon {
 }
 
 #[test]
-fn every_command_says_the_same_to_people_and_to_programs() {
+fn text_and_json_output_agree() {
     let daemon = daemon();
     for (line, part, keys) in DONE_WELL {
         // For programs first: what is lifted or lists a ban finds it both times.
@@ -246,7 +246,7 @@ fn every_command_says_the_same_to_people_and_to_programs() {
 }
 
 #[test]
-fn whatever_goes_wrong_has_its_exit_code_and_says_what_to_do() {
+fn failures_have_exit_codes_and_remedies() {
     let daemon = daemon();
     let folder = daemon.folder.path().display().to_string();
     for (line, code, part) in WRONG {
@@ -278,7 +278,7 @@ fn output_that_cannot_be_written_is_failure() {
 }
 
 #[test]
-fn the_page_of_the_socket_names_every_field() {
+fn socket_page_names_every_field() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/control.md")).unwrap();
     for (line, _, keys) in DONE_WELL {
         let command = line.split_whitespace().next().unwrap();
@@ -291,7 +291,7 @@ fn the_page_of_the_socket_names_every_field() {
 }
 
 #[test]
-fn help_and_version_are_no_errors_for_any_command() {
+fn help_and_version_are_no_errors() {
     let commands: Vec<String> =
         portsentry::cli::grammar().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     assert!(commands.len() > 12, "{commands:?}");

@@ -125,7 +125,7 @@ fn rows(text: &str) -> Vec<(char, &str)> {
 }
 
 #[test]
-fn what_kernel_and_ledger_hold_is_joined_and_what_only_one_holds_is_marked() {
+fn list_joins_kernel_and_ledger() {
     let host = Host::with(&[
         ban("192.0.2.1", ago(60), HOUR),
         ban("192.0.2.2", ago(120), 2 * HOUR),
@@ -156,7 +156,7 @@ fn what_kernel_and_ledger_hold_is_joined_and_what_only_one_holds_is_marked() {
 }
 
 #[test]
-fn the_order_and_the_beginning_are_the_operators_choice() {
+fn list_order_and_period_are_selectable() {
     let again = ban("192.0.2.3", ago(30), HOUR);
     let host = Host::with(&[
         ban("192.0.2.3", ago(3 * HOUR), 4 * HOUR),
@@ -177,7 +177,7 @@ fn the_order_and_the_beginning_are_the_operators_choice() {
 }
 
 #[test]
-fn one_address_or_network_is_asked_for_by_itself() {
+fn one_target_is_listed_alone() {
     let wide = subject("10.0.0.0/24");
     let host = Host::with(&[
         ban("10.0.0.7", ago(60), HOUR),
@@ -195,7 +195,7 @@ fn one_address_or_network_is_asked_for_by_itself() {
 }
 
 #[test]
-fn without_a_table_or_without_root_the_ledger_alone_speaks() {
+fn list_without_table_uses_ledger() {
     let host = Host::with(&[ban("192.0.2.1", ago(60), HOUR)]);
     let output = host.list(&[]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
@@ -222,7 +222,7 @@ fn without_a_table_or_without_root_the_ledger_alone_speaks() {
 }
 
 #[test]
-fn without_a_ledger_the_kernel_alone_speaks_and_without_both_nobody() {
+fn list_works_without_ledger() {
     let host = Host::with(&[]);
     host.block(&[("192.0.2.1", HOUR)]);
     std::fs::remove_dir_all(host.directory()).unwrap();
@@ -238,7 +238,7 @@ fn without_a_ledger_the_kernel_alone_speaks_and_without_both_nobody() {
 }
 
 #[test]
-fn more_bans_than_can_be_read_in_a_moment_come_from_the_ledger() {
+fn many_bans_are_read_from_ledger() {
     let host = Host::with(&[ban("10.0.0.0", ago(60), HOUR)]);
     host.multiply(200_000);
     host.block(&[("10.0.0.1", HOUR), ("192.0.2.1", HOUR)]);
@@ -251,7 +251,7 @@ fn more_bans_than_can_be_read_in_a_moment_come_from_the_ledger() {
 }
 
 #[test]
-fn names_are_looked_up_where_they_are_wanted() {
+fn names_are_resolved_where_requested() {
     let host = Host::with(&[ban("127.0.0.1", ago(60), HOUR), ban("192.0.2.1", ago(60), HOUR)]);
     // Nothing answers in the namespace but /etc/hosts.
     let list = host.json(&["--names"]);
@@ -278,7 +278,7 @@ fn piped_table_is_whole_and_columns_counts() {
 }
 
 #[test]
-fn a_terminal_gets_a_table_of_its_own_width_and_who_has_read_enough_may_go() {
+fn terminal_table_has_terminal_width() {
     let host = Host::with(&[ban("192.0.2.1", ago(60), HOUR)]);
     host.block(&[("192.0.2.1", HOUR)]);
     let portsentry = env!("CARGO_BIN_EXE_portsentry");

@@ -166,7 +166,7 @@ fn given_back(written: &str) -> bool {
 }
 
 #[test]
-fn without_a_terminal_or_a_daemon_it_says_so_and_touches_no_screen() {
+fn watch_without_terminal_says_so() {
     let output = Command::new(PROGRAM).arg("watch").stdin(Stdio::null()).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -183,7 +183,7 @@ fn without_a_terminal_or_a_daemon_it_says_so_and_touches_no_screen() {
 }
 
 #[test]
-fn a_ban_is_seen_and_lifted_with_three_keys() {
+fn live_view_unblocks_with_three_keys() {
     let daemon = Daemon::start();
     let mut terminal = daemon.watch();
     terminal.expect("no source is blocked");
@@ -203,7 +203,7 @@ fn a_ban_is_seen_and_lifted_with_three_keys() {
 }
 
 #[test]
-fn a_signal_and_a_daemon_that_goes_leave_the_terminal_as_it_was() {
+fn terminal_is_restored_after_signal() {
     let mut daemon = Daemon::start();
     let terminal = daemon.watch();
     terminal.expect("no source is blocked");
@@ -216,7 +216,7 @@ fn a_signal_and_a_daemon_that_goes_leave_the_terminal_as_it_was() {
 }
 
 #[test]
-fn no_colour_is_written_where_none_is_wanted() {
+fn no_colour_is_written_if_unwanted() {
     let daemon = Daemon::start();
     let line = format!("export NO_COLOR=1; exec {PROGRAM} watch --socket {}", daemon.socket().display());
     let mut terminal = Terminal::run(daemon.namespace.command("script"), &daemon.folder, &line);

@@ -238,7 +238,7 @@ fn listener_itself_is_out_of_reach() {
 }
 
 #[test]
-fn decoys_survive_a_flush_and_end_with_program() {
+fn decoys_survive_flush_and_end_with_program() {
     let lab = Lab::new(&["other"]);
     let daemon = start(&lab, ALL);
     let target = SocketAddr::new(lab.victim_v4("other").into(), 901);

@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn three_completed_connections_block_and_a_half_open_scan_is_not_even_seen() {
+    fn three_decoy_connections_ban_half_open_not() {
         let lab = Lab::new(&["sly", "attacker"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp"]);
         let scan = lab.nmap("sly", lab.victim_v4("sly").into(), &["-sS", "-p7001-7010"]);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_nmap_connect_scan_is_blocked_over_ipv4_and_over_ipv6_whatever_bindv6only_says() {
+    fn connect_scan_is_banned_over_both_families() {
         let lab = Lab::new(&["attacker", "six"]);
         lab.run("victim", "sysctl", &["-qw", "net.ipv6.bindv6only=1"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--expire", "1h"]);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_ipv6_has_decoys_too_and_with_no_port_forgiven_the_first_touch_blocks() {
+    fn decoys_work_without_ipv6() {
         let lab = Lab::new(&["attacker"]);
         lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--scan-trigger", "0"]);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_named_and_left_to_its_service() {
+    fn port_in_use_is_left_to_service() {
         let lab = Lab::new(&["client", "attacker"]);
         let services = Services::open(&lab, &[7001, 7002, 7003, 7005]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp"]);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_port_is_left_it_does_not_claim_to_watch() {
+    fn no_port_left_refuses_to_watch() {
         let lab = Lab::new(&[]);
         let _services = Services::open(&lab, &[7001, 7002]);
         let path = lab.write("portsentry.toml", "tcp.ports = \"7001,7002\"\nudp.mode = \"off\"\n");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_ports_open_and_a_limit_that_is_too_low_is_said_with_its_remedy() {
+    fn low_descriptor_limit_is_reported_with_remedy() {
         let lab = Lab::new(&["attacker"]);
         // Without nftables there is a socket for each port.
         let text = "tcp.ports = \"2001-4000\"\nudp.mode = \"off\"\nblock.method = [\"route\"]\n";
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_right_to_privileged_ports_it_says_which_and_ends() {
+    fn missing_right_to_low_ports_is_named() {
         let lab = Lab::new(&[]);
         let text = "tcp.ports = \"79,111,7001\"\nudp.mode = \"off\"\nblock.method = [\"route\"]\n";
         let path = lab.write("portsentry.toml", text);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_are_logged_and_never_answered_and_block_only_when_asked() {
+    fn datagrams_are_logged_and_never_answered() {
         for (block, six) in [(false, false), (true, false), (true, true)] {
             let lab = Lab::new(&["attacker"]);
             let text = format!("tcp.mode = \"off\"\n[udp]\nports = \"7001-7010\"\nblock = {block}\n");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn stealth_mode_beside_it_sees_its_own_ports_only_and_opens_none() {
+    fn stealth_mode_sees_only_own_ports() {
         let lab = Lab::new(&["fin", "other", "udp", "attacker"]);
         let text = "tcp.ports = \"7001-7010\"\n[udp]\nports = \"7001-7010\"\nblock = true\n";
         let daemon = Daemon::start_configured(&lab, text, &["-stcp", "-udp"]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn null_fin_and_xmas_scans_of_listed_ports_are_seen_in_stealth_mode() {
+    fn stealth_mode_sees_flag_scans() {
         let lab = Lab::new(&["null", "fin", "xmas"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-stcp"]);
         for (host, kind, title) in [("null", "-sN", "NULL"), ("fin", "-sF", "FIN"), ("xmas", "-sX", "XMAS")] {
@@ -257,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn both_modes_of_one_protocol_are_a_usage_error() {
+    fn both_modes_of_protocol_are_usage_error() {
         let lab = Lab::new(&[]);
         let ended = Daemon::run_to_end(&lab, &[], &["-tcp", "-stcp"]);
         assert_eq!(ended.status.code(), Some(2), "{ended:?}");
     }
 
     #[test]
-    fn connections_on_an_interface_that_is_not_named_count_for_nothing() {
+    fn connections_on_unlisted_interface_do_not_count() {
         let lab = Lab::new(&["unwatched", "attacker"]);
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--interface", "attacker"]);
         connect(&lab, "unwatched", lab.victim_v4("unwatched").into(), &[7001, 7002, 7003, 7004]);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broadcast_to_a_decoy_is_no_probe() {
+    fn broadcast_to_decoy_is_no_probe() {
         let lab = Lab::new(&["neighbour"]);
         let text = "tcp.mode = \"off\"\n[udp]\nports = \"137,138,7001\"\nblock = true\n";
         let daemon = Daemon::start_configured(&lab, text, &["-udp", "--scan-trigger", "1"]);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_connections_from_an_allowed_host_hides_nobody_else_and_blocks_no_exit() {
+    fn connection_flood_of_allowed_host_hides_nothing() {
         let lab = Lab::new(&["friend", "attacker", "late"]);
         let friend = lab.v4("friend");
         let daemon = Daemon::start_configured(&lab, &format!("allow.networks = [\"{friend}\"]\n{TCP}"), &["-tcp"]);

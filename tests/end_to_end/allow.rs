@@ -133,7 +133,7 @@ fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
 }
 
 #[test]
-fn whoever_has_the_address_of_an_allowed_name_is_never_blocked_and_the_log_says_why() {
+fn allowed_name_is_exempt_with_reason() {
     let lab = Lab::new(&["dns", "friend", "attacker", "other"]);
     let (v4, v6) = (lab.v4("friend"), lab.v6("friend"));
     let _server = NameServer::start(&lab, "dns", Reply::Addresses(vec![v4.into(), v6.into()]));
@@ -150,7 +150,7 @@ fn whoever_has_the_address_of_an_allowed_name_is_never_blocked_and_the_log_says_
 }
 
 #[test]
-fn a_name_server_that_never_answers_delays_neither_the_start_nor_the_end() {
+fn silent_name_server_delays_no_start() {
     let lab = Lab::new(&["dns", "attacker"]);
     let server = NameServer::start(&lab, "dns", Reply::Nothing);
     let begin = Instant::now();
@@ -165,7 +165,7 @@ fn a_name_server_that_never_answers_delays_neither_the_start_nor_the_end() {
 }
 
 #[test]
-fn a_name_that_cannot_be_resolved_any_more_keeps_its_addresses_and_that_is_said_once() {
+fn unresolvable_name_keeps_its_addresses() {
     let lab = Lab::new(&["dns", "friend", "attacker", "other"]);
     let friend = IpAddr::from(lab.v4("friend"));
     let server = NameServer::start(&lab, "dns", Reply::Fails);
@@ -191,7 +191,7 @@ fn a_name_that_cannot_be_resolved_any_more_keeps_its_addresses_and_that_is_said_
 }
 
 #[test]
-fn a_name_that_moves_protects_the_new_address_at_once_and_the_old_one_a_while() {
+fn moved_name_protects_both_addresses_briefly() {
     let lab = Lab::new(&["dns", "old", "new", "attacker", "other"]);
     let server = NameServer::start(&lab, "dns", Reply::Addresses(vec![lab.v4("old").into(), lab.v6("old").into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
@@ -209,7 +209,7 @@ fn a_name_that_moves_protects_the_new_address_at_once_and_the_old_one_a_while() 
 }
 
 #[test]
-fn a_name_whose_addresses_are_nobodys_protects_nobody() {
+fn name_with_impossible_address_protects_nothing() {
     let lab = Lab::new(&["dns", "attacker"]);
     let hostile = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.7.7", "::", "ff02::1", "fe80::1"];
     // The victim's own address is protected as such, and for nothing else.
@@ -229,7 +229,7 @@ fn a_name_whose_addresses_are_nobodys_protects_nobody() {
 }
 
 #[test]
-fn a_name_in_etc_hosts_needs_no_name_server_and_is_followed() {
+fn etc_hosts_name_needs_no_server() {
     let lab = Lab::new(&["friend", "attacker", "other"]);
     let line = |addresses: &[String]| addresses.iter().map(|one| format!("{one} {NAME}\n")).collect::<String>();
     let hosts = lab.write("hosts", "127.0.0.1 localhost\n");
@@ -244,7 +244,7 @@ fn a_name_in_etc_hosts_needs_no_name_server_and_is_followed() {
 }
 
 #[test]
-fn an_ignore_file_is_followed_and_lifts_the_bans_of_those_who_come_into_it() {
+fn ignore_file_change_lifts_bans() {
     let lab = Lab::new(&["friend", "attacker", "other"]);
     let file = lab.write("ignore", "# nobody yet\n");
     let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
@@ -270,7 +270,7 @@ fn an_ignore_file_is_followed_and_lifts_the_bans_of_those_who_come_into_it() {
 }
 
 #[test]
-fn who_is_allowed_at_the_next_start_is_unblocked_by_it() {
+fn allowed_at_start_is_unblocked() {
     let lab = Lab::new(&["friend", "attacker"]);
     let (friend, attacker) = {
         let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -297,7 +297,7 @@ fn who_is_allowed_at_the_next_start_is_unblocked_by_it() {
 }
 
 #[test]
-fn one_allowed_address_in_a_blocked_64_passes_and_frees_nobody_else() {
+fn allowed_address_in_blocked_64_passes() {
     let lab = Lab::new(&["friend", "attacker"]);
     let file = lab.write("ignore", "");
     let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);
@@ -316,7 +316,7 @@ fn one_allowed_address_in_a_blocked_64_passes_and_frees_nobody_else() {
 }
 
 #[test]
-fn a_thousand_bans_are_lifted_for_one_line_in_an_ignore_file_and_each_is_noted() {
+fn ignore_entry_lifts_thousand_bans() {
     let lab = Lab::new(&["attacker"]);
     let file = lab.write("ignore", "");
     let daemon = Daemon::start_configured(&lab, &format!("[allow]\nfiles = [{file:?}]\n"), &["--expire", "24h"]);

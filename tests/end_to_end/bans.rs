@@ -11,7 +11,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const SHORTLY: Duration = Duration::from_millis(500);
 
 #[test]
-fn an_nmap_scan_puts_its_source_into_the_kernels_set_for_a_day_and_the_log_says_so() {
+fn nmap_scan_is_banned_for_a_day() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -38,7 +38,7 @@ fn an_nmap_scan_puts_its_source_into_the_kernels_set_for_a_day_and_the_log_says_
 }
 
 #[test]
-fn over_ipv6_the_scanners_whole_64_is_blocked_as_one_element() {
+fn ipv6_scanner_is_banned_by_64() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -55,7 +55,7 @@ fn over_ipv6_the_scanners_whole_64_is_blocked_as_one_element() {
 }
 
 #[test]
-fn every_kind_of_tcp_scan_is_seen_and_blocked() {
+fn tcp_scan_kinds_are_banned() {
     let kinds: [(&str, &[&str]); 8] = [
         ("connect", &["-sT"]),
         ("null", &["-sN"]),
@@ -77,7 +77,7 @@ fn every_kind_of_tcp_scan_is_seen_and_blocked() {
 }
 
 #[test]
-fn a_ban_of_five_seconds_is_over_after_five_seconds() {
+fn five_second_ban_ends_after_five_seconds() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
     // More of them where it takes that long to look.
@@ -96,7 +96,7 @@ fn a_ban_of_five_seconds_is_over_after_five_seconds() {
 }
 
 #[test]
-fn two_ports_are_forgiven_however_often_and_a_third_is_not() {
+fn two_repeated_ports_are_forgiven() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let (attacker, victim) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
@@ -111,7 +111,7 @@ fn two_ports_are_forgiven_however_often_and_a_third_is_not() {
 }
 
 #[test]
-fn with_scan_trigger_zero_the_first_port_is_enough() {
+fn scan_trigger_zero_bans_first_port() {
     let lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
     let attacker = lab.v4("attacker").into();
@@ -120,7 +120,7 @@ fn with_scan_trigger_zero_the_first_port_is_enough() {
 }
 
 #[test]
-fn a_blocked_source_that_goes_on_is_summed_up_in_a_few_lines() {
+fn repeated_probes_are_summed_up() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -139,7 +139,7 @@ fn a_blocked_source_that_goes_on_is_summed_up_in_a_few_lines() {
 }
 
 #[test]
-fn a_full_set_is_said_and_the_program_goes_on() {
+fn full_set_is_reported_and_survived() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &EIGHT);
     // Where packets and transactions add at once, the kernel's own account of the size is off by a few.
@@ -159,7 +159,7 @@ fn a_full_set_is_said_and_the_program_goes_on() {
 }
 
 #[test]
-fn an_interface_and_an_address_that_come_later_are_watched() {
+fn later_interface_and_address_are_watched() {
     let mut lab = Lab::new(&["attacker"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.join("late");

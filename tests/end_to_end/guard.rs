@@ -21,7 +21,7 @@ fn wait_for_ban(lab: &Lab, address: IpAddr) {
 }
 
 #[test]
-fn after_a_flush_of_the_ruleset_the_bans_are_back_with_the_time_that_they_had_left() {
+fn flush_restores_bans_with_remaining_times() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -42,7 +42,7 @@ fn after_a_flush_of_the_ruleset_the_bans_are_back_with_the_time_that_they_had_le
 }
 
 #[test]
-fn a_ruleset_that_is_loaded_anew_with_the_table_in_it_gets_its_bans_back() {
+fn reloaded_ruleset_gets_its_bans_back() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -55,7 +55,7 @@ fn a_ruleset_that_is_loaded_anew_with_the_table_in_it_gets_its_bans_back() {
 }
 
 #[test]
-fn what_an_administrator_does_by_hand_is_known_and_said() {
+fn manual_changes_of_bans_are_reported() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -131,7 +131,7 @@ fn expect_rules(lab: &Lab, wanted: &str, after: &str) {
 }
 
 #[test]
-fn whatever_is_done_to_the_rules_is_undone_and_said_and_the_bans_stay() {
+fn rule_changes_are_undone_with_bans() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -158,7 +158,7 @@ fn whatever_is_done_to_the_rules_is_undone_and_said_and_the_bans_stay() {
 }
 
 #[test]
-fn a_set_that_is_deleted_comes_back_with_its_bans_and_the_allow_list() {
+fn deleted_set_returns_with_bans() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -175,7 +175,7 @@ fn a_set_that_is_deleted_comes_back_with_its_bans_and_the_allow_list() {
 }
 
 #[test]
-fn what_others_add_beside_our_chain_is_theirs() {
+fn foreign_chain_beside_ours_is_kept() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     nft(&lab, "add chain inet portsentry mine { type filter hook input priority 0; }");
@@ -203,7 +203,7 @@ fn what_others_add_beside_our_chain_is_theirs() {
 }
 
 #[test]
-fn somebody_who_changes_the_table_in_a_loop_is_outlasted_in_a_few_lines() {
+fn looping_foreign_changes_are_outlasted() {
     let lab = Lab::new(&["attacker"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -231,7 +231,7 @@ fn somebody_who_changes_the_table_in_a_loop_is_outlasted_in_a_few_lines() {
 }
 
 #[test]
-fn a_ban_that_vanishes_without_a_word_is_missed_and_put_back() {
+fn silently_vanished_ban_is_restored() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
@@ -253,7 +253,7 @@ fn a_ban_that_vanishes_without_a_word_is_missed_and_put_back() {
 }
 
 #[test]
-fn table_flushed_in_a_loop_is_repaired_promptly() {
+fn table_flushed_in_loop_is_repaired_promptly() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");

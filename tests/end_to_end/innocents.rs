@@ -18,7 +18,7 @@ use netns_lab::services::{EIGHT, Services};
 const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
 
 #[test]
-fn a_thousand_connections_to_each_of_eight_services_are_no_scan() {
+fn service_clients_are_no_scanners() {
     let lab = Lab::new(&["attacker", "fourth"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -30,7 +30,7 @@ fn a_thousand_connections_to_each_of_eight_services_are_no_scan() {
 }
 
 #[test]
-fn the_victims_own_gateway_is_never_blocked_and_the_log_says_why() {
+fn own_gateway_is_exempt_with_reason() {
     let lab = Lab::new(&["gateway", "attacker"]);
     let gateway = lab.v4("gateway");
     lab.victim_ip(&format!("route add default via {gateway}"));
@@ -39,7 +39,7 @@ fn the_victims_own_gateway_is_never_blocked_and_the_log_says_why() {
 }
 
 #[test]
-fn the_ipv6_gateway_is_never_blocked_not_even_for_what_a_neighbour_in_its_64_does() {
+fn ipv6_gateway_is_exempt_despite_neighbour() {
     let lab = Lab::new(&["gateway", "attacker", "other"]);
     let _services = Services::open(&lab, &EIGHT);
     let (gateway, victim) = (lab.v6("gateway"), lab.victim_v6("gateway").into());
@@ -58,7 +58,7 @@ fn the_ipv6_gateway_is_never_blocked_not_even_for_what_a_neighbour_in_its_64_doe
 }
 
 #[test]
-fn a_gateway_that_is_set_later_is_protected_from_then_on() {
+fn later_gateway_is_protected() {
     let lab = Lab::new(&["gateway", "attacker"]);
     let gateway = lab.v4("gateway");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -70,7 +70,7 @@ fn a_gateway_that_is_set_later_is_protected_from_then_on() {
 }
 
 #[test]
-fn the_victims_resolver_is_never_blocked_and_the_log_says_why() {
+fn own_resolver_is_exempt_with_reason() {
     let lab = Lab::new(&["resolver", "attacker"]);
     let resolver = lab.v4("resolver").into();
     lab.set_resolver(resolver);
@@ -91,7 +91,7 @@ fn allowed_networks_are_never_blocked() {
 }
 
 #[test]
-fn with_log_only_everything_is_said_and_nobody_is_blocked() {
+fn log_only_reports_and_blocks_nothing() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start(&lab, &["--log-only"]);
@@ -120,7 +120,7 @@ fn with_log_only_everything_is_said_and_nobody_is_blocked() {
 }
 
 #[test]
-fn clients_of_a_service_that_starts_after_the_daemon_are_no_scanners() {
+fn clients_of_later_service_are_no_scanners() {
     let lab = Lab::new(&["third", "attacker"]);
     // With the sharpest trigger a single port taken for closed would give it away.
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
@@ -134,7 +134,7 @@ fn clients_of_a_service_that_starts_after_the_daemon_are_no_scanners() {
 }
 
 #[test]
-fn clients_that_retry_while_a_service_restarts_are_no_scanners() {
+fn retries_during_service_restart_are_innocent() {
     let lab = Lab::new(&["third", "attacker"]);
     let services = Services::open(&lab, &[808, 809, 810]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
@@ -147,7 +147,7 @@ fn clients_that_retry_while_a_service_restarts_are_no_scanners() {
 }
 
 #[test]
-fn a_single_interface_that_is_asked_for_is_the_only_one_watched() {
+fn only_requested_interface_is_watched() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
     lab.touch("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);
@@ -168,7 +168,7 @@ fn udp_alone_blocks_nobody_unless_asked() {
 }
 
 #[test]
-fn clients_of_a_listener_on_one_device_or_link_that_has_just_started_are_no_scanners() {
+fn clients_of_new_bound_listener_are_innocent() {
     let lab = Lab::new(&["third", "attacker"]);
     lab.victim_ip("addr add fe80::1/64 dev third nodad");
     let index = lab.run("victim", "cat", &["/sys/class/net/third/ifindex"]).trim().parse().unwrap();

@@ -9,7 +9,7 @@ use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT};
 
 #[test]
-fn without_the_program_nmap_sees_all_eight_services_over_both_families() {
+fn unprotected_host_shows_eight_services() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &EIGHT);
     for target in [IpAddr::from(lab.victim_v4("attacker")), lab.victim_v6("attacker").into()] {
@@ -20,7 +20,7 @@ fn without_the_program_nmap_sees_all_eight_services_over_both_families() {
 }
 
 #[test]
-fn every_host_and_every_extra_address_reaches_the_services() {
+fn extra_addresses_reach_the_services() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &EIGHT);
     let extra = lab.add_addresses("attacker", 10..12);
@@ -32,7 +32,7 @@ fn every_host_and_every_extra_address_reaches_the_services() {
 }
 
 #[test]
-fn a_set_made_by_hand_reads_as_nft_prints_it() {
+fn manual_set_prints_as_in_nft() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &[80]);
     let victim = lab.victim_v4("attacker").into();
@@ -59,7 +59,7 @@ fn a_set_made_by_hand_reads_as_nft_prints_it() {
 }
 
 #[test]
-fn a_touch_is_one_packet_from_the_chosen_address() {
+fn probe_is_one_packet_from_chosen_address() {
     let lab = Lab::new(&["attacker"]);
     let source = lab.add_addresses("attacker", 20..21)[0];
     let rules = format!(
@@ -77,7 +77,7 @@ fn a_touch_is_one_packet_from_the_chosen_address() {
 }
 
 #[test]
-fn a_lab_that_is_dropped_leaves_nothing_behind_even_by_a_panic() {
+fn dropped_lab_leaves_nothing_behind() {
     let names = std::sync::Mutex::new(Vec::new());
     let outcome = std::panic::catch_unwind(|| {
         let lab = Lab::new(&["attacker"]);

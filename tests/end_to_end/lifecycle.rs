@@ -21,7 +21,7 @@ fn within_a_second(end: impl Fn() -> Duration) {
 }
 
 #[test]
-fn term_and_int_end_it_within_a_second_with_success_and_the_bans_stay() {
+fn signals_end_program_and_keep_bans() {
     for signal in [Signal::TERM, Signal::INT] {
         within_a_second(|| {
             let lab = Lab::new(&["attacker"]);
@@ -36,7 +36,7 @@ fn term_and_int_end_it_within_a_second_with_success_and_the_bans_stay() {
 }
 
 #[test]
-fn it_ends_within_a_second_in_the_middle_of_a_flood() {
+fn daemon_ends_within_second_of_flood() {
     within_a_second(end_in_a_flood);
 }
 
@@ -62,7 +62,7 @@ fn end_in_a_flood() -> Duration {
 }
 
 #[test]
-fn killed_in_the_middle_of_a_scan_it_leaves_working_rules_and_the_next_start_goes_on() {
+fn killed_during_scan_leaves_working_rules() {
     let lab = Lab::new(&["first", "second", "third"]);
     let _services = Services::open(&lab, &EIGHT);
     let bystander = lab.victim_v4("third").into();
@@ -96,7 +96,7 @@ fn killed_in_the_middle_of_a_scan_it_leaves_working_rules_and_the_next_start_goe
 }
 
 #[test]
-fn a_second_start_keeps_the_bans_with_the_time_that_they_have_left() {
+fn second_start_keeps_remaining_times() {
     let lab = Lab::new(&["attacker", "other"]);
     let attacker = {
         let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -117,7 +117,7 @@ fn a_second_start_keeps_the_bans_with_the_time_that_they_have_left() {
 }
 
 #[test]
-fn a_ban_lifted_by_hand_is_lifted_and_a_new_scan_is_blocked_again() {
+fn new_scan_after_unblock_bans_again() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");

@@ -10,7 +10,7 @@ fn text(lab: &Lab, name: &str) -> String {
 }
 
 #[test]
-fn after_a_reboot_the_bans_come_back_with_the_time_that_they_have_left() {
+fn bans_return_after_reboot_with_remaining_time() {
     let lab = Lab::new(&["attacker", "other"]);
     let attacker = {
         let daemon = Daemon::start(&lab, &["--expire", "1h"]);
@@ -31,7 +31,7 @@ fn after_a_reboot_the_bans_come_back_with_the_time_that_they_have_left() {
 }
 
 #[test]
-fn a_ban_that_is_over_does_not_come_back_and_its_end_is_said() {
+fn expired_ban_stays_away_and_is_reported() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", &format!("{}s", 3 * slowness())]);
     let attacker = lab.provoke_ban("attacker");
@@ -45,7 +45,7 @@ fn a_ban_that_is_over_does_not_come_back_and_its_end_is_said() {
 }
 
 #[test]
-fn a_ban_that_was_lifted_by_hand_does_not_come_back() {
+fn ban_lifted_by_hand_stays_lifted() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     let (attacker, other) = (lab.provoke_ban("attacker"), lab.provoke_ban("other"));
@@ -74,7 +74,7 @@ fn the_classic_files_name_the_ban() {
 }
 
 #[test]
-fn without_a_ledger_it_says_so_and_blocks_all_the_same() {
+fn missing_ledger_is_reported_while_blocking() {
     let lab = Lab::new(&["attacker"]);
     std::fs::create_dir(lab.path("state")).unwrap();
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
@@ -86,7 +86,7 @@ fn without_a_ledger_it_says_so_and_blocks_all_the_same() {
 }
 
 #[test]
-fn killed_again_and_again_it_loses_no_ban() {
+fn killed_repeatedly_it_loses_no_ban() {
     let hosts = ["first", "second", "third"];
     let lab = Lab::new(&hosts);
     let mut banned = Vec::new();

@@ -52,7 +52,7 @@ fn bans_of_an_interval_are_one_message() {
 }
 
 #[test]
-fn failing_command_is_said_once_and_loses_nothing() {
+fn failing_command_is_reported_once() {
     let lab = Lab::new(&["attacker", "other"]);
     let works = lab.path("works");
     let (told, config) = script(&lab, "notify", &format!("[ -e {} ] || {{ echo no mail; exit 3; }}", works.display()));
@@ -115,7 +115,7 @@ fn forged_flood_is_one_short_message() {
 }
 
 #[test]
-fn command_that_hangs_at_the_end_is_counted() {
+fn hanging_command_at_end_is_counted() {
     let lab = Lab::new(&["attacker"]);
     let (_, config) = script(&lab, "notify", "sleep 1000");
     let daemon = Daemon::start_configured(&lab, &config, &[]);

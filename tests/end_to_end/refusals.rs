@@ -4,7 +4,7 @@ use netns_lab::daemon::{Daemon, Ended};
 use netns_lab::{Lab, TIMEOUT, within};
 
 #[test]
-fn a_foreign_table_of_the_same_name_is_left_alone_and_the_remedy_is_named() {
+fn foreign_table_is_left_alone_with_remedy() {
     let lab = Lab::new(&["attacker"]);
     lab.run("victim", "nft", &["table inet portsentry {\n chain mine {\n counter accept\n }\n }"]);
     let before = lab.run("victim", "nft", &["list", "ruleset"]);
@@ -15,12 +15,12 @@ fn a_foreign_table_of_the_same_name_is_left_alone_and_the_remedy_is_named() {
 }
 
 #[test]
-fn without_cap_net_admin_it_says_so_and_ends() {
+fn missing_cap_net_admin_ends_with_message() {
     assert_refused_without("net_admin", "CAP_NET_ADMIN");
 }
 
 #[test]
-fn without_cap_net_raw_it_says_so_and_ends() {
+fn missing_cap_net_raw_ends_with_message() {
     assert_refused_without("net_raw", "CAP_NET_RAW");
 }
 
@@ -67,7 +67,7 @@ fn failed_start_leaves_the_host_unchanged() {
 }
 
 #[test]
-fn a_configuration_error_ends_it_with_78_and_names_file_line_and_column() {
+fn configuration_error_exits_78_with_position() {
     let lab = Lab::new(&[]);
     let path = lab.write("bad.toml", "[detect]\nscan_trigger = 2\nwindow = \"90x\"\n");
     let path = path.to_str().unwrap();
@@ -78,7 +78,7 @@ fn a_configuration_error_ends_it_with_78_and_names_file_line_and_column() {
 }
 
 #[test]
-fn an_unreadable_configuration_ends_it_with_78_and_names_the_file() {
+fn unreadable_configuration_exits_78() {
     let lab = Lab::new(&[]);
     let ended = Daemon::run_to_end(&lab, &[], &["--config", "/nonexistent/portsentry.toml"]);
     assert_eq!(ended.status.code(), Some(78), "{ended:?}");
@@ -94,7 +94,7 @@ fn an_unknown_flag_ends_it_with_2() {
 }
 
 #[test]
-fn an_interface_that_does_not_exist_is_refused_by_name() {
+fn missing_interface_is_refused_by_name() {
     let lab = Lab::new(&["attacker"]);
     let ended = Daemon::run_to_end(&lab, &[], &["--interface", "nosuch0"]);
     assert_refused(&ended);

@@ -59,7 +59,7 @@ fn expect(path: &Path, kind: &str, source: Option<&str>) -> Value {
 }
 
 #[test]
-fn the_json_file_has_every_event_and_follows_logrotate() {
+fn json_file_has_every_event_despite_logrotate() {
     let lab = Lab::new(&["attacker", "other"]);
     let (path, moved) = (lab.path("events.json"), lab.path("events.json.1"));
     let daemon = Daemon::start_configured(&lab, &format!("[report]\njson_file = {path:?}\n"), &[]);
@@ -84,7 +84,7 @@ fn the_json_file_has_every_event_and_follows_logrotate() {
 }
 
 #[test]
-fn a_full_disk_is_said_once_and_holds_up_nothing() {
+fn full_disk_is_reported_once() {
     let lab = Lab::new(&["attacker", "other"]);
     let disk = lab.path("disk");
     let path = disk.join("events.json");
@@ -137,7 +137,7 @@ fn listen(path: &Path) -> UnixDatagram {
 }
 
 #[test]
-fn syslog_gets_the_classic_lines_also_after_its_daemon_was_started_anew() {
+fn restarted_syslog_gets_classic_lines() {
     let lab = Lab::new(&["attacker", "other"]);
     let path = lab.path("log");
     let syslog = listen(&path);
@@ -163,7 +163,7 @@ fn syslog_gets_the_classic_lines_also_after_its_daemon_was_started_anew() {
 }
 
 #[test]
-fn without_a_syslog_daemon_the_lines_go_to_standard_error_and_that_is_said() {
+fn missing_syslog_uses_standard_error() {
     let lab = Lab::new(&["attacker"]);
     let config = lab.write("portsentry.toml", "[report]\nlog = \"syslog\"\n");
     let (dev, nobody) = (lab.path("dev"), lab.path("nobody"));
@@ -196,7 +196,7 @@ fn fields(mut message: &[u8]) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_journal_gets_the_line_and_fields_to_search_for() {
+fn journal_gets_line_and_fields() {
     let lab = Lab::new(&["attacker"]);
     let path = lab.path("journal");
     let journal = listen(&path);

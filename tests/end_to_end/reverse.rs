@@ -172,7 +172,7 @@ fn filters() -> Vec<Regex> {
 }
 
 #[test]
-fn hostile_names_neither_reach_the_log_nor_have_anybody_else_banned_by_it() {
+fn hostile_names_reach_no_log() {
     let lab = Lab::new(&["attacker", "names"]);
     let cases: Vec<(Reply, Option<&str>)> = vec![
         // The first two addresses themselves, as getaddrinfo(3) reads them: such a name does lead back.
@@ -246,7 +246,7 @@ fn hostile_names_neither_reach_the_log_nor_have_anybody_else_banned_by_it() {
 }
 
 #[test]
-fn a_name_server_that_never_answers_delays_a_line_by_two_seconds_and_a_ban_not_at_all() {
+fn silent_name_server_delays_line_only() {
     let lab = Lab::new(&["attacker", "names"]);
     let names = Liar::start(&lab, "names", BTreeMap::new());
     let daemon = Daemon::start_configured(&lab, NAMED, &[]);
@@ -266,7 +266,7 @@ fn a_name_server_that_never_answers_delays_a_line_by_two_seconds_and_a_ban_not_a
 }
 
 #[test]
-fn where_names_are_not_wanted_nobody_is_asked_and_a_reload_turns_them_on() {
+fn names_are_resolved_after_reload_only() {
     let lab = Lab::new(&["attacker", "names"]);
     let sources = lab.add_addresses("attacker", 10..12);
     let replies = sources.iter().map(|source| (*source, name("scanner.lab.example"))).collect();

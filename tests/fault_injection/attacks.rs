@@ -10,7 +10,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 
 /// Who is served is no less a scanner for it: an open connection neither forgives what goes on beside it nor outlives the ban.
 #[test]
-fn an_innocent_connection_that_is_kept_open_excuses_nothing_and_carries_nothing_more() {
+fn open_connection_excuses_no_other_probe() {
     let lab = Lab::new(&["attacker", "other"]);
     let listener = lab.inside("victim", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
     let daemon = start(&lab, "");
@@ -49,7 +49,7 @@ const WEAPON: &str = "\x1b[2J$(id)";
 
 /// Nobody outside chooses these, but a container does: what goes to a log or a terminal is never a command to either.
 #[test]
-fn names_of_interfaces_and_of_programs_drive_no_terminal_and_forge_no_line() {
+fn interface_names_control_no_terminal() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip(&format!("link add {WEAPON} type veth peer name second netns {}", lab.namespace("attacker").name()));
     lab.victim_ip(&format!("link set {WEAPON} up"));
@@ -94,7 +94,7 @@ fn names_of_interfaces_and_of_programs_drive_no_terminal_and_forge_no_line() {
 
 /// Eight who connect and say nothing: the ninth is hung up on, and after five seconds there is room again.
 #[test]
-fn slow_clients_of_the_figures_are_few_and_have_five_seconds() {
+fn metrics_clients_are_few_and_timed() {
     let lab = Lab::new(&["attacker"]);
     let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let figures = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9777);
@@ -130,7 +130,7 @@ fn slow_clients_of_the_figures_are_few_and_have_five_seconds() {
 
 /// As it is answered to whom: an attacker at whom nobody looks cannot wait for the program to look elsewhere.
 #[test]
-fn a_scanner_who_comes_by_two_families_at_once_is_blocked_in_both() {
+fn scanner_over_both_families_is_banned_twice() {
     let lab = Lab::new(&["attacker"]);
     let daemon = start(&lab, "");
     let (v4, v6) = (lab.v4("attacker").into(), lab.v6("attacker").into());

@@ -25,7 +25,7 @@ fn forged(count: u32) -> impl Iterator<Item = IpAddr> {
 
 /// Some 132,000 packets: as many sources as the kernel remembers, each below the threshold.
 #[test]
-fn a_forged_flood_that_fills_the_traps_memory_blocks_nobody_hides_no_scanner_and_passes() {
+fn full_trap_memory_hides_no_scanner() {
     let _alone = alone();
     let lab = Lab::new(&["forger", "scanner", "client", "late"]);
     lab.victim_ip("route add default dev forger");
@@ -103,7 +103,7 @@ fn ask(lab: &Lab, host: &str) -> IpAddr {
 
 /// The same with datagrams, whose sources anybody can forge, below the threshold and far above what is remembered.
 #[test]
-fn forged_datagrams_fill_no_more_of_the_kernel_than_its_sets_hold_block_nobody_and_hide_no_scanner() {
+fn forged_datagrams_fill_bounded_kernel_memory() {
     let _alone = alone();
     let lab = Lab::new(&["forger", "scanner", "client"]);
     lab.victim_ip("route add default dev forger");
@@ -149,7 +149,7 @@ fn forged_datagrams_fill_no_more_of_the_kernel_than_its_sets_hold_block_nobody_a
 
 /// Where the kernel cannot block, it has not blocked; the program has something against them, and says what.
 #[test]
-fn of_whom_a_full_set_never_held_nobody_is_said_to_have_been_let_go() {
+fn refused_elements_are_not_reported_lifted() {
     let lab = Lab::new(&["forger"]);
     lab.victim_ip("route add default dev forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 1000000\n[block.nft]\nsize = 64\n");
@@ -181,7 +181,7 @@ fn session(host: &str) -> Vec<u8> {
 
 /// The program judges nothing meanwhile: that they are spared is the kernel's own doing.
 #[test]
-fn the_kernel_alone_blocks_nobody_whom_the_host_needs_whoever_forges_their_names() {
+fn kernel_alone_spares_forged_exempt_sources() {
     let lab = Lab::new(&["forger"]);
     let own = lab.victim_v4("forger");
     lab.victim_ip("route add default via 10.77.1.250");
@@ -212,7 +212,7 @@ fn the_kernel_alone_blocks_nobody_whom_the_host_needs_whoever_forges_their_names
 
 /// Whoever can provoke bans in another's name gets as many as the ceiling allows, and no more for trying for longer.
 #[test]
-fn a_victim_of_choice_is_one_of_as_many_as_the_ceiling_allows_and_is_free_when_an_operator_says_so() {
+fn chosen_victim_is_one_within_ceiling() {
     let lab = Lab::new(&["forger"]);
     lab.victim_ip("route add default dev forger");
     let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
@@ -243,7 +243,7 @@ fn a_victim_of_choice_is_one_of_as_many_as_the_ceiling_allows_and_is_free_when_a
 
 /// Half a second up, half a second down: the kernel knows which ports are shut, but not which were open just now.
 #[test]
-fn clients_of_services_that_start_and_stop_in_a_loop_are_not_blocked_for_it() {
+fn clients_of_flapping_services_are_not_banned() {
     let lab = Lab::new(&["client", "scanner"]);
     let daemon = start(&lab, "");
     let (client, target) = (IpAddr::from(lab.v4("client")), IpAddr::from(lab.victim_v4("client")));

@@ -10,7 +10,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 
 /// The kernel's trap knows interfaces by their index, and each new one has another.
 #[test]
-fn a_named_interface_that_vanishes_and_comes_back_is_trapped_again_and_no_other_meanwhile() {
+fn returning_interface_is_trapped_again() {
     let lab = Lab::new(&["named", "other"]);
     let daemon = start(&lab, "interfaces = [\"named\"]\n");
     // What nft prints is no name, but another one for each interface.
@@ -40,7 +40,7 @@ fn a_named_interface_that_vanishes_and_comes_back_is_trapped_again_and_no_other_
 
 /// A host that moves: nothing of what it was called before means anything any more.
 #[test]
-fn when_all_addresses_change_the_new_ones_are_watched_and_spared_and_the_old_ones_are_strangers() {
+fn changed_addresses_are_watched_and_exempt() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = start(&lab, "");
     let banned = lab.provoke_ban("other");
@@ -87,7 +87,7 @@ fn without_ipv6(lab: &Lab, settings: &str) -> Daemon {
 }
 
 #[test]
-fn without_ipv6_the_rest_is_watched_and_blocked_as_ever() {
+fn blocking_works_without_ipv6() {
     let lab = Lab::new(&["attacker", "client"]);
     let daemon = without_ipv6(&lab, "");
     eventually("the trap is armed", || lab.ports("trapped").contains(&901));
@@ -103,7 +103,7 @@ fn without_ipv6_the_rest_is_watched_and_blocked_as_ever() {
 }
 
 #[test]
-fn without_ipv6_decoys_and_routes_do_their_work_for_ipv4() {
+fn decoys_and_routes_work_without_ipv6() {
     let lab = Lab::new(&["attacker"]);
     let settings = "[tcp]\nmode = \"connect\"\nports = \"901-904\"\n[block]\nmethod = [\"route\", \"nft\"]\n";
     let daemon = without_ipv6(&lab, settings);
@@ -113,7 +113,7 @@ fn without_ipv6_decoys_and_routes_do_their_work_for_ipv4() {
 }
 
 #[test]
-fn an_interface_that_comes_and_goes_twenty_times_costs_neither_bans_nor_services() {
+fn flapping_interface_costs_no_ban_or_service() {
     let lab = Lab::new(&["attacker", "flapping", "client"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = start(&lab, "");

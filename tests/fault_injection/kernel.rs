@@ -44,7 +44,7 @@ fn taken(lab: &Lab, daemon: &Daemon) -> Vec<OwnedFd> {
 
 /// ENOBUFS on every socket that hears of the host or the table, while the one and the other are turned upside down.
 #[test]
-fn lost_notifications_cost_no_ban_no_protection_and_no_trap() {
+fn lost_notifications_cost_no_protection() {
     let mut lab = Lab::new(&["attacker", "other"]);
     let daemon = start(&lab, "");
     let before = lab.ports("trapped");
@@ -127,7 +127,7 @@ fn ten_seconds_of_standing_still_lose_nothing() {
 
 /// A hundred times and more, at intervals that fit to nothing, also while it starts, catches and restores.
 #[test]
-fn a_table_that_is_deleted_at_any_moment_loses_no_ban() {
+fn table_deleted_anytime_loses_no_ban() {
     let lab = Lab::new(&["attacker", "before"]);
     lab.victim_ip("route add default dev attacker");
     let sources = lab.add_addresses("attacker", 100..130);
@@ -178,7 +178,7 @@ fn a_table_that_is_deleted_at_any_moment_loses_no_ban() {
 
 /// After a reboot the first packet may be a scanner's: that one is blocked already says nothing against the others' bans.
 #[test]
-fn after_a_reboot_a_scanner_who_is_there_first_frees_nobody_else() {
+fn first_scanner_after_reboot_frees_nothing() {
     let lab = Lab::new(&["eager", "other"]);
     let daemon = start(&lab, "");
     let mut both = vec![lab.provoke_ban("eager"), lab.provoke_ban("other")];

@@ -24,7 +24,7 @@ fn limit(daemon: &Daemon, descriptors: Option<u64>) {
 }
 
 #[test]
-fn out_of_descriptors_it_goes_on_blocking_says_so_and_catches_up_by_itself() {
+fn descriptor_shortage_is_survived() {
     let mut lab = Lab::new(&["before", "during"]);
     let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let before = lab.provoke_ban("before");
@@ -63,7 +63,7 @@ fn out_of_descriptors_it_goes_on_blocking_says_so_and_catches_up_by_itself() {
 
 /// Another program holds the database's lock: a backup that hangs, say.
 #[test]
-fn while_somebody_holds_the_ledgers_lock_it_blocks_at_once_and_writes_afterwards() {
+fn locked_ledger_delays_no_ban() {
     let lab = Lab::new(&["first", "second"]);
     let daemon = start(&lab, "");
     let first = lab.provoke_ban("first");

@@ -41,7 +41,7 @@ fn late_joiner_is_complete_after_one_scan() {
 }
 
 #[test]
-fn lifted_ban_is_withdrawn_and_absent_key_lifts_nothing() {
+fn absent_key_lifts_nothing() {
     let engine = engine(&[]);
     let [a, b] = Member::fleet(["a", "b"], &engine);
     a.daemon.ban("203.0.113.7");

@@ -11,7 +11,7 @@ use crate::member::{Member, engine, key};
 const REPORT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;
 
 #[test]
-fn malformed_keys_are_ignored_and_author_is_named() {
+fn malformed_keys_name_their_author() {
     let engine = engine(&[]);
     let set = |target: &str, value: &str, rest: &[&str]| {
         let answer = engine.cli("a", &[&["SET", &key("a", target), value], rest].concat());
@@ -53,7 +53,7 @@ fn malformed_keys_are_ignored_and_author_is_named() {
 }
 
 #[test]
-fn hundred_thousand_reports_of_one_author_are_cut() {
+fn reports_of_one_author_are_limited() {
     let engine = engine(&[]);
     let fill = r#"for i = 0, 99999 do
         redis.call('SET', 'portsentry:lab:ban:a:10.' .. math.floor(i / 65536) .. '.' .. math.floor(i / 256) % 256 .. '.' .. i % 256,
@@ -84,7 +84,7 @@ fn flood_of_notices_delays_no_other_author() {
 }
 
 #[test]
-fn names_of_a_megabyte_do_not_end_the_scan() {
+fn megabyte_key_names_are_survived() {
     let engine = engine(&["--proto-max-bulk-len", "1mb"]);
     let fill = r#"for i = 1, 24 do
         redis.call('SET', 'portsentry:lab:ban:a:' .. i .. string.rep('x', 1000000), 'x', 'PX', 3600000) end"#;

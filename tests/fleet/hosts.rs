@@ -82,7 +82,7 @@ fn await_members(engine: &Engine, count: usize) {
 }
 
 #[test]
-fn scanner_proven_by_one_host_is_blocked_by_all() {
+fn proven_scanner_is_blocked_by_all() {
     let (network, engine) = server();
     let hosts = [(1, "a"), (2, "b"), (3, "c")]
         .map(|(number, name)| Host::start(number, name, &network, &engine, "single = true"));

@@ -27,7 +27,7 @@ async fn settle(watcher: &mut Watcher) {
 }
 
 #[test]
-fn addresses_and_interfaces_are_those_of_the_namespace() {
+fn addresses_are_those_of_namespace() {
     let net = network();
     net.ip("link add ptp type veth peer name ptpfar");
     net.ip("address add 198.51.100.1 peer 198.51.100.2/32 dev ptp");
@@ -45,7 +45,7 @@ fn addresses_and_interfaces_are_those_of_the_namespace() {
 }
 
 #[test]
-fn an_address_that_is_still_tentative_is_an_address() {
+fn tentative_address_is_an_address() {
     let net = network();
     net.ip("address add 2001:db8::2/64 dev out");
     let facts = net.inside_async(read);
@@ -53,7 +53,7 @@ fn an_address_that_is_still_tentative_is_an_address() {
 }
 
 #[test]
-fn gateways_of_every_kind_of_route_and_table_are_found() {
+fn gateways_of_every_route_are_found() {
     let net = network();
     net.ip_batch(
         "route add default via 192.0.2.254\n\
@@ -86,7 +86,7 @@ fn gateways_of_every_kind_of_route_and_table_are_found() {
 }
 
 #[test]
-fn gateways_of_next_hop_objects_are_found_where_routes_do_not_show_them() {
+fn gateways_of_next_hop_objects_are_found() {
     let net = network();
     net.run("sysctl", "-qw net.ipv4.nexthop_compat_mode=0");
     net.ip_batch(
@@ -100,7 +100,7 @@ fn gateways_of_next_hop_objects_are_found_where_routes_do_not_show_them() {
 }
 
 #[test]
-fn a_gateway_is_found_among_ten_thousand_blackholes() {
+fn gateway_is_found_among_ten_thousand_blackholes() {
     let net = network();
     let mut commands: String =
         (0..10_000).map(|n| format!("route add blackhole 10.{}.{}.0/24\n", n / 250, n % 250)).collect();
@@ -110,7 +110,7 @@ fn a_gateway_is_found_among_ten_thousand_blackholes() {
 }
 
 #[test]
-fn resolvers_come_with_the_facts_and_an_unreadable_file_is_an_error() {
+fn resolvers_come_with_network_facts() {
     let folder = tempfile::tempdir().unwrap();
     let files = ResolverFiles { main: folder.path().join("resolv.conf"), upstream: Vec::new() };
     std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
@@ -123,7 +123,7 @@ fn resolvers_come_with_the_facts_and_an_unreadable_file_is_an_error() {
 }
 
 #[test]
-fn each_later_change_is_noticed_and_then_read() {
+fn each_later_change_is_noticed_and_read() {
     let net = network();
     let changes = [
         "address add 192.0.2.2/24 dev out",
@@ -150,7 +150,7 @@ fn each_later_change_is_noticed_and_then_read() {
 }
 
 #[test]
-fn a_next_hop_object_that_changes_under_its_route_is_noticed() {
+fn changed_next_hop_is_noticed() {
     let net = network();
     net.ip("nexthop add id 5 via 192.0.2.55 dev out");
     net.ip("route add default nhid 5");
@@ -164,7 +164,7 @@ fn a_next_hop_object_that_changes_under_its_route_is_noticed() {
 }
 
 #[test]
-fn quiet_is_no_change_and_neither_are_blackholes() {
+fn quiet_and_blackholes_are_no_change() {
     let net = network();
     net.inside_async(async || {
         let mut watcher = Watcher::open().unwrap();
@@ -195,7 +195,7 @@ fn a_burst_is_one_change() {
 }
 
 #[test]
-fn changes_without_end_are_told_within_the_bound() {
+fn endless_changes_are_reported_within_bound() {
     let net = network();
     let churn = "route add 198.51.100.0/24 dev out\nroute del 198.51.100.0/24 dev out\n".repeat(2_000);
     let told = AtomicBool::new(false);
@@ -220,7 +220,7 @@ fn changes_without_end_are_told_within_the_bound() {
 }
 
 #[test]
-fn a_change_noticed_by_a_dropped_future_is_told_by_the_next() {
+fn change_during_dropped_future_is_reported_later() {
     let net = network();
     net.inside_async(async || {
         let mut watcher = Watcher::open().unwrap();
@@ -296,7 +296,7 @@ fn ipsec_peers_of_networks_are_found() {
 }
 
 #[test]
-fn advertised_routers_of_low_preference_are_no_gateways() {
+fn low_preference_router_is_no_gateway() {
     let net = network();
     net.ip_batch(
         "route add default via fe80::254 dev out proto ra metric 1024 pref medium\n\

@@ -62,7 +62,7 @@ fn bound(text: &str) -> Bound {
 }
 
 #[test]
-fn listeners_of_every_kind_are_found_and_gone_once_closed() {
+fn listeners_are_found_until_closed() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         assert_eq!(diag.listeners().unwrap(), []);
@@ -87,7 +87,7 @@ fn listeners_of_every_kind_are_found_and_gone_once_closed() {
 }
 
 #[test]
-fn what_is_bound_without_listening_or_connected_is_no_listener() {
+fn bound_or_connected_socket_is_no_listener() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let bound_only = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
@@ -104,7 +104,7 @@ fn what_is_bound_without_listening_or_connected_is_no_listener() {
 }
 
 #[test]
-fn a_look_up_finds_the_listener_that_would_take_the_packet_and_no_other() {
+fn lookup_finds_listener_of_packet() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -131,7 +131,7 @@ fn a_look_up_finds_the_listener_that_would_take_the_packet_and_no_other() {
 }
 
 #[test]
-fn a_listener_that_is_bound_to_a_device_is_found_there_and_nowhere_else() {
+fn bound_listener_is_found_on_its_device() {
     network().inside_async(async || {
         let mut diag = SockDiag::open().unwrap();
         let tcp = TcpSocket::new_v4().unwrap();
@@ -158,7 +158,7 @@ fn a_listener_that_is_bound_to_a_device_is_found_there_and_nowhere_else() {
 }
 
 #[test]
-fn a_connection_is_a_flow_at_both_ends_until_time_wait_ends() {
+fn connection_is_flow_until_time_wait_ends() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         for address in ["127.0.0.1:1000", "[::1]:1000"] {
@@ -227,7 +227,7 @@ fn an_mptcp_listener_is_a_tcp_listener() {
 }
 
 #[test]
-fn a_thousand_listeners_of_each_protocol_come_in_one_list() {
+fn thousand_listeners_come_in_one_list() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let mut sockets = Vec::new();
@@ -243,7 +243,7 @@ fn a_thousand_listeners_of_each_protocol_come_in_one_list() {
 }
 
 #[test]
-fn many_listeners_on_one_port_are_one_listener() {
+fn many_listeners_on_port_are_one() {
     network().inside(|| {
         let mut diag = SockDiag::open().unwrap();
         let worker = || {

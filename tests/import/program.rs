@@ -4,7 +4,7 @@ use super::{corpus, holds};
 use assert_cmd::cargo::cargo_bin_cmd;
 
 #[test]
-fn the_program_prints_the_result_and_the_notes_apart() {
+fn import_separates_result_and_notes() {
     let output = cargo_bin_cmd!("portsentry").arg("import").arg(corpus("odd.conf")).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
@@ -22,7 +22,7 @@ fn the_program_prints_the_result_and_the_notes_apart() {
 }
 
 #[test]
-fn a_file_that_is_there_is_replaced_only_by_force() {
+fn existing_file_is_replaced_only_by_force() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("portsentry.toml");
     let import = |force: bool| {
@@ -63,7 +63,7 @@ fn exit_codes_tell_what_was_wrong() {
 }
 
 #[test]
-fn an_ignore_file_that_the_daemon_would_refuse_is_said_at_once() {
+fn invalid_ignore_file_is_reported_by_check() {
     let dir = tempfile::tempdir().unwrap();
     let (config, ignore) = (dir.path().join("portsentry.conf"), dir.path().join("portsentry.ignore"));
     std::fs::write(&config, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", ignore.display())).unwrap();

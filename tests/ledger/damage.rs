@@ -21,7 +21,7 @@ fn filled() -> State {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_kept_aside_and_a_new_ledger_made() {
+fn non_database_is_quarantined() {
     let state = State::new();
     drop(state.ledger());
     fs::write(state.file(DATABASE), "192.0.2.7\n".repeat(500)).unwrap();
@@ -53,7 +53,7 @@ fn another_programs_database_is_kept_aside_untouched() {
 }
 
 #[test]
-fn a_ledger_whose_columns_are_others_is_damaged() {
+fn ledger_with_other_columns_is_damaged() {
     let state = filled();
     intruder(&state.path()).execute_batch("ALTER TABLE ban RENAME COLUMN until TO til").unwrap();
     let (_ledger, opened) = state.open();
@@ -73,7 +73,7 @@ fn damaged_ledgers_do_not_pile_up() {
 }
 
 #[test]
-fn a_row_that_makes_no_sense_is_skipped_and_counted() {
+fn invalid_row_is_skipped_and_counted() {
     let state = State::new();
     let mut ledger = state.ledger();
     let bans: Vec<_> = (0..20).map(|number| ban(source(number), at(0), 3600)).collect();
@@ -115,7 +115,7 @@ fn a_row_that_makes_no_sense_is_skipped_and_counted() {
 }
 
 #[test]
-fn a_trigger_or_view_that_somebody_put_in_does_nothing() {
+fn foreign_trigger_or_view_has_no_effect() {
     let state = State::new();
     drop(state.ledger());
     let sql = "CREATE TRIGGER free AFTER INSERT ON ban BEGIN DELETE FROM ban; END";
@@ -175,7 +175,7 @@ proptest! {
 }
 
 #[test]
-fn a_torn_log_loses_its_end_and_nothing_else() {
+fn torn_log_loses_only_its_end() {
     let state = State::new();
     let mut ledger = state.ledger();
     for number in 0..20 {

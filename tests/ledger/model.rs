@@ -114,7 +114,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_ledger_agrees_with_a_list_whatever_happens_and_whatever_the_clock_does(
+    fn ledger_agrees_with_model(
         steps in prop::collection::vec(step(), 1..40)
     ) {
         let state = State::new();

@@ -19,7 +19,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn what_is_made_is_for_the_owner_alone() {
+fn new_files_are_for_owner_only() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(&[super::support::ban(super::support::source(1), super::support::at(0), 60)]).unwrap();
@@ -31,7 +31,7 @@ fn what_is_made_is_for_the_owner_alone() {
 }
 
 #[test]
-fn a_directory_that_others_can_write_to_is_refused_with_the_command_that_helps() {
+fn writable_directory_is_refused_with_remedy() {
     let state = State::new();
     drop(state.ledger());
     for mode in [0o777, 0o770, 0o702, 0o1777] {
@@ -45,7 +45,7 @@ fn a_directory_that_others_can_write_to_is_refused_with_the_command_that_helps()
 }
 
 #[test]
-fn a_database_that_others_can_open_is_refused() {
+fn accessible_database_is_refused() {
     let state = State::new();
     drop(state.ledger());
     for mode in [0o644, 0o660, 0o602, 0o400] {
@@ -57,7 +57,7 @@ fn a_database_that_others_can_open_is_refused() {
 }
 
 #[test]
-fn a_symbolic_link_is_refused_as_directory_and_as_database() {
+fn symbolic_link_is_refused_as_state() {
     let state = State::new();
     drop(state.ledger());
     let link = State::new();
@@ -76,7 +76,7 @@ fn a_symbolic_link_is_refused_as_directory_and_as_database() {
 }
 
 #[test]
-fn a_symbolic_link_on_the_way_is_the_administrators_business() {
+fn symbolic_link_on_path_is_accepted() {
     let state = State::new();
     let parent = tempfile::tempdir().unwrap();
     fs::create_dir(state.path()).unwrap();
@@ -104,7 +104,7 @@ fn what_belongs_to_somebody_else_is_refused() {
 }
 
 #[test]
-fn what_is_no_directory_or_no_file_is_refused() {
+fn wrong_file_type_is_refused() {
     let state = State::new();
     fs::write(state.path(), "x").unwrap();
     assert!(matches!(refusal(&state.path()).0, LedgerError::Kind { wanted: "directory", .. }));
@@ -115,7 +115,7 @@ fn what_is_no_directory_or_no_file_is_refused() {
 }
 
 #[test]
-fn a_ledger_of_a_later_release_is_left_alone() {
+fn ledger_of_later_release_is_untouched() {
     let state = State::new();
     drop(state.ledger());
     intruder(&state.path()).pragma_update(None, "user_version", 99).unwrap();

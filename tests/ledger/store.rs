@@ -22,7 +22,7 @@ fn entry(ban: Banned, strikes: u32, ended: Option<Ended>) -> Entry {
 }
 
 #[test]
-fn a_ban_comes_back_whole_after_a_restart() {
+fn ban_is_complete_after_restart() {
     let state = State::new();
     let bans = [
         ban(subject("192.0.2.7"), at(0), DAY),
@@ -46,7 +46,7 @@ fn a_ban_comes_back_whole_after_a_restart() {
 }
 
 #[test]
-fn a_ban_is_in_force_until_its_time_and_not_a_moment_longer() {
+fn ban_expires_exactly_at_its_time() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(&[ban(source(1), at(0), 60)]).unwrap();
@@ -61,7 +61,7 @@ fn a_ban_is_in_force_until_its_time_and_not_a_moment_longer() {
 }
 
 #[test]
-fn a_ban_that_somebody_lifted_is_no_longer_in_force_and_says_who_it_was() {
+fn lifted_ban_names_its_author() {
     let state = State::new();
     let mut ledger = state.ledger();
     let by = || Ending::Lifted { by: "alice'; DROP TABLE ban; --".to_owned() };
@@ -75,7 +75,7 @@ fn a_ban_that_somebody_lifted_is_no_longer_in_force_and_says_who_it_was() {
 }
 
 #[test]
-fn a_new_ban_takes_the_place_of_the_old_one_and_counts_the_strikes() {
+fn new_ban_replaces_old_and_counts_strike() {
     let state = State::new();
     let mut ledger = state.ledger();
     let who = subject("2001:db8::1");
@@ -90,7 +90,7 @@ fn a_new_ban_takes_the_place_of_the_old_one_and_counts_the_strikes() {
 }
 
 #[test]
-fn a_ban_is_a_strike_until_it_has_been_over_for_as_long_as_strikes_are_remembered() {
+fn ban_counts_as_strike_until_forgotten() {
     let state = State::new();
     let mut ledger = state.ledger();
     let strikes =
@@ -108,7 +108,7 @@ fn a_ban_is_a_strike_until_it_has_been_over_for_as_long_as_strikes_are_remembere
 }
 
 #[test]
-fn only_what_was_on_evidence_and_was_not_taken_back_is_a_strike() {
+fn only_standing_evidence_bans_are_strikes() {
     let state = State::new();
     let mut ledger = state.ledger();
     let by_hand = |number| Banned::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
@@ -129,7 +129,7 @@ fn only_what_was_on_evidence_and_was_not_taken_back_is_a_strike() {
 }
 
 #[test]
-fn a_ban_that_is_found_in_the_kernel_while_its_own_row_is_on_its_way_has_that_row_alone() {
+fn adopted_ban_has_one_ledger_row() {
     let state = State::new();
     let mut ledger = state.ledger();
     let evidence = |number| ban(source(number), at(10), 60);
@@ -148,7 +148,7 @@ fn a_ban_that_is_found_in_the_kernel_while_its_own_row_is_on_its_way_has_that_ro
 }
 
 #[test]
-fn the_strikes_of_everybody_come_with_the_last_bans_end_newest_first() {
+fn strikes_come_newest_first() {
     let state = State::new();
     let mut ledger = state.ledger();
     let endless = Banned { until: None, ..ban(source(5), at(100), 0) };
@@ -182,7 +182,7 @@ fn the_strikes_of_everybody_come_with_the_last_bans_end_newest_first() {
 }
 
 #[test]
-fn what_is_left_of_a_ban_never_exceeds_the_whole_of_it() {
+fn remaining_time_never_exceeds_whole() {
     let timed = ban(source(1), at(100), 60);
     let after = |seconds| Some(Expiry::After(Duration::from_secs(seconds)));
     assert_eq!(timed.left(at(100)), after(60));
@@ -211,7 +211,7 @@ fn several_changes_are_written_in_their_order() {
 }
 
 #[test]
-fn the_past_is_bounded_in_rows_and_in_age_but_no_open_ban_is_forgotten() {
+fn history_is_bounded_and_keeps_open_bans() {
     let state = State::new();
     let mut ledger = state.ledger().with_retention(Retention { rows: 100, age: Duration::from_secs(DAY) });
     let open = ban(source(0), at(0), 100 * DAY);
@@ -234,7 +234,7 @@ fn the_past_is_bounded_in_rows_and_in_age_but_no_open_ban_is_forgotten() {
 }
 
 #[test]
-fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
+fn hundred_thousand_bans_read_back() {
     let state = State::new();
     let mut ledger = state.ledger();
     // In the order of a hash, as strangers come.
@@ -268,7 +268,7 @@ fn a_hundred_thousand_bans_are_written_in_one_go_and_read_back() {
 }
 
 #[test]
-fn a_ban_of_the_engine_is_kept_with_its_evidence_the_deciding_port_first() {
+fn ban_keeps_evidence_with_deciding_port_first() {
     let watch = Watch { ports: "1-65535".parse().unwrap(), response: Response::Block };
     let mut engine = Engine::new(
         Settings {

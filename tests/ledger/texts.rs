@@ -34,7 +34,7 @@ fn append(classic: &mut LegacyFiles, bans: &[Banned]) {
 }
 
 #[test]
-fn a_line_is_the_classic_one_to_the_letter() {
+fn line_equals_classic_line() {
     let state = State::new();
     append(&mut classic(&state), &[ban(subject("192.0.2.7"), at(0), 60), ban(subject("2001:db8::1"), at(1), 60)]);
     assert_eq!(
@@ -48,7 +48,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn fail2bans_filter_finds_the_host_in_every_line_of_a_tcp_or_udp_ban(
+    fn fail2ban_finds_host_in_ban_lines(
         address in any::<IpAddr>(), port in any::<u16>(), udp in any::<bool>(), second in 0..4_000_000_000_u64
     ) {
         prop_assume!(address.to_canonical() == address);
@@ -69,7 +69,7 @@ proptest! {
 }
 
 #[test]
-fn a_forged_ipv4_mapped_source_cannot_have_fail2ban_block_the_ipv4_address() {
+fn forged_mapped_address_bans_no_ipv4() {
     let state = State::new();
     let mut banned = ban(subject("::ffff:192.0.2.1"), at(0), 60);
     banned.source = "::ffff:192.0.2.1".parse().unwrap();
@@ -80,7 +80,7 @@ fn a_forged_ipv4_mapped_source_cannot_have_fail2ban_block_the_ipv4_address() {
 }
 
 #[test]
-fn a_ban_by_hand_has_port_0_and_an_imported_one_no_line() {
+fn operator_ban_has_port_0_in_history() {
     let state = State::new();
     let wanted = |author| Banned::wanted_by(author, subject("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
     append(&mut classic(&state), &[wanted(Author::Operator), wanted(Author::Import)]);
@@ -90,7 +90,7 @@ fn a_ban_by_hand_has_port_0_and_an_imported_one_no_line() {
 }
 
 #[test]
-fn a_ban_over_sctp_says_so_and_is_not_fail2bans() {
+fn sctp_ban_is_not_matched_by_fail2ban() {
     let state = State::new();
     let mut banned = ban(source(1), at(0), 60);
     banned.ports = vec![(Protocol::Sctp, 36_412)];
@@ -100,7 +100,7 @@ fn a_ban_over_sctp_says_so_and_is_not_fail2bans() {
 }
 
 #[test]
-fn the_history_survives_a_restart_and_a_line_that_a_crash_cut_short() {
+fn history_survives_restart_and_torn_line() {
     let state = State::new();
     append(&mut classic(&state), &[ban(source(1), at(0), 60)]);
     OpenOptions::new().append(true).open(state.file(HISTORY)).unwrap().write_all(b"1795242733 - 11/2").unwrap();
@@ -120,7 +120,7 @@ fn history_is_there_before_first_ban() {
 }
 
 #[test]
-fn a_rotated_history_is_left_and_the_new_one_written() {
+fn rotated_history_is_kept() {
     let state = State::new();
     let mut classic = classic(&state);
     append(&mut classic, &[ban(source(1), at(0), 60)]);
@@ -139,7 +139,7 @@ fn a_rotated_history_is_left_and_the_new_one_written() {
 }
 
 #[test]
-fn a_history_that_nobody_rotates_stops_at_a_bound_and_goes_on_after_rotation() {
+fn unrotated_history_stops_at_bound() {
     let state = State::new();
     let mut classic = classic(&state);
     append(&mut classic, &[ban(source(1), at(0), 60)]);
@@ -168,7 +168,7 @@ fn lines_that_find_no_room_are_counted() {
 }
 
 #[test]
-fn the_list_is_replaced_in_one_step_and_keeps_its_mode_and_group() {
+fn replaced_list_keeps_mode_and_group() {
     let state = State::new();
     let classic = classic(&state);
     let bans: Vec<_> = (0..50).map(|number| ban(source(number), at(0), 60)).collect();
@@ -191,7 +191,7 @@ fn the_list_is_replaced_in_one_step_and_keeps_its_mode_and_group() {
 }
 
 #[test]
-fn a_text_file_that_is_a_symbolic_link_is_not_written_through() {
+fn linked_text_file_is_not_written() {
     let state = State::new();
     let mut classic = classic(&state);
     let precious = state.file("precious");

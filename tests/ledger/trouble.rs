@@ -46,7 +46,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_full_disk_is_told_once_nobody_waits_for_it_and_nothing_is_lost() {
+fn full_disk_is_reported_once_without_loss() {
     let disk = Disk::new("2m");
     let (writer, told) = writer(&disk.path(), true);
     let recorder = writer.recorder();
@@ -82,7 +82,7 @@ fn a_full_disk_is_told_once_nobody_waits_for_it_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_list_that_cannot_be_written_is_told_once_and_so_is_that_it_can_be_again() {
+fn unwritable_list_is_reported_once() {
     let folder = tempfile::tempdir().unwrap();
     let (writer, told) = writer(folder.path(), true);
     let recorder = writer.recorder();
@@ -104,7 +104,7 @@ fn a_list_that_cannot_be_written_is_told_once_and_so_is_that_it_can_be_again() {
 }
 
 #[test]
-fn a_disk_that_stays_full_costs_the_newest_changes_counted_and_the_end_does_not_wait() {
+fn full_disk_drops_newest_changes_without_waiting() {
     let disk = Disk::new("2m");
     let (writer, told) = writer(&disk.path(), false);
     let recorder = writer.recorder();
@@ -124,7 +124,7 @@ fn a_disk_that_stays_full_costs_the_newest_changes_counted_and_the_end_does_not_
 }
 
 #[test]
-fn a_ledger_cannot_be_made_on_a_full_disk_and_says_so() {
+fn full_disk_refuses_new_ledger() {
     let disk = Disk::new("1m");
     disk.fill();
     let error = Ledger::open(&disk.path()).err().expect("there is no room").to_string();
@@ -143,7 +143,7 @@ fn ledger_of_the_child() -> PathBuf {
 }
 
 #[test]
-fn a_database_that_another_program_locks_is_told_and_written_when_it_lets_go() {
+fn locked_database_is_reported_and_written_later() {
     let state = State::new();
     let (writer, told) = writer(&state.path(), false);
     let recorder = writer.recorder();
@@ -174,7 +174,7 @@ fn child_that_locks() {
 }
 
 #[test]
-fn a_process_that_is_killed_loses_no_transaction_and_damages_nothing() {
+fn killed_process_loses_no_transaction() {
     for pause in [0, 1, 3, 10, 30, 100, 250] {
         let state = State::new();
         let mut process = child("trouble::child_that_writes_for_ever", &state.path());
@@ -225,7 +225,7 @@ fn child_that_writes_for_ever() {
 }
 
 #[test]
-fn damage_while_it_runs_gives_a_new_ledger_that_is_written_on() {
+fn runtime_damage_starts_new_ledger() {
     let state = State::new();
     let now = SystemTime::now();
     {
@@ -255,7 +255,7 @@ fn damage_while_it_runs_gives_a_new_ledger_that_is_written_on() {
 }
 
 #[test]
-fn a_database_that_somebody_removed_is_made_again_with_the_bans_in_force() {
+fn removed_database_is_recreated_with_bans() {
     let state = State::new();
     let (writer, told) = writer(&state.path(), false);
     let recorder = writer.recorder();

@@ -8,7 +8,7 @@ use super::support::{State, await_news, banned, eventually, soon, source, writer
 use netns_lab::slowness;
 
 #[test]
-fn what_was_handed_over_is_written_when_the_writer_has_stopped() {
+fn queued_writes_are_done_at_stop() {
     let state = State::new();
     let (writer, _told) = writer(&state.path(), true);
     let recorder = writer.recorder();
@@ -23,7 +23,7 @@ fn what_was_handed_over_is_written_when_the_writer_has_stopped() {
 }
 
 #[test]
-fn the_list_follows_what_is_banned_lifted_and_over() {
+fn listed_bans_follow_changes() {
     let state = State::new();
     let (writer, told) = writer(&state.path(), true);
     let recorder = writer.recorder();
@@ -43,7 +43,7 @@ fn the_list_follows_what_is_banned_lifted_and_over() {
 }
 
 #[test]
-fn the_list_is_rewritten_at_most_once_a_second() {
+fn list_is_rewritten_once_a_second() {
     use std::os::unix::fs::MetadataExt;
     let state = State::new();
     let (writer, _told) = writer(&state.path(), true);

@@ -39,7 +39,7 @@ fn configured(line: &str, text: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn without_a_word_the_daemon_runs_as_configured() {
+fn no_arguments_run_configured_daemon() {
     assert_eq!(run(""), RunOptions::default());
 }
 
@@ -69,7 +69,7 @@ fn flags_are_read() {
 }
 
 #[test]
-fn the_six_classic_words_set_the_mode_of_their_protocol_only() {
+fn classic_words_set_only_their_protocol() {
     for (line, tcp, udp) in [
         ("-tcp", Some(Mode::Connect), None),
         ("-udp", None, Some(Mode::Connect)),
@@ -85,14 +85,14 @@ fn the_six_classic_words_set_the_mode_of_their_protocol_only() {
 }
 
 #[test]
-fn two_modes_of_one_protocol_are_a_usage_error() {
+fn two_modes_of_protocol_are_refused() {
     for line in ["-tcp -stcp", "-atcp -tcp", "-sudp -audp", "-tcp -udp -sudp"] {
         assert_eq!(wrong(line), ErrorKind::ArgumentConflict, "{line}");
     }
 }
 
 #[test]
-fn what_is_not_on_the_command_line_s_list_is_a_usage_error() {
+fn unlisted_word_is_usage_error() {
     for (line, kind) in [
         ("--expire", ErrorKind::InvalidValue),
         ("--expire 90x", ErrorKind::ValueValidation),
@@ -157,7 +157,7 @@ fn import_has_its_own_options() {
 }
 
 #[test]
-fn list_has_its_own_options_and_shows_the_next_to_end_first() {
+fn list_has_own_options_and_order() {
     let socket = PathBuf::from(cli::DEFAULT_SOCKET);
     let plain = ListOptions {
         target: None,
@@ -188,14 +188,14 @@ fn list_has_its_own_options_and_shows_the_next_to_end_first() {
 }
 
 #[test]
-fn watch_asks_the_usual_socket_or_another_one() {
+fn watch_uses_default_or_given_socket() {
     assert_eq!(parse("watch").unwrap(), Command::Watch(WatchOptions { socket: PathBuf::from(cli::DEFAULT_SOCKET) }));
     assert_eq!(parse("watch --socket s").unwrap(), Command::Watch(WatchOptions { socket: PathBuf::from("s") }));
     assert_eq!(wrong("watch --json"), ErrorKind::UnknownArgument);
 }
 
 #[test]
-fn check_takes_a_file_or_the_usual_one() {
+fn check_reads_given_or_default_file() {
     assert_eq!(parse("check").unwrap(), Command::Check(CheckOptions::default()));
     let expected = CheckOptions {
         file: Some(PathBuf::from("p.toml")),
@@ -207,7 +207,7 @@ fn check_takes_a_file_or_the_usual_one() {
 }
 
 #[test]
-fn report_has_its_own_options_and_looks_back_thirty_days() {
+fn report_covers_thirty_days_by_default() {
     let days = |days: u64| Duration::from_secs(days * 86_400);
     let plain =
         ReportOptions { since: days(30), output: None, state_dir: PathBuf::from(cli::DEFAULT_STATE_DIR), json: false };
@@ -219,7 +219,7 @@ fn report_has_its_own_options_and_looks_back_thirty_days() {
 }
 
 #[test]
-fn flags_override_the_file_and_leave_the_rest_to_it() {
+fn flags_override_only_their_keys() {
     let file =
         "expire = \"2h\"\ninterfaces = [\"lo\"]\n[udp]\nmode = \"stealth\"\nblock = true\n[detect]\nscan_trigger = 5\n";
     let config = configured("--expire 1h -tcp", file).unwrap();
@@ -233,14 +233,14 @@ fn flags_override_the_file_and_leave_the_rest_to_it() {
 }
 
 #[test]
-fn flags_and_file_together_must_leave_something_to_watch() {
+fn flags_and_file_must_leave_work() {
     let error = configured("-stcp", "[tcp]\nports = \"\"\n").unwrap_err();
     let expected = "command line: tcp.ports: no port is left to watch; list one, or write mode = \"off\" under [tcp]";
     assert_eq!(error, expected);
 }
 
 #[test]
-fn a_wrong_or_missing_file_is_an_error_and_never_the_built_in_settings() {
+fn wrong_file_never_means_defaults() {
     let error = configured("--expire 1h", "expire = 5\n").unwrap_err();
     assert!(
         error.ends_with("portsentry.toml:1:10: expire: 5 is not a duration; write for example \"24h\", or \"never\"")
@@ -250,7 +250,7 @@ fn a_wrong_or_missing_file_is_an_error_and_never_the_built_in_settings() {
 }
 
 #[test]
-fn help_fits_one_screen_and_names_every_flag_and_mode() {
+fn help_names_flags_on_one_screen() {
     let help = parse("--help").unwrap_err();
     assert_eq!((help.kind(), help.use_stderr()), (ErrorKind::DisplayHelp, false));
     let text = help.to_string();
@@ -294,7 +294,7 @@ fn flags_of(commands: &[&clap::Command]) -> Vec<String> {
 }
 
 #[test]
-fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
+fn manual_names_flags_commands_and_exit_codes() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/portsentry.8")).unwrap();
     let page = page.replace("\\-", "-");
     // In mdoc, ".Fl -expire" prints as "--expire"; modes follow their ".Fl" one by one.
@@ -318,7 +318,7 @@ fn the_manual_specifies_every_flag_subcommand_and_exit_code() {
 }
 
 #[test]
-fn the_settings_page_names_every_flag_that_overrides_a_key() {
+fn settings_page_names_overriding_flags() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
     let own = ["--help", "--version", "--confirm", "--no-sandbox", "--daemon"];
     let mut grammar = cli::grammar();

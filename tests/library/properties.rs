@@ -220,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn a_key_moves_sources_about_and_changes_no_verdict(steps in steps(), keys in any::<[(u64, u64); 2]>()) {
+    fn hash_key_changes_no_verdict(steps in steps(), keys in any::<[(u64, u64); 2]>()) {
         let [mut one, mut two] = keys.map(|(a, b)| Run::new(settings(2, false), HashKey(a, b)));
         for step in &steps {
             prop_assert_eq!(one.step(step), two.step(step));
@@ -302,7 +302,7 @@ proptest! {
 
     /// A model: who is blocked until when, and which neighbours were banned when.
     #[test]
-    fn networks_are_blocked_for_what_their_members_did_and_for_nothing_else(
+    fn prefix_bans_follow_members_only(
         steps in vec((prop_oneof![30 => 0..30_u32, 1 => 0..9_000_u32], 0..2_u8, 0..3_u8, 0..5_u8, prop::bool::weighted(0.05)), 1..400),
         widest in (select(&[24, 29, 30, 32]), select(&[48, 56, 64])),
         protected in subsequence(vec!["198.51.100.2", "2001:db8:9:202::7"], 0..=2),
@@ -388,7 +388,7 @@ proptest! {
 
     /// A model: for each source, when each port was touched last.
     #[test]
-    fn closed_ports_are_counted_as_a_plain_table_counts_them(
+    fn closed_ports_count_as_in_plain_table(
         probes in vec((0..400_u32, 0..5_u8, 1..30_u16), 1..400),
         trigger in 0..16_u8,
     ) {

@@ -164,7 +164,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
 
     #[test]
-    fn arbitrary_bytes_never_panic_and_stay_what_they_are_when_more_is_captured(
+    fn arbitrary_bytes_decode_without_panic(
         bytes in vec(any::<u8>(), 0..200), more in vec(any::<u8>(), 1..50)
     ) {
         let longer = [bytes.as_slice(), &more].concat();
@@ -198,12 +198,12 @@ proptest! {
     }
 
     #[test]
-    fn a_built_packet_decodes_to_what_was_put_in(wanted in wanted()) {
+    fn built_packet_decodes_unchanged(wanted in wanted()) {
         prop_assert_eq!(decode(LinkType::Ethernet, &wanted.frame()), Ok(wanted.packet()));
     }
 
     #[test]
-    fn a_packet_cut_off_by_the_capture_is_the_same_or_truncated(wanted in wanted(), cut in any::<prop::sample::Index>()) {
+    fn truncated_packet_is_equal_or_truncated(wanted in wanted(), cut in any::<prop::sample::Index>()) {
         let frame = wanted.frame();
         // What a checksum says is known only when all that it covers is there.
         let seen = decode(LinkType::Ethernet, &frame[..cut.index(frame.len())])
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mutated_packet_shows_the_same_ports_to_both_decoders(
+    fn both_decoders_agree_on_mutated_packet(
         wanted in wanted(),
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in proptest::option::of(40..100_usize),
@@ -235,7 +235,7 @@ proptest! {
     /// Where the strict slicer, which accepts no contradiction, sees ports, a decoder that is blind to them would let
     /// a scanner pass.
     #[test]
-    fn what_a_strict_decoder_accepts_is_not_missed(
+    fn strictly_valid_packet_is_decoded(
         wanted in wanted(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)
     ) {
         let mut frame = wanted.frame();

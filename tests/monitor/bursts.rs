@@ -49,7 +49,7 @@ async fn read_many(monitor: &mut Monitor) -> HashSet<BanTarget> {
 }
 
 #[test]
-fn a_burst_is_told_in_parts_and_none_is_lost_when_the_wait_is_given_up() {
+fn cancelled_wait_loses_no_notification() {
     watched(async |monitor, _| {
         let buffer = sockopt::socket_recv_buffer_size(&*monitor).unwrap();
         if buffer < 32 << 20 {
@@ -69,7 +69,7 @@ fn a_burst_is_told_in_parts_and_none_is_lost_when_the_wait_is_given_up() {
 }
 
 #[test]
-fn lost_notifications_are_told_in_place_of_all_that_came_before() {
+fn lost_notifications_are_reported_instead() {
     watched(async |monitor, _| {
         sockopt::set_socket_recv_buffer_size(&*monitor, 16 << 10).unwrap();
         nft(&add_many(1_000));
@@ -83,7 +83,7 @@ fn lost_notifications_are_told_in_place_of_all_that_came_before() {
 }
 
 #[test]
-fn a_burst_in_other_tables_does_not_delay_the_rest_of_the_runtime() {
+fn burst_elsewhere_does_not_delay_runtime() {
     watched(async |monitor, _| {
         nft("add table inet other\nadd set inet other s { type ipv4_addr; size 131072; }");
         let text = add_many(MANY).replace("portsentry blocked", "other s").replace(" timeout 1h", "");

@@ -17,7 +17,7 @@ use netns_lab::{TIMEOUT, slowness, within};
 const HOUR: Option<Duration> = Some(super::HOUR);
 
 #[test]
-fn an_element_is_told_with_its_time_when_it_comes_and_when_it_goes() {
+fn element_is_reported_with_its_time() {
     watched(async |monitor, _| {
         for (set, address) in [("blocked", "192.0.2.7"), ("blocked6", "2001:db8:1:2::"), ("blocked6", "fe80::1")] {
             let element = |rest: &str| format!("element inet portsentry {set} {{ {address}{rest} }}");
@@ -35,7 +35,7 @@ fn an_element_is_told_with_its_time_when_it_comes_and_when_it_goes() {
 }
 
 #[test]
-fn an_element_comes_with_the_time_that_is_left() {
+fn element_has_remaining_time() {
     watched(async |monitor, _| {
         let add = told(monitor, "add element inet portsentry blocked { 192.0.2.7 timeout 1d expires 1h }").await;
         assert_eq!(add, [ElementAdded(subject("192.0.2.7"), HOUR)]);
@@ -43,7 +43,7 @@ fn an_element_comes_with_the_time_that_is_left() {
 }
 
 #[test]
-fn one_transaction_is_told_as_one_and_in_order() {
+fn transaction_is_reported_as_one() {
     watched(async |monitor, _| {
         let commands = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 }\n\
             delete element inet portsentry blocked { 192.0.2.1 }\n\
@@ -59,7 +59,7 @@ fn one_transaction_is_told_as_one_and_in_order() {
 }
 
 #[test]
-fn a_network_is_told_whole_when_it_comes_and_when_it_goes() {
+fn network_is_reported_as_one() {
     watched(async |monitor, socket| {
         install(socket, &RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
         let network = |text: &str| BanTarget::exactly(text.parse().unwrap()).unwrap();
@@ -85,7 +85,7 @@ fn a_network_is_told_whole_when_it_comes_and_when_it_goes() {
 }
 
 #[test]
-fn a_flushed_set_is_told_element_by_element() {
+fn flushed_set_is_reported_by_element() {
     watched(async |monitor, _| {
         let add = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 timeout 1h }";
         assert_eq!(told(monitor, add).await.len(), 2);
@@ -97,7 +97,7 @@ fn a_flushed_set_is_told_element_by_element() {
 }
 
 #[test]
-fn a_protected_prefix_is_told_without_its_name() {
+fn protected_prefix_is_reported_unnamed() {
     watched(async |monitor, _| {
         for command in ["add", "delete"] {
             let element = "element inet portsentry allowed { 10.0.0.0/8, 192.0.2.0/25 }";
@@ -110,7 +110,7 @@ fn a_protected_prefix_is_told_without_its_name() {
 }
 
 #[test]
-fn the_daemons_own_bans_are_not_told_until_it_gives_up_its_socket() {
+fn own_bans_are_not_reported() {
     watched(async |monitor, socket| {
         let mut batch = Batch::new();
         for address in ["192.0.2.1", "2001:db8::", "fe80::1"] {
@@ -137,7 +137,7 @@ fn has_come(monitor: &Monitor) -> bool {
 }
 
 #[test]
-fn the_kernel_keeps_the_daemons_own_bans_back() {
+fn kernel_keeps_own_notifications_back() {
     watched(async |monitor, socket| {
         let ban = |socket: &mut Socket, address| {
             let mut batch = Batch::new();
@@ -165,7 +165,7 @@ fn blocked() -> String {
 }
 
 #[test]
-fn an_element_that_a_rule_adds_and_that_expires_is_not_told() {
+fn packet_path_element_is_not_reported() {
     watched(async |monitor, _| {
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         // Long enough for whoever looks whether it has come.

@@ -6,7 +6,7 @@ use portsentry::netlink::nft::{Batch, Installed, RulesetSpec, Set, install, put_
 use super::{assert_quiet, next, nft, subject, told, watched};
 
 #[test]
-fn a_table_that_goes_is_told_once_whatever_was_in_it() {
+fn lost_table_is_reported_once() {
     for command in ["flush ruleset", "delete table inet portsentry"] {
         watched(async |monitor, socket| {
             nft("add element inet portsentry blocked { 192.0.2.1 }");
@@ -24,7 +24,7 @@ fn a_table_that_goes_is_told_once_whatever_was_in_it() {
 }
 
 #[test]
-fn a_table_that_is_replaced_in_one_go_is_told_as_gone_and_then_by_what_is_new() {
+fn replaced_table_is_reported_gone_then_new() {
     watched(async |monitor, _| {
         let file = include_str!("../../nft/portsentry.nft");
         let commands = format!("flush ruleset\n{file}\nadd element inet portsentry blocked {{ 192.0.2.1 }}");
@@ -75,7 +75,7 @@ fn other_tables_are_nobodys_business() {
 }
 
 #[test]
-fn loading_the_file_over_the_table_that_it_describes_adds_its_rules_again_and_is_told() {
+fn reloaded_file_duplicates_are_reported() {
     watched(async |monitor, _| {
         assert_eq!(told(monitor, include_str!("../../nft/portsentry.nft")).await, [RulesetChanged]);
         assert_quiet(monitor).await;

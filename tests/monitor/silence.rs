@@ -32,7 +32,7 @@ fn hushed(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
 }
 
 #[test]
-fn nothing_is_told_of_very_many_bans_that_are_put_back_in_silence() {
+fn silent_restore_reports_nothing() {
     hushed(async |monitor, one, other| {
         assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nobody came between");
         other.put_back(&bans(5_000..9_000)).unwrap();
@@ -43,7 +43,7 @@ fn nothing_is_told_of_very_many_bans_that_are_put_back_in_silence() {
 }
 
 #[test]
-fn a_few_are_told_because_silence_is_for_many() {
+fn few_sources_are_reported_singly() {
     hushed(async |monitor, one, _| {
         one.put_back(&bans(0..1)).unwrap();
         assert!(matches!(next(monitor).await[..], [ElementAdded(..)]));
@@ -51,7 +51,7 @@ fn a_few_are_told_because_silence_is_for_many() {
 }
 
 #[test]
-fn what_others_do_in_a_silence_is_told_as_unheard_when_it_ends() {
+fn changes_during_pause_are_reported_unheard() {
     watched(async |monitor, _| {
         let silence = monitor.pause().begin().unwrap();
         nft("delete table inet portsentry");
@@ -63,7 +63,7 @@ fn what_others_do_in_a_silence_is_told_as_unheard_when_it_ends() {
 }
 
 #[test]
-fn what_others_do_while_bans_are_put_back_is_found_out_by_the_kernels_generation() {
+fn changes_during_restore_are_detected() {
     hushed(async |monitor, one, _| {
         // Another table is as good: which one it was is not known.
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
@@ -84,7 +84,7 @@ fn what_others_do_while_bans_are_put_back_is_found_out_by_the_kernels_generation
 }
 
 #[test]
-fn a_silence_that_nobody_ends_properly_counts_as_one_in_which_something_happened() {
+fn unended_silence_counts_as_change() {
     watched(async |monitor, _| {
         drop(monitor.pause().begin().unwrap());
         assert_eq!(next(monitor).await, [Unheard]);
@@ -93,7 +93,7 @@ fn a_silence_that_nobody_ends_properly_counts_as_one_in_which_something_happened
 }
 
 #[test]
-fn two_silences_at_once_last_until_both_have_ended() {
+fn overlapping_pauses_last_until_both_end() {
     watched(async |monitor, _| {
         let (first, second) = (monitor.pause().begin().unwrap(), monitor.pause().begin().unwrap());
         first.end(|| false);
@@ -105,7 +105,7 @@ fn two_silences_at_once_last_until_both_have_ended() {
 }
 
 #[test]
-fn the_table_deleted_in_a_silence_fails_what_is_put_back_and_is_told_as_unheard() {
+fn table_deleted_during_pause_is_reported() {
     hushed(async |monitor, one, _| {
         nft("delete table inet portsentry");
         assert!(next(monitor).await.contains(&TableGone));

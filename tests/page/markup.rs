@@ -40,7 +40,7 @@ fn values(page: &str, attribute: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_is_opened_is_closed_in_its_order_and_every_character_is_whole() {
+fn markup_is_balanced_and_escaped() {
     let entity = Regex::new("^&(amp|lt|gt|quot|#[0-9]+);").unwrap();
     for page in
         [page(None), html(&ReportStats::read(&State::with(&[]).path(), Duration::from_secs(DAY), now()).unwrap(), None)]
@@ -60,7 +60,7 @@ fn what_is_opened_is_closed_in_its_order_and_every_character_is_whole() {
 }
 
 #[test]
-fn nothing_is_fetched_from_anywhere_and_nothing_runs() {
+fn page_fetches_and_runs_nothing() {
     let page = page(Some("web1"));
     for foreign in
         ["://", "url(", "@import", "<script", "<link", "<img", "<iframe", "<object", "<base", "<form", "expression("]
@@ -76,7 +76,7 @@ fn nothing_is_fetched_from_anywhere_and_nothing_runs() {
 }
 
 #[test]
-fn a_host_s_name_is_text_whatever_it_is() {
+fn host_name_is_always_text() {
     let page = page(Some("<script>\"'&\u{202e}evil"));
     assert!(page.contains("<h1>Blocked port scans on &lt;script&gt;&quot;&#39;&amp;\u{fffd}evil</h1>"), "{page}");
     let _ = tags(&page);
@@ -100,7 +100,7 @@ fn it_can_be_used_without_seeing_it() {
 }
 
 #[test]
-fn every_number_that_is_drawn_is_written_as_well() {
+fn every_drawn_number_is_written() {
     let page = page(None);
     let bar = Regex::new(r#"<rect x="[^"]*" y="[0-9]+" width="[^"]*" height="[0-9]+"><title>([^<]*)</title></rect>"#)
         .unwrap();

@@ -21,7 +21,7 @@ fn failure(output: &Output) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_page_goes_to_standard_output_unless_a_file_is_named() {
+fn page_goes_to_output_or_named_file() {
     let state = state();
     for arguments in [&[][..], &["-o", "-"]] {
         let output = state.report(arguments);
@@ -37,7 +37,7 @@ fn the_page_goes_to_standard_output_unless_a_file_is_named() {
 }
 
 #[test]
-fn a_file_is_replaced_in_one_step_and_keeps_its_permissions() {
+fn file_is_replaced_atomically_with_its_permissions() {
     let state = state();
     let file = state.parent().join("report.html");
     let name = file.to_str().unwrap();
@@ -59,7 +59,7 @@ fn a_file_is_replaced_in_one_step_and_keeps_its_permissions() {
 }
 
 #[test]
-fn a_device_is_written_to_and_not_replaced() {
+fn device_is_written_to_and_not_replaced() {
     let state = state();
     let output = state.report(&["-o", "/dev/stdout"]);
     assert!(output.status.success() && output.stdout.ends_with(b"</html>\n"));
@@ -72,7 +72,7 @@ fn a_device_is_written_to_and_not_replaced() {
 }
 
 #[test]
-fn what_cannot_be_written_or_read_is_said_and_fails() {
+fn unwritable_output_fails_with_error() {
     let state = state();
     let parent = state.parent().to_str().unwrap();
     for file in [parent.to_owned(), format!("{parent}/missing/report.html"), "/proc/report.html".to_owned()] {
@@ -87,7 +87,7 @@ fn what_cannot_be_written_or_read_is_said_and_fails() {
 }
 
 #[test]
-fn a_reader_that_has_had_enough_is_no_error() {
+fn early_end_of_reading_is_no_error() {
     let state = state();
     let mut child = state.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

@@ -62,7 +62,7 @@ fn killed(bans: u32) -> State {
 }
 
 #[test]
-fn a_ledger_at_rest_is_read_and_left_as_it_is() {
+fn resting_ledger_is_read_unchanged() {
     let who = subject("2001:db8:1:2:3::4");
     let bans = [ban(who, ago(3 * DAY), DAY), ban(who, ago(60), DAY), ban(source(1), ago(30), DAY)];
     let state = State::with(&bans);
@@ -77,7 +77,7 @@ fn a_ledger_at_rest_is_read_and_left_as_it_is() {
 }
 
 #[test]
-fn what_a_running_daemon_has_just_written_is_seen() {
+fn fresh_writes_of_daemon_are_seen() {
     let state = State::with(&[]);
     let mut ledger = state.ledger();
     assert_eq!(state.kept_elsewhere(), 0);
@@ -92,7 +92,7 @@ fn what_a_running_daemon_has_just_written_is_seen() {
 }
 
 #[test]
-fn what_a_killed_daemon_has_left_is_read_and_not_repaired() {
+fn ledger_of_killed_daemon_is_read() {
     let state = killed(30);
     let before = picture(&state.path());
     assert_eq!(kept(&state.path()).unwrap(), 30);
@@ -102,7 +102,7 @@ fn what_a_killed_daemon_has_left_is_read_and_not_repaired() {
 }
 
 #[test]
-fn a_log_without_its_index_is_said_and_not_left_out_in_silence() {
+fn missing_log_index_is_reported() {
     let state = killed(3);
     fs::remove_file(state.file("-shm")).unwrap();
     let (error, text) = refusal(&state.path());
@@ -113,7 +113,7 @@ fn a_log_without_its_index_is_said_and_not_left_out_in_silence() {
 
 /// The daemon writes two bans at a time, and is now and then started again, while readers come and go.
 #[test]
-fn every_reader_sees_one_moment_while_the_ledger_changes_under_it() {
+fn reader_sees_one_moment_of_ledger() {
     let state = State::new();
     drop(state.ledger());
     let is_over = AtomicBool::new(false);
@@ -144,7 +144,7 @@ fn every_reader_sees_one_moment_while_the_ledger_changes_under_it() {
 }
 
 #[test]
-fn where_there_is_no_ledger_it_is_said_and_none_is_made() {
+fn missing_ledger_is_reported_and_not_created() {
     let state = State::new();
     let (error, text) = refusal(&state.path());
     assert!(matches!(error, LedgerError::Absent(_)), "{error:?}");
@@ -157,7 +157,7 @@ fn where_there_is_no_ledger_it_is_said_and_none_is_made() {
 }
 
 #[test]
-fn what_is_no_ledger_is_not_taken_for_one() {
+fn foreign_database_is_no_ledger() {
     let state = State::new();
     fs::create_dir(state.path()).unwrap();
     fs::write(state.file(""), "no database at all, and long enough to be one ".repeat(100)).unwrap();
@@ -184,7 +184,7 @@ fn what_is_no_ledger_is_not_taken_for_one() {
 }
 
 #[test]
-fn a_ledger_that_is_damaged_in_the_middle_is_said_to_be_and_stays_where_it_is() {
+fn damaged_ledger_is_reported_and_kept() {
     let bans: Vec<_> = (0..2_000).map(|number| ban(source(number), ago(60), DAY)).collect();
     let state = State::with(&bans);
     let mut content = fs::read(state.file("")).unwrap();
@@ -211,7 +211,7 @@ fn as_nobody(state: &State) -> Option<std::process::Output> {
 }
 
 #[test]
-fn who_may_read_the_files_may_read_the_ledger_and_nobody_else() {
+fn file_permission_decides_ledger_access() {
     for (state, bans) in [(State::with(&[ban(source(1), ago(60), DAY)]), 1), (killed(30), 30)] {
         let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         open(state.parent(), 0o755);

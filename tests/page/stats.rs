@@ -38,7 +38,7 @@ fn scene() -> State {
 }
 
 #[test]
-fn every_ban_of_the_period_is_counted_once_and_where_it_belongs() {
+fn every_ban_of_period_is_counted_once() {
     let stats = stats(&scene(), MONTH);
     assert_eq!((stats.kept, stats.bans, stats.sources), (8, 7, 5));
     assert_eq!((stats.in_force, stats.repeaters, stats.probes), (3, 1, 4 * 7 + 3));
@@ -53,7 +53,7 @@ fn every_ban_of_the_period_is_counted_once_and_where_it_belongs() {
 }
 
 #[test]
-fn networks_are_added_up_by_24_and_by_48_bits() {
+fn networks_are_grouped_by_prefix() {
     let stats = stats(&scene(), MONTH);
     let network = |prefix: &str, bans, sources| Network { prefix: prefix.parse().unwrap(), bans, sources };
     let expected = [network("198.51.100.0/24", 4, 2), network("2001:db8:1::/48", 2, 2), network("10.0.0.0/24", 1, 1)];
@@ -61,7 +61,7 @@ fn networks_are_added_up_by_24_and_by_48_bits() {
 }
 
 #[test]
-fn who_came_back_is_told_with_all_that_is_known_of_it() {
+fn repeat_offender_is_reported_with_history() {
     let stats = stats(&scene(), MONTH);
     let days = |days| Duration::from_secs(days * DAY);
     let expected = Offender {
@@ -78,7 +78,7 @@ fn who_came_back_is_told_with_all_that_is_known_of_it() {
 }
 
 #[test]
-fn recent_bans_and_those_by_hand_are_apart() {
+fn recent_and_operator_bans_are_apart() {
     let stats = stats(&scene(), MONTH);
     let subjects = |bans: &[RecentBan]| bans.iter().map(|ban| ban.subject.to_string()).collect::<Vec<_>>();
     let newest = ["2001:db8:1:2::/64", "198.51.100.200", "198.51.100.1", "198.51.100.1", "198.51.100.1"];
@@ -96,7 +96,7 @@ fn recent_bans_and_those_by_hand_are_apart() {
 }
 
 #[test]
-fn bans_fall_into_the_hours_and_the_stretches_in_which_they_began() {
+fn bans_are_grouped_by_their_begin() {
     let stats = stats(&scene(), MONTH);
     // Saturday, 06:32: an hour, half an hour and a quarter of an hour before.
     assert_eq!((stats.hours[5][5], stats.hours[5][6]), (1, 2));
@@ -110,14 +110,14 @@ fn bans_fall_into_the_hours_and_the_stretches_in_which_they_began() {
 }
 
 #[test]
-fn a_ban_whose_time_is_over_has_expired_although_nobody_has_marked_it() {
+fn unmarked_ban_past_its_time_has_expired() {
     let state = State::with(&[ban(source(1), ago(2 * DAY), DAY), ban(source(2), ago(DAY), DAY)]);
     let stats = stats(&state, MONTH);
     assert_eq!((stats.in_force, stats.ends.expired), (0, 2), "to the moment");
 }
 
 #[test]
-fn the_period_is_closed_at_its_beginning_and_at_its_end() {
+fn period_includes_both_ends() {
     let moment = Duration::from_micros(1);
     let state = State::with(&[
         ban(source(1), ago(DAY), DAY),
@@ -131,7 +131,7 @@ fn the_period_is_closed_at_its_beginning_and_at_its_end() {
 }
 
 #[test]
-fn an_empty_ledger_and_a_quiet_period_are_told_apart_and_kindly() {
+fn empty_ledger_differs_from_quiet_period() {
     let page = |state: &State| html(&stats(state, MONTH), None);
     let empty = page(&State::with(&[]));
     assert!(empty.contains("<h2>No source has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
@@ -176,7 +176,7 @@ fn page_and_json_say_the_same_numbers() {
 }
 
 #[test]
-fn rows_that_make_no_sense_are_left_out_and_counted() {
+fn invalid_rows_are_left_out_and_counted() {
     let state =
         State::with(&[ban(source(1), ago(60), DAY), ban(source(2), ago(60), DAY), ban(source(3), ago(60), DAY)]);
     let hostile = state.intruder();
@@ -192,7 +192,7 @@ fn rows_that_make_no_sense_are_left_out_and_counted() {
 }
 
 #[test]
-fn times_and_counts_beyond_all_measure_break_nothing() {
+fn extreme_times_and_counts_are_safe() {
     let state =
         State::with(&[ban(source(1), ago(60), DAY), ban(source(2), ago(60), DAY), ban(source(3), ago(60), DAY)]);
     let hostile = state.intruder();
@@ -207,7 +207,7 @@ fn times_and_counts_beyond_all_measure_break_nothing() {
 }
 
 #[test]
-fn a_hundred_thousand_bans_are_added_up_right() {
+fn hundred_thousand_bans_are_summed_up() {
     let state = State::with(&[]);
     // 50,000 sources in 196 networks, each banned twice; by the database itself, which is quicker than one by one.
     let fill = "
@@ -234,7 +234,7 @@ fn a_hundred_thousand_bans_are_added_up_right() {
 }
 
 #[test]
-fn what_keeps_the_ledger_from_being_read_is_no_empty_page() {
+fn unreadable_ledger_is_no_empty_page() {
     let error = ReportStats::read(&State::new().path(), MONTH, now()).unwrap_err();
     assert!(matches!(error, LedgerError::Absent(_)), "{error:?}");
 }

@@ -63,7 +63,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_link_leads_to_a_file_and_a_heading_that_are_there() {
+fn links_lead_to_existing_headings() {
     let link = Regex::new(r"\]\(([^() ]+)\)").unwrap();
     let mut followed = 0;
     for (name, page) in pages() {
@@ -87,7 +87,7 @@ fn every_link_leads_to_a_file_and_a_heading_that_are_there() {
 }
 
 #[test]
-fn every_page_can_be_reached_from_the_readme() {
+fn pages_are_reachable_from_readme() {
     let link = Regex::new(r"\]\(([^() #]+\.md)").unwrap();
     let (mut reached, mut ahead) = (BTreeSet::new(), vec![path("README.md")]);
     while let Some(page) = ahead.pop() {
@@ -139,7 +139,7 @@ fn invocations(line: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn every_command_in_a_block_is_one_that_the_program_takes() {
+fn commands_in_blocks_are_accepted() {
     let mut tried = BTreeSet::new();
     for (name, page) in pages() {
         for block in blocks(&page).0.iter().filter(|block| ["sh", "console"].contains(&block.language)) {
@@ -161,7 +161,7 @@ fn every_command_in_a_block_is_one_that_the_program_takes() {
 }
 
 #[test]
-fn every_command_and_flag_in_the_running_text_is_one_of_the_program() {
+fn documented_commands_and_flags_exist() {
     let span = Regex::new(r"`portsentry ([^`]+)`").unwrap();
     let grammar = cli::grammar();
     let longs = |command: &clap::Command| -> BTreeSet<String> {
@@ -187,7 +187,7 @@ fn every_command_and_flag_in_the_running_text_is_one_of_the_program() {
 }
 
 #[test]
-fn all_settings_in_the_documents_are_read_by_the_program() {
+fn documented_settings_are_read_by_program() {
     let mut read = 0;
     for (name, page) in pages() {
         for block in blocks(&page).0.iter().filter(|block| block.language == "toml") {
@@ -215,7 +215,7 @@ fn functions(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn the_tests_that_the_threat_model_names_are_there() {
+fn tests_named_in_threat_model_exist() {
     let mut there = BTreeSet::new();
     functions(&path("src"), &mut there);
     functions(&path("tests"), &mut there);
@@ -234,7 +234,7 @@ fn the_tests_that_the_threat_model_names_are_there() {
 }
 
 #[test]
-fn every_threat_has_a_number_of_its_own_and_says_where_it_is_tested() {
+fn threat_has_unique_number_and_test() {
     let page = text("docs/threat-model.md");
     let numbers = |pattern: &str| -> Vec<u32> {
         let regex = Regex::new(pattern).unwrap();
@@ -282,7 +282,7 @@ fn targets(panel: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[test]
-fn the_dashboard_shows_every_figure_and_none_that_does_not_exist() {
+fn dashboard_shows_exactly_existing_metrics() {
     let (dashboard, families) = (dashboard(), families());
     assert!(families.len() > 15, "{families:?}");
     let known: BTreeSet<&String> = families.values().flatten().collect();
@@ -311,7 +311,7 @@ fn the_dashboard_shows_every_figure_and_none_that_does_not_exist() {
 }
 
 #[test]
-fn the_dashboard_can_be_imported_for_any_data_source() {
+fn dashboard_imports_for_any_data_source() {
     let dashboard = dashboard();
     // 39 is that of Grafana 10 and 11; later ones bring it up to theirs.
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
@@ -339,7 +339,7 @@ fn the_dashboard_can_be_imported_for_any_data_source() {
 }
 
 #[test]
-fn every_alert_asks_for_figures_that_there_are() {
+fn every_alert_uses_existing_metrics() {
     let families = families();
     let known: BTreeSet<&String> = families.values().flatten().collect();
     let rules = text("examples/prometheus-alerts.yml");

@@ -66,7 +66,7 @@ fn is_exposed_at_most(unit: &Path, tenths: u32) -> bool {
 }
 
 #[test]
-fn the_unit_is_rated_below_two_and_the_rating_can_fail() {
+fn unit_rating_is_below_two() {
     let (_folder, unit) = laid_out(&[]);
     assert!(is_exposed_at_most(&unit, 19));
     std::fs::write(&unit, "[Service]\nExecStart=/bin/true\n").unwrap();
@@ -74,7 +74,7 @@ fn the_unit_is_rated_below_two_and_the_rating_can_fail() {
 }
 
 #[test]
-fn systemd_understands_the_unit_and_every_drop_in() {
+fn systemd_accepts_unit_and_drop_ins() {
     let all = drop_ins();
     assert!(all.len() >= 4, "{all:?}");
     let sets = all.iter().map(|one| vec![one.as_path()]).chain([vec![], all.iter().map(PathBuf::as_path).collect()]);
@@ -90,7 +90,7 @@ fn systemd_understands_the_unit_and_every_drop_in() {
 }
 
 #[test]
-fn the_unit_keeps_what_the_program_reads_and_asks_for() {
+fn unit_permits_what_program_needs() {
     let unit = text("packaging/portsentry.service");
     // The ports of own connections stand in /proc/sys.
     assert_eq!(values(&unit, "ProcSubset"), [""; 0]);
@@ -143,7 +143,7 @@ fn fleet_unit_has_no_rights_but_network() {
 }
 
 #[test]
-fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
+fn packaged_files_exist_and_are_listed() {
     let manifest = text("Cargo.toml");
     let asset = Regex::new(r#"(?m)^    \["([^"]+)", "[^"]+", "[0-7]+"\],$"#).unwrap();
     let sources: BTreeSet<&str> = asset.captures_iter(&manifest).map(|found| found.get(1).unwrap().as_str()).collect();
@@ -175,7 +175,7 @@ fn whatever_the_package_lists_is_there_and_every_packaged_file_is_listed() {
 }
 
 #[test]
-fn the_page_of_the_settings_is_what_its_generator_makes_of_them() {
+fn manual_page_equals_generated_page() {
     let mut awk = Command::new("awk");
     awk.env("LC_ALL", "C")
         .arg("-f")
@@ -189,7 +189,7 @@ fn the_page_of_the_settings_is_what_its_generator_makes_of_them() {
 }
 
 #[test]
-fn the_page_of_the_settings_names_every_key() {
+fn manual_page_names_every_key() {
     let page = text("docs/portsentry.toml.5");
     let (mut section, mut keys) = (String::new(), Vec::new());
     for line in text("examples/portsentry.toml").lines() {
@@ -217,7 +217,7 @@ fn both_manual_pages_are_clean_mdoc() {
 }
 
 #[test]
-fn completions_name_every_flag_and_command_as_it_is_typed() {
+fn completions_name_every_flag_and_command() {
     let mut grammar = cli::grammar();
     grammar.build();
     for (shell, option, classic) in [(Shell::Bash, "--", "-"), (Shell::Zsh, "--", "-"), (Shell::Fish, "-l ", "-o ")] {
@@ -286,7 +286,7 @@ fn unblock_completes_what_is_blocked() {
 }
 
 #[test]
-fn the_program_prints_completions_and_refuses_other_shells() {
+fn completions_refuse_unknown_shell() {
     let program = || Command::new(assert_cmd::cargo::cargo_bin!("portsentry"));
     let output = run(program().args(["completions", "zsh"]));
     assert_eq!((output.status.code(), shown(&output)), (Some(0), Shell::Zsh.completions()));
@@ -325,7 +325,7 @@ fn matches(rules: &str, line: &str) -> bool {
 }
 
 #[test]
-fn logcheck_leaves_out_what_is_routine_and_raises_what_is_not() {
+fn logcheck_ignores_only_routine_lines() {
     const ROUTINE: &str = "packaging/logcheck/ignore";
     const ALARM: &str = "packaging/logcheck/violations";
     let subject: BanTarget = BanTarget::V4("192.0.2.7".parse().unwrap());
@@ -374,7 +374,7 @@ fn history_survives_rotation_and_jail_starts_fresh() {
 }
 
 #[test]
-fn the_example_ruleset_loads_with_the_table_that_it_includes() {
+fn example_ruleset_loads_with_included_table() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("firewall.nft");
     let included = path("nft/portsentry.nft");
@@ -418,7 +418,7 @@ fn mail_example_names_bans_and_counts() {
 }
 
 #[test]
-fn shell_scripts_of_the_package_have_no_known_mistakes() {
+fn packaged_scripts_pass_shellcheck() {
     let tests = [
         "tests/crowdsec.sh",
         "tests/debian.sh",
@@ -444,7 +444,7 @@ fn shell_scripts_of_the_package_have_no_known_mistakes() {
 }
 
 #[test]
-fn the_packaged_settings_are_the_built_in_ones() {
+fn packaged_settings_are_built_in_ones() {
     let config = Config::load(&path("examples/portsentry.toml")).unwrap();
     assert_eq!(config, Config::builtin());
     assert!(config.detect.window > Duration::ZERO);

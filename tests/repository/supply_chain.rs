@@ -58,7 +58,7 @@ fn checksums(lock: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_list_of_parts_has_every_crate_that_is_built_and_no_other() {
+fn parts_list_has_every_built_crate() {
     let parts: Value = serde_json::from_str(&parts()).unwrap();
     let listed: BTreeMap<&str, &str> =
         list(&parts, "components").iter().map(|part| (string(part, "bom-ref"), string(part, "scope"))).collect();
@@ -128,7 +128,7 @@ fn the_list_of_parts_keeps_to_cyclonedx() {
 }
 
 #[test]
-fn the_sqlite_of_the_list_is_the_one_that_runs() {
+fn listed_sqlite_is_running_one() {
     let parts: Value = serde_json::from_str(&parts()).unwrap();
     let found: Vec<_> = list(&parts, "components").iter().filter(|part| part["name"] == "sqlite").collect();
     let [sqlite] = found.as_slice() else { panic!("{found:?}") };
@@ -141,7 +141,7 @@ fn the_sqlite_of_the_list_is_the_one_that_runs() {
 }
 
 #[test]
-fn every_direct_dependency_has_its_line_in_the_document_and_no_default_features() {
+fn dependency_is_documented_without_default_features() {
     let manifest = manifest();
     let document = text("docs/dependencies.md");
     let (program, tests) = document.split_once("## Tests and benchmarks").unwrap();
@@ -165,7 +165,7 @@ fn every_direct_dependency_has_its_line_in_the_document_and_no_default_features(
 }
 
 #[test]
-fn the_oldest_rust_and_the_tools_are_the_same_wherever_they_are_named() {
+fn rust_version_and_tools_are_consistent() {
     let manifest = manifest();
     let oldest = string(&manifest, "rust_version");
     let rust = Regex::new(r"Rust (1\.[0-9]+)").unwrap();

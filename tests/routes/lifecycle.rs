@@ -21,7 +21,7 @@ fn without_capability<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> T 
 }
 
 #[test]
-fn a_ban_that_is_there_gets_the_new_end() {
+fn existing_ban_gets_new_end() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
     let both = [subject("192.0.2.1"), subject("2001:db8:1::1")];
@@ -37,7 +37,7 @@ fn a_ban_that_is_there_gets_the_new_end() {
 }
 
 #[test]
-fn there_are_no_more_than_the_settings_allow() {
+fn prefix_bans_stay_within_bound() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = lab.inside("victim", || Routes::open(Kind::Blackhole, 2)).unwrap();
     routes.block(&[(subject("192.0.2.1"), seconds(9)), (subject("192.0.2.2"), seconds(99))], at(0)).unwrap();
@@ -50,7 +50,7 @@ fn there_are_no_more_than_the_settings_allow() {
 }
 
 #[test]
-fn ten_thousand_bans_are_laid_found_and_end_in_pieces() {
+fn ten_thousand_route_bans_end_in_rounds() {
     let lab = Lab::new(&["attacker"]);
     let v4 = (0..8_000_u32).map(|n| BanTarget::V4(Ipv4Addr::from_bits(0xc612_0000 + n)));
     let v6 = (0..2_000_u128).map(|n| BanTarget::V6(Ipv6Addr::from_bits((0x2001_0db8_0001_0000 + n) << 64)));
@@ -73,7 +73,7 @@ fn ten_thousand_bans_are_laid_found_and_end_in_pieces() {
 }
 
 #[test]
-fn what_a_crash_left_behind_is_kept_replaced_or_swept_away() {
+fn leftovers_of_crash_are_reconciled() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip("route add blackhole 192.0.2.200");
     // One run, another one with another kind, and something of that number which neither would lay.
@@ -100,7 +100,7 @@ fn what_a_crash_left_behind_is_kept_replaced_or_swept_away() {
 }
 
 #[test]
-fn a_ban_replaces_an_own_route_that_nobody_asked_the_kernel_for_before() {
+fn ban_replaces_unclaimed_own_route() {
     let lab = Lab::new(&["attacker"]);
     open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.1", "2001:db8:1::1"]), at(0)).unwrap();
     let mut routes = open(&lab, Kind::Blackhole);
@@ -109,7 +109,7 @@ fn a_ban_replaces_an_own_route_that_nobody_asked_the_kernel_for_before() {
 }
 
 #[test]
-fn routes_that_go_with_a_link_are_missed_and_can_be_laid_again() {
+fn routes_lost_with_link_are_restored() {
     let lab = Lab::new(&["attacker"]);
     let gateway = "10.77.1.200".parse().unwrap();
     let mut routes = open(&lab, Kind::Via(gateway));
@@ -138,7 +138,7 @@ fn routes_that_go_with_a_link_are_missed_and_can_be_laid_again() {
 }
 
 #[test]
-fn a_removal_that_fails_is_tried_again_until_the_route_is_gone() {
+fn failed_removal_is_retried() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
     let (first, second, third) = (subject("192.0.2.1"), subject("192.0.2.2"), subject("192.0.2.3"));

@@ -7,7 +7,7 @@ use crate::support::{at, for_ever, only_failure, open, own, shown, subject};
 use netns_lab::Lab;
 
 #[test]
-fn an_administrators_route_to_the_same_prefix_stays_and_the_ban_is_refused() {
+fn administrators_route_refuses_route_ban() {
     let lab = Lab::new(&["attacker"]);
     let gateways = [lab.v4("attacker").to_string(), lab.v6("attacker").to_string()];
     // With and without a metric, by another protocol number, and one that blocks already.
@@ -39,7 +39,7 @@ fn an_administrators_route_to_the_same_prefix_stays_and_the_ban_is_refused() {
 }
 
 #[test]
-fn routes_around_and_inside_a_banned_prefix_stay_and_lifting_finds_the_own_one_only() {
+fn lifting_finds_only_own_route() {
     let lab = Lab::new(&["attacker"]);
     let (v4, v6) = (lab.v4("attacker"), lab.v6("attacker"));
     let others = [
@@ -65,7 +65,7 @@ fn routes_around_and_inside_a_banned_prefix_stay_and_lifting_finds_the_own_one_o
 }
 
 #[test]
-fn a_ban_that_an_administrator_replaced_is_missed_and_never_taken_back_from_him() {
+fn administrators_route_replaces_ban_and_stays() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
     let hers = subject("198.51.100.7");
@@ -81,7 +81,7 @@ fn a_ban_that_an_administrator_replaced_is_missed_and_never_taken_back_from_him(
 }
 
 #[test]
-fn what_must_be_reached_is_never_cut_off() {
+fn protected_prefix_gets_no_route() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
     let nets = ["10.77.1.1/32", "203.0.113.0/24", "2001:db8:53::53/128", "2001:db8:aaaa::/48"];
@@ -110,7 +110,7 @@ fn what_must_be_reached_is_never_cut_off() {
 }
 
 #[test]
-fn who_becomes_protected_is_lifted_also_where_a_crash_left_the_route_behind() {
+fn protected_target_is_lifted_after_crash() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
     routes.block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1:1::1", "2001:db8:1:2::1"]), at(0)).unwrap();

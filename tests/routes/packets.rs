@@ -32,7 +32,7 @@ fn refusal(lab: &Lab, target: IpAddr) -> Option<Errno> {
 }
 
 #[test]
-fn a_blocked_attacker_gets_no_connection_until_the_ban_is_over() {
+fn blocked_attacker_connects_only_after_expiry() {
     let lab = Lab::new(&["attacker", "third"]);
     let _services = Services::open(&lab, &[PORT]);
     let (far, victim_v6) = from_afar(&lab);
@@ -61,7 +61,7 @@ fn a_blocked_attacker_gets_no_connection_until_the_ban_is_over() {
 }
 
 #[test]
-fn each_kind_is_what_ip_shows_and_what_a_program_of_this_host_is_told() {
+fn route_kinds_show_expected_errors() {
     let lab = Lab::new(&["attacker"]);
     let (v4, v6) = ("198.51.100.7", "2001:db8:5:6::7");
     lab.victim_ip(&format!("route add default via {}", lab.v4("attacker")));
@@ -90,7 +90,7 @@ fn each_kind_is_what_ip_shows_and_what_a_program_of_this_host_is_told() {
 }
 
 #[test]
-fn a_dead_gateway_serves_its_own_family_and_the_other_gets_a_blackhole() {
+fn dead_gateway_serves_own_family_only() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Via("10.77.1.200".parse().unwrap()));
     routes.block(&for_ever(&["198.51.100.7", "2001:db8:5:6::7"]), at(0)).unwrap();
@@ -110,7 +110,7 @@ fn a_dead_gateway_serves_its_own_family_and_the_other_gets_a_blackhole() {
 
 /// What the manual has to say of this way to block: it stops answers, not packets.
 #[test]
-fn a_datagram_of_a_blocked_source_still_arrives() {
+fn datagram_of_blocked_source_arrives_without_nft() {
     let lab = Lab::new(&["attacker"]);
     // With reverse-path filtering the kernel drops what comes from where nothing can be sent to.
     lab.run("victim", "sysctl", &["-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.attacker.rp_filter=0"]);

@@ -10,7 +10,7 @@ use portsentry::types::{BanTarget, Expiry};
 use super::{installed, installed_with, nearly, nft, seconds, subject};
 
 #[test]
-fn a_ban_has_the_timeout_that_was_asked_for() {
+fn ban_has_requested_timeout() {
     installed(|sets| {
         let bans = [
             (subject("192.0.2.7"), seconds(86_400)),
@@ -35,7 +35,7 @@ fn a_ban_has_the_timeout_that_was_asked_for() {
 }
 
 #[test]
-fn blocking_again_sets_the_time_anew_both_ways() {
+fn blocking_again_sets_new_expiry() {
     installed(|sets| {
         let who = subject("192.0.2.7");
         for expiry in [60, 3_600, 120, 120] {
@@ -50,7 +50,7 @@ fn blocking_again_sets_the_time_anew_both_ways() {
 }
 
 #[test]
-fn a_ban_that_runs_out_is_gone_and_can_come_back() {
+fn expired_ban_can_return() {
     installed(|sets| {
         let who = subject("192.0.2.7");
         sets.block(&[(who, seconds(1))]).unwrap();
@@ -67,7 +67,7 @@ fn a_ban_that_runs_out_is_gone_and_can_come_back() {
 }
 
 #[test]
-fn the_same_subject_twice_in_one_call_gets_the_last_expiry() {
+fn repeated_target_in_call_gets_last_expiry() {
     installed(|sets| {
         let who = subject("192.0.2.7");
         sets.block(&[(who, seconds(60)), (who, seconds(3_600))]).unwrap();
@@ -76,7 +76,7 @@ fn the_same_subject_twice_in_one_call_gets_the_last_expiry() {
 }
 
 #[test]
-fn a_full_set_takes_what_fits_names_the_rest_and_still_extends() {
+fn full_set_names_refused_bans() {
     installed_with(RulesetSpec { size: 4, ..RulesetSpec::default() }, |sets| {
         let bans: Vec<_> = (1..=6).map(|n| (subject(&format!("192.0.2.{n}")), seconds(60))).collect();
         let Err(BlockError::Failed { asked: 6, failed }) = sets.block(&bans) else { panic!() };
@@ -94,7 +94,7 @@ fn a_full_set_takes_what_fits_names_the_rest_and_still_extends() {
 }
 
 #[test]
-fn lifting_frees_who_was_blocked_and_passes_over_who_was_not() {
+fn lifting_frees_banned_and_skips_others() {
     installed(|sets| {
         let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(subject);
         sets.lift(&all).unwrap();
@@ -105,7 +105,7 @@ fn lifting_frees_who_was_blocked_and_passes_over_who_was_not() {
 }
 
 #[test]
-fn ten_thousand_in_one_call_are_all_there() {
+fn ten_thousand_bans_in_call_are_there() {
     installed(|sets| {
         let bans: Vec<_> = (0..10_000_u32)
             .map(|n| {
@@ -139,7 +139,7 @@ fn elements_that_an_administrator_added_are_seen() {
 }
 
 #[test]
-fn a_restored_ban_shows_what_it_was_and_what_is_left() {
+fn restored_ban_shows_full_and_remaining_time() {
     installed(|sets| {
         let (day, hour) = (Some(Duration::from_secs(86_400)), Duration::from_secs(3_600));
         let bans = [
@@ -166,7 +166,7 @@ fn a_restored_ban_shows_what_it_was_and_what_is_left() {
 }
 
 #[test]
-fn a_restored_ban_ends_when_its_rest_is_over() {
+fn restored_ban_expires_on_time() {
     installed(|sets| {
         let who = subject("192.0.2.7");
         sets.restore(&[(who, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
@@ -180,7 +180,7 @@ fn a_restored_ban_ends_when_its_rest_is_over() {
 }
 
 #[test]
-fn those_who_are_missing_are_named_and_nobody_else() {
+fn missing_targets_are_named_alone() {
     installed(|sets| {
         let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(subject);
         assert_eq!(sets.missing(&all).unwrap(), all);

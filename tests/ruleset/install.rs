@@ -8,7 +8,7 @@ use netns_lab::Namespace;
 use super::{FILE, installed, listing, load, nearly, nft, seconds, subject};
 
 #[test]
-fn what_the_daemon_creates_is_what_the_file_creates() {
+fn created_table_equals_file() {
     let from_file = Namespace::with_loopback().inside(|| {
         load(FILE);
         listing()
@@ -36,7 +36,7 @@ fn elements_print_the_same_in_both() {
 }
 
 #[test]
-fn a_table_of_its_own_is_adopted_with_its_bans() {
+fn own_table_is_adopted_with_bans() {
     installed(|first| {
         first.block(&[(subject("192.0.2.1"), seconds(60))]).unwrap();
         let mut second = Nft::open().unwrap();
@@ -47,7 +47,7 @@ fn a_table_of_its_own_is_adopted_with_its_bans() {
 }
 
 #[test]
-fn a_table_loaded_from_the_file_is_adopted_whatever_size_is_asked_for() {
+fn table_loaded_from_file_is_adopted() {
     Namespace::with_loopback().inside(|| {
         load(FILE);
         let installed = Nft::open().unwrap().install(&RulesetSpec { size: 10, ..RulesetSpec::default() }).unwrap();
@@ -56,7 +56,7 @@ fn a_table_loaded_from_the_file_is_adopted_whatever_size_is_asked_for() {
 }
 
 #[test]
-fn a_table_whose_rules_have_counted_is_adopted() {
+fn used_table_is_adopted() {
     installed(|sets| {
         sets.block(&[(subject("127.0.0.1"), seconds(60))]).unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -172,7 +172,7 @@ fn file_with_altered_sets_is_refused() {
 }
 
 #[test]
-fn many_that_install_at_once_end_with_one_table() {
+fn concurrent_installs_leave_one_table() {
     let namespace = Namespace::with_loopback();
     let results: Vec<Installed> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
@@ -187,7 +187,7 @@ fn many_that_install_at_once_end_with_one_table() {
 }
 
 #[test]
-fn a_deleted_table_is_told_and_can_be_installed_again() {
+fn deleted_table_is_reported_and_reinstalled() {
     installed(|sets| {
         nft("delete table inet portsentry");
         let who = subject("192.0.2.7");
@@ -203,7 +203,7 @@ fn a_deleted_table_is_told_and_can_be_installed_again() {
 }
 
 #[test]
-fn whoever_lacks_the_capability_is_told_which_one() {
+fn missing_capability_is_named() {
     Namespace::with_loopback().inside(|| {
         // The capability is dropped from this thread alone.
         let none = rustix::thread::CapabilitySet::empty();

@@ -19,7 +19,7 @@ fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
 }
 
 #[test]
-fn the_probe_finds_what_is_known_of_the_version_and_leaves_nothing_behind() {
+fn feature_probe_leaves_nothing_behind() {
     installed(|sets| {
         let found = sets.kernel();
         assert_eq!(sets.elements().unwrap(), []);
@@ -36,7 +36,7 @@ fn the_probe_finds_what_is_known_of_the_version_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_ban_lasts_as_it_was_said_last_whether_it_was_there_or_not() {
+fn last_expiry_of_ban_wins() {
     each(|sets| {
         let (new, there) = (subject("192.0.2.7"), subject("192.0.2.8"));
         let (wide, gone) = (subject("2001:db8:1:2::5"), subject("192.0.2.9"));
@@ -68,7 +68,7 @@ fn a_ban_lasts_as_it_was_said_last_whether_it_was_there_or_not() {
 }
 
 #[test]
-fn who_is_lifted_may_be_blocked_or_not() {
+fn lifted_source_may_be_banned_again() {
     each(|sets| {
         let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(subject);
         sets.lift(&all).unwrap();
@@ -79,7 +79,7 @@ fn who_is_lifted_may_be_blocked_or_not() {
 }
 
 #[test]
-fn a_table_that_is_gone_is_said_to_be_gone() {
+fn lost_table_is_reported() {
     Namespace::with_loopback().inside(|| {
         for oldest in [false, true] {
             let mut sets = Nft::open().unwrap();

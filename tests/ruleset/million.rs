@@ -16,7 +16,7 @@ fn ban(number: u32) -> (BanTarget, Expiry) {
 }
 
 #[test]
-fn a_million_bans_are_held_extended_lifted_and_bounded_without_reading_them_all() {
+fn million_bans_are_held_and_bounded() {
     installed_with(RulesetSpec { size: SIZE, ..RulesetSpec::default() }, |sets| {
         let start = Instant::now();
         let mut bans = Vec::with_capacity(50_000);

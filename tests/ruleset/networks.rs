@@ -36,7 +36,7 @@ fn why(result: Result<(), BlockError>) -> String {
 }
 
 #[test]
-fn networks_and_single_sources_are_blocked_together_and_read_back() {
+fn networks_and_sources_read_back_together() {
     installed_with(WIDE, |sets| {
         let all = ["198.51.100.0/24", "10.0.0.0/8", "255.255.255.128/25", "2001:db8:1:ff00::/56", "2001:db8:2::/48"];
         let mut bans: Vec<_> = all.iter().map(|text| (network(text), seconds(60))).collect();
@@ -55,7 +55,7 @@ fn networks_and_single_sources_are_blocked_together_and_read_back() {
 }
 
 #[test]
-fn a_ban_by_another_name_is_extended_shortened_and_made_permanent() {
+fn target_spelled_differently_is_same_ban() {
     installed_with(WIDE, |sets| {
         let who = network("198.51.100.0/24");
         for (expiry, wanted) in [(60, 60), (600, 600), (30, 30)] {
@@ -70,7 +70,7 @@ fn a_ban_by_another_name_is_extended_shortened_and_made_permanent() {
 }
 
 #[test]
-fn a_wider_network_takes_the_place_of_those_inside_it() {
+fn wider_network_replaces_inner_ones() {
     installed_with(WIDE, |sets| {
         let inside = ["10.1.0.0/24", "10.1.1.0/24", "10.1.255.254/31"];
         sets.block(&inside.map(|text| (network(text), seconds(600)))).unwrap();
@@ -82,7 +82,7 @@ fn a_wider_network_takes_the_place_of_those_inside_it() {
 }
 
 #[test]
-fn a_network_inside_one_that_lasts_as_long_is_blocked_already_and_one_that_outlasts_it_is_refused() {
+fn inner_network_with_later_end_is_refused() {
     installed_with(WIDE, |sets| {
         sets.block(&[(network("10.1.0.0/16"), seconds(600))]).unwrap();
         // With the first address of the wider one, with its last, and amid it.
@@ -106,7 +106,7 @@ fn a_network_inside_one_that_lasts_as_long_is_blocked_already_and_one_that_outla
 }
 
 #[test]
-fn one_network_that_is_refused_keeps_nobody_else_from_being_blocked() {
+fn refused_network_stops_no_other_ban() {
     installed_with(WIDE, |sets| {
         sets.block(&[(network("10.1.0.0/16"), seconds(60))]).unwrap();
         let bans = ["10.1.1.0/24", "10.2.0.0/24"].map(|text| (network(text), seconds(600)));
@@ -120,7 +120,7 @@ fn one_network_that_is_refused_keeps_nobody_else_from_being_blocked() {
 }
 
 #[test]
-fn an_interval_of_somebody_else_that_is_no_network_is_told_in_parts_and_not_overwritten() {
+fn foreign_interval_is_reported_and_kept() {
     installed_with(WIDE, |sets| {
         nft("add element inet portsentry blocked_nets { 10.0.0.4-10.0.0.11 timeout 1h }");
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
@@ -132,7 +132,7 @@ fn an_interval_of_somebody_else_that_is_no_network_is_told_in_parts_and_not_over
 }
 
 #[test]
-fn a_ban_of_a_network_ends_by_itself_and_can_come_again() {
+fn network_ban_expires_and_returns() {
     installed_with(WIDE, |sets| {
         let (inner, outer) = (network("10.1.1.0/24"), network("10.1.0.0/16"));
         sets.block(&[(inner, seconds(1))]).unwrap();
@@ -147,7 +147,7 @@ fn a_ban_of_a_network_ends_by_itself_and_can_come_again() {
 }
 
 #[test]
-fn a_set_of_networks_has_an_end_and_says_so() {
+fn network_set_reports_its_end() {
     installed_with(WIDE, |sets| {
         let bans: Vec<_> = (0..9_000_u32)
             .map(|n| {
@@ -163,7 +163,7 @@ fn a_set_of_networks_has_an_end_and_says_so() {
 }
 
 #[test]
-fn the_sets_of_networks_come_when_they_are_needed_and_stay_with_what_they_hold() {
+fn network_sets_appear_when_needed() {
     installed(|sets| {
         sets.block(&[(subject("192.0.2.7"), seconds(60))]).unwrap();
         assert!(matches!(sets.block(&[(network("10.1.0.0/16"), seconds(60))]), Err(BlockError::Gone)));
@@ -181,7 +181,7 @@ fn the_sets_of_networks_come_when_they_are_needed_and_stay_with_what_they_hold()
 }
 
 #[test]
-fn a_table_with_one_of_the_two_sets_gets_the_other() {
+fn table_with_one_set_gets_the_other() {
     installed_with(WIDE, |sets| {
         sets.block(&[(network("2001:db8:2::/48"), seconds(60))]).unwrap();
         nft("flush chain inet portsentry prerouting; delete set inet portsentry blocked_nets");

@@ -59,7 +59,7 @@ fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
 }
 
 #[test]
-fn packets_of_a_blocked_source_are_dropped_and_those_of_an_allowed_one_are_not() {
+fn blocked_source_is_dropped_allowed_passes() {
     cabled(|sets, stranger| {
         let ways = [("192.0.2.2", "192.0.2.1"), ("2001:db8:0:2::2", "2001:db8:0:1::1"), ("fe80::b", "fe80::a")];
         for (from, to) in ways {
@@ -79,7 +79,7 @@ fn packets_of_a_blocked_source_are_dropped_and_those_of_an_allowed_one_are_not()
 }
 
 #[test]
-fn packets_from_a_blocked_network_are_dropped_until_it_is_lifted() {
+fn blocked_network_is_dropped_until_lifted() {
     cabled(|sets, stranger| {
         let ways =
             [("192.0.2.2", "192.0.2.1", "192.0.2.0/24"), ("2001:db8:0:2::2", "2001:db8:0:1::1", "2001:db8::/56")];
@@ -101,7 +101,7 @@ fn packets_from_a_blocked_network_are_dropped_until_it_is_lifted() {
 }
 
 #[test]
-fn a_link_local_neighbour_is_blocked_without_its_neighbours() {
+fn link_local_neighbour_is_banned_alone() {
     cabled(|sets, stranger| {
         sets.block(&[(subject("fe80::c"), seconds(60))]).unwrap();
         assert!(arrives(stranger, "fe80::b", "fe80::a"));

@@ -8,7 +8,7 @@ use portsentry::enforce::nft::Nft;
 use super::{installed, listing, nft, seconds, subject};
 
 #[test]
-fn protecting_replaces_the_prefixes_and_merges_those_that_overlap() {
+fn protecting_replaces_and_merges_prefixes() {
     installed(|sets| {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         sets.protect(&prefixes(&["10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32", "2001:db8::/32", "2001:db8:1::/48"]))
@@ -30,7 +30,7 @@ fn protecting_replaces_the_prefixes_and_merges_those_that_overlap() {
 }
 
 #[test]
-fn nobody_loses_protection_while_one_prefix_takes_the_place_of_another() {
+fn replacing_one_prefix_keeps_protection() {
     installed(|sets| {
         // Two apart: none begins where the one before it ends.
         let lost = dropped(sets, 2, |sets, prefixes| sets.follow_protected(prefixes).unwrap());
@@ -39,7 +39,7 @@ fn nobody_loses_protection_while_one_prefix_takes_the_place_of_another() {
 }
 
 #[test]
-fn nobody_loses_protection_while_all_prefixes_are_replaced() {
+fn replacing_all_prefixes_keeps_protection() {
     installed(|sets| {
         let lost = dropped(sets, 1, |sets, prefixes| sets.protect(prefixes).unwrap());
         // Older ones do lose some packets; docs/kernels.md.
@@ -86,7 +86,7 @@ fn dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet:
 }
 
 #[test]
-fn thousands_of_prefixes_are_protected_in_one_transaction() {
+fn thousands_of_prefixes_take_one_transaction() {
     installed(|sets| {
         let prefixes: Vec<_> = (0..5_000_u32)
             .map(|n| ipnet::Ipv4Net::new_assert((0x0a00_0000 + n * 512).into(), 24).into())
@@ -102,7 +102,7 @@ fn thousands_of_prefixes_are_protected_in_one_transaction() {
 }
 
 #[test]
-fn only_what_has_changed_is_sent_and_comes_to_the_same() {
+fn only_changes_are_sent() {
     installed(|sets| {
         // Neighbours, one inside another, both ends of the address space, and two that make a third.
         let pool: Vec<ipnet::IpNet> = [
@@ -138,7 +138,7 @@ fn only_what_has_changed_is_sent_and_comes_to_the_same() {
 }
 
 #[test]
-fn what_somebody_else_put_in_stays_until_it_is_in_the_way() {
+fn foreign_element_stays_until_in_way() {
     installed(|sets| {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         let allowed = || nft("list set inet portsentry allowed");

@@ -58,7 +58,7 @@ fn resets(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn a_rejected_source_is_refused_at_once_over_tcp_and_udp() {
+fn rejected_source_is_refused_at_once() {
     let (lab, mut sets) = rejecting();
     let victims: [(IpAddr, IpAddr); 2] = [
         (lab.v4("stranger").into(), lab.victim_v4("stranger").into()),
@@ -90,7 +90,7 @@ fn a_rejected_source_is_refused_at_once_over_tcp_and_udp() {
 }
 
 #[test]
-fn a_flood_from_a_rejected_source_gets_no_more_answers_than_are_harmless() {
+fn flood_of_rejected_source_gets_limited_answers() {
     const FLOOD: u64 = 2_000;
     let (lab, _sets) = rejecting();
     count_resets(&lab);
@@ -106,7 +106,7 @@ fn a_flood_from_a_rejected_source_gets_no_more_answers_than_are_harmless() {
 }
 
 #[test]
-fn what_is_not_sent_to_the_host_itself_is_never_answered() {
+fn non_unicast_is_never_answered() {
     let (lab, _sets) = rejecting();
     count_resets(&lab);
     let source = lab.v4("stranger").into();
@@ -125,7 +125,7 @@ fn what_is_not_sent_to_the_host_itself_is_never_answered() {
 }
 
 #[test]
-fn no_more_packets_are_logged_than_the_rate_allows() {
+fn logged_packets_stay_within_rate() {
     let spec = RulesetSpec { log_drops: Some("1/day".parse().unwrap()), ..RulesetSpec::default() };
     installed_with(spec, |sets| {
         sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();

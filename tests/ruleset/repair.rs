@@ -47,7 +47,7 @@ fn handle(part: &str) -> String {
 }
 
 #[test]
-fn whatever_is_done_to_the_chain_is_undone_and_the_bans_stay() {
+fn chain_changes_are_undone_with_bans() {
     let accepting = "another rule 1 in chain \"prerouting\" than `ip saddr @allowed accept`";
     let empty = "no rule 1 in chain \"prerouting\": `ip saddr @allowed accept`";
     let elsewhere = "a chain \"prerouting\" with another type, hook, priority or policy";
@@ -82,7 +82,7 @@ fn whatever_is_done_to_the_chain_is_undone_and_the_bans_stay() {
 }
 
 #[test]
-fn a_rule_that_somebody_deletes_or_replaces_is_put_back() {
+fn deleted_rule_is_restored() {
     let third = "another rule 3 in chain \"prerouting\" than `ip saddr @blocked counter drop`";
     for command in
         ["delete rule inet portsentry prerouting handle H", "replace rule inet portsentry prerouting handle H accept"]
@@ -143,7 +143,7 @@ fn every_chain_of_a_variant_is_repaired() {
 }
 
 #[test]
-fn the_rules_of_another_variant_are_replaced_without_a_trace() {
+fn rules_of_other_variant_are_replaced() {
     let log = RulesetSpec { log_drops: "3/minute".parse().ok(), ..RulesetSpec::default() };
     installed_with(log, |sets| {
         assert!(matches!(sets.repair(&RulesetSpec::default()), Ok(Repaired::Repaired { .. })));
@@ -152,7 +152,7 @@ fn the_rules_of_another_variant_are_replaced_without_a_trace() {
 }
 
 #[test]
-fn sets_that_are_gone_are_made_anew_and_named_and_the_others_keep_what_they_hold() {
+fn lost_sets_are_recreated_and_named() {
     installed(|sets| {
         sets.block(&[(subject("192.0.2.1"), seconds(600)), (subject("2001:db8::"), seconds(600))]).unwrap();
         nft(
@@ -167,7 +167,7 @@ fn sets_that_are_gone_are_made_anew_and_named_and_the_others_keep_what_they_hold
 }
 
 #[test]
-fn a_table_that_is_gone_is_laid_anew() {
+fn lost_table_is_recreated() {
     installed(|sets| {
         let before = listing();
         nft("flush ruleset");
@@ -177,7 +177,7 @@ fn a_table_that_is_gone_is_laid_anew() {
 }
 
 #[test]
-fn what_is_not_ours_is_left_alone_and_is_nothing_to_repair() {
+fn foreign_objects_need_no_repair() {
     installed(|sets| {
         nft("add set inet portsentry mine { type inet_service; elements = { 22 }; }");
         nft("add chain inet portsentry input { type filter hook input priority 0; }");
@@ -194,7 +194,7 @@ fn what_is_not_ours_is_left_alone_and_is_nothing_to_repair() {
 }
 
 #[test]
-fn what_cannot_be_repaired_is_said_and_nothing_is_changed() {
+fn unrepairable_table_is_reported_unchanged() {
     let gone = "flush chain inet portsentry prerouting; delete set inet portsentry blocked";
     for (alter, part) in [
         ([gone, "add set inet portsentry blocked { type inet_service; }"], "has a set \"blocked\" of another type"),
@@ -222,7 +222,7 @@ fn what_cannot_be_repaired_is_said_and_nothing_is_changed() {
 }
 
 #[test]
-fn a_table_that_a_process_owns_is_left_to_it() {
+fn owned_table_is_left_alone() {
     netns_lab::Namespace::with_loopback().inside(|| {
         // One that goes with its process at once; before Linux 5.12 there are none.
         let owned = std::process::Command::new("nft").arg("add table inet probe { flags owner; }").status().unwrap();

@@ -187,7 +187,7 @@ fn each_variant_is_what_its_file_creates() {
 }
 
 #[test]
-fn each_variant_becomes_each_other_in_one_step_with_its_bans() {
+fn ruleset_variants_convert_with_their_bans() {
     let variants = variants();
     let mut laid: Vec<(RulesetSpec, Vec<String>)> = Vec::new();
     let step = usize::try_from(slowness()).unwrap();

@@ -77,7 +77,7 @@ fn given_up(daemon: &Daemon) -> Vec<String> {
 }
 
 #[test]
-fn with_commands_the_daemon_gives_up_as_much_as_without_and_they_have_the_rights_that_they_had() {
+fn commands_keep_their_rights() {
     let lab = Lab::new(&["attacker"]);
     let plain = Daemon::start_configured(&lab, "", &[]);
     let (expected, told) = (given_up(&plain), status(&lab));
@@ -138,7 +138,7 @@ fn with_commands_the_daemon_gives_up_as_much_as_without_and_they_have_the_rights
 }
 
 #[test]
-fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
+fn daemon_drops_root_and_commands_keep_it() {
     if !netns_lab::has_other_users() {
         return;
     }
@@ -176,7 +176,7 @@ fn the_daemon_becomes_its_own_user_and_commands_stay_root() {
 }
 
 #[test]
-fn a_command_that_outlives_its_limit_is_ended_and_said() {
+fn command_over_time_limit_is_ended() {
     let lab = Lab::new(&["attacker"]);
     let note = lab.path("note");
     let daemon = start(&lab, &format!("echo $$ > {}; exec sleep 1000", note.display()), "timeout = \"1s\"\n", &[]);
@@ -188,7 +188,7 @@ fn a_command_that_outlives_its_limit_is_ended_and_said() {
 }
 
 #[test]
-fn without_the_process_that_runs_commands_it_goes_on_blocking_and_says_what_is_missing() {
+fn blocking_works_without_command_helper() {
     let lab = Lab::new(&["attacker"]);
     let daemon = start(&lab, "true", "", &[]);
     let process = spawner(&lab);
@@ -215,7 +215,7 @@ fn without_the_process_that_runs_commands_it_goes_on_blocking_and_says_what_is_m
 }
 
 #[test]
-fn commands_that_run_end_with_the_daemon_also_where_it_is_killed() {
+fn running_commands_end_with_daemon() {
     let lab = Lab::new(&["attacker"]);
     let note = lab.path("note");
     let end = |killed: bool| {
@@ -243,7 +243,7 @@ fn commands_that_run_end_with_the_daemon_also_where_it_is_killed() {
 }
 
 #[test]
-fn without_the_sandbox_commands_run_with_all_rights() {
+fn commands_without_sandbox_have_all_rights() {
     let lab = Lab::new(&["attacker"]);
     let note = lab.path("note");
     let daemon = start(&lab, &format!("grep ^CapEff /proc/self/status > {}", note.display()), "", &["--no-sandbox"]);
@@ -255,7 +255,7 @@ fn without_the_sandbox_commands_run_with_all_rights() {
 }
 
 #[test]
-fn commands_that_cannot_be_run_stop_the_start_with_what_to_do() {
+fn unusable_commands_stop_start_with_remedy() {
     let lab = Lab::new(&[]);
     let hook = lab.write("hook", "");
     fs::set_permissions(&hook, Permissions::from_mode(0o644)).unwrap();

@@ -9,7 +9,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, within};
 
 #[test]
-fn new_settings_are_read_and_a_file_that_is_rotated_is_made_anew() {
+fn reload_recreates_rotated_file() {
     let lab = Lab::new(&["attacker"]);
     let (events, moved) = (lab.path("events"), lab.path("events.1"));
     let report = format!("[report]\njson_file = {events:?}\n");
@@ -29,7 +29,7 @@ fn new_settings_are_read_and_a_file_that_is_rotated_is_made_anew() {
 }
 
 #[test]
-fn a_file_elsewhere_that_a_reload_names_is_refused_with_what_to_do() {
+fn reload_refuses_file_outside_sandbox() {
     if !super::has_landlock() {
         return println!("skipped: this kernel has no Landlock, and no file is out of reach");
     }
@@ -51,7 +51,7 @@ fn a_file_elsewhere_that_a_reload_names_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn the_kernel_itself_keeps_other_files_from_it_root_or_not() {
+fn landlock_denies_other_files() {
     if !super::has_landlock() {
         return println!("skipped: this kernel has no Landlock, and no file is out of reach");
     }

@@ -101,7 +101,7 @@ fn own_folder_gives_own_files_only() {
 }
 
 #[test]
-fn folder_of_both_inside_new_folder_is_given() {
+fn shared_new_folder_is_given_to_user() {
     let Some(lab) = lab() else { return };
     let (state, socket) = (lab.path("home/own/state"), lab.path("home/own/socket"));
     fs::create_dir(lab.path("home/own")).unwrap();

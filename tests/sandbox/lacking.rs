@@ -39,7 +39,7 @@ fn without(call: i64) {
 }
 
 #[test]
-fn whoever_becomes_another_program_from_inside_ends_with_that_and_no_process_can_be_started() {
+fn helper_identity_ends_with_exec() {
     let output = run_alone("inside_a_program_is_started");
     assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("sandboxed"), "{output:?}");
@@ -56,7 +56,7 @@ fn inside_a_program_is_started() {
 }
 
 #[test]
-fn what_can_be_used_in_a_harmful_way_is_refused_there() {
+fn harmful_syscall_arguments_are_refused() {
     assert_passes("inside_harmful_ways_are_tried");
 }
 
@@ -97,7 +97,7 @@ fn inside_harmful_ways_are_tried() {
 }
 
 #[test]
-fn a_kernel_without_landlock_has_all_the_rest_and_it_is_said_once() {
+fn missing_landlock_is_reported_once() {
     assert_passes("inside_without_landlock");
 }
 
@@ -114,7 +114,7 @@ fn inside_without_landlock() {
 }
 
 #[test]
-fn a_kernel_without_seccomp_filters_has_all_the_rest_and_it_is_said_once() {
+fn missing_seccomp_is_reported_once() {
     assert_passes("inside_without_seccomp");
 }
 
@@ -131,7 +131,7 @@ fn inside_without_seccomp() {
 }
 
 #[test]
-fn commands_may_be_any_program_but_take_over_no_other() {
+fn commands_run_any_program_without_ptrace() {
     assert_passes("inside_with_commands");
 }
 

@@ -37,7 +37,7 @@ pub(super) fn status(lab: &Lab) -> Value {
 }
 
 #[test]
-fn every_thread_has_two_capabilities_and_no_way_to_more() {
+fn every_thread_has_two_capabilities_only() {
     let lab = Lab::new(&["attacker"]);
     let events = lab.path("state/events");
     let configuration = format!("[report]\njson_file = {events:?}\n");
@@ -77,7 +77,7 @@ fn every_thread_has_two_capabilities_and_no_way_to_more() {
 }
 
 #[test]
-fn decoys_below_1024_take_one_capability_more_and_higher_ones_none() {
+fn decoys_below_1024_need_one_capability() {
     let lab = Lab::new(&[]);
     for (ports, expected) in [("23", "0000000000003400"), ("2323", TWO)] {
         let configuration =
@@ -91,7 +91,7 @@ fn decoys_below_1024_take_one_capability_more_and_higher_ones_none() {
 }
 
 #[test]
-fn without_the_sandbox_all_is_kept_and_status_says_so() {
+fn no_sandbox_is_shown_by_status() {
     let lab = Lab::new(&[]);
     let own = fs::read_to_string("/proc/self/status").unwrap();
     let daemon = Daemon::start(&lab, &["--no-sandbox"]);
@@ -109,7 +109,7 @@ fn without_the_sandbox_all_is_kept_and_status_says_so() {
 }
 
 #[test]
-fn where_there_is_a_user_of_its_own_root_becomes_it_and_everything_works() {
+fn root_becomes_own_user() {
     if !netns_lab::has_other_users() {
         return;
     }

@@ -94,7 +94,7 @@ fn lines_of_earlier_method_are_removed() {
 }
 
 #[test]
-fn daemon_without_helper_goes_on_and_says_so() {
+fn daemon_survives_loss_of_helper() {
     let Some((lab, folder)) = lab() else { return };
     let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
     let (process, _) = helper(&daemon);

@@ -8,7 +8,7 @@ use netns_lab::{Lab, eventually};
 use rustix::process::{Pid, Signal};
 
 #[test]
-fn a_second_daemon_refuses_and_names_the_first_and_touches_nothing() {
+fn second_daemon_refuses_and_changes_nothing() {
     let lab = Lab::new(&[]);
     let first = Daemon::start(&lab, &[]);
     let before = lab.run("victim", "nft", &["list", "ruleset"]);
@@ -78,7 +78,7 @@ fn stale_socket_goes_to_one_of_two() {
 }
 
 #[test]
-fn a_user_without_rights_who_holds_the_name_keeps_no_daemon_from_starting() {
+fn unprivileged_lock_holder_prevents_no_start() {
     if !netns_lab::has_other_users() {
         return;
     }

@@ -9,7 +9,7 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 
 #[test]
-fn settings_and_commands_that_others_could_change_stop_the_start_with_what_to_do() {
+fn changeable_files_stop_start_with_remedy() {
     let lab = Lab::new(&[]);
     let (way, hook, ignore) = (lab.path("way"), lab.path("way/hook"), lab.write("ignore", ""));
     fs::create_dir(&way).unwrap();

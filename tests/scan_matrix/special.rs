@@ -7,7 +7,7 @@ use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, within};
 
 #[test]
-fn of_nmaps_decoys_the_gateway_and_the_allowed_are_spared_and_the_scanner_is_blocked() {
+fn nmap_decoys_spare_gateway_and_allowed() {
     let lab = Lab::new(&["attacker"]);
     let [decoy, gateway, friend] =
         ["10.77.1.77", "10.77.1.88", "10.77.1.99"].map(|text| text.parse::<IpAddr>().unwrap());
@@ -27,7 +27,7 @@ fn of_nmaps_decoys_the_gateway_and_the_allowed_are_spared_and_the_scanner_is_blo
 }
 
 #[test]
-fn operating_system_detection_of_one_open_and_one_closed_port_is_blocked_for_its_illegal_probes() {
+fn os_detection_is_banned() {
     let lab = Lab::new(&["four", "six"]);
     let _services = Services::open(&lab, &[22]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);

@@ -77,7 +77,7 @@ fn slack() -> u64 {
 }
 
 #[test]
-fn set_forward_and_back_while_it_runs_the_clock_changes_no_ban_in_the_kernel() {
+fn clock_changes_affect_no_kernel_ban() {
     let lab = Lab::new(&["first", "second", "third"]);
     let clock = Clock::new(&lab);
     let daemon = clock.start(&lab, "", "1h");
@@ -117,7 +117,7 @@ fn set_forward_and_back_while_it_runs_the_clock_changes_no_ban_in_the_kernel() {
 }
 
 #[test]
-fn after_a_reboot_with_another_time_a_ban_has_what_is_left_of_it_by_that_clock_and_never_more_than_all() {
+fn ban_after_reboot_follows_wall_clock_boundedly() {
     for (offset, passed, most) in [(0, 100, 3_600), (HOUR / 2, 100, 1_800), (-DAY, 10, 3_600)] {
         let lab = Lab::new(&["attacker"]);
         let clock = Clock::new(&lab);
@@ -139,7 +139,7 @@ fn after_a_reboot_with_another_time_a_ban_has_what_is_left_of_it_by_that_clock_a
 }
 
 #[test]
-fn a_clock_set_back_keeps_no_ban_alive_in_any_way() {
+fn clock_set_back_extends_no_ban() {
     let lab = scene();
     let clock = Clock::new(&lab);
     let ways = ["nft", "route", "hosts-deny"];
@@ -164,7 +164,7 @@ fn a_clock_set_back_keeps_no_ban_alive_in_any_way() {
 }
 
 #[test]
-fn a_clock_set_forward_by_hours_ends_no_ban_in_the_ledger_either() {
+fn clock_set_forward_ends_no_ledger_ban() {
     let lab = Lab::new(&["attacker", "second"]);
     let clock = Clock::new(&lab);
     let daemon = clock.start(&lab, "", "1h");
@@ -199,7 +199,7 @@ fn a_clock_set_forward_by_hours_ends_no_ban_in_the_ledger_either() {
 }
 
 #[test]
-fn a_clock_set_back_by_a_day_holds_nobody_in_the_ledger_for_longer() {
+fn clock_set_back_extends_no_ledger_ban() {
     let lab = Lab::new(&["attacker"]);
     let clock = Clock::new(&lab);
     let daemon = clock.start(&lab, "", &format!("{}s", 8 * slowness()));

@@ -14,7 +14,7 @@ const EVERY_WAY: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 const OVER: &str = "the trial was not confirmed in time: all bans are lifted, and from now on scans are only logged";
 
 #[test]
-fn a_trial_that_nobody_confirms_lifts_every_ban_in_every_way_and_only_logs_from_then_on() {
+fn unconfirmed_trial_lifts_every_ban() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
     let limit = 5 * slowness();
@@ -73,7 +73,7 @@ fn a_trial_that_somebody_confirms_stays() {
 }
 
 #[test]
-fn a_ban_that_waits_for_its_command_when_the_trial_ends_never_comes() {
+fn ban_waiting_for_command_ends_with_trial() {
     let lab = scene();
     let (time, longer) = (format!("{}s", 2 * slowness()), 4 * slowness());
     let more = run_settings(&lab, &format!("first = true\ntimeout = \"{}s\"\n", 5 * longer));

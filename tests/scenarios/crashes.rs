@@ -77,7 +77,7 @@ fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
 }
 
 #[test]
-fn a_hundred_kills_lose_no_element_and_leave_none_for_ever() {
+fn hundred_kills_leave_correct_elements() {
     let lab = Lab::new(&["attacker"]);
     let mut known = BTreeSet::new();
     rounds(&lab, "", 100, |round| {
@@ -117,7 +117,7 @@ fn held_by_routes_and_lines(lab: &Lab) -> [BTreeSet<IpAddr>; 2] {
 }
 
 #[test]
-fn twenty_kills_leave_routes_and_lines_for_whom_the_ledger_knows_and_for_nobody_else() {
+fn kills_leave_only_ledger_bans() {
     let lab = scene();
     let configuration = settings(&lab, &["route", "hosts-deny"], "");
     let mut known = BTreeSet::new();
@@ -143,7 +143,7 @@ fn twenty_kills_leave_routes_and_lines_for_whom_the_ledger_knows_and_for_nobody_
 }
 
 #[test]
-fn who_was_blocked_by_route_when_it_was_killed_is_free_when_the_time_is_over() {
+fn route_ban_of_killed_daemon_expires() {
     let lab = scene();
     let configuration = settings(&lab, &["route", "hosts-deny"], "");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", &format!("{}s", 2 * slowness())]);
@@ -161,7 +161,7 @@ fn who_was_blocked_by_route_when_it_was_killed_is_free_when_the_time_is_over() {
 }
 
 #[test]
-fn who_is_blocked_while_the_start_still_looks_around_is_in_the_ledger_once() {
+fn ban_during_start_has_one_row() {
     let hosts = ["first", "second", "third", "fourth", "fifth", "sixth"];
     let lab = Lab::new(&hosts);
     for host in hosts {

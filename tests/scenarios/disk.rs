@@ -60,7 +60,7 @@ fn start(lab: &Lab) -> Daemon {
 }
 
 #[test]
-fn a_disk_that_gets_full_is_said_once_blocking_goes_on_and_it_is_all_written_later() {
+fn filling_disk_is_reported_and_written_later() {
     let lab = Lab::new(&["first", "second", "third"]);
     let disk = Disk::under(&lab);
     let daemon = start(&lab);
@@ -78,7 +78,7 @@ fn a_disk_that_gets_full_is_said_once_blocking_goes_on_and_it_is_all_written_lat
 }
 
 #[test]
-fn on_a_disk_that_is_full_from_the_start_it_blocks_and_the_next_start_knows_the_bans() {
+fn full_disk_at_start_keeps_bans() {
     let lab = Lab::new(&["first"]);
     let disk = Disk::under(&lab);
     disk.fill();
@@ -94,7 +94,7 @@ fn on_a_disk_that_is_full_from_the_start_it_blocks_and_the_next_start_knows_the_
 }
 
 #[test]
-fn a_ledger_of_random_bytes_or_cut_short_is_kept_aside_and_made_anew_from_the_kernel() {
+fn damaged_ledger_is_quarantined_and_rebuilt() {
     for cut in [false, true] {
         let lab = Lab::new(&["first", "second"]);
         let daemon = start(&lab);
@@ -128,7 +128,7 @@ fn a_ledger_of_random_bytes_or_cut_short_is_kept_aside_and_made_anew_from_the_ke
 }
 
 #[test]
-fn a_ledger_that_is_damaged_or_removed_while_it_runs_is_said_and_the_bans_are_in_the_next() {
+fn ledger_damaged_at_runtime_loses_no_ban() {
     for removed in [false, true] {
         let lab = Lab::new(&["first", "second", "third"]);
         let daemon = start(&lab);

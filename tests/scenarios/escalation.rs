@@ -52,7 +52,7 @@ fn blocked_for(lab: &Lab, seconds: u64) {
 }
 
 #[test]
-fn the_second_ban_lasts_three_times_as_long_as_the_first() {
+fn second_ban_lasts_three_times_as_long() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
     blocked_for(&lab, first());
@@ -63,7 +63,7 @@ fn the_second_ban_lasts_three_times_as_long_as_the_first() {
 }
 
 #[test]
-fn the_second_ban_is_longer_also_where_the_program_was_restarted_in_between() {
+fn second_ban_after_restart_is_longer() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, &escalating(), &[]);
     blocked_for(&lab, first());
@@ -74,7 +74,7 @@ fn the_second_ban_is_longer_also_where_the_program_was_restarted_in_between() {
 }
 
 #[test]
-fn the_first_ban_after_a_start_knows_its_strike_however_many_others_have_some() {
+fn first_ban_after_start_knows_its_strike() {
     let count = 50_000 / slowness();
     let lab = Lab::new(&["attacker"]);
     let now = SystemTime::now();
@@ -110,7 +110,7 @@ fn strikes(ways: &[&str]) -> u32 {
 }
 
 #[test]
-fn a_ban_is_one_strike_in_the_ledger_however_many_ways_carry_it_out() {
+fn ban_by_several_backends_is_one_strike() {
     let sets: [&[&str]; 5] =
         [&["nft"], &["nft", "route"], &["hosts-deny"], &["run"], &["nft", "hosts-deny", "run", "route"]];
     let counted = std::thread::scope(|scope| {

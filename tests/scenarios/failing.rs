@@ -6,7 +6,7 @@ use crate::support::{DENY, expect_held, held, scan, scene, settings, text};
 use netns_lab::daemon::Daemon;
 
 #[test]
-fn a_hosts_deny_that_cannot_be_written_is_said_and_written_later() {
+fn unwritable_hosts_deny_is_written_later() {
     let lab = scene();
     std::fs::remove_file(lab.path("hosts.deny")).unwrap();
     symlink(lab.path("elsewhere"), lab.path("hosts.deny")).unwrap();
@@ -26,7 +26,7 @@ fn a_hosts_deny_that_cannot_be_written_is_said_and_written_later() {
 }
 
 #[test]
-fn an_administrators_route_to_the_same_address_stays_and_the_ban_by_route_comes_when_it_has_gone() {
+fn administrators_route_delays_route_ban() {
     let lab = scene();
     let attacker = lab.v4("attacker");
     lab.victim_ip(&format!("route add {attacker}/32 dev attacker proto static"));
@@ -48,7 +48,7 @@ fn an_administrators_route_to_the_same_address_stays_and_the_ban_by_route_comes_
 }
 
 #[test]
-fn a_command_that_is_missing_when_it_is_needed_is_said_and_run_later() {
+fn missing_command_is_reported_and_retried() {
     let lab = scene();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], ""), &["--expire", "1h"]);
     let (script, aside) = (lab.path("on-ban"), lab.path("aside"));
@@ -65,7 +65,7 @@ fn a_command_that_is_missing_when_it_is_needed_is_said_and_run_later() {
 }
 
 #[test]
-fn a_command_that_is_missing_or_that_everybody_could_change_stops_the_start() {
+fn untrusted_command_stops_start() {
     let lab = scene();
     let start = |more: &str| {
         let path = lab.write("portsentry.toml", &settings(&lab, &["run"], more));

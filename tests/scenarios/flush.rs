@@ -11,7 +11,7 @@ use netns_lab::{Lab, slowness};
 const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
 
 #[test]
-fn a_ruleset_flushed_in_the_middle_of_a_scan_is_back_before_the_scanner_learns_anything() {
+fn flush_during_scan_is_repaired_in_time() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &SERVED);
     let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());

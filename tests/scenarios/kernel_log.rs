@@ -27,7 +27,7 @@ impl Drop for AllNamespaces {
 }
 
 #[test]
-fn dropped_packets_are_logged_by_the_kernel_with_their_prefix_and_no_more_often_than_asked() {
+fn dropped_packets_are_logged_at_limited_rate() {
     let Some(_switched) = AllNamespaces::log() else {
         return eprintln!("not looked at: {SWITCH} cannot be written here, so the kernel logs no packet of a lab");
     };

@@ -40,7 +40,7 @@ fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>>
 }
 
 #[test]
-fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_meanwhile() {
+fn restore_of_100000_bans_delays_no_verdict() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let begin = Instant::now();
@@ -80,7 +80,7 @@ fn a_hundred_thousand_bans_are_put_back_with_their_times_and_scans_are_judged_me
 }
 
 #[test]
-fn a_start_that_is_killed_while_it_puts_bans_back_loses_none_of_them() {
+fn killed_start_loses_no_ban() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
@@ -95,7 +95,7 @@ fn a_start_that_is_killed_while_it_puts_bans_back_loses_none_of_them() {
 }
 
 #[test]
-fn a_ruleset_flushed_while_a_hundred_thousand_bans_are_put_back_has_all_of_them_in_the_end() {
+fn flush_during_restore_loses_no_ban() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
@@ -114,7 +114,7 @@ fn a_ruleset_flushed_while_a_hundred_thousand_bans_are_put_back_has_all_of_them_
 }
 
 #[test]
-fn a_hundred_thousand_bans_are_put_back_after_a_flush_each_with_the_time_that_it_had_left() {
+fn flush_restores_100000_bans_with_times() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);

@@ -13,7 +13,7 @@ use netns_lab::{Lab, TIMEOUT, within};
 const SETTINGS: &str = "expire = \"1h\"\n";
 
 #[test]
-fn status_says_what_it_does_and_how_it_is() {
+fn status_shows_activity_and_health() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let attacker = lab.provoke_ban("attacker");
@@ -42,7 +42,7 @@ fn status_says_what_it_does_and_how_it_is() {
 }
 
 #[test]
-fn block_and_unblock_do_in_the_kernel_what_they_say() {
+fn block_and_unblock_change_kernel_set() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let said = lab.operate(&["block", "192.0.2.7", "--expire", "2h", "--reason", "a\nhunch"]);
@@ -71,7 +71,7 @@ fn block_and_unblock_do_in_the_kernel_what_they_say() {
 }
 
 #[test]
-fn nobody_who_is_protected_is_blocked_by_hand_unless_that_is_forced_and_itself_never() {
+fn exempt_target_is_blocked_only_by_force() {
     let lab = Lab::new(&["attacker"]);
     // That a network around it is allowed makes an own address no less an own one.
     let daemon = Daemon::start_configured(&lab, "[allow]\nnetworks = [\"192.0.2.0/24\", \"10.77.1.0/24\"]\n", &[]);
@@ -91,7 +91,7 @@ fn nobody_who_is_protected_is_blocked_by_hand_unless_that_is_forced_and_itself_n
 }
 
 #[test]
-fn explain_and_allow_follow_an_address_through_its_life() {
+fn explain_and_allow_follow_an_address() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
@@ -123,7 +123,7 @@ fn explain_and_allow_follow_an_address_through_its_life() {
 }
 
 #[test]
-fn an_address_in_a_blocked_network_is_said_to_be_blocked_with_it() {
+fn address_in_blocked_network_is_shown_blocked() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     assert_eq!(lab.operate(&["block", "203.0.113.0/24", "--reason", "a rack of them"]).code, Some(0));
@@ -161,7 +161,7 @@ fn explain_tells_the_bans_of_the_past() {
 }
 
 #[test]
-fn wrong_words_are_exit_code_2_and_wrong_settings_78() {
+fn usage_exits_2_configuration_exits_78() {
     let lab = Lab::new(&["attacker"]);
     let path = lab.write("portsentry.toml", SETTINGS);
     let daemon = Daemon::start(&lab, &["--config", path.to_str().unwrap()]);
@@ -197,7 +197,7 @@ fn wrong_words_are_exit_code_2_and_wrong_settings_78() {
 }
 
 #[test]
-fn hangup_takes_new_settings_over_and_leaves_the_old_ones_where_they_are_wrong() {
+fn hangup_applies_valid_configuration_only() {
     let lab = Lab::new(&["attacker", "friend"]);
     let path = lab.write("portsentry.toml", "expire = \"1h\"\n[detect]\nscan_trigger = 10\n");
     let daemon = Daemon::start(&lab, &["--config", path.to_str().unwrap()]);
@@ -233,7 +233,7 @@ fn hangup_takes_new_settings_over_and_leaves_the_old_ones_where_they_are_wrong()
 }
 
 #[test]
-fn events_shows_what_happens_as_one_object_a_line() {
+fn events_prints_one_object_per_line() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let mut command = lab.command("victim", binary().to_str().unwrap());
@@ -268,7 +268,7 @@ fn events_shows_what_happens_as_one_object_a_line() {
 }
 
 #[test]
-fn the_ban_of_a_network_is_listed_as_one_that_the_kernel_holds() {
+fn network_ban_is_listed_as_in_kernel() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let networks = ["203.0.113.0/24", "203.0.112.0/24", "198.51.100.6/31", "2001:db8:5::/48"];
@@ -331,7 +331,7 @@ fn own_client_ports_are_followed() {
 }
 
 #[test]
-fn classic_that_only_logs_is_named_at_start() {
+fn log_only_classic_is_named_at_start() {
     let lab = Lab::new(&["attacker"]);
     lab.write("portsentry.conf", "TCP_PORTS=\"1,11\"\nBLOCK_TCP=\"0\"\n");
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);

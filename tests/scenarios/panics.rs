@@ -19,7 +19,7 @@ fn expect_told(daemon: &Daemon, place: &str, thread: &str) {
 }
 
 #[test]
-fn a_panic_in_an_answer_to_an_operator_ends_neither_the_sensor_nor_the_control_socket() {
+fn panic_in_answer_ends_nothing_else() {
     let lab = scene();
     let daemon = tripping(&lab, "shell", &["nft"]);
     let said = lab.operate(&["status"]);
@@ -35,7 +35,7 @@ fn a_panic_in_an_answer_to_an_operator_ends_neither_the_sensor_nor_the_control_s
 }
 
 #[test]
-fn a_panic_of_the_ledger_costs_no_ban_and_the_next_are_remembered() {
+fn panic_in_ledger_costs_no_ban() {
     let lab = scene();
     let daemon = tripping(&lab, "ledger", &["nft"]);
     scan(&lab, false);
@@ -48,7 +48,7 @@ fn a_panic_of_the_ledger_costs_no_ban_and_the_next_are_remembered() {
 }
 
 #[test]
-fn a_panic_of_the_hands_costs_no_ban_in_the_kernel_and_the_next_lines_are_written() {
+fn panic_in_slow_backend_costs_no_ban() {
     let lab = scene();
     let daemon = tripping(&lab, "hands", &["nft", "hosts-deny"]);
     scan(&lab, false);
@@ -62,7 +62,7 @@ fn a_panic_of_the_hands_costs_no_ban_in_the_kernel_and_the_next_lines_are_writte
 }
 
 #[test]
-fn a_panic_while_bans_are_put_back_costs_none_of_them() {
+fn panic_during_restore_costs_no_ban() {
     let lab = scene();
     let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
     let first = Daemon::start(&lab, &["--expire", "1h", "--config", path.to_str().unwrap()]);
@@ -85,7 +85,7 @@ fn a_panic_while_bans_are_put_back_costs_none_of_them() {
 }
 
 #[test]
-fn after_panics_of_what_compares_and_of_what_follows_routes_both_go_on() {
+fn reconciler_and_route_monitor_survive_panics() {
     let lab = scene();
     let daemon = tripping(&lab, "comparison,routes", &["route"]);
     scan(&lab, false);
@@ -111,7 +111,7 @@ fn after_panics_of_what_compares_and_of_what_follows_routes_both_go_on() {
 }
 
 #[test]
-fn a_panic_of_the_sensor_ends_the_program_with_a_line_and_leaves_the_bans() {
+fn sensor_panic_ends_program_with_bans_kept() {
     let lab = scene();
     let path = lab.write("portsentry.toml", &settings(&lab, &["nft"], ""));
     let arguments = ["--expire", "1h", "--config", path.to_str().unwrap()];

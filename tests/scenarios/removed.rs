@@ -18,7 +18,7 @@ fn block_some(lab: &Lab) -> Vec<String> {
 }
 
 #[test]
-fn who_deletes_one_route_lifts_the_ban_in_every_way_and_who_scans_again_is_blocked_again() {
+fn deleted_route_lifts_whole_ban() {
     for v6 in [false, true] {
         let lab = scene();
         let daemon =
@@ -48,7 +48,7 @@ fn who_deletes_one_route_lifts_the_ban_in_every_way_and_who_scans_again_is_block
 }
 
 #[test]
-fn routes_that_are_flushed_are_laid_again_within_moments_and_the_difference_is_a_figure() {
+fn flushed_routes_are_restored_and_counted() {
     let lab = scene();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
     let some = block_some(&lab);
@@ -68,7 +68,7 @@ fn routes_that_are_flushed_are_laid_again_within_moments_and_the_difference_is_a
 }
 
 #[test]
-fn a_route_of_the_administrators_in_the_place_of_a_ban_stays_and_is_said_once() {
+fn administrators_route_prevents_ban_and_stays() {
     let lab = scene();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--expire", "1h"]);
     scan(&lab, false);
@@ -83,7 +83,7 @@ fn a_route_of_the_administrators_in_the_place_of_a_ban_stays_and_is_said_once() 
 }
 
 #[test]
-fn a_line_that_an_old_copy_of_hosts_deny_has_not_is_written_again_and_all_else_stays_as_it_was_saved() {
+fn lost_hosts_deny_line_is_restored() {
     let lab = scene();
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["hosts-deny"], ""), &["--expire", "1h"]);
     scan(&lab, false);

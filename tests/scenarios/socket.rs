@@ -67,7 +67,7 @@ fn garbage_gets_a_sentence_and_harms_nobody() {
 }
 
 #[test]
-fn forty_clients_at_once_are_served_or_told_and_slow_ones_keep_nobody_waiting() {
+fn forty_clients_are_served_or_refused() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     // A byte now and then, and never a whole line.
@@ -106,7 +106,7 @@ fn forty_clients_at_once_are_served_or_told_and_slow_ones_keep_nobody_waiting() 
 }
 
 #[test]
-fn who_hangs_up_in_the_middle_of_anything_is_forgotten() {
+fn disconnected_client_is_forgotten() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     for _ in 0..100 {
@@ -129,7 +129,7 @@ fn who_hangs_up_in_the_middle_of_anything_is_forgotten() {
 }
 
 #[test]
-fn who_is_not_root_may_look_and_change_nothing() {
+fn unprivileged_user_may_only_look() {
     if !netns_lab::has_other_users() {
         return;
     }

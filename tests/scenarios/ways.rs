@@ -38,7 +38,7 @@ fn alone(way: &str, more: &str, lines: [&str; 2]) {
 }
 
 #[test]
-fn a_ban_by_nftables_drops_or_rejects_and_goes_by_itself() {
+fn nft_ban_drops_or_rejects_and_expires() {
     std::thread::scope(|scope| {
         let lines = [
             "attackalert: Host WHO has been blocked via nftables set inet portsentry blocked for TIME",
@@ -51,7 +51,7 @@ fn a_ban_by_nftables_drops_or_rejects_and_goes_by_itself() {
 }
 
 #[test]
-fn a_ban_by_route_of_each_kind_leaves_no_answer_and_no_route_behind() {
+fn route_ban_of_each_kind_is_removed() {
     std::thread::scope(|scope| {
         let lines = ["attackalert: Host WHO has been blocked via dropped route for TIME"; 2];
         for kind in ["kind = \"blackhole\"", "kind = \"unreachable\"", "kind = \"prohibit\"", "via = \"10.77.1.254\""] {
@@ -61,13 +61,13 @@ fn a_ban_by_route_of_each_kind_leaves_no_answer_and_no_route_behind() {
 }
 
 #[test]
-fn a_ban_by_hosts_deny_is_a_line_that_goes_and_leaves_every_other_byte() {
+fn hosts_deny_line_leaves_other_bytes() {
     let v6 = format!("attackalert: Host WHO has been blocked via wrappers with string: \"ALL: [{FAR_NETWORK}]/64\"");
     alone("hosts-deny", "", ["attackalert: Host WHO has been blocked via wrappers with string: \"ALL: WHO\"", &v6]);
 }
 
 #[test]
-fn a_ban_by_command_runs_it_with_what_it_should_know_and_another_at_the_end() {
+fn command_backend_runs_begin_and_end_commands() {
     let line = "attackalert: External command run for host: WHO using command: \"";
     alone("run", "", [line; 2]);
 }
@@ -102,7 +102,7 @@ fn commands_were_run(lab: &Lab) {
 }
 
 #[test]
-fn several_ways_all_hold_a_ban_and_all_let_go() {
+fn several_backends_hold_and_release_together() {
     let sets: [&[&str]; 3] = [&["nft", "route"], &["hosts-deny", "run"], &["run", "hosts-deny", "route", "nft"]];
     std::thread::scope(|scope| {
         for ways in sets {
@@ -124,7 +124,7 @@ fn several_ways_all_hold_a_ban_and_all_let_go() {
 }
 
 #[test]
-fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_is_bounded() {
+fn first_command_ends_before_ban_within_limit() {
     std::thread::scope(|scope| {
         // One that says whether its source was blocked when it ran.
         scope.spawn(|| {
@@ -163,7 +163,7 @@ fn a_command_that_comes_first_has_ended_before_anybody_is_blocked_and_its_time_i
 
 /// Whoever looks whether the kernel has all bans, or puts them back, knows of those that wait for their command.
 #[test]
-fn nothing_blocks_who_waits_for_a_command_before_it_has_ended_and_unblocking_him_holds() {
+fn waiting_ban_can_be_lifted() {
     let lab = scene();
     let more = "[block.run]\ncommand = [\"/bin/sleep\", \"8\"]\nfirst = true\ntimeout = \"60s\"\n";
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], more), &["--expire", "1h"]);
@@ -198,7 +198,7 @@ fn nothing_blocks_who_waits_for_a_command_before_it_has_ended_and_unblocking_him
 }
 
 #[test]
-fn rejecting_answers_at_once_where_dropping_says_nothing() {
+fn reject_answers_and_drop_does_not() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
     let more = "[block.nft]\naction = \"reject\"\n";
@@ -215,7 +215,7 @@ fn rejecting_answers_at_once_where_dropping_says_nothing() {
 }
 
 #[test]
-fn a_connection_of_who_is_blocked_ends_where_that_is_wanted() {
+fn banned_source_loses_connections_if_configured() {
     let lab = scene();
     let banned: IpAddr = lab.v4("attacker").into();
     // A service that never says anything, so that the connection stays.
@@ -301,7 +301,7 @@ fn failed_start_keeps_table_of_earlier_method() {
 }
 
 #[test]
-fn where_nftables_is_no_longer_a_way_its_table_goes_and_its_bans_go_on_by_the_others() {
+fn removed_nftables_backend_hands_bans_over() {
     let lab = scene();
     let _services = Services::open(&lab, &EIGHT[..1]);
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["nft"], ""), &["--expire", "1h"]);

@@ -91,7 +91,7 @@ fn inherited() -> Vec<String> {
 }
 
 #[test]
-fn a_command_gets_its_arguments_a_clean_environment_and_nothing_else() {
+fn command_gets_only_arguments_and_clean_environment() {
     let mut settings = run("");
     let script = "printf '<%s>' \"$@\"; echo; env | sort; pwd; readlink /proc/self/fd/0; ls -1v /proc/$$/fd; \
                   test $(cut -d ' ' -f 5 /proc/$$/stat) = $$ && echo leads its group";
@@ -127,7 +127,7 @@ fn a_command_gets_its_arguments_a_clean_environment_and_nothing_else() {
 }
 
 #[test]
-fn a_command_that_fails_is_said_and_tried_again_and_the_next_ban_does_not_wait() {
+fn failing_command_is_reported_and_retried() {
     let (_folder, path) = note();
     // Fails once for 192.0.2.7.
     let script =
@@ -145,7 +145,7 @@ fn a_command_that_fails_is_said_and_tried_again_and_the_next_ban_does_not_wait()
 }
 
 #[test]
-fn a_command_is_not_tried_again_once_the_ban_is_over() {
+fn command_is_not_retried_after_expiry() {
     let bench = with(run("exit 1"));
     bench.block(case("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).again, Some(Duration::from_secs(1)));
@@ -154,7 +154,7 @@ fn a_command_is_not_tried_again_once_the_ban_is_over() {
 }
 
 #[test]
-fn a_command_that_hangs_is_ended_with_all_that_it_has_started() {
+fn hanging_command_ends_with_its_children() {
     let (_folder, path) = note();
     let script =
         format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
@@ -172,7 +172,7 @@ fn a_command_that_hangs_is_ended_with_all_that_it_has_started() {
 }
 
 #[test]
-fn who_ignores_the_request_to_end_is_killed() {
+fn stubborn_command_is_killed() {
     let (_folder, path) = note();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let timeout = Duration::from_millis(300) * slowness();
@@ -185,7 +185,7 @@ fn who_ignores_the_request_to_end_is_killed() {
 }
 
 #[test]
-fn a_leader_that_obeys_leaves_nobody_behind_who_does_not() {
+fn obedient_leader_leaves_no_children() {
     let (_folder, path) = note();
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
     let bench = with(RunSettings { timeout: Duration::from_millis(500) * slowness(), ..run(&script) });
@@ -197,7 +197,7 @@ fn a_leader_that_obeys_leaves_nobody_behind_who_does_not() {
 }
 
 #[test]
-fn what_a_command_leaves_in_the_background_is_neither_waited_for_nor_ended() {
+fn background_children_of_command_are_left() {
     let (_folder, path) = note();
     let script = format!("(sleep {}; echo done >> {path}) & echo started", 5 * slowness());
     let bench = with(run(&script));
@@ -209,7 +209,7 @@ fn what_a_command_leaves_in_the_background_is_neither_waited_for_nor_ended() {
 }
 
 #[test]
-fn a_flood_of_output_is_cut_and_the_command_with_it() {
+fn excessive_output_ends_command() {
     let bench = with(run("exec yes \"$(printf '\\033[31mred')\""));
     bench.block(case("192.0.2.7", 60), &RUN);
     let told = ran(&bench);
@@ -221,7 +221,7 @@ fn a_flood_of_output_is_cut_and_the_command_with_it() {
 }
 
 #[test]
-fn a_command_that_cannot_be_started_is_an_outcome() {
+fn unstartable_command_is_an_outcome() {
     let (folder, _) = note();
     let program = folder.path().join("gone");
     let settings = RunSettings { command: vec![program.to_str().unwrap().to_owned()], ..RunSettings::default() };
@@ -233,7 +233,7 @@ fn a_command_that_cannot_be_started_is_an_outcome() {
 }
 
 #[test]
-fn the_other_command_runs_when_the_ban_is_over_and_never_beside_the_first() {
+fn expire_command_runs_after_ban_only() {
     let (_folder, path) = note();
     let settings = RunSettings {
         command: shell(&format!("echo begin $1 >> {path}; sleep 0.7; echo end $1 >> {path}"), &["$TARGET$"]),
@@ -261,7 +261,7 @@ fn the_other_command_runs_when_the_ban_is_over_and_never_beside_the_first() {
 }
 
 #[test]
-fn a_ban_whose_command_never_began_needs_none_at_its_end() {
+fn unstarted_command_needs_no_end_command() {
     let (_folder, path) = note();
     let settings = RunSettings {
         command: shell("sleep 1.5", &[]),
@@ -281,7 +281,7 @@ fn a_ban_whose_command_never_began_needs_none_at_its_end() {
 }
 
 #[test]
-fn no_more_than_so_many_run_at_once_and_none_is_forgotten() {
+fn concurrent_runs_are_limited_without_loss() {
     let (_folder, path) = note();
     // The first three wait for each other, however slowly they start.
     let script = format!(
@@ -300,7 +300,7 @@ fn no_more_than_so_many_run_at_once_and_none_is_forgotten() {
 }
 
 #[test]
-fn commands_that_find_no_room_are_counted_and_said() {
+fn refused_commands_are_counted_and_reported() {
     let (_folder, path) = note();
     let script = format!("while ! test -e {path}; do sleep 0.05; done");
     let bench = with(RunSettings { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
@@ -316,7 +316,7 @@ fn commands_that_find_no_room_are_counted_and_said() {
 }
 
 #[test]
-fn methods_follow_each_other_in_the_order_that_is_given() {
+fn methods_follow_given_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hosts.deny");
     let script =
@@ -338,7 +338,7 @@ fn methods_follow_each_other_in_the_order_that_is_given() {
 }
 
 #[test]
-fn a_block_waits_for_the_command_before_it_but_not_for_ever() {
+fn block_waits_bounded_time_for_command() {
     let limit = Duration::from_millis(1_500) * slowness();
     for (script, is_ended) in [("exit 0", true), ("exit 1", true), ("sleep 0.2", true), ("sleep 1000", false)] {
         let bench = with(RunSettings { first: true, timeout: limit, ..run(script) });
@@ -367,7 +367,7 @@ fn a_block_waits_for_the_command_before_it_but_not_for_ever() {
 }
 
 #[test]
-fn many_sources_at_once_cannot_keep_a_block_waiting_for_their_commands() {
+fn many_commands_delay_no_block() {
     let limit = Duration::from_millis(500) * slowness();
     let bench = with(RunSettings { first: true, timeout: limit, at_once: 1, ..run("sleep 1000") });
     let started = Instant::now();
@@ -382,7 +382,7 @@ fn many_sources_at_once_cannot_keep_a_block_waiting_for_their_commands() {
 }
 
 #[test]
-fn at_the_end_what_still_runs_is_ended_within_the_time_that_was_given() {
+fn running_commands_end_within_given_time() {
     let (_folder, path) = note();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let bench = with(run(&script));

@@ -43,7 +43,7 @@ impl Connection {
 }
 
 #[test]
-fn a_blocked_sources_connections_end_at_once_and_nobody_elses() {
+fn only_banned_source_loses_connections() {
     let lab = Lab::new(&["scanner", "client"]);
     let (old, dual) =
         lab.inside("victim", || (TcpListener::bind("0.0.0.0:8080").unwrap(), TcpListener::bind("[::]:8081").unwrap()));
@@ -85,7 +85,7 @@ fn v4_of(lab: &Lab) -> IpAddr {
 }
 
 #[test]
-fn a_connection_from_this_host_to_the_source_and_one_half_closed_end_too() {
+fn half_closed_connection_to_source_counts() {
     let lab = Lab::new(&["scanner"]);
     let there = lab.inside("scanner", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let mut outgoing = connect(&lab, "victim", &there, lab.v4("scanner").into());
@@ -120,7 +120,7 @@ fn three_hundred_connections_end_in_one_go() {
 }
 
 #[test]
-fn without_the_right_to_end_them_it_is_said_once_and_the_rest_goes_on() {
+fn missing_right_to_end_connections_is_reported() {
     let lab = Lab::new(&["scanner"]);
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let mut connection = connect(&lab, "scanner", &listener, v4_of(&lab));

@@ -34,7 +34,7 @@ fn names(folder: &TempDir) -> Vec<String> {
 }
 
 #[test]
-fn a_missing_file_is_made_for_everybody_to_read_and_nothing_else_is_left_behind() {
+fn missing_file_is_created_world_readable() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hosts.deny");
     let hosts_deny = at(&path);
@@ -53,7 +53,7 @@ fn a_missing_file_is_made_for_everybody_to_read_and_nothing_else_is_left_behind(
 }
 
 #[test]
-fn owner_group_mode_access_list_and_notes_of_the_file_are_kept() {
+fn file_keeps_owner_mode_and_attributes() {
     let (_folder, path) = folder("sshd: x\n");
     // In a user namespace of one user there is nobody else to give it to.
     let given = chown(&path, Some(1234), Some(4321)).is_ok();
@@ -86,7 +86,7 @@ fn owner_group_mode_access_list_and_notes_of_the_file_are_kept() {
 }
 
 #[test]
-fn a_link_a_pipe_and_a_directory_are_refused_and_left_alone() {
+fn link_pipe_and_directory_are_refused() {
     let (folder, real) = folder("sshd: x\n");
     let link = folder.path().join("link");
     symlink(&real, &link).unwrap();
@@ -109,7 +109,7 @@ fn a_link_a_pipe_and_a_directory_are_refused_and_left_alone() {
 }
 
 #[test]
-fn a_file_over_16_mib_is_refused_and_none_is_made_so() {
+fn file_over_16_mib_is_refused() {
     let (folder, path) = folder("");
     let big = vec![b'#'; (16 << 20) + 1];
     fs::write(&path, &big).unwrap();
@@ -123,7 +123,7 @@ fn a_file_over_16_mib_is_refused_and_none_is_made_so() {
 }
 
 #[test]
-fn what_a_crash_left_behind_is_in_nobodys_way() {
+fn leftovers_of_crash_disturb_nothing() {
     let (folder, path) = folder("sshd: x\n");
     let left = folder.path().join("hosts.deny.portsentry-new");
     symlink(&path, &left).unwrap();
@@ -150,7 +150,7 @@ fn nothing_to_change_leaves_the_very_file() {
 }
 
 #[test]
-fn somebody_who_appends_all_the_time_costs_us_no_line_and_tears_none() {
+fn concurrent_appends_tear_no_line() {
     let (_folder, path) = folder("");
     let stop = AtomicBool::new(false);
     let hosts_deny = at(&path);
@@ -203,7 +203,7 @@ fn lets_in(folder: &TempDir, service: &str, client: &str) -> bool {
 }
 
 #[test]
-fn the_tcp_wrappers_deny_whom_the_lines_name_and_nobody_else() {
+fn tcp_wrappers_deny_only_listed_sources() {
     for (template, before) in [
         (DEFAULT_TEMPLATE, "# mine\nin.ftpd: 203.0.113.0/24\n"),
         ("ALL: $TARGET$ : DENY", "in.ftpd: 203.0.113.0/24\n"),
@@ -226,7 +226,7 @@ fn the_tcp_wrappers_deny_whom_the_lines_name_and_nobody_else() {
 }
 
 #[test]
-fn the_tcp_wrappers_join_lines_as_it_is_taken_here() {
+fn tcp_wrappers_join_lines_as_assumed() {
     // Behind a backslash or a NUL the next line is no rule any more: a line of ours there would deny nobody.
     for (before, joins) in [("x: y \\\n", true), ("# x \\\n", true), ("a\0b: c\n", true), ("x: y \\\r\n", false)] {
         let (folder, path) = folder(&format!("{before}ALL: 192.0.2.7\n"));

@@ -29,7 +29,7 @@ fn held(path: &Path) -> Vec<BanTarget> {
 }
 
 #[test]
-fn a_line_comes_with_its_ban_and_goes_when_it_is_over_without_a_word() {
+fn hosts_deny_line_follows_its_ban() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
     let started = Instant::now();
@@ -49,7 +49,7 @@ fn a_line_comes_with_its_ban_and_goes_when_it_is_over_without_a_word() {
 }
 
 #[test]
-fn a_ban_that_is_extended_keeps_its_line_until_the_new_end() {
+fn extended_ban_keeps_its_line() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
     bench.block(case("192.0.2.7", 1), &LINE);
@@ -60,7 +60,7 @@ fn a_ban_that_is_extended_keeps_its_line_until_the_new_end() {
 }
 
 #[test]
-fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
+fn lines_outlive_thread_and_are_adopted() {
     let (_folder, path, settings) = place();
     fs::write(&path, "sshd: .example.com\n").unwrap();
     let bench = Bench::start(settings.clone());
@@ -88,7 +88,7 @@ fn lines_outlive_the_thread_and_the_next_one_keeps_those_that_are_adopted() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_tried_again_until_it_can() {
+fn unwritable_file_is_retried() {
     let (folder, path, settings) = place();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
@@ -113,7 +113,7 @@ fn a_file_that_cannot_be_written_is_tried_again_until_it_can() {
 }
 
 #[test]
-fn a_ban_that_is_over_before_it_could_be_written_is_never_written() {
+fn expired_ban_is_never_written() {
     let (folder, path, settings) = place();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
@@ -127,7 +127,7 @@ fn a_ban_that_is_over_before_it_could_be_written_is_never_written() {
 }
 
 #[test]
-fn what_cannot_be_written_at_the_end_is_counted_and_the_end_comes() {
+fn unwritten_lines_are_counted_at_end() {
     let (folder, _path, settings) = place();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
@@ -139,7 +139,7 @@ fn what_cannot_be_written_at_the_end_is_counted_and_the_end_comes() {
 }
 
 #[test]
-fn a_burst_is_written_whole_and_what_finds_no_room_is_given_back_and_told() {
+fn burst_beyond_room_is_refused_and_reported() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
     let orders = bench.hands.as_ref().unwrap().orders();
@@ -165,7 +165,7 @@ fn a_burst_is_written_whole_and_what_finds_no_room_is_given_back_and_told() {
 }
 
 #[test]
-fn a_way_that_is_not_set_up_is_said_and_the_next_one_follows() {
+fn missing_backend_is_reported_and_skipped() {
     let (_folder, path, settings) = place();
     let bench = Bench::start(settings);
     let case = case("192.0.2.7", 3_600);

@@ -9,7 +9,7 @@ use crate::Protocol::{self, Tcp, Udp};
 use crate::{banned_at_last, is_banned};
 
 #[test]
-fn the_kernel_alone_counts_distinct_ports_and_not_packets() {
+fn kernel_counts_distinct_ports() {
     for protocol in [Tcp, Udp] {
         let lab = Lab::new(&["other"]);
         let daemon = protocol.start(&lab, "");
@@ -32,7 +32,7 @@ fn the_kernel_alone_counts_distinct_ports_and_not_packets() {
 }
 
 #[test]
-fn the_kernel_alone_blocks_an_ipv6_scanner_by_its_64() {
+fn kernel_alone_bans_ipv6_by_64() {
     for protocol in [Tcp, Udp] {
         let lab = Lab::new(&["other"]);
         let daemon = protocol.start(&lab, "");
@@ -52,7 +52,7 @@ fn the_kernel_alone_blocks_an_ipv6_scanner_by_its_64() {
 }
 
 #[test]
-fn the_first_touch_blocks_where_none_is_forgiven() {
+fn first_probe_bans_if_none_is_forgiven() {
     for protocol in [Tcp, Udp] {
         let lab = Lab::new(&["other"]);
         let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
@@ -67,7 +67,7 @@ fn the_first_touch_blocks_where_none_is_forgiven() {
 
 /// As Docker does without its proxy: no socket on the host ever listens there.
 #[test]
-fn a_port_that_is_published_by_dnat_is_none_of_this_hosts() {
+fn dnat_published_port_is_not_own() {
     for (protocol, name) in [(Tcp, "tcp"), (Udp, "udp")] {
         let lab = Lab::new(&["other", "container"]);
         let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
@@ -91,7 +91,7 @@ fn a_port_that_is_published_by_dnat_is_none_of_this_hosts() {
 }
 
 #[test]
-fn only_the_interfaces_count_that_the_settings_name() {
+fn only_named_interfaces_count() {
     for protocol in [Tcp, Udp] {
         let lab = Lab::new(&["other", "quiet"]);
         let daemon = protocol.start(&lab, "interfaces = [\"other\"]\n");

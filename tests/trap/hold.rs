@@ -159,7 +159,7 @@ fn published_port_is_held_forwarded_not() {
 
 /// Forged SYNs to ever new ports, each after the hold before it has ended. Above the ceilings no ban ends them.
 #[test]
-fn source_is_held_sixteen_times_and_no_more() {
+fn source_is_held_sixteen_times() {
     let lab = Lab::new(&["other"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Tcp.start(&lab, "[trap]\nhold = \"100ms\"\n");

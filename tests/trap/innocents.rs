@@ -26,7 +26,7 @@ fn assert_untouched(lab: &Lab) {
 /// A resolver that gives up closes its socket, and the answer comes after that. The program cannot even run: the kernel has
 /// seen the question.
 #[test]
-fn answers_to_a_socket_that_has_just_closed_are_no_touches() {
+fn answers_to_closed_socket_are_not_counted() {
     let lab = Lab::new(&["server", "scanner"]);
     let daemon = Udp.start(&lab, "");
     let ports = [901, 902, 903, 904, 905];
@@ -97,7 +97,7 @@ fn forwarded_questions_open_no_port() {
 }
 
 #[test]
-fn a_service_that_has_just_started_is_no_trap_for_its_clients() {
+fn new_service_is_no_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let ports = [901, 902, 903, 904, 905];
@@ -141,7 +141,7 @@ fn a_service_that_has_just_started_is_no_trap_for_its_clients() {
 }
 
 #[test]
-fn bound_excluded_and_ephemeral_ports_are_not_watched_and_allowed_sources_not_counted() {
+fn trap_ignores_excluded_ports_and_allowed_sources() {
     let lab = Lab::new(&["other", "friend"]);
     let _bound = lab.inside("victim", || [901, 902].map(|port| UdpSocket::bind(("0.0.0.0", port)).unwrap()));
     lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 20999"]);

@@ -5,7 +5,7 @@ use netns_lab::daemon::Daemon;
 
 #[test]
 #[ignore = "for a kernel that finds no module nft_socket, as tests/kernels.sh boots one"]
-fn without_nft_socket_the_kernel_counts_nothing_and_the_sensor_blocks_all_the_same() {
+fn blocking_works_without_nft_socket() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "[trap]\ntcp = true\n", &["--expire", "24h"]);
     let line = daemon.expect_line("the kernel counts nothing by itself (the settings of `trap`)");

@@ -134,7 +134,7 @@ fn client_behind_nat_opens_no_port() {
 
 /// A data connection of passive FTP: a listener for each, at a port that the client asks for again and again.
 #[test]
-fn short_lived_listeners_open_their_ports_to_peer_alone() {
+fn short_lived_listener_opens_port_to_peer() {
     let lab = Lab::new(&["scanner", "client"]);
     let (daemon, _) = start(&lab);
     let own = lab.victim_v4("client");
@@ -252,7 +252,7 @@ fn answers_to_own_questions_are_innocent() {
 
 /// However ports come to count as in use, an operator learns that scans of them are not seen.
 #[test]
-fn lost_ports_raise_alarm_in_log_and_status() {
+fn lost_ports_raise_alarm() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "[tcp]\nadvanced_ports = \"901-920\"\n");
     eventually("all ports are watched", || Tcp.watched(&lab).len() == 20);

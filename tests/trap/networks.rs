@@ -23,7 +23,7 @@ fn expect_network(lab: &Lab, wanted: &str, there: bool) {
 }
 
 #[test]
-fn an_operator_blocks_and_unblocks_a_network_and_it_outlives_flush_and_restart() {
+fn operator_network_ban_survives_flush_and_restart() {
     let lab = Lab::new(&["other"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -68,7 +68,7 @@ fn an_operator_blocks_and_unblocks_a_network_and_it_outlives_flush_and_restart()
 }
 
 #[test]
-fn networks_that_overlap_are_one_ban_and_the_operator_hears_of_it() {
+fn overlapping_networks_are_one_reported_ban() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.succeed(&["block", "198.51.100.0/25", "--expire", "1h"]);
@@ -83,7 +83,7 @@ fn networks_that_overlap_are_one_ban_and_the_operator_hears_of_it() {
 }
 
 #[test]
-fn what_an_administrator_does_to_the_networks_by_hand_is_known_and_said() {
+fn manual_changes_of_networks_are_reported() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.succeed(&["block", "198.51.100.0/24"]);
@@ -100,7 +100,7 @@ fn what_an_administrator_does_to_the_networks_by_hand_is_known_and_said() {
 }
 
 #[test]
-fn a_network_of_scanners_is_blocked_where_the_settings_say_so() {
+fn scanning_network_is_banned_where_configured() {
     let lab = Lab::new(&["other", "next"]);
     let sources = lab.add_addresses("other", 66..71);
     let settings = "[block]\nwidest_ipv4 = 29\n[tcp]\nports = \"7001-7003\"\n";

@@ -138,7 +138,7 @@ fn own_multicast_and_broadcast_come_back() {
 
 /// The address that this host has on one link is a neighbour's on another.
 #[test]
-fn link_local_twin_of_other_link_is_served() {
+fn same_link_local_address_elsewhere_is_served() {
     let lab = Lab::new(&["other", "second"]);
     let _services = Services::open(&lab, &[80]);
     lab.victim_ip("addr add fe80::1/64 dev second nodad");

@@ -13,7 +13,7 @@ use crate::{banned_at_last, is_banned};
 const NO_TRAP: &str = "[trap]\ntcp = false\n";
 
 #[test]
-fn open_and_excluded_ports_and_allowed_sources_are_no_touches() {
+fn open_ports_and_allowed_sources_are_uncounted() {
     let lab = Lab::new(&["other", "friend"]);
     let _services = Services::open(&lab, &EIGHT);
     let friend = lab.v4("friend");
@@ -33,7 +33,7 @@ fn open_and_excluded_ports_and_allowed_sources_are_no_touches() {
 
 /// The program has not heard of the services yet: it cannot even run. The kernel asks for the socket itself.
 #[test]
-fn a_service_that_has_just_started_is_no_trap_for_its_clients() {
+fn new_service_is_no_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let target = lab.victim_v4("other").into();
@@ -48,7 +48,7 @@ fn a_service_that_has_just_started_is_no_trap_for_its_clients() {
 }
 
 #[test]
-fn a_service_that_stops_is_no_trap_for_its_clients_either() {
+fn stopped_service_is_no_trap() {
     let lab = Lab::new(&["other"]);
     let ports = [901, 902, 903, 904, 905];
     let services = Services::open(&lab, &ports);
@@ -67,7 +67,7 @@ fn a_service_that_stops_is_no_trap_for_its_clients_either() {
 /// Docker and others have the kernel ask the firewall for bridges (`br_netfilter`). What the trap drops there comes no further
 /// than the port of the bridge, and there it is for somebody else's hardware address.
 #[test]
-fn whom_the_kernel_blocks_at_a_port_of_a_bridge_the_program_condemns_as_well() {
+fn trap_ban_at_bridge_port_is_confirmed() {
     for settings in ["", "interfaces = [\"br0\"]\n"] {
         let lab = Lab::new(&["guest"]);
         for line in [
@@ -179,7 +179,7 @@ fn catch_without_reason_is_made_short() {
 
 /// The host drops these packets after the trap has counted them.
 #[test]
-fn damaged_segments_are_a_reason_to_let_go() {
+fn damaged_segments_lift_trap_ban() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (IpAddr::from(lab.v4("other")), lab.victim_v4("other").into());
@@ -197,7 +197,7 @@ fn damaged_segments_are_a_reason_to_let_go() {
 
 /// The program sees that the ports had been open; the kernel, which was told nothing for so long, does not.
 #[test]
-fn whom_the_program_has_nothing_against_is_let_go() {
+fn unfounded_trap_ban_is_lifted() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
@@ -240,7 +240,7 @@ fn kernel_and_program_begin_together() {
 }
 
 #[test]
-fn a_ban_that_is_lifted_is_not_back_at_the_next_port() {
+fn lifted_ban_needs_new_evidence() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
@@ -258,7 +258,7 @@ fn a_ban_that_is_lifted_is_not_back_at_the_next_port() {
 /// Later fragments have no header, and a frame for everybody is no connection to one host. For TCP both come of nobody but
 /// who forges them, and the sensor passes them over.
 #[test]
-fn neither_later_fragments_nor_frames_for_everybody_are_touches() {
+fn later_fragments_and_broadcasts_are_not_counted() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (lab.v4("other"), lab.victim_v4("other"));
@@ -281,7 +281,7 @@ fn neither_later_fragments_nor_frames_for_everybody_are_touches() {
 
 /// In order, so that what it learns is no matter of luck: nothing is open below 21.
 #[test]
-fn nmap_learns_of_no_open_port_behind_those_that_are_forgiven() {
+fn nmap_learns_no_open_port() {
     let lab = Lab::new(&["first", "second"]);
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Tcp.start(&lab, "");
@@ -309,7 +309,7 @@ fn nmap_learns_of_no_open_port_behind_those_that_are_forgiven() {
 }
 
 #[test]
-fn the_trap_is_emptied_at_the_end_and_goes_with_the_setting() {
+fn trap_is_emptied_at_end() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let attacker = lab.provoke_ban("other");
@@ -323,7 +323,7 @@ fn the_trap_is_emptied_at_the_end_and_goes_with_the_setting() {
 }
 
 #[test]
-fn a_trap_that_a_crash_left_armed_is_emptied_where_nobody_is_to_be_blocked() {
+fn armed_trap_is_emptied_without_blocking() {
     let lab = Lab::new(&["other"]);
     Tcp.start(&lab, "").kill();
     assert!(!Tcp.watched(&lab).is_empty());
@@ -336,7 +336,7 @@ fn a_trap_that_a_crash_left_armed_is_emptied_where_nobody_is_to_be_blocked() {
 }
 
 #[test]
-fn new_settings_hold_for_the_kernel_as_well() {
+fn reload_applies_to_kernel_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
@@ -358,7 +358,7 @@ fn new_settings_hold_for_the_kernel_as_well() {
 }
 
 #[test]
-fn after_a_flush_or_a_change_by_hand_the_trap_is_armed_again() {
+fn trap_is_rearmed_after_flush() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let before = Tcp.watched(&lab);

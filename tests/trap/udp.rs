@@ -13,7 +13,7 @@ fn table(lab: &Lab) -> String {
 
 /// As the program does: both protocols block, and so they are one account.
 #[test]
-fn ports_of_tcp_and_udp_are_counted_together_and_the_same_number_is_two() {
+fn tcp_and_udp_ports_count_together() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
@@ -30,7 +30,7 @@ fn ports_of_tcp_and_udp_are_counted_together_and_the_same_number_is_two() {
 }
 
 #[test]
-fn udp_can_be_counted_where_tcp_is_not() {
+fn udp_trap_works_without_tcp_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start_configured(&lab, &format!("{BLOCKING}tcp = false\n"), &["--expire", "24h"]);
     assert!(within(TIMEOUT, || (!Udp.watched(&lab).is_empty()).then_some(())).is_some());
@@ -48,7 +48,7 @@ fn udp_can_be_counted_where_tcp_is_not() {
 /// In order, so that what it learns is no matter of luck: closed ports answer with an ICMP error, and only what is forgiven
 /// answers at all.
 #[test]
-fn nmap_learns_of_no_more_closed_ports_than_are_forgiven() {
+fn nmap_learns_only_forgiven_closed_ports() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let target = lab.victim_v4("other").into();
@@ -73,7 +73,7 @@ fn nmap_learns_of_no_more_closed_ports_than_are_forgiven() {
 }
 
 #[test]
-fn datagrams_are_in_no_table_where_they_are_not_counted_or_block_nobody() {
+fn uncounted_datagrams_fill_no_set() {
     let lab = Lab::new(&["other"]);
     for text in [
         "[udp]\nblock = true\n",
@@ -88,7 +88,7 @@ fn datagrams_are_in_no_table_where_they_are_not_counted_or_block_nobody() {
 }
 
 #[test]
-fn new_settings_a_crash_and_the_end_are_followed() {
+fn reload_crash_and_end_are_followed() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
     let reload = |text: &str, wanted: &dyn Fn() -> bool| {

@@ -100,7 +100,7 @@ fn whole(file: &[u8]) -> Vec<Owned> {
 }
 
 #[test]
-fn every_dialect_of_pcap_gives_the_same_frames() {
+fn pcap_dialects_give_same_frames() {
     let at = |nanos| Duration::new(1_700_000_000, nanos);
     for big in [LITTLE, BIG] {
         for (magic, fraction, nanos) in
@@ -114,12 +114,12 @@ fn every_dialect_of_pcap_gives_the_same_frames() {
 }
 
 #[test]
-fn what_the_header_says_of_checksums_is_no_part_of_the_link_type() {
+fn checksum_bits_do_not_change_link_type() {
     assert_eq!(whole(&pcap(0xa1b2_c3d4, LITTLE, 0x2400_0001, &[(0, 0, b"x")]))[0].1, 1);
 }
 
 #[test]
-fn each_interface_of_a_pcapng_has_its_link_type_and_its_clock() {
+fn pcapng_interface_has_link_type_and_clock() {
     for big in [LITTLE, BIG] {
         let mut file = Bytes(Vec::new(), big);
         let offset = if big { 10_i64.to_be_bytes() } else { 10_i64.to_le_bytes() };
@@ -142,7 +142,7 @@ fn each_interface_of_a_pcapng_has_its_link_type_and_its_clock() {
 }
 
 #[test]
-fn sections_begin_anew_in_their_own_byte_order() {
+fn sections_have_own_byte_order() {
     let mut first = Bytes(Vec::new(), LITTLE);
     first.section().interface(1, 0, &[]).enhanced(0, 1, b"little");
     let mut second = Bytes(Vec::new(), BIG);
@@ -153,7 +153,7 @@ fn sections_begin_anew_in_their_own_byte_order() {
 }
 
 #[test]
-fn simple_and_obsolete_packets_are_read_and_unknown_blocks_passed_over() {
+fn obsolete_packets_are_read() {
     let mut file = Bytes(Vec::new(), LITTLE);
     file.section().interface(1, 4, &[]).block(0x0bad, |body| {
         body.raw(&[1; 300_000]);
@@ -169,7 +169,7 @@ fn simple_and_obsolete_packets_are_read_and_unknown_blocks_passed_over() {
 }
 
 #[test]
-fn a_time_beyond_all_calendars_is_the_latest_that_there_is() {
+fn time_beyond_calendar_is_latest() {
     for exponent in [0, 38, 0x7f, 0x80, 0xff] {
         let mut file = Bytes(Vec::new(), LITTLE);
         file.section().interface(1, 0, &[(9, &[exponent]), (14, &i64::MAX.to_le_bytes())]).enhanced(0, u64::MAX, b"x");
@@ -193,7 +193,7 @@ fn samples() -> [Vec<u8>; 3] {
 }
 
 #[test]
-fn cut_off_anywhere_a_file_gives_what_is_whole_and_says_where_it_ends() {
+fn truncated_file_names_its_end() {
     for file in samples() {
         let all = whole(&file);
         for length in 0..file.len() {
@@ -229,7 +229,7 @@ fn any_byte_may_be_wrong() {
 }
 
 #[test]
-fn what_is_broken_is_named_with_its_place() {
+fn syntax_error_is_named_with_position() {
     let message = |file: &[u8]| frames(file).1.unwrap().to_string();
     let good = pcap(0xa1b2_c3d4, LITTLE, 1, &[(1, 0, b"one")]);
     let mut huge = good.clone();
@@ -251,7 +251,7 @@ fn what_is_broken_is_named_with_its_place() {
 }
 
 #[test]
-fn a_length_that_lies_takes_no_more_memory_than_there_are_bytes() {
+fn false_length_allocates_no_more_memory() {
     const LIE: usize = 128 << 20;
     for length in [100, 3 * 256 * 1024 + 5] {
         let bytes = vec![7; length];
@@ -271,7 +271,7 @@ fn fifo_without_writer_is_refused_at_once() {
 }
 
 #[test]
-fn libpcap_reads_the_same_from_the_same_files() {
+fn libpcap_reads_same_frames() {
     let directory = tempfile::tempdir().unwrap();
     for (number, bytes) in samples().into_iter().enumerate() {
         let path = directory.path().join(number.to_string());

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_name_can_move_the_cursor_or_stand_for_another_address() {
+    fn name_moves_no_cursor() {
         let address = IpAddr::from([192, 0, 2, 7]);
         let shown = |name: &str| plain(name, address);
         assert_eq!(shown("Mail.Example.ORG.").as_deref(), Some("mail.example.org"));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_asked_at_once_and_whoever_is_slow_is_left_behind() {
+    fn slow_lookup_is_left_behind() {
         let mut notes = Vec::new();
         let begin = Instant::now();
         let names = look_up_with(addresses(64), &mut notes, Duration::from_millis(700), |address| {

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_wider_than_the_terminal_whatever_its_width() {
+    fn no_line_exceeds_terminal_width() {
         let names = [("203.0.113.77", "a-very-long-name.of-somebody.far-away.example.org")];
         let names: HashMap<IpAddr, String> =
             names.into_iter().map(|(address, name)| (address.parse().unwrap(), name.to_owned())).collect();

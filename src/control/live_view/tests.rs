@@ -210,7 +210,7 @@ fn the_screens_are_those_in_the_files() {
 }
 
 #[test]
-fn every_size_can_be_painted_and_nothing_is_written_outside() {
+fn every_size_is_painted_within_bounds() {
     let mut view = scene();
     for mode in [Key::Esc, Key::Char('?'), Key::Char('/')] {
         view.press(Key::Esc);
@@ -228,7 +228,7 @@ fn every_size_can_be_painted_and_nothing_is_written_outside() {
 }
 
 #[test]
-fn a_colour_never_says_what_no_word_says_and_may_be_left_out() {
+fn colour_is_never_the_only_sign() {
     let mut view = scene();
     view.press(Key::Down);
     let plain = paint(&view, 80, 24, false);
@@ -246,7 +246,7 @@ fn a_colour_never_says_what_no_word_says_and_may_be_left_out() {
 }
 
 #[test]
-fn keys_ask_for_what_they_say_and_only_after_a_yes() {
+fn keys_act_only_after_confirmation() {
     let mut view = scene();
     assert_eq!(view.press(Key::Char('u')), None);
     assert_eq!(view.mode, Mode::Bans, "nothing is selected");
@@ -274,7 +274,7 @@ fn keys_ask_for_what_they_say_and_only_after_a_yes() {
 }
 
 #[test]
-fn letter_with_control_or_alt_is_no_command() {
+fn letter_with_modifier_is_no_command() {
     let mut view = scene();
     view.press(Key::Down);
     for modifiers in [KeyModifiers::ALT, KeyModifiers::CONTROL] {
@@ -286,7 +286,7 @@ fn letter_with_control_or_alt_is_no_command() {
 }
 
 #[test]
-fn a_letter_in_the_filter_is_no_command() {
+fn letter_in_filter_is_no_command() {
     let mut view = scene();
     view.press(Key::Char('/'));
     for c in "quNULL".chars() {
@@ -305,7 +305,7 @@ fn a_letter_in_the_filter_is_no_command() {
 }
 
 #[test]
-fn bans_come_end_and_run_out_and_the_selection_stays_with_its_ban() {
+fn selection_stays_with_its_ban() {
     let mut view = scene();
     view.press(Key::Char('j'));
     view.press(Key::Char('j'));
@@ -325,7 +325,7 @@ fn bans_come_end_and_run_out_and_the_selection_stays_with_its_ban() {
 }
 
 #[test]
-fn what_comes_in_a_pause_is_shown_after_it() {
+fn events_during_pause_appear_afterwards() {
     let mut view = scene();
     let before = (view.events.clone(), view.bans().cloned().collect::<Vec<_>>());
     view.press(Key::Char('p'));
@@ -343,7 +343,7 @@ fn what_comes_in_a_pause_is_shown_after_it() {
 }
 
 #[test]
-fn rates_are_those_of_the_counters_and_start_anew_with_the_daemon() {
+fn rates_restart_with_daemon() {
     let mut view = View::new(now());
     assert_eq!(view.rates(), None);
     for second in 0..100 {
@@ -359,7 +359,7 @@ fn rates_are_those_of_the_counters_and_start_anew_with_the_daemon() {
 }
 
 #[test]
-fn nothing_that_a_stranger_wrote_reaches_the_terminal_as_it_is() {
+fn attacker_text_reaches_no_terminal() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
     view.absorb(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));

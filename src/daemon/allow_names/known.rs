@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_an_answer_lacks_stays_for_one_interval_more() {
+    fn missing_address_stays_one_more_interval() {
         let (mut known, now) = (Known::default(), Instant::now());
         let (changed, said) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
         assert_eq!((changed, text(said)), (true, format!("{NAME} on the allow-list is 192.0.2.7, 2001:db8::7")));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_shows_another_half_each_time_keeps_all_and_says_nothing() {
+    fn dns_pool_keeps_all_addresses_silently() {
         let (mut known, start) = (Known::default(), Instant::now());
         let halves = [answer(&["192.0.2.1", "192.0.2.2"]), answer(&["192.0.2.3", "192.0.2.4"])];
         let mut lines = 0;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_takes_nobodys_protection_away_and_is_said_once() {
+    fn failed_lookup_removes_no_protection() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let told = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay protected");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_never_had_an_answer_says_that_it_protects_nobody() {
+    fn unresolved_name_protects_nothing() {
         let mut known = Known::default();
         let told = format!("{NAME} on the allow-list cannot be resolved: down; it protects no address until it can");
         assert_eq!(text(known.fail(NAME, "down")), told);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_no_other_host_can_have_protect_nobody() {
+    fn impossible_addresses_protect_nothing() {
         let (mut known, now) = (Known::default(), Instant::now());
         let hostile = answer(&[
             "0.0.0.0",
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_nobody_is_an_answer_and_takes_the_old_one_with_it() {
+    fn invalid_answer_replaces_older_one() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let (_, said) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_answers_with_thousands_of_addresses_protects_a_few() {
+    fn name_with_thousands_addresses_protects_few() {
         let (mut known, now) = (Known::default(), Instant::now());
         let many = |block: u32| -> Vec<SocketAddr> {
             (0..4_000)

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_is_listed_twice_is_looked_up_once_and_only_when_it_is_due() {
+    async fn name_listed_twice_is_resolved_once() {
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: &str| {
             ASKED.fetch_add(1, Ordering::Relaxed);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_up_that_hangs_is_told_once_and_is_not_begun_a_second_time() {
+    async fn hanging_lookup_is_reported_once() {
         static HANGING: AtomicUsize = AtomicUsize::new(0);
         static FREE: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: &str| {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_few_look_ups_run_at_one_time_and_all_have_their_turn() {
+    async fn lookups_are_limited_and_fair() {
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
         static MOST: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: &str| {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_without_an_address_is_tried_again_sooner_and_told_once() {
+    async fn name_without_address_is_retried_sooner() {
         static ASKED: AtomicUsize = AtomicUsize::new(0);
         let lookup = |_: &str| {
             ASKED.fetch_add(1, Ordering::Relaxed);

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_ends_it_and_nothing_is_run_for_it() {
+    fn invalid_helper_request_runs_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let note = folder.path().join("note");
         let settings = settings(&format!("echo $1 >> {}", note.display()));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_commands_of_the_settings_are_run_and_no_more_at_once_than_they_say() {
+    fn only_configured_commands_run() {
         let (result, answers) = served(&settings("exit 3"), &[request(1, Which::End)]);
         assert!(result.is_ok());
         assert!(matches!(&answers[0].ran.outcome, Outcome::NotStarted(why) if why.contains("is empty")), "{answers:?}");

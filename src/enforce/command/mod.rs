@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_before_it_is_needed() {
+    fn unrunnable_command_is_refused_early() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str, mode| file(folder.path(), name, mode);
         assert!(matches!(refusal(&[]), RunError::Empty));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn macros_are_replaced_in_each_argument_and_never_make_two_of_one() {
+    fn template_values_stay_in_their_argument() {
         let command = words(&["true", "$TARGET$:$PORT$", "--why=$REASON$", "$MODE$ $EXPIRES$", "$$", ""]);
         let (prepared, line) = prepare(&command, &BanContext::example("2001:db8::7".parse().unwrap())).unwrap();
         let arguments: Vec<_> = prepared.get_args().map(|word| word.to_str().unwrap()).collect();

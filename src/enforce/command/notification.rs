@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_object_on_one_line_is_a_digest() {
+    fn digest_is_one_object_on_one_line() {
         let request = |text: &str| Request::read(&Request::Digest(text.to_owned()).to_bytes(7));
         assert_eq!(request(r#"{"a":"b\u001b"}"#), Some((7, Request::Digest(r#"{"a":"b\u001b"}"#.to_owned()))));
         for other in ["", "[]", "{", "{}{}", "{\n}", "{\"a\":\"\u{1b}\"}", "7"] {

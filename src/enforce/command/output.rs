@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_output_ends_the_line_or_drives_a_terminal() {
+    fn output_ends_no_line() {
         assert_eq!(printable(b"done: 192.0.2.7 \"ok\"\n"), "done: 192.0.2.7 \"ok\"");
         assert_eq!(printable(b"one\ntwo\r\n\n"), "one\\ntwo");
         assert_eq!(printable(b"\x1b[2J\x07\x9b\x00"), "\\u{1b}[2J\\u{7}\u{fffd}\\0");
@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_output_is_cut_to_what_is_kept() {
+    fn long_output_is_cut() {
         assert_eq!(printable(&[b'x'; 5_000]).len(), KEPT);
         assert_eq!(printable(&[0x1b; 5_000]).len(), KEPT);
         assert_eq!(printable("é".repeat(5_000).as_bytes()).chars().count(), KEPT / 2);

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_somebody_does_to_the_file_meanwhile_it_is_not_replaced() {
+    fn concurrently_changed_file_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hosts.deny");
         let changes: [(&str, &dyn Fn()); 5] = [

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_denies_nobody_or_cannot_be_found_again_is_refused() {
+    fn unusable_template_is_refused() {
         assert!(matches!(refusal("ALL: ALL"), TemplateError::NoTarget));
         assert!(matches!(refusal(""), TemplateError::NoTarget));
         assert!(

@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_overlaps_with_what_it_contains_and_with_what_contains_it() {
+    fn prefix_overlaps_inner_and_outer_prefix() {
         let protected = Protected::new(&[net("192.0.2.1/32"), net("10.0.0.0/8"), net("2001:db8::53/128")]);
         assert_eq!(protected.overlapping(net("192.0.2.1/32")), Some(net("192.0.2.1/32")));
         assert_eq!(protected.overlapping(net("192.0.2.2/32")), None);
@@ -60,7 +60,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_search_finds_what_a_look_at_every_one_finds(
+        fn search_agrees_with_linear_scan(
             prefixes in prop::collection::vec((any::<u8>(), 26_u8..=32), 0..8),
             (end, length) in (any::<u8>(), 26_u8..=32),
         ) {

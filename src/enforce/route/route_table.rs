@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_end_takes_the_place_of_the_old_one() {
+    fn new_end_replaces_old_end() {
         let mut held = Held::new(2);
         held.keep(subject(1), Some(at(10)));
         held.keep(subject(2), None);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_one_has_room_for_whom_it_holds_only() {
+    fn full_table_accepts_present_keys_only() {
         let mut held = Held::new(1);
         held.keep(subject(1), None);
         assert!(held.has_room_for(subject(1)) && !held.has_room_for(subject(2)));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_due_and_no_longer_wanted_and_a_postponed_end_still_is() {
+    fn postponed_removal_stays_due() {
         let mut held = Held::new(2);
         held.keep(subject(1), Some(at(5)));
         held.keep(subject(2), None);

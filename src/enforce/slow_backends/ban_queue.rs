@@ -116,7 +116,7 @@ mod tests {
     const MINUTE: Expiry = Expiry::After(Duration::from_secs(60));
 
     #[test]
-    fn a_longer_ban_replaces_the_deadline_and_keeps_what_was_done() {
+    fn longer_ban_keeps_what_was_done() {
         let mut bans = Bans::default();
         let held = bans.hold(at(100), case(1), MINUTE).unwrap();
         held.has_run = true;
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_house_takes_nobody_new_and_still_extends() {
+    fn full_ban_queue_still_extends_bans() {
         let mut bans = Bans::default();
         let number = |n: usize| BanContext::example(u32::try_from(n).unwrap().to_be_bytes().into());
         for n in 0..MAX_BANS {

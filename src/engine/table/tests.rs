@@ -38,7 +38,7 @@ fn found(table: &Table<Noted>, end: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_full_table_lets_the_least_worthy_go_and_keeps_its_size() {
+fn full_table_evicts_least_valuable_entry() {
     let mut table = table(8);
     for n in 1..=8 {
         let Err(claim) = table.claim(key(n), |way| way.row.1.into()) else { panic!("{n} is new") };
@@ -53,7 +53,7 @@ fn a_full_table_lets_the_least_worthy_go_and_keeps_its_size() {
 }
 
 #[test]
-fn among_equals_of_the_lowest_rank_the_one_that_was_claimed_longest_ago_goes() {
+fn full_table_evicts_oldest_of_lowest_rank() {
     let mut table = table(8);
     let claim = |table: &mut Table<Noted>, n| {
         let worth = |way: Way<'_, Noted>| u64::from(way.rank) << 8 | (OLDEST - way.age) as u64;
@@ -78,7 +78,7 @@ fn among_equals_of_the_lowest_rank_the_one_that_was_claimed_longest_ago_goes() {
 }
 
 #[test]
-fn what_is_removed_leaves_its_slot_to_the_next() {
+fn removed_entry_frees_its_slot() {
     let mut table = table(8);
     let Err(Claim { slot, .. }) = table.claim(key(1), |_| 0) else { panic!("1 is new") };
     assert_eq!(table.remove(key(1)), Some(slot));
@@ -89,7 +89,7 @@ fn what_is_removed_leaves_its_slot_to_the_next() {
 }
 
 #[test]
-fn newcomers_lie_one_behind_the_other_in_memory_that_was_touched_before() {
+fn new_entries_use_prefaulted_memory() {
     let mut table = table(100_000);
     let ahead = table.rows.len();
     assert!((1_000..10_000).contains(&ahead), "{ahead}");
@@ -110,7 +110,7 @@ fn newcomers_lie_one_behind_the_other_in_memory_that_was_touched_before() {
 }
 
 #[test]
-fn the_index_grows_with_the_table_and_nobody_is_lost_on_the_way() {
+fn growing_index_loses_no_entry() {
     for prepared in [false, true] {
         let mut table = table(100_000);
         let (start, room) = (table.index.len(), table.index.capacity());
@@ -140,7 +140,7 @@ fn the_index_grows_with_the_table_and_nobody_is_lost_on_the_way() {
 }
 
 #[test]
-fn ranks_and_ages_outlive_the_growth_of_the_index() {
+fn ranks_survive_index_growth() {
     let mut table = table(100_000);
     let crowd: Vec<u32> = (0..).filter(|n| table.bucket(key(*n).hash) == 7).take(8).collect();
     for (rank, n) in (0..).zip(&crowd) {
@@ -157,7 +157,7 @@ fn ranks_and_ages_outlive_the_growth_of_the_index() {
 }
 
 #[test]
-fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
+fn permanent_entries_survive_evictions() {
     let mut table = table(512);
     // Three of four slots: a bucket in four is too small for its keys.
     for n in 0..384 {
@@ -178,7 +178,7 @@ fn who_stays_is_never_pushed_out_and_is_found_also_when_others_have_gone() {
 }
 
 #[test]
-fn a_table_that_is_full_of_who_stays_takes_a_newcomer_for_the_least_worthy_and_one_of_others_for_another() {
+fn full_table_of_keepers_evicts_least_valuable() {
     let mut table = table(64);
     for n in 0..64 {
         let (Ok(slot) | Err(Claim { slot, .. })) = table.claim_beside(key(n), |_| 0, |_| true);
@@ -233,7 +233,7 @@ fn full_table_inspects_few_slots_per_newcomer() {
 }
 
 #[test]
-fn the_largest_table_that_can_be_asked_for_tells_its_rows_apart() {
+fn largest_table_distinguishes_its_rows() {
     // The index alone: of so many rows none is touched.
     let table = table(1 << 24);
     assert_eq!((table.number_bits, table.tag(u64::MAX)), (25, 0xe000_0000));
@@ -326,7 +326,7 @@ static ONE_BUCKET: std::sync::LazyLock<Vec<u32>> =
 proptest! {
     /// Also of keys that all belong into one bucket, as an attacker with knowledge of the secret would choose them.
     #[test]
-    fn every_call_inspects_a_bounded_number_of_slots(
+    fn call_inspects_bounded_number_of_slots(
         entries in 1_usize..500,
         spare in any::<bool>(),
         steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0_usize..300), 0..2_000),

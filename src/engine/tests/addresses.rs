@@ -6,7 +6,7 @@ use crate::engine::{Local, NoLookup, Verdict};
 use crate::wire::{Checksum, LinkType, Packet, decode};
 
 #[test]
-fn five_hundred_addresses_of_one_64_are_one_source() {
+fn addresses_of_one_64_are_one_source() {
     let mut scene = Scene::new();
     let source = |n: u16| format!("2001:db8:7:7:{n:x}::{n:x}");
     assert_eq!((scene.syn(&source(1), 21), scene.syn(&source(2), 22)), (Probe(1), Probe(2)));
@@ -37,7 +37,7 @@ fn link_local_neighbours_stand_each_for_itself() {
 }
 
 #[test]
-fn addresses_that_look_alike_as_text_are_independent() {
+fn similar_address_texts_are_independent() {
     let mut scene = Scene::new();
     for source in ["10.77.0.1", "10.77.0.10", "10.77.0.100", "110.77.0.1"] {
         assert_eq!(scene.syns(source, [22, 23]), Probe(2), "{source}");
@@ -47,7 +47,7 @@ fn addresses_that_look_alike_as_text_are_independent() {
 }
 
 #[test]
-fn an_ipv4_source_and_the_ipv6_source_with_its_bits_are_two() {
+fn ipv4_and_ipv6_with_same_bits_differ() {
     let mut scene = Scene::new();
     scene.banish("198.51.100.7");
     assert_eq!(scene.syn("c633:6407::", 23), Probe(1));
@@ -56,7 +56,7 @@ fn an_ipv4_source_and_the_ipv6_source_with_its_bits_are_two() {
 }
 
 #[test]
-fn prefixes_stand_for_the_host_where_its_addresses_are_not_known() {
+fn prefixes_stand_for_unknown_host_addresses() {
     let mut scene = Scene::new();
     scene.host.local = Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap()]);
     assert_eq!(scene.syn_to("192.0.2.77", "198.51.100.7", 22), Probe(1));
@@ -86,7 +86,7 @@ fn ipv6_syn(source: u8, port: u8, next: u8, chain: &str) -> Vec<u8> {
 }
 
 #[test]
-fn real_bytes_behind_extension_headers_and_in_an_atomic_fragment_are_counted() {
+fn real_bytes_behind_headers_are_counted() {
     let frames = [
         ipv6_syn(1, 21, 6, ""),
         // Hop-by-hop options with padding, then destination options.

@@ -35,14 +35,14 @@ fn first_blocks(flags: u16) -> Class {
 }
 
 #[test]
-fn three_syns_are_a_scan_with_congestion_bits_or_without() {
+fn congestion_bits_do_not_change_syn() {
     for flags in [SYN, SYN | TcpFlags::ECE | TcpFlags::CWR, SYN | TcpFlags::ECE | TcpFlags::CWR | TcpFlags::AE] {
         assert_eq!(third_blocks(flags), Class::Syn);
     }
 }
 
 #[test]
-fn ack_and_fin_ack_ban_only_where_configured() {
+fn ack_and_fin_ack_ban_if_configured() {
     for (flags, class) in [(ACK, Class::Ack), (ACK | PSH, Class::Ack), (FIN | ACK, Class::Maimon)] {
         assert_eq!(third_blocks_with(flags, |settings| settings.ack_bans = true), class);
         let mut scene = Scene::new();
@@ -75,7 +75,7 @@ fn reported_acks_excuse_and_incriminate_nothing() {
 }
 
 #[test]
-fn one_packet_that_no_stack_sends_is_enough_whatever_the_trigger() {
+fn illegal_packet_bans_at_once() {
     assert_eq!(first_blocks(0), Class::Null);
     assert_eq!(first_blocks(FIN), Class::Fin);
     assert_eq!(first_blocks(FIN | PSH | URG), Class::Xmas);
@@ -85,14 +85,14 @@ fn one_packet_that_no_stack_sends_is_enough_whatever_the_trigger() {
 }
 
 #[test]
-fn an_xmas_probe_condemns_also_behind_an_ordinary_syn_to_the_same_port() {
+fn xmas_probe_after_syn_bans_at_once() {
     let mut scene = Scene::new();
     assert_eq!(scene.syn(SCANNER, 23), Probe(1));
     assert_eq!(scene.tcp(SCANNER, 23, FIN | PSH | URG), Block(1));
 }
 
 #[test]
-fn different_classes_to_different_ports_count_together_and_the_ban_names_each() {
+fn classes_at_different_ports_count_together() {
     let mut scene = Scene::with(|settings| settings.ack_bans = true);
     assert_eq!(scene.syn(SCANNER, 21), Probe(1));
     assert_eq!(scene.tcp(SCANNER, 22, ACK), Probe(2));
@@ -103,7 +103,7 @@ fn different_classes_to_different_ports_count_together_and_the_ban_names_each() 
 }
 
 #[test]
-fn a_syn_in_a_first_fragment_is_a_syn_and_says_that_it_was_one() {
+fn syn_in_first_fragment_counts() {
     let mut scene = Scene::new();
     let whole = Scene::packet(SCANNER, tcp(1_024, 23, SYN));
     assert_eq!(scene.see(&Packet { fragmented: true, ..whole }), Probe(1));
@@ -115,7 +115,7 @@ fn a_syn_in_a_first_fragment_is_a_syn_and_says_that_it_was_one() {
 }
 
 #[test]
-fn a_fragment_without_the_flags_or_over_them_is_enough() {
+fn fragment_hiding_flags_bans_at_once() {
     for (transport, port) in [
         (Transport::TinyFragment { ports: Some((40_000, 23)) }, 23),
         (Transport::TinyFragment { ports: None }, 0),
@@ -129,7 +129,7 @@ fn a_fragment_without_the_flags_or_over_them_is_enough() {
 }
 
 #[test]
-fn a_later_fragment_and_a_protocol_without_ports_say_nothing() {
+fn later_fragment_is_ignored() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for transport in [Transport::LaterFragment { protocol: 6 }, Transport::Other { protocol: 47 }] {
         assert_eq!(scene.sees(SCANNER, transport), Innocent(IgnoreReason::NoRequest));
@@ -137,7 +137,7 @@ fn a_later_fragment_and_a_protocol_without_ports_say_nothing() {
 }
 
 #[test]
-fn fragments_are_nothing_where_tcp_is_not_watched() {
+fn fragments_are_ignored_without_tcp() {
     let mut scene = Scene::with(|settings| settings.tcp.ports.clear());
     assert_eq!(scene.sees(SCANNER, Transport::OverlappingFragment), Innocent(IgnoreReason::NotMonitored));
     assert_eq!(scene.tcp(SCANNER, 23, 0), Innocent(IgnoreReason::NotMonitored));
@@ -152,7 +152,7 @@ fn an_answer_is_no_probe() {
 }
 
 #[test]
-fn a_connection_to_a_decoy_is_evidence_of_its_port() {
+fn decoy_connection_is_evidence_of_port() {
     let mut scene = Scene::new();
     assert_eq!((scene.decoy(SCANNER, 1), scene.decoy(SCANNER, 7)), (Probe(1), Probe(2)));
     assert_eq!(scene.decoy(SCANNER, 9), Block(3));
@@ -161,7 +161,7 @@ fn a_connection_to_a_decoy_is_evidence_of_its_port() {
 }
 
 #[test]
-fn datagrams_to_three_ports_are_a_udp_scan() {
+fn datagrams_to_three_ports_are_scan() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!((scene.udp(SCANNER, 53), scene.udp(SCANNER, 161)), (Probe(1), Probe(2)));
     assert_eq!(scene.udp(SCANNER, 123), Block(3));
@@ -169,7 +169,7 @@ fn datagrams_to_three_ports_are_a_udp_scan() {
 }
 
 #[test]
-fn a_port_of_tcp_and_the_same_port_of_udp_are_two() {
+fn tcp_and_udp_port_are_two() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!((scene.udp(SCANNER, 53), scene.syn(SCANNER, 53)), (Probe(1), Probe(2)));
 }
@@ -195,7 +195,7 @@ fn ping(to: &str) -> Packet {
 }
 
 #[test]
-fn pings_of_several_own_addresses_are_a_sweep_only_when_switched_on() {
+fn pings_are_sweep_only_if_configured() {
     let mut scene = Scene::new();
     assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 1));
@@ -220,7 +220,7 @@ fn icmp_answers_and_errors_are_no_probes() {
 }
 
 #[test]
-fn a_port_that_is_not_watched_is_nobodys_business() {
+fn unwatched_port_is_no_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     assert_eq!(scene.syn(SCANNER, 20_000), Innocent(IgnoreReason::NotMonitored));
     assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Innocent(IgnoreReason::NotMonitored));

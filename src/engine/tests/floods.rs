@@ -87,7 +87,7 @@ fn restored_bans_count_against_the_ceiling() {
 }
 
 #[test]
-fn bans_that_fall_together_do_not_end_together() {
+fn simultaneous_bans_end_apart() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 600);
     let mut spans = Vec::new();
     for n in 0..232 {
@@ -115,7 +115,7 @@ fn a_ban_for_ever_is_not_spread() {
 }
 
 #[test]
-fn short_ban_is_never_longer_than_the_usual_one() {
+fn short_ban_never_exceeds_usual_one() {
     let short = Expiry::After(Duration::from_secs(30));
     for (expiry, lasts) in [(short, short), (Expiry::Never, Expiry::After(CAPPED_BAN))] {
         let mut scene = Scene::with(|settings| (settings.max_new_bans_per_minute, settings.expiry) = (1, expiry));
@@ -135,7 +135,7 @@ fn proven_evidence_has_its_own_ceiling() {
 }
 
 #[test]
-fn a_scanner_among_two_hundred_thousand_forged_sources_is_still_found() {
+fn scanner_among_200000_forged_is_found() {
     let mut scene = Scene::new();
     let mut forged = 0;
     let mut flood = |scene: &mut Scene, sources: u32| {
@@ -159,7 +159,7 @@ fn a_scanner_among_two_hundred_thousand_forged_sources_is_still_found() {
 }
 
 #[test]
-fn in_a_full_table_the_least_suspicious_goes() {
+fn full_table_evicts_least_suspicious_source() {
     let mut scene = Scene::keyed(HashKey(3, 4), |settings| settings.max_sources = 64);
     for n in 0..8 {
         scene.syns(&stranger(n), [22, 23]);
@@ -173,7 +173,7 @@ fn in_a_full_table_the_least_suspicious_goes() {
 }
 
 #[test]
-fn in_a_full_table_old_suspicion_makes_room() {
+fn full_table_evicts_old_suspicion() {
     let mut scene = Scene::keyed(HashKey(3, 4), |settings| settings.max_sources = 8);
     for n in 0..8 {
         scene.syns(&stranger(n), [22, 23]);
@@ -186,7 +186,7 @@ fn in_a_full_table_old_suspicion_makes_room() {
 }
 
 #[test]
-fn a_scan_that_many_sources_share_is_named_and_nobody_is_blocked_for_it() {
+fn distributed_scan_is_logged_without_ban() {
     let mut scene = Scene::new();
     for port in 1..=100_u16 {
         let source = stranger(u32::from(port % 50));
@@ -200,7 +200,7 @@ fn a_scan_that_many_sources_share_is_named_and_nobody_is_blocked_for_it() {
 }
 
 #[test]
-fn the_noise_of_the_internet_is_no_sweep() {
+fn background_noise_is_no_distributed_scan() {
     let mut scene = Scene::new();
     for n in 0..10_000 {
         let port = [22, 23, 80, 443, 445, 3_389, 5_900, 8_080, 81, 21][n as usize % 10];
@@ -210,7 +210,7 @@ fn the_noise_of_the_internet_is_no_sweep() {
 }
 
 #[test]
-fn one_scanner_is_a_ban_and_no_sweep() {
+fn one_scanner_is_no_distributed_scan() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
     for n in 0..5 {
         scene.syns(&stranger(n), 200..216);

@@ -20,7 +20,7 @@ fn wide(settings: &mut Settings) {
 }
 
 #[test]
-fn an_open_port_is_no_evidence_whatever_is_sent_to_it() {
+fn open_port_is_no_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK, 0, FIN, SYN | FIN] {
@@ -29,7 +29,7 @@ fn an_open_port_is_no_evidence_whatever_is_sent_to_it() {
 }
 
 #[test]
-fn clients_of_a_service_that_restarts_are_not_blamed() {
+fn clients_of_restarting_service_are_not_blamed() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     scene.after(3_600.0).stop_listening();
@@ -41,7 +41,7 @@ fn clients_of_a_service_that_restarts_are_not_blamed() {
 }
 
 #[test]
-fn a_service_that_stays_away_leaves_a_closed_port() {
+fn stopped_service_leaves_closed_port() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.after(10.0).stop_listening();
@@ -50,7 +50,7 @@ fn a_service_that_stays_away_leaves_a_closed_port() {
 }
 
 #[test]
-fn a_mangled_segment_to_a_port_that_was_open_a_moment_ago_condemns_nobody() {
+fn damaged_segment_to_recent_port_bans_nothing() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.after(10.0).stop_listening();
@@ -60,7 +60,7 @@ fn a_mangled_segment_to_a_port_that_was_open_a_moment_ago_condemns_nobody() {
 }
 
 #[test]
-fn a_service_that_started_after_the_snapshot_never_costs_its_clients_anything() {
+fn service_after_snapshot_costs_clients_nothing() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.truth.in_use.insert((Protocol::Tcp, 80));
     assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
@@ -71,7 +71,7 @@ fn a_service_that_started_after_the_snapshot_never_costs_its_clients_anything() 
 }
 
 #[test]
-fn evidence_that_proves_wrong_is_forgiven_and_the_rest_stays() {
+fn disproved_evidence_is_forgiven() {
     let mut scene = Scene::new();
     scene.truth.in_use.insert((Protocol::Tcp, 80));
     scene.syns(CLIENT, [21, 22]);
@@ -82,7 +82,7 @@ fn evidence_that_proves_wrong_is_forgiven_and_the_rest_stays() {
 }
 
 #[test]
-fn what_could_not_be_checked_at_once_is_checked_before_anybody_is_condemned() {
+fn unchecked_evidence_is_verified_before_ban() {
     let mut scene = Scene::new();
     scene.truth.in_use.extend([(Protocol::Tcp, 21), (Protocol::Tcp, 22)]);
     // More fresh probes in one second than there are look-ups.
@@ -94,7 +94,7 @@ fn what_could_not_be_checked_at_once_is_checked_before_anybody_is_condemned() {
 }
 
 #[test]
-fn look_ups_cannot_be_driven_by_a_flood() {
+fn flood_drives_no_lookups() {
     let mut scene = Scene::new();
     for n in 0..20_000 {
         scene.after(0.000_05).syn(&stranger(n), 23);
@@ -103,7 +103,7 @@ fn look_ups_cannot_be_driven_by_a_flood() {
 }
 
 #[test]
-fn clients_of_a_published_container_port_are_not_blamed() {
+fn clients_of_published_port_are_not_blamed() {
     let mut scene = Scene::new();
     for n in 0..50 {
         // SYN in, SYN/ACK out, and no socket on this host.
@@ -115,7 +115,7 @@ fn clients_of_a_published_container_port_are_not_blamed() {
 }
 
 #[test]
-fn three_published_ports_do_not_make_their_user_a_scanner() {
+fn three_published_ports_are_no_scan() {
     let mut scene = Scene::new();
     for port in [80, 443, 8080] {
         assert_eq!(scene.syn(CLIENT, port), Probe(1));
@@ -125,7 +125,7 @@ fn three_published_ports_do_not_make_their_user_a_scanner() {
 }
 
 #[test]
-fn a_port_that_got_a_listener_is_forgotten_soon_after_it_stops() {
+fn recent_listener_is_forgotten_after_it_stops() {
     let mut scene = Scene::new();
     scene.accepts(CLIENT, 8080);
     scene.after(1.0).listen(8080);
@@ -134,7 +134,7 @@ fn a_port_that_got_a_listener_is_forgotten_soon_after_it_stops() {
 }
 
 #[test]
-fn a_reset_of_this_host_does_not_open_the_port() {
+fn reset_opens_no_port() {
     let mut scene = Scene::new();
     for (gist, port) in [(Probe(1), 21), (Probe(2), 22), (Block(3), 23)] {
         assert_eq!(scene.syn(SCANNER, port), gist);
@@ -143,7 +143,7 @@ fn a_reset_of_this_host_does_not_open_the_port() {
 }
 
 #[test]
-fn answers_to_own_connections_are_no_probes_also_when_their_ports_are_watched() {
+fn answers_at_watched_ports_are_no_probes() {
     let mut scene = Scene::with(wide);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
@@ -157,7 +157,7 @@ fn answers_to_own_connections_are_no_probes_also_when_their_ports_are_watched() 
 }
 
 #[test]
-fn a_long_silent_connection_is_known_by_the_kernel() {
+fn long_silent_connection_is_known() {
     let mut scene = Scene::with(wide);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
@@ -170,7 +170,7 @@ fn a_long_silent_connection_is_known_by_the_kernel() {
 }
 
 #[test]
-fn answers_of_name_servers_are_no_probes_also_when_they_come_late() {
+fn late_dns_answers_are_no_probes() {
     let mut scene = Scene::with(wide);
     for port in 40_000..40_010 {
         scene.sends(SERVER, udp(port, 53));
@@ -179,7 +179,7 @@ fn answers_of_name_servers_are_no_probes_also_when_they_come_late() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_any_more_is_a_probe_of_one_port() {
+fn unexpected_answer_is_probe_of_one_port() {
     let mut scene = Scene::with(wide);
     scene.sends(SERVER, udp(40_000, 53));
     assert_eq!(scene.after(121.0).sees(SERVER, udp(53, 40_000)), Probe(1));
@@ -193,7 +193,7 @@ fn own_flows_do_not_excuse_other_ports() {
 }
 
 #[test]
-fn passive_ftp_opens_ports_that_no_snapshot_has_seen() {
+fn passive_ftp_port_is_unknown_to_snapshot() {
     let mut scene = Scene::with(wide);
     for port in 60_000..60_020 {
         scene.truth.in_use.insert((Protocol::Tcp, port));
@@ -205,7 +205,7 @@ fn passive_ftp_opens_ports_that_no_snapshot_has_seen() {
 }
 
 #[test]
-fn active_ftp_comes_back_to_a_socket_that_waits_for_it() {
+fn active_ftp_reaches_waiting_socket() {
     let mut scene = Scene::with(wide);
     for port in 51_000..51_010 {
         scene.sends(SERVER, tcp(50_999, 21, ACK | PSH));
@@ -215,7 +215,7 @@ fn active_ftp_comes_back_to_a_socket_that_waits_for_it() {
 }
 
 #[test]
-fn a_udp_service_of_a_container_is_known_by_its_answers() {
+fn container_udp_service_is_known_by_answers() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!(scene.udp(CLIENT, 53), Probe(1));
     scene.leaves(CLIENT, udp(53, 40_000), PortUse::Published { established: false });
@@ -223,7 +223,7 @@ fn a_udp_service_of_a_container_is_known_by_its_answers() {
 }
 
 #[test]
-fn a_forwarded_packet_teaches_nothing_about_this_host() {
+fn forwarded_packet_opens_no_port() {
     let mut scene = Scene::new();
     let mut forwarded = Scene::packet(SERVER, tcp(23, 40_000, SYN | ACK));
     forwarded.delivery = crate::wire::Delivery::Outgoing;
@@ -272,7 +272,7 @@ fn outgoing_packets_ask_at_bounded_rate() {
 }
 
 #[test]
-fn own_flow_opens_its_port_to_peer_alone() {
+fn own_flow_opens_port_to_peer() {
     let mut scene = Scene::with(wide);
     scene.sends(SERVER, tcp(50_000, 443, SYN));
     assert_eq!(scene.sees(SERVER, tcp(443, 50_000, ACK)), Innocent(IgnoreReason::RecentlyOpen));
@@ -280,7 +280,7 @@ fn own_flow_opens_its_port_to_peer_alone() {
 }
 
 #[test]
-fn answer_excuses_its_peer_where_translations_are_unreadable() {
+fn answer_excuses_its_peer_without_translations() {
     let mut scene = Scene::new();
     for port in [80, 443, 990] {
         assert_eq!(scene.syn(CLIENT, port), Probe(1));
@@ -292,7 +292,7 @@ fn answer_excuses_its_peer_where_translations_are_unreadable() {
 }
 
 #[test]
-fn published_flow_is_no_evidence_before_its_answer() {
+fn published_flow_is_innocent_before_answer() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     let found = |port, established| Some(((Protocol::Tcp, port), PortUse::Published { established }));
     for port in [143, 465, 993] {
@@ -309,7 +309,7 @@ fn published_flow_is_no_evidence_before_its_answer() {
 }
 
 #[test]
-fn a_listener_on_loopback_opens_nothing_to_outside() {
+fn loopback_listener_opens_nothing() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_at("127.0.0.1".parse().unwrap(), 631));
     assert_eq!(scene.syn(SCANNER, 631), Probe(1));
@@ -318,7 +318,7 @@ fn a_listener_on_loopback_opens_nothing_to_outside() {
 }
 
 #[test]
-fn a_listener_on_one_address_does_not_open_another() {
+fn listener_opens_only_its_address() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
     assert_eq!(scene.syn(CLIENT, 25), Innocent(IgnoreReason::Open));
@@ -326,7 +326,7 @@ fn a_listener_on_one_address_does_not_open_another() {
 }
 
 #[test]
-fn a_wildcard_of_one_family_does_not_open_the_other() {
+fn wildcard_of_one_family_opens_only_it() {
     let (six, four) = ("2001:db8:9::1", CLIENT);
     let mut scene = Scene::new();
     scene.change(|host| {
@@ -338,7 +338,7 @@ fn a_wildcard_of_one_family_does_not_open_the_other() {
 }
 
 #[test]
-fn what_goes_on_listening_is_not_opened_wider_by_another_service_that_stops() {
+fn remaining_listener_keeps_its_own_scope() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
     scene.listen(80);
@@ -351,7 +351,7 @@ fn what_goes_on_listening_is_not_opened_wider_by_another_service_that_stops() {
 }
 
 #[test]
-fn a_service_that_gives_up_one_address_was_open_there_a_moment_ago() {
+fn lost_listener_address_was_recently_open() {
     let mut scene = Scene::new();
     scene.listen(25);
     scene.after(500.0).change(|host| {
@@ -370,7 +370,7 @@ fn a_udp_socket_opens_no_tcp_port() {
 }
 
 #[test]
-fn the_closed_ports_of_udp_are_those_that_nobody_uses_and_no_socket_gets_by_itself() {
+fn closed_udp_ports_are_unused_ones() {
     let closed = |scene: &Scene| scene.engine.closed_ports(scene.now, &scene.host, Protocol::Udp);
     let only_logs = Scene::new();
     assert!(closed(&only_logs).is_empty(), "no source is blocked for them");

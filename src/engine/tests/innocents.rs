@@ -15,7 +15,7 @@ const RST: u16 = TcpFlags::RST;
 const FIN: u16 = TcpFlags::FIN;
 
 #[test]
-fn a_browser_may_try_https_on_a_host_that_has_only_http() {
+fn https_attempt_on_http_host_is_forgiven() {
     let mut scene = Scene::new();
     scene.listen(80);
     for _ in 0..500 {
@@ -25,12 +25,12 @@ fn a_browser_may_try_https_on_a_host_that_has_only_http() {
 }
 
 #[test]
-fn a_servers_question_for_ident_is_not_watched() {
+fn ident_query_is_not_watched() {
     assert_eq!(Scene::new().syn(SERVER, 113), Innocent(IgnoreReason::NotMonitored));
 }
 
 #[test]
-fn stray_segments_of_forgotten_connections_go_to_open_ports() {
+fn stray_segments_go_to_open_ports() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     [22, 80, 443].into_iter().for_each(|port| scene.listen(port));
     for flags in [FIN | ACK, RST, RST | ACK, ACK, ACK | TcpFlags::PSH, SYN] {
@@ -41,7 +41,7 @@ fn stray_segments_of_forgotten_connections_go_to_open_ports() {
 }
 
 #[test]
-fn a_carriers_nat_with_many_customers_keeps_to_the_open_ports() {
+fn carrier_nat_clients_are_no_scanner() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(443);
     for n in 0..20_000 {
@@ -52,7 +52,7 @@ fn a_carriers_nat_with_many_customers_keeps_to_the_open_ports() {
 }
 
 #[test]
-fn backscatter_of_an_attack_in_this_hosts_name_blames_no_victim() {
+fn backscatter_blames_no_victim() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for port in 1..=1_024 {
         assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
@@ -66,7 +66,7 @@ fn cast(from: &str, to: &str, port: u16, delivery: Delivery) -> Packet {
 }
 
 #[test]
-fn what_is_said_to_everybody_is_no_probe_of_this_host() {
+fn broadcast_is_no_probe() {
     let mut scene = Scene::with(|settings| {
         (settings.scan_trigger, settings.udp.response) = (0, Response::Block);
         settings.udp.ports = "1-65535".parse().unwrap();
@@ -89,7 +89,7 @@ fn what_is_said_to_everybody_is_no_probe_of_this_host() {
 }
 
 #[test]
-fn what_comes_in_at_a_port_of_a_bridge_of_this_host_is_for_this_host() {
+fn packet_at_bridge_port_is_for_host() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     let at =
         |interface| Packet { interface, delivery: Delivery::OtherHost, ..Scene::packet(CLIENT, tcp(40_000, 23, SYN)) };
@@ -100,14 +100,14 @@ fn what_comes_in_at_a_port_of_a_bridge_of_this_host_is_for_this_host() {
 }
 
 #[test]
-fn a_directed_broadcast_that_the_link_calls_unicast_is_not_for_this_host() {
+fn directed_broadcast_is_not_for_this_host() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     let packet = cast("192.0.2.40", "192.0.2.255", 161, Delivery::Host);
     assert_eq!(scene.see(&packet), Innocent(IgnoreReason::NotOurs));
 }
 
 #[test]
-fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
+fn unicast_chatter_of_neighbours_is_not_watched() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in [67, 68, 137, 138, 520, 546] {
         assert_eq!(scene.udp("192.0.2.40", port), Innocent(IgnoreReason::NotMonitored), "{port}");
@@ -115,7 +115,7 @@ fn chatter_of_neighbours_sent_to_this_host_alone_is_not_watched() {
 }
 
 #[test]
-fn a_traceroute_to_this_host_is_not_watched() {
+fn traceroute_is_not_watched() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in 33_434..33_534 {
         assert_eq!(scene.udp(CLIENT, port), Innocent(IgnoreReason::NotMonitored));
@@ -123,7 +123,7 @@ fn a_traceroute_to_this_host_is_not_watched() {
 }
 
 #[test]
-fn path_mtu_messages_and_keep_alives_are_no_probes() {
+fn path_mtu_and_keepalives_are_no_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.icmp) = (0, true));
     scene.listen(22);
     assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Innocent(IgnoreReason::NoRequest));
@@ -133,7 +133,7 @@ fn path_mtu_messages_and_keep_alives_are_no_probes() {
 }
 
 #[test]
-fn time_servers_answer_to_the_port_that_asked() {
+fn ntp_answers_are_no_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for _ in 0..50 {
         scene.after(64.0).sends(SERVER, udp(123, 123));
@@ -142,7 +142,7 @@ fn time_servers_answer_to_the_port_that_asked() {
 }
 
 #[test]
-fn what_no_host_can_have_as_its_address_is_nobody() {
+fn impossible_source_is_ignored() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for source in ["0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.5", "::", "ff02::1"] {
         assert_eq!(scene.syn(source, 23), Innocent(IgnoreReason::NoSource), "{source}");
@@ -150,7 +150,7 @@ fn what_no_host_can_have_as_its_address_is_nobody() {
 }
 
 #[test]
-fn what_is_routed_through_this_host_is_not_for_it() {
+fn routed_packet_is_not_for_host() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Innocent(IgnoreReason::NotOurs));
 }

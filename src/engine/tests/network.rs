@@ -68,7 +68,7 @@ fn is_block(verdict: &Verdict) -> bool {
 }
 
 #[test]
-fn three_ports_of_one_host_are_a_scan_and_three_ports_of_three_hosts_are_none() {
+fn three_ports_of_three_hosts_are_none() {
     let one = [21, 22, 23].map(|port| syn(v4(1), port));
     let three = [(1, 21), (2, 22), (3, 23)].map(|(host, port)| syn(v4(host), port));
     let prefixes = || Local::Prefixes(vec!["198.51.100.0/24".parse().unwrap()]);
@@ -96,7 +96,7 @@ fn pairs_beyond_first_address_have_their_threshold() {
 }
 
 #[test]
-fn a_host_between_others_is_counted_by_itself() {
+fn host_between_others_is_counted_alone() {
     let mixed = [(1, 21), (2, 21), (3, 21), (1, 22), (2, 22), (1, 21), (1, 23)].map(|(host, port)| syn(v4(host), port));
     let Verdict::Block(ban) = judge(Local::Any, mixed) else { panic!("three ports of host 1") };
     assert_eq!((ban.hosts, ban.probe.sighting.destination), (1, v4(1)));
@@ -104,7 +104,7 @@ fn a_host_between_others_is_counted_by_itself() {
 }
 
 #[test]
-fn one_port_of_sixteen_hosts_is_a_scan_of_the_network() {
+fn one_port_of_sixteen_hosts_is_scan() {
     let hosts = |count: u8| (1..=count).map(|host| syn(v4(host), 23)).collect::<Vec<_>>();
     assert!(!is_block(&judge(Local::Any, hosts(15))));
     let Verdict::Block(ban) = judge(Local::Any, hosts(16)) else { panic!("sixteen hosts") };
@@ -113,13 +113,13 @@ fn one_port_of_sixteen_hosts_is_a_scan_of_the_network() {
 }
 
 #[test]
-fn the_same_dead_server_again_and_again_is_one_host() {
+fn repeated_dead_server_is_one_host() {
     let again = (0..200).map(|n| syn(v4(1 + n % 4), 443));
     assert!(!is_block(&judge(Local::Any, again)));
 }
 
 #[test]
-fn ipv6_hosts_of_one_network_are_told_apart() {
+fn ipv6_hosts_of_network_differ() {
     let host = |n: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, n));
     assert!(!is_block(&judge(Local::Any, (1..=3).map(|n| syn(host(n), 20 + n)))));
     assert!(is_block(&judge(Local::Any, (1..=3).map(|n| syn(host(1), 20 + n)))));
@@ -127,7 +127,7 @@ fn ipv6_hosts_of_one_network_are_told_apart() {
 }
 
 #[test]
-fn a_judged_source_is_recognised_at_every_host() {
+fn banned_source_is_recognised_at_every_host() {
     let mut scan = [21, 22, 23].map(|port| syn(v4(1), port)).to_vec();
     scan.push(syn(v4(2), 80));
     assert!(matches!(judge(Local::Any, scan), Verdict::Repeated(_)));

@@ -9,7 +9,7 @@ use crate::wire::{Packet, TcpFlags};
 const GATEWAY: &str = "192.0.2.254";
 
 #[test]
-fn gateway_resolver_and_listed_networks_are_spared_with_their_reason() {
+fn gateway_and_resolver_are_exempt_with_reason() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.protect("192.0.2.254/32", Protection::Gateway);
     scene.protect("203.0.113.53/32", Protection::Resolver);
@@ -30,14 +30,14 @@ fn gateway_resolver_and_listed_networks_are_spared_with_their_reason() {
 }
 
 #[test]
-fn a_forged_own_address_is_spared_although_no_list_names_it() {
+fn forged_own_address_is_exempt() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     assert_eq!(scene.syn(HERE, 23), Exempt(Protection::OwnAddress));
     assert_eq!(scene.tcp("2001:db8::1", 23, 0), Exempt(Protection::OwnAddress));
 }
 
 #[test]
-fn the_neighbour_of_a_protected_address_is_not_protected() {
+fn neighbour_of_protected_address_is_unprotected() {
     let mut scene = Scene::new();
     scene.protect("10.77.0.1/32", Protection::Listed);
     assert_eq!(scene.syn("10.77.0.1", 22), Exempt(Protection::Listed));
@@ -46,7 +46,7 @@ fn the_neighbour_of_a_protected_address_is_not_protected() {
 }
 
 #[test]
-fn a_protected_source_is_said_once_and_then_once_a_minute() {
+fn exempt_source_is_reported_once_a_minute() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     let mut lines = Vec::new();
@@ -58,14 +58,14 @@ fn a_protected_source_is_said_once_and_then_once_a_minute() {
 }
 
 #[test]
-fn a_decoy_that_a_protected_source_touches_spares_it() {
+fn exempt_source_at_decoy_is_exempt() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.protect("192.0.2.254/32", Protection::Gateway);
     assert_eq!(scene.decoy(GATEWAY, 23), Exempt(Protection::Gateway));
 }
 
 #[test]
-fn a_protected_source_to_an_open_port_is_ordinary_traffic() {
+fn exempt_source_at_open_port_is_ordinary() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     scene.listen(22);
@@ -73,7 +73,7 @@ fn a_protected_source_to_an_open_port_is_ordinary_traffic() {
 }
 
 #[test]
-fn who_is_protected_while_it_is_blocked_is_heard_again() {
+fn protected_while_banned_is_heard_again() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     scene.protect("198.51.100.0/24", Protection::Listed);
@@ -81,7 +81,7 @@ fn who_is_protected_while_it_is_blocked_is_heard_again() {
 }
 
 #[test]
-fn a_protected_address_in_a_blocked_64_still_gets_through() {
+fn exempt_address_in_blocked_64_passes() {
     let mut scene = Scene::new();
     scene.protect("2001:db8:5::1/128", Protection::Gateway);
     scene.banish("2001:db8:5::bad");
@@ -90,14 +90,14 @@ fn a_protected_address_in_a_blocked_64_still_gets_through() {
 }
 
 #[test]
-fn an_own_address_in_a_blocked_64_is_still_this_host() {
+fn own_address_in_blocked_64_stays_own() {
     let mut scene = Scene::new();
     scene.adopt(subject("2001:db8::"), Expiry::Never);
     assert_eq!(scene.syn("2001:db8::1", 23), Exempt(Protection::OwnAddress));
 }
 
 #[test]
-fn of_a_scan_with_decoys_all_are_blocked_but_the_protected_one() {
+fn decoy_scan_bans_all_but_exempt() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     // nmap -D: every port is probed in the name of each, in turn.
@@ -111,7 +111,7 @@ fn of_a_scan_with_decoys_all_are_blocked_but_the_protected_one() {
 }
 
 #[test]
-fn more_protected_sources_than_there_is_room_for_cost_lines_and_nothing_else() {
+fn many_exempt_sources_cost_only_lines() {
     let mut scene = Scene::new();
     scene.protect("11.0.0.0/8", Protection::Listed);
     for n in 0..1_000 {
@@ -122,7 +122,7 @@ fn more_protected_sources_than_there_is_room_for_cost_lines_and_nothing_else() {
 }
 
 #[test]
-fn loopback_and_interfaces_that_are_not_watched_are_not_looked_at() {
+fn loopback_and_unlisted_interfaces_are_ignored() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.change(|host| (host.loopback, host.interfaces) = (vec![1], vec![2, 3]));
     let on = |interface| Packet { interface, ..Scene::packet(SCANNER, tcp(40_000, 23, TcpFlags::SYN)) };

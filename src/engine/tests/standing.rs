@@ -13,7 +13,7 @@ fn summary(source: &str, packets: u32) -> Notice {
 }
 
 #[test]
-fn whatever_a_blocked_source_sends_is_a_repetition() {
+fn banned_source_is_always_repetition() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
@@ -24,7 +24,7 @@ fn whatever_a_blocked_source_sends_is_a_repetition() {
 }
 
 #[test]
-fn the_first_summary_comes_after_two_seconds_and_then_one_a_minute() {
+fn first_summary_follows_after_two_seconds() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let mut lines = Vec::new();
@@ -36,7 +36,7 @@ fn the_first_summary_comes_after_two_seconds_and_then_one_a_minute() {
 }
 
 #[test]
-fn a_source_that_falls_silent_is_summed_up_all_the_same() {
+fn silent_source_is_summed_up() {
     let mut scene = Scene::new();
     assert_eq!(scene.engine.wake(), None);
     scene.banish(SCANNER);
@@ -50,7 +50,7 @@ fn a_source_that_falls_silent_is_summed_up_all_the_same() {
 }
 
 #[test]
-fn no_packet_is_summed_up_twice_and_none_is_lost() {
+fn packets_are_summed_up_exactly_once() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let mut said = 0;
@@ -72,7 +72,7 @@ fn no_packet_is_summed_up_twice_and_none_is_lost() {
 }
 
 #[test]
-fn several_silent_sources_are_summed_up_each_at_its_time() {
+fn silent_sources_are_summed_up_separately() {
     let mut scene = Scene::new();
     for n in 0..5 {
         scene.after(0.2).banish(&stranger(n));
@@ -84,7 +84,7 @@ fn several_silent_sources_are_summed_up_each_at_its_time() {
 }
 
 #[test]
-fn the_kernel_is_asked_about_a_source_at_most_once_a_second() {
+fn kernel_is_asked_once_a_second() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let mut asked = 0;
@@ -97,7 +97,7 @@ fn the_kernel_is_asked_about_a_source_at_most_once_a_second() {
 }
 
 #[test]
-fn whose_ban_was_lifted_is_judged_anew_from_the_start() {
+fn lifted_source_starts_from_zero() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     assert!(scene.engine.lift(subject(SCANNER)));
@@ -107,7 +107,7 @@ fn whose_ban_was_lifted_is_judged_anew_from_the_start() {
 }
 
 #[test]
-fn a_ban_that_could_not_be_carried_out_is_tried_again() {
+fn refused_ban_is_retried() {
     let mut scene = Scene::new();
     for start in [100, 200, 300] {
         assert_eq!(scene.syns(SCANNER, start..start + 3), Block(3));
@@ -116,7 +116,7 @@ fn a_ban_that_could_not_be_carried_out_is_tried_again() {
 }
 
 #[test]
-fn after_its_ban_a_source_is_judged_anew() {
+fn expired_source_is_judged_again() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     assert_eq!(scene.after(DAY.as_secs_f64() - 0.1).syn(SCANNER, 24), Repeated);
@@ -134,7 +134,7 @@ fn a_ban_for_ever_has_no_end() {
 }
 
 #[test]
-fn who_was_blocked_before_the_start_is_recognised() {
+fn earlier_ban_is_recognised() {
     let mut scene = Scene::new();
     scene.adopt(subject(SCANNER), Expiry::After(Duration::from_secs(100)));
     scene.adopt(BanTarget::from_element("2001:db8:9::".parse().unwrap()), Expiry::Never);
@@ -157,7 +157,7 @@ fn a_flushed_set_frees_everybody() {
 }
 
 #[test]
-fn a_full_table_of_bans_forgets_the_one_that_ends_first() {
+fn full_ban_table_evicts_earliest_end() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 8);
     for n in 0..8_u32 {
         let expiry = Expiry::After(Duration::from_secs(if n == 3 { 50 } else { 500 + u64::from(n) }));
@@ -180,7 +180,7 @@ fn others_are_not_touched_by_a_ban() {
 }
 
 #[test]
-fn a_ban_is_put_back_with_its_whole_length_and_what_is_left_of_it() {
+fn restored_ban_keeps_length_and_remaining_time() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     let hours = |hours: u32| Duration::from_secs(3_600) * hours;
@@ -209,7 +209,7 @@ fn a_ban_is_put_back_with_its_whole_length_and_what_is_left_of_it() {
 }
 
 #[test]
-fn a_slot_that_somebody_else_takes_forgets_the_length_of_its_ban() {
+fn reused_slot_forgets_old_ban_length() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1);
     for n in 0..50 {
         scene.banish(&stranger(n));
@@ -220,7 +220,7 @@ fn a_slot_that_somebody_else_takes_forgets_the_length_of_its_ban() {
 }
 
 #[test]
-fn samples_go_round_and_round_and_leave_nobody_out() {
+fn samples_reach_every_ban() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1_024);
     let sample = |scene: &mut Scene, n| {
         let mut found = Vec::new();

@@ -25,7 +25,7 @@ fn struck(source: &str, strikes: u32, last: LastBan) -> StrikeHistory {
 }
 
 #[test]
-fn who_comes_again_is_blocked_twice_as_long_each_time() {
+fn repeat_offender_is_banned_twice_as_long() {
     let mut scene = Scene::new();
     let mut bans = Vec::new();
     for _ in 0..7 {
@@ -46,7 +46,7 @@ fn who_comes_again_is_blocked_twice_as_long_each_time() {
 }
 
 #[test]
-fn with_a_factor_of_one_every_ban_is_as_long_as_the_first_and_still_counted() {
+fn factor_one_keeps_ban_length() {
     let mut scene = Scene::with(|settings| settings.escalate.factor = 1);
     for n in 0..4 {
         assert_eq!(banish(&mut scene, SCANNER), (1, n));
@@ -55,7 +55,7 @@ fn with_a_factor_of_one_every_ban_is_as_long_as_the_first_and_still_counted() {
 }
 
 #[test]
-fn a_ban_that_only_logs_is_no_strike() {
+fn logged_only_ban_is_no_strike() {
     let mut scene = Scene::new();
     for _ in 0..3 {
         scene.udps(SCANNER, [7, 9, 11]);
@@ -80,7 +80,7 @@ fn a_forged_flood_escalates_nobody() {
 }
 
 #[test]
-fn a_repeat_offender_above_the_ceiling_gets_a_short_ban_and_keeps_his_strikes() {
+fn repeat_offender_above_ceiling_keeps_strikes() {
     let mut scene = Scene::with(|settings| settings.max_new_bans_per_minute = 1);
     banish(&mut scene, SCANNER);
     serve(&mut scene);
@@ -92,7 +92,7 @@ fn a_repeat_offender_above_the_ceiling_gets_a_short_ban_and_keeps_his_strikes() 
 }
 
 #[test]
-fn a_ban_that_was_taken_back_is_no_strike() {
+fn lifted_ban_is_no_strike() {
     let mut scene = Scene::new();
     for _ in 0..5 {
         assert_eq!(banish(&mut scene, SCANNER), (1, 0));
@@ -115,7 +115,7 @@ fn a_flushed_set_takes_no_strike_back() {
 }
 
 #[test]
-fn strikes_are_forgotten_ninety_days_after_the_end_of_the_last_ban() {
+fn strikes_are_forgotten_after_ninety_days() {
     let wait = |days: f64| {
         let mut scene = Scene::new();
         banish(&mut scene, SCANNER);
@@ -126,7 +126,7 @@ fn strikes_are_forgotten_ninety_days_after_the_end_of_the_last_ban() {
 }
 
 #[test]
-fn what_is_remembered_from_before_the_start_counts() {
+fn remembered_strikes_count() {
     let mut scene = Scene::new();
     let day = |days: u32| DAY * days;
     for (n, last) in [
@@ -150,7 +150,7 @@ fn what_is_remembered_from_before_the_start_counts() {
 }
 
 #[test]
-fn the_longest_ban_is_the_operators_to_choose() {
+fn longest_ban_is_configurable() {
     let max = Duration::from_secs(3 * 86_400);
     let mut scene =
         Scene::with(|settings| settings.escalate = Escalation { factor: 100, max, ..Escalation::default() });

@@ -8,7 +8,7 @@ use crate::engine::EVIDENCE;
 use crate::types::Timestamp;
 
 #[test]
-fn the_trigger_says_how_many_distinct_ports_are_forgiven() {
+fn scan_trigger_forgives_distinct_ports() {
     for trigger in [0_u8, 1, 2, 15] {
         let mut scene = Scene::with(|settings| settings.scan_trigger = trigger);
         for port in 1..=u16::from(trigger) {
@@ -20,13 +20,13 @@ fn the_trigger_says_how_many_distinct_ports_are_forgiven() {
 }
 
 #[test]
-fn the_largest_trigger_is_what_there_is_room_for() {
+fn largest_trigger_fits_stored_ports() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
     assert_eq!(scene.syns(SCANNER, 1..=16), Block(u8::try_from(EVIDENCE).unwrap()));
 }
 
 #[test]
-fn two_ports_are_forgiven_however_often_they_are_touched() {
+fn two_ports_are_forgiven_however_often() {
     let mut scene = Scene::new();
     for _ in 0..5_000 {
         assert!(matches!(scene.after(0.5).syn(SCANNER, 22), Probe(1 | 2)));
@@ -36,7 +36,7 @@ fn two_ports_are_forgiven_however_often_they_are_touched() {
 }
 
 #[test]
-fn the_same_port_any_number_of_times_is_one_port() {
+fn repeated_port_is_one_port() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 1);
     for _ in 0..10_000 {
         assert_eq!(scene.after(0.01).syn(SCANNER, 22), Probe(1));
@@ -44,7 +44,7 @@ fn the_same_port_any_number_of_times_is_one_port() {
 }
 
 #[test]
-fn what_a_ban_says_is_what_was_seen() {
+fn ban_reports_what_was_seen() {
     let mut scene = Scene::new();
     let first = scene.now;
     scene.syns(SCANNER, [21, 21, 21, 22]);
@@ -56,7 +56,7 @@ fn what_a_ban_says_is_what_was_seen() {
 }
 
 #[test]
-fn a_port_counts_to_the_end_of_the_window_and_no_longer() {
+fn port_counts_until_window_ends() {
     let window = 1_800.0;
     for (last, gist) in [(window, Block(3)), (window + 0.1, Probe(2))] {
         let mut scene = Scene::new();
@@ -67,7 +67,7 @@ fn a_port_counts_to_the_end_of_the_window_and_no_longer() {
 }
 
 #[test]
-fn a_port_that_is_touched_again_does_not_keep_others_in_the_evidence() {
+fn repeated_port_does_not_displace_others() {
     let mut scene = Scene::new();
     scene.syns(SCANNER, [21, 22]);
     scene.after(1_700.0).syn(SCANNER, 21);
@@ -75,7 +75,7 @@ fn a_port_that_is_touched_again_does_not_keep_others_in_the_evidence() {
 }
 
 #[test]
-fn touching_a_port_again_begins_its_window_again() {
+fn repeated_probe_restarts_its_window() {
     let mut scene = Scene::new();
     scene.syn(SCANNER, 21);
     scene.after(1_700.0).syn(SCANNER, 21);
@@ -89,20 +89,20 @@ fn probes_until_blocked(pace: f64) -> Option<usize> {
 }
 
 #[test]
-fn every_timing_of_nmap_is_caught_at_its_third_port() {
+fn nmap_timings_are_banned_at_third_port() {
     for (name, seconds) in [("T5", 0.000_3), ("T3", 0.01), ("T2", 0.4), ("T1", 15.0), ("T0", 300.0)] {
         assert_eq!(probes_until_blocked(seconds), Some(3), "-{name}");
     }
 }
 
 #[test]
-fn slow_scan_outside_the_window_is_not_a_scan() {
+fn slow_scan_beyond_window_is_none() {
     assert_eq!(probes_until_blocked(901.0), None);
     assert_eq!(probes_until_blocked(3_600.0), None);
 }
 
 #[test]
-fn four_ports_over_more_than_the_window_are_not_a_scan() {
+fn four_ports_beyond_window_are_no_scan() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.window) = (3, Duration::from_secs(60)));
     let seen = [21, 22, 23, 25].map(|port| scene.after(21.0).syn(SCANNER, port));
     assert_eq!(seen, [Probe(1), Probe(2), Probe(3), Probe(3)]);
@@ -119,7 +119,7 @@ fn sources_are_counted_apart() {
 }
 
 #[test]
-fn a_clock_that_runs_backwards_neither_forgives_nor_condemns() {
+fn backward_clock_neither_forgives_nor_bans() {
     let mut scene = Scene::new();
     scene.syns(SCANNER, [21, 22]);
     scene.now = Timestamp::at(Duration::from_secs(1));
@@ -130,7 +130,7 @@ fn a_clock_that_runs_backwards_neither_forgives_nor_condemns() {
 }
 
 #[test]
-fn the_first_moment_of_all_is_a_moment_like_any_other() {
+fn first_moment_is_valid() {
     let mut scene = Scene::new();
     scene.now = Timestamp::default();
     scene.banish(SCANNER);

@@ -6,7 +6,7 @@ use crate::engine::Response;
 use crate::engine::{Notice, Standing, Verdict};
 
 #[test]
-fn a_udp_scan_is_named_once_and_then_summed_up() {
+fn udp_scan_is_named_once() {
     let mut scene = Scene::new();
     assert_eq!((scene.udp(SCANNER, 53), scene.udp(SCANNER, 161)), (Probe(1), Probe(2)));
     assert_eq!(scene.udp(SCANNER, 123), Scan(3));
@@ -20,7 +20,7 @@ fn a_udp_scan_is_named_once_and_then_summed_up() {
 }
 
 #[test]
-fn what_is_only_logged_is_never_checked_against_the_kernel() {
+fn logged_only_source_is_not_reconciled() {
     let mut scene = Scene::new();
     assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
     for _ in 0..10 {
@@ -31,7 +31,7 @@ fn what_is_only_logged_is_never_checked_against_the_kernel() {
 }
 
 #[test]
-fn after_the_window_a_udp_scan_is_named_again() {
+fn udp_scan_is_reported_again_after_window() {
     let mut scene = Scene::new();
     assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
     scene.after(1_801.0);
@@ -39,7 +39,7 @@ fn after_the_window_a_udp_scan_is_named_again() {
 }
 
 #[test]
-fn datagrams_that_only_log_never_help_to_block() {
+fn logged_only_datagrams_add_no_evidence() {
     let mut scene = Scene::new();
     scene.syns(SCANNER, [21, 22]);
     for port in 1..60 {
@@ -52,7 +52,7 @@ fn datagrams_that_only_log_never_help_to_block() {
 }
 
 #[test]
-fn where_datagrams_block_they_count_together_with_tcp() {
+fn blocking_datagrams_count_with_tcp() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     scene.syns(SCANNER, [21, 22]);
     assert_eq!(scene.udp(SCANNER, 161), Block(3));
@@ -60,7 +60,7 @@ fn where_datagrams_block_they_count_together_with_tcp() {
 }
 
 #[test]
-fn a_trial_run_names_what_it_would_block_and_blocks_nobody() {
+fn trial_names_bans_and_blocks_nothing() {
     let mut scene = Scene::with(|settings| settings.tcp.response = Response::Log);
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Scan(3));
     assert_eq!((scene.syn(SCANNER, 24), scene.tcp(SCANNER, 25, 0)), (Repeated, Repeated));
@@ -70,7 +70,7 @@ fn a_trial_run_names_what_it_would_block_and_blocks_nobody() {
 }
 
 #[test]
-fn who_is_blocked_for_tcp_is_recognised_by_its_datagrams_too() {
+fn tcp_ban_recognises_datagrams() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
     assert_eq!(scene.udp(SCANNER, 161), Repeated);

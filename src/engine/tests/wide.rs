@@ -28,7 +28,7 @@ const FOUR_V6: [&str; 4] = ["2001:db8:9:100::1", "2001:db8:9:101::1", "2001:db8:
 const FIFTH_V6: &str = "2001:db8:9:133::1";
 
 #[test]
-fn after_four_neighbours_the_next_ban_is_of_their_network() {
+fn fifth_neighbour_bans_their_network() {
     let mut scene = scene(24, 56);
     assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
     assert_eq!(banish(&mut scene, &[FIFTH]), network("203.0.113.0/24"));
@@ -44,7 +44,7 @@ fn after_four_neighbours_the_next_ban_is_of_their_network() {
 }
 
 #[test]
-fn unless_the_operator_wants_it_no_ban_is_wider_than_one_source() {
+fn no_prefix_ban_without_configuration() {
     for (v4, v6) in [(32, 64), (31, 60), (0, 0), (23, 32), (255, 128)] {
         let mut scene = scene(v4, v6);
         for n in 0..100 {
@@ -57,7 +57,7 @@ fn unless_the_operator_wants_it_no_ban_is_wider_than_one_source() {
 }
 
 #[test]
-fn a_ban_is_as_wide_as_the_setting_and_counts_only_who_is_in_there() {
+fn prefix_ban_counts_only_sources_in_it() {
     let mut scene = scene(26, 64);
     assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
     assert_eq!(banish(&mut scene, &["203.0.113.2", "203.0.113.3"]), subject("203.0.113.3"), "no four of one /26");
@@ -66,7 +66,7 @@ fn a_ban_is_as_wide_as_the_setting_and_counts_only_who_is_in_there() {
 }
 
 #[test]
-fn a_slash_48_takes_eight_of_several_slash_56() {
+fn slash_48_ban_needs_several_slash_56() {
     let ban = |setting, numbers: &[u16]| {
         let mut scene = scene(32, setting);
         numbers.iter().for_each(|number| scene.prove(&format!("2001:db8:9:{number:x}::1")));
@@ -91,7 +91,7 @@ fn neighbours_count_together_only_within_the_window() {
 }
 
 #[test]
-fn a_ban_of_a_network_is_as_long_as_a_first_one_every_time() {
+fn network_ban_keeps_first_length() {
     let mut scene = scene(24, 64);
     for round in 0..3 {
         for n in 0..4 {
@@ -106,7 +106,7 @@ fn a_ban_of_a_network_is_as_long_as_a_first_one_every_time() {
 }
 
 #[test]
-fn nobody_who_is_protected_is_blocked_for_his_neighbours() {
+fn exempt_source_survives_neighbours_ban() {
     for (prefix, why) in [
         ("203.0.113.254/32", Protection::Gateway),
         ("203.0.113.64/27", Protection::Listed),
@@ -147,7 +147,7 @@ fn own_prefixes_are_not_blocked_either() {
 }
 
 #[test]
-fn who_is_protected_later_is_let_through_a_blocked_network() {
+fn later_protected_address_passes_blocked_network() {
     let mut scene = scene(24, 64);
     banish(&mut scene, &FOUR);
     banish(&mut scene, &[FIFTH]);
@@ -174,7 +174,7 @@ fn forgeable_evidence_bans_no_network() {
 }
 
 #[test]
-fn a_ban_that_was_taken_back_does_not_count_against_the_neighbours() {
+fn lifted_ban_does_not_count_for_prefix() {
     let mut scene = scene(24, 64);
     banish(&mut scene, &FOUR);
     scene.engine.lift(subject(FOUR[2]));
@@ -183,7 +183,7 @@ fn a_ban_that_was_taken_back_does_not_count_against_the_neighbours() {
 }
 
 #[test]
-fn who_lifts_the_ban_of_a_network_does_not_have_it_back_at_once() {
+fn lifted_network_ban_needs_new_evidence() {
     let mut scene = scene(24, 64);
     banish(&mut scene, &FOUR);
     banish(&mut scene, &[FIFTH]);
@@ -197,7 +197,7 @@ fn who_lifts_the_ban_of_a_network_does_not_have_it_back_at_once() {
 }
 
 #[test]
-fn a_network_that_was_blocked_before_the_start_is_recognised_whatever_the_setting() {
+fn earlier_network_ban_is_recognised() {
     let mut scene = Scene::new();
     let left = Expiry::After(Duration::from_secs(100));
     for text in ["203.0.113.8/30", "2001:db8:9::/48"] {

@@ -78,7 +78,7 @@ macro_rules! targets {
 targets! { capture config control files fleet hosts_deny ignore_file import ledger names nft rtnetlink sock_diag spawner }
 
 #[test]
-fn every_reader_has_its_test_its_program_and_its_corpus() {
+fn every_reader_has_fuzz_target_and_corpus() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
     for (name, _) in TARGETS {
         assert!(TESTED.contains(&name), "{name} has no test");

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blackhole_matters_only_where_it_replaces_a_route() {
+    fn blackhole_counts_only_in_place_of_route() {
         for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit] {
             assert!(!matters(&notification(kind, 0)));
             assert!(matters(&notification(kind, NLM_F_REPLACE)));

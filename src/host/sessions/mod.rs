@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn logind_names_whoever_is_logged_in_from_outside() {
+    fn logind_names_remote_sessions() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let write = |name: &str, text: String| fs::write(files.logind.join(name), text).unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_hide_no_other_line_and_a_file_has_a_limit() {
+    fn invalid_utf8_line_is_skipped_within_limit() {
         let mut text = b"\xff\xfe=\0\n".to_vec();
         text.extend_from_slice(session("203.0.113.9", "active").as_bytes());
         assert!(remote(&text).is_some());
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_and_a_logout_are_noticed_once() {
+    fn login_and_logout_are_noticed_once() {
         let folder = tempfile::tempdir().unwrap();
         let files = in_folder(folder.path());
         let mut watch = FileWatch::new(files.clone());

@@ -120,7 +120,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_address_is_found_as_text_or_else_in_its_binary_form() {
+    fn address_is_found_as_text_or_binary() {
         for (host, address, found) in [
             ("203.0.113.9", v4([203, 0, 113, 9]), Some("203.0.113.9")),
             ("admin.example.net", v4([203, 0, 113, 9]), Some("203.0.113.9")),
@@ -144,7 +144,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_host_that_fills_its_field_has_no_end_and_no_address() {
+    fn full_host_field_has_no_address() {
         assert_eq!(one(&"1".repeat(256), [0; 16]), None);
         let padded = format!("203.0.113.9{}", " ".repeat(245));
         assert_eq!(one(&padded, [0; 16]).as_deref(), Some("203.0.113.9"));
@@ -172,7 +172,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_file_cut_anywhere_gives_its_whole_records() {
+    fn truncated_file_gives_complete_records() {
         for layout in [SHORT, LONG] {
             let first = record(layout, USER_PROCESS, 1, "203.0.113.9", [0; 16]);
             let second = record(layout, USER_PROCESS, 2, "", v4([203, 0, 113, 10]));
@@ -185,7 +185,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_at_most_one_address_a_record(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+        fn record_gives_one_address_at_most(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
             let mut bytes = bytes;
             for record in bytes.chunks_exact_mut(384) {
                 record[..2].copy_from_slice(&USER_PROCESS.to_ne_bytes());

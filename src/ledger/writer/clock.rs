@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_of_the_old_clock_moves_and_one_of_the_new_clock_does_not() {
+    fn only_old_clock_times_move() {
         let at = |seconds: i64| row::time(seconds * 1_000_000).unwrap();
         let forward = Step { by: 7_200_000_000, now: 17_200_000_000 };
         assert_eq!(
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_nobody_sets_has_no_step() {
+    fn unchanged_clock_has_no_step() {
         let clock = WallClock::new();
         assert_eq!(clock.step(), None);
         let apart = clock.now().duration_since(SystemTime::now()).unwrap_or_else(|error| error.duration());

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_reads_back_as_it_was_written() {
+    fn ban_reads_back_unchanged() {
         for subject in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128", "fe80::1%2"].map(|text| text.parse().unwrap())
         {
             for (expiry, remaining) in [
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_destroys_is_sent_two_messages_and_another_one_three() {
+    fn socket_destroy_takes_two_or_three_messages() {
         let kinds = |fill: &dyn Fn(&mut Batch)| {
             let mut batch = Batch::new();
             fill(&mut batch);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_ban_is_told_only_where_it_is_less_than_the_whole() {
+    fn remaining_time_is_stored_if_shorter() {
         let seconds = Duration::from_secs;
         for (length, left, timeout, expiration) in [
             (Some(seconds(60)), Expiry::After(seconds(20)), Some(60_000), Some(20_000)),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn many_bans_are_three_messages_a_set_below_the_length_of_an_attribute() {
+    fn many_bans_are_three_messages_per_set() {
         let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
         let bans: Vec<_> = addresses
             .flat_map(|n| [BanTarget::V4(n.into()), BanTarget::V6(u128::from(n).into())])
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_list_of_prefixes_is_split_below_the_length_of_an_attribute() {
+    fn long_prefix_list_is_split() {
         let prefixes: Vec<IpNet> =
             (0..1_200_u128).map(|n| ipnet::Ipv6Net::new_assert((n << 80).into(), 64).into()).collect();
         let mut batch = Batch::new();
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_to_the_last_address_has_no_end() {
+    fn interval_to_last_address_has_no_end() {
         let mut batch = Batch::new();
         put_protected(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
         let elements: usize = Messages(batch.messages())
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_of_a_network_reads_back_as_it_was_written() {
+    fn network_ban_reads_back_unchanged() {
         for text in ["203.0.113.0/24", "10.0.0.0/8", "255.255.255.0/24", "192.0.2.6/31", "2001:db8:1:ff00::/56"] {
             let mut batch = Batch::new();
             put_network(&mut batch, wide(text), Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20)));

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_differs_from_every_other_variant_and_not_from_itself_whatever_its_size() {
+    fn table_equals_only_its_own_variant() {
         for (one, spec) in variants().iter().enumerate() {
             let desired = DesiredRuleset::new(spec);
             for (two, other) in variants().iter().enumerate() {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_chosen_can_be_told_from_the_rules() {
+    fn variant_is_recognised_from_rules() {
         for spec in variants() {
             let found = shape(&DesiredRuleset::new(&spec).create());
             assert_eq!(super::super::recognise::recognise(&found, spec.size), spec);

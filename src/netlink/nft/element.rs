@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_share_an_address_and_are_two_networks_in_any_order() {
+    fn neighbours_sharing_address_are_two_networks() {
         let mut bounds = vec![
             bound("192.0.2.0", false),
             bound("192.0.2.128", true),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_comes_in_networks_and_single_addresses_are_passed_over() {
+    fn foreign_interval_is_split_into_networks() {
         let ragged = vec![bound("192.0.2.1", false), bound("192.0.2.8", true)];
         assert_eq!(shown(ragged), ["192.0.2.2/31", "192.0.2.4/30"]);
         let odd = vec![bound("0.0.0.0", true), bound("192.0.2.9", true), bound("192.0.2.9", false)];

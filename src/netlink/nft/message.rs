@@ -87,7 +87,7 @@ mod tests {
     use crate::netlink::message::{Messages, text};
 
     #[test]
-    fn what_is_written_reads_back_nested_and_padded() {
+    fn nested_attributes_read_back() {
         let mut bytes = Vec::new();
         put_message(&mut bytes, 13, 0, |list| {
             list.put_text(1, "portsentry");

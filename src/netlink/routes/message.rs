@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_reads_back_as_it_was_written() {
+    fn route_reads_back_unchanged() {
         let gateways = ["192.0.2.254", "2001:db8::fe"].map(|text| Kind::Via(text.parse().unwrap()));
         for net in [net("198.51.100.7/32"), net("2001:db8:1:2::/64")] {
             for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit].into_iter().chain(gateways) {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_of_the_other_family_makes_a_blackhole() {
+    fn gateway_of_other_family_makes_blackhole() {
         let via = |text: &str| Kind::Via(text.parse().unwrap());
         assert_eq!(via("192.0.2.254").toward(net("2001:db8::/64")), Kind::Blackhole);
         assert_eq!(via("2001:db8::fe").toward(net("192.0.2.7/32")), Kind::Blackhole);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_that_is_looked_up_is_inside_and_not_the_first() {
+    fn looked_up_address_is_the_inner_one() {
         for text in ["198.51.100.0/24", "2001:db8:1:2::/64", "2001:db8:1::/48"] {
             let net = net(text);
             assert!(net.contains(&sample(net)) && sample(net) != net.network(), "{net}: {}", sample(net));

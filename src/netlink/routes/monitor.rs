@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_own_route_that_somebody_else_removes_is_told_with_its_prefix() {
+    fn removed_own_route_is_reported_with_prefix() {
         let net = "192.0.2.7/32";
         assert_eq!(read(&notification(net, 7), 8), [Gone::Route(net.parse().unwrap())]);
         assert_eq!(read(&notification(net, 8), 8), [], "that was this program");

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_that_cannot_is_told_from_a_connection_that_is_over() {
+    fn missing_kernel_support_differs_from_ended_connection() {
         let of = |errno: Errno, state| meaning(errno.into(), state);
         assert!(matches!(of(Errno::NOENT, TCP_ESTABLISHED), Ok(false)));
         assert!(matches!(of(Errno::STALE, TCP_ESTABLISHED), Ok(false)));

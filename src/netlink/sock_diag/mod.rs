@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_protocol_without_diag_module_is_told_from_an_empty_table() {
+    fn missing_diag_module_differs_from_empty_table() {
         let mut diag = SockDiag::open().unwrap();
         // For experiments (RFC 3692); 255 would be raw sockets, which some kernels have a module for.
         let nobodys = 254;
@@ -327,14 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_between_two_families_is_an_error_and_not_nobody() {
+    fn mixed_address_families_are_an_error() {
         let mut diag = SockDiag::open().unwrap();
         let (v4, v6) = ("192.0.2.1:1".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap());
         assert!(matches!(diag.owner(Protocol::Tcp, v4, v6, 0), Err(SockDiagError::MixedFamilies(..))));
     }
 
     #[test]
-    fn a_socket_that_was_lost_is_opened_again() {
+    fn lost_socket_is_reopened() {
         let mut diag = SockDiag::open().unwrap();
         diag.socket = None;
         assert!(diag.listeners().is_ok());
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_covers_its_family_and_a_dual_stack_one_both() {
+    fn wildcard_covers_its_families() {
         let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
         let covers = |bound: Bound| (bound.covers(v4), bound.covers(v6));
         assert_eq!(covers(Bound::AnyV4), (true, false));

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_of_the_kernel_reads_as_its_sockets() {
+    fn kernel_dump_reads_as_sockets() {
         let (outcome, records) = records(&bytes(DUMP), 7);
         assert_eq!(outcome.unwrap(), Progress::More);
         let any = Record {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_another_request_is_passed_over() {
+    fn answer_to_other_request_is_skipped() {
         for datagram in [bytes(DUMP), bytes(DONE), error(-2)] {
             let (outcome, records) = records(&datagram, 8);
             assert_eq!((outcome.unwrap(), records), (Progress::More, vec![]));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_answer_is_complete_without_an_end_message() {
+    fn single_answer_needs_no_end_message() {
         let mut datagram = bytes(DUMP);
         datagram.truncate(132);
         datagram[6] = 0;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_kernel_is_an_error_and_zero_is_none() {
+    fn kernel_error_is_reported_zero_is_success() {
         assert!(matches!(records(&error(-2), 7).0, Err(Fault::Kernel(e)) if e.kind() == io::ErrorKind::NotFound));
         assert!(matches!(records(&error(0), 7).0, Ok(Progress::Complete)));
         assert!(matches!(records(&error(i32::MIN), 7).0, Err(Fault::Kernel(_))));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_cut_anywhere_shows_no_socket_that_is_not_whole() {
+    fn truncated_answer_shows_complete_sockets_only() {
         let whole = bytes(DUMP);
         for length in 0..whole.len() {
             let (outcome, records) = records(&whole[..length], 7);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_malformed_and_never_end_in_a_loop() {
+    fn false_lengths_are_malformed_without_loop() {
         for (at, value) in [(0, 0), (0, 15), (0, 255), (88, 0), (88, 3), (88, 255)] {
             let mut datagram = bytes(DUMP);
             datagram[at] = value;
@@ -241,7 +241,7 @@ mod tests {
         }
 
         #[test]
-        fn no_change_to_real_bytes_can_upset_it(changes in prop::collection::vec((0..264usize, any::<u8>()), 1..8)) {
+        fn changed_real_bytes_are_survived(changes in prop::collection::vec((0..264usize, any::<u8>()), 1..8)) {
             let mut datagram = bytes(DUMP);
             for (at, value) in changes {
                 datagram[at] = value;

@@ -134,7 +134,7 @@ mod tests {
     use crate::netlink::message::Messages;
 
     #[test]
-    fn only_the_last_real_message_asks_for_an_answer() {
+    fn only_last_message_asks_for_ack() {
         let mut batch = Batch::new();
         batch.put(12, NLM_F_CREATE | NLM_F_ACK, |list| list.put(1, b"x\0"));
         let spliced = batch.messages().to_vec();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cleared_batch_is_empty_and_keeps_its_memory() {
+    fn cleared_batch_is_empty_and_keeps_memory() {
         let mut batch = Batch::new();
         batch.put(12, 0, |list| list.put(1, &[0; 400]));
         let room = batch.0.capacity();

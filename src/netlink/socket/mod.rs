@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_carries_the_words_of_the_kernel() {
+    fn refusal_carries_kernel_error() {
         let mut rest = vec![0; 16];
         rest.extend_from_slice(&[12, 0, 1, 0, b'b', b'a', b'd', b' ', b's', b'e', b't', 0]);
         let refusal = answer(CAPPED | ACK_TLVS, -2, &rest).unwrap();
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_cut_before_its_code_is_none() {
+    fn answer_cut_before_its_code_is_none() {
         for end in 0..4 {
             assert!(Answer::read(&Message { kind: ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
         }
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_number_that_cannot_be_is_a_bad_message() {
+    fn impossible_error_number_is_malformed() {
         for code in [i32::MIN, -4096, 1, i32::MAX] {
             assert!(answer(0, code, &[]).unwrap().is(Errno::BADMSG), "{code}");
         }

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_datagram_falls_apart_into_its_messages_and_one_that_lies_into_none() {
+    fn malformed_datagram_gives_no_message() {
         let mut bytes = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(2);
         let (request, later) = split_message(&mut bytes).unwrap();
         assert_eq!((request.len(), later.len()), (16, 16));

@@ -42,7 +42,7 @@ pub(super) const FRAGMENTED_PING_IPV6: [&str; 2] = [
 ];
 
 #[test]
-fn a_syn_scan_shows_addresses_port_and_flags() {
+fn syn_scan_decodes_completely() {
     let packet = decoded(LinkType::Ethernet, SYN_SCAN);
     assert_eq!(packet.source.to_string(), "192.0.2.1");
     assert_eq!(packet.destination.to_string(), "192.0.2.2");
@@ -52,7 +52,7 @@ fn a_syn_scan_shows_addresses_port_and_flags() {
 }
 
 #[test]
-fn cooked_captures_show_the_same_packet_with_delivery_and_interface() {
+fn cooked_capture_shows_delivery_and_interface() {
     let ethernet = decoded(LinkType::Ethernet, SYN_SCAN);
     let sll = decoded(LinkType::Sll, SYN_SCAN_SLL);
     let sll2 = decoded(LinkType::Sll2, SYN_SCAN_SLL2);
@@ -101,7 +101,7 @@ fn other_scans_of_nmap_show_their_flags() {
 }
 
 #[test]
-fn udp_sctp_and_icmp_of_real_tools_are_read() {
+fn udp_sctp_and_icmp_are_decoded() {
     let udp = "8adaa5b7660aa242bdbdc8130800 4500003ded6a000031111842c0000201c0000202 ca8e00a10029b64f
                301f02010004067075626c6963a112020100020100020100300730050601000500";
     let sctp = "8adaa5b7660aa242bdbdc8130800 45000034f15b0000338411e7c0000201c0000202
@@ -115,7 +115,7 @@ fn udp_sctp_and_icmp_of_real_tools_are_read() {
 }
 
 #[test]
-fn the_pieces_of_a_fragmented_syn_scan_are_tiny_overlapping_and_later() {
+fn fragmented_syn_scan_has_expected_pieces() {
     let [first, second, third] = FRAGMENTED_SYN.map(|frame| decoded(LinkType::Ethernet, frame));
     assert_eq!(first.transport, Transport::TinyFragment { ports: Some((55129, 23)) });
     assert_eq!(second.transport, Transport::OverlappingFragment);
@@ -140,14 +140,14 @@ fn an_ipv6_syn_scan_is_read() {
 }
 
 #[test]
-fn a_listener_report_is_icmpv6_behind_a_hop_by_hop_header() {
+fn listener_report_follows_hop_by_hop_header() {
     let packet = decoded(LinkType::Ethernet, LISTENER_REPORT);
     assert_eq!(packet.delivery, Delivery::Multicast);
     assert_eq!(packet.transport, Transport::Icmp { kind: 143, code: 0 });
 }
 
 #[test]
-fn a_fragmented_ping_is_read_in_its_first_piece_only() {
+fn fragmented_ping_counts_first_piece_only() {
     let [first, second] = FRAGMENTED_PING_IPV6.map(|frame| decoded(LinkType::Ethernet, frame));
     assert_eq!((first.transport, first.fragmented), (Transport::Icmp { kind: 128, code: 0 }, true));
     assert_eq!((second.transport, second.fragmented), (Transport::LaterFragment { protocol: 58 }, false));

@@ -9,7 +9,7 @@ fn with_payload(seen: Transport, bytes: u16) -> Transport {
 }
 
 #[test]
-fn the_payload_is_counted_by_the_headers_not_by_the_capture() {
+fn payload_length_comes_from_headers() {
     for (claimed, payload) in [(20, 0), (21, 1), (1480, 1460), (65515, 65495)] {
         let packet = ipv4_packet(6, 0, claimed, &SYN);
         assert_eq!(transport_of(&packet), Ok(with_payload(SYN_SEEN, payload)), "{claimed} bytes claimed");
@@ -17,7 +17,7 @@ fn the_payload_is_counted_by_the_headers_not_by_the_capture() {
 }
 
 #[test]
-fn ethernet_padding_is_no_part_of_the_packet() {
+fn ethernet_padding_is_ignored() {
     let padded = joined(&[&ipv4_packet(6, 0, 20, &SYN), &[0xee; 6]]);
     assert_eq!(transport_of(&padded), Ok(SYN_SEEN));
     let empty = joined(&[&ipv4_packet(6, 0, 0, &[]), &SYN]);
@@ -36,7 +36,7 @@ fn every_header_length_is_followed() {
 }
 
 #[test]
-fn a_total_length_inside_the_header_is_malformed() {
+fn total_length_inside_header_is_malformed() {
     for total in 1..20_u8 {
         let mut packet = ipv4_packet(6, 0, 20, &SYN);
         packet[3] = total;
@@ -48,7 +48,7 @@ fn a_total_length_inside_the_header_is_malformed() {
 }
 
 #[test]
-fn a_total_length_of_zero_means_all_that_was_captured() {
+fn zero_total_length_means_everything_captured() {
     let mut packet = ipv4_packet(6, 0, 20, &joined(&[&SYN, &[0; 100]]));
     packet[2..4].fill(0);
     assert_eq!(transport_of(&packet), Ok(with_payload(SYN_SEEN, 100)));
@@ -57,7 +57,7 @@ fn a_total_length_of_zero_means_all_that_was_captured() {
 }
 
 #[test]
-fn a_first_fragment_with_the_flags_in_it_is_a_packet() {
+fn first_fragment_with_flags_is_packet() {
     let packet = ipv4_packet(6, MORE, 24, &joined(&[&SYN, &[0; 4]]));
     assert_stable_when_cut(LinkType::Raw, &packet);
     let packet = decode(LinkType::Raw, &packet).unwrap();
@@ -65,7 +65,7 @@ fn a_first_fragment_with_the_flags_in_it_is_a_packet() {
 }
 
 #[test]
-fn a_first_fragment_without_the_flags_is_tiny() {
+fn first_fragment_without_flags_is_tiny() {
     for claimed in 0..16_u16 {
         let packet = ipv4_packet(6, MORE, claimed, &SYN);
         assert_stable_when_cut(LinkType::Raw, &packet);
@@ -77,7 +77,7 @@ fn a_first_fragment_without_the_flags_is_tiny() {
 }
 
 #[test]
-fn a_tcp_fragment_at_offset_one_overlaps_and_others_are_later() {
+fn tcp_fragment_at_offset_one_overlaps() {
     for (protocol, offset, seen) in [
         (6, 1, Transport::OverlappingFragment),
         (6, 2, Transport::LaterFragment { protocol: 6 }),
@@ -93,7 +93,7 @@ fn a_tcp_fragment_at_offset_one_overlaps_and_others_are_later() {
 }
 
 #[test]
-fn the_evil_and_the_do_not_fragment_bits_make_no_fragment() {
+fn reserved_ip_bits_make_no_fragment() {
     for bits in [0x4000, 0x8000, 0xc000] {
         let packet = decode(LinkType::Raw, &ipv4_packet(6, bits, 20, &SYN)).unwrap();
         assert_eq!((packet.transport, packet.fragmented), (SYN_SEEN, false));

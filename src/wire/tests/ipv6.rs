@@ -23,7 +23,7 @@ fn each_extension_header_is_passed_over() {
 }
 
 #[test]
-fn an_authentication_header_counts_in_units_of_four_bytes() {
+fn authentication_header_counts_four_byte_units() {
     let authentication = joined(&[&[TCP, 4], &[0; 22]]);
     let packet = honest_ipv6(51, &joined(&[&authentication, &SYN]));
     assert_stable_when_cut(LinkType::Raw, &packet);
@@ -31,7 +31,7 @@ fn an_authentication_header_counts_in_units_of_four_bytes() {
 }
 
 #[test]
-fn a_chain_of_sixteen_headers_is_followed_and_a_longer_one_is_malformed() {
+fn chain_of_sixteen_headers_is_followed() {
     for headers in 1..=18 {
         let mut chain = [DESTINATION, 0, 1, 4, 0, 0, 0, 0].repeat(headers - 1);
         chain.extend([TCP, 0, 1, 4, 0, 0, 0, 0]);
@@ -41,7 +41,7 @@ fn a_chain_of_sixteen_headers_is_followed_and_a_longer_one_is_malformed() {
 }
 
 #[test]
-fn an_extension_header_longer_than_the_packet_is_malformed() {
+fn extension_header_beyond_packet_is_malformed() {
     let packet = honest_ipv6(DESTINATION, &joined(&[&[TCP, 255, 1, 4, 0, 0, 0, 0], &SYN]));
     assert_stable_when_cut(LinkType::Raw, &packet);
     assert_eq!(transport_of(&packet), Err(Undecoded::Malformed));
@@ -52,7 +52,7 @@ fn an_extension_header_longer_than_the_packet_is_malformed() {
 }
 
 #[test]
-fn an_extension_header_longer_than_the_capture_is_truncated() {
+fn extension_header_beyond_capture_is_truncated() {
     let packet = ipv6_packet(DESTINATION, 308, &joined(&[&[TCP, 35, 1, 4, 0, 0, 0, 0], &SYN]));
     assert_eq!(transport_of(&packet), Err(Undecoded::Truncated));
 }
@@ -76,7 +76,7 @@ fn an_atomic_fragment_is_a_whole_packet() {
 }
 
 #[test]
-fn a_first_fragment_with_the_flags_in_it_is_a_packet() {
+fn first_fragment_with_flags_is_packet() {
     let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(TCP, 0, true), &SYN, &[0; 4]]));
     assert_stable_when_cut(LinkType::Raw, &packet);
     let packet = decode(LinkType::Raw, &packet).unwrap();
@@ -85,7 +85,7 @@ fn a_first_fragment_with_the_flags_in_it_is_a_packet() {
 }
 
 #[test]
-fn a_first_fragment_that_splits_the_tcp_header_is_tiny() {
+fn fragment_splitting_tcp_header_is_tiny() {
     for claimed in 0..16 {
         let packet = ipv6_packet(FRAGMENT, 8 + claimed, &joined(&[&fragment(TCP, 0, true), &SYN]));
         assert_stable_when_cut(LinkType::Raw, &packet);
@@ -96,7 +96,7 @@ fn a_first_fragment_that_splits_the_tcp_header_is_tiny() {
 }
 
 #[test]
-fn a_first_fragment_that_splits_the_chain_of_headers_is_tiny() {
+fn fragment_splitting_header_chain_is_tiny() {
     let options = [TCP, 2, 1, 4, 0, 0, 0, 0];
     for claimed in [0, 8, 16, 23] {
         let pieces = joined(&[&fragment(DESTINATION, 0, true), &options, &[0; 16], &SYN]);
@@ -107,7 +107,7 @@ fn a_first_fragment_that_splits_the_chain_of_headers_is_tiny() {
 }
 
 #[test]
-fn a_tcp_fragment_at_offset_one_overlaps_and_others_are_later() {
+fn tcp_fragment_at_offset_one_overlaps() {
     for (protocol, offset, seen) in [
         (TCP, 1, Transport::OverlappingFragment),
         (TCP, 2, Transport::LaterFragment { protocol: TCP }),
@@ -130,7 +130,7 @@ fn a_jumbogram_counts_what_was_captured() {
 }
 
 #[test]
-fn padding_behind_the_payload_is_no_part_of_the_packet() {
+fn padding_behind_payload_is_ignored() {
     let packet = ipv6_packet(TCP, 8, &SYN);
     assert_eq!(transport_of(&packet), Err(Undecoded::Malformed));
 }

@@ -8,7 +8,7 @@ fn syn() -> Vec<u8> {
 }
 
 #[test]
-fn up_to_four_stacked_vlan_tags_are_opened_and_a_fifth_is_malformed() {
+fn four_stacked_vlan_tags_are_opened() {
     let tag = [0x81, 0x00, 0x00, 0x07];
     for tags in 0..=5 {
         let frame = joined(&[&MACS, &tag.repeat(tags), &[0x08, 0x00], &syn()]);
@@ -19,14 +19,14 @@ fn up_to_four_stacked_vlan_tags_are_opened_and_a_fifth_is_malformed() {
 }
 
 #[test]
-fn customer_service_and_old_service_tags_may_be_mixed() {
+fn vlan_tag_types_may_be_mixed() {
     let tags = [0x91, 0x00, 0, 1, 0x88, 0xa8, 0, 2, 0x81, 0x00, 0, 3];
     let frame = joined(&[&MACS, &tags, &[0x86, 0xdd], &honest_ipv6(6, &SYN)]);
     assert_eq!(decode(LinkType::Ethernet, &frame).unwrap().transport, SYN_SEEN);
 }
 
 #[test]
-fn a_vlan_tag_inside_a_cooked_capture_is_opened() {
+fn vlan_tag_in_cooked_capture_is_removed() {
     let behind = joined(&[&[0, 7, 0x08, 0x00], &syn()]);
     let sll = joined(&[&[0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0, 0x81, 0x00], &behind]);
     let sll2 = joined(&[&[0x81, 0, 0, 0, 0, 0, 0, 9, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], &behind]);
@@ -66,7 +66,7 @@ fn the_destination_address_tells_broadcast_and_multicast() {
 }
 
 #[test]
-fn the_packet_type_of_a_cooked_capture_is_the_delivery() {
+fn cooked_packet_type_is_delivery() {
     for (kind, delivery) in [
         (0, Delivery::Host),
         (1, Delivery::Broadcast),
@@ -86,7 +86,7 @@ fn the_packet_type_of_a_cooked_capture_is_the_delivery() {
 }
 
 #[test]
-fn loopback_families_are_read_in_either_byte_order() {
+fn loopback_families_have_either_byte_order() {
     for (family, packet) in [(2, syn())].into_iter().chain([10, 23, 24, 28, 30].map(|v6| (v6, honest_ipv6(6, &SYN)))) {
         for order in [[family, 0, 0, 0], [0, 0, 0, family]] {
             let frame = joined(&[&order, &packet]);
@@ -100,7 +100,7 @@ fn loopback_families_are_read_in_either_byte_order() {
 }
 
 #[test]
-fn a_bare_packet_is_told_by_its_version() {
+fn raw_ip_version_selects_decoder() {
     assert_eq!(decode(LinkType::Raw, &honest_ipv6(6, &SYN)).unwrap().transport, SYN_SEEN);
     assert_eq!(decode(LinkType::Raw, &[]), Err(Undecoded::Truncated));
     for version in (0..16).filter(|version| ![4, 6].contains(version)) {
@@ -111,7 +111,7 @@ fn a_bare_packet_is_told_by_its_version() {
 }
 
 #[test]
-fn a_version_other_than_the_ether_type_says_is_malformed() {
+fn version_contradicting_ether_type_is_malformed() {
     let as_ipv6 = joined(&[&MACS, &[0x86, 0xdd], &syn()]);
     let as_ipv4 = joined(&[&MACS, &[0x08, 0x00], &honest_ipv6(6, &SYN)]);
     for frame in [as_ipv6, as_ipv4] {
@@ -120,7 +120,7 @@ fn a_version_other_than_the_ether_type_says_is_malformed() {
 }
 
 #[test]
-fn ethernet_with_a_length_instead_of_a_type_is_not_ip() {
+fn ethernet_length_field_is_not_ip() {
     let spanning_tree = joined(&[&MACS, &[0x00, 0x26, 0x42, 0x42, 0x03], &[0; 35]]);
     assert_eq!(decode(LinkType::Ethernet, &spanning_tree), Err(Undecoded::NotIp));
 }

@@ -13,7 +13,7 @@ fn every_flag_and_reserved_bit_is_kept() {
 }
 
 #[test]
-fn flags_are_read_whatever_the_data_offset_claims() {
+fn flags_are_read_despite_data_offset() {
     for (words, payload) in (0..16).zip([0, 0, 0, 0, 0, 20, 16, 12, 8, 4, 0, 0, 0, 0, 0, 0]) {
         let mut segment = SYN;
         segment[12] = words << 4;
@@ -25,7 +25,7 @@ fn flags_are_read_whatever_the_data_offset_claims() {
 }
 
 #[test]
-fn a_header_that_the_ip_length_cuts_off_is_malformed() {
+fn header_beyond_ip_length_is_malformed() {
     for (protocol, least) in [(6, 14), (17, 8), (132, 16), (1, 4)] {
         for claimed in 0..least {
             let packet = ipv4_packet(protocol, 0, claimed, &SYN);
@@ -37,7 +37,7 @@ fn a_header_that_the_ip_length_cuts_off_is_malformed() {
 }
 
 #[test]
-fn a_header_that_the_capture_cuts_off_is_truncated() {
+fn header_beyond_capture_is_truncated() {
     for (protocol, read) in [(6, 14), (17, 4), (132, 13), (1, 2)] {
         for captured in 0..read {
             let packet = ipv4_packet(protocol, 0, 500, &SYN[..captured]);
@@ -58,14 +58,14 @@ fn icmp_belongs_to_its_ip_version() {
 }
 
 #[test]
-fn tunnels_and_unknown_protocols_are_other_however_short() {
+fn tunnels_and_unknown_protocols_are_other() {
     for protocol in [0, 4, 41, 47, 50, 51, 89, 136, 255] {
         assert_eq!(transport_of(&ipv4_packet(protocol, 0, 0, &[])), Ok(Transport::Other { protocol }));
     }
 }
 
 #[test]
-fn a_first_fragment_of_eight_bytes_has_ports_in_udp_and_is_tiny_in_sctp() {
+fn eight_byte_fragment_has_udp_ports_only() {
     let more = 0x2000;
     let udp = transport_of(&ipv4_packet(17, more, 8, &SYN));
     assert_eq!(udp, Ok(Transport::Udp { source_port: 40000, destination_port: 23 }));

@@ -201,7 +201,7 @@ fn ceiling_holds_for_all_authors_together() {
 }
 
 #[test]
-fn late_joiner_takes_in_four_hours_of_reports() {
+fn late_joiner_accepts_four_hours() {
     let mut new = Acceptance::new(FleetAccept { single: true, ..rules() }, "here".to_owned());
     let accepted = |from: u32, new: &mut Acceptance| {
         (from..from + 200)

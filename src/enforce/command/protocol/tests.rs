@@ -46,7 +46,7 @@ fn messages() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_message_comes_out_as_it_went_in() {
+fn message_reads_back_unchanged() {
     for request in requests() {
         let bytes = request.to_bytes().unwrap();
         assert_eq!(Request::read(&bytes), Some(request));
@@ -72,7 +72,7 @@ fn the_fuzzers_start_from_real_messages() {
 }
 
 #[test]
-fn a_message_cut_anywhere_or_with_more_behind_it_is_none() {
+fn truncated_or_padded_message_is_rejected() {
     for mut bytes in messages() {
         for end in 0..bytes.len() {
             assert!(Request::read(&bytes[..end]).is_none() && Answer::read(&bytes[..end]).is_none(), "{end}");
@@ -83,7 +83,7 @@ fn a_message_cut_anywhere_or_with_more_behind_it_is_none() {
 }
 
 #[test]
-fn a_request_has_no_room_for_the_name_of_a_program() {
+fn request_cannot_name_a_program() {
     let whole = requests()[0].to_bytes().unwrap();
     for name in [&b"/bin/sh"[..], b"\0/bin/sh\0-c\0id", b"/"] {
         assert!(Request::read(&[&whole, name].concat()).is_none());
@@ -99,7 +99,7 @@ fn a_request_has_no_room_for_the_name_of_a_program() {
 }
 
 #[test]
-fn a_subject_that_no_ban_has_is_refused() {
+fn unknown_target_is_refused() {
     let whole = requests()[0].to_bytes().unwrap();
     assert_eq!((whole[10], whole[15]), (4, 32));
     for length in (0..8).chain(33..=u8::MAX) {
@@ -130,7 +130,7 @@ proptest! {
     }
 
     #[test]
-    fn a_message_with_a_few_bytes_changed_is_another_one_or_none(
+    fn changed_message_is_another_or_none(
         which in any::<prop::sample::Index>(),
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {

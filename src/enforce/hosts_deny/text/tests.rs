@@ -30,7 +30,7 @@ fn held(text: impl AsRef<[u8]>) -> Vec<String> {
 const ENTRY: &str = "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n";
 
 #[test]
-fn a_target_is_written_as_hosts_access_5_wants_it() {
+fn target_has_hosts_access_syntax() {
     assert_eq!(hosts_pattern(subject("192.0.2.7")), "192.0.2.7");
     assert_eq!(hosts_pattern(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
     assert_eq!(hosts_pattern(subject("fe80::1")), "[fe80::1]/128");
@@ -39,7 +39,7 @@ fn a_target_is_written_as_hosts_access_5_wants_it() {
 }
 
 #[test]
-fn an_entry_is_added_at_the_end_read_back_and_removed_again() {
+fn entry_is_appended_read_and_removed() {
     let before = "# /etc/hosts.deny\nsshd: 203.0.113.0/24\n";
     let with = edit(before, &["192.0.2.7"], &[]);
     assert_eq!(with, format!("{before}{ENTRY}"));
@@ -50,7 +50,7 @@ fn an_entry_is_added_at_the_end_read_back_and_removed_again() {
 }
 
 #[test]
-fn many_at_once_keep_their_order_and_each_comes_once() {
+fn concurrent_items_keep_their_order() {
     let with = edit("", &["192.0.2.9", "2001:db8::1", "192.0.2.7", "192.0.2.9"], &[]);
     assert_eq!(held(&with), ["2001:db8::/64", "192.0.2.7", "192.0.2.9"]);
     assert_eq!(edit(&with, &["192.0.2.7", "2001:db8::2"], &[]), with, "no target gets a second line");
@@ -62,12 +62,12 @@ fn many_at_once_keep_their_order_and_each_comes_once() {
 }
 
 #[test]
-fn who_is_to_be_added_and_removed_at_once_stays() {
+fn added_and_removed_target_stays() {
     assert_eq!(edit(ENTRY, &["192.0.2.7"], &["192.0.2.7"]), ENTRY);
 }
 
 #[test]
-fn a_new_end_of_a_ban_replaces_the_comment_in_its_place() {
+fn new_end_replaces_comment_in_place() {
     let text = format!("a: b\n{ENTRY}c: d\n");
     let mut longer = rule("192.0.2.7");
     longer.until = "2026-01-01T01:00:00Z".to_owned();
@@ -77,7 +77,7 @@ fn a_new_end_of_a_ban_replaces_the_comment_in_its_place() {
 }
 
 #[test]
-fn entries_that_an_administrator_has_moved_are_still_ours_and_draw_new_ones_to_them() {
+fn moved_entries_stay_ours() {
     let moved = format!("top: 1\n{ENTRY}\n# mine\nsshd: .example.com\n");
     assert_eq!(
         edit(&moved, &["192.0.2.8"], &[]),
@@ -87,7 +87,7 @@ fn entries_that_an_administrator_has_moved_are_still_ours_and_draw_new_ones_to_t
 }
 
 #[test]
-fn what_is_not_both_lines_together_is_the_administrators() {
+fn incomplete_entry_belongs_to_administrator() {
     let cases = [
         "ALL: 192.0.2.7\n",
         "# portsentry: 192.0.2.7 until never\n",
@@ -116,14 +116,14 @@ fn what_is_not_both_lines_together_is_the_administrators() {
 }
 
 #[test]
-fn a_rule_of_ours_that_was_made_longer_is_still_ours() {
+fn lengthened_own_rule_is_recognised() {
     let with = "# portsentry: 192.0.2.7 until never, said Ann\nALL EXCEPT sshd: 192.0.2.7, 192.0.2.8 : DENY\n";
     assert_eq!(held(with), ["192.0.2.7"]);
     assert_eq!(edit(with, &[], &["192.0.2.7"]), "");
 }
 
 #[test]
-fn what_somebody_else_has_written_already_is_not_written_again() {
+fn existing_foreign_rule_is_not_repeated() {
     let theirs = "ALL: 192.0.2.7\nsshd: x\n";
     assert_eq!(edit(theirs, &["192.0.2.7"], &[]), theirs);
     assert_eq!(edit(" ALL: 192.0.2.7 \r\n", &["192.0.2.7"], &[]), " ALL: 192.0.2.7 \r\n");
@@ -138,7 +138,7 @@ fn what_somebody_else_has_written_already_is_not_written_again() {
 }
 
 #[test]
-fn a_line_without_its_end_stays_the_last_one_and_without_its_end() {
+fn line_without_end_stays_last() {
     for tail in ["ALL: ALL", "ALL: \\\n", "ALL: \\\nx\\\n", "x\0y\n", "ALL: \\\nALL"] {
         let text = format!("a: b\n{tail}");
         let with = edit(&text, &["192.0.2.7"], &[]);
@@ -150,7 +150,7 @@ fn a_line_without_its_end_stays_the_last_one_and_without_its_end() {
 }
 
 #[test]
-fn the_ends_of_line_of_the_file_are_kept_and_used() {
+fn line_endings_are_kept() {
     let text = "a: b\r\nc: d\r\n";
     let with = edit(text, &["192.0.2.7"], &[]);
     assert_eq!(with, format!("{text}{}", ENTRY.replace('\n', "\r\n")));
@@ -169,7 +169,7 @@ fn bytes_that_are_no_text_are_kept() {
 }
 
 #[test]
-fn a_file_that_is_cut_anywhere_loses_no_byte_of_others_and_no_entry_that_is_whole() {
+fn truncated_hosts_deny_loses_no_foreign_byte() {
     let other = "sshd: .example.com\\\n, 198.51.100.1\n";
     let second = ENTRY.replace("192.0.2.7", "192.0.2.8");
     let whole = format!("# head\r\n{ENTRY}{other}{second}# foot");
@@ -209,7 +209,7 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn whatever_is_in_the_file_adding_and_removing_gives_back_every_byte(text in hostile()) {
+    fn adding_and_removing_restores_every_byte(text in hostile()) {
         let with = edited(&text, &["203.0.113.5", "2001:db8::1"], &[]);
         let (before, after) = (held(&text), held(&with));
         prop_assert_eq!(after.len(), before.len() + 2);
@@ -217,13 +217,13 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_in_the_file_a_second_writing_changes_nothing(text in hostile()) {
+    fn second_write_changes_nothing(text in hostile()) {
         let once = edited(&text, &["192.0.2.7", "192.0.2.8"], &[]);
         prop_assert_eq!(edited(&once, &["192.0.2.7", "192.0.2.8"], &[]), once);
     }
 
     #[test]
-    fn whatever_is_in_the_file_who_is_removed_is_held_no_more(text in hostile()) {
+    fn removed_target_has_no_entry(text in hostile()) {
         let without = edited(&text, &[], &["192.0.2.7", "192.0.2.8"]);
         prop_assert!(!held(&without).iter().any(|subject| subject == "192.0.2.7" || subject == "192.0.2.8"));
     }

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn each_message_is_judged_by_the_socket_that_caused_it() {
+    fn message_is_judged_by_its_socket() {
         let mut decoder = Decoder::default();
         let datagram = [1, 2, 3].map(|n| element(14, u32::from(n), &[192, 0, 2, n])).concat();
         decoder.absorb(&datagram, &[1, 3]);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_ends_with_the_name_of_its_process_made_printable() {
+    fn transaction_ends_with_printable_process_name() {
         let mut decoder = Decoder::default();
         decoder.absorb(&end(OTHER, b"idle\0"), &[]);
         assert_eq!(decoder.author, None, "nothing was changed");
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_element_that_is_no_address_is_passed_over() {
+    fn element_without_address_is_skipped() {
         for length in (0..40).filter(|length| ![4, 16].contains(length)) {
             let mut decoder = Decoder::default();
             decoder.absorb(&element(12, OTHER, &vec![1; length]), &[]);
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_loss_nothing_older_is_told_until_the_queue_is_empty() {
+    fn queue_after_loss_stays_silent_until_empty() {
         let mut decoder = Decoder::default();
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
         decoder.lose();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_cut_anywhere_gives_its_whole_messages() {
+    fn truncated_datagram_gives_complete_messages() {
         let messages = [1, 2].map(|n| element(14, OTHER, &[192, 0, 2, n]));
         let datagram = [messages.concat(), end(OTHER, b"nft\0")].concat();
         for length in 0..datagram.len() {
@@ -292,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_change_to_real_bytes_can_upset_it(
+        fn changed_real_bytes_are_survived(
             edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         ) {
             let mut datagram = [element(14, OTHER, &[192, 0, 2, 1]), end(OTHER, b"nft\0")].concat();
