@@ -13,7 +13,7 @@
 # make interop        the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
 # make crowdsec       the example files for CrowdSec, with Debian's package of it
 # make quick-start    every command of the quick start and of the migration page, typed in a Debian of its own with systemd
-# make man            docs/portsentry.toml.5 anew, from docs/configuration.md
+# make man            the manual pages, from docs/man/portsentry.8.md and docs/configuration.md
 # make lint fmt setup
 
 SHELL := /bin/bash
@@ -77,12 +77,12 @@ interop: setup-interop setup-deb
 	@tests/interop.sh
 
 man:
-	LC_ALL=C awk -f packaging/configuration-page.awk docs/portsentry.8 docs/configuration.md >docs/portsentry.toml.5
+	docs/man/make.sh
 
 lint: setup-lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	shellcheck .ci/run tests/*.sh tests/kernels/* packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/notify/*
+	shellcheck .ci/run tests/*.sh tests/kernels/* docs/man/make.sh packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/notify/*
 
 fmt:
 	cargo fmt --all

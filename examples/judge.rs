@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let Some(link) = LinkType::from_dlt(frame.link) else { continue };
         let Ok(packet) = wire::decode(link, frame.bytes) else { continue };
         if let Verdict::Block(ban) | Verdict::LogOnly(ban) = engine.observe(now, &packet, &host, &mut NoLookup) {
-            writeln!(out, "packet {}: {}, because {}", frame.number, ban.probe.subject, json::reason(&ban))?;
+            writeln!(out, "packet {}: {}, because {}", frame.number, ban.probe.target, json::reason(&ban))?;
         }
     }
     Ok(())

@@ -10,6 +10,8 @@ build=(gcc libc6-dev libpcap-dev libclang-dev linux-libc-dev pkg-config)
 test=(iproute2 nftables nmap masscan zmap hping3 strace util-linux iputils-ping tcpd systemd mandoc shellcheck jq)
 # The server of a fleet, its client, and what makes its certificates.
 test+=(redis-server redis-tools openssl)
+# For the manual pages, which a test compares with their sources.
+test+=(pandoc)
 # The namespaces, the table and the one scanner that it shows.
 demo=(iproute2 nftables nmap util-linux)
 lint=(shellcheck)

@@ -176,16 +176,21 @@ fn packaged_files_exist_and_are_listed() {
 
 #[test]
 fn manual_page_equals_generated_page() {
-    let mut awk = Command::new("awk");
-    awk.env("LC_ALL", "C")
-        .arg("-f")
-        .args(["packaging/configuration-page.awk", "docs/portsentry.8", "docs/configuration.md"].map(path));
-    let made = run(&mut awk);
+    // Other versions lay the same page out differently.
+    if !shown(&run(Command::new("pandoc").arg("--version"))).starts_with("pandoc 2.17") {
+        println!("skipped: the manual pages are made with pandoc 2.17");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let made = run(Command::new(path("docs/man/make.sh")).arg(folder.path()));
     assert!(made.status.success(), "{}", shown(&made));
-    assert!(
-        text("docs/portsentry.toml.5") == shown(&made),
-        "docs/configuration.md has changed; `make man` makes the page anew"
-    );
+    for page in ["portsentry.8", "portsentry.toml.5"] {
+        let made = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        assert!(
+            text(&format!("docs/{page}")) == made,
+            "the source of {page} has changed; `make man` makes the page anew"
+        );
+    }
 }
 
 #[test]
@@ -201,18 +206,18 @@ fn manual_page_names_every_key() {
     }
     assert!(keys.len() > 30, "{keys:?}");
     for key in keys {
-        assert!(page.contains(&format!("\n.It Li {key}\n")), "{key}");
+        assert!(page.contains(&format!("\n\\f[B]{key}\\f[R]\n")), "{key}");
     }
 }
 
 #[test]
-fn both_manual_pages_are_clean_mdoc() {
+fn manual_pages_pass_mandoc_lint() {
     for page in ["docs/portsentry.8", "docs/portsentry.toml.5"] {
         let output = run(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(path(page)));
         assert!(output.status.success(), "{}", shown(&output));
     }
     let broken = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(broken.path(), text("docs/portsentry.toml.5").replace(".El\n", "")).unwrap();
+    std::fs::write(broken.path(), text("docs/portsentry.toml.5").replace(".TP\n", ".Unknown\n")).unwrap();
     assert!(!run(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(broken.path())).status.success());
 }
 
@@ -328,21 +333,21 @@ fn matches(rules: &str, line: &str) -> bool {
 fn logcheck_ignores_only_routine_lines() {
     const ROUTINE: &str = "packaging/logcheck/ignore";
     const ALARM: &str = "packaging/logcheck/violations";
-    let subject: BanTarget = BanTarget::V4("192.0.2.7".parse().unwrap());
+    let target: BanTarget = BanTarget::V4("192.0.2.7".parse().unwrap());
     let routine = [
         EventKind::Started,
         EventKind::Adopted { bans: 3 },
         EventKind::Restored { bans: 3, way: Backend::Nft },
-        EventKind::Expired { subject },
-        EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
-        EventKind::Repeated { subject, standing: Standing::Blocked, packets: 214 },
+        EventKind::Expired { target },
+        EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
+        EventKind::Repeated { target, standing: Standing::Blocked, packets: 214 },
     ];
     for line in routine.iter().flat_map(logged) {
         assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
     }
     let alarm = [
         EventKind::Error("the ledger was damaged".to_owned()),
-        EventKind::BlockFailed { subject, reason: "the set is full".to_owned(), way: Backend::Nft },
+        EventKind::BlockFailed { target, reason: "the set is full".to_owned(), way: Backend::Nft },
         EventKind::Dropped { packets: 3 },
     ];
     for line in alarm.iter().flat_map(logged) {
