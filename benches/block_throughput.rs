@@ -94,13 +94,13 @@ fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64
     let lab = Lab::new(&["forger"]);
     let daemon = Daemon::start_configured(&lab, settings, &[]);
     let mut frames = Frames::new(&lab, "forger", flags, (0..count).map(|number| (stranger(number), 23)));
-    let subjects: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(stranger(number))).collect();
+    let targets: Vec<BanTarget> = (0..count).map(|number| BanTarget::of(stranger(number))).collect();
     let begin = Instant::now();
     frames.send(pace);
     let (took, lost) = lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
         // Bans come in the order of the packets; the last of them may be among those that were lost.
-        let end = &subjects[subjects.len() - 100..];
+        let end = &targets[targets.len() - 100..];
         let mut last = (Instant::now(), nft.missing(end).unwrap().len());
         while last.1 > 0 && last.0.elapsed() < Duration::from_secs(1) {
             let missing = nft.missing(end).unwrap().len();
@@ -109,10 +109,10 @@ fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        (last.0 - begin, nft.missing(&subjects).unwrap().len())
+        (last.0 - begin, nft.missing(&targets).unwrap().len())
     });
     daemon.kill();
-    ((subjects.len() - lost) as f64 / took.as_secs_f64(), lost)
+    ((targets.len() - lost) as f64 / took.as_secs_f64(), lost)
 }
 
 fn blocked_already() {

@@ -100,8 +100,8 @@ fn engine() -> (Engine, Host) {
     };
     let mut engine = Engine::new(settings, HashKey(1, 2));
     for n in 0..5_000 {
-        let subject = BanTarget::V4(address(BLOCKED, n));
-        engine.adopt(Timestamp::default(), &ActiveBan { subject, length: None, grade: None, left: Expiry::Never });
+        let target = BanTarget::V4(address(BLOCKED, n));
+        engine.adopt(Timestamp::default(), &ActiveBan { target, length: None, grade: None, left: Expiry::Never });
     }
     let mut host = Host::new(Local::Addresses([IpAddr::V4(HERE)].into()));
     host.tcp.insert_any_v4(OPEN);
@@ -174,9 +174,9 @@ fn full_engine() -> (Engine, Host) {
     let now = Timestamp::at(Duration::from_secs(1));
     let day = Expiry::After(Duration::from_secs(86_400));
     for n in 5_000..BANS {
-        let subject = BanTarget::V4(address(BLOCKED, n));
-        engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: day });
-        engine.remember(now, &StrikeHistory { subject, strikes: 1, proven: 0, last: LastBan::Lasts(day) });
+        let target = BanTarget::V4(address(BLOCKED, n));
+        engine.adopt(now, &ActiveBan { target, length: None, grade: None, left: day });
+        engine.remember(now, &StrikeHistory { target, strikes: 1, proven: 0, last: LastBan::Lasts(day) });
     }
     let probes: Vec<Frame> = (0..2 * SOURCES).map(|n| frame(address(PROBERS, n), 23, SYN)).collect();
     replay(&mut engine, &host, &probes);

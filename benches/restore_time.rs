@@ -106,8 +106,8 @@ fn missing(lab: &Lab, bans: u32, limit: Duration) -> usize {
     // the last to come.
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
-        for (place, subject) in all.iter().rev().enumerate() {
-            while !matches!(nft.holds(*subject), Ok(Some(_))) {
+        for (place, target) in all.iter().rev().enumerate() {
+            while !matches!(nft.holds(*target), Ok(Some(_))) {
                 if begin.elapsed() > limit {
                     return all.len() - place;
                 }

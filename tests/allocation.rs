@@ -100,22 +100,22 @@ fn no_packet_allocates_whatever_a_stranger_sends() {
                 // Neighbours whose connections no ceiling holds back.
                 let source = Ipv4Addr::from_bits(0x0f00_0000 + n / 500 * 16).into();
                 for port in 1..=3 {
-                    let sighting = Observation { source, ..connection(port) };
-                    if let Verdict::Block(ban) = engine.observe_decoy(now, sighting, &host, &mut NoLookup) {
-                        networks += u32::from(matches!(ban.probe.subject, BanTarget::Prefix(_)));
+                    let observation = Observation { source, ..connection(port) };
+                    if let Verdict::Block(ban) = engine.observe_decoy(now, observation, &host, &mut NoLookup) {
+                        networks += u32::from(matches!(ban.probe.target, BanTarget::Prefix(_)));
                     }
                 }
                 while engine.notice(now).is_some() {
                     notices += 1;
                 }
-                let subject = BanTarget::V4(Ipv4Addr::from_bits(n));
-                engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: Expiry::Never });
+                let target = BanTarget::V4(Ipv4Addr::from_bits(n));
+                engine.adopt(now, &ActiveBan { target, length: None, grade: None, left: Expiry::Never });
                 engine.remember(
                     now,
-                    &StrikeHistory { subject, strikes: 3, proven: 0, last: LastBan::Lasts(Expiry::Never) },
+                    &StrikeHistory { target, strikes: 3, proven: 0, last: LastBan::Lasts(Expiry::Never) },
                 );
                 engine.sample(now, &mut |_| sampled += 1, 16);
-                engine.lift(subject);
+                engine.lift(target);
             }
         }
     });

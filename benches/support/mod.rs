@@ -56,11 +56,11 @@ pub(crate) fn wait_for_ban(
     pause: Duration,
     mut goes_on: impl FnMut() -> bool + Send,
 ) -> bool {
-    let subject = BanTarget::of(source);
+    let target = BanTarget::of(source);
     lab.inside("victim", || {
         let mut nft = Nft::open().unwrap();
         // Where there is no table there is no program.
-        while !matches!(nft.holds(subject), Ok(Some(_))) {
+        while !matches!(nft.holds(target), Ok(Some(_))) {
             if !goes_on() {
                 return false;
             }

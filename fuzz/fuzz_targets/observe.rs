@@ -96,8 +96,8 @@ fn run(mut input: &[u8]) -> Vec<Verdict> {
                 }
             }
             8 => {
-                let subject = BanTarget::of(IpAddr::from([192, 0, 2, *length]));
-                engine.adopt(now, &ActiveBan { subject, length: None, grade: None, left: Expiry::Never });
+                let target = BanTarget::of(IpAddr::from([192, 0, 2, *length]));
+                engine.adopt(now, &ActiveBan { target, length: None, grade: None, left: Expiry::Never });
             }
             9 => engine.lift_all(),
             _ => return verdicts,
@@ -118,7 +118,7 @@ fn check(source: IpAddr, verdict: &Verdict, host: &Host) {
         assert!(held.len() <= EVIDENCE);
         let conclusive = held.iter().any(|(_, _, class)| class.is_conclusive());
         assert!(conclusive || ban.probe.distinct > TRIGGER, "{ban:?}");
-        assert_eq!(ban.probe.subject, BanTarget::of(source));
+        assert_eq!(ban.probe.target, BanTarget::of(source));
     }
     if let Verdict::Probe(probe) = verdict {
         assert!((1..=TRIGGER).contains(&probe.distinct), "{probe:?}");

@@ -68,7 +68,7 @@ pub(super) fn of(config: &Config) -> Vec<Warning> {
             "tcp.half_open",
             match config.tcp.mode {
                 Mode::Connect => {
-                    "anybody can forge the source of a half-open connection; \"ignore\" bans for completed ones"
+                    "any host can forge the source of a half-open connection; \"ignore\" bans for completed ones"
                 }
                 _ => "of no effect: tcp.mode is not \"connect\"",
             },

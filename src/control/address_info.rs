@@ -20,7 +20,8 @@ const MAX_HISTORY: usize = 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressInfo {
     pub address: String,
-    pub subject: String,
+    #[serde(rename = "subject")]
+    pub target: String,
     /// Why it is never blocked.
     #[serde(deserialize_with = "nullable")]
     pub protected: Option<String>,
@@ -90,7 +91,8 @@ pub struct Suspicion {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastBan {
-    pub subject: String,
+    #[serde(rename = "subject")]
+    pub target: String,
     pub since: String,
     /// A time, or "never".
     pub expires: String,
@@ -123,7 +125,7 @@ impl AddressInfo {
         let remaining = |expiry| Remaining::new(expiry, now);
         Self {
             address: address.to_string(),
-            subject: known.subject.to_string(),
+            target: known.target.to_string(),
             protected: known.protection.map(|protection| protection.to_string()),
             blocked: known.blocked.map(|expiry| Remaining {
                 network: known.network.map(|network| network.to_string()),
@@ -187,7 +189,7 @@ impl From<&Entry> for PastBan {
             },
         });
         Self {
-            subject: ban.subject.to_string(),
+            target: ban.target.to_string(),
             since: rfc3339(ban.since),
             expires: ban.until.map_or_else(|| NEVER.to_owned(), rfc3339),
             class: ban.class.map(|class| class.key().to_owned()),
@@ -212,10 +214,10 @@ pub(super) fn port_list(ban: &Banned) -> Vec<PortRecord> {
 
 impl fmt::Display for AddressInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, subject, .. } = self;
-        match address == subject {
+        let Self { address, target, .. } = self;
+        match address == target {
             true => line!(f, "address", "{address}")?,
-            false => line!(f, "address", "{address}, judged as {subject}")?,
+            false => line!(f, "address", "{address}, judged as {target}")?,
         }
         line!(f, "protected", "{}", self.protected.as_deref().unwrap_or("no"))?;
         match &self.blocked {
@@ -252,7 +254,7 @@ impl fmt::Display for AddressInfo {
             let mut details = vec![end];
             details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
             // A ban of the network around it.
-            details.extend((ban.subject != *subject).then(|| ban.subject.clone()));
+            details.extend((ban.target != *target).then(|| ban.target.clone()));
             let ports: Vec<String> = ban.ports.iter().map(|port| format!("{}/{}", port.proto, port.port)).collect();
             details.extend((!ports.is_empty()).then(|| ports.join(", ")));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));

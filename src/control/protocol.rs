@@ -151,7 +151,8 @@ pub enum Answer {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocked {
-    pub subject: String,
+    #[serde(rename = "subject")]
+    pub target: String,
     /// A time, or "never".
     pub expires: String,
 }
@@ -254,9 +255,9 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => status.fmt(f),
-            Self::Blocked(Blocked { subject, expires }) => match expires.as_str() {
-                "never" => writeln!(f, "{subject} is blocked without an end"),
-                end => writeln!(f, "{subject} is blocked until {}", to_seconds(end)),
+            Self::Blocked(Blocked { target, expires }) => match expires.as_str() {
+                "never" => writeln!(f, "{target} is blocked without an end"),
+                end => writeln!(f, "{target} is blocked until {}", to_seconds(end)),
             },
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
             Self::Allowed(Allowed { allowed, until, lifted, bans }) => {

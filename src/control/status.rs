@@ -252,7 +252,7 @@ impl fmt::Display for Status {
             }
         }
         let Some(last) = &self.last_event else { return Ok(()) };
-        let target = last.subject.as_ref().or(last.source.as_ref());
+        let target = last.target.as_ref().or(last.source.as_ref());
         let target = target.map_or(String::new(), |target| format!(" {target}"));
         line!(f, "last event", "{} {}{target}", to_seconds(last.time.as_deref().unwrap_or("?")), last.event)
     }

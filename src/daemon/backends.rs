@@ -248,15 +248,15 @@ fn reporter(
         let metrics = sensor.metrics();
         let text = event.to_string();
         let what = match event {
-            BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.subject)),
+            BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),
             BackendEvent::Done { case, backend: Backend::HostsDeny } => {
                 if let Some(ban) = &case.ban {
-                    metrics.blocked(Backend::HostsDeny, ban.probe.sighting.class, ban.grade);
+                    metrics.blocked(Backend::HostsDeny, ban.probe.observation.class, ban.grade);
                 }
                 let line = hosts_deny.as_ref().map_or_else(String::new, |hosts_deny| hosts_deny.line(&case));
                 let time = if case.ban.is_some() { case.since } else { SystemTime::now() };
                 return events
-                    .send(Event { time, what: EventKind::Wrapped { subject: case.subject, ban: case.ban, line } });
+                    .send(Event { time, what: EventKind::Wrapped { target: case.target, ban: case.ban, line } });
             }
             BackendEvent::Done { .. } | BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
                 return;
@@ -265,7 +265,7 @@ fn reporter(
                 let well = outcome.is_success();
                 match (well, occasion, &case.ban) {
                     (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
-                        metrics.blocked(Backend::Command, ban.probe.sighting.class, ban.grade);
+                        metrics.blocked(Backend::Command, ban.probe.observation.class, ban.grade);
                     }
                     (false, ..) => metrics.failed(Backend::Command),
                     _ => {}
@@ -280,7 +280,7 @@ fn reporter(
                 };
                 let ban = case.ban.filter(|_| occasion != CommandPhase::Release);
                 let outcome = format!("{outcome} after {took}{when}{wrote}");
-                let what = EventKind::Ran { subject: case.subject, ban, command, outcome, well };
+                let what = EventKind::Ran { target: case.target, ban, command, outcome, well };
                 return events.send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what });
             }
             BackendEvent::Failed { task, .. } => {
@@ -289,11 +289,11 @@ fn reporter(
                 }
                 EventKind::Error(text)
             }
-            BackendEvent::Restored { subjects, .. } => {
-                metrics.restored_lines(subjects.len() as u64);
-                EventKind::Repaired { bans: subjects.len(), way: Backend::HostsDeny }
+            BackendEvent::Restored { targets, .. } => {
+                metrics.restored_lines(targets.len() as u64);
+                EventKind::Repaired { bans: targets.len(), way: Backend::HostsDeny }
             }
-            BackendEvent::Connections { subject, ended } => EventKind::Disconnected { subject, connections: ended },
+            BackendEvent::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },
             BackendEvent::Unable { task, .. } => {
                 if task == SlowTask::Ban(Backend::Command) {
                     metrics.failed(Backend::Command);

@@ -100,7 +100,7 @@ impl Remembered {
     /// As the engine and the ways to block want it.
     pub(super) fn standing(&self) -> ActiveBan {
         let length = self.ban.until.and_then(|until| until.duration_since(self.ban.since).ok());
-        ActiveBan { subject: self.ban.subject, length, grade: self.ban.grade, left: self.left }
+        ActiveBan { target: self.ban.target, length, grade: self.ban.grade, left: self.left }
     }
 }
 
@@ -157,9 +157,9 @@ impl BanRecorder {
         let left = |ban: InForce| ban.left(now).map(|left| Remembered { ban, left });
         let bans = recalled.active.into_iter().filter_map(left).collect();
         let mut unheard = Vec::new();
-        for subject in leftovers {
-            if ledger.of(*subject)?.items.is_empty() {
-                unheard.push(*subject);
+        for target in leftovers {
+            if ledger.of(*target)?.items.is_empty() {
+                unheard.push(*target);
             }
         }
         let classic =
@@ -168,8 +168,8 @@ impl BanRecorder {
         let tell = move |news: WriterEvent| {
             let text = news.to_string();
             match news {
-                WriterEvent::Expired(subjects) => {
-                    subjects.into_iter().for_each(|subject| events.send(Event::now(EventKind::Expired { subject })));
+                WriterEvent::Expired(targets) => {
+                    targets.into_iter().for_each(|target| events.send(Event::now(EventKind::Expired { target })));
                 }
                 news if news.is_error() => events.send(Event::now(EventKind::Error(text))),
                 _ => events.send(Event::now(EventKind::Note(text))),
@@ -218,10 +218,10 @@ impl BanRecorder {
             }
             _ => None,
         };
-        let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.subject, event.time));
+        let begins = banned.is_some_and(|(ban, _)| self.is_new(ban.probe.target, event.time));
         let change = match (&event.what, banned) {
             (_, Some((ban, way))) => {
-                let row = Banned::from_ban(ban, event.time, interface(ban.probe.sighting.interface).as_deref(), way);
+                let row = Banned::from_ban(ban, event.time, interface(ban.probe.observation.interface).as_deref(), way);
                 if begins { row.into() } else { Change::Also(row) }
             }
             (what, None) => match self.other(what, event.time) {
@@ -239,24 +239,24 @@ impl BanRecorder {
     /// What an event says about a ban that does not begin on evidence.
     fn other(&self, what: &EventKind, at: SystemTime) -> Option<Change> {
         Some(match what {
-            EventKind::ByHand { subject, expiry, note, way, .. } => {
+            EventKind::ByHand { target, expiry, note, way, .. } => {
                 let methods: Backends = match way {
                     Some(way) => (*way).into(),
                     None => self.ways.iter().copied().collect(),
                 };
-                let ban = Banned::wanted_by(Author::Operator, *subject, at, *expiry, methods);
+                let ban = Banned::wanted_by(Author::Operator, *target, at, *expiry, methods);
                 Banned { note: note.clone(), ..ban }.into()
             }
             EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, at, reason(ban))),
-            EventKind::Unblocked { subject, by } => lifted(*subject, by, at),
-            EventKind::Lifted { subject } => lifted(*subject, "somebody", at),
+            EventKind::Unblocked { target, by } => lifted(*target, by, at),
+            EventKind::Lifted { target } => lifted(*target, "another program", at),
             _ => return None,
         })
     }
 
-    /// False where the ban of `subject` from this time was reported before, by another backend.
-    fn is_new(&mut self, subject: BanTarget, at: SystemTime) -> bool {
-        let this = (subject, at);
+    /// False where the ban of `target` from this time was reported before, by another backend.
+    fn is_new(&mut self, target: BanTarget, at: SystemTime) -> bool {
+        let this = (target, at);
         if self.recent.contains(&this) {
             return false;
         }
@@ -283,6 +283,6 @@ impl BanRecorder {
 }
 
 /// A ban that was lifted.
-pub(super) fn lifted(subject: BanTarget, by: &str, at: SystemTime) -> Change {
-    Change::Ended { subject, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
+pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> Change {
+    Change::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

@@ -107,5 +107,5 @@ pub fn unfounded<'a>(
     now: SystemTime,
 ) -> Vec<BanTarget> {
     let served = Served { remembered, listening };
-    bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.subject).collect()
+    bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.target).collect()
 }

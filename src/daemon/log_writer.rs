@@ -314,9 +314,9 @@ mod tests {
         WRITTEN.with_borrow_mut(std::mem::take)
     }
 
-    fn repeated(subject: &str) -> Event {
-        let subject: BanTarget = subject.parse().unwrap();
-        Event::now(EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 })
+    fn repeated(target: &str) -> Event {
+        let target: BanTarget = target.parse().unwrap();
+        Event::now(EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 })
     }
 
     fn note(text: &str) -> Event {

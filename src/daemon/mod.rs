@@ -238,10 +238,8 @@ async fn serve(
     let mut firewall_watch = FirewallWatch::new(legacy_tables);
     let (shared, decoy_rules) = decoys::listen(&config, &mut firewall_watch, &mut log);
     let decoy_ports = DecoyPorts::from_config(&config);
-    let unshared = match shared {
-        Some(_) => None,
-        None => Some(Decoys::open(&decoy_ports, None, &config.tcp.port_banner)?),
-    };
+    let shared = shared.map(|listener| (listener, host_state.host().tcp.anywhere()));
+    let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner)?;
     let (kernel, kernel_failure) = KernelPorts::open()?;
     let live = Live::open(&host_state.filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {
@@ -285,7 +283,7 @@ async fn serve(
     } = opening;
     // After a reboot another link may have the number of this one.
     let mut remembered = remembered;
-    remembered.retain(|one| !(booted && matches!(one.ban.subject, BanTarget::Link { .. })));
+    remembered.retain(|one| !(booted && matches!(one.ban.target, BanTarget::Link { .. })));
     let trial = Trial::new(confirm, trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.write(&Event::now(kind)));
     host_state.recall_services(services, ban_recorder.recorder());
@@ -356,13 +354,10 @@ async fn serve(
     let wanted =
         Wanted { nft: blocker.nft.is_some(), routes: blocker.routes.is_some().then(|| config.block.route.into()) };
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
-    // One listener for all ports needs its rules, and the ports that are in use.
-    let has_rules = blocker.nft.as_ref().is_some_and(|backend| backend.spec.decoys.is_some());
-    let shared = shared.filter(|_| has_rules).map(|listener| (listener, host_state.host().tcp.anywhere()));
-    let mut decoys = match unshared {
-        Some(decoys) => decoys,
-        None => Decoys::open(&decoy_ports, shared, &config.tcp.port_banner)?,
-    };
+    // One listener for all ports needs rules that lead to it.
+    if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {
+        decoys = Decoys::open(&decoy_ports, None, &config.tcp.port_banner)?;
+    }
     decoys::announce(&decoys, &mut log);
     decoys.watch_only(host_state.addresses());
     host_state.exclude_decoys(decoys.ports().clone());

@@ -113,7 +113,7 @@ impl Compared {
             found.elements_again = nft.missing(&sample.again).unwrap_or_default();
         }
         if let Some((socket, kind)) = &mut self.routes {
-            let mut missing = |subjects: &[BanTarget]| missing_routes(socket, *kind, subjects).unwrap_or_default();
+            let mut missing = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();
             found.routes = missing(&sample.routes);
             found.routes_again = missing(&sample.routes_again);
         }
@@ -147,7 +147,7 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
         }
         let one = gone.iter().next().copied().and_then(BanTarget::exactly);
         match one {
-            Some(subject) if gone.len() == 1 && !unsaid => sensor.send(SensorCommand::RouteRemoved(subject)),
+            Some(target) if gone.len() == 1 && !unsaid => sensor.send(SensorCommand::RouteRemoved(target)),
             _ => match repair_all(sensor).await {
                 Some(()) => {}
                 None => return,

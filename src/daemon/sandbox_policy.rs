@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(Policy { names: false, read: plain.read.clone(), ..named.clone() }, plain);
         assert!(named.names && named.read.contains(&"/usr/lib".into()));
         let connect = needs("[tcp]\nmode = \"connect\"\nports = \"23\"");
-        assert_eq!(connect.tcp_ports, [23]);
+        assert_eq!(connect.tcp_ports, [23, 0], "and a free one for the listener of all");
         assert_eq!(Policy { low_ports: false, tcp_ports: Vec::new(), ..connect.clone() }, plain);
         assert_eq!(needs("[metrics]\nlisten = \"127.0.0.1:9777\"").tcp_ports, [9777]);
         assert!(connect.low_ports && !needs("[tcp]\nmode = \"connect\"\nports = \"2323\"").low_ports);

@@ -90,7 +90,7 @@ impl StartupReconcile {
         let mut bans: Vec<ActiveBan> = self.remembered.iter().map(Remembered::standing).collect();
         if self.ways.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
-                Some(gone) => bans.retain(|ban| !gone.contains(&ban.subject)),
+                Some(gone) => bans.retain(|ban| !gone.contains(&ban.target)),
                 // What cannot be read cannot be compared; what is there goes on being enforced.
                 None => return,
             }
@@ -98,13 +98,13 @@ impl StartupReconcile {
         if self.ways.contains(&Backend::Route) {
             // A crash before the ledger was written, or its loss, must lift no ban. Recorded, or each start would give them the whole time
             // again.
-            for subject in &self.unheard {
-                bans.push(ActiveBan::whole(*subject, self.expire));
-                let ban = Banned::wanted_by(Author::Import, *subject, SystemTime::now(), self.expire, Backend::Route);
+            for target in &self.unheard {
+                bans.push(ActiveBan::whole(*target, self.expire));
+                let ban = Banned::wanted_by(Author::Import, *target, SystemTime::now(), self.expire, Backend::Route);
                 if let Some(recorder) = &self.recorder {
                     recorder.put_patiently(ban.into());
                 }
-                self.write_line(*subject, self.expire);
+                self.write_line(*target, self.expire);
             }
             for part in bans.chunks(RESTORED_AT_ONCE) {
                 self.sensor.send_blocking(SensorCommand::Restore(part.to_vec(), &[Backend::Route]));
@@ -139,10 +139,10 @@ impl StartupReconcile {
         let interrupted = self.marker.exists();
         let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
         let expiry = |remaining: Option<Duration>| remaining.map_or(Expiry::Never, Expiry::After);
-        let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.subject, ban.grade)).collect();
-        let held = |(subject, remaining)| {
-            let grade = grades.get(&subject).copied().flatten();
-            ActiveBan { subject, length: None, grade, left: expiry(remaining) }
+        let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.target, ban.grade)).collect();
+        let held = |(target, remaining)| {
+            let grade = grades.get(&target).copied().flatten();
+            ActiveBan { target, length: None, grade, left: expiry(remaining) }
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
         held.chunks(ADOPTED_AT_ONCE).for_each(|part| self.sensor.send_blocking(SensorCommand::Adopt(part.to_vec())));
@@ -165,13 +165,13 @@ impl StartupReconcile {
         if interrupted || !reconciled.restore.is_empty() {
             let _ = std::fs::remove_file(&self.marker);
         }
-        for (subject, left) in &reconciled.unknown {
-            self.write_line(*subject, *left);
+        for (target, left) in &reconciled.unknown {
+            self.write_line(*target, *left);
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
-            if let Change::Ended { subject, .. } = &change {
-                gone.insert(*subject);
+            if let Change::Ended { target, .. } = &change {
+                gone.insert(*target);
             }
             if let Some(recorder) = &self.recorder {
                 recorder.put_patiently(change);
@@ -198,21 +198,21 @@ impl StartupReconcile {
             self.sensor.send_blocking(SensorCommand::ReviewLoaded(part.to_vec(), "a file".to_owned()));
         }
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
-        let held = remembered.iter().filter(|ban| loaded.contains(&ban.subject));
-        held.map(|ban| (ban.subject, if let Expiry::After(left) = ban.left { Some(left) } else { None })).collect()
+        let held = remembered.iter().filter(|ban| loaded.contains(&ban.target));
+        held.map(|ban| (ban.target, if let Expiry::After(left) = ban.left { Some(left) } else { None })).collect()
     }
 
     /// Has elements replaced that were added with host bits while the daemon was down, and match no packet.
     fn mask(&self, elements: Vec<(BanTarget, Option<Duration>)>) -> Vec<(BanTarget, Option<Duration>)> {
         let (wrong, mut right): (Vec<_>, Vec<_>) =
-            elements.into_iter().partition(|(subject, _)| *subject != subject.masked());
+            elements.into_iter().partition(|(target, _)| *target != target.masked());
         if wrong.is_empty() {
             return right;
         }
-        let known: HashSet<BanTarget> = right.iter().map(|(subject, _)| *subject).collect();
-        let masked = wrong.iter().map(|(subject, left)| (subject.masked(), *left));
-        right.extend(masked.filter(|(subject, _)| !known.contains(subject)));
-        let replaced = wrong.into_iter().map(|(subject, left)| (subject, left.map_or(Expiry::Never, Expiry::After)));
+        let known: HashSet<BanTarget> = right.iter().map(|(target, _)| *target).collect();
+        let masked = wrong.iter().map(|(target, left)| (target.masked(), *left));
+        right.extend(masked.filter(|(target, _)| !known.contains(target)));
+        let replaced = wrong.into_iter().map(|(target, left)| (target, left.map_or(Expiry::Never, Expiry::After)));
         self.sensor.send_blocking(SensorCommand::MaskElements(replaced.collect()));
         right
     }
@@ -221,8 +221,8 @@ impl StartupReconcile {
     /// anything comes between, and the networks, by the sensor, which makes room for those and says what went wrong.
     fn restore(&mut self, bans: &[ActiveBan]) {
         let (wide, narrow): (Vec<ActiveBan>, Vec<ActiveBan>) =
-            bans.iter().partition(|ban| matches!(ban.subject, BanTarget::Prefix(_)));
-        let elements: Vec<_> = narrow.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
+            bans.iter().partition(|ban| matches!(ban.target, BanTarget::Prefix(_)));
+        let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
         if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
             self.events.send(Event::now(EventKind::Restored { bans: narrow.len(), way: Backend::Nft }));
             narrow
@@ -243,9 +243,9 @@ impl StartupReconcile {
         if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
             return;
         }
-        let subjects: Vec<BanTarget> = bans.iter().map(|ban| ban.subject).collect();
+        let targets: Vec<BanTarget> = bans.iter().map(|ban| ban.target).collect();
         // A deleted table is created again with all bans that the sensor knows.
-        let missing = nft.missing(&subjects).unwrap_or_default();
+        let missing = nft.missing(&targets).unwrap_or_default();
         missing
             .chunks(ADOPTED_AT_ONCE)
             .for_each(|part| self.sensor.send_blocking(SensorCommand::Repair(Backend::Nft, part.to_vec())));
@@ -257,10 +257,10 @@ impl StartupReconcile {
             let mut nft = Nft::open()?;
             let mut elements = nft.elements()?;
             // While the kernel makes a set's table larger or smaller, a dump leaves out some without a word.
-            let seen: HashSet<BanTarget> = elements.iter().map(|(subject, _)| *subject).collect();
-            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.subject));
-            for ActiveBan { subject, .. } in unseen {
-                elements.extend(nft.holds(*subject)?.map(|remaining| (*subject, remaining)));
+            let seen: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
+            let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.target));
+            for ActiveBan { target, .. } in unseen {
+                elements.extend(nft.holds(*target)?.map(|remaining| (*target, remaining)));
             }
             Ok(elements)
         };
@@ -300,7 +300,7 @@ impl StartupReconcile {
                 Some(length) => Expiry::After(length),
                 None => Expiry::Never,
             };
-            let mut case = BanContext::by_hand(ban.subject, expiry, ban.since);
+            let mut case = BanContext::by_hand(ban.target, expiry, ban.since);
             (case.source, case.class) = (ban.source, ban.class);
             if let Some((protocol, port)) = ban.port {
                 (case.protocol, case.port) = (protocol, port);
@@ -311,11 +311,11 @@ impl StartupReconcile {
     }
 
     /// Has a line written for a ban that a crash has kept from having one.
-    fn write_line(&self, subject: BanTarget, left: Expiry) {
+    fn write_line(&self, target: BanTarget, left: Expiry) {
         let Some(slow) = self.slow_backends.as_ref().filter(|_| self.ways.contains(&Backend::HostsDeny)) else {
             return;
         };
-        let case = BanContext::by_hand(subject, left, SystemTime::now());
+        let case = BanContext::by_hand(target, left, SystemTime::now());
         put(slow, Task::WriteLine { case });
     }
 }
@@ -350,25 +350,25 @@ fn reconcile(
     incomplete: bool,
     now: SystemTime,
 ) -> Reconciled {
-    let held: HashSet<BanTarget> = kernel.iter().map(|(subject, _)| *subject).collect();
+    let held: HashSet<BanTarget> = kernel.iter().map(|(target, _)| *target).collect();
     // After a reboot the kernel holds no ban, so none is compared.
     let sought = if kernel.is_empty() { &[] } else { remembered };
-    let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.subject).collect();
-    let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.subject)).copied().collect();
+    let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.target).collect();
+    let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.target)).copied().collect();
     let swept = missing.len() == remembered.len();
     let unknown: Vec<(BanTarget, Expiry)> = kernel
         .iter()
-        .filter(|(subject, _)| !known.contains(subject))
-        .map(|(subject, left)| (*subject, left.map_or(Expiry::Never, Expiry::After)))
+        .filter(|(target, _)| !known.contains(target))
+        .map(|(target, left)| (*target, left.map_or(Expiry::Never, Expiry::After)))
         .collect();
-    let added = |(subject, expiry): &(BanTarget, Expiry)| {
-        Banned::wanted_by(Author::Import, *subject, now, *expiry, Backend::Nft).into()
+    let added = |(target, expiry): &(BanTarget, Expiry)| {
+        Banned::wanted_by(Author::Import, *target, now, *expiry, Backend::Nft).into()
     };
     let mut changes: Vec<Change> = unknown.iter().map(added).collect();
     if swept || incomplete || missing.len() >= MASS_REMOVAL {
         return Reconciled { restore: missing, changes, unknown };
     }
-    let gone = |ban: &ActiveBan| lifted(ban.subject, "another program, while portsentry was not running", now);
+    let gone = |ban: &ActiveBan| lifted(ban.target, "another program, while portsentry was not running", now);
     changes.extend(missing.iter().map(gone));
     Reconciled { restore: Vec::new(), changes, unknown }
 }
@@ -377,12 +377,12 @@ fn reconcile(
 mod tests {
     use super::*;
 
-    fn subject(last: u8) -> BanTarget {
+    fn target(last: u8) -> BanTarget {
         BanTarget::V4([192, 0, 2, last].into())
     }
 
     fn remembered() -> [ActiveBan; 2] {
-        [ActiveBan::whole(subject(1), Expiry::After(HOUR)), ActiveBan::whole(subject(2), Expiry::Never)]
+        [ActiveBan::whole(target(1), Expiry::After(HOUR)), ActiveBan::whole(target(2), Expiry::Never)]
     }
 
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -390,22 +390,22 @@ mod tests {
     #[test]
     fn flushed_table_gets_all_bans() {
         let remembered = remembered();
-        let result = reconcile(&[(subject(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(target(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered);
-        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.subject == subject(9)));
+        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.target == target(9)));
     }
 
     #[test]
     fn a_ban_missing_beside_others_was_lifted() {
         let remembered = remembered();
-        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(target(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert!(result.restore.is_empty());
-        assert!(matches!(&result.changes[..], [Change::Ended { subject: two, .. }] if *two == subject(2)));
+        assert!(matches!(&result.changes[..], [Change::Ended { target: two, .. }] if *two == target(2)));
     }
 
     #[test]
     fn interrupted_restore_is_completed() {
-        let result = reconcile(&[(subject(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(target(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered()[1..]);
         assert!(result.changes.is_empty());
     }
@@ -414,7 +414,7 @@ mod tests {
     fn nobody_lifts_hundreds_one_by_one() {
         let ban = |n: u32| ActiveBan::whole(BanTarget::V4(n.into()), Expiry::After(HOUR));
         let all: Vec<ActiveBan> = (1..=1_000).map(ban).collect();
-        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.subject, Some(HOUR))).collect();
+        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.target, Some(HOUR))).collect();
         assert_eq!(reconcile(&kernel, &all, false, SystemTime::UNIX_EPOCH).restore, all[700..]);
     }
 }

@@ -154,30 +154,30 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     let (mut allowed, mut trap) = (false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
         match *change {
-            Change::ElementRemoved(subject) => lifted.push(subject),
-            Change::ElementAdded(subject, remaining) if subject != subject.masked() => {
-                masked.push((subject, remaining.map_or(Expiry::Never, Expiry::After)));
+            Change::ElementRemoved(target) => lifted.push(target),
+            Change::ElementAdded(target, remaining) if target != target.masked() => {
+                masked.push((target, remaining.map_or(Expiry::Never, Expiry::After)));
             }
-            Change::ElementAdded(subject, remaining) => {
-                added.push((subject, remaining.map_or(Expiry::Never, Expiry::After)));
+            Change::ElementAdded(target, remaining) => {
+                added.push((target, remaining.map_or(Expiry::Never, Expiry::After)));
             }
-            Change::ElementLoaded(subject) => loaded.push(subject),
+            Change::ElementLoaded(target) => loaded.push(target),
             Change::AllowedChanged => allowed = true,
             Change::TrapChanged => trap = true,
             Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Unheard | Change::Overrun => {}
         }
     }
     // An element whose timeout was changed by hand is deleted and added in one transaction: it stays.
-    lifted.retain(|subject| added.iter().chain(&masked).all(|(kept, _)| kept != subject) && !loaded.contains(subject));
-    events.extend(lifted.iter().map(|subject| EventKind::Unblocked { subject: *subject, by: by.to_owned() }));
-    events.extend(masked.iter().map(|(subject, _)| {
-        let (element, network) = (subject.element(), subject.masked());
+    lifted.retain(|target| added.iter().chain(&masked).all(|(kept, _)| kept != target) && !loaded.contains(target));
+    events.extend(lifted.iter().map(|target| EventKind::Unblocked { target: *target, by: by.to_owned() }));
+    events.extend(masked.iter().map(|(target, _)| {
+        let (element, network) = (target.element(), target.masked());
         EventKind::Note(format!(
             "{by} added {element} to set inet portsentry blocked6, where it matches no packet; it is {network} from now on"
         ))
     }));
-    events.extend(added.iter().chain(&masked).map(|(subject, expiry)| EventKind::ByHand {
-        subject: subject.masked(),
+    events.extend(added.iter().chain(&masked).map(|(target, expiry)| EventKind::ByHand {
+        target: target.masked(),
         expiry: *expiry,
         by: by.to_owned(),
         note: None,
@@ -190,7 +190,7 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
         commands.push(SensorCommand::MaskElements(masked));
     }
     if !added.is_empty() {
-        let ban = |(subject, expiry)| ActiveBan::whole(subject, expiry);
+        let ban = |(target, expiry)| ActiveBan::whole(target, expiry);
         commands.push(SensorCommand::Adopt(added.into_iter().map(ban).collect()));
     }
     if !loaded.is_empty() {
@@ -217,26 +217,26 @@ mod tests {
     use crate::netlink::nft::Set;
     use crate::types::BanTarget;
 
-    fn subject(last: u8) -> BanTarget {
+    fn target(last: u8) -> BanTarget {
         BanTarget::V4([192, 0, 2, last].into())
     }
 
     #[test]
     fn earlier_probes_belong_to_distributed_scan() {
-        let changes = [Change::ElementRemoved(subject(1)), Change::TableGone, Change::ElementAdded(subject(2), None)];
+        let changes = [Change::ElementRemoved(target(1)), Change::TableGone, Change::ElementAdded(target(2), None)];
         let (commands, events) = respond(&changes, "nft");
         assert!(
-            matches!(&commands[..], [SensorCommand::ReinstallTable(_), SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(subject(2), Expiry::Never)])
+            matches!(&commands[..], [SensorCommand::ReinstallTable(_), SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(target(2), Expiry::Never)])
         );
         assert!(matches!(&events[..], [EventKind::Note(_), EventKind::ByHand { .. }]));
     }
 
     #[test]
     fn changed_ruleset_is_repaired_with_its_elements() {
-        let changes = [Change::ElementRemoved(subject(1)), Change::RulesetChanged];
+        let changes = [Change::ElementRemoved(target(1)), Change::RulesetChanged];
         let (commands, events) = respond(&changes, "nft");
         assert!(
-            matches!(&commands[..], [SensorCommand::RepairRules(by), SensorCommand::BansRemoved(lifted)] if by == "nft" && *lifted == [subject(1)])
+            matches!(&commands[..], [SensorCommand::RepairRules(by), SensorCommand::BansRemoved(lifted)] if by == "nft" && *lifted == [target(1)])
         );
         assert!(matches!(&events[..], [EventKind::Unblocked { .. }]));
         let (commands, _) =
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn delayed_repair_delays_nothing_else() {
         let (mut pace, now) = (repairs(), Instant::now());
-        let changes = [Change::RulesetChanged, Change::ElementRemoved(subject(1)), Change::AllowedChanged];
+        let changes = [Change::RulesetChanged, Change::ElementRemoved(target(1)), Change::AllowedChanged];
         assert!(matches!(
             &held(&mut pace, &changes, now)[..],
             [SensorCommand::RepairRules(_), SensorCommand::BansRemoved(_), SensorCommand::ProtectAddresses]
@@ -293,7 +293,7 @@ mod tests {
     fn notes_are_limited_and_bans_reported() {
         let (mut notes, start) = (Notes::default(), Instant::now());
         let mut count = |second| {
-            let (_, mut events) = respond(&[Change::ElementRemoved(subject(1)), Change::AllowedChanged], "nft");
+            let (_, mut events) = respond(&[Change::ElementRemoved(target(1)), Change::AllowedChanged], "nft");
             notes.limit(&mut events, start + Duration::from_secs(second));
             events.len()
         };
@@ -306,10 +306,10 @@ mod tests {
     #[test]
     fn a_changed_timeout_lifts_nobody() {
         let hour = Duration::from_secs(3_600);
-        let changes = [Change::ElementRemoved(subject(1)), Change::ElementAdded(subject(1), Some(hour))];
+        let changes = [Change::ElementRemoved(target(1)), Change::ElementAdded(target(1), Some(hour))];
         let (commands, _) = respond(&changes, "nft");
         assert!(
-            matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(subject(1), Expiry::After(hour))])
+            matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(target(1), Expiry::After(hour))])
         );
     }
 
@@ -320,7 +320,7 @@ mod tests {
         let replaced = [(wrong, Expiry::Never)];
         assert!(matches!(&commands[..], [SensorCommand::MaskElements(elements)] if elements[..] == replaced));
         let masked = wrong.masked();
-        assert!(matches!(&events[..], [EventKind::Note(_), EventKind::ByHand { subject, .. }] if *subject == masked));
+        assert!(matches!(&events[..], [EventKind::Note(_), EventKind::ByHand { target, .. }] if *target == masked));
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl UnfoundedBans {
             // What cannot be read now is looked at when the next service comes up.
             let active = ledger.active(now).map(|found| found.items).unwrap_or_default();
             let bans = active.into_iter().map(|entry| entry.ban);
-            let unfounded = bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.subject);
+            let unfounded = bans.filter(|ban| is_unfounded(ban, &served, forgiven, now)).map(|ban| ban.target);
             let _ = sent.send(unfounded.collect());
         });
         if asked {
@@ -71,7 +71,7 @@ impl UnfoundedBans {
 /// ports, and the evidence of a prefix is that of several bans.
 pub(super) fn is_unfounded(ban: &Banned, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
-    let single = !matches!(ban.subject, BanTarget::Prefix(_));
+    let single = !matches!(ban.target, BanTarget::Prefix(_));
     let is_young = now.duration_since(ban.since).map_or(true, |age| age <= MAX_AGE);
     let is_service = |(protocol, port): &(Protocol, u16)| {
         let has_port = |services: &ServiceMemory| services.is_remembered_anywhere(*protocol, *port);

@@ -9,7 +9,7 @@ use crate::types::{BanTarget, Expiry, Protocol};
 /// What a back end needs to know of a ban. Small and without an allocation, so that the sensor may hand it over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BanContext {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// The address that sent the deciding probe; the target's own address if there was no probe.
     pub source: IpAddr,
     /// Protocol of the deciding probe.
@@ -30,9 +30,9 @@ pub struct BanContext {
 impl BanContext {
     /// A ban without evidence, by an operator.
     #[must_use]
-    pub fn by_hand(subject: BanTarget, expiry: Expiry, since: SystemTime) -> Self {
-        let source = subject.element();
-        Self { subject, source, protocol: Protocol::Tcp, port: 0, mode: "hand", class: None, expiry, since, ban: None }
+    pub fn by_hand(target: BanTarget, expiry: Expiry, since: SystemTime) -> Self {
+        let source = target.element();
+        Self { target, source, protocol: Protocol::Tcp, port: 0, mode: "hand", class: None, expiry, since, ban: None }
     }
 
     /// Why, in a few words.
@@ -57,7 +57,7 @@ impl BanContext {
     /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026: what a template is tried with.
     pub(super) fn example(source: IpAddr) -> Self {
         Self {
-            subject: BanTarget::of(source),
+            target: BanTarget::of(source),
             source,
             protocol: Protocol::Tcp,
             port: 23,

@@ -41,7 +41,7 @@ pub(super) fn put_target(bytes: &mut Vec<u8>, target: BanTarget) {
 
 /// Writes a ban without [`BanContext::ban`]; `None` for a mode that has no word.
 pub(super) fn put_case(bytes: &mut Vec<u8>, case: &BanContext) -> Option<()> {
-    put_target(bytes, case.subject);
+    put_target(bytes, case.target);
     put_address(bytes, case.source);
     bytes.push(place(&PROTOCOLS, &case.protocol)?);
     bytes.extend(case.port.to_be_bytes());
@@ -66,7 +66,7 @@ pub(super) fn put_span(bytes: &mut Vec<u8>, span: Duration) {
     bytes.extend(span.subsec_nanos().to_be_bytes());
 }
 
-/// Whatever drives a terminal is replaced; a reason may quote a name that somebody has chosen.
+/// Whatever drives a terminal is replaced; a reason may quote a name that an attacker chose.
 pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str, longest: usize) {
     let plain = masked_to(text, '?', longest);
     bytes.extend(u32::try_from(plain.len()).unwrap_or_default().to_be_bytes());
@@ -122,7 +122,7 @@ impl Rest<'_> {
 
     pub(super) fn case(&mut self) -> Option<BanContext> {
         Some(BanContext {
-            subject: self.target()?,
+            target: self.target()?,
             source: self.address()?,
             protocol: self.one_of(&PROTOCOLS)?,
             port: u16::from_be_bytes(self.take()?),

@@ -24,7 +24,7 @@ pub enum Standing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveBan {
     /// The target of the ban.
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// The duration of the whole ban; `None` where it is unknown, and for a ban without an end. Stored in steps of 50 ms.
     pub length: Option<Duration>,
     /// How far its evidence can be trusted; `None` without evidence, or where that is not known.
@@ -36,12 +36,12 @@ pub struct ActiveBan {
 impl ActiveBan {
     /// The whole of a ban that begins now.
     #[must_use]
-    pub fn whole(subject: BanTarget, expiry: Expiry) -> Self {
+    pub fn whole(target: BanTarget, expiry: Expiry) -> Self {
         let length = match expiry {
             Expiry::Never => None,
             Expiry::After(span) => Some(span),
         };
-        Self { subject, length, grade: None, left: expiry }
+        Self { target, length, grade: None, left: expiry }
     }
 }
 
@@ -118,7 +118,7 @@ impl BanEntry {
             return None;
         }
         let length = Some(self.length).filter(|length| *length != Tick(0)).map(Tick::duration);
-        Some(ActiveBan { subject: self.key().subject()?, length, grade: self.grade, left: self.left(now) })
+        Some(ActiveBan { target: self.key().target()?, length, grade: self.grade, left: self.left(now) })
     }
 
     fn left(&self, now: Tick) -> Expiry {
@@ -275,16 +275,16 @@ impl BanTable {
 
     /// The next summary that is due of a source that has stopped sending: the source and its number of packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, u32)> {
-        while let Some(Reverse((at, subject, track))) = self.pending.peek().copied() {
+        while let Some(Reverse((at, target, track))) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
             self.pending.pop();
-            let key = self.entries.hashed(Key::new(subject, track));
+            let key = self.entries.hashed(Key::new(target, track));
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::of(SUMMARY));
-                return Some((subject, row.standing, std::mem::replace(&mut row.hits, 0)));
+                return Some((target, row.standing, std::mem::replace(&mut row.hits, 0)));
             }
         }
         None
@@ -317,10 +317,10 @@ impl BanTable {
             let slot = if self.cursor < slots { self.cursor } else { 0 };
             self.cursor = slot + 1;
             // Bans about to expire may be gone already by the kernel's clock.
-            if let Some(ActiveBan { subject, left, .. }) = self.entries.at(slot).and_then(|row| row.ban(now))
+            if let Some(ActiveBan { target, left, .. }) = self.entries.at(slot).and_then(|row| row.ban(now))
                 && !matches!(left, Expiry::After(left) if left <= LAST_SECONDS)
             {
-                out(subject);
+                out(target);
                 wanted -= 1;
             }
         }

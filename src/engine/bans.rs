@@ -13,12 +13,12 @@ use super::{CAPPED_BAN, Engine, Grade, Host};
 use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 impl Engine {
-    /// The kernel does not block `subject` (any more): the ban failed, was lifted, or its set was flushed. A ban lifted before
+    /// The kernel does not block `target` (any more): the ban failed, was lifted, or its set was flushed. A ban lifted before
     /// its end is not a strike.
-    pub fn lift(&mut self, subject: BanTarget) -> bool {
-        let key = self.key_of(subject, Track::Block);
+    pub fn lift(&mut self, target: BanTarget) -> bool {
+        let key = self.key_of(target, Track::Block);
         self.strikes.take_back(key, self.latest.tick());
-        self.prefix_bans.forgive(subject);
+        self.prefix_bans.forgive(target);
         self.ban_table.lift(key)
     }
 
@@ -33,22 +33,22 @@ impl Engine {
         let now = self.clock(now);
         // The kernel's set also contains bans of this engine, without their full length.
         let is_known = |known: ActiveBan| ban.length.is_none() && about_the_same(known.left, ban.left);
-        if self.standing_of(now, ban.subject).is_some_and(is_known) {
+        if self.standing_of(now, ban.target).is_some_and(is_known) {
             return;
         }
         self.block(ban, now.tick());
     }
 
-    /// The ban of `subject`, if one should be in force.
+    /// The ban of `target`, if one should be in force.
     #[must_use]
-    pub fn standing_of(&self, now: Timestamp, subject: BanTarget) -> Option<ActiveBan> {
-        self.ban_table.ban_of(self.key_of(subject, Track::Block), self.latest.max(now).tick())
+    pub fn standing_of(&self, now: Timestamp, target: BanTarget) -> Option<ActiveBan> {
+        self.ban_table.ban_of(self.key_of(target, Track::Block), self.latest.max(now).tick())
     }
 
-    /// True where `subject` is recognised as blocked.
+    /// True where `target` is recognised as blocked.
     #[must_use]
-    pub fn is_blocked(&self, now: Timestamp, subject: BanTarget) -> bool {
-        let standing = self.ban_table.get(self.key_of(subject, Track::Block), self.latest.max(now).tick());
+    pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
+        let standing = self.ban_table.get(self.key_of(target, Track::Block), self.latest.max(now).tick());
         standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
     }
 
@@ -62,7 +62,7 @@ impl Engine {
     /// the fewest strikes.
     pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
         let now = self.clock(now);
-        let key = self.key_of(struck.subject, Track::Block);
+        let key = self.key_of(struck.target, Track::Block);
         self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now.tick());
     }
 
@@ -78,12 +78,12 @@ impl Engine {
         self.ceilings.has_room_for(now, bans, standing)
     }
 
-    /// The kernel has banned `subject` by itself, for reasons that this engine does not see; it is to end in [`CAPPED_BAN`].
+    /// The kernel has banned `target` by itself, for reasons that this engine does not see; it is to end in [`CAPPED_BAN`].
     /// It counts as a ban on forgeable evidence.
-    pub fn adopt_short(&mut self, now: Timestamp, subject: BanTarget) {
+    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) {
         let now = self.clock(now);
         self.ceilings.charge(now);
-        let short = ActiveBan::whole(subject, Expiry::After(CAPPED_BAN));
+        let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
         self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
     }
 
@@ -96,9 +96,9 @@ impl Engine {
     }
 
     fn block(&mut self, ban: &ActiveBan, now: Tick) {
-        let key = self.key_of(ban.subject, Track::Block);
+        let key = self.key_of(ban.target, Track::Block);
         self.ban_table.block(key, ban, now);
-        if let BanTarget::Prefix(network) = ban.subject {
+        if let BanTarget::Prefix(network) = ban.target {
             self.prefix_bans.add(network, now.end(ban.left), now);
         }
     }
@@ -106,7 +106,7 @@ impl Engine {
     /// Bans the source, or only logs it where the track only logs.
     pub(super) fn condemn(&mut self, now: Timestamp, track: Track, mut ban: Ban, room: Room, host: &Host) -> Verdict {
         let tick = now.tick();
-        let key = self.key_of(ban.probe.subject, track);
+        let key = self.key_of(ban.probe.target, track);
         if track != Track::Block {
             // Reported once a window or once a ban; later packets are only summed up.
             let expiry = if track == Track::Tell { ban.expiry } else { Expiry::After(self.settings.window) };
@@ -130,9 +130,9 @@ impl Engine {
             };
             ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });
             self.strikes.supersede(key);
-        } else if proven && let Some(network) = self.prefix_bans.widen(ban.probe.subject, tick, may) {
+        } else if proven && let Some(network) = self.prefix_bans.widen(ban.probe.target, tick, may) {
             // It includes sources that have sent nothing: it lasts as long as a first ban each time.
-            (ban.probe.subject, ban.strikes) = (BanTarget::Prefix(network), 0);
+            (ban.probe.target, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.jittered(ban.expiry, many, key, tick);
         } else {
             // What can be forged lengthens no ban that may last a month.
@@ -142,10 +142,10 @@ impl Engine {
             self.strikes.record(key, ban.expiry, ban.grade, tick);
             // Forged packets must not block the network of the source that they name.
             if proven {
-                self.prefix_bans.record(ban.probe.subject, tick);
+                self.prefix_bans.record(ban.probe.target, tick);
             }
         }
-        self.block(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(ban.probe.subject, ban.expiry) }, tick);
+        self.block(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(ban.probe.target, ban.expiry) }, tick);
         Verdict::Block(ban)
     }
 

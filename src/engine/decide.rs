@@ -35,14 +35,14 @@ impl Engine {
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
-        sighting: Observation,
+        observation: Observation,
         known: Hashed,
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
-        let Observation { destination, protocol, port, .. } = sighting;
+        let Observation { destination, protocol, port, .. } = observation;
         let monitored = match protocol {
-            Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(&sighting),
+            Protocol::Tcp => self.settings.tcp.ports.contains(port) || self.hides_port(&observation),
             Protocol::Udp => self.settings.udp.ports.contains(port),
             Protocol::Sctp => self.settings.sctp,
             Protocol::Icmp => self.settings.icmp,
@@ -51,76 +51,76 @@ impl Engine {
             return Verdict::Ignored(IgnoreReason::NotMonitored);
         }
         // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way.
-        if host.listens(protocol, destination, port, sighting.interface) {
+        if host.listens(protocol, destination, port, observation.interface) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
         let own = OwnPort { address: destination, protocol, port };
-        if self.recent_ports.holds(own, sighting.source, now.tick()) {
+        if self.recent_ports.holds(own, observation.source, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
         if host.services.contains(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::RememberedService);
         }
-        self.count(now, sighting, known, host, lookup)
+        self.count(now, observation, known, host, lookup)
     }
 
-    fn hides_port(&self, sighting: &Observation) -> bool {
-        !sighting.has_port() && !self.settings.tcp.ports.is_empty()
+    fn hides_port(&self, observation: &Observation) -> bool {
+        !observation.has_port() && !self.settings.tcp.ports.is_empty()
     }
 
-    /// Counts `sighting` against its source; `known` is the source's key in [`Track::Block`].
+    /// Counts `observation` against its source; `known` is the source's key in [`Track::Block`].
     pub(super) fn count(
         &mut self,
         now: Timestamp,
-        sighting: Observation,
+        observation: Observation,
         known: Hashed,
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
-        if let Some(protection) = host.protection(sighting.source, sighting.interface) {
-            let report = self.exempt.observe(now, sighting.source);
-            return Verdict::Exempt(Exempt { sighting, protection, report });
+        if let Some(protection) = host.protection(observation.source, observation.interface) {
+            let report = self.exempt.observe(now, observation.source);
+            return Verdict::Exempt(Exempt { observation, protection, report });
         }
-        let subject = host.target(sighting.source, sighting.interface);
-        let track = self.track_of(sighting.protocol, sighting.class);
-        let key = if track == Track::Block { known } else { self.key_of(subject, track) };
+        let target = host.target(observation.source, observation.interface);
+        let track = self.track_of(observation.protocol, observation.class);
+        let key = if track == Track::Block { known } else { self.key_of(target, track) };
         if track != Track::Block
             && let Some((slot, standing)) = self.ban_table.get(key, now.tick())
         {
-            return Verdict::Repeated(self.repeat(now, slot, standing, sighting.source, subject, track));
+            return Verdict::Repeated(self.repeat(now, slot, standing, observation.source, target, track));
         }
-        let port = evidence_port(&sighting);
-        let evidence = Evidence::new(now.tick(), sighting.protocol, port, sighting.class);
-        let evidence = if sighting.unverified { evidence.unproven() } else { evidence };
+        let port = evidence_port(&observation);
+        let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
+        let evidence = if observation.unverified { evidence.unproven() } else { evidence };
         // Where the addresses belong to many hosts, a client that fails at one port on each of them is no scanner.
-        let apart = !host.local.is_exact() && sighting.protocol != Protocol::Icmp;
-        let held = if apart { key.key.toward(sighting.destination).under(self.secret) } else { key };
+        let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
+        let held = if apart { key.key.toward(observation.destination).under(self.secret) } else { key };
         let mut counted = self.sources.observe(held, evidence, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
-        let mut enough_evidence = self.is_enough(now, subject, &counted, host);
+        let mut enough_evidence = self.is_enough(now, target, &counted, host);
         // A flood above the ceilings causes no more look-ups than probes do.
         let all = enough_evidence && self.room(now, track, counted.slot, counted.distinct) != Room::Withheld;
-        let served = all && self.forgive_served(held, counted.slot, &sighting, host);
-        let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &sighting, all, lookup);
+        let served = all && self.forgive_served(held, counted.slot, &observation, host);
+        let refuted = (all || counted.fresh) && !self.confirm(now, held, counted.slot, &observation, all, lookup);
         if served || refuted {
             // Some of it was refuted; the rest still counts.
             self.sources.recount(held, &mut counted, now.tick());
-            if !self.sources.evidence(counted.slot).any(|item| item.is_about(sighting.protocol, port)) {
+            if !self.sources.evidence(counted.slot).any(|item| item.is_about(observation.protocol, port)) {
                 return Verdict::Ignored(IgnoreReason::Open);
             }
-            enough_evidence = self.is_enough(now, subject, &counted, host);
+            enough_evidence = self.is_enough(now, target, &counted, host);
         }
         self.counters.probes += 1;
         let probe =
-            Probe { sighting, subject, distinct: counted.distinct, probes: counted.probes, fresh: counted.fresh };
+            Probe { observation, target, distinct: counted.distinct, probes: counted.probes, fresh: counted.fresh };
         if !enough_evidence {
             // Other segments may belong to connections that began before the capture.
             if apart
                 && counted.fresh
-                && matches!(sighting.class, Class::Syn | Class::Sctp)
-                && let Some(first) = self.swept_hosts(now, key.key, &sighting)
+                && matches!(observation.class, Class::Syn | Class::Sctp)
+                && let Some(first) = self.swept_hosts(now, key.key, &observation)
             {
-                let ports = Ports::collect([(sighting.protocol, sighting.port, sighting.class)].into_iter());
+                let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe, ports, first) };
                 return match self.room(now, track, counted.slot, SWEPT_HOSTS) {
                     Room::Withheld => self.withhold(now, counted.slot, probe),
@@ -129,12 +129,12 @@ impl Engine {
             }
             if !apart
                 && !self.settling.lasts(now)
-                && !host.related.contains(sighting.protocol, port)
-                && matches!(sighting.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
-                && self.sources.is_elsewhere(counted.slot, fold(sighting.destination))
-                && let Some(first) = self.swept_pairs(now, key.key, &sighting)
+                && !host.related.contains(observation.protocol, port)
+                && matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
+                && self.sources.is_elsewhere(counted.slot, fold(observation.destination))
+                && let Some(first) = self.swept_pairs(now, key.key, &observation)
             {
-                if self.is_used(now, &sighting, (sighting.protocol, sighting.port), lookup) {
+                if self.is_used(now, &observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
                 return self.condemn_for(now, track, held, (counted.slot, SWEPT_PAIRS), first, probe, host);
@@ -149,24 +149,24 @@ impl Engine {
         }
         if self.settling.lasts(now) {
             if counted.fresh {
-                self.settling.wait(sighting);
+                self.settling.wait(observation);
             }
             return Verdict::Probe(probe);
         }
         self.condemn_for(now, track, held, (counted.slot, counted.distinct), counted.first, probe, host)
     }
 
-    fn is_enough(&self, now: Timestamp, subject: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
+    fn is_enough(&self, now: Timestamp, target: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
         let ProbeCount { slot, distinct, first, .. } = *counted;
-        counted.conclusive || self.exceeds_threshold(now, (subject, first), (slot, distinct), host)
+        counted.conclusive || self.exceeds_threshold(now, (target, first), (slot, distinct), host)
     }
 
-    /// True where the `distinct` ports in `slot` are more than are forgiven to `subject`, whose first probe came at `first`.
+    /// True where the `distinct` ports in `slot` are more than are forgiven to `target`, whose first probe came at `first`.
     /// Those that one client tries together count as one.
     pub(super) fn exceeds_threshold(
         &self,
         now: Timestamp,
-        (subject, first): (BanTarget, Tick),
+        (target, first): (BanTarget, Tick),
         (slot, distinct): (usize, u8),
         host: &Host,
     ) -> bool {
@@ -176,23 +176,23 @@ impl Engine {
         }
         let counting =
             distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)).min(self.bounds.related));
-        counting > forgiven && (counting >= self.bounds.peer_threshold || !self.is_forgiven_more(now, subject, first))
+        counting > forgiven && (counting >= self.bounds.peer_threshold || !self.is_forgiven_more(now, target, first))
     }
 
-    /// True where a connection to a service of this host excuses more ports of `subject`, whose first probe came at `first`.
-    fn is_forgiven_more(&self, now: Timestamp, subject: BanTarget, first: Tick) -> bool {
-        self.known_peers.was_connected(subject, first)
-            && self.strikes.count(self.key_of(subject, Track::Block), now.tick()) == 0
+    /// True where a connection to a service of this host excuses more ports of `target`, whose first probe came at `first`.
+    fn is_forgiven_more(&self, now: Timestamp, target: BanTarget, first: Tick) -> bool {
+        self.known_peers.was_connected(target, first)
+            && self.strikes.count(self.key_of(target, Track::Block), now.tick()) == 0
     }
 
-    /// True where `subject` is connected to a service of this host and has probed too few ports for a ban of such a source:
+    /// True where `target` is connected to a service of this host and has probed too few ports for a ban of such a source:
     /// for the kernel's trap, which counts ports beside the engine.
     #[must_use]
-    pub fn is_forgiven_peer(&self, now: Timestamp, subject: BanTarget) -> bool {
+    pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.latest.max(now);
-        let held = self.sources.held(self.key_of(subject, Track::Block), now.tick());
+        let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
         let (first, distinct) = held.map_or((now.tick(), 0), |held| (held.first, held.distinct));
-        distinct < self.bounds.peer_threshold && self.is_forgiven_more(now, subject, first)
+        distinct < self.bounds.peer_threshold && self.is_forgiven_more(now, target, first)
     }
 
     /// The sources of which that is true, and for whom a connection is known for a moment already.
@@ -249,8 +249,8 @@ impl Engine {
 
     /// Counts one more host that the source probed. At [`SWEPT_HOSTS`] it is a scan of the network: returns when its first
     /// host was probed.
-    fn swept_hosts(&mut self, now: Timestamp, key: Key, sighting: &Observation) -> Option<Tick> {
-        let host = Evidence::new(now.tick(), sighting.protocol, fold(sighting.destination), sighting.class);
+    fn swept_hosts(&mut self, now: Timestamp, key: Key, observation: &Observation) -> Option<Tick> {
+        let host = Evidence::new(now.tick(), observation.protocol, fold(observation.destination), observation.class);
         let key = key.over_hosts().under(self.secret);
         let counted = self.sources.observe(key, host, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
@@ -263,9 +263,9 @@ impl Engine {
 
     /// Counts one more pair of address and port that the source probed. At [`SWEPT_PAIRS`] it is a scan: returns when its first
     /// pair was probed.
-    fn swept_pairs(&mut self, now: Timestamp, key: Key, sighting: &Observation) -> Option<Tick> {
-        let pair = fold(sighting.destination).wrapping_mul(31) ^ sighting.port;
-        let pair = Evidence::new(now.tick(), sighting.protocol, pair, sighting.class);
+    fn swept_pairs(&mut self, now: Timestamp, key: Key, observation: &Observation) -> Option<Tick> {
+        let pair = fold(observation.destination).wrapping_mul(31) ^ observation.port;
+        let pair = Evidence::new(now.tick(), observation.protocol, pair, observation.class);
         let key = key.over_hosts().under(self.secret);
         let counted = self.sources.observe(key, pair, now.tick());
         self.counters.evicted += u64::from(counted.evicted);
@@ -283,8 +283,8 @@ impl Engine {
     }
 
     /// Drops the evidence about ports of `destination` that a service has taken since; true where there was some.
-    fn forgive_served(&mut self, key: Hashed, slot: usize, sighting: &Observation, host: &Host) -> bool {
-        let Observation { destination, interface, .. } = *sighting;
+    fn forgive_served(&mut self, key: Hashed, slot: usize, observation: &Observation, host: &Host) -> bool {
+        let Observation { destination, interface, .. } = *observation;
         let is_served = |item: &Evidence| {
             let counts = !item.is_conclusive() && item.class() != Some(Class::Connect);
             let listens = |protocol| {
@@ -315,7 +315,7 @@ impl Engine {
         now: Timestamp,
         key: Hashed,
         slot: usize,
-        sighting: &Observation,
+        observation: &Observation,
         all: bool,
         lookup: &mut impl PortLookup,
     ) -> bool {
@@ -332,7 +332,7 @@ impl Engine {
             let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
             if !real
                 && matches!(protocol, Protocol::Tcp | Protocol::Udp)
-                && self.is_used(now, sighting, (protocol, item.port()), lookup)
+                && self.is_used(now, observation, (protocol, item.port()), lookup)
             {
                 self.sources.forgive(key, protocol, item.port());
                 if self.forgiven.len() < EVIDENCE {
@@ -346,22 +346,22 @@ impl Engine {
         sound
     }
 
-    /// Asks the kernel whether a port of the address that `sighting` is for is in use, and records what it says.
+    /// Asks the kernel whether a port of the address that `observation` is for is in use, and records what it says.
     pub(super) fn is_used(
         &mut self,
         now: Timestamp,
-        sighting: &Observation,
+        observation: &Observation,
         (protocol, port): (Protocol, u16),
         lookup: &mut impl PortLookup,
     ) -> bool {
         self.counters.lookups += 1;
-        let source = SocketAddr::new(sighting.source, sighting.source_port);
-        let destination = SocketAddr::new(sighting.destination, port);
-        let found = lookup.port_use(protocol, source, destination, sighting.interface);
-        let own = OwnPort { address: sighting.destination, protocol, port };
+        let source = SocketAddr::new(observation.source, observation.source_port);
+        let destination = SocketAddr::new(observation.destination, port);
+        let found = lookup.port_use(protocol, source, destination, observation.interface);
+        let own = OwnPort { address: observation.destination, protocol, port };
         match found {
             PortUse::Open => self.recent_ports.used(own, now.tick()),
-            PortUse::Flow => self.recent_ports.used_with(own, sighting.source, now.tick()),
+            PortUse::Flow => self.recent_ports.used_with(own, observation.source, now.tick()),
             PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
             // The next flow is asked about again.
             PortUse::Translated | PortUse::Published { established: false } => {}
@@ -372,11 +372,11 @@ impl Engine {
 }
 
 /// ICMP has no ports. There the number of own addresses that were probed counts, so the address takes the port's place.
-fn evidence_port(sighting: &Observation) -> u16 {
-    if sighting.protocol != Protocol::Icmp {
-        return sighting.port;
+fn evidence_port(observation: &Observation) -> u16 {
+    if observation.protocol != Protocol::Icmp {
+        return observation.port;
     }
-    match sighting.destination {
+    match observation.destination {
         IpAddr::V4(v4) => {
             let [.., a, b] = v4.octets();
             u16::from_be_bytes([a, b])

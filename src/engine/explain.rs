@@ -11,7 +11,7 @@ use crate::types::{BanTarget, Expiry, Timestamp};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
     /// The target that its probes count against.
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// Why it is never blocked, if it is not.
     pub protection: Option<Protection>,
     /// It is blocked, and for so much longer.
@@ -64,19 +64,19 @@ impl Engine {
     #[must_use]
     pub fn explain(&self, now: Timestamp, address: IpAddr, host: &Host) -> Explanation {
         let now = self.latest.max(now);
-        let subject = self.explained(now, address, host);
+        let target = self.explained(now, address, host);
         let own = host.local.is_exact() && host.local.contains(address);
-        let protection = match subject {
-            BanTarget::Link { .. } => host.allow.protects_target(subject),
+        let protection = match target {
+            BanTarget::Link { .. } => host.allow.protects_target(target),
             _ => host.allow.protects(address),
         };
-        let own = own && !matches!(subject, BanTarget::Link { .. });
+        let own = own && !matches!(target, BanTarget::Link { .. });
         let standing = |track, wanted| {
-            let (slot, standing) = self.ban_table.get(self.key_of(subject, track), now.tick())?;
+            let (slot, standing) = self.ban_table.get(self.key_of(target, track), now.tick())?;
             (standing == wanted).then(|| self.ban_table.left(slot, now.tick()))
         };
         let suspicion = |track| {
-            let held = self.sources.held(self.key_of(subject, track), now.tick())?;
+            let held = self.sources.held(self.key_of(target, track), now.tick())?;
             Some(Suspicion {
                 blocks: track == Track::Block,
                 distinct: held.distinct,
@@ -96,18 +96,18 @@ impl Engine {
             Some(_) => None,
         };
         Explanation {
-            subject,
+            target,
             protection: if own { Some(Protection::OwnAddress) } else { protection },
             blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.ban_table.left(slot, now.tick()))),
             grade: match &around {
                 Some((network, ..)) => self.standing_of(now, *network),
-                None => self.standing_of(now, subject),
+                None => self.standing_of(now, target),
             }
             .and_then(|ban| ban.grade),
             network: around.map(|(network, ..)| network),
             logged: standing(Track::Log, Standing::Logged).or_else(|| standing(Track::Tell, Standing::Logged)),
-            strikes: self.strikes.count(self.key_of(subject, Track::Block), now.tick()),
-            connected: self.known_peers.contains(subject),
+            strikes: self.strikes.count(self.key_of(target, Track::Block), now.tick()),
+            connected: self.known_peers.contains(target),
             suspicions: [Track::Block, Track::Log, Track::Tell].map(suspicion),
         }
     }

@@ -47,8 +47,8 @@ impl Key {
     /// The key of a row that has never been in use.
     pub(super) const NONE: Self = Self([0; 2]);
 
-    pub(super) fn new(subject: BanTarget, track: Track) -> Self {
-        let (tag, bits) = match subject {
+    pub(super) fn new(target: BanTarget, track: Track) -> Self {
+        let (tag, bits) = match target {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
@@ -77,7 +77,7 @@ impl Key {
     }
 
     /// The target of the key; `None` where the key counts only a part of its packets.
-    pub(super) fn subject(self) -> Option<BanTarget> {
+    pub(super) fn target(self) -> Option<BanTarget> {
         let Self([bits, tag]) = self;
         let v6 = |high: u64, low: u64| BanTarget::V6((u128::from(high) << 64 | u128::from(low)).into());
         match tag & 0xff {
@@ -217,11 +217,11 @@ mod tests {
         let networks = ["0.0.0.0/24", "0.0.0.0/31", "255.255.255.0/24", "::/48", "::/56", "ffff:ffff:ffff:ff00::/56"];
         let links = [1, 63, 64, MAX_LINK].map(|interface| BanTarget::on("fe80::1".parse().unwrap(), interface));
         let translated = BanTarget::of("64:ff9b::cb00:7109".parse().unwrap());
-        let subjects = [&[v4, v6, local, translated][..], &networks.map(wide), &links].concat();
+        let targets = [&[v4, v6, local, translated][..], &networks.map(wide), &links].concat();
         let keys: Vec<_> =
-            subjects.iter().map(|subject| Key::new(*subject, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
-        let back: Vec<_> = keys.iter().map_while(|key| key.subject()).collect();
-        assert_eq!(back, [&subjects[..], &[v4]].concat(), "and each gives back its subject");
+            targets.iter().map(|target| Key::new(*target, Track::Block)).chain([Key::new(v4, Track::Log)]).collect();
+        let back: Vec<_> = keys.iter().map_while(|key| key.target()).collect();
+        assert_eq!(back, [&targets[..], &[v4]].concat(), "and each gives back its subject");
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }

@@ -25,13 +25,13 @@ impl KnownPeers {
         Self(peers)
     }
 
-    pub(super) fn contains(&self, subject: BanTarget) -> bool {
-        self.since(subject).is_some()
+    pub(super) fn contains(&self, target: BanTarget) -> bool {
+        self.since(target).is_some()
     }
 
-    /// True where `subject` was connected before `first`, or in the same twentieth of a second.
-    pub(super) fn was_connected(&self, subject: BanTarget, first: Tick) -> bool {
-        self.since(subject).is_some_and(|since| since <= first)
+    /// True where `target` was connected before `first`, or in the same twentieth of a second.
+    pub(super) fn was_connected(&self, target: BanTarget, first: Tick) -> bool {
+        self.since(target).is_some_and(|since| since <= first)
     }
 
     /// The peers whose connection is known since `before`.
@@ -39,8 +39,8 @@ impl KnownPeers {
         self.0.iter().filter(move |(_, since)| *since <= before).map(|(peer, _)| *peer)
     }
 
-    fn since(&self, subject: BanTarget) -> Option<Tick> {
-        let place = self.0.binary_search_by_key(&subject, |(peer, _)| *peer).ok()?;
+    fn since(&self, target: BanTarget) -> Option<Tick> {
+        let place = self.0.binary_search_by_key(&target, |(peer, _)| *peer).ok()?;
         self.0.get(place).map(|(_, since)| *since)
     }
 }

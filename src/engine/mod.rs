@@ -216,51 +216,51 @@ impl Engine {
         }
         // Sockets bound to an interface are bound to the bridge, not to its port, and so are neighbours.
         let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
-        let subject = host.target(packet.source, interface);
-        let known = self.key_of(subject, Track::Block);
+        let target = host.target(packet.source, interface);
+        let known = self.key_of(target, Track::Block);
         if let Some(repeated) = self.recognise(now, packet.source, interface, known, host) {
             return Verdict::Repeated(repeated);
         }
-        let Some(mut sighting) = Observation::of(packet) else {
+        let Some(mut observation) = Observation::of(packet) else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
         };
-        sighting.interface = interface;
-        if let Some(reason) = acceptance::refusal(packet, sighting.interface, host) {
+        observation.interface = interface;
+        if let Some(reason) = acceptance::refusal(packet, observation.interface, host) {
             return Verdict::Ignored(reason);
         }
-        self.judge(now, sighting, known, host, lookup)
+        self.judge(now, observation, known, host, lookup)
     }
 
     /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in use.
     pub fn observe_decoy(
         &mut self,
         now: Timestamp,
-        sighting: Observation,
+        observation: Observation,
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
         self.forgiven.clear();
-        let known = self.key_of(host.target(sighting.source, sighting.interface), Track::Block);
-        if let Some(repeated) = self.recognise(now, sighting.source, sighting.interface, known, host) {
+        let known = self.key_of(host.target(observation.source, observation.interface), Track::Block);
+        if let Some(repeated) = self.recognise(now, observation.source, observation.interface, known, host) {
             return Verdict::Repeated(repeated);
         }
-        if !is_unicast(sighting.destination) || !host.local.contains(sighting.destination) {
+        if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
         }
-        let Observation { destination, protocol, port, .. } = sighting;
+        let Observation { destination, protocol, port, .. } = observation;
         // A service has started since: its first clients must not count.
-        if host.listens(protocol, destination, port, sighting.interface) {
+        if host.listens(protocol, destination, port, observation.interface) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
-        if self.recent_ports.holds(OwnPort { address: destination, protocol, port }, sighting.source, now.tick()) {
+        if self.recent_ports.holds(OwnPort { address: destination, protocol, port }, observation.source, now.tick()) {
             return Verdict::Ignored(IgnoreReason::RecentlyOpen);
         }
         if host.services.contains(protocol, destination, port) {
             return Verdict::Ignored(IgnoreReason::RememberedService);
         }
-        self.count(now, sighting, known, host, lookup)
+        self.count(now, observation, known, host, lookup)
     }
 
     /// Ports of the last packet's source that were evidence and turned out to be in use.
@@ -269,10 +269,10 @@ impl Engine {
         &self.forgiven
     }
 
-    /// The ports that are evidence against `subject`, of protocols that block.
-    pub fn evidence(&self, now: Timestamp, subject: BanTarget) -> impl Iterator<Item = (Protocol, u16)> + '_ {
+    /// The ports that are evidence against `target`, of protocols that block.
+    pub fn evidence(&self, now: Timestamp, target: BanTarget) -> impl Iterator<Item = (Protocol, u16)> + '_ {
         let now = self.latest.max(now).tick();
-        let evidence = self.sources.within(self.key_of(subject, Track::Block), now);
+        let evidence = self.sources.within(self.key_of(target, Track::Block), now);
         evidence.filter_map(|item| Some((item.protocol()?, item.port())))
     }
 
@@ -311,8 +311,8 @@ impl Engine {
             return Some(Notice::Capped { bans, withheld });
         }
         self.notices.pop_front().or_else(|| {
-            let (subject, standing, packets) = self.ban_table.due(now.tick())?;
-            Some(Notice::Repeated { subject, standing, packets })
+            let (target, standing, packets) = self.ban_table.due(now.tick())?;
+            Some(Notice::Repeated { target, standing, packets })
         })
     }
 
@@ -343,9 +343,9 @@ impl Engine {
         self.strikes.prepare();
     }
 
-    /// The key of `subject` in `track`.
-    fn key_of(&self, subject: BanTarget, track: Track) -> Hashed {
-        Key::new(subject, track).under(self.secret)
+    /// The key of `target` in `track`.
+    fn key_of(&self, target: BanTarget, track: Track) -> Hashed {
+        Key::new(target, track).under(self.secret)
     }
 
     fn clock(&mut self, now: Timestamp) -> Timestamp {
@@ -401,15 +401,15 @@ impl Engine {
         known: Hashed,
         host: &Host,
     ) -> Option<Repeated> {
-        let subject = host.target(source, interface);
-        let every_link = subject.on_every_link();
-        let mut found = self.ban_table.get(known, now.tick()).map(|(slot, standing)| (subject, slot, standing));
+        let target = host.target(source, interface);
+        let every_link = target.on_every_link();
+        let mut found = self.ban_table.get(known, now.tick()).map(|(slot, standing)| (target, slot, standing));
         // A ban by hand names no link.
-        if found.is_none() && every_link != subject {
+        if found.is_none() && every_link != target {
             let held = self.ban_table.get(self.key_of(every_link, Track::Block), now.tick());
             found = held.map(|(slot, standing)| (every_link, slot, standing));
         }
-        let (subject, slot, standing) = match found {
+        let (target, slot, standing) = match found {
             Some(found) => found,
             None if self.prefix_bans.are_free(now.tick()) => return None,
             None => self.recognise_network(now, source)?,
@@ -417,7 +417,7 @@ impl Engine {
         if host.protection(source, interface).is_some() {
             return None;
         }
-        Some(self.repeat(now, slot, standing, source, subject, Track::Block))
+        Some(self.repeat(now, slot, standing, source, target, Track::Block))
     }
 
     /// The blocked network that contains `source`. Separate and cold, so that hosts without prefix bans pay nothing for it.
@@ -435,13 +435,13 @@ impl Engine {
         slot: usize,
         standing: Standing,
         source: IpAddr,
-        subject: BanTarget,
+        target: BanTarget,
         track: Track,
     ) -> Repeated {
         self.counters.repeated += 1;
-        let repeat = self.ban_table.repeat(slot, standing, (subject, track), now.tick());
+        let repeat = self.ban_table.repeat(slot, standing, (target, track), now.tick());
         let verify = repeat.verify && self.verifications.take(now);
-        Repeated { source, subject, standing, report: repeat.report, verify }
+        Repeated { source, target, standing, report: repeat.report, verify }
     }
 
     /// The track that a probe of this class counts in. Linux answers ACK and FIN/ACK segments alike on open and on closed

@@ -75,14 +75,14 @@ impl PrefixBans {
         Key::new(BanTarget::Prefix(network), Track::Block).under(self.secret)
     }
 
-    /// The widest network of `subject`, and its number in it.
-    fn neighbourhood(&self, subject: BanTarget) -> Option<(Prefix, u16)> {
-        match subject {
+    /// The widest network of `target`, and its number in it.
+    fn neighbourhood(&self, target: BanTarget) -> Option<(Prefix, u16)> {
+        match target {
             BanTarget::V4(v4) => {
                 let [_, _, high, low] = v4.octets();
                 Some((Prefix::of(v4.into(), self.widest.v4()?)?, u16::from_be_bytes([high, low])))
             }
-            BanTarget::V6(v6) if subject.prefix_len() == 64 => {
+            BanTarget::V6(v6) if target.prefix_len() == 64 => {
                 let [_, _, _, number, ..] = v6.segments();
                 Some((Prefix::of(v6.into(), self.widest.v6()?)?, number))
             }
@@ -90,36 +90,36 @@ impl PrefixBans {
         }
     }
 
-    /// Records that `subject` was banned on proven evidence of its own.
-    pub(super) fn record(&mut self, subject: BanTarget, now: Tick) {
-        if let Some((network, number)) = self.neighbourhood(subject) {
+    /// Records that `target` was banned on proven evidence of its own.
+    pub(super) fn record(&mut self, target: BanTarget, now: Tick) {
+        if let Some((network, number)) = self.neighbourhood(target) {
             let evidence = Evidence::new(now, Protocol::Tcp, number, Class::Syn);
             let _ = self.banned.observe(self.key(network), evidence, now);
         }
     }
 
-    /// Removes the record of a ban of `subject` that failed or was lifted.
-    pub(super) fn forgive(&mut self, subject: BanTarget) {
-        if let Some((network, number)) = self.neighbourhood(subject) {
+    /// Removes the record of a ban of `target` that failed or was lifted.
+    pub(super) fn forgive(&mut self, target: BanTarget) {
+        if let Some((network, number)) = self.neighbourhood(target) {
             self.banned.forgive(self.key(network), Protocol::Tcp, number);
         }
     }
 
-    /// The network to block instead of `subject`, if enough of its neighbours were banned and `may` admits it. Their records
+    /// The network to block instead of `target`, if enough of its neighbours were banned and `may` admits it. Their records
     /// are removed: once an operator lifts the ban of the network, the next probe must not bring it back.
-    pub(super) fn widen(&mut self, subject: BanTarget, now: Tick, may: impl Fn(IpNet) -> bool) -> Option<Prefix> {
-        let (widest, own) = self.neighbourhood(subject)?;
+    pub(super) fn widen(&mut self, target: BanTarget, now: Tick, may: impl Fn(IpNet) -> bool) -> Option<Prefix> {
+        let (widest, own) = self.neighbourhood(target)?;
         let key = self.key(widest);
         let numbers = || self.banned.within(key, now).map(Evidence::port);
         let shared = |network: IpNet| matches!(network, IpNet::V6(v6) if shared64::is_inside(v6));
         let may = |wide: &Prefix| may(wide.network()) && !shared(wide.network());
-        let found = match subject {
+        let found = match target {
             BanTarget::V4(_) => Some(widest).filter(|_| numbers().count() >= NEIGHBOURS).filter(may),
             _ => {
                 let slash_56 = |number: u16| number >> 8;
                 let whole = widest.prefix_len() == 48 && numbers().count() >= NEIGHBOURS_48;
                 let near = numbers().filter(|number| slash_56(*number) == slash_56(own)).count() >= NEIGHBOURS;
-                let household = || Prefix::of(subject.element(), 56).filter(|_| near);
+                let household = || Prefix::of(target.element(), 56).filter(|_| near);
                 Some(widest).filter(|_| whole).filter(may).or_else(|| household().filter(may))
             }
         };

@@ -77,14 +77,14 @@ impl Engine {
     fn judge_again(
         &mut self,
         now: Timestamp,
-        sighting: Observation,
+        observation: Observation,
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> Option<Verdict> {
-        let exempt = host.protection(sighting.source, sighting.interface).is_some();
-        let subject = host.target(sighting.source, sighting.interface);
-        let track = self.track_of(sighting.protocol, sighting.class);
-        let key = self.key_of(subject, track);
+        let exempt = host.protection(observation.source, observation.interface).is_some();
+        let target = host.target(observation.source, observation.interface);
+        let track = self.track_of(observation.protocol, observation.class);
+        let key = self.key_of(target, track);
         if exempt || self.ban_table.get(key, now.tick()).is_some() {
             return None;
         }
@@ -92,16 +92,16 @@ impl Engine {
         items.iter_mut().zip(self.sources.within(key, now.tick())).for_each(|(place, item)| *place = Some(item));
         for item in items.into_iter().flatten() {
             let (Some(protocol), port) = (item.protocol(), item.port()) else { continue };
-            if !item.is_conclusive() && self.is_served(now, &sighting, (protocol, port), host, lookup) {
+            if !item.is_conclusive() && self.is_served(now, &observation, (protocol, port), host, lookup) {
                 self.sources.forgive(key, protocol, port);
             }
         }
         let held = self.sources.held(key, now.tick())?;
         let conclusive = self.sources.within(key, now.tick()).any(Evidence::is_conclusive);
-        if !conclusive && !self.exceeds_threshold(now, (subject, held.first), (held.slot, held.distinct), host) {
+        if !conclusive && !self.exceeds_threshold(now, (target, held.first), (held.slot, held.distinct), host) {
             return None;
         }
-        let probe = Probe { sighting, subject, distinct: held.distinct, probes: held.probes, fresh: false };
+        let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
         let verdict = self.condemn_for(now, track, key, (held.slot, held.distinct), held.first, probe, host);
         // Above the ceilings it is left to its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
@@ -112,7 +112,7 @@ impl Engine {
     fn is_served(
         &mut self,
         now: Timestamp,
-        sighting: &Observation,
+        observation: &Observation,
         (protocol, port): (Protocol, u16),
         host: &Host,
         lookup: &mut impl PortLookup,
@@ -122,13 +122,13 @@ impl Engine {
             Protocol::Udp => &host.udp,
             Protocol::Sctp | Protocol::Icmp => return false,
         };
-        let own = OwnPort { address: sighting.destination, protocol, port };
+        let own = OwnPort { address: observation.destination, protocol, port };
         if listeners.is_open_anywhere(port)
-            || host.services.contains(protocol, sighting.destination, port)
-            || self.recent_ports.holds(own, sighting.source, now.tick())
+            || host.services.contains(protocol, observation.destination, port)
+            || self.recent_ports.holds(own, observation.source, now.tick())
         {
             return true;
         }
-        self.is_used(now, sighting, (protocol, port), lookup)
+        self.is_used(now, observation, (protocol, port), lookup)
     }
 }

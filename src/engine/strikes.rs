@@ -56,7 +56,7 @@ impl Escalation {
 /// The strikes of a target from before the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrikeHistory {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// The number of its bans that count.
     pub strikes: u32,
     /// How many of them were on proven evidence.

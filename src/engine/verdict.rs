@@ -43,9 +43,9 @@ pub enum IgnoreReason {
 /// One probe that counts against its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    pub sighting: Observation,
+    pub observation: Observation,
     /// The target that it counts against; in a ban, the blocked target, which may be a network around it.
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// Distinct ports that the subject has touched within the window, this one included.
     pub distinct: u8,
     /// Probes since the subject's first, repetitions included.
@@ -102,7 +102,7 @@ pub struct Ban {
 /// A probe by a source that is never blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exempt {
-    pub sighting: Observation,
+    pub observation: Observation,
     /// Why it is never blocked.
     pub protection: Protection,
     /// Probes since the last line about this source, where a line is due now.
@@ -115,7 +115,7 @@ pub struct Repeated {
     /// The sender.
     pub source: IpAddr,
     /// The target of the verdict.
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// What stands against it.
     pub standing: Standing,
     /// Packets since the last line about this subject, where a line is due now.
@@ -150,7 +150,7 @@ pub enum Notice {
     /// This many packets came from a judged source since its last line.
     Repeated {
         /// The target of the verdict.
-        subject: BanTarget,
+        target: BanTarget,
         /// What stands against it.
         standing: Standing,
         /// How many packets.
@@ -170,7 +170,7 @@ impl Ban {
     /// A ban of 192.0.2.7 after one SYN.
     pub(crate) fn example() -> Self {
         let source = IpAddr::from([192, 0, 2, 7]);
-        let sighting = Observation {
+        let observation = Observation {
             source,
             source_port: 40_000,
             destination: [192, 0, 2, 1].into(),
@@ -182,7 +182,7 @@ impl Ban {
             fragmented: false,
             decoy: false,
         };
-        let probe = Probe { sighting, subject: BanTarget::of(source), distinct: 1, probes: 1, fresh: true };
+        let probe = Probe { observation, target: BanTarget::of(source), distinct: 1, probes: 1, fresh: true };
         let ports = Ports::collect([(Protocol::Tcp, 23, Class::Syn)].into_iter());
         let first = Timestamp::default();
         let grade = Grade::Forgeable;

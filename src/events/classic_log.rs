@@ -32,24 +32,24 @@ pub fn of(what: &EventKind) -> Option<String> {
 pub fn addition(what: &EventKind) -> Option<String> {
     match what {
         EventKind::Scan(ban) => {
-            let protocol = ban.probe.sighting.protocol.name();
+            let protocol = ban.probe.observation.protocol.name();
             Some(format!("attackalert: Ignoring {protocol} response per configuration file setting."))
         }
         EventKind::Blocked { ban, .. } => {
-            let subject = Shown(ban.probe.subject);
+            let target = Shown(ban.probe.target);
             match (ban.capped, ban.strikes) {
-                (true, _) => Some(format!(
-                    "adminalert: the ban of Host {subject} is short: it is above the ceilings of new bans"
-                )),
+                (true, _) => {
+                    Some(format!("adminalert: the ban of Host {target} is short: it is above the ceilings of new bans"))
+                }
                 (false, 0) => None,
-                (false, strikes) => Some(format!("adminalert: earlier bans of Host {subject}: {strikes}")),
+                (false, strikes) => Some(format!("adminalert: earlier bans of Host {target}: {strikes}")),
             }
         }
-        EventKind::Ran { subject, outcome, .. } => {
-            Some(format!("adminalert: the command for Host {} {outcome}", Shown(*subject)))
+        EventKind::Ran { target, outcome, .. } => {
+            Some(format!("adminalert: the command for Host {} {outcome}", Shown(*target)))
         }
-        EventKind::Repeated { subject, standing: Standing::Blocked, packets } if *packets > 1 => {
-            Some(format!("adminalert: packets of Host {} since its last line: {packets}", Shown(*subject)))
+        EventKind::Repeated { target, standing: Standing::Blocked, packets } if *packets > 1 => {
+            Some(format!("adminalert: packets of Host {} since its last line: {packets}", Shown(*target)))
         }
         _ => None,
     }
@@ -60,9 +60,9 @@ pub fn addition(what: &EventKind) -> Option<String> {
 #[must_use]
 pub fn names(what: &EventKind) -> Option<IpAddr> {
     match what {
-        EventKind::Probe(probe) if probe.fresh => Some(probe.sighting.source),
-        EventKind::Scan(ban) => Some(ban.probe.sighting.source),
-        EventKind::Repeated { subject, .. } if matches!(subject.prefix_len(), 32 | 128) => Some(subject.element()),
+        EventKind::Probe(probe) if probe.fresh => Some(probe.observation.source),
+        EventKind::Scan(ban) => Some(ban.probe.observation.source),
+        EventKind::Repeated { target, .. } if matches!(target.prefix_len(), 32 | 128) => Some(target.element()),
         _ => None,
     }
 }
@@ -77,9 +77,9 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
         EventKind::Probe(_) => return None,
         EventKind::Scan(ban) => scan(&ban.probe, name),
         EventKind::Blocked { ban, way, .. } => {
-            let set = match ban.probe.subject {
+            let set = match ban.probe.target {
                 BanTarget::Link { .. } => "blocked_link",
-                subject if subject.element().is_ipv4() => "blocked",
+                target if target.element().is_ipv4() => "blocked",
                 _ => "blocked6",
             };
             let via = match way {
@@ -87,36 +87,36 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
                 Backend::Route => "dropped route".to_owned(),
                 Backend::HostsDeny | Backend::Command => way.name().to_owned(),
             };
-            format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.subject), ban.expiry)
+            format!("attackalert: Host {} has been blocked via {via} for {}", Shown(ban.probe.target), ban.expiry)
         }
-        EventKind::Wrapped { subject, line, .. } => {
-            format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*subject))
+        EventKind::Wrapped { target, line, .. } => {
+            format!("attackalert: Host {} has been blocked via wrappers with string: \"{line}\"", Shown(*target))
         }
-        EventKind::Ran { subject, command, .. } => {
-            format!("attackalert: External command run for host: {} using command: \"{command}\"", Shown(*subject))
+        EventKind::Ran { target, command, .. } => {
+            format!("attackalert: External command run for host: {} using command: \"{command}\"", Shown(*target))
         }
-        EventKind::Disconnected { subject, connections } => {
-            format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*subject))
+        EventKind::Disconnected { target, connections } => {
+            format!("adminalert: connections of Host {} that were ended: {connections}", Shown(*target))
         }
-        EventKind::BlockFailed { subject, reason, way } => {
-            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*subject), way.name())
+        EventKind::BlockFailed { target, reason, way } => {
+            format!("adminalert: ERROR: Host {} could not be blocked via {}: {reason}", Shown(*target), way.name())
         }
-        EventKind::Exempt { spared: Exempt { sighting, protection, .. }, probes } => format!(
+        EventKind::Exempt { spared: Exempt { observation, protection, .. }, probes } => format!(
             "adminalert: {} from {} to {} port {} is not held against it: it is {protection}, and never blocked{}",
-            sighting.class.title(),
-            sighting.source,
-            sighting.protocol.name(),
-            sighting.port,
+            observation.class.title(),
+            observation.source,
+            observation.protocol.name(),
+            observation.port,
             Count(*probes, "probe")
         ),
-        EventKind::Repeated { subject, standing: Standing::Blocked, .. } => match wording {
-            Wording::Connect => format!("attackalert: Host: {} is already blocked. Ignoring", subject.element()),
+        EventKind::Repeated { target, standing: Standing::Blocked, .. } => match wording {
+            Wording::Connect => format!("attackalert: Host: {} is already blocked. Ignoring", target.element()),
             Wording::Stealth => {
-                format!("attackalert: Host: {} is already blocked Ignoring", Source(name, subject.element()))
+                format!("attackalert: Host: {} is already blocked Ignoring", Source(name, target.element()))
             }
         },
-        EventKind::Repeated { subject, standing: Standing::Logged, packets } => {
-            let source = Source(name, subject.element());
+        EventKind::Repeated { target, standing: Standing::Logged, packets } => {
+            let source = Source(name, target.element());
             format!("attackalert: Host: {source} goes on, only logged{}", Count(*packets, "packet"))
         }
         EventKind::DistributedScan(sweep) => format!(
@@ -130,25 +130,25 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
             "adminalert: above the ceilings of new bans {withheld} sources were not banned and {bans} were banned for a short \
              time, because their evidence can be forged (max_new_bans_per_minute, max_forgeable_bans)"
         ),
-        EventKind::Lifted { subject } => {
-            format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*subject))
+        EventKind::Lifted { target } => {
+            format!("adminalert: Host {} is no longer in the kernel's set; it is judged anew", Shown(*target))
         }
         EventKind::Dropped { packets } => {
             format!("adminalert: the capture could not keep up: {} lost", counted(*packets, "packet"))
         }
-        EventKind::Unblocked { subject, by } => {
-            format!("adminalert: Host {} has been unblocked by {by}", Shown(*subject))
+        EventKind::Unblocked { target, by } => {
+            format!("adminalert: Host {} has been unblocked by {by}", Shown(*target))
         }
-        EventKind::Expired { subject } => {
-            format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*subject))
+        EventKind::Expired { target } => {
+            format!("adminalert: Host {} is no longer blocked: its time is over", Shown(*target))
         }
         EventKind::Restored { bans, way } => {
             let way = way.name();
             format!("adminalert: bans put back from the ledger with the time that they had left: {bans} (via {way})")
         }
-        EventKind::ByHand { subject, expiry, by, note, .. } => {
+        EventKind::ByHand { target, expiry, by, note, .. } => {
             let note = note.as_ref().map_or(String::new(), |note| format!(": {note}"));
-            format!("adminalert: Host {} has been blocked by {by} for {expiry}{note}", Shown(*subject))
+            format!("adminalert: Host {} has been blocked by {by} for {expiry}{note}", Shown(*target))
         }
         EventKind::Healed { bans } => format!(
             "adminalert: table inet portsentry was gone and is there again; bans put back with the time that they had left: \
@@ -172,7 +172,7 @@ pub fn named(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<S
 }
 
 fn scan(probe: &Probe, name: Option<&str>) -> String {
-    let Observation { source, protocol, port, class, fragmented, decoy, .. } = probe.sighting;
+    let Observation { source, protocol, port, class, fragmented, decoy, .. } = probe.observation;
     let hidden = if fragmented && class != Class::Fragment { " (fragmented)" } else { "" };
     // Classic PortSentry calls whatever its listeners take a connect, datagrams too.
     let title = if decoy { Class::Connect.title() } else { class.title() };
@@ -229,16 +229,16 @@ mod tests {
     fn classic_lines_have_nothing_behind_them() {
         let day = Expiry::After(Duration::from_secs(86_400));
         let ban = Ban { strikes: 2, expiry: day, ..Ban::example() };
-        let subject = ban.probe.subject;
+        let target = ban.probe.target;
         let blocked = EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO };
         let ran = EventKind::Ran {
-            subject,
+            target,
             ban: None,
             command: "/bin/x".to_owned(),
             outcome: "succeeded after 1ms".to_owned(),
             well: true,
         };
-        let repeated = |packets| EventKind::Repeated { subject, standing: Standing::Blocked, packets };
+        let repeated = |packets| EventKind::Repeated { target, standing: Standing::Blocked, packets };
         let scan = "attackalert: TCP SYN/Normal scan from host: 192.0.2.7/192.0.2.7 to TCP port: 23";
         let ignoring = "attackalert: Ignoring TCP response per configuration file setting.";
         let via = "attackalert: Host 192.0.2.7 has been blocked via nftables set inet portsentry blocked for 1day";

@@ -210,9 +210,9 @@ mod tests {
         digest.add(&ban(Grade::Proven), true);
         (0..1_000).for_each(|_| {
             let note = Some("\u{1f600}".repeat(200));
-            let subject = "192.0.2.7".parse().unwrap();
+            let target = "192.0.2.7".parse().unwrap();
             let by = "x".repeat(100);
-            digest.add(&Event::now(EventKind::ByHand { subject, expiry: Expiry::Never, by, note, way: None }), false);
+            digest.add(&Event::now(EventKind::ByHand { target, expiry: Expiry::Never, by, note, way: None }), false);
         });
         let text = digest.to_json("web1", UNIX_EPOCH);
         assert!(text.len() < 64 << 10, "{} bytes", text.len());

@@ -31,14 +31,14 @@ pub enum EventKind {
     },
     /// A line for TCP wrappers enforces a ban.
     Wrapped {
-        subject: BanTarget,
+        target: BanTarget,
         /// `None` for a ban by an operator.
         ban: Option<Ban>,
         line: String,
     },
     /// A command was run for a ban.
     Ran {
-        subject: BanTarget,
+        target: BanTarget,
         /// Only where the command was run because a ban on evidence begins.
         ban: Option<Ban>,
         /// On one line.
@@ -50,13 +50,13 @@ pub enum EventKind {
     },
     /// Connections of a blocked source were ended.
     Disconnected {
-        subject: BanTarget,
+        target: BanTarget,
         connections: usize,
     },
     /// A backend did not take a ban.
     BlockFailed {
         way: Backend,
-        subject: BanTarget,
+        target: BanTarget,
         reason: String,
     },
     /// A source that is never blocked probes this host.
@@ -67,7 +67,7 @@ pub enum EventKind {
     },
     /// A source that was blocked or logged goes on sending.
     Repeated {
-        subject: BanTarget,
+        target: BanTarget,
         standing: Standing,
         /// Packets that this event stands for.
         packets: u32,
@@ -81,20 +81,20 @@ pub enum EventKind {
     },
     /// A ban is gone from the kernel before its expiry.
     Lifted {
-        subject: BanTarget,
+        target: BanTarget,
     },
     /// A ban was deleted from the kernel's set.
     Unblocked {
-        subject: BanTarget,
+        target: BanTarget,
         by: String,
     },
     /// A ban has expired.
     Expired {
-        subject: BanTarget,
+        target: BanTarget,
     },
     /// A ban by an operator.
     ByHand {
-        subject: BanTarget,
+        target: BanTarget,
         expiry: Expiry,
         by: String,
         /// The operator's remark.
@@ -155,8 +155,8 @@ impl EventKind {
             Verdict::Probe(probe) => probe.fresh.then_some(Self::Probe(probe)),
             Verdict::LogOnly(ban) => Some(Self::Scan(ban)),
             Verdict::Exempt(spared) => spared.report.map(|probes| Self::Exempt { spared, probes }),
-            Verdict::Repeated(Repeated { subject, standing, report, .. }) => {
-                report.map(|packets| Self::Repeated { subject, standing, packets })
+            Verdict::Repeated(Repeated { target, standing, report, .. }) => {
+                report.map(|packets| Self::Repeated { target, standing, packets })
             }
             Verdict::Block(_) | Verdict::Ignored(_) => None,
         }
@@ -202,7 +202,7 @@ impl From<Notice> for EventKind {
     fn from(notice: Notice) -> Self {
         match notice {
             Notice::DistributedScan(sweep) => Self::DistributedScan(sweep),
-            Notice::Repeated { subject, standing, packets } => Self::Repeated { subject, standing, packets },
+            Notice::Repeated { target, standing, packets } => Self::Repeated { target, standing, packets },
             Notice::Capped { bans, withheld } => Self::Capped { bans, withheld },
         }
     }

@@ -31,7 +31,8 @@ pub struct EventRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fragmented: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
+    #[serde(rename = "subject")]
+    pub target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<PortRecord>>,
     /// How far the evidence of a ban can be trusted: `forgeable` or `proven`.
@@ -100,9 +101,9 @@ impl From<&Event> for EventRecord {
         match &event.what {
             EventKind::Started | EventKind::Stopped => base,
             EventKind::Probe(probe) => Self {
-                subject: Some(probe.subject.to_string()),
+                target: Some(probe.target.to_string()),
                 distinct_ports: Some(probe.distinct.into()),
-                ..base.sighting(&probe.sighting)
+                ..base.observation(&probe.observation)
             },
             EventKind::Scan(ban) => base.ban(ban, event.time),
             EventKind::Blocked { ban, reaction, way } => Self {
@@ -111,36 +112,37 @@ impl From<&Event> for EventRecord {
                 capped: ban.capped.then_some(true),
                 ..base.ban(ban, event.time).method(*way)
             },
-            EventKind::Wrapped { subject, ban, line } => {
+            EventKind::Wrapped { target, ban, line } => {
                 let base = match ban {
                     Some(ban) => base.ban(ban, event.time),
-                    None => Self { subject: Some(subject.to_string()), ..base },
+                    None => Self { target: Some(target.to_string()), ..base },
                 };
                 Self { line: Some(line.clone()), ..base.method(Backend::HostsDeny) }
             }
-            EventKind::Ran { subject, command, outcome, well, .. } => Self {
-                subject: Some(subject.to_string()),
+            EventKind::Ran { target, command, outcome, well, .. } => Self {
+                target: Some(target.to_string()),
                 command: Some(command.clone()),
                 well: Some(*well),
                 ..base.method(Backend::Command).reason(outcome.clone())
             },
-            EventKind::Disconnected { subject, connections } => Self {
-                subject: Some(subject.to_string()),
+            EventKind::Disconnected { target, connections } => Self {
+                target: Some(target.to_string()),
                 connections: u64::try_from(*connections).ok(),
                 ..base.reason("connections ended")
             },
-            EventKind::BlockFailed { subject, reason, way } => {
-                Self { subject: Some(subject.to_string()), ..base.method(*way).reason(reason.clone()) }
+            EventKind::BlockFailed { target, reason, way } => {
+                Self { target: Some(target.to_string()), ..base.method(*way).reason(reason.clone()) }
             }
-            EventKind::Exempt { spared, probes } => {
-                Self { probes: Some(*probes), ..base.sighting(&spared.sighting).reason(spared.protection.to_string()) }
-            }
-            EventKind::Repeated { subject, standing, packets } => {
+            EventKind::Exempt { spared, probes } => Self {
+                probes: Some(*probes),
+                ..base.observation(&spared.observation).reason(spared.protection.to_string())
+            },
+            EventKind::Repeated { target, standing, packets } => {
                 let why = match standing {
                     Standing::Blocked => "already blocked",
                     Standing::Logged => "only logged",
                 };
-                Self { packets: Some((*packets).into()), ..base.subject(*subject).reason(why) }
+                Self { packets: Some((*packets).into()), ..base.target(*target).reason(why) }
             }
             EventKind::DistributedScan(sweep) => Self {
                 sources: Some(sweep.sources),
@@ -150,17 +152,17 @@ impl From<&Event> for EventRecord {
             EventKind::Capped { bans, withheld } => {
                 Self { withheld: Some((*withheld).into()), ..base.reason("above the ceilings of new bans").bans(*bans) }
             }
-            EventKind::Lifted { subject } => {
-                Self { subject: Some(subject.to_string()), ..base.reason("gone from the kernel's set") }
+            EventKind::Lifted { target } => {
+                Self { target: Some(target.to_string()), ..base.reason("gone from the kernel's set") }
             }
             EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
-            EventKind::Unblocked { subject, by } => base.subject(*subject).reason(format!("deleted by {by}")),
-            EventKind::Expired { subject } => base.subject(*subject),
+            EventKind::Unblocked { target, by } => base.target(*target).reason(format!("deleted by {by}")),
+            EventKind::Expired { target } => base.target(*target),
             EventKind::Restored { bans, way } => base.method(*way).reason("put back from the ledger").bans(*bans),
-            EventKind::ByHand { subject, expiry, by, note, .. } => Self {
+            EventKind::ByHand { target, expiry, by, note, .. } => Self {
                 note: note.clone(),
                 expires: Some(expires(*expiry, event.time)),
-                ..base.subject(*subject).reason(format!("added by {by}"))
+                ..base.target(*target).reason(format!("added by {by}"))
             },
             EventKind::Healed { bans } => base.reason("the table was gone").bans(*bans),
             EventKind::Repaired { bans, way } => {
@@ -197,30 +199,30 @@ impl EventRecord {
         Self { bans: bans.try_into().ok(), ..self }
     }
 
-    fn subject(self, subject: BanTarget) -> Self {
-        Self { source: Some(subject.element().to_string()), subject: Some(subject.to_string()), ..self }
+    fn target(self, target: BanTarget) -> Self {
+        Self { source: Some(target.element().to_string()), target: Some(target.to_string()), ..self }
     }
 
-    fn sighting(self, sighting: &Observation) -> Self {
+    fn observation(self, observation: &Observation) -> Self {
         Self {
-            source: Some(sighting.source.to_string()),
-            destination: Some(sighting.destination.to_string()),
-            class: Some(sighting.class.key().into()),
-            proto: Some(sighting.protocol.key().into()),
-            port: Some(sighting.port),
-            fragmented: sighting.fragmented.then_some(true),
+            source: Some(observation.source.to_string()),
+            destination: Some(observation.destination.to_string()),
+            class: Some(observation.class.key().into()),
+            proto: Some(observation.protocol.key().into()),
+            port: Some(observation.port),
+            fragmented: observation.fragmented.then_some(true),
             ..self
         }
     }
 
     fn ban(self, ban: &Ban, at: SystemTime) -> Self {
         Self {
-            subject: Some(ban.probe.subject.to_string()),
+            target: Some(ban.probe.target.to_string()),
             ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
             evidence: Some(ban.grade.key().into()),
             probes: Some(ban.probe.probes),
             expires: Some(expires(ban.expiry, at)),
-            ..self.sighting(&ban.probe.sighting).reason(reason(ban))
+            ..self.observation(&ban.probe.observation).reason(reason(ban))
         }
     }
 }

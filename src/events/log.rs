@@ -77,7 +77,7 @@ pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
                 portsentry_event = record.event.as_ref(),
                 portsentry_source = record.source.as_deref(),
                 portsentry_name = name,
-                portsentry_subject = record.subject.as_deref(),
+                portsentry_subject = record.target.as_deref(),
                 portsentry_destination = record.destination.as_deref(),
                 portsentry_class = record.class.as_deref(),
                 portsentry_proto = record.proto.as_deref(),
@@ -99,7 +99,7 @@ pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
         tracing::info!(
             portsentry_event = record.event.as_ref(),
             portsentry_source = record.source.as_deref(),
-            portsentry_subject = record.subject.as_deref(),
+            portsentry_subject = record.target.as_deref(),
             "{line}"
         );
     }

@@ -87,11 +87,11 @@ mod tests {
     fn every_kind() -> Vec<EventKind> {
         let ban = Ban::example();
         let short = Ban { capped: true, ..ban };
-        let (probe, subject, way, reaction) = (ban.probe, ban.probe.subject, Backend::Nft, Duration::ZERO);
-        let spared = Exempt { sighting: probe.sighting, protection: Protection::Listed, report: Some(1) };
+        let (probe, target, way, reaction) = (ban.probe, ban.probe.target, Backend::Nft, Duration::ZERO);
+        let spared = Exempt { observation: probe.observation, protection: Protection::Listed, report: Some(1) };
         let text = String::new;
-        let wrapped = |ban| EventKind::Wrapped { subject, ban, line: text() };
-        let ran = |ban| EventKind::Ran { subject, ban, command: text(), outcome: text(), well: true };
+        let wrapped = |ban| EventKind::Wrapped { target, ban, line: text() };
+        let ran = |ban| EventKind::Ran { target, ban, command: text(), outcome: text(), well: true };
         let kinds = vec![
             EventKind::Started,
             EventKind::Probe(probe),
@@ -104,16 +104,16 @@ mod tests {
             ran(None),
             ran(Some(ban)),
             ran(Some(short)),
-            EventKind::Disconnected { subject, connections: 1 },
-            EventKind::BlockFailed { way, subject, reason: text() },
+            EventKind::Disconnected { target, connections: 1 },
+            EventKind::BlockFailed { way, target, reason: text() },
             EventKind::Exempt { spared, probes: 1 },
-            EventKind::Repeated { subject, standing: Standing::Blocked, packets: 1 },
+            EventKind::Repeated { target, standing: Standing::Blocked, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
             EventKind::Capped { bans: 1, withheld: 1 },
-            EventKind::Lifted { subject },
-            EventKind::Unblocked { subject, by: text() },
-            EventKind::Expired { subject },
-            EventKind::ByHand { subject, expiry: Expiry::Never, by: text(), note: None, way: None },
+            EventKind::Lifted { target },
+            EventKind::Unblocked { target, by: text() },
+            EventKind::Expired { target },
+            EventKind::ByHand { target, expiry: Expiry::Never, by: text(), note: None, way: None },
             EventKind::Restored { bans: 1, way },
             EventKind::Repaired { bans: 1, way },
             EventKind::Healed { bans: 1 },

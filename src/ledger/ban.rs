@@ -24,7 +24,7 @@ pub enum Author {
 /// A ban that has come into force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Banned {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// The address that sent the deciding probe; of an IPv6 subject, one of its 2^64. Without a probe the subject's own.
     pub source: IpAddr,
     /// Since when; kept to the microsecond.
@@ -54,15 +54,15 @@ impl Banned {
     /// The engine's `ban`, in force since `at`.
     #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
-        let sighting = &ban.probe.sighting;
-        let deciding = (sighting.protocol, sighting.port);
+        let observation = &ban.probe.observation;
+        let deciding = (observation.protocol, observation.port);
         let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
         Self {
-            subject: ban.probe.subject,
-            source: sighting.source,
+            target: ban.probe.target,
+            source: observation.source,
             since: at,
             until: end(at, ban.expiry),
-            class: Some(sighting.class),
+            class: Some(observation.class),
             grade: Some(ban.grade),
             ports: std::iter::once(deciding).chain(others).collect(),
             probes: ban.probe.probes,
@@ -78,14 +78,14 @@ impl Banned {
     #[must_use]
     pub fn wanted_by(
         author: Author,
-        subject: BanTarget,
+        target: BanTarget,
         at: SystemTime,
         expiry: Expiry,
         methods: impl Into<Backends>,
     ) -> Self {
         Self {
-            subject,
-            source: subject.element(),
+            target,
+            source: target.element(),
             since: at,
             until: end(at, expiry),
             class: None,
@@ -111,7 +111,7 @@ impl Banned {
 /// A ban in force, as far as a start has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// The address that sent the deciding probe.
     pub source: IpAddr,
     /// When it came into force.
@@ -130,8 +130,8 @@ pub struct InForce {
 
 impl From<&Banned> for InForce {
     fn from(ban: &Banned) -> Self {
-        let Banned { subject, source, since, until, class, grade, methods, .. } = *ban;
-        Self { subject, source, since, until, class, grade, port: ban.ports.first().copied(), methods }
+        let Banned { target, source, since, until, class, grade, methods, .. } = *ban;
+        Self { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods }
     }
 }
 
@@ -194,7 +194,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Logged {
     /// The target that a ban would have had.
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// The address that sent the deciding probe.
     pub source: IpAddr,
     /// When it would have been banned for the first time.
@@ -215,16 +215,16 @@ impl Logged {
     /// The engine's `ban`, which nothing enforced, because of `reason`.
     #[must_use]
     pub fn from_ban(ban: &Ban, at: SystemTime, reason: String) -> Self {
-        let sighting = &ban.probe.sighting;
-        let deciding = (sighting.protocol, sighting.port);
+        let observation = &ban.probe.observation;
+        let deciding = (observation.protocol, observation.port);
         let others = ban.ports.iter().map(|(protocol, port, _)| (protocol, port)).filter(|port| *port != deciding);
         Self {
-            subject: ban.probe.subject,
-            source: sighting.source,
+            target: ban.probe.target,
+            source: observation.source,
             first: at,
             last: at,
             times: 1,
-            class: sighting.class,
+            class: observation.class,
             ports: std::iter::once(deciding).chain(others).collect(),
             probes: ban.probe.probes,
             reason,
@@ -261,7 +261,7 @@ pub enum Change {
     Disallowed { network: IpNet },
     /// A ban has ended.
     Ended {
-        subject: BanTarget,
+        target: BanTarget,
         /// How and when. What had expired by then is kept as expired, when its time was over.
         ended: Ended,
     },

@@ -58,8 +58,8 @@ pub(crate) fn row(bytes: &[u8]) {
         let places = vec!["?"; COLUMNS].join(", ");
         let entry =
             memory.query_row(&format!("SELECT {places}"), params_from_iter(&values), |found| Ok(row::entry(found)));
-        if let (Ok(Some(entry)), Some(Value::Text(subject))) = (entry, values.first()) {
-            assert_eq!(&entry.ban.subject.to_string(), subject, "one spelling, one host");
+        if let (Ok(Some(entry)), Some(Value::Text(target))) = (entry, values.first()) {
+            assert_eq!(&entry.ban.target.to_string(), target, "one spelling, one host");
         }
     });
 }

@@ -144,7 +144,7 @@ impl Date {
 /// may protect.
 fn host(ban: &InForce) -> IpAddr {
     match ban.source {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.subject.element(),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => ban.target.element(),
         source => source,
     }
 }

@@ -30,7 +30,7 @@ pub(super) const PRUNE: &str = "
 /// Executes [`UPSERT`] for `logged`.
 pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), Error> {
     let values = named_params! {
-        ":subject": logged.subject.to_string(),
+        ":subject": logged.target.to_string(),
         ":source": logged.source.to_string(),
         ":at": micros(logged.last),
         ":class": logged.class.key(),
@@ -55,7 +55,7 @@ pub(super) fn select() -> String {
 pub(super) fn read(found: &Row<'_>) -> Option<Logged> {
     let text = |column: usize| found.get_ref(column).ok()?.as_str().ok();
     Some(Logged {
-        subject: row::subject(text(0)?)?,
+        target: row::target(text(0)?)?,
         source: text(1)?.parse().ok()?,
         first: time(found.get(2).ok()?)?,
         last: time(found.get(3).ok()?)?,

@@ -231,9 +231,9 @@ impl Ledger {
         self.transact(|statements| bans.iter().try_for_each(|ban| statements.record(ban)))
     }
 
-    /// Writes that the ban of `subject` has ended; false where there was none to end.
-    pub fn ended(&mut self, subject: BanTarget, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
-        self.transact(|statements| statements.end(subject, &Ended { how, at }))
+    /// Writes that the ban of `target` has ended; false where there was none to end.
+    pub fn ended(&mut self, target: BanTarget, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
+        self.transact(|statements| statements.end(target, &Ended { how, at }))
     }
 
     /// Writes `changes` in their order, all or none.
@@ -246,7 +246,7 @@ impl Ledger {
                 Change::Trial { until } => statements.trial(*until),
                 Change::Allowed(allowance) => statements.allow(allowance),
                 Change::Disallowed { network } => statements.disallow(*network),
-                Change::Ended { subject, ended } => statements.end(*subject, ended).map(drop),
+                Change::Ended { target, ended } => statements.end(*target, ended).map(drop),
                 Change::Served(service, at) => services::put(statements.connection, *service, *at),
                 Change::Listeners(listeners) => services::put_listeners(statements.connection, listeners),
                 Change::Table(table) => services::put_table(statements.connection, table),
@@ -262,7 +262,7 @@ impl Ledger {
         let found = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found = collect(&mut transaction.prepare(EXPIRE)?, named_params! {":now": micros(now)}, |row| {
-                row::subject(row.get_ref(0).ok()?.as_str().ok()?)
+                row::target(row.get_ref(0).ok()?.as_str().ok()?)
             })?;
             transaction.execute(FORGET, named_params! {":before": before})?;
             let before = now.checked_sub(logged::KEPT).map_or(i64::MIN, micros);
@@ -303,9 +303,9 @@ impl Ledger {
         found.map_err(LedgerError::database("read", &self.path()))
     }
 
-    /// All that is kept about `subject`, the oldest first. For an address ask for [`BanTarget::of`] it.
-    pub fn of(&self, subject: BanTarget) -> Result<Found<Entry>, LedgerError> {
-        self.entries(OF, named_params! {":subject": subject.to_string()})
+    /// All that is kept about `target`, the oldest first. For an address ask for [`BanTarget::of`] it.
+    pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
+        self.entries(OF, named_params! {":subject": target.to_string()})
     }
 
     /// How many bans there are.

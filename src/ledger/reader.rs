@@ -104,9 +104,9 @@ impl Reader {
         self.entries(ACTIVE, named_params! {":now": micros(now)})
     }
 
-    /// All that is kept about `subject`, the oldest first. For an address ask for [`BanTarget::of`] it.
-    pub fn of(&self, subject: BanTarget) -> Result<Found<Entry>, LedgerError> {
-        self.entries(OF, named_params! {":subject": subject.to_string()})
+    /// All that is kept about `target`, the oldest first. For an address ask for [`BanTarget::of`] it.
+    pub fn of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
+        self.entries(OF, named_params! {":subject": target.to_string()})
     }
 
     /// The sources that would have been banned, had their protocol not been only logged; the newest first. A ledger of an

@@ -27,7 +27,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         Some(at) => Some(Ended { how: ending(row)?, at: time(at)? }),
     };
     let ban = Banned {
-        subject: subject(row.get_ref(0).ok()?.as_str().ok()?)?,
+        target: target(row.get_ref(0).ok()?.as_str().ok()?)?,
         source: row.get_ref(1).ok()?.as_str().ok()?.parse().ok()?,
         since: time(row.get(2).ok()?)?,
         until: until(row)?,
@@ -47,17 +47,18 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
 /// The ban in a row of [`IN_FORCE`].
 pub(super) fn in_force(row: &Row<'_>) -> Option<InForce> {
     let (who, source) = (row.get_ref(0).ok()?.as_str().ok()?, row.get_ref(1).ok()?.as_str().ok()?);
-    let subject = subject(who)?;
+    let target = target(who)?;
     Some(InForce {
-        subject,
+        target,
         // Mostly the same, and as such no work.
-        source: if source == who { subject.element() } else { source.parse().ok()? },
+        source: if source == who { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?)?,
         until: until(row)?,
         class: class(row)?,
         grade: grade(row, 6)?,
         port: ports(row.get_ref(5).ok()?.as_str().ok()?)?.first().copied(),
-        methods: row.get_ref(7).ok()?.as_str().ok()?.parse().ok()?,
+        // A later release may know backends that this one does not: the ban is still in force.
+        methods: row.get_ref(7).ok()?.as_str().ok()?.parse().unwrap_or_default(),
     })
 }
 
@@ -97,7 +98,7 @@ fn ending(row: &Row<'_>) -> Option<Ending> {
 }
 
 /// The subject that prints as `text`, and only as that: another spelling would be a second ban of the same host.
-pub(super) fn subject(text: &str) -> Option<BanTarget> {
+pub(super) fn target(text: &str) -> Option<BanTarget> {
     text.parse().ok()
 }
 
@@ -151,13 +152,13 @@ mod tests {
     fn target_parses_only_canonical_spelling() {
         let networks = ["203.0.113.0/24", "203.0.113.6/31", "2001:db8:1::/48", "2001:db8:1:200::/56", "::/48"];
         for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"].into_iter().chain(networks) {
-            assert_eq!(subject(text).map(|subject| subject.to_string()).as_deref(), Some(text));
+            assert_eq!(target(text).map(|target| target.to_string()).as_deref(), Some(text));
         }
         let one = ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "/64", "a/b", "::1\0/64"];
         let networks =
             ["203.0.113.1/24", "10.0.0.0/7", "203.0.113.0/024", "2001:db8::/32", "2001:db8:0:1::/56", "0.0.0.0/0"];
         for text in one.into_iter().chain(networks) {
-            assert_eq!(subject(text), None, "{text:?}");
+            assert_eq!(target(text), None, "{text:?}");
         }
     }
 

@@ -77,7 +77,7 @@ impl<'a> Statements<'a> {
 
     /// Notes the methods of `ban` with those of the open one that is the same; else records it.
     pub(super) fn add(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
-        match self.newest(&ban.subject.to_string())? {
+        match self.newest(&ban.target.to_string())? {
             Some(Newest { id, open: true, since, methods, .. }) if since == micros(ban.since) => {
                 let methods = methods.parse().unwrap_or(Backends::default()).and(ban.methods);
                 self.also.execute(named_params! {":id": id, ":method": methods.to_string()}).map(drop)
@@ -87,8 +87,8 @@ impl<'a> Statements<'a> {
     }
 
     pub(super) fn record(&mut self, ban: &Banned) -> Result<(), rusqlite::Error> {
-        let subject = ban.subject.to_string();
-        let strikes = match self.newest(&subject)? {
+        let target = ban.target.to_string();
+        let strikes = match self.newest(&target)? {
             None => 0,
             // A ban of the first moments, which the start has found in the kernel as well: its own row says more.
             Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
@@ -105,7 +105,7 @@ impl<'a> Statements<'a> {
             }
         };
         self.insert.execute(named_params! {
-            ":subject": subject,
+            ":subject": target,
             ":source": ban.source.to_string(),
             ":since": micros(ban.since),
             ":until": ban.until.map(micros),
@@ -143,14 +143,14 @@ impl<'a> Statements<'a> {
         decisions::disallow(self.connection, network)
     }
 
-    pub(super) fn end(&mut self, subject: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {
-        match self.newest(&subject.to_string())? {
+    pub(super) fn end(&mut self, target: BanTarget, ended: &Ended) -> Result<bool, rusqlite::Error> {
+        match self.newest(&target.to_string())? {
             Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
             _ => Ok(false),
         }
     }
 
-    fn newest(&mut self, subject: &str) -> Result<Option<Newest>, rusqlite::Error> {
+    fn newest(&mut self, target: &str) -> Result<Option<Newest>, rusqlite::Error> {
         let read = |row: &rusqlite::Row<'_>| {
             Ok(Newest {
                 id: row.get(0)?,
@@ -162,7 +162,7 @@ impl<'a> Statements<'a> {
                 imported: row.get(5).unwrap_or_default(),
             })
         };
-        self.newest.query_row(named_params! {":subject": subject}, read).optional()
+        self.newest.query_row(named_params! {":subject": target}, read).optional()
     }
 
     fn end_row(&mut self, id: i64, ended: &Ended) -> Result<(), rusqlite::Error> {

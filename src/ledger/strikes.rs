@@ -43,11 +43,11 @@ const ENDED: usize = 10;
 const NEVER: i64 = i64::MAX;
 
 impl Ledger {
-    /// How many strikes `subject` has: bans on evidence that at `now` last or have been over for less than `forget`, but
+    /// How many strikes `target` has: bans on evidence that at `now` last or have been over for less than `forget`, but
     /// for those above the ceiling and those that were lifted.
-    pub fn strikes(&self, subject: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
+    pub fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> Result<u32, LedgerError> {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
-        let values = named_params! {":subject": subject.to_string(), ":since": since};
+        let values = named_params! {":subject": target.to_string(), ":since": since};
         let strikes: Result<i64, _> = self.connection.query_row(&of_one(), values, |row| row.get(0));
         let strikes = strikes.map_err(LedgerError::database("read", &self.path()))?;
         Ok(u32::try_from(strikes).unwrap_or(u32::MAX))
@@ -93,19 +93,19 @@ struct Recall {
 
 impl Recall {
     fn take(&mut self, row: &Row<'_>) -> Result<(), rusqlite::Error> {
-        let (mut readable, mut subject) = (true, None);
+        let (mut readable, mut target) = (true, None);
         if row.get(ACTIVE)? {
             let ban = row::in_force(row);
-            subject = ban.as_ref().map(|ban| ban.subject);
+            target = ban.as_ref().map(|ban| ban.target);
             readable = ban.is_some();
             self.active.extend(ban);
         }
         // The target may be legible where the rest is not.
         if row.get(STRIKE)? {
-            let subject = subject.or_else(|| row::subject(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
-            readable &= subject.is_some();
-            if let Some(subject) = subject {
-                let (times, proven, last) = self.struck.entry(subject).or_insert((0, 0, i64::MIN));
+            let target = target.or_else(|| row::target(row.get_ref(SUBJECT).ok()?.as_str().ok()?));
+            readable &= target.is_some();
+            if let Some(target) = target {
+                let (times, proven, last) = self.struck.entry(target).or_insert((0, 0, i64::MIN));
                 let (until, ended): (Option<i64>, Option<i64>) = (row.get(UNTIL)?, row.get(ENDED)?);
                 *times = times.saturating_add(1);
                 let is_proven = row.get_ref(EVIDENCE)?.as_str().is_ok_and(|evidence| evidence == Grade::Proven.key());
@@ -123,10 +123,10 @@ impl Recall {
         struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
         struck.truncate(limit);
         let mut unreadable = self.unreadable;
-        let read = |(subject, (strikes, proven, last))| {
+        let read = |(target, (strikes, proven, last))| {
             let last = last_ban(last, now);
             unreadable += u64::from(last.is_none());
-            Some(StrikeHistory { subject, strikes, proven, last: last? })
+            Some(StrikeHistory { target, strikes, proven, last: last? })
         };
         LoadedState { active: self.active, struck: struck.into_iter().filter_map(read).collect(), unreadable }
     }

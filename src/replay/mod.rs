@@ -258,15 +258,15 @@ impl<'a> Replay<'a> {
     /// Judges one packet; what there is to say about it.
     fn observe(&mut self, time: Duration, packet: &Packet) -> Option<EventKind> {
         let now = self.clock.tick(time);
-        let sighting = Observation::of(packet);
+        let observation = Observation::of(packet);
         if let Transport::Sctp { destination_port, chunk: INIT, .. } = packet.transport
             && self.used.contains((Protocol::Sctp, packet.destination, destination_port))
         {
-            self.note_open(sighting);
+            self.note_open(observation);
             self.summary.count_no_evidence(NoEvidence::Engine(IgnoreReason::Open));
             return None;
         }
-        if sighting.is_some_and(|sighting| self.is_unconfirmed(packet, &sighting)) {
+        if observation.is_some_and(|observation| self.is_unconfirmed(packet, &observation)) {
             self.summary.count_no_evidence(NoEvidence::Unanswered);
             return None;
         }
@@ -274,7 +274,7 @@ impl<'a> Replay<'a> {
         self.summary.add_verdict(&verdict, SystemTime::UNIX_EPOCH + time, now);
         match verdict {
             Verdict::Ignored(IgnoreReason::Open) => {
-                self.note_open(sighting);
+                self.note_open(observation);
                 None
             }
             Verdict::Block(ban) => Some(EventKind::Blocked { ban, way: Backend::Nft, reaction: Duration::ZERO }),
@@ -283,22 +283,22 @@ impl<'a> Replay<'a> {
     }
 
     /// True for a probe that would count, where the capture does not show that it found a closed port.
-    fn is_unconfirmed(&self, packet: &Packet, sighting: &Observation) -> bool {
+    fn is_unconfirmed(&self, packet: &Packet, observation: &Observation) -> bool {
         let Some(refusals) = &self.refusals else { return false };
-        let Observation { source, destination, protocol, port, .. } = *sighting;
+        let Observation { source, destination, protocol, port, .. } = *observation;
         let to_one_host = !matches!(packet.delivery, Delivery::Broadcast | Delivery::Multicast);
-        is_watched(&self.settings, sighting)
+        is_watched(&self.settings, observation)
             && to_one_host
             && !destination.is_multicast()
             && !self.used.contains((protocol, destination, port))
             && self.host.allow.protects(source).is_none()
             && !self.summary.has_judged(BanTarget::of(source))
-            && !refusals.confirm(sighting)
+            && !refusals.confirm(observation)
     }
 
     /// Notes that a packet to this port was no evidence, because the port was taken to be open.
-    fn note_open(&mut self, sighting: Option<Observation>) {
-        let Some(Observation { protocol, destination, port, .. }) = sighting else { return };
+    fn note_open(&mut self, observation: Option<Observation>) {
+        let Some(Observation { protocol, destination, port, .. }) = observation else { return };
         if let Some(sign) = self.used.sign((protocol, destination, port)) {
             self.summary.add_open((protocol, destination, port), sign);
         }

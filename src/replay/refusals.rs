@@ -71,10 +71,10 @@ impl Refusals {
         }
     }
 
-    /// True where the capture shows that `sighting` found a closed port, or that it is one of many without an answer.
-    pub(super) fn confirm(&self, sighting: &Observation) -> bool {
-        let Observation { source, destination, protocol, class, .. } = *sighting;
-        let port = if protocol == Protocol::Icmp { 0 } else { sighting.port };
+    /// True where the capture shows that `observation` found a closed port, or that it is one of many without an answer.
+    pub(super) fn confirm(&self, observation: &Observation) -> bool {
+        let Observation { source, destination, protocol, class, .. } = *observation;
+        let port = if protocol == Protocol::Icmp { 0 } else { observation.port };
         class.is_conclusive()
             || self.closed.contains(&(protocol, destination, port))
             || is_first_packet(class) && self.scanned.contains(&(source, destination))

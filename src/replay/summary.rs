@@ -83,7 +83,8 @@ enum Tag {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Judged {
     #[serde(serialize_with = "shown")]
-    pub(super) subject: BanTarget,
+    #[serde(rename = "subject")]
+    pub(super) target: BanTarget,
     source: IpAddr,
     pub(super) time: Time,
     pub(super) first: Time,
@@ -104,7 +105,8 @@ pub(super) struct Judged {
 pub(super) struct Suspect {
     /// The target that a ban would have.
     #[serde(serialize_with = "shown")]
-    pub(super) subject: BanTarget,
+    #[serde(rename = "subject")]
+    pub(super) target: BanTarget,
     #[serde(rename = "proto", serialize_with = "protocol")]
     pub(super) protocol: Protocol,
     /// The ports, as many as are listed.
@@ -258,9 +260,9 @@ impl Summary {
         Self { needed: u16::from(scan_trigger) + 1, configuration, local, ..Self::default() }
     }
 
-    /// True where `subject` is listed as judged.
-    pub(super) fn has_judged(&self, subject: BanTarget) -> bool {
-        [true, false].iter().any(|blocked| self.latest.contains_key(&(subject, *blocked)))
+    /// True where `target` is listed as judged.
+    pub(super) fn has_judged(&self, target: BanTarget) -> bool {
+        [true, false].iter().any(|blocked| self.latest.contains_key(&(target, *blocked)))
     }
 
     /// The link types of the frames, where none of them is read.
@@ -311,7 +313,7 @@ impl Summary {
                 self.repeated += 1;
                 let blocked = repeated.standing == Standing::Blocked;
                 let list = if blocked { &mut self.blocked } else { &mut self.logged };
-                let judged = self.latest.get(&(repeated.subject, blocked)).and_then(|index| list.get_mut(*index));
+                let judged = self.latest.get(&(repeated.target, blocked)).and_then(|index| list.get_mut(*index));
                 if let Some(judged) = judged {
                     judged.later += 1;
                 }
@@ -320,27 +322,27 @@ impl Summary {
     }
 
     fn add_suspect(&mut self, probe: &Probe) {
-        let (subject, protocol) = (probe.subject, probe.sighting.protocol);
-        if self.suspects.len() >= LISTED && !self.suspects.contains_key(&(subject, protocol)) {
+        let (target, protocol) = (probe.target, probe.observation.protocol);
+        if self.suspects.len() >= LISTED && !self.suspects.contains_key(&(target, protocol)) {
             self.unlisted += u64::from(probe.probes == 1);
             return;
         }
         let needed = self.needed;
         let (ports, victims) = (BTreeSet::new(), BTreeSet::new());
-        let fresh = || Suspect { subject, protocol, ports, distinct: 0, needed, victims, probes: 0 };
-        let suspect = self.suspects.entry((subject, protocol)).or_insert_with(fresh);
+        let fresh = || Suspect { target, protocol, ports, distinct: 0, needed, victims, probes: 0 };
+        let suspect = self.suspects.entry((target, protocol)).or_insert_with(fresh);
         suspect.distinct = suspect.distinct.max(probe.distinct);
         suspect.probes += 1;
         if suspect.ports.len() < PORTS {
-            suspect.ports.insert(probe.sighting.port);
+            suspect.ports.insert(probe.observation.port);
         }
         if suspect.victims.len() < PORTS {
-            suspect.victims.insert(probe.sighting.destination);
+            suspect.victims.insert(probe.observation.destination);
         }
     }
 
     fn add_protected(&mut self, spared: &Exempt) {
-        let source = spared.sighting.source;
+        let source = spared.observation.source;
         if self.spared.len() >= LISTED && !self.spared.contains_key(&source) {
             self.unlisted += u64::from(spared.report == Some(1));
             return;
@@ -349,27 +351,27 @@ impl Summary {
         let protected = self.spared.entry(source).or_insert(fresh);
         protected.probes += 1;
         if protected.ports.len() < PORTS {
-            let (protocol, port) = (spared.sighting.protocol, spared.sighting.port);
+            let (protocol, port) = (spared.observation.protocol, spared.observation.port);
             protected.ports.insert(Port { protocol, port, class: None });
         }
     }
 
     fn add_judged(&mut self, ban: &Ban, blocked: bool, time: SystemTime, now: Timestamp) {
-        let subject = ban.probe.subject;
-        let mut victims = BTreeSet::from([ban.probe.sighting.destination]);
+        let target = ban.probe.target;
+        let mut victims = BTreeSet::from([ban.probe.observation.destination]);
         for (protocol, ..) in ban.ports.iter() {
-            victims.extend(self.suspects.remove(&(subject, protocol)).into_iter().flat_map(|suspect| suspect.victims));
+            victims.extend(self.suspects.remove(&(target, protocol)).into_iter().flat_map(|suspect| suspect.victims));
         }
         let list = if blocked { &mut self.blocked } else { &mut self.logged };
         if list.len() >= LISTED {
             self.unlisted += 1;
             return;
         }
-        self.latest.insert((subject, blocked), list.len());
+        self.latest.insert((target, blocked), list.len());
         let ports = ban.ports.iter().map(|(protocol, port, class)| Port { protocol, port, class: Some(class) });
         list.push(Judged {
-            subject,
-            source: subject.element(),
+            target,
+            source: target.element(),
             time: Time(time),
             first: Time(time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH)),
             reason: reason(ban),

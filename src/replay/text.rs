@@ -49,8 +49,8 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         let ports =
             Ports(suspect.ports.iter().map(|port| Port { protocol: suspect.protocol, port: *port, class: None }));
         let (probes, distinct) = (suspect.probes, suspect.distinct);
-        let (subject, victims) = (suspect.subject, Joined(suspect.victims.iter()));
-        writeln!(out, "  {subject}: {ports} of {victims} ({probes} probes, at most {distinct} ports at one time)")?;
+        let (target, victims) = (suspect.target, Joined(suspect.victims.iter()));
+        writeln!(out, "  {target}: {ports} of {victims} ({probes} probes, at most {distinct} ports at one time)")?;
     }
     if !summary.spared.is_empty() {
         writeln!(out, "{} never blocked:", summary.spared.len())?;
@@ -87,7 +87,7 @@ fn write_open(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
 fn write_judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result<()> {
     writeln!(out, "{} {what}{}", list.len(), if list.is_empty() { "" } else { ":" })?;
     for judged in list {
-        write!(out, "  {}: at {}", judged.subject, judged.time)?;
+        write!(out, "  {}: at {}", judged.target, judged.time)?;
         if let Some(end) = judged.end {
             write!(out, " for {}", end.expiry)?;
         }

@@ -163,25 +163,18 @@ impl Aggregate {
         if list.len() >= 2 * RECENT {
             keep_newest(list);
         }
-        let (since, subject, class) = (ban.since, ban.subject, ban.class);
-        list.push(RecentBan {
-            since,
-            subject,
-            class,
-            author: author_key(ban.author),
-            note: ban.note.clone(),
-            in_force,
-        });
+        let (since, target, class) = (ban.since, ban.target, ban.class);
+        list.push(RecentBan { since, target, class, author: author_key(ban.author), note: ban.note.clone(), in_force });
     }
 
     /// Adds a ban to those of its target.
     fn group(&mut self, entry: &Entry, within: bool) {
         let ban = &entry.ban;
-        if self.current.as_ref().is_none_or(|group| group.offender.subject != ban.subject) {
+        if self.current.as_ref().is_none_or(|group| group.offender.target != ban.target) {
             self.close_group();
         }
         let fresh =
-            Offender { subject: ban.subject, strikes: 0, first: ban.since, last: ban.since, blocked: Duration::ZERO };
+            Offender { target: ban.target, strikes: 0, first: ban.since, last: ban.since, blocked: Duration::ZERO };
         let group = self.current.get_or_insert(Group { offender: fresh, bans: 0, probes: 0 });
         group.bans += u64::from(within);
         group.probes = group.probes.saturating_add(if within { u64::from(ban.probes) } else { 0 });
@@ -195,9 +188,8 @@ impl Aggregate {
 
     fn add_logged(&mut self, logged: Vec<Logged>) {
         let within = logged.into_iter().filter(|one| (self.stats.from..=self.stats.to).contains(&one.last));
-        let items =
-            within.map(|Logged { subject, reason, times, last, .. }| WouldBlock { subject, reason, times, last });
-        self.stats.would_block = top(items.collect(), WOULD_BLOCK, |one| (Reverse(one.last), one.subject));
+        let items = within.map(|Logged { target, reason, times, last, .. }| WouldBlock { target, reason, times, last });
+        self.stats.would_block = top(items.collect(), WOULD_BLOCK, |one| (Reverse(one.last), one.target));
     }
 
     fn close_group(&mut self) {
@@ -208,12 +200,12 @@ impl Aggregate {
         self.stats.sources += 1;
         if probes > 0 {
             self.stats.top_sources.more += 1;
-            self.sources.push(Source { subject: offender.subject, bans, probes });
+            self.sources.push(Source { target: offender.target, bans, probes });
             if self.sources.len() >= 2 * SOURCES {
                 self.keep_busiest();
             }
         }
-        let prefix = network(offender.subject);
+        let prefix = network(offender.target);
         if self.networks.len() < MAX_NETWORKS || self.networks.contains_key(&prefix) {
             let known = self.networks.entry(prefix).or_default();
             *known = (known.0 + bans, known.1 + 1);
@@ -230,12 +222,12 @@ impl Aggregate {
     }
 
     fn keep_busiest(&mut self) {
-        self.sources.sort_by_key(|source| (Reverse((source.probes, source.bans)), source.subject));
+        self.sources.sort_by_key(|source| (Reverse((source.probes, source.bans)), source.target));
         self.sources.truncate(SOURCES);
     }
 
     fn keep_worst(&mut self) {
-        self.offenders.sort_by_key(|offender| (Reverse((offender.strikes, offender.last)), offender.subject));
+        self.offenders.sort_by_key(|offender| (Reverse((offender.strikes, offender.last)), offender.target));
         self.offenders.truncate(OFFENDERS);
     }
 
@@ -265,13 +257,13 @@ impl Aggregate {
 }
 
 fn keep_newest(list: &mut Vec<RecentBan>) {
-    list.sort_by_key(|ban| (Reverse(ban.since), ban.subject));
+    list.sort_by_key(|ban| (Reverse(ban.since), ban.target));
     list.truncate(RECENT);
 }
 
 /// The network that a target is counted in: what a provider gives to many customers, or to one larger one.
-fn network(subject: BanTarget) -> IpNet {
-    let (whole, len) = match subject.element() {
+fn network(target: BanTarget) -> IpNet {
+    let (whole, len) = match target.element() {
         IpAddr::V4(v4) => (IpNet::V4(Ipv4Net::from(v4)), 24),
         IpAddr::V6(v6) => (IpNet::V6(Ipv6Net::from(v6)), 48),
     };

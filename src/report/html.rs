@@ -72,8 +72,8 @@ fn quiet(stats: &ReportStats) -> Markup {
             @if stats.kept == 0 {
                 h2 { "No source has been blocked yet" }
                 p {
-                    "The ledger is empty. That is good news if portsentry is running: nobody has touched ports that nobody \
-                     has a reason to touch. Whether it is running, " code { "systemctl status portsentry" } " tells."
+                    "The ledger is empty. If portsentry is running, no source has scanned this host; " code { "systemctl status portsentry" }
+                    " tells whether it is running."
                 }
             } @else {
                 h2 { "All quiet" }

@@ -165,7 +165,7 @@ fn offenders(stats: &ReportStats) -> Markup {
             tbody role="rowgroup" {
                 @for offender in items {
                     tr role="row" {
-                        th role="rowheader" scope="row" { code { (display(offender.subject)) } }
+                        th role="rowheader" scope="row" { code { (display(offender.target)) } }
                         (cell("Bans", &html! { (number(offender.strikes)) }))
                         (cell("Blocked for", &html! { (span(offender.blocked)) }))
                         (cell("First", &time(offender.first)))
@@ -193,7 +193,7 @@ pub(super) fn would_block(stats: &ReportStats) -> Markup {
             tbody role="rowgroup" {
                 @for source in items {
                     tr role="row" {
-                        th role="rowheader" scope="row" { code { (display(source.subject)) } }
+                        th role="rowheader" scope="row" { code { (display(source.target)) } }
                         (cell("Reason", &untrusted(&source.reason)))
                         (cell("Times", &html! { (number(u64::from(source.times))) }))
                         (cell("Last", &time(source.last)))
@@ -223,7 +223,7 @@ fn recent(bans: &[RecentBan], what: &str, caption: &str) -> Markup {
             tbody role="rowgroup" {
                 @for ban in bans {
                     tr role="row" {
-                        th role="rowheader" scope="row" { code { (display(ban.subject)) } }
+                        th role="rowheader" scope="row" { code { (display(ban.target)) } }
                         (cell("Since", &time(ban.since)))
                         (cell(what, &match (ban.class, &ban.note) {
                             (Some(class), _) => html! { (class_title(Some(class))) },
@@ -241,7 +241,7 @@ fn recent(bans: &[RecentBan], what: &str, caption: &str) -> Markup {
 fn sources(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.top_sources;
     let rows =
-        items.iter().map(|source| (html! { code { (display(source.subject)) } }, source.bans, number(source.probes)));
+        items.iter().map(|source| (html! { code { (display(source.target)) } }, source.bans, number(source.probes)));
     let caption = "Sources with the most probes before their ban.";
     html! { (list(caption, ["Source", "Bans", "Probes"], rows.collect())) (and_more(*more, "source", "sources")) }
 }

@@ -100,7 +100,8 @@ pub struct Network {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Offender {
     #[serde(serialize_with = "text")]
-    pub subject: BanTarget,
+    #[serde(rename = "subject")]
+    pub target: BanTarget,
     /// How often it has been banned, including the last time.
     pub strikes: u64,
     /// Start of the oldest ban that is kept.
@@ -117,7 +118,8 @@ pub struct Offender {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WouldBlock {
     #[serde(serialize_with = "text")]
-    pub subject: BanTarget,
+    #[serde(rename = "subject")]
+    pub target: BanTarget,
     pub reason: String,
     /// How often it would have been banned, in all.
     pub times: u32,
@@ -129,7 +131,8 @@ pub struct WouldBlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Source {
     #[serde(serialize_with = "text")]
-    pub subject: BanTarget,
+    #[serde(rename = "subject")]
+    pub target: BanTarget,
     pub bans: u64,
     pub probes: u64,
 }
@@ -140,7 +143,8 @@ pub struct RecentBan {
     #[serde(serialize_with = "time")]
     pub since: SystemTime,
     #[serde(serialize_with = "text")]
-    pub subject: BanTarget,
+    #[serde(rename = "subject")]
+    pub target: BanTarget,
     /// `None` for a ban without a probe.
     #[serde(serialize_with = "class")]
     pub class: Option<Class>,

@@ -99,7 +99,7 @@ fn try_cut(policy: &Policy, nice: bool, shut_out: bool) -> rustix::io::Result<()
             set_capabilities_secure_bits(kept | locked)?;
         }
     }
-    // A command has what the service gives it, and no more (ambient); nobody else inherits anything.
+    // A command has the ambient capabilities of the service; no other process inherits any.
     let inheritable = if policy.process == Process::Commands { kept } else { CapabilitySet::empty() };
     if policy.process != Process::Commands {
         clear_ambient_capability_set()?;

@@ -97,7 +97,7 @@ fn writers(found: &Metadata) -> Option<(String, &'static str)> {
         return None;
     }
     match () {
-        () if mode & OTHERS != 0 => Some(("everybody".to_owned(), "go-w")),
+        () if mode & OTHERS != 0 => Some(("every user".to_owned(), "go-w")),
         // Root's own group is root's.
         () if mode & GROUP != 0 && found.gid() != 0 => Some((format!("group {}", found.gid()), "g-w")),
         () => None,

@@ -488,7 +488,7 @@ mod tests {
             for kind in NETLINK {
                 assert!(netlink(kind), "{kind}");
             }
-            for kind in [libc::NETLINK_XFRM, libc::NETLINK_AUDIT, libc::NETLINK_GENERIC, libc::NETLINK_KOBJECT_UEVENT] {
+            for kind in [libc::NETLINK_AUDIT, libc::NETLINK_GENERIC, libc::NETLINK_KOBJECT_UEVENT] {
                 assert!(!netlink(kind), "{kind}");
             }
             let limit = || Rlimit { current: Some(64), maximum: Some(64) };

@@ -71,12 +71,12 @@ impl Batch {
         let is_refuted = |ban: &Ban| {
             let mut evidence = ban.ports.iter();
             // Flags that no TCP stack sends are a probe whatever listens there.
-            ban.probe.subject.covers(packet.destination)
+            ban.probe.target.covers(packet.destination)
                 && evidence.clone().all(|(_, _, class)| !class.is_conclusive())
                 && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
         };
         self.outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Block(ban, _) if is_refuted(ban) => Some(ban.probe.subject),
+            Outcome::Block(ban, _) if is_refuted(ban) => Some(ban.probe.target),
             _ => None,
         })
     }
@@ -84,8 +84,8 @@ impl Batch {
     /// Removes the ban of `target`, and its probes.
     pub(super) fn withdraw(&mut self, target: BanTarget) {
         self.outcomes.retain(|outcome| match outcome {
-            Outcome::Block(ban, _) => ban.probe.subject != target,
-            Outcome::Report(event) => !matches!(&event.what, EventKind::Probe(probe) if probe.subject == target),
+            Outcome::Block(ban, _) => ban.probe.target != target,
+            Outcome::Report(event) => !matches!(&event.what, EventKind::Probe(probe) if probe.target == target),
         });
     }
 }

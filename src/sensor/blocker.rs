@@ -143,7 +143,7 @@ impl Blocker {
         let Some(routes) = &mut self.routes else { return Vec::new() };
         let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
         let prefixes: Vec<IpNet> = host.allow.prefixes().chain(own).collect();
-        routes.protect(&prefixes).subjects
+        routes.protect(&prefixes).targets
     }
 
     /// Starts the command that has to run before the ban; false if there is none, or no room in the queue.
@@ -167,9 +167,9 @@ impl Blocker {
 
     /// `ban` as backends take it, with the time that it is to last.
     pub(super) fn context(&self, ban: &Ban, expiry: Expiry, seen: SystemTime) -> BanContext {
-        let observation = &ban.probe.sighting;
+        let observation = &ban.probe.observation;
         BanContext {
-            subject: ban.probe.subject,
+            target: ban.probe.target,
             source: observation.source,
             protocol: observation.protocol,
             port: observation.port,

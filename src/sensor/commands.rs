@@ -85,9 +85,9 @@ pub type Answer<T> = oneshot::Sender<T>;
 /// A request of an operator.
 pub enum SensorRequest {
     /// Blocks a target.
-    Block { subject: BanTarget, expiry: Expiry, by: String, note: Option<String>, answer: Answer<Result<(), String>> },
+    Block { target: BanTarget, expiry: Expiry, by: String, note: Option<String>, answer: Answer<Result<(), String>> },
     /// Ends bans, without targets all of them; answers which targets were blocked.
-    Unblock { subjects: Option<Vec<BanTarget>>, by: String, answer: Answer<Result<Vec<BanTarget>, String>> },
+    Unblock { targets: Option<Vec<BanTarget>>, by: String, answer: Answer<Result<Vec<BanTarget>, String>> },
     /// Counts the bans that should be in force.
     Count { answer: Answer<usize> },
     /// Lists the bans of targets in a network, at most so many; with how many there are.
@@ -168,20 +168,20 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
 /// Executes `request`, which its sender has checked. An answer without a receiver is no error.
 fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController) {
     match request {
-        SensorRequest::Block { subject, expiry, by, note, answer } => {
-            let result = controller.block(now, subject, expiry);
+        SensorRequest::Block { target, expiry, by, note, answer } => {
+            let result = controller.block(now, target, expiry);
             if result.is_ok() {
-                controller.reporter().emit(EventKind::ByHand { subject, expiry, by, note, way: None });
+                controller.reporter().emit(EventKind::ByHand { target, expiry, by, note, way: None });
             }
             let _ = answer.send(result);
         }
-        SensorRequest::Unblock { subjects, by, answer } => {
-            let result = match subjects {
+        SensorRequest::Unblock { targets, by, answer } => {
+            let result = match targets {
                 Some(targets) => controller.unblock(&targets),
                 None => controller.unblock_all(),
             };
-            if let Ok([subject]) = result.as_deref() {
-                controller.reporter().emit_unblocked(*subject, by);
+            if let Ok([target]) = result.as_deref() {
+                controller.reporter().emit_unblocked(*target, by);
             }
             let _ = answer.send(result);
         }

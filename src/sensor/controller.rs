@@ -143,16 +143,16 @@ impl BanController {
     /// True if the ban of a source that keeps sending was removed from the kernel's set without a notification. The source
     /// is then to be judged anew: the log must say what the kernel does.
     fn ban_vanished(&mut self, now: Timestamp, verdict: &Verdict, time: SystemTime) -> bool {
-        let Verdict::Repeated(Repeated { subject, verify, standing: Standing::Blocked, .. }) = *verdict else {
+        let Verdict::Repeated(Repeated { target, verify, standing: Standing::Blocked, .. }) = *verdict else {
             return false;
         };
-        self.table_repair.saw_blocked(subject);
+        self.table_repair.saw_blocked(target);
         if !verify {
             return false;
         }
-        match self.blocker.is_in_sets(subject) {
+        match self.blocker.is_in_sets(target) {
             Ok(false) if self.table_repair.is_incomplete() => {
-                self.repair(now, Backend::Nft, &[subject]);
+                self.repair(now, Backend::Nft, &[target]);
                 return false;
             }
             Ok(false) => {}
@@ -162,9 +162,9 @@ impl BanController {
             }
             Ok(true) | Err(_) => return false,
         }
-        self.observer.lift(subject);
-        self.trap.forget_probes(&[subject], &mut self.blocker, &self.reporter);
-        self.batch.report(time, EventKind::Lifted { subject });
+        self.observer.lift(target);
+        self.trap.forget_probes(&[target], &mut self.blocker, &self.reporter);
+        self.batch.report(time, EventKind::Lifted { target });
         true
     }
 
@@ -173,11 +173,11 @@ impl BanController {
         if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::LogOnly(Ban { probe, .. }) =
             &verdict
         {
-            self.metrics().probed(probe.sighting.class);
+            self.metrics().probed(probe.observation.class);
         }
         match verdict {
             Verdict::Block(ban) => {
-                self.table_repair.saw_blocked(ban.probe.subject);
+                self.table_repair.saw_blocked(ban.probe.target);
                 // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
                 self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
                 if self.pending.has_room_for_command() && self.blocker.run_first(&ban, time) {
@@ -188,11 +188,11 @@ impl BanController {
                 return;
             }
             Verdict::LogOnly(ban) => {
-                let runs_command = self.blocker.only_runs_command(ban.probe.sighting.protocol);
+                let runs_command = self.blocker.only_runs_command(ban.probe.observation.protocol);
                 if runs_command && !self.blocker.queue_command(&ban, time) {
                     let reason = "the command queue is full".to_owned();
-                    let subject = ban.probe.subject;
-                    self.batch.report(time, EventKind::BlockFailed { subject, reason, way: Backend::Command });
+                    let target = ban.probe.target;
+                    self.batch.report(time, EventKind::BlockFailed { target, reason, way: Backend::Command });
                 }
             }
             _ => {}
@@ -222,7 +222,7 @@ impl BanController {
 
     /// Reports how `ban` fared with every inline backend, schedules retries, and queues it for the slow backends.
     fn commit_ban(&mut self, now: Timestamp, ban: &Ban, seen: SystemTime, applied: SystemTime, refused: &[Refused]) {
-        let target = ban.probe.subject;
+        let target = ban.probe.target;
         let mut in_force = false;
         for backend in self.blocker.inline() {
             match refused.iter().find(|refused| (refused.backend, refused.target) == (backend, target)) {
@@ -254,14 +254,14 @@ impl BanController {
     }
 
     fn report_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
-        self.metrics().blocked(backend, ban.probe.sighting.class, ban.grade);
+        self.metrics().blocked(backend, ban.probe.observation.class, ban.grade);
         let reaction = applied.duration_since(seen).unwrap_or_default();
         let what = EventKind::Blocked { ban: *ban, reaction, way: backend };
         self.reporter.emit_event(Event { time: seen, what });
     }
 
-    fn report_failed(&self, time: SystemTime, subject: BanTarget, backend: Backend, reason: String) {
-        self.reporter.emit_event(Event { time, what: EventKind::BlockFailed { subject, reason, way: backend } });
+    fn report_failed(&self, time: SystemTime, target: BanTarget, backend: Backend, reason: String) {
+        self.reporter.emit_event(Event { time, what: EventKind::BlockFailed { target, reason, way: backend } });
     }
 
     /// Blocks `bans` with every inline backend; which of them were refused, and why.
@@ -273,7 +273,7 @@ impl BanController {
     }
 
     fn apply_with(&mut self, backend: Backend, now: Timestamp, bans: &[BanContext]) -> Vec<Refused> {
-        self.with_table(now, backend, bans.iter().map(|ban| ban.subject), |blocker| blocker.block(backend, bans, now))
+        self.with_table(now, backend, bans.iter().map(|ban| ban.target), |blocker| blocker.block(backend, bans, now))
     }
 
     /// Has `attempt` made with `backend`, once more after a repair where the table was gone; which of `targets` were refused.
@@ -344,7 +344,7 @@ impl BanController {
     fn retry_ban(&mut self, now: Timestamp, retry: Retry) {
         let Some(left) = retry.left(now) else { return };
         let Retry { ban, seen, backend, .. } = retry;
-        let target = ban.probe.subject;
+        let target = ban.probe.target;
         let attempt = self.blocker.context(&ban, left, seen);
         if !self.apply_with(backend, now, &[attempt]).is_empty() {
             self.metrics().failed(backend);
@@ -532,10 +532,10 @@ impl BanController {
     /// Takes over bans that the kernel holds and that this run did not make.
     pub(super) fn adopt(&mut self, now: Timestamp, bans: &[ActiveBan]) {
         bans.iter().for_each(|ban| self.observer.engine_mut().adopt(now, ban));
-        if bans.iter().any(|ban| matches!(ban.subject, BanTarget::Prefix(_))) {
+        if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_))) {
             self.blocker.plan_prefix_sets();
         }
-        if bans.iter().any(|ban| self.observer.exemption(ban.subject).is_some()) {
+        if bans.iter().any(|ban| self.observer.exemption(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
     }
@@ -545,7 +545,7 @@ impl BanController {
     pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
         let engine = self.observer.engine();
         let bans = elements.iter().filter_map(|target| engine.standing_of(now, *target));
-        let bans: Vec<_> = bans.map(|ban| (ban.subject, ban.length, ban.left)).collect();
+        let bans: Vec<_> = bans.map(|ban| (ban.target, ban.length, ban.left)).collect();
         let stale = elements.iter().copied().filter(|target| engine.standing_of(now, *target).is_none());
         let stale: Vec<BanTarget> = stale.collect();
         self.change_sets(now, "elements of a loaded ruleset could not be compared with the bans", |nft| {
@@ -611,7 +611,7 @@ impl BanController {
     }
 
     fn put_back(&mut self, backend: Backend, now: Timestamp, bans: &[ActiveBan]) -> Vec<Refused> {
-        let targets = bans.iter().map(|ban| ban.subject);
+        let targets = bans.iter().map(|ban| ban.target);
         self.with_table(now, backend, targets, |blocker| blocker.put_back(backend, bans, now))
     }
 
@@ -653,8 +653,8 @@ impl BanController {
     pub(super) fn remove_stale_routes(&mut self, now: Timestamp) {
         let Some(routes) = &mut self.blocker.routes else { return };
         let removed = routes.sweep(now);
-        if !removed.subjects.is_empty() {
-            let count = removed.subjects.len();
+        if !removed.targets.is_empty() {
+            let count = removed.targets.len();
             self.reporter.note(format!("routes of an earlier run without a ban were removed: {count}"));
         }
         self.report_routes(removed.trouble);
@@ -729,7 +729,7 @@ impl BanController {
     /// These targets and, of link-local addresses that are named without a link, their bans on each link.
     fn with_links(&self, targets: &[BanTarget]) -> Vec<BanTarget> {
         let mut all = targets.to_vec();
-        let links = self.observer.engine().bans().map(|ban| ban.subject);
+        let links = self.observer.engine().bans().map(|ban| ban.target);
         let links = links.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
         all.extend(links);
         all
@@ -737,7 +737,7 @@ impl BanController {
 
     /// Ends all bans; which there were.
     pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
-        let targets: Vec<BanTarget> = self.observer.engine().bans().map(|ban| ban.subject).collect();
+        let targets: Vec<BanTarget> = self.observer.engine().bans().map(|ban| ban.target).collect();
         match self.blocker.change_sets(|nft| nft.lift(&targets)) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
@@ -774,10 +774,10 @@ impl BanController {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
         };
-        let inner: Vec<_> = self.observer.engine().bans().map(|ban| ban.subject).filter(is_inside).collect();
-        for subject in inner {
-            self.observer.lift(subject);
-            self.reporter.emit_unblocked(subject, format!("the ban of {target} around it"));
+        let inner: Vec<_> = self.observer.engine().bans().map(|ban| ban.target).filter(is_inside).collect();
+        for target in inner {
+            self.observer.lift(target);
+            self.reporter.emit_unblocked(target, format!("the ban of {target} around it"));
         }
     }
 }

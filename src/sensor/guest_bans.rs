@@ -22,7 +22,7 @@ impl GuestBans {
     /// Follows `ban`, whose deciding packet came in on `interface`, if that is a port of a bridge and the source is on a
     /// network of this host: what a router sends in through a bridge is no guest.
     pub(super) fn note(&mut self, ban: &Ban, interface: u32, host: &Host) {
-        let source = ban.probe.sighting.source;
+        let source = ban.probe.observation.source;
         let is_port = host.bridge_ports.iter().any(|(port, _)| *port == interface);
         if !is_port || !host.networks.iter().any(|network| network.contains(&source)) {
             return;
@@ -30,7 +30,7 @@ impl GuestBans {
         if self.0.len() == MAX_FOLLOWED {
             self.0.pop_front();
         }
-        self.0.push_back((ban.probe.subject, interface));
+        self.0.push_back((ban.probe.target, interface));
     }
 
     /// The targets whose ports are none any more on `host`; they are no longer followed.
@@ -58,7 +58,7 @@ mod tests {
         bans.note(&Ban::example(), 7, &host);
         assert!(bans.departed(&host).is_empty());
         host.bridge_ports = vec![(8, 3)];
-        assert_eq!(bans.departed(&host), [Ban::example().probe.subject]);
+        assert_eq!(bans.departed(&host), [Ban::example().probe.target]);
         assert!(bans.departed(&host).is_empty(), "once");
         host.networks.clear();
         bans.note(&Ban::example(), 8, &host);

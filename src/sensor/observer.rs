@@ -96,7 +96,7 @@ impl Observer {
         let is_inside = |target: &BanTarget| {
             IpNet::new(target.element(), target.prefix_len()).is_ok_and(|inner| network.contains(&inner))
         };
-        let inside = || self.engine.bans().map(|ban| ban.subject).filter(is_inside);
+        let inside = || self.engine.bans().map(|ban| ban.target).filter(is_inside);
         let mut targets: Vec<BanTarget> = inside().take(most).collect();
         targets.sort_unstable();
         (targets, inside().count())
@@ -104,7 +104,7 @@ impl Observer {
 
     /// Removes from the engine bans of targets that are exempt by now, at most so many; which they were.
     pub(super) fn lift_exempt(&mut self, most: usize) -> Vec<(BanTarget, Protection)> {
-        let exempt = |ban: ActiveBan| Some((ban.subject, self.exemption(ban.subject)?));
+        let exempt = |ban: ActiveBan| Some((ban.target, self.exemption(ban.target)?));
         let exempt: Vec<_> = self.engine.bans().filter_map(exempt).take(most).collect();
         for (target, _) in &exempt {
             self.engine.lift(*target);

@@ -52,7 +52,7 @@ impl PendingBans {
 
     /// Keeps a ban until the command that was started for it has ended.
     pub(super) fn await_command(&mut self, ban: Ban, seen: SystemTime) {
-        self.awaiting_command.insert(ban.probe.subject, (ban, seen));
+        self.awaiting_command.insert(ban.probe.target, (ban, seen));
     }
 
     pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
@@ -78,7 +78,7 @@ impl PendingBans {
     }
 
     fn push(&mut self, retry: Retry) {
-        let same = |other: &Retry| (other.ban.probe.subject, other.backend) == (retry.ban.probe.subject, retry.backend);
+        let same = |other: &Retry| (other.ban.probe.target, other.backend) == (retry.ban.probe.target, retry.backend);
         self.retries.retain(|other| !same(other));
         if self.retries.len() >= MAX_RETRIES {
             self.retries.pop_front();
@@ -105,7 +105,7 @@ impl PendingBans {
 
     /// The targets of all retries.
     pub(super) fn refused(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.retries.iter().map(|retry| retry.ban.probe.subject)
+        self.retries.iter().map(|retry| retry.ban.probe.target)
     }
 
     /// Drops all; returns the targets that waited for a command and are in force nowhere.
@@ -118,7 +118,7 @@ impl PendingBans {
     pub(super) fn remove(&mut self, targets: &[BanTarget]) {
         let removed: HashSet<BanTarget> = targets.iter().copied().collect();
         self.awaiting_command.retain(|target, _| !removed.contains(target));
-        self.retries.retain(|retry| !removed.contains(&retry.ban.probe.subject));
+        self.retries.retain(|retry| !removed.contains(&retry.ban.probe.target));
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn removed_ban_waits_for_nothing() {
         let (mut pending, ban) = (PendingBans::default(), ban(TcpFlags::SYN));
-        let target = ban.probe.subject;
+        let target = ban.probe.target;
         pending.retry(ban, SystemTime::UNIX_EPOCH, Backend::Nft, at(10));
         pending.await_command(ban, SystemTime::UNIX_EPOCH);
         assert!(pending.awaits_command(target) && pending.refused().eq([target]));

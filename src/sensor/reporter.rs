@@ -45,8 +45,8 @@ impl Reporter {
         self.emit(EventKind::Error(text.into()));
     }
 
-    pub(super) fn emit_unblocked(&self, subject: BanTarget, by: impl Into<String>) {
-        self.emit(EventKind::Unblocked { subject, by: by.into() });
+    pub(super) fn emit_unblocked(&self, target: BanTarget, by: impl Into<String>) {
+        self.emit(EventKind::Unblocked { target, by: by.into() });
     }
 
     /// Reports that `target` was unblocked because it is exempt.

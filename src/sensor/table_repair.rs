@@ -188,7 +188,7 @@ impl TableRepair {
             // It was deleted again: the table monitor has seen that and orders the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return None,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
-                observer.lift(one.subject);
+                observer.lift(one.target);
             }),
             Err(BlockError::Gone | BlockError::Socket(_)) => observer.engine_mut().lift_all(),
         }
@@ -216,10 +216,10 @@ impl TableRepair {
     /// The bans to restore now, and how many are left out: all of them, unless they are many and repairs have taken their share
     /// of the processor. Then those of the sources that were seen last.
     fn choose(&self, now: Timestamp, observer: &Observer, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
-        let (engine, restored) = (observer.engine(), |ban: ActiveBan| (ban.subject, ban.length, ban.left));
+        let (engine, restored) = (observer.engine(), |ban: ActiveBan| (ban.target, ban.length, ban.left));
         // As cheap as the table is used: expired bans count as well.
         let (_, judged) = engine.tracked();
-        let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.subject);
+        let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);
         if judged <= MAX_QUICK_BANS || now >= self.share.free_at {
             return (engine.bans().filter(wanted).map(restored).collect(), 0);
         }

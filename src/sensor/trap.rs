@@ -126,14 +126,14 @@ impl TrapControl {
     /// Says that a large part of the ports has left the trap, or is back.
     fn report_coverage(&mut self, now: Timestamp, wanted: &Armed, reporter: &Reporter) {
         let ports = [&wanted.tcp, &wanted.udp, &wanted.decoys].into_iter().flatten().map(PortSet::len).sum();
-        let subject = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
+        let target = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
         match self.coverage.record(now, ports) {
             Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
-                "{subject} lost more than a quarter of its ports: {ports} are left of {before}, the others count as \
+                "{target} lost more than a quarter of its ports: {ports} are left of {before}, the others count as \
                  in use, and scans of them are not seen; see `ss -lntu` and the NAT rules for what uses them"
             )),
             Some(CoverageChange::Regained { before, .. }) => {
-                reporter.note(format!("{subject} {ports} of {before} ports again"));
+                reporter.note(format!("{target} {ports} of {before} ports again"));
             }
             None => {}
         }

@@ -175,14 +175,14 @@ impl FromStr for BanTarget {
     fn from_str(text: &str) -> Result<Self, ParseBanTargetError> {
         if let Some((address, interface)) = text.split_once('%') {
             let address = address.parse::<Ipv6Addr>().map_err(|_| ParseBanTargetError)?;
-            let subject = Self::on(address.into(), interface.parse().map_err(|_| ParseBanTargetError)?);
-            return Some(subject).filter(|subject| subject.to_string() == text).ok_or(ParseBanTargetError);
+            let target = Self::on(address.into(), interface.parse().map_err(|_| ParseBanTargetError)?);
+            return Some(target).filter(|target| target.to_string() == text).ok_or(ParseBanTargetError);
         }
         let network = match text.parse::<IpAddr>() {
             Ok(address) => IpNet::from(address),
             Err(_) => text.parse::<IpNet>().map_err(|_| ParseBanTargetError)?,
         };
-        Self::exactly(network).filter(|subject| subject.to_string() == text).ok_or(ParseBanTargetError)
+        Self::exactly(network).filter(|target| target.to_string() == text).ok_or(ParseBanTargetError)
     }
 }
 
@@ -220,10 +220,10 @@ mod tests {
         let on = |text: &str, interface| BanTarget::on(text.parse().unwrap(), interface);
         let [first, second] = [3, MAX_LINK].map(|interface| on("fe80::1", interface));
         assert_ne!(first, second);
-        for subject in [first, second] {
-            assert_eq!(subject.to_string().parse(), Ok(subject));
-            assert_eq!((subject.element(), subject.prefix_len()), ("fe80::1".parse().unwrap(), 128));
-            assert_eq!(subject.on_every_link(), BanTarget::of("fe80::1".parse().unwrap()));
+        for target in [first, second] {
+            assert_eq!(target.to_string().parse(), Ok(target));
+            assert_eq!((target.element(), target.prefix_len()), ("fe80::1".parse().unwrap(), 128));
+            assert_eq!(target.on_every_link(), BanTarget::of("fe80::1".parse().unwrap()));
         }
         assert_eq!(first.to_string(), "fe80::1%3");
         for unscoped in [on("fe80::1", 0), on("fe80::1", MAX_LINK + 1), on("2001:db8::1", 3), on("192.0.2.1", 3)] {
@@ -254,18 +254,18 @@ mod tests {
             assert_eq!(wide(text), None, "{text}");
         }
         for text in ["203.0.113.0/24", "192.0.2.7/32", "2001:db8:1:2::/64", "fe80::1/128", "2001:db8::/56"] {
-            let subject = BanTarget::exactly(text.parse().unwrap()).unwrap();
-            assert_eq!(IpNet::new(subject.element(), subject.prefix_len()), Ok(text.parse().unwrap()));
-            assert_eq!(subject.to_string().parse(), Ok(subject));
+            let target = BanTarget::exactly(text.parse().unwrap()).unwrap();
+            assert_eq!(IpNet::new(target.element(), target.prefix_len()), Ok(text.parse().unwrap()));
+            assert_eq!(target.to_string().parse(), Ok(target));
         }
         for text in ["2001:db8::/32", "203.0.113.7/24", "0.0.0.0/0"] {
             assert_eq!(BanTarget::exactly(text.parse().unwrap()), None, "{text}");
         }
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let subject = BanTarget::Prefix(Prefix::of(address("203.0.113.77"), 24).unwrap());
-        assert_eq!((subject.element(), subject.prefix_len()), (address("203.0.113.0"), 24));
-        assert!(subject.covers(address("203.0.113.255")) && !subject.covers(address("203.0.114.0")));
-        assert!(!subject.covers(address("::cb00:7101")));
+        let target = BanTarget::Prefix(Prefix::of(address("203.0.113.77"), 24).unwrap());
+        assert_eq!((target.element(), target.prefix_len()), (address("203.0.113.0"), 24));
+        assert!(target.covers(address("203.0.113.255")) && !target.covers(address("203.0.114.0")));
+        assert!(!target.covers(address("::cb00:7101")));
         for text in ["::/64", "::2/128", "::/48", "fe80::/64", "fe80::/128", "64:ff9b::/96", "64:ff9b::/128"] {
             assert!(BanTarget::of_prefix(text.parse().unwrap()).is_err(), "{text} is never one source");
         }

@@ -16,7 +16,7 @@ use netns_lab::Namespace;
 
 const HOUR: u64 = 3_600;
 
-fn subject(text: &str) -> BanTarget {
+fn target(text: &str) -> BanTarget {
     text.parse().unwrap()
 }
 
@@ -32,7 +32,7 @@ fn ban(text: &str, since: SystemTime, seconds: u64) -> Banned {
         probes: 7,
         ..Banned::wanted_by(
             Author::Detector,
-            subject(text),
+            target(text),
             since,
             Expiry::After(Duration::from_secs(seconds)),
             Backend::Nft,
@@ -76,7 +76,7 @@ impl Host {
     /// Has the kernel block these.
     fn block(&self, bans: &[(&str, u64)]) {
         let span = |seconds: u64| Expiry::After(Duration::from_secs(seconds));
-        let bans: Vec<_> = bans.iter().map(|(text, seconds)| (subject(text), span(*seconds))).collect();
+        let bans: Vec<_> = bans.iter().map(|(text, seconds)| (target(text), span(*seconds))).collect();
         self.namespace.inside(|| {
             let mut nft = Nft::open().unwrap();
             nft.install(&RulesetSpec::default()).unwrap();
@@ -114,7 +114,7 @@ fn stderr(output: &Output) -> String {
 }
 
 /// The subjects in their order.
-fn subjects(list: &Value) -> Vec<&str> {
+fn targets(list: &Value) -> Vec<&str> {
     list["bans"].as_array().unwrap().iter().map(|ban| ban["subject"].as_str().unwrap()).collect()
 }
 
@@ -162,13 +162,13 @@ fn list_order_and_period_are_selectable() {
         ban("192.0.2.3", ago(3 * HOUR), 4 * HOUR),
         ban("192.0.2.1", ago(2 * HOUR), 9 * HOUR),
         again,
-        Banned::wanted_by(Author::Operator, subject("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
+        Banned::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
     ]);
     host.block(&[("192.0.2.1", 7 * HOUR), ("192.0.2.3", HOUR)]);
-    assert_eq!(subjects(&host.json(&[])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
-    assert_eq!(subjects(&host.json(&["--sort", "since"])), ["192.0.2.2", "192.0.2.3", "192.0.2.1"]);
-    assert_eq!(subjects(&host.json(&["--sort", "hits"])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
-    assert_eq!(subjects(&host.json(&["--since", "1h"])), ["192.0.2.3", "192.0.2.2"]);
+    assert_eq!(targets(&host.json(&[])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
+    assert_eq!(targets(&host.json(&["--sort", "since"])), ["192.0.2.2", "192.0.2.3", "192.0.2.1"]);
+    assert_eq!(targets(&host.json(&["--sort", "hits"])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
+    assert_eq!(targets(&host.json(&["--since", "1h"])), ["192.0.2.3", "192.0.2.2"]);
     let never = &host.json(&["192.0.2.2"])["bans"][0];
     assert_eq!((&never["expires"], &never["left_s"]), (&"never".into(), &Value::Null));
     for wrong in [&["--sort", "name"][..], &["--since", "soon"], &["nobody"], &["192.0.2.1", "192.0.2.2"]] {
@@ -178,19 +178,19 @@ fn list_order_and_period_are_selectable() {
 
 #[test]
 fn one_target_is_listed_alone() {
-    let wide = subject("10.0.0.0/24");
+    let wide = target("10.0.0.0/24");
     let host = Host::with(&[
         ban("10.0.0.7", ago(60), HOUR),
         ban("10.0.1.7", ago(60), HOUR),
         ban("2001:db8:1:2::/64", ago(60), HOUR),
-        Banned { subject: wide, ..ban("10.0.0.9", ago(60), 2 * HOUR) },
+        Banned { target: wide, ..ban("10.0.0.9", ago(60), 2 * HOUR) },
     ]);
     host.block(&[("10.0.0.7", HOUR), ("10.0.1.7", HOUR), ("2001:db8:1:2::/64", HOUR)]);
-    assert_eq!(subjects(&host.json(&["10.0.0.7"])), ["10.0.0.7", "10.0.0.0/24"], "with the network around it");
-    assert_eq!(subjects(&host.json(&["10.0.0.8"])), ["10.0.0.0/24"]);
-    assert_eq!(subjects(&host.json(&["10.0.0.0/24"])), ["10.0.0.7", "10.0.0.0/24"]);
-    assert_eq!(subjects(&host.json(&["10.0.0.0/16"])).len(), 3);
-    assert_eq!(subjects(&host.json(&["2001:db8:1:2::77"])), ["2001:db8:1:2::/64"]);
+    assert_eq!(targets(&host.json(&["10.0.0.7"])), ["10.0.0.7", "10.0.0.0/24"], "with the network around it");
+    assert_eq!(targets(&host.json(&["10.0.0.8"])), ["10.0.0.0/24"]);
+    assert_eq!(targets(&host.json(&["10.0.0.0/24"])), ["10.0.0.7", "10.0.0.0/24"]);
+    assert_eq!(targets(&host.json(&["10.0.0.0/16"])).len(), 3);
+    assert_eq!(targets(&host.json(&["2001:db8:1:2::77"])), ["2001:db8:1:2::/64"]);
     assert_eq!(host.text(&["192.0.2.7"]), "no source is blocked\n");
 }
 
@@ -263,7 +263,7 @@ fn names_are_resolved_where_requested() {
 
 #[test]
 fn piped_table_is_whole_and_columns_counts() {
-    let mut by_hand = Banned::wanted_by(Author::Operator, subject("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
+    let mut by_hand = Banned::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
     by_hand.note = Some("brute force on the mail server, see the abuse report of Monday".to_owned());
     let many = (1..=60).map(|port| (Protocol::Tcp, 1_000 + port)).collect();
     let host = Host::with(&[Banned { ports: many, ..ban("192.0.2.1", ago(60), HOUR) }, by_hand]);

@@ -105,7 +105,7 @@ fn the_kernels_allow_list_is_put_back() {
     let own = lab.victim_v4("attacker").to_string();
     assert!(lab.set_text("allowed").contains(&own));
     nft(&lab, "flush set inet portsentry allowed");
-    daemon.expect_line("changed the kernel's allow-list; it is put back");
+    daemon.expect_line("changed the kernel's allow-list; it is restored");
     assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
     daemon.stop();
 }

@@ -132,6 +132,8 @@ fn receive_until(socket: &UnixDatagram, part: &str) -> String {
 fn listen(path: &Path) -> UnixDatagram {
     let _ = std::fs::remove_file(path);
     let socket = UnixDatagram::bind(path).unwrap();
+    // As syslog daemons do: the program runs as another user.
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }

@@ -59,6 +59,7 @@ fn lost_notifications_cost_no_protection() {
         lab.run("victim", "nft", &["add table inet noise; add chain inet noise one; add chain inet noise two"]);
         for third in 0..40 {
             lab.victim_ip(&format!("route add 172.16.{third}.0/24 via 10.77.2.2"));
+            lab.victim_ip(&format!("xfrm policy add src 172.16.{third}.0/24 dst 172.17.0.0/16 dir out"));
         }
         lab.run("victim", "nft", &["flush ruleset"]);
         lab.victim_ip("route add default via 10.77.2.66");

@@ -30,8 +30,8 @@ fn descriptor_shortage_is_survived() {
     let before = lab.provoke_ban("before");
     eventually("the ledger has it", || recorded(&lab) == [before]);
     limit(&daemon, Some(3));
-    // A service, a host and a gateway that come now cannot be read.
-    let services = Services::open(&lab, &[901, 902, 903]);
+    // Services on other ports than the ban's, a host and a gateway that come now cannot be read.
+    let services = Services::open(&lab, &[921, 922, 923]);
     lab.join("late");
     lab.victim_ip("route add default via 10.77.2.66");
     daemon.expect_line("Too many open files");
@@ -40,7 +40,7 @@ fn descriptor_shortage_is_survived() {
         lab.expect_ban(lab.v4("during").into()).address
     };
     daemon.expect_line(&format!("attackalert: Host {during} has been blocked"));
-    assert_eq!(lab.served("late", lab.victim_v4("late").into(), &[901, 902, 903], 2), 6, "no client is a scanner");
+    assert_eq!(lab.served("late", lab.victim_v4("late").into(), &[921, 922, 923], 2), 6, "no client is a scanner");
     std::thread::sleep(Duration::from_secs(4));
     let said = daemon.lines_with("Too many open files");
     // Once for the host, and once for each file that should have been written.
@@ -48,7 +48,7 @@ fn descriptor_shortage_is_survived() {
 
     limit(&daemon, None);
     daemon.expect_line("this host's addresses, routes and services can be read again");
-    eventually("the service is known", || !lab.ports("trapped").contains(&901));
+    eventually("the service is known", || !lab.ports("trapped").contains(&921));
     eventually("the gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));
     eventually("operators are answered", || lab.operate(&["status"]).code == Some(0));
     lab.touch("late", lab.v4("late").into(), lab.victim_v4("late").into(), &[911, 912, 913]);

@@ -40,7 +40,7 @@ pub(crate) fn recorded(lab: &Lab) -> Vec<IpAddr> {
     // As `portsentry list` does: nothing is written, and no lock is waited for.
     let read = Reader::read(&lab.path("state"), |reader| reader.active(SystemTime::now()));
     let active = read.unwrap().items;
-    let mut found: Vec<_> = active.iter().map(|entry| entry.ban.subject.element()).collect();
+    let mut found: Vec<_> = active.iter().map(|entry| entry.ban.target.element()).collect();
     found.sort();
     found
 }

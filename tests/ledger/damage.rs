@@ -7,7 +7,7 @@ use portsentry::ledger::{DATABASE, Ledger, LedgerError, Opened};
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-use super::support::{State, at, ban, intruder, source, subject};
+use super::support::{State, at, ban, intruder, source, target};
 
 /// A closed ledger of 300 bans, a third of them over.
 fn filled() -> State {
@@ -121,7 +121,7 @@ fn foreign_trigger_or_view_has_no_effect() {
     let sql = "CREATE TRIGGER free AFTER INSERT ON ban BEGIN DELETE FROM ban; END";
     intruder(&state.path()).execute_batch(sql).unwrap();
     let mut ledger = state.ledger();
-    ledger.record(&[ban(subject("192.0.2.7"), at(0), 60)]).unwrap();
+    ledger.record(&[ban(target("192.0.2.7"), at(0), 60)]).unwrap();
     assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1);
 }
 
@@ -194,5 +194,5 @@ fn torn_log_loses_only_its_end() {
     assert_eq!(opened, Opened::Existing);
     let active = ledger.active(at(1)).unwrap().items;
     assert!((15..20).contains(&active.len()), "{}", active.len());
-    assert!(active.iter().zip(0..).all(|(entry, number)| entry.ban.subject == source(number)), "the first ones");
+    assert!(active.iter().zip(0..).all(|(entry, number)| entry.ban.target == source(number)), "the first ones");
 }

@@ -32,8 +32,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model(Vec<Entry>);
 
 impl Model {
-    fn end(&mut self, subject: BanTarget, how: Ending, when: SystemTime) -> bool {
-        let open = self.0.iter_mut().find(|entry| entry.ban.subject == subject && entry.ended.is_none());
+    fn end(&mut self, target: BanTarget, how: Ending, when: SystemTime) -> bool {
+        let open = self.0.iter_mut().find(|entry| entry.ban.target == target && entry.ended.is_none());
         let Some(open) = open else { return false };
         open.ended = Some(match open.ban.until {
             Some(until) if until <= when => Ended { how: Ending::Expired, at: until },
@@ -43,15 +43,15 @@ impl Model {
     }
 
     fn record(&mut self, ban: Banned) {
-        self.end(ban.subject, Ending::Replaced, ban.since);
-        let strikes = self.0.iter().filter(|entry| entry.ban.subject == ban.subject).count();
+        self.end(ban.target, Ending::Replaced, ban.since);
+        let strikes = self.0.iter().filter(|entry| entry.ban.target == ban.target).count();
         self.0.push(Entry { ban, strikes: strikes.try_into().unwrap(), ended: None });
     }
 
     fn expire(&mut self, now: SystemTime) -> Vec<BanTarget> {
         let is_over = |entry: &Entry| entry.ended.is_none() && entry.ban.until.is_some_and(|until| until <= now);
-        let over: Vec<_> = self.0.iter().filter(|entry| is_over(entry)).map(|entry| entry.ban.subject).collect();
-        over.iter().for_each(|subject| assert!(self.end(*subject, Ending::Expired, now)));
+        let over: Vec<_> = self.0.iter().filter(|entry| is_over(entry)).map(|entry| entry.ban.target).collect();
+        over.iter().for_each(|target| assert!(self.end(*target, Ending::Expired, now)));
         over
     }
 
@@ -60,14 +60,14 @@ impl Model {
         self.0.iter().filter(lasts).cloned().collect()
     }
 
-    fn strikes(&self, subject: BanTarget, forget: Duration, now: SystemTime) -> usize {
+    fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> usize {
         let end = |entry: &Entry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
         let lifted =
             |entry: &Entry| entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
         let counts = |entry: &&Entry| {
             let recent = end(entry).is_none_or(|end| end > now - forget);
             let evidence = entry.ban.author == Author::Detector && !entry.ban.capped;
-            entry.ban.subject == subject && evidence && recent && !lifted(entry)
+            entry.ban.target == target && evidence && recent && !lifted(entry)
         };
         self.0.iter().filter(counts).count()
     }
@@ -81,10 +81,10 @@ fn sorted<T>(mut items: Vec<T>, key: impl Fn(&T) -> BanTarget) -> Vec<T> {
 fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     let active = ledger.active(now).unwrap();
     assert_eq!(active.unreadable, 0);
-    let key = |entry: &Entry| entry.ban.subject;
+    let key = |entry: &Entry| entry.ban.target;
     let recalled = ledger.recall(Duration::from_secs(50), now, 4).unwrap().active;
     let as_recalled = |Entry { ban, .. }: &Entry| InForce {
-        subject: ban.subject,
+        target: ban.target,
         source: ban.source,
         since: ban.since,
         until: ban.until,
@@ -96,13 +96,13 @@ fn agree(ledger: &Ledger, model: &Model, now: SystemTime) {
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for who in (0..4).map(source) {
-        let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.subject == who).cloned().collect();
+        let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.target == who).cloned().collect();
         assert_eq!(ledger.of(who).unwrap().items, history);
         let forget = Duration::from_secs(50);
         let strikes = model.strikes(who, forget, now);
         assert_eq!(ledger.strikes(who, forget, now).unwrap() as usize, strikes);
         let all = ledger.recall(forget, now, 4).unwrap();
-        let struck = all.struck.iter().find(|struck| struck.subject == who);
+        let struck = all.struck.iter().find(|struck| struck.target == who);
         assert_eq!((struck.map_or(0, |struck| struck.strikes) as usize, all.unreadable), (strikes, 0));
     }
     let open = model.0.iter().filter(|entry| entry.ended.is_none()).count() as u64;
@@ -138,8 +138,8 @@ proptest! {
                     at(when)
                 }
                 Step::Expire(when) => {
-                    let over = sorted(ledger.expire(at(when)).unwrap().items, |subject| *subject);
-                    prop_assert_eq!(over, sorted(model.expire(at(when)), |subject| *subject));
+                    let over = sorted(ledger.expire(at(when)).unwrap().items, |target| *target);
+                    prop_assert_eq!(over, sorted(model.expire(at(when)), |target| *target));
                     at(when)
                 }
                 Step::Restart => {

@@ -13,7 +13,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 use netns_lab::slowness;
 
-use super::support::{State, at, ban, intruder, source, subject};
+use super::support::{State, at, ban, intruder, source, target};
 
 const DAY: u64 = 86_400;
 
@@ -25,11 +25,11 @@ fn entry(ban: Banned, strikes: u32, ended: Option<Ended>) -> Entry {
 fn ban_is_complete_after_restart() {
     let state = State::new();
     let bans = [
-        ban(subject("192.0.2.7"), at(0), DAY),
-        ban(subject("2001:db8:1:2:3::4"), at(1), DAY),
-        ban(subject("fe80::1"), at(2), DAY),
-        Banned::wanted_by(Author::Operator, subject("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
-        Banned::wanted_by(Author::Import, subject("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
+        ban(target("192.0.2.7"), at(0), DAY),
+        ban(target("2001:db8:1:2:3::4"), at(1), DAY),
+        ban(target("fe80::1"), at(2), DAY),
+        Banned::wanted_by(Author::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
+        Banned::wanted_by(Author::Import, target("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
     ];
     {
         let (mut ledger, opened) = state.open();
@@ -70,7 +70,7 @@ fn lifted_ban_names_its_author() {
     assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "it had ended");
     assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "it never was");
     let active = ledger.active(at(7)).unwrap().items;
-    assert_eq!(active.iter().map(|entry| entry.ban.subject).collect::<Vec<_>>(), [source(2)]);
+    assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
     assert_eq!(ledger.of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
 }
 
@@ -78,10 +78,10 @@ fn lifted_ban_names_its_author() {
 fn new_ban_replaces_old_and_counts_strike() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let who = subject("2001:db8::1");
+    let who = target("2001:db8::1");
     ledger.record(&[ban(who, at(0), 60)]).unwrap();
     ledger.record(&[ban(who, at(30), 60), ban(who, at(100), 60)]).unwrap();
-    let history = ledger.of(subject("2001:db8::ffff")).unwrap().items;
+    let history = ledger.of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
     let end = |how, when| Some(Ended { how, at: at(when) });
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
@@ -169,7 +169,7 @@ fn strikes_come_newest_first() {
     let all = |limit| {
         let found = ledger.recall(seconds(950), at(1_000), limit).unwrap();
         assert_eq!(found.unreadable, 0);
-        found.struck.into_iter().map(|struck| (struck.subject, struck.strikes, struck.last)).collect::<Vec<_>>()
+        found.struck.into_iter().map(|struck| (struck.target, struck.strikes, struck.last)).collect::<Vec<_>>()
     };
     let expected = [
         (source(5), 1, LastBan::Lasts(Expiry::Never)),
@@ -201,12 +201,12 @@ fn several_changes_are_written_in_their_order() {
     let lifted = Ended { how: Ending::Lifted { by: "bob".to_owned() }, at: at(2) };
     let changes = [
         Change::Banned(ban(source(1), at(0), DAY)),
-        Change::Ended { subject: source(1), ended: lifted.clone() },
-        Change::Ended { subject: source(2), ended: lifted },
+        Change::Ended { target: source(1), ended: lifted.clone() },
+        Change::Ended { target: source(2), ended: lifted },
         Change::Banned(ban(source(2), at(3), DAY)),
     ];
     ledger.write(&changes).unwrap();
-    let active: Vec<BanTarget> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
+    let active: Vec<BanTarget> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert_eq!(active, [source(2)]);
 }
 
@@ -292,7 +292,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     );
     let host = Host::new(Local::Addresses(["2001:db8::80".parse().unwrap()].into()));
     let mut touch = |port| {
-        let sighting = Observation {
+        let observation = Observation {
             interface: 0,
             source: "2001:db8:1:2:3::4".parse().unwrap(),
             source_port: 40_000,
@@ -304,7 +304,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
             unverified: false,
             decoy: true,
         };
-        engine.observe_decoy(Timestamp::at(Duration::from_secs(60)), sighting, &host, &mut NoLookup)
+        engine.observe_decoy(Timestamp::at(Duration::from_secs(60)), observation, &host, &mut NoLookup)
     };
     let _ = (touch(23), touch(23), touch(2323));
     let Verdict::Block(verdict) = touch(8080) else { panic!("three ports are enough") };
@@ -316,7 +316,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(std::slice::from_ref(&banned)).unwrap();
-    let kept = ledger.of(subject("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    let kept = ledger.of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
     assert_eq!(kept, banned);
     assert_eq!((kept.source.to_string().as_str(), kept.probes), ("2001:db8:1:2:3::4", 4));
     assert_eq!((kept.class, kept.until), (Some(Class::Connect), Some(at(DAY))));
@@ -371,7 +371,7 @@ fn logged_sources_are_one_row_each() {
     let scan = |number, seconds| {
         let scanned = ban(source(number), at(seconds), DAY);
         Change::Logged(Logged {
-            subject: scanned.subject,
+            target: scanned.target,
             source: scanned.source,
             first: at(seconds),
             last: at(seconds),
@@ -385,7 +385,7 @@ fn logged_sources_are_one_row_each() {
     let mut ledger = state.ledger();
     ledger.write(&[scan(1, 0), scan(2, 10), scan(1, 20)]).unwrap();
     let read = || Reader::read(&state.path(), Reader::logged).unwrap().items;
-    let found: Vec<_> = read().iter().map(|one| (one.subject, one.first, one.last, one.times)).collect();
+    let found: Vec<_> = read().iter().map(|one| (one.target, one.first, one.last, one.times)).collect();
     assert_eq!(found, [(source(1), at(0), at(20), 2), (source(2), at(10), at(10), 1)], "the newest first");
     assert!(ledger.active(at(30)).unwrap().items.is_empty(), "they are no bans");
     let _ = ledger.expire(at(10) + Duration::from_secs(90 * DAY + 1)).unwrap();

@@ -20,7 +20,7 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + NOON + Duration::from_secs(seconds)
 }
 
-pub(crate) fn subject(text: &str) -> BanTarget {
+pub(crate) fn target(text: &str) -> BanTarget {
     BanTarget::of(text.parse().unwrap())
 }
 
@@ -29,22 +29,22 @@ pub(crate) fn source(number: u32) -> BanTarget {
     BanTarget::V4(Ipv4Addr::from_bits(10 << 24 | number))
 }
 
-/// A ban on evidence: `subject`, from `since` on for `seconds`.
-pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned {
+/// A ban on evidence: `target`, from `since` on for `seconds`.
+pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
         grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Udp, 161)],
         probes: 7,
         interface: Some("eth0".to_owned()),
-        source: match subject.element() {
-            IpAddr::V6(v6) if subject.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
+        source: match target.element() {
+            IpAddr::V6(v6) if target.prefix_len() == 64 => (v6.to_bits() | 0xbad).to_be_bytes().into(),
             address => address,
         },
         methods: Backend::Nft.into(),
         note: None,
         author: Author::Detector,
-        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
+        ..Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
     }
 }
 

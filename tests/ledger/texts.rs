@@ -11,7 +11,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use proptest::prelude::*;
 use regex::Regex;
 
-use super::support::{State, at, ban, source, subject};
+use super::support::{State, at, ban, source, target};
 
 /// fail2ban's stock filter, with its <HOST> written out for addresses.
 fn filter() -> Regex {
@@ -36,7 +36,7 @@ fn append(classic: &mut LegacyFiles, bans: &[Banned]) {
 #[test]
 fn line_equals_classic_line() {
     let state = State::new();
-    append(&mut classic(&state), &[ban(subject("192.0.2.7"), at(0), 60), ban(subject("2001:db8::1"), at(1), 60)]);
+    append(&mut classic(&state), &[ban(target("192.0.2.7"), at(0), 60), ban(target("2001:db8::1"), at(1), 60)]);
     assert_eq!(
         state.read(HISTORY),
         "1795242733 - 11/21/2026 06:32:13 Host: 192.0.2.7/192.0.2.7 Port: 23 TCP Blocked\n\
@@ -71,7 +71,7 @@ proptest! {
 #[test]
 fn forged_mapped_address_bans_no_ipv4() {
     let state = State::new();
-    let mut banned = ban(subject("::ffff:192.0.2.1"), at(0), 60);
+    let mut banned = ban(target("::ffff:192.0.2.1"), at(0), 60);
     banned.source = "::ffff:192.0.2.1".parse().unwrap();
     append(&mut classic(&state), &[banned]);
     let text = state.read(HISTORY);
@@ -82,7 +82,7 @@ fn forged_mapped_address_bans_no_ipv4() {
 #[test]
 fn operator_ban_has_port_0_in_history() {
     let state = State::new();
-    let wanted = |author| Banned::wanted_by(author, subject("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
+    let wanted = |author| Banned::wanted_by(author, target("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
     append(&mut classic(&state), &[wanted(Author::Operator), wanted(Author::Import)]);
     let text = state.read(HISTORY);
     assert_eq!(text.lines().count(), 1);

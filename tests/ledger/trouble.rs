@@ -199,7 +199,7 @@ fn killed_process_loses_no_transaction() {
         assert_eq!(found.unreadable, 0);
         assert!(found.items.len() >= said, "{} of {said}", found.items.len());
         let numbers = (0..).map(source);
-        assert!(found.items.iter().zip(numbers).all(|(entry, source)| entry.ban.subject == source), "without a gap");
+        assert!(found.items.iter().zip(numbers).all(|(entry, source)| entry.ban.target == source), "without a gap");
         let check: String = intruder(&state.path()).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(check, "ok");
         let history = state.read(HISTORY);
@@ -250,7 +250,7 @@ fn runtime_damage_starts_new_ledger() {
     assert_eq!(writer.stop(soon()), Flushed::Whole);
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
-    let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
+    let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert!(active.ends_with(&[source(50_000), source(50_001)]), "{active:?}");
 }
 

@@ -34,9 +34,9 @@ fn listed_bans_follow_changes() {
     recorder.put(banned(3, now, 8 * u64::from(slowness())));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
-    recorder.put(Change::Ended { subject: source(1), ended: Ended { how, at: SystemTime::now() } });
+    recorder.put(Change::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
     let over = await_news(&told, "the end of the short ban", |news| matches!(news, WriterEvent::Expired(_)));
-    assert!(matches!(&over, WriterEvent::Expired(subjects) if *subjects == [source(3)]), "{over}");
+    assert!(matches!(&over, WriterEvent::Expired(targets) if *targets == [source(3)]), "{over}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
     assert_eq!(state.read(HISTORY).lines().count(), 3, "the history forgets nothing");
     assert_eq!(writer.stop(soon()), Flushed::Whole);

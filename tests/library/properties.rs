@@ -279,7 +279,7 @@ proptest! {
         for step in &steps {
             let verdict = run.step(step);
             let Step::Packet(_, packet) = step else { continue };
-            let subject = BanTarget::on(packet.source, packet.interface);
+            let target = BanTarget::on(packet.source, packet.interface);
             let at = packet.destination;
             let (port, conclusive) = match packet.transport {
                 // ICMP has no ports; what counts there is the address.
@@ -292,10 +292,10 @@ proptest! {
                 Transport::TinyFragment { .. } | Transport::OverlappingFragment | Transport::HiddenHeader => ((5, at, 0), true),
                 Transport::LaterFragment { .. } | Transport::Other { .. } => continue,
             };
-            touched.entry(subject).or_default().insert(port);
+            touched.entry(target).or_default().insert(port);
             let (Some(Verdict::Block(ban)) | Some(Verdict::LogOnly(ban))) = verdict else { continue };
-            prop_assert_eq!(ban.probe.subject, subject);
-            prop_assert!(conclusive || touched[&subject].len() > usize::from(trigger), "{:?}", ban);
+            prop_assert_eq!(ban.probe.target, target);
+            prop_assert!(conclusive || touched[&target].len() > usize::from(trigger), "{:?}", ban);
             prop_assert!(ban.probe.distinct > trigger || conclusive);
         }
     }
@@ -352,12 +352,12 @@ proptest! {
                 prop_assert!(matches!(verdict, Verdict::Exempt(_)), "{:?}", verdict);
                 continue;
             }
-            let around = standing.keys().any(|subject| subject.covers(source));
+            let around = standing.keys().any(|target| target.covers(source));
             prop_assert_eq!(matches!(verdict, Verdict::Repeated(_)), around, "{:?}", verdict);
             let Verdict::Block(ban) = verdict else { continue };
             let inside = |length: u8| {
                 let network = BanTarget::Prefix(Prefix::of(source, length)?);
-                let members = banned.keys().filter(|subject| network.covers(subject.element())).count();
+                let members = banned.keys().filter(|target| network.covers(target.element())).count();
                 Some((network, members)).filter(|_| !protected.iter().any(|address| network.covers(*address)))
             };
             let wide = |length: u8, members: usize| inside(length).filter(|(_, found)| *found >= members);
@@ -366,20 +366,20 @@ proptest! {
                 (1, 56) => wide(56, 4),
                 (1, 48) => {
                     let blocks: HashSet<Option<Prefix>> =
-                        banned.keys().filter(|subject| subject.prefix_len() == 64).map(|subject| Prefix::of(subject.element(), 56)).collect();
+                        banned.keys().filter(|target| target.prefix_len() == 64).map(|target| Prefix::of(target.element(), 56)).collect();
                     wide(48, 8).filter(|_| blocks.len() > 1).or_else(|| wide(56, 4))
                 }
                 _ => None,
             };
             let expected = expected.map(|(network, _)| network);
-            prop_assert_eq!(ban.probe.subject, expected.unwrap_or(narrow), "{:?}", banned);
+            prop_assert_eq!(ban.probe.target, expected.unwrap_or(narrow), "{:?}", banned);
             let Expiry::After(lasts) = ban.expiry else { panic!("a ban that ends") };
-            standing.insert(ban.probe.subject, now + lasts);
+            standing.insert(ban.probe.target, now + lasts);
             match expected {
                 // All of the widest network are forgotten with the ban of a part of it.
-                Some(_) => banned.retain(|subject, _| {
+                Some(_) => banned.retain(|target, _| {
                     let length = if family == 0 { widest.v4 } else { widest.v6 };
-                    !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(subject.element()))
+                    !Prefix::of(source, length).is_some_and(|wide| BanTarget::Prefix(wide).covers(target.element()))
                 }),
                 None => drop(banned.insert(narrow, now)),
             }

@@ -28,24 +28,24 @@ fn add_many(count: u32) -> String {
 
 fn element(change: Change) -> Option<BanTarget> {
     match change {
-        Change::ElementAdded(subject, _) | Change::ElementRemoved(subject) => Some(subject),
+        Change::ElementAdded(target, _) | Change::ElementRemoved(target) => Some(target),
         _ => None,
     }
 }
 
 /// Reads `MANY` changes; gives up the future again and again, and reads on.
 async fn read_many(monitor: &mut Monitor) -> HashSet<BanTarget> {
-    let mut subjects = HashSet::new();
+    let mut targets = HashSet::new();
     let end = Instant::now() + TIMEOUT * slowness();
-    while subjects.len() < MANY as usize && Instant::now() < end {
+    while targets.len() < MANY as usize && Instant::now() < end {
         let Ok(changes) = timeout(Duration::from_micros(100), monitor.next()).await else { continue };
         let changes = changes.unwrap();
         assert!(!changes.is_empty() && changes.len() < 5_000, "{}", changes.len());
         for change in changes {
-            assert!(subjects.insert(element(change).unwrap()), "{change:?} twice");
+            assert!(targets.insert(element(change).unwrap()), "{change:?} twice");
         }
     }
-    subjects
+    targets
 }
 
 #[test]

@@ -11,7 +11,7 @@ use portsentry::netlink::socket::Socket;
 use portsentry::types::{BanTarget, Expiry};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{assert_quiet, subject, told, watched};
+use super::{assert_quiet, target, told, watched};
 use netns_lab::{TIMEOUT, slowness, within};
 
 const HOUR: Option<Duration> = Some(super::HOUR);
@@ -22,13 +22,13 @@ fn element_is_reported_with_its_time() {
         for (set, address) in [("blocked", "192.0.2.7"), ("blocked6", "2001:db8:1:2::"), ("blocked6", "fe80::1")] {
             let element = |rest: &str| format!("element inet portsentry {set} {{ {address}{rest} }}");
             let add = told(monitor, &format!("add {}", element(""))).await;
-            assert_eq!(add, [ElementAdded(subject(address), None)]);
+            assert_eq!(add, [ElementAdded(target(address), None)]);
             let delete = told(monitor, &format!("delete {}", element(""))).await;
-            assert_eq!(delete, [ElementRemoved(subject(address))]);
+            assert_eq!(delete, [ElementRemoved(target(address))]);
             let add = told(monitor, &format!("add {}", element(" timeout 1h"))).await;
-            assert_eq!(add, [ElementAdded(subject(address), HOUR)]);
+            assert_eq!(add, [ElementAdded(target(address), HOUR)]);
             let delete = told(monitor, &format!("delete {}", element(""))).await;
-            assert_eq!(delete, [ElementRemoved(subject(address))]);
+            assert_eq!(delete, [ElementRemoved(target(address))]);
         }
         assert_quiet(monitor).await;
     });
@@ -38,7 +38,7 @@ fn element_is_reported_with_its_time() {
 fn element_has_remaining_time() {
     watched(async |monitor, _| {
         let add = told(monitor, "add element inet portsentry blocked { 192.0.2.7 timeout 1d expires 1h }").await;
-        assert_eq!(add, [ElementAdded(subject("192.0.2.7"), HOUR)]);
+        assert_eq!(add, [ElementAdded(target("192.0.2.7"), HOUR)]);
     });
 }
 
@@ -49,7 +49,7 @@ fn transaction_is_reported_as_one() {
             delete element inet portsentry blocked { 192.0.2.1 }\n\
             add element inet portsentry blocked { 192.0.2.1 timeout 1h }";
         let changes = told(monitor, commands).await;
-        let (one, two) = (subject("192.0.2.1"), subject("192.0.2.2"));
+        let (one, two) = (target("192.0.2.1"), target("192.0.2.2"));
         assert_eq!(
             changes,
             [ElementAdded(one, None), ElementAdded(two, None), ElementRemoved(one), ElementAdded(one, HOUR)]
@@ -90,8 +90,8 @@ fn flushed_set_is_reported_by_element() {
         let add = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 timeout 1h }";
         assert_eq!(told(monitor, add).await.len(), 2);
         let mut gone = told(monitor, "flush set inet portsentry blocked").await;
-        gone.sort_by_key(|change| if let ElementRemoved(subject) = change { Some(*subject) } else { None });
-        assert_eq!(gone, [ElementRemoved(subject("192.0.2.1")), ElementRemoved(subject("192.0.2.2"))]);
+        gone.sort_by_key(|change| if let ElementRemoved(target) = change { Some(*target) } else { None });
+        assert_eq!(gone, [ElementRemoved(target("192.0.2.1")), ElementRemoved(target("192.0.2.2"))]);
         assert_quiet(monitor).await;
     });
 }
@@ -114,17 +114,17 @@ fn own_bans_are_not_reported() {
     watched(async |monitor, socket| {
         let mut batch = Batch::new();
         for address in ["192.0.2.1", "2001:db8::", "fe80::1"] {
-            put_ban(&mut batch, subject(address), Expiry::After(Duration::from_secs(3600)));
+            put_ban(&mut batch, target(address), Expiry::After(Duration::from_secs(3600)));
         }
         socket.transact(&mut batch).unwrap();
         assert_quiet(monitor).await;
 
         monitor.unignore(socket.port_id());
         batch.clear();
-        put_ban(&mut batch, subject("192.0.2.1"), Expiry::Never);
+        put_ban(&mut batch, target("192.0.2.1"), Expiry::Never);
         socket.transact(&mut batch).unwrap();
         let told = super::next(monitor).await;
-        assert_eq!(told.last(), Some(&ElementAdded(subject("192.0.2.1"), None)));
+        assert_eq!(told.last(), Some(&ElementAdded(target("192.0.2.1"), None)));
         let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         assert_eq!(monitor.author().unwrap().process, here);
     });
@@ -141,7 +141,7 @@ fn kernel_keeps_own_notifications_back() {
     watched(async |monitor, socket| {
         let ban = |socket: &mut Socket, address| {
             let mut batch = Batch::new();
-            put_ban(&mut batch, subject(address), Expiry::Never);
+            put_ban(&mut batch, target(address), Expiry::Never);
             // Who is notified is before the acknowledgement comes.
             socket.transact(&mut batch).unwrap();
         };
@@ -149,7 +149,7 @@ fn kernel_keeps_own_notifications_back() {
         assert!(!has_come(monitor));
         ban(&mut Socket::open().unwrap(), "192.0.2.2");
         assert!(has_come(monitor), "another socket is somebody else's");
-        assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(subject("192.0.2.2"), None)));
+        assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(target("192.0.2.2"), None)));
         ban(socket, "2001:db8::");
         assert!(!has_come(monitor));
         monitor.unignore(socket.port_id());

@@ -63,11 +63,11 @@ async fn told(monitor: &mut Monitor, commands: &str) -> Vec<Change> {
 async fn assert_quiet(monitor: &mut Monitor) {
     let mark = "203.0.113.99";
     let add = told(monitor, &format!("add element inet portsentry blocked {{ {mark} }}")).await;
-    assert_eq!(add, [Change::ElementAdded(subject(mark), None)]);
+    assert_eq!(add, [Change::ElementAdded(target(mark), None)]);
     let delete = told(monitor, &format!("delete element inet portsentry blocked {{ {mark} }}")).await;
-    assert_eq!(delete, [Change::ElementRemoved(subject(mark))]);
+    assert_eq!(delete, [Change::ElementRemoved(target(mark))]);
 }
 
-fn subject(text: &str) -> BanTarget {
+fn target(text: &str) -> BanTarget {
     BanTarget::from_element(text.parse().unwrap())
 }

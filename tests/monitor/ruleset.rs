@@ -1,9 +1,9 @@
 //! The table, its chain, its rules and its sets.
 
-use portsentry::netlink::nft::monitor::Change::{ElementAdded, RulesetChanged, SetGone, TableGone};
+use portsentry::netlink::nft::monitor::Change::{ElementLoaded, RulesetChanged, SetGone, TableGone};
 use portsentry::netlink::nft::{Batch, Installed, RulesetSpec, Set, install, put_ban};
 
-use super::{assert_quiet, next, nft, subject, told, watched};
+use super::{assert_quiet, next, nft, target, told, watched};
 
 #[test]
 fn lost_table_is_reported_once() {
@@ -16,7 +16,7 @@ fn lost_table_is_reported_once() {
             // What the daemon does about it is its own.
             assert_eq!(install(socket, &RulesetSpec::default()).unwrap(), Installed::Created);
             let mut batch = Batch::new();
-            put_ban(&mut batch, subject("192.0.2.1"), portsentry::types::Expiry::Never);
+            put_ban(&mut batch, target("192.0.2.1"), portsentry::types::Expiry::Never);
             socket.transact(&mut batch).unwrap();
             assert_quiet(monitor).await;
         });
@@ -29,7 +29,7 @@ fn replaced_table_is_reported_gone_then_new() {
         let file = include_str!("../../nft/portsentry.nft");
         let commands = format!("flush ruleset\n{file}\nadd element inet portsentry blocked {{ 192.0.2.1 }}");
         let changes = told(monitor, &commands).await;
-        assert_eq!(changes, [TableGone, RulesetChanged, ElementAdded(subject("192.0.2.1"), None)]);
+        assert_eq!(changes, [TableGone, RulesetChanged, ElementLoaded(target("192.0.2.1"))]);
         assert_quiet(monitor).await;
     });
 }

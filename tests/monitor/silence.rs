@@ -8,7 +8,7 @@ use portsentry::netlink::nft::monitor::Change::{ElementAdded, TableGone, Unheard
 use portsentry::netlink::nft::monitor::Monitor;
 use portsentry::types::{BanTarget, Expiry};
 
-use super::{assert_quiet, next, nft, subject, told, watched};
+use super::{assert_quiet, next, nft, target, told, watched};
 use netns_lab::Namespace;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -36,7 +36,7 @@ fn silent_restore_reports_nothing() {
     hushed(async |monitor, one, other| {
         assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nobody came between");
         other.put_back(&bans(5_000..9_000)).unwrap();
-        let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(subject, ..)| subject).collect();
+        let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(target, ..)| target).collect();
         assert_eq!(one.missing(&all).unwrap(), []);
         assert_quiet(monitor).await;
     });
@@ -100,7 +100,7 @@ fn overlapping_pauses_last_until_both_end() {
         nft("add element inet portsentry blocked { 192.0.2.1 }");
         second.end(|| false);
         let add = told(monitor, "add element inet portsentry blocked { 192.0.2.2 }").await;
-        assert_eq!(add, [ElementAdded(subject("192.0.2.2"), None)]);
+        assert_eq!(add, [ElementAdded(target("192.0.2.2"), None)]);
     });
 }
 

@@ -8,7 +8,7 @@ use portsentry::report::{ReportStats, html};
 use portsentry::types::Protocol;
 use regex::Regex;
 
-use super::support::{DAY, State, ago, ban, now, source, subject};
+use super::support::{DAY, State, ago, ban, now, source, target};
 
 /// A page with every part in it.
 fn page(host: Option<&str>) -> String {
@@ -16,7 +16,7 @@ fn page(host: Option<&str>) -> String {
         let ports = vec![(Protocol::Tcp, 1000 + u16::try_from(number).unwrap()), (Protocol::Icmp, 8)];
         Banned { ports, ..ban(source(number << 8), ago(u64::from(number) * DAY / 2), DAY) }
     });
-    let again = (0..30).map(|number| ban(subject(&format!("2001:db8:{number:x}::1")), ago(3 * DAY), DAY));
+    let again = (0..30).map(|number| ban(target(&format!("2001:db8:{number:x}::1")), ago(3 * DAY), DAY));
     let bans: Vec<_> = many.chain(again.clone()).chain(again.map(|ban| Banned { since: ago(60), ..ban })).collect();
     html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(30 * DAY), now()).unwrap(), host)
 }

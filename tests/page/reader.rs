@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use portsentry::ledger::{DATABASE, Entry, Found, LedgerError, Reader};
 
-use super::support::{DAY, State, ago, ban, now, source, subject};
+use super::support::{DAY, State, ago, ban, now, source, target};
 
 fn active(directory: &Path) -> Result<Found<Entry>, LedgerError> {
     Reader::read(directory, |reader| reader.active(now()))
@@ -63,13 +63,13 @@ fn killed(bans: u32) -> State {
 
 #[test]
 fn resting_ledger_is_read_unchanged() {
-    let who = subject("2001:db8:1:2:3::4");
+    let who = target("2001:db8:1:2:3::4");
     let bans = [ban(who, ago(3 * DAY), DAY), ban(who, ago(60), DAY), ban(source(1), ago(30), DAY)];
     let state = State::with(&bans);
     let before = picture(&state.path());
     assert_eq!(before.len(), 1);
-    let subjects: Vec<_> = active(&state.path()).unwrap().items.iter().map(|entry| entry.ban.subject).collect();
-    assert_eq!(subjects, [who, source(1)]);
+    let targets: Vec<_> = active(&state.path()).unwrap().items.iter().map(|entry| entry.ban.target).collect();
+    assert_eq!(targets, [who, source(1)]);
     let history = Reader::read(&state.path(), |reader| reader.of(who)).unwrap().items;
     assert_eq!(history.iter().map(|entry| entry.strikes).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(kept(&state.path()).unwrap(), 3);

@@ -8,7 +8,7 @@ use portsentry::report::{Ends, Network, Offender, RecentBan, ReportStats, html, 
 use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
 
-use super::support::{DAY, NOW, State, ago, ban, now, source, subject};
+use super::support::{DAY, NOW, State, ago, ban, now, source, target};
 
 const MONTH: Duration = Duration::from_secs(30 * DAY);
 
@@ -20,7 +20,7 @@ fn stats(state: &State, since: Duration) -> ReportStats {
 fn scene() -> State {
     let state = State::new();
     let mut ledger = state.ledger();
-    let network = ["198.51.100.1", "198.51.100.200", "2001:db8:1:2::9", "2001:db8:1:3::9"].map(subject);
+    let network = ["198.51.100.1", "198.51.100.200", "2001:db8:1:2::9", "2001:db8:1:3::9"].map(target);
     let [often, lifted, v6, neighbour] = network;
     let udp = |ban: Banned| Banned { class: Some(Class::Udp), ports: vec![(Protocol::Udp, 161)], probes: 3, ..ban };
     ledger.record(&[ban(often, ago(100 * DAY), DAY)]).unwrap();
@@ -65,7 +65,7 @@ fn repeat_offender_is_reported_with_history() {
     let stats = stats(&scene(), MONTH);
     let days = |days| Duration::from_secs(days * DAY);
     let expected = Offender {
-        subject: subject("198.51.100.1"),
+        target: target("198.51.100.1"),
         strikes: 4,
         first: ago(100 * DAY),
         last: ago(8 * DAY),
@@ -80,13 +80,13 @@ fn repeat_offender_is_reported_with_history() {
 #[test]
 fn recent_and_operator_bans_are_apart() {
     let stats = stats(&scene(), MONTH);
-    let subjects = |bans: &[RecentBan]| bans.iter().map(|ban| ban.subject.to_string()).collect::<Vec<_>>();
+    let targets = |bans: &[RecentBan]| bans.iter().map(|ban| ban.target.to_string()).collect::<Vec<_>>();
     let newest = ["2001:db8:1:2::/64", "198.51.100.200", "198.51.100.1", "198.51.100.1", "198.51.100.1"];
-    assert_eq!(subjects(&stats.recent), newest, "newest first");
-    assert_eq!(subjects(&stats.by_hand), ["10.0.0.1", "2001:db8:1:3::/64"]);
+    assert_eq!(targets(&stats.recent), newest, "newest first");
+    assert_eq!(targets(&stats.by_hand), ["10.0.0.1", "2001:db8:1:3::/64"]);
     assert_eq!((stats.recent[0].in_force, stats.recent[1].in_force), (true, false));
     let busiest = &stats.top_sources.items[0];
-    assert_eq!((busiest.subject, busiest.bans, busiest.probes), (subject("198.51.100.1"), 3, 7 + 3 + 7));
+    assert_eq!((busiest.target, busiest.bans, busiest.probes), (target("198.51.100.1"), 3, 7 + 3 + 7));
     assert_eq!((stats.top_sources.items.len(), stats.top_sources.more), (3, 0));
     let page = html(&stats, None);
     for title in ["Recent bans", "By hand and imported", ">Sources<"] {

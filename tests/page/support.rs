@@ -25,7 +25,7 @@ pub(crate) fn ago(seconds: u64) -> SystemTime {
     now() - Duration::from_secs(seconds)
 }
 
-pub(crate) fn subject(text: &str) -> BanTarget {
+pub(crate) fn target(text: &str) -> BanTarget {
     BanTarget::of(text.parse().unwrap())
 }
 
@@ -35,14 +35,14 @@ pub(crate) fn source(number: u32) -> BanTarget {
 }
 
 /// A ban on evidence: a SYN scan of two ports, seven probes.
-pub(crate) fn ban(subject: BanTarget, since: SystemTime, seconds: u64) -> Banned {
+pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> Banned {
     Banned {
         class: Some(Class::Syn),
         grade: Some(Grade::Forgeable),
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         interface: Some("eth0".to_owned()),
-        ..Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
+        ..Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(seconds)), Backend::Nft)
     }
 }
 

@@ -7,7 +7,7 @@ use portsentry::enforce::route::{BlockError, Failure, Kind, RouteError, Routes};
 use portsentry::types::{BanTarget, Expiry};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::support::{at, for_ever, only_failure, open, own, seconds, subject};
+use crate::support::{at, for_ever, only_failure, open, own, seconds, target};
 use netns_lab::Lab;
 
 /// Runs `work` in the victim, on a thread that may not change routes.
@@ -24,12 +24,12 @@ fn without_capability<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> T 
 fn existing_ban_gets_new_end() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
-    let both = [subject("192.0.2.1"), subject("2001:db8:1::1")];
+    let both = [target("192.0.2.1"), target("2001:db8:1::1")];
     routes.block(&both.map(|one| (one, seconds(10))), at(0)).unwrap();
     routes.block(&[(both[0], seconds(10)), (both[1], Expiry::Never)], at(5)).unwrap();
     assert_eq!(own(&lab).len(), 2);
-    assert!(routes.due(at(14)).subjects.is_empty());
-    assert_eq!(routes.due(at(15)).subjects, [both[0]]);
+    assert!(routes.due(at(14)).targets.is_empty());
+    assert_eq!(routes.due(at(15)).targets, [both[0]]);
     assert_eq!((routes.next_due(), own(&lab).len()), (None, 1), "the other one has no end any more");
     // Twice in one request is once.
     routes.block(&[(both[0], seconds(10)), (both[0], seconds(20))], at(20)).unwrap();
@@ -40,11 +40,11 @@ fn existing_ban_gets_new_end() {
 fn prefix_bans_stay_within_bound() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = lab.inside("victim", || Routes::open(Kind::Blackhole, 2)).unwrap();
-    routes.block(&[(subject("192.0.2.1"), seconds(9)), (subject("192.0.2.2"), seconds(99))], at(0)).unwrap();
+    routes.block(&[(target("192.0.2.1"), seconds(9)), (target("192.0.2.2"), seconds(99))], at(0)).unwrap();
     assert_eq!(only_failure(routes.block(&for_ever(&["192.0.2.3"]), at(1))), Failure::Full { size: 2 });
     assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 192.0.2.2"]);
-    routes.block(&[(subject("192.0.2.2"), seconds(99))], at(2)).unwrap();
-    assert_eq!(routes.due(at(9)).subjects, [subject("192.0.2.1")]);
+    routes.block(&[(target("192.0.2.2"), seconds(99))], at(2)).unwrap();
+    assert_eq!(routes.due(at(9)).targets, [target("192.0.2.1")]);
     routes.block(&for_ever(&["192.0.2.3"]), at(9)).unwrap();
     assert_eq!(own(&lab), ["blackhole 192.0.2.2", "blackhole 192.0.2.3"]);
 }
@@ -65,8 +65,8 @@ fn ten_thousand_route_bans_end_in_rounds() {
     let mut over = HashSet::new();
     while routes.next_due().is_some_and(|due| due <= at(60)) {
         let lifted = routes.due(at(60));
-        assert!(lifted.trouble.is_none() && (1..=1_000).contains(&lifted.subjects.len()));
-        over.extend(lifted.subjects);
+        assert!(lifted.trouble.is_none() && (1..=1_000).contains(&lifted.targets.len()));
+        over.extend(lifted.targets);
     }
     assert_eq!(over, all[4_000..].iter().copied().collect());
     assert!(own(&lab).is_empty());
@@ -84,18 +84,18 @@ fn leftovers_of_crash_are_reconciled() {
     assert_eq!(own(&lab).len(), 7);
 
     let mut routes = open(&lab, Kind::Prohibit);
-    let expected = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "203.0.113.9", "2001:db8:1::", "2001:db8:2::"].map(subject);
+    let expected = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "203.0.113.9", "2001:db8:1::", "2001:db8:2::"].map(target);
     assert_eq!(routes.leftovers().unwrap(), expected);
     let mut kept = for_ever(&["192.0.2.1", "192.0.2.3", "2001:db8:2::"]);
     kept[0].1 = seconds(30);
     routes.block(&kept, at(0)).unwrap();
     let mut swept = routes.sweep(at(0));
-    swept.subjects.sort();
+    swept.targets.sort();
     assert!(swept.trouble.is_none());
-    assert_eq!(swept.subjects, ["192.0.2.2", "203.0.113.9", "2001:db8:1::"].map(subject));
+    assert_eq!(swept.targets, ["192.0.2.2", "203.0.113.9", "2001:db8:1::"].map(target));
     let prohibit = "prohibit 2001:db8:2::/64 dev lo metric 1 pref medium";
     assert_eq!(own(&lab), ["prohibit 192.0.2.1", "prohibit 192.0.2.3", prohibit]);
-    assert_eq!(routes.due(at(30)).subjects, [subject("192.0.2.1")]);
+    assert_eq!(routes.due(at(30)).targets, [target("192.0.2.1")]);
     assert!(lab.run("victim", "ip", &["route"]).contains("blackhole 192.0.2.200"), "his own stays");
 }
 
@@ -113,7 +113,7 @@ fn routes_lost_with_link_are_restored() {
     let lab = Lab::new(&["attacker"]);
     let gateway = "10.77.1.200".parse().unwrap();
     let mut routes = open(&lab, Kind::Via(gateway));
-    let (v4, v6) = (subject("198.51.100.7"), subject("2001:db8:1::"));
+    let (v4, v6) = (target("198.51.100.7"), target("2001:db8:1::"));
     let bans = [(v4, seconds(60)), (v6, seconds(60))];
     routes.block(&bans, at(0)).unwrap();
     assert!(routes.missing(&[v4, v6]).unwrap().is_empty());
@@ -133,7 +133,7 @@ fn routes_lost_with_link_are_restored() {
     lab.victim_ip("link set lo up");
     routes.block(&bans, at(3)).unwrap();
     assert!(routes.missing(&[v4, v6]).unwrap().is_empty());
-    assert_eq!(routes.due(at(63)).subjects, [v4, v6]);
+    assert_eq!(routes.due(at(63)).targets, [v4, v6]);
     assert!(own(&lab).is_empty());
 }
 
@@ -141,7 +141,7 @@ fn routes_lost_with_link_are_restored() {
 fn failed_removal_is_retried() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
-    let (first, second, third) = (subject("192.0.2.1"), subject("192.0.2.2"), subject("192.0.2.3"));
+    let (first, second, third) = (target("192.0.2.1"), target("192.0.2.2"), target("192.0.2.3"));
     open(&lab, Kind::Blackhole).block(&[(third, Expiry::Never)], at(0)).unwrap();
     assert_eq!(routes.leftovers().unwrap(), [third]);
     routes.block(&[(first, seconds(10)), (second, Expiry::Never)], at(0)).unwrap();
@@ -152,7 +152,7 @@ fn failed_removal_is_retried() {
         assert!(routes.lift(&[second]).is_err());
         assert!(routes.sweep(at(10)).trouble.is_some());
         let over = routes.due(at(10));
-        assert!(over.subjects.is_empty() && over.trouble.is_some(), "{over:?}");
+        assert!(over.targets.is_empty() && over.trouble.is_some(), "{over:?}");
         assert_eq!(routes.next_due(), Some(at(15)), "not at once again");
     });
     assert_eq!(own(&lab).len(), 3);
@@ -162,7 +162,7 @@ fn failed_removal_is_retried() {
     while routes.next_due().is_some_and(|due| due <= at(15)) {
         let over = routes.due(at(15));
         assert!(over.trouble.is_none(), "{over:?}");
-        lifted.extend(over.subjects);
+        lifted.extend(over.targets);
     }
     lifted.sort();
     assert_eq!(lifted, [first, third], "that the second one was lifted is no news");

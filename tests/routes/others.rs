@@ -3,7 +3,7 @@
 use portsentry::enforce::route::{Failure, Kind, Routes};
 use portsentry::types::Expiry;
 
-use crate::support::{at, for_ever, only_failure, open, own, shown, subject};
+use crate::support::{at, for_ever, only_failure, open, own, shown, target};
 use netns_lab::Lab;
 
 #[test]
@@ -28,13 +28,13 @@ fn administrators_route_refuses_route_ban() {
             let address = prefix.split('/').next().unwrap();
             let blocked = back_end.block(&for_ever(&[address, "203.0.113.9"]), at(0));
             assert_eq!(only_failure(blocked), Failure::Taken(*protocol), "{kind}: {prefix}");
-            assert!(back_end.due(at(0)).subjects.is_empty(), "nobody has been blocked, so nobody is lifted");
-            back_end.lift(&[subject(address)]).unwrap();
+            assert!(back_end.due(at(0)).targets.is_empty(), "nobody has been blocked, so nobody is lifted");
+            back_end.lift(&[target(address)]).unwrap();
             assert_eq!(shown(&lab, prefix), before, "{kind}");
             lab.victim_ip(&words.replace("route add", "route del"));
         }
         assert_eq!(own(&lab).len(), 1, "the other one was blocked all the same");
-        back_end.lift(&[subject("203.0.113.9")]).unwrap();
+        back_end.lift(&[target("203.0.113.9")]).unwrap();
     }
 }
 
@@ -56,10 +56,10 @@ fn lifting_finds_only_own_route() {
     let mut routes = open(&lab, Kind::Blackhole);
     routes.block(&for_ever(&["198.51.100.7", "2001:db8:0:1::7"]), at(0)).unwrap();
     assert_eq!(own(&lab).len(), 2);
-    routes.lift(&[subject("198.51.100.7"), subject("2001:db8:0:1::7")]).unwrap();
+    routes.lift(&[target("198.51.100.7"), target("2001:db8:0:1::7")]).unwrap();
     assert!(own(&lab).is_empty());
     // A second time there is nothing left but theirs.
-    routes.lift(&[subject("198.51.100.7"), subject("2001:db8:0:1::7")]).unwrap();
+    routes.lift(&[target("198.51.100.7"), target("2001:db8:0:1::7")]).unwrap();
     let after: Vec<String> = others.iter().map(|(prefix, _)| shown(&lab, prefix)).collect();
     assert_eq!(before, after);
 }
@@ -68,7 +68,7 @@ fn lifting_finds_only_own_route() {
 fn administrators_route_replaces_ban_and_stays() {
     let lab = Lab::new(&["attacker"]);
     let mut routes = open(&lab, Kind::Blackhole);
-    let hers = subject("198.51.100.7");
+    let hers = target("198.51.100.7");
     routes.block(&[(hers, Expiry::Never)], at(0)).unwrap();
     assert!(routes.missing(&[hers]).unwrap().is_empty());
     lab.victim_ip(&format!("route replace 198.51.100.7 via {}", lab.v4("attacker")));
@@ -76,7 +76,7 @@ fn administrators_route_replaces_ban_and_stays() {
     assert_eq!(routes.missing(&[hers]).unwrap(), [hers]);
     assert_eq!(only_failure(routes.block(&[(hers, Expiry::Never)], at(1))), Failure::Taken(Some(3)));
     assert!(routes.blocked().next().is_none());
-    assert!(routes.due(at(1)).subjects.is_empty());
+    assert!(routes.due(at(1)).targets.is_empty());
     assert_eq!((shown(&lab, "198.51.100.7/32"), routes.next_due()), (his, None));
 }
 
@@ -116,11 +116,11 @@ fn protected_target_is_lifted_after_crash() {
     routes.block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1:1::1", "2001:db8:1:2::1"]), at(0)).unwrap();
     let lifted = routes.protect(&["192.0.2.2/32", "2001:db8:1:1::53/128"].map(|text| text.parse().unwrap()));
     assert!(lifted.trouble.is_none());
-    assert_eq!(lifted.subjects, [subject("192.0.2.2"), subject("2001:db8:1:1::")]);
+    assert_eq!(lifted.targets, [target("192.0.2.2"), target("2001:db8:1:1::")]);
     assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 2001:db8:1:2::/64 dev lo metric 1 pref medium"]);
 
     let mut later = open(&lab, Kind::Blackhole);
     assert_eq!(later.leftovers().unwrap().len(), 2);
-    assert_eq!(later.protect(&["192.0.2.0/24".parse().unwrap()]).subjects, [subject("192.0.2.1")]);
+    assert_eq!(later.protect(&["192.0.2.0/24".parse().unwrap()]).targets, [target("192.0.2.1")]);
     assert_eq!(own(&lab), ["blackhole 2001:db8:1:2::/64 dev lo metric 1 pref medium"]);
 }

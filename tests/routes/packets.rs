@@ -8,7 +8,7 @@ use portsentry::enforce::route::{Kind, Routes};
 use portsentry::types::{BanTarget, Expiry};
 use rustix::io::Errno;
 
-use crate::support::{at, for_ever, open, own, seconds, subject};
+use crate::support::{at, for_ever, open, own, seconds, target};
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT};
 
@@ -21,7 +21,7 @@ fn from_afar(lab: &Lab) -> (IpAddr, IpAddr) {
     lab.run("attacker", "ip", &["addr", "add", "2001:db8:66:1::2/64", "dev", "uplink", "nodad"]);
     lab.victim_ip(&format!("route add 2001:db8:66::/48 via {}", lab.v6("attacker")));
     lab.victim_ip("addr add 2001:db8:99::1/128 dev lo");
-    (subject("2001:db8:66:1::2").element(), "2001:db8:99::1".parse().unwrap())
+    (target("2001:db8:66:1::2").element(), "2001:db8:99::1".parse().unwrap())
 }
 
 /// What the victim is told when it wants to send to `target`.
@@ -42,7 +42,7 @@ fn blocked_attacker_connects_only_after_expiry() {
 
     for kind in [Kind::Blackhole, Kind::Unreachable, Kind::Prohibit, Kind::Via("10.77.1.200".parse().unwrap())] {
         let mut routes = open(&lab, kind);
-        let bans = [BanTarget::of(lab.v4("attacker").into()), BanTarget::of(far)].map(|subject| (subject, seconds(60)));
+        let bans = [BanTarget::of(lab.v4("attacker").into()), BanTarget::of(far)].map(|target| (target, seconds(60)));
         routes.block(&bans, at(0)).unwrap();
         for target in targets {
             assert!(!lab.is_served("attacker", target, PORT, SHORTLY), "{kind}: {target} answers a blocked source");
@@ -50,10 +50,10 @@ fn blocked_attacker_connects_only_after_expiry() {
         assert!(lab.is_served("third", lab.victim_v4("third").into(), PORT, TIMEOUT), "{kind}: the others");
 
         assert_eq!(routes.next_due(), Some(at(60)));
-        assert!(routes.due(at(59)).subjects.is_empty());
+        assert!(routes.due(at(59)).targets.is_empty());
         let mut over = routes.due(at(60));
-        over.subjects.sort();
-        assert_eq!((over.subjects, routes.next_due()), (bans.map(|(subject, _)| subject).to_vec(), None));
+        over.targets.sort();
+        assert_eq!((over.targets, routes.next_due()), (bans.map(|(target, _)| target).to_vec(), None));
         for target in targets {
             assert!(lab.is_served("attacker", target, PORT, TIMEOUT), "{kind}: {target} after the ban");
         }
@@ -83,7 +83,7 @@ fn route_kinds_show_expected_errors() {
         for free in ["198.51.100.6", "198.51.100.8", "2001:db8:5:5::7", "2001:db8:5:7::7"] {
             assert_eq!(refusal(&lab, free.parse().unwrap()), None, "{name} {free}");
         }
-        routes.lift(&[subject(v4), subject(v6)]).unwrap();
+        routes.lift(&[target(v4), target(v6)]).unwrap();
         assert!(own(&lab).is_empty());
         assert_eq!(refusal(&lab, v4.parse().unwrap()), None);
     }
@@ -96,7 +96,7 @@ fn dead_gateway_serves_own_family_only() {
     routes.block(&for_ever(&["198.51.100.7", "2001:db8:5:6::7"]), at(0)).unwrap();
     let blackhole = "blackhole 2001:db8:5:6::/64 dev lo metric 1 pref medium";
     assert_eq!(own(&lab), ["198.51.100.7 via 10.77.1.200 dev attacker", blackhole]);
-    assert!(routes.missing(&[subject("198.51.100.7"), subject("2001:db8:5:6::")]).unwrap().is_empty());
+    assert!(routes.missing(&[target("198.51.100.7"), target("2001:db8:5:6::")]).unwrap().is_empty());
 
     let mut routes = open(&lab, Kind::Via("fd77:0:0:1::200".parse().unwrap()));
     routes.block(&for_ever(&["198.51.100.8", "2001:db8:5:7::7"]), at(0)).unwrap();

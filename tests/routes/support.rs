@@ -34,12 +34,12 @@ pub(crate) fn shown(lab: &Lab, prefix: &str) -> String {
     lab.run("victim", "ip", &[family, "route", "show", "exact", prefix]).trim().to_owned()
 }
 
-pub(crate) fn subject(text: &str) -> BanTarget {
+pub(crate) fn target(text: &str) -> BanTarget {
     BanTarget::of(text.parse::<IpAddr>().unwrap())
 }
 
-pub(crate) fn for_ever(subjects: &[&str]) -> Vec<(BanTarget, Expiry)> {
-    subjects.iter().map(|text| (subject(text), Expiry::Never)).collect()
+pub(crate) fn for_ever(targets: &[&str]) -> Vec<(BanTarget, Expiry)> {
+    targets.iter().map(|text| (target(text), Expiry::Never)).collect()
 }
 
 pub(crate) fn at(seconds: u64) -> Timestamp {

@@ -7,23 +7,23 @@ use std::time::Duration;
 use portsentry::enforce::nft::{BlockError, Failure, RulesetSpec};
 use portsentry::types::{BanTarget, Expiry};
 
-use super::{installed, installed_with, nearly, nft, seconds, subject};
+use super::{installed, installed_with, nearly, nft, seconds, target};
 
 #[test]
 fn ban_has_requested_timeout() {
     installed(|sets| {
         let bans = [
-            (subject("192.0.2.7"), seconds(86_400)),
-            (subject("2001:db8:1:2:3:4:5:6"), seconds(3_600)),
-            (subject("fe80::17"), seconds(60)),
-            (subject("192.0.2.8"), Expiry::Never),
+            (target("192.0.2.7"), seconds(86_400)),
+            (target("2001:db8:1:2:3:4:5:6"), seconds(3_600)),
+            (target("fe80::17"), seconds(60)),
+            (target("192.0.2.8"), Expiry::Never),
         ];
         sets.block(&bans).unwrap();
         assert!(nearly(sets.holds(bans[0].0).unwrap(), 86_400));
         assert!(nearly(sets.holds(bans[1].0).unwrap(), 3_600));
         assert!(nearly(sets.holds(bans[2].0).unwrap(), 60));
         assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
-        assert_eq!(sets.holds(subject("192.0.2.9")).unwrap(), None);
+        assert_eq!(sets.holds(target("192.0.2.9")).unwrap(), None);
         let blocked = nft("list set inet portsentry blocked");
         assert!(blocked.contains("192.0.2.7 timeout 1d expires") && blocked.contains("192.0.2.8"), "{blocked}");
         let blocked6 = nft("list set inet portsentry blocked6");
@@ -37,7 +37,7 @@ fn ban_has_requested_timeout() {
 #[test]
 fn blocking_again_sets_new_expiry() {
     installed(|sets| {
-        let who = subject("192.0.2.7");
+        let who = target("192.0.2.7");
         for expiry in [60, 3_600, 120, 120] {
             sets.block(&[(who, seconds(expiry))]).unwrap();
             assert!(nearly(sets.holds(who).unwrap(), expiry), "{expiry}");
@@ -52,7 +52,7 @@ fn blocking_again_sets_new_expiry() {
 #[test]
 fn expired_ban_can_return() {
     installed(|sets| {
-        let who = subject("192.0.2.7");
+        let who = target("192.0.2.7");
         sets.block(&[(who, seconds(1))]).unwrap();
         let start = std::time::Instant::now();
         while sets.holds(who).unwrap().is_some() {
@@ -69,7 +69,7 @@ fn expired_ban_can_return() {
 #[test]
 fn repeated_target_in_call_gets_last_expiry() {
     installed(|sets| {
-        let who = subject("192.0.2.7");
+        let who = target("192.0.2.7");
         sets.block(&[(who, seconds(60)), (who, seconds(3_600))]).unwrap();
         assert!(nearly(sets.holds(who).unwrap(), 3_600));
     });
@@ -78,16 +78,16 @@ fn repeated_target_in_call_gets_last_expiry() {
 #[test]
 fn full_set_names_refused_bans() {
     installed_with(RulesetSpec { size: 4, ..RulesetSpec::default() }, |sets| {
-        let bans: Vec<_> = (1..=6).map(|n| (subject(&format!("192.0.2.{n}")), seconds(60))).collect();
+        let bans: Vec<_> = (1..=6).map(|n| (target(&format!("192.0.2.{n}")), seconds(60))).collect();
         let Err(BlockError::Failed { asked: 6, failed }) = sets.block(&bans) else { panic!() };
         assert_eq!(failed.len(), 2);
         for failure in &failed {
             assert!(matches!(failure.reason, Failure::Full { set: "blocked", size: 4 }), "{failure:?}");
-            assert_eq!(sets.holds(failure.subject).unwrap(), None);
+            assert_eq!(sets.holds(failure.target).unwrap(), None);
         }
         let alone = sets.block(&bans[5..]).unwrap_err().to_string();
         assert!(alone.contains("set inet portsentry blocked is full (4)"), "{alone}");
-        sets.block(&[(bans[0].0, seconds(3_600)), (subject("2001:db8::1"), seconds(60))]).unwrap();
+        sets.block(&[(bans[0].0, seconds(3_600)), (target("2001:db8::1"), seconds(60))]).unwrap();
         assert!(nearly(sets.holds(bans[0].0).unwrap(), 3_600));
         assert_eq!(sets.elements().unwrap().len(), 5);
     });
@@ -96,7 +96,7 @@ fn full_set_names_refused_bans() {
 #[test]
 fn lifting_frees_banned_and_skips_others() {
     installed(|sets| {
-        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(subject);
+        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(target);
         sets.lift(&all).unwrap();
         sets.block(&[(all[0], seconds(60)), (all[2], seconds(60)), (all[3], Expiry::Never)]).unwrap();
         sets.lift(&all).unwrap();
@@ -132,8 +132,8 @@ fn elements_that_an_administrator_added_are_seen() {
         nft("add element inet portsentry blocked { 192.0.2.1 timeout 2h comment \"by hand\" }");
         nft("add element inet portsentry blocked6 { 2001:db8:: }");
         let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();
-        assert!(nearly(found.get(&subject("192.0.2.1")).copied(), 7_200));
-        assert_eq!(found.get(&subject("2001:db8::")), Some(&None));
+        assert!(nearly(found.get(&target("192.0.2.1")).copied(), 7_200));
+        assert_eq!(found.get(&target("2001:db8::")), Some(&None));
         assert_eq!(found.len(), 2);
     });
 }
@@ -143,10 +143,10 @@ fn restored_ban_shows_full_and_remaining_time() {
     installed(|sets| {
         let (day, hour) = (Some(Duration::from_secs(86_400)), Duration::from_secs(3_600));
         let bans = [
-            (subject("192.0.2.7"), day, Expiry::After(hour)),
-            (subject("2001:db8::"), day, Expiry::After(hour)),
-            (subject("192.0.2.8"), None, Expiry::After(hour)),
-            (subject("192.0.2.9"), day, Expiry::Never),
+            (target("192.0.2.7"), day, Expiry::After(hour)),
+            (target("2001:db8::"), day, Expiry::After(hour)),
+            (target("192.0.2.8"), None, Expiry::After(hour)),
+            (target("192.0.2.9"), day, Expiry::Never),
         ];
         // Whether it is missing, shorter, longer, or there for ever.
         for before in [None, Some(seconds(60)), Some(seconds(172_800)), Some(Expiry::Never)] {
@@ -168,7 +168,7 @@ fn restored_ban_shows_full_and_remaining_time() {
 #[test]
 fn restored_ban_expires_on_time() {
     installed(|sets| {
-        let who = subject("192.0.2.7");
+        let who = target("192.0.2.7");
         sets.restore(&[(who, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
         assert!(sets.holds(who).unwrap().is_some());
         let start = std::time::Instant::now();
@@ -182,7 +182,7 @@ fn restored_ban_expires_on_time() {
 #[test]
 fn missing_targets_are_named_alone() {
     installed(|sets| {
-        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(subject);
+        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(target);
         assert_eq!(sets.missing(&all).unwrap(), all);
         sets.block(&[(all[0], seconds(60)), (all[2], Expiry::Never), (all[4], seconds(60))]).unwrap();
         assert_eq!(sets.missing(&all).unwrap(), [all[1], all[3]]);

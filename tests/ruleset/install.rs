@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 
 use netns_lab::Namespace;
 
-use super::{FILE, installed, listing, load, nearly, nft, seconds, subject};
+use super::{FILE, installed, listing, load, nearly, nft, seconds, target};
 
 #[test]
 fn created_table_equals_file() {
@@ -38,11 +38,11 @@ fn elements_print_the_same_in_both() {
 #[test]
 fn own_table_is_adopted_with_bans() {
     installed(|first| {
-        first.block(&[(subject("192.0.2.1"), seconds(60))]).unwrap();
+        first.block(&[(target("192.0.2.1"), seconds(60))]).unwrap();
         let mut second = Nft::open().unwrap();
         let adopted = Installed::Adopted { blocked: 131_072, blocked6: 131_072 };
         assert_eq!(second.install(&RulesetSpec::default()).unwrap(), adopted);
-        assert!(nearly(second.holds(subject("192.0.2.1")).unwrap(), 60));
+        assert!(nearly(second.holds(target("192.0.2.1")).unwrap(), 60));
     });
 }
 
@@ -58,7 +58,7 @@ fn table_loaded_from_file_is_adopted() {
 #[test]
 fn used_table_is_adopted() {
     installed(|sets| {
-        sets.block(&[(subject("127.0.0.1"), seconds(60))]).unwrap();
+        sets.block(&[(target("127.0.0.1"), seconds(60))]).unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
         assert!(nft("list ruleset").contains("counter packets 1 bytes 29"));
@@ -77,7 +77,7 @@ fn altered_table_is_repaired_at_start() {
     ];
     for (change, part) in repairable {
         installed(|sets| {
-            let who = subject("192.0.2.7");
+            let who = target("192.0.2.7");
             sets.block(&[(who, seconds(60))]).unwrap();
             nft(change);
             let done = sets.install(&RulesetSpec::default()).unwrap();
@@ -190,7 +190,7 @@ fn concurrent_installs_leave_one_table() {
 fn deleted_table_is_reported_and_reinstalled() {
     installed(|sets| {
         nft("delete table inet portsentry");
-        let who = subject("192.0.2.7");
+        let who = target("192.0.2.7");
         assert!(matches!(sets.block(&[(who, seconds(60))]), Err(BlockError::Gone)));
         assert!(matches!(sets.block(&[(who, seconds(60)); 3]), Err(BlockError::Gone)));
         assert!(matches!(sets.lift(&[who]), Err(BlockError::Gone)));

@@ -7,7 +7,7 @@ use portsentry::types::Expiry;
 
 use netns_lab::Namespace;
 
-use super::{installed, nearly, nft, run, seconds, subject};
+use super::{installed, nearly, nft, run, seconds, target};
 
 /// Runs `test` with a table each of its own, for each way that this kernel takes.
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
@@ -38,8 +38,8 @@ fn feature_probe_leaves_nothing_behind() {
 #[test]
 fn last_expiry_of_ban_wins() {
     each(|sets| {
-        let (new, there) = (subject("192.0.2.7"), subject("192.0.2.8"));
-        let (wide, gone) = (subject("2001:db8:1:2::5"), subject("192.0.2.9"));
+        let (new, there) = (target("192.0.2.7"), target("192.0.2.8"));
+        let (wide, gone) = (target("2001:db8:1:2::5"), target("192.0.2.9"));
         sets.block(&[(there, seconds(60)), (wide, seconds(86_400))]).unwrap();
         sets.block(&[(gone, seconds(1))]).unwrap();
         let start = Instant::now();
@@ -70,7 +70,7 @@ fn last_expiry_of_ban_wins() {
 #[test]
 fn lifted_source_may_be_banned_again() {
     each(|sets| {
-        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(subject);
+        let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(target);
         sets.lift(&all).unwrap();
         sets.block(&[(all[0], seconds(60)), (all[3], Expiry::Never)]).unwrap();
         sets.lift(&all).unwrap();
@@ -88,7 +88,7 @@ fn lost_table_is_reported() {
                 sets.treat_as(KernelFeatures::oldest());
             }
             run("nft", &["delete", "table", "inet", "portsentry"]);
-            let who = subject("192.0.2.1");
+            let who = target("192.0.2.1");
             for failed in [sets.lift(&[who]), sets.block(&[(who, seconds(60))])] {
                 assert!(matches!(failed, Err(portsentry::enforce::nft::BlockError::Gone)), "{failed:?}");
             }

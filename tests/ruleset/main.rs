@@ -66,7 +66,7 @@ fn installed_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft) + Send) {
     });
 }
 
-fn subject(text: &str) -> BanTarget {
+fn target(text: &str) -> BanTarget {
     BanTarget::of(text.parse().unwrap())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use portsentry::enforce::nft::{BlockError, Failure, Installed, Nft, RulesetSpec};
 use portsentry::types::{BanTarget, Expiry};
 
-use super::{installed, installed_with, nearly, nft, seconds, subject};
+use super::{installed, installed_with, nearly, nft, seconds, target};
 
 const WIDE: RulesetSpec = RulesetSpec {
     size: 131_072,
@@ -25,14 +25,14 @@ fn network(text: &str) -> BanTarget {
 
 /// What the kernel blocks, sorted.
 fn held(sets: &mut Nft) -> Vec<String> {
-    let mut all: Vec<String> = sets.elements().unwrap().iter().map(|(subject, _)| subject.to_string()).collect();
+    let mut all: Vec<String> = sets.elements().unwrap().iter().map(|(target, _)| target.to_string()).collect();
     all.sort();
     all
 }
 
 fn why(result: Result<(), BlockError>) -> String {
     let Err(BlockError::Failed { failed, .. }) = result else { unreachable!("{result:?}") };
-    failed.iter().map(|one| format!("{}: {}", one.subject, one.reason)).collect()
+    failed.iter().map(|one| format!("{}: {}", one.target, one.reason)).collect()
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn networks_and_sources_read_back_together() {
     installed_with(WIDE, |sets| {
         let all = ["198.51.100.0/24", "10.0.0.0/8", "255.255.255.128/25", "2001:db8:1:ff00::/56", "2001:db8:2::/48"];
         let mut bans: Vec<_> = all.iter().map(|text| (network(text), seconds(60))).collect();
-        bans.push((subject("192.0.2.7"), seconds(60)));
+        bans.push((target("192.0.2.7"), seconds(60)));
         sets.block(&bans).unwrap();
         let mut wanted: Vec<&str> = all.iter().copied().chain(["192.0.2.7"]).collect();
         wanted.sort_unstable();
@@ -110,7 +110,7 @@ fn refused_network_stops_no_other_ban() {
     installed_with(WIDE, |sets| {
         sets.block(&[(network("10.1.0.0/16"), seconds(60))]).unwrap();
         let bans = ["10.1.1.0/24", "10.2.0.0/24"].map(|text| (network(text), seconds(600)));
-        let bans = [&bans[..], &[(subject("192.0.2.7"), seconds(60))]].concat();
+        let bans = [&bans[..], &[(target("192.0.2.7"), seconds(60))]].concat();
         let Err(BlockError::Failed { asked: 3, failed }) = sets.block(&bans) else { panic!() };
         assert!(
             matches!(&failed[..], [one] if matches!(one.reason, Failure::Inside { around } if around == network("10.1.0.0/16")))
@@ -153,7 +153,7 @@ fn network_set_reports_its_end() {
             .map(|n| {
                 (BanTarget::exactly(ipnet::Ipv4Net::new((n << 9).into(), 24).unwrap().into()).unwrap(), seconds(600))
             })
-            .filter(|(subject, _)| subject.to_string() != "0.0.0.0/24")
+            .filter(|(target, _)| target.to_string() != "0.0.0.0/24")
             .collect();
         let text = why(sets.block(&bans));
         assert!(text.contains("set inet portsentry blocked_nets is full (8192)"), "{}", &text[..200]);
@@ -165,7 +165,7 @@ fn network_set_reports_its_end() {
 #[test]
 fn network_sets_appear_when_needed() {
     installed(|sets| {
-        sets.block(&[(subject("192.0.2.7"), seconds(60))]).unwrap();
+        sets.block(&[(target("192.0.2.7"), seconds(60))]).unwrap();
         assert!(matches!(sets.block(&[(network("10.1.0.0/16"), seconds(60))]), Err(BlockError::Gone)));
         sets.repair(&WIDE).unwrap();
         sets.block(&[(network("10.1.0.0/16"), seconds(60))]).unwrap();

@@ -8,7 +8,7 @@ use portsentry::types::BanTarget;
 
 use netns_lab::Namespace;
 
-use super::{run, seconds, subject};
+use super::{run, seconds, target};
 
 /// Two namespaces joined by a cable: the host, with the table installed, and a stranger.
 fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
@@ -63,7 +63,7 @@ fn blocked_source_is_dropped_allowed_passes() {
     cabled(|sets, stranger| {
         let ways = [("192.0.2.2", "192.0.2.1"), ("2001:db8:0:2::2", "2001:db8:0:1::1"), ("fe80::b", "fe80::a")];
         for (from, to) in ways {
-            let who = subject(from);
+            let who = target(from);
             assert!(arrives(stranger, from, to), "{from} before");
             sets.block(&[(who, seconds(60))]).unwrap();
             assert!(!arrives(stranger, from, to), "{from} blocked");
@@ -88,7 +88,7 @@ fn blocked_network_is_dropped_until_lifted() {
             assert!(arrives(stranger, from, to), "{network} before");
             sets.block(&[(who, seconds(60))]).unwrap();
             assert!(!arrives(stranger, from, to), "{network} blocked");
-            sets.protect(&[format!("{from}/{}", subject(from).prefix_len()).parse().unwrap()]).unwrap();
+            sets.protect(&[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()]).unwrap();
             assert!(arrives(stranger, from, to), "{from} allowed");
             sets.protect(&[]).unwrap();
             sets.lift(&[who]).unwrap();
@@ -103,7 +103,7 @@ fn blocked_network_is_dropped_until_lifted() {
 #[test]
 fn link_local_neighbour_is_banned_alone() {
     cabled(|sets, stranger| {
-        sets.block(&[(subject("fe80::c"), seconds(60))]).unwrap();
+        sets.block(&[(target("fe80::c"), seconds(60))]).unwrap();
         assert!(arrives(stranger, "fe80::b", "fe80::a"));
     });
 }

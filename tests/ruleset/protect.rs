@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use portsentry::enforce::nft::Nft;
 
-use super::{installed, listing, nft, seconds, subject};
+use super::{installed, listing, nft, seconds, target};
 
 #[test]
 fn protecting_replaces_and_merges_prefixes() {
@@ -62,7 +62,7 @@ const SENT: u32 = 20_000;
 fn dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet::IpNet])) -> u32 {
     let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
     sets.protect(&[own]).unwrap();
-    sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();
+    sets.block(&[(target("127.0.0.1"), seconds(600))]).unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (sent, done) = (AtomicU32::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portsentry::enforce::nft::{Action, Nft, RulesetSpec};
 use portsentry::types::BanTarget;
 
-use crate::{installed_with, nft, seconds, subject};
+use crate::{installed_with, nft, seconds, target};
 use netns_lab::{Lab, TIMEOUT, raw, slowness, within};
 
 /// A victim that rejects the packets of `stranger`, over IPv4 and IPv6.
@@ -128,7 +128,7 @@ fn non_unicast_is_never_answered() {
 fn logged_packets_stay_within_rate() {
     let spec = RulesetSpec { log_drops: Some("1/day".parse().unwrap()), ..RulesetSpec::default() };
     installed_with(spec, |sets| {
-        sets.block(&[(subject("127.0.0.1"), seconds(600))]).unwrap();
+        sets.block(&[(target("127.0.0.1"), seconds(600))]).unwrap();
         // The kernel's log is not to be seen from a namespace; a trace tells which rules a packet has passed.
         nft("table inet trace { chain every { type filter hook prerouting priority -400; meta nftrace set 1; }; }");
         let mut monitor = Command::new("nft").args(["monitor", "trace"]).stdout(Stdio::piped()).spawn().unwrap();

@@ -6,7 +6,7 @@ use portsentry::enforce::nft::{Action, Nft, Repaired, RulesetError, RulesetSpec,
 use portsentry::netlink::nft::Set;
 use portsentry::types::{Expiry, Rate};
 
-use super::{installed, installed_with, listing, nearly, nft, run, seconds, subject};
+use super::{installed, installed_with, listing, nearly, nft, run, seconds, target};
 
 fn mended(difference: &str, emptied: &[Set]) -> Repaired {
     Repaired::Repaired { difference: difference.to_owned(), emptied: emptied.to_vec() }
@@ -17,7 +17,7 @@ fn mended(difference: &str, emptied: &[Set]) -> Repaired {
 fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
     let mut done = None;
     installed_with(spec, |sets| {
-        let bans = [(subject("192.0.2.1"), seconds(600)), (subject("2001:db8::"), seconds(600))];
+        let bans = [(target("192.0.2.1"), seconds(600)), (target("2001:db8::"), seconds(600))];
         sets.block(&bans).unwrap();
         sets.protect(&["10.0.0.0/8".parse().unwrap(), "2001:db8:7::/48".parse().unwrap()]).unwrap();
         // Without the times, which run on.
@@ -154,14 +154,14 @@ fn rules_of_other_variant_are_replaced() {
 #[test]
 fn lost_sets_are_recreated_and_named() {
     installed(|sets| {
-        sets.block(&[(subject("192.0.2.1"), seconds(600)), (subject("2001:db8::"), seconds(600))]).unwrap();
+        sets.block(&[(target("192.0.2.1"), seconds(600)), (target("2001:db8::"), seconds(600))]).unwrap();
         nft(
             "flush chain inet portsentry prerouting; delete set inet portsentry blocked6; delete set inet portsentry allowed",
         );
         let done = sets.repair(&RulesetSpec::default()).unwrap();
         assert_eq!(done, mended("no set \"allowed\"", &[Set::Blocked6, Set::Allowed]));
-        assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 600));
-        assert_eq!(sets.holds(subject("2001:db8::")).unwrap(), None);
+        assert!(nearly(sets.holds(target("192.0.2.1")).unwrap(), 600));
+        assert_eq!(sets.holds(target("2001:db8::")).unwrap(), None);
         assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Unchanged);
     });
 }

@@ -8,7 +8,7 @@ use portsentry::types::{Expiry, Rate};
 use netns_lab::Namespace;
 use netns_lab::slowness;
 
-use super::{FILE, installed_with, listing, load, nearly, nft, seconds, subject};
+use super::{FILE, installed_with, listing, load, nearly, nft, seconds, target};
 
 /// The specification of a table that rejects and logs.
 const REJECT_LOG: &str = include_str!("../../nft/portsentry-reject-log.nft");
@@ -208,15 +208,15 @@ fn ruleset_variants_convert_with_their_bans() {
             Namespace::with_loopback().inside(|| {
                 load(text);
                 let mut sets = Nft::open().unwrap();
-                sets.block(&[(subject("192.0.2.1"), seconds(60))]).unwrap();
+                sets.block(&[(target("192.0.2.1"), seconds(60))]).unwrap();
                 let done = sets.install(after).unwrap();
                 let expected = match before == after {
                     true => Installed::Adopted { blocked: 131_072, blocked6: 131_072 },
                     false => Installed::Rebuilt { blocked: 131_072, blocked6: 131_072 },
                 };
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
-                assert!(nearly(sets.holds(subject("192.0.2.1")).unwrap(), 60));
-                sets.lift(&[subject("192.0.2.1")]).unwrap();
+                assert!(nearly(sets.holds(target("192.0.2.1")).unwrap(), 60));
+                sets.lift(&[target("192.0.2.1")]).unwrap();
                 assert_eq!(&sorted(&nft("list table inet portsentry")), wanted, "{before:?} -> {after:?}");
             });
         }

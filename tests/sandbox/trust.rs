@@ -34,6 +34,6 @@ fn changeable_files_stop_start_with_remedy() {
     set(&settings, 0o666);
     daemon.signal(Signal::HUP);
     let line = daemon.expect_line("the settings stay as they were");
-    assert!(line.contains("can be written by everybody"), "{line}");
+    assert!(line.contains("can be written by every user"), "{line}");
     daemon.stop();
 }

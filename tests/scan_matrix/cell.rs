@@ -109,7 +109,7 @@ impl Cell<'_> {
             }
         };
         let about = format!("{} from host: {1}/{1} to ", self.row.class, self.source);
-        let (subject, banned) = match self.source {
+        let (target, banned) = match self.source {
             IpAddr::V4(_) => (self.source.to_string(), self.source),
             IpAddr::V6(_) => {
                 let network = self.lab.v6_network(self.host);
@@ -117,7 +117,7 @@ impl Cell<'_> {
             }
         };
         let end = match expected {
-            Outcome::Blocked(_) => (subject, "has been blocked"),
+            Outcome::Blocked(_) => (target, "has been blocked"),
             Outcome::Logged(_) => (String::new(), LOGGED),
         };
         let ended = || self.daemon.lines_with(&end.0).iter().any(|line| line.contains(end.1)).then_some(());

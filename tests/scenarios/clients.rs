@@ -16,7 +16,7 @@ const SERVED: [u16; 3] = [80, 443, 3306];
 
 /// Writes into the lab's ledger that these ports were served so long ago, as after a reboot.
 fn remember(lab: &Lab, ports: &[u16], ago: Duration) {
-    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     let served = SystemTime::now() - ago;
     let families: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let service = |port: &u16| families.map(|address| Service { protocol: Protocol::Tcp, port: *port, address });
@@ -26,7 +26,8 @@ fn remember(lab: &Lab, ports: &[u16], ago: Duration) {
 
 /// The ports that the ledger remembers.
 fn remembered(lab: &Lab) -> Vec<(u16, SystemTime)> {
-    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let copy = netns_lab::copy_of_state(&lab.path("state"));
+    let (ledger, _) = Ledger::open(copy.path()).unwrap();
     let mut found = ledger.services(1_000).unwrap().items;
     found.sort_by_key(|(service, _)| *service);
     found.into_iter().map(|(service, served)| (service.port, served)).collect()
@@ -108,7 +109,7 @@ fn remembered_services_are_shown_kept_and_forgotten() {
 
 /// The next start of the daemon is the first one since a boot.
 fn reboot(lab: &Lab) {
-    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     ledger.enter_boot("another boot").unwrap();
 }
 
@@ -298,7 +299,8 @@ fn restart_before_memory_spares_hundred_clients() {
     let services = Services::open(&lab, &SERVED);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let written = || {
-        let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+        let copy = netns_lab::copy_of_state(&lab.path("state"));
+        let (ledger, _) = Ledger::open(copy.path()).unwrap();
         let open = ledger.listeners(100).unwrap().items;
         (open.iter().filter(|(service, gone)| SERVED.contains(&service.port) && gone.is_none()).count() == 6)
             .then_some(())

@@ -52,7 +52,8 @@ impl Clock {
 /// All that the ledger holds about an address, once there is something; the newest last.
 fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
     let of = || {
-        let (ledger, _) = portsentry::ledger::Ledger::open(&lab.path("state")).unwrap();
+        let copy = netns_lab::copy_of_state(&lab.path("state"));
+        let (ledger, _) = portsentry::ledger::Ledger::open(copy.path()).unwrap();
         let found = ledger.of(portsentry::types::BanTarget::of(address)).unwrap().items;
         (!found.is_empty()).then_some(found)
     };

@@ -73,7 +73,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
 }
 
 fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
-    ledger(&lab.path("state")).iter().map(|entry| entry.ban.subject.element()).collect()
+    ledger(&lab.path("state")).iter().map(|entry| entry.ban.target.element()).collect()
 }
 
 #[test]
@@ -169,7 +169,8 @@ fn ban_during_start_has_one_row() {
         lab.provoke_ban(host);
         daemon.stop();
     }
-    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let copy = netns_lab::copy_of_state(&lab.path("state"));
+    let (ledger, _) = Ledger::open(copy.path()).unwrap();
     for host in hosts {
         let rows = ledger.of(BanTarget::of(lab.v4(host).into())).unwrap().items;
         let [row] = &rows[..] else { panic!("{rows:#?}") };

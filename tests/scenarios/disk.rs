@@ -45,7 +45,7 @@ impl Drop for Disk {
 
 /// Whose bans the ledger has, in force now.
 fn recorded(lab: &Lab) -> Vec<IpAddr> {
-    let mut addresses: Vec<_> = ledger(&lab.path("state")).iter().map(|entry| entry.ban.subject.element()).collect();
+    let mut addresses: Vec<_> = ledger(&lab.path("state")).iter().map(|entry| entry.ban.target.element()).collect();
     addresses.sort();
     addresses
 }

@@ -78,16 +78,16 @@ fn first_ban_after_start_knows_its_strike() {
     let count = 50_000 / slowness();
     let lab = Lab::new(&["attacker"]);
     let now = SystemTime::now();
-    let ban = |subject, ago: u64| {
+    let ban = |target, ago: u64| {
         let since = now - Duration::from_secs(ago);
         let ban =
-            Banned::wanted_by(Author::Detector, subject, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
+            Banned::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
         Banned { class: Some(Class::Syn), ..ban }
     };
     // Whose ban ended first is told last.
     let others = (0..count).map(|number| ban(BanTarget::V4((0x0b00_0000 + number).into()), 3_600));
     let attacker = ban(BanTarget::of(lab.v4("attacker").into()), 7_200);
-    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     ledger.record(&others.chain([attacker]).collect::<Vec<_>>()).unwrap();
     drop(ledger);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n[escalate]\nfactor = 3\n", &[]);
@@ -104,9 +104,10 @@ fn strikes(ways: &[&str]) -> u32 {
     ways.iter().for_each(|way| expect_held(&lab, way, false, &daemon));
     expect_nothing_left(&lab);
     daemon.stop();
-    let (ledger, _) = Ledger::open(&lab.path("state")).unwrap();
-    let subject = BanTarget::of(IpAddr::from(lab.v4("attacker")));
-    ledger.strikes(subject, Duration::from_secs(3_600), SystemTime::now()).unwrap()
+    let copy = netns_lab::copy_of_state(&lab.path("state"));
+    let (ledger, _) = Ledger::open(copy.path()).unwrap();
+    let target = BanTarget::of(IpAddr::from(lab.v4("attacker")));
+    ledger.strikes(target, Duration::from_secs(3_600), SystemTime::now()).unwrap()
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn source(number: u32) -> BanTarget {
 /// A ledger with that many bans in force, an hour old, of two hours and more.
 fn fill_ledger(lab: &Lab) {
     let since = SystemTime::now() - Duration::from_secs(3_600);
-    let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
+    let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     let bans = (0..BANS).map(|number| {
         let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
         Banned::wanted_by(Author::Detector, source(number), since, Expiry::After(length), Backend::Nft)
@@ -67,14 +67,14 @@ fn restore_of_100000_bans_delays_no_verdict() {
     let all = usize::try_from(BANS).unwrap() + 1;
     let elements = elements(&lab, all).expect("all are there");
     assert_eq!(elements.len(), all);
-    let held: HashSet<BanTarget> = elements.iter().map(|(subject, _)| *subject).collect();
+    let held: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
     assert!((0..BANS).all(|number| held.contains(&source(number))));
-    for (subject, left) in elements {
-        let BanTarget::V4(address) = subject else { panic!("{subject}") };
+    for (target, left) in elements {
+        let BanTarget::V4(address) = target else { panic!("{target}") };
         let number = u64::from(address.to_bits() & 0xf_ffff);
         let expected = 3_600 + if address == attacker { 0 } else { number % 100 * 60 };
         let left = left.unwrap().as_secs();
-        assert!(left <= expected && left + 120 > expected, "{subject}: {left} s of {expected}");
+        assert!(left <= expected && left + 120 > expected, "{target}: {left} s of {expected}");
     }
     daemon.stop();
 }
@@ -129,10 +129,10 @@ fn flush_restores_100000_bans_with_times() {
     let took = flushed.elapsed();
     let after = elements(&lab, all).expect("all are there again");
     assert_eq!(after.len(), all);
-    for (subject, left) in after {
-        let (was, is) = (before[&subject].unwrap(), left.unwrap());
+    for (target, left) in after {
+        let (was, is) = (before[&target].unwrap(), left.unwrap());
         // What is left is reckoned before all of them go to the kernel, and runs from when the kernel reads it.
-        assert!(is <= was + took && was < is + BOUND, "{subject}: {was:?} became {is:?}");
+        assert!(is <= was + took && was < is + BOUND, "{target}: {was:?} became {is:?}");
     }
     daemon.stop();
 }

@@ -149,7 +149,7 @@ fn command_is_not_retried_after_expiry() {
     let bench = with(run("exit 1"));
     bench.block(case("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).again, Some(Duration::from_secs(1)));
-    bench.put(Task::Release { subject: case("192.0.2.7", 60).subject });
+    bench.put(Task::Release { target: case("192.0.2.7", 60).target });
     bench.silence(Duration::from_millis(1_500));
 }
 
@@ -245,7 +245,7 @@ fn expire_command_runs_after_ban_only() {
     bench.block(lifted, &RUN);
     // While the first still runs.
     assert!(within(TIMEOUT, || (!lines(&path).is_empty()).then_some(())).is_some(), "it never began");
-    bench.put(Task::Release { subject: lifted.subject });
+    bench.put(Task::Release { target: lifted.target });
     assert_eq!(ran(&bench).occasion, CommandPhase::Block);
     let over = ran(&bench);
     assert_eq!((over.occasion, over.case), (CommandPhase::Release, lifted));
@@ -274,7 +274,7 @@ fn unstarted_command_needs_no_end_command() {
     bench.block(first, &RUN);
     bench.block(second, &RUN);
     std::thread::sleep(Duration::from_millis(100));
-    bench.put(Task::Release { subject: second.subject });
+    bench.put(Task::Release { target: second.target });
     assert_eq!(ran(&bench).case, first);
     bench.silence(Duration::from_millis(300));
     assert_eq!(lines(&path), [""; 0]);
@@ -411,10 +411,10 @@ fn late_line_leaves_newer_ban_its_command() {
     let case = case("192.0.2.7", 60);
     bench.block(case, &[Backend::HostsDeny, Backend::Command]);
     // The start takes the ban, which it finds in the kernel, for one from before.
-    bench.put(Task::WriteLine { case: BanContext::by_hand(case.subject, case.expiry, case.since) });
+    bench.put(Task::WriteLine { case: BanContext::by_hand(case.target, case.expiry, case.since) });
     assert!(matches!(bench.next(), BackendEvent::Done { case: BanContext { class: Some(_), .. }, .. }));
     assert_eq!(ran(&bench).output, "ran", "the ban goes on with its next backend");
-    bench.put(Task::WriteLine { case: BanContext::by_hand(crate::subject("192.0.2.8"), case.expiry, case.since) });
+    bench.put(Task::WriteLine { case: BanContext::by_hand(crate::target("192.0.2.8"), case.expiry, case.since) });
     let BackendEvent::Done { case, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
-    assert_eq!(case.subject, crate::subject("192.0.2.8"), "a ban that is not known yet gets its line");
+    assert_eq!(case.target, crate::target("192.0.2.8"), "a ban that is not known yet gets its line");
 }

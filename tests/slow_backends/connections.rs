@@ -61,13 +61,13 @@ fn only_banned_source_loses_connections() {
     let v4 = case(&lab.v4("scanner").to_string(), 60);
     bench.block(v4, &[]);
     // The IPv4 ones, of which one is in an IPv6 socket.
-    assert_eq!(bench.next(), BackendEvent::Connections { subject: v4.subject, ended: 2 });
+    assert_eq!(bench.next(), BackendEvent::Connections { target: v4.target, ended: 2 });
     assert_eq!(condemned[0].error(), ErrorKind::ConnectionAborted);
     assert_eq!(condemned[1].error(), ErrorKind::ConnectionAborted);
     assert!(condemned[2].is_alive(), "its IPv6 subject is another one");
     let v6 = case(&lab.v6("scanner").to_string(), 60);
     bench.block(v6, &[]);
-    assert_eq!(bench.next(), BackendEvent::Connections { subject: v6.subject, ended: 1 });
+    assert_eq!(bench.next(), BackendEvent::Connections { target: v6.target, ended: 1 });
     assert_eq!(condemned[2].error(), ErrorKind::ConnectionAborted);
     assert_eq!(
         condemned[2].client.read(&mut [0]).unwrap_err().kind(),
@@ -93,14 +93,14 @@ fn half_closed_connection_to_source_counts() {
     let half = connect(&lab, "scanner", &here, v4_of(&lab));
     half.client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!((&half.server).read(&mut [0]).unwrap(), 0, "CLOSE-WAIT");
-    let subject = BanTarget::of(lab.v4("scanner").into());
+    let target = BanTarget::of(lab.v4("scanner").into());
     lab.inside("victim", || {
         let mut diag = SockDiag::open().unwrap();
         let nobody = diag.end_connections(&HashSet::from([BanTarget::of("192.0.2.7".parse().unwrap())])).unwrap();
         assert!(nobody.connections.is_empty());
-        let ended = diag.end_connections(&HashSet::from([subject])).unwrap();
-        assert_eq!((ended.connections[&subject], ended.more), (2, false));
-        let again = diag.end_connections(&HashSet::from([subject])).unwrap();
+        let ended = diag.end_connections(&HashSet::from([target])).unwrap();
+        assert_eq!((ended.connections[&target], ended.more), (2, false));
+        let again = diag.end_connections(&HashSet::from([target])).unwrap();
         assert!(again.connections.is_empty(), "each once");
         assert_eq!(diag.listeners().unwrap().len(), 1);
     });
@@ -114,9 +114,9 @@ fn three_hundred_connections_end_in_one_go() {
     let lab = Lab::new(&["scanner"]);
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let connections: Vec<Connection> = (0..300).map(|_| connect(&lab, "scanner", &listener, v4_of(&lab))).collect();
-    let subject = BanTarget::of(lab.v4("scanner").into());
-    let ended = lab.inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([subject])).unwrap());
-    assert_eq!(ended.connections[&subject], connections.len());
+    let target = BanTarget::of(lab.v4("scanner").into());
+    let ended = lab.inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([target])).unwrap());
+    assert_eq!(ended.connections[&target], connections.len());
 }
 
 #[test]

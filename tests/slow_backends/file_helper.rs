@@ -16,7 +16,7 @@ use portsentry::types::Backend;
 use rustix::net::{SendFlags, send};
 use tempfile::TempDir;
 
-use super::{Bench, case, subject};
+use super::{Bench, case, target};
 
 type Served = JoinHandle<Result<(), Refused>>;
 
@@ -62,7 +62,7 @@ fn lines_are_written_by_helper() {
     // Another program removes the line: the thread reads the file through the helper, and has it written again.
     fs::write(&path, "sshd: y\n").unwrap();
     assert!(matches!(bench.next(), BackendEvent::Restored { .. }));
-    bench.put(Task::Release { subject: subject("192.0.2.7") });
+    bench.put(Task::Release { target: target("192.0.2.7") });
     assert!(matches!(bench.next(), BackendEvent::Released { .. }));
     assert_eq!(fs::read_to_string(&path).unwrap(), "sshd: y\n");
     drop((bench, helper));
@@ -79,9 +79,9 @@ fn change_of_many_messages_is_one() {
     let add: Vec<_> = sources.iter().map(|source| case(source, 60)).collect();
     helper.edit(&add, &[]).unwrap();
     assert_eq!(hosts_deny.held().unwrap().len(), 1_200);
-    let remove: Vec<_> = sources[1..].iter().map(|source| subject(source)).collect();
+    let remove: Vec<_> = sources[1..].iter().map(|source| target(source)).collect();
     helper.edit(&[], &remove).unwrap();
-    assert_eq!(hosts_deny.held().unwrap(), [subject(&sources[0])]);
+    assert_eq!(hosts_deny.held().unwrap(), [target(&sources[0])]);
     let bytes = helper.read(1 << 20).unwrap().unwrap();
     assert_eq!(bytes, fs::read(hosts_deny.path()).unwrap());
     assert_eq!(names(folder.path()), ["hosts.deny"]);

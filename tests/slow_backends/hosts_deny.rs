@@ -12,7 +12,7 @@ use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny, HostsDenyErro
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use tempfile::TempDir;
 
-use super::{case, subject};
+use super::{case, target};
 
 /// A directory with a file hosts.deny of this text.
 fn folder(text: &str) -> (TempDir, PathBuf) {
@@ -39,15 +39,15 @@ fn missing_file_is_created_world_readable() {
     let path = folder.path().join("hosts.deny");
     let hosts_deny = at(&path);
     assert_eq!(hosts_deny.held().unwrap(), []);
-    assert_eq!(hosts_deny.apply(&[], &[subject("192.0.2.7")]).unwrap(), []);
+    assert_eq!(hosts_deny.apply(&[], &[target("192.0.2.7")]).unwrap(), []);
     assert!(!path.exists(), "nothing to write, nothing is made");
     hosts_deny.apply(&[case("192.0.2.7", 60), case("2001:db8:1:2:3::4", 60)], &[]).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
-    assert_eq!(hosts_deny.held().unwrap(), [subject("192.0.2.7"), subject("2001:db8:1:2::")]);
+    assert_eq!(hosts_deny.held().unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.contains("\nALL: 192.0.2.7\n") && text.ends_with("\nALL: [2001:db8:1:2::]/64\n"), "{text}");
-    let removed = hosts_deny.apply(&[], &[subject("2001:db8:1:2:9::9"), subject("192.0.2.7"), subject("192.0.2.8")]);
-    assert_eq!(removed.unwrap(), [subject("192.0.2.7"), subject("2001:db8:1:2::")]);
+    let removed = hosts_deny.apply(&[], &[target("2001:db8:1:2:9::9"), target("192.0.2.7"), target("192.0.2.8")]);
+    assert_eq!(removed.unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
     assert_eq!(fs::read_to_string(&path).unwrap(), "");
     assert_eq!(names(&folder), ["hosts.deny"]);
 }
@@ -141,7 +141,7 @@ fn nothing_to_change_leaves_the_very_file() {
     hosts_deny.apply(&[case], &[]).unwrap();
     let inode = || fs::metadata(&path).unwrap().ino();
     let before = inode();
-    hosts_deny.apply(&[case, case], &[subject("192.0.2.9")]).unwrap();
+    hosts_deny.apply(&[case, case], &[target("192.0.2.9")]).unwrap();
     assert_eq!(inode(), before);
     hosts_deny.apply(&[BanContext { expiry: portsentry::types::Expiry::Never, ..case }], &[]).unwrap();
     assert_ne!(inode(), before);
@@ -168,7 +168,7 @@ fn concurrent_appends_tear_no_line() {
         });
         for last in 1..=60 {
             match hosts_deny.apply(&[case(&format!("192.0.2.{last}"), 60)], &[]) {
-                Ok(_) => written.push(subject(&format!("192.0.2.{last}"))),
+                Ok(_) => written.push(target(&format!("192.0.2.{last}"))),
                 // On a slow disk every attempt finds the file changed.
                 Err(error) => assert!(matches!(error, HostsDenyError::Unsteady(_)), "{error}"),
             }

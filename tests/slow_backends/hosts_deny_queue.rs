@@ -9,7 +9,7 @@ use portsentry::enforce::slow_backends::{Adopted, BackendEvent, Left, Settings, 
 use portsentry::types::{Backend, BanTarget, Expiry};
 use tempfile::TempDir;
 
-use super::{Bench, case, subject};
+use super::{Bench, case, target};
 use netns_lab::slowness;
 
 const LINE: [Backend; 1] = [Backend::HostsDeny];
@@ -38,12 +38,12 @@ fn hosts_deny_line_follows_its_ban() {
     assert_eq!(bench.next(), BackendEvent::Done { case: short, backend: Backend::HostsDeny });
     bench.block(long, &LINE);
     assert_eq!(bench.next(), BackendEvent::Done { case: long, backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [short.subject, long.subject]);
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![short.subject], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [short.target, long.target]);
+    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![short.target], backend: Backend::HostsDeny });
     assert!(started.elapsed() >= Duration::from_secs(2) * slowness());
-    assert_eq!(held(&path), [long.subject]);
-    bench.put(Task::Release { subject: long.subject });
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![long.subject], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [long.target]);
+    bench.put(Task::Release { target: long.target });
+    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![long.target], backend: Backend::HostsDeny });
     assert_eq!(held(&path), []);
     assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
 }
@@ -56,7 +56,7 @@ fn extended_ban_keeps_its_line() {
     bench.block(case("192.0.2.7", 3_600), &LINE);
     bench.next();
     std::thread::sleep(Duration::from_millis(1_500));
-    assert_eq!(held(&path), [subject("192.0.2.7")]);
+    assert_eq!(held(&path), [target("192.0.2.7")]);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn lines_outlive_thread_and_are_adopted() {
     cases.iter().for_each(|case| bench.block(*case, &LINE));
     // Handed over just before the end, and done all the same.
     assert_eq!(bench.stop(super::patience()).0, Stopped::Whole);
-    assert_eq!(held(&path), cases.map(|case| case.subject));
+    assert_eq!(held(&path), cases.map(|case| case.target));
 
     let bench = Bench::start(settings);
     let adopted = |case, left| Adopted { case, methods: LINE.into(), left };
@@ -79,11 +79,11 @@ fn lines_outlive_thread_and_are_adopted() {
     let soon = Expiry::After(Duration::from_secs(2) * slowness());
     let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
-    assert_eq!(bench.next(), BackendEvent::Restored { subjects: vec![bare.subject], backend: Backend::HostsDeny });
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[1].subject], backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [cases[0].subject, cases[2].subject, bare.subject]);
-    assert_eq!(bench.next(), BackendEvent::Released { subjects: vec![cases[0].subject], backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [cases[2].subject, bare.subject]);
+    assert_eq!(bench.next(), BackendEvent::Restored { targets: vec![bare.target], backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![cases[1].target], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [cases[0].target, cases[2].target, bare.target]);
+    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![cases[0].target], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [cases[2].target, bare.target]);
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: .example.com\n# portsentry: 192.0.2.3"));
 }
 
@@ -96,10 +96,10 @@ fn unwritable_file_is_retried() {
     bench.block(first, &LINE);
     let mut told = Vec::new();
     for attempt in 1..=2 {
-        let BackendEvent::Failed { subjects, task, reason, attempt: count, again } = bench.next() else {
+        let BackendEvent::Failed { targets, task, reason, attempt: count, again } = bench.next() else {
             panic!("it fails")
         };
-        assert_eq!((subjects, task, count), (vec![first.subject], SlowTask::Ban(Backend::HostsDeny), attempt));
+        assert_eq!((targets, task, count), (vec![first.target], SlowTask::Ban(Backend::HostsDeny), attempt));
         assert!(reason.starts_with("cannot write /") && reason.contains("No such file"), "{reason}");
         told.push(again.unwrap().as_secs());
     }
@@ -109,7 +109,7 @@ fn unwritable_file_is_retried() {
     for _ in 0..2 {
         assert!(matches!(bench.next(), BackendEvent::Done { .. }));
     }
-    assert_eq!(held(&path), [first.subject, second.subject]);
+    assert_eq!(held(&path), [first.target, second.target]);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn expired_ban_is_never_written() {
     let bench = Bench::start(settings);
     bench.block(case("192.0.2.7", 3_600), &LINE);
     assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
-    bench.put(Task::Release { subject: subject("192.0.2.7") });
+    bench.put(Task::Release { target: target("192.0.2.7") });
     fs::create_dir(folder.path().join("etc")).unwrap();
     bench.silence(Duration::from_millis(1_500));
     assert!(!path.exists());
@@ -148,7 +148,7 @@ fn burst_beyond_room_is_refused_and_reported() {
     for n in 0..20_000_u32 {
         let case = case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
         match orders.put(Task::Block { case, methods: LINE.into() }) {
-            Ok(()) => taken.push(case.subject),
+            Ok(()) => taken.push(case.target),
             Err(Task::Block { case: back, .. }) => {
                 assert_eq!(back, case);
                 refused += 1;
@@ -172,7 +172,7 @@ fn missing_backend_is_reported_and_skipped() {
     bench.block(case, &[Backend::Command, Backend::HostsDeny]);
     assert!(matches!(bench.next(), BackendEvent::Failed { task: SlowTask::Ban(Backend::Command), again: None, .. }));
     assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [case.subject]);
+    assert_eq!(held(&path), [case.target]);
     bench.put(Task::Before { case });
     assert_eq!(bench.next(), BackendEvent::Ready { case }, "nobody waits for a command that there is not");
 }

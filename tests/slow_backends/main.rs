@@ -25,7 +25,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 fn case(source: &str, seconds: u64) -> BanContext {
     let source = source.parse().unwrap();
     BanContext {
-        subject: BanTarget::of(source),
+        target: BanTarget::of(source),
         source,
         protocol: Protocol::Tcp,
         port: 23,
@@ -37,7 +37,7 @@ fn case(source: &str, seconds: u64) -> BanContext {
     }
 }
 
-fn subject(address: &str) -> BanTarget {
+fn target(address: &str) -> BanTarget {
     BanTarget::of(address.parse().unwrap())
 }
 

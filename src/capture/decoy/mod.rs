@@ -161,9 +161,11 @@ impl Decoys {
             let data = event.data;
             let Some(decoy) = usize::try_from(data.u64()).ok().and_then(|index| sockets.get(index)) else { continue };
             for _ in 0..share {
-                let Some(sighting) = decoy.take(banner)? else { break };
-                if is_host(sighting.source) && watched.as_ref().is_none_or(|all| all.contains(&sighting.destination)) {
-                    each(sighting, SystemTime::now());
+                let Some(observation) = decoy.take(banner)? else { break };
+                if is_host(observation.source)
+                    && watched.as_ref().is_none_or(|all| all.contains(&observation.destination))
+                {
+                    each(observation, SystemTime::now());
                 }
             }
         }
@@ -185,7 +187,7 @@ impl Decoy {
             _ => self.accept(banner),
         };
         match taken {
-            Ok(sighting) => Ok(sighting),
+            Ok(observation) => Ok(observation),
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Err(error),
             // EAGAIN, or a connection that was given up while it waited (accept(2), "Error handling").
             Err(_) => Ok(None),
@@ -201,7 +203,7 @@ impl Decoy {
         let local = address(Some(getsockname(&connection)?));
         // No rule leads there: a program of this host found the listener of all ports by itself.
         let local = local.filter(|local| self.port.is_some() || !local.ip().is_loopback());
-        Ok(self.sighting(address(peer), local, 0, Class::Connect))
+        Ok(self.observation(address(peer), local, 0, Class::Connect))
     }
 
     fn receive(&self) -> Result<Option<Observation>, Errno> {
@@ -225,10 +227,10 @@ impl Decoy {
         });
         let Some((destination, interface)) = sent_to else { return Ok(None) };
         let local = self.port.map(|port| SocketAddr::new(destination, port));
-        Ok(self.sighting(peer, local, interface, Class::Udp))
+        Ok(self.observation(peer, local, interface, Class::Udp))
     }
 
-    fn sighting(
+    fn observation(
         &self,
         peer: Option<SocketAddr>,
         local: Option<SocketAddr>,

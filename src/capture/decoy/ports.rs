@@ -97,7 +97,7 @@ pub enum DecoyError {
     Permission { protocol: Protocol, ports: PortSet },
     /// Every listed port is in use.
     #[error(
-        "no decoy could be opened: somebody listens on every one of the {} ports {ports}; list others, or use another mode",
+        "no decoy could be opened: every one of the {} ports {ports} is in use; list others, or use another mode",
         protocol.name()
     )]
     AllBusy { protocol: Protocol, ports: PortSet },

@@ -44,7 +44,7 @@ pub struct Bans {
 /// A ban that is in force, as far as the kernel or the ledger knows.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     /// What the ledger has; `None` where it knows nothing of it.
     pub remembered: Option<Entry>,
     /// What the kernel has.
@@ -76,10 +76,10 @@ impl Listed {
     /// The address whose name is looked up: the one that probed, where it is known.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
-        match (&self.remembered, self.subject) {
+        match (&self.remembered, self.target) {
             (_, BanTarget::Prefix(_)) => None,
             (Some(entry), _) => Some(entry.ban.source),
-            (None, subject) => Some(subject.element()),
+            (None, target) => Some(target.element()),
         }
     }
 }
@@ -91,13 +91,13 @@ impl Listed {
 pub fn read(directory: &Path, asked: Option<IpNet>, now: SystemTime) -> Result<Bans, ListError> {
     match asked.map(|asked| (asked, BanTarget::of_prefix(asked))) {
         // Of a link-local address there may be a ban on each link.
-        Some((asked, Ok(subject @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked) => {
-            one(directory, asked, subject, now)
+        Some((asked, Ok(target @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked) => {
+            one(directory, asked, target, now)
         }
         asked => {
             let mut all = all(directory, now)?;
             if let Some((asked, _)) = asked {
-                all.bans.retain(|ban| overlaps(ban.subject, asked));
+                all.bans.retain(|ban| overlaps(ban.target, asked));
             }
             Ok(all)
         }
@@ -109,28 +109,28 @@ fn is_link_local(target: IpNet) -> bool {
 }
 
 /// True where they have an address in common.
-pub(super) fn overlaps(subject: BanTarget, other: IpNet) -> bool {
-    let network = IpNet::new(subject.element(), subject.prefix_len()).ok();
+pub(super) fn overlaps(target: BanTarget, other: IpNet) -> bool {
+    let network = IpNet::new(target.element(), target.prefix_len()).ok();
     network.is_some_and(|network| network.contains(&other) || other.contains(&network))
 }
 
 /// The bans of one source: its own, and those of the networks around it. Nothing is read as a whole.
-fn one(directory: &Path, asked: IpNet, subject: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
-    let address = if asked.prefix_len() > subject.prefix_len() { asked.addr() } else { subject.element() };
+fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
+    let address = if asked.prefix_len() > target.prefix_len() { asked.addr() } else { target.element() };
     let around = (0..128).filter_map(|length| Prefix::of(address, length)).map(BanTarget::Prefix);
-    let subjects: Vec<BanTarget> = std::iter::once(subject).chain(around).collect();
+    let targets: Vec<BanTarget> = std::iter::once(target).chain(around).collect();
     let remembered = Reader::read(directory, |reader| {
         let mut found = Found { items: Vec::new(), unreadable: 0 };
-        for subject in &subjects {
-            let of = reader.of(*subject)?;
+        for target in &targets {
+            let of = reader.of(*target)?;
             found.unreadable += of.unreadable;
             found.items.extend(of.items.into_iter().filter(|entry| is_active(entry, now)));
         }
         Ok(found)
     });
     let mut kernel = Kernel::open();
-    let held = kernel.ask(|nft| nft.holds(subject));
-    let held = held.map(|held| held.map_or_else(Vec::new, |left| vec![(subject, left)]));
+    let held = kernel.ask(|nft| nft.holds(target));
+    let held = held.map(|held| held.map_or_else(Vec::new, |left| vec![(target, left)]));
     join(remembered, held, &mut kernel)
 }
 
@@ -179,23 +179,19 @@ fn join(
         }
     };
     let listed = |entry: Entry| {
-        let subject = entry.ban.subject;
-        let held = match elements.remove(&subject) {
+        let target = entry.ban.target;
+        let held = match elements.remove(&target) {
             Some(left) => Held::For(left),
             None if !asked || entry.ban.methods.iter().all(|method| method != Backend::Nft) => Held::Unasked,
             None => Held::No,
         };
-        Listed { subject, remembered: Some(entry), held }
+        Listed { target, remembered: Some(entry), held }
     };
     let mut bans: Vec<Listed> = remembered.items.into_iter().map(listed).collect();
-    bans.extend(elements.into_iter().map(|(subject, left)| Listed {
-        subject,
-        remembered: None,
-        held: Held::For(left),
-    }));
+    bans.extend(elements.into_iter().map(|(target, left)| Listed { target, remembered: None, held: Held::For(left) }));
     let disagree = |ban: &&mut Listed| ban.held == Held::No || ban.remembered.is_none();
     for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
-        if let Ok(left) = kernel.ask(|nft| nft.holds(ban.subject)) {
+        if let Ok(left) = kernel.ask(|nft| nft.holds(ban.target)) {
             ban.held = left.map_or(Held::No, Held::For);
         }
     }

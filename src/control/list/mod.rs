@@ -151,9 +151,9 @@ fn sort(bans: &mut [Listed], order: Order, now: SystemTime) {
     let since = |ban: &Listed| ban.remembered.as_ref().map(|entry| entry.ban.since);
     let hits = |ban: &Listed| ban.remembered.as_ref().map(|entry| (entry.strikes, entry.ban.probes));
     match order {
-        Order::Expires => bans.sort_by_cached_key(|ban| (span(ban), ban.subject)),
-        Order::Since => bans.sort_by_cached_key(|ban| (Reverse(since(ban)), ban.subject)),
-        Order::Hits => bans.sort_by_cached_key(|ban| (Reverse(hits(ban)), ban.subject)),
+        Order::Expires => bans.sort_by_cached_key(|ban| (span(ban), ban.target)),
+        Order::Since => bans.sort_by_cached_key(|ban| (Reverse(since(ban)), ban.target)),
+        Order::Hits => bans.sort_by_cached_key(|ban| (Reverse(hits(ban)), ban.target)),
     }
 }
 
@@ -171,7 +171,8 @@ struct Document<'a> {
 /// A ban of the list; what only the ledger knows is null where it does not know the ban.
 #[derive(Serialize)]
 struct Item<'a> {
-    subject: String,
+    #[serde(rename = "subject")]
+    target: String,
     source: Option<String>,
     class: Option<&'static str>,
     evidence: Option<&'static str>,
@@ -200,7 +201,7 @@ impl<'a> Item<'a> {
         let ban = entry.map(|entry| &entry.ban);
         let left = listed.left(now);
         Self {
-            subject: listed.subject.to_string(),
+            target: listed.target.to_string(),
             source: ban.map(|ban| ban.source.to_string()),
             class: ban.and_then(|ban| ban.class).map(Class::key),
             evidence: ban.and_then(|ban| ban.grade).map(Grade::key),

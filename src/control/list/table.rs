@@ -52,7 +52,7 @@ pub(super) fn would_block(sources: &[Logged], width: usize, now: SystemTime) -> 
     };
     let ago = |time| brief(now.duration_since(time).unwrap_or_default());
     let columns = vec![
-        column("ADDRESS", usize::MAX, false, &|source| source.subject.to_string()),
+        column("ADDRESS", usize::MAX, false, &|source| source.target.to_string()),
         column("REASON", 6, false, &|source| source.reason.clone()),
         column("PORTS", 8, false, &|source| {
             compact_ports(source.ports.iter().map(|(protocol, port)| (protocol.key(), *port)))
@@ -94,7 +94,7 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
     let known = |ban: &Listed, tell: fn(&Banned) -> String| {
         ban.remembered.as_ref().map_or_else(|| "-".to_owned(), |entry| tell(&entry.ban))
     };
-    let mut columns = vec![column("ADDRESS", usize::MAX, false, &|ban| ban.subject.to_string())];
+    let mut columns = vec![column("ADDRESS", usize::MAX, false, &|ban| ban.target.to_string())];
     if let Some(names) = names {
         let name = |ban: &Listed| ban.source().and_then(|source| names.get(&source)).cloned();
         columns.push(column("NAME", 12, false, &|ban| name(ban).unwrap_or_else(|| "-".to_owned())));
@@ -223,15 +223,15 @@ mod tests {
     }
 
     fn listed(text: &str, author: Author, held: Held) -> Listed {
-        let subject: BanTarget = text.parse().unwrap();
+        let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
-            Banned::wanted_by(author, subject, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
+            Banned::wanted_by(author, target, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
         if author == Author::Detector {
             ban.class = Some(Class::Syn);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
         }
-        Listed { subject, remembered: Some(Entry { ban, strikes: 2, ended: None }), held }
+        Listed { target, remembered: Some(Entry { ban, strikes: 2, ended: None }), held }
     }
 
     fn some() -> Vec<Listed> {

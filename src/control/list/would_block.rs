@@ -20,7 +20,8 @@ struct Document<'a> {
 
 #[derive(Serialize)]
 struct Item<'a> {
-    subject: String,
+    #[serde(rename = "subject")]
+    target: String,
     source: String,
     class: &'static str,
     reason: &'a str,
@@ -34,7 +35,7 @@ struct Item<'a> {
 impl<'a> From<&'a Logged> for Item<'a> {
     fn from(logged: &'a Logged) -> Self {
         Self {
-            subject: logged.subject.to_string(),
+            target: logged.target.to_string(),
             source: logged.source.to_string(),
             class: logged.class.key(),
             reason: &logged.reason,
@@ -53,7 +54,7 @@ pub(super) fn run(options: &ListOptions, now: SystemTime, out: &mut impl Write) 
     let directory = options.directory(&mut Vec::new());
     let Found { mut items, unreadable } = Reader::read(&directory, Reader::logged)?;
     items.retain(|logged| {
-        let wanted = options.target.is_none_or(|target| overlaps(logged.subject, target));
+        let wanted = options.target.is_none_or(|target| overlaps(logged.target, target));
         let begin = options.since.and_then(|since| now.checked_sub(since));
         wanted && begin.is_none_or(|begin| logged.last >= begin)
     });

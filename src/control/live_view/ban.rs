@@ -8,7 +8,7 @@ use crate::types::Expiry;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ban {
-    pub(super) subject: String,
+    pub(super) target: String,
     pub(super) class: String,
     pub(super) ports: String,
     pub(super) strikes: u32,
@@ -28,7 +28,7 @@ impl Ban {
         };
         let ports = ban.map_or(&[][..], |ban| &ban.ports);
         Self {
-            subject: listed.subject.to_string(),
+            target: listed.target.to_string(),
             class: class.to_owned(),
             ports: compact_ports(ports.iter().map(|(protocol, port)| (protocol.key(), *port))),
             strikes: entry.map_or(0, |entry| entry.strikes),
@@ -43,7 +43,7 @@ impl Ban {
     /// The next to expire first, permanent ones last.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let end = |ban: &Self| (ban.until.is_none(), ban.until);
-        end(self).cmp(&end(other)).then_with(|| self.subject.cmp(&other.subject))
+        end(self).cmp(&end(other)).then_with(|| self.target.cmp(&other.target))
     }
 
     pub(super) fn left(&self, now: SystemTime) -> Option<Duration> {

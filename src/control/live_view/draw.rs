@@ -191,7 +191,7 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
         }))
     };
     let table = visible.iter().map(|ban| {
-        let address = format!("{} {}", if ban.lacking { '!' } else { ' ' }, ban.subject);
+        let address = format!("{} {}", if ban.lacking { '!' } else { ' ' }, ban.target);
         let left = ban.left(view.now).map_or_else(|| "no end".to_owned(), brief);
         row([&address, &left, &ban.class, &(u64::from(ban.strikes) + 1).to_string(), &ban.ports])
     });
@@ -226,7 +226,7 @@ fn column_widths(bans: &[&Ban], width: u16) -> [u16; 5] {
         room = room.saturating_sub(got + GAP);
         got
     };
-    let address = column(longest(|ban| &ban.subject).clamp(7, (width / 2).max(15)) + 2, 1);
+    let address = column(longest(|ban| &ban.target).clamp(7, (width / 2).max(15)) + 2, 1);
     let left = column(7, 7);
     let class = column(longest(|ban| &ban.class).max(6), 4);
     let ports = column(longest(|ban| &ban.ports).max(5), 5);

@@ -47,9 +47,9 @@ fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
     }))
 }
 
-fn ban(subject: &str, class: &str, ports: &str, left: Option<u64>) -> Ban {
-    let [subject, class, ports] = [subject, class, ports].map(str::to_owned);
-    Ban { subject, class, ports, strikes: 0, until: left.map(at), lacking: false }
+fn ban(target: &str, class: &str, ports: &str, left: Option<u64>) -> Ban {
+    let [target, class, ports] = [target, class, ports].map(str::to_owned);
+    Ban { target, class, ports, strikes: 0, until: left.map(at), lacking: false }
 }
 
 fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Message {
@@ -177,7 +177,7 @@ fn the_screens_are_those_in_the_files() {
     view.press(Key::Esc);
     let address = "203.0.113.77".to_owned();
     let ban = PastBan {
-        subject: address.clone(),
+        target: address.clone(),
         since: "2026-11-20T06:32:13Z".to_owned(),
         expires: "2026-11-21T06:32:13Z".to_owned(),
         class: Some("syn".to_owned()),
@@ -188,7 +188,7 @@ fn the_screens_are_those_in_the_files() {
     let expires = "2026-11-21T06:42:13Z".to_owned();
     let info = AddressInfo {
         address: address.clone(),
-        subject: address.clone(),
+        target: address.clone(),
         blocked: Some(Remaining { expires, left_s: Some(600), ..Remaining::default() }),
         strikes: 1,
         bans: Some(2),
@@ -298,7 +298,7 @@ fn letter_in_filter_is_no_command() {
     view.press(Key::Char('/'));
     "null".chars().for_each(|c| drop(view.press(Key::Char(c))));
     view.press(Key::Enter);
-    assert_eq!(view.bans().map(|ban| ban.subject.as_str()).collect::<Vec<_>>(), ["198.51.100.9"]);
+    assert_eq!(view.bans().map(|ban| ban.target.as_str()).collect::<Vec<_>>(), ["198.51.100.9"]);
     assert_eq!((view.press(Key::Char('j')), view.selected()), (None, Some(0)));
     view.press(Key::Esc);
     assert_eq!(view.bans().count(), 5);
@@ -311,7 +311,7 @@ fn selection_stays_with_its_ban() {
     view.press(Key::Char('j'));
     assert_eq!(view.selected(), Some(1), "198.51.100.9");
     view.absorb(block(12, "192.0.2.5", 21, "2026-11-21T06:33:00Z"));
-    assert_eq!(view.bans().next().unwrap().subject, "192.0.2.5", "the next to end comes first");
+    assert_eq!(view.bans().next().unwrap().target, "192.0.2.5", "the next to end comes first");
     assert_eq!(view.selected(), Some(2));
     view.tick(at(700));
     assert_eq!(view.bans().count(), 4, "two are over");

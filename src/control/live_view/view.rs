@@ -153,13 +153,13 @@ impl View {
 
     /// The bans that the filter lets through.
     pub(super) fn bans(&self) -> impl Iterator<Item = &Ban> {
-        self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.subject, &ban.class, &ban.ports]))
+        self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.target, &ban.class, &ban.ports]))
     }
 
     /// The index of the selected ban among them.
     pub(super) fn selected(&self) -> Option<usize> {
         let selected = self.selected.as_ref()?;
-        self.bans().position(|ban| ban.subject == *selected)
+        self.bans().position(|ban| ban.target == *selected)
     }
 
     /// How many messages wait while the view is paused.
@@ -219,18 +219,18 @@ impl View {
     fn take_event(&mut self, event: &EventRecord) {
         let text = |field: Option<&str>| field.map(plain).unwrap_or_default();
         let kind = plain(&event.event);
-        let (subject, source) = (text(event.subject.as_deref()), text(event.source.as_deref()));
+        let (target, source) = (text(event.target.as_deref()), text(event.source.as_deref()));
         let port = event.proto.as_ref().zip(event.port).map(|(protocol, port)| format!("{}/{port}", plain(protocol)));
         if matches!(kind.as_str(), "probe" | "scan" | "block") && !source.is_empty() {
             self.sources.add(&source);
             port.iter().for_each(|port| self.ports.add(port));
         }
         match kind.as_str() {
-            "block" if !subject.is_empty() => self.begin(event, &subject),
-            "unblock" | "expire" if !subject.is_empty() => self.keep_bans(|ban| ban.subject != subject),
+            "block" if !target.is_empty() => self.begin(event, &target),
+            "unblock" | "expire" if !target.is_empty() => self.keep_bans(|ban| ban.target != target),
             _ => {}
         }
-        let target = if subject.is_empty() { source } else { subject };
+        let target = if target.is_empty() { source } else { target };
         let lost = event.events.map(|lost| format!("{} came too fast", counted(lost, "event")));
         let (class, reason) = (text(event.class.as_deref()), text(event.reason.as_deref()));
         let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
@@ -240,7 +240,7 @@ impl View {
     }
 
     /// Adds the ban that an event reports.
-    fn begin(&mut self, event: &EventRecord, subject: &str) {
+    fn begin(&mut self, event: &EventRecord, target: &str) {
         let until = match event.expires.as_deref() {
             Some("never") => None,
             Some(time) => humantime::parse_rfc3339(time).ok(),
@@ -248,10 +248,10 @@ impl View {
             None => return,
         };
         let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto.as_ref(), port.port)));
-        let known = self.bans.iter().position(|ban| ban.subject == subject).map(|at| self.bans.remove(at));
+        let known = self.bans.iter().position(|ban| ban.target == target).map(|at| self.bans.remove(at));
         self.all += usize::from(known.is_none());
         let ban = Ban {
-            subject: subject.to_owned(),
+            target: target.to_owned(),
             class: event.class.as_deref().map_or("by hand".to_owned(), plain),
             ports: plain(&ports),
             strikes: known.map_or(0, |known| known.strikes),
@@ -349,7 +349,7 @@ impl View {
             KeyCode::Esc => (self.selected, self.answer, self.filter) = (None, None, String::new()),
             KeyCode::Char('p') => self.pause(),
             KeyCode::Char('u' | 'a' | 'e') | KeyCode::Enter => {
-                let Some(target) = self.selected().and_then(|at| Some(self.bans().nth(at)?.subject.clone())) else {
+                let Some(target) = self.selected().and_then(|at| Some(self.bans().nth(at)?.target.clone())) else {
                     self.show_answer("select a ban first, with the arrows or j and k", false);
                     return None;
                 };
@@ -381,7 +381,7 @@ impl View {
             None => 0,
             Some(at) => at.saturating_add_signed(by).min(last),
         };
-        let chosen = self.bans().nth(place).map(|ban| ban.subject.clone());
+        let chosen = self.bans().nth(place).map(|ban| ban.target.clone());
         self.selected = chosen;
     }
 

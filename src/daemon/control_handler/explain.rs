@@ -40,8 +40,8 @@ impl ControlHandler<'_> {
             info.unserved = unserved;
             info.fleet = fleet;
             if let Some((length, window)) = trap.and_then(|trap| Some((trap.hold?, trap.window))) {
-                let subject = known.subject;
-                let hold = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(subject).ok()).await;
+                let target = known.target;
+                let hold = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(target).ok()).await;
                 info.held = Some(HoldInfo::new(hold.ok().flatten().unwrap_or_default(), length, window));
             }
             Ok(Answer::Explained(Box::new(info)))
@@ -51,7 +51,7 @@ impl ControlHandler<'_> {
 
 /// The bans of an address, and of the network by which it is blocked, the oldest first.
 async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
-    let mut past = history(recorder, known.subject).await?;
+    let mut past = history(recorder, known.target).await?;
     if let Some(network) = known.network {
         past.extend(history(recorder, network).await?);
         past.sort_by_key(|entry| entry.ban.since);
@@ -59,9 +59,9 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
     Some(past)
 }
 
-/// All that the ledger has about `subject`; `None` where it cannot be read.
-async fn history(recorder: &Recorder, subject: BanTarget) -> Option<Vec<Entry>> {
+/// All that the ledger has about `target`; `None` where it cannot be read.
+async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<Entry>> {
     let (sent, read) = oneshot::channel();
-    recorder.ask(move |ledger| drop(sent.send(ledger.of(subject)))).then_some(())?;
+    recorder.ask(move |ledger| drop(sent.send(ledger.of(target)))).then_some(())?;
     Some(read.await.ok()?.ok()?.items)
 }

@@ -192,8 +192,8 @@ impl ControlHandler<'_> {
         Ok(match request {
             Request::Status => Box::pin(self.status()),
             Request::Block { target, expire, reason, force } => {
-                let (subject, expiry) = self.admit(&target, expire.as_deref(), force).await?;
-                Box::pin(self.block(subject, expiry, by, reason.as_deref()))
+                let (target, expiry) = self.admit(&target, expire.as_deref(), force).await?;
+                Box::pin(self.block(target, expiry, by, reason.as_deref()))
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
@@ -217,17 +217,17 @@ impl ControlHandler<'_> {
 
     fn block(
         &mut self,
-        subject: BanTarget,
+        target: BanTarget,
         expiry: Expiry,
         by: String,
         reason: Option<&str>,
     ) -> impl Future<Output = Reply> + use<> {
         let note = reason.map(|text| masked(text, ' ').take(MAX_NOTE_LEN).collect());
-        let done = self.sensor.ask(|answer| SensorRequest::Block { subject, expiry, by, note, answer });
+        let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
         async move {
             of_sensor(done).await?.map_err(failed)?;
             let expires = expires(expiry, SystemTime::now());
-            Ok(Answer::Blocked(Blocked { subject: subject.to_string(), expires }))
+            Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
         }
     }
 
@@ -236,7 +236,7 @@ impl ControlHandler<'_> {
     async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(BanTarget, Expiry), Failure> {
         let asked = parse_network(target).map_err(usage)?;
         let expiry = expire.map_or(Ok(self.config.config.expire), |text| parse_expiry(text).map_err(usage))?;
-        let subject = BanTarget::of_prefix(asked).map_err(usage)?;
+        let target = BanTarget::of_prefix(asked).map_err(usage)?;
         if let Some(why) = no_source(asked.addr()) {
             return Err(refused(format!("{} is refused: {why}, from which no packet comes", plain(asked))));
         }
@@ -247,7 +247,7 @@ impl ControlHandler<'_> {
             ));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), asked) else {
-            return Ok((subject, expiry));
+            return Ok((target, expiry));
         };
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
         if own || !force {
@@ -259,11 +259,11 @@ impl ControlHandler<'_> {
             )));
         }
         let span = if let Expiry::After(span) = expiry { Some(span) } else { None };
-        let hole = IpNet::new(subject.element(), subject.prefix_len()).map_err(usage)?;
+        let hole = IpNet::new(target.element(), target.prefix_len()).map_err(usage)?;
         let orders = self.host_state.force(hole, span).await.map_err(failed)?;
         self.sink.ban_recorder.decide(Change::Disallowed { network: hole });
         self.sensor.send_all(orders);
-        Ok((subject, expiry))
+        Ok((target, expiry))
     }
 
     async fn unblock(
@@ -291,10 +291,10 @@ impl ControlHandler<'_> {
                 "{by} has lifted {what} on this host, for as long as they are reported"
             )));
         }
-        let lifted = unban::lift(self.sensor, self.sink, target.map(|subject| vec![subject]), by);
-        let known = target
-            .map(|subject| self.sensor.ask(|answer| SensorRequest::Explain { address: subject.element(), answer }));
-        let hole = target.and_then(|subject| IpNet::new(subject.element(), subject.prefix_len()).ok());
+        let lifted = unban::lift(self.sensor, self.sink, target.map(|target| vec![target]), by);
+        let known =
+            target.map(|target| self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), answer }));
+        let hole = target.and_then(|target| IpNet::new(target.element(), target.prefix_len()).ok());
         // After the request: a source that is protected again has no ban that the sensor would have to lift.
         match self.host_state.unforce(hole).await {
             Ok(orders) => self.sensor.send_all(orders),
@@ -302,10 +302,10 @@ impl ControlHandler<'_> {
         }
         Ok(async move {
             let unblocked = of_sensor(lifted).await?.map_err(failed)? + by_fleet;
-            if let (0, Some(subject), Some(known)) = (unblocked, target, known) {
-                // `subject` may itself be a network inside another.
+            if let (0, Some(target), Some(known)) = (unblocked, target, known) {
+                // `target` may itself be a network inside another.
                 let around = of_sensor(known).await.ok().and_then(|known| known.network);
-                return Err(refused(not_blocked(subject, around.filter(|network| *network != subject))));
+                return Err(refused(not_blocked(target, around.filter(|network| *network != target))));
             }
             Ok(Answer::Unblocked(Unblocked { unblocked }))
         })
@@ -413,13 +413,13 @@ fn no_source(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Why there is nothing to lift for `subject`, and what there is instead.
-fn not_blocked(subject: BanTarget, wider: Option<BanTarget>) -> String {
+/// Why there is nothing to lift for `target`, and what there is instead.
+fn not_blocked(target: BanTarget, wider: Option<BanTarget>) -> String {
     match wider {
         Some(wider) => format!(
-            "{subject} is blocked with all of {wider}: unblock that network, or let {subject} alone through with \
-             `portsentry allow {subject}`"
+            "{target} is blocked with all of {wider}: unblock that network, or let {target} alone through with \
+             `portsentry allow {target}`"
         ),
-        None => format!("{subject} is not blocked"),
+        None => format!("{target} is not blocked"),
     }
 }

@@ -21,7 +21,7 @@ const MAX_RECALLED: usize = 1_024;
 /// What the ledger has about those of `remembered` whose evidence is proven.
 pub(in crate::daemon) async fn recorded(recorder: &Recorder, remembered: &[Remembered]) -> Vec<Banned> {
     let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
-    let targets: Vec<BanTarget> = proven.map(|one| one.ban.subject).take(MAX_RECALLED).collect();
+    let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
     let (sent, read) = oneshot::channel();
     let asked = recorder.ask(move |ledger| {
         let last = |target: &BanTarget| ledger.of(*target).ok()?.items.pop();
@@ -48,7 +48,7 @@ impl OwnBans {
         for ban in bans {
             if let (Some(grade), Some(class)) = (ban.grade, ban.class) {
                 let distinct_ports = u32::try_from(ban.ports.len()).unwrap_or(u32::MAX);
-                self.insert(ban.subject, OwnBan { until: ban.until, grade, distinct_ports, class: class.key() });
+                self.insert(ban.target, OwnBan { until: ban.until, grade, distinct_ports, class: class.key() });
             }
         }
     }
@@ -57,9 +57,9 @@ impl OwnBans {
     pub(super) fn follow(&mut self, event: &Event) -> Option<OwnBanEvent> {
         match &event.what {
             EventKind::Blocked { ban, .. } => self.add(ban, event.time),
-            EventKind::Lifted { subject } | EventKind::Unblocked { subject, .. } => self.lift(*subject),
-            EventKind::Expired { subject } => {
-                self.0.remove(subject);
+            EventKind::Lifted { target } | EventKind::Unblocked { target, .. } => self.lift(*target),
+            EventKind::Expired { target } => {
+                self.0.remove(target);
                 None
             }
             _ => None,
@@ -68,7 +68,7 @@ impl OwnBans {
 
     /// A ban that is in force since `at`; nothing where a second backend enforces it as well.
     fn add(&mut self, ban: &Ban, at: SystemTime) -> Option<OwnBanEvent> {
-        let target = ban.probe.subject;
+        let target = ban.probe.target;
         let until = match ban.expiry {
             Expiry::Never => None,
             Expiry::After(span) => at.checked_add(span),
@@ -81,7 +81,7 @@ impl OwnBans {
             Grade::Proven => u32::try_from(handshakes).unwrap_or(u32::MAX),
             Grade::Forgeable => ban.probe.distinct.into(),
         };
-        let class = ban.probe.sighting.class.key();
+        let class = ban.probe.observation.class.key();
         self.insert(target, OwnBan { until, grade: ban.grade, distinct_ports, class });
         self.event(target, SystemTime::now())
     }
@@ -144,13 +144,13 @@ mod tests {
     #[test]
     fn ban_is_told_once_and_lifted_once() {
         let (mut own, event) = (OwnBans::default(), blocked(Expiry::After(Duration::from_secs(60))));
-        let target = Ban::example().probe.subject;
+        let target = Ban::example().probe.target;
         assert!(matches!(own.follow(&event), Some(OwnBanEvent::Ban { remaining_s: Some(59..=60), .. })));
         assert_eq!(own.follow(&event), None, "a second backend enforces it as well");
         assert_eq!(own.in_force(SystemTime::now()).len(), 1);
         assert!(own.in_force(SystemTime::now() + Duration::from_secs(61)).is_empty());
         assert!(own.follow(&blocked(Expiry::Never)).is_some());
-        let lifted = Event::now(EventKind::Unblocked { subject: target, by: "root".to_owned() });
+        let lifted = Event::now(EventKind::Unblocked { target: target, by: "root".to_owned() });
         assert_eq!(own.follow(&lifted), Some(OwnBanEvent::Lift { target: target.to_string() }));
         assert_eq!(own.follow(&lifted), None);
     }
@@ -161,7 +161,7 @@ mod tests {
         for number in 0..10_000_u32 {
             let mut event = blocked(Expiry::After(Duration::from_secs(60 + u64::from(number))));
             if let EventKind::Blocked { ban, .. } = &mut event.what {
-                ban.probe.subject = BanTarget::V4(number.into());
+                ban.probe.target = BanTarget::V4(number.into());
             }
             let _ = own.follow(&event);
         }

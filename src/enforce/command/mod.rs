@@ -187,7 +187,7 @@ fn is_executable(path: &Path) -> bool {
 
 /// `command` for `case`, ready to be started; and as a line for the log.
 fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), RunError> {
-    let target = case.subject.to_string();
+    let target = case.target.to_string();
     let values = Values { target: &target, case };
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
     let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &values)).collect();

@@ -8,26 +8,26 @@ use crate::types::BanTarget;
 /// Reads `text`, adds an entry and removes it. Every other byte stays as it is.
 pub(crate) fn edit(text: &[u8]) {
     let before = Reading::of(text);
-    let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.subject).collect();
+    let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.target).collect();
     let cleared = before.edit(&[], &held).map_or_else(|| text.to_vec(), |edit| edit.text);
     assert_eq!(cleared, before.others(), "what is not ours comes out as it went in");
-    for subject in ["192.0.2.7", "2001:db8:1:2::/64", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok())
+    for target in ["192.0.2.7", "2001:db8:1:2::/64", "203.0.113.0/24"].into_iter().filter_map(|text| text.parse().ok())
     {
-        deny(&before, text, subject);
+        deny(&before, text, target);
     }
 }
 
-fn deny(before: &Reading<'_>, text: &[u8], subject: BanTarget) {
+fn deny(before: &Reading<'_>, text: &[u8], target: BanTarget) {
     let rule =
-        Rule { subject, rule: format!("ALL: {}", hosts_pattern(subject)), until: "2026-11-22T06:32:13Z".to_owned() };
+        Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "2026-11-22T06:32:13Z".to_owned() };
     let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
-    if before.entries.iter().any(|entry| entry.subject == subject) {
+    if before.entries.iter().any(|entry| entry.target == target) {
         // Its line was written anew, and further ones of it went.
         return;
     }
     let after = Reading::of(&edit.text);
     assert_eq!(after.others(), before.others());
-    assert_eq!(after.entries.iter().filter(|entry| entry.subject == subject).count(), 1);
-    let back = after.edit(&[], &HashSet::from([subject])).map(|edit| edit.text);
+    assert_eq!(after.entries.iter().filter(|entry| entry.target == target).count(), 1);
+    let back = after.edit(&[], &HashSet::from([target])).map(|edit| edit.text);
     assert_eq!(back.as_deref(), Some(text));
 }

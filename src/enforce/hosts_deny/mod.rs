@@ -153,7 +153,7 @@ impl HostsDeny {
     /// The line that denies the source of `case`.
     #[must_use]
     pub fn line(&self, case: &BanContext) -> String {
-        expand(&self.template, &Values { target: &hosts_pattern(case.subject), case })
+        expand(&self.template, &Values { target: &hosts_pattern(case.target), case })
     }
 
     /// What differs if the file has been written or replaced since; `None` if there is none.
@@ -171,7 +171,7 @@ impl HostsDeny {
 
     /// The subjects that lines of ours deny in a file of these bytes.
     pub(crate) fn held_in(bytes: &[u8]) -> Vec<BanTarget> {
-        Reading::of(bytes).entries.iter().map(|entry| entry.subject).collect()
+        Reading::of(bytes).entries.iter().map(|entry| entry.target).collect()
     }
 
     /// Opens the file for another process to read; `None` where there is none.
@@ -187,7 +187,7 @@ impl HostsDeny {
     /// stay.
     pub fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> Result<Vec<BanTarget>, HostsDenyError> {
         let add: Vec<Rule> =
-            add.iter().map(|case| Rule { subject: case.subject, rule: self.line(case), until: case.until() }).collect();
+            add.iter().map(|case| Rule { target: case.target, rule: self.line(case), until: case.until() }).collect();
         let remove: HashSet<BanTarget> = remove.iter().copied().collect();
         for _ in 0..ATTEMPTS {
             let old = file::read(&self.path)?;
@@ -208,9 +208,9 @@ impl HostsDeny {
     fn finds_its_own(&self) -> bool {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
             let case = BanContext::example(source);
-            let rule = Rule { subject: case.subject, rule: self.line(&case), until: case.until() };
+            let rule = Rule { target: case.target, rule: self.line(&case), until: case.until() };
             let edit = Reading::of(&[]).edit(&[rule], &HashSet::new());
-            edit.is_some_and(|edit| Reading::of(&edit.text).entries.iter().any(|entry| entry.subject == case.subject))
+            edit.is_some_and(|edit| Reading::of(&edit.text).entries.iter().any(|entry| entry.target == case.target))
         })
     }
 }

@@ -72,10 +72,10 @@ impl NftBackend {
 
 impl BanBackend for NftBackend {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        self.ensure_prefix_sets(bans.iter().map(|ban| ban.subject))?;
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         self.elements.clear();
-        self.elements.extend(bans.iter().map(|ban| (ban.subject, ban.expiry)));
-        refused(self.nft.block(&self.elements), bans.iter().map(|ban| ban.subject))
+        self.elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
+        refused(self.nft.block(&self.elements), bans.iter().map(|ban| ban.target))
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
@@ -86,9 +86,9 @@ impl BanBackend for NftBackend {
     }
 
     fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        self.ensure_prefix_sets(bans.iter().map(|ban| ban.subject))?;
-        let elements: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.length, ban.left)).collect();
-        refused(self.nft.put_back(&elements), bans.iter().map(|ban| ban.subject))
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
+        let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
+        refused(self.nft.put_back(&elements), bans.iter().map(|ban| ban.target))
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
@@ -102,7 +102,7 @@ fn refused(result: Result<(), BlockError>, targets: impl Iterator<Item = BanTarg
         Ok(()) => Ok(Vec::new()),
         Err(BlockError::Gone) => Err(Gone),
         Err(BlockError::Failed { failed, .. }) => {
-            Ok(failed.iter().map(|one| Refused::new(Backend::Nft, one.subject, &one.reason)).collect())
+            Ok(failed.iter().map(|one| Refused::new(Backend::Nft, one.target, &one.reason)).collect())
         }
         Err(error) => Ok(Refused::all(Backend::Nft, targets, &error)),
     }

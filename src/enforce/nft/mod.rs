@@ -55,7 +55,7 @@ pub enum BlockError {
 /// One target that could not be blocked or lifted.
 #[derive(Debug)]
 pub struct Failed {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     pub reason: Failure,
 }
 
@@ -201,8 +201,8 @@ impl Nft {
     /// [`BlockError::Gone`] where the table has to be installed first; [`BlockError::Failed`] names those that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        if bans.iter().any(|(subject, _)| is_wide(*subject)) {
-            let whole = |(subject, expiry): &(BanTarget, Expiry)| (*subject, None, *expiry);
+        if bans.iter().any(|(target, _)| is_wide(*target)) {
+            let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
             return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
         }
         if self.trapped {
@@ -217,7 +217,7 @@ impl Nft {
             return Ok(());
         }
         let kernel = self.kernel();
-        self.change(Change::Block, bans, |batch, bans| nft::put_bans(batch, kernel, bans), |(subject, _)| *subject)
+        self.change(Change::Block, bans, |batch, bans| nft::put_bans(batch, kernel, bans), |(target, _)| *target)
     }
 
     /// Blocks them if none of them is blocked yet and there is room; whether they are blocked now. A third of the work
@@ -234,9 +234,9 @@ impl Nft {
             Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
             Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
                 // Not a second time where there is nothing more to find out.
-                if let ([(subject, _)], true) = (bans, error.is(Errno::NFILE)) {
+                if let ([(target, _)], true) = (bans, error.is(Errno::NFILE)) {
                     let mut failed = Vec::new();
-                    self.judge(Change::Block, *subject, error, &mut failed)?;
+                    self.judge(Change::Block, *target, error, &mut failed)?;
                     return Err(BlockError::Failed { asked: 1, failed });
                 }
             }
@@ -261,8 +261,8 @@ impl Nft {
     }
 
     fn restore_by(&mut self, bans: &[RestoredBan], put: impl Fn(&mut Batch, &[RestoredBan])) -> Result<(), BlockError> {
-        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(subject, ..)| is_wide(*subject));
-        let done = self.change(Change::Block, &narrow, put, |(subject, ..)| *subject);
+        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(target, ..)| is_wide(*target));
+        let done = self.change(Change::Block, &narrow, put, |(target, ..)| *target);
         if wide.is_empty() {
             return done;
         }
@@ -271,39 +271,39 @@ impl Nft {
     }
 
     /// Lifts the bans of these; those that are not blocked are passed over.
-    pub fn lift(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
+    pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
-        let put = |batch: &mut Batch, subjects: &[BanTarget]| {
-            subjects.iter().for_each(|subject| nft::put_lift(batch, kernel, *subject));
+        let put = |batch: &mut Batch, targets: &[BanTarget]| {
+            targets.iter().for_each(|target| nft::put_lift(batch, kernel, *target));
         };
-        let (wide, narrow): (Vec<_>, Vec<_>) = subjects.iter().copied().partition(|subject| is_wide(*subject));
-        let done = self.change(Change::Lift, &narrow, put, |subject| *subject);
+        let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| is_wide(*target));
+        let done = self.change(Change::Lift, &narrow, put, |target| *target);
         if wide.is_empty() {
             return done;
         }
         let failed = self.lift_networks(&wide)?;
-        combine(subjects.len(), done, failed)
+        combine(targets.len(), done, failed)
     }
 
-    /// Whether `subject` is blocked now, and for how long still. A network is also where a wider one around it is.
+    /// Whether `target` is blocked now, and for how long still. A network is also where a wider one around it is.
     ///
     /// # Errors
     /// [`BlockError::Gone`] where there is no set to look into.
-    pub fn holds(&mut self, subject: BanTarget) -> Result<Option<Remaining>, BlockError> {
-        if let BanTarget::Prefix(network) = subject {
+    pub fn holds(&mut self, target: BanTarget) -> Result<Option<Remaining>, BlockError> {
+        if let BanTarget::Prefix(network) = target {
             return self.holds_network(network);
         }
-        nft::put_ban_query(&mut self.request, subject);
-        let found = self.ask_for(Set::for_target(subject))?;
-        Ok(found.filter(|found| found.target() == subject).map(|found| found.remaining))
+        nft::put_ban_query(&mut self.request, target);
+        let found = self.ask_for(Set::for_target(target))?;
+        Ok(found.filter(|found| found.target() == target).map(|found| found.remaining))
     }
 
     /// Which of these the kernel does not block. Asks for each by itself, some microseconds, however full the sets are.
-    pub fn missing(&mut self, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
+    pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
         let mut missing = Vec::new();
-        for subject in subjects {
-            if self.holds(*subject)?.is_none() {
-                missing.push(*subject);
+        for target in targets {
+            if self.holds(*target)?.is_none() {
+                missing.push(*target);
             }
         }
         Ok(missing)
@@ -377,8 +377,8 @@ impl BlockError {
     }
 }
 
-fn is_wide(subject: BanTarget) -> bool {
-    matches!(subject, BanTarget::Prefix(_))
+fn is_wide(target: BanTarget) -> bool {
+    matches!(target, BanTarget::Prefix(_))
 }
 
 /// The result for single targets and networks together.
@@ -393,7 +393,7 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
 }
 
 fn first(failed: &[Failed]) -> String {
-    failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
+    failed.first().map_or_else(String::new, |Failed { target, reason }| format!("{target}: {reason}"))
 }
 
 /// How long new bans are taken for ones that may stand already, after one did: by hand, or from an earlier run. To

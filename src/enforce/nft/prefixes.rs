@@ -16,12 +16,12 @@ impl Nft {
     /// Blocks these networks, the widest first; which of them could not be.
     pub(super) fn block_networks(&mut self, bans: &[RestoredBan]) -> Result<Vec<Failed>, BlockError> {
         let mut bans = bans.to_vec();
-        bans.sort_by_key(|(subject, ..)| subject.prefix_len());
+        bans.sort_by_key(|(target, ..)| target.prefix_len());
         let mut failed = Vec::new();
-        for (subject, length, left) in bans {
-            let BanTarget::Prefix(network) = subject else { continue };
+        for (target, length, left) in bans {
+            let BanTarget::Prefix(network) = target else { continue };
             if let Err(reason) = self.block_network(network, length, left)? {
-                failed.push(Failed { subject, reason });
+                failed.push(Failed { target, reason });
             }
         }
         Ok(failed)
@@ -48,7 +48,7 @@ impl Nft {
             }
             // Something overlaps it, or what did has just expired: see what there is now.
             let held = self.networks()?.ok_or(BlockError::Gone)?;
-            let held = || held.iter().filter_map(|(subject, remaining)| Some((as_wide(*subject)?, *remaining)));
+            let held = || held.iter().filter_map(|(target, remaining)| Some((as_wide(*target)?, *remaining)));
             if let Some((around, remaining)) = held().find(|(other, _)| contains(*other, network) && *other != network)
             {
                 let enough = lasts(remaining, left);
@@ -70,10 +70,10 @@ impl Nft {
     }
 
     /// Lifts the bans of exactly these networks; which could not be.
-    pub(super) fn lift_networks(&mut self, subjects: &[BanTarget]) -> Result<Vec<Failed>, BlockError> {
+    pub(super) fn lift_networks(&mut self, targets: &[BanTarget]) -> Result<Vec<Failed>, BlockError> {
         let mut failed = Vec::new();
-        for subject in subjects {
-            let Some(network) = as_wide(*subject) else { continue };
+        for target in targets {
+            let Some(network) = as_wide(*target) else { continue };
             self.batch.clear();
             nft::put_network_lift(&mut self.batch, network);
             match self.socket.transact(&mut self.batch) {
@@ -81,7 +81,7 @@ impl Nft {
                 // No such ban, or no such set.
                 Err(error) if error.is(Errno::NOENT) => {}
                 Err(error @ SocketError::Refused { .. }) => {
-                    failed.push(Failed { subject: *subject, reason: error.into() });
+                    failed.push(Failed { target: *target, reason: error.into() });
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -98,15 +98,13 @@ impl Nft {
         Ok(first.zip(last).filter(|(first, last)| first.address == last.address).map(|(first, _)| first.remaining))
     }
 
-    /// Whether a ban of exactly `subject` is in force: one that can be lifted.
-    pub fn has(&mut self, subject: BanTarget) -> Result<bool, BlockError> {
-        match subject {
+    /// Whether a ban of exactly `target` is in force: one that can be lifted.
+    pub fn has(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+        match target {
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => {
-                self.holds(subject).map(|held| held.is_some())
+                self.holds(target).map(|held| held.is_some())
             }
-            BanTarget::Prefix(_) => {
-                Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == subject)))
-            }
+            BanTarget::Prefix(_) => Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == target))),
         }
     }
 
@@ -119,14 +117,14 @@ impl Nft {
                 Err(BlockError::Gone) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            all.extend(networks.map(|Element { subject, remaining }| (subject, remaining)));
+            all.extend(networks.map(|Element { target, remaining }| (target, remaining)));
         }
         Ok(Some(all))
     }
 }
 
-fn as_wide(subject: BanTarget) -> Option<Prefix> {
-    if let BanTarget::Prefix(wide) = subject { Some(wide) } else { None }
+fn as_wide(target: BanTarget) -> Option<Prefix> {
+    if let BanTarget::Prefix(wide) = target { Some(wide) } else { None }
 }
 
 fn contains(outer: Prefix, inner: Prefix) -> bool {

@@ -23,18 +23,18 @@ impl Nft {
         change: Change,
         items: &[T],
         put: impl Fn(&mut Batch, &[T]),
-        subject: impl Fn(&T) -> BanTarget,
+        target: impl Fn(&T) -> BanTarget,
     ) -> Result<(), BlockError> {
         self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
         let mut failed = Vec::new();
         for chunk in items.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
             put(&mut self.batch, chunk);
-            let full = chunk.iter().any(|item| change == Change::Block && self.was_full(subject(item)).is_some());
+            let full = chunk.iter().any(|item| change == Change::Block && self.was_full(target(item)).is_some());
             if !full {
                 let Err(error) = self.socket.transact(&mut self.batch) else { continue };
                 if let [alone] = chunk {
-                    self.judge(change, subject(alone), error, &mut failed)?;
+                    self.judge(change, target(alone), error, &mut failed)?;
                     continue;
                 }
                 // Lost answers leave open what happened; all that is sent here may be sent twice.
@@ -44,16 +44,16 @@ impl Nft {
             }
             for item in chunk {
                 if change == Change::Block
-                    && let Some(reason) = self.was_full(subject(item))
-                    && self.holds(subject(item))?.is_none()
+                    && let Some(reason) = self.was_full(target(item))
+                    && self.holds(target(item))?.is_none()
                 {
-                    failed.push(Failed { subject: subject(item), reason });
+                    failed.push(Failed { target: target(item), reason });
                     continue;
                 }
                 self.batch.clear();
                 put(&mut self.batch, std::slice::from_ref(item));
                 if let Err(error) = self.socket.transact(&mut self.batch) {
-                    self.judge(change, subject(item), error, &mut failed)?;
+                    self.judge(change, target(item), error, &mut failed)?;
                 }
             }
         }
@@ -64,35 +64,35 @@ impl Nft {
     pub(super) fn judge(
         &mut self,
         change: Change,
-        subject: BanTarget,
+        target: BanTarget,
         error: SocketError,
         failed: &mut Vec<Failed>,
     ) -> Result<(), BlockError> {
-        let set = Set::for_target(subject);
+        let set = Set::for_target(target);
         match error {
             SocketError::Refused { errno: Errno::NOENT, .. } => {
                 // Either the set itself is gone, or there was nothing to lift. A ban adds before it deletes and never
                 // misses its element: then the table has just been replaced.
                 self.size(set)?;
                 if change == Change::Block {
-                    failed.push(Failed { subject, reason: error.into() });
+                    failed.push(Failed { target, reason: error.into() });
                 }
             }
             SocketError::Refused { errno: Errno::NFILE, .. } => {
                 let size = self.size(set)?;
                 self.full.retain(|(known, ..)| *known != set);
                 self.full.push((set, size, Instant::now()));
-                failed.push(Failed { subject, reason: Failure::Full { set: set.name(), size } });
+                failed.push(Failed { target, reason: Failure::Full { set: set.name(), size } });
             }
-            SocketError::Refused { .. } => failed.push(Failed { subject, reason: error.into() }),
+            SocketError::Refused { .. } => failed.push(Failed { target, reason: error.into() }),
             other => return Err(other.into()),
         }
         Ok(())
     }
 
-    /// That the set of `subject` had no room a moment ago.
-    fn was_full(&self, subject: BanTarget) -> Option<Failure> {
-        let set = Set::for_target(subject);
+    /// That the set of `target` had no room a moment ago.
+    fn was_full(&self, target: BanTarget) -> Option<Failure> {
+        let set = Set::for_target(target);
         let known = self.full.iter().find(|(known, ..)| *known == set);
         known.map(|(_, size, _)| Failure::Full { set: set.name(), size: *size })
     }

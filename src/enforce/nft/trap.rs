@@ -50,13 +50,13 @@ impl Nft {
     pub(super) fn block_beside_trap(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         let mut remaining = mem::take(&mut self.remaining);
         remaining.clear();
-        let looked = bans.iter().try_for_each(|(subject, expiry)| {
-            match self.holds(*subject)? {
+        let looked = bans.iter().try_for_each(|(target, expiry)| {
+            match self.holds(*target)? {
                 Some(left) if is_as_long(left, *expiry) => return Ok(()),
                 Some(_) => self.blocked_anew = Some(Instant::now()),
                 None => {}
             }
-            remaining.push((*subject, *expiry));
+            remaining.push((*target, *expiry));
             Ok(())
         });
         let done = looked.and_then(|()| self.block_all(&remaining)).map_err(|error| match error {
@@ -89,22 +89,22 @@ impl Nft {
 
     /// Has the trap count the probes of these, single sources all of them, from the start again; those that are not there are
     /// passed over.
-    pub fn forget(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
-        self.remove_from([Set::Suspects, Set::Suspects6], subjects)?;
-        self.remove_from([Set::PeerSuspects, Set::PeerSuspects6], subjects)
+    pub fn forget(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
+        self.remove_from([Set::Suspects, Set::Suspects6], targets)?;
+        self.remove_from([Set::PeerSuspects, Set::PeerSuspects6], targets)
     }
 
     /// Removes these from the sources that the trap has blocked, so that it has room for others.
-    pub fn release(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
-        self.remove_from([Set::TrapBanned, Set::TrapBanned6], subjects)
+    pub fn release(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
+        self.remove_from([Set::TrapBanned, Set::TrapBanned6], targets)
     }
 
-    fn remove_from(&mut self, sets: [Set; 2], subjects: &[BanTarget]) -> Result<(), BlockError> {
+    fn remove_from(&mut self, sets: [Set; 2], targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
-        for subjects in subjects.chunks(nft::BANS_A_MESSAGE) {
+        for targets in targets.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
             for (blocked, set) in [Set::Blocked, Set::Blocked6].into_iter().zip(sets) {
-                let of_family = subjects.iter().copied().filter(|subject| Set::for_target(*subject) == blocked);
+                let of_family = targets.iter().copied().filter(|target| Set::for_target(*target) == blocked);
                 let of_family: Vec<BanTarget> = of_family.collect();
                 if !of_family.is_empty() {
                     nft::put_forget(&mut self.batch, kernel, set, &of_family);
@@ -153,14 +153,14 @@ impl Nft {
         Ok(DecoyCounts { syns: count(nft::DECOY_TAKE)?, answers: count(nft::DECOY_ANSWERED)? })
     }
 
-    /// How the trap holds `subject`; not at all where the table has no such rules.
-    pub fn hold(&mut self, subject: BanTarget) -> Result<Hold, BlockError> {
-        let sets = match subject {
+    /// How the trap holds `target`; not at all where the table has no such rules.
+    pub fn hold(&mut self, target: BanTarget) -> Result<Hold, BlockError> {
+        let sets = match target {
             BanTarget::V4(_) => [Set::Held, Set::HoldCounts, Set::HoldRecent],
             BanTarget::V6(_) | BanTarget::Link { .. } => [Set::Held6, Set::HoldCounts6, Set::HoldRecent6],
             BanTarget::Prefix(_) => return Ok(Hold::default()),
         };
-        let mut find = |set| match self.find(set, subject.element()) {
+        let mut find = |set| match self.find(set, target.element()) {
             Err(BlockError::Gone) => Ok(None),
             found => found,
         };

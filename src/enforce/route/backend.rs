@@ -10,7 +10,7 @@ impl Routes {
         match self.block(bans, now) {
             Ok(()) => Vec::new(),
             Err(BlockError::Failed { failed, .. }) => {
-                failed.iter().map(|one| Refused::new(Backend::Route, one.subject, &one.reason)).collect()
+                failed.iter().map(|one| Refused::new(Backend::Route, one.target, &one.reason)).collect()
             }
             Err(error) => Refused::all(Backend::Route, bans.iter().map(|(target, _)| *target), &error),
         }
@@ -19,7 +19,7 @@ impl Routes {
 
 impl BanBackend for Routes {
     fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        let bans: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.expiry)).collect();
+        let bans: Vec<_> = bans.iter().map(|ban| (ban.target, ban.expiry)).collect();
         Ok(self.add_all(&bans, now))
     }
 
@@ -29,7 +29,7 @@ impl BanBackend for Routes {
     }
 
     fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        let left: Vec<_> = bans.iter().map(|ban| (ban.subject, ban.left)).collect();
+        let left: Vec<_> = bans.iter().map(|ban| (ban.target, ban.left)).collect();
         Ok(self.add_all(&left, now))
     }
 

@@ -26,7 +26,7 @@ pub enum BlockError {
 /// One subject that could not be blocked or lifted.
 #[derive(Debug)]
 pub struct Failed {
-    pub subject: BanTarget,
+    pub target: BanTarget,
     pub reason: Failure,
 }
 
@@ -79,5 +79,5 @@ fn laid_by(protocol: Option<u8>) -> String {
 }
 
 fn first(failed: &[Failed]) -> String {
-    failed.first().map_or_else(String::new, |Failed { subject, reason }| format!("{subject}: {reason}"))
+    failed.first().map_or_else(String::new, |Failed { target, reason }| format!("{target}: {reason}"))
 }

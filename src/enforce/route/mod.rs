@@ -40,7 +40,7 @@ use route_table::Held;
 #[must_use]
 pub struct Lifted {
     /// These.
-    pub subjects: Vec<BanTarget>,
+    pub targets: Vec<BanTarget>,
     /// Why others still are, which is tried again by [`Routes::due`].
     pub trouble: Option<BlockError>,
 }
@@ -84,13 +84,13 @@ impl Routes {
         self.protected = Protected::new(prefixes);
         let protected = &self.protected;
         let mut now_protected: Vec<BanTarget> =
-            self.held.wanted().filter(|subject| protected.overlapping(net(*subject)).is_some()).collect();
+            self.held.wanted().filter(|target| protected.overlapping(net(*target)).is_some()).collect();
         let left: Vec<IpNet> =
             self.leftovers.keys().filter(|net| protected.overlapping(**net).is_some()).copied().collect();
         // It is a route like any other, until a sweep knows it better.
-        now_protected.extend(left.into_iter().filter_map(subject).inspect(|subject| self.held.keep(*subject, None)));
+        now_protected.extend(left.into_iter().filter_map(target).inspect(|target| self.held.keep(*target, None)));
         now_protected.sort_unstable();
-        self.remove(&now_protected, |held, subject| held.postpone(subject, Timestamp::default()))
+        self.remove(&now_protected, |held, target| held.postpone(target, Timestamp::default()))
     }
 
     /// Blocks them all, each from `now` on for its expiry, whether it is blocked already or not. A route of another kind
@@ -102,27 +102,27 @@ impl Routes {
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<(), BlockError> {
         let mut failed = Vec::new();
         let mut asked = Vec::with_capacity(bans.len());
-        for (subject, expiry) in bans {
-            match self.admit(*subject) {
+        for (target, expiry) in bans {
+            match self.admit(*target) {
                 Ok(net) => {
-                    let known = self.leftovers.remove(&net).unwrap_or(false) || self.held.is_wanted(*subject);
+                    let known = self.leftovers.remove(&net).unwrap_or(false) || self.held.is_wanted(*target);
                     let end = if let Expiry::After(span) = expiry { Some(now.after(*span)) } else { None };
                     // Before it is laid: a route whose acknowledgement is lost ends as well.
-                    self.held.keep(*subject, end);
-                    asked.push(Asked { subject: *subject, net, known });
+                    self.held.keep(*target, end);
+                    asked.push(Asked { target: *target, net, known });
                 }
-                Err(reason) => failed.push(Failed { subject: *subject, reason }),
+                Err(reason) => failed.push(Failed { target: *target, reason }),
             }
         }
         match self.lay(&asked) {
             Ok(refused) => {
                 // Another's route is safe from this: only own ones are ever removed.
-                refused.iter().for_each(|Failed { subject, .. }| self.held.give_up(*subject, now));
+                refused.iter().for_each(|Failed { target, .. }| self.held.give_up(*target, now));
                 failed.extend(refused);
             }
             Err(error) => {
                 let unsure = asked.iter().filter(|asked| !asked.known);
-                unsure.for_each(|asked| self.held.give_up(asked.subject, now));
+                unsure.for_each(|asked| self.held.give_up(asked.target, now));
                 return Err(error.into());
             }
         }
@@ -133,8 +133,8 @@ impl Routes {
     ///
     /// # Errors
     /// Names those whose route is still there. [`Routes::due`] tries again, and does not tell when it is gone.
-    pub fn lift(&mut self, subjects: &[BanTarget]) -> Result<(), BlockError> {
-        let lifted = self.remove(subjects, |held, subject| held.give_up(subject, Timestamp::default()));
+    pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
+        let lifted = self.remove(targets, |held, target| held.give_up(target, Timestamp::default()));
         lifted.trouble.map_or(Ok(()), Err)
     }
 
@@ -147,10 +147,10 @@ impl Routes {
         }
         let over = self.held.over(now, OVER_AT_ONCE);
         let (news, old): (Vec<BanTarget>, Vec<BanTarget>) =
-            over.into_iter().partition(|subject| self.held.is_wanted(*subject));
-        let lifted = self.remove(&news, |held, subject| held.postpone(subject, again));
+            over.into_iter().partition(|target| self.held.is_wanted(*target));
+        let lifted = self.remove(&news, |held, target| held.postpone(target, again));
         // These are already reported as lifted, or were never blocked: nothing to report, unless they still fail.
-        let rest = self.remove(&old, |held, subject| held.postpone(subject, again));
+        let rest = self.remove(&old, |held, target| held.postpone(target, again));
         Lifted { trouble: lifted.trouble.or(rest.trouble), ..lifted }
     }
 
@@ -170,10 +170,10 @@ impl Routes {
         let kind = self.kind;
         self.leftovers = own.into_iter().map(|(net, found)| (net, found == Some(kind.toward(net)))).collect();
         let held = &self.held;
-        self.leftovers.retain(|net, _| subject(*net).is_none_or(|subject| !held.is_wanted(subject)));
-        let mut subjects: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| subject(*net)).collect();
-        subjects.sort_unstable();
-        Ok(subjects)
+        self.leftovers.retain(|net, _| target(*net).is_none_or(|target| !held.is_wanted(target)));
+        let mut targets: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| target(*net)).collect();
+        targets.sort_unstable();
+        Ok(targets)
     }
 
     /// Removes every route from an earlier run that no ban has claimed since [`Routes::leftovers`].
@@ -192,7 +192,7 @@ impl Routes {
                 let stay: HashMap<IpNet, Refusal> = kept.into_iter().collect();
                 self.leftovers.retain(|net, _| stay.contains_key(net));
                 let failed = stay.into_iter().filter_map(|(net, refusal)| {
-                    Some(Failed { subject: subject(net)?, reason: Failure::Refused(refusal) })
+                    Some(Failed { target: target(net)?, reason: Failure::Refused(refusal) })
                 });
                 let failed: Vec<Failed> = failed.collect();
                 (!failed.is_empty()).then_some(BlockError::Failed { asked: nets.len(), failed })
@@ -203,7 +203,7 @@ impl Routes {
             self.sweep_again = Some(now.after(RETRY));
         }
         let gone = nets.into_iter().filter(|net| !self.leftovers.contains_key(net));
-        Lifted { subjects: gone.filter_map(subject).collect(), trouble }
+        Lifted { targets: gone.filter_map(target).collect(), trouble }
     }
 
     /// Which of these the kernel would answer: their route is gone, or another one is stronger. Asks for these alone, some
@@ -211,8 +211,8 @@ impl Routes {
     ///
     /// # Errors
     /// Where an answer is missing.
-    pub fn missing(&mut self, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
-        missing_routes(&mut self.socket, self.kind, subjects)
+    pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
+        missing_routes(&mut self.socket, self.kind, targets)
     }
 
     /// The number by which the kernel names this back end in notifications of what it changed.
@@ -221,10 +221,10 @@ impl Routes {
         self.socket.port_id()
     }
 
-    /// True where there should be a route to `subject`.
+    /// True where there should be a route to `target`.
     #[must_use]
-    pub fn is_wanted(&self, subject: BanTarget) -> bool {
-        self.held.is_wanted(subject)
+    pub fn is_wanted(&self, target: BanTarget) -> bool {
+        self.held.is_wanted(target)
     }
 
     /// All targets that this backend blocks, in no order.
@@ -232,9 +232,9 @@ impl Routes {
         self.held.wanted()
     }
 
-    /// That a route may be laid to `subject`.
-    fn admit(&self, subject: BanTarget) -> Result<IpNet, Failure> {
-        let net = net(subject);
+    /// That a route may be laid to `target`.
+    fn admit(&self, target: BanTarget) -> Result<IpNet, Failure> {
+        let net = net(target);
         match net {
             IpNet::V6(v6) if v6.addr().is_unicast_link_local() => return Err(Failure::LinkLocal),
             IpNet::V4(v4) if v4.addr().is_broadcast() => return Err(Failure::NoHost),
@@ -246,7 +246,7 @@ impl Routes {
         if let Some(prefix) = self.protected.overlapping(net) {
             return Err(Failure::Protected(prefix));
         }
-        if self.held.has_room_for(subject) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
+        if self.held.has_room_for(target) { Ok(net) } else { Err(Failure::Full { size: self.size }) }
     }
 
     /// Lays the routes that are not there yet; which ones the kernel refused.
@@ -256,16 +256,16 @@ impl Routes {
         let ways = self.socket.look_up(&nets)?;
         let mut new = Vec::with_capacity(asked.len());
         for (asked, way) in asked.iter().zip(ways) {
-            let (subject, kind) = (asked.subject, self.kind.toward(asked.net));
+            let (target, kind) = (asked.target, self.kind.toward(asked.net));
             match way {
                 Way::Route { prefix_len, protocol, .. }
                     if prefix_len == asked.net.prefix_len() && protocol != PROTOCOL =>
                 {
-                    failed.push(Failed { subject, reason: Failure::Taken(Some(protocol)) });
+                    failed.push(Failed { target, reason: Failure::Taken(Some(protocol)) });
                 }
                 // An unknown one may be a blackhole of another program around it, which may disappear.
                 _ if asked.known && way.is_closed(asked.net, kind) => {}
-                _ => new.push((subject, (asked.net, kind))),
+                _ => new.push((target, (asked.net, kind))),
             }
         }
         let present = self.add(&new, &mut failed)?;
@@ -283,7 +283,7 @@ impl Routes {
             if others.contains(&place) { taken.push(one) } else { again.push(one) }
         }
         taken.extend(self.add(&again, &mut failed)?);
-        failed.extend(taken.into_iter().map(|(subject, _)| Failed { subject, reason: Failure::Taken(None) }));
+        failed.extend(taken.into_iter().map(|(target, _)| Failed { target, reason: Failure::Taken(None) }));
         Ok(failed)
     }
 
@@ -292,45 +292,45 @@ impl Routes {
         let routes: Vec<(IpNet, Kind)> = new.iter().map(|(_, route)| *route).collect();
         let mut present = Vec::new();
         self.socket.add(&routes, |place, refusal| {
-            let Some((subject, (net, kind))) = new.get(place).copied() else { return };
+            let Some((target, (net, kind))) = new.get(place).copied() else { return };
             let reason = match kind {
-                _ if refusal.errno == Errno::EXIST => return present.push((subject, (net, kind))),
+                _ if refusal.errno == Errno::EXIST => return present.push((target, (net, kind))),
                 Kind::Via(gateway) => Failure::Gateway { gateway, refusal },
                 _ => Failure::Refused(refusal),
             };
-            failed.push(Failed { subject, reason });
+            failed.push(Failed { target, reason });
         })?;
         Ok(present)
     }
 
     /// Takes away the routes to these; `again` sees to it that what fails is tried again.
-    fn remove(&mut self, subjects: &[BanTarget], again: impl Fn(&mut Held, BanTarget)) -> Lifted {
-        let nets: Vec<IpNet> = subjects.iter().copied().map(net).collect();
+    fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut Held, BanTarget)) -> Lifted {
+        let nets: Vec<IpNet> = targets.iter().copied().map(net).collect();
         let mut failed = Vec::new();
         let removed = self.socket.delete(&nets, |place, refusal| {
             if refusal.errno != Errno::SRCH
-                && let Some(subject) = subjects.get(place)
+                && let Some(target) = targets.get(place)
             {
-                failed.push(Failed { subject: *subject, reason: Failure::Refused(refusal) });
+                failed.push(Failed { target: *target, reason: Failure::Refused(refusal) });
             }
         });
         if let Err(error) = removed {
-            subjects.iter().for_each(|subject| again(&mut self.held, *subject));
-            return Lifted { subjects: Vec::new(), trouble: Some(error.into()) };
+            targets.iter().for_each(|target| again(&mut self.held, *target));
+            return Lifted { targets: Vec::new(), trouble: Some(error.into()) };
         }
-        let stay: HashSet<BanTarget> = failed.iter().map(|one| one.subject).collect();
-        let mut lifted = Vec::with_capacity(subjects.len());
-        for subject in subjects {
-            if stay.contains(subject) {
-                again(&mut self.held, *subject);
+        let stay: HashSet<BanTarget> = failed.iter().map(|one| one.target).collect();
+        let mut lifted = Vec::with_capacity(targets.len());
+        for target in targets {
+            if stay.contains(target) {
+                again(&mut self.held, *target);
             } else {
-                self.held.forget(*subject);
-                self.leftovers.remove(&net(*subject));
-                lifted.push(*subject);
+                self.held.forget(*target);
+                self.leftovers.remove(&net(*target));
+                lifted.push(*target);
             }
         }
-        let trouble = (!failed.is_empty()).then_some(BlockError::Failed { asked: subjects.len(), failed });
-        Lifted { subjects: lifted, trouble }
+        let trouble = (!failed.is_empty()).then_some(BlockError::Failed { asked: targets.len(), failed });
+        Lifted { targets: lifted, trouble }
     }
 }
 
@@ -341,26 +341,26 @@ impl Routes {
 pub fn missing_routes(
     socket: &mut RouteSocket,
     kind: Kind,
-    subjects: &[BanTarget],
+    targets: &[BanTarget],
 ) -> Result<Vec<BanTarget>, RouteError> {
-    let nets: Vec<IpNet> = subjects.iter().copied().map(net).collect();
+    let nets: Vec<IpNet> = targets.iter().copied().map(net).collect();
     let ways = socket.look_up(&nets)?;
-    let open = nets.iter().zip(ways).zip(subjects).filter(|((net, way), _)| !way.is_closed(**net, kind.toward(**net)));
-    Ok(open.map(|(_, subject)| *subject).collect())
+    let open = nets.iter().zip(ways).zip(targets).filter(|((net, way), _)| !way.is_closed(**net, kind.toward(**net)));
+    Ok(open.map(|(_, target)| *target).collect())
 }
 
 /// Which of these have no own route, of whatever kind. Reads all routes once: for many.
 ///
 /// # Errors
 /// Where the kernel's routes cannot be read.
-pub fn swept_routes(socket: &mut RouteSocket, subjects: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
+pub fn swept_routes(socket: &mut RouteSocket, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
     let own = socket.own()?;
-    Ok(subjects.iter().copied().filter(|subject| !own.contains_key(&net(*subject))).collect())
+    Ok(targets.iter().copied().filter(|target| !own.contains_key(&net(*target))).collect())
 }
 
 /// A ban on its way into the kernel.
 struct Asked {
-    subject: BanTarget,
+    target: BanTarget,
     net: IpNet,
     /// That it is in force already, with a route of the wanted kind.
     known: bool,
@@ -369,14 +369,14 @@ struct Asked {
 /// A route that is not there yet.
 type New = (BanTarget, (IpNet, Kind));
 
-/// What a route to block `subject` leads to.
-fn net(subject: BanTarget) -> IpNet {
-    let address = subject.element();
-    IpNet::new(address, subject.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
+/// What a route to block `target` leads to.
+fn net(target: BanTarget) -> IpNet {
+    let address = target.element();
+    IpNet::new(address, target.prefix_len()).unwrap_or_else(|_| IpNet::from(address))
 }
 
 /// The target that a route to `net` blocks, if [`net`] can produce it.
-fn subject(net: IpNet) -> Option<BanTarget> {
+fn target(net: IpNet) -> Option<BanTarget> {
     BanTarget::exactly(net)
 }
 

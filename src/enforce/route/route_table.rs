@@ -26,40 +26,40 @@ impl Held {
         Self { entries: HashMap::new(), ends: BTreeSet::new(), size }
     }
 
-    pub(super) fn has_room_for(&self, subject: BanTarget) -> bool {
-        self.entries.len() < self.size || self.entries.contains_key(&subject)
+    pub(super) fn has_room_for(&self, target: BanTarget) -> bool {
+        self.entries.len() < self.size || self.entries.contains_key(&target)
     }
 
-    /// True where `subject` is blocked, as far as is known.
-    pub(super) fn is_wanted(&self, subject: BanTarget) -> bool {
-        self.entries.get(&subject).is_some_and(|entry| entry.wanted)
+    /// True where `target` is blocked, as far as is known.
+    pub(super) fn is_wanted(&self, target: BanTarget) -> bool {
+        self.entries.get(&target).is_some_and(|entry| entry.wanted)
     }
 
     /// All blocked targets.
     pub(super) fn wanted(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.entries.iter().filter(|(_, entry)| entry.wanted).map(|(subject, _)| *subject)
+        self.entries.iter().filter(|(_, entry)| entry.wanted).map(|(target, _)| *target)
     }
 
-    /// From now on `subject` is blocked until `end`.
-    pub(super) fn keep(&mut self, subject: BanTarget, end: Option<Timestamp>) {
-        self.set(subject, Entry { end, wanted: true });
+    /// From now on `target` is blocked until `end`.
+    pub(super) fn keep(&mut self, target: BanTarget, end: Option<Timestamp>) {
+        self.set(target, Entry { end, wanted: true });
     }
 
     /// The route is not wanted, but may exist: removed at `at`, without a report.
-    pub(super) fn give_up(&mut self, subject: BanTarget, at: Timestamp) {
-        self.set(subject, Entry { end: Some(at), wanted: false });
+    pub(super) fn give_up(&mut self, target: BanTarget, at: Timestamp) {
+        self.set(target, Entry { end: Some(at), wanted: false });
     }
 
     /// The end moves to `at`.
-    pub(super) fn postpone(&mut self, subject: BanTarget, at: Timestamp) {
-        let wanted = self.is_wanted(subject);
-        self.set(subject, Entry { end: Some(at), wanted });
+    pub(super) fn postpone(&mut self, target: BanTarget, at: Timestamp) {
+        let wanted = self.is_wanted(target);
+        self.set(target, Entry { end: Some(at), wanted });
     }
 
     /// The route is gone.
-    pub(super) fn forget(&mut self, subject: BanTarget) {
-        if let Some(Entry { end: Some(end), .. }) = self.entries.remove(&subject) {
-            self.ends.remove(&(end, subject));
+    pub(super) fn forget(&mut self, target: BanTarget) {
+        if let Some(Entry { end: Some(end), .. }) = self.entries.remove(&target) {
+            self.ends.remove(&(end, target));
         }
     }
 
@@ -70,13 +70,13 @@ impl Held {
 
     /// Whose end has come, the earliest first, at most `most`.
     pub(super) fn over(&self, now: Timestamp, most: usize) -> Vec<BanTarget> {
-        self.ends.iter().take_while(|(end, _)| *end <= now).take(most).map(|(_, subject)| *subject).collect()
+        self.ends.iter().take_while(|(end, _)| *end <= now).take(most).map(|(_, target)| *target).collect()
     }
 
-    fn set(&mut self, subject: BanTarget, entry: Entry) {
-        self.forget(subject);
-        self.ends.extend(entry.end.map(|end| (end, subject)));
-        self.entries.insert(subject, entry);
+    fn set(&mut self, target: BanTarget, entry: Entry) {
+        self.forget(target);
+        self.ends.extend(entry.end.map(|end| (end, target)));
+        self.entries.insert(target, entry);
     }
 }
 
@@ -89,42 +89,42 @@ mod tests {
         Timestamp::at(Duration::from_secs(seconds))
     }
 
-    fn subject(end: u8) -> BanTarget {
+    fn target(end: u8) -> BanTarget {
         BanTarget::of(std::net::IpAddr::from([192, 0, 2, end]))
     }
 
     #[test]
     fn new_end_replaces_old_end() {
         let mut held = Held::new(2);
-        held.keep(subject(1), Some(at(10)));
-        held.keep(subject(2), None);
-        held.keep(subject(1), Some(at(20)));
+        held.keep(target(1), Some(at(10)));
+        held.keep(target(2), None);
+        held.keep(target(1), Some(at(20)));
         assert_eq!(
             (held.next_end(), held.over(at(19), 9), held.over(at(20), 9)),
-            (Some(at(20)), vec![], vec![subject(1)])
+            (Some(at(20)), vec![], vec![target(1)])
         );
-        held.keep(subject(1), None);
+        held.keep(target(1), None);
         assert_eq!((held.next_end(), held.entries.len(), held.ends.len()), (None, 2, 0), "no end is left over");
     }
 
     #[test]
     fn full_table_accepts_present_keys_only() {
         let mut held = Held::new(1);
-        held.keep(subject(1), None);
-        assert!(held.has_room_for(subject(1)) && !held.has_room_for(subject(2)));
-        held.forget(subject(1));
-        assert!(held.has_room_for(subject(2)));
+        held.keep(target(1), None);
+        assert!(held.has_room_for(target(1)) && !held.has_room_for(target(2)));
+        held.forget(target(1));
+        assert!(held.has_room_for(target(2)));
     }
 
     #[test]
     fn postponed_removal_stays_due() {
         let mut held = Held::new(2);
-        held.keep(subject(1), Some(at(5)));
-        held.keep(subject(2), None);
-        held.postpone(subject(1), at(9));
-        held.give_up(subject(2), at(0));
-        assert_eq!(held.wanted().collect::<Vec<_>>(), [subject(1)]);
-        assert_eq!(held.over(at(9), 9), [subject(2), subject(1)], "the earliest first");
-        assert_eq!(held.over(at(9), 1), [subject(2)]);
+        held.keep(target(1), Some(at(5)));
+        held.keep(target(2), None);
+        held.postpone(target(1), at(9));
+        held.give_up(target(2), at(0));
+        assert_eq!(held.wanted().collect::<Vec<_>>(), [target(1)]);
+        assert_eq!(held.over(at(9), 9), [target(2), target(1)], "the earliest first");
+        assert_eq!(held.over(at(9), 1), [target(2)]);
     }
 }

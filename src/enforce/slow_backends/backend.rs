@@ -73,14 +73,14 @@ impl SlowQueue {
 
 impl BanBackend for SlowQueue {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
-        let lost = bans.iter().filter(|ban| !self.queue(**ban)).map(|ban| ban.subject);
+        let lost = bans.iter().filter(|ban| !self.queue(**ban)).map(|ban| ban.target);
         Ok(Refused::all(Backend::Command, lost, &"the queue of hosts.deny lines and commands is full"))
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
         for target in targets.iter().filter(|_| self.enforces() || self.undoes_commands) {
             // Without room in the queue, a line stays until its ban would have ended.
-            let _ = self.orders.put(Task::Release { subject: *target });
+            let _ = self.orders.put(Task::Release { target: *target });
         }
         Ok(())
     }

@@ -33,8 +33,8 @@ impl Bans {
     /// Holds `case` from `now` on, for as long as is `left`; what was done for an earlier ban of the subject stays known.
     /// `None` where there is no room.
     pub(super) fn hold(&mut self, now: Timestamp, case: BanContext, left: Expiry) -> Option<&mut Held> {
-        let subject = case.subject;
-        if self.held.len() >= MAX_BANS && !self.held.contains_key(&subject) {
+        let target = case.target;
+        if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
             return None;
         }
         let until = match left {
@@ -43,7 +43,7 @@ impl Bans {
         };
         self.ids += 1;
         let id = self.ids;
-        let held = self.held.entry(subject).or_insert_with(|| Held {
+        let held = self.held.entry(target).or_insert_with(|| Held {
             case,
             id,
             steps: VecDeque::new(),
@@ -52,45 +52,45 @@ impl Bans {
             until: None,
         });
         if let Some(old) = held.until {
-            self.deadlines.remove(&(old, subject));
+            self.deadlines.remove(&(old, target));
         }
         if let Some(until) = until {
-            self.deadlines.insert((until, subject));
+            self.deadlines.insert((until, target));
         }
         (held.case, held.id, held.until) = (case, id, until);
         held.steps.clear();
         Some(held)
     }
 
-    pub(super) fn get(&self, subject: BanTarget) -> Option<&Held> {
-        self.held.get(&subject)
+    pub(super) fn get(&self, target: BanTarget) -> Option<&Held> {
+        self.held.get(&target)
     }
 
-    pub(super) fn get_mut(&mut self, subject: BanTarget) -> Option<&mut Held> {
-        self.held.get_mut(&subject)
+    pub(super) fn get_mut(&mut self, target: BanTarget) -> Option<&mut Held> {
+        self.held.get_mut(&target)
     }
 
     /// True where this is the ban that is held for its target now.
-    pub(super) fn is_current(&self, subject: BanTarget, id: u64) -> bool {
-        self.get(subject).is_some_and(|held| held.id == id)
+    pub(super) fn is_current(&self, target: BanTarget, id: u64) -> bool {
+        self.get(target).is_some_and(|held| held.id == id)
     }
 
-    pub(super) fn remove(&mut self, subject: BanTarget) -> Option<Held> {
-        let held = self.held.remove(&subject)?;
+    pub(super) fn remove(&mut self, target: BanTarget) -> Option<Held> {
+        let held = self.held.remove(&target)?;
         if let Some(until) = held.until {
-            self.deadlines.remove(&(until, subject));
+            self.deadlines.remove(&(until, target));
         }
         Some(held)
     }
 
     /// Targets that have a line, or should have one.
     pub(super) fn with_line(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.iter().filter(|(_, held)| held.has_line).map(|(subject, _)| *subject)
+        self.held.iter().filter(|(_, held)| held.has_line).map(|(target, _)| *target)
     }
 
     /// A target of a ban that is over at `now`.
     pub(super) fn over(&self, now: Timestamp) -> Option<BanTarget> {
-        self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, subject)| *subject)
+        self.deadlines.first().filter(|(until, _)| *until <= now).map(|(_, target)| *target)
     }
 
     /// The next expiry.
@@ -124,8 +124,8 @@ mod tests {
         let first = held.id;
         let held = bans.hold(at(130), case(1), MINUTE).unwrap();
         assert!(held.has_run && held.steps.is_empty());
-        assert!(!bans.is_current(case(1).subject, first));
-        assert_eq!((bans.over(at(189)), bans.over(at(190))), (None, Some(case(1).subject)));
+        assert!(!bans.is_current(case(1).target, first));
+        assert_eq!((bans.over(at(189)), bans.over(at(190))), (None, Some(case(1).target)));
         bans.hold(at(131), case(1), Expiry::Never).unwrap();
         assert_eq!((bans.next(), bans.over(at(u64::MAX))), (None, None));
     }
@@ -136,7 +136,7 @@ mod tests {
         bans.hold(at(0), case(1), MINUTE).unwrap();
         bans.hold(at(1), case(2), MINUTE).unwrap();
         assert_eq!(bans.next(), Some(at(60)));
-        assert!(bans.remove(case(1).subject).is_some() && bans.remove(case(1).subject).is_none());
+        assert!(bans.remove(case(1).target).is_some() && bans.remove(case(1).target).is_none());
         assert_eq!(bans.next(), Some(at(61)));
     }
 

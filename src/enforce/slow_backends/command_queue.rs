@@ -139,9 +139,9 @@ impl Commands {
         }
     }
 
-    /// No block of `subject` waits any more.
-    pub(super) fn forget(&mut self, subject: BanTarget) {
-        self.awaited.retain(|(_, case)| case.subject != subject);
+    /// No block of `target` waits any more.
+    pub(super) fn forget(&mut self, target: BanTarget) {
+        self.awaited.retain(|(_, case)| case.target != target);
     }
 
     /// Starts what there is room for, and lets blocks go on that have waited long enough.
@@ -153,11 +153,11 @@ impl Commands {
             self.put(job);
         }
         while self.running.len() < self.settings.at_once
-            && let Some(at) = self.waiting.iter().position(|job| !self.running.contains(&job.case.subject))
+            && let Some(at) = self.waiting.iter().position(|job| !self.running.contains(&job.case.target))
             && let Some(job) = self.waiting.remove(at)
         {
             self.new = self.new.saturating_sub(usize::from(job.occasion != CommandPhase::Release));
-            if let Some(held) = bans.get_mut(job.case.subject) {
+            if let Some(held) = bans.get_mut(job.case.target) {
                 // A newer ban has its own command.
                 if job.occasion == CommandPhase::Block && held.id != job.id {
                     continue;
@@ -181,7 +181,7 @@ impl Commands {
             CommandPhase::Release => (Which::End, &self.settings.expire_command),
             CommandPhase::Before | CommandPhase::Block => (Which::Begin, &self.settings.command),
         };
-        self.running.insert(job.case.subject);
+        self.running.insert(job.case.target);
         self.number += 1;
         match self.spawner.ask(self.number, which, job.case) {
             Ok(()) => drop(self.asked.insert(self.number, job)),
@@ -239,18 +239,18 @@ impl Commands {
         let mut ended = Vec::new();
         while let Some(Finished { job, command, ran }) = self.next_finished(tell) {
             let Job { id, case, occasion, attempt } = job;
-            self.running.remove(&case.subject);
+            self.running.remove(&case.target);
             let again = if ran.outcome.is_success() { None } else { self.try_again(now, job, &ran.outcome, bans) };
             let Ran { outcome, output, took } = ran;
             tell(BackendEvent::Ran { case, occasion, command, outcome, output, took, attempt, again });
             match occasion {
                 CommandPhase::Before => {
-                    if let Some(at) = self.awaited.iter().position(|(_, waits)| waits.subject == case.subject) {
+                    if let Some(at) = self.awaited.iter().position(|(_, waits)| waits.target == case.target) {
                         self.awaited.remove(at);
                         tell(BackendEvent::Ready { case });
                     }
                 }
-                CommandPhase::Block if attempt == 1 && bans.is_current(case.subject, id) => ended.push(case.subject),
+                CommandPhase::Block if attempt == 1 && bans.is_current(case.target, id) => ended.push(case.target),
                 _ => {}
             }
         }
@@ -261,7 +261,7 @@ impl Commands {
     fn try_again(&mut self, now: Timestamp, job: Job, outcome: &Outcome, bans: &Bans) -> Option<Duration> {
         let sensible = match job.occasion {
             CommandPhase::Before => false,
-            CommandPhase::Block => bans.is_current(job.case.subject, job.id),
+            CommandPhase::Block => bans.is_current(job.case.target, job.id),
             CommandPhase::Release => job.attempt < MAX_RELEASE_ATTEMPTS,
         };
         if !sensible || *outcome == Outcome::Stopped {

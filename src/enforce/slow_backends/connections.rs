@@ -24,9 +24,9 @@ impl Default for Connections {
 }
 
 impl Connections {
-    pub(super) fn end(&mut self, subject: BanTarget) {
+    pub(super) fn end(&mut self, target: BanTarget) {
         if !self.unable && self.waiting.len() < MAX_BANS {
-            self.waiting.insert(subject);
+            self.waiting.insert(target);
             self.backoff.shorten();
         }
     }
@@ -45,7 +45,7 @@ impl Connections {
         match self.try_to_end() {
             Ok(Ended { connections, more }) => {
                 self.backoff.reset();
-                connections.into_iter().for_each(|(subject, ended)| tell(BackendEvent::Connections { subject, ended }));
+                connections.into_iter().for_each(|(target, ended)| tell(BackendEvent::Connections { target, ended }));
                 if !more {
                     self.waiting.clear();
                 }
@@ -59,8 +59,8 @@ impl Connections {
                 let pause = self.backoff.extend(now);
                 let attempt = self.backoff.failures();
                 let again = (attempt < MAX_ATTEMPTS).then_some(pause);
-                let subjects = self.waiting.iter().copied().collect();
-                tell(BackendEvent::Failed { subjects, task, reason: error.to_string(), attempt, again });
+                let targets = self.waiting.iter().copied().collect();
+                tell(BackendEvent::Failed { targets, task, reason: error.to_string(), attempt, again });
                 if again.is_none() {
                     self.waiting.clear();
                     self.backoff.reset();

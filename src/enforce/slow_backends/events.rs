@@ -31,7 +31,7 @@ pub enum BackendEvent {
     Done { case: BanContext, backend: Backend },
     /// A task failed.
     Failed {
-        subjects: Vec<BanTarget>,
+        targets: Vec<BanTarget>,
         task: SlowTask,
         /// Why, and what to do.
         reason: String,
@@ -40,9 +40,9 @@ pub enum BackendEvent {
         again: Option<Duration>,
     },
     /// Lines were removed, because their bans are over or were not adopted.
-    Released { subjects: Vec<BanTarget>, backend: Backend },
+    Released { targets: Vec<BanTarget>, backend: Backend },
     /// Lines that another program removed while their bans were in force were restored.
-    Restored { subjects: Vec<BanTarget>, backend: Backend },
+    Restored { targets: Vec<BanTarget>, backend: Backend },
     /// A command has ended, or could not be started.
     Ran {
         case: BanContext,
@@ -61,7 +61,7 @@ pub enum BackendEvent {
     /// The command before the block has ended, or its time is over: block now.
     Ready { case: BanContext },
     /// Connections of a blocked source were ended.
-    Connections { subject: BanTarget, ended: usize },
+    Connections { target: BanTarget, ended: usize },
     /// A backend cannot work on this system, and is not tried again.
     Unable { task: SlowTask, reason: String },
     /// There was no room for so much.
@@ -99,22 +99,22 @@ impl fmt::Display for SlowTask {
 impl fmt::Display for BackendEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Done { case, backend } => write!(f, "{} is blocked via {}", case.subject, SlowTask::Ban(*backend)),
-            Self::Failed { subjects, task, reason, attempt, again } => {
-                write!(f, "{task}: {reason} ({}, attempt {attempt}", many(subjects))?;
+            Self::Done { case, backend } => write!(f, "{} is blocked via {}", case.target, SlowTask::Ban(*backend)),
+            Self::Failed { targets, task, reason, attempt, again } => {
+                write!(f, "{task}: {reason} ({}, attempt {attempt}", many(targets))?;
                 next(f, *again)?;
                 f.write_str(")")
             }
-            Self::Released { subjects, backend } => {
-                write!(f, "{} released from {}", many(subjects), SlowTask::Ban(*backend))
+            Self::Released { targets, backend } => {
+                write!(f, "{} released from {}", many(targets), SlowTask::Ban(*backend))
             }
-            Self::Restored { subjects, backend } => {
-                write!(f, "{} missing in {} and put back", many(subjects), SlowTask::Ban(*backend))
+            Self::Restored { targets, backend } => {
+                write!(f, "{} missing in {} and put back", many(targets), SlowTask::Ban(*backend))
             }
             Self::Ran { case, command, outcome, output, took, attempt, again, .. } => {
                 let took = Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                 let took = humantime::format_duration(took);
-                write!(f, "command for {} {outcome} after {took}: {command}", case.subject)?;
+                write!(f, "command for {} {outcome} after {took}: {command}", case.target)?;
                 if !output.is_empty() {
                     write!(f, "; it says: {output}")?;
                 }
@@ -125,9 +125,9 @@ impl fmt::Display for BackendEvent {
                 }
                 Ok(())
             }
-            Self::Ready { case } => write!(f, "{} can be blocked now", case.subject),
-            Self::Connections { subject, ended: 1 } => write!(f, "1 connection of {subject} was ended"),
-            Self::Connections { subject, ended } => write!(f, "{ended} connections of {subject} were ended"),
+            Self::Ready { case } => write!(f, "{} can be blocked now", case.target),
+            Self::Connections { target, ended: 1 } => write!(f, "1 connection of {target} was ended"),
+            Self::Connections { target, ended } => write!(f, "{ended} connections of {target} were ended"),
             Self::Unable { task, reason } => write!(f, "{task}: {reason}; not tried again"),
             Self::Lost { tasks, commands } => {
                 write!(f, "too much at once: {tasks} tasks and {commands} commands were dropped")
@@ -144,8 +144,8 @@ fn next(f: &mut fmt::Formatter<'_>, again: Option<Duration>) -> fmt::Result {
 }
 
 /// The targets in a few words.
-fn many(subjects: &[BanTarget]) -> String {
-    match subjects {
+fn many(targets: &[BanTarget]) -> String {
+    match targets {
         [] => "no source".to_owned(),
         [one] => one.to_string(),
         [first, others @ ..] => format!("{first} and {} more", others.len()),
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn every_piece_of_news_is_one_sentence() {
         let case = BanContext::example("192.0.2.7".parse().unwrap());
-        let other = BanContext::example("2001:db8::7".parse().unwrap()).subject;
+        let other = BanContext::example("2001:db8::7".parse().unwrap()).target;
         let ran = |outcome, attempt, again| BackendEvent::Ran {
             case,
             occasion: CommandPhase::Block,
@@ -185,7 +185,7 @@ mod tests {
             ),
             (
                 BackendEvent::Failed {
-                    subjects: vec![case.subject, other],
+                    targets: vec![case.target, other],
                     task: SlowTask::Ban(Backend::HostsDeny),
                     reason: "no room".to_owned(),
                     attempt: 3,
@@ -195,11 +195,11 @@ mod tests {
                 "hosts.deny: no room (192.0.2.7 and 1 more, attempt 3, the next in 4s)",
             ),
             (
-                BackendEvent::Released { subjects: vec![other], backend: Backend::HostsDeny },
+                BackendEvent::Released { targets: vec![other], backend: Backend::HostsDeny },
                 false,
                 "2001:db8::/64 released from hosts.deny",
             ),
-            (BackendEvent::Connections { subject: other, ended: 1 }, false, "1 connection of 2001:db8::/64 was ended"),
+            (BackendEvent::Connections { target: other, ended: 1 }, false, "1 connection of 2001:db8::/64 was ended"),
             (
                 BackendEvent::Lost { tasks: 3, commands: 0 },
                 true,

@@ -77,7 +77,7 @@ impl Lines {
             return Vec::new();
         }
         let Some(held) = self.held() else { return Vec::new() };
-        let lost: Vec<BanTarget> = wanted.filter(|subject| !held.contains(subject)).collect();
+        let lost: Vec<BanTarget> = wanted.filter(|target| !held.contains(target)).collect();
         if lost.is_empty() {
             self.seen = Some(stamp);
         }
@@ -86,21 +86,21 @@ impl Lines {
 
     /// Writes a line that was lost.
     pub(super) fn restore(&mut self, id: u64, case: BanContext) {
-        self.add.insert(case.subject, Add { id, case, tried: true, again: true });
+        self.add.insert(case.target, Add { id, case, tried: true, again: true });
         self.backoff.shorten();
     }
 
     pub(super) fn add(&mut self, id: u64, case: BanContext) {
-        self.remove.remove(&case.subject);
-        self.add.insert(case.subject, Add { id, case, tried: false, again: false });
+        self.remove.remove(&case.target);
+        self.add.insert(case.target, Add { id, case, tried: false, again: false });
         self.backoff.shorten();
     }
 
     /// A line that finds no room here is removed at the next start.
-    pub(super) fn remove(&mut self, subject: BanTarget) {
-        self.add.remove(&subject);
+    pub(super) fn remove(&mut self, target: BanTarget) {
+        self.add.remove(&target);
         if self.remove.len() < MAX_BANS {
-            self.remove.insert(subject);
+            self.remove.insert(target);
         }
         self.backoff.shorten();
     }
@@ -138,38 +138,38 @@ impl Lines {
         }
         let backend = Backend::HostsDeny;
         match self.write(has_line) {
-            Ok(subjects) => {
+            Ok(targets) => {
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
                 new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend }));
                 if !again.is_empty() {
                     tell(BackendEvent::Restored {
-                        subjects: again.into_iter().map(|add| add.case.subject).collect(),
+                        targets: again.into_iter().map(|add| add.case.target).collect(),
                         backend,
                     });
                 }
-                if !subjects.is_empty() {
-                    tell(BackendEvent::Released { subjects, backend });
+                if !targets.is_empty() {
+                    tell(BackendEvent::Released { targets, backend });
                 }
                 self.backoff.reset();
                 self.remove.clear();
                 self.sweep = false;
-                self.add.drain().filter(|(_, add)| !add.tried).map(|(subject, add)| (subject, add.id)).collect()
+                self.add.drain().filter(|(_, add)| !add.tried).map(|(target, add)| (target, add.id)).collect()
             }
             Err(error) => {
                 let again = Some(self.backoff.extend(now));
-                let subjects = self.add.keys().chain(&self.remove).copied().collect();
+                let targets = self.add.keys().chain(&self.remove).copied().collect();
                 let attempt = self.backoff.failures();
                 tell(BackendEvent::Failed {
-                    subjects,
+                    targets,
                     task: SlowTask::Ban(backend),
                     reason: error.to_string(),
                     attempt,
                     again,
                 });
                 let new = self.add.iter_mut().filter(|(_, add)| !add.tried);
-                new.map(|(subject, add)| {
+                new.map(|(target, add)| {
                     add.tried = true;
-                    (*subject, add.id)
+                    (*target, add.id)
                 })
                 .collect()
             }
@@ -180,7 +180,7 @@ impl Lines {
         let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.sweep {
-            remove.extend(self.file.held()?.into_iter().filter(|subject| !has_line(*subject)));
+            remove.extend(self.file.held()?.into_iter().filter(|target| !has_line(*target)));
         }
         self.file.apply(&add, &remove)
     }

@@ -71,7 +71,7 @@ pub enum Task {
     /// A ban is over or lifted.
     Release {
         /// Its target.
-        subject: BanTarget,
+        target: BanTarget,
     },
     /// All bans that were in force before the program started. Lines of other targets are removed. Missing lines were
     /// removed on purpose and stay away.

@@ -92,8 +92,8 @@ impl Work {
             panic_guard::failpoint("hands");
             self.take(now, task);
         }
-        while let Some(subject) = self.bans.over(now) {
-            self.release(subject);
+        while let Some(target) = self.bans.over(now) {
+            self.release(target);
         }
         self.commands_go_on(now);
         self.write(now);
@@ -109,7 +109,7 @@ impl Work {
             Task::Before { case } => self.before(now, case),
             Task::Block { case, methods } => {
                 if self.end_connections {
-                    self.connections.end(case.subject);
+                    self.connections.end(case.target);
                 }
                 if methods.is_empty() {
                     return;
@@ -117,22 +117,22 @@ impl Work {
                 match self.bans.hold(now, case, case.expiry) {
                     Some(held) => {
                         held.steps.extend(methods.iter());
-                        self.step(case.subject);
+                        self.step(case.target);
                     }
                     None => methods.iter().for_each(|backend| self.refuse(case, *backend, full())),
                 }
             }
             Task::WriteLine { case } => {
-                if self.bans.get(case.subject).is_none() {
+                if self.bans.get(case.target).is_none() {
                     self.take(now, Task::Block { case, methods: Arc::new([Backend::HostsDeny]) });
                 }
             }
-            Task::Release { subject } => self.release(subject),
+            Task::Release { target } => self.release(target),
             Task::Adopt { bans } => {
                 let there = self.lines.as_ref().and_then(Lines::held);
                 for Adopted { case, methods, left } in bans {
                     // A ban of this very moment knows better than one from before.
-                    if self.bans.get(case.subject).is_some() {
+                    if self.bans.get(case.target).is_some() {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
@@ -141,7 +141,7 @@ impl Work {
                         // Another backend blocked it until now, or the line was removed meanwhile.
                         if held.has_line
                             && let Some(lines) = &mut self.lines
-                            && there.as_ref().is_some_and(|there| !there.contains(&case.subject))
+                            && there.as_ref().is_some_and(|there| !there.contains(&case.target))
                         {
                             lines.restore(held.id, case);
                         }
@@ -159,7 +159,7 @@ impl Work {
         match (&mut self.commands, self.bans.hold(now, case, case.expiry)) {
             (Some(commands), Some(held)) => commands.before(now, held.id, case, &mut self.tell),
             (None, Some(_)) => {
-                self.bans.remove(case.subject);
+                self.bans.remove(case.target);
                 (self.tell)(BackendEvent::Ready { case });
             }
             (_, None) => {
@@ -170,8 +170,8 @@ impl Work {
     }
 
     /// Starts the next backend of a ban.
-    fn step(&mut self, subject: BanTarget) {
-        while let Some(held) = self.bans.get_mut(subject)
+    fn step(&mut self, target: BanTarget) {
+        while let Some(held) = self.bans.get_mut(target)
             && let Some(backend) = held.steps.pop_front()
         {
             let (case, id) = (held.case, held.id);
@@ -194,20 +194,20 @@ impl Work {
     }
 
     fn refuse(&mut self, case: BanContext, backend: Backend, reason: impl Into<String>) {
-        let (subjects, task) = (vec![case.subject], SlowTask::Ban(backend));
-        (self.tell)(BackendEvent::Failed { subjects, task, reason: reason.into(), attempt: 1, again: None });
+        let (targets, task) = (vec![case.target], SlowTask::Ban(backend));
+        (self.tell)(BackendEvent::Failed { targets, task, reason: reason.into(), attempt: 1, again: None });
     }
 
-    fn release(&mut self, subject: BanTarget) {
-        let held = self.bans.remove(subject);
+    fn release(&mut self, target: BanTarget) {
+        let held = self.bans.remove(target);
         if let Some(lines) = &mut self.lines
             // A target that is not held may have a line from before that was not adopted yet.
             && held.as_ref().is_none_or(|held| held.has_line)
         {
-            lines.remove(subject);
+            lines.remove(target);
         }
         if let Some(commands) = &mut self.commands {
-            commands.forget(subject);
+            commands.forget(target);
             if let Some(Held { id, case, has_run: true, .. }) = held {
                 commands.undo(id, case);
             }
@@ -218,14 +218,14 @@ impl Work {
     fn write(&mut self, now: Timestamp) {
         while let Some(lines) = &mut self.lines {
             let bans = &self.bans;
-            let has_line = |subject| bans.get(subject).is_some_and(|held| held.has_line);
+            let has_line = |target| bans.get(target).is_some_and(|held| held.has_line);
             let tried = lines.flush(now, has_line, &mut self.tell);
             if tried.is_empty() {
                 return;
             }
-            for (subject, id) in tried {
-                if self.bans.is_current(subject, id) {
-                    self.step(subject);
+            for (target, id) in tried {
+                if self.bans.is_current(target, id) {
+                    self.step(target);
                 }
             }
         }
@@ -238,7 +238,7 @@ impl Work {
         if lost.is_empty() {
             return;
         }
-        for held in lost.into_iter().filter_map(|subject| self.bans.get(subject)) {
+        for held in lost.into_iter().filter_map(|target| self.bans.get(target)) {
             lines.restore(held.id, held.case);
         }
         self.write(now);
@@ -247,7 +247,7 @@ impl Work {
     fn commands_go_on(&mut self, now: Timestamp) {
         let Some(commands) = &mut self.commands else { return };
         let ended = commands.collect(now, &self.bans, &mut self.tell);
-        ended.into_iter().for_each(|subject| self.step(subject));
+        ended.into_iter().for_each(|target| self.step(target));
         if let Some(commands) = &mut self.commands {
             commands.go_on(now, &mut self.bans, &mut self.tell);
         }

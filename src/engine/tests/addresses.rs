@@ -1,7 +1,7 @@
 //! Tests what counts as one source: an IPv4 address, an IPv6 /64, a link-local neighbour.
 
 use super::scene::Gist::{Block, Probe, Repeated};
-use super::scene::{Scene, subject};
+use super::scene::{Scene, target};
 use crate::engine::{Local, NoLookup, Verdict};
 use crate::wire::{Checksum, LinkType, Packet, decode};
 
@@ -11,7 +11,7 @@ fn addresses_of_one_64_are_one_source() {
     let source = |n: u16| format!("2001:db8:7:7:{n:x}::{n:x}");
     assert_eq!((scene.syn(&source(1), 21), scene.syn(&source(2), 22)), (Probe(1), Probe(2)));
     assert_eq!(scene.syn(&source(3), 23), Block(3));
-    assert_eq!(scene.ban().probe.subject.to_string(), "2001:db8:7:7::/64");
+    assert_eq!(scene.ban().probe.target.to_string(), "2001:db8:7:7::/64");
     for n in 4..500 {
         assert_eq!(scene.syn(&source(n), n), Repeated);
     }
@@ -32,7 +32,7 @@ fn link_local_neighbours_stand_each_for_itself() {
         assert_eq!(scene.syn(&format!("fe80::{n:x}"), 200 + n), Probe(1));
     }
     scene.banish("fe80::bad");
-    assert_eq!(scene.ban().probe.subject.to_string(), "fe80::bad/128");
+    assert_eq!(scene.ban().probe.target.to_string(), "fe80::bad/128");
     assert_eq!(scene.syn("fe80::1", 201), Probe(1));
 }
 
@@ -52,7 +52,7 @@ fn ipv4_and_ipv6_with_same_bits_differ() {
     scene.banish("198.51.100.7");
     assert_eq!(scene.syn("c633:6407::", 23), Probe(1));
     assert_eq!(scene.syn("64:ff9b::c633:6407", 23), Probe(1), "NAT64");
-    assert_ne!(subject("64:ff9b::c633:6407"), subject("c633:6407::"));
+    assert_ne!(target("64:ff9b::c633:6407"), target("c633:6407::"));
 }
 
 #[test]
@@ -102,5 +102,5 @@ fn real_bytes_behind_headers_are_counted() {
         scene.engine.observe(scene.now, &packet, &scene.host, &mut NoLookup)
     });
     let [.., Verdict::Block(ban)] = verdicts else { panic!("{verdicts:?}") };
-    assert_eq!((ban.probe.distinct, ban.probe.subject.to_string().as_str()), (3, "2001:db8:9::/64"));
+    assert_eq!((ban.probe.distinct, ban.probe.target.to_string().as_str()), (3, "2001:db8:9::/64"));
 }

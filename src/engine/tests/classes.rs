@@ -24,14 +24,14 @@ fn third_blocks_with(flags: u16, change: impl FnOnce(&mut Settings)) -> Class {
     assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
     assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
     assert_eq!(scene.tcp(SCANNER, 23, flags), Block(3));
-    scene.ban().probe.sighting.class
+    scene.ban().probe.observation.class
 }
 
 /// Sends a single packet of these flags; the class of the ban.
 fn first_blocks(flags: u16) -> Class {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
     assert_eq!(scene.tcp(SCANNER, 23, flags), Block(1), "{:?}", TcpFlags(flags));
-    scene.ban().probe.sighting.class
+    scene.ban().probe.observation.class
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn ack_and_fin_ack_ban_if_configured() {
         assert_eq!(scene.tcp(SCANNER, 21, flags), Probe(1));
         assert_eq!(scene.tcp(SCANNER, 22, flags), Probe(2));
         assert_eq!(scene.tcp(SCANNER, 23, flags), Scan(3), "reported");
-        assert_eq!(scene.ban().probe.sighting.class, class);
+        assert_eq!(scene.ban().probe.observation.class, class);
         assert_eq!(scene.tcp(SCANNER, 24, flags), Repeated, "and reported once");
     }
 }
@@ -110,8 +110,8 @@ fn syn_in_first_fragment_counts() {
     scene.syns(SCANNER, [24, 25]);
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     assert_eq!(scene.see(&Packet { fragmented: true, ..whole }), Block(1));
-    let sighting = scene.ban().probe.sighting;
-    assert_eq!((sighting.class, sighting.fragmented), (Class::Syn, true));
+    let observation = scene.ban().probe.observation;
+    assert_eq!((observation.class, observation.fragmented), (Class::Syn, true));
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn fragment_hiding_flags_bans_at_once() {
     ] {
         let mut scene = Scene::new();
         assert_eq!(scene.sees(SCANNER, transport), Block(1));
-        let sighting = scene.ban().probe.sighting;
-        assert_eq!((sighting.class, sighting.port, sighting.fragmented), (Class::Fragment, port, true));
+        let observation = scene.ban().probe.observation;
+        assert_eq!((observation.class, observation.port, observation.fragmented), (Class::Fragment, port, true));
     }
 }
 
@@ -156,7 +156,7 @@ fn decoy_connection_is_evidence_of_port() {
     let mut scene = Scene::new();
     assert_eq!((scene.decoy(SCANNER, 1), scene.decoy(SCANNER, 7)), (Probe(1), Probe(2)));
     assert_eq!(scene.decoy(SCANNER, 9), Block(3));
-    assert_eq!(scene.ban().probe.sighting.class, Class::Connect);
+    assert_eq!(scene.ban().probe.observation.class, Class::Connect);
     assert_eq!(scene.decoy(SCANNER, 11), Repeated);
 }
 
@@ -165,7 +165,7 @@ fn datagrams_to_three_ports_are_scan() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!((scene.udp(SCANNER, 53), scene.udp(SCANNER, 161)), (Probe(1), Probe(2)));
     assert_eq!(scene.udp(SCANNER, 123), Block(3));
-    assert_eq!(scene.ban().probe.sighting.class, Class::Udp);
+    assert_eq!(scene.ban().probe.observation.class, Class::Udp);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn sctp_inits_count_only_when_switched_on() {
     assert_eq!(scene.sees(SCANNER, sctp(36_412, 2)), Innocent(IgnoreReason::NoRequest), "an INIT ACK");
     assert_eq!((scene.sees(SCANNER, sctp(23, 1)), scene.sees(SCANNER, sctp(36_412, 1))), (Probe(1), Probe(2)));
     assert_eq!(scene.sees(SCANNER, sctp(2_905, 1)), Block(3));
-    assert_eq!(scene.ban().probe.sighting.class, Class::Sctp);
+    assert_eq!(scene.ban().probe.observation.class, Class::Sctp);
 }
 
 fn ping(to: &str) -> Packet {
@@ -203,7 +203,7 @@ fn pings_are_sweep_only_if_configured() {
         assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged without end");
     }
     assert_eq!(scene.see(&ping(HERE_TOO)), Scan(2));
-    assert_eq!(scene.ban().probe.sighting.class, Class::Icmp);
+    assert_eq!(scene.ban().probe.observation.class, Class::Icmp);
 }
 
 #[test]

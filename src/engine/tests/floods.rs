@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe};
-use super::scene::{DAY, SCANNER, Scene, stranger, subject};
+use super::scene::{DAY, SCANNER, Scene, stranger, target};
 use crate::engine::{ActiveBan, CAPPED_BAN, Grade, HashKey, Notice};
 use crate::types::Expiry;
 
@@ -68,8 +68,8 @@ fn standing_forgeable_bans_have_a_ceiling() {
     assert_eq!(scene.engine.bans().count(), 65, "proven bans do not count");
     assert!(!scene.engine.has_room_for(scene.now, 1));
     assert_eq!(flood(scene.after(310.0), 2_000, 3_000), 4, "the short ones have ended");
-    let lifted: Vec<_> = scene.engine.bans().map(|ban| ban.subject).take(20).collect();
-    assert!(lifted.iter().all(|subject| scene.engine.lift(*subject)));
+    let lifted: Vec<_> = scene.engine.bans().map(|ban| ban.target).take(20).collect();
+    assert!(lifted.iter().all(|target| scene.engine.lift(*target)));
     let banned = flood(&mut scene, 4_000, 5_000);
     assert!((16..=20).contains(&banned), "{banned} in the place of twenty that were lifted");
     assert_eq!(flood(scene.after(100_000.0), 6_000, 7_000), 64, "and a day later all have ended");
@@ -79,7 +79,7 @@ fn standing_forgeable_bans_have_a_ceiling() {
 fn restored_bans_count_against_the_ceiling() {
     let mut scene = Scene::with(|settings| settings.max_forgeable_bans = 10);
     for n in 0..10 {
-        let ban = ActiveBan::whole(subject(&stranger(n)), Expiry::After(DAY));
+        let ban = ActiveBan::whole(target(&stranger(n)), Expiry::After(DAY));
         scene.engine.adopt(scene.now, &ActiveBan { grade: Some(Grade::Forgeable), ..ban });
     }
     assert_eq!(scene.syns(&stranger(10), SIXTEEN), Probe(16));

@@ -1,7 +1,7 @@
 //! Tests the traffic of this host: services that start and stop, and flows that it begins.
 
 use super::scene::Gist::{Block, Innocent, Probe};
-use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, subject, tcp, udp};
+use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, stranger, target, tcp, udp};
 use crate::engine::Response;
 use crate::engine::{IgnoreReason, PortUse, Settings, Watch};
 use crate::types::{PortSet, Protocol};
@@ -366,7 +366,7 @@ fn a_udp_socket_opens_no_tcp_port() {
     let mut scene = Scene::new();
     scene.change(|host| host.udp.insert_any_v4(53));
     assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(IgnoreReason::Open), Probe(1)));
-    assert!(!scene.engine.lift(subject(CLIENT)), "nothing stands against a client");
+    assert!(!scene.engine.lift(target(CLIENT)), "nothing stands against a client");
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn pairs_beyond_first_address_have_their_threshold() {
 fn host_between_others_is_counted_alone() {
     let mixed = [(1, 21), (2, 21), (3, 21), (1, 22), (2, 22), (1, 21), (1, 23)].map(|(host, port)| syn(v4(host), port));
     let Verdict::Block(ban) = judge(Local::Any, mixed) else { panic!("three ports of host 1") };
-    assert_eq!((ban.hosts, ban.probe.sighting.destination), (1, v4(1)));
+    assert_eq!((ban.hosts, ban.probe.observation.destination), (1, v4(1)));
     assert_eq!(ban.ports.iter().map(|(_, port, _)| port).collect::<Vec<_>>(), [21, 22, 23]);
 }
 

@@ -1,7 +1,7 @@
 //! Tests that exempt sources are never banned, whatever is forged in their name.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
-use super::scene::{HERE, SCANNER, Scene, stranger, subject, tcp};
+use super::scene::{HERE, SCANNER, Scene, stranger, target, tcp};
 use crate::engine::{IgnoreReason, Protection};
 use crate::types::Expiry;
 use crate::wire::{Packet, TcpFlags};
@@ -92,7 +92,7 @@ fn exempt_address_in_blocked_64_passes() {
 #[test]
 fn own_address_in_blocked_64_stays_own() {
     let mut scene = Scene::new();
-    scene.adopt(subject("2001:db8::"), Expiry::Never);
+    scene.adopt(target("2001:db8::"), Expiry::Never);
     assert_eq!(scene.syn("2001:db8::1", 23), Exempt(Protection::OwnAddress));
 }
 

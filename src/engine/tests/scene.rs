@@ -219,7 +219,7 @@ impl Scene {
 
     /// A connection that a decoy accepted.
     pub(super) fn decoy(&mut self, source: &str, port: u16) -> Gist {
-        let sighting = Observation {
+        let observation = Observation {
             interface: 0,
             source: address(source),
             source_port: FROM,
@@ -231,7 +231,7 @@ impl Scene {
             fragmented: false,
             decoy: true,
         };
-        self.verdict = self.engine.observe_decoy(self.now, sighting, &self.host, &mut self.truth);
+        self.verdict = self.engine.observe_decoy(self.now, observation, &self.host, &mut self.truth);
         self.verdict.into()
     }
 
@@ -261,9 +261,9 @@ impl Scene {
         self.leaves(peer, answer, PortUse::Published { established: false });
     }
 
-    /// The kernel blocks `subject`, since an unknown time.
-    pub(super) fn adopt(&mut self, subject: BanTarget, left: Expiry) {
-        self.engine.adopt(self.now, &ActiveBan { subject, length: None, grade: None, left });
+    /// The kernel blocks `target`, since an unknown time.
+    pub(super) fn adopt(&mut self, target: BanTarget, left: Expiry) {
+        self.engine.adopt(self.now, &ActiveBan { target, length: None, grade: None, left });
     }
 
     /// The ban that the last verdict is.
@@ -299,7 +299,7 @@ impl Scene {
     }
 }
 
-pub(super) fn subject(source: &str) -> BanTarget {
+pub(super) fn target(source: &str) -> BanTarget {
     BanTarget::of(address(source))
 }
 

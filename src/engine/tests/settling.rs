@@ -22,7 +22,7 @@ fn banned(scene: &mut Scene) -> Vec<String> {
     let mut banned = Vec::new();
     while let Some(verdict) = scene.engine.judge_waiting(scene.now, &scene.host, &mut scene.truth) {
         let Verdict::Block(ban) = verdict else { panic!("{verdict:?}") };
-        banned.push(ban.probe.subject.to_string());
+        banned.push(ban.probe.target.to_string());
     }
     banned
 }

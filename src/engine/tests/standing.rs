@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Repeated};
-use super::scene::{CLIENT, DAY, SCANNER, Scene, stranger, subject};
+use super::scene::{CLIENT, DAY, SCANNER, Scene, stranger, target};
 use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing, Verdict};
 use crate::types::{BanTarget, Expiry};
 
 fn summary(source: &str, packets: u32) -> Notice {
-    Notice::Repeated { subject: subject(source), standing: Standing::Blocked, packets }
+    Notice::Repeated { target: target(source), standing: Standing::Blocked, packets }
 }
 
 #[test]
@@ -100,8 +100,8 @@ fn kernel_is_asked_once_a_second() {
 fn lifted_source_starts_from_zero() {
     let mut scene = Scene::new();
     scene.banish(SCANNER);
-    assert!(scene.engine.lift(subject(SCANNER)));
-    assert!(!scene.engine.lift(subject(SCANNER)));
+    assert!(scene.engine.lift(target(SCANNER)));
+    assert!(!scene.engine.lift(target(SCANNER)));
     assert_eq!(scene.syn(SCANNER, 24), Probe(1));
     assert_eq!(scene.syns(SCANNER, [25, 26]), Block(3));
 }
@@ -111,7 +111,7 @@ fn refused_ban_is_retried() {
     let mut scene = Scene::new();
     for start in [100, 200, 300] {
         assert_eq!(scene.syns(SCANNER, start..start + 3), Block(3));
-        scene.engine.lift(subject(SCANNER));
+        scene.engine.lift(target(SCANNER));
     }
 }
 
@@ -136,7 +136,7 @@ fn a_ban_for_ever_has_no_end() {
 #[test]
 fn earlier_ban_is_recognised() {
     let mut scene = Scene::new();
-    scene.adopt(subject(SCANNER), Expiry::After(Duration::from_secs(100)));
+    scene.adopt(target(SCANNER), Expiry::After(Duration::from_secs(100)));
     scene.adopt(BanTarget::from_element("2001:db8:9::".parse().unwrap()), Expiry::Never);
     assert_eq!((scene.syn(SCANNER, 22), scene.syn("2001:db8:9::77", 22)), (Repeated, Repeated));
     scene.after(101.0);
@@ -161,7 +161,7 @@ fn full_ban_table_evicts_earliest_end() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 8);
     for n in 0..8_u32 {
         let expiry = Expiry::After(Duration::from_secs(if n == 3 { 50 } else { 500 + u64::from(n) }));
-        scene.adopt(subject(&stranger(n)), expiry);
+        scene.adopt(target(&stranger(n)), expiry);
     }
     scene.banish(SCANNER);
     let seen: Vec<_> = (0..8).map(|n| scene.syn(&stranger(n), 24)).collect();
@@ -185,27 +185,24 @@ fn restored_ban_keeps_length_and_remaining_time() {
     scene.banish(SCANNER);
     let hours = |hours: u32| Duration::from_secs(3_600) * hours;
     let adopted =
-        ActiveBan { subject: subject(CLIENT), length: Some(hours(48)), grade: None, left: Expiry::After(hours(30)) };
+        ActiveBan { target: target(CLIENT), length: Some(hours(48)), grade: None, left: Expiry::After(hours(30)) };
     scene.engine.adopt(scene.now, &adopted);
-    scene.adopt(subject(&stranger(1)), Expiry::After(hours(8)));
-    scene.adopt(subject(&stranger(2)), Expiry::Never);
+    scene.adopt(target(&stranger(1)), Expiry::After(hours(8)));
+    scene.adopt(target(&stranger(2)), Expiry::Never);
     // Longer than the engine's time can say: it ends all the same.
-    scene.adopt(subject(&stranger(3)), Expiry::After(Duration::from_secs(u64::MAX)));
+    scene.adopt(target(&stranger(3)), Expiry::After(Duration::from_secs(u64::MAX)));
     scene.after(3.0 * 3_600.0).notices();
-    let mut bans: Vec<_> = scene.engine.bans().map(|ban| (ban.subject, (ban.length, ban.left))).collect();
+    let mut bans: Vec<_> = scene.engine.bans().map(|ban| (ban.target, (ban.length, ban.left))).collect();
     bans.sort_unstable_by_key(|(who, _)| *who);
     let known: Vec<_> = bans.iter().map(|(who, _)| *who).collect();
-    assert_eq!(known, [&stranger(1), &stranger(2), &stranger(3), SCANNER, CLIENT].map(subject));
+    assert_eq!(known, [&stranger(1), &stranger(2), &stranger(3), SCANNER, CLIENT].map(target));
     let [alone, endless, long, own, adopted] = bans.as_slice() else { panic!("{bans:?}") };
     assert_eq!(own.1, (Some(DAY), Expiry::After(hours(21))));
     assert_eq!(adopted.1, (Some(hours(48)), Expiry::After(hours(27))));
     assert_eq!((alone.1, endless.1), ((None, Expiry::After(hours(5))), (None, Expiry::Never)));
     assert!(matches!(long.1, (None, Expiry::After(_))));
     assert_eq!(scene.after(22.0 * 3_600.0).notices(), []);
-    assert_eq!(
-        scene.engine.bans().filter(|ban| [SCANNER, &stranger(1)].map(subject).contains(&ban.subject)).count(),
-        0
-    );
+    assert_eq!(scene.engine.bans().filter(|ban| [SCANNER, &stranger(1)].map(target).contains(&ban.target)).count(), 0);
 }
 
 #[test]
@@ -213,7 +210,7 @@ fn reused_slot_forgets_old_ban_length() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1);
     for n in 0..50 {
         scene.banish(&stranger(n));
-        scene.after(1.0).adopt(subject(&stranger(100 + n)), Expiry::Never);
+        scene.after(1.0).adopt(target(&stranger(100 + n)), Expiry::Never);
     }
     assert!(scene.engine.bans().all(|ban| ban.length.is_none()), "what has no end pushed out what has");
     assert_eq!(scene.engine.bans().count(), 8);
@@ -224,13 +221,13 @@ fn samples_reach_every_ban() {
     let mut scene = Scene::keyed(HashKey(1, 2), |settings| settings.max_judged = 1_024);
     let sample = |scene: &mut Scene, n| {
         let mut found = Vec::new();
-        scene.engine.sample(scene.now, &mut |subject| found.push(subject), n);
+        scene.engine.sample(scene.now, &mut |target| found.push(target), n);
         found
     };
     assert_eq!(sample(&mut scene, 100), []);
-    let all: HashSet<_> = (0..40).map(|n| subject(&stranger(n))).collect();
-    all.iter().for_each(|subject| scene.adopt(*subject, Expiry::After(DAY)));
-    scene.adopt(subject(SCANNER), Expiry::After(Duration::from_secs(9)));
+    let all: HashSet<_> = (0..40).map(|n| target(&stranger(n))).collect();
+    all.iter().for_each(|target| scene.adopt(*target, Expiry::After(DAY)));
+    scene.adopt(target(SCANNER), Expiry::After(Duration::from_secs(9)));
     scene.udps(CLIENT, [7, 9, 11]);
     let first = sample(&mut scene, 16);
     let rest = [sample(&mut scene, 16), sample(&mut scene, 8)].concat();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe, Repeated};
-use super::scene::{DAY, SCANNER, Scene, stranger, subject};
+use super::scene::{DAY, SCANNER, Scene, stranger, target};
 use crate::engine::{CAPPED_BAN, Escalation, LastBan, StrikeHistory};
 use crate::types::Expiry;
 
@@ -21,7 +21,7 @@ fn serve(scene: &mut Scene) {
 }
 
 fn struck(source: &str, strikes: u32, last: LastBan) -> StrikeHistory {
-    StrikeHistory { subject: subject(source), strikes, proven: 0, last }
+    StrikeHistory { target: target(source), strikes, proven: 0, last }
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn repeat_offender_above_ceiling_keeps_strikes() {
     scene.banish(&stranger(1));
     scene.syns(SCANNER, 201..=216);
     assert_eq!((scene.ban().expiry, scene.ban().strikes), (Expiry::After(CAPPED_BAN), 1));
-    assert!(scene.engine.lift(subject(SCANNER)));
+    assert!(scene.engine.lift(target(SCANNER)));
     assert_eq!(banish(scene.after(100.0), SCANNER), (2, 1), "the short ban was no strike, to add or to take back");
 }
 
@@ -96,13 +96,13 @@ fn lifted_ban_is_no_strike() {
     let mut scene = Scene::new();
     for _ in 0..5 {
         assert_eq!(banish(&mut scene, SCANNER), (1, 0));
-        assert!(scene.engine.lift(subject(SCANNER)));
+        assert!(scene.engine.lift(target(SCANNER)));
         scene.after(5.0);
     }
     banish(&mut scene, SCANNER);
     serve(&mut scene);
     assert_eq!(scene.notices(), [], "the engine learns what time it is");
-    assert!(scene.engine.lift(subject(SCANNER)), "the table still holds the ban");
+    assert!(scene.engine.lift(target(SCANNER)), "the table still holds the ban");
     assert_eq!(banish(&mut scene, SCANNER), (2, 1), "but it was served");
 }
 
@@ -140,9 +140,9 @@ fn remembered_strikes_count() {
     scene.engine.remember(scene.now, &struck("2001:db8:9::1", 1, LastBan::Over(day(1))));
     // What the kernel holds is adopted, before or after, and an operator unblocks it.
     for n in [3, 4] {
-        scene.adopt(subject(&stranger(n)), Expiry::After(day(1)));
+        scene.adopt(target(&stranger(n)), Expiry::After(day(1)));
         assert_eq!(scene.syn(&stranger(n), 21), Repeated);
-        scene.engine.lift(subject(&stranger(n)));
+        scene.engine.lift(target(&stranger(n)));
     }
     let bans: Vec<_> = (1..5).map(|n| banish(&mut scene, &stranger(n))).collect();
     assert_eq!(bans, [(4, 2), (1, 0), (2, 1), (2, 1)]);

@@ -50,9 +50,9 @@ fn ban_reports_what_was_seen() {
     scene.syns(SCANNER, [21, 21, 21, 22]);
     assert_eq!(scene.after(5.0).syn(SCANNER, 23), Block(3));
     let ban = scene.ban();
-    assert_eq!((ban.first, ban.probe.probes, ban.probe.sighting.port), (first, 5, 23));
+    assert_eq!((ban.first, ban.probe.probes, ban.probe.observation.port), (first, 5, 23));
     assert_eq!(ban.ports.iter().map(|(_, port, _)| port).collect::<Vec<_>>(), [21, 22, 23]);
-    assert_eq!(ban.probe.subject.to_string(), SCANNER);
+    assert_eq!(ban.probe.target.to_string(), SCANNER);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Tests protocols that are only logged beside protocols that block: UDP by default, TCP in a trial.
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
-use super::scene::{SCANNER, Scene, subject, udp};
+use super::scene::{SCANNER, Scene, target, udp};
 use crate::engine::Response;
 use crate::engine::{Notice, Standing, Verdict};
 
@@ -15,7 +15,7 @@ fn udp_scan_is_named_once() {
     }
     assert_eq!(scene.engine.counters().bans, 0);
     scene.after(2.0);
-    let summary = Notice::Repeated { subject: subject(SCANNER), standing: Standing::Logged, packets: 100 };
+    let summary = Notice::Repeated { target: target(SCANNER), standing: Standing::Logged, packets: 100 };
     assert_eq!(scene.notices(), [summary]);
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::scene::Gist::{Exempt, Innocent, Probe, Repeated};
-use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, subject};
+use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, target};
 use crate::engine::{ActiveBan, Grade, Host, IgnoreReason, Local, MaxPrefix, Protection};
 use crate::types::{BanTarget, Expiry, Prefix};
 
@@ -18,7 +18,7 @@ fn network(text: &str) -> BanTarget {
 /// Bans each of them in turn, and returns the target of the last ban.
 fn banish(scene: &mut Scene, sources: &[&str]) -> BanTarget {
     sources.iter().for_each(|source| scene.prove(source));
-    scene.ban().probe.subject
+    scene.ban().probe.target
 }
 
 const FOUR: [&str; 4] = ["203.0.113.5", "203.0.113.77", "203.0.113.130", "203.0.113.201"];
@@ -30,11 +30,11 @@ const FIFTH_V6: &str = "2001:db8:9:133::1";
 #[test]
 fn fifth_neighbour_bans_their_network() {
     let mut scene = scene(24, 56);
-    assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
+    assert_eq!(banish(&mut scene, &FOUR), target("203.0.113.201"));
     assert_eq!(banish(&mut scene, &[FIFTH]), network("203.0.113.0/24"));
-    assert_eq!(banish(&mut scene, &FOUR_V6), subject("2001:db8:9:1ff::1"));
+    assert_eq!(banish(&mut scene, &FOUR_V6), target("2001:db8:9:1ff::1"));
     assert_eq!(banish(&mut scene, &[FIFTH_V6]), network("2001:db8:9:100::/56"));
-    assert_eq!((scene.ban().probe.sighting.source, scene.ban().ports.iter().count()), (address(FIFTH_V6), 3));
+    assert_eq!((scene.ban().probe.observation.source, scene.ban().ports.iter().count()), (address(FIFTH_V6), 3));
     for source in ["203.0.113.0", "203.0.113.255", "2001:db8:9:1ff:ffff::9"] {
         assert_eq!(scene.syn(source, 80), Repeated, "{source}");
     }
@@ -49,9 +49,9 @@ fn no_prefix_ban_without_configuration() {
         let mut scene = scene(v4, v6);
         for n in 0..100 {
             scene.prove(&format!("203.0.113.{n}"));
-            assert_eq!(scene.ban().probe.subject.prefix_len(), 32);
+            assert_eq!(scene.ban().probe.target.prefix_len(), 32);
             scene.prove(&format!("2001:db8:9:{n:x}::1"));
-            assert_eq!(scene.ban().probe.subject.prefix_len(), 64);
+            assert_eq!(scene.ban().probe.target.prefix_len(), 64);
         }
     }
 }
@@ -59,8 +59,8 @@ fn no_prefix_ban_without_configuration() {
 #[test]
 fn prefix_ban_counts_only_sources_in_it() {
     let mut scene = scene(26, 64);
-    assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
-    assert_eq!(banish(&mut scene, &["203.0.113.2", "203.0.113.3"]), subject("203.0.113.3"), "no four of one /26");
+    assert_eq!(banish(&mut scene, &FOUR), target("203.0.113.201"));
+    assert_eq!(banish(&mut scene, &["203.0.113.2", "203.0.113.3"]), target("203.0.113.3"), "no four of one /26");
     assert_eq!(banish(&mut scene, &["203.0.113.4", FIFTH]), network("203.0.113.0/26"));
     assert_eq!(scene.syn("203.0.113.64", 80), Probe(1));
 }
@@ -70,7 +70,7 @@ fn slash_48_ban_needs_several_slash_56() {
     let ban = |setting, numbers: &[u16]| {
         let mut scene = scene(32, setting);
         numbers.iter().for_each(|number| scene.prove(&format!("2001:db8:9:{number:x}::1")));
-        scene.ban().probe.subject.to_string()
+        scene.ban().probe.target.to_string()
     };
     let scattered = [0x000, 0x100, 0x200, 0x300, 0x400, 0x500, 0x600, 0x700, 0x800];
     assert_eq!(ban(48, &scattered), "2001:db8:9::/48");
@@ -85,8 +85,8 @@ fn slash_48_ban_needs_several_slash_56() {
 fn neighbours_count_together_only_within_the_window() {
     let mut scene = scene(24, 64);
     banish(&mut scene, &FOUR);
-    assert_eq!(banish(scene.after(1_800.1), &[FIFTH]), subject(FIFTH));
-    assert_eq!(banish(&mut scene, &["203.0.113.10", "203.0.113.11", "203.0.113.12"]), subject("203.0.113.12"));
+    assert_eq!(banish(scene.after(1_800.1), &[FIFTH]), target(FIFTH));
+    assert_eq!(banish(&mut scene, &["203.0.113.10", "203.0.113.11", "203.0.113.12"]), target("203.0.113.12"));
     assert_eq!(banish(&mut scene, &["203.0.113.13"]), network("203.0.113.0/24"));
 }
 
@@ -101,7 +101,7 @@ fn network_ban_keeps_first_length() {
         assert_eq!((scene.ban().expiry, scene.ban().strikes), (Expiry::After(DAY), 0));
         scene.after(DAY.as_secs_f64() + 1.0);
     }
-    assert_eq!(banish(&mut scene, &["203.0.113.200"]), subject("203.0.113.200"));
+    assert_eq!(banish(&mut scene, &["203.0.113.200"]), target("203.0.113.200"));
     assert_eq!(scene.ban().strikes, 0, "nor is it a strike of the last source");
 }
 
@@ -115,24 +115,24 @@ fn exempt_source_survives_neighbours_ban() {
         let mut scene = scene(24, 64);
         scene.protect(prefix, why);
         let four = ["203.0.113.5", "203.0.113.7", "203.0.113.130", "203.0.113.201"];
-        assert_eq!(banish(&mut scene, &four), subject("203.0.113.201"));
-        assert_eq!(banish(&mut scene, &[FIFTH]), subject(FIFTH), "{prefix}");
+        assert_eq!(banish(&mut scene, &four), target("203.0.113.201"));
+        assert_eq!(banish(&mut scene, &[FIFTH]), target(FIFTH), "{prefix}");
     }
     // This host's own neighbours.
     let mut scene = scene(24, 48);
     for n in 10..40 {
         scene.prove(&format!("192.0.2.{n}"));
-        assert_eq!(scene.ban().probe.subject.prefix_len(), 32);
+        assert_eq!(scene.ban().probe.target.prefix_len(), 32);
     }
     assert!(HERE_V6.starts_with("2001:db8::"));
     for n in 0x100..0x104 {
         scene.prove(&format!("2001:db8:0:{n:x}::1"));
     }
     scene.prove("2001:db8:0:1aa::1");
-    assert_eq!(scene.ban().probe.subject, network("2001:db8:0:100::/56"), "the household next door");
+    assert_eq!(scene.ban().probe.target, network("2001:db8:0:100::/56"), "the household next door");
     for n in 2..0x22 {
         scene.prove(&format!("2001:db8:0:{n:x}00::1"));
-        assert_eq!(scene.ban().probe.subject.prefix_len(), 64, "but not the /48 that this host lives in");
+        assert_eq!(scene.ban().probe.target.prefix_len(), 64, "but not the /48 that this host lives in");
     }
 }
 
@@ -140,8 +140,8 @@ fn exempt_source_survives_neighbours_ban() {
 fn own_prefixes_are_not_blocked_either() {
     let mut scene = scene(24, 64);
     scene.host = Host::new(Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap(), "203.0.113.8/30".parse().unwrap()]));
-    assert_eq!(banish(&mut scene, &FOUR), subject("203.0.113.201"));
-    assert_eq!(banish(&mut scene, &["203.0.113.3"]), subject("203.0.113.3"));
+    assert_eq!(banish(&mut scene, &FOUR), target("203.0.113.201"));
+    assert_eq!(banish(&mut scene, &["203.0.113.3"]), target("203.0.113.3"));
     let other = ["198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4", "198.51.100.5"];
     assert_eq!(banish(&mut scene, &other), network("198.51.100.0/24"));
 }
@@ -161,14 +161,14 @@ fn forgeable_evidence_bans_no_network() {
     let mut scene = scene(24, 48);
     for n in 0..20 {
         scene.banish(&format!("203.0.113.{n}"));
-        assert_eq!((scene.ban().probe.subject.prefix_len(), scene.ban().grade), (32, Grade::Forgeable));
+        assert_eq!((scene.ban().probe.target.prefix_len(), scene.ban().grade), (32, Grade::Forgeable));
         scene.banish(&format!("2001:db8:9:{n:x}::1"));
-        assert_eq!(scene.ban().probe.subject.prefix_len(), 64);
+        assert_eq!(scene.ban().probe.target.prefix_len(), 64);
     }
-    assert_eq!(banish(&mut scene, &["203.0.113.100"]), subject("203.0.113.100"), "forty that do not count");
+    assert_eq!(banish(&mut scene, &["203.0.113.100"]), target("203.0.113.100"), "forty that do not count");
     banish(&mut scene, &["203.0.113.101", "203.0.113.102", "203.0.113.103"]);
     scene.banish("203.0.113.104");
-    assert_eq!(scene.ban().probe.subject, subject("203.0.113.104"), "four that count, but the fifth may be forged");
+    assert_eq!(scene.ban().probe.target, target("203.0.113.104"), "four that count, but the fifth may be forged");
     assert_eq!(banish(&mut scene, &["203.0.113.105"]), network("203.0.113.0/24"));
     assert_eq!(scene.ban().grade, Grade::Proven);
 }
@@ -177,8 +177,8 @@ fn forgeable_evidence_bans_no_network() {
 fn lifted_ban_does_not_count_for_prefix() {
     let mut scene = scene(24, 64);
     banish(&mut scene, &FOUR);
-    scene.engine.lift(subject(FOUR[2]));
-    assert_eq!(banish(&mut scene, &[FIFTH]), subject(FIFTH));
+    scene.engine.lift(target(FOUR[2]));
+    assert_eq!(banish(&mut scene, &[FIFTH]), target(FIFTH));
     assert_eq!(banish(&mut scene, &["203.0.113.10"]), network("203.0.113.0/24"));
 }
 
@@ -191,7 +191,7 @@ fn lifted_network_ban_needs_new_evidence() {
     assert_eq!(scene.syn(FOUR[0], 80), Repeated, "its own ban stands");
     assert_eq!(
         banish(&mut scene, &["203.0.113.10", "203.0.113.11", "203.0.113.12", "203.0.113.13"]),
-        subject("203.0.113.13")
+        target("203.0.113.13")
     );
     assert_eq!(banish(&mut scene, &["203.0.113.14"]), network("203.0.113.0/24"));
 }
@@ -201,11 +201,11 @@ fn earlier_network_ban_is_recognised() {
     let mut scene = Scene::new();
     let left = Expiry::After(Duration::from_secs(100));
     for text in ["203.0.113.8/30", "2001:db8:9::/48"] {
-        scene.engine.adopt(scene.now, &ActiveBan { subject: network(text), length: None, grade: None, left });
+        scene.engine.adopt(scene.now, &ActiveBan { target: network(text), length: None, grade: None, left });
     }
     assert_eq!((scene.syn("203.0.113.11", 21), scene.syn("2001:db8:9:77::1", 21)), (Repeated, Repeated));
     assert_eq!((scene.syn("203.0.113.12", 21), scene.syn("2001:db8:a::1", 21)), (Probe(1), Probe(1)));
-    let mut bans: Vec<_> = scene.engine.bans().map(|ban| ban.subject.to_string()).collect();
+    let mut bans: Vec<_> = scene.engine.bans().map(|ban| ban.target.to_string()).collect();
     bans.sort_unstable();
     assert_eq!(bans, ["2001:db8:9::/48", "203.0.113.8/30"]);
     assert_eq!(scene.after(101.0).syn("203.0.113.11", 21), Probe(1));
@@ -220,7 +220,7 @@ fn link_local_neighbours_stay_each_for_himself() {
     let mut scene = scene(24, 48);
     for n in 1..30 {
         scene.prove(&format!("fe80::{n}"));
-        assert_eq!(scene.ban().probe.subject.prefix_len(), 128);
+        assert_eq!(scene.ban().probe.target.prefix_len(), 128);
     }
     assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Innocent(IgnoreReason::NoSource));
 }

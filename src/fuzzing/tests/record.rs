@@ -62,7 +62,7 @@ fn ip(words: &str) {
     assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "ip {words}");
 }
 
-fn subject(text: &str) -> BanTarget {
+fn target(text: &str) -> BanTarget {
     text.parse().unwrap()
 }
 
@@ -96,17 +96,17 @@ fn nf_tables() {
     nft::put_bans(
         &mut batch,
         nft::KernelFeatures::oldest(),
-        &[(subject("192.0.2.7"), hour), (subject("198.51.100.1"), Expiry::Never)],
+        &[(target("192.0.2.7"), hour), (target("198.51.100.1"), Expiry::Never)],
     );
-    nft::put_bans(&mut batch, nft::KernelFeatures::oldest(), &[(subject("2001:db8:1:2::/64"), hour)]);
-    if let BanTarget::Prefix(wide) = subject("203.0.113.0/24") {
+    nft::put_bans(&mut batch, nft::KernelFeatures::oldest(), &[(target("2001:db8:1:2::/64"), hour)]);
+    if let BanTarget::Prefix(wide) = target("203.0.113.0/24") {
         nft::put_network(&mut batch, wide, None, hour);
     }
     nft::put_protected(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
     nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
     socket.transact(&mut batch).unwrap();
     batch.clear();
-    nft::put_lift(&mut batch, nft::KernelFeatures::oldest(), subject("192.0.2.7"));
+    nft::put_lift(&mut batch, nft::KernelFeatures::oldest(), target("192.0.2.7"));
     nft::put_flush(&mut batch, nft::Set::Probed);
     socket.transact(&mut batch).unwrap();
     let mut whole = Vec::new();
@@ -227,8 +227,8 @@ fn record_a_ledger() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ledger, _) = Ledger::open(&folder.path().join("state")).unwrap();
     let ban = |text: &str, note: Option<&str>| Banned {
-        subject: subject(text),
-        source: subject(text).element(),
+        target: target(text),
+        source: target(text).element(),
         since: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         until: None,
         class: None,
@@ -244,7 +244,7 @@ fn record_a_ledger() {
     ledger
         .record(&[ban("192.0.2.7", None), ban("2001:db8:1:2::/64", Some("a note")), ban("203.0.113.0/24", None)])
         .unwrap();
-    ledger.ended(subject("192.0.2.7"), Ending::Expired, UNIX_EPOCH + Duration::from_secs(1_800_000_100)).unwrap();
+    ledger.ended(target("192.0.2.7"), Ending::Expired, UNIX_EPOCH + Duration::from_secs(1_800_000_100)).unwrap();
     let path = ledger.path();
     drop(ledger);
     keep("ledger", "database", [fs::read(path).unwrap()]);

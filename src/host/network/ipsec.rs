@@ -42,7 +42,7 @@ const MAX_PEERS: usize = 4_096;
 const LIST: &str = "IPsec policies";
 
 /// Adds the far ends of the tunnels into which outgoing policies send whole networks; false where the list changed while it
-/// was read. A policy for a single address leads to one remote worker, who is no part of this host's own network.
+/// was read. A policy for a single address leads to one remote host, which is not part of this host's own network.
 pub(super) async fn list(peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
     let Ok(socket) = TokioSocket::new(NETLINK_XFRM) else { return Ok(true) };
     let mut request = [0; 24];

@@ -48,7 +48,7 @@ impl WriterEvent {
 impl fmt::Display for WriterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Expired(subjects) => write!(f, "{} over", counted(subjects.len(), "ban")),
+            Self::Expired(targets) => write!(f, "{} over", counted(targets.len(), "ban")),
             Self::Failing { error, waiting: 0 } => write!(f, "{error}; it is tried again, and blocking goes on"),
             Self::Failing { error, waiting } => {
                 write!(f, "{error}; changes to the ledger that wait and are tried again: {waiting}; blocking goes on")

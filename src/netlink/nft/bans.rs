@@ -18,8 +18,8 @@ use crate::types::{BanTarget, Expiry, Prefix};
 pub(crate) type RestoredBan = (BanTarget, Option<Duration>, Expiry);
 
 /// Appends one ban, as every kernel takes it. See [`put_bans`].
-pub fn put_ban(batch: &mut Batch, subject: BanTarget, expiry: Expiry) {
-    put_bans(batch, KernelFeatures::oldest(), &[(subject, expiry)]);
+pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
+    put_bans(batch, KernelFeatures::oldest(), &[(target, expiry)]);
 }
 
 /// Appends bans, at most [`BANS_A_MESSAGE`]: add, delete, add. Re-adding alone never refreshes a timeout before Linux 6.12,
@@ -46,12 +46,12 @@ pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(BanTarget, Expiry)]) {
     put_per_set(batch, &[(sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)], bans.iter().map(new_ban));
 }
 
-fn new_ban(&(subject, expiry): &(BanTarget, Expiry)) -> (BanTarget, Times) {
-    (subject, Times::new(None, expiry))
+fn new_ban(&(target, expiry): &(BanTarget, Expiry)) -> (BanTarget, Times) {
+    (target, Times::new(None, expiry))
 }
 
-fn restored_ban(&(subject, length, left): &RestoredBan) -> (BanTarget, Times) {
-    (subject, Times::new(length, left))
+fn restored_ban(&(target, length, left): &RestoredBan) -> (BanTarget, Times) {
+    (target, Times::new(length, left))
 }
 
 /// Messages that follow each other, by kind and flags.
@@ -71,7 +71,7 @@ fn replacing(kernel: KernelFeatures) -> Steps {
 /// Appends the messages about those of the bans that belong into each set.
 fn put_per_set(batch: &mut Batch, steps: Steps, bans: impl Iterator<Item = (BanTarget, Times)> + Clone) {
     for set in [Set::Blocked, Set::Blocked6, Set::BlockedLink] {
-        let bans = bans.clone().filter(|(subject, _)| Set::for_target(*subject) == set);
+        let bans = bans.clone().filter(|(target, _)| Set::for_target(*target) == set);
         if bans.clone().next().is_some() {
             put_steps(batch, steps, set, bans);
         }
@@ -81,19 +81,19 @@ fn put_per_set(batch: &mut Batch, steps: Steps, bans: impl Iterator<Item = (BanT
 fn put_steps(batch: &mut Batch, steps: Steps, set: Set, bans: impl Iterator<Item = (BanTarget, Times)> + Clone) {
     for (kind, flags) in steps.iter().copied() {
         put_elements(batch, kind, flags, set, |elements| {
-            bans.clone().for_each(|(subject, times)| {
+            bans.clone().for_each(|(target, times)| {
                 let times = if kind == sys::NFT_MSG_NEWSETELEM { times } else { Times::default() };
-                put_target(elements, subject, times);
+                put_target(elements, target, times);
             });
         });
     }
 }
 
 /// Appends the deletion of a ban, which fails where there is none and the kernel does not destroy.
-pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, subject: BanTarget) {
+pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTarget) {
     let kind = if kernel.destroys() { DESTROY_ELEMENT } else { sys::NFT_MSG_DELSETELEM };
-    put_elements(batch, kind, 0, Set::for_target(subject), |elements| {
-        put_target(elements, subject, Times::default());
+    put_elements(batch, kind, 0, Set::for_target(target), |elements| {
+        put_target(elements, target, Times::default());
     });
 }
 
@@ -104,14 +104,14 @@ pub(crate) fn put_bans_in(batch: &mut Batch, kernel: KernelFeatures, set: Set, b
 
 /// Appends that `set`, one of the trap's or of the fleet's, does not hold these: they are destroyed, or added and deleted, because to delete
 /// what is not there fails, and to undo a transaction takes the kernel a thousand times as long as to do one.
-pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, subjects: &[BanTarget]) {
+pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, targets: &[BanTarget]) {
     let steps: Steps = match kernel.destroys() {
         true => &[(DESTROY_ELEMENT, 0)],
         false => &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0)],
     };
     // The shortest time; no packet ever meets the element.
     let times = Times::new(None, Expiry::After(Duration::ZERO));
-    put_steps(batch, steps, set, subjects.iter().map(|subject| (*subject, times)));
+    put_steps(batch, steps, set, targets.iter().map(|target| (*target, times)));
 }
 
 /// Appends a change of the sources that the trap knows to be connected: those out, each of which must be there, then these in,
@@ -235,14 +235,13 @@ mod tests {
     use super::*;
     use crate::netlink::message::{Messages, attributes};
 
-    fn subject(text: &str) -> BanTarget {
+    fn target(text: &str) -> BanTarget {
         BanTarget::of(text.parse().unwrap())
     }
 
     #[test]
     fn ban_reads_back_unchanged() {
-        for subject in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128", "fe80::1%2"].map(|text| text.parse().unwrap())
-        {
+        for target in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128", "fe80::1%2"].map(|text| text.parse().unwrap()) {
             for (expiry, remaining) in [
                 (Expiry::Never, None),
                 (Expiry::After(Duration::from_secs(86_400)), Some(Duration::from_secs(86_400))),
@@ -250,12 +249,12 @@ mod tests {
                 (Expiry::After(Duration::MAX), Some(Duration::from_millis(CENTURY))),
             ] {
                 let mut batch = Batch::new();
-                put_ban(&mut batch, subject, expiry);
+                put_ban(&mut batch, target, expiry);
                 let messages: Vec<_> = Messages(batch.messages()).filter_map(|message| message.nft()).collect();
                 let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
                 assert_eq!(kinds, [12, 14, 12]);
                 let last = elements_of(messages[2].1).collect::<Vec<_>>();
-                assert_eq!(last, [Element { subject, remaining }]);
+                assert_eq!(last, [Element { target, remaining }]);
             }
         }
     }
@@ -268,7 +267,7 @@ mod tests {
             let messages = Messages(batch.messages()).filter_map(|message| message.nft());
             messages.map(|(kind, _)| kind).collect::<Vec<_>>()
         };
-        let (who, hour) = (subject("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
+        let (who, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
         for (kernel, again, gone) in
             [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures::newest(), &[30, 12], 30)]
         {
@@ -285,7 +284,7 @@ mod tests {
         put_restored(
             &mut batch,
             KernelFeatures::oldest(),
-            &[(subject("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
+            &[(target("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
         );
         // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
         let head = |length: u32, kind: u16, flags: u16| {
@@ -324,7 +323,7 @@ mod tests {
             (None, Expiry::Never, None, None),
         ] {
             let mut batch = Batch::new();
-            put_restored(&mut batch, KernelFeatures::oldest(), &[(subject("fe80::1"), length, left)]);
+            put_restored(&mut batch, KernelFeatures::oldest(), &[(target("fe80::1"), length, left)]);
             let message = Messages(batch.messages()).last().unwrap();
             let (_, list) = message.nft().unwrap();
             let (_, elements) = attributes(list).find(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
@@ -346,7 +345,7 @@ mod tests {
         let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
         let bans: Vec<_> = addresses
             .flat_map(|n| [BanTarget::V4(n.into()), BanTarget::V6(u128::from(n).into())])
-            .map(|subject| (subject, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
+            .map(|target| (target, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
             .collect();
         let mut batch = Batch::new();
         put_restored(&mut batch, KernelFeatures::oldest(), &bans);
@@ -392,7 +391,7 @@ mod tests {
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
             let found = networks(bounds_of(lists[2].1).collect());
             let remaining = Some(Duration::from_secs(20));
-            assert_eq!(found, [Element { subject: BanTarget::Prefix(wide(text)), remaining }]);
+            assert_eq!(found, [Element { target: BanTarget::Prefix(wide(text)), remaining }]);
         }
     }
 }

@@ -22,7 +22,7 @@ pub type Remaining = Option<Duration>;
 /// One ban as the kernel tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Element {
-    pub(crate) subject: BanTarget,
+    pub(crate) target: BanTarget,
     pub(crate) remaining: Remaining,
 }
 
@@ -91,11 +91,11 @@ pub(crate) fn put_flush(batch: &mut Batch, set: Set) {
     batch.put(sys::NFT_MSG_DELSETELEM, 0, |list| put_list_name(list, set));
 }
 
-/// Makes `request` the query for the ban of `subject`.
-pub(crate) fn put_ban_query(request: &mut Vec<u8>, subject: BanTarget) {
+/// Makes `request` the query for the ban of `target`.
+pub(crate) fn put_ban_query(request: &mut Vec<u8>, target: BanTarget) {
     put_request(request, sys::NFT_MSG_GETSETELEM, 0, |list| {
-        put_list_name(list, Set::for_target(subject));
-        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_target(elements, subject, Times::default()));
+        put_list_name(list, Set::for_target(target));
+        list.nest(sys::NFTA_SET_ELEM_LIST_ELEMENTS, |elements| put_target(elements, target, Times::default()));
     });
 }
 
@@ -176,9 +176,9 @@ fn put_list_name(list: &mut Attributes<'_>, set: Set) {
 }
 
 /// Appends the element that a ban of a single source is.
-pub(super) fn put_target(elements: &mut Attributes<'_>, subject: BanTarget, times: Times) {
-    let BanTarget::Link { address, interface } = subject else {
-        return put_address(elements, subject.element(), times);
+pub(super) fn put_target(elements: &mut Attributes<'_>, target: BanTarget, times: Times) {
+    let BanTarget::Link { address, interface } = target else {
+        return put_address(elements, target.element(), times);
     };
     let mut key = [0; 20];
     let bytes = interface.to_ne_bytes().into_iter().chain(address.octets());
@@ -237,7 +237,7 @@ pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
 
 /// The bans in the attributes of one NEWSETELEM or DELSETELEM message.
 pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = Element> {
-    bounds_of(list).map(|bound| Element { subject: bound.target(), remaining: bound.remaining })
+    bounds_of(list).map(|bound| Element { target: bound.target(), remaining: bound.remaining })
 }
 
 /// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address or with one of another
@@ -287,7 +287,7 @@ pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<Element> {
         }
         let end = bounds.peek().filter(|next| next.is_end).map(|next| next.address);
         let inside = split(start.address, end).into_iter().flatten().filter_map(Prefix::new);
-        found.extend(inside.map(|wide| Element { subject: BanTarget::Prefix(wide), remaining: start.remaining }));
+        found.extend(inside.map(|wide| Element { target: BanTarget::Prefix(wide), remaining: start.remaining }));
     }
     found
 }
@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     fn shown(bounds: Vec<Bound>) -> Vec<String> {
-        networks(bounds).into_iter().map(|element| element.subject.to_string()).collect()
+        networks(bounds).into_iter().map(|element| element.target.to_string()).collect()
     }
 
     fn bound(address: &str, is_end: bool) -> Bound {

@@ -189,10 +189,10 @@ impl Set {
         DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
     }
 
-    /// The set in which `subject` is blocked.
+    /// The set in which `target` is blocked.
     #[must_use]
-    pub const fn for_target(subject: BanTarget) -> Self {
-        match subject {
+    pub const fn for_target(target: BanTarget) -> Self {
+        match target {
             BanTarget::V4(_) => Self::Blocked,
             BanTarget::V6(_) => Self::Blocked6,
             BanTarget::Link { .. } => Self::BlockedLink,

@@ -38,14 +38,14 @@ pub struct Ended {
 }
 
 impl SockDiag {
-    /// Ends every TCP connection of this network namespace whose remote end is one of `subjects`, IPv4 in an IPv6 socket
+    /// Ends every TCP connection of this network namespace whose remote end is one of `targets`, IPv4 in an IPv6 socket
     /// included, whichever side opened it. Listeners and the connections of other sources stay.
     ///
     /// # Errors
     ///
     /// [`SockDiagError::NoDestroy`] where that cannot be done here at all; others as [`SockDiag::listeners`], and then some
     /// may have been ended.
-    pub fn end_connections(&mut self, subjects: &HashSet<BanTarget>) -> Result<Ended, SockDiagError> {
+    pub fn end_connections(&mut self, targets: &HashSet<BanTarget>) -> Result<Ended, SockDiagError> {
         let states = CONNECTED.iter().fold(0, |states, state| states | 1_u32 << state);
         let mut found = Vec::new();
         let mut ended = Ended::default();
@@ -53,19 +53,19 @@ impl SockDiag {
             let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
             let mut keep = |record: Record| {
                 let on_link = BanTarget::on(record.peer.to_canonical(), record.interface);
-                let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| subjects.contains(one));
-                let Some(subject) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
+                let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
+                let Some(target) = wanted.filter(|_| CONNECTED.contains(&record.state)) else { return };
                 match found.len() < MOST {
-                    true => found.push((subject, record)),
+                    true => found.push((target, record)),
                     false => ended.more = true,
                 }
             };
             self.exchange(IPPROTO_TCP, states, id, NLM_F_DUMP, &mut keep)
                 .map_err(|failure| failure.explain(Protocol::Tcp))?;
         }
-        for (subject, record) in found {
+        for (target, record) in found {
             if self.end(&record)? {
-                *ended.connections.entry(subject).or_default() += 1;
+                *ended.connections.entry(target).or_default() += 1;
             }
         }
         Ok(ended)

@@ -5,7 +5,7 @@
 //! A socket belongs to the network namespace of the thread that opened it.
 //!
 //! A dump walks the kernel's table bucket by bucket, so a listener that appears meanwhile may be missed or come twice.
-//! Ask [`SockDiag::owner`] before holding a closed port against anybody.
+//! Ask [`SockDiag::owner`] before a closed port counts as evidence.
 //!
 //! References: sock_diag(7), `linux/inet_diag.h`, and the kernel's `net/ipv4/inet_diag.c` and `udp_diag.c`.
 

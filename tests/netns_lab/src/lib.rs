@@ -235,6 +235,26 @@ pub fn install_program(from: &Path, to: &Path) {
     assert!(copied.success(), "{} can be copied", from.display());
 }
 
+/// The state directory of a daemon that has ended, with its files, given to this process's user again: the daemon ran as
+/// another one. Its next start takes them over.
+pub fn own_state(state: &Path) -> PathBuf {
+    if state.exists() {
+        let given = Command::new("chown").args(["-R", "0:0"]).arg(state).status().expect("chown runs");
+        assert!(given.success(), "{} can be owned", state.display());
+    }
+    state.to_owned()
+}
+
+/// A copy of the state directory as it is now, which this process's user may read while the daemon runs.
+pub fn copy_of_state(state: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("there is room for a directory");
+    if state.exists() {
+        // Fails for a text file that the daemon replaces meanwhile; the ledger's files stay.
+        Command::new("cp").arg("-r").arg(state.join(".")).arg(copy.path()).output().expect("cp runs");
+    }
+    copy
+}
+
 /// Whether a process here can become any other user. Not where the tests run as root of a user namespace of one user.
 pub fn has_other_users() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("proc is mounted");

@@ -216,7 +216,7 @@ impl Daemon {
     /// Writes a ban into the ledger.
     pub(crate) fn record(&mut self, now: Timestamp, ban: &Ban) {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
-        self.ledger.insert(ban.probe.subject, Banned::from_ban(ban, at, None, Backend::Nft));
+        self.ledger.insert(ban.probe.target, Banned::from_ban(ban, at, None, Backend::Nft));
     }
 
     pub(crate) fn remove(&mut self, target: BanTarget) {

@@ -119,7 +119,7 @@ impl Judgement {
             Verdict::Block(ban) => {
                 let ports = ban.ports.iter().map(|(protocol, port, class)| format!("{protocol:?} {port} ({class})"));
                 let ports = ports.collect::<Vec<_>>().join(", ");
-                Self::Ban { target: ban.probe.subject, expiry: ban.expiry, ports, ban: Box::new(ban) }
+                Self::Ban { target: ban.probe.target, expiry: ban.expiry, ports, ban: Box::new(ban) }
             }
         }
     }
@@ -290,7 +290,7 @@ impl Detector {
 
     /// Takes over a ban that the kernel holds.
     pub fn adopt(&mut self, now: Timestamp, target: BanTarget, left: Expiry) {
-        self.engine.adopt(now, &ActiveBan { subject: target, length: None, grade: None, left });
+        self.engine.adopt(now, &ActiveBan { target: target, length: None, grade: None, left });
     }
 }
 

@@ -9,14 +9,14 @@ use crate::engine::Class;
 use crate::types::{BanTarget, Expiry};
 
 fn requests() -> Vec<Request> {
-    let subjects = ["192.0.2.7/32", "2001:db8::/64", "fe80::7/128", "203.0.113.0/24", "2001:db8::/48"];
+    let targets = ["192.0.2.7/32", "2001:db8::/64", "fe80::7/128", "203.0.113.0/24", "2001:db8::/48"];
     let mut requests = Vec::new();
-    for (number, subject) in subjects.into_iter().enumerate() {
-        let subject = BanTarget::exactly(subject.parse().unwrap()).unwrap();
-        let case = BanContext { subject, ..BanContext::example(subject.element()) };
+    for (number, target) in targets.into_iter().enumerate() {
+        let target = BanTarget::exactly(target.parse().unwrap()).unwrap();
+        let case = BanContext { target, ..BanContext::example(target.element()) };
         let number = u64::try_from(number).unwrap();
         requests.push(Request { number, which: Which::Begin, case });
-        let by_hand = BanContext::by_hand(subject, Expiry::Never, case.since);
+        let by_hand = BanContext::by_hand(target, Expiry::Never, case.since);
         requests.push(Request { number: u64::MAX - number, which: Which::End, case: by_hand });
     }
     for (class, mode) in Class::ALL.into_iter().zip(MODES.into_iter().cycle()) {

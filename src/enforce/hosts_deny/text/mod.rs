@@ -23,11 +23,11 @@ use crate::types::BanTarget;
 /// What the comment begins with.
 const MARK: &str = "# portsentry: ";
 
-/// `subject` as hosts_access(5) wants it: an IPv4 address as it is, an IPv4 network as `203.0.113.0/255.255.255.0`, an
+/// `target` as hosts_access(5) wants it: an IPv4 address as it is, an IPv4 network as `203.0.113.0/255.255.255.0`, an
 /// IPv6 prefix as `[2001:db8:1:2::]/64`.
-pub(super) fn hosts_pattern(subject: BanTarget) -> String {
+pub(super) fn hosts_pattern(target: BanTarget) -> String {
     // The wrappers mask a client's address and compare it to what is written, which must have no bits beyond the mask.
-    let masked = if let BanTarget::Prefix(_) = subject { subject } else { BanTarget::of(subject.element()) };
+    let masked = if let BanTarget::Prefix(_) = target { target } else { BanTarget::of(target.element()) };
     match masked {
         BanTarget::V4(v4) => v4.to_string(),
         BanTarget::V6(v6) => format!("[{v6}]/{}", masked.prefix_len()),
@@ -42,7 +42,7 @@ pub(super) fn hosts_pattern(subject: BanTarget) -> String {
 
 /// One subject to be denied: the rule, without its end of line, and until when.
 pub(super) struct Rule {
-    pub(super) subject: BanTarget,
+    pub(super) target: BanTarget,
     pub(super) rule: String,
     pub(super) until: String,
 }
@@ -50,7 +50,7 @@ pub(super) struct Rule {
 /// An entry of ours, with the bytes of its two lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) subject: BanTarget,
+    pub(super) target: BanTarget,
     bytes: Range<usize>,
 }
 
@@ -80,10 +80,10 @@ impl<'a> Reading<'a> {
             at += line.len();
             let joins = joins_next(line);
             match marked.take() {
-                Some((subject, start)) if !joins && names(line, subject) => {
-                    reading.entries.push(Entry { subject, bytes: start..at });
+                Some((target, start)) if !joins && names(line, target) => {
+                    reading.entries.push(Entry { target, bytes: start..at });
                 }
-                _ if !joined && !joins => marked = mark(line).map(|subject| (subject, from)),
+                _ if !joined && !joins => marked = mark(line).map(|target| (target, from)),
                 _ => {}
             }
             joined = joins;
@@ -100,22 +100,22 @@ impl<'a> Reading<'a> {
         let mut wanted: Vec<(&Rule, bool)> = Vec::with_capacity(add.len());
         let mut seen = HashSet::new();
         // The latest word on a subject counts.
-        wanted.extend(add.iter().rev().filter(|rule| seen.insert(rule.subject)).map(|rule| (rule, false)));
+        wanted.extend(add.iter().rev().filter(|rule| seen.insert(rule.target)).map(|rule| (rule, false)));
         wanted.reverse();
         let places: HashMap<BanTarget, usize> =
-            wanted.iter().enumerate().map(|(place, (rule, _))| (rule.subject, place)).collect();
+            wanted.iter().enumerate().map(|(place, (rule, _))| (rule.target, place)).collect();
         let mut edit = Edit { text: Vec::with_capacity(self.text.len() + add.len() * 96), removed: Vec::new() };
         let (mut at, mut ours) = (0, None);
         for entry in &self.entries {
             self.copy(at..entry.bytes.start, &mut edit.text);
             at = entry.bytes.end;
-            match places.get(&entry.subject).and_then(|place| wanted.get_mut(*place)) {
+            match places.get(&entry.target).and_then(|place| wanted.get_mut(*place)) {
                 Some((rule, written)) if !*written => {
                     *written = true;
                     self.put(rule, &mut edit.text);
                 }
                 Some(_) => {}
-                None if remove.contains(&entry.subject) => edit.removed.push(entry.subject),
+                None if remove.contains(&entry.target) => edit.removed.push(entry.target),
                 None => self.copy(entry.bytes.clone(), &mut edit.text),
             }
             ours = Some(edit.text.len());
@@ -178,8 +178,8 @@ impl<'a> Reading<'a> {
     fn put(&self, rule: &Rule, to: &mut Vec<u8>) {
         let first = self.text.split_inclusive(|byte| *byte == b'\n').next();
         let end = if first.is_some_and(|line| line.ends_with(b"\r\n")) { "\r\n" } else { "\n" };
-        let Rule { subject, rule, until } = rule;
-        to.extend_from_slice(format!("{MARK}{subject} until {until}{end}{rule}{end}").as_bytes());
+        let Rule { target, rule, until } = rule;
+        to.extend_from_slice(format!("{MARK}{target} until {until}{end}{rule}{end}").as_bytes());
     }
 }
 
@@ -195,9 +195,9 @@ fn mark(line: &[u8]) -> Option<BanTarget> {
     rest.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Whether a rule is about `subject`: it names its target as a word.
-fn names(line: &[u8], subject: BanTarget) -> bool {
-    let pattern = hosts_pattern(subject);
+/// Whether a rule is about `target`: it names its target as a word.
+fn names(line: &[u8], target: BanTarget) -> bool {
+    let pattern = hosts_pattern(target);
     let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'[' | b']' | b'_' | b'-');
     !line.starts_with(b"#")
         && line.windows(pattern.len()).enumerate().any(|(at, window)| {

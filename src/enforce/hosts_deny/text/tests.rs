@@ -2,20 +2,20 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn subject(address: &str) -> BanTarget {
+fn target(address: &str) -> BanTarget {
     BanTarget::of(address.parse().unwrap())
 }
 
 fn rule(address: &str) -> Rule {
-    let subject = subject(address);
-    Rule { subject, rule: format!("ALL: {}", hosts_pattern(subject)), until: "never".to_owned() }
+    let target = target(address);
+    Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "never".to_owned() }
 }
 
 /// The file after adding and removing these; the same bytes where nothing changes.
 fn edited(text: impl AsRef<[u8]>, add: &[&str], remove: &[&str]) -> Vec<u8> {
     let text = text.as_ref();
     let add: Vec<Rule> = add.iter().map(|address| rule(address)).collect();
-    let remove = remove.iter().map(|address| subject(address)).collect();
+    let remove = remove.iter().map(|address| target(address)).collect();
     Reading::of(text).edit(&add, &remove).map_or_else(|| text.to_vec(), |edit| edit.text)
 }
 
@@ -24,16 +24,16 @@ fn edit(text: &str, add: &[&str], remove: &[&str]) -> String {
 }
 
 fn held(text: impl AsRef<[u8]>) -> Vec<String> {
-    Reading::of(text.as_ref()).entries.iter().map(|entry| entry.subject.to_string()).collect()
+    Reading::of(text.as_ref()).entries.iter().map(|entry| entry.target.to_string()).collect()
 }
 
 const ENTRY: &str = "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n";
 
 #[test]
 fn target_has_hosts_access_syntax() {
-    assert_eq!(hosts_pattern(subject("192.0.2.7")), "192.0.2.7");
-    assert_eq!(hosts_pattern(subject("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
-    assert_eq!(hosts_pattern(subject("fe80::1")), "[fe80::1]/128");
+    assert_eq!(hosts_pattern(target("192.0.2.7")), "192.0.2.7");
+    assert_eq!(hosts_pattern(target("2001:db8:1:2:3::4")), "[2001:db8:1:2::]/64");
+    assert_eq!(hosts_pattern(target("fe80::1")), "[fe80::1]/128");
     // An element that an operator added to the kernel's set, with bits beyond the prefix.
     assert_eq!(hosts_pattern(BanTarget::from_element("2001:db8::5".parse().unwrap())), "[2001:db8::]/64");
 }
@@ -225,6 +225,6 @@ proptest! {
     #[test]
     fn removed_target_has_no_entry(text in hostile()) {
         let without = edited(&text, &[], &["192.0.2.7", "192.0.2.8"]);
-        prop_assert!(!held(&without).iter().any(|subject| subject == "192.0.2.7" || subject == "192.0.2.8"));
+        prop_assert!(!held(&without).iter().any(|target| target == "192.0.2.7" || target == "192.0.2.8"));
     }
 }

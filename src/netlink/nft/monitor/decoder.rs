@@ -119,8 +119,8 @@ impl Decoder {
     fn convert(&mut self) {
         let loaded = self.changes.iter_mut().skip(self.before).filter(|_| self.loads);
         for change in loaded {
-            if let Change::ElementAdded(subject, _) = *change {
-                *change = Change::ElementLoaded(subject);
+            if let Change::ElementAdded(target, _) = *change {
+                *change = Change::ElementLoaded(target);
             }
         }
     }
@@ -175,10 +175,10 @@ fn port_id(bytes: &[u8]) -> Option<u32> {
     bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-fn element_change(kind: u32, Element { subject, remaining }: Element) -> Change {
+fn element_change(kind: u32, Element { target, remaining }: Element) -> Change {
     match kind {
-        sys::NFT_MSG_NEWSETELEM => Change::ElementAdded(subject, remaining),
-        _ => Change::ElementRemoved(subject),
+        sys::NFT_MSG_NEWSETELEM => Change::ElementAdded(target, remaining),
+        _ => Change::ElementRemoved(target),
     }
 }
 
