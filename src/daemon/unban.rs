@@ -18,7 +18,7 @@ pub(super) fn lift(
     targets: Option<Vec<BanTarget>>,
     by: String,
 ) -> oneshot::Receiver<Result<usize, String>> {
-    let lifting = sensor.ask(|answer| SensorRequest::Unblock { targets: targets, by: by.clone(), answer });
+    let lifting = sensor.ask(|answer| SensorRequest::Unblock { targets, by: by.clone(), answer });
     let (finished, done) = oneshot::channel();
     let (recorder, events) = (sink.ban_recorder.recorder(), sink.events.clone());
     tokio::spawn(async move {

@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(own.in_force(SystemTime::now()).len(), 1);
         assert!(own.in_force(SystemTime::now() + Duration::from_secs(61)).is_empty());
         assert!(own.follow(&blocked(Expiry::Never)).is_some());
-        let lifted = Event::now(EventKind::Unblocked { target: target, by: "root".to_owned() });
+        let lifted = Event::now(EventKind::Unblocked { target, by: "root".to_owned() });
         assert_eq!(own.follow(&lifted), Some(OwnBanEvent::Lift { target: target.to_string() }));
         assert_eq!(own.follow(&lifted), None);
     }

@@ -290,7 +290,7 @@ impl Detector {
 
     /// Takes over a ban that the kernel holds.
     pub fn adopt(&mut self, now: Timestamp, target: BanTarget, left: Expiry) {
-        self.engine.adopt(now, &ActiveBan { target: target, length: None, grade: None, left });
+        self.engine.adopt(now, &ActiveBan { target, length: None, grade: None, left });
     }
 }
 
