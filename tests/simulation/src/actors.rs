@@ -33,6 +33,9 @@ pub(crate) fn steady(
     every: Duration,
     make: impl FnMut(&mut World, Chance) + 'static,
 ) {
+    if !world.has(name) {
+        return;
+    }
     let mut chance = world.chance(name, 0);
     let first = world.now.after(chance.after(every));
     world.spawn(Role::Backstage, first, Arrivals { name, every, chance, count: 0, make });

@@ -69,6 +69,8 @@ pub(crate) struct Daemon {
     /// Listeners are new until then, and have to be seen every few seconds.
     busy_until: Timestamp,
     next: Timestamp,
+    /// The last second whose listeners it has taken in.
+    seen_at: Option<Timestamp>,
     settles: bool,
     forgiven: u8,
 }
@@ -81,7 +83,7 @@ const BUSY_TICK: Duration = Duration::from_secs(5);
 
 impl Daemon {
     pub(crate) fn new(now: Timestamp, rules: DaemonRules, pace: u32, host: &HostModel, forgiven: u8) -> Self {
-        let shards = if rules.bounded_services { 1 } else { 64 };
+        let shards = if rules.bounded_services { 1 } else { 4 };
         Self {
             rules,
             pace,
@@ -91,6 +93,7 @@ impl Daemon {
             ledger: BTreeMap::new(),
             busy_until: now.after(BUSY),
             next: now,
+            seen_at: None,
             settles: false,
             forgiven,
         }
@@ -144,8 +147,16 @@ impl Daemon {
         }
     }
 
+    /// Takes in the listeners of the second before a change, once for all changes of the next second.
+    pub(crate) fn see_out(&mut self, second: Timestamp, host: &HostModel) {
+        if self.seen_at != Some(second) {
+            self.seen_at = Some(second);
+            let _ = self.observe(second, &host.listeners());
+        }
+    }
+
     /// Takes in what listens now; whether the services are others, and whether one is served again.
-    pub(crate) fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
+    fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
         let (wall, shards) = (self.wall(at), self.memories.len());
         let (mut changed, mut served_again) = (false, false);
         for (number, memory) in self.memories.iter_mut().enumerate() {

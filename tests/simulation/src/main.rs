@@ -27,7 +27,7 @@ struct Args {
     /// Draws the outcome into this file as SVG.
     #[arg(long)]
     picture: Option<PathBuf>,
-    /// Shows how one honest ban came about; takes its SEED:PACE:HOST:STEP from the list of honest bans.
+    /// Shows how one honest ban came about, or a scan that was not found; takes its SEED:PACE:HOST:STEP from the table.
     #[arg(long)]
     replay: Option<Moment>,
 }

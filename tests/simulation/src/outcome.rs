@@ -51,6 +51,8 @@ pub struct Dishonest {
     /// Those of them that were banned, or reported as a distributed scan.
     pub found: u64,
     pub packets: u64,
+    /// The last packets of some that were not found, as `SEED:PACE:HOST:STEP` for `make simulate REPLAY=…`.
+    pub missed: Vec<String>,
     /// Bans for longer than the ceiling of bans leaves, of whatever sources the packets named.
     pub long_bans: u64,
     /// Distinct ports that each found source had sent to before its ban, sorted.
@@ -90,6 +92,9 @@ pub struct Outcome {
     pub lifted: u64,
 }
 
+/// Scans of each kind that were not found and are named.
+pub(crate) const MAX_MISSED: usize = 5;
+
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 impl Outcome {
@@ -122,6 +127,8 @@ impl Outcome {
             let sum = self.dishonest.entry(behaviour).or_default();
             sum.sources += more.sources;
             sum.found += more.found;
+            sum.missed.extend(more.missed);
+            sum.missed.truncate(MAX_MISSED);
             sum.long_bans += more.long_bans;
             sum.packets += more.packets;
             for (list, new) in

@@ -1,4 +1,5 @@
-//! Replays how one ban came about: the run is repeated up to the packet that caused it, and what concerns its source is kept.
+//! Replays how one ban came about, or a scan that was not found: the run is repeated up to one packet, and what concerns its
+//! source is kept.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,7 +35,7 @@ impl FromStr for Moment {
             }
             _ => None,
         };
-        moment.ok_or_else(|| format!("\"{text}\" is not SEED:PACE:HOST:STEP; copy it from the list of honest bans"))
+        moment.ok_or_else(|| format!("\"{text}\" is not SEED:PACE:HOST:STEP; copy it from the table"))
     }
 }
 
@@ -75,8 +76,7 @@ impl Trace {
         step: u64,
         role: Role,
         packet: &Packet,
-        passage: Passage,
-        judgement: &Judgement,
+        seen: Option<(Passage, &Judgement)>,
     ) {
         if self.over {
             return;
@@ -92,6 +92,9 @@ impl Trace {
         let sent_by = match role {
             Role::Honest(behaviour) | Role::Dishonest(behaviour) => behaviour,
             Role::Backstage => "the host",
+        };
+        let Some((passage, judgement)) = seen else {
+            return self.note(now, format!("{} [{sent_by}] lost: the host is off", Shown(packet)));
         };
         let passage = match passage {
             Passage::Passed => "passed",

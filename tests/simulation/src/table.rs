@@ -84,7 +84,7 @@ fn honest(text: &mut String, outcome: &Outcome) {
 fn dishonest(text: &mut String, outcome: &Outcome) {
     let _ = writeln!(
         text,
-        "{:<42} {:>9} {:>7} {:>15} {:>15}",
+        "{:<48} {:>9} {:>7} {:>15} {:>15}  one that was not found (REPLAY=…)",
         "dishonest behaviour", "sources", "found", "ports till ban", "ports learned"
     );
     for (behaviour, seen) in &outcome.dishonest {
@@ -92,9 +92,10 @@ fn dishonest(text: &mut String, outcome: &Outcome) {
         let before = median(&seen.ports_before_ban).map_or("-".to_owned(), |ports| ports.to_string());
         let _ = writeln!(
             text,
-            "{behaviour:<42} {:>9} {share:>6.0}% {before:>15} {:>15.2}",
+            "{behaviour:<48} {:>9} {share:>6.0}% {before:>15} {:>15.2}  {}",
             seen.sources,
-            seen.mean_learned()
+            seen.mean_learned(),
+            seen.missed.first().map_or("", String::as_str)
         );
     }
 }

@@ -1,11 +1,12 @@
 //! One host's world: a packet goes through the model of the kernel first, which decides whether it passes, and then through
 //! the engine, as on a live host, where the capture sees packets before the firewall drops them.
 
+mod life;
 mod record;
 mod traffic;
 mod upkeep;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::Options;
 use crate::chance::{Chance, days, hours};
 use crate::daemon::Daemon;
 use crate::detector::{Detector, settings};
-use crate::host::{HostModel, Profile, Reply, Service, TICK};
+use crate::host::{HostModel, Profile, Reply, TICK};
 use crate::kernel::{HostState, Kernel};
 use crate::outcome::Outcome;
 use crate::queue::{ActorId, Queue};
@@ -44,6 +45,9 @@ struct Part {
     role: Role,
     banned: bool,
     ports: HashSet<u16>,
+    /// Its last packet, and whether one has met a host that was up.
+    step: u64,
+    met: bool,
     learned: HashSet<u16>,
 }
 
@@ -69,6 +73,10 @@ impl Armed {
 
     /// The engine remembers published ports for a day: not to notice the end of that for an hour excuses a little more.
     const LONGEST: Duration = hours(1);
+
+    fn is_armed(&self) -> bool {
+        self.at != Timestamp::ZERO
+    }
 
     fn change(&mut self, now: Timestamp) {
         self.changed = true;
@@ -103,6 +111,8 @@ pub struct World {
     reviewed: Vec<BanTarget>,
     /// Which actor sent the last packet of sources that the trap caught, or that wait for a verdict.
     senders: HashMap<BanTarget, (ActorId, Role)>,
+    /// Dishonest sources that have finished and were not found, with their last packets.
+    missed: BTreeMap<ActorId, (&'static str, u64)>,
     /// The host settles, or sources wait that probed it meanwhile.
     waiting: bool,
     armed: Armed,
@@ -177,6 +187,7 @@ impl World {
             review_at: None,
             reviewed: Vec::new(),
             senders: HashMap::new(),
+            missed: BTreeMap::new(),
             waiting: false,
             armed: Armed::never(options),
             peers_at: Timestamp::ZERO,
@@ -208,6 +219,7 @@ impl World {
                 break;
             }
         }
+        self.name_missed();
         // Scans that are under way count no more than those that have not begun.
         let mut outcome = Outcome::of_host(span);
         outcome.packets = self.step;
@@ -218,6 +230,13 @@ impl World {
     fn finish(&mut self, actor: ActorId) {
         let Some(part) = self.parts.remove(&actor) else { return };
         if let Role::Dishonest(behaviour) = part.role {
+            // A host that was off all the time could not find it.
+            if !part.met {
+                return;
+            }
+            if !part.banned {
+                self.missed.insert(actor, (behaviour, part.step));
+            }
             let seen = self.outcome.dishonest.entry(behaviour).or_default();
             seen.sources += 1;
             seen.found += u64::from(part.banned);
@@ -236,6 +255,12 @@ impl World {
         Chance::new(self.seed, name, index)
     }
 
+    /// True where arrivals or operations of this name are simulated.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.options.only.is_empty() || self.options.only.contains(&name)
+    }
+
     /// How many times as often events happen.
     #[must_use]
     pub fn pace(&self) -> u32 {
@@ -249,7 +274,10 @@ impl World {
         if let Role::Honest(behaviour) = role {
             self.outcome.honest.entry(behaviour).or_default().sources += 1;
         }
-        self.parts.insert(id, Part { role, banned: false, ports: HashSet::new(), learned: HashSet::new() });
+        self.parts.insert(
+            id,
+            Part { role, banned: false, step: 0, met: false, ports: HashSet::new(), learned: HashSet::new() },
+        );
         self.actors.insert(id, Box::new(actor));
         self.queue.push(at, id);
     }
@@ -342,78 +370,6 @@ impl World {
         let second = next_tick(self.now);
         let odd = second.since_origin().as_secs() % 2 == 1;
         self.daemon.look_at(if odd { second.after(TICK) } else { second });
-    }
-
-    /// Starts or stops a service.
-    pub fn set_up(&mut self, service: Service, up: bool) {
-        if self.host.is_up(service.protocol, service.port) == up {
-            return;
-        }
-        self.catch_up();
-        let tick = next_tick(self.now);
-        if !self.down {
-            // The daemon has seen every second that it was served.
-            let last = Timestamp::at(tick.since_origin() - TICK);
-            let _ = self.daemon.observe(last, &self.host.listeners());
-        }
-        self.host.set_up(service, up);
-        self.daemon.look_at(tick);
-        let state = if up { "starts" } else { "stops" };
-        self.note(|| format!("the service on {:?} port {} {state}", service.protocol, service.port));
-    }
-
-    /// The host goes down: nothing answers and nothing is seen until [`World::boot`].
-    pub fn power_off(&mut self) {
-        self.catch_up();
-        let _ = self.daemon.observe(self.now, &self.host.listeners());
-        self.down = true;
-        self.host.stop_all();
-        self.note(|| "the host goes down".to_owned());
-    }
-
-    /// The host comes up, with the program and without any service; bans are restored from the ledger, which is empty where
-    /// the host was installed anew.
-    pub fn boot(&mut self, keeps_ledger: bool) {
-        self.down = false;
-        let bans = if keeps_ledger { self.kernel.bans(self.now) } else { Vec::new() };
-        self.kernel = Kernel::new(self.now, &settings(&self.options.engine).1, self.options.kernel);
-        for (target, left) in bans {
-            self.kernel.block(self.now, target, left);
-        }
-        self.start_program(true, keeps_ledger);
-        let state = if keeps_ledger { "" } else { ", installed anew" };
-        self.note(|| format!("the host is up{state}, and the program runs"));
-    }
-
-    /// The program ends and starts: an upgrade. The kernel's table stays.
-    pub fn restart_program(&mut self) {
-        if self.down {
-            return;
-        }
-        self.catch_up();
-        let _ = self.daemon.observe(self.now, &self.host.listeners());
-        self.kernel.forget_all();
-        self.start_program(false, true);
-        self.note(|| "the program restarts".to_owned());
-    }
-
-    fn start_program(&mut self, booted: bool, keeps_ledger: bool) {
-        (self.review_at, self.armed) = (None, Armed::never(&self.options));
-        self.reviewed.clear();
-        let empty = Daemon::new(self.now, self.options.daemon, self.options.pace, &self.host, 0);
-        let before = std::mem::replace(&mut self.daemon, empty);
-        self.daemon = Daemon::restarted(self.now, before, booted, keeps_ledger, &self.host);
-        let key = Chance::new(self.seed, "boot", self.step).key();
-        self.detector = Detector::new(self.options.engine, key, &self.host, self.daemon.services());
-        self.kernel.allow(self.detector.allowed());
-        for (target, left) in self.kernel.bans(self.now) {
-            self.detector.adopt(self.now, target, left);
-        }
-        self.waiting = false;
-        if let Some(until) = self.daemon.settles_until(self.now) {
-            self.detector.settle(until);
-            self.waiting = true;
-        }
     }
 
     fn note(&mut self, text: impl FnOnce() -> String) {

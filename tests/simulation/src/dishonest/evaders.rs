@@ -9,7 +9,7 @@ use portsentry::wire::{Packet, TcpFlags};
 use super::scanners::POPULAR;
 use crate::actors::{rare, script};
 use crate::chance::{Chance, days, minutes, seconds};
-use crate::honest::operations::{NEW_PORTS, SHORT_PORTS};
+use crate::honest::operations::{NEW_PORTS, SHORT_PORTS, TESTED_PORTS};
 use crate::host::{Bind, Reply};
 use crate::world::{Actor, Role, World};
 
@@ -72,13 +72,13 @@ pub(super) fn populate(world: &mut World) {
         in_turn(world, chance, source, seconds(20), &SHORT_PORTS)
     });
     evader(world, "knows ports of an old test", |world, chance, source| {
-        let mut ports: Vec<u16> = (400..480).collect();
+        let mut ports: Vec<u16> = TESTED_PORTS.collect();
         chance.shuffle(&mut ports);
-        in_turn(world, chance, source, seconds(1), &ports[..40])
+        in_turn(world, chance, source, seconds(1), &ports[..100])
     });
-    // Ports that belong together count as one, up to four of them.
+    // Ports that belong together count as one, up to four of them, and so one more may be asked.
     evader(world, "knows related ports: mail", |world, chance, source| {
-        in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25])
+        in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 23])
     });
     // The hold is over after less than a second.
     evader(world, "knows the hold: a port in 1.1 seconds", |world, chance, source| {

@@ -20,7 +20,9 @@ const CLIENTS: u64 = 12;
 const VISIT_EVERY: Duration = minutes(45);
 
 pub(super) fn populate(world: &mut World) {
-    for index in 0..CLIENTS {
+    let count = |name, most| if world.has(name) { most } else { 0 };
+    let (clients, pools, monitors) = (count("regular client", CLIENTS), count("pool", 2), count("monitor", 1));
+    for index in 0..clients {
         let mut chance = world.chance("regular client", index);
         let (v4, v6) = world.new_addresses(REGULAR);
         let address = if chance.is(0.3) { IpAddr::from(v6) } else { v4.into() };
@@ -34,16 +36,18 @@ pub(super) fn populate(world: &mut World) {
     }
     let tcp: Vec<Service> =
         world.host.profile.services.iter().copied().filter(|service| service.protocol == Protocol::Tcp).collect();
-    for index in 0..2 {
+    for index in 0..pools {
         let mut chance = world.chance("pool", index);
         let (v4, _) = world.new_addresses(POOLS);
         let port = chance.pick(&tcp).port;
         world.spawn(POOLS, world.now, Pool { source: v4.into(), port, chance, failures: Some(0) });
     }
-    let (v4, _) = world.new_addresses(MONITORS);
-    let services = world.host.profile.services.clone();
-    let chance = world.chance("monitor", 0);
-    world.spawn(MONITORS, world.now, Monitor { source: v4.into(), chance, services });
+    for index in 0..monitors {
+        let (v4, _) = world.new_addresses(MONITORS);
+        let services = world.host.profile.services.clone();
+        let chance = world.chance("monitor", index);
+        world.spawn(MONITORS, world.now, Monitor { source: v4.into(), chance, services });
+    }
 }
 
 const CONNECTED: Role = Role::Honest("clients that lost their connections");

@@ -36,6 +36,9 @@ pub(super) fn populate(world: &mut World) {
     ];
     let containers = world.host.profile.services.iter().any(|service| service.bind == Bind::Published);
     for (kind, mean) in plans.into_iter().filter(|(kind, _)| containers || *kind != Kind::NewContainer) {
+        if !world.has(kind.name()) {
+            continue;
+        }
         let mut chance = world.chance(kind.name(), 0);
         let first = world.now.after(chance.after(mean / pace));
         let operation = Operation { kind, mean: mean / pace, chance, plan: Vec::new() };
@@ -105,6 +108,9 @@ pub(crate) const NEW_PORTS: [u16; 4] = [3_306, 6_379, 8_088, 9_200];
 
 /// Ports that listen for some minutes, and that the built-in list watches.
 pub(crate) const SHORT_PORTS: [u16; 4] = [111, 873, 2_049, 8_000];
+
+/// Ports on which an operator's test listens.
+pub(crate) const TESTED_PORTS: std::ops::Range<u16> = 200..500;
 
 const fn system(port: u16) -> Service {
     Service { protocol: Protocol::Tcp, port, bind: Bind::Everywhere, personal: false }
@@ -194,7 +200,7 @@ impl Operation {
             }
             Kind::PortTest => {
                 let free = |port: &u16| !services.iter().any(|known| known.port == *port);
-                for port in (200..500).filter(free) {
+                for port in TESTED_PORTS.filter(free) {
                     plan.extend([(at, Step::Start(system(port))), (at.after(hours(1)), Step::Stop(system(port)))]);
                 }
             }

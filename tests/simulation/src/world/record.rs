@@ -6,7 +6,7 @@ use portsentry::wire::Packet;
 use super::{Role, World, next_tick};
 use crate::detector::{CAPPED_BAN, Judgement};
 use crate::kernel::Passage;
-use crate::outcome::HonestBan;
+use crate::outcome::{HonestBan, MAX_MISSED};
 
 impl World {
     /// Records what became of a packet.
@@ -73,9 +73,25 @@ impl World {
         }
         if let Some(part) = self.parts.get_mut(&actor) {
             part.banned = true;
-        } else if let Some(seen) = self.outcome.dishonest.get_mut(behaviour) {
-            seen.found = seen.sources.min(seen.found + 1);
+        } else if self.missed.remove(&actor).is_some() {
+            self.outcome.dishonest.entry(behaviour).or_default().found += 1;
         }
+    }
+
+    /// Names some of the scans that were not found, to be replayed.
+    pub(super) fn name_missed(&mut self) {
+        for (behaviour, step) in std::mem::take(&mut self.missed).into_values() {
+            let replay = self.moment(step);
+            let seen = self.outcome.dishonest.entry(behaviour).or_default();
+            if seen.missed.len() < MAX_MISSED {
+                seen.missed.push(replay);
+            }
+        }
+    }
+
+    /// The packet number `step`, for [`crate::replay`].
+    fn moment(&self, step: u64) -> String {
+        format!("{}:{}:{}:{step}", self.options.seed, self.options.pace, self.number)
     }
 
     fn record_honest_ban(&mut self, at: Timestamp, role: Role, (target, expiry): (BanTarget, Expiry), ports: String) {
@@ -88,7 +104,7 @@ impl World {
             self.outcome.honest.entry(behaviour).or_default().bans += 1;
         }
         self.outcome.honest_bans.push(HonestBan {
-            replay: format!("{}:{}:{}:{}", self.options.seed, self.options.pace, self.number, self.step),
+            replay: self.moment(self.step),
             profile: self.host.profile.name,
             behaviour,
             forged,

@@ -13,15 +13,23 @@ impl World {
     /// A packet comes from outside.
     pub fn receive(&mut self, packet: Packet) -> Reply {
         self.step += 1;
+        let role = self.parts.get_mut(&self.current).map_or(Role::Backstage, |part| {
+            (part.step, part.met) = (self.step, part.met || !self.down);
+            part.role
+        });
         if self.down {
+            if let Some(trace) = &mut self.trace {
+                trace.packet(self.now, self.step, role, &packet, None);
+            }
             return Reply::Silence;
         }
         self.catch_up();
         let (protocol, _, to) = ends(&packet);
-        if !self.host.is_up(protocol, to.port()) {
+        // The program arms the trap when it starts.
+        if !self.host.is_up(protocol, to.port()) || !self.armed.is_armed() {
             self.arm();
         }
-        let (now, part) = (self.now, self.parts.get(&self.current).map_or(Role::Backstage, |part| part.role));
+        let now = self.now;
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         self.note_hold();
         let (host, kernel) = (&self.host, &self.kernel);
@@ -35,9 +43,9 @@ impl World {
             self.armed.change(now);
         }
         if let Some(trace) = &mut self.trace {
-            trace.packet(now, self.step, part, &packet, passage, &judgement);
+            trace.packet(now, self.step, role, &packet, Some((passage, &judgement)));
         }
-        self.record(part, &packet, to.port(), passage, &judgement);
+        self.record(role, &packet, to.port(), passage, &judgement);
         self.ban(&judgement);
         if passage != Passage::Passed {
             return Reply::Silence;
