@@ -223,6 +223,10 @@ fn ended(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
 
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
+    // The daemon has given the folder of its socket to its own user, which must not be able to change the configuration.
+    let folder = daemon.folder.path();
+    std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
+    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let write = |name: &str, text: &str| fs::write(daemon.folder.path().join(name), text).unwrap();
     write("good.toml", "expire = \"2h\"\n");
     write("bad.toml", "expire = \"soon\"\n");
