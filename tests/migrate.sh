@@ -5,7 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 package=$(realpath "${1:-$(packaging/deb.sh | tail -n 1)}")
-# shellcheck disable=SC2034  # for typing.sh
 page=docs/migrating-from-classic.md
 # shellcheck source=tests/debian.sh
 . tests/debian.sh

@@ -432,6 +432,7 @@ fn packaged_scripts_pass_shellcheck() {
         "tests/migrate.sh",
         "tests/quick-start.sh",
         "tests/reproducible.sh",
+        "tests/typing.sh",
     ];
     let packaged = [
         "packaging/deb.sh",
