@@ -28,12 +28,12 @@ impl Disk {
 
     /// Leaves no room at all.
     fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        let mut file = std::fs::File::create(self.0.join("portsentry.history.filler")).unwrap();
         while file.write_all(&[b'x'; 512]).is_ok() {}
     }
 
     fn empty(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
+        std::fs::remove_file(self.0.join("portsentry.history.filler")).unwrap();
     }
 }
 
