@@ -775,9 +775,9 @@ impl BanController {
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
         };
         let inner: Vec<_> = self.observer.engine().bans().map(|ban| ban.target).filter(is_inside).collect();
-        for target in inner {
-            self.observer.lift(target);
-            self.reporter.emit_unblocked(target, format!("the ban of {target} around it"));
+        for inner in inner {
+            self.observer.lift(inner);
+            self.reporter.emit_unblocked(inner, format!("the ban of {target} around it"));
         }
     }
 }
