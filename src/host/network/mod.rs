@@ -23,6 +23,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::types::shared64;
 
+mod dump;
 mod error;
 mod ipsec;
 mod next_hops;
@@ -363,9 +364,9 @@ pub(crate) fn fuzz(datagram: &[u8]) {
         }
     }
     let mut gateways = Vec::new();
-    let _ = next_hops::read(datagram, &mut gateways, &mut true);
+    let _ = next_hops::read(datagram, &mut gateways);
     gateways.into_iter().for_each(|gateway| facts.add_gateway(gateway));
-    let _ = ipsec::read(datagram, &mut Vec::new(), &mut true);
+    let _ = ipsec::read(datagram, &mut Vec::new());
     let facts = facts.in_order();
     assert!(
         facts.addresses.len() + facts.gateways.len() + facts.link_gateways.len() + facts.interfaces.len()

@@ -1,0 +1,92 @@
+//! Reads lists of the kernel that netlink-packet-route does not support yet.
+//!
+//! References: `linux/netlink.h`, netlink(7).
+
+use std::future::poll_fn;
+use std::io;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer};
+use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rustix::io::Errno;
+
+use super::error::HostError;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+/// A netlink header and the eight zero bytes after it, which select every entry.
+const REQUEST: usize = 24;
+
+/// One list of the kernel.
+pub(super) struct Dump {
+    /// The list's name in error messages.
+    pub(super) name: &'static str,
+    /// The netlink protocol, such as `NETLINK_ROUTE`.
+    pub(super) protocol: isize,
+    /// The type of the message that asks for the list.
+    pub(super) request: u16,
+    /// The type of the messages that carry an entry.
+    pub(super) entry: u16,
+    /// Errors of a kernel or process that has no such list: it counts as empty.
+    pub(super) unsupported: &'static [Errno],
+}
+
+impl Dump {
+    /// Calls `each` with the payload of every entry; false where the list changed while it was read.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Open`] where there is no socket, [`HostError::Refused`] where the kernel refuses the list, and
+    /// [`HostError::Ended`] where its answer cannot be decoded.
+    pub(super) async fn list(&self, mut each: impl FnMut(&[u8])) -> Result<bool, HostError> {
+        let socket = TokioSocket::new(self.protocol).map_err(HostError::Open)?;
+        let mut request = [0; REQUEST];
+        let mut header = NetlinkBuffer::new(&mut request[..]);
+        header.set_length(24);
+        header.set_message_type(self.request);
+        header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+        let refused = |error| HostError::Refused { list: self.name, error };
+        poll_fn(|context| socket.poll_send_to(context, &request, &SocketAddr::new(0, 0))).await.map_err(refused)?;
+
+        let mut consistent = true;
+        let mut answer = Vec::with_capacity(64 * 1024);
+        loop {
+            answer.clear();
+            let sender = poll_fn(|context| socket.poll_recv_from(context, &mut answer)).await.map_err(refused)?;
+            if sender.port_number() == 0 && self.read(&answer, &mut each, &mut consistent)? {
+                return Ok(consistent);
+            }
+        }
+    }
+
+    /// Reads one datagram; true where the list is complete.
+    pub(super) fn read(
+        &self,
+        datagram: &[u8],
+        each: &mut impl FnMut(&[u8]),
+        consistent: &mut bool,
+    ) -> Result<bool, HostError> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest).map_err(|_| HostError::Ended(self.name))?;
+            let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+            *consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
+            let payload = message.payload();
+            match message.message_type() {
+                kind if kind == self.entry => each(payload),
+                NLMSG_DONE | NLMSG_ERROR => return self.status(payload).map(|()| true),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    fn status(&self, payload: &[u8]) -> Result<(), HostError> {
+        let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)).saturating_neg();
+        if code == 0 || self.unsupported.iter().any(|errno| errno.raw_os_error() == code) {
+            return Ok(());
+        }
+        Err(HostError::Refused { list: self.name, error: io::Error::from_raw_os_error(code) })
+    }
+}
