@@ -46,9 +46,9 @@ fn main() {
         (format!("{BURST} sources at once"), BURST, None, alone),
         (format!("{SOURCES} sources, 25,000 packets/s"), SOURCES, Some(25_000), alone),
         (format!("{SOURCES} sources, 60,000 packets/s"), SOURCES, Some(60_000), alone),
-        (format!("{SOURCES} sources, as fast as the link carries them"), SOURCES, None, alone),
+        (format!("{SOURCES} sources, at link speed"), SOURCES, None, alone),
         (format!("trap, {BURST} sources at once"), BURST, None, trap),
-        (format!("trap, {SOURCES} sources, as fast as the link carries them"), SOURCES, None, trap),
+        (format!("trap, {SOURCES} sources, at link speed"), SOURCES, None, trap),
     ] {
         let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace, who)).collect();
         let rate = support::median(&runs.iter().map(|run| run.0).collect::<Vec<_>>());
@@ -56,7 +56,7 @@ fn main() {
         println!("| portsentry, {name} | {rate:.0} | {:.0} | {lost} |", rate / base);
     }
     support::table(
-        &format!("One source that is blocked already, {PACKETS} packets as fast as the link carries them; each run"),
+        &format!("One source that is blocked already, {PACKETS} packets at link speed; each run"),
         "packets/s | lost by the capture | processor time a packet, µs | lines in the log",
     );
     for _ in 0..runs {

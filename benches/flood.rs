@@ -1,4 +1,4 @@
-//! A million SYNs as fast as a link carries them, from one source and from a quarter of a million forged ones; as many at a
+//! A million SYNs at link speed, from one source and from a quarter of a million forged ones; as many at a
 //! steady pace; and a real scanner among forged SYNs. What it costs, what is lost, and whether all is as before afterwards.
 //! Against the same flood where no program runs. Needs root. A host that answers with resets is as busy with that as with the
 //! rest, so each flood also meets one whose own firewall drops it, without and with the kernel's trap.
@@ -47,7 +47,7 @@ fn main() {
     );
     let forgers = format!("{FORGED} forged sources");
     let floods: [(&str, Packets); 2] = [("one source", one), (&forgers, forged)];
-    let paces = [("as fast as it goes".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
+    let paces = [("at link speed".to_owned(), None), (format!("{STEADY} packets/s"), Some(STEADY))];
     let hosts = [
         ("", false, SETTINGS),
         (", behind a firewall that drops them", true, SETTINGS),

@@ -155,7 +155,7 @@ fn million() {
     let begin = Instant::now();
     let strikes = fill_ledger(&lab, MILLION);
     println!(
-        "| rows written to the ledger, outside of the program | {:.2} |",
+        "| writing the rows to the ledger, outside of the program | {:.2} |",
         (begin.elapsed() - strikes).as_secs_f64()
     );
     println!("| `recall` | {:.2} |", strikes.as_secs_f64());
@@ -174,7 +174,7 @@ fn million() {
     let begin = Instant::now();
     let daemon = Daemon::spawn(&lab, &[], &arguments);
     let done = says(&daemon, "is now active and listening");
-    row("start, until it watches", begin, done);
+    row("start, until it monitors", begin, done);
     let all_back = |daemon: &Daemon| {
         let lines = daemon.lines_with("put back from the ledger with the time that they had left: ");
         let counts =
@@ -199,11 +199,11 @@ fn million() {
     lab.run("victim", "nft", &["flush", "ruleset"]);
     row("`nft flush ruleset` itself", begin, true);
     let done = says(&daemon, "table inet portsentry was gone and is there again");
-    row("flush, until all are there again", begin, done);
+    row("flush, until all are restored", begin, done);
     drop(daemon.end_by(rustix::process::Signal::TERM));
     let begin = Instant::now();
     let daemon = Daemon::spawn(&lab, &[], &arguments);
     let done = says(&daemon, "bans were in the kernel's sets at the start and stay");
-    row("start, until those in the kernel are adopted", begin, done);
+    row("start, until the bans in the kernel are adopted", begin, done);
     daemon.kill();
 }
