@@ -158,7 +158,7 @@ fn million() {
         "| writing the rows to the ledger, outside of the program | {:.2} |",
         (begin.elapsed() - strikes).as_secs_f64()
     );
-    println!("| `recall` | {:.2} |", strikes.as_secs_f64());
+    println!("| reading the state that a start needs | {:.2} |", strikes.as_secs_f64());
     let path = lab.write("portsentry.toml", "expire = \"24h\"\n[block.nft]\nsize = 1100000\n");
     let arguments = ["--config", path.to_str().unwrap()];
     let until = |condition: &dyn Fn() -> bool| {

@@ -103,14 +103,14 @@ rows! {
     hping_fragments: "hping3 -S -f", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
     hping_udp: "hping3 -2", FOUR, UDP_BLOCKS, Means::Tool, DATAGRAM => THIRD;
     reserved_bits: "SYN with a reserved bit", BOTH, BUILT_IN, Means::Raw(reserved), ILLEGAL => AT_ONCE;
-    overlap: "SYN over the flags of an ACK in the first piece (RFC 3128)", FOUR, BUILT_IN, Means::Raw(overlapping), CUT => AT_ONCE;
-    tiny_six: "SYN in pieces of 8 bytes", SIX, BUILT_IN, Means::Raw(tiny), CUT => AT_ONCE;
-    split_six: "SYN in pieces of 16 bytes", SIX, BUILT_IN, Means::Raw(split), NORMAL_CUT => THIRD;
+    overlap: "SYN over the flags of an ACK in the first fragment (RFC 3128)", FOUR, BUILT_IN, Means::Raw(overlapping), CUT => AT_ONCE;
+    tiny_six: "SYN in fragments of 8 bytes", SIX, BUILT_IN, Means::Raw(tiny), CUT => AT_ONCE;
+    split_six: "SYN in fragments of 16 bytes", SIX, BUILT_IN, Means::Raw(split), NORMAL_CUT => THIRD;
     atomic: "SYN behind an atomic fragment header", SIX, BUILT_IN, Means::Raw(behind_atomic), NORMAL => THIRD;
     destination: "SYN behind destination options", SIX, BUILT_IN, Means::Raw(behind_destination), NORMAL => THIRD;
     hop_by_hop: "SYN behind hop-by-hop options", SIX, BUILT_IN, Means::Raw(behind_hop_by_hop), NORMAL => THIRD;
     chain: "FIN behind three extension headers", SIX, BUILT_IN, Means::Raw(behind_three), FIN_ONLY => AT_ONCE;
-    hidden: "first piece that ends in destination options (RFC 7112)", SIX, BUILT_IN, Means::Raw(cut_in_options), CUT => AT_ONCE;
+    hidden: "first fragment that ends in destination options (RFC 7112)", SIX, BUILT_IN, Means::Raw(cut_in_options), CUT => AT_ONCE;
 }
 
 fn reserved(source: IpAddr, target: IpAddr, port: u16) -> Vec<Vec<u8>> {
