@@ -1,7 +1,7 @@
-//! Judges a capture with the library's engine, and prints who scans: `cargo run --example judge -- FILE.pcap`.
+//! Judges a capture with the library's engine, and prints the sources that scan: `cargo run --example judge -- FILE.pcap`.
 //!
-//! The engine does no I/O and asks no clock, so that is all there is to it: frames in, verdicts out. `portsentry replay`
-//! does more: it learns from the capture which ports are in use, and sums up.
+//! The engine does no I/O and reads no clock: it takes packets and returns verdicts. `portsentry replay` also infers from the capture
+//! which ports are in use, and prints a summary.
 
 use std::error::Error;
 use std::io::Write;
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut reader = Reader::open(Path::new(&path))?;
     let mut engine = Engine::new(Settings::from_config(&Config::builtin()), HashKey(1, 2));
     let mut host = Host::new(Local::Any);
-    // A program that knows its host says so here; ports in use are no evidence.
+    // Ports in use are no evidence. A program that knows its host lists them here.
     host.tcp.insert_any_v4(80);
     host.tcp.insert_any_v6(80);
     let mut clock = Clock::default();

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Builds the program as it is in the package, so that the package after it builds nothing a second time: no path of the
-# builder is in it. `make build` and packaging/deb.sh use it. Arguments go to cargo build.
+# Builds the program as in the package, without paths of the build machine. `make build` and packaging/deb.sh both use it, so that the package
+# needs no second build. Arguments go to cargo build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The builder's folders under names of their own, in messages of a panic and in what a debugger reads; for SQLite, too.
-# Where a link leads to the crates, rustc has the one path and the C compiler the other.
+# Replaces the builder's folders in panic messages and debug information, for SQLite as well. If the crates are behind a symbolic
+# link, rustc and the C compiler see different paths.
 crates=${CARGO_HOME:-$HOME/.cargo}
 rustflags=()
 cflags=()

@@ -1,8 +1,7 @@
 #!/bin/bash
-# The parts of the program as CycloneDX 1.5, on standard output: every crate that it is built from, with version, licence and
-# the checksum of Cargo.lock, the SQLite inside one of them, and Rust's own library. Asks cargo and nobody else. Crates that
-# only run while it is built have the scope "excluded". The same commit and tool chain give the same bytes: the time is
-# SOURCE_DATE_EPOCH, and there is no serial number, which would have to be drawn.
+# Prints the parts of the program as CycloneDX 1.5: every crate with version, licence and the checksum of Cargo.lock, the compiled-in SQLite,
+# and Rust's standard library. The only source is cargo. Crates that only run during the build have the scope "excluded". The same commit and tool
+# chain give the same bytes: the time is SOURCE_DATE_EPOCH, and there is no serial number, which would be random.
 # https://cyclonedx.org/docs/1.5/json/ and https://github.com/package-url/purl-spec
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +11,7 @@ export LC_ALL=C
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# `0portsentry v0.1.0`, `1clap v4.6.7`, …: a depth, a crate. One that came before ends in (*) and is not unfolded again.
+# `0portsentry v0.1.0`, `1clap v4.6.7`, …: depth and crate. A crate that was listed before ends in (*) and is not expanded again.
 cargo tree --locked --edges normal,build --prefix depth --format ' {p}' >"$work/tree"
 cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}' >"$work/linked"
 rustc --version --verbose >"$work/rustc"
