@@ -1,19 +1,19 @@
-# make run [ARGS=…]   build what is needed and run the program, as root: make run ARGS="--log-only"
-# make test           every test; the last line says how many ran (ARGS goes to cargo test)
-# make test-fast      those of them that need neither root nor namespaces, in less than a minute
-# make demo           two hosts, one scans the other, before and after: under a minute, leaves nothing behind
-# make bench          the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench ports_learned": one of them)
-# make simulate       YEARS=… host-years with SEED=…, on a virtual clock: honest bans and scans found; see docs/simulation.md
-# make test-kernels   the tests that talk to the kernel, on Debian's 5.10, 6.1 and 6.12 in QEMU (ARGS="6.1": that one)
-# make fuzz           each fuzz target for 10 s (SECONDS=…)
-# make deb            the Debian package; its path is the last line
-# make reproducible   makes the package twice at different places, and compares: 10 to 30 minutes
-# make audit          licences, advisories, sources and duplicates of the crates
-# make msrv           whether the oldest Rust that Cargo.toml promises takes it
-# make interop        the package beside firewalld, ufw, iptables, Docker, fail2ban, Prometheus, in a Debian of its own
-# make crowdsec       the example files for CrowdSec, with Debian's package of it
-# make quick-start    every command of the quick start and of the migration page, typed in a Debian of its own with systemd
-# make man            the manual pages, from docs/man/portsentry.8.md and docs/configuration.md
+# make run [ARGS=…]   builds the program and runs it as root: make run ARGS="--log-only"
+# make test           runs every test; the last line counts them (ARGS goes to cargo test)
+# make test-fast      runs the tests that need neither root nor namespaces, in less than a minute
+# make demo           shows one host scanning another, without and with portsentry; under a minute, leaves nothing behind
+# make bench          runs the benchmarks (RUNS=1: those of the whole program once; ARGS="--bench ports_learned": one of them)
+# make simulate       simulates YEARS=… host-years with SEED=… on a virtual clock; see docs/simulation.md
+# make test-kernels   runs the tests that talk to the kernel on Debian's 5.10, 6.1 and 6.12 in QEMU (ARGS="6.1": one of them)
+# make fuzz           runs each fuzz target for 10 s (SECONDS=…)
+# make deb            builds the Debian package; the last line is its path
+# make reproducible   builds the package twice at different paths and compares; 10 to 30 minutes
+# make audit          checks licences, advisories, sources and duplicates of the crates
+# make msrv           checks that the oldest Rust version in Cargo.toml compiles it
+# make interop        tests the package beside firewalld, ufw, iptables, Docker, fail2ban and Prometheus, in a Debian container
+# make crowdsec       tests the example files for CrowdSec with Debian's package of it
+# make quick-start    types every command of the quick start and of the migration page in a Debian container with systemd
+# make man            makes the manual pages from docs/man/portsentry.8.md and docs/configuration.md
 # make lint fmt setup
 
 SHELL := /bin/bash
