@@ -13,15 +13,13 @@ use simulation::{Options, run, run_host};
 
 /// Behaviours whose honest sources are banned today: at most how often in the short run, and why. An entry goes as soon as
 /// its figure is 0.
-const KNOWN_HONEST_BANS: [(&str, u64); 2] = [
-    // The service of their session has restarted, and without a connection they are forgiven no more than others.
-    ("connected users that try ports", 4),
+const KNOWN_HONEST_BANS: [(&str, u64); 1] = [
     // A dozen ports within seconds, by a neighbour: that is a scan, and no program can tell that it is meant well.
     ("neighbours that look at every device", 4),
 ];
 
 /// Behaviours that are never found, by design.
-const NEVER_FOUND: [&str; 5] = [
+const NEVER_FOUND: [&str; 6] = [
     // One packet is no scan of this host.
     "one port of the whole Internet (zmap)",
     // Within any window it asks no more ports than every source is forgiven.
@@ -29,6 +27,8 @@ const NEVER_FOUND: [&str; 5] = [
     // Only reported, unless `detect.ack = "ban"` says otherwise: answers to connections of a moment ago look like this.
     "looks like connections: ACK",
     "looks like connections: FIN/ACK",
+    // Ports that mail programs guess, and nothing else: each program that is given the wrong name does that.
+    "knows related ports: mail alone",
     // Ports that are not on the list of monitored ports.
     "knows the list: 20000 to 20100",
 ];
@@ -108,7 +108,7 @@ fn same_seed_repeats_packet_by_packet() {
 #[test]
 fn honest_ban_replays_up_to_its_packet() {
     let mut options = OUTAGES.options();
-    options.daemon.service_memory = false;
+    (options.daemon.service_memory, options.engine.related_ports) = (false, false);
     let outcome = run_host(&options, OUTAGES.host, &|| ());
     let ban = outcome.honest_bans.iter().find(|ban| !ban.forged).unwrap();
     let text = replay(&options, ban.replay.parse().unwrap());
@@ -215,6 +215,7 @@ impl Scenario {
 
 const WEB: u64 = 0;
 const MAIL: u64 = 1;
+const CONTAINERS: u64 = 2;
 const RELAY: u64 = 4;
 
 const fn scenario(host: u64, pace: u32, days: u64, only: &'static [&'static str]) -> Scenario {
@@ -240,17 +241,23 @@ const OUTAGES: Scenario = scenario(MAIL, 60, 2, &["maintenance", "restart of all
 const REINSTALLED: Scenario = scenario(MAIL, 100, 3, &["reinstallation", "monitor", "pool"]);
 const MAIL_PROGRAMS: Scenario = scenario(RELAY, 400, 2, &["mail program"]);
 
-const CASES: [Case; 26] = [
+const CASES: [Case; 31] = [
     case("recently open ports", honest_bans, SHORT_SERVICES, |all| all.engine.recent_ports = false),
     // Each of these covers for the others: what answers has a socket, and is remembered for its answer.
     covered(case("listeners", honest_bans, VISITS, |all| all.engine.listeners = false), |all| {
-        (all.engine.socket_lookup, all.engine.recent_ports) = (false, false)
+        (all.engine.socket_lookup, all.engine.recent_ports, all.engine.related_ports) = (false, false, false)
     }),
     case("socket look-up", alarms, NEW_SERVICES, |all| all.engine.socket_lookup = false),
-    case("forgiven ports", honest_bans, SLIPS, |all| all.engine.scan_trigger = Some(0)),
+    // People behind a carrier's NAT have a connection nearly always.
+    covered(case("forgiven ports", honest_bans, SLIPS, |all| all.engine.scan_trigger = Some(0)), |all| {
+        all.daemon.known_peers = false;
+    }),
     case("bound of forgiven ports", Outcome::missed, SLOW_SCAN, |all| all.engine.scan_trigger = Some(15)),
     case("length of the window", Outcome::missed, SLOW_SCAN, |all| all.engine.window = Some(Duration::from_secs(60))),
-    case("bound of the window", honest_bans, SLIPS, |all| all.engine.window = Some(Duration::from_secs(86_400))),
+    covered(
+        case("bound of the window", honest_bans, SLIPS, |all| all.engine.window = Some(Duration::from_secs(86_400))),
+        |all| all.daemon.known_peers = false,
+    ),
     case("ceiling of bans", long_bans, FLOOD, |all| all.engine.max_new_bans_per_minute = Some(1_000_000)),
     case("socket in the kernel", let_go, NEW_SERVICES, |all| all.kernel.socket = false),
     case("touched in the kernel", let_go, scenario(WEB, 60, 3, &["carrier NAT", "user at work"]), |all| {
@@ -265,7 +272,10 @@ const CASES: [Case; 26] = [
     case("memory of open ports of one second", honest_bans, SHORT_SERVICES, |all| {
         all.engine.bounds.recent = Duration::from_secs(1);
     }),
-    case("remembered services", honest_bans, OUTAGES, |all| all.daemon.service_memory = false),
+    // Nearly all ports of a mail server are related.
+    covered(case("remembered services", honest_bans, OUTAGES, |all| all.daemon.service_memory = false), |all| {
+        all.engine.related_ports = false;
+    }),
     case(
         "bound of remembered services",
         Outcome::missed,
@@ -286,6 +296,38 @@ const CASES: [Case; 26] = [
     case("bound of related ports", Outcome::missed, scenario(RELAY, 60, 2, &["knows related ports: mail"]), |all| {
         all.engine.bounds.related = u8::MAX;
     }),
+    case("groups that are not served", honest_bans, scenario(WEB, 400, 2, &["mail program"]), |all| {
+        all.engine.bounds.unrelated = None;
+    }),
+    case(
+        "bound of groups that are not served",
+        Outcome::missed,
+        scenario(WEB, 60, 2, &["knows related ports: mail"]),
+        |all| {
+            all.engine.bounds.unrelated = Some(u8::MAX);
+        },
+    ),
+    case(
+        "memory of published ports",
+        honest_bans,
+        scenario(CONTAINERS, 60, 10, &["reboot", "regular client"]),
+        |all| {
+            all.daemon.published_ports = false;
+        },
+    ),
+    // With one forgiven port fewer mistakes are enough to show it.
+    covered(
+        case("memory of connected peers", honest_bans, SLIPS, |all| {
+            all.daemon.peers_remembered = Some(Duration::ZERO);
+        }),
+        |all| all.engine.scan_trigger = Some(1),
+    ),
+    case(
+        "end of the memory of connected peers",
+        Outcome::missed,
+        scenario(MAIL, 60, 2, &["knows connected peers: hours after its connection"]),
+        |all| all.daemon.peers_remembered = Some(Duration::from_secs(30 * 86_400)),
+    ),
     case("connected peers", honest_bans, scenario(MAIL, 60, 2, &["user at work"]), |all| {
         all.daemon.known_peers = false
     }),

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{BlockPolicy, Config, Mode, Protocol};
-use crate::types::PortSet;
+use crate::types::{PORT_GROUPS, PortSet};
 
 /// One of them: the key that it is about, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +28,10 @@ pub struct HostPorts<'a> {
 pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
     let mut found = Vec::new();
     let closed = |protocol: &Protocol, in_use: &PortSet| match protocol.block {
-        BlockPolicy::Yes => protocol.watched().without(in_use).len(),
-        BlockPolicy::No | BlockPolicy::Run => 0,
+        BlockPolicy::Yes => protocol.watched().without(in_use),
+        BlockPolicy::No | BlockPolicy::Run => PortSet::new(),
     };
-    let ports = closed(&config.tcp, host.tcp) + closed(&config.udp, host.udp);
+    let ports = counting(&closed(&config.tcp, host.tcp), &closed(&config.udp, host.udp));
     let forgiven = config.detect.scan_trigger;
     if config.uses(BlockPolicy::Yes) && ports <= u32::from(forgiven) {
         let lower = match ports.checked_sub(1) {
@@ -39,8 +39,8 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
             None => "watch ports that no service uses".to_owned(),
         };
         let message = format!(
-            "this host bans no scan of its ports: {ports} closed ports are watched, and scan_trigger = {forgiven} forgives so \
-             many; {lower}"
+            "this host bans no scan of its ports: {ports} closed ports are watched, groups of related ports counted as one, and \
+             scan_trigger = {forgiven} forgives so many; {lower}"
         );
         found.push(Pitfall { key: "detect.scan_trigger", message });
     }
@@ -63,6 +63,16 @@ pub fn pitfalls(config: &Config, host: HostPorts<'_>) -> Vec<Pitfall> {
         }
     }
     found
+}
+
+/// How many of these closed ports count at most against one source: if all of them are related ports, each group counts once.
+fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
+    let related: PortSet = PORT_GROUPS.into_iter().flatten().copied().collect();
+    if !udp.is_empty() || !tcp.without(&related).is_empty() {
+        return tcp.len() + udp.len();
+    }
+    let groups = PORT_GROUPS.iter().filter(|group| group.iter().any(|port| tcp.contains(*port)));
+    groups.map(|_| 1).sum()
 }
 
 /// The classic configuration on this host only logs, and this one blocks: an operator who migrates may not expect that.
@@ -111,6 +121,12 @@ mod tests {
         assert_eq!(keys(&format!("{honeypot}[detect]\nscan_trigger = 1\n"), "22"), [""; 0]);
         assert_eq!(keys(&honeypot.replace("2323", "2323,5555"), "22"), [""; 0]);
         assert_eq!(keys(&honeypot.replace("2323", "2323,5555"), "5555"), ["detect.scan_trigger"], "one is in use");
+        assert_eq!(
+            keys(&honeypot.replace("23,2323", "25,110,143,993"), "22"),
+            ["detect.scan_trigger"],
+            "they count as one"
+        );
+        assert_eq!(keys(&honeypot.replace("2323", "25,110"), "22"), [""; 0], "beside another port each of them counts");
         assert_eq!(keys(&honeypot.replace("[udp]", "block = false\n[udp]"), "22"), [""; 0], "it is not meant to ban");
         let both = honeypot.replace("mode = \"off\"", "mode = \"stealth\"\nports = \"69\"\nblock = true");
         assert_eq!(keys(&both, "22"), [""; 0], "ports of both protocols count together");

@@ -49,6 +49,11 @@ impl HostMemory {
         Seen { changed: observed.changed, served_again: observed.served_again }
     }
 
+    /// Takes in which ports destination NAT publishes now.
+    pub fn publish(&mut self, ports: Vec<Service>) {
+        self.services.publish(ports);
+    }
+
     /// The remembered services.
     #[must_use]
     pub fn memory(&self) -> ServiceMemory {
@@ -58,6 +63,11 @@ impl HostMemory {
     /// The same, each with the time at which it was last served: what the ledger keeps.
     pub fn services(&self) -> impl Iterator<Item = (Service, SystemTime)> {
         self.services.states().into_iter().map(|state| (state.service, state.served))
+    }
+
+    /// Remembers peers for so long after their last connection.
+    pub fn remember_peers_for(&mut self, span: Duration) {
+        self.known_peers.remember_for(span);
     }
 
     /// Takes in the connections of now: the peers and for how long each is known, if they have changed.

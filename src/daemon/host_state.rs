@@ -13,6 +13,7 @@ use super::allowances::Now;
 use super::error::DaemonError;
 use super::host_memory;
 use super::known_peers::KnownPeers;
+use super::published_ports::PublishedPorts;
 use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
 use super::service_tracker::{ServiceState, ServiceTracker};
@@ -56,6 +57,7 @@ pub(super) struct HostState {
     /// `None` where there is no ledger.
     recorder: Option<Recorder>,
     known_peers: KnownPeers,
+    published: PublishedPorts,
     /// `None` where the services have come up.
     settling: Option<Settling>,
     /// A service has begun to be remembered or to listen, or is served again.
@@ -98,6 +100,7 @@ impl HostState {
             recent_listeners: RecentListeners::default(),
             recorder: None,
             known_peers: KnownPeers::default(),
+            published: PublishedPorts::default(),
             settling: None,
             served_again: false,
             decoys: DecoyPorts::default(),
@@ -263,6 +266,9 @@ impl HostState {
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
         let (now, wall, ephemeral) = (boot_time(), SystemTime::now(), &self.host.ephemeral);
+        if let Some(ports) = self.published.take() {
+            self.services.publish(ports);
+        }
         let observed = self.services.observe(now, wall, &listeners, ephemeral);
         let appeared = self.recent_listeners.observe(now, wall, &listeners, ephemeral, self.recorder.as_ref());
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
@@ -274,6 +280,7 @@ impl HostState {
         let mut commands = self.update().await?;
         let peers = self.known_peers.poll(boot_time(), &mut self.sockets, &self.host)?;
         commands.extend(peers.map(SensorCommand::KnownPeers));
+        commands.extend(self.published.ask(now, self.settling.is_some()));
         let all_served = self.services.are_all_served();
         if self.settling.as_mut().is_some_and(|one| one.is_over(boot_time(), listeners_changed, all_served)) {
             self.settling = None;

@@ -1,7 +1,7 @@
-//! Finds the sources that have had a connection to a service of this host for some time. A closed port that such a
-//! client tries is more likely a mistake than a scan.
+//! Finds the sources that have, or had a short time ago, a connection to a service of this host. A closed port that such a client
+//! tries is more likely a mistake than a scan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -15,20 +15,42 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Listing takes at most one part in so many of the event loop's time, however many connections there are.
 const SHARE: u32 = 100;
 
-/// The maximum number of peers that are known. The longest known stay.
+/// The maximum number of peers that are known. Of those without a connection the one that has been without for longest makes room.
 const MAX_PEERS: usize = 4_096;
 
 /// The maximum number of connections that are looked at.
 const MAX_CONNECTIONS: usize = 65_536;
 
-#[derive(Default)]
+/// How long a peer is known after its last connection. Browsers and the users behind a carrier's NAT have connections for seconds
+/// and make their mistakes between them; a scanner could as well leave a connection open.
+const REMEMBERED: Duration = Duration::from_secs(1_800);
+
+#[derive(Clone, Copy)]
+struct Peer {
+    /// The beginning of the first connection.
+    since: Timestamp,
+    /// The last time that a connection was listed.
+    last: Timestamp,
+}
+
 pub(super) struct KnownPeers {
-    /// Since when each is known to be connected.
-    since: BTreeMap<BanTarget, Timestamp>,
+    known: BTreeMap<BanTarget, Peer>,
     next: Timestamp,
+    /// [`REMEMBERED`].
+    span: Duration,
+}
+
+impl Default for KnownPeers {
+    fn default() -> Self {
+        Self { known: BTreeMap::new(), next: Timestamp::default(), span: REMEMBERED }
+    }
 }
 
 impl KnownPeers {
+    pub(super) fn remember_for(&mut self, span: Duration) {
+        self.span = span;
+    }
+
     /// Lists the connections, if that is due; the peers and for how long each is known, if they have changed.
     pub(super) fn poll(
         &mut self,
@@ -48,29 +70,41 @@ impl KnownPeers {
 
     /// The peers and for how long each is known.
     pub(super) fn ages(&self, now: Timestamp) -> Vec<(BanTarget, Duration)> {
-        self.since.iter().map(|(peer, since)| (*peer, now.since(*since))).collect()
+        self.known.iter().map(|(target, peer)| (*target, now.since(peer.since))).collect()
     }
 
     /// True where the peers are others than before.
     pub(super) fn update(&mut self, now: Timestamp, connections: &[Connection], host: &Host) -> bool {
-        let mut peers: Vec<BanTarget> = connections
-            .iter()
-            .filter(|one| is_served(one, host))
-            .map(|one| BanTarget::on(one.peer, one.interface))
-            .collect();
-        peers.sort_unstable();
-        peers.dedup();
-        let before = self.since.len();
-        self.since.retain(|peer, _| peers.binary_search(peer).is_ok());
-        let mut changed = self.since.len() != before;
-        for peer in peers {
-            if self.since.len() >= MAX_PEERS {
-                break;
+        let served = connections.iter().filter(|one| is_served(one, host));
+        let connected: BTreeSet<BanTarget> = served.map(|one| BanTarget::on(one.peer, one.interface)).collect();
+        let before = self.known.len();
+        self.known.retain(|_, peer| now.since(peer.last) <= self.span);
+        let mut changed = self.known.len() != before;
+        let mut new = Vec::new();
+        for target in connected {
+            match self.known.get_mut(&target) {
+                Some(peer) => peer.last = now,
+                None => new.push(target),
             }
-            changed |= !self.since.contains_key(&peer);
-            self.since.entry(peer).or_insert(now);
+        }
+        self.make_room(now, new.len());
+        for target in new.into_iter().take(MAX_PEERS - self.known.len()) {
+            self.known.insert(target, Peer { since: now, last: now });
+            changed = true;
         }
         changed
+    }
+
+    /// Forgets peers without a connection until `wanted` others have room.
+    fn make_room(&mut self, now: Timestamp, wanted: usize) {
+        let excess = (self.known.len() + wanted).saturating_sub(MAX_PEERS);
+        if excess == 0 {
+            return;
+        }
+        let without = self.known.iter().filter(|(_, peer)| peer.last < now);
+        let mut without: Vec<_> = without.map(|(target, peer)| (peer.last, *target)).collect();
+        without.sort_unstable();
+        without.iter().take(excess).for_each(|(_, target)| _ = self.known.remove(target));
     }
 }
 
@@ -84,27 +118,58 @@ fn is_served(connection: &Connection, host: &Host) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::engine::Local;
 
+    const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    fn host() -> Host {
+        let mut host = Host::new(Local::Addresses([OWN].into()));
+        host.tcp.insert_any_v4(443);
+        host
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::at(Duration::from_secs(seconds))
+    }
+
+    fn from(peer: u32, port: u16) -> Connection {
+        Connection { address: OWN, port, peer: IpAddr::V4(peer.into()), interface: 0 }
+    }
+
+    fn since(peers: &KnownPeers, peer: u32) -> Option<Timestamp> {
+        peers.known.get(&BanTarget::of(from(peer, 443).peer)).map(|peer| peer.since)
+    }
+
     #[test]
     fn peers_of_services_are_known_and_bounded() {
-        let own: IpAddr = [192, 0, 2, 1].into();
-        let mut host = Host::new(Local::Addresses([own].into()));
-        host.tcp.insert_any_v4(443);
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
-        let from = |peer: u32, port| Connection { address: own, port, peer: IpAddr::V4(peer.into()), interface: 0 };
-        let mut peers = KnownPeers::default();
-        let mixed = [from(1, 443), from(1, 443), from(2, 40_000), Connection { peer: own, ..from(0, 443) }];
+        let (host, mut peers) = (host(), KnownPeers::default());
+        let mixed = [from(1, 443), from(1, 443), from(2, 40_000), Connection { peer: OWN, ..from(0, 443) }];
         assert!(peers.update(at(1), &mixed, &host));
-        assert_eq!(peers.since.len(), 1, "neither connections of this host's own nor to itself");
+        assert_eq!(peers.known.len(), 1, "neither connections of this host's own nor to itself");
         assert!(!peers.update(at(9), &mixed, &host));
-        assert_eq!(peers.since.values().next(), Some(&at(1)), "the first time counts");
+        assert_eq!(since(&peers, 1), Some(at(1)), "the first time counts");
         let many: Vec<_> = (0..10_000).map(|peer| from(peer, 443)).collect();
         assert!(peers.update(at(10), &many, &host));
-        assert_eq!(peers.since.len(), MAX_PEERS);
-        assert_eq!(peers.since.get(&BanTarget::of(from(1, 443).peer)), Some(&at(1)), "the longest known stay");
-        assert!(peers.update(at(11), &[], &host));
-        assert!(peers.since.is_empty(), "no connection, no excuse");
+        assert_eq!(peers.known.len(), MAX_PEERS);
+        assert_eq!(since(&peers, 1), Some(at(1)), "the longest known stay");
+        assert!(!peers.update(at(11), &[], &host));
+        assert!(peers.update(at(12), &[from(20_000, 443)], &host));
+        assert_eq!(since(&peers, 20_000), Some(at(12)), "peers without a connection make room");
+        assert_eq!(peers.known.len(), MAX_PEERS);
+    }
+
+    #[test]
+    fn peer_is_known_half_an_hour_longer() {
+        let (host, mut peers) = (host(), KnownPeers::default());
+        assert!(peers.update(at(1), &[from(1, 443)], &host));
+        assert!(!peers.update(at(10), &[from(1, 443)], &host));
+        assert!(!peers.update(at(1_810), &[], &host));
+        assert!(!peers.update(at(1_810), &[from(1, 443)], &host));
+        assert_eq!(since(&peers, 1), Some(at(1)), "a second connection makes it no younger");
+        assert!(peers.update(at(3_611), &[], &host));
+        assert!(peers.known.is_empty());
     }
 }

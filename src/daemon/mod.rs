@@ -30,6 +30,7 @@ mod log_writer;
 mod notifier;
 mod priority;
 mod protection;
+mod published_ports;
 mod recent_listeners;
 mod reconciler;
 mod reverse_dns;

@@ -23,6 +23,9 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 /// The maximum number of remembered services.
 pub(super) const MAX_SERVICES: usize = 256;
 
+/// The maximum number of published ports among them: destination NAT may publish every port of an address.
+const MAX_PUBLISHED: usize = 64;
+
 /// The maximum number of listeners whose age is measured.
 const MAX_CANDIDATES: usize = 1_024;
 
@@ -72,6 +75,8 @@ pub(super) struct Observed {
 pub(super) struct ServiceTracker {
     candidates: HashMap<Service, Candidate>,
     remembered: HashMap<Service, Remembered>,
+    /// Ports that destination NAT publishes: services without a socket.
+    published: Vec<Service>,
     /// `None` where there is no ledger.
     recorder: Option<Recorder>,
 }
@@ -103,7 +108,9 @@ impl ServiceTracker {
         let mut observed = Observed::default();
         let mut missing: Vec<Service> = self.served().collect();
         let eligible = listeners.iter().filter(|listener| is_eligible(listener, ephemeral));
-        for service in eligible.flat_map(services) {
+        let published: Vec<Service> =
+            self.published.iter().copied().filter(|service| !ephemeral.contains(service.port)).collect();
+        for service in eligible.flat_map(services).chain(published) {
             missing.retain(|one| *one != service);
             if let Some(known) = self.remembered.get_mut(&service) {
                 observed.served_again |= !known.is_served;
@@ -129,6 +136,13 @@ impl ServiceTracker {
         self.candidates.retain(|_, candidate| now.since(candidate.seen) <= MAX_GAP);
         observed.changed |= self.forget_old(wall);
         observed
+    }
+
+    /// Takes in which ports destination NAT publishes now.
+    pub(super) fn publish(&mut self, mut ports: Vec<Service>) {
+        ports.sort_unstable();
+        ports.truncate(MAX_PUBLISHED);
+        self.published = ports;
     }
 
     /// True where each of the remembered services is served, and there are some.
@@ -292,6 +306,23 @@ mod tests {
         let memory = scene.tracker.memory();
         assert!(memory.contains(Protocol::Tcp, [192, 0, 2, 1].into(), 80));
         assert!(!memory.contains(Protocol::Udp, [192, 0, 2, 1].into(), 80), "the protocol counts");
+    }
+
+    #[test]
+    fn published_port_is_remembered_like_listener() {
+        let mut scene = Scene::new();
+        let published = |port: u16| Service { protocol: Protocol::Tcp, port, address: [192, 0, 2, 1].into() };
+        scene.tracker.publish(vec![published(3_000), published(40_000)]);
+        let _ = scene.runs(&[], 601);
+        assert_eq!(scene.ports(), [3_000], "none of ip_local_port_range");
+        assert!(scene.tracker.are_all_served());
+        scene.tracker.publish(Vec::new());
+        let _ = scene.runs(&[], 1);
+        assert!(!scene.tracker.are_all_served(), "settling after a boot waits for it");
+        assert_eq!(scene.ports(), [3_000]);
+        scene.tracker.publish((1..=1_000).map(published).collect());
+        let _ = scene.runs(&[listener(80, 33)], 700);
+        assert_eq!(scene.ports().len(), MAX_PUBLISHED + 1, "a host that publishes every port crowds out no listener");
     }
 
     #[test]

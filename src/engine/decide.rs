@@ -174,9 +174,20 @@ impl Engine {
         if distinct <= forgiven {
             return false;
         }
-        let counting =
-            distinct.saturating_sub(host.related.extra(self.sources.evidence(slot)).min(self.bounds.related));
+        let counting = host.related.counting(self.sources.recent_evidence(slot, now.tick()), &self.bounds);
         counting > forgiven && (counting >= self.bounds.peer_threshold || !self.is_forgiven_more(now, target, first))
+    }
+
+    /// True where `target` has probed more ports than are forgiven, and is not banned because one client tries such ports
+    /// together: for the kernel's trap, which counts each of them.
+    #[must_use]
+    pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
+        let now = self.latest.max(now);
+        let forgiven = self.settings.scan_trigger;
+        let held = self.sources.held(self.key_of(target, Track::Block), now.tick());
+        held.filter(|held| held.distinct > forgiven).is_some_and(|held| {
+            host.related.counting(self.sources.recent_evidence(held.slot, now.tick()), &self.bounds) <= forgiven
+        })
     }
 
     /// True where a connection to a service of this host excuses more ports of `target`, whose first probe came at `first`.

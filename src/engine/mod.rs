@@ -269,6 +269,12 @@ impl Engine {
         &self.forgiven
     }
 
+    /// The ports that destination NAT publishes, as far as connections within the last day have shown them.
+    pub fn published(&self, now: Timestamp) -> impl Iterator<Item = Service> + '_ {
+        let ports = self.recent_ports.published_ports(self.latest.max(now).tick());
+        ports.map(|OwnPort { address, protocol, port }| Service { protocol, port, address })
+    }
+
     /// The ports that are evidence against `target`, of protocols that block.
     pub fn evidence(&self, now: Timestamp, target: BanTarget) -> impl Iterator<Item = (Protocol, u16)> + '_ {
         let now = self.latest.max(now).tick();

@@ -85,6 +85,12 @@ impl RecentPorts {
         self.services.insert(own, None, now, Tick::of(PUBLISHED));
     }
 
+    /// The ports of which that was recorded within the last day.
+    pub(super) fn published_ports(&self, now: Tick) -> impl Iterator<Item = OwnPort> + '_ {
+        let longest_other = now.plus(Tick::of(self.span));
+        self.services.entries.iter().filter(move |entry| entry.until > longest_other).map(|entry| entry.own)
+    }
+
     /// Records that a service was on `own` until lately, and that its clients go on asking for so long.
     pub(super) fn served(&mut self, own: OwnPort, now: Tick, left: Duration) {
         self.services.insert(own, None, now, Tick::of(left.min(RECENT)));

@@ -1,28 +1,29 @@
 //! Ports that one client tries together: a mail program that guesses how a server wants to be asked, a printer driver, a
-//! browser. Where this host runs a service of such a group, its closed ports count as one.
+//! browser. Where this host runs a service of such a group, its closed ports count as one. Elsewhere they do as long as the source
+//! probes nothing else: a mail program that was given the name of a host without mail.
 
+use super::bounds::Bounds;
 use super::sources::Evidence;
-use crate::types::{PortSet, Protocol};
+use crate::types::{PORT_GROUPS, PortSet, Protocol};
 
-/// TCP ports that are tried together. SMTP, POP, IMAP, submission and ManageSieve (Thunderbird, Outlook and K-9 guess all of
-/// them); LPD, IPP and raw printing; HTTP and HTTPS.
-const GROUPS: [&[u16]; 3] = [&[25, 110, 143, 465, 587, 993, 995, 4190], &[515, 631, 9100], &[80, 443]];
-
-/// The maximum number of ports that one source is forgiven for their relation to others.
+/// The maximum number of ports that one source is forgiven for their relation to others, once it has probed unrelated ports.
 pub(super) const MAX_EXTRA: u8 = 4;
+
+/// The maximum number of unrelated ports that a source may have probed for every group to count as one.
+pub(super) const MAX_UNRELATED: u8 = 0;
 
 /// The groups of which this host serves a port, or is known to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RelatedPorts([bool; GROUPS.len()]);
+pub struct RelatedPorts([bool; PORT_GROUPS.len()]);
 
 impl RelatedPorts {
     /// The groups of which `is_served` holds for a port.
     pub(super) fn of(is_served: impl Fn(u16) -> bool) -> Self {
-        Self(GROUPS.map(|group| group.iter().any(|port| is_served(*port))))
+        Self(PORT_GROUPS.map(|group| group.iter().any(|port| is_served(*port))))
     }
 
     fn groups(self) -> impl Iterator<Item = &'static [u16]> {
-        GROUPS.into_iter().zip(self.0).filter(|(_, served)| *served).map(|(group, _)| group)
+        PORT_GROUPS.into_iter().zip(self.0).filter(|(_, served)| *served).map(|(group, _)| group)
     }
 
     /// True where `port` is one of those groups.
@@ -35,14 +36,25 @@ impl RelatedPorts {
         self.groups().flatten().copied().collect()
     }
 
-    /// How many ports of `evidence` stand for others of their group; at most [`MAX_EXTRA`] of them do not count.
-    pub(super) fn extra(self, evidence: impl Iterator<Item = Evidence> + Clone) -> u8 {
-        let extra = self.groups().map(|group| {
-            let is_related = |item: &Evidence| {
-                item.protocol() == Some(Protocol::Tcp) && !item.is_conclusive() && group.contains(&item.port())
-            };
-            evidence.clone().filter(is_related).count().saturating_sub(1)
-        });
-        u8::try_from(extra.sum::<usize>()).unwrap_or(u8::MAX)
+    /// How many of the distinct ports of `evidence` count towards a ban. Ports of a group of which this host serves a port
+    /// count as one, although at most `bounds.related` ports of a source are left out for it. If the source has probed nothing but
+    /// ports of groups, each group counts as one, whether this host serves a port of it or not.
+    pub(super) fn counting(self, evidence: impl Iterator<Item = Evidence> + Clone, bounds: &Bounds) -> u8 {
+        let distinct = evidence.clone().count();
+        let probed = PORT_GROUPS.map(|group| evidence.clone().filter(|item| is_related(item, group)).count());
+        let others = distinct.saturating_sub(probed.iter().sum());
+        let counting = if bounds.unrelated.is_some_and(|most| others <= usize::from(most)) {
+            others + probed.iter().filter(|ports| **ports > 0).count()
+        } else {
+            let served = probed.iter().zip(self.0).filter(|(_, is_served)| *is_served);
+            let left_out: usize = served.map(|(ports, _)| ports.saturating_sub(1)).sum();
+            distinct - left_out.min(bounds.related.into())
+        };
+        u8::try_from(counting).unwrap_or(u8::MAX)
     }
+}
+
+/// True where `item` is about a port of `group`, and no evidence that is enough on its own.
+fn is_related(item: &Evidence, group: &[u16]) -> bool {
+    item.protocol() == Some(Protocol::Tcp) && !item.is_conclusive() && group.contains(&item.port())
 }

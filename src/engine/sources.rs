@@ -244,6 +244,11 @@ impl SourceTable {
         self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
     }
 
+    /// The same, as far as it is within the window at `now`.
+    pub(super) fn recent_evidence(&self, slot: usize, now: Tick) -> impl Iterator<Item = Evidence> + Clone + '_ {
+        self.evidence(slot).filter(move |item| now.since(item.at()) <= self.window)
+    }
+
     /// Notes that the ban of the source in `slot` is withheld; true the first time.
     pub(super) fn withhold(&mut self, slot: usize) -> bool {
         self.sources.get_mut(slot).is_some_and(|source| !std::mem::replace(&mut source.withheld, true))

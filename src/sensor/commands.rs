@@ -16,7 +16,7 @@ use super::controller::{BanController, Sample};
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::nft::RulesetSpec;
-use crate::engine::{ActiveBan, Explanation, Host, Settings};
+use crate::engine::{ActiveBan, Explanation, Host, Service, Settings};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
@@ -97,6 +97,8 @@ pub enum SensorRequest {
     Sample { most: usize, again: Vec<BanTarget>, routes_again: Vec<BanTarget>, answer: Answer<Sample> },
     /// Explains what the engine knows about an address.
     Explain { address: IpAddr, answer: Answer<Explanation> },
+    /// Lists the ports that destination NAT publishes, as far as connections have shown them.
+    Published { answer: Answer<Vec<Service>> },
 }
 
 /// The command queue of the sensor, with an event descriptor that wakes it while it waits for packets.
@@ -193,5 +195,8 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             drop(answer.send(controller.sample(now, most, again, routes_again)));
         }
         SensorRequest::Explain { address, answer } => drop(answer.send(controller.observer().explain(now, address))),
+        SensorRequest::Published { answer } => {
+            drop(answer.send(controller.observer().engine().published(now).collect()))
+        }
     }
 }

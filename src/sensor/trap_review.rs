@@ -124,7 +124,11 @@ impl TrapReview {
                 review.exempt.push((target, protection));
             } else if now.since(since) < UNCONFIRMED_FOR {
                 self.unconfirmed.insert(target, since);
-            } else if paused || engine.is_forgiven_peer(now, target) || self.is_excused(now, target, counting, engine) {
+            } else if paused
+                || engine.is_forgiven_peer(now, target)
+                || engine.is_forgiven_related(now, target, host)
+                || self.is_excused(now, target, counting, engine)
+            {
                 review.excused.push(target);
             } else {
                 review.unexplained.push(target);

@@ -3,7 +3,7 @@
 use super::scene::Gist::{Block, Probe};
 use super::scene::{SCANNER, Scene};
 use crate::engine::Service;
-use crate::types::Protocol;
+use crate::types::{BanTarget, Protocol};
 
 const CLIENT: &str = "203.0.113.9";
 const GUESSED: [u16; 5] = [143, 995, 110, 587, 25];
@@ -39,12 +39,44 @@ fn related_ports_excuse_at_most_four() {
 }
 
 #[test]
-fn related_ports_count_singly_without_service() {
+fn unserved_groups_count_as_one_alone() {
     let mut scene = Scene::new();
-    assert_eq!(scene.syns(SCANNER, [143, 995]), Probe(2));
-    assert_eq!(scene.syn(SCANNER, 110), Block(3));
+    assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5), "a mail program that was given the name of a host without mail");
+    assert_eq!(scene.syn(CLIENT, 515), Probe(6), "a printer driver behind the same address");
+    let target = BanTarget::of(CLIENT.parse().unwrap());
+    assert!(scene.engine.is_forgiven_related(scene.now, target, &scene.host), "the trap has to let it go");
+    let closed = scene.engine.closed_ports(scene.now, &scene.host, Protocol::Tcp);
+    assert!(GUESSED.iter().all(|port| closed.contains(*port)), "the trap counts them all the same");
+    assert_eq!(scene.syn(CLIENT, 23), Block(7), "with an unrelated port each of them counts");
+}
+
+#[test]
+fn unrelated_port_first_counts_every_port() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.syns(SCANNER, [23, 143]), Probe(2));
+    assert_eq!(scene.syn(SCANNER, 995), Block(3));
+}
+
+#[test]
+fn three_groups_are_scan() {
+    let mut scene = Scene::new();
+    scene.change(|host| host.tcp.insert_any_v4(22));
+    assert_eq!(scene.syns(SCANNER, [25, 143, 515, 631]), Probe(4));
+    assert_eq!(scene.syn(SCANNER, 80), Block(5));
+}
+
+#[test]
+fn group_counts_until_unrelated_port_is_too_old() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.syn(CLIENT, 23), Probe(1));
+    scene.after(1_801.0);
+    assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5));
+}
+
+#[test]
+fn remembered_service_makes_group_served() {
     let mut scene = Scene::new();
     let service = Service { protocol: Protocol::Tcp, port: 993, address: [0; 4].into() };
     scene.change(|host| host.services = [service].into_iter().collect());
-    assert_eq!(scene.syns(SCANNER, [143, 995, 110]), Probe(3), "a service that is down is one of this host");
+    assert_eq!(scene.syns(SCANNER, [143, 995, 110, 23]), Probe(4), "a service that is down is one of this host");
 }

@@ -14,7 +14,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_sock_diag::constants::{IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN};
+use netlink_packet_sock_diag::constants::{
+    IPPROTO_TCP, IPPROTO_UDP, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
+    TCP_LAST_ACK, TCP_LISTEN, TCP_TIME_WAIT,
+};
 use netlink_packet_sock_diag::inet::SocketId;
 use netlink_sys::Socket;
 
@@ -79,7 +82,7 @@ pub struct Listener {
     pub user: u32,
 }
 
-/// An established TCP connection.
+/// A TCP connection whose handshake was completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// This host's end. An IPv4-mapped address stands as IPv4, also for the peer.
@@ -141,6 +144,10 @@ pub enum SockDiagError {
     MixedFamilies(IpAddr, IpAddr),
 }
 
+/// The states of a connection whose handshake was completed.
+const CONNECTED: [u8; 7] =
+    [TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_LAST_ACK, TCP_TIME_WAIT];
+
 /// Longest wait for one datagram of an answer: the kernel answers in microseconds, and a sensor must not hang.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -196,22 +203,24 @@ impl SockDiag {
         Ok(listeners)
     }
 
-    /// Established TCP connections of both address families, at most so many.
+    /// TCP connections of both address families whose handshake was completed, at most so many: also those that end, or have ended
+    /// within the last minute (TIME_WAIT).
     ///
     /// # Errors
     ///
     /// As for [`SockDiag::listeners`].
     pub fn connections(&mut self, most: usize) -> Result<Vec<Connection>, SockDiagError> {
         let mut connections = Vec::new();
+        let states = CONNECTED.iter().fold(0, |states, state| states | 1 << state);
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
             let mut keep = |record: Record| {
-                if record.state == TCP_ESTABLISHED && connections.len() < most {
+                if CONNECTED.contains(&record.state) && connections.len() < most {
                     let [address, peer] = [record.address, record.peer].map(|one| one.to_canonical());
                     connections.push(Connection { address, port: record.port, peer, interface: record.interface });
                 }
             };
-            self.exchange(IPPROTO_TCP, 1 << TCP_ESTABLISHED, id, NLM_F_DUMP, &mut keep)
+            self.exchange(IPPROTO_TCP, states, id, NLM_F_DUMP, &mut keep)
                 .map_err(|failure| failure.explain(Protocol::Tcp))?;
         }
         Ok(connections)

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use portsentry::daemon::host_memory::{HostMemory, MAX_SETTLING, listening, unfounded};
-use portsentry::engine::{Ban, ServiceMemory};
+use portsentry::engine::{Ban, Service, ServiceMemory};
 use portsentry::ledger::Banned;
 use portsentry::netlink::sock_diag::Listener;
 use portsentry::types::{Backend, BanTarget, PortSet, Timestamp};
@@ -28,8 +28,12 @@ pub struct DaemonRules {
     pub settling: bool,
     /// For at most a minute.
     pub bounded_settling: bool,
+    /// Published ports are remembered as well.
+    pub published_ports: bool,
     /// Peers with a connection are forgiven more ports.
     pub known_peers: bool,
+    /// They are for so long after the connection; `None`: as the program does.
+    pub peers_remembered: Option<Duration>,
     /// Bans end whose evidence has become too little.
     pub lifts_unfounded: bool,
 }
@@ -42,7 +46,9 @@ impl Default for DaemonRules {
             forgets_services: true,
             settling: true,
             bounded_settling: true,
+            published_ports: true,
             known_peers: true,
+            peers_remembered: None,
             lifts_unfounded: true,
         }
     }
@@ -65,6 +71,7 @@ pub(crate) struct Daemon {
     memories: Vec<HostMemory>,
     ephemeral: PortSet,
     listeners: Vec<Listener>,
+    published: Vec<Service>,
     ledger: BTreeMap<BanTarget, Banned>,
     /// Listeners are new until then, and have to be seen every few seconds.
     busy_until: Timestamp,
@@ -84,10 +91,15 @@ const BUSY_TICK: Duration = Duration::from_secs(5);
 impl Daemon {
     pub(crate) fn new(now: Timestamp, rules: DaemonRules, pace: u32, host: &HostModel, forgiven: u8) -> Self {
         let shards = if rules.bounded_services { 1 } else { 4 };
+        let mut memories: Vec<_> = (0..shards).map(|_| HostMemory::default()).collect();
+        if let Some(span) = rules.peers_remembered {
+            memories.iter_mut().for_each(|memory| memory.remember_peers_for(span));
+        }
         Self {
             rules,
             pace,
-            memories: (0..shards).map(|_| HostMemory::default()).collect(),
+            memories,
+            published: Vec::new(),
             ephemeral: host.ephemeral.clone().collect(),
             listeners: Vec::new(),
             ledger: BTreeMap::new(),
@@ -177,6 +189,12 @@ impl Daemon {
     pub(crate) fn tick(&mut self, at: Timestamp, host: &mut HostModel, detector: &mut Detector) -> Ticked {
         let listeners = host.listeners();
         let listeners_changed = listeners != self.listeners;
+        let published = if self.rules.published_ports { detector.published(at) } else { Vec::new() };
+        if published != self.published {
+            self.memories[0].publish(published.clone());
+            self.published = published;
+            self.busy_until = at.after(BUSY);
+        }
         let (services_changed, served_again) = self.observe(at, &listeners);
         self.listeners = listeners;
         if listeners_changed {

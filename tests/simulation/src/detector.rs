@@ -9,7 +9,7 @@ use portsentry::config::Config;
 use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::engine::{
     ActiveBan, Ban, Bounds, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection,
-    RelatedPorts, ServiceMemory, Settings, Verdict,
+    RelatedPorts, Service, ServiceMemory, Settings, Verdict,
 };
 pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
 use portsentry::sensor::trap_review::{Counting, Review, TrapReview};
@@ -161,7 +161,8 @@ impl Detector {
     #[must_use]
     pub fn new(rules: EngineRules, key: (u64, u64), model: &HostModel, services: ServiceMemory) -> Self {
         let key = HashKey(key.0, key.1);
-        let engine = Engine::new(settings(&rules).0, key).with_bounds(rules.bounds);
+        let unrelated = rules.bounds.unrelated.filter(|_| rules.related_ports);
+        let engine = Engine::new(settings(&rules).0, key).with_bounds(Bounds { unrelated, ..rules.bounds });
         let ephemeral = model.ephemeral.clone().collect();
         Self { engine, host: snapshot(model, &rules, ephemeral, services), rules, review: TrapReview::new(key) }
     }
@@ -215,6 +216,12 @@ impl Detector {
     /// The sources that the trap is told are connected.
     pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
         self.engine.forgiven_peers(now)
+    }
+
+    /// The ports that destination NAT publishes, as far as connections have shown them.
+    #[must_use]
+    pub fn published(&self, now: Timestamp) -> Vec<Service> {
+        self.engine.published(now).collect()
     }
 
     /// The snapshot of the host that it works with.

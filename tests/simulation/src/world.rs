@@ -120,7 +120,7 @@ pub struct World {
     peers_at: Timestamp,
     pub(crate) trace: Option<Trace>,
     /// The host is off.
-    down: bool,
+    pub(crate) down: bool,
 }
 
 /// What the rules of the kernel see of the host.

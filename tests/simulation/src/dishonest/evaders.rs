@@ -8,7 +8,7 @@ use portsentry::wire::{Packet, TcpFlags};
 
 use super::scanners::POPULAR;
 use crate::actors::{rare, script};
-use crate::chance::{Chance, days, minutes, seconds};
+use crate::chance::{Chance, days, hours, minutes, seconds};
 use crate::honest::operations::{NEW_PORTS, SHORT_PORTS, TESTED_PORTS};
 use crate::host::{Bind, Reply};
 use crate::world::{Actor, Role, World};
@@ -80,13 +80,19 @@ pub(super) fn populate(world: &mut World) {
     evader(world, "knows related ports: mail", |world, chance, source| {
         in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25, 23])
     });
+    // Where no mail is served they do as long as nothing else is asked.
+    evader(world, "knows related ports: mail alone", |world, chance, source| {
+        in_turn(world, chance, source, seconds(2), &[110, 143, 465, 587, 993, 995, 4_190, 25])
+    });
     // The hold is over after less than a second.
     evader(world, "knows the hold: a port in 1.1 seconds", |world, chance, source| {
         in_turn(world, chance, source, Duration::from_millis(1_100), &POPULAR[..40])
     });
     // A peer with a connection is forgiven more.
-    connected(world, "knows connected peers: a connection first", Duration::from_secs(20), 30);
-    connected(world, "knows connected peers: 7 ports in 35 minutes", minutes(5), 30);
+    connected(world, "knows connected peers: a connection first", Plan { gap: seconds(20), ports: 30, ..PLAN });
+    connected(world, "knows connected peers: 7 ports in 35 minutes", Plan { gap: minutes(5), ports: 30, ..PLAN });
+    let over = Plan { gap: minutes(5), ports: 7, lasts: seconds(10), pause: hours(2) };
+    connected(world, "knows connected peers: hours after its connection", over);
     // A source counts as one by its /64.
     evader(world, "one /64, an address a port", |world, _, source| {
         let IpAddr::V6(v6) = source else { return Vec::new() };
@@ -132,22 +138,35 @@ fn with_flags(world: &World, chance: &mut Chance, source: IpAddr, flags: u16) ->
     (0..).zip(&POPULAR).map(probe).collect()
 }
 
+/// How a source that has a connection scans.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// The time between two ports, and their number.
+    gap: Duration,
+    ports: usize,
+    /// How long the connection lasts, and when the first port is asked.
+    lasts: Duration,
+    pause: Duration,
+}
+
+const PLAN: Plan = Plan { gap: seconds(20), ports: 30, lasts: days(1), pause: seconds(10) };
+
 /// Opens a connection to a service, keeps it, and asks one port after the other.
-fn connected(world: &mut World, name: &'static str, gap: Duration, ports: usize) {
+fn connected(world: &mut World, name: &'static str, plan: Plan) {
     rare(world, name, EVERY, move |world, chance| {
         let source = SocketAddr::new(world.new_addresses(Role::Dishonest(name)).0.into(), 40_000);
         let open = |port: &u16| world.host.profile.services.iter().any(|service| service.port == *port);
-        let mut ports: Vec<u16> = POPULAR.iter().copied().filter(|port| !open(port)).take(ports).collect();
+        let mut ports: Vec<u16> = POPULAR.iter().copied().filter(|port| !open(port)).take(plan.ports).collect();
         ports.reverse();
         let role = Role::Dishonest(name);
-        world.spawn(role, world.now, Connected { source, ports, gap, chance, is_connected: false });
+        world.spawn(role, world.now, Connected { source, ports, plan, chance, is_connected: false });
     });
 }
 
 struct Connected {
     source: SocketAddr,
     ports: Vec<u16>,
-    gap: Duration,
+    plan: Plan,
     chance: Chance,
     is_connected: bool,
 }
@@ -163,11 +182,14 @@ impl Actor for Connected {
             }
             let port = self.chance.pick(&own);
             self.is_connected = world.syn(self.source, port) == Reply::SynAck;
-            world.connect(self.source, port, days(1));
-            return Some(world.now.after(seconds(10)));
+            world.connect(self.source, port, self.plan.lasts);
+            return Some(world.now.after(self.plan.pause));
+        }
+        if world.down {
+            return Some(world.now.after(minutes(5)));
         }
         let source = SocketAddr::new(self.source.ip(), self.chance.client_port());
         world.syn(source, self.ports.pop()?);
-        Some(world.now.after(self.gap))
+        Some(world.now.after(self.plan.gap))
     }
 }

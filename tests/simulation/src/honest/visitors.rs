@@ -76,25 +76,44 @@ fn tcp_ports(world: &World) -> Vec<u16> {
 /// What people try in vain: alternative web ports, remote desktops, mail, FTP.
 const MISTAKES: [u16; 8] = [8_080, 8_443, 21, 3_389, 110, 995, 5_900, 2_222];
 
-/// A day of some hundred people who share one address. Now and then one of them is wrong about a port.
+/// A day of some hundred people who share one address. Their connections last until the server closes them, at most 75 seconds.
+/// Now and then one of them is wrong about a port.
+struct Carrier {
+    address: IpAddr,
+    /// When, and to which port, the next one last.
+    visits: Vec<(Timestamp, u16)>,
+    chance: Chance,
+}
+
 fn carrier(world: &mut World, mut chance: Chance) {
     let (v4, _) = world.new_addresses(CARRIER);
     let ports = tcp_ports(world);
-    let mut packets = Vec::new();
+    let mut visits = Vec::new();
     let mut at = Duration::ZERO;
     while at < days(1) {
-        let source = SocketAddr::new(v4.into(), chance.client_port());
-        packets.push((at, world.tcp_packet(source, chance.pick(&ports), TcpFlags::SYN)));
+        visits.push((world.now.after(at), chance.pick(&ports)));
         at += chance.after(minutes(15));
     }
     let mut at = chance.after(hours(12));
     while at < days(1) {
-        let (source, port) = (SocketAddr::new(v4.into(), chance.client_port()), chance.pick(&MISTAKES));
+        let port = chance.pick(&MISTAKES);
         // Once more by reloading the page.
-        packets.extend([0, 3].map(|later| (at + seconds(later), world.tcp_packet(source, port, TcpFlags::SYN))));
+        visits.extend([0, 3].map(|later| (world.now.after(at + seconds(later)), port)));
         at += chance.after(hours(12));
     }
-    script(world, CARRIER, packets);
+    visits.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    world.spawn(CARRIER, world.now, Carrier { address: v4.into(), visits, chance });
+}
+
+impl Actor for Carrier {
+    fn act(&mut self, world: &mut World) -> Option<Timestamp> {
+        let (_, port) = self.visits.pop()?;
+        let source = SocketAddr::new(self.address, self.chance.client_port());
+        if world.syn(source, port) == Reply::SynAck {
+            world.connect(source, port, self.chance.between(seconds(3), seconds(75)));
+        }
+        self.visits.last().map(|(at, _)| *at)
+    }
 }
 
 /// A crawler comes from many addresses of one network, to the two ports of the web.

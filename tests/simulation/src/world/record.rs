@@ -39,7 +39,9 @@ impl World {
                 // What is done in the name of others finds nothing, unless it is all that the source does.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
                     part.ports.insert(port);
-                    part.banned = banned || reported || passage == Passage::Blocked;
+                    // What the trap alone blocks is not found yet: the program may let it go.
+                    let is_blocked = passage == Passage::Blocked && self.detector.is_blocked(self.now, source);
+                    part.banned = banned || reported || is_blocked;
                     if part.banned {
                         let ports = u32::try_from(part.ports.len()).unwrap_or(u32::MAX);
                         let place = seen.ports_before_ban.partition_point(|other| *other < ports);
@@ -61,6 +63,7 @@ impl World {
     /// Records that a ban of the trap, on which the program has no verdict, is made short.
     pub(super) fn record_short_ban(&mut self, at: Timestamp, target: BanTarget) {
         self.outcome.shortened += 1;
+        self.record_found(target);
         let role = self.senders.get(&target).map_or(Role::Backstage, |(_, role)| *role);
         self.record_honest_ban(at, role, (target, Expiry::After(CAPPED_BAN)), "what the trap counted".to_owned());
     }
