@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use super::known_peers::KnownPeers;
 use super::service_tracker::{self, ServiceTracker, is_eligible};
+pub use super::service_tracker::{FIRST_UNPRIVILEGED, PortRanges};
 use super::settling::Settling;
 use super::unfounded_bans::{Served, is_unfounded};
 use crate::engine::{Host, Service, ServiceMemory};
 use crate::ledger::Banned;
 use crate::netlink::sock_diag::{Connection, Listener};
-use crate::types::{BanTarget, PortSet, Timestamp};
+use crate::types::{BanTarget, Timestamp};
 
 /// The longest time for which a host settles after a boot.
 pub const MAX_SETTLING: Duration = super::settling::MAX_SETTLING;
@@ -44,8 +45,14 @@ impl HostMemory {
     }
 
     /// Takes in what listens now. To be called at least every five seconds while a listener is new.
-    pub fn observe(&mut self, now: Timestamp, wall: SystemTime, listeners: &[Listener], ephemeral: &PortSet) -> Seen {
-        let observed = self.services.observe(now, wall, listeners, ephemeral);
+    pub fn observe(
+        &mut self,
+        now: Timestamp,
+        wall: SystemTime,
+        listeners: &[Listener],
+        ranges: PortRanges<'_>,
+    ) -> Seen {
+        let observed = self.services.observe(now, wall, listeners, ranges);
         Seen { changed: observed.changed, served_again: observed.served_again }
     }
 
@@ -102,10 +109,10 @@ impl HostMemory {
     }
 }
 
-/// The ports of services among `listeners`: those of system users or below 1024, outside the range of own client ports.
+/// The ports of services among `listeners`: those of system users or privileged ones, outside the range of own client ports.
 #[must_use]
-pub fn listening(listeners: &[Listener], ephemeral: &PortSet) -> ServiceMemory {
-    listeners.iter().filter(|one| is_eligible(one, ephemeral)).flat_map(service_tracker::services).collect()
+pub fn listening(listeners: &[Listener], ranges: PortRanges<'_>) -> ServiceMemory {
+    listeners.iter().filter(|one| is_eligible(one, ranges)).flat_map(service_tracker::services).collect()
 }
 
 /// The bans that would not have been made with these services, of which `forgiven` ports are forgiven.

@@ -16,7 +16,7 @@ use super::known_peers::KnownPeers;
 use super::published_ports::PublishedPorts;
 use super::recent_listeners::RecentListeners;
 use super::ring_size::RingSizer;
-use super::service_tracker::{ServiceState, ServiceTracker};
+use super::service_tracker::{PortRanges, ServiceState, ServiceTracker};
 use super::settling::Settling;
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
@@ -32,7 +32,9 @@ use crate::host::file_watch::FileWatch;
 use crate::host::network::{self, HostFacts, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
-use crate::host::snapshot::{ephemeral_ports, missing_interfaces, snapshot, watched_interfaces};
+use crate::host::snapshot::{
+    ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
+};
 use crate::ledger::{Allowance, Recorder};
 use crate::netlink::sock_diag::{Bound, Listener, SockDiag};
 use crate::sensor::{SensorCommand, SensorMetrics};
@@ -56,6 +58,8 @@ pub(super) struct HostState {
     recent_listeners: RecentListeners,
     /// `None` where there is no ledger.
     recorder: Option<Recorder>,
+    /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
+    first_unprivileged: u16,
     known_peers: KnownPeers,
     published: PublishedPorts,
     /// `None` where the services have come up.
@@ -99,6 +103,7 @@ impl HostState {
             services: ServiceTracker::default(),
             recent_listeners: RecentListeners::default(),
             recorder: None,
+            first_unprivileged: first_unprivileged_port(),
             known_peers: KnownPeers::default(),
             published: PublishedPorts::default(),
             settling: None,
@@ -135,7 +140,11 @@ impl HostState {
 
     /// The ports that programs of the system listen on now.
     pub(super) fn listening(&self) -> ServiceMemory {
-        host_memory::listening(&self.listeners, &self.host.ephemeral)
+        host_memory::listening(&self.listeners, self.port_ranges())
+    }
+
+    fn port_ranges(&self) -> PortRanges<'_> {
+        PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged }
     }
 
     /// Waits for the services of this host to come up, which [`HostState::tick`] tells the sensor.
@@ -265,12 +274,14 @@ impl HostState {
         let resolvers = self.resolvers.poll();
         let changes = [resolvers, self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
-        let (now, wall, ephemeral) = (boot_time(), SystemTime::now(), &self.host.ephemeral);
+        let (now, wall) = (boot_time(), SystemTime::now());
+        let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
         if let Some(ports) = self.published.take() {
             self.services.publish(ports);
         }
-        let observed = self.services.observe(now, wall, &listeners, ephemeral);
-        let appeared = self.recent_listeners.observe(now, wall, &listeners, ephemeral, self.recorder.as_ref());
+        let observed = self.services.observe(now, wall, &listeners, ranges);
+        let appeared = self.recent_listeners.observe(now, wall, &listeners, ranges, self.recorder.as_ref());
+        self.first_unprivileged = first_unprivileged_port();
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
         self.served_again |= observed.served_again || appeared;
         let listeners_changed = listeners != self.listeners;

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use super::service_tracker::{is_eligible, services};
+use super::service_tracker::{PortRanges, is_eligible, services};
 use crate::engine::{RECENT, Service};
 use crate::ledger::{Change, Recorder};
 use crate::netlink::sock_diag::Listener;
-use crate::types::{PortSet, Timestamp};
+use crate::types::Timestamp;
 
 /// The maximum number of listeners of unprivileged users that are recorded, and of all listeners.
 pub(super) const MAX_LISTENERS: usize = 1_024;
@@ -44,21 +44,20 @@ impl RecentListeners {
         self.known.iter().filter_map(left).collect()
     }
 
-    /// Takes in what listens now; true where a program of the system has begun to listen. Ports of `ephemeral` are given out
-    /// at random.
+    /// Takes in what listens now; true where a program of the system has begun to listen. Ephemeral ports do not count.
     pub(super) fn observe(
         &mut self,
         now: Timestamp,
         wall: SystemTime,
         listeners: &[Listener],
-        ephemeral: &PortSet,
+        ranges: PortRanges<'_>,
         recorder: Option<&Recorder>,
     ) -> bool {
         let mut appeared = false;
         let mut present = BTreeMap::new();
-        let lasting = listeners.iter().filter(|listener| !ephemeral.contains(listener.port));
+        let lasting = listeners.iter().filter(|listener| !ranges.ephemeral.contains(listener.port));
         for listener in lasting {
-            let privileged = is_eligible(listener, ephemeral);
+            let privileged = is_eligible(listener, ranges);
             for service in services(listener) {
                 let is_new = !matches!(self.known.get(&service), Some(None));
                 appeared |= is_new && privileged;
@@ -115,7 +114,8 @@ mod tests {
 
     fn observe(recent: &mut RecentListeners, seconds: u64, listeners: &[Listener]) -> bool {
         let now = Timestamp::at(Duration::from_secs(seconds));
-        recent.observe(now, wall(seconds), listeners, &(32_768..=60_999).collect(), None)
+        let ranges = PortRanges { ephemeral: &(32_768..=60_999).collect(), first_unprivileged: 1_024 };
+        recent.observe(now, wall(seconds), listeners, ranges, None)
     }
 
     /// What a start finds `seconds` after the origin.

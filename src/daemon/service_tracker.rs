@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Service, ServiceMemory};
+use crate::engine::{MAX_PUBLISHED, Service, ServiceMemory};
 use crate::ledger::{Change, Recorder};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol, Timestamp};
@@ -23,9 +23,6 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 /// The maximum number of remembered services.
 pub(super) const MAX_SERVICES: usize = 256;
 
-/// The maximum number of published ports among them: destination NAT may publish every port of an address.
-const MAX_PUBLISHED: usize = 64;
-
 /// The maximum number of listeners whose age is measured.
 const MAX_CANDIDATES: usize = 1_024;
 
@@ -35,8 +32,18 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
 /// The users below this number are the system's (login.defs: SYS_UID_MAX is 999).
 const FIRST_PERSON: u32 = 1_000;
 
-/// The ports below this number are open to privileged programs alone.
-const FIRST_UNPRIVILEGED: u16 = 1_024;
+/// The ranges of ports that sysctls set.
+#[derive(Clone, Copy, Debug)]
+pub struct PortRanges<'a> {
+    /// `net.ipv4.ip_local_port_range`: ports that the kernel gives out at random.
+    pub ephemeral: &'a PortSet,
+    /// `net.ipv4.ip_unprivileged_port_start`: the ports below are open to privileged programs alone; 1,024 unless an administrator
+    /// lowered it. Higher values count as 1,024.
+    pub first_unprivileged: u16,
+}
+
+/// The highest [`PortRanges::first_unprivileged`], which is the kernel's default.
+pub const FIRST_UNPRIVILEGED: u16 = 1_024;
 
 #[derive(Clone, Copy)]
 struct Candidate {
@@ -97,19 +104,19 @@ impl ServiceTracker {
         self.forget_old(wall);
     }
 
-    /// Takes in what listens now. Ports of `ephemeral` are given out at random, and are no services.
+    /// Takes in what listens now. Ephemeral ports are no services.
     pub(super) fn observe(
         &mut self,
         now: Timestamp,
         wall: SystemTime,
         listeners: &[Listener],
-        ephemeral: &PortSet,
+        ranges: PortRanges<'_>,
     ) -> Observed {
         let mut observed = Observed::default();
         let mut missing: Vec<Service> = self.served().collect();
-        let eligible = listeners.iter().filter(|listener| is_eligible(listener, ephemeral));
+        let eligible = listeners.iter().filter(|listener| is_eligible(listener, ranges));
         let published: Vec<Service> =
-            self.published.iter().copied().filter(|service| !ephemeral.contains(service.port)).collect();
+            self.published.iter().copied().filter(|service| !ranges.ephemeral.contains(service.port)).collect();
         for service in eligible.flat_map(services).chain(published) {
             missing.retain(|one| *one != service);
             if let Some(known) = self.remembered.get_mut(&service) {
@@ -229,11 +236,11 @@ impl ServiceTracker {
     }
 }
 
-/// True for a listener of a system user or on a privileged port, outside of `ephemeral`.
-pub(super) fn is_eligible(listener: &Listener, ephemeral: &PortSet) -> bool {
-    let system = listener.user < FIRST_PERSON || listener.port < FIRST_UNPRIVILEGED;
+/// True for a listener of a system user or on a privileged port, outside of the ephemeral range.
+pub(super) fn is_eligible(listener: &Listener, ranges: PortRanges<'_>) -> bool {
+    let system = listener.user < FIRST_PERSON || listener.port < ranges.first_unprivileged.min(FIRST_UNPRIVILEGED);
     // What is remembered is remembered for every interface.
-    system && listener.interface == 0 && !ephemeral.contains(listener.port)
+    system && listener.interface == 0 && !ranges.ephemeral.contains(listener.port)
 }
 
 /// The ports of a listener that packets from outside reach: one for each family.
@@ -259,6 +266,7 @@ mod tests {
     struct Scene {
         tracker: ServiceTracker,
         seconds: u64,
+        first_unprivileged: u16,
     }
 
     fn listener(port: u16, user: u32) -> Listener {
@@ -267,7 +275,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            Self { tracker: ServiceTracker::default(), seconds: 1_000 }
+            Self { tracker: ServiceTracker::default(), seconds: 1_000, first_unprivileged: FIRST_UNPRIVILEGED }
         }
 
         fn wall(&self) -> SystemTime {
@@ -281,7 +289,8 @@ mod tests {
                 self.seconds += 1;
                 let now = Timestamp::at(Duration::from_secs(self.seconds));
                 let ephemeral = (32_768..=60_999).collect();
-                let one = self.tracker.observe(now, self.wall(), listeners, &ephemeral);
+                let ranges = PortRanges { ephemeral: &ephemeral, first_unprivileged: self.first_unprivileged };
+                let one = self.tracker.observe(now, self.wall(), listeners, ranges);
                 observed.changed |= one.changed;
                 observed.served_again |= one.served_again;
             }
@@ -322,7 +331,7 @@ mod tests {
         assert_eq!(scene.ports(), [3_000]);
         scene.tracker.publish((1..=1_000).map(published).collect());
         let _ = scene.runs(&[listener(80, 33)], 700);
-        assert_eq!(scene.ports().len(), MAX_PUBLISHED + 1, "a host that publishes every port crowds out no listener");
+        assert_eq!(scene.ports().len(), MAX_PUBLISHED + 2, "a host that publishes every port crowds out no listener");
     }
 
     #[test]
@@ -346,6 +355,16 @@ mod tests {
         let local = Listener { bound: Bound::One([127, 0, 0, 1].into()), ..listener(5_432, 0) };
         let _ = scene.runs(&[&lasting[..], &[local]].concat(), 700);
         assert_eq!(scene.ports(), [443, 3_306], "privileged ports and system users alone, and nothing of loopback");
+    }
+
+    #[test]
+    fn lowered_unprivileged_port_start_excludes_users() {
+        let mut scene = Scene { first_unprivileged: 80, ..Scene::new() };
+        let _ = scene.runs(&[listener(79, 1_000), listener(80, 1_000), listener(443, 33)], 700);
+        assert_eq!(scene.ports(), [79, 443], "every user may listen on port 80");
+        let mut scene = Scene { first_unprivileged: u16::MAX, ..Scene::new() };
+        let _ = scene.runs(&[listener(1_024, 1_000), listener(1_023, 1_000)], 700);
+        assert_eq!(scene.ports(), [1_023]);
     }
 
     #[test]

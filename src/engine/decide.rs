@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::ceiling::Room;
 use super::key::{Hashed, Key, Track, fold};
 use super::recent_ports::OwnPort;
+use super::related_ports::is_related_port;
 use super::sources::{EVIDENCE, Evidence, ProbeCount};
 use super::{
     Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Notice, Observation, PortLookup, PortUse, Ports, Probe,
@@ -129,7 +130,6 @@ impl Engine {
             }
             if !apart
                 && !self.settling.lasts(now)
-                && !host.related.contains(observation.protocol, port)
                 && matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 && self.sources.is_elsewhere(counted.slot, fold(observation.destination))
                 && let Some(first) = self.swept_pairs(now, key.key, &observation)
@@ -273,9 +273,10 @@ impl Engine {
     }
 
     /// Counts one more pair of address and port that the source probed. At [`SWEPT_PAIRS`] it is a scan: returns when its first
-    /// pair was probed.
+    /// pair was probed. All related ports of an address are one pair, because a client that guesses tries each address of a name.
     fn swept_pairs(&mut self, now: Timestamp, key: Key, observation: &Observation) -> Option<Tick> {
-        let pair = fold(observation.destination).wrapping_mul(31) ^ observation.port;
+        let port = if is_related_port(observation.protocol, observation.port) { 0 } else { observation.port };
+        let pair = fold(observation.destination).wrapping_mul(31) ^ port;
         let pair = Evidence::new(now.tick(), observation.protocol, pair, observation.class);
         let key = key.over_hosts().under(self.secret);
         let counted = self.sources.observe(key, pair, now.tick());
@@ -373,7 +374,9 @@ impl Engine {
         match found {
             PortUse::Open => self.recent_ports.used(own, now.tick()),
             PortUse::Flow => self.recent_ports.used_with(own, observation.source, now.tick()),
-            PortUse::Published { established: true } => self.recent_ports.published(own, now.tick()),
+            PortUse::Published { established: true } => {
+                self.recent_ports.published(own, observation.source, now.tick());
+            }
             // The next flow is asked about again.
             PortUse::Translated | PortUse::Published { established: false } => {}
             PortUse::Closed | PortUse::Unknown => {}

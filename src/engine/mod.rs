@@ -56,7 +56,7 @@ pub use known_peers::PEER_THRESHOLD;
 pub use listeners::Listeners;
 pub use observation::Observation;
 pub use prefix_bans::MaxPrefix;
-pub use recent_ports::RECENT;
+pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
 pub use service_memory::{Service, ServiceMemory};
 pub use settings::{Counters, Response, Settings, Watch};
@@ -381,7 +381,7 @@ impl Engine {
                 PortUse::Open => self.recent_ports.used(own, now.tick()),
                 PortUse::Flow => self.recent_ports.used_with(own, peer, now.tick()),
                 PortUse::Published { established } if established || may_answer => {
-                    self.recent_ports.published(own, now.tick());
+                    self.recent_ports.published(own, peer, now.tick());
                 }
                 // Nothing better than the packet itself, which may be forged, and so is believed for its peer alone.
                 PortUse::Unknown if may_answer => {

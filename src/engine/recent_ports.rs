@@ -21,6 +21,10 @@ pub const RECENT: Duration = Duration::from_secs(120);
 /// How long a port counts as open after destination NAT led a connection on to its service: no socket table shows it.
 const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 
+/// The maximum number of such ports. A rule that redirects every port, of some clients alone, publishes nothing to the others, and
+/// those clients can use it for each port.
+pub const MAX_PUBLISHED: usize = 64;
+
 /// A port of an own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OwnPort {
@@ -80,9 +84,14 @@ impl RecentPorts {
         self.own_use.insert(own, Some(peer), now, Tick::of(self.span));
     }
 
-    /// Records that destination NAT leads from `own` to a service.
-    pub(super) fn published(&mut self, own: OwnPort, now: Tick) {
-        self.services.insert(own, None, now, Tick::of(PUBLISHED));
+    /// Records that destination NAT led a flow of `peer` from `own` to a service. Beyond [`MAX_PUBLISHED`] ports it excuses that peer
+    /// alone.
+    pub(super) fn published(&mut self, own: OwnPort, peer: IpAddr, now: Tick) {
+        if self.published_ports(now).filter(|known| *known != own).count() < MAX_PUBLISHED {
+            self.services.insert(own, None, now, Tick::of(PUBLISHED));
+        } else {
+            self.used_with(own, peer, now);
+        }
     }
 
     /// The ports of which that was recorded within the last day.
@@ -203,11 +212,28 @@ mod tests {
     fn flows_of_strangers_evict_no_service() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
         let now = Tick(20);
-        (1..=100).for_each(|port| recent.published(own(port), now));
+        (1..=100).for_each(|port| recent.served(own(port), now, RECENT));
         (0..200_000).for_each(|n| recent.used_with(own(u16::try_from(1_000 + n % 50_000).unwrap()), peer(n), now));
         assert!((1..=100).all(|port| recent.holds(own(port), peer(0), now)), "all services are still on record");
         assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port to its peer alone");
         assert!(recent.own_use.entries.len() == WAYS * BUCKETS, "the table does not grow");
+    }
+
+    #[test]
+    fn published_ports_are_bounded() {
+        let mut recent = RecentPorts::new(HashKey(1, 2));
+        let now = Tick(20);
+        (1..=1_000).for_each(|port| recent.published(own(port), peer(7), now));
+        assert_eq!(recent.published_ports(now).count(), MAX_PUBLISHED);
+        assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-64");
+        assert!((1..=64).all(|port| recent.holds(own(port), peer(8), now)));
+        assert!(
+            (65..=1_000).all(|port| !recent.holds(own(port), peer(8), now)),
+            "one client's redirection opens no more"
+        );
+        assert!(recent.holds(own(1_000), peer(7), now), "its own flow is excused");
+        (1..=64).for_each(|port| recent.published(own(port), peer(8), now.plus(Tick(1))));
+        assert!(recent.holds(own(1), peer(9), now.plus(Tick::of(PUBLISHED))), "what is known is renewed");
     }
 
     #[test]

@@ -26,11 +26,6 @@ impl RelatedPorts {
         PORT_GROUPS.into_iter().zip(self.0).filter(|(_, served)| *served).map(|(group, _)| group)
     }
 
-    /// True where `port` is one of those groups.
-    pub(super) fn contains(self, protocol: Protocol, port: u16) -> bool {
-        protocol == Protocol::Tcp && self.groups().any(|group| group.contains(&port))
-    }
-
     /// The ports of those groups.
     pub(super) fn ports(self) -> PortSet {
         self.groups().flatten().copied().collect()
@@ -52,6 +47,11 @@ impl RelatedPorts {
         };
         u8::try_from(counting).unwrap_or(u8::MAX)
     }
+}
+
+/// True for a port of any group.
+pub(super) fn is_related_port(protocol: Protocol, port: u16) -> bool {
+    protocol == Protocol::Tcp && PORT_GROUPS.iter().any(|group| group.contains(&port))
 }
 
 /// True where `item` is about a port of `group`, and no evidence that is enough on its own.

@@ -155,3 +155,11 @@ pub fn ephemeral_ports() -> PortSet {
         _ => (32_768..=60_999).collect(),
     }
 }
+
+/// `net.ipv4.ip_unprivileged_port_start`: the first port that every user may listen on.
+#[must_use]
+pub fn first_unprivileged_port() -> u16 {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    // 65536 is valid: no port is open to every user.
+    text.trim().parse::<u32>().map_or(1_024, |port| u16::try_from(port).unwrap_or(u16::MAX))
+}

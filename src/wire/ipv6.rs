@@ -58,12 +58,14 @@ impl Carried {
     }
 }
 
-/// Follows the extension headers from `next`. The order is not judged: a host may answer with an error, but the sender
-/// has meant a port all the same.
+/// Follows the extension headers from `next`. Their order is not judged, because the packet was meant for a port even if the host
+/// answers with an error. Their number is not limited either: Linux follows any number, and [`MAX_CHAIN`] ends the loop, as each
+/// header has at least eight bytes.
 fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: bool) -> Result<Carried, Undecoded> {
     let mut fragmented = false;
     let start = payload.length();
-    for _ in 0..=MAX_EXTENSIONS {
+    loop {
+        let before = start.saturating_sub(payload.length());
         let step = match next {
             FRAGMENT => {
                 let &[following, _, o0, o1, ..] = payload.header::<FRAGMENT_HEADER>(FRAGMENT_HEADER)?;
@@ -75,6 +77,9 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
                 if offset != 0 {
                     return Ok(Carried::fragment(transport::later_fragment(following, offset), false));
                 }
+                if before + FRAGMENT_HEADER > MAX_CHAIN {
+                    return Ok(Carried::fragment(Transport::HiddenHeader, fragmented || more));
+                }
                 payload = payload.behind(FRAGMENT_HEADER)?;
                 if more {
                     fragmented = true;
@@ -83,9 +88,11 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
                 next = following;
                 continue;
             }
-            HOP_BY_HOP | ROUTING | DESTINATION if is_beyond(payload, start.saturating_sub(payload.length())) => {
+            HOP_BY_HOP | ROUTING | DESTINATION if is_beyond(payload, before) => {
                 return Ok(Carried::fragment(Transport::HiddenHeader, fragmented));
             }
+            // Linux delivers no packet behind these without a program of its own for them.
+            MOBILITY | HIP | SHIM6 | AUTHENTICATION if before > MAX_CHAIN => return Err(Undecoded::Malformed),
             HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => extension(payload, 1, 8),
             AUTHENTICATION => extension(payload, 2, 4),
             _ if fragmented => {
@@ -103,7 +110,6 @@ fn chain(mut next: u8, addresses: [&[u8]; 2], mut payload: Piece<'_>, jumbo: boo
             Err(undecoded) => return Err(undecoded),
         };
     }
-    Err(Undecoded::Malformed)
 }
 
 /// True where options or a route `before` bytes into the chain end beyond [`MAX_CHAIN`], and inside the packet.
@@ -118,10 +124,8 @@ fn extension(payload: Piece<'_>, uncounted: usize, unit: usize) -> Result<(u8, P
     Ok((next, payload.behind((usize::from(units) + uncounted) * unit)?))
 }
 
-/// Extension headers that are followed. RFC 8200 knows seven, one of them twice; more only wear a decoder out.
-const MAX_EXTENSIONS: usize = 16;
-/// Bytes of options and routes that may stand before a transport header. What is captured of a frame has room for so many
-/// and a whole TCP header behind them.
+/// The maximum length of the extension headers before a transport header, in bytes. What is captured of a frame has room for so
+/// many and a whole TCP header behind them.
 const MAX_CHAIN: usize = 288;
 const FRAGMENT_HEADER: usize = 8;
 const HOP_BY_HOP: u8 = 0;

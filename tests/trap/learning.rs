@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, ACK, SYN};
@@ -186,6 +187,35 @@ fn clients_of_slow_published_ports_are_innocent() {
     assert_eq!(lab.provoke_ban("culprit"), IpAddr::from(lab.v4("culprit")));
     let lines = daemon.lines_with(&client.to_string());
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("culprit"))], "{lines:#?}");
+    daemon.stop();
+}
+
+/// A transparent proxy for the LAN of a gateway: each port redirects there, for the clients of that interface alone.
+#[test]
+fn redirected_lan_client_opens_few_ports() {
+    let lab = Lab::new(&["scanner", "client"]);
+    let rules = "add table ip nat; add chain ip nat pre { type nat hook prerouting priority dstnat; }; \
+                 add rule ip nat pre iif client tcp dport 1-1023 redirect to :9040";
+    lab.run("victim", "nft", &[rules]);
+    let proxy = lab.inside("victim", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9_040)).unwrap());
+    let daemon = Tcp.start(&lab, "");
+    let own = lab.victim_v4("scanner");
+    // The address of the other link: the redirection leads to that of this one.
+    for _ in 0..2 {
+        // Fewer than the backlog of a listener.
+        let _streams: Vec<TcpStream> =
+            lab.inside("client", || (201..=310).map(|port| TcpStream::connect((own, port)).unwrap()).collect());
+        (201..=310).for_each(|_| drop(proxy.accept().unwrap()));
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let trapped = lab.ports("trapped");
+    let lost = (201..=310).filter(|port| !trapped.contains(port)).count();
+    assert!(lost <= 64, "{lost} ports count as published for all sources");
+    let scanner = IpAddr::from(lab.v4("scanner"));
+    let closed: Vec<u16> = (201..=310).filter(|port| trapped.contains(port)).take(3).collect();
+    lab.touch("scanner", scanner, own.into(), &closed);
+    lab.expect_ban(scanner);
+    assert_eq!(lab.banned(), [scanner], "the client is served by the proxy");
     daemon.stop();
 }
 

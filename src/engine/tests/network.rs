@@ -89,6 +89,10 @@ fn pairs_beyond_first_address_have_their_threshold() {
     assert!(is_block(&judge(own(), sweep(9, &[22, 23]))), "two ports at eight addresses beyond the first");
     assert!(!is_block(&judge(own(), sweep(8, &[22, 23]))));
     assert!(!is_block(&judge(own(), sweep(3, &[443]))), "a crawler");
+    let guessed = [110, 143, 993];
+    assert!(!is_block(&judge(own(), sweep(16, &guessed))), "a mail program tries each address of a name");
+    let more = [sweep(16, &guessed), sweep(17, &[110]).split_off(16)].concat();
+    assert!(is_block(&judge(own(), more)), "related ports of sixteen addresses beyond the first");
     let again = (0..100).map(|_| syn(v4(1), 443));
     assert!(!is_block(&judge(own(), again)), "one pair again and again");
     let few = (0..100).map(|n| syn(v4(n % 8 + 1), 443));

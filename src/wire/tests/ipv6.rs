@@ -31,12 +31,33 @@ fn authentication_header_counts_four_byte_units() {
 }
 
 #[test]
-fn chain_of_sixteen_headers_is_followed() {
-    for headers in 1..=18 {
+fn chain_is_followed_up_to_its_length() {
+    for headers in 1..=60 {
         let mut chain = [DESTINATION, 0, 1, 4, 0, 0, 0, 0].repeat(headers - 1);
         chain.extend([TCP, 0, 1, 4, 0, 0, 0, 0]);
         let packet = honest_ipv6(DESTINATION, &joined(&[&chain, &SYN]));
-        assert_eq!(transport_of(&packet), if headers <= 16 { Ok(SYN_SEEN) } else { Err(Undecoded::Malformed) });
+        // 36 headers of eight bytes are the 288 that a capture has room for.
+        let expected = if headers <= 36 { SYN_SEEN } else { Transport::HiddenHeader };
+        assert_eq!(transport_of(&packet), Ok(expected), "{headers} headers");
+    }
+}
+
+#[test]
+fn chain_of_atomic_fragments_hides_nothing() {
+    for headers in 1..=60 {
+        let mut chain = fragment(FRAGMENT, 0, false).repeat(headers - 1);
+        chain.extend(fragment(TCP, 0, false));
+        let packet = honest_ipv6(FRAGMENT, &joined(&[&chain, &SYN]));
+        let expected = if headers <= 36 { SYN_SEEN } else { Transport::HiddenHeader };
+        assert_eq!(transport_of(&packet), Ok(expected), "{headers} headers");
+    }
+}
+
+#[test]
+fn endless_chain_of_undeliverable_headers_is_malformed() {
+    for header in [51, 135, 139, 140] {
+        let packet = honest_ipv6(header, &joined(&[&[header, 0, 1, 4, 0, 0, 0, 0].repeat(60), &SYN]));
+        assert_eq!(transport_of(&packet), Err(Undecoded::Malformed), "header {header}");
     }
 }
 

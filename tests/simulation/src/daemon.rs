@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use portsentry::daemon::host_memory::{HostMemory, MAX_SETTLING, listening, unfounded};
+use portsentry::daemon::host_memory::{FIRST_UNPRIVILEGED, HostMemory, MAX_SETTLING, PortRanges, listening, unfounded};
 use portsentry::engine::{Ban, Service, ServiceMemory};
 use portsentry::ledger::Banned;
 use portsentry::netlink::sock_diag::Listener;
@@ -170,14 +170,15 @@ impl Daemon {
     /// Takes in what listens now; whether the services are others, and whether one is served again.
     fn observe(&mut self, at: Timestamp, listeners: &[Listener]) -> (bool, bool) {
         let (wall, shards) = (self.wall(at), self.memories.len());
+        let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };
         let (mut changed, mut served_again) = (false, false);
         for (number, memory) in self.memories.iter_mut().enumerate() {
             let seen = if shards == 1 {
-                memory.observe(at, wall, listeners, &self.ephemeral)
+                memory.observe(at, wall, listeners, ranges)
             } else {
                 let own = |one: &&Listener| usize::from(one.port) % shards == number;
                 let own: Vec<Listener> = listeners.iter().filter(own).copied().collect();
-                memory.observe(at, wall, &own, &self.ephemeral)
+                memory.observe(at, wall, &own, ranges)
             };
             changed |= seen.changed;
             served_again |= seen.served_again;
@@ -238,7 +239,8 @@ impl Daemon {
     fn unfounded(&mut self, at: Timestamp, detector: &Detector) -> Vec<BanTarget> {
         let wall = SystemTime::UNIX_EPOCH + at.since_origin();
         self.ledger.retain(|_, ban| ban.until.is_none_or(|until| until > wall));
-        let listening = listening(&self.listeners, &self.ephemeral);
+        let ranges = PortRanges { ephemeral: &self.ephemeral, first_unprivileged: FIRST_UNPRIVILEGED };
+        let listening = listening(&self.listeners, ranges);
         unfounded(self.ledger.values(), detector.host().services.clone(), listening, self.forgiven, wall)
     }
 
