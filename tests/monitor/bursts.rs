@@ -1,4 +1,4 @@
-//! More changes than anybody looks at.
+//! Tests that bursts larger than the monitor's buffer are either read completely or reported as an overrun.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -33,7 +33,7 @@ fn element(change: Change) -> Option<BanTarget> {
     }
 }
 
-/// Reads `MANY` changes; gives up the future again and again, and reads on.
+/// Reads `MANY` changes; cancels the future repeatedly and continues reading.
 async fn read_many(monitor: &mut Monitor) -> HashSet<BanTarget> {
     let mut targets = HashSet::new();
     let end = Instant::now() + TIMEOUT * slowness();
@@ -53,13 +53,13 @@ fn cancelled_wait_loses_no_notification() {
     watched(async |monitor, _| {
         let buffer = sockopt::socket_recv_buffer_size(&*monitor).unwrap();
         if buffer < 32 << 20 {
-            println!("skipped: without privilege over buffers ({buffer} bytes) a burst is an overrun");
+            println!("skipped: the buffer is only {buffer} bytes without privileges, so a burst would overrun it");
             return;
         }
         let adding = std::thread::spawn(|| nft(&add_many(MANY)));
         assert_eq!(read_many(monitor).await.len(), MANY as usize);
         adding.join().unwrap();
-        // Here all of it is in the queue before anything is read.
+        // These notifications are all queued before the first is read.
         nft("flush set inet portsentry blocked");
         let start = Instant::now();
         assert_eq!(read_many(monitor).await.len(), MANY as usize);
@@ -107,7 +107,7 @@ fn burst_elsewhere_does_not_delay_runtime() {
 }
 
 #[test]
-fn a_flush_is_told_within_milliseconds() {
+fn flush_is_reported_within_milliseconds() {
     watched(async |monitor, _| {
         let mut delays = Vec::new();
         for _ in 0..20 {
@@ -116,14 +116,14 @@ fn a_flush_is_told_within_milliseconds() {
                 Instant::now()
             });
             assert_eq!(next(monitor).await, [Change::TableGone]);
-            let told = Instant::now();
-            delays.push(told.saturating_duration_since(flush.join().unwrap()));
+            let reported = Instant::now();
+            delays.push(reported.saturating_duration_since(flush.join().unwrap()));
             nft(include_str!("../../nft/portsentry.nft"));
             assert_eq!(next(monitor).await, [Change::RulesetChanged]);
         }
         delays.sort_unstable();
         let (median, longest) = (delays[10], delays[19]);
-        println!("told {median:?} after `nft` had ended at the median, {longest:?} at most; 0 is before it ended");
+        println!("reported {median:?} (median), {longest:?} (maximum) after `nft` exited; 0 means before it exited");
         assert!(median < Duration::from_millis(200) * slowness(), "{delays:?}");
     });
 }

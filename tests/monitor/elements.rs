@@ -1,4 +1,4 @@
-//! Elements that others add and delete.
+//! Tests the reports about elements that other programs add and delete.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -11,7 +11,7 @@ use portsentry::netlink::socket::Socket;
 use portsentry::types::{BanTarget, Expiry};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{assert_quiet, target, told, watched};
+use super::{assert_quiet, changes_after, target, watched};
 use netns_lab::{TIMEOUT, slowness, within};
 
 const HOUR: Option<Duration> = Some(super::HOUR);
@@ -21,13 +21,13 @@ fn element_is_reported_with_its_time() {
     watched(async |monitor, _| {
         for (set, address) in [("blocked", "192.0.2.7"), ("blocked6", "2001:db8:1:2::"), ("blocked6", "fe80::1")] {
             let element = |rest: &str| format!("element inet portsentry {set} {{ {address}{rest} }}");
-            let add = told(monitor, &format!("add {}", element(""))).await;
+            let add = changes_after(monitor, &format!("add {}", element(""))).await;
             assert_eq!(add, [ElementAdded(target(address), None)]);
-            let delete = told(monitor, &format!("delete {}", element(""))).await;
+            let delete = changes_after(monitor, &format!("delete {}", element(""))).await;
             assert_eq!(delete, [ElementRemoved(target(address))]);
-            let add = told(monitor, &format!("add {}", element(" timeout 1h"))).await;
+            let add = changes_after(monitor, &format!("add {}", element(" timeout 1h"))).await;
             assert_eq!(add, [ElementAdded(target(address), HOUR)]);
-            let delete = told(monitor, &format!("delete {}", element(""))).await;
+            let delete = changes_after(monitor, &format!("delete {}", element(""))).await;
             assert_eq!(delete, [ElementRemoved(target(address))]);
         }
         assert_quiet(monitor).await;
@@ -37,7 +37,8 @@ fn element_is_reported_with_its_time() {
 #[test]
 fn element_has_remaining_time() {
     watched(async |monitor, _| {
-        let add = told(monitor, "add element inet portsentry blocked { 192.0.2.7 timeout 1d expires 1h }").await;
+        let add =
+            changes_after(monitor, "add element inet portsentry blocked { 192.0.2.7 timeout 1d expires 1h }").await;
         assert_eq!(add, [ElementAdded(target("192.0.2.7"), HOUR)]);
     });
 }
@@ -48,7 +49,7 @@ fn transaction_is_reported_as_one() {
         let commands = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 }\n\
             delete element inet portsentry blocked { 192.0.2.1 }\n\
             add element inet portsentry blocked { 192.0.2.1 timeout 1h }";
-        let changes = told(monitor, commands).await;
+        let changes = changes_after(monitor, commands).await;
         let (one, two) = (target("192.0.2.1"), target("192.0.2.2"));
         assert_eq!(
             changes,
@@ -69,16 +70,19 @@ fn network_is_reported_as_one() {
             let set = |verb: &str, rest: &str| format!("{verb} element inet portsentry {set} {{ {rest} }}");
             let change = set("add", &format!("{one}, {two} timeout 1h"));
             assert_eq!(
-                told(monitor, &change).await,
+                changes_after(monitor, &change).await,
                 [ElementAdded(network(one), None), ElementAdded(network(two), HOUR)]
             );
             assert_eq!(monitor.author().unwrap().name, "nft");
             let change = format!("{}\n{}", set("delete", one), set("add", &format!("{one} timeout 1h")));
-            assert_eq!(told(monitor, &change).await, [ElementRemoved(network(one)), ElementAdded(network(one), HOUR)]);
+            assert_eq!(
+                changes_after(monitor, &change).await,
+                [ElementRemoved(network(one)), ElementAdded(network(one), HOUR)]
+            );
             let change = set("delete", two);
-            assert_eq!(told(monitor, &change).await, [ElementRemoved(network(two))]);
+            assert_eq!(changes_after(monitor, &change).await, [ElementRemoved(network(two))]);
         }
-        let gone = told(monitor, "flush set inet portsentry blocked_nets").await;
+        let gone = changes_after(monitor, "flush set inet portsentry blocked_nets").await;
         assert_eq!(gone, [ElementRemoved(network("10.0.0.0/24"))]);
         assert_quiet(monitor).await;
     });
@@ -88,8 +92,8 @@ fn network_is_reported_as_one() {
 fn flushed_set_is_reported_by_element() {
     watched(async |monitor, _| {
         let add = "add element inet portsentry blocked { 192.0.2.1, 192.0.2.2 timeout 1h }";
-        assert_eq!(told(monitor, add).await.len(), 2);
-        let mut gone = told(monitor, "flush set inet portsentry blocked").await;
+        assert_eq!(changes_after(monitor, add).await.len(), 2);
+        let mut gone = changes_after(monitor, "flush set inet portsentry blocked").await;
         gone.sort_by_key(|change| if let ElementRemoved(target) = change { Some(*target) } else { None });
         assert_eq!(gone, [ElementRemoved(target("192.0.2.1")), ElementRemoved(target("192.0.2.2"))]);
         assert_quiet(monitor).await;
@@ -101,9 +105,9 @@ fn protected_prefix_is_reported_unnamed() {
     watched(async |monitor, _| {
         for command in ["add", "delete"] {
             let element = "element inet portsentry allowed { 10.0.0.0/8, 192.0.2.0/25 }";
-            assert_eq!(told(monitor, &format!("{command} {element}")).await, [AllowedChanged]);
+            assert_eq!(changes_after(monitor, &format!("{command} {element}")).await, [AllowedChanged]);
             let element = "element inet portsentry allowed6 { 2001:db8::/32 }";
-            assert_eq!(told(monitor, &format!("{command} {element}")).await, [AllowedChanged]);
+            assert_eq!(changes_after(monitor, &format!("{command} {element}")).await, [AllowedChanged]);
         }
         assert_quiet(monitor).await;
     });
@@ -123,15 +127,15 @@ fn own_bans_are_not_reported() {
         batch.clear();
         put_ban(&mut batch, target("192.0.2.1"), Expiry::Never);
         socket.transact(&mut batch).unwrap();
-        let told = super::next(monitor).await;
-        assert_eq!(told.last(), Some(&ElementAdded(target("192.0.2.1"), None)));
+        let changes = super::next(monitor).await;
+        assert_eq!(changes.last(), Some(&ElementAdded(target("192.0.2.1"), None)));
         let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         assert_eq!(monitor.author().unwrap().process, here);
     });
 }
 
-/// True where the kernel has put something into the monitor's queue.
-fn has_come(monitor: &Monitor) -> bool {
+/// True if the kernel has put a notification into the monitor's queue.
+fn has_pending(monitor: &Monitor) -> bool {
     let mut fds = [PollFd::new(monitor, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
 }
@@ -142,23 +146,23 @@ fn kernel_keeps_own_notifications_back() {
         let ban = |socket: &mut Socket, address| {
             let mut batch = Batch::new();
             put_ban(&mut batch, target(address), Expiry::Never);
-            // Who is notified is before the acknowledgement comes.
+            // The kernel delivers notifications before it acknowledges the transaction.
             socket.transact(&mut batch).unwrap();
         };
         ban(socket, "192.0.2.1");
-        assert!(!has_come(monitor));
+        assert!(!has_pending(monitor));
         ban(&mut Socket::open().unwrap(), "192.0.2.2");
-        assert!(has_come(monitor), "another socket is somebody else's");
+        assert!(has_pending(monitor), "changes from a socket that is not ignored are reported");
         assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(target("192.0.2.2"), None)));
         ban(socket, "2001:db8::");
-        assert!(!has_come(monitor));
+        assert!(!has_pending(monitor));
         monitor.unignore(socket.port_id());
         ban(socket, "192.0.2.3");
-        assert!(has_come(monitor));
+        assert!(has_pending(monitor));
     });
 }
 
-/// What the kernel holds in `blocked`.
+/// The elements of `blocked` in the kernel.
 fn blocked() -> String {
     let output = Command::new("nft").args(["list", "set", "inet", "portsentry", "blocked"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
@@ -168,16 +172,16 @@ fn blocked() -> String {
 fn packet_path_element_is_not_reported() {
     watched(async |monitor, _| {
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        // Long enough for whoever looks whether it has come.
+        // Long enough to see the element before it expires.
         let timeout = 2 * slowness();
         let rule = format!(
             "insert rule inet portsentry prerouting udp dport 9 add @blocked {{ ip saddr timeout {timeout}s }}"
         );
-        assert_eq!(told(monitor, &rule).await, [RulesetChanged]);
+        assert_eq!(changes_after(monitor, &rule).await, [RulesetChanged]);
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap();
         assert!(blocked().contains("127.0.0.1"));
         let gone = within(TIMEOUT, || (!blocked().contains("127.0.0.1")).then_some(()));
-        assert!(gone.is_some(), "it never expired");
+        assert!(gone.is_some(), "the element did not expire");
         assert_quiet(monitor).await;
     });
 }

@@ -1,5 +1,5 @@
-//! What others do to the daemon's table, as the kernel tells it: each test in a network namespace of its own, with `nft`
-//! as the other.
+//! Tests that the table monitor reports changes that other programs make to the daemon's table. Each test runs in its
+//! own network namespace and makes the changes with `nft`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot build its network has failed")]
 
@@ -19,7 +19,8 @@ use portsentry::netlink::socket::Socket;
 use portsentry::types::BanTarget;
 use tokio::time::timeout;
 
-/// Runs `test` in a namespace that has the table, with a monitor that takes `Socket` for the daemon's own.
+/// Runs `test` in a namespace that has the table. The monitor ignores changes from `Socket`, as it ignores the
+/// daemon's.
 fn watched(test: impl AsyncFnOnce(&mut Monitor, &mut Socket) + Send) {
     Namespace::new().inside_async(async || {
         let mut socket = Socket::open().unwrap();
@@ -30,7 +31,7 @@ fn watched(test: impl AsyncFnOnce(&mut Monitor, &mut Socket) + Send) {
     });
 }
 
-/// Has `nft` do `commands` in one transaction.
+/// Runs `commands` in `nft` as one transaction.
 fn nft(commands: &str) {
     let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
@@ -39,13 +40,13 @@ fn nft(commands: &str) {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What the monitor tells next. The kernel tells the time that is left, and a moment of an hour may have passed by then.
+/// The next report of the monitor. The kernel reports the remaining time; up to 50 ms of an hour may have passed.
 async fn next(monitor: &mut Monitor) -> Vec<Change> {
     let mut changes = timeout(netns_lab::TIMEOUT * netns_lab::slowness(), monitor.next()).await.unwrap().unwrap();
-    let moment = Duration::from_millis(50) * netns_lab::slowness();
+    let tolerance = Duration::from_millis(50) * netns_lab::slowness();
     for change in &mut changes {
         if let Change::ElementAdded(_, Some(left)) = change
-            && (HOUR - moment..HOUR).contains(left)
+            && (HOUR - tolerance..HOUR).contains(left)
         {
             *left = HOUR;
         }
@@ -53,18 +54,18 @@ async fn next(monitor: &mut Monitor) -> Vec<Change> {
     changes
 }
 
-/// What the monitor tells of `commands`, and nothing else.
-async fn told(monitor: &mut Monitor, commands: &str) -> Vec<Change> {
+/// Runs `commands` and returns the next report of the monitor.
+async fn changes_after(monitor: &mut Monitor, commands: &str) -> Vec<Change> {
     nft(commands);
     next(monitor).await
 }
 
-/// Fails if the monitor has anything to tell: what it tells next is what is done next.
+/// Fails if the monitor has a pending report: the next two must be about the element added and deleted here.
 async fn assert_quiet(monitor: &mut Monitor) {
     let mark = "203.0.113.99";
-    let add = told(monitor, &format!("add element inet portsentry blocked {{ {mark} }}")).await;
+    let add = changes_after(monitor, &format!("add element inet portsentry blocked {{ {mark} }}")).await;
     assert_eq!(add, [Change::ElementAdded(target(mark), None)]);
-    let delete = told(monitor, &format!("delete element inet portsentry blocked {{ {mark} }}")).await;
+    let delete = changes_after(monitor, &format!("delete element inet portsentry blocked {{ {mark} }}")).await;
     assert_eq!(delete, [Change::ElementRemoved(target(mark))]);
 }
 

@@ -1,9 +1,9 @@
-//! The table, its chain, its rules and its sets.
+//! Tests the reports about the table, its chain, its rules and its sets.
 
 use portsentry::netlink::nft::monitor::Change::{ElementLoaded, RulesetChanged, SetGone, TableGone};
 use portsentry::netlink::nft::{Batch, Installed, RulesetSpec, Set, install, put_ban};
 
-use super::{assert_quiet, next, nft, target, told, watched};
+use super::{assert_quiet, changes_after, next, nft, target, watched};
 
 #[test]
 fn lost_table_is_reported_once() {
@@ -11,9 +11,9 @@ fn lost_table_is_reported_once() {
         watched(async |monitor, socket| {
             nft("add element inet portsentry blocked { 192.0.2.1 }");
             assert_eq!(next(monitor).await.len(), 1);
-            assert_eq!(told(monitor, command).await, [TableGone], "{command}");
+            assert_eq!(changes_after(monitor, command).await, [TableGone], "{command}");
             assert_eq!(monitor.author().unwrap().name, "nft");
-            // What the daemon does about it is its own.
+            // What the daemon does in response is not tested here.
             assert_eq!(install(socket, &RulesetSpec::default()).unwrap(), Installed::Created);
             let mut batch = Batch::new();
             put_ban(&mut batch, target("192.0.2.1"), portsentry::types::Expiry::Never);
@@ -28,14 +28,14 @@ fn replaced_table_is_reported_gone_then_new() {
     watched(async |monitor, _| {
         let file = include_str!("../../nft/portsentry.nft");
         let commands = format!("flush ruleset\n{file}\nadd element inet portsentry blocked {{ 192.0.2.1 }}");
-        let changes = told(monitor, &commands).await;
+        let changes = changes_after(monitor, &commands).await;
         assert_eq!(changes, [TableGone, RulesetChanged, ElementLoaded(target("192.0.2.1"))]);
         assert_quiet(monitor).await;
     });
 }
 
 #[test]
-fn whatever_alters_the_ruleset_is_told() {
+fn altered_ruleset_is_reported() {
     watched(async |monitor, _| {
         for command in [
             "insert rule inet portsentry prerouting accept",
@@ -48,17 +48,17 @@ fn whatever_alters_the_ruleset_is_told() {
             "delete chain inet portsentry other",
             "flush chain inet portsentry prerouting",
         ] {
-            assert_eq!(told(monitor, command).await, [RulesetChanged], "{command}");
+            assert_eq!(changes_after(monitor, command).await, [RulesetChanged], "{command}");
         }
-        assert_eq!(told(monitor, "delete set inet portsentry blocked6").await, [SetGone(Set::Blocked6)]);
-        assert_eq!(told(monitor, "delete chain inet portsentry prerouting").await, [RulesetChanged]);
+        assert_eq!(changes_after(monitor, "delete set inet portsentry blocked6").await, [SetGone(Set::Blocked6)]);
+        assert_eq!(changes_after(monitor, "delete chain inet portsentry prerouting").await, [RulesetChanged]);
     });
 }
 
 #[test]
-fn other_tables_are_nobodys_business() {
+fn other_tables_are_not_reported() {
     watched(async |monitor, _| {
-        // The same names in another family are another table.
+        // The same names in another family belong to another table.
         for table in ["inet other", "ip portsentry", "inet portsentry6"] {
             nft(&format!(
                 "table {table} {{
@@ -77,7 +77,7 @@ fn other_tables_are_nobodys_business() {
 #[test]
 fn reloaded_file_duplicates_are_reported() {
     watched(async |monitor, _| {
-        assert_eq!(told(monitor, include_str!("../../nft/portsentry.nft")).await, [RulesetChanged]);
+        assert_eq!(changes_after(monitor, include_str!("../../nft/portsentry.nft")).await, [RulesetChanged]);
         assert_quiet(monitor).await;
     });
 }

@@ -1,4 +1,4 @@
-//! Times in which nobody listens, because very many elements are put into the sets.
+//! Tests the pauses of the monitor while many elements are restored.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use portsentry::netlink::nft::monitor::Change::{ElementAdded, TableGone, Unheard
 use portsentry::netlink::nft::monitor::Monitor;
 use portsentry::types::{BanTarget, Expiry};
 
-use super::{assert_quiet, next, nft, target, told, watched};
+use super::{assert_quiet, changes_after, next, nft, target, watched};
 use netns_lab::Namespace;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -18,9 +18,9 @@ fn bans(numbers: std::ops::Range<u32>) -> Vec<(BanTarget, Option<Duration>, Expi
     numbers.map(|last| (source(last), Some(HOUR), Expiry::After(HOUR))).collect()
 }
 
-/// Runs `test` with the table, a back end that may have silence, another one beside it, and a monitor that knows neither of
-/// them for the daemon's own.
-fn hushed(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
+/// Runs `test` with the table, a backend that may pause the monitor, a second backend, and a monitor that ignores
+/// neither.
+fn with_pausable_monitor(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
     Namespace::new().inside_async(async || {
         let mut nft = Nft::open().unwrap();
         nft.install(&RulesetSpec::default()).unwrap();
@@ -32,9 +32,9 @@ fn hushed(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft) + Send) {
 }
 
 #[test]
-fn silent_restore_reports_nothing() {
-    hushed(async |monitor, one, other| {
-        assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nobody came between");
+fn paused_restore_reports_nothing() {
+    with_pausable_monitor(async |monitor, one, other| {
+        assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
         other.put_back(&bans(5_000..9_000)).unwrap();
         let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(target, ..)| target).collect();
         assert_eq!(one.missing(&all).unwrap(), []);
@@ -44,28 +44,28 @@ fn silent_restore_reports_nothing() {
 
 #[test]
 fn few_sources_are_reported_singly() {
-    hushed(async |monitor, one, _| {
+    with_pausable_monitor(async |monitor, one, _| {
         one.put_back(&bans(0..1)).unwrap();
         assert!(matches!(next(monitor).await[..], [ElementAdded(..)]));
     });
 }
 
 #[test]
-fn changes_during_pause_are_reported_unheard() {
+fn changes_during_pause_report_only_unheard() {
     watched(async |monitor, _| {
-        let silence = monitor.pause().begin().unwrap();
+        let pause = monitor.pause().begin().unwrap();
         nft("delete table inet portsentry");
-        silence.end(|| true);
-        assert_eq!(next(monitor).await, [Unheard], "that is all that is known of it");
-        let again = told(monitor, "add table inet portsentry; delete table inet portsentry").await;
-        assert!(again.contains(&TableGone), "from now on all is heard: {again:?}");
+        pause.end(|| true);
+        assert_eq!(next(monitor).await, [Unheard], "the report names no details");
+        let again = changes_after(monitor, "add table inet portsentry; delete table inet portsentry").await;
+        assert!(again.contains(&TableGone), "later changes are reported in full: {again:?}");
     });
 }
 
 #[test]
 fn changes_during_restore_are_detected() {
-    hushed(async |monitor, one, _| {
-        // Another table is as good: which one it was is not known.
+    with_pausable_monitor(async |monitor, one, _| {
+        // Any table will do: the monitor cannot tell which one changed.
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|threads| {
             let busy = threads.spawn(move || {
@@ -84,7 +84,7 @@ fn changes_during_restore_are_detected() {
 }
 
 #[test]
-fn unended_silence_counts_as_change() {
+fn dropped_pause_counts_as_change() {
     watched(async |monitor, _| {
         drop(monitor.pause().begin().unwrap());
         assert_eq!(next(monitor).await, [Unheard]);
@@ -99,14 +99,14 @@ fn overlapping_pauses_last_until_both_end() {
         first.end(|| false);
         nft("add element inet portsentry blocked { 192.0.2.1 }");
         second.end(|| false);
-        let add = told(monitor, "add element inet portsentry blocked { 192.0.2.2 }").await;
+        let add = changes_after(monitor, "add element inet portsentry blocked { 192.0.2.2 }").await;
         assert_eq!(add, [ElementAdded(target("192.0.2.2"), None)]);
     });
 }
 
 #[test]
 fn table_deleted_during_pause_is_reported() {
-    hushed(async |monitor, one, _| {
+    with_pausable_monitor(async |monitor, one, _| {
         nft("delete table inet portsentry");
         assert!(next(monitor).await.contains(&TableGone));
         assert!(one.put_back_unheard(&bans(0..5_000)).is_err());

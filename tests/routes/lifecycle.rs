@@ -1,4 +1,4 @@
-//! Ends, limits, what a crash leaves behind, links that go down, and a capability that is lost.
+//! Tests expiry, size limits, leftovers of a crash, links that go down, and a lost capability of route bans.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,7 +10,7 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use crate::support::{at, for_ever, only_failure, open, own, seconds, target};
 use netns_lab::Lab;
 
-/// Runs `work` in the victim, on a thread that may not change routes.
+/// Runs `work` in the victim, on a thread without CAP_NET_ADMIN.
 fn without_capability<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> T {
     lab.inside("victim", || {
         let mut sets = capabilities(None).unwrap();
@@ -30,8 +30,8 @@ fn existing_ban_gets_new_end() {
     assert_eq!(own(&lab).len(), 2);
     assert!(routes.due(at(14)).targets.is_empty());
     assert_eq!(routes.due(at(15)).targets, [both[0]]);
-    assert_eq!((routes.next_due(), own(&lab).len()), (None, 1), "the other one has no end any more");
-    // Twice in one request is once.
+    assert_eq!((routes.next_due(), own(&lab).len()), (None, 1), "the second ban is now permanent");
+    // A target listed twice in one request is one ban.
     routes.block(&[(both[0], seconds(10)), (both[0], seconds(20))], at(20)).unwrap();
     assert_eq!((routes.next_due(), own(&lab).len()), (Some(at(40)), 2));
 }
@@ -76,7 +76,7 @@ fn ten_thousand_route_bans_end_in_rounds() {
 fn leftovers_of_crash_are_reconciled() {
     let lab = Lab::new(&["attacker"]);
     lab.victim_ip("route add blackhole 192.0.2.200");
-    // One run, another one with another kind, and something of that number which neither would lay.
+    // Two runs with different kinds, and routes with our protocol number that the backend would not create.
     open(&lab, Kind::Prohibit).block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1::1"]), at(0)).unwrap();
     open(&lab, Kind::Unreachable).block(&for_ever(&["192.0.2.3", "2001:db8:2::1"]), at(0)).unwrap();
     lab.victim_ip("route add blackhole 100.0.0.0/7 proto 112 metric 7");
@@ -86,17 +86,20 @@ fn leftovers_of_crash_are_reconciled() {
     let mut routes = open(&lab, Kind::Prohibit);
     let expected = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "203.0.113.9", "2001:db8:1::", "2001:db8:2::"].map(target);
     assert_eq!(routes.leftovers().unwrap(), expected);
-    let mut kept = for_ever(&["192.0.2.1", "192.0.2.3", "2001:db8:2::"]);
-    kept[0].1 = seconds(30);
-    routes.block(&kept, at(0)).unwrap();
-    let mut swept = routes.sweep(at(0));
-    swept.targets.sort();
-    assert!(swept.trouble.is_none());
-    assert_eq!(swept.targets, ["192.0.2.2", "203.0.113.9", "2001:db8:1::"].map(target));
+    let mut restored = for_ever(&["192.0.2.1", "192.0.2.3", "2001:db8:2::"]);
+    restored[0].1 = seconds(30);
+    routes.block(&restored, at(0)).unwrap();
+    let mut removed = routes.sweep(at(0));
+    removed.targets.sort();
+    assert!(removed.trouble.is_none());
+    assert_eq!(removed.targets, ["192.0.2.2", "203.0.113.9", "2001:db8:1::"].map(target));
     let prohibit = "prohibit 2001:db8:2::/64 dev lo metric 1 pref medium";
     assert_eq!(own(&lab), ["prohibit 192.0.2.1", "prohibit 192.0.2.3", prohibit]);
     assert_eq!(routes.due(at(30)).targets, [target("192.0.2.1")]);
-    assert!(lab.run("victim", "ip", &["route"]).contains("blackhole 192.0.2.200"), "his own stays");
+    assert!(
+        lab.run("victim", "ip", &["route"]).contains("blackhole 192.0.2.200"),
+        "the administrator's own route stays"
+    );
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn failed_removal_is_retried() {
         assert!(routes.sweep(at(10)).trouble.is_some());
         let over = routes.due(at(10));
         assert!(over.targets.is_empty() && over.trouble.is_some(), "{over:?}");
-        assert_eq!(routes.next_due(), Some(at(15)), "not at once again");
+        assert_eq!(routes.next_due(), Some(at(15)), "the removal is not retried at once");
     });
     assert_eq!(own(&lab).len(), 3);
     assert_eq!(routes.blocked().collect::<Vec<_>>(), [first]);
@@ -165,6 +168,6 @@ fn failed_removal_is_retried() {
         lifted.extend(over.targets);
     }
     lifted.sort();
-    assert_eq!(lifted, [first, third], "that the second one was lifted is no news");
+    assert_eq!(lifted, [first, third], "the second removal was already reported");
     assert!(own(&lab).is_empty());
 }

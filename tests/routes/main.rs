@@ -1,5 +1,5 @@
-//! Blocking by routes against the kernel itself, in a network of namespaces: what `ip route` shows, what packets do, and
-//! what happens to routes that are somebody else's.
+//! Tests blocking by routes against the kernel in a network of namespaces: the output of `ip route`, the effect on
+//! packets, and the handling of routes of other programs.
 
 #![cfg(test)]
 

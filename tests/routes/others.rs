@@ -1,4 +1,4 @@
-//! What is not ours, and must not be cut off.
+//! Tests that routes of other programs and protected prefixes are left alone.
 
 use portsentry::enforce::route::{Failure, Kind, Routes};
 use portsentry::types::Expiry;
@@ -10,7 +10,7 @@ use netns_lab::Lab;
 fn administrators_route_refuses_route_ban() {
     let lab = Lab::new(&["attacker"]);
     let gateways = [lab.v4("attacker").to_string(), lab.v6("attacker").to_string()];
-    // With and without a metric, by another protocol number, and one that blocks already.
+    // Routes with and without a metric, with another protocol number, and one that already blocks.
     let routes = [
         ("198.51.100.1/32", format!("route add 198.51.100.1 via {} proto static", gateways[0]), Some(4)),
         ("198.51.100.2/32", format!("route add 198.51.100.2 via {} metric 50 proto dhcp", gateways[0]), Some(16)),
@@ -28,12 +28,12 @@ fn administrators_route_refuses_route_ban() {
             let address = prefix.split('/').next().unwrap();
             let blocked = back_end.block(&for_ever(&[address, "203.0.113.9"]), at(0));
             assert_eq!(only_failure(blocked), Failure::Taken(*protocol), "{kind}: {prefix}");
-            assert!(back_end.due(at(0)).targets.is_empty(), "nobody has been blocked, so nobody is lifted");
+            assert!(back_end.due(at(0)).targets.is_empty(), "nothing was blocked, so nothing expires");
             back_end.lift(&[target(address)]).unwrap();
             assert_eq!(shown(&lab, prefix), before, "{kind}");
             lab.victim_ip(&words.replace("route add", "route del"));
         }
-        assert_eq!(own(&lab).len(), 1, "the other one was blocked all the same");
+        assert_eq!(own(&lab).len(), 1, "the other target is blocked nevertheless");
         back_end.lift(&[target("203.0.113.9")]).unwrap();
     }
 }
@@ -46,7 +46,7 @@ fn lifting_finds_only_own_route() {
         ("198.51.100.0/24", format!("route add 198.51.100.0/24 via {v4}")),
         ("2001:db8::/48", format!("route add 2001:db8::/48 via {v6}")),
         ("2001:db8:0:1::9/128", format!("route add 2001:db8:0:1::9/128 via {v6}")),
-        // Blackholes of the same prefixes, weaker than a ban.
+        // Blackholes for the same prefixes, with a higher metric than a ban.
         ("198.51.100.7/32", "route add blackhole 198.51.100.7 metric 50".to_owned()),
         ("2001:db8:0:1::/64", "route add blackhole 2001:db8:0:1::/64".to_owned()),
     ];
@@ -58,7 +58,7 @@ fn lifting_finds_only_own_route() {
     assert_eq!(own(&lab).len(), 2);
     routes.lift(&[target("198.51.100.7"), target("2001:db8:0:1::7")]).unwrap();
     assert!(own(&lab).is_empty());
-    // A second time there is nothing left but theirs.
+    // After a second attempt only the administrator's routes are left.
     routes.lift(&[target("198.51.100.7"), target("2001:db8:0:1::7")]).unwrap();
     let after: Vec<String> = others.iter().map(|(prefix, _)| shown(&lab, prefix)).collect();
     assert_eq!(before, after);
@@ -97,14 +97,14 @@ fn protected_prefix_gets_no_route() {
     ] {
         assert_eq!(refused(&mut routes, text), Failure::Protected(net), "{text}");
     }
-    // The own network, without being told: the kernel's own route is to exactly this /64.
+    // This host's own network needs no protection: the kernel's own route covers exactly this /64.
     assert_eq!(refused(&mut routes, "fd77:0:0:1::2"), Failure::Taken(Some(2)));
     assert_eq!(refused(&mut routes, "fe80::1234"), Failure::LinkLocal);
-    for nobody in ["0.0.0.0", "255.255.255.255", "224.0.0.251", "127.0.0.1", "::1", "ff02::1"] {
-        assert_eq!(refused(&mut routes, nobody), Failure::NoHost, "{nobody}");
+    for no_host in ["0.0.0.0", "255.255.255.255", "224.0.0.251", "127.0.0.1", "::1", "ff02::1"] {
+        assert_eq!(refused(&mut routes, no_host), Failure::NoHost, "{no_host}");
     }
     assert!(own(&lab).is_empty());
-    // An IPv4 neighbour in the own network is one host, and can be blocked.
+    // An IPv4 neighbour is a single host, so it can be blocked.
     routes.block(&for_ever(&["10.77.1.2"]), at(0)).unwrap();
     assert_eq!(own(&lab), ["blackhole 10.77.1.2"]);
 }

@@ -1,4 +1,4 @@
-//! What a ban does to packets, and what each kind tells who sends from this host.
+//! Tests the effect of a route ban on packets, and the error that each kind of route gives to local senders.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -15,8 +15,8 @@ use netns_lab::{Lab, TIMEOUT};
 const SHORTLY: Duration = Duration::from_millis(500);
 const PORT: u16 = 80;
 
-/// An attacker who comes from behind a router over IPv6, because a host in the victim's own /64 cannot be blocked: its
-/// address and the victim's.
+/// An IPv6 attacker behind a router, because a host in the victim's own /64 cannot be blocked. Returns the addresses of
+/// attacker and victim.
 fn from_afar(lab: &Lab) -> (IpAddr, IpAddr) {
     lab.run("attacker", "ip", &["addr", "add", "2001:db8:66:1::2/64", "dev", "uplink", "nodad"]);
     lab.victim_ip(&format!("route add 2001:db8:66::/48 via {}", lab.v6("attacker")));
@@ -24,7 +24,7 @@ fn from_afar(lab: &Lab) -> (IpAddr, IpAddr) {
     (target("2001:db8:66:1::2").element(), "2001:db8:99::1".parse().unwrap())
 }
 
-/// What the victim is told when it wants to send to `target`.
+/// The error that the victim gets when it sends to `target`.
 fn refusal(lab: &Lab, target: IpAddr) -> Option<Errno> {
     let local = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let sent = lab.inside("victim", || UdpSocket::bind(local).unwrap().connect(SocketAddr::new(target, 9)));
@@ -76,7 +76,7 @@ fn route_kinds_show_expected_errors() {
         routes.block(&for_ever(&[v4, v6]), at(0)).unwrap();
         let expected = [format!("{name} {v4}"), format!("{name} 2001:db8:5:6::/64 dev lo metric 1 pref medium")];
         assert_eq!(own(&lab), expected);
-        // The whole /64 is blocked, and nothing beside it.
+        // The whole /64 is blocked, and nothing outside it.
         for blocked in [v4, v6, "2001:db8:5:6:ffff::1"] {
             assert_eq!(refusal(&lab, blocked.parse().unwrap()), Some(errno), "{name} {blocked}");
         }
@@ -108,11 +108,11 @@ fn dead_gateway_serves_own_family_only() {
     );
 }
 
-/// What the manual has to say of this way to block: it stops answers, not packets.
+/// Route bans stop replies, not incoming packets, as the manual says.
 #[test]
 fn datagram_of_blocked_source_arrives_without_nft() {
     let lab = Lab::new(&["attacker"]);
-    // With reverse-path filtering the kernel drops what comes from where nothing can be sent to.
+    // With reverse-path filtering the kernel would drop packets from a blackholed source.
     lab.run("victim", "sysctl", &["-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.attacker.rp_filter=0"]);
     let mut routes: Routes = open(&lab, Kind::Blackhole);
     let attacker = lab.v4("attacker").into();

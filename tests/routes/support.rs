@@ -1,4 +1,4 @@
-//! What the tests of routes share: back ends in the victim, and what `ip route` shows of them.
+//! Helpers of the route tests: backends in the victim, and the output of `ip route`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use portsentry::types::{BanTarget, Expiry, Timestamp};
 
 use netns_lab::Lab;
 
-/// A back end in the victim, which belongs to its namespace wherever it is used.
+/// A backend in the victim. It stays bound to that namespace wherever it is used.
 pub(crate) fn open(lab: &Lab, kind: Kind) -> Routes {
     lab.inside("victim", || Routes::open(kind, 20_000)).unwrap()
 }
 
-/// The own routes of both families, as `ip` prints them, sorted and without padding.
+/// Our own routes of both families, as `ip` prints them, sorted and without padding.
 pub(crate) fn own(lab: &Lab) -> Vec<String> {
     let protocol = PROTOCOL.to_string();
     let mut lines: Vec<String> = ["-4", "-6"]
@@ -28,7 +28,7 @@ pub(crate) fn own(lab: &Lab) -> Vec<String> {
     lines
 }
 
-/// What `ip route show` prints for one prefix, whoever laid it.
+/// The output of `ip route show` for one prefix, whichever program added the route.
 pub(crate) fn shown(lab: &Lab, prefix: &str) -> String {
     let family = if prefix.contains(':') { "-6" } else { "-4" };
     lab.run("victim", "ip", &[family, "route", "show", "exact", prefix]).trim().to_owned()

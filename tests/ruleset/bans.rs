@@ -1,4 +1,4 @@
-//! Bans in the sets: their times, their number, and who is in them.
+//! Tests bans in the kernel's sets: their timeouts, the size limit, and which targets are listed.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -37,41 +37,41 @@ fn ban_has_requested_timeout() {
 #[test]
 fn blocking_again_sets_new_expiry() {
     installed(|sets| {
-        let who = target("192.0.2.7");
+        let source = target("192.0.2.7");
         for expiry in [60, 3_600, 120, 120] {
-            sets.block(&[(who, seconds(expiry))]).unwrap();
-            assert!(nearly(sets.holds(who).unwrap(), expiry), "{expiry}");
+            sets.block(&[(source, seconds(expiry))]).unwrap();
+            assert!(nearly(sets.holds(source).unwrap(), expiry), "{expiry}");
         }
-        sets.block(&[(who, Expiry::Never)]).unwrap();
-        assert_eq!(sets.holds(who).unwrap(), Some(None));
-        sets.block(&[(who, seconds(60))]).unwrap();
-        assert!(nearly(sets.holds(who).unwrap(), 60));
+        sets.block(&[(source, Expiry::Never)]).unwrap();
+        assert_eq!(sets.holds(source).unwrap(), Some(None));
+        sets.block(&[(source, seconds(60))]).unwrap();
+        assert!(nearly(sets.holds(source).unwrap(), 60));
     });
 }
 
 #[test]
 fn expired_ban_can_return() {
     installed(|sets| {
-        let who = target("192.0.2.7");
-        sets.block(&[(who, seconds(1))]).unwrap();
+        let source = target("192.0.2.7");
+        sets.block(&[(source, seconds(1))]).unwrap();
         let start = std::time::Instant::now();
-        while sets.holds(who).unwrap().is_some() {
+        while sets.holds(source).unwrap().is_some() {
             assert!(start.elapsed() < Duration::from_secs(5));
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(start.elapsed() > Duration::from_millis(800));
-        sets.lift(&[who]).unwrap();
-        sets.block(&[(who, seconds(60))]).unwrap();
-        assert!(nearly(sets.holds(who).unwrap(), 60));
+        sets.lift(&[source]).unwrap();
+        sets.block(&[(source, seconds(60))]).unwrap();
+        assert!(nearly(sets.holds(source).unwrap(), 60));
     });
 }
 
 #[test]
 fn repeated_target_in_call_gets_last_expiry() {
     installed(|sets| {
-        let who = target("192.0.2.7");
-        sets.block(&[(who, seconds(60)), (who, seconds(3_600))]).unwrap();
-        assert!(nearly(sets.holds(who).unwrap(), 3_600));
+        let source = target("192.0.2.7");
+        sets.block(&[(source, seconds(60)), (source, seconds(3_600))]).unwrap();
+        assert!(nearly(sets.holds(source).unwrap(), 3_600));
     });
 }
 
@@ -94,7 +94,7 @@ fn full_set_names_refused_bans() {
 }
 
 #[test]
-fn lifting_frees_banned_and_skips_others() {
+fn lifting_removes_bans_and_skips_others() {
     installed(|sets| {
         let all = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "fe80::1"].map(target);
         sets.lift(&all).unwrap();
@@ -105,7 +105,7 @@ fn lifting_frees_banned_and_skips_others() {
 }
 
 #[test]
-fn ten_thousand_bans_in_call_are_there() {
+fn one_call_adds_ten_thousand_bans() {
     installed(|sets| {
         let bans: Vec<_> = (0..10_000_u32)
             .map(|n| {
@@ -120,14 +120,14 @@ fn ten_thousand_bans_in_call_are_there() {
         sets.block(&bans).unwrap();
         let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();
         assert_eq!(found.len(), bans.len());
-        assert!(bans.iter().all(|(who, _)| nearly(found.get(who).copied(), 3_600)));
-        sets.lift(&bans.iter().map(|(who, _)| *who).collect::<Vec<_>>()).unwrap();
+        assert!(bans.iter().all(|(source, _)| nearly(found.get(source).copied(), 3_600)));
+        sets.lift(&bans.iter().map(|(source, _)| *source).collect::<Vec<_>>()).unwrap();
         assert_eq!(sets.elements().unwrap(), []);
     });
 }
 
 #[test]
-fn elements_that_an_administrator_added_are_seen() {
+fn manually_added_elements_are_listed() {
     installed(|sets| {
         nft("add element inet portsentry blocked { 192.0.2.1 timeout 2h comment \"by hand\" }");
         nft("add element inet portsentry blocked6 { 2001:db8:: }");
@@ -148,10 +148,10 @@ fn restored_ban_shows_full_and_remaining_time() {
             (target("192.0.2.8"), None, Expiry::After(hour)),
             (target("192.0.2.9"), day, Expiry::Never),
         ];
-        // Whether it is missing, shorter, longer, or there for ever.
+        // Before the restore the ban is missing, shorter, longer or permanent.
         for before in [None, Some(seconds(60)), Some(seconds(172_800)), Some(Expiry::Never)] {
             if let Some(before) = before {
-                sets.block(&bans.map(|(who, ..)| (who, before))).unwrap();
+                sets.block(&bans.map(|(source, ..)| (source, before))).unwrap();
             }
             sets.restore(&bans).unwrap();
             let blocked = nft("list set inet portsentry blocked");
@@ -159,7 +159,7 @@ fn restored_ban_shows_full_and_remaining_time() {
             assert!(blocked.contains("192.0.2.8 timeout 1h expires "), "{blocked}");
             assert!(blocked.contains("192.0.2.9 }") || blocked.contains("192.0.2.9,"), "{blocked}");
             assert!(nft("list set inet portsentry blocked6").contains("2001:db8:: timeout 1d expires "));
-            assert!(bans[..3].iter().all(|(who, ..)| nearly(sets.holds(*who).unwrap(), 3_600)), "{before:?}");
+            assert!(bans[..3].iter().all(|(source, ..)| nearly(sets.holds(*source).unwrap(), 3_600)), "{before:?}");
             assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
         }
     });
@@ -168,11 +168,11 @@ fn restored_ban_shows_full_and_remaining_time() {
 #[test]
 fn restored_ban_expires_on_time() {
     installed(|sets| {
-        let who = target("192.0.2.7");
-        sets.restore(&[(who, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
-        assert!(sets.holds(who).unwrap().is_some());
+        let source = target("192.0.2.7");
+        sets.restore(&[(source, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
+        assert!(sets.holds(source).unwrap().is_some());
         let start = std::time::Instant::now();
-        while sets.holds(who).unwrap().is_some() {
+        while sets.holds(source).unwrap().is_some() {
             assert!(start.elapsed() < Duration::from_secs(5));
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -180,7 +180,7 @@ fn restored_ban_expires_on_time() {
 }
 
 #[test]
-fn missing_targets_are_named_alone() {
+fn missing_lists_only_absent_targets() {
     installed(|sets| {
         let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(target);
         assert_eq!(sets.missing(&all).unwrap(), all);

@@ -1,4 +1,4 @@
-//! What is created, what is adopted, and what is refused.
+//! Tests which tables are created, adopted, repaired or refused at start.
 
 use portsentry::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec};
 use std::net::UdpSocket;
@@ -77,12 +77,12 @@ fn altered_table_is_repaired_at_start() {
     ];
     for (change, part) in repairable {
         installed(|sets| {
-            let who = target("192.0.2.7");
-            sets.block(&[(who, seconds(60))]).unwrap();
+            let source = target("192.0.2.7");
+            sets.block(&[(source, seconds(60))]).unwrap();
             nft(change);
             let done = sets.install(&RulesetSpec::default()).unwrap();
             assert!(matches!(&done, Installed::Repaired { difference, .. } if difference.contains(part)), "{done:?}");
-            assert!(nearly(sets.holds(who).unwrap(), 60), "bans stay: {change}");
+            assert!(nearly(sets.holds(source).unwrap(), 60), "bans stay: {change}");
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })), "{change}");
         });
     }
@@ -104,7 +104,7 @@ fn foreign_objects_stay_and_are_named() {
             nft(change);
             let before = listing();
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted { .. })), "{change}");
-            assert_eq!(listing(), before, "what others have in the table stays");
+            assert_eq!(listing(), before, "objects of other programs in the table stay");
             assert_eq!(sets.foreign_objects(&RulesetSpec::default()).unwrap(), [name], "{change}");
             nft("flush chain inet portsentry prerouting");
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Repaired { .. })), "{change}");
@@ -127,7 +127,7 @@ fn table_of_another_program_is_refused() {
             let refused = Nft::open().unwrap().install(&RulesetSpec::default()).unwrap_err();
             assert!(matches!(&refused, RulesetError::Foreign { .. }), "{contents}: {refused:?}");
             assert!(refused.to_string().contains("nft delete table inet portsentry"), "{contents}: {refused}");
-            assert_eq!(listing(), before, "it is left alone: {contents}");
+            assert_eq!(listing(), before, "the table is left alone: {contents}");
         });
     }
 }
@@ -190,15 +190,15 @@ fn concurrent_installs_leave_one_table() {
 fn deleted_table_is_reported_and_reinstalled() {
     installed(|sets| {
         nft("delete table inet portsentry");
-        let who = target("192.0.2.7");
-        assert!(matches!(sets.block(&[(who, seconds(60))]), Err(BlockError::Gone)));
-        assert!(matches!(sets.block(&[(who, seconds(60)); 3]), Err(BlockError::Gone)));
-        assert!(matches!(sets.lift(&[who]), Err(BlockError::Gone)));
-        assert!(matches!(sets.holds(who), Err(BlockError::Gone)));
+        let source = target("192.0.2.7");
+        assert!(matches!(sets.block(&[(source, seconds(60))]), Err(BlockError::Gone)));
+        assert!(matches!(sets.block(&[(source, seconds(60)); 3]), Err(BlockError::Gone)));
+        assert!(matches!(sets.lift(&[source]), Err(BlockError::Gone)));
+        assert!(matches!(sets.holds(source), Err(BlockError::Gone)));
         assert!(matches!(sets.elements(), Err(BlockError::Gone)));
         assert!(matches!(sets.protect(&["10.0.0.0/8".parse().unwrap()]), Err(BlockError::Gone)));
         assert_eq!(sets.install(&RulesetSpec::default()).unwrap(), Installed::Created);
-        sets.block(&[(who, seconds(60))]).unwrap();
+        sets.block(&[(source, seconds(60))]).unwrap();
     });
 }
 

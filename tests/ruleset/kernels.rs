@@ -1,4 +1,5 @@
-//! What kernels differ in, on this one: as it is, and as if it were the oldest one.
+//! Tests the differences between kernels on the running one: with its own features, and with those of the oldest
+//! supported one.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use netns_lab::Namespace;
 
 use super::{installed, nearly, nft, run, seconds, target};
 
-/// Runs `test` with a table each of its own, for each way that this kernel takes.
+/// Runs `test` once per variant that this kernel supports, each time with a fresh table.
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
     installed(test);
     installed(|sets| {
@@ -26,7 +27,7 @@ fn feature_probe_leaves_nothing_behind() {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
-        // Of these it is known; what a distribution carried back into others only the probe can tell.
+        // For these versions the answer is certain; distributions backport features to others.
         match version {
             (6, 12..) | (7.., _) => assert!(found.destroys(), "Linux {release}"),
             (..=5, _) => assert!(!found.destroys(), "Linux {release}"),
@@ -44,15 +45,15 @@ fn last_expiry_of_ban_wins() {
         sets.block(&[(gone, seconds(1))]).unwrap();
         let start = Instant::now();
         while sets.holds(gone).unwrap().is_some() {
-            assert!(start.elapsed() < Duration::from_secs(20), "it never ran out");
+            assert!(start.elapsed() < Duration::from_secs(20), "the ban never expired");
             std::thread::sleep(Duration::from_millis(5));
         }
-        // Missing, there, longer, and run out but perhaps not cleared away: all in one transaction.
+        // Missing, present, longer, and expired but perhaps not yet removed: all in one transaction.
         for span in [3_600, 120, 120] {
-            let bans = [new, there, wide, gone].map(|who| (who, seconds(span)));
+            let bans = [new, there, wide, gone].map(|source| (source, seconds(span)));
             sets.block(&bans).unwrap();
-            for (who, _) in bans {
-                assert!(nearly(sets.holds(who).unwrap(), span), "{who} {span}");
+            for (source, _) in bans {
+                assert!(nearly(sets.holds(source).unwrap(), span), "{source} {span}");
             }
         }
         sets.block(&[(there, Expiry::Never)]).unwrap();
@@ -61,7 +62,7 @@ fn last_expiry_of_ban_wins() {
         assert!(nearly(sets.holds(there).unwrap(), 60));
         let text = nft("list set inet portsentry blocked");
         assert!(text.contains("192.0.2.8 timeout 1h expires"), "{text}");
-        // The first time is not what stays where somebody stands in it twice.
+        // For a target listed twice the last expiry counts.
         sets.block(&[(there, seconds(60)), (there, seconds(7_200))]).unwrap();
         assert!(nearly(sets.holds(there).unwrap(), 7_200));
     });
@@ -88,8 +89,8 @@ fn lost_table_is_reported() {
                 sets.treat_as(KernelFeatures::oldest());
             }
             run("nft", &["delete", "table", "inet", "portsentry"]);
-            let who = target("192.0.2.1");
-            for failed in [sets.lift(&[who]), sets.block(&[(who, seconds(60))])] {
+            let source = target("192.0.2.1");
+            for failed in [sets.lift(&[source]), sets.block(&[(source, seconds(60))])] {
                 assert!(matches!(failed, Err(portsentry::enforce::nft::BlockError::Gone)), "{failed:?}");
             }
         }

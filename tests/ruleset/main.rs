@@ -1,5 +1,5 @@
-//! The kernel side of blocking against the kernel itself. Each test has a network namespace of its own, so it needs root;
-//! `nft` serves as the second opinion.
+//! Tests the nftables backend against the kernel. Each test runs in its own network namespace, so it needs root; `nft`
+//! independently shows the result.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail by panicking, as tests do")]
 
 mod bans;
@@ -31,7 +31,7 @@ fn nft(command: &str) -> String {
     run("nft", &[command])
 }
 
-/// Loads `text` as a file of nft's.
+/// Loads `text` as an nft file.
 fn load(text: &str) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
@@ -41,7 +41,7 @@ fn load(text: &str) {
 /// The specification of the plain table.
 const FILE: &str = include_str!("../../nft/portsentry.nft");
 
-/// What `nft` prints of the ruleset, every counter as zero.
+/// The ruleset as `nft` prints it, with all counters set to zero.
 fn listing() -> String {
     let text = nft("list ruleset");
     let mut words: Vec<&str> = text.split_inclusive(char::is_whitespace).collect();
@@ -74,7 +74,7 @@ fn seconds(seconds: u64) -> Expiry {
     Expiry::After(Duration::from_secs(seconds))
 }
 
-/// True where `remaining` is a little less than `seconds`.
+/// True if `remaining` is slightly less than `seconds`.
 fn nearly(remaining: Option<Option<Duration>>, seconds: u64) -> bool {
     let slack = 5 * u64::from(netns_lab::slowness());
     remaining.flatten().is_some_and(|left| (seconds.saturating_sub(slack)..=seconds).contains(&left.as_secs()))

@@ -1,4 +1,4 @@
-//! Bans of whole networks: intervals of sets that refuse what overlaps.
+//! Tests prefix bans: interval sets, which refuse overlapping elements.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn network(text: &str) -> BanTarget {
     BanTarget::exactly(text.parse().unwrap()).unwrap()
 }
 
-/// What the kernel blocks, sorted.
+/// The blocked targets in the kernel, sorted.
 fn held(sets: &mut Nft) -> Vec<String> {
     let mut all: Vec<String> = sets.elements().unwrap().iter().map(|(target, _)| target.to_string()).collect();
     all.sort();
@@ -42,10 +42,10 @@ fn networks_and_sources_read_back_together() {
         let mut bans: Vec<_> = all.iter().map(|text| (network(text), seconds(60))).collect();
         bans.push((target("192.0.2.7"), seconds(60)));
         sets.block(&bans).unwrap();
-        let mut wanted: Vec<&str> = all.iter().copied().chain(["192.0.2.7"]).collect();
-        wanted.sort_unstable();
-        assert_eq!(held(sets), wanted);
-        assert!(bans.iter().all(|(who, _)| nearly(sets.holds(*who).unwrap(), 60) && sets.has(*who).unwrap()));
+        let mut expected: Vec<&str> = all.iter().copied().chain(["192.0.2.7"]).collect();
+        expected.sort_unstable();
+        assert_eq!(held(sets), expected);
+        assert!(bans.iter().all(|(target, _)| nearly(sets.holds(*target).unwrap(), 60) && sets.has(*target).unwrap()));
         let text = nft("list set inet portsentry blocked_nets");
         assert!(text.contains("198.51.100.0/24 timeout 1m expires "), "{text}");
         assert_eq!(sets.missing(&[network("198.51.100.0/24"), network("198.51.101.0/24")]).unwrap().len(), 1);
@@ -57,15 +57,15 @@ fn networks_and_sources_read_back_together() {
 #[test]
 fn target_spelled_differently_is_same_ban() {
     installed_with(WIDE, |sets| {
-        let who = network("198.51.100.0/24");
-        for (expiry, wanted) in [(60, 60), (600, 600), (30, 30)] {
-            sets.block(&[(who, seconds(expiry))]).unwrap();
-            assert!(nearly(sets.holds(who).unwrap(), wanted), "{expiry}");
+        let target = network("198.51.100.0/24");
+        for (expiry, expected) in [(60, 60), (600, 600), (30, 30)] {
+            sets.block(&[(target, seconds(expiry))]).unwrap();
+            assert!(nearly(sets.holds(target).unwrap(), expected), "{expiry}");
         }
-        sets.restore(&[(who, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
-        assert!(nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.holds(who).unwrap(), 3_600));
-        sets.block(&[(who, Expiry::Never)]).unwrap();
-        assert_eq!(sets.holds(who).unwrap(), Some(None));
+        sets.restore(&[(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
+        assert!(nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.holds(target).unwrap(), 3_600));
+        sets.block(&[(target, Expiry::Never)]).unwrap();
+        assert_eq!(sets.holds(target).unwrap(), Some(None));
     });
 }
 
@@ -76,16 +76,16 @@ fn wider_network_replaces_inner_ones() {
         sets.block(&inside.map(|text| (network(text), seconds(600)))).unwrap();
         sets.block(&[(network("10.2.0.0/24"), seconds(600)), (network("10.1.0.0/16"), seconds(60))]).unwrap();
         assert_eq!(held(sets), ["10.1.0.0/16", "10.2.0.0/24"]);
-        assert!(nearly(sets.holds(network("10.1.255.254/31")).unwrap(), 60), "blocked with what is around it");
+        assert!(nearly(sets.holds(network("10.1.255.254/31")).unwrap(), 60), "blocked by the surrounding network");
         assert!(!sets.has(network("10.1.255.254/31")).unwrap());
     });
 }
 
 #[test]
-fn inner_network_with_later_end_is_refused() {
+fn inner_network_outlasting_outer_is_refused() {
     installed_with(WIDE, |sets| {
         sets.block(&[(network("10.1.0.0/16"), seconds(600))]).unwrap();
-        // With the first address of the wider one, with its last, and amid it.
+        // At the start, at the end and in the middle of the wider network.
         for inside in ["10.1.0.0/24", "10.1.255.0/24", "10.1.77.0/25"] {
             sets.block(&[(network(inside), seconds(60))]).unwrap();
             let text = why(sets.block(&[(network(inside), seconds(6_000))]));
@@ -98,7 +98,7 @@ fn inner_network_with_later_end_is_refused() {
         }
         assert_eq!(held(sets), ["10.1.0.0/16"]);
         assert!(nearly(sets.holds(network("10.1.0.0/16")).unwrap(), 600));
-        // Together, in either order, and one that outlasts nothing.
+        // Both in one call, where the inner ban does not outlast the outer one.
         let both = [(network("10.3.3.0/24"), seconds(60)), (network("10.3.0.0/16"), seconds(60))];
         sets.block(&both).unwrap();
         assert_eq!(held(sets), ["10.1.0.0/16", "10.3.0.0/16"]);
@@ -125,7 +125,7 @@ fn foreign_interval_is_reported_and_kept() {
         nft("add element inet portsentry blocked_nets { 10.0.0.4-10.0.0.11 timeout 1h }");
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
         assert!(sets.holds(network("10.0.0.8/30")).unwrap().is_some());
-        assert!(sets.holds(network("10.0.0.0/29")).unwrap().is_none(), "half of it is free");
+        assert!(sets.holds(network("10.0.0.0/29")).unwrap().is_none(), "half of it is not blocked");
         assert!(why(sets.block(&[(network("10.0.0.0/29"), seconds(60))])).contains("10.0.0.0/29"));
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
     });
@@ -138,7 +138,7 @@ fn network_ban_expires_and_returns() {
         sets.block(&[(inner, seconds(1))]).unwrap();
         sleep(Duration::from_millis(1_200));
         assert!(sets.holds(inner).unwrap().is_none() && held(sets).is_empty());
-        // The dead element may still lie there.
+        // The expired element may not have been removed yet.
         sets.block(&[(outer, seconds(1))]).unwrap();
         sleep(Duration::from_millis(1_200));
         sets.block(&[(inner, seconds(60))]).unwrap();
@@ -147,7 +147,7 @@ fn network_ban_expires_and_returns() {
 }
 
 #[test]
-fn network_set_reports_its_end() {
+fn full_network_set_is_reported() {
     installed_with(WIDE, |sets| {
         let bans: Vec<_> = (0..9_000_u32)
             .map(|n| {
@@ -176,7 +176,7 @@ fn network_sets_appear_when_needed() {
         }
         nft("delete table inet portsentry");
         sets.repair(&RulesetSpec::default()).unwrap();
-        assert!(!nft("list ruleset").contains("nets"), "nobody is blocked in them any more");
+        assert!(!nft("list ruleset").contains("nets"), "no bans in network sets are left");
     });
 }
 

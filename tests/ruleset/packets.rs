@@ -1,4 +1,4 @@
-//! What real packets meet.
+//! Tests the rules with real packets.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
@@ -10,16 +10,13 @@ use netns_lab::Namespace;
 
 use super::{run, seconds, target};
 
-/// Two namespaces joined by a cable: the host, with the table installed, and a stranger.
+/// Two namespaces joined by a veth pair: the host with the table installed, and a remote host.
 fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
-    let (host, stranger) = (Namespace::with_loopback(), Namespace::with_loopback());
-    run(
-        "ip",
-        &["-n", host.name(), "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", stranger.name()],
-    );
+    let (host, remote) = (Namespace::with_loopback(), Namespace::with_loopback());
+    run("ip", &["-n", host.name(), "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", remote.name()]);
     for (namespace, link, addresses) in [
         (&host, "v0", ["192.0.2.1/24", "2001:db8:0:1::1/32", "fe80::a/64"]),
-        (&stranger, "v1", ["192.0.2.2/24", "2001:db8:0:2::2/32", "fe80::b/64"]),
+        (&remote, "v1", ["192.0.2.2/24", "2001:db8:0:2::2/32", "fe80::b/64"]),
     ] {
         run("ip", &["-n", namespace.name(), "link", "set", link, "addrgenmode", "none"]);
         run("ip", &["-n", namespace.name(), "link", "set", link, "up"]);
@@ -31,12 +28,12 @@ fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
     host.inside(|| {
         let mut nft = Nft::open().unwrap();
         nft.install(&RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
-        test(&mut nft, &stranger);
+        test(&mut nft, &remote);
     });
 }
 
-/// True where a datagram from the stranger's `from` reaches the host's `to`.
-fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
+/// True if a datagram from the remote host's `from` reaches the host's `to`.
+fn arrives(remote: &Namespace, from: &str, to: &str) -> bool {
     let local = |address: &str, link: &str, port| match address.parse().unwrap() {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => {
             let index = run("cat", &["/proc/net/dev_mcast"]);
@@ -49,9 +46,9 @@ fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
     let receiver = UdpSocket::bind(local(to, "v0", 0)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let port = receiver.local_addr().unwrap().port();
-    // Neighbours that are just coming to know each other lose the first packets.
+    // The first packets may be lost during neighbour discovery.
     (0..3).any(|_| {
-        stranger.inside(|| {
+        remote.inside(|| {
             UdpSocket::bind(local(from, "v1", 0)).unwrap().send_to(b"probe", local(to, "v1", port)).unwrap();
         });
         receiver.recv(&mut [0; 16]).is_ok()
@@ -60,50 +57,50 @@ fn arrives(stranger: &Namespace, from: &str, to: &str) -> bool {
 
 #[test]
 fn blocked_source_is_dropped_allowed_passes() {
-    cabled(|sets, stranger| {
-        let ways = [("192.0.2.2", "192.0.2.1"), ("2001:db8:0:2::2", "2001:db8:0:1::1"), ("fe80::b", "fe80::a")];
-        for (from, to) in ways {
-            let who = target(from);
-            assert!(arrives(stranger, from, to), "{from} before");
-            sets.block(&[(who, seconds(60))]).unwrap();
-            assert!(!arrives(stranger, from, to), "{from} blocked");
-            let allowed = format!("{from}/{}", who.prefix_len()).parse().unwrap();
+    cabled(|sets, remote| {
+        let paths = [("192.0.2.2", "192.0.2.1"), ("2001:db8:0:2::2", "2001:db8:0:1::1"), ("fe80::b", "fe80::a")];
+        for (from, to) in paths {
+            let source = target(from);
+            assert!(arrives(remote, from, to), "{from} before");
+            sets.block(&[(source, seconds(60))]).unwrap();
+            assert!(!arrives(remote, from, to), "{from} blocked");
+            let allowed = format!("{from}/{}", source.prefix_len()).parse().unwrap();
             sets.protect(&[allowed]).unwrap();
-            assert!(arrives(stranger, from, to), "{from} allowed");
+            assert!(arrives(remote, from, to), "{from} allowed");
             sets.protect(&[]).unwrap();
-            assert!(!arrives(stranger, from, to), "{from} blocked again");
-            sets.lift(&[who]).unwrap();
-            assert!(arrives(stranger, from, to), "{from} lifted");
+            assert!(!arrives(remote, from, to), "{from} blocked again");
+            sets.lift(&[source]).unwrap();
+            assert!(arrives(remote, from, to), "{from} lifted");
         }
     });
 }
 
 #[test]
 fn blocked_network_is_dropped_until_lifted() {
-    cabled(|sets, stranger| {
-        let ways =
+    cabled(|sets, remote| {
+        let paths =
             [("192.0.2.2", "192.0.2.1", "192.0.2.0/24"), ("2001:db8:0:2::2", "2001:db8:0:1::1", "2001:db8::/56")];
-        for (from, to, network) in ways {
-            let who = BanTarget::exactly(network.parse().unwrap()).unwrap();
-            assert!(arrives(stranger, from, to), "{network} before");
-            sets.block(&[(who, seconds(60))]).unwrap();
-            assert!(!arrives(stranger, from, to), "{network} blocked");
+        for (from, to, network) in paths {
+            let network = BanTarget::exactly(network.parse().unwrap()).unwrap();
+            assert!(arrives(remote, from, to), "{network} before");
+            sets.block(&[(network, seconds(60))]).unwrap();
+            assert!(!arrives(remote, from, to), "{network} blocked");
             sets.protect(&[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()]).unwrap();
-            assert!(arrives(stranger, from, to), "{from} allowed");
+            assert!(arrives(remote, from, to), "{from} allowed");
             sets.protect(&[]).unwrap();
-            sets.lift(&[who]).unwrap();
-            assert!(arrives(stranger, from, to), "{network} lifted");
-            sets.block(&[(who, seconds(1))]).unwrap();
+            sets.lift(&[network]).unwrap();
+            assert!(arrives(remote, from, to), "{network} lifted");
+            sets.block(&[(network, seconds(1))]).unwrap();
             std::thread::sleep(Duration::from_millis(1_200));
-            assert!(arrives(stranger, from, to), "its time is over");
+            assert!(arrives(remote, from, to), "the ban has expired");
         }
     });
 }
 
 #[test]
 fn link_local_neighbour_is_banned_alone() {
-    cabled(|sets, stranger| {
+    cabled(|sets, remote| {
         sets.block(&[(target("fe80::c"), seconds(60))]).unwrap();
-        assert!(arrives(stranger, "fe80::b", "fe80::a"));
+        assert!(arrives(remote, "fe80::b", "fe80::a"));
     });
 }

@@ -1,4 +1,4 @@
-//! Whom the rules never drop.
+//! Tests that the rules never drop protected sources.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,7 +15,7 @@ fn protecting_replaces_and_merges_prefixes() {
             .unwrap();
         assert!(nft("list set inet portsentry allowed").contains("elements = { 10.0.0.0/8, 192.0.2.1 }"));
         assert!(nft("list set inet portsentry allowed6").contains("elements = { 2001:db8::/32 }"));
-        // The same again, overlapping what is there, neighbours, and both ends of the address space.
+        // The same prefixes again, overlapping ones, adjacent ones, and both ends of the address space.
         let next = ["10.0.0.0/8", "10.0.0.0/24", "11.0.0.0/25", "0.0.0.0/8", "255.255.255.255/32", "::/1", "ff00::/8"];
         sets.protect(&prefixes(&next)).unwrap();
         let allowed = nft("list set inet portsentry allowed");
@@ -32,7 +32,7 @@ fn protecting_replaces_and_merges_prefixes() {
 #[test]
 fn replacing_one_prefix_keeps_protection() {
     installed(|sets| {
-        // Two apart: none begins where the one before it ends.
+        // With a step of two no prefix begins where the previous one ends.
         let lost = dropped(sets, 2, |sets, prefixes| sets.follow_protected(prefixes).unwrap());
         assert_eq!(lost, 0);
     });
@@ -42,13 +42,13 @@ fn replacing_one_prefix_keeps_protection() {
 fn replacing_all_prefixes_keeps_protection() {
     installed(|sets| {
         let lost = dropped(sets, 1, |sets, prefixes| sets.protect(prefixes).unwrap());
-        // Older ones do lose some packets; docs/kernels.md.
+        // Older kernels do lose some packets, see docs/kernels.md.
         let most = if linux() >= (6, 15) { 0 } else { SENT / 100 };
         assert!(lost <= most, "{lost} of some {SENT}");
     });
 }
 
-/// Version of the kernel: what is looked at here is nothing that it could be asked for.
+/// Version of the kernel. This behaviour cannot be probed.
 fn linux() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
@@ -57,8 +57,8 @@ fn linux() -> (u32, u32) {
 
 const SENT: u32 = 20_000;
 
-/// Sends from a source that is both protected and blocked while one prefix after another, so many apart, is protected too.
-/// How many of [`SENT`] are dropped.
+/// Sends from a source that is both protected and blocked while one prefix after another, `apart` steps apart, replaces
+/// the previous one. Returns how many of about [`SENT`] packets are dropped.
 fn dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet::IpNet])) -> u32 {
     let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
     sets.protect(&[own]).unwrap();
@@ -66,7 +66,7 @@ fn dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet:
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (sent, done) = (AtomicU32::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        // A new thread begins in the namespace of the one that starts it.
+        // A new thread starts in the namespace of its parent.
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
@@ -104,7 +104,7 @@ fn thousands_of_prefixes_take_one_transaction() {
 #[test]
 fn only_changes_are_sent() {
     installed(|sets| {
-        // Neighbours, one inside another, both ends of the address space, and two that make a third.
+        // Adjacent and nested prefixes, both ends of the address space, and two halves of a larger prefix.
         let pool: Vec<ipnet::IpNet> = [
             "10.0.0.0/25",
             "10.0.0.128/25",
@@ -138,7 +138,7 @@ fn only_changes_are_sent() {
 }
 
 #[test]
-fn foreign_element_stays_until_in_way() {
+fn foreign_element_stays_until_it_conflicts() {
     installed(|sets| {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         let allowed = || nft("list set inet portsentry allowed");
@@ -147,7 +147,8 @@ fn foreign_element_stays_until_in_way() {
         sets.follow_protected(&prefixes(&["10.0.0.0/8", "192.0.2.9/32"])).unwrap();
         assert!(allowed().contains("elements = { 10.0.0.0/8, 172.16.0.0/12,\n"), "{}", allowed());
         assert!(allowed().contains("192.0.2.9 }"), "{}", allowed());
-        // Gone already when it is to go, and inside another when it is to come: then the whole is put right.
+        // An element that is already gone, and one inside a foreign element: both make the update rewrite the whole
+        // set.
         nft("delete element inet portsentry allowed { 192.0.2.9 }");
         sets.follow_protected(&prefixes(&["10.0.0.0/8"])).unwrap();
         assert!(allowed().contains("elements = { 10.0.0.0/8 }"), "{}", allowed());

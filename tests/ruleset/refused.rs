@@ -1,4 +1,4 @@
-//! What real packets of a blocked source get from a table that rejects or logs.
+//! Tests which answers a blocked source gets from a table that rejects or logs.
 
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,15 +11,15 @@ use portsentry::types::BanTarget;
 use crate::{installed_with, nft, seconds, target};
 use netns_lab::{Lab, TIMEOUT, raw, slowness, within};
 
-/// A victim that rejects the packets of `stranger`, over IPv4 and IPv6.
+/// A victim that rejects the packets of `remote`, over IPv4 and IPv6.
 fn rejecting() -> (Lab, Nft) {
-    let lab = Lab::new(&["stranger"]);
-    // A blocked neighbour's own questions for link-layer addresses are dropped as well (IPv6 asks with packets): here they
-    // know each other, as they do through a router.
-    for (host, interface, other) in [("stranger", "uplink", "victim"), ("victim", "stranger", "stranger")] {
-        let peer = if other == "victim" { "stranger" } else { "uplink" };
+    let lab = Lab::new(&["remote"]);
+    // Neighbour solicitations of a blocked IPv6 neighbour are dropped as well. Static entries make the two hosts behave
+    // as if a router were between them.
+    for (host, interface, other) in [("remote", "uplink", "victim"), ("victim", "remote", "remote")] {
+        let peer = if other == "victim" { "remote" } else { "uplink" };
         let hardware = lab.hardware_address(other, peer).map(|byte| format!("{byte:02x}")).join(":");
-        for address in [lab.victim_v6("stranger"), lab.v6("stranger")] {
+        for address in [lab.victim_v6("remote"), lab.v6("remote")] {
             let words =
                 ["neigh", "replace", &address.to_string(), "lladdr", &hardware, "dev", interface, "nud", "permanent"];
             lab.run(host, "ip", &words);
@@ -28,41 +28,41 @@ fn rejecting() -> (Lab, Nft) {
     let sets = lab.inside("victim", || {
         let mut sets = Nft::open().unwrap();
         sets.install(&RulesetSpec { action: Action::Reject, ..RulesetSpec::default() }).unwrap();
-        let sources: [IpAddr; 2] = [lab.v4("stranger").into(), lab.v6("stranger").into()];
+        let sources: [IpAddr; 2] = [lab.v4("remote").into(), lab.v6("remote").into()];
         sets.block(&sources.map(|source| (BanTarget::of(source), seconds(600)))).unwrap();
         sets
     });
     (lab, sets)
 }
 
-/// The packets of the first counter in the line of `text` that has `part`.
+/// The packet count of the first counter in the line of `text` that contains `part`.
 fn counted(text: &str, part: &str) -> u64 {
     let line = text.lines().find(|line| line.contains(part)).unwrap();
     line.split_once("packets ").and_then(|(_, rest)| rest.split(' ').next()).unwrap().parse().unwrap()
 }
 
-/// Packets of `stranger` that the rules have refused.
+/// Packets of `remote` that the rules have refused.
 fn refused(lab: &Lab) -> u64 {
     counted(&lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "prerouting"]), "ip saddr @blocked")
 }
 
-/// Counts from now on the resets that reach `stranger`, before it looks at whom they are from.
+/// From now on counts the resets that arrive at `remote`, whatever their source.
 fn count_resets(lab: &Lab) {
     let table =
         "table inet count { chain every { type filter hook prerouting priority -500; tcp flags rst counter; }; }";
-    lab.run("stranger", "nft", &[table]);
+    lab.run("remote", "nft", &[table]);
 }
 
 fn resets(lab: &Lab) -> u64 {
-    counted(&lab.run("stranger", "nft", &["list", "table", "inet", "count"]), "rst")
+    counted(&lab.run("remote", "nft", &["list", "table", "inet", "count"]), "rst")
 }
 
 #[test]
 fn rejected_source_is_refused_at_once() {
     let (lab, mut sets) = rejecting();
     let victims: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("stranger").into(), lab.victim_v4("stranger").into()),
-        (lab.v6("stranger").into(), lab.victim_v6("stranger").into()),
+        (lab.v4("remote").into(), lab.victim_v4("remote").into()),
+        (lab.v6("remote").into(), lab.victim_v6("remote").into()),
     ];
     for (source, victim) in victims {
         let (listener, receiver) = lab.inside("victim", || {
@@ -71,21 +71,21 @@ fn rejected_source_is_refused_at_once() {
         });
         receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let (tcp, udp) = (listener.local_addr().unwrap(), receiver.local_addr().unwrap());
-        let connect = || lab.inside("stranger", || TcpStream::connect_timeout(&tcp, Duration::from_secs(5)));
+        let connect = || lab.inside("remote", || TcpStream::connect_timeout(&tcp, Duration::from_secs(5)));
         let start = Instant::now();
         assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused, "{source}");
-        let told = lab.inside("stranger", || {
+        let error = lab.inside("remote", || {
             let socket = UdpSocket::bind(SocketAddr::new(source, 0)).unwrap();
             socket.connect(udp).unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             socket.send(b"probe").unwrap();
             socket.recv(&mut [0; 16]).unwrap_err().kind()
         });
-        assert_eq!(told, ErrorKind::ConnectionRefused, "{source}");
+        assert_eq!(error, ErrorKind::ConnectionRefused, "{source}");
         assert!(start.elapsed() < Duration::from_secs(10), "{source}: {:?}", start.elapsed());
-        assert!(receiver.recv(&mut [0; 16]).is_err(), "{source}: the datagram got through");
+        assert!(receiver.recv(&mut [0; 16]).is_err(), "{source}: the datagram was not dropped");
         sets.lift(&[BanTarget::of(source)]).unwrap();
-        assert!(connect().is_ok(), "{source} once it is free");
+        assert!(connect().is_ok(), "{source} connects after the ban");
     }
 }
 
@@ -94,34 +94,34 @@ fn flood_of_rejected_source_gets_limited_answers() {
     const FLOOD: u64 = 2_000;
     let (lab, _sets) = rejecting();
     count_resets(&lab);
-    let (source, victim) = (lab.v4("stranger").into(), lab.victim_v4("stranger").into());
-    let mut wire = lab.wire("stranger");
+    let (source, victim) = (lab.v4("remote").into(), lab.victim_v4("remote").into());
+    let mut wire = lab.wire("remote");
     let start = Instant::now();
     (0..FLOOD).for_each(|_| wire.send(&raw::tcp(source, victim, 9, raw::SYN)));
     assert!(within(TIMEOUT, || (refused(&lab) >= FLOOD).then_some(())).is_some(), "the packets did not arrive");
     let most = 100 + 100 * (start.elapsed().as_secs() + 1);
     let answers = resets(&lab);
     assert!(most < FLOOD / 2, "this machine is too slow for this test: {:?}", start.elapsed());
-    assert!((100..=most).contains(&answers), "{answers} answers, {most} are allowed");
+    assert!((100..=most).contains(&answers), "{answers} answers, at most {most} are allowed");
 }
 
 #[test]
 fn non_unicast_is_never_answered() {
     let (lab, _sets) = rejecting();
     count_resets(&lab);
-    let source = lab.v4("stranger").into();
-    let mut wire = lab.wire("stranger");
-    // As a router would hand them over, and as a neighbour would call them out.
+    let source = lab.v4("remote").into();
+    let mut wire = lab.wire("remote");
+    // Each packet once to the host's hardware address, as from a router, and once as a broadcast.
     let others = ["10.77.1.255", "255.255.255.255", "224.0.0.1", "198.51.100.1"];
     for to in others {
         let packet = raw::tcp(source, to.parse().unwrap(), 9, raw::SYN);
         wire.send(&packet);
         wire.broadcast(&packet);
     }
-    wire.send(&raw::tcp(source, lab.victim_v4("stranger").into(), 9, raw::SYN));
+    wire.send(&raw::tcp(source, lab.victim_v4("remote").into(), 9, raw::SYN));
     let sent = 2 * others.len() as u64 + 1;
     assert!(within(TIMEOUT, || (refused(&lab) == sent).then_some(())).is_some(), "{} of {sent}", refused(&lab));
-    assert_eq!(resets(&lab), 1, "only the last one is for this host");
+    assert_eq!(resets(&lab), 1, "only the last packet is addressed to this host");
 }
 
 #[test]
@@ -129,14 +129,14 @@ fn logged_packets_stay_within_rate() {
     let spec = RulesetSpec { log_drops: Some("1/day".parse().unwrap()), ..RulesetSpec::default() };
     installed_with(spec, |sets| {
         sets.block(&[(target("127.0.0.1"), seconds(600))]).unwrap();
-        // The kernel's log is not to be seen from a namespace; a trace tells which rules a packet has passed.
+        // Kernel log lines are invisible in a namespace; a trace shows which rules a packet passes.
         nft("table inet trace { chain every { type filter hook prerouting priority -400; meta nftrace set 1; }; }");
         let mut monitor = Command::new("nft").args(["monitor", "trace"]).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(monitor.stdout.take().unwrap()).lines().map_while(Result::ok);
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let (mut logged, mut dropped) = (0, 0);
-        // Those that come before the monitor has begun to listen are not shown.
+        // Packets before `nft monitor` is ready are not traced.
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..100 {
@@ -153,7 +153,7 @@ fn logged_packets_stay_within_rate() {
         monitor.wait().unwrap();
         assert!(dropped > 50 && logged <= 5, "{logged} of {dropped} packets are logged");
         let rules = nft("list chain inet portsentry refuse");
-        // nft leaves a burst of 5 packets out, or not.
+        // Some versions of nft print the default burst of 5 packets, some do not.
         assert!(
             rules.replace(" burst 5 packets", "").contains("limit rate 1/day log prefix \"Portsentry: dropping: \"")
         );

@@ -1,4 +1,4 @@
-//! What somebody did to the table, and the table after its repair.
+//! Tests the repair of a table that other programs have altered.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use portsentry::types::{Expiry, Rate};
 
 use super::{installed, installed_with, listing, nearly, nft, run, seconds, target};
 
-fn mended(difference: &str, emptied: &[Set]) -> Repaired {
+fn repaired_result(difference: &str, emptied: &[Set]) -> Repaired {
     Repaired::Repaired { difference: difference.to_owned(), emptied: emptied.to_vec() }
 }
 
-/// Has somebody alter the table that `spec` asked for, and repairs it. It must then be as it was, bans included, and
-/// there must be nothing left to repair.
+/// Alters the table of `spec` with `nft` commands and repairs it. Afterwards the table must be as before, bans
+/// included, and a second repair must change nothing.
 fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
     let mut done = None;
     installed_with(spec, |sets| {
         let bans = [(target("192.0.2.1"), seconds(600)), (target("2001:db8::"), seconds(600))];
         sets.block(&bans).unwrap();
         sets.protect(&["10.0.0.0/8".parse().unwrap(), "2001:db8:7::/48".parse().unwrap()]).unwrap();
-        // Without the times, which run on.
+        // Without the remaining times, which change.
         let now = || {
             let text = listing();
             text.split_inclusive(' ').filter(|word| !word.starts_with(char::is_numeric)).collect::<String>()
@@ -32,14 +32,14 @@ fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
         done = Some(sets.repair(&spec).unwrap());
         if !matches!(&done, Some(Repaired::Repaired { emptied, .. }) if !emptied.is_empty()) {
             assert_eq!(now(), before, "{alter:?}");
-            assert!(bans.iter().all(|(who, _)| nearly(sets.holds(*who).unwrap(), 600)), "{alter:?}");
+            assert!(bans.iter().all(|(target, _)| nearly(sets.holds(*target).unwrap(), 600)), "{alter:?}");
         }
         assert_eq!(sets.repair(&spec).unwrap(), Repaired::Unchanged, "{alter:?}");
     });
     done.unwrap()
 }
 
-/// The handle of the first rule in chain `prerouting` that has `part`.
+/// The handle of the first rule in chain `prerouting` that contains `part`.
 fn handle(part: &str) -> String {
     let text = run("nft", &["-a", "list chain inet portsentry prerouting"]);
     let line = text.lines().find(|line| line.contains(part)).unwrap();
@@ -77,7 +77,7 @@ fn chain_changes_are_undone_with_bans() {
             "the flags 0x1 (1 dormant, 2 owned by a process, 4 persistent)",
         ),
     ] {
-        assert_eq!(repaired(RulesetSpec::default(), &alter), mended(difference, &[]), "{chain} {alter:?}");
+        assert_eq!(repaired(RulesetSpec::default(), &alter), repaired_result(difference, &[]), "{chain} {alter:?}");
     }
 }
 
@@ -90,7 +90,7 @@ fn deleted_rule_is_restored() {
         installed(|sets| {
             let before = listing();
             nft(&command.replace('H', &handle("ip saddr @blocked")));
-            assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), mended(third, &[]));
+            assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), repaired_result(third, &[]));
             assert_eq!(listing(), before);
         });
     }
@@ -159,7 +159,7 @@ fn lost_sets_are_recreated_and_named() {
             "flush chain inet portsentry prerouting; delete set inet portsentry blocked6; delete set inet portsentry allowed",
         );
         let done = sets.repair(&RulesetSpec::default()).unwrap();
-        assert_eq!(done, mended("no set \"allowed\"", &[Set::Blocked6, Set::Allowed]));
+        assert_eq!(done, repaired_result("no set \"allowed\"", &[Set::Blocked6, Set::Allowed]));
         assert!(nearly(sets.holds(target("192.0.2.1")).unwrap(), 600));
         assert_eq!(sets.holds(target("2001:db8::")).unwrap(), None);
         assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Unchanged);
@@ -224,7 +224,7 @@ fn unrepairable_table_is_reported_unchanged() {
 #[test]
 fn owned_table_is_left_alone() {
     netns_lab::Namespace::with_loopback().inside(|| {
-        // One that goes with its process at once; before Linux 5.12 there are none.
+        // A table that disappears with its process. Linux before 5.12 has none.
         let owned = std::process::Command::new("nft").arg("add table inet probe { flags owner; }").status().unwrap();
         if !owned.success() {
             return;

@@ -1,4 +1,4 @@
-//! The tables that do more than drop: what they are, and how one becomes another.
+//! Tests all variants of the table: their rules, and the conversion of one into another.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ const TRAP: Trap = Trap {
 
 const LOG: &str = "limit rate 3/minute burst 5 packets log prefix \"Portsentry: dropping: \"";
 
-/// Sets and chains of a listing in the order of their names: in which they were made does not matter.
+/// The sets and chains of a listing, sorted by name: their order of creation does not matter.
 fn sorted(listing: &str) -> Vec<String> {
     let text = listing.trim().trim_end_matches('}').trim_end();
     let mut parts: Vec<String> = text.split("\n\n").map(|part| part.replace("table inet portsentry {\n", "")).collect();
@@ -54,7 +54,7 @@ fn sorted(listing: &str) -> Vec<String> {
     parts
 }
 
-/// A table that drops as one that rejects and logs.
+/// Changes a table that drops into one that rejects and logs.
 fn rejecting(text: &str) -> String {
     let refusing = |line: &str| match line.trim_start().starts_with("ip") {
         true => line.replace("counter drop", "counter jump refuse"),
@@ -77,7 +77,7 @@ fn without(text: &str, names: &[&str]) -> String {
     text
 }
 
-/// A table with the trap that holds no source.
+/// Removes the holding of sources from a table with the trap.
 fn without_hold(text: &str) -> String {
     let sets = ["held", "held_ports", "hold_counts", "hold_recent"];
     let sets = sets.iter().flat_map(|set| [format!("set {set}"), format!("set {set}6")]);
@@ -88,7 +88,7 @@ fn without_hold(text: &str) -> String {
     text.lines().filter(|line| other.iter().all(|part| !line.contains(part))).collect::<Vec<_>>().join("\n")
 }
 
-/// A table with the trap where it counts on named interfaces only.
+/// Restricts a table with the trap to named interfaces.
 fn named_interfaces(text: &str) -> String {
     let selects = |line: &str| ["trap_touch", "trap_held"].iter().any(|chain| line.ends_with(&format!("jump {chain}")));
     let line = |line: &str| match selects(line) {
@@ -98,7 +98,7 @@ fn named_interfaces(text: &str) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A table with the trap for both protocols as one for UDP alone.
+/// Reduces the table with the trap for both protocols to UDP.
 fn udp_alone() -> String {
     let text = without(
         &without_hold(TRAPPING_BOTH),
@@ -108,20 +108,20 @@ fn udp_alone() -> String {
     text.lines().filter(|line| !is_tcp(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// A table with the trap where the first touch blocks, and for ever.
+/// Changes a table with the trap so that the first probe bans permanently.
 fn at_once(text: &str) -> String {
     let counts = |line: &&str| ["@touched", "@suspects", "@peer"].iter().all(|set| !line.contains(set));
     let text = text.lines().filter(counts).collect::<Vec<_>>().join("\n");
     text.replace("#     jump trap_ban", "jump trap_ban").replace(" timeout 1d", "")
 }
 
-/// A table with decoys whose connections are tracked.
+/// Changes a table with decoys so that their connections are tracked.
 fn tracked(text: &str) -> String {
     let text = without(text, &["chain decoy_untrack"]).replace("#     tcp flags", "tcp flags");
     text.lines().filter(|line| !line.contains("jump decoy_untrack")).collect::<Vec<_>>().join("\n")
 }
 
-/// Every kind of table, with the file that specifies it. That with both says itself what the others are like.
+/// All variants of the table, each with the text that specifies it.
 fn variants() -> [(RulesetSpec, String); 22] {
     let plain = RulesetSpec::default();
     let own = RulesetSpec { own_source: true, ..plain };
@@ -183,28 +183,29 @@ fn each_variant_is_what_its_file_creates() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen.len(), 22, "each is another");
+    assert_eq!(seen.len(), 22, "all variants differ");
 }
 
 #[test]
 fn ruleset_variants_convert_with_their_bans() {
     let variants = variants();
-    let mut laid: Vec<(RulesetSpec, Vec<String>)> = Vec::new();
+    let mut created: Vec<(RulesetSpec, Vec<String>)> = Vec::new();
     let step = usize::try_from(slowness()).unwrap();
     for (row, (before, text)) in variants.iter().enumerate() {
-        // On a slow machine fewer of all pairs, with each variant on both sides, and some that stay what they are.
+        // On a slow machine only some of the pairs, with each variant on both sides; some pairs convert a variant into
+        // itself.
         let others = variants.iter().enumerate().filter(|(column, _)| (5 * row + column).is_multiple_of(step));
         for (_, (after, _)) in others {
-            // Whom the sets of networks block is not to be set free.
+            // A table with prefix bans keeps its network sets, or the bans would be lost.
             let after = &RulesetSpec { wide: before.wide || after.wide, ..*after };
-            if laid.iter().all(|(spec, _)| spec != after) {
+            if created.iter().all(|(spec, _)| spec != after) {
                 let listed = Namespace::with_loopback().inside(|| {
                     Nft::open().unwrap().install(after).unwrap();
                     sorted(&nft("list table inet portsentry"))
                 });
-                laid.push((*after, listed));
+                created.push((*after, listed));
             }
-            let wanted = laid.iter().find_map(|(spec, listed)| (spec == after).then_some(listed)).unwrap();
+            let expected_listing = created.iter().find_map(|(spec, listed)| (spec == after).then_some(listed)).unwrap();
             Namespace::with_loopback().inside(|| {
                 load(text);
                 let mut sets = Nft::open().unwrap();
@@ -217,14 +218,14 @@ fn ruleset_variants_convert_with_their_bans() {
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
                 assert!(nearly(sets.holds(target("192.0.2.1")).unwrap(), 60));
                 sets.lift(&[target("192.0.2.1")]).unwrap();
-                assert_eq!(&sorted(&nft("list table inet portsentry")), wanted, "{before:?} -> {after:?}");
+                assert_eq!(&sorted(&nft("list table inet portsentry")), expected_listing, "{before:?} -> {after:?}");
             });
         }
     }
 }
 
 #[test]
-fn another_rate_is_another_table_of_ours() {
+fn changed_log_rate_rebuilds_table() {
     let spec = |rate: &str| RulesetSpec { log_drops: Some(rate.parse().unwrap()), ..RulesetSpec::default() };
     installed_with(spec("1000000/day"), |sets| {
         for rate in ["1/second", "7/hour", "1000000/second"] {
